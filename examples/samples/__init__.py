@@ -1,0 +1,1 @@
+"""Procedural scenes behind the sample pairs which ship with the package."""

@@ -1,0 +1,135 @@
+"""Tracing the network to the ONNX templates that ship with the package. Needs torch, onnxscript and onnxsim.
+
+python -m refusion_edge.export.trace --output refusion_edge/graphs
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refusion_edge._optional import require
+from refusion_edge.errors import GateError
+from refusion_edge.files import write_atomically
+from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OPSET, OUTPUT, PRECISIONS, Precision
+from refusion_edge.luminance import MIN_SIDE
+from refusion_edge.parameters import PARAMETERS
+
+if TYPE_CHECKING:
+    import onnx
+
+# Any size will do, it only has to be dynamic afterwards; two different primes show a mix-up of the axes.
+_TRACED_HW = (37, 53)
+
+
+def trace(precision: Precision) -> onnx.ModelProto:
+    """Trace the network with torch.onnx, simplify it with onnxsim and check it.
+
+    The parameters are traced as inputs, so that nothing is folded into them and every one keeps its name.
+
+    Args:
+        precision: ``fp32``, or ``fp16`` for the strongly typed half-precision graph.
+
+    Returns:
+        A template as described in ``refusion_edge.graph``.
+
+    Raises:
+        MissingDependencyError: torch, onnxscript or onnxsim is not installed.
+        GateError: onnxsim's own comparison of the graph before and after failed.
+    """
+    onnxsim = require("onnxsim", "export", "tracing")
+    import onnx
+
+    simplified: onnx.ModelProto
+    simplified, agrees = onnxsim.simplify(_traced(precision))
+    if not agrees:
+        raise GateError(
+            "expected onnxsim to keep the meaning of the graph, got a different output; try another onnxsim version."
+        )
+    _strip(simplified, precision)
+    onnx.checker.check_model(simplified, full_check=True)
+    return simplified
+
+
+def _traced(precision: Precision) -> onnx.ModelProto:
+    torch = require("torch", "export", "tracing")
+    require("onnxscript", "export", "tracing")
+    from refusion_edge.model import FusionNetwork
+
+    class WithParametersAsInputs(torch.nn.Module):  # type: ignore[misc, name-defined]
+        """The network as a function of the planes and of its parameters, float32 at both ends."""
+
+        def forward(self, a, b, parameters):  # type: ignore[no-untyped-def]
+            dtype = parameters[0].dtype
+            state = dict(zip(PARAMETERS, parameters, strict=True))
+            return torch.func.functional_call(network, state, (a.to(dtype), b.to(dtype))).float()
+
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    network = FusionNetwork().eval().to(dtype)
+    planes = tuple(torch.rand(1, 1, *_TRACED_HW) for _ in range(2))
+    parameters = [network.state_dict()[name] for name in PARAMETERS]
+    axes = {
+        2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE),
+        3: torch.export.Dim("width", min=MIN_SIDE, max=MAX_SIDE),
+    }
+    with _silence():
+        program = torch.onnx.export(
+            WithParametersAsInputs(), (*planes, parameters), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=[INPUT_A, INPUT_B, *PARAMETERS], output_names=[OUTPUT],
+            dynamic_shapes=(axes, axes, [{} for _ in parameters]),
+        )  # fmt: skip
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _strip(model: onnx.ModelProto, precision: Precision) -> None:
+    """Drop what only speaks of this tracing: source lines, inferred shapes, tool names."""
+    graph = model.graph
+    graph.name = f"refusion-fusion-{precision}"
+    graph.doc_string = ""
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
+    del model.functions[:]
+    for element in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        element.doc_string = ""
+        del element.metadata_props[:]
+    model.producer_name, model.producer_version = "refusion-edge", ""
+    model.doc_string = "ReFusion fusion network; parameters are inputs, to be filled in by name."
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep torch's remarks on packages we do not use (torchvision) off the user's terminal."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the templates of all precisions."""
+    parser = argparse.ArgumentParser(description="Trace the ONNX templates that ship with the package.")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    options = parser.parse_args(argv)
+    for precision in PRECISIONS:
+        path = options.output / f"fusion-{precision}.onnx"
+        data = trace(precision).SerializeToString(deterministic=True)
+        write_atomically(path, data)
+        print(f"wrote {path} ({len(data) / 1e3:.0f} kB)")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

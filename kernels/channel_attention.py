@@ -1,0 +1,49 @@
+"""Attention between channels: the whole picture is the feature vector of a channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORM_FLOOR = 1e-12
+
+
+def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
+    """Mix the channels of ``v``, head by head, by how alike those of ``q`` and ``k`` are over the picture.
+
+    Per head, with D = C / N channels: ``A = softmax(temperature * q k^T / (|q| |k|^T))``, ``y = A v``. The norms
+    run over all H*W pixels of a channel and are clamped below at 1e-12.
+
+    Computed as one C x C product of which only the diagonal D x D blocks count: a matrix product of this shape
+    sums a million pixels more accurately than eight of shape D x D (MEIF weights, 800x1200: 1.3e-5 against
+    2.3e-5 from the official output, which is itself 1.3e-5 from float64). The norms divide the product instead
+    of the H*W long vectors, which is the same number for a fraction of the work.
+
+    Args:
+        q: Queries, (B, C, H, W), any floating dtype. Channels of one head are consecutive.
+        k: Keys, same shape and dtype.
+        v: Values, same shape and dtype.
+        temperature: One factor per head, (N, 1, 1).
+
+    Returns:
+        (B, C, H, W), dtype of ``v``.
+
+    Source:
+        Restormer (Zamir et al., CVPR 2022), multi-Dconv head transposed attention; crossed between the two
+        sources in ReFusion's fusion module.
+    """
+    num_heads, channels = temperature.shape[0], v.shape[1]
+    head_dim = channels // num_heads
+    # Norms, products and softmax in fp32 at least: a sum of squares over a picture reaches 1e6, fp16 ends at 65504.
+    wide = torch.promote_types(v.dtype, torch.float32)
+    queries, keys = q.flatten(2).to(wide), k.flatten(2).to(wide)
+
+    gram = queries @ keys.transpose(-2, -1)
+    query_norms = queries.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=NORM_FLOOR)
+    key_norms = keys.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=NORM_FLOOR)
+    row_temperature = temperature.to(wide).expand(num_heads, head_dim, 1).reshape(channels, 1)
+    scores = gram / (query_norms * key_norms.transpose(-2, -1)) * row_temperature
+
+    head = torch.arange(channels, device=v.device) // head_dim
+    attention = scores.masked_fill(head[:, None] != head[None, :], float("-inf")).softmax(dim=-1)
+    return (attention.to(v.dtype) @ v.flatten(2)).reshape(v.shape)

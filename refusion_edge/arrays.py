@@ -1,0 +1,14 @@
+"""The array types that the package speaks of."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Float32Array: TypeAlias = NDArray[np.float32]
+Uint8Array: TypeAlias = NDArray[np.uint8]
+State: TypeAlias = dict[str, NDArray[np.float32]]
+"""Parameters of the fusion network: the 86 names of ``refusion_edge.parameters`` to float32 arrays."""

@@ -1,0 +1,50 @@
+"""The network in PyTorch, operator by operator: slow, and the reference."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Self
+
+from refusion_edge._optional import is_installed, require
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends import Status
+
+
+def probe() -> Status:
+    """Report the installed version of torch, without importing it."""
+    if not is_installed("torch"):
+        return Status(usable=False, reason="torch is not installed", fix="pip install 'refusion-edge[train]'")
+    return Status(usable=True, reason=f"torch {importlib.metadata.version('torch')}")
+
+
+class EagerBackend:
+    """The PyTorch network on the CPU. Implements ``Backend``.
+
+    Args:
+        state: The 86 parameters.
+        threads: Threads inside an operator; 0 for torch's own choice. Holds for the whole process.
+    """
+
+    name = "eager"
+
+    def __init__(self, state: State, *, threads: int = 0) -> None:
+        self._torch = require("torch", "train", "the back end eager")
+        from refusion_edge.model import FusionNetwork
+
+        if threads:
+            self._torch.set_num_threads(threads)
+        self._network = FusionNetwork().eval()
+        self._network.load_state_dict({name: self._torch.from_numpy(array.copy()) for name, array in state.items()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        del self._network
+
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        with self._torch.inference_mode():
+            fused = self._network(self._torch.from_numpy(a.copy()), self._torch.from_numpy(b.copy()))
+        result: Float32Array = fused.numpy()
+        return result

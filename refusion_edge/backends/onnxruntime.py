@@ -1,0 +1,73 @@
+"""ONNX Runtime on the CPU: always installed, runs ``model.onnx`` as it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Self
+
+import onnxruntime as ort
+
+from refusion_edge.arrays import Float32Array
+from refusion_edge.backends import Status
+from refusion_edge.errors import BackendError, ShapeError
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+
+_ERRORS_ONLY = 3
+
+
+def probe() -> Status:
+    """Report the installed version."""
+    return Status(usable=True, reason=f"onnxruntime {version()}")
+
+
+def version() -> str:
+    """Version of the installed package."""
+    return importlib.metadata.version("onnxruntime")
+
+
+class OrtBackend:
+    """A session on the CPU. Implements ``Backend``.
+
+    Args:
+        model: Serialised ONNX model with the inputs ``a`` and ``b`` and the output ``fused``.
+        threads: Threads inside an operator; 0 for one per physical core.
+        optimised: Whether ONNX Runtime may rewrite the graph. Off for the reference of the accuracy gate, so that
+            it does not share a fault with what it judges.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load the model.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, model: bytes, *, threads: int = 0, optimised: bool = True) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = threads
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exception types are not public
+            raise BackendError(
+                f"expected a model that ONNX Runtime {version()} can load, got '{error}'; build it again."
+            ) from error
+        self._fixed_hw = tuple(side for side in self._session.get_inputs()[0].shape[2:] if isinstance(side, int))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # The arena of a session is the size of the largest picture it saw; give it back now, not at some collection.
+        del self._session
+
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        if self._fixed_hw and a.shape[2:] != self._fixed_hw:
+            wanted, got = self._fixed_hw, a.shape[2:]
+            raise ShapeError(
+                f"expected pictures of {wanted[1]}x{wanted[0]} (width x height), for which this engine was "
+                f"built, got {got[1]}x{got[0]}; build one with --size {got[0]}x{got[1]} or --size dynamic."
+            )
+        fused: Float32Array = self._session.run([OUTPUT], {INPUT_A: a, INPUT_B: b})[0]
+        return fused

@@ -1,0 +1,72 @@
+"""What the verbs print with: results on standard output, progress and remarks on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from refusion_edge.files import write_atomically
+
+# Nobody resizes a pipe; do not break lines that a program or a log will read.
+_PIPE_WIDTH = 200
+
+
+def output() -> Console:
+    """Console for results."""
+    return _console(stderr=False)
+
+
+def remarks() -> Console:
+    """Console for progress and remarks."""
+    return _console(stderr=True)
+
+
+def progress_bar() -> Progress:
+    """Progress bar with the time left; silent where standard error is not a terminal."""
+    console = remarks()
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal, transient=True,
+    )  # fmt: skip
+
+
+def plain_table(*headings: str) -> Table:
+    """Table without lines, first column to the left like all others."""
+    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values in two columns; long values keep one line, so that they can be copied."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name.ljust(width)}  {'none' if value is None else value}")
+
+
+def write_json(target: str, document: dict[str, Any]) -> None:
+    """Write strict JSON to a file, or to standard output for ``-``.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(Path(target), text.encode())
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console

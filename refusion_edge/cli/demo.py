@@ -1,0 +1,65 @@
+"""``demo``: fuse the sample pairs that ship with the package, and show the sources beside the results."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from refusion_edge.cli.options import add_threads
+
+SUMMARY = "fuse the bundled sample pairs and write a montage of sources and results"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``demo``."""
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)"
+    )
+    parser.add_argument(
+        "--bundle", metavar="DIR", help="engine bundle for the pairs of its task (default: the weights of the package, fp32)"
+    )
+    add_threads(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fuse, write every result and the montage, and say where they are."""
+    from refusion_edge.bundle import read_bundle
+    from refusion_edge.cli.console import output, plain_table, progress_bar
+    from refusion_edge.fuser import load
+    from refusion_edge.images import write_image
+    from refusion_edge.montage import MontageRow, montage
+    from refusion_edge.pairs import read_pair
+    from refusion_edge.samples import sample_paths
+    from refusion_edge.tasks import TASKS
+
+    bundled_task = read_bundle(options.bundle).manifest.task if options.bundle else None
+    rows: list[MontageRow] = []
+    table = plain_table("task", "pair", "size", "engine", "load (s)", "fuse (s)")
+    with progress_bar() as progress:
+        for task in progress.track(TASKS.values(), description="fusing"):
+            source = options.bundle if task.name == bundled_task else task.name
+            started = time.perf_counter()
+            with load(source, threads=options.threads) as fuser:
+                loaded_s = time.perf_counter() - started
+                for paths in sample_paths(task.name):
+                    pair = read_pair(paths)
+                    started = time.perf_counter()
+                    fused = fuser.fuse(pair.a, pair.b)
+                    fused_s = time.perf_counter() - started
+                    path = options.output / "fused" / f"{task.name}-{pair.name}.png"
+                    write_image(path, fused)
+                    size = f"{fused.shape[1]}x{fused.shape[0]}"
+                    engine = "bundle" if source == options.bundle else "fp32"
+                    table.add_row(task.name, pair.name, size, engine, f"{loaded_s:.2f}", f"{fused_s:.2f}")
+                    captions = (task.description_a, task.description_b, f"fused ({task.name})")
+                    rows.append(MontageRow((pair.a, pair.b, fused), captions))
+    sheet = options.output / "montage.png"
+    write_image(sheet, montage(rows))
+    console = output()
+    console.print(table)
+    console.print(f"Fused:   {options.output / 'fused'}")
+    console.print(f"Montage: {sheet}")
+    bundle = f" --bundle {options.bundle}" if options.bundle else ""
+    console.print(f"Next:    refusion-edge fuse INFRARED.png VISIBLE.png -o fused.png{bundle}")
+    return 0

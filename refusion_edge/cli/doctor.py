@@ -1,0 +1,47 @@
+"""``doctor``: what can be used on this machine, and the line that fixes what cannot. Changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+from refusion_edge.cli.options import add_json
+
+SUMMARY = "show which back ends can be used here, and how to fix those that cannot"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``doctor``."""
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the machine and the table of back ends."""
+    from refusion_edge import __version__
+    from refusion_edge.backends import BACKENDS, status
+    from refusion_edge.cli.console import output, plain_table, print_facts, write_json
+    from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
+
+    machine = {
+        "refusion-edge": __version__,
+        "python": platform.python_version(),
+        "system": str(this_machine()),
+        "processor": processor(),
+        "cores": usable_cores(),
+        "nvidia_device": accelerator(),
+    }
+    found = {name: status(name) for name in BACKENDS}
+    if options.json:
+        backends = {name: {"usable": one.usable, "reason": one.reason, "fix": one.fix or None} for name, one in found.items()}
+        write_json(options.json, {"schema": "refusion-edge/doctor/1", "machine": machine, "backends": backends})
+    if options.json != "-":
+        console = output()
+        print_facts({name.replace("_", " "): value for name, value in machine.items()})
+        console.print()
+        table = plain_table("back end", "usable", "what it is", "why", "fix")
+        for name, one in found.items():
+            table.add_row(name, "yes" if one.usable else "no", BACKENDS[name].summary, one.reason, one.fix)
+        console.print(table)
+        console.print()
+        console.print("Next: refusion-edge build --task ir_vis --precision fp16")
+    return 0

@@ -1,0 +1,73 @@
+"""``export``: weights to another format; ONNX is traced anew with torch and compared with it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refusion_edge.cli.options import add_task
+
+if TYPE_CHECKING:
+    from refusion_edge.checkpoint import Checkpoint
+
+SUMMARY = "write weights as ONNX (traced with torch), safetensors or official .pth"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``export``."""
+    parser.epilog = (
+        "The suffix of the output chooses the format. ONNX needs pip install 'refusion-edge[export]'; 'build' does not, "
+        "because the traced graph ships with the package."
+    )
+    add_task(parser)
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="safetensors or official .pth (default: those of the task)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="file ending in .onnx, .safetensors or .pth"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the ONNX graph (default: fp32)"
+    )
+    parser.add_argument("--size", default="dynamic", metavar="HxW", help="fixed size of the ONNX graph, or dynamic (default)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert and write; for ONNX, print how far the graph is from the network in torch."""
+    from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
+    from refusion_edge.cli.console import output
+    from refusion_edge.errors import UsageError
+    from refusion_edge.weights import weights_path
+
+    if options.weights is None and options.task is None:
+        raise UsageError("expected --task or --weights to say what to export, got neither; add one.")
+    checkpoint = read_checkpoint(options.weights or weights_path(options.task))
+    checkpoint = Checkpoint(options.task or checkpoint.task, checkpoint.state, checkpoint.notes)
+    suffix = options.output.suffix.lower()
+    if suffix == ".onnx":
+        return _export_onnx(options, checkpoint)
+    if suffix == ".safetensors":
+        write_safetensors(options.output, checkpoint)
+    elif suffix == ".pth":
+        write_pth(options.output, checkpoint)
+    else:
+        raise UsageError(f"expected an output ending in .onnx, .safetensors or .pth, got {options.output}.")
+    output().print(f"wrote {options.output}")
+    return 0
+
+
+def _export_onnx(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    from refusion_edge.cli.console import output, plain_table, remarks
+    from refusion_edge.export.onnx_model import export_onnx
+    from refusion_edge.graph import parse_size
+
+    with remarks().status("tracing, simplifying, comparing with torch"):
+        parity = export_onnx(checkpoint, options.output, options.precision, parse_size(options.size))
+    table = plain_table("pair", "size", "max difference", "mean difference")
+    for row in parity:
+        table.add_row(row.name, f"{row.size_hw[0]}x{row.size_hw[1]}", f"{row.max_difference:.2e}", f"{row.mean_difference:.2e}")
+    output().print("Parity of the graph (ONNX Runtime) with the network in torch (eager, fp32), output in [0, 1]:")
+    output().print(table)
+    output().print(f"wrote {options.output}")
+    return 0

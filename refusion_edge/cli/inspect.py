@@ -1,0 +1,78 @@
+"""``inspect``: what is in a bundle or in a weights file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from refusion_edge.cli.options import add_json
+
+SUMMARY = "show what is in an engine bundle or a weights file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``inspect``."""
+    parser.add_argument("path", help="bundle folder, or weights file (safetensors or .pth)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check and describe; a damaged file ends with its error."""
+    from refusion_edge.cli.console import print_facts, write_json
+
+    path = Path(options.path)
+    document = _weights(path) if path.is_file() else _bundle(path)
+    if options.json:
+        write_json(options.json, document)
+    if options.json != "-":
+        print_facts({name: text for key, value in document.items() for name, text in _flattened(key, value)})
+    return 0
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from refusion_edge.bundle import SCHEMA, read_bundle
+    from refusion_edge.machine import this_machine
+
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    return {
+        "schema": SCHEMA,
+        "bundle": str(path),
+        "runs_here": "yes" if manifest.target.fits(this_machine()) else f"no, this is {this_machine()}",
+        **{key: value for key, value in json.loads(manifest.to_json()).items() if key != "schema"},
+        "target": str(manifest.target),
+        "size": manifest.size_text,
+        "rebuild": manifest.rebuild_command,
+    }
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    from refusion_edge.bundle import sha256
+    from refusion_edge.checkpoint import SCHEMA, describe_format, read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    return {
+        "schema": SCHEMA,
+        "weights": str(path),
+        "format": describe_format(path),
+        "task": checkpoint.task or "not stated",
+        "parameters": sum(array.size for array in checkpoint.state.values()),
+        "tensors": len(checkpoint.state),
+        "sha256": sha256(path.read_bytes()),
+        "notes": dict(checkpoint.notes),
+    }
+
+
+def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield one line per leaf of a JSON value, named by its path."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flattened(f"{name}.{key}", item)
+    elif isinstance(value, list):
+        for tensor in value:
+            yield f"{name}.{tensor['name']}", "x".join("any" if side is None else str(side) for side in tensor["shape"])
+    else:
+        yield name, str(value)

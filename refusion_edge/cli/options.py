@@ -1,0 +1,49 @@
+"""Options that several verbs share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+import argparse
+
+from refusion_edge.errors import UsageError
+from refusion_edge.tasks import TASKS
+
+
+def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Add ``--task``."""
+    parser.add_argument(
+        "--task", choices=TASKS, default=default,
+        help="fusion task" + (f" (default: {default})" if default else ""),
+    )  # fmt: skip
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON, to standard output for '-'")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads``."""
+    parser.add_argument(
+        "--threads", type=thread_count, default=0, metavar="N", help="threads of the back end (default: its own choice)"
+    )
+
+
+def thread_count(text: str) -> int:
+    """Read a number of threads.
+
+    Raises:
+        ArgumentTypeError: It is not a positive number.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
+    return int(text)
+
+
+def require_both(first: str | None, second: str | None, names: str) -> None:
+    """Make sure that two options that belong together were both given or both left out.
+
+    Raises:
+        UsageError: Only one was given.
+    """
+    if (first is None) != (second is None):
+        raise UsageError(f"expected both of {names} or neither, got one; add the other.")

@@ -1,0 +1,76 @@
+"""Everything refusion-edge raises on purpose.
+
+    RefusionError                             exit code
+    ├── InputError(ValueError)                4   an image, folder or array that cannot be used
+    │   └── ShapeError                        4   sizes or dtypes that do not fit
+    ├── CheckpointError                       4   a weights file that is damaged or not ours
+    ├── BundleError                           4   manifest, hash, schema or target does not fit
+    ├── OutputError(OSError)                  4   a result that cannot be written
+    ├── BackendError                          3   the asked-for back end cannot run here
+    ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
+    ├── GateError                             1   a built engine differs too much from the reference
+    └── UsageError                            2   options that contradict each other
+
+Every message is one sentence: what was expected, what came, what to do. Anything that is not in this tree is a bug
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class RefusionError(Exception):
+    """Base of the tree; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(RefusionError, ValueError):
+    """An image, folder or array that cannot be used."""
+
+    exit_code = 4
+
+
+class ShapeError(InputError):
+    """Sizes or dtypes that do not fit."""
+
+
+class CheckpointError(RefusionError):
+    """A weights file that is damaged or does not hold this network."""
+
+    exit_code = 4
+
+
+class BundleError(RefusionError):
+    """An engine bundle whose manifest, hashes, schema or target do not fit."""
+
+    exit_code = 4
+
+
+class OutputError(RefusionError, OSError):
+    """A result that cannot be written."""
+
+    exit_code = 4
+
+
+class BackendError(RefusionError):
+    """The asked-for back end cannot run here; the message says why and what can."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(RefusionError, ImportError):
+    """A package that this command needs is not installed; the message holds the line that installs it."""
+
+    exit_code = 3
+
+
+class GateError(RefusionError):
+    """A built engine differs from the fp32 reference by more than its precision allows."""
+
+    exit_code = 1
+
+
+class UsageError(RefusionError):
+    """Options that contradict each other or name something unknown."""
+
+    exit_code = 2

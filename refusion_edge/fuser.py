@@ -1,0 +1,169 @@
+"""Fusing pictures: a back end, a task, and what goes around the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from refusion_edge.arrays import Array, State, Uint8Array
+from refusion_edge.backends import AUTO, Backend, find_entry, require_usable
+from refusion_edge.bundle import EngineBundle, check_target, read_bundle
+from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.errors import CheckpointError, UsageError
+from refusion_edge.graph import fill, read_template
+from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
+from refusion_edge.tasks import TASKS, Task, find_task
+from refusion_edge.weights import weights_path
+
+
+class Fuser:
+    """Fuses pictures of one task. Use it as a context manager; one instance, one thread.
+
+    Args:
+        backend: What runs the network; closed together with the fuser.
+        task: The task that its weights were trained for.
+        output_range: ``stretch`` or ``fixed``, see ``refusion_edge.luminance.to_output_range``.
+    """
+
+    def __init__(self, backend: Backend, task: Task, output_range: OutputRange = "stretch") -> None:
+        if output_range not in OUTPUT_RANGES:
+            raise UsageError(f"expected an output range out of {', '.join(OUTPUT_RANGES)}, got '{output_range}'.")
+        self.backend = backend
+        self.task = task
+        self.output_range = output_range
+
+    def __enter__(self) -> Self:
+        self.backend.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.backend.__exit__(*exc)
+
+    def fuse(self, a: Array, b: Array, *, colour: bool = True) -> Uint8Array:
+        """Fuse two registered pictures.
+
+        Args:
+            a: Source a (infrared, functional, near, under), (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in
+                [0, 1]. 16-bit or float grey of an infrared or functional source may have any range.
+            b: Source b (visible, MRI, far, over), same height and width.
+            colour: Whether to keep the colour of the sources.
+
+        Returns:
+            (H, W, 3) RGB uint8 if a source has colour and ``colour`` is set, else (H, W). New memory.
+
+        Raises:
+            ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
+            InputError: A picture holds NaN or infinities, or is constant.
+        """
+        planes = to_planes(a, b, sensor_a=self.task.ranged_a)
+        fused = self.backend.fuse(planes.a, planes.b)[0, 0]
+        return merge(to_output_range(fused, self.output_range), planes.chroma if colour else None)
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    backend: str = AUTO,
+    output_range: OutputRange = "stretch",
+    threads: int = 0,
+) -> Fuser:
+    """Make a fuser from a task, a bundle or a weights file.
+
+    Args:
+        source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
+            (safetensors of ours, official ``.pth``).
+        task: Name of the task; needed only for weights files that do not say.
+        backend: ``auto``: the one a bundle was built for, else ``onnxruntime``. Otherwise ``onnxruntime`` or ``eager``.
+        output_range: ``stretch`` or ``fixed``.
+        threads: Threads of the back end; 0 for its own choice.
+
+    Returns:
+        A fuser; use it in a ``with`` statement.
+
+    Raises:
+        UsageError: The task or back end is unknown, or contradicts the source.
+        BundleError: The bundle is damaged or was built for another machine.
+        CheckpointError: The weights cannot be used.
+        BackendError: The back end cannot be used here.
+    """
+    name = os.fspath(source)
+    if name in TASKS and not Path(name).exists():
+        state = read_checkpoint(weights_path(name)).state
+        return Fuser(open_weights(state, backend, threads=threads), _agreed_task(task, name, name), output_range)
+    if Path(name).is_file():
+        checkpoint = read_checkpoint(name)
+        agreed = _agreed_task(task, checkpoint.task, name)
+        return Fuser(open_weights(checkpoint.state, backend, threads=threads), agreed, output_range)
+    bundle = read_bundle(name)
+    agreed = _agreed_task(task, bundle.manifest.task, name)
+    return Fuser(open_bundle(bundle, backend, threads=threads), agreed, output_range)
+
+
+def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True) -> Backend:
+    """Run parameters in fp32 without building an engine first.
+
+    Args:
+        state: The 86 parameters.
+        backend: ``auto`` or ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch.
+        threads: Threads of the back end; 0 for its own choice.
+        optimised: Whether ONNX Runtime may rewrite the graph.
+
+    Raises:
+        UsageError: The back end is unknown or needs a built engine.
+        BackendError: It cannot be used here.
+    """
+    chosen = "onnxruntime" if backend == AUTO else backend
+    find_entry(chosen)
+    require_usable(chosen)
+    if chosen == "eager":
+        from refusion_edge.backends.eager import EagerBackend
+
+        return EagerBackend(state, threads=threads)
+    if chosen == "onnxruntime":
+        from refusion_edge.backends.onnxruntime import OrtBackend
+
+        model = fill(read_template("fp32"), state).SerializeToString()
+        return OrtBackend(model, threads=threads, optimised=optimised)
+    raise UsageError(
+        f"expected the back end onnxruntime or eager for weights, got '{chosen}', which needs an engine; "
+        f"run: refusion-edge build --backend {chosen}."
+    )
+
+
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) -> Backend:
+    """Run the engine of a bundle.
+
+    Args:
+        bundle: A bundle that was read and checked.
+        backend: ``auto`` or the back end that it was built for.
+        threads: Threads of the back end; 0 for its own choice.
+
+    Raises:
+        UsageError: It was built for another back end.
+        BundleError: It was built for another machine.
+        BackendError: The back end cannot be used here.
+    """
+    built_for = bundle.manifest.backend
+    if backend not in (AUTO, built_for):
+        find_entry(backend)
+        raise UsageError(
+            f"expected the back end {built_for} for the bundle {bundle.path}, got '{backend}'; "
+            f"build one for it: refusion-edge build --backend {backend}."
+        )
+    check_target(bundle)
+    require_usable(built_for)
+    from refusion_edge.backends.onnxruntime import OrtBackend
+
+    return OrtBackend(bundle.read(bundle.manifest.engine), threads=threads)
+
+
+def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:
+    if asked is None and known is None:
+        raise UsageError(f"expected a task for {source}, which does not name one; add --task ({', '.join(TASKS)}).")
+    if asked is not None and known is not None and find_task(asked).name != known:
+        raise CheckpointError(
+            f"expected weights for {asked}, got {source}, which is for {known}; use --task {known} or other weights."
+        )
+    return find_task(asked or known or "")

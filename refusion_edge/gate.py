@@ -1,0 +1,52 @@
+"""The accuracy gate: an engine against the fp32 reference, on real pictures, in the terms of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+
+from refusion_edge.arrays import Array
+from refusion_edge.backends import Backend
+from refusion_edge.fidelity import Fidelity, compare
+from refusion_edge.luminance import to_planes
+from refusion_edge.pairs import ImagePair
+from refusion_edge.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class PairFidelity:
+    """Fidelity of the fused picture of one pair.
+
+    Attributes:
+        name: Name of the pair.
+        fidelity: Distance to the reference, before any stretch.
+    """
+
+    name: str
+    fidelity: Fidelity
+
+
+def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], task: Task) -> Iterator[PairFidelity]:
+    """Fuse every pair with the engine and with the reference, and compare.
+
+    Raises:
+        InputError: A pair cannot be fused.
+        ShapeError: A pair does not fit a fixed-size engine.
+    """
+    for pair in pairs:
+        planes = to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
+        # Copied, because a back end may overwrite its result with the next call.
+        fused = engine.fuse(planes.a, planes.b)[0, 0].copy()
+        yield PairFidelity(pair.name, compare(fused, reference.fuse(planes.a, planes.b)[0, 0]))
+
+
+def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:
+    """Scale a pair to the size of a fixed-size engine."""
+
+    def scale(image: Array) -> Array:
+        scaled: Array = cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA)
+        return scaled
+
+    return ImagePair(pair.name, scale(pair.a), scale(pair.b))

@@ -1,0 +1,4 @@
+"""Training of the fusion network. Needs torch.
+
+Belongs here: losses, crops, the training loop. Does not belong here: inference back ends and export.
+"""

@@ -1,0 +1,94 @@
+"""Random crops from a folder of pairs, drawn by counter.
+
+Crop n depends on the seed and on n only, so that a run can be repeated exactly without any generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.errors import InputError
+from refusion_edge.images import read_image
+from refusion_edge.luminance import check_pair, split, to_display_range
+from refusion_edge.pairs import PairPaths
+
+
+@dataclass(frozen=True, slots=True)
+class LumaPairs:
+    """Registered luma planes in memory.
+
+    Attributes:
+        names: Name of each pair.
+        a: Source a of each pair, (H, W) uint8.
+        b: Source b of each pair, same size.
+    """
+
+    names: tuple[str, ...]
+    a: tuple[Array, ...]
+    b: tuple[Array, ...]
+
+
+def load_luma_pairs(pairs: Iterable[PairPaths], crop_px: int) -> LumaPairs:
+    """Read all pairs as 8-bit luma.
+
+    Raises:
+        InputError: A file cannot be used, the sizes of a pair differ, or no pair is as large as the crop.
+    """
+    names, planes_a, planes_b = [], [], []
+    for pair in pairs:
+        a, b = read_image(pair.a), read_image(pair.b)
+        try:
+            check_pair(a, b)
+        except InputError as error:
+            raise InputError(f"pair {pair.name}: {error}") from error
+        if min(a.shape[:2]) >= crop_px:
+            names.append(pair.name)
+            planes_a.append(_luma8(a))
+            planes_b.append(_luma8(b))
+    if not names:
+        raise InputError(f"expected pairs of at least {crop_px}x{crop_px} pixels, got none; use a smaller crop.")
+    return LumaPairs(tuple(names), tuple(planes_a), tuple(planes_b))
+
+
+def crop_batch(pairs: LumaPairs, step: int, *, batch: int, crop_px: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw the crops of one step, flipped and transposed at random, both sources alike.
+
+    Args:
+        pairs: Planes to draw from; every pair is equally likely.
+        step: Counter; the same step gives the same crops.
+        batch: Number of crops B.
+        crop_px: Side S of a crop.
+        seed: Seed of the run.
+
+    Returns:
+        Source a and source b, each (B, 1, S, S) float32, [0, 1].
+    """
+    crops_a: list[Array] = []
+    crops_b: list[Array] = []
+    for index in range(batch):
+        draw = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, step, index)))
+        which = int(draw.integers(len(pairs.a)))
+        a, b = pairs.a[which], pairs.b[which]
+        y = int(draw.integers(a.shape[0] - crop_px + 1))
+        x = int(draw.integers(a.shape[1] - crop_px + 1))
+        turns, mirrored = int(draw.integers(4)), bool(draw.integers(2))
+        for crops, plane in ((crops_a, a), (crops_b, b)):
+            crop = np.rot90(plane[y : y + crop_px, x : x + crop_px], turns)
+            crops.append(np.fliplr(crop) if mirrored else crop)
+    return _to_tensor(crops_a), _to_tensor(crops_b)
+
+
+def _luma8(image: Array) -> Array:
+    luma, _ = split(to_display_range(image, sensor=False))
+    return np.rint(luma * 255).astype(np.uint8)
+
+
+def _to_tensor(crops: list[Array]) -> Tensor:
+    stacked: Float32Array = np.stack(crops)[:, None].astype(np.float32) / np.float32(255)
+    return torch.from_numpy(stacked)
