@@ -39,8 +39,9 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
     queries, keys = q.flatten(2).to(wide), k.flatten(2).to(wide)
 
     gram = queries @ keys.transpose(-2, -1)
-    query_norms = queries.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=NORM_FLOOR)
-    key_norms = keys.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=NORM_FLOOR)
+    # Clamped below the root: the root of 0, for a channel of a black picture, would have no gradient but NaN.
+    query_norms = queries.square().sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt()
+    key_norms = keys.square().sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt()
     row_temperature = temperature.to(wide).expand(num_heads, head_dim, 1).reshape(channels, 1)
     scores = gram / (query_norms * key_norms.transpose(-2, -1)) * row_temperature
 

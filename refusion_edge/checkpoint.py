@@ -195,12 +195,12 @@ def _validated(state: Mapping[str, Array], path: Path) -> State:
     if missing or extra:
         raise CheckpointError(
             f"expected the {len(PARAMETERS)} parameters of the fusion network in {path}, got "
-            f"{_count(missing, 'missing')} and {_count(extra, 'unknown')}; is it another network?"
+            f"{_count(missing, 'missing')} and {_count(extra, 'unknown')}; give weights of this network."
         )
     for name, shape in PARAMETERS.items():
         if state[name].shape != shape:
             raise CheckpointError(
-                f"expected {name} of shape {shape} in {path}, got {state[name].shape}; is it another network?"
+                f"expected {name} of shape {shape} in {path}, got {state[name].shape}; give weights of this network."
             )
         if not np.isfinite(state[name]).all():
             raise CheckpointError(

@@ -91,7 +91,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
     if text == "dynamic":
         return None
     height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
+    if not (text.isascii() and height.isdecimal() and width.isdecimal()):
         raise UsageError(f"expected a size as HEIGHTxWIDTH (480x640) or 'dynamic', got '{text}'.")
     size_hw = int(height), int(width)
     _check_size(size_hw)

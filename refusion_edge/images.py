@@ -82,10 +82,11 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
     check_writable_suffix(path)
     options: list[int] = []
     if path.suffix.lower() in {".jpg", ".jpeg"}:
-        options = [
-            cv2.IMWRITE_JPEG_QUALITY, jpeg_quality,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-        ]  # fmt: skip
+        if image.dtype != np.uint8:
+            # OpenCV would drop the low bits without a word.
+            raise OutputError(f"expected 8-bit pixels for {path}, got {image.dtype}; choose PNG or TIFF.")
+        options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     try:
         encoded, data = cv2.imencode(path.suffix.lower(), stored, options)

@@ -103,7 +103,7 @@ def find_pairs(a: str, b: str) -> PairList:
         raise InputError(f"expected two files or two folders, got {_kind(a)} {a} and {_kind(b)} {b}; give the same kind twice.")
     if not is_collection(a):
         return PairList((PairPaths(Path(a).stem, Path(a), Path(b)),))
-    by_stem_a, by_stem_b = _by_stem(a), _by_stem(b)
+    by_stem_a, by_stem_b = find_images(a), find_images(b)
     common = sorted(by_stem_a.keys() & by_stem_b.keys())
     if not common:
         raise InputError(
@@ -117,7 +117,18 @@ def find_pairs(a: str, b: str) -> PairList:
     )
 
 
-def _by_stem(source: str) -> dict[str, Path]:
+def find_images(source: str) -> dict[str, Path]:
+    """List the images of a folder or glob pattern.
+
+    Args:
+        source: Folder, pattern or single file.
+
+    Returns:
+        Stem to file, ordered by name.
+
+    Raises:
+        InputError: There is no image, or a stem occurs twice.
+    """
     files: dict[str, Path] = {}
     for path in _image_files(source):
         if path.stem in files:

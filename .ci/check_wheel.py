@@ -1,0 +1,81 @@
+"""Build the wheel, check what is in it, and use it in a clean environment from another folder.
+
+python .ci/check_wheel.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ("ir_vis", "medical", "multi_focus", "multi_exposure")
+REQUIRED = (
+    "refusion_edge/py.typed",
+    "refusion_edge/graphs/fusion-fp32.onnx",
+    "refusion_edge/graphs/fusion-fp16.onnx",
+    *(f"refusion_edge/weights/{task}.safetensors" for task in TASKS),
+    *(f"refusion_edge/weights/{task}.md" for task in TASKS),
+    *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),
+    "refusion_edge/samples/ir_vis/ir/street.png",
+)
+MAX_MB = 4.0
+
+
+def main() -> int:
+    """Run all checks; the first that fails ends with its message."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        venv.create(folder / "venv", with_pip=True)
+        python = str(folder / "venv" / "bin" / "python")
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "--quiet"]
+        _run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)])
+        (wheel,) = folder.glob("*.whl")
+        check_files(wheel)
+        _run([*pip, "install", str(wheel)])
+
+        # A flat checkout in the working directory would be imported instead of the wheel.
+        work = folder / "work"
+        work.mkdir()
+        environment = {**os.environ, "REFUSION_EDGE_CACHE": str(folder / "cache"), "PYTHONSAFEPATH": "1"}
+        _run([python, "-c", "import importlib.util as u; assert u.find_spec('torch') is None, 'torch was installed'"], work)
+        command = str(folder / "venv" / "bin" / "refusion-edge")
+        _run([command, "doctor"], work, environment)
+        _run([command, "build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle"], work, environment)
+        _run([command, "verify", "bundle"], work, environment)
+        _run([command, "demo", "--bundle", "bundle", "-o", "demo"], work, environment)
+        if not (work / "demo" / "montage.png").is_file():
+            sys.exit("expected demo to write a montage, got none.")
+    print("wheel: files, clean installation, build, verify and demo are good")
+    return 0
+
+
+def check_files(wheel: Path) -> None:
+    """Check the wheel's name, size and file list."""
+    size_mb = wheel.stat().st_size / 1e6
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    top = {name.split("/")[0] for name in names}
+    unexpected = {name for name in top if name != "refusion_edge" and not name.endswith(".dist-info")}
+    missing = [name for name in REQUIRED if name not in names]
+    if unexpected or missing or size_mb > MAX_MB or not wheel.name.endswith("-py3-none-any.whl"):
+        sys.exit(
+            f"expected one top-level name and all package data in {wheel.name} within {MAX_MB} MB, got {size_mb:.1f} MB, "
+            f"unexpected {sorted(unexpected)}, missing {missing}."
+        )
+    print(f"{wheel.name}: {len(names)} files, {size_mb:.1f} MB")
+
+
+def _run(command: list[str], folder: Path | None = None, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"expected '{' '.join(command)}' to succeed, got exit code {done.returncode}.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,58 @@
+"""Engines: every usable back end gives the numbers of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import State
+from refusion_edge.backends import status
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.fuser import open_weights
+from refusion_edge.graph import fill, read_template
+from tests.conftest import TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+@pytest.mark.parametrize("size_hw", [(8, 8), (13, 47), (96, 64)])
+def test_engines_agree(random_state: State, name: str, size_hw: tuple[int, int]) -> None:
+    if not status(name).usable:
+        pytest.skip(f"{name}: {status(name).reason}")
+    draw = np.random.default_rng(1)
+    a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
+    with open_weights(random_state, name) as engine, open_weights(random_state, optimised=False) as reference:
+        assert engine.name == name
+        fused, again = engine.fuse(a, b).copy(), engine.fuse(a, b)
+        assert np.array_equal(fused, again)
+        assert fused.dtype == np.float32
+        assert np.abs(fused - reference.fuse(a, b)).max() <= TOLERANCE["fp32"]
+
+
+def test_sources_are_not_changed(random_state: State, rng: np.random.Generator) -> None:
+    a, b = (rng.random((1, 1, 16, 16), np.float32) for _ in range(2))
+    before = a.copy(), b.copy()
+    a.flags.writeable = b.flags.writeable = False
+    with open_weights(random_state) as engine:
+        engine.fuse(a, b)
+    assert np.array_equal(a, before[0])
+    assert np.array_equal(b, before[1])
+
+
+def test_fixed_size_engine_says_how_to_get_another(random_state: State, rng: np.random.Generator) -> None:
+    with OrtBackend(fill(read_template("fp32"), random_state, (16, 24)).SerializeToString()) as engine:
+        planes = rng.random((1, 1, 20, 30), np.float32)
+        with pytest.raises(ShapeError, match=r"24x16 .* got 30x20; build one with --size 20x30 or --size dynamic"):
+            engine.fuse(planes, planes)
+
+
+def test_something_that_is_no_model_is_refused() -> None:
+    with pytest.raises(BackendError, match="build it again"):
+        OrtBackend(b"not a model")
+
+
+def test_weights_need_a_back_end_without_engine(random_state: State) -> None:
+    with pytest.raises(UsageError, match="did you mean"):
+        open_weights(random_state, "eagre")
+    with pytest.raises(BackendError, match="tensorrt"):
+        open_weights(random_state, "tensorrt")

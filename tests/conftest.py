@@ -1,0 +1,99 @@
+"""What every test can use: where real data is, small pictures, weights, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array, State
+from refusion_edge.cli import main
+from refusion_edge.parameters import PARAMETERS
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+# Largest absolute difference of the network's output in [0, 1] that counts as equal.
+TOLERANCE = {
+    "golden": 2e-5,  # fp32 against the official fp32 output, which is up to 1.3e-5 from float64 itself
+    "fp32": 2e-5,  # two fp32 engines
+    "fp16": 1.6e-2,  # sixteen steps of half precision at 1
+}
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder with an empty engine cache."""
+    monkeypatch.setenv("REFUSION_EDGE_CACHE", str(tmp_path / "cache"))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real pairs, official checkpoints and golden vectors, which are not part of the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the reference data beside the repository (../shared/data), which is not distributed")
+    return SHARED
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that are the same in every run."""
+    return np.random.default_rng(20261122)
+
+
+@pytest.fixture(scope="session")
+def random_state() -> State:
+    """Parameters that no training made, scaled so that the output spreads over (0, 1)."""
+    draw = np.random.default_rng(7)
+    state = {}
+    for name, shape in PARAMETERS.items():
+        if len(shape) == 4:
+            values = draw.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        else:
+            values = draw.standard_normal(shape) * 0.3 + (0.0 if name.endswith("bias") else 1.0)
+        state[name] = values.astype(np.float32)
+    return state
+
+
+@pytest.fixture
+def picture(rng: np.random.Generator) -> Callable[..., Array]:
+    """Make a smooth random picture: ``picture(height, width, channels=3, dtype=np.uint8)``."""
+    import cv2
+
+    def make(height: int, width: int, channels: int = 1, dtype: type = np.uint8) -> Array:
+        shape = (height, width) if channels == 1 else (height, width, channels)
+        noise = cv2.GaussianBlur(rng.random(shape).astype(np.float32), (5, 5), 1.0)
+        scaled = (noise - noise.min()) / (noise.max() - noise.min())
+        return scaled.astype(dtype) if dtype is np.float32 else (scaled * np.iinfo(dtype).max).astype(dtype)
+
+    return make
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: ``code, out, err = run_cli("fuse", ...)``."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def one_sentence(text: str) -> bool:
+    """Tell whether an error is one line without a traceback that says what was expected and what came."""
+    lines = text.strip().splitlines()
+    return len(lines) == 1 and "Traceback" not in text and "expected" in text and "got" in text and text.strip().endswith(".")
+
+
+def files_below(folder: Path) -> list[str]:
+    """All files and folders below a folder, hidden ones too."""
+    return sorted(str(Path(root, name).relative_to(folder)) for root, dirs, files in os.walk(folder) for name in dirs + files)

@@ -1,0 +1,57 @@
+"""Tracing anew gives the templates that ship, so that a build without torch is a build with torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+for package in ("torch", "onnxscript", "onnxsim"):
+    pytest.importorskip(package, reason="tracing needs the extra 'export'")
+
+from refusion_edge.arrays import State
+from refusion_edge.backends.eager import EagerBackend
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.checkpoint import Checkpoint
+from refusion_edge.errors import GateError
+from refusion_edge.export.onnx_model import export_onnx
+from refusion_edge.export.trace import trace
+from refusion_edge.graph import PRECISIONS, Precision, fill, read_template
+from tests.conftest import TOLERANCE, files_below
+
+
+@pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_shipped_template_equals_a_new_trace(random_state: State, rng: np.random.Generator, precision: Precision) -> None:
+    shipped, traced = read_template(precision), trace(precision)
+    assert [node.op_type for node in shipped.graph.node] == [node.op_type for node in traced.graph.node]
+    a, b = (rng.random((1, 1, 35, 46), np.float32) for _ in range(2))
+    with (
+        OrtBackend(fill(shipped, random_state).SerializeToString(), threads=1) as first,
+        OrtBackend(fill(traced, random_state).SerializeToString(), threads=1) as second,
+    ):
+        assert np.array_equal(first.fuse(a, b), second.fuse(a, b))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size_hw", [(8, 8), (9, 31), (64, 40)])
+def test_graph_equals_the_network(random_state: State, precision: Precision, size_hw: tuple[int, int]) -> None:
+    draw = np.random.default_rng(sum(size_hw))
+    a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
+    with (
+        OrtBackend(fill(read_template(precision), random_state).SerializeToString()) as graph,
+        EagerBackend(random_state) as eager,
+    ):
+        difference = np.abs(graph.fuse(a, b) - eager.fuse(a, b))
+    # Random weights have no smooth output; half precision is judged by its mean here, and by pictures in the gate.
+    assert (difference.max() if precision == "fp32" else difference.mean()) <= TOLERANCE[precision]
+
+
+@pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
+def test_export_refuses_a_graph_that_differs(random_state: State, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Shift the eager output, as a wrong graph would be shifted against it: nothing may be written."""
+    honest = EagerBackend.fuse
+    monkeypatch.setattr(EagerBackend, "fuse", lambda self, a, b: honest(self, a, b) + np.float32(0.01))
+    with pytest.raises(GateError, match="nothing was written"):
+        export_onnx(Checkpoint("medical", random_state), tmp_path / "out" / "x.onnx", "fp32", (16, 16))
+    assert files_below(tmp_path / "work") == []
+    assert not (tmp_path / "out").exists()

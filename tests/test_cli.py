@@ -1,0 +1,329 @@
+"""The command line: every verb, and every user error in one sentence with its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refusion_edge
+from refusion_edge.arrays import Array, State
+from refusion_edge.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.cli import EXIT_CODES, VERBS
+from refusion_edge.fidelity import LIMITS, Limits
+from refusion_edge.images import read_image, write_image
+from refusion_edge.samples import sample_paths
+from tests.conftest import ROOT, files_below, one_sentence
+
+Run = Callable[..., tuple[int, str, str]]
+Picture = Callable[..., Array]
+
+
+def test_help_lists_every_verb_and_exit_code(run_cli: Run) -> None:
+    code, out, _ = run_cli("--help")
+    assert code == 0
+    for verb in VERBS:
+        assert re.search(rf"^    {verb} ", out, re.MULTILINE), verb
+    assert EXIT_CODES.strip() in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(run_cli: Run, verb: str) -> None:
+    code, out, _ = run_cli(verb, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: refusion-edge {verb}")
+
+
+def test_version(run_cli: Run) -> None:
+    assert run_cli("--version") == (0, f"refusion-edge {refusion_edge.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("buidl",), "did you mean 'build'?"),
+        (("build", "--precison", "fp16"), "did you mean '--precision'?"),
+        (("build", "--task", "ir_viz"), "did you mean 'ir_vis'?"),
+        (("fuse", "--grey"), "required"),
+        (("build", "--size", "big"), "HEIGHTxWIDTH"),
+        (("fuse", "a.png", "b.png", "-o", "c.gif"), "ending in"),
+        (("fuse", "a.png", "b.png", "-o", "c.png", "--threads", "0"), "positive number"),
+        (("export", "-o", "x.onnx"), "--task or --weights"),
+        (("export", "--task", "medical", "-o", "x.bin"), "ending in .onnx"),
+        (("verify", "x", "--a", "y"), "both of --a and --b"),
+        ((), "required"),
+    ],
+)
+def test_usage_errors(run_cli: Run, words: tuple[str, ...], hint: str) -> None:
+    code, out, err = run_cli(*words)
+    assert (code, out) == (2, "")
+    assert hint in err
+    assert len(err.strip().splitlines()) == 1
+    assert files_below(Path()) == []
+
+
+def make_pair(picture: Picture, name: str = "x", size_hw: tuple[int, int] = (40, 60)) -> None:
+    write_image(f"ir/{name}.png", picture(*size_hw))
+    write_image(f"vis/{name}.png", picture(*size_hw, 3))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+def test_fuse_two_files(run_cli: Run, picture: Picture, suffix: str) -> None:
+    make_pair(picture)
+    code, out, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", f"out/fused.{suffix}")
+    assert (code, err) == (0, "")
+    assert f"wrote out/fused.{suffix} (60x40, colour)" in out
+    assert read_image(f"out/fused.{suffix}").shape == (40, 60, 3)
+
+
+def test_fuse_grey_fixed_medical_with_official_style_weights(run_cli: Run, picture: Picture, random_state: State) -> None:
+    make_pair(picture)
+    write_safetensors("w.safetensors", Checkpoint("medical", random_state))
+    code, out, _ = run_cli(
+        "fuse",
+        "ir/x.png",
+        "vis/x.png",
+        "-o",
+        "f.png",
+        "--weights",
+        "w.safetensors",
+        "--task",
+        "medical",
+        "--grey",
+        "--range",
+        "fixed",
+    )
+    assert code == 0
+    assert "grey" in out
+    assert read_image("f.png").shape == (40, 60)
+
+
+def test_fuse_folders_reports_what_it_leaves_out_and_goes_on(run_cli: Run, picture: Picture) -> None:
+    for name in ("1", "2", "3"):
+        make_pair(picture, name)
+    write_image("vis/2.png", picture(41, 60))
+    Path("vis/3.png").write_bytes(Path("vis/3.png").read_bytes()[:500])
+    write_image("ir/lonely.png", picture(20, 20))
+    code, out, err = run_cli("fuse", "ir", "vis", "-o", "fused", "--format", "jpg")
+    assert code == 4
+    assert "wrote 1 of 3 fused images to fused" in out
+    assert "ir/lonely.png" in err
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert len(errors) == 2
+    assert "pair 2: expected two registered sources" in errors[0]
+    assert "pair 3: expected a whole image" in errors[1]
+    assert files_below(Path("fused")) == ["1.jpg"]
+
+
+def test_fuse_patterns(run_cli: Run, picture: Picture) -> None:
+    for name in ("day1", "night1", "night2"):
+        make_pair(picture, name)
+    code, _, _ = run_cli("fuse", "ir/night*.png", "vis/night*.png", "-o", "fused")
+    assert code == 0
+    assert files_below(Path("fused")) == ["night1.png", "night2.png"]
+
+
+def bad_fuse_inputs(picture: Picture) -> dict[str, tuple[tuple[str, ...], str]]:
+    make_pair(picture)
+    make_pair(picture, "y", (44, 60))
+    whole = Path("ir/x.png").read_bytes()
+    Path("cut.png").write_bytes(whole[: len(whole) // 2])
+    Path("empty.png").write_bytes(b"")
+    Path("text.png").write_text("hello")
+    Path("clip.mp4").write_bytes(b"\0" * 64)
+    write_image("flat.png", np.full((40, 60), 7, np.uint8))
+    write_image("tiny.png", picture(6, 6))
+    write_image("other/z.png", picture(40, 60))
+    return {
+        "missing": (("none.png", "vis/x.png"), "got nothing"),
+        "truncated": (("cut.png", "vis/x.png"), "breaks off"),
+        "zero bytes": (("empty.png", "vis/x.png"), "zero bytes"),
+        "no image": (("text.png", "vis/x.png"), "damaged file"),
+        "video": (("clip.mp4", "vis/x.png"), "video"),
+        "sizes": (("ir/x.png", "vis/y.png"), "a = 60x40 and b = 60x44"),
+        "constant": (("flat.png", "vis/x.png"), "the same value"),
+        "too small": (("tiny.png", "tiny.png"), "at least 8x8"),
+        "no common stem": (("ir", "other"), "none in common"),
+        "file and folder": (("ir", "vis/x.png"), "two files or two folders"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "truncated",
+        "zero bytes",
+        "no image",
+        "video",
+        "sizes",
+        "constant",
+        "too small",
+        "no common stem",
+        "file and folder",
+    ],
+)
+def test_fuse_bad_input(run_cli: Run, picture: Picture, case: str) -> None:
+    words, hint = bad_fuse_inputs(picture)[case]
+    before = files_below(Path())
+    code, out, err = run_cli("fuse", *words, "-o", "out.png")
+    assert (code, out) == (4, "")
+    assert hint in err
+    assert one_sentence(err)
+    assert files_below(Path()) == before
+
+
+def test_fuse_nan_tiff(run_cli: Run, picture: Picture) -> None:
+    import cv2
+
+    make_pair(picture)
+    thermal = picture(40, 60, 1, np.float32)
+    thermal[2, 2] = np.nan
+    cv2.imwrite("nan.tiff", thermal)
+    code, _, err = run_cli("fuse", "nan.tiff", "vis/x.png", "-o", "out.png")
+    assert code == 4
+    assert "1 NaN" in err
+    assert one_sentence(err)
+
+
+def test_build_verify_inspect_fuse_with_a_bundle(run_cli: Run, picture: Picture) -> None:
+    code, out, err = run_cli("build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle")
+    assert (code, err) == (0, "")
+    for words in ("auto chose onnxruntime", "tensorrt", "Accuracy gate passed", "street", "Bundle: bundle", "Next:"):
+        assert words in out
+
+    code, out, _ = run_cli("build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle", "--json", "-")
+    assert code == 0
+    assert json.loads(out)["cached"] is True
+
+    code, out, _ = run_cli("verify", "bundle")
+    assert code == 0
+    assert "PASSED: fp16 on onnxruntime" in out
+
+    make_pair(picture)
+    code, out, _ = run_cli("verify", "bundle", "--a", "ir", "--b", "vis", "--json", "report.json")
+    assert code == 0
+    report = json.loads(Path("report.json").read_text())
+    assert report["passed"] is True
+    assert report["pairs"]["x"]["psnr_db"] > report["limits"]["psnr_db"]
+
+    code, out, _ = run_cli("inspect", "bundle", "--json", "-")
+    described = json.loads(out)
+    assert (described["task"], described["precision"], described["runs_here"]) == ("ir_vis", "fp16", "yes")
+    code, out, _ = run_cli("inspect", "bundle")
+    assert re.search(r"^rebuild +refusion-edge build --task ir_vis --precision fp16", out, re.MULTILINE)
+
+    code, _, _ = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "bundle")
+    assert code == 0
+    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "bundle", "--task", "medical")
+    assert code == 4
+    assert one_sentence(err)
+
+
+def test_verify_fails_with_exit_code_1(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_cli("build", "--task", "medical", "--precision", "fp16", "-o", "bundle", "--size", "32x32")[0] == 0
+    monkeypatch.setitem(LIMITS, "fp16", Limits(psnr_db=300, ssim=1, max_error=0))
+    code, out, _ = run_cli("verify", "bundle")
+    assert code == 1
+    assert "FAILED" in out
+
+
+def test_a_failed_gate_is_exit_code_1(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "fp16", Limits(psnr_db=300, ssim=1, max_error=0))
+    code, _, err = run_cli("build", "--task", "medical", "--size", "32x32")
+    assert code == 1
+    assert one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "hint"),
+    [
+        (("build", "--backend", "tensorrt"), 3, "not part of refusion-edge"),
+        (("build", "--backend", "tensorflow"), 2, "expected one of the back ends"),
+        (("build", "--weights", "none.pth"), 4, "got nothing"),
+        (("verify", "nowhere"), 4, "engine bundle"),
+        (("inspect", "nowhere"), 4, "engine bundle"),
+        (("inspect", "junk.pth"), 4, "damaged"),
+        (("build", "-o", "junk.pth"), 4, "something else"),
+        (("export", "--weights", "junk.pth", "-o", "x.safetensors"), 4, "damaged"),
+    ],
+)
+def test_other_bad_input(run_cli: Run, words: tuple[str, ...], expected: int, hint: str) -> None:
+    Path("junk.pth").write_text("junk")
+    code, _, err = run_cli(*words)
+    assert code == expected
+    assert hint in err
+    assert one_sentence(err)
+    assert files_below(Path()) == ["junk.pth"]
+
+
+def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:
+    code, out, _ = run_cli("doctor")
+    assert code == 0
+    document = json.loads(run_cli("doctor", "--json", "-")[1])
+    for name, backend in document["backends"].items():
+        assert re.search(rf"^{name} +{'yes' if backend['usable'] else 'no'} ", out, re.MULTILINE)
+    assert document["backends"]["onnxruntime"]["usable"]
+    assert files_below(Path("..")) == ["work"]
+
+
+def test_export_converts_there_and_back(run_cli: Run, random_state: State) -> None:
+    pytest.importorskip("torch", reason="writing .pth needs torch")
+    write_safetensors("w.safetensors", Checkpoint("medical", random_state))
+    assert run_cli("export", "--weights", "w.safetensors", "-o", "w.pth")[0] == 0
+    assert run_cli("export", "--weights", "w.pth", "--task", "medical", "-o", "again.safetensors")[0] == 0
+    assert Path("again.safetensors").read_bytes() == Path("w.safetensors").read_bytes()
+
+
+@pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
+def test_export_onnx_prints_parity(run_cli: Run) -> None:
+    for package in ("torch", "onnxscript", "onnxsim"):
+        pytest.importorskip(package, reason="tracing needs the extra 'export'")
+    code, out, _ = run_cli("export", "--task", "medical", "-o", "x.onnx", "--size", "48x64")
+    assert code == 0
+    assert re.search(r"brain +48x64 +\d\.\d\de-0[5-9]", out)
+    assert Path("x.onnx").stat().st_size > 200_000
+
+
+def test_export_onnx_without_torch_names_the_extra(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
+    code, _, err = run_cli("export", "--task", "medical", "-o", "x.onnx")
+    assert code == 3
+    assert "pip install 'refusion-edge[export]'" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_demo_writes_results_and_montage(run_cli: Run) -> None:
+    code, out, _ = run_cli("demo", "-o", "demo")
+    assert code == 0
+    assert "Montage: demo/montage.png" in out
+    assert len(files_below(Path("demo/fused"))) == 5
+    height, width = read_image("demo/montage.png").shape[:2]
+    assert width == 8 + 3 * (384 + 8)
+    assert height > 1200
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = f"{sys.executable} -m refusion_edge doctor | head -n 0"
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_output_that_cannot_be_written(run_cli: Run, picture: Picture) -> None:
+    make_pair(picture)
+    Path("file").write_text("in the way")
+    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "file/x.png")
+    assert code == 4
+    assert one_sentence(err)
+    street = sample_paths("ir_vis")[1]
+    code, _, err = run_cli("fuse", street.a.parent, street.b.parent, "-o", "file")
+    assert code == 2

@@ -1,0 +1,163 @@
+"""Fusing pictures: the official results, the choice of source, and pictures as cameras deliver them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refusion_edge
+from refusion_edge.arrays import Array, State
+from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_safetensors
+from refusion_edge.errors import BundleError, CheckpointError, InputError, ShapeError, UsageError
+from refusion_edge.export.build import BuildSpec, build
+from refusion_edge.fuser import load
+from refusion_edge.images import read_image
+from refusion_edge.samples import sample_paths
+from refusion_edge.tasks import TASKS
+from refusion_edge.weights import weights_path
+
+Picture = Callable[..., Array]
+
+OFFICIAL_CASES = [
+    ("ir_vis", "IVIF", "infrared", "visible", "00710N.png"),
+    ("ir_vis", "IVIF", "infrared", "visible", "00906N.png"),
+    ("medical", "MIF", "CT_PET_SPECT", "MRI", "MRI_PET_14.png"),
+    ("medical", "MIF", "CT_PET_SPECT", "MRI", "MRI_PET_37.png"),
+    ("multi_focus", "MFIF", "near", "far", "14.jpg"),
+    ("multi_focus", "MFIF", "near", "far", "5.jpg"),
+    ("multi_exposure", "MEIF", "under", "over", "AirBellowsGap.png"),
+    ("multi_exposure", "MEIF", "under", "over", "ICCV_03.png"),
+]
+
+
+@pytest.mark.parametrize(("task", "official", "folder_a", "folder_b", "name"), OFFICIAL_CASES)
+def test_official_pictures_are_reproduced(
+    shared_data: Path, task: str, official: str, folder_a: str, folder_b: str, name: str
+) -> None:
+    reference = shared_data / "reference"
+    a = read_image(reference / "test_cases" / official / folder_a / name)
+    b = read_image(reference / "test_cases" / official / folder_b / name)
+    expected_grey = read_image(reference / "official_results" / official / "Gray" / f"{Path(name).stem}.png")
+    expected_colour = read_image(reference / "official_results" / official / "RGB" / f"{Path(name).stem}.png")
+    with load(reference / "checkpoints" / f"ReFusion_{official}.pth", task=task, threads=1) as fuser:
+        grey, colour = fuser.fuse(a, b, colour=False), fuser.fuse(a, b)
+    assert np.abs(grey.astype(int) - expected_grey).max() <= 1
+    # One level of luma moves blue by 1.8 levels at most, through rounding by 2.
+    assert np.abs(colour.astype(int) - expected_colour).max() <= 2
+    assert (grey != expected_grey).mean() < 0.01
+
+
+@pytest.fixture(scope="module")
+def fuser() -> refusion_edge.Fuser:
+    return load("ir_vis")
+
+
+@pytest.mark.parametrize("size_hw", [(8, 8), (8, 200), (45, 63), (101, 77)])
+@pytest.mark.parametrize(("channels_a", "channels_b"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+def test_size_and_colour_out_follow_the_sources(
+    fuser: refusion_edge.Fuser, picture: Picture, size_hw: tuple[int, int], channels_a: int, channels_b: int
+) -> None:
+    fused = fuser.fuse(picture(*size_hw, channels_a), picture(*size_hw, channels_b))
+    assert fused.dtype == np.uint8
+    assert fused.shape == (size_hw if channels_a == channels_b == 1 else (*size_hw, 3))
+    assert fused.std() > 5
+
+
+def test_sixteen_bit_thermal_gives_nearly_the_picture_of_its_eight_bit_form(
+    fuser: refusion_edge.Fuser, picture: Picture
+) -> None:
+    visible = picture(60, 80, 3)
+    shown = picture(60, 80)
+    counts = (21_000 + shown.astype(np.uint16) * 4).astype(np.uint16)
+    from_counts = fuser.fuse(counts, visible, colour=False).ravel()
+    from_shown = fuser.fuse(shown, visible, colour=False).ravel()
+    assert np.corrcoef(from_counts, from_shown)[0, 1] > 0.98
+    # Taking the high byte, or wrapping round, would leave next to nothing of it.
+    without = fuser.fuse((counts >> 8).astype(np.uint8) + np.eye(60, 80, dtype=np.uint8), visible, colour=False).ravel()
+    assert np.corrcoef(without, from_shown)[0, 1] < 0.9
+
+
+def test_fixed_range_does_not_depend_on_the_rest_of_the_picture(picture: Picture) -> None:
+    a, b = picture(40, 40), picture(40, 40)
+    with load("ir_vis", output_range="fixed") as fixed, load("ir_vis") as stretched:
+        assert fixed.fuse(a, b).max() < 255
+        assert (stretched.fuse(a, b).min(), stretched.fuse(a, b).max()) == (0, 255)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sample_pairs_keep_the_best_of_both_sources(task: str) -> None:
+    """The fused picture is closer to each source than that source is to the other."""
+    with load(task) as fuser:
+        for paths in sample_paths(task):
+            a, b = read_image(paths.a), read_image(paths.b)
+            fused = fuser.fuse(a, b, colour=False).astype(float).ravel()
+            grey_a, grey_b = (x.mean(axis=2).ravel() if x.ndim == 3 else x.ravel() for x in (a, b))
+            between = np.corrcoef(grey_a, grey_b)[0, 1]
+            assert np.corrcoef(fused, grey_a)[0, 1] > between
+            assert np.corrcoef(fused, grey_b)[0, 1] > between
+
+
+def test_golden_picture_of_our_own_weights() -> None:
+    """The pixels of a small crop, so that a change of weights or arithmetic is made on purpose."""
+    golden = np.load(Path(__file__).parent / "data" / "golden_fused.npz")
+    for task in TASKS:
+        a, b = golden[f"{task}_a"], golden[f"{task}_b"]
+        with load(task, output_range="fixed") as fuser:
+            fused = fuser.fuse(a, b, colour=False)
+        assert np.abs(fused.astype(int) - golden[f"{task}_fused"]).max() <= 1, task
+
+
+def test_sources_of_a_fuser(random_state: State, picture: Picture) -> None:
+    a, b = picture(16, 16), picture(16, 16)
+    write_safetensors("own.safetensors", Checkpoint("medical", random_state))
+    write_safetensors("anonymous.safetensors", Checkpoint(None, random_state))
+    build(BuildSpec("medical", "fp32", weights=Path("own.safetensors"), output=Path("bundle"), size_hw=(16, 16)))
+    with (
+        load("own.safetensors") as from_file,
+        load("anonymous.safetensors", task="medical") as from_anonymous,
+        load("bundle") as from_bundle,
+    ):
+        assert from_file.task is from_anonymous.task is from_bundle.task is TASKS["medical"]
+        expected = from_file.fuse(a, b)
+        assert np.array_equal(from_anonymous.fuse(a, b), expected)
+        assert np.abs(from_bundle.fuse(a, b).astype(int) - expected).max() <= 1
+
+
+def test_sources_that_contradict_are_refused(random_state: State) -> None:
+    write_safetensors("anonymous.safetensors", Checkpoint(None, random_state))
+    with pytest.raises(UsageError, match="add --task"):
+        load("anonymous.safetensors")
+    with pytest.raises(CheckpointError, match="which is for ir_vis"):
+        load(weights_path("ir_vis"), task="medical")
+    with pytest.raises(BundleError, match="got nothing"):
+        load("no_such_thing")
+    with pytest.raises(UsageError, match="stretch, fixed"):
+        load("ir_vis", output_range="wide")  # type: ignore[arg-type]
+    build(BuildSpec("medical", "fp32", output=Path("bundle"), size_hw=(16, 16)))
+    with pytest.raises(UsageError, match="expected the back end onnxruntime for the bundle"):
+        load("bundle", backend="eager")
+
+
+def test_pictures_that_cannot_be_fused_are_refused(fuser: refusion_edge.Fuser, picture: Picture) -> None:
+    with pytest.raises(ShapeError, match="30x20"):
+        fuser.fuse(picture(20, 30), picture(30, 20))
+    with pytest.raises(InputError, match="the same value"):
+        fuser.fuse(np.zeros((20, 20), np.uint8), picture(20, 20))
+
+
+def test_a_folder_named_like_a_task_is_a_bundle() -> None:
+    """Names of tasks are short and likely names of folders; what lies there wins."""
+    build(BuildSpec("medical", "fp32", output=Path("ir_vis"), size_hw=(16, 16)))
+    with load("ir_vis") as fuser:
+        assert fuser.task.name == "medical"
+
+
+def test_weights_of_the_package_say_their_task() -> None:
+    for task in TASKS:
+        checkpoint = read_checkpoint(weights_path(task))
+        assert checkpoint.task == task
+        assert "fixed weights" in checkpoint.notes["training"]
+        assert weights_path(task).with_suffix(".md").is_file()
