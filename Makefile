@@ -50,7 +50,7 @@ $(VENV)/.venv:
 	@touch $@
 
 $(VENV)/.base: $(VENV)/.venv pyproject.toml
-	@started=$$($(CLOCK)); echo "Installing into $(VENV) ..."; $(PIP) install --editable . && \
+	@set -e; started=$$($(CLOCK)); echo "Installing into $(VENV) ..."; $(PIP) install --editable .; \
 		echo "Installed in $$(( $$($(CLOCK)) - started )) s"; echo
 	@touch $@
 
