@@ -56,7 +56,7 @@ $(VENV)/.base: $(VENV)/.venv pyproject.toml
 
 $(VENV)/.test: $(VENV)/.base
 	@$(BIN)/python .ci/install_torch.py '$(TORCH)'
-	@$(PIP) install --group test --editable '.[export]'
+	@$(PIP) install --group test --editable '.[export,eval]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

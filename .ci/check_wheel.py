@@ -23,6 +23,7 @@ REQUIRED = (
     *(f"refusion_edge/weights/{task}.md" for task in TASKS),
     *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),
     "refusion_edge/samples/ir_vis/ir/street.png",
+    "refusion_edge/evaluation/page.html.j2",
 )
 MAX_MB = 4.0
 

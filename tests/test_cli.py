@@ -52,6 +52,7 @@ def test_version(run_cli: Run) -> None:
         (("build", "--precison", "fp16"), "did you mean '--precision'?"),
         (("build", "--task", "ir_viz"), "did you mean 'ir_vis'?"),
         (("fuse", "--grey"), "required"),
+        (("fuse", "a.png", "b.png", "c.png", "-o", "x"), "has to be quoted"),
         (("build", "--size", "big"), "HEIGHTxWIDTH"),
         (("fuse", "a.png", "b.png", "-o", "c.gif"), "ending in"),
         (("fuse", "a.png", "b.png", "-o", "c.png", "--threads", "0"), "positive number"),

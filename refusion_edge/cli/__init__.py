@@ -7,20 +7,20 @@ into text; the work is done elsewhere, and everything heavy is imported inside `
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from refusion_edge import __version__
 from refusion_edge.errors import RefusionError
 
-VERBS = ("demo", "fuse", "export", "build", "verify", "inspect", "doctor")
+VERBS = ("demo", "fuse", "eval", "export", "build", "verify", "inspect", "doctor")
 
 EXIT_CODES = """\
 exit codes:
@@ -52,8 +52,10 @@ class _Parser(argparse.ArgumentParser):
         """Parse, refusing options that are unknown at once, so that the nearest one can be suggested."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
+            if not unknown[0].startswith("-"):
+                self.error(f"unexpected argument '{unknown[0]}' (a pattern such as 'ir/*.png' has to be quoted)")
             options = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unrecognised argument '{unknown[0]}'{_nearest(unknown[0].partition('=')[0], options)}")
+            self.error(f"unrecognised option '{unknown[0]}'{_nearest(unknown[0].partition('=')[0], options)}")
         return parsed, unknown
 
 
@@ -66,24 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, see ``EXIT_CODES``.
     """
+    interruption = _Interruption()
     try:
-        with _termination_as_interrupt():
+        with interruption:
             options = _parser().parse_args(argv)
             code: int = options.run(options)
             sys.stdout.flush()
             return code
     except SystemExit as stop:  # argparse ends --help and usage errors this way
         return stop.code if isinstance(stop.code, int) else _USAGE
-    except RefusionError as error:
-        print(f"refusion-edge: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("refusion-edge: interrupted; nothing half-written was left behind.", file=sys.stderr)
-        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); leave nothing for the interpreter to flush into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        # An interrupt that hits the import of a compiled module comes out of it as an ImportError.
+        if interruption.happened or isinstance(error, KeyboardInterrupt):
+            print("refusion-edge: interrupted; nothing half-written was left behind.", file=sys.stderr)
+            return _INTERRUPTED
+        if not isinstance(error, RefusionError):
+            raise
+        print(f"refusion-edge: error: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,19 +114,23 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed."""
+class _Interruption:
+    """Lets SIGINT and SIGTERM unwind alike, so that temporary files are removed, and remembers that one came."""
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    def __init__(self) -> None:
+        self.happened = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A background job of a shell ignores SIGINT, and so should we. Other threads cannot set handlers.
+            if signal.getsignal(number) is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+                self._previous[number] = signal.signal(number, self._interrupt)
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+        self.happened = True
         raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread, where no signal arrives anyway
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -132,6 +132,18 @@ def start(*words: str, limit_kib: int | None = None) -> subprocess.Popen[str]:
     )
 
 
+def wait_for_handler(pid: int) -> None:
+    """Wait until the program has begun: until it catches SIGTERM, before which no code of ours runs."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{pid}/status").read_text()
+        (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+        if int(caught, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
+    pytest.fail("the program never began")
+
+
 def test_a_disk_that_fills_up_leaves_nothing_behind() -> None:
     """The model does not fit: the kernel itself refuses the write in the middle of the file."""
     process = start("build", "--task", "ir_vis", "--precision", "fp32", "--size", "64x96", limit_kib=100)
@@ -143,9 +155,10 @@ def test_a_disk_that_fills_up_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("after_s", [0.3, 0.9, 1.5])
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.6, 1.2])
 def test_a_killed_build_leaves_nothing_half_written(signal_number: int, after_s: float) -> None:
     process = start("build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle")
+    wait_for_handler(process.pid)
     time.sleep(after_s)
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
@@ -153,7 +166,8 @@ def test_a_killed_build_leaves_nothing_half_written(signal_number: int, after_s:
     if process.returncode == 0:  # it was faster
         read_bundle("bundle")
     else:
-        assert process.returncode in (130, -signal_number)
+        # Python ends itself by SIGINT where the interrupt hit the import of a compiled module; a shell calls that 130 too.
+        assert process.returncode in (130, -signal.SIGINT, -signal_number)
         assert files_below(Path("..")) == ["work"]
 
 

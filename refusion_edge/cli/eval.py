@@ -1,0 +1,244 @@
+"""``eval``: score folders of fused images, rank methods, write reports."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refusion_edge.cli.options import add_json, add_task, thread_count
+
+if TYPE_CHECKING:
+    from refusion_edge.evaluation.report import Report
+    from refusion_edge.evaluation.scoring import Sweep
+    from refusion_edge.metrics import Metric
+
+SUMMARY = "score fused images with the metrics of the field, and rank methods"
+
+_MARKS = {1: "¹", 2: "²", 3: "³"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``eval``."""
+    parser.epilog = (
+        "Files belong together by stem; results may carry one more tail, as in name_METHOD.png. A method's folder can be a "
+        "quoted pattern ('results/*_GFF.jpg'). Metrics are named NAME or CONVENTION:NAME; --list shows them all."
+    )
+    parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or under-exposed")
+    parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or over-exposed")
+    parser.add_argument(
+        "--fused", action="append", default=[], metavar="[NAME=]DIR", help="results of a method; repeat it to rank several"
+    )
+    parser.add_argument(
+        "--bundle", action="append", default=[], metavar="[NAME=]BUNDLE",
+        help="engine bundle, weights file or task that fuses the sources first; repeatable",
+    )  # fmt: skip
+    add_task(parser)
+    parser.add_argument(
+        "--convention", default="evaluator", metavar="NAMES", help="conventions, separated by commas (default: evaluator)"
+    )
+    parser.add_argument("--metrics", metavar="NAMES", help="metrics, separated by commas (default: all of the convention)")
+    parser.add_argument("--partial", action="store_true", help="score what is complete although counterparts are missing")
+    parser.add_argument("--shifts", metavar="PIXELS", help="also sweep over misregistrations of source a, such as 0,1,2,4,8")
+    parser.add_argument(
+        "--shift-kind", choices=("shift", "skew"), default="shift",
+        help="shift: source a as a whole; skew: its last row to the right, its first to the left (default: shift)",
+    )  # fmt: skip
+    parser.add_argument("--csv", metavar="FILE", help="write the values per image as CSV")
+    parser.add_argument("--html", metavar="FILE", help="write one self-contained page with tables, plots and montages")
+    add_json(parser)
+    parser.add_argument(
+        "--jobs", type=thread_count, default=0, metavar="N", help="processes for scoring (default: one per core)"
+    )
+    parser.add_argument("--list", action="store_true", help="list all metrics with convention, range and direction, and stop")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score, print, write."""
+    import tempfile
+
+    from refusion_edge._optional import require
+    from refusion_edge.cli.console import output, write_json
+    from refusion_edge.errors import UsageError
+
+    if options.list:
+        _print_metrics()
+        return 0
+    if options.a is None or options.b is None:
+        raise UsageError("expected the folders of both sources, got none or one; add --ir DIR and --vis DIR (or --a and --b).")
+    metrics, sweep = _metrics(options), _sweep(options)
+    if options.html:
+        # Before the work, not after it.
+        require("jinja2", "eval", "An HTML report")
+
+    from refusion_edge.evaluation import evaluate
+    from refusion_edge.evaluation.page import render_page
+    from refusion_edge.files import write_atomically
+
+    with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder, _progress() as progress:
+        report = evaluate(
+            options.a,
+            options.b,
+            _named(options.fused, "--fused"),
+            metrics,
+            engines=_named(options.bundle, "--bundle"),
+            folder=Path(folder),
+            task=options.task,
+            partial=options.partial,
+            misregistration=sweep,
+            jobs=options.jobs,
+            progress=progress,
+        )
+        page = render_page(report) if options.html else ""
+    if options.csv:
+        write_atomically(Path(options.csv), report.to_csv().encode())
+    if options.html:
+        write_atomically(Path(options.html), page.encode())
+    if options.json:
+        write_json(options.json, report.to_document())
+    if options.json != "-":
+        _print_report(report)
+        written = [path for path in (options.csv, options.json, options.html) if path]
+        output().print(f"\nwrote {', '.join(written)}" if written else "\nnext: add --html report.html for plots and montages")
+    return 0
+
+
+def _metrics(options: argparse.Namespace) -> tuple[Metric, ...]:
+    from refusion_edge.metrics import find_metric, metrics_of
+
+    conventions = [name.strip() for name in options.convention.split(",")]
+    of_conventions = [metric for convention in conventions for metric in metrics_of(convention)]
+    if options.metrics is None:
+        return tuple(dict.fromkeys(of_conventions))
+    return tuple(dict.fromkeys(find_metric(name.strip(), conventions[0]) for name in options.metrics.split(",")))
+
+
+def _sweep(options: argparse.Namespace) -> Sweep | None:
+    from refusion_edge.errors import UsageError
+    from refusion_edge.evaluation.scoring import Sweep
+
+    if options.shifts is None:
+        return None
+    try:
+        offsets = sorted({float(text) for text in options.shifts.split(",")})
+    except ValueError:
+        raise UsageError(f"expected --shifts as numbers of pixels separated by commas, got '{options.shifts}'.") from None
+    return Sweep(tuple(offsets), options.shift_kind)
+
+
+def _named(sources: list[str], option: str) -> dict[str, str]:
+    """Name of the method to its folder; the folder's own name where none is given."""
+    from refusion_edge.errors import UsageError
+
+    named: dict[str, str] = {}
+    for source in sources:
+        name, separator, path = source.partition("=")
+        if not separator or Path(source).exists():
+            name, path = Path(source).name, source
+        if not name or not path:
+            raise UsageError(f"expected {option} NAME=DIR, got '{source}'.")
+        if name in named:
+            raise UsageError(f"expected every method to have its own name, got '{name}' twice; write {option} NAME=DIR.")
+        named[name] = path
+    return named
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    from refusion_edge.cli.console import progress_bar
+
+    with progress_bar() as bars:
+
+        def start(description: str, steps: int) -> Callable[[], None]:
+            task = bars.add_task(description, total=steps)
+            return lambda: bars.advance(task)
+
+        yield start
+
+
+def _print_metrics() -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.metrics import CONVENTIONS, metrics_of
+
+    table = plain_table("metric", "convention", "what", "better", "range", "paper")
+    for convention in CONVENTIONS:
+        for metric in metrics_of(convention):
+            bounds = f"{metric.bounds} {metric.unit}".rstrip()
+            table.add_row(metric.name, convention, metric.title, metric.direction, bounds, metric.paper)
+    output().print(table)
+
+
+def _print_report(report: Report) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.evaluation.report import UNDEFINED
+
+    console = output()
+    for path in report.found.left_out:
+        console.print(f"left out, no counterpart: {path}")
+    count = len(report.found.cases)
+    console.print(f"{report.task.title}: {count} image{'' if count == 1 else 's'}, means over images")
+    several = len(report.methods) > 1
+    for convention in report.conventions:
+        metrics = report.metrics_in(convention)
+        console.print(f"\nconvention {convention}")
+        table = plain_table("method", *(f"{metric.name} {'↑' if metric.direction == 'higher' else '↓'}" for metric in metrics))
+        for method, _ in report.ranking():
+            table.add_row(method, *(_mean(report, method, metric, several) for metric in metrics))
+        console.print(table)
+    if any(report.summary(method, metric).undefined for method in report.methods for metric in report.metrics):
+        console.print(f"\n* {UNDEFINED} on some images, which are not counted")
+    if several:
+        _print_comparison(report)
+    if report.misregistration is not None:
+        _print_misregistration(report)
+
+
+def _mean(report: Report, method: str, metric: Metric, marked: bool) -> str:
+    from refusion_edge.evaluation.report import format_value
+
+    summary, rank = report.summary(method, metric), report.ranks(metric)[method]
+    mark = _MARKS.get(rank, "") if marked and rank is not None else ""
+    return format_value(summary.mean) + ("*" if summary.undefined and summary.images else "") + mark
+
+
+def _print_comparison(report: Report) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.evaluation.report import UNDEFINED, format_difference
+
+    console = output()
+    ranking = report.ranking()
+    console.print("\nmean rank over all metrics")
+    table = plain_table("method", "mean rank")
+    for method, rank in ranking:
+        table.add_row(method, UNDEFINED if rank is None else f"{rank:.2f}")
+    console.print(table)
+    leader, *others = (method for method, _ in ranking)
+    console.print(f"\n{leader} minus the others, with paired bootstrap 95 % intervals; ! where the interval leaves out 0")
+    table = plain_table("metric", *others)
+    for metric in report.metrics:
+        cells = []
+        for other in others:
+            found = report.difference(leader, other, metric)
+            text = UNDEFINED if found.mean is None else format_difference(found.mean)
+            if found.low is not None and found.high is not None:
+                text += f" ({format_difference(found.low)} to {format_difference(found.high)}){' !' if found.distinct else ''}"
+            cells.append(text)
+        table.add_row(metric.label, *cells)
+    console.print(table)
+
+
+def _print_misregistration(report: Report) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.evaluation.report import format_value
+
+    if report.misregistration is None:
+        return
+    sweep, means = report.misregistration.sweep, report.misregistration.means
+    output().print(f"\nmeans against {sweep.kind} of source a in pixels")
+    table = plain_table("metric", "method", *(f"{offset:g}" for offset in sweep.offsets_px))
+    for column, metric in enumerate(report.metrics):
+        for method, rows in zip(report.methods, means, strict=True):
+            table.add_row(metric.label, method, *(format_value(float(value)) for value in rows[:, column]))
+    output().print(table)

@@ -1,0 +1,8 @@
+"""Scoring whole folders of fused pictures: which files belong together, all cores, statistics, reports."""
+
+from __future__ import annotations
+
+from refusion_edge.evaluation.evaluate import evaluate
+from refusion_edge.evaluation.report import Report
+
+__all__ = ["Report", "evaluate"]

@@ -1,0 +1,153 @@
+"""Which files are scored together: the two sources of a case and what each method made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from refusion_edge.errors import InputError, UsageError
+from refusion_edge.pairs import PairPaths, find_images, find_pairs
+
+_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a method made of one pair.
+
+    Attributes:
+        luma: File that conventions on grey pictures read.
+        colour: File that conventions on colour planes read; the same one where a method has only one.
+    """
+
+    luma: Path
+    colour: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One pair of sources and its results.
+
+    Attributes:
+        name: Stem of the sources.
+        a: File of source a.
+        b: File of source b.
+        results: Method to its result.
+    """
+
+    name: str
+    a: Path
+    b: Path
+    results: Mapping[str, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseList:
+    """What sources and results have in common.
+
+    Attributes:
+        methods: Names of the methods, in the order given.
+        cases: Cases, ordered by name.
+        left_out: Files without a counterpart.
+    """
+
+    methods: tuple[str, ...]
+    cases: tuple[Case, ...]
+    left_out: tuple[Path, ...]
+
+
+def find_sources(a: str, b: str, *, partial: bool = False) -> tuple[tuple[PairPaths, ...], tuple[Path, ...]]:
+    """Match the two folders of sources.
+
+    Args:
+        a: Folder or glob pattern of source a.
+        b: The same for source b.
+        partial: Whether to go on without the files that have no counterpart.
+
+    Returns:
+        The pairs, and the files without a counterpart.
+
+    Raises:
+        InputError: The folders hold nothing in common, or a counterpart is missing and ``partial`` is not set.
+    """
+    found = find_pairs(a, b)
+    left_out = (*found.only_a, *found.only_b)
+    _require_all(left_out, partial)
+    return found.pairs, left_out
+
+
+def find_cases(
+    a: str, b: str, results: Mapping[str, str], *, in_colour: Mapping[str, str] | None = None, partial: bool = False
+) -> CaseList:
+    """Match sources and the results of several methods by stem.
+
+    The results of a method may all carry one tail after the stem of their sources, as in ``carLight_GFF.jpg``.
+
+    Args:
+        a: Folder or glob pattern of source a.
+        b: The same for source b.
+        results: Method to the folder or glob pattern of its results.
+        in_colour: The same for methods whose results exist in colour as well; it has to hold the same stems.
+        partial: Whether to go on without the files that have no counterpart.
+
+    Raises:
+        InputError: Nothing matches, or a counterpart is missing and ``partial`` is not set.
+        UsageError: No method is given.
+    """
+    if not results:
+        raise UsageError("expected at least one folder of fused images, got none; add --fused DIR or --bundle DIR.")
+    pairs, left_out = find_sources(a, b, partial=partial)
+    names = [pair.name for pair in pairs]
+    luma = {method: _match(names, source) for method, source in results.items()}
+    colour = luma | {method: _match(names, source) for method, source in (in_colour or {}).items()}
+    missing = [Path(results[method], f"{name}.*") for method, files in luma.items() for name in names if name not in files]
+    matched = {file for files in luma.values() for file in files.values()}
+    surplus = [file for source in results.values() for file in find_images(source).values() if file not in matched]
+    _require_all((*missing, *surplus), partial)
+    cases = tuple(
+        Case(pair.name, pair.a, pair.b, {method: Result(luma[method][pair.name], colour[method][pair.name]) for method in luma})
+        for pair in pairs
+        if all(pair.name in files for files in luma.values())
+    )
+    if not cases:
+        raise InputError(
+            f"expected an image that every one of {', '.join(results)} has a result for, got none; compare the folders."
+        )
+    return CaseList(tuple(results), cases, (*left_out, *missing, *surplus))
+
+
+def _match(names: list[str], source: str) -> dict[str, Path]:
+    """Name of a pair to the result in ``source``, by the tail that fits most; no tail wins a tie, one goes with one."""
+    files = find_images(source)
+    if len(names) == len(files) == 1:
+        return dict(zip(names, files.values(), strict=True))
+    hits: dict[str, int] = {}
+    for name in names:
+        for stem in files:
+            if stem.startswith(name):
+                tail = stem.removeprefix(name)
+                hits[tail] = hits.get(tail, 0) + 1
+    most = max(hits.values(), default=0)
+    best = sorted(tail for tail, count in hits.items() if count == most)
+    if not best:
+        raise InputError(
+            f"expected results in {source} whose stems are those of the sources ({names[0]}, ...), got none "
+            f"({next(iter(files))}, ...); rename them."
+        )
+    if len(best) > 1 and best[0]:
+        raise InputError(
+            f"expected one result for each source in {source}, got several kinds, ending in {', '.join(best)}; "
+            f"name one with a pattern, such as '{source}/*{best[0]}.*'."
+        )
+    return {name: files[name + best[0]] for name in names if name + best[0] in files}
+
+
+def _require_all(unmatched: Iterable[Path], partial: bool) -> None:
+    paths = [str(path) for path in unmatched]
+    if paths and not partial:
+        more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
+        raise InputError(
+            f"expected a counterpart for every image, got none for {', '.join(paths[:_LISTED])}{more}; add the "
+            "missing files, or score the others with --partial."
+        )

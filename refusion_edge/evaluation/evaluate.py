@@ -1,0 +1,113 @@
+"""From folders and engines to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refusion_edge.errors import UsageError
+from refusion_edge.evaluation.cases import find_cases, find_sources
+from refusion_edge.evaluation.fusing import fuse_pairs, sweep_fuser
+from refusion_edge.evaluation.report import Report, SweepResult
+from refusion_edge.evaluation.scoring import Sweep, core_count, score_cases, sweep_cases
+from refusion_edge.evaluation.statistics import mean_of_defined
+from refusion_edge.fuser import load
+from refusion_edge.metrics import Metric
+from refusion_edge.pairs import PairPaths
+from refusion_edge.tasks import find_task
+
+Progress: TypeAlias = Callable[[str, int], Callable[[], None]]
+"""From a description and a number of steps to what is called after each step."""
+
+DEFAULT_TASK = "ir_vis"
+
+
+def silent(description: str, steps: int) -> Callable[[], None]:
+    """Progress that nobody sees."""
+    return lambda: None
+
+
+def evaluate(
+    a: str,
+    b: str,
+    results: Mapping[str, str],
+    metrics: Sequence[Metric],
+    *,
+    engines: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    task: str | None = None,
+    partial: bool = False,
+    misregistration: Sweep | None = None,
+    jobs: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Score the results of one or more methods.
+
+    Args:
+        a: Folder or glob pattern of source a (infrared, functional, near, under).
+        b: The same for source b (visible, MRI, far, over).
+        results: Method to the folder or glob pattern of its fused pictures.
+        metrics: What to compute; metrics over time take the cases, ordered by name, for frames.
+        engines: Method to a bundle, weights file or task that fuses the sources first.
+        folder: Where the results of engines are written; they have to stay until the report's page is made.
+        task: Fusion task; that of the engines, else ``ir_vis``, if None.
+        partial: Whether to score what is complete when counterparts are missing.
+        misregistration: Offsets to sweep over, or None.
+        jobs: Processes for scoring; 0 for one per core.
+        progress: Told about every step.
+
+    Raises:
+        UsageError: No method is given, a name occurs twice, or the engines are for different tasks.
+        InputError: Files do not fit together or cannot be used; the message names them.
+    """
+    engines = engines or {}
+    twice = results.keys() & engines.keys()
+    if twice:
+        raise UsageError(f"expected every method to have its own name, got '{min(twice)}' twice; write NAME=DIR.")
+    jobs = jobs or core_count()
+    folders, in_colour = dict(results), {}
+    if engines:
+        if folder is None:
+            raise UsageError("expected a folder for what the engines fuse, got none; give one.")
+        pairs, _ = find_sources(a, b, partial=partial)
+        wants_colour = any(metric.convention == "vifb" for metric in metrics)
+        for index, (name, engine) in enumerate(engines.items()):
+            with load(engine, task=task) as fuser:
+                task = fuser.task.name
+                folders[name] = str(folder / f"{index}-luma")
+                fuse_pairs(fuser, pairs, Path(folders[name]), colour=False, done=progress(f"fusing: {name}", len(pairs)))
+                if wants_colour:
+                    in_colour[name] = str(folder / f"{index}-colour")
+                    done = progress(f"fusing in colour: {name}", len(pairs))
+                    fuse_pairs(fuser, pairs, Path(in_colour[name]), colour=True, done=done)
+
+    found = find_cases(a, b, folders, in_colour=in_colour, partial=partial)
+    chosen = find_task(task or DEFAULT_TASK)
+    done = progress("scoring", len(found.cases))
+    values = score_cases(found.cases, metrics, sensor_a=chosen.ranged_a, jobs=jobs, done=done)
+    report = Report(chosen, found, tuple(metrics), values)
+    if misregistration is None:
+        return report
+    return replace(report, misregistration=_sweep(report, engines, misregistration, jobs, progress))
+
+
+def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, progress: Progress) -> SweepResult:
+    """Sweep over finished results as they are, and over engines by fusing anew."""
+    cases, metrics, sensor_a = report.found.cases, report.metrics, report.task.ranged_a
+    by_method: dict[str, NDArray[np.float64]] = {}
+    finished = [method for method in report.methods if method not in engines]
+    if finished:
+        reduced = [replace(case, results={method: case.results[method] for method in finished}) for case in cases]
+        done = progress("misregistering", len(cases))
+        swept = sweep_cases(reduced, metrics, sweep, sensor_a=sensor_a, jobs=jobs, done=done)
+        by_method = dict(zip(finished, swept, strict=True))
+    pairs = [PairPaths(case.name, case.a, case.b) for case in cases]
+    for name, engine in engines.items():
+        with load(engine, task=report.task.name) as fuser:
+            by_method[name] = sweep_fuser(fuser, pairs, metrics, sweep, progress(f"misregistering: {name}", len(pairs)))
+    return SweepResult(sweep, np.stack([mean_of_defined(by_method[method], axis=0) for method in report.methods]))

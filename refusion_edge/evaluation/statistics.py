@@ -1,0 +1,127 @@
+"""Means, ranks and paired differences of per-image values; undefined values are NaN and never counted."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+SEED = 20_240_806
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Values of one method in one metric.
+
+    Attributes:
+        mean: Mean over the images where the metric is defined; None if it is nowhere.
+        standard_error: Standard error of that mean; None below two images.
+        images: Images where the metric is defined.
+        undefined: Images where it is not.
+    """
+
+    mean: float | None
+    standard_error: float | None
+    images: int
+    undefined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much higher a first method is than a second one, over the images where both are defined.
+
+    Attributes:
+        mean: Mean of the paired differences; None without such an image.
+        low: Lower end of the paired bootstrap interval; None below two images.
+        high: Upper end.
+        images: Number of such images.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    images: int
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def mean_of_defined(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Mean over one axis without what is undefined; NaN where nothing is defined."""
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=axis)
+    total = np.where(defined, values, 0).sum(axis=axis)
+    return np.asarray(np.divide(total, count, out=np.full_like(total, math.nan), where=count > 0))
+
+
+def summarise(values: NDArray[np.float64]) -> Summary:
+    """Sum up the values of one method, (images,)."""
+    defined = values[~np.isnan(values)]
+    count = len(defined)
+    return Summary(
+        float(np.mean(defined)) if count else None,
+        float(np.std(defined, ddof=1)) / math.sqrt(count) if count > 1 else None,
+        count,
+        len(values) - count,
+    )
+
+
+def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Difference:
+    """Compare two methods on the same images.
+
+    The interval is the percentile bootstrap: images are drawn with replacement, both methods on the same ones, from a
+    fixed seed, so that the same values always give the same interval.
+
+    Args:
+        first: (images,), NaN where undefined.
+        second: The same images.
+
+    Source:
+        Efron, Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    paired = first - second
+    paired = paired[~np.isnan(paired)]
+    if len(paired) < 2:
+        return Difference(float(paired[0]) if len(paired) else None, None, None, len(paired))
+    means = _resampling(len(paired)) @ paired
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Difference(float(np.mean(paired)), float(low), float(high), len(paired))
+
+
+def ranks(means: list[float | None], *, higher_is_better: bool) -> list[int | None]:
+    """Rank methods by their means, 1 for the best; equal means share the better rank, undefined ones have none."""
+    sign = 1 if higher_is_better else -1
+    return [
+        None if own is None else 1 + sum(other is not None and sign * other > sign * own for other in means) for own in means
+    ]
+
+
+def image_quality(values: NDArray[np.float64], higher_is_better: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Order the images of one method from bad to good.
+
+    Args:
+        values: (images, metrics), NaN where undefined.
+        higher_is_better: (metrics,).
+
+    Returns:
+        (images,) in [0, 1]: the share of the other images that an image beats, averaged over the metrics; undefined
+        beats nothing.
+    """
+    oriented = np.where(higher_is_better, values, -values)
+    oriented = np.where(np.isnan(oriented), -np.inf, oriented)
+    beaten = (oriented[:, None, :] > oriented[None, :, :]).sum(axis=1)
+    return np.asarray(beaten.mean(axis=1) / max(len(values) - 1, 1))
+
+
+@functools.lru_cache(maxsize=8)
+def _resampling(count: int) -> NDArray[np.float64]:
+    """Weights of ``count`` images in each resample, (RESAMPLES, count)."""
+    drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return drawn / count

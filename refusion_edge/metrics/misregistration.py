@@ -1,0 +1,115 @@
+"""How sensitive a result is to cameras that are not aligned: metrics against misregistration in pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import UsageError
+from refusion_edge.metrics.registry import Metric, score
+
+Displacement = Literal["shift", "skew"]
+"""``shift``: the whole picture moves to the right. ``skew``: its last row moves to the right and its first to the left."""
+
+
+def displace(image: Array, offset_px: float, kind: Displacement = "shift") -> Array:
+    """Misregister a picture.
+
+    Args:
+        image: (H, W) or (H, W, 3); uint8, uint16 or float32.
+        offset_px: How far to move, in pixels, fractions included (linear interpolation).
+        kind: See ``Displacement``; with ``skew`` the rows between the first and the last move in proportion.
+
+    Returns:
+        Same shape and dtype, new memory; the border is repeated into what becomes visible.
+    """
+    height, width = image.shape[:2]
+    # Row y moves by slope * y + start.
+    slope, start = (2 * offset_px / max(height - 1, 1), -offset_px) if kind == "skew" else (0.0, offset_px)
+    matrix = np.array([[1, slope, start], [0, 1, 0]], np.float64)
+    moved: Array = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return moved
+
+
+def sweep(
+    a: Array,
+    b: Array,
+    fused: Array,
+    metrics: Sequence[Metric],
+    offsets_px: Sequence[float],
+    kind: Displacement = "shift",
+    *,
+    sensor_a: bool = False,
+) -> list[dict[Metric, float]]:
+    """Score a finished result against a source a that is displaced: how much the metric makes of misregistration.
+
+    Args:
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
+        b: Source b, same height and width.
+        fused: Fused picture, same height and width.
+        metrics: What to compute.
+        offsets_px: Displacements of source a in pixels.
+        kind: ``shift`` or ``skew``.
+        sensor_a: As in ``refusion_edge.metrics.score``.
+
+    Returns:
+        Metric to value, one for each offset. All are taken over the same columns: those that no offset pushes out.
+
+    Raises:
+        UsageError: An offset is not finite or leaves too little of the picture.
+        ShapeError: The three differ in size.
+    """
+    inner = _inner_columns(a.shape[1], offsets_px)
+    return [
+        score(displace(a, offset, kind)[:, inner], b[:, inner], fused[:, inner], metrics, sensor_a=sensor_a)
+        for offset in offsets_px
+    ]
+
+
+def sweep_fusion(
+    a: Array,
+    b: Array,
+    fuse: Callable[[Array, Array], Array],
+    metrics: Sequence[Metric],
+    offsets_px: Sequence[float],
+    kind: Displacement = "shift",
+    *,
+    sensor_a: bool = False,
+) -> list[dict[Metric, float]]:
+    """Fuse with a displaced source a and score against the aligned sources: how much misregistration costs a method.
+
+    Args:
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
+        b: Source b, same height and width.
+        fuse: From source a and source b to the fused picture, for example ``Fuser.fuse``.
+        metrics: What to compute.
+        offsets_px: Displacements of source a in pixels.
+        kind: ``shift`` or ``skew``.
+        sensor_a: As in ``refusion_edge.metrics.score``.
+
+    Returns:
+        Metric to value, one for each offset, over the same columns as in ``sweep``.
+
+    Raises:
+        UsageError: An offset is not finite or leaves too little of the picture.
+        ShapeError: The pictures differ in size.
+    """
+    inner = _inner_columns(a.shape[1], offsets_px)
+    return [
+        score(a[:, inner], b[:, inner], fuse(displace(a, offset, kind), b)[:, inner], metrics, sensor_a=sensor_a)
+        for offset in offsets_px
+    ]
+
+
+def _inner_columns(width: int, offsets_px: Sequence[float]) -> slice:
+    if not all(math.isfinite(offset) for offset in offsets_px):
+        raise UsageError(f"expected finite offsets in pixels, got {', '.join(map(str, offsets_px))}.")
+    margin = math.ceil(max((abs(offset) for offset in offsets_px), default=0))
+    if 2 * margin >= width / 2:
+        raise UsageError(f"expected offsets below a quarter of the width of {width} pixels, got {margin}; use smaller ones.")
+    return slice(margin, width - margin)

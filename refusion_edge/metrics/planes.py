@@ -1,0 +1,72 @@
+"""From pictures to the planes of grey levels that metrics are defined on."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refusion_edge.arrays import Array
+from refusion_edge.luminance import to_display_range
+
+Plane: TypeAlias = NDArray[np.float64]
+"""Grey levels, (H, W) float64, whole numbers in [0, 255]."""
+
+WHITE = 255.0
+
+
+def to_grey_plane(image: Array, *, sensor: bool = False) -> Plane:
+    """Turn a picture into its plane of rounded luma.
+
+    Args:
+        image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
+        sensor: Whether 16-bit or float grey is raw sensor data, see ``refusion_edge.luminance.to_display_range``.
+
+    Returns:
+        (H, W), whole numbers in [0, 255].
+
+    Raises:
+        InputError: The picture holds NaN or infinities.
+
+    Source:
+        Evaluator of the CDDFuse repository: colour is weighted by 0.299, 0.587, 0.114 in float32, a half is rounded
+        to the even neighbour.
+    """
+    picture = to_display_range(image, sensor=sensor)
+    if picture.ndim == 2:
+        return np.round(picture).astype(np.float64)
+    # Blue first, as the Evaluator reads files: the order of the float32 sum decides how values near a half round.
+    luma = cv2.cvtColor(np.ascontiguousarray(picture[..., ::-1]), cv2.COLOR_BGR2GRAY)
+    return np.round(luma).astype(np.float64)
+
+
+def to_colour_planes(image: Array, *, sensor: bool = False) -> Plane:
+    """Turn a picture into its colour planes.
+
+    Args:
+        image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
+        sensor: As in ``to_grey_plane``.
+
+    Returns:
+        (3, H, W) in the order R, G, B; (1, H, W) if the three would be equal. Whole numbers in [0, 255].
+
+    Raises:
+        InputError: The picture holds NaN or infinities.
+    """
+    picture = np.round(to_display_range(image, sensor=sensor)).astype(np.float64)
+    if picture.ndim == 2:
+        return picture[None]
+    planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
+    grey = np.array_equal(planes[0], planes[1]) and np.array_equal(planes[0], planes[2])
+    return planes[:1] if grey else planes
+
+
+def stretch(plane: Plane) -> Plane:
+    """Stretch a plane so that its minimum becomes 0 and its maximum 255, a half rounded up; constant gives 0."""
+    low, high = plane.min(), plane.max()
+    if high == low:
+        return np.zeros_like(plane)
+    # In this order: a product by 255 / (high - low) would round other values up.
+    return np.asarray(np.floor((plane - low) / (high - low) * WHITE + 0.5))

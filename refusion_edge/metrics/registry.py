@@ -1,0 +1,349 @@
+"""The table of all metrics: name and convention to function, direction, range and paper.
+
+The same name means different formulas in different papers, so a metric is only ever named together with its
+convention: ``SSIM (evaluator)`` and ``SSIM (vifb)`` are two metrics.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import ShapeError, UsageError
+from refusion_edge.metrics import (
+    activity,
+    edges,
+    exposure,
+    feature,
+    information,
+    perceptual,
+    similarity,
+    structure,
+    temporal,
+    visual,
+)
+from refusion_edge.metrics.planes import Plane, to_colour_planes, to_grey_plane
+
+Direction = Literal["higher", "lower"]
+"""Which values are better."""
+
+Reads = Literal["fused", "sources", "planes", "transition"]
+"""What a function is given.
+
+``fused``: the fused plane; ``sources``: both sources and the fused plane; ``planes``: the fused colour planes at once;
+``transition``: the triples of two successive frames.
+"""
+
+CONVENTIONS: dict[str, str] = {
+    "evaluator": "grey pictures, as printed by CDDFuse, EMMA, ReFusion and their family",
+    "vifb": "mean over the colour planes, as printed by the VIFB benchmark",
+    "survey": "grey pictures, the further metrics of survey toolkits",
+    "sequence": "grey frames in order, per transition from one to the next",
+}
+DEFAULT_CONVENTION = "evaluator"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric in one convention.
+
+    Attributes:
+        name: Short name, as in tables.
+        convention: Key of ``CONVENTIONS``.
+        title: Name in words.
+        direction: Whether higher or lower is better.
+        low: Least possible value.
+        high: Largest possible value.
+        unit: Unit of the value, empty for a pure number.
+        reads: What the function is given.
+        function: From planes to a value; NaN or infinity where the metric is undefined.
+        paper: Who defined it.
+        alias: Further name, as the convention's own tables have it, or empty.
+    """
+
+    name: str
+    convention: str
+    title: str
+    direction: Direction
+    low: float
+    high: float
+    unit: str
+    reads: Reads
+    function: Callable[..., float]
+    paper: str
+    alias: str = ""
+
+    @property
+    def bounds(self) -> str:
+        """Range in words."""
+        low, high = (f"{bound:.5g}" if math.isfinite(bound) else "any" for bound in (self.low, self.high))
+        return f"{low} to {high}" if (low, high) != ("any", "any") else "any"
+
+    @property
+    def label(self) -> str:
+        """Name together with its convention."""
+        return f"{self.name} ({self.convention})"
+
+    @property
+    def key(self) -> str:
+        """Name together with its convention, as it is typed."""
+        return f"{self.convention}:{self.name}"
+
+
+_INF = math.inf
+_NATS = 2 * 8 * math.log(2)
+_SURVEY = "Liu et al., IEEE TPAMI 34(1), 2012"
+
+_ALL = (
+    Metric("EN", "evaluator", "entropy", "higher", 0, 8, "bit", "fused", information.entropy, "Roberts et al., 2008"),
+    Metric("SD", "evaluator", "standard deviation", "higher", 0, 127.5, "levels", "fused",
+           activity.standard_deviation, "Rao, 1997"),
+    Metric("SF", "evaluator", "spatial frequency", "higher", 0, 255 * math.sqrt(2), "levels", "fused",
+           activity.spatial_frequency, "Eskicioglu and Fisher, 1995"),
+    Metric("AG", "evaluator", "average gradient", "higher", 0, 255, "levels", "fused",
+           activity.average_gradient, "Cui et al., 2015"),
+    Metric("MI", "evaluator", "mutual information", "higher", 0, _NATS, "nat", "sources",
+           information.mutual_information, "Qu et al., 2002"),
+    Metric("MSE", "evaluator", "mean squared error", "lower", 0, 255**2, "levels^2", "sources",
+           similarity.mean_squared_error, "Zhao et al. (CDDFuse), 2023"),
+    Metric("CC", "evaluator", "correlation coefficient", "higher", -1, 1, "", "sources",
+           similarity.correlation, "Ma et al., 2019"),
+    Metric("PSNR", "evaluator", "peak signal-to-noise ratio", "higher", -_INF, _INF, "dB", "sources",
+           similarity.peak_signal_to_noise, "Zhao et al. (CDDFuse), 2023"),
+    Metric("SCD", "evaluator", "sum of the correlations of differences", "higher", -2, 2, "", "sources",
+           similarity.correlation_of_differences, "Aslantas and Bendes, 2015"),
+    Metric("VIF", "evaluator", "visual information fidelity", "higher", 0, _INF, "", "sources",
+           visual.visual_information_fidelity, "Sheikh and Bovik, 2006"),
+    Metric("Qabf", "evaluator", "edge information preserved", "higher", 0, 1, "", "sources",
+           edges.edge_preservation, "Xydeas and Petrovic, 2000"),
+    Metric("SSIM", "evaluator", "structural similarity, data range 2", "higher", -2, 2, "", "sources",
+           structure.structural_similarity, "Wang et al., 2004"),
+    Metric("SSIM255", "evaluator", "structural similarity, data range 255", "higher", -2, 2, "", "sources",
+           structure.structural_similarity_255, "Wang et al., 2004"),
+
+    Metric("EN", "vifb", "entropy", "higher", 0, 8, "bit", "fused", information.entropy, "Roberts et al., 2008", "Entropy"),
+    Metric("MI", "vifb", "mutual information, stretched", "higher", 0, _NATS, "nat", "sources",
+           information.mutual_information_stretched, "Qu et al., 2002", "Mutinf"),
+    Metric("CE", "vifb", "cross entropy", "lower", -_INF, _INF, "bit", "sources",
+           information.cross_entropy, "Bulanon et al., 2009", "Cross_entropy"),
+    Metric("SD", "vifb", "standard deviation", "higher", 0, 127.5, "levels", "fused",
+           activity.standard_deviation, "Rao, 1997", "Variance"),
+    Metric("AG", "vifb", "average gradient", "higher", 0, _INF, "levels", "fused",
+           activity.average_gradient_inside, "Cui et al., 2015", "Avg_gradient"),
+    Metric("EI", "vifb", "edge intensity", "higher", 0, 1020 * math.sqrt(2), "levels", "fused",
+           activity.edge_intensity, "Rajalingam and Priya, 2018", "Edge_intensity"),
+    Metric("SF", "vifb", "spatial frequency, with seams", "higher", 0, 255 * math.sqrt(2), "levels", "planes",
+           activity.spatial_frequency_of_colour, "Zhang et al. (VIFB), 2020", "Spatial_frequency"),
+    Metric("RMSE", "vifb", "norm of the error over N", "lower", 0, 255, "levels", "sources",
+           similarity.norm_per_pixel, "Zhang et al. (VIFB), 2020", "Rmse"),
+    Metric("PSNR", "vifb", "peak over norm of the error", "higher", -_INF, _INF, "dB", "sources",
+           similarity.peak_to_norm, "Zhang et al. (VIFB), 2020", "Psnr"),
+    Metric("SSIM", "vifb", "structural similarity, Gaussian windows", "higher", -2, 2, "", "sources",
+           structure.structural_similarity_gaussian, "Wang et al., 2004", "Ssim"),
+    Metric("Qabf", "vifb", "edge information preserved", "higher", 0, 1, "", "sources",
+           edges.edge_preservation, "Xydeas and Petrovic, 2000"),
+    Metric("Qcb", "vifb", "Chen-Blum quality", "higher", 0, 1, "", "sources", perceptual.chen_blum, "Chen and Blum, 2009"),
+    Metric("Qcv", "vifb", "Chen-Varshney quality", "lower", 0, _INF, "", "sources",
+           perceptual.chen_varshney, "Chen and Varshney, 2007"),
+
+    Metric("CE", "survey", "cross entropy", "lower", -_INF, _INF, "bit", "sources",
+           information.cross_entropy, "Bulanon et al., 2009"),
+    Metric("EI", "survey", "edge intensity", "higher", 0, 1020 * math.sqrt(2), "levels", "fused",
+           activity.edge_intensity, "Rajalingam and Priya, 2018"),
+    Metric("NMI", "survey", "normalised mutual information", "higher", 0, 2, "", "sources",
+           information.normalised_mutual_information, "Hossny et al., 2008", "Qmi"),
+    Metric("TE", "survey", "Tsallis mutual information", "higher", 0, _INF, "", "sources",
+           information.tsallis_information, "Cvejic et al., 2006", "Qte"),
+    Metric("QNCIE", "survey", "nonlinear correlation information entropy", "higher", 0, 1, "", "sources",
+           information.nonlinear_correlation, "Wang et al., 2008"),
+    Metric("FMI", "survey", "feature mutual information, pixels", "higher", -_INF, _INF, "", "sources",
+           feature.feature_information, "Haghighat et al., 2011", "FMI_pixel"),
+    Metric("FMI_gradient", "survey", "feature mutual information, gradient", "higher", -_INF, _INF, "", "sources",
+           feature.feature_information_gradient, "Haghighat et al., 2011"),
+    Metric("FMI_dct", "survey", "feature mutual information, cosine transform", "higher", -_INF, _INF, "", "sources",
+           feature.feature_information_cosine, "Haghighat and Razian, 2014"),
+    Metric("Qy", "survey", "Yang's similarity", "higher", -1, 1, "", "sources", structure.yang_similarity, "Yang et al., 2008"),
+    Metric("Qcb", "survey", "Chen-Blum quality", "higher", 0, 1, "", "sources", perceptual.chen_blum, "Chen and Blum, 2009"),
+    Metric("Qcv", "survey", "Chen-Varshney quality", "lower", 0, _INF, "", "sources",
+           perceptual.chen_varshney, "Chen and Varshney, 2007"),
+    Metric("Nabf", "survey", "fusion artifacts", "lower", 0, 1, "", "sources", edges.artifacts, "Shreyamsha Kumar, 2013"),
+    Metric("MS-SSIM", "survey", "multi-scale structural similarity", "higher", 0, 2, "", "sources",
+           structure.multi_scale_similarity, "Wang et al., 2003"),
+    Metric("MEF-SSIM", "survey", "multi-exposure structural similarity", "higher", 0, 1, "", "sources",
+           exposure.exposure_similarity, "Ma et al., 2015"),
+
+    Metric("Flicker", "sequence", "change beyond that of the sources", "lower", 0, 255, "levels", "transition",
+           temporal.flicker, "refusion-edge"),
+)  # fmt: skip
+
+
+def _by_name(metrics: Iterable[Metric]) -> dict[str, dict[str, Metric]]:
+    table: dict[str, dict[str, Metric]] = {}
+    for metric in metrics:
+        table.setdefault(metric.name, {})[metric.convention] = metric
+    return table
+
+
+METRICS: dict[str, dict[str, Metric]] = _by_name(_ALL)
+"""Name of a metric to convention to the metric."""
+
+
+def metrics_of(convention: str) -> tuple[Metric, ...]:
+    """All metrics of a convention, in the order of its tables.
+
+    Raises:
+        UsageError: There is no such convention.
+    """
+    if convention not in CONVENTIONS:
+        raise UsageError(
+            f"expected a convention out of {', '.join(CONVENTIONS)}, got '{convention}'{_nearest(convention, CONVENTIONS)}."
+        )
+    return tuple(metric for metric in _ALL if metric.convention == convention)
+
+
+def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
+    """Look a metric up.
+
+    Args:
+        name: ``SSIM``, or with its convention ``vifb:SSIM``; also the alias, such as ``vifb:Entropy``. Upper or lower case.
+        convention: Where to look first if the name does not say; a metric that only one other convention has is found
+            as well.
+
+    Raises:
+        UsageError: There is no such metric, or it has to be said which one is meant; the message suggests the nearest.
+    """
+    prefix, separator, bare = name.rpartition(":")
+    named = [metric for metric in _ALL if bare and bare.lower() in (metric.name.lower(), metric.alias.lower())]
+    candidates = [metric for metric in named if metric.convention == (prefix or convention)]
+    if separator:
+        metrics_of(prefix)
+    elif not candidates:
+        candidates = named
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise UsageError(
+            f"expected one metric, got '{name}', which can be {' or '.join(metric.key for metric in candidates)}; "
+            "write one of these."
+        )
+    if named:
+        raise UsageError(
+            f"expected a metric of the convention {prefix}, got '{name}', which exists as "
+            f"{' and '.join(metric.key for metric in named)}."
+        )
+    known = [text for metric in _ALL for text in (metric.name, metric.alias) if text]
+    raise UsageError(f"expected a metric, got '{name}'{_nearest(bare, known)}; there are {', '.join(METRICS)}.")
+
+
+def score(
+    a: Array, b: Array, fused: Array, metrics: Sequence[Metric] | None = None, *, sensor_a: bool = False
+) -> dict[Metric, float]:
+    """Score one fused picture.
+
+    Args:
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
+        b: Source b, same height and width.
+        fused: Fused picture, same height and width.
+        metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
+        sensor_a: Whether 16-bit or float grey of source a is raw sensor data, as ``Task.ranged_a`` says.
+
+    Returns:
+        Metric to value, in the order asked for; NaN or infinite where a metric is undefined.
+
+    Raises:
+        ShapeError: The three differ in height or width.
+        InputError: A picture holds NaN or infinities.
+    """
+    pictures = _Pictures(a, b, fused, sensor_a=sensor_a)
+    return _score(metrics_of(DEFAULT_CONVENTION) if metrics is None else metrics, pictures, None)
+
+
+def score_transition(
+    previous: tuple[Array, Array, Array],
+    current: tuple[Array, Array, Array],
+    metrics: Sequence[Metric],
+    *,
+    sensor_a: bool = False,
+) -> dict[Metric, float]:
+    """Score one frame of a sequence, see ``score``; metrics over time compare it with the frame before.
+
+    Args:
+        previous: Source a, source b and fused picture of the frame before.
+        current: The same of this frame.
+        metrics: What to compute.
+        sensor_a: As in ``score``.
+
+    Raises:
+        ShapeError: Pictures differ in height or width.
+        InputError: A picture holds NaN or infinities.
+    """
+    if previous[0].shape[:2] != current[0].shape[:2]:
+        raise ShapeError(
+            f"expected frames of one size, got {_size(previous[0])} and then "
+            f"{_size(current[0])} (width x height); score them apart."
+        )
+    return _score(metrics, _Pictures(*current, sensor_a=sensor_a), _Pictures(*previous, sensor_a=sensor_a))
+
+
+class _Pictures:
+    """The three pictures of one moment, turned into planes once for each way of reading them."""
+
+    def __init__(self, a: Array, b: Array, fused: Array, *, sensor_a: bool) -> None:
+        if not a.shape[:2] == b.shape[:2] == fused.shape[:2]:
+            raise ShapeError(
+                f"expected sources and result of one size, got a = {_size(a)}, b = {_size(b)}, fused = "
+                f"{_size(fused)} (width x height); score them as they were fused, without resizing."
+            )
+        self._images = ((a, sensor_a), (b, False), (fused, False))
+
+    @functools.cached_property
+    def grey(self) -> temporal.Triple:
+        """(H, W) each."""
+        a, b, fused = (to_grey_plane(image, sensor=sensor) for image, sensor in self._images)
+        return a, b, fused
+
+    @functools.cached_property
+    def colour(self) -> tuple[Plane, Plane, Plane]:
+        """(1, H, W) each if all three are grey, else (3, H, W) each."""
+        planes = [to_colour_planes(image, sensor=sensor) for image, sensor in self._images]
+        count = max(map(len, planes))
+        a, b, fused = (np.broadcast_to(plane, (count, *plane.shape[1:])) for plane in planes)
+        return a, b, fused
+
+
+def _score(metrics: Sequence[Metric], pictures: _Pictures, previous: _Pictures | None) -> dict[Metric, float]:
+    return {metric: _value(metric, pictures, previous) for metric in metrics}
+
+
+def _value(metric: Metric, pictures: _Pictures, previous: _Pictures | None) -> float:
+    if metric.reads == "transition":
+        return math.nan if previous is None else metric.function(previous.grey, pictures.grey)
+    if metric.convention == "vifb":
+        a, b, fused = pictures.colour
+        if metric.reads == "planes":
+            return metric.function(np.broadcast_to(fused, (3, *fused.shape[1:])))
+        return float(np.mean([_of_plane(metric, *triple) for triple in zip(a, b, fused, strict=True)]))
+    return _of_plane(metric, *pictures.grey)
+
+
+def _of_plane(metric: Metric, a: Plane, b: Plane, fused: Plane) -> float:
+    return metric.function(fused) if metric.reads == "fused" else metric.function(a, b, fused)
+
+
+def _size(image: Array) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _nearest(name: str, known: Iterable[str] | Mapping[str, object]) -> str:
+    spelled: dict[str, str] = {}
+    for text in known:
+        spelled.setdefault(text.lower(), text)
+    nearest = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.3)
+    return f" (did you mean '{spelled[nearest[0]]}'?)" if nearest else ""

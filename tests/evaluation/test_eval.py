@@ -1,0 +1,290 @@
+"""The verb ``eval``: tables, files, and what it says of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array
+from refusion_edge.images import read_image, write_image
+from refusion_edge.metrics import METRICS, metrics_of, score
+from refusion_edge.tasks import TASKS
+from tests.conftest import one_sentence
+from tests.evaluation.conftest import NAMES
+
+Cli = Callable[..., tuple[int, str, str]]
+SOURCES = ("--ir", "ir", "--vis", "vis", "--jobs", 1)
+
+
+def refuse_constants(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def read_json(path: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse_constants)
+    return document
+
+
+def test_one_method_gives_a_table_with_its_convention(dataset: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli("eval", *SOURCES, "--fused", "good")
+    assert (code, err) == (0, "")
+    assert "convention evaluator" in out
+    assert all(f"{metric.name} " in out for metric in metrics_of("evaluator"))
+    assert "mean rank" not in out
+
+
+def test_several_methods_are_ranked_and_compared(dataset: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli("eval", *SOURCES, "--fused", "noisy", "--fused", "mean=good", "--metrics", "CC,MSE,vifb:SSIM")
+    assert code == 0
+    assert out.index("convention evaluator") < out.index("convention vifb")
+    assert re.search(r"mean +1\.00", out)
+    assert re.search(r"noisy +2\.00", out)
+    assert "mean minus the others" in out
+    assert re.search(r"MSE \(evaluator\) +-\d", out)
+
+
+def test_json_holds_every_number_with_its_convention(dataset: Path, run_cli: Cli) -> None:
+    names = "EN,vifb:EN,Nabf"
+    code, out, _ = run_cli("eval", *SOURCES, "--fused", "good", "--fused", "noisy", "--metrics", names, "--json", "r.json")
+    assert code == 0
+    assert "wrote r.json" in out
+    document = read_json("r.json")
+    assert document["schema"] == "refusion-edge/evaluation/1"
+    assert document["images"] == list(NAMES)
+    assert len(document["values"]) == 2 * 5 * 3
+    for part in ("metrics", "summary", "differences", "values"):
+        assert all({"metric", "convention"} <= set(entry) for entry in document[part])
+    first = document["values"][0]
+    entropy = METRICS["EN"]["evaluator"]
+    expected = score(*(read_image(path) for path in ("ir/01.png", "vis/01.png", "good/01.png")), [entropy])[entropy]
+    assert first == {"image": "01", "method": "good", "metric": "EN", "convention": "evaluator", "value": expected}
+    (difference,) = (entry for entry in document["differences"] if entry["metric"] == "Nabf")
+    assert difference["low"] <= difference["mean"] <= difference["high"] < 0
+    assert document["misregistration"] == []
+
+
+def test_json_on_standard_output_is_nothing_but_json(dataset: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli("eval", *SOURCES, "--fused", "good", "--json", "-")
+    assert code == 0
+    assert json.loads(out)["methods"] == ["good"]
+
+
+def test_csv_has_one_row_for_each_image_and_method(dataset: Path, run_cli: Cli) -> None:
+    assert run_cli("eval", *SOURCES, "--fused", "good", "--fused", "black", "--csv", "out/r.csv")[0] == 0
+    rows = list(csv.DictReader(Path("out/r.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["image"], row["method"]) for row in rows][:6] == [*((name, "good") for name in NAMES), ("01", "black")]
+    assert float(rows[0]["Qabf (evaluator)"]) > 0
+    assert rows[5]["CC (evaluator)"] == "undefined"
+
+
+def test_a_black_result_is_undefined_and_never_nan(dataset: Path, run_cli: Cli) -> None:
+    everything = "evaluator,vifb,survey,sequence"
+    methods = ("--fused", "black", "--fused", "good")
+    code, out, _ = run_cli(
+        "eval", *SOURCES, *methods, "--convention", everything, "--json", "r.json", "--html", "r.html"
+    )  # fmt: skip
+    assert code == 0
+    page = Path("r.html").read_text(encoding="utf-8")
+    for text in (out, re.sub(r"data:image[^\"]*", "", page)):
+        assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
+        assert "undefined" in text
+    (entry,) = (
+        entry for entry in read_json("r.json")["summary"]
+        if (entry["method"], entry["metric"], entry["convention"]) == ("black", "CC", "evaluator")
+    )  # fmt: skip
+    assert (entry["mean"], entry["undefined"], entry["rank"]) == (None, 5, None)
+
+
+def test_processes_give_what_one_process_gives(dataset: Path, run_cli: Cli) -> None:
+    for jobs in (1, 2):
+        arguments = ("--ir", "ir", "--vis", "vis", "--fused", "good", "--jobs", jobs, "--json", f"{jobs}.json")
+        assert run_cli("eval", *arguments)[0] == 0
+    assert read_json("1.json") == read_json("2.json")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_damaged_file_is_named_whoever_reads_it(dataset: Path, run_cli: Cli, jobs: int) -> None:
+    Path("good/04.png").write_bytes(Path("good/04.png").read_bytes()[:200])
+    code, out, err = run_cli("eval", "--ir", "ir", "--vis", "vis", "--fused", "good", "--jobs", jobs, "--csv", "r.csv")
+    assert (code, out) == (4, "")
+    assert "04.png" in err
+    assert one_sentence(err)
+    assert not Path("r.csv").exists()
+
+
+def test_a_result_of_another_size_is_named(dataset: Path, run_cli: Cli) -> None:
+    write_image("good/02.png", np.zeros((20, 30), np.uint8))
+    code, _, err = run_cli("eval", *SOURCES, "--fused", "good")
+    assert code == 4
+    assert all(text in err for text in ("02", "30x20", "56x48"))
+    assert one_sentence(err)
+
+
+def test_missing_counterparts_are_listed_or_left_out(dataset: Path, run_cli: Cli) -> None:
+    Path("good/03.png").unlink()
+    code, _, err = run_cli("eval", *SOURCES, "--fused", "good")
+    assert code == 4
+    assert "good/03" in err
+    assert one_sentence(err)
+    code, out, _ = run_cli("eval", *SOURCES, "--fused", "good", "--partial")
+    assert code == 0
+    assert "left out, no counterpart: good/03" in out
+    assert "4 images" in out
+
+
+def test_16_bit_and_colour_results_score_like_their_8_bit_grey(dataset: Path, run_cli: Cli) -> None:
+    for name in NAMES:
+        grey = read_image(f"good/{name}.png")
+        write_image(f"deep/{name}.png", grey.astype(np.uint16) * 257)
+        write_image(f"colour/{name}.png", np.repeat(grey[..., None], 3, axis=2))
+    arguments = [word for name in ("good", "deep", "colour") for word in ("--fused", name)]
+    assert run_cli("eval", *SOURCES, *arguments, "--convention", "evaluator,vifb", "--json", "r.json")[0] == 0
+    by_method: dict[str, list[float]] = {}
+    for entry in read_json("r.json")["summary"]:
+        by_method.setdefault(entry["method"], []).append(entry["mean"])
+    assert by_method["deep"] == pytest.approx(by_method["good"])
+    assert by_method["colour"] == pytest.approx(by_method["good"])
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--metrics", "SSIN"), "did you mean 'SSIM'"),
+        (("--metrics", "EN,"), "expected a metric, got ''"),
+        (("--convention", "vifp"), "did you mean 'vifb'"),
+        (("--fused", "good"), "'good' twice"),
+        (("--shifts", "1,x"), "numbers of pixels"),
+        (("--shifts", "30"), "quarter of the width"),
+    ],
+)
+def test_usage_errors_say_what_to_do(dataset: Path, run_cli: Cli, words: tuple[str, ...], hint: str) -> None:
+    code, _, err = run_cli("eval", *SOURCES, "--fused", "good", *words)
+    assert code == 2
+    assert hint in err
+    assert one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("--ir", "ir"), 2), (("--ir", "ir", "--vis", "vis"), 2), (("--ir", "none", "--vis", "vis", "--fused", "good"), 4)],
+)
+def test_incomplete_calls_are_refused(dataset: Path, run_cli: Cli, words: tuple[str, ...], code: int) -> None:
+    found, _, err = run_cli("eval", *words)
+    assert found == code
+    assert one_sentence(err)
+
+
+def test_list_shows_every_metric_without_any_folder(run_cli: Cli) -> None:
+    code, out, _ = run_cli("eval", "--list")
+    assert code == 0
+    for name, by_convention in METRICS.items():
+        for convention in by_convention:
+            assert re.search(rf"^{re.escape(name)} +{convention} ", out, re.MULTILINE)
+
+
+def test_a_sequence_gives_flicker(dataset: Path, run_cli: Cli) -> None:
+    still = read_image("ir/01.png")
+    for index, name in enumerate(NAMES):
+        write_image(f"ir/{name}.png", still)
+        write_image(f"vis/{name}.png", still)
+        write_image(f"jumps/{name}.png", np.full_like(still, 100 + 10 * (index % 2)))
+    assert run_cli("eval", *SOURCES, "--fused", "jumps", "--metrics", "Flicker", "--json", "r.json")[0] == 0
+    (entry,) = read_json("r.json")["summary"]
+    assert (entry["mean"], entry["images"], entry["undefined"], entry["convention"]) == (10, 4, 1, "sequence")
+
+
+def test_shifts_add_a_sweep(dataset: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli(
+        "eval", *SOURCES, "--fused", "good", "--metrics", "CC", "--shifts", "0,2,5", "--json", "r.json", "--html", "r.html"
+    )  # fmt: skip
+    assert code == 0
+    assert "means against shift of source a in pixels" in out
+    swept = read_json("r.json")["misregistration"]
+    assert [entry["offset_px"] for entry in swept] == [0, 2, 5]
+    assert swept[0]["mean"] > swept[1]["mean"] > swept[2]["mean"]
+    assert "Misregistration" in Path("r.html").read_text(encoding="utf-8")
+
+
+def test_a_bundle_fuses_first(dataset: Path, run_cli: Cli) -> None:
+    for name in NAMES[1:]:
+        for folder, suffix in (("ir", "png"), ("vis", "png"), ("good", "png")):
+            Path(folder, f"{name}.{suffix}").unlink()
+    code, _, _ = run_cli(
+        "eval", *SOURCES, "--fused", "good", "--bundle", "ours=ir_vis", "--metrics", "EN,vifb:Qabf", "--shifts", "0,2",
+        "--json", "r.json", "--html", "r.html",
+    )  # fmt: skip
+    assert code == 0
+    document = read_json("r.json")
+    assert document["methods"] == ["good", "ours"]
+    assert document["task"] == "ir_vis" == TASKS["ir_vis"].name
+    assert len(document["misregistration"]) == 2 * 2 * 2
+    # Grey conventions read the luma, VIFB the picture in colour.
+    import refusion_edge
+
+    a, b = read_image("ir/01.png"), read_image("vis/01.png")
+    with refusion_edge.load("ir_vis") as fuser:
+        luma, colour = fuser.fuse(a, b, colour=False), fuser.fuse(a, b)
+    values = {entry["metric"]: entry["value"] for entry in document["values"] if entry["method"] == "ours"}
+    entropy, edges = METRICS["EN"]["evaluator"], METRICS["Qabf"]["vifb"]
+    assert values["EN"] == score(a, b, luma, [entropy])[entropy]
+    assert values["Qabf"] == score(a, b, colour, [edges])[edges]
+
+
+class _Links(HTMLParser):
+    """Collects what a page would load, and the images inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+
+def test_the_page_stands_alone_and_shows_everything(dataset: Path, run_cli: Cli) -> None:
+    code, _, _ = run_cli("eval", *SOURCES, "--fused", "good", "--fused", "a<b>=noisy", "--html", "r.html")
+    assert code == 0
+    page = Path("r.html").read_text(encoding="utf-8")
+    links = _Links()
+    links.feed(page)
+    assert links.sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in links.sources)
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "a&lt;b&gt;" in page
+    assert "a<b>" not in page
+    assert page.count("<svg") == 13
+    assert all(text in page for text in ('class="rank1"', "Worst", "Best"))
+    assert all(f"<td>{name}</td>" in page for name in NAMES)
+    import base64
+
+    montage = cv2.imdecode(np.frombuffer(base64.b64decode(links.sources[0].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+    assert montage.shape == (200, 3 * round(56 * 200 / 48) + 12, 3)
+
+
+def test_the_page_needs_jinja_and_says_so_before_the_work(dataset: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, _, err = run_cli("eval", *SOURCES, "--fused", "good", "--html", "r.html")
+    assert code == 3
+    assert "refusion-edge[eval]" in err
+
+
+def test_one_image_is_enough(picture: Callable[..., Array], run_cli: Cli) -> None:
+    for name in ("a", "b", "c", "d"):
+        write_image(f"{name}.png", picture(48, 50))
+    code, out, _ = run_cli(
+        "eval", "--a", "a.png", "--b", "b.png", "--fused", "c.png", "--fused", "d.png", "--html", "r.html", "--json", "r.json"
+    )  # fmt: skip
+    assert code == 0
+    assert read_json("r.json")["differences"][0]["low"] is None
+    assert "1 images" not in out

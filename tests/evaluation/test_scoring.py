@@ -1,0 +1,38 @@
+"""Workers: what they do when one dies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refusion_edge.errors import InputError
+from refusion_edge.evaluation.cases import find_cases
+from refusion_edge.evaluation.scoring import score_cases
+from refusion_edge.metrics import metrics_of
+from tests.conftest import one_sentence
+
+
+class _Deadly(str):
+    """A name that ends the process which receives it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(dataset: Path) -> None:
+    cases = list(find_cases("ir", "vis", {"good": "good"}).cases)
+    object.__setattr__(cases[2], "name", _Deadly("03"))
+    with pytest.raises(InputError, match="killed") as caught:
+        score_cases(cases, metrics_of("evaluator"), sensor_a=False, jobs=2, done=lambda: None)
+    assert one_sentence(str(caught.value))
+
+
+def test_every_case_is_reported_once(dataset: Path) -> None:
+    cases = find_cases("ir", "vis", {"good": "good", "black": "black"}).cases
+    steps: list[int] = []
+    values = score_cases(cases, metrics_of("evaluator"), sensor_a=False, jobs=2, done=lambda: steps.append(1))
+    assert len(steps) == len(cases)
+    assert values.shape == (2, 5, 13)
