@@ -22,6 +22,7 @@ REQUIRED = (
     *(f"refusion_edge/weights/{task}.safetensors" for task in TASKS),
     *(f"refusion_edge/weights/{task}.md" for task in TASKS),
     *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),
+    *(f"refusion_edge/train/presets/{preset}.toml" for preset in ("default", "paper")),
     "refusion_edge/samples/ir_vis/ir/street.png",
     "refusion_edge/evaluation/page.html.j2",
 )

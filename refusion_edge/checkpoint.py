@@ -68,7 +68,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     data = _read(path)
     if zipfile.is_zipfile(io.BytesIO(data)):
         return Checkpoint(None, _validated(_merge_spellings(_read_pth(path, data), path), path))
-    if data[:1] == b"\x80":
+    # A safetensors file begins with the length of its header, which may end in the same byte, and then with a brace.
+    if data[:1] == b"\x80" and data[8:9] != b"{":
         raise CheckpointError(
             f"expected a zip-format .pth in {path}, got a bare pickle, which could run code; save it "
             "again with a current torch.save."

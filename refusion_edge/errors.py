@@ -9,6 +9,7 @@
     ├── BackendError                          3   the asked-for back end cannot run here
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
+    ├── TrainingError                         1   a training run that cannot go on
     └── UsageError                            2   options that contradict each other
 
 Every message is one sentence: what was expected, what came, what to do. Anything that is not in this tree is a bug
@@ -66,6 +67,12 @@ class MissingDependencyError(RefusionError, ImportError):
 
 class GateError(RefusionError):
     """A built engine differs from the fp32 reference by more than its precision allows."""
+
+    exit_code = 1
+
+
+class TrainingError(RefusionError):
+    """A training run that cannot go on: its loss is not a number any more."""
 
     exit_code = 1
 

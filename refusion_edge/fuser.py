@@ -13,6 +13,7 @@ from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.graph import fill, read_template
 from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
+from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS, Task, find_task
 from refusion_edge.weights import weights_path
 
@@ -83,11 +84,13 @@ def load(
         A fuser; use it in a ``with`` statement.
 
     Raises:
-        UsageError: The task or back end is unknown, or contradicts the source.
+        UsageError: The task or back end is unknown, or contradicts the source; the number of threads is out of range.
         BundleError: The bundle is damaged or was built for another machine.
         CheckpointError: The weights cannot be used.
         BackendError: The back end cannot be used here.
     """
+    if not 0 <= threads <= MAX_THREADS:
+        raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for the back end's own choice.")
     name = os.fspath(source)
     if name in TASKS and not Path(name).exists():
         state = read_checkpoint(weights_path(name)).state

@@ -9,6 +9,9 @@ from pathlib import Path
 
 ANY = "any"
 
+# More would not run faster on any machine, and thousands would stall it.
+MAX_THREADS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -37,6 +37,16 @@ def test_safetensors_there_and_back(random_state: State) -> None:
     assert equal(read.state, random_state)
 
 
+def test_headers_of_any_length_are_read(random_state: State) -> None:
+    """Their length comes first in the file, and one of its values looks like the beginning of a pickle."""
+    first_bytes = set()
+    for length in range(0, 256, 8):
+        write_safetensors("w.safetensors", Checkpoint("medical", random_state, {"note": "x" * length}))
+        first_bytes.add(Path("w.safetensors").read_bytes()[0])
+        assert read_checkpoint("w.safetensors").notes["note"] == "x" * length
+    assert 0x80 in first_bytes
+
+
 def test_equal_checkpoints_give_equal_bytes(random_state: State) -> None:
     notes = {f"note {index}": str(index) for index in range(8)}
     backwards = dict(reversed(notes.items()))

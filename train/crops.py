@@ -1,12 +1,14 @@
-"""Random crops from a folder of pairs, drawn by counter.
+"""Random crops of pairs, drawn by counter.
 
-Crop n depends on the seed and on n only, so that a run can be repeated exactly without any generator state.
+Crop n depends on the seed and on n only, so that a run can be repeated, resumed or spread over several machines exactly
+without any generator state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +19,20 @@ from refusion_edge.errors import InputError
 from refusion_edge.images import read_image
 from refusion_edge.luminance import check_pair, split, to_display_range
 from refusion_edge.pairs import PairPaths
+from refusion_edge.train.defocus import defocused_pair
+
+
+class CropSource(Protocol):
+    """Something that crops can be drawn from."""
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+
+    def planes(self, which: int) -> tuple[Array, Array]:
+        """Luma of source a and source b of a pair, each (H, W) uint8."""
+
+    def is_sharp(self, which: int) -> bool:
+        """Tell whether both planes are one sharp image, from which a multi-focus pair is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +48,17 @@ class LumaPairs:
     names: tuple[str, ...]
     a: tuple[Array, ...]
     b: tuple[Array, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def planes(self, which: int) -> tuple[Array, Array]:
+        """Both planes of a pair."""
+        return self.a[which], self.b[which]
+
+    def is_sharp(self, which: int) -> bool:
+        """No; these are pairs as they were taken."""
+        return False
 
 
 def load_luma_pairs(pairs: Iterable[PairPaths], crop_px: int) -> LumaPairs:
@@ -49,14 +76,16 @@ def load_luma_pairs(pairs: Iterable[PairPaths], crop_px: int) -> LumaPairs:
             raise InputError(f"pair {pair.name}: {error}") from error
         if min(a.shape[:2]) >= crop_px:
             names.append(pair.name)
-            planes_a.append(_luma8(a))
-            planes_b.append(_luma8(b))
+            planes_a.append(to_luma8(a))
+            planes_b.append(to_luma8(b))
     if not names:
         raise InputError(f"expected pairs of at least {crop_px}x{crop_px} pixels, got none; use a smaller crop.")
     return LumaPairs(tuple(names), tuple(planes_a), tuple(planes_b))
 
 
-def crop_batch(pairs: LumaPairs, step: int, *, batch: int, crop_px: int, seed: int) -> tuple[Tensor, Tensor]:
+def crop_batch(
+    pairs: CropSource, step: int, *, batch: int, crop_px: int, seed: int, stream: int = 0, start: int = 0
+) -> tuple[Tensor, Tensor]:
     """Draw the crops of one step, flipped and transposed at random, both sources alike.
 
     Args:
@@ -65,26 +94,32 @@ def crop_batch(pairs: LumaPairs, step: int, *, batch: int, crop_px: int, seed: i
         batch: Number of crops B.
         crop_px: Side S of a crop.
         seed: Seed of the run.
+        stream: Further counter, to keep meta-train, meta-test and validation apart.
+        start: Number of the first crop within the step; several ranks draw the parts of one joined batch.
 
     Returns:
         Source a and source b, each (B, 1, S, S) float32, [0, 1].
     """
     crops_a: list[Array] = []
     crops_b: list[Array] = []
-    for index in range(batch):
-        draw = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, step, index)))
-        which = int(draw.integers(len(pairs.a)))
-        a, b = pairs.a[which], pairs.b[which]
+    for index in range(start, start + batch):
+        draw = np.random.Generator(np.random.Philox(key=seed, counter=(0, stream, step, index)))
+        which = int(draw.integers(len(pairs)))
+        a, b = pairs.planes(which)
         y = int(draw.integers(a.shape[0] - crop_px + 1))
         x = int(draw.integers(a.shape[1] - crop_px + 1))
         turns, mirrored = int(draw.integers(4)), bool(draw.integers(2))
-        for crops, plane in ((crops_a, a), (crops_b, b)):
-            crop = np.rot90(plane[y : y + crop_px, x : x + crop_px], turns)
-            crops.append(np.fliplr(crop) if mirrored else crop)
+        turned = [np.rot90(plane[y : y + crop_px, x : x + crop_px], turns) for plane in (a, b)]
+        crop_a, crop_b = (np.fliplr(crop) if mirrored else crop for crop in turned)
+        if pairs.is_sharp(which):
+            crop_a, crop_b = defocused_pair(crop_a, draw)
+        crops_a.append(crop_a)
+        crops_b.append(crop_b)
     return _to_tensor(crops_a), _to_tensor(crops_b)
 
 
-def _luma8(image: Array) -> Array:
+def to_luma8(image: Array) -> Array:
+    """Luma of a picture as it is fused, rounded to 8 bit, (H, W) uint8."""
     luma, _ = split(to_display_range(image, sensor=False))
     return np.rint(luma * 255).astype(np.uint8)
 

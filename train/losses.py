@@ -1,93 +1,76 @@
-"""The fusion loss with weights that are given, not learned.
+"""The fusion loss that weights parameterise, and the reconstruction loss that judges them.
 
-Planes are (B, 1, H, W) float32 in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and say how much source a counts at a
-pixel; source b counts for the rest.
+Planes are (B, 1, H, W) floating in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and say how much source a counts at a
+pixel; source b counts for the rest, which is what a softmax over two maps means.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-# Logits per unit of intensity and of gradient magnitude: a prior that is nearly a hard choice of the larger one.
-_INTENSITY_SHARPNESS = 20.0
-_GRADIENT_SHARPNESS = 4.0
-# Width of the bell curve of well-exposedness around mid-grey (Mertens et al., 2007).
-_EXPOSURE_SIGMA = 0.2
-_FOCUS_WINDOW = 9
-_FOCUS_SHARPNESS = 40.0
+from refusion_edge.train.priors import PRIORS, TASK_PRIORS, Logits
+from refusion_edge.train.sobel import gradient_magnitude, sobel
+
+GradientTerm = Literal["signed", "magnitude", "signed-max"]
 
 
 @dataclass(frozen=True, slots=True)
-class FixedWeights:
+class LossWeights:
     """Weights of source a.
 
     Attributes:
-        intensity: Weight of its intensity, (B, 1, H, W), [0, 1].
-        gradient: Weight of its gradient, (B, 1, H, W), [0, 1].
+        intensity: w, weight of its intensity, (B, 1, H, W), [0, 1].
+        gradient: v, weight of its gradient, (B, 1, H, W), [0, 1].
     """
 
     intensity: Tensor
     gradient: Tensor
 
+    @classmethod
+    def from_logits(cls, logits: Logits) -> LossWeights:
+        """Weights from the logits of source a; the sigmoid of a difference is the softmax over the two maps."""
+        return cls(torch.sigmoid(logits[0]), torch.sigmoid(logits[1]))
 
-def sobel(x: Tensor) -> Tensor:
-    """Unnormalised 3x3 Sobel responses, zero-padded.
-
-    Args:
-        x: (B, 1, H, W).
-
-    Returns:
-        (B, 2, H, W): horizontal and vertical component.
-    """
-    horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    return F.conv2d(x, torch.stack((horizontal, horizontal.T))[:, None], padding=1)
+    def detach(self) -> LossWeights:
+        """The same numbers without their history."""
+        return LossWeights(self.intensity.detach(), self.gradient.detach())
 
 
-def gradient_magnitude(x: Tensor) -> Tensor:
-    """Sum of the two absolute Sobel responses, (B, 1, H, W)."""
-    return sobel(x).abs().sum(dim=1, keepdim=True)
-
-
-def fixed_weights(task: str, a: Tensor, b: Tensor) -> FixedWeights:
+def fixed_weights(task: str, a: Tensor, b: Tensor) -> LossWeights:
     """Choose weights from the sources alone, by the prior of a task.
-
-    ``ir_vis`` and ``medical``: the brighter source, the stronger gradient. ``multi_focus``: the source with the
-    larger mean gradient in a 9x9 window, for both terms. ``multi_exposure``: intensity by closeness to mid-grey,
-    the stronger gradient.
 
     Args:
         task: Name of the task.
         a: Source a, (B, 1, H, W), [0, 1].
         b: Source b, same shape.
     """
-    magnitude_a, magnitude_b = gradient_magnitude(a), gradient_magnitude(b)
-    stronger = torch.sigmoid(_GRADIENT_SHARPNESS * (magnitude_a - magnitude_b))
-    if task == "multi_focus":
-        sharper = F.avg_pool2d(magnitude_a - magnitude_b, _FOCUS_WINDOW, stride=1, padding=_FOCUS_WINDOW // 2)
-        focus = torch.sigmoid(_FOCUS_SHARPNESS * sharper)
-        return FixedWeights(focus, focus)
-    if task == "multi_exposure":
-        exposedness = ((b - 0.5).square() - (a - 0.5).square()) / (2 * _EXPOSURE_SIGMA**2)
-        return FixedWeights(torch.sigmoid(exposedness), stronger)
-    return FixedWeights(torch.sigmoid(_INTENSITY_SHARPNESS * (a - b)), stronger)
+    return LossWeights.from_logits(PRIORS[TASK_PRIORS[task]](a, b))
 
 
-def fusion_loss(fused: Tensor, a: Tensor, b: Tensor, weights: FixedWeights, gradient_coefficient: float) -> Tensor:
-    """Weighted distance of the fused plane to both sources, in intensity and in signed gradient.
+def fusion_loss(
+    fused: Tensor, a: Tensor, b: Tensor, weights: LossWeights, gradient_coefficient: float, term: GradientTerm = "signed"
+) -> Tensor:
+    """Weighted distance of the fused plane to both sources, in intensity and in gradient.
 
-    ``mse(w_a (a - f)) + mse(w_b (b - f)) + c mean(v_a |grad a - grad f| + v_b |grad b - grad f|)``, where the
-    gradient is the signed Sobel response: a magnitude would not see a contrast that is inverted.
+    ``L_f = mse(w (a - f)) + mse((1 - w) (b - f)) + c L_grad``, with L_grad one of
+
+    - ``magnitude``, the paper's: ``mse(v (|grad a| - |grad f|)) + mse((1 - v) (|grad b| - |grad f|))``. It does not
+      see a contrast that is inverted.
+    - ``signed``: ``mean(v |grad a - grad f|_1 + (1 - v) |grad b - grad f|_1)`` on the signed Sobel responses.
+    - ``signed-max``: ``mean |grad s - grad f|_1`` with s the source of larger gradient magnitude at the pixel; what
+      ``signed`` becomes where v is 0 or 1. The weights v have no effect on it.
 
     Args:
-        fused: Network output, (B, 1, H, W).
+        fused: Network output f, (B, 1, H, W).
         a: Source a, same shape.
         b: Source b, same shape.
-        weights: Weights of source a.
+        weights: Weights w and v of source a.
         gradient_coefficient: Factor c of the gradient term.
+        term: Which gradient term.
 
     Returns:
         Scalar.
@@ -97,7 +80,57 @@ def fusion_loss(fused: Tensor, a: Tensor, b: Tensor, weights: FixedWeights, grad
     """
     w, v = weights.intensity, weights.gradient
     intensity = (w * (a - fused)).square().mean() + ((1 - w) * (b - fused)).square().mean()
+    return intensity + gradient_coefficient * _gradient_loss(fused, a, b, v, term)
+
+
+def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: GradientTerm) -> Tensor:
+    if term == "magnitude":
+        magnitude = gradient_magnitude(fused)
+        distance_a, distance_b = gradient_magnitude(a) - magnitude, gradient_magnitude(b) - magnitude
+        return (v * distance_a).square().mean() + ((1 - v) * distance_b).square().mean()
+    if term == "signed-max":
+        v = (gradient_magnitude(a) >= gradient_magnitude(b)).to(v.dtype)
     gradient = sobel(fused)
     distance_a = (sobel(a) - gradient).abs().sum(dim=1, keepdim=True)
     distance_b = (sobel(b) - gradient).abs().sum(dim=1, keepdim=True)
-    return intensity + gradient_coefficient * (v * distance_a + (1 - v) * distance_b).mean()
+    return (v * distance_a + (1 - v) * distance_b).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionLoss:
+    """The two terms of the reconstruction loss, which both have the coefficient 1.
+
+    Attributes:
+        intensity: Scalar.
+        gradient: Scalar.
+    """
+
+    intensity: Tensor
+    gradient: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """L_r."""
+        return self.intensity + self.gradient
+
+
+def reconstruction_loss(reconstructed_a: Tensor, reconstructed_b: Tensor, a: Tensor, b: Tensor) -> ReconstructionLoss:
+    """Distance of the reconstructed sources from the sources, the worse of the two at every pixel.
+
+    ``L_r = mean max(|a - a'|, |b - b'|)^2 + mean max(|ga - ga'|, |gb - gb'|)^2`` with g the gradient magnitude: a
+    fused plane that serves one source at the cost of the other is not excused by the mean.
+
+    Args:
+        reconstructed_a: a', (B, 1, H, W).
+        reconstructed_b: b', same shape.
+        a: Source a, same shape.
+        b: Source b, same shape.
+
+    Source:
+        ReFusion's reconstruction loss (IJCV 2024), as its public derivative C3SM computes it.
+    """
+    intensity = torch.maximum((a - reconstructed_a).abs(), (b - reconstructed_b).abs())
+    gradient_a = gradient_magnitude(a) - gradient_magnitude(reconstructed_a)
+    gradient_b = gradient_magnitude(b) - gradient_magnitude(reconstructed_b)
+    gradient = torch.maximum(gradient_a.abs(), gradient_b.abs())
+    return ReconstructionLoss(intensity.square().mean(), gradient.square().mean())

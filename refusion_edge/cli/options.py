@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from refusion_edge.errors import UsageError
+from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS
 
 
@@ -29,13 +30,13 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def thread_count(text: str) -> int:
-    """Read a number of threads.
+    """Read a number of threads or processes.
 
     Raises:
-        ArgumentTypeError: It is not a positive number.
+        ArgumentTypeError: It is not a number from 1 to 256; thousands of threads would stall the machine.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_THREADS):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MAX_THREADS}, got '{text}'")
     return int(text)
 
 

@@ -17,7 +17,8 @@ from refusion_edge.samples import sample_paths
 from refusion_edge.tasks import TASKS
 from refusion_edge.train.crops import crop_batch, load_luma_pairs
 from refusion_edge.train.fixed import FixedRun, gradient_coefficient, learning_rate, main, train
-from refusion_edge.train.losses import FixedWeights, fixed_weights, fusion_loss, gradient_magnitude, sobel
+from refusion_edge.train.losses import LossWeights, fixed_weights, fusion_loss
+from refusion_edge.train.sobel import gradient_magnitude, sobel
 
 
 def test_sobel_is_unnormalised_and_zero_padded() -> None:
@@ -31,7 +32,7 @@ def test_sobel_is_unnormalised_and_zero_padded() -> None:
 
 def test_loss_of_a_tiny_case_by_hand() -> None:
     a, b, fused = (torch.full((1, 1, 1, 1), value) for value in (0.8, 0.2, 0.5))
-    weights = FixedWeights(torch.full((1, 1, 1, 1), 0.75), torch.full((1, 1, 1, 1), 0.5))
+    weights = LossWeights(torch.full((1, 1, 1, 1), 0.75), torch.full((1, 1, 1, 1), 0.5))
     # One pixel: the Sobel response is its centre coefficient, 0.
     expected = (0.75 * 0.3) ** 2 + (0.25 * -0.3) ** 2
     assert fusion_loss(fused, a, b, weights, 7.0).item() == pytest.approx(expected, rel=1e-5)
@@ -40,7 +41,7 @@ def test_loss_of_a_tiny_case_by_hand() -> None:
 def test_gradient_term_sees_an_inverted_edge() -> None:
     edge = torch.zeros(1, 1, 6, 6)
     edge[..., 3:] = 1
-    weights = FixedWeights(torch.ones_like(edge), torch.ones_like(edge))
+    weights = LossWeights(torch.ones_like(edge), torch.ones_like(edge))
     assert fusion_loss(edge, edge, edge, weights, 1.0).item() == 0
     inverted = fusion_loss(1 - edge, edge, edge, weights, 1.0) - fusion_loss(1 - edge, edge, edge, weights, 0.0)
     assert inverted.item() > 1

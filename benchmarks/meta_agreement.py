@@ -1,0 +1,77 @@
+"""How far meta-gradients of independent batches agree: whether P would learn or drift.
+
+python benchmarks/meta_agreement.py RUN --data DIR [--pairs 1 2 8] [--batches 8] [--device auto]
+
+Takes F, P and R from a run's newest checkpoint and prints, for each batch size, the mean cosine between the
+meta-gradients of independent batches (1: all agree, 0: noise), as they are and with the brightness shift left out, and
+seconds and peak GPU memory of one meta-gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refusion_edge.tasks import find_task
+from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.diagnostics import agreement
+from refusion_edge.train.library import PairLibrary, survey
+from refusion_edge.train.loop import build_networks
+from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, fusion_gradient, meta_gradient
+from refusion_edge.train.session import choose_device
+from refusion_edge.train.state import initial_state, read_state, restore
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run whose P may learn, or one of its checkpoints")
+    parser.add_argument("--data", type=Path, required=True, help="folder of pairs, as for training")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 2, 8], help="pairs per batch; each in both orders")
+    parser.add_argument("--crop", type=int, default=64, help="side of a crop")
+    parser.add_argument("--batches", type=int, default=8, help="independent batches")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options = parser.parse_args()
+
+    device = choose_device(options.device)
+    checkpoint = read_state(options.run)
+    settings = replace(checkpoint.settings, meta=replace(checkpoint.settings.meta, engine="exact"))
+    state = initial_state(settings, device)
+    restore(state, checkpoint)
+    networks = build_networks(settings)
+    library = PairLibrary(survey(options.data, find_task(checkpoint.task), options.crop).entries)
+    objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient)
+
+    def batch(stream: int, index: int, pairs: int) -> Batch:
+        crops = crop_batch(library, index, batch=pairs, crop_px=options.crop, seed=settings.run.seed, stream=stream)
+        return Batch.in_both_orders(*(plane.to(device) for plane in crops))
+
+    def gradient(index: int, pairs: int, *, centred: bool) -> Tensor:
+        # Streams of their own, so that no crop is one of the run's steps.
+        train, test = batch(11, index, pairs), batch(12, index, pairs)
+        phi = {name: tensor.detach().requires_grad_() for name, tensor in state.phi.items()}
+        weights = networks.propose(phi, train.a[:pairs], train.b[:pairs])
+        inner = fusion_gradient(networks, state.theta, train, weights, objective)
+        rule = MetaRule("exact", settings.meta.inner_rate, settings.meta.adapt_reconstruction, centred)
+        found = meta_gradient(networks, state.theta, phi, state.rho, train, test, weights, inner, objective, rule)
+        return torch.cat([tensor.flatten().cpu() for tensor in found.gradient.values()])
+
+    print(f"{checkpoint.path}, step {checkpoint.counters.step}, {options.batches} batches, crops of {options.crop}, {device}")
+    print("pairs  agreement  centred  seconds  peak MiB")
+    for pairs in options.pairs:
+        started = time.perf_counter()
+        plain = [gradient(index, pairs, centred=False) for index in range(options.batches)]
+        seconds = (time.perf_counter() - started) / options.batches
+        centred = [gradient(index, pairs, centred=True) for index in range(options.batches)]
+        peak = f"{torch.cuda.max_memory_allocated() / 2**20:8.0f}" if device.type == "cuda" else "       -"
+        print(f"{pairs:5}  {agreement(plain):9.2f}  {agreement(centred):7.2f}  {seconds:7.2f}  {peak}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

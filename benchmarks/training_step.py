@@ -1,0 +1,145 @@
+"""What one training cycle costs in plain steps of F, and what the channels-last layout saves.
+
+python benchmarks/training_step.py [--crop 64] [--pairs 2] [--rounds 15] [--json FILE]
+
+All variants run in turn in one process on one thread, after one warm-up call each; the numbers are medians of process
+CPU time, which the load of the machine moves less than the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refusion_edge.model import FusionNetwork
+from refusion_edge.parameters import NUM_BLOCKS
+from refusion_edge.train.layers import Parameters
+from refusion_edge.train.loop import build_networks
+from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, Networks, fusion_gradient
+from refusion_edge.train.optimisers import apply
+from refusion_edge.train.probe import cycle_step, update_step
+from refusion_edge.train.settings import resolve
+from refusion_edge.train.state import initial_state
+
+
+def official_fuse(parameters: Parameters, a: Tensor, b: Tensor) -> Tensor:
+    """F as the official release computes it: planes apart, norms on transposed copies, attention head by head."""
+
+    def conv(name: str, x: Tensor, **options: int) -> Tensor:
+        return F.conv2d(x, parameters[f"{name}.weight"], **options)
+
+    def spread(name: str, x: Tensor) -> Tensor:
+        return conv(name, x, padding=1, groups=x.shape[1])
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)
+        mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True, unbiased=False)
+        scaled = (pixels - mean) / torch.sqrt(variance + 1e-5) * parameters[f"{name}.body.weight"] + parameters[
+            f"{name}.body.bias"
+        ]
+        return scaled.transpose(1, 2).reshape(x.shape)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
+        heads = temperature.shape[0]
+        queries, keys, values = (x.reshape(x.shape[0], heads, -1, x.shape[2] * x.shape[3]) for x in (q, k, v))
+        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+        scores = (queries @ keys.transpose(-2, -1)) * temperature
+        return (scores.softmax(dim=-1) @ values).reshape(v.shape)
+
+    def block(name: str, x: Tensor) -> Tensor:
+        q, k, v = spread(f"{name}.attn.qkv_dwconv", conv(f"{name}.attn.qkv", norm(f"{name}.norm1", x))).chunk(3, dim=1)
+        x = x + conv(f"{name}.attn.project_out", attend(q, k, v, parameters[f"{name}.attn.temperature"]))
+        gate, update = spread(f"{name}.ffn.dwconv", conv(f"{name}.ffn.project_in", norm(f"{name}.norm2", x))).chunk(2, dim=1)
+        return x + conv(f"{name}.ffn.project_out", F.gelu(gate) * update)
+
+    x1, x2 = conv("project_in_1", a, padding=1), conv("project_in_2", b, padding=1)
+    for index in range(NUM_BLOCKS):
+        x1, x2 = block(f"encoder1.{index}", x1), block(f"encoder2.{index}", x2)
+    q1, k1, v1 = spread("FM.qkv1_dwconv", conv("FM.qkv1", x1)).chunk(3, dim=1)
+    q2, k2, v2 = spread("FM.qkv2_dwconv", conv("FM.qkv2", x2)).chunk(3, dim=1)
+    x1 = x1 + conv("FM.project_mid1", attend(q2, k1, v1, parameters["FM.temperature1"]))
+    x2 = x2 + conv("FM.project_mid2", attend(q1, k2, v2, parameters["FM.temperature2"]))
+    both = torch.cat((x1, x2), dim=1)
+    gate1, gate2 = spread("FM.project_E_d", conv("FM.project_E", both)).chunk(2, dim=1)
+    gated1 = F.gelu(gate1) * spread("FM.project_E1_d", conv("FM.project_E1", x1))
+    gated2 = F.gelu(gate2) * spread("FM.project_E2_d", conv("FM.project_E2", x2))
+    x = both + conv("FM.project_out1", gated1) + conv("FM.project_out2", gated2)
+    for index in range(NUM_BLOCKS):
+        x = block(f"decoder.{index}", x)
+    return torch.sigmoid(conv("project_out_1", F.leaky_relu(conv("project_out_0", x, padding=1), 0.01), padding=1))
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--crop", type=int, default=64, help="side of a crop")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs per step; each is fused in both orders")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="also write the numbers as JSON")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    settings = resolve("default", "ir_vis", device="cpu")
+    networks = build_networks(settings)
+    state = initial_state(settings, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    planes = [torch.rand(options.pairs, 1, options.crop, options.crop, generator=generator) for _ in range(4)]
+    batch, test = Batch.in_both_orders(*planes[:2]), Batch.in_both_orders(*planes[2:])
+    weights = networks.propose(state.phi, *planes[:2])
+    objective = FusionObjective(settings.loss.gradient, 1.0)
+    official = Networks(official_fuse, networks.propose, networks.reconstruct, official_fuse)
+    network = FusionNetwork()
+    network.load_state_dict(state.theta)
+    difference = (official_fuse(state.theta, batch.first, batch.second) - network(batch.first, batch.second)).abs().max().item()
+
+    def f_step(variant: Networks) -> None:
+        step = fusion_gradient(variant, state.theta, batch, weights, objective)
+        apply(state.optimisers["fusion"], state.theta, step.gradient, 1e-6)
+
+    def cycle(engine: str) -> Callable[[], None]:
+        rule = MetaRule(engine, 1e-2)  # type: ignore[arg-type] # one of the names below
+        return lambda: cycle_step(networks, state, batch, test, objective, rule)
+
+    variants: dict[str, Callable[[], None]] = {
+        "F step, official layout": lambda: f_step(official),
+        "F step, channels-last": lambda: f_step(networks),
+        "update of F and R": lambda: update_step(networks, state, batch, objective),
+        "cycle, exact": cycle("exact"),
+        "cycle, exact-fd": cycle("exact-fd"),
+        "cycle, pixel": cycle("pixel"),
+        "cycle, double": cycle("double"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for step in variants.values():
+        step()
+    for _ in range(options.rounds):
+        for name, step in variants.items():
+            started = time.process_time()
+            step()
+            times[name].append(time.process_time() - started)
+
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    plain = medians["F step, channels-last"]
+    print(f"{2 * options.pairs} x {options.crop}x{options.crop}, torch {torch.__version__}, {platform.machine()}, one thread,")
+    print(f"median CPU time of {options.rounds} rounds; official layout differs from the model by {difference:.1e}")
+    for name, median in medians.items():
+        spread = max(times[name]) / min(times[name])
+        print(f"{name:24} {1e3 * median:8.1f} ms  {median / plain:5.2f} plain F steps  (slowest / fastest {spread:.2f})")
+    print(f"channels-last saves a factor of {medians['F step, official layout'] / plain:.2f} (goal: at least 2.5)")
+    print(f"a cycle costs {medians['cycle, exact'] / plain:.2f} plain F steps (goal: at most 4.5)")
+    if options.json:
+        options.json.write_text(json.dumps({"schema": "refusion-edge/bench-training/1", "medians_s": medians}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

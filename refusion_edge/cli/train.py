@@ -1,0 +1,140 @@
+"""``train``: learn the weights of a task from a folder of pairs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refusion_edge.cli.options import add_threads
+from refusion_edge.tasks import TASKS
+
+if TYPE_CHECKING:
+    from refusion_edge.train.library import Entry
+    from refusion_edge.train.session import Console, Request
+
+SUMMARY = "train the fusion network on a folder of pairs"
+
+_INTERRUPTED = 130
+# The bar counts thousandths of the run: its end is a step or a time, whichever comes first.
+_BAR_STEPS = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``train``."""
+    folders = "; ".join(f"{task.name}: {task.folder_a}/ {task.folder_b}/" for task in TASKS.values())
+    parser.epilog = (
+        f"The folder holds one folder per source, files of a pair sharing their stem ({folders}). For multi_focus a folder "
+        "sharp/ of images in focus everywhere may be added, or stand alone: pairs are made from them. "
+        "On several processes: torchrun --nproc-per-node N -m refusion_edge train ..."
+    )
+    parser.add_argument("--task", required=True, choices=TASKS, help="fusion task")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the folders of both sources")
+    parser.add_argument("--a", metavar="NAME", help="folder of source a below --data (default: the task's)")
+    parser.add_argument("--b", metavar="NAME", help="folder of source b below --data (default: the task's)")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PREFIX", help="leave out names that start so; repeatable"
+    )
+    parser.add_argument("--preset", metavar="NAME", help="default, paper, or a TOML file of the same form (default: default)")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="assignments", metavar="K=V", help="section.key=value; repeatable"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run (default: runs/TASK)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, metavar="FILE", help="fine-tune these weights: safetensors or official .pth")
+    start.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="end after this time; the schedule follows it")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")
+    parser.add_argument("--deterministic", action="store_true", help="use deterministic algorithms only")
+    parser.add_argument("--probe", action="store_true", help="time steps of several shapes, propose crop and batch, and stop")
+    add_threads(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, then say where the weights are and what to type next."""
+    from refusion_edge._optional import require
+    from refusion_edge.cli.console import output, remarks
+
+    torch = require("torch", "train", "Training")
+    from refusion_edge.train.session import Console, Request, run_session
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    request = Request(
+        task=options.task,
+        data=options.data,
+        output=options.output or Path("runs") / options.task,
+        preset=options.preset,
+        assignments=tuple(options.assignments),
+        folder_a=options.a,
+        folder_b=options.b,
+        exclude=tuple(options.exclude),
+        init=options.init,
+        resume=options.resume,
+        max_minutes=options.max_minutes,
+        device=options.device,
+        deterministic=options.deterministic,
+    )
+    with _progress() as (files, progress):
+        console = Console(remarks().print, files, progress)
+        if options.probe:
+            return _probe(request, console)
+        outcome = run_session(request, console)
+    folder = outcome.checkpoint.parent
+    if not outcome.is_first:
+        return 0 if outcome.finished else _INTERRUPTED
+    if not outcome.finished:
+        remarks().print(f"stopped by {outcome.reason} after step {outcome.step}; wrote {outcome.checkpoint}")
+        output().print(f"next: refusion-edge train --task {request.task} --data {request.data} --resume {folder}")
+        return _INTERRUPTED
+    weights = folder / f"{request.task}.safetensors"
+    output().print(f"wrote {weights} after {outcome.step} steps; best by validation: {folder / 'best.safetensors'}")
+    output().print(f"next: refusion-edge fuse A.png B.png -o fused.png --weights {weights}")
+    return 0
+
+
+def _probe(request: Request, console: Console) -> int:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.train.library import PairLibrary
+    from refusion_edge.train.loop import build_networks
+    from refusion_edge.train.probe import probe, propose_shape, shapes_for
+    from refusion_edge.train.session import choose_device, session_settings, survey_for
+
+    device = choose_device(request.device)
+    settings = session_settings(request, None, device)
+    found = survey_for(request, settings, console)
+    shapes = shapes_for(device, max(settings.run.crop_px, settings.run.late_crop_px))
+    library = PairLibrary(found.entries, report=console.remark)
+    timings = probe(settings, build_networks(settings), library, device, shapes)
+    table = plain_table("crop (px)", "pairs", "update (s)", "meta cycle (s)", f"{settings.run.steps} steps (min)", "peak (MiB)")
+    for timing in timings:
+        peak = "" if timing.peak_mib is None else f"{timing.peak_mib:.0f}"
+        table.add_row(
+            str(timing.crop_px), str(timing.batch), f"{timing.update_s:.3f}", f"{timing.cycle_s:.3f}",
+            f"{timing.run_s(settings) / 60:.1f}", peak,
+        )  # fmt: skip
+    best = propose_shape(timings, settings, 60 * (request.max_minutes or 60))
+    output().print(table)
+    output().print(
+        f"proposed: --set run.crop_px={best.crop_px} --set run.late_crop_px={best.crop_px} --set run.batch={best.batch} "
+        f"(about {best.run_s(settings) / 60:.0f} min)"
+    )
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[Iterable[Entry]], Iterable[Entry]], Callable[[float, str], None]]]:
+    from refusion_edge.cli.console import progress_bar
+
+    with progress_bar() as bars:
+        training = bars.add_task("training", total=_BAR_STEPS, visible=False)
+
+        def files(entries: Iterable[Entry]) -> Iterable[Entry]:
+            return bars.track(list(entries), description="checking files")
+
+        def progress(share: float, state: str) -> None:
+            bars.update(training, completed=round(share * _BAR_STEPS), description=f"training, {state}", visible=True)
+
+        yield files, progress

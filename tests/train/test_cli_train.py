@@ -1,0 +1,112 @@
+"""The verb ``train``: a run from the command line, the probe, and one test per error of a user."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from refusion_edge.samples import sample_paths
+from refusion_edge.tasks import TASKS
+from tests.conftest import one_sentence
+from tests.train.conftest import SMALL
+
+WORDS = tuple(word for setting in SMALL for word in ("--set", setting))
+
+
+def samples(task: str) -> Path:
+    return sample_paths(task)[0].a.parent.parent
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_trains_on_its_samples_and_the_weights_fuse(task: str, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run_cli("train", "--task", task, "--data", samples(task), *WORDS, "--set", "run.steps=4", "--threads", 1)
+    assert code == 0, err
+    weights = f"runs/{task}/{task}.safetensors"
+    assert f"wrote {weights} after 4 steps" in out
+    assert "refusion-edge fuse" in out
+    pair = sample_paths(task)[0]
+    assert run_cli("fuse", pair.a, pair.b, "-o", "fused.png", "--weights", weights)[0] == 0
+
+
+def test_paper_preset_runs(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    words = [*WORDS, "--set", "run.steps=4", "--set", "meta.phase=1", "--preset", "paper", "--deterministic"]
+    code, _, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)
+    assert code == 0, err
+
+
+def test_probe_proposes_a_shape(run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from refusion_edge.train import probe
+
+    monkeypatch.setattr(probe, "CPU_CROPS_PX", (16, 24, 32))
+    words = ["--set", "run.crop_px=24", "--set", "run.late_crop_px=24", "--probe"]
+    code, out, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)
+    assert code == 0, err
+    assert "proposed: --set run.crop_px=" in out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--data", "nowhere"), 4, "got nothing"),
+        (("--set", "run.step=1"), 2, "did you mean 'steps'"),
+        (("--preset", "papr"), 2, "presets default, paper"),
+        (("--max-minutes", "0"), 2, "above 0"),
+        (("--init", "x.safetensors"), 4, "x.safetensors"),
+        (("--resume", "x"), 4, "x"),
+        (("--a", "thermal"), 4, "no thermal"),
+        (("--set", "validation.score.Qabff=1"), 2, "Qabff"),
+    ],
+)
+def test_errors_of_a_user_are_one_sentence(
+    words: tuple[str, ...], code: int, message: str, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    found, _, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)
+    assert found == code
+    assert message in err
+    assert one_sentence(err.strip().splitlines()[-1])
+
+
+def test_a_device_that_is_not_there_is_refused(
+    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), "--device", "cuda")
+    assert code == 3
+    assert one_sentence(err)
+
+
+def test_tensorboard_is_fed_where_it_is_installed(
+    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refusion_edge.train import log
+
+    scalars: set[str] = set()
+    pictures: dict[str, tuple[int, ...]] = {}
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder.endswith("tensorboard")
+
+        def add_scalar(self, name: str, _value: float, _step: int) -> None:
+            scalars.add(name)
+
+        def add_image(self, name: str, picture: torch.Tensor, _step: int, dataformats: str) -> None:
+            assert dataformats == "HW"
+            pictures[name] = tuple(picture.shape)
+
+        def close(self) -> None:
+            scalars.add("closed")
+
+    monkeypatch.setattr(log, "is_installed", lambda name: name == "tensorboard")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    words = [*WORDS, "--set", "run.steps=10", "--set", "validation.every=10"]
+    assert run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)[0] == 0
+    assert {"step/loss", "validation/w_slot", "validation/Qabf", "closed"} <= scalars
+    assert pictures == dict.fromkeys(("a", "b", "fused", "w", "v", "reconstructed_a", "reconstructed_b"), (16, 16))

@@ -1,0 +1,124 @@
+"""Folders of pairs: what is used, what is left out and why, and defocus from sharp images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch")
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import InputError
+from refusion_edge.images import write_image
+from refusion_edge.tasks import find_task
+from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.defocus import defocused_pair
+from refusion_edge.train.library import PairLibrary, split_held, survey
+from tests.conftest import one_sentence
+
+IR_VIS, MULTI_FOCUS = find_task("ir_vis"), find_task("multi_focus")
+
+
+def test_what_cannot_be_used_is_counted_and_listed(folder_of_pairs: Callable[..., Path], picture: Callable[..., Array]) -> None:
+    data = folder_of_pairs("data", count=3, side=40)
+    write_image(data / "ir/alone.png", picture(40, 40))
+    for name, sizes in (("small", (20, 20)), ("unequal", (40, 41))):
+        for folder, side in zip(("ir", "vis"), sizes, strict=True):
+            write_image(data / folder / f"{name}.png", picture(side, side))
+    for folder in ("ir", "vis"):
+        write_image(data / folder / "flat.png", np.full((40, 40), 7, np.uint8))
+        (data / folder / "broken.png").write_bytes(b"\x89PNG nothing more")
+    found = survey(data, IR_VIS, 32, exclude=["01"])
+    assert [entry.name for entry in found.entries] == ["00", "02"]
+    remarks = "\n".join(found.remarks)
+    assert "without a counterpart: 1 (ir/alone.png)" in remarks
+    assert "excluded by name: 1 (01)" in remarks
+    assert "smaller than the crop of 32 pixels: 1 (small)" in remarks
+    assert "sizes that do not fit: 1 (unequal)" in remarks
+    assert "one value in every pixel: 1 (flat)" in remarks
+    assert "unreadable" in remarks
+
+
+@pytest.mark.parametrize("case", ["missing", "no folder", "too small"])
+def test_folders_without_usable_pairs_are_refused(case: str, folder_of_pairs: Callable[..., Path]) -> None:
+    data = Path("nowhere")
+    if case == "no folder":
+        data = folder_of_pairs("data", folders=("ir",))
+    if case == "too small":
+        data = folder_of_pairs("data")
+    with pytest.raises(InputError) as caught:
+        survey(data, IR_VIS, 64)
+    assert one_sentence(str(caught.value))
+
+
+def test_other_folder_names_are_taken(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data", folders=("thermal", "colour"))
+    assert len(survey(data, IR_VIS, 16, folder_a="thermal", folder_b="colour").entries) == 3
+
+
+def test_a_file_that_turns_bad_is_reported_once_and_replaced(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data", count=2)
+    said: list[str] = []
+    library = PairLibrary(survey(data, IR_VIS, 16).entries, cache_bytes=0, report=said.append)
+    (data / "ir/01.png").write_bytes(b"gone")
+    for _ in range(3):
+        assert np.array_equal(library.planes(1)[0], library.planes(0)[0])
+    assert len(said) == 1
+    assert "01.png" in said[0]
+    crop_batch(library, 0, batch=8, crop_px=16, seed=0)
+    (data / "vis/00.png").unlink()
+    with pytest.raises(InputError, match="expected at least one readable pair"):
+        library.planes(0)
+
+
+def test_planes_stay_in_memory_as_far_as_they_fit(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data", count=2, side=24)
+    library = PairLibrary(survey(data, IR_VIS, 16).entries, cache_bytes=2 * 24 * 27)
+    before = [library.planes(which) for which in (0, 1)]
+    for path in data.rglob("*.png"):
+        path.unlink()
+    assert library.planes(0) is before[0]  # cached
+    assert np.array_equal(library.planes(1)[0], before[0][0])  # was not, and its file is gone
+
+
+def test_some_pairs_are_held_back_and_always_the_same(folder_of_pairs: Callable[..., Path]) -> None:
+    entries = survey(folder_of_pairs("data", count=12), IR_VIS, 16).entries
+    kept, held = split_held(entries, 0.25)
+    assert [entry.name for entry in held] == ["03", "07", "11"]
+    assert set(kept) | set(held) == set(entries)
+    assert not set(kept) & set(held)
+    assert [len(part) for part in split_held(entries[:2], 0.1)] == [1, 1]
+    assert split_held(entries[:1], 0.1) == (entries[:1], entries[:1])
+
+
+def test_ranks_draw_the_parts_of_one_joined_batch(folder_of_pairs: Callable[..., Path]) -> None:
+    library = PairLibrary(survey(folder_of_pairs("data"), IR_VIS, 16).entries)
+    joined, _ = crop_batch(library, 3, batch=4, crop_px=16, seed=1)
+    parts = [crop_batch(library, 3, batch=2, crop_px=16, seed=1, start=start)[0] for start in (0, 2)]
+    assert np.array_equal(joined, np.concatenate(parts))
+    other, _ = crop_batch(library, 3, batch=4, crop_px=16, seed=1, stream=1)
+    assert not np.array_equal(joined, other)
+
+
+def test_sharp_images_become_pairs(picture: Callable[..., Array]) -> None:
+    for index in range(2):
+        write_image(f"data/sharp/{index}.png", picture(80, 60))
+    found = survey(Path("data"), MULTI_FOCUS, 16, sharp_scale=0.5)
+    assert [entry.b for entry in found.entries] == [None, None]
+    library = PairLibrary(found.entries, sharp_scale=0.5)
+    assert library.planes(0)[0].shape == (40, 30)
+    a, b = crop_batch(library, 0, batch=4, crop_px=16, seed=0)
+    assert not np.array_equal(a, b)
+    assert np.array_equal(a, crop_batch(library, 0, batch=4, crop_px=16, seed=0)[0])
+
+
+def test_defocus_is_complementary(rng: np.random.Generator) -> None:
+    sharp = rng.integers(0, 256, (64, 72)).astype(np.uint8)
+    near, far = defocused_pair(sharp, np.random.default_rng(5))
+    error_near, error_far = (np.abs(plane.astype(float) - sharp) for plane in (near, far))
+    assert np.mean(np.minimum(error_near, error_far) <= 1) > 0.7  # one of the two is in focus, but at the edge of the mask
+    for error in (error_near, error_far):
+        assert 0.25 < np.mean(error > 5) < 0.75  # and each is blurred on about a half

@@ -1,0 +1,228 @@
+"""Whole runs of a few steps: exact resume, clean stops, guards, and everything that may go wrong on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from safetensors.torch import load_file
+
+from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.errors import CheckpointError, OutputError, TrainingError, UsageError
+from refusion_edge.train import loop
+from refusion_edge.train.loop import BEST_NAME, FAILED_NAME, Outcome
+from refusion_edge.train.session import Console, Request, run_session
+from refusion_edge.train.settings import Settings
+from refusion_edge.train.state import find_checkpoints, read_fusion, read_state
+from tests.conftest import one_sentence
+from tests.train.conftest import SMALL
+
+
+def quiet(remarks: list[str] | None = None, at: Callable[[int], None] = lambda _: None) -> Console:
+    """Collect remarks, and call ``at`` with the number of every step."""
+    steps = iter(range(1, 10**6))
+    return Console((remarks if remarks is not None else []).append, iter, lambda *_: at(next(steps)))
+
+
+def request(data: Path, output: str, *assignments: str, **options: object) -> Request:
+    return Request("ir_vis", data, Path(output), assignments=(*SMALL, *assignments), **options)  # type: ignore[arg-type]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def kill_at(step: int, number: signal.Signals) -> Callable[[int], None]:
+    return lambda taken: os.kill(os.getpid(), number) if taken == step else None
+
+
+@pytest.mark.parametrize(
+    ("number", "extra"),
+    [
+        (signal.SIGTERM, ()),
+        (signal.SIGINT, ("meta.phase=3", "meta.optimiser=max-normalised", "meta.adapt_reconstruction=true")),
+    ],
+)
+def test_twenty_steps_are_ten_and_ten_after_a_clean_stop(
+    folder_of_pairs: Callable[..., Path], number: signal.Signals, extra: tuple[str, ...]
+) -> None:
+    data = folder_of_pairs("data")
+    whole = run_session(request(data, "whole", "run.steps=20", *extra), quiet())
+    first = run_session(request(data, "parts", "run.steps=20", *extra), quiet(at=kill_at(10, number)))
+    assert first == Outcome(10, False, number.name, Path("parts/step-0000010.safetensors"), True)
+    second = run_session(Request("ir_vis", data, Path("unused"), resume=Path("parts")), quiet())
+    assert (whole.step, second.step, second.finished) == (20, 20, True)
+    one, other = load_file(whole.checkpoint), load_file(second.checkpoint)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert any(name.startswith("optim.proposal.") for name in one) == ("meta.phase=3" not in extra)
+    assert not Path("unused").exists()
+
+
+def test_a_run_leaves_weights_that_fuse_a_log_and_the_last_checkpoints(folder_of_pairs: Callable[..., Path]) -> None:
+    settings = ("run.steps=8", "validation.every=4", "checkpoint.every=2", "checkpoint.keep=2")
+    outcome = run_session(request(folder_of_pairs("data"), "run", *settings), quiet())
+    folder = Path("run")
+    assert [path.name for path in find_checkpoints(folder)] == ["step-0000006.safetensors", "step-0000008.safetensors"]
+    assert outcome.checkpoint == find_checkpoints(folder)[-1]
+    assert run_session(request(Path("data"), "short", "run.steps=2"), quiet()).finished
+    assert (Path("short") / BEST_NAME).is_file()  # validated at its end, if not before
+    for name in ("ir_vis.safetensors", BEST_NAME):
+        assert read_checkpoint(folder / name).task == "ir_vis"
+    log = events(folder)
+    assert [line["event"] for line in log] == ["start", "validation", "validation", "stop"]
+    assert Settings.from_tables(log[0]["settings"]) == read_state(folder).settings
+    validation = log[1]
+    for name in ("w", "w_slot", "v_spread", "share", "position", "swap", "sharpness", "reconstruction_gradient_back", "Qabf",
+                 "Qabf_stretched", "VIF", "score"):  # fmt: skip
+        assert math.isfinite(validation[name]), name
+
+
+def test_control_run_does_not_move_the_proposal(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    run_session(request(data, "off", "run.steps=4", "meta.engine=off"), quiet())
+    run_session(request(data, "on", "run.steps=4", "meta.warm_up=0", "meta.every=1", "meta.accumulate=1"), quiet())
+    off, on = (load_file(find_checkpoints(Path(name))[-1]) for name in ("off", "on"))
+    moved = [name for name in off if name.startswith("proposal.") and not torch.equal(off[name], on[name])]
+    assert moved
+
+
+def test_time_limit_ends_the_run_at_the_end_of_its_schedule(folder_of_pairs: Callable[..., Path]) -> None:
+    outcome = run_session(request(folder_of_pairs("data"), "run", "run.steps=100000", max_minutes=0.02), quiet())
+    assert outcome.finished
+    assert 0 < outcome.step < 1000
+
+
+def test_fine_tuning_moves_reconstruction_first(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    run_session(request(data, "base", "run.steps=2", "meta.engine=off"), quiet())
+    for given in (Path("base/ir_vis.safetensors"), Path("base")):
+        remarks: list[str] = []
+        asked = Request("medical", data, Path(f"tuned-{given.name}"), assignments=(*SMALL, "run.steps=10"), init=given,
+                        folder_a="ir", folder_b="vis")  # fmt: skip
+        stopped = run_session(asked, quiet(remarks, at=kill_at(1, signal.SIGTERM)))
+        assert "trained for ir_vis" in "\n".join(remarks)
+        theta = read_fusion(given)[1]
+        stored = load_file(stopped.checkpoint)
+        assert all(torch.equal(stored[f"fusion.{name}"], tensor) for name, tensor in theta.items())
+        assert any(tensor.any() for name, tensor in stored.items() if name.startswith("optim.reconstruction."))
+        assert read_state(stopped.checkpoint).settings.optimiser.fusion_frozen == 0.1
+
+
+def test_nan_stops_the_run_and_keeps_the_batch(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    with pytest.raises(TrainingError) as caught:
+        run_session(request(data, "run", "run.steps=50", "optimiser.learning_rate=1e30", "checkpoint.every=1"), quiet())
+    assert one_sentence(str(caught.value))
+    batch = load_file(Path("run") / FAILED_NAME)
+    assert batch["first"].shape == batch["w"].shape == (2, 1, 16, 16)
+    assert find_checkpoints(Path("run"))
+
+
+def test_a_collapse_freezes_the_proposal_where_it_was_healthy(
+    folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.0, 0.0, 0.9, 0.9])
+    monkeypatch.setattr(
+        loop, "diagnose", lambda *_: {"w_slot": next(found), "v_slot": 0.0, "swap": 0.0, "share": 0.5, "position": 0.5}
+    )
+    settings = (
+        "run.steps=16", "validation.every=4", "checkpoint.every=8", "meta.warm_up=0", "meta.every=1", "meta.accumulate=1"
+    )  # fmt: skip
+    run_session(request(folder_of_pairs("data"), "run", *settings), quiet())
+    folder = Path("run")
+    assert [line["frozen"] for line in events(folder) if line["event"] == "guard"] == ["w_slot = 0.900"]
+    healthy, last = (load_file(path) for path in find_checkpoints(folder))
+    assert all(torch.equal(healthy[name], last[name]) for name in healthy if name.startswith("proposal."))
+    assert not torch.equal(healthy["fusion.project_out_1.weight"], last["fusion.project_out_1.weight"])
+    assert read_state(folder).counters.frozen == "w_slot = 0.900"
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refusion_edge import files
+
+    original = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if "step-0000004" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, target)
+
+    monkeypatch.setattr(files.Path, "replace", replace)
+    with pytest.raises(OutputError, match="full disk"):
+        run_session(request(folder_of_pairs("data"), "run", "run.steps=6", "checkpoint.every=2"), quiet())
+    assert [path.name for path in Path("run").glob("*step*")] == ["step-0000002.safetensors"]
+    assert not [path for path in Path("run").iterdir() if path.name.startswith(".")]
+    assert read_state(Path("run")).counters.step == 2
+
+
+def test_a_file_that_breaks_mid_run_is_left_out(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data", count=6)
+
+    def break_one(step: int) -> None:
+        if step == 2:
+            (data / "ir/03.png").write_bytes(b"")
+
+    remarks: list[str] = []
+    asked = request(data, "run", "run.steps=12", "run.batch=3", "data.cache_mib=0", "meta.engine=off")
+    assert run_session(asked, quiet(remarks, at=break_one)).finished
+    assert len([remark for remark in remarks if "03.png" in remark]) == 1
+
+
+def test_two_pairs_and_one_pair_are_enough(folder_of_pairs: Callable[..., Path]) -> None:
+    for count in (1, 2):
+        data = folder_of_pairs(f"data{count}", count=count)
+        remarks: list[str] = []
+        assert run_session(request(data, f"run{count}", "run.steps=2"), quiet(remarks)).finished
+        assert "1 pairs to train on, 1 held back" in remarks[-1]
+
+
+def test_resuming_what_does_not_fit_is_refused(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    run_session(request(data, "run", "run.steps=2", "meta.engine=off"), quiet())
+    run = Path("run")
+    with pytest.raises(CheckpointError, match="got one for ir_vis"):
+        run_session(Request("medical", data, run, resume=run), quiet())
+    with pytest.raises(CheckpointError, match=r"run\.steps = 3 \(2\)"):
+        run_session(request(data, "run", "run.steps=3", "meta.engine=off", resume=run), quiet())
+    with pytest.raises(UsageError, match="holds checkpoints"):
+        run_session(request(data, "run", "run.steps=2"), quiet())
+    with pytest.raises(UsageError, match="got both"):
+        run_session(request(data, "x", resume=run, init=run), quiet())
+    with pytest.raises(CheckpointError, match="got none"):
+        run_session(Request("ir_vis", data, run, resume=data), quiet())
+    newest = find_checkpoints(run)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        run_session(Request("ir_vis", data, run, resume=run), quiet())
+    assert one_sentence(str(caught.value))
+    with pytest.raises(CheckpointError):
+        read_state(run / "ir_vis.safetensors")
+
+
+def test_changed_pairs_are_remarked_on_when_resuming(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data", count=4)
+    run_session(request(data, "run", "run.steps=4", "meta.engine=off"), quiet(at=kill_at(1, signal.SIGTERM)))
+    (data / "ir/00.png").unlink()
+    remarks: list[str] = []
+    assert run_session(Request("ir_vis", data, Path("run"), resume=Path("run")), quiet(remarks)).finished
+    assert "will not repeat exactly" in "\n".join(remarks)
+
+
+def test_gpu_features_are_refused_without_a_gpu(folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for switch in ("machine.bf16=true", "machine.compile=true"):
+        with pytest.raises(UsageError, match="expected a CUDA device"):
+            run_session(request(folder_of_pairs("data"), "run", switch), quiet())

@@ -1,0 +1,104 @@
+"""The three networks in the layout of training: parity with the reference, sizes, and symmetry of the proposal."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from refusion_edge.arrays import State
+from refusion_edge.errors import UsageError
+from refusion_edge.model import FusionNetwork
+from refusion_edge.parameters import PARAMETERS
+from refusion_edge.train.fusion import fuse, initial_fusion
+from refusion_edge.train.proposal import ProposalSettings, initial_proposal, propose
+from refusion_edge.train.reconstruction import initial_reconstruction, reconstruct
+
+
+def planes(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("size_hw", [(8, 8), (17, 30)])
+def test_fusion_equals_the_reference(
+    random_state: State, size_hw: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    theta = {name: torch.from_numpy(array.copy()).to(dtype) for name, array in random_state.items()}
+    network = FusionNetwork().to(dtype)
+    network.load_state_dict(theta)
+    a, b = planes(2, 2, 1, *size_hw, dtype=dtype)
+    with torch.no_grad():
+        assert (fuse(theta, a, b) - network(a, b)).abs().max() <= tolerance
+
+
+def test_fusion_has_the_gradients_of_the_reference(random_state: State) -> None:
+    network = FusionNetwork().double()
+    network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in random_state.items()})
+    a, b = planes(2, 1, 1, 12, 15, dtype=torch.float64)
+    theta = dict(network.named_parameters())
+    expected = torch.autograd.grad(network(a, b).square().sum(), tuple(theta.values()))
+    found = torch.autograd.grad(fuse(theta, a, b).square().sum(), tuple(theta.values()))
+    for name, one, other in zip(theta, expected, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_black_source_has_gradients() -> None:
+    theta = {name: tensor.requires_grad_() for name, tensor in initial_fusion(torch.Generator().manual_seed(0)).items()}
+    black = torch.zeros(1, 1, 12, 12)
+    gradients = torch.autograd.grad(fuse(theta, black, black).sum(), tuple(theta.values()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_networks_have_the_sizes_of_the_public_derivative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = initial_fusion(generator)
+    assert {name: tuple(tensor.shape) for name, tensor in theta.items()} == PARAMETERS
+    phi = initial_proposal(ProposalSettings(dim=16, blocks=2), generator)
+    assert sum(tensor.numel() for tensor in phi.values()) == 89_058
+    assert sum(tensor.numel() for tensor in initial_reconstruction(generator).values()) == 17_296
+
+
+def test_proposal_starts_at_its_prior_exactly() -> None:
+    settings = ProposalSettings(prior="brighter")
+    phi = initial_proposal(settings, torch.Generator().manual_seed(0))
+    bright, dark = torch.full((1, 1, 9, 9), 0.8), torch.full((1, 1, 9, 9), 0.3)
+    weights = propose(settings, phi, bright, dark)
+    assert torch.equal(weights.intensity[:1], torch.sigmoid(20 * (bright - dark)))
+    assert torch.equal(weights.intensity[1:], torch.sigmoid(20 * (dark - bright)))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_symmetric_proposal_cannot_prefer_a_slot(symmetric: bool) -> None:
+    settings = ProposalSettings(symmetric=symmetric, zero=False, prior="stronger")
+    phi = initial_proposal(settings, torch.Generator().manual_seed(3))
+    weights = propose(settings, phi, *planes(2, 2, 1, 10, 13))
+    for both in (weights.intensity, weights.gradient):
+        forth, back = both.chunk(2)
+        assert torch.allclose(forth, 1 - back, atol=1e-6) == symmetric
+        assert forth.std() > 1e-4
+
+
+def test_clipping_limits_what_is_added_to_the_prior() -> None:
+    settings = ProposalSettings(zero=False, clip=0.01)
+    phi = {name: tensor * 10 for name, tensor in initial_proposal(settings, torch.Generator().manual_seed(0)).items()}
+    weights = propose(settings, phi, *planes(2, 1, 1, 10, 10))
+    assert (torch.logit(weights.intensity).abs() <= 0.01 + 1e-6).all()
+
+
+def test_settings_of_the_proposal_are_checked() -> None:
+    with pytest.raises(UsageError, match="got 12 and 1"):
+        ProposalSettings(dim=12)
+    with pytest.raises(UsageError, match="got 'brightest'"):
+        ProposalSettings(prior="brightest")
+
+
+def test_reconstruction_has_two_branches_that_share_nothing() -> None:
+    rho = initial_reconstruction(torch.Generator().manual_seed(0))
+    (fused,) = planes(1, 2, 1, 9, 11)
+    a, b = reconstruct(rho, fused)
+    assert a.shape == b.shape == fused.shape
+    changed = {name: tensor + 1 if name.startswith("b.") else tensor for name, tensor in rho.items()}
+    assert torch.equal(reconstruct(changed, fused)[0], a)
+    assert not torch.equal(reconstruct(changed, fused)[1], b)

@@ -1,0 +1,104 @@
+"""Settings and schedules: presets, overrides, and every way to get one wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch")
+
+from refusion_edge.errors import UsageError
+from refusion_edge.tasks import TASKS
+from refusion_edge.train.schedule import Action, action_at, average_decay, crop_at, gradient_coefficient, learning_factor
+from refusion_edge.train.settings import PRESETS, Settings, resolve
+from tests.conftest import one_sentence
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_presets_resolve_for_every_task_and_survive_storage(preset: str, task: str, device: str) -> None:
+    settings = resolve(preset, task, device=device)
+    assert Settings.from_tables(settings.to_tables()) == settings
+    assert settings.differences(settings) == []
+
+
+def test_tasks_devices_and_assignments_override_in_this_order() -> None:
+    assert resolve("default", "ir_vis", device="cpu").proposal.prior == "brighter"
+    assert resolve("default", "multi_exposure", device="cuda").run.batch > resolve("default", "ir_vis", device="cpu").run.batch
+    assigned = resolve("default", "ir_vis", device="cpu", assignments=["proposal.prior=none", "guard.share=[0, 1]"])
+    assert assigned.proposal.prior == "none"
+    assert assigned.guard.share == (0.0, 1.0)
+    assert assigned.differences(resolve("default", "ir_vis", device="cpu")) == [
+        "guard.share = (0.0, 1.0) ((0.15, 0.85))",
+        "proposal.prior = none (brighter)",
+    ]
+
+
+def test_a_preset_of_ones_own_is_a_file() -> None:
+    own = Path("own.toml")
+    text = (Path(resolve.__globals__["__file__"]).parent / "presets" / "default.toml").read_text()
+    own.write_text(text.replace("steps = 4500", "steps = 7"))
+    assert resolve("own.toml", "ir_vis", device="cpu").run.steps == 7
+    own.write_text("[run\n")
+    with pytest.raises(UsageError, match="expected a TOML file"):
+        resolve("own.toml", "ir_vis", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("run.step=3", "did you mean 'steps'"),
+        ("runs.steps=3", "as section"),
+        ("run.steps", "section.key=value"),
+        ("run.steps=many", "a whole number for run.steps"),
+        ("run.steps=true", "a whole number for run.steps"),
+        ("run.steps=0", "above 0"),
+        ("run.crop_px=8", "at least 16"),
+        ("loss.gradient=smooth", "one of signed, magnitude, signed-max"),
+        ("guard.share=[1]", "2 numbers"),
+        ("guard.share=['a', 'b']", "a number for guard.share"),
+        ("meta.centred=1", "true or false"),
+        ("run=3", "section.key=value"),
+        ("validation.score=3", "a table of numbers"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(assignment: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve("default", "ir_vis", device="cpu", assignments=[assignment])
+    assert words in str(caught.value)
+    assert one_sentence(str(caught.value))
+
+
+def test_unknown_presets_and_contradictions_are_refused() -> None:
+    with pytest.raises(UsageError, match="presets default, paper or a TOML file, got 'papr'"):
+        resolve("papr", "ir_vis", device="cpu")
+    with pytest.raises(UsageError, match="rounds its differences away"):
+        resolve("default", "ir_vis", device="cpu", assignments=["meta.engine=exact-fd", "machine.bf16=true"])
+
+
+def test_meta_cycles_are_interleaved_or_in_phases() -> None:
+    both, update, meta = Action(True, True), Action(False, True), Action(True, False)
+    interleaved = resolve("default", "ir_vis", device="cpu").meta
+    assert [action_at(interleaved, step, 0.5, learning=True) for step in range(5)] == [both, update, update, update, both]
+    assert action_at(interleaved, 0, 0.1, learning=True) == update  # P is still warming up
+    assert action_at(interleaved, 0, 0.5, learning=False) == update  # P is frozen
+    phases = resolve("paper", "ir_vis", device="cpu", assignments=["meta.phase=2"]).meta
+    assert [action_at(phases, step, 0.0, learning=True) for step in range(5)] == [meta, meta, update, update, meta]
+    off = resolve("default", "ir_vis", device="cpu", assignments=["meta.engine=off"]).meta
+    assert action_at(off, 0, 0.5, learning=True) == update
+
+
+def test_schedules() -> None:
+    settings = resolve("default", "ir_vis", device="cpu")
+    assert learning_factor(settings.optimiser, 0, 0.0) == pytest.approx(1 / 200)
+    assert learning_factor(settings.optimiser, 500, 1.0) == pytest.approx(0.02)
+    assert gradient_coefficient(settings.loss, 0.0) == pytest.approx(0.2)
+    assert gradient_coefficient(settings.loss, 0.3) == gradient_coefficient(settings.loss, 0.9) == pytest.approx(1.0)
+    assert (crop_at(settings.run, 0.5), crop_at(settings.run, 0.7)) == (64, 128)
+    assert average_decay(settings.optimiser, settings.run, 0) == pytest.approx(0.1)
+    assert average_decay(settings.optimiser, settings.run, 10**6) == pytest.approx(0.999)
+    paper = resolve("paper", "ir_vis", device="cpu")
+    assert [learning_factor(paper.optimiser, 0, p) for p in (0.1, 0.3)] == pytest.approx([1.0, 0.1])
+    assert average_decay(paper.optimiser, paper.run, 10**6) == 0

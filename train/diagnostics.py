@@ -1,0 +1,233 @@
+"""What tells a healthy run from one that only lowers its loss, measured on pairs that are held back.
+
+Each number caught a failure once; docs/training.md says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.luminance import OUTPUT_RANGES, to_output_range
+from refusion_edge.metrics import Metric, find_metric, score
+from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.defocus import defocused_pair
+from refusion_edge.train.layers import Parameters
+from refusion_edge.train.library import PairLibrary
+from refusion_edge.train.losses import LossWeights, reconstruction_loss
+from refusion_edge.train.meta import Batch, Networks
+from refusion_edge.train.settings import GuardSettings, Settings
+from refusion_edge.train.sobel import gradient_magnitude
+
+SHARP_PSNR = "PSNR-sharp"
+
+_LOGGED_METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "VIF", "Qabf", "SSIM")
+# Pixels count for the position between the sources where these differ by more than this.
+_DISTINCT = 0.1
+# Counter stream of held crops, apart from those of training.
+_STREAM = 7
+
+
+@dataclass(frozen=True, slots=True)
+class HeldImage:
+    """A whole image for the metrics.
+
+    Attributes:
+        a: Luma of source a, (H, W) uint8.
+        b: Luma of source b, same size.
+        sharp: The image in focus everywhere, if the sources were made from one.
+    """
+
+    a: Array
+    b: Array
+    sharp: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What validation looks at, the same throughout a run.
+
+    Attributes:
+        batch: Fixed crops in both orders.
+        images: Whole images.
+    """
+
+    batch: Batch
+    images: tuple[HeldImage, ...]
+
+
+def hold(library: PairLibrary, settings: Settings, device: torch.device) -> Held:
+    """Draw the fixed crops and pick the images of the validation."""
+    crops = crop_batch(
+        library, 0, batch=settings.validation.crops, crop_px=settings.run.late_crop_px, seed=settings.run.seed, stream=_STREAM
+    )
+    count = min(settings.validation.images, len(library))
+    picked = [round(index * (len(library) - 1) / max(1, count - 1)) for index in range(count)]
+    images = tuple(_held_image(library, which, settings.run.seed) for which in picked)
+    return Held(Batch.in_both_orders(*(plane.to(device) for plane in crops)), images)
+
+
+@torch.no_grad()
+def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parameters, held: Held) -> dict[str, float]:
+    """Measure the diagnostics on the held crops.
+
+    Returns:
+        ``w``, ``v``: mean weight of source a, ``_spread``: its spatial standard deviation, ``_between``: that of the
+        images' means, ``_slot``: mean weight of a as first input minus as second. ``share``: least-squares share of a
+        in the output. ``position``: where the output lies between the darker (0) and the brighter (1) source.
+        ``swap``: mean change of the output when the inputs are swapped. ``sharpness``: gradient magnitude relative to
+        the larger of the sources'. ``reconstruction_*``: terms of L_r, for both orders.
+    """
+    batch = held.batch
+    pairs = len(batch.a) // 2
+    a, b = batch.a[:pairs], batch.b[:pairs]
+    fused = networks.fuse(theta, batch.first, batch.second)
+    forth, back = fused[:pairs], fused[pairs:]
+    weights = networks.propose(phi, a, b)
+    found = {**_of_weights("w", weights.intensity), **_of_weights("v", weights.gradient)}
+    found["share"] = _ratio(((forth - b) * (a - b)).sum(), (a - b).square().sum())
+    darker, brighter = torch.minimum(a, b), torch.maximum(a, b)
+    distinct = brighter - darker > _DISTINCT
+    found["position"] = _mean(((forth - darker) / (brighter - darker).clamp(min=_DISTINCT))[distinct])
+    found["swap"] = _mean((forth - back).abs())
+    larger = torch.maximum(gradient_magnitude(a), gradient_magnitude(b))
+    found["sharpness"] = _ratio(gradient_magnitude(forth).sum(), larger.sum())
+    for order, plane in (("forth", forth), ("back", back)):
+        loss = reconstruction_loss(*networks.reconstruct(rho, plane), a, b)
+        found[f"reconstruction_intensity_{order}"] = loss.intensity.item()
+        found[f"reconstruction_gradient_{order}"] = loss.gradient.item()
+    return found
+
+
+@torch.no_grad()
+def measure(
+    fuse: Callable[[Tensor, Tensor], Tensor], held: Held, names: Sequence[str], device: torch.device
+) -> dict[str, float]:
+    """Mean fusion metrics over the held images.
+
+    Args:
+        fuse: From two planes (1, 1, H, W) in [0, 1] to the fused one.
+        held: The images.
+        names: Metrics that decide on the best weights; those that are logged anyway come on top.
+        device: Where to fuse.
+
+    Returns:
+        ``NAME`` of the unstretched output and ``NAME_stretched`` of the output stretched to its range as the official
+        script does it; ``PSNR-sharp`` over the images that were made from a sharp one.
+    """
+    metrics = _metrics((*_LOGGED_METRICS, *names))
+    values: dict[str, list[float]] = {}
+    for image in held.images:
+        planes = [torch.from_numpy(plane[None, None] / np.float32(255)).to(device) for plane in (image.a, image.b)]
+        fused = fuse(planes[0], planes[1])[0, 0].float().cpu().numpy()
+        for output_range in OUTPUT_RANGES:
+            picture = _to_uint8(to_output_range(fused, output_range))
+            suffix = "_stretched" if output_range == "stretch" else ""
+            for metric, value in score(image.a, image.b, picture, metrics).items():
+                values.setdefault(f"{metric.name}{suffix}", []).append(value)
+        if image.sharp is not None:
+            error = np.mean(np.square(fused * 255 - image.sharp.astype(np.float32)))
+            values.setdefault(SHARP_PSNR, []).append(10 * math.log10(255**2 / max(float(error), 1e-9)))
+    means = {name: float(np.mean([v for v in found if math.isfinite(v)] or [0.0])) for name, found in values.items()}
+    return {name: means[name] for name in sorted(means)}
+
+
+def score_of(found: dict[str, float], factors: dict[str, float]) -> float:
+    """The number that decides which weights are the best; a metric that does not exist for these pairs counts as 0.
+
+    Raises:
+        UsageError: A name is no metric.
+    """
+    names = {name: name if name == SHARP_PSNR else find_metric(name).name for name in factors}
+    return sum(factor * found.get(names[name], 0.0) for name, factor in factors.items())
+
+
+def distances(found: dict[str, float], limits: GuardSettings) -> dict[str, float]:
+    """How far each guarded diagnostic lies beyond its limits; 0 within them."""
+    ranges = {
+        "w_slot": (-limits.slot, limits.slot),
+        "v_slot": (-limits.slot, limits.slot),
+        "swap": (0.0, limits.swap),
+        "share": limits.share,
+        "position": limits.position,
+    }
+    return {name: max(low - found[name], found[name] - high, 0.0) for name, (low, high) in ranges.items()}
+
+
+def collapse(found: dict[str, float], limits: GuardSettings, reference: dict[str, float]) -> str:
+    """Say which guarded diagnostic left its limits; empty if none did.
+
+    What P did not cause is no reason to freeze it: F from scratch may be beyond a limit for a while. What was beyond
+    its limit when P began to learn has to become worse by a margin.
+    """
+
+    def allowed(name: str) -> float:
+        before = reference.get(name, 0.0)
+        return before + limits.margin if before > 0 else 0.0
+
+    worse = [name for name, distance in distances(found, limits).items() if distance > allowed(name)]
+    return ", ".join(f"{name} = {found[name]:.3f}" for name in worse)
+
+
+def agreement(gradients: Sequence[Tensor]) -> float:
+    """Mean cosine between all pairs of meta-gradients: 1 where all agree, 0 where they are noise."""
+    if len(gradients) < 2:
+        return math.nan
+    stacked = torch.stack([gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny) for gradient in gradients])
+    count = len(gradients)
+    return ((stacked.sum(dim=0).square().sum() - stacked.square().sum()) / (count * (count - 1))).item()
+
+
+@torch.no_grad()
+def examples(networks: Networks, theta: Parameters, phi: Parameters, rho: Parameters, held: Held) -> dict[str, Tensor]:
+    """Sources, result, weights and reconstructions of the first held crop, name to (H, W) in [0, 1]."""
+    batch = held.batch
+    a, b = batch.a[:1], batch.b[:1]
+    fused = networks.fuse(theta, a, b)
+    weights: LossWeights = networks.propose(phi, a, b)
+    reconstructed = networks.reconstruct(rho, fused)
+    pictures = (a, b, fused, weights.intensity, weights.gradient, *reconstructed)
+    names = ("a", "b", "fused", "w", "v", "reconstructed_a", "reconstructed_b")
+    return {name: picture[0, 0].float().cpu() for name, picture in zip(names, pictures, strict=True)}
+
+
+def _held_image(library: PairLibrary, which: int, seed: int) -> HeldImage:
+    a, b = library.planes(which)
+    if not library.is_sharp(which):
+        return HeldImage(a, b, None)
+    near, far = defocused_pair(a, np.random.Generator(np.random.Philox(key=seed, counter=(0, _STREAM, 1, which))))
+    return HeldImage(near, far, a)
+
+
+def _of_weights(name: str, both: Tensor) -> dict[str, float]:
+    forth, back = both.chunk(2)
+    return {
+        name: _mean(forth),
+        f"{name}_spread": _mean(forth.std(dim=(1, 2, 3))),
+        f"{name}_between": forth.mean(dim=(1, 2, 3)).std(correction=0).item(),
+        # As second input, source a has what the first leaves.
+        f"{name}_slot": (forth.mean() - (1 - back).mean()).item(),
+    }
+
+
+def _metrics(names: Sequence[str]) -> list[Metric]:
+    return list(dict.fromkeys(find_metric(name) for name in names if name != SHARP_PSNR))
+
+
+def _to_uint8(luma: Array) -> Uint8Array:
+    picture: Uint8Array = np.rint(luma.clip(0, 255)).astype(np.uint8)
+    return picture
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item() if values.numel() else 0.5
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return (part / whole.clamp(min=torch.finfo(whole.dtype).tiny)).item()

@@ -1,0 +1,152 @@
+"""Layers of the three networks as functions of tensors, with the channels innermost.
+
+Features are (B, H, W, C): a 1x1 convolution is then a plain matrix product, and the depthwise convolution of a CPU is
+several times faster than with the planes apart. Being functions of their parameters, the layers serve reverse mode,
+forward mode and the look-ahead parameters of meta-learning alike, without swapping anything inside modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refusion_edge.kernels.channel_attention import NORM_FLOOR
+from refusion_edge.kernels.layer_norm import EPSILON
+from refusion_edge.parameters import EXPANSION, NUM_HEADS, Shape
+
+Parameters: TypeAlias = dict[str, Tensor]
+"""Parameters of one network, name to tensor, in the layout of ``refusion_edge.model``."""
+
+
+def to_features(plane: Tensor, weight: Tensor) -> Tensor:
+    """Lift luma planes to features by a 3x3 convolution.
+
+    Args:
+        plane: (B, 1, H, W).
+        weight: (C, 1, 3, 3).
+
+    Returns:
+        (B, H, W, C).
+    """
+    # One input plane is laid out alike in both memory formats; saying so makes the output channels-last.
+    return F.conv2d(plane.contiguous(memory_format=torch.channels_last), weight, padding=1).permute(0, 2, 3, 1).contiguous()
+
+
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution of features, zero-padded, (B, H, W, C) to (B, H, W, C')."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution of every channel on its own, zero-padded, (B, H, W, C) to the same shape."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=weight.shape[0]).permute(0, 2, 3, 1)
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """1x1 convolution, (B, H, W, C) to (B, H, W, C')."""
+    return F.linear(x, weight.flatten(1))
+
+
+def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor) -> Tensor:
+    """Attention between channels and the 1x1 projection after it, as one matrix per picture.
+
+    The same as ``refusion_edge.kernels.channel_attention`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
+    P A is a C x C matrix, so the H*W long features are multiplied once instead of twice.
+
+    Args:
+        q: Queries, (B, H, W, C). Channels of one head are consecutive.
+        k: Keys, same shape.
+        v: Values, same shape.
+        temperature: One factor per head, (N, 1, 1).
+        projection: (C, C, 1, 1).
+
+    Returns:
+        (B, H, W, C).
+    """
+    channels = v.shape[-1]
+    num_heads = temperature.shape[0]
+    # Sums of squares over a picture need fp32 at least, also where autocast would choose bf16.
+    with torch.autocast(v.device.type, enabled=False):
+        wide = torch.promote_types(v.dtype, torch.float32)
+        queries, keys = q.flatten(1, 2).to(wide), k.flatten(1, 2).to(wide)
+        gram = queries.transpose(1, 2) @ keys
+        # Clamped below the root: the root of 0, for a channel of a black picture, would have no gradient but NaN.
+        query_norms = queries.square().sum(dim=1).clamp(min=NORM_FLOOR**2).sqrt()
+        key_norms = keys.square().sum(dim=1).clamp(min=NORM_FLOOR**2).sqrt()
+        row_temperature = temperature.to(wide).expand(num_heads, channels // num_heads, 1).reshape(channels, 1)
+        scores = gram / (query_norms[:, :, None] * key_norms[:, None, :]) * row_temperature
+        head = torch.arange(channels, device=v.device) // (channels // num_heads)
+        attention = scores.masked_fill(head[:, None] != head[None, :], float("-inf")).softmax(dim=-1)
+        mixing = projection.flatten(1).to(wide) @ attention
+    mixed = v.flatten(1, 2) @ mixing.to(v.dtype).transpose(1, 2)
+    return mixed.view(v.shape)
+
+
+def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """Transformer block: attention and gated feed-forward, each behind a layer norm and a residual.
+
+    Args:
+        parameters: Parameters of the network.
+        name: Prefix of the block.
+        x: Features, (B, H, W, C).
+
+    Returns:
+        (B, H, W, C).
+
+    Source:
+        Restormer (Zamir et al., CVPR 2022); ``refusion_edge.model.TransformerBlock`` in the other memory layout.
+    """
+    q, k, v = depthwise(
+        pointwise(_norm(parameters, f"{name}.norm1", x), parameters[f"{name}.attn.qkv.weight"]),
+        parameters[f"{name}.attn.qkv_dwconv.weight"],
+    ).chunk(3, dim=-1)
+    x = x + projected_attention(q, k, v, parameters[f"{name}.attn.temperature"], parameters[f"{name}.attn.project_out.weight"])
+    gate, update = depthwise(
+        pointwise(_norm(parameters, f"{name}.norm2", x), parameters[f"{name}.ffn.project_in.weight"]),
+        parameters[f"{name}.ffn.dwconv.weight"],
+    ).chunk(2, dim=-1)
+    return x + pointwise(F.gelu(gate) * update, parameters[f"{name}.ffn.project_out.weight"])
+
+
+def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of the parameters of one block.
+
+    Args:
+        name: Prefix of the block.
+        dim: Channels C, even. Heads have two channels at least: attention among one would be the constant 1.
+    """
+    hidden = dim * EXPANSION
+    num_heads = min(NUM_HEADS, dim // 2)
+    yield f"{name}.norm1.body.weight", (dim,)
+    yield f"{name}.norm1.body.bias", (dim,)
+    yield f"{name}.attn.temperature", (num_heads, 1, 1)
+    yield f"{name}.attn.qkv.weight", (3 * dim, dim, 1, 1)
+    yield f"{name}.attn.qkv_dwconv.weight", (3 * dim, 1, 3, 3)
+    yield f"{name}.attn.project_out.weight", (dim, dim, 1, 1)
+    yield f"{name}.norm2.body.weight", (dim,)
+    yield f"{name}.norm2.body.bias", (dim,)
+    yield f"{name}.ffn.project_in.weight", (2 * hidden, dim, 1, 1)
+    yield f"{name}.ffn.dwconv.weight", (2 * hidden, 1, 3, 3)
+    yield f"{name}.ffn.project_out.weight", (dim, hidden, 1, 1)
+
+
+def initialise(shapes: Mapping[str, Shape], generator: torch.Generator) -> Parameters:
+    """Draw parameters as PyTorch's own layers do: convolutions uniform in 1 / sqrt(fan-in), norms at 1 and 0."""
+    parameters = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4:
+            bound = 1 / math.sqrt(math.prod(shape[1:]))
+            parameters[name] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
+        else:
+            parameters[name] = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    return parameters
+
+
+def _norm(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    weight, bias = parameters[f"{name}.body.weight"], parameters[f"{name}.body.bias"]
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, EPSILON)

@@ -1,0 +1,238 @@
+"""The pairs of a training folder: found, checked once, and kept in memory as far as they fit.
+
+Belongs here: which files are used and which are not, and why. Does not belong here: drawing crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import InputError, ShapeError
+from refusion_edge.images import read_image
+from refusion_edge.luminance import check_pair
+from refusion_edge.pairs import PairPaths, find_images, find_pairs
+from refusion_edge.tasks import Task
+from refusion_edge.train.crops import to_luma8
+
+SHARP_FOLDER = "sharp"
+_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing to draw crops from.
+
+    Attributes:
+        name: Stem of the files.
+        a: File of source a, or a sharp image.
+        b: File of source b, or None for a sharp image, from which both sources are made.
+    """
+
+    name: str
+    a: Path
+    b: Path | None
+
+
+@dataclass(slots=True)
+class PairLibrary:
+    """Pairs to draw crops from; a file that turns bad on the way is reported once and then left out.
+
+    Attributes:
+        entries: What there is.
+        cache_bytes: Memory for decoded planes.
+        sharp_scale: Factor by which sharp images are resized.
+        report: Takes a remark on a file that turned bad.
+    """
+
+    entries: tuple[Entry, ...]
+    cache_bytes: int = 2 << 30
+    sharp_scale: float = 1.0
+    report: Callable[[str], None] = print
+    _cache: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    _cached_bytes: int = 0
+    _bad: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def is_sharp(self, which: int) -> bool:
+        """Tell whether an entry is a sharp image; one that has turned bad counts as what replaces it."""
+        return self.entries[self._usable(which)].b is None
+
+    def planes(self, which: int) -> tuple[Array, Array]:
+        """Luma of both sources, each (H, W) uint8; of the next usable entry where this one has turned bad.
+
+        Raises:
+            InputError: No entry can be read any more.
+        """
+        while True:
+            usable = self._usable(which)
+            if usable in self._cache:
+                return self._cache[usable]
+            try:
+                planes = read_planes(self.entries[usable], self.sharp_scale)
+            except InputError as error:
+                self._bad.add(usable)
+                self.report(f"left out from here on: {error}")
+                continue
+            size = sum(plane.nbytes for plane in planes)
+            if self._cached_bytes + size <= self.cache_bytes:
+                self._cache[usable] = planes
+                self._cached_bytes += size
+            return planes
+
+    def _usable(self, which: int) -> int:
+        for step in range(len(self.entries)):
+            candidate = (which + step) % len(self.entries)
+            if candidate not in self._bad:
+                return candidate
+        raise InputError(f"expected at least one readable pair, got none out of {len(self.entries)}; check the disk.")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a folder holds for training.
+
+    Attributes:
+        entries: Usable pairs and sharp images, ordered by name.
+        remarks: What was left out, counted and listed, one sentence per reason.
+    """
+
+    entries: tuple[Entry, ...]
+    remarks: tuple[str, ...]
+
+
+def survey(
+    data: Path,
+    task: Task,
+    crop_px: int,
+    *,
+    folder_a: str | None = None,
+    folder_b: str | None = None,
+    exclude: Sequence[str] = (),
+    sharp_scale: float = 1.0,
+    progress: Callable[[Iterable[Entry]], Iterable[Entry]] = iter,
+) -> Survey:
+    """Find the pairs of a folder and check every file once.
+
+    Args:
+        data: Folder that holds the two folders of the task; for ``multi_focus`` also, or only, a folder ``sharp`` of
+            images that are in focus everywhere.
+        task: The task.
+        crop_px: Side of the largest crop.
+        folder_a: Name of the folder of source a, if not the task's own.
+        folder_b: The same for source b.
+        exclude: Beginnings of names to leave out.
+        sharp_scale: Factor by which sharp images are resized.
+        progress: Shows the way through the files.
+
+    Raises:
+        InputError: There is no usable pair.
+    """
+    if not data.is_dir():
+        raise InputError(f"expected a folder with the pairs at {data}, got nothing; check the path.")
+    names = folder_a or task.folder_a, folder_b or task.folder_b
+    found, reasons = _find(data, task, names)
+    kept = [entry for entry in found if not entry.name.startswith(tuple(exclude))]
+    if len(kept) < len(found):
+        reasons["excluded by name"] = [entry.name for entry in found if entry.name.startswith(tuple(exclude))]
+    usable = []
+    for entry in progress(kept):
+        reason = _unfit(entry, crop_px, sharp_scale)
+        if reason is None:
+            usable.append(entry)
+        else:
+            reasons.setdefault(reason, []).append(entry.name)
+    remarks = tuple(f"left out, {reason}: {len(names)} ({_some(names)})" for reason, names in reasons.items())
+    if not usable:
+        raise InputError(
+            f"expected pairs of at least {crop_px}x{crop_px} pixels below {data}, got none that can be used"
+            f"{' (' + '; '.join(remarks) + ')' if remarks else ''}; check the folder or use smaller crops."
+        )
+    return Survey(tuple(usable), remarks)
+
+
+def split_held(entries: Sequence[Entry], share: float) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """Hold entries back for validation, evenly spaced and always the same ones.
+
+    Args:
+        entries: Ordered by name.
+        share: Share to hold back, [0, 0.5]; at least one is, and a single entry serves both ends.
+
+    Returns:
+        Entries to train on and entries that are held back.
+    """
+    if len(entries) == 1:
+        return tuple(entries), tuple(entries)
+    spacing = max(2, min(len(entries), round(1 / share))) if share > 0 else len(entries)
+    held = tuple(entry for index, entry in enumerate(entries) if index % spacing == spacing - 1)
+    return tuple(entry for entry in entries if entry not in held), held
+
+
+def read_planes(entry: Entry, sharp_scale: float = 1.0) -> tuple[Array, Array]:
+    """Read the luma of both sources, each (H, W) uint8; twice the same for a sharp image.
+
+    Raises:
+        InputError: A file cannot be used.
+    """
+    a = read_image(entry.a)
+    if entry.b is None:
+        luma = to_luma8(a)
+        if sharp_scale != 1:
+            luma = cv2.resize(luma, None, fx=sharp_scale, fy=sharp_scale, interpolation=cv2.INTER_AREA)
+        return luma, luma
+    b = read_image(entry.b)
+    check_pair(a, b)
+    return to_luma8(a), to_luma8(b)
+
+
+def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], dict[str, list[str]]]:
+    folders = data / names[0], data / names[1]
+    sharp = data / SHARP_FOLDER
+    has_sharp = task.name == "multi_focus" and sharp.is_dir()
+    entries: list[Entry] = []
+    reasons: dict[str, list[str]] = {}
+    if not has_sharp or any(folder.is_dir() for folder in folders):
+        for folder in folders:
+            if not folder.is_dir():
+                raise InputError(
+                    f"expected the folders {names[0]} and {names[1]} in {data}, got no {folder.name}; "
+                    "name them with --a and --b."
+                )
+        found = find_pairs(str(folders[0]), str(folders[1]))
+        entries += [_entry(pair) for pair in found.pairs]
+        alone = [f"{path.parent.name}/{path.name}" for path in (*found.only_a, *found.only_b)]
+        if alone:
+            reasons["without a counterpart"] = alone
+    if has_sharp:
+        entries += [Entry(stem, path, None) for stem, path in find_images(str(sharp)).items()]
+    return sorted(entries, key=lambda entry: (entry.name, entry.b is None)), reasons
+
+
+def _entry(pair: PairPaths) -> Entry:
+    return Entry(pair.name, pair.a, pair.b)
+
+
+def _unfit(entry: Entry, crop_px: int, sharp_scale: float) -> str | None:
+    """Why an entry cannot be used, in a few words, or None."""
+    try:
+        a, b = read_planes(entry, sharp_scale)
+    except ShapeError:
+        return "sizes that do not fit"
+    except InputError as error:
+        return f"unreadable ({error})"
+    if min(a.shape) < crop_px:
+        return f"smaller than the crop of {crop_px} pixels"
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return "one value in every pixel"
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

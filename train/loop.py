@@ -1,0 +1,339 @@
+"""The training loop: the one place that owns optimisers, checkpoints and the log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from refusion_edge.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.errors import BackendError, TrainingError, UsageError
+from refusion_edge.files import write_atomically
+from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.diagnostics import (
+    Held,
+    agreement,
+    collapse,
+    diagnose,
+    distances,
+    examples,
+    measure,
+    score_of,
+)
+from refusion_edge.train.fusion import fuse
+from refusion_edge.train.layers import Parameters
+from refusion_edge.train.library import PairLibrary
+from refusion_edge.train.log import RunLog
+from refusion_edge.train.losses import LossWeights
+from refusion_edge.train.meta import (
+    Batch,
+    FusionObjective,
+    MetaRule,
+    Networks,
+    fusion_gradient,
+    meta_gradient,
+    reconstruction_gradient,
+)
+from refusion_edge.train.optimisers import apply
+from refusion_edge.train.priors import PRIORS
+from refusion_edge.train.proposal import propose
+from refusion_edge.train.ranks import Ranks
+from refusion_edge.train.reconstruction import reconstruct
+from refusion_edge.train.schedule import action_at, average_decay, crop_at, gradient_coefficient, learning_factor
+from refusion_edge.train.settings import Settings
+from refusion_edge.train.state import TrainingState, checkpoint_path, find_checkpoints, save_state
+from refusion_edge.train.stopping import StopSignal
+
+BEST_NAME = "best.safetensors"
+FAILED_NAME = "failed-batch.safetensors"
+
+# Meta-gradients that the agreement is taken over.
+_RECENT = 8
+_LOG_EVERY = 10
+# Counter streams of the crops.
+_TRAIN, _TEST = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a training run works with.
+
+    Attributes:
+        task: Name of the task.
+        settings: Its settings.
+        library: Pairs to train on.
+        held: What it is validated on.
+        folder: Where checkpoints and the log go.
+        ranks: The processes that train together.
+        max_s: Length of the run in seconds of training, or infinity; the schedule follows the time then.
+    """
+
+    task: str
+    settings: Settings
+    library: PairLibrary
+    held: Held
+    folder: Path
+    ranks: Ranks = field(default_factory=Ranks)
+    max_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: Steps taken in all.
+        finished: Whether it ran to its end.
+        reason: What stopped it before, or empty.
+        checkpoint: Its last checkpoint.
+        is_first: Whether this process wrote it.
+    """
+
+    step: int
+    finished: bool
+    reason: str
+    checkpoint: Path
+    is_first: bool
+
+
+def build_networks(settings: Settings) -> Networks:
+    """Make the three networks of a run.
+
+    Raises:
+        UsageError: bf16 or compilation is asked for without a GPU.
+    """
+    machine = settings.machine
+    if (machine.bf16 or machine.compile) and not torch.cuda.is_available():
+        raise UsageError("expected a CUDA device for machine.bf16 and machine.compile, got none; set both to false.")
+    proposal = settings.proposal
+    if settings.meta.engine == "off":
+        # The control run: P contributes nothing, so it is not evaluated.
+        proposed: Callable[..., LossWeights] = partial(_prior_weights, proposal.prior)
+    else:
+        proposed = partial(propose, proposal)
+    compiled = torch.compile(fuse, dynamic=False) if machine.compile else fuse
+    return Networks(compiled, proposed, reconstruct, fuse)
+
+
+def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, report: Callable[[float, str], None]) -> Outcome:  # noqa: PLR0912, PLR0915 # one loop, to be read from top to bottom
+    """Train until the end of the schedule or until told to stop; every way out leaves a checkpoint.
+
+    Args:
+        run: What to work with.
+        networks: The three networks.
+        state: Where to start; changed in place.
+        log: Record of the run.
+        report: Is given the progress in [0, 1] and the state of the run in a few words.
+
+    Raises:
+        TrainingError: The loss is not a number any more; the batch is stored beside the checkpoints.
+        BackendError: Another rank is gone.
+        OutputError: A checkpoint cannot be written; earlier ones stay.
+    """
+    settings, ranks, device = run.settings, run.ranks, run.ranks.device
+    counters = state.counters
+    draw = partial(
+        crop_batch, run.library, batch=settings.run.batch, seed=settings.run.seed, start=ranks.rank * settings.run.batch
+    )
+    recent: deque[Tensor] = deque(maxlen=_RECENT)
+    already_s, started = counters.elapsed_s, time.monotonic()
+    progress, saved = 0.0, -1
+    # The latest of each, so that a line of the log has the last meta cycle whichever step it is written at.
+    values: dict[str, float] = {}
+
+    def save_checkpoint() -> Path:
+        nonlocal saved
+        path = checkpoint_path(run.folder, counters.step)
+        if ranks.is_first and saved != counters.step:
+            names = tuple(entry.name for entry in run.library.entries)
+            save_state(path, state, task=run.task, settings=settings, pairs=names)
+            for old in find_checkpoints(run.folder)[: -settings.checkpoint.keep]:
+                old.unlink(missing_ok=True)
+        saved = counters.step
+        return path
+
+    with StopSignal() as stop:
+        try:
+            while True:
+                counters.elapsed_s = already_s + time.monotonic() - started
+                asked, elapsed_s = ranks.largest([float(bool(stop.received)), counters.elapsed_s])
+                progress = max(counters.step / settings.run.steps, elapsed_s / run.max_s)
+                if asked or progress >= 1:
+                    break
+
+                # What this step does, and how strongly.
+                step = counters.step
+                action = action_at(settings.meta, step, progress, learning=not counters.frozen)
+                factor = learning_factor(settings.optimiser, step, progress)
+                objective = FusionObjective(settings.loss.gradient, gradient_coefficient(settings.loss, progress))
+                meta = settings.meta
+                rule = MetaRule(meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centred)
+                crop_px = crop_at(settings.run, progress)
+                batch = _both_orders(draw(step, crop_px=crop_px, stream=_TRAIN), state, device)
+
+                # Gradients. The pass of F serves the inner update and its own update alike.
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.machine.bf16, cache_enabled=False):
+                    phi = {name: tensor.detach().requires_grad_(action.meta) for name, tensor in state.phi.items()}
+                    pairs = len(batch.a) // 2
+                    weights = networks.propose(phi, batch.a[:pairs], batch.b[:pairs])
+                    fusion = fusion_gradient(networks, state.theta, batch, weights, objective, ranks.average)
+                    values.update(loss=fusion.loss.item(), gradient_norm=_norm(fusion.gradient))
+                    if action.meta:
+                        test = _both_orders(draw(step, crop_px=crop_px, stream=_TEST), state, device)
+                        outer = meta_gradient(
+                            networks, state.theta, phi, state.rho, batch, test, weights, fusion, objective, rule, ranks.average
+                        )  # fmt: skip
+                        values.update(outer_loss=outer.loss.item(), outer_gradient_norm=_norm(outer.gradient))
+                        values["constant_share"] = outer.constant_share.item()
+                    if action.update:
+                        judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch, ranks.average)
+                        values["reconstruction_intensity"] = judged.loss.intensity.item()
+                        values["reconstruction_gradient"] = judged.loss.gradient.item()
+                if ranks.largest([float(not all(map(math.isfinite, values.values())))])[0]:
+                    _give_up(run, batch, weights, values, step)
+
+                # Updates.
+                if action.meta:
+                    recent.append(torch.cat([tensor.flatten() for tensor in outer.gradient.values()]))
+                    _accumulate(state, outer.gradient)
+                    if counters.accumulated == meta.accumulate:
+                        mean = {name: tensor / meta.accumulate for name, tensor in state.accumulated.items()}
+                        apply(state.optimisers["proposal"], state.phi, mean, meta.learning_rate * factor)
+                        _forget(state)
+                if action.update:
+                    rate = settings.optimiser.learning_rate * factor
+                    if progress >= settings.optimiser.fusion_frozen:
+                        apply(state.optimisers["fusion"], state.theta, fusion.gradient, rate)
+                    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, rate)
+                    _follow(state, average_decay(settings.optimiser, settings.run, step))
+                counters.step += 1
+
+                # Record, validation, checkpoint.
+                if ranks.is_first and counters.step % _LOG_EVERY == 0:
+                    strengths = {"rate": factor, "coefficient": objective.coefficient}
+                    log.write("step", counters.step, {**values, **strengths, "agreement": agreement(recent)})
+                report(progress, f"step {counters.step}, loss {values['loss']:.4f}")
+                if counters.step % settings.validation.every == 0:
+                    _validate(run, networks, state, log, learning=learns(settings, progress))
+                if counters.step % settings.checkpoint.every == 0:
+                    save_checkpoint()
+        except BackendError:
+            # Steps are pure until their updates, so what is in memory is the state after the last whole step.
+            if ranks.is_first:
+                save_checkpoint()
+            raise
+        finished = progress >= 1
+        if finished and counters.step % settings.validation.every:
+            _validate(run, networks, state, log, learning=learns(settings, progress))
+        path = save_checkpoint()
+        if ranks.is_first:
+            if finished:
+                export(run, state, run.folder / f"{run.task}.safetensors")
+            log.write("stop", counters.step, {"finished": finished, "signal": stop.received, "elapsed_s": counters.elapsed_s})
+        return Outcome(counters.step, finished, stop.received or ("" if finished else "another rank"), path, ranks.is_first)
+
+
+def export(run: Run, state: TrainingState, path: Path) -> None:
+    """Write the averaged weights of F as a plain weights file, which every other command takes.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    notes = {
+        "training": "fixed weights (control run)" if run.settings.meta.engine == "off" else "learned loss",
+        "step": str(state.counters.step),
+        "minutes": f"{state.counters.elapsed_s / 60:.1f}",
+        "pairs": str(len(run.library)),
+        "frozen": state.counters.frozen or "no",
+        "torch": torch.__version__,
+    }
+    write_safetensors(path, Checkpoint(run.task, state.exported(), notes))
+
+
+def learns(settings: Settings, progress: float) -> bool:
+    """Tell whether P is past its warm-up."""
+    return settings.meta.engine != "off" and progress >= settings.meta.warm_up
+
+
+def _validate(run: Run, networks: Networks, state: TrainingState, log: RunLog, *, learning: bool) -> None:
+    """Measure, keep the best weights, and freeze P where it has collapsed; the first rank decides for all."""
+    counters, settings = state.counters, run.settings
+    verdict = 0.0
+    if run.ranks.is_first:
+        found = diagnose(networks, state.average, state.phi, state.rho, run.held)
+        metrics = measure(
+            lambda a, b: networks.fuse_forward_mode(state.average, a, b),
+            run.held,
+            tuple(settings.validation.score),
+            run.ranks.device,
+        )
+        total = score_of(metrics, settings.validation.score)
+        log.write("validation", counters.step, {**found, **metrics, "score": total})
+        log.show(counters.step, examples(networks, state.average, state.phi, state.rho, run.held))
+        if counters.best is None or total > counters.best:
+            counters.best = total
+            export(run, state, run.folder / BEST_NAME)
+        if learning and not counters.frozen:
+            if not counters.reference:
+                counters.reference = distances(found, settings.guard)
+            counters.frozen = collapse(found, settings.guard, counters.reference)
+            verdict = float(bool(counters.frozen))
+            if counters.frozen:
+                log.write("guard", counters.step, {"frozen": counters.frozen})
+    if run.ranks.largest([verdict])[0]:
+        counters.frozen = counters.frozen or "by the first rank"
+        for name, tensor in state.phi.items():
+            tensor.copy_(state.healthy_phi[name])
+    else:
+        for name, tensor in state.healthy_phi.items():
+            tensor.copy_(state.phi[name])
+
+
+def _give_up(run: Run, batch: Batch, weights: LossWeights, values: dict[str, float], step: int) -> None:
+    """Store the batch that broke the run, and stop."""
+    path = run.folder / FAILED_NAME
+    tensors = {"first": batch.first, "second": batch.second, "w": weights.intensity, "v": weights.gradient}
+    if run.ranks.is_first:
+        write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    bad = [name for name, value in values.items() if not math.isfinite(value)] or ["the loss of another rank"]
+    raise TrainingError(
+        f"expected finite losses, got {', '.join(bad)} as NaN or infinity at step {step}; look at the batch in {path} and "
+        "resume from the last checkpoint with a smaller learning rate."
+    )
+
+
+def _prior_weights(prior: str, _phi: Parameters, a: Tensor, b: Tensor) -> LossWeights:
+    return LossWeights.from_logits(PRIORS[prior](torch.cat((a, b)), torch.cat((b, a))))
+
+
+def _both_orders(crops: tuple[Tensor, Tensor], state: TrainingState, device: torch.device) -> Batch:
+    dtype = next(iter(state.theta.values())).dtype
+    return Batch.in_both_orders(*(plane.to(device, dtype) for plane in crops))
+
+
+def _norm(gradient: Parameters) -> float:
+    return torch.nn.utils.get_total_norm(gradient.values()).item()
+
+
+def _accumulate(state: TrainingState, gradient: Parameters) -> None:
+    for name, tensor in state.accumulated.items():
+        tensor.add_(gradient[name])
+    state.counters.accumulated += 1
+
+
+def _forget(state: TrainingState) -> None:
+    for tensor in state.accumulated.values():
+        tensor.zero_()
+    state.counters.accumulated = 0
+
+
+def _follow(state: TrainingState, decay: float) -> None:
+    torch._foreach_lerp_(list(state.average.values()), list(state.theta.values()), 1 - decay)

@@ -1,0 +1,66 @@
+"""What happens at which point of a run, as functions of the step and of the progress in [0, 1].
+
+Progress is the share of the steps or of the time that is over, whichever is further.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from refusion_edge.train.settings import LossSettings, MetaSettings, OptimiserSettings, RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a step does.
+
+    Attributes:
+        meta: A meta cycle: inner update, outer gradient.
+        update: An update of F and R.
+    """
+
+    meta: bool
+    update: bool
+
+
+def action_at(meta: MetaSettings, step: int, progress: float, *, learning: bool) -> Action:
+    """Decide what a step does.
+
+    Args:
+        meta: Settings of the learning of P.
+        step: Number of the step, from 0.
+        progress: Share of the run that is over.
+        learning: Whether P may learn; it may not once a guard has frozen it.
+    """
+    if meta.engine == "off" or not learning or progress < meta.warm_up:
+        return Action(meta=False, update=True)
+    if meta.phase:
+        in_meta_phase = step % (2 * meta.phase) < meta.phase
+        return Action(meta=in_meta_phase, update=not in_meta_phase)
+    return Action(meta=step % meta.every == 0, update=True)
+
+
+def learning_factor(settings: OptimiserSettings, step: int, progress: float) -> float:
+    """Factor of all learning rates, (0, 1]."""
+    rise = min(1.0, (step + 1) / settings.warm_up_steps) if settings.warm_up_steps else 1.0
+    if settings.schedule == "steps":
+        return rise * settings.decay ** math.floor(progress / settings.decay_every)
+    return rise * (settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def gradient_coefficient(settings: LossSettings, progress: float) -> float:
+    """Factor of the gradient term."""
+    risen = min(1.0, progress / settings.coefficient_rise)
+    return settings.coefficient * (settings.coefficient_start + (1 - settings.coefficient_start) * risen)
+
+
+def crop_at(run: RunSettings, progress: float) -> int:
+    """Side of the crops, in pixels."""
+    return run.late_crop_px if progress >= run.late_from else run.crop_px
+
+
+def average_decay(settings: OptimiserSettings, run: RunSettings, step: int) -> float:
+    """Decay of the moving average of theta; shorter at first, so that the random start is forgotten."""
+    longest = min(settings.ema, 0.99) if run.steps < 1000 else settings.ema
+    return min(longest, (1 + step) / (10 + step))

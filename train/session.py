@@ -1,0 +1,231 @@
+"""A training session from what was asked for: data, settings, networks and a state, new, resumed or fine-tuned."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from refusion_edge import __version__
+from refusion_edge.errors import BackendError, CheckpointError, UsageError
+from refusion_edge.tasks import find_task
+from refusion_edge.train.diagnostics import hold, score_of
+from refusion_edge.train.library import Entry, PairLibrary, Survey, split_held, survey
+from refusion_edge.train.log import RunLog
+from refusion_edge.train.loop import Outcome, Run, build_networks, train
+from refusion_edge.train.ranks import Ranks, join_ranks, leave_ranks
+from refusion_edge.train.settings import Settings, resolve
+from refusion_edge.train.state import TrainingCheckpoint, find_checkpoints, initial_state, read_fusion, read_state, restore
+
+# Share of a fine-tuning run in which R learns to read the given F before F moves.
+_FROZEN_WHEN_GIVEN = "optimiser.fusion_frozen=0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        task: Name of the task.
+        data: Folder with the two folders of the task.
+        output: Folder of the run.
+        preset: Preset or TOML file, or None for ``default``, or for that of the run that is resumed.
+        assignments: ``section.key=value`` on top of it.
+        folder_a: Folder of source a below ``data``, if not the task's own name.
+        folder_b: The same for source b.
+        exclude: Beginnings of names to leave out.
+        init: Weights of F to start from.
+        resume: Folder of a run, or one of its checkpoints, to go on with.
+        max_minutes: Training time in all sessions, or None for no limit.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        deterministic: Whether only deterministic algorithms may be used.
+    """
+
+    task: str
+    data: Path
+    output: Path
+    preset: str | None = None
+    assignments: tuple[str, ...] = ()
+    folder_a: str | None = None
+    folder_b: str | None = None
+    exclude: tuple[str, ...] = ()
+    init: Path | None = None
+    resume: Path | None = None
+    max_minutes: float | None = None
+    device: str = "auto"
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """Where a session speaks.
+
+    Attributes:
+        remark: Takes a sentence.
+        files: Shows the way through the files.
+        progress: Is given the progress in [0, 1] and the state in a few words.
+    """
+
+    remark: Callable[[str], None]
+    files: Callable[[Iterable[Entry]], Iterable[Entry]]
+    progress: Callable[[float, str], None]
+
+
+def run_session(request: Request, console: Console) -> Outcome:
+    """Train as asked.
+
+    Raises:
+        UsageError: Options contradict each other, or a setting does not fit.
+        InputError: There are no usable pairs.
+        CheckpointError: The run to resume is of another task or configuration, or damaged.
+        BackendError: The device is not there, or another rank is gone.
+        TrainingError: The loss is not a number any more.
+        OutputError: A file cannot be written.
+    """
+    _check(request)
+    checkpoint = None if request.resume is None else read_state(request.resume)
+    device = choose_device(request.device)
+    settings = session_settings(request, checkpoint, device)
+    score_of({}, settings.validation.score)  # a metric that does not exist should not be found out at the first validation
+    networks = build_networks(settings)
+    ranks = join_ranks(device)
+    if request.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums only with a fixed workspace
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(request.deterministic or deterministic_before)
+    try:
+        remark = console.remark if ranks.is_first else lambda _: None
+        found = survey_for(request, settings, console)
+        for sentence in found.remarks:
+            remark(sentence)
+        kept, held = split_held(found.entries, settings.validation.held)
+        remark(f"{len(kept)} pairs to train on, {len(held)} held back for validation")
+        library = PairLibrary(kept, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
+        held_library = PairLibrary(held, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
+        theta = None
+        if request.init is not None:
+            known, theta = read_fusion(request.init)
+            if known not in (None, request.task):
+                remark(f"{request.init} was trained for {known}; its weights are where {request.task} starts")
+        state = initial_state(settings, ranks.device, theta)
+        output = request.output
+        if checkpoint is not None:
+            restore(state, checkpoint)
+            output = checkpoint.path.parent
+            if checkpoint.pairs != tuple(entry.name for entry in kept):
+                remark(f"{len(checkpoint.pairs)} pairs were there when the run began; it goes on, but will not repeat exactly")
+            remark(f"resuming {checkpoint.path} at step {state.counters.step}")
+        output.mkdir(parents=True, exist_ok=True)
+        max_s = math.inf if request.max_minutes is None else request.max_minutes * 60
+        run = Run(request.task, settings, library, hold(held_library, settings, ranks.device), output, ranks, max_s)
+        if not ranks.is_first:
+            return train(run, networks, state, _Silent(output), lambda *_: None)
+        with RunLog(output) as log:
+            log.write("start", state.counters.step, _facts(request, settings, ranks, found))
+            return train(run, networks, state, log, console.progress)
+    finally:
+        torch.use_deterministic_algorithms(deterministic_before)
+        leave_ranks(ranks)
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose where to train.
+
+    Raises:
+        BackendError: ``cuda`` is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendError("expected a CUDA device, got none that torch can use; train with --device cpu.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32; what bf16 autocast leaves in fp32 can bear it
+    return torch.device(name)
+
+
+def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, device: torch.device) -> Settings:
+    """Settings as asked for, or those of the run that is resumed.
+
+    Raises:
+        UsageError: A setting does not fit.
+        CheckpointError: The run to resume has another task, or other settings than those asked for.
+    """
+    given = (_FROZEN_WHEN_GIVEN,) if request.init is not None else ()
+    if checkpoint is None:
+        return resolve(
+            request.preset or "default", request.task, device=device.type, assignments=(*given, *request.assignments)
+        )
+    if checkpoint.task != request.task:
+        raise CheckpointError(
+            f"expected a run for {request.task} in {checkpoint.path}, got one for {checkpoint.task}; "
+            f"add --task {checkpoint.task}."
+        )
+    if request.preset is None and not request.assignments:
+        return checkpoint.settings
+    asked = resolve(request.preset or "default", request.task, device=device.type, assignments=request.assignments)
+    differences = asked.differences(checkpoint.settings)
+    if differences:
+        raise CheckpointError(
+            f"expected the settings of the run in {checkpoint.path}, got other ones: {'; '.join(differences)}; leave --preset "
+            "and --set away, or start a new run with --init."
+        )
+    return checkpoint.settings
+
+
+def survey_for(request: Request, settings: Settings, console: Console) -> Survey:
+    """Find and check the pairs of a session.
+
+    Raises:
+        InputError: There are no usable pairs.
+    """
+    return survey(
+        request.data,
+        find_task(request.task),
+        max(settings.run.crop_px, settings.run.late_crop_px),
+        folder_a=request.folder_a,
+        folder_b=request.folder_b,
+        exclude=request.exclude,
+        sharp_scale=settings.data.sharp_scale,
+        progress=console.files,
+    )
+
+
+class _Silent(RunLog):
+    """Log of the ranks that do not write."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._board = folder, None
+
+    def write(self, event: str, step: int, values: object) -> None:
+        """Write nothing."""
+
+
+def _check(request: Request) -> None:
+    if request.resume is not None and request.init is not None:
+        raise UsageError("expected one of --resume and --init, got both; --init starts a new run from weights.")
+    if request.max_minutes is not None and not request.max_minutes > 0:
+        raise UsageError(f"expected --max-minutes above 0, got {request.max_minutes:g}.")
+    if request.resume is None and find_checkpoints(request.output):
+        raise UsageError(
+            f"expected an unused folder for the run, got {request.output}, which holds checkpoints; "
+            f"go on with --resume {request.output} or choose another --output."
+        )
+
+
+def _facts(request: Request, settings: Settings, ranks: Ranks, found: Survey) -> dict[str, object]:
+    return {
+        "task": request.task,
+        "settings": settings.to_tables(),
+        "pairs": len(found.entries),
+        "remarks": list(found.remarks),
+        "ranks": ranks.size,
+        "device": torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "versions": {"refusion-edge": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }

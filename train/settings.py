@@ -1,0 +1,383 @@
+"""Settings of a training run: presets as files, overrides by task, by device and by hand, all checked once.
+
+A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]`` holds what a task changes and
+``[cuda.SECTION]`` what a GPU changes. The resolved settings are stored in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from refusion_edge.errors import UsageError
+from refusion_edge.train.losses import GradientTerm
+from refusion_edge.train.meta import Engine
+from refusion_edge.train.proposal import ProposalSettings
+
+PRESETS = ("default", "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Length and batches of a run.
+
+    Attributes:
+        steps: Number of steps; a step updates F and R, P, or both.
+        batch: Pairs per step and rank; each is fused in both orders.
+        crop_px: Side of a crop.
+        late_crop_px: Side of a crop in the last part of the run.
+        late_from: Where that part begins, as a share of the run.
+        seed: Seed of initialisation and crops.
+    """
+
+    steps: int
+    batch: int
+    crop_px: int
+    late_crop_px: int
+    late_from: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """The fusion loss.
+
+    Attributes:
+        gradient: Which gradient term.
+        coefficient: Its factor once it has risen.
+        coefficient_start: Share of that factor at the start.
+        coefficient_rise: Share of the run over which it rises linearly.
+    """
+
+    gradient: GradientTerm
+    coefficient: float
+    coefficient_start: float
+    coefficient_rise: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetaSettings:
+    """Learning of P.
+
+    Attributes:
+        engine: How the meta-gradient is taken; ``off`` for a control run at the prior.
+        every: Every so many updates of F and R, one is a meta cycle as well and shares its crops and its pass of F.
+        phase: If not 0, meta cycles and updates alternate in phases of so many steps instead.
+        warm_up: Share of the run before P starts to learn.
+        inner_rate: Step of the inner update, times the schedule.
+        adapt_reconstruction: Whether R takes an inner step, too.
+        centred: Whether the brightness shift is left out of J v.
+        accumulate: Meta-gradients that are averaged for one outer update.
+        optimiser: ``adamw``, or ``max-normalised``: the gradient divided by its largest entry.
+        learning_rate: Peak step of the outer update, times the schedule.
+        betas: Decays of AdamW.
+        eps: Floor of AdamW's denominator; raw meta-gradients are far below the usual 1e-8.
+    """
+
+    engine: Engine
+    every: int
+    phase: int
+    warm_up: float
+    inner_rate: float
+    adapt_reconstruction: bool
+    centred: bool
+    accumulate: int
+    optimiser: Literal["adamw", "max-normalised"]
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserSettings:
+    """Updates of F and R.
+
+    Attributes:
+        learning_rate: Peak of the schedule.
+        schedule: ``cosine`` down to ``floor``, or ``steps``: times ``decay`` after every ``decay_every`` of the run.
+        warm_up_steps: Steps of a linear rise at the start.
+        floor: Share of the peak at the end of the cosine.
+        decay: Factor of one step of the schedule.
+        decay_every: Share of the run between two such steps.
+        ema: Decay of the moving average of theta, which is what is validated and exported; 0 for none. At most 0.99
+            in runs below 1,000 steps.
+        fusion_frozen: Share of the run at its start in which F stays as it is and R learns to read it; for F that
+            was trained before.
+    """
+
+    learning_rate: float
+    schedule: Literal["cosine", "steps"]
+    warm_up_steps: int
+    floor: float
+    decay: float
+    decay_every: float
+    ema: float
+    fusion_frozen: float
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """Limits of the diagnostics beyond which P is frozen, see ``refusion_edge.train.diagnostics``.
+
+    Attributes:
+        slot: Largest difference of the mean weight of source a between both orders.
+        swap: Largest mean change of the output when the inputs are swapped.
+        share: Least and largest share of source a in the output.
+        position: Least and largest position between the darker (0) and the brighter (1) source.
+        margin: How much further a diagnostic may go that was beyond its limit before P began to learn.
+    """
+
+    slot: float
+    swap: float
+    share: tuple[float, float]
+    position: tuple[float, float]
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSettings:
+    """Validation on pairs that are held back.
+
+    Attributes:
+        every: Steps between two validations.
+        held: Share of the pairs that is held back.
+        crops: Fixed crops for the diagnostics.
+        images: Whole images for the metrics.
+        score: Metrics whose sum, with these factors, decides which weights are the best; ``PSNR-sharp`` is the PSNR
+            against the sharp image where defocus is synthetic.
+    """
+
+    every: int
+    held: float
+    crops: int
+    images: int
+    score: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """Checkpoints.
+
+    Attributes:
+        every: Steps between two.
+        keep: How many are kept.
+    """
+
+    every: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Pairs in memory.
+
+    Attributes:
+        cache_mib: Memory for decoded luma planes; what does not fit is read again when it is drawn.
+        sharp_scale: Factor by which sharp images are resized before defocus is synthesised.
+    """
+
+    cache_mib: int
+    sharp_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSettings:
+    """What only a GPU may do.
+
+    Attributes:
+        bf16: Networks under bf16 autocast; losses, statistics and optimisers stay in float32.
+        compile: ``torch.compile`` for F, except under forward-mode differentiation.
+    """
+
+    bf16: bool
+    compile: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a run, one attribute per section."""
+
+    run: RunSettings
+    loss: LossSettings
+    proposal: ProposalSettings
+    meta: MetaSettings
+    optimiser: OptimiserSettings
+    guard: GuardSettings
+    validation: ValidationSettings
+    checkpoint: CheckpointSettings
+    data: DataSettings
+    machine: MachineSettings
+
+    def __post_init__(self) -> None:
+        positive = {
+            "run.steps": self.run.steps,
+            "run.batch": self.run.batch,
+            "meta.every": self.meta.every,
+            "meta.accumulate": self.meta.accumulate,
+            "meta.inner_rate": self.meta.inner_rate,
+            "loss.coefficient_rise": self.loss.coefficient_rise,
+            "optimiser.decay_every": self.optimiser.decay_every,
+            "validation.every": self.validation.every,
+            "validation.crops": self.validation.crops,
+            "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep": self.checkpoint.keep,
+            "data.sharp_scale": self.data.sharp_scale,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise UsageError(f"expected {name} above 0, got {value}.")
+        for name, side in (("run.crop_px", self.run.crop_px), ("run.late_crop_px", self.run.late_crop_px)):
+            if side < _MIN_CROP:
+                raise UsageError(f"expected {name} of at least {_MIN_CROP}, got {side}.")
+        if self.machine.bf16 and self.meta.engine == "exact-fd":
+            raise UsageError(
+                "expected float32 for the engine exact-fd, got machine.bf16 = true, which rounds its differences away; "
+                "set machine.bf16=false or meta.engine=exact."
+            )
+
+    def to_tables(self) -> dict[str, Any]:
+        """Plain tables that ``from_tables`` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any]) -> Settings:
+        """Check plain tables and make settings of them.
+
+        Raises:
+            UsageError: A name is unknown or missing, or a value has the wrong type or range.
+        """
+        settings: Settings = _build(cls, tables, "")
+        return settings
+
+    def differences(self, other: Settings) -> list[str]:
+        """What distinguishes these settings from others, as ``name = value (other value)``."""
+        mine, theirs = dict(_flat(self.to_tables())), dict(_flat(other.to_tables()))
+        names = sorted(mine.keys() | theirs.keys())
+        return [
+            f"{name} = {mine.get(name)} ({theirs.get(name)})"
+            for name in names
+            if _plain(mine.get(name)) != _plain(theirs.get(name))
+        ]
+
+
+_MIN_CROP = 16
+
+
+def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] = ()) -> Settings:
+    """Resolve the settings of a run.
+
+    Args:
+        preset: Name of a preset, or path of a TOML file of the same form.
+        task: Name of the task.
+        device: ``cpu`` or ``cuda``.
+        assignments: ``section.key=value``, the value in TOML's notation; a bare word counts as text.
+
+    Raises:
+        UsageError: The preset does not exist or is not TOML, a name is unknown, or a value does not fit.
+    """
+    tables = _read_preset(preset)
+    of_task, of_cuda = tables.pop("tasks", {}).get(task, {}), tables.pop("cuda", {})
+    if device == "cuda":
+        _merge(tables, of_cuda)
+    _merge(tables, of_task)
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        section, _, key = name.strip().partition(".")
+        if not separator or not key:
+            raise UsageError(f"expected --set section.key=value, got '{assignment}'.")
+        _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
+    return Settings.from_tables(tables)
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    path = Path(__file__).parent / "presets" / f"{preset}.toml" if preset in PRESETS else Path(preset)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"expected one of the presets {', '.join(PRESETS)} or a TOML file, got '{preset}' ({error.strerror})."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"expected a TOML file in {path}, got something else ({error}).") from error
+
+
+def _merge(tables: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(tables.get(name), dict):
+            _merge(tables[name], value)
+        else:
+            tables[name] = value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    first, separator, rest = key.partition(".")
+    return {first: _nested(rest, value) if separator else value}
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: Any, table: Any, name: str) -> Any:
+    if not isinstance(table, Mapping):
+        raise UsageError(f"expected a table for the settings {name}, got {table!r}.")
+    hints = get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    for key in table:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+            raise UsageError(f"expected one of {', '.join(known)} {f'in {name}' if name else 'as section'}, got '{key}'{hint}.")
+    missing = [key for key in known if key not in table]
+    if missing:
+        raise UsageError(f"expected a value for {', '.join(_joined(name, key) for key in missing)}, got none.")
+    return kind(**{key: _value(hints[key], table[key], _joined(name, key)) for key in known})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """Check a value against the type of its field; whole numbers count as floating ones."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _build(kind, value, name)
+    if origin is Literal:
+        fits, expected = value in arguments, f"one of {', '.join(arguments)}"
+    elif origin is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        expected = f"{len(arguments)} numbers"
+    elif origin is dict:
+        fits, expected = isinstance(value, Mapping), "a table of numbers"
+    elif kind is float:
+        fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    else:
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
+    if not fits:
+        raise UsageError(f"expected {expected} for {name}, got {value!r}.")
+    if origin is tuple:
+        return tuple(_value(part, item, name) for part, item in zip(arguments, value, strict=True))
+    if origin is dict:
+        return {str(key): _value(arguments[1], item, _joined(name, key)) for key, item in value.items()}
+    return float(value) if kind is float else value
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, _joined(prefix, key))
+        else:
+            yield _joined(prefix, key), value
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,286 @@
+"""Everything that a run has to remember, and the checkpoints that hold it.
+
+A checkpoint is one safetensors file: ``fusion.*``, ``fusion_ema.*``, ``proposal.*``, ``proposal_healthy.*``,
+``reconstruction.*``, ``optim.*``, and in the metadata one JSON document with the settings and the counters. Crops are
+drawn by counter, so there is no generator state.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.optim import Optimizer
+
+from refusion_edge.arrays import State
+from refusion_edge.checkpoint import Checkpoint, read_checkpoint
+from refusion_edge.errors import CheckpointError
+from refusion_edge.files import write_atomically
+from refusion_edge.train.fusion import initial_fusion
+from refusion_edge.train.layers import Parameters
+from refusion_edge.train.optimisers import adamw, outer_optimiser
+from refusion_edge.train.proposal import initial_proposal
+from refusion_edge.train.reconstruction import initial_reconstruction
+from refusion_edge.train.settings import Settings
+
+SCHEMA = "refusion-edge/training/1"
+
+_METADATA_KEY = "refusion-edge"
+_PATTERN = "step-*.safetensors"
+
+
+@dataclass(slots=True)
+class Counters:
+    """Where a run is.
+
+    Attributes:
+        step: Steps taken.
+        elapsed_s: Seconds of training in all sessions.
+        accumulated: Meta-gradients since the last outer update.
+        frozen: Why P does not learn any more, or empty.
+        reference: Guarded diagnostics when P began to learn, name to distance beyond the limit.
+        best: Largest validation score, or None.
+    """
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    accumulated: int = 0
+    frozen: str = ""
+    reference: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Parameters, optimisers and counters; the training loop changes them in place.
+
+    Attributes:
+        theta: Parameters of F.
+        average: Their moving average, which is validated and exported.
+        phi: Parameters of P.
+        healthy_phi: Those at the last validation that no guard objected to.
+        rho: Parameters of R.
+        accumulated: Sum of meta-gradients since the last outer update.
+        optimisers: ``fusion``, ``proposal`` and ``reconstruction``.
+        counters: Where the run is.
+    """
+
+    theta: Parameters
+    average: Parameters
+    phi: Parameters
+    healthy_phi: Parameters
+    rho: Parameters
+    accumulated: Parameters
+    optimisers: dict[str, Optimizer]
+    counters: Counters
+
+    def groups(self) -> dict[str, Parameters]:
+        """Parameters by the prefix under which they are stored."""
+        return {
+            "fusion": self.theta,
+            "fusion_ema": self.average,
+            "proposal": self.phi,
+            "proposal_healthy": self.healthy_phi,
+            "reconstruction": self.rho,
+            "optim.accumulated": self.accumulated,
+        }
+
+    def exported(self) -> State:
+        """The averaged theta as arrays."""
+        return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.average.items()}
+
+
+def initial_state(
+    settings: Settings, device: torch.device, theta: Parameters | None = None, dtype: torch.dtype = torch.float32
+) -> TrainingState:
+    """Start a run.
+
+    Args:
+        settings: Settings; the seed decides all that is drawn.
+        device: Where the tensors go.
+        theta: Parameters of F to start from, or None for a start from scratch.
+        dtype: Precision of everything.
+    """
+    generator = torch.Generator().manual_seed(settings.run.seed)
+
+    def place(parameters: Parameters) -> Parameters:
+        return {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in parameters.items()}
+
+    drawn = initial_fusion(generator)
+    fusion = place(drawn if theta is None else theta)
+    phi, rho = place(initial_proposal(settings.proposal, generator)), place(initial_reconstruction(generator))
+    optimisers = {"fusion": adamw(fusion), "proposal": outer_optimiser(phi, settings.meta), "reconstruction": adamw(rho)}
+    accumulated = {name: torch.zeros_like(tensor) for name, tensor in phi.items()}
+    return TrainingState(fusion, place(fusion), phi, place(phi), rho, accumulated, optimisers, Counters())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCheckpoint:
+    """A checkpoint as it was read.
+
+    Attributes:
+        path: Where from.
+        task: Name of the task.
+        settings: Settings of the run.
+        counters: Where it was.
+        pairs: Names of the pairs that it trained on.
+        tensors: All tensors by their stored name.
+    """
+
+    path: Path
+    task: str
+    settings: Settings
+    counters: Counters
+    pairs: tuple[str, ...]
+    tensors: dict[str, Tensor]
+
+
+def save_state(path: Path, state: TrainingState, *, task: str, settings: Settings, pairs: tuple[str, ...]) -> None:
+    """Write a checkpoint, under its name only once it is complete.
+
+    Raises:
+        OutputError: It cannot be written, for example because the disk is full; earlier ones stay as they are.
+    """
+    tensors = {f"{prefix}.{name}": tensor for prefix, group in state.groups().items() for name, tensor in group.items()}
+    tensors.update(_optimiser_tensors(state))
+    about = {
+        "schema": SCHEMA,
+        "task": task,
+        "settings": settings.to_tables(),
+        "counters": {name: getattr(state.counters, name) for name in Counters.__slots__},
+        "pairs": pairs,
+        "torch": torch.__version__,
+        "device": str(next(iter(state.theta.values())).device),
+    }
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(stored, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Name of the checkpoint after a step."""
+    return folder / f"step-{step:07d}.safetensors"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(folder.glob(_PATTERN))
+
+
+def read_state(path: Path) -> TrainingCheckpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: A checkpoint, or the folder of a run for its newest one.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged or something else.
+    """
+    if path.is_dir():
+        found = find_checkpoints(path)
+        if not found:
+            raise CheckpointError(f"expected checkpoints ({_PATTERN}) in {path}, got none; give the folder of a run.")
+        path = found[-1]
+    try:
+        data = path.read_bytes()
+        about = _metadata(data)
+        tensors = load(data)
+    except OSError as error:
+        raise CheckpointError(f"expected a checkpoint at {path}, got '{error.strerror}'; check the path.") from error
+    except (SafetensorError, ValueError, KeyError, struct.error) as error:
+        raise CheckpointError(f"expected a training checkpoint in {path}, got a damaged or other file ({error}).") from error
+    if about.get("schema") != SCHEMA:
+        raise CheckpointError(f"expected the schema {SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint.")
+    counters = Counters(**about["counters"])
+    return TrainingCheckpoint(
+        path, about["task"], Settings.from_tables(about["settings"]), counters, tuple(about["pairs"]), tensors
+    )
+
+
+def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
+    """Put a checkpoint into a state that was made with the same settings.
+
+    Raises:
+        CheckpointError: The two do not fit.
+    """
+    tensors = dict(checkpoint.tensors)
+    for prefix, group in state.groups().items():
+        for name, tensor in group.items():
+            stored = tensors.pop(f"{prefix}.{name}", None)
+            if stored is None or stored.shape != tensor.shape:
+                got = "nothing" if stored is None else f"the shape {tuple(stored.shape)}"
+                raise CheckpointError(
+                    f"expected {prefix}.{name} of shape {tuple(tensor.shape)} in {checkpoint.path}, got {got}; "
+                    "resume with the settings of the run."
+                )
+            tensor.copy_(stored)
+    for label, parameters in _optimised(state):
+        for name, tensor in parameters.items():
+            prefix = f"optim.{label}.{name}."
+            entries = {key: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+            if entries:
+                # The counter of AdamW stays on the CPU, where it was made.
+                state.optimisers[label].state[tensor] = {
+                    key.removeprefix(prefix): value if value.ndim == 0 else value.to(tensor.device)
+                    for key, value in entries.items()
+                }
+    if tensors:
+        raise CheckpointError(
+            f"expected nothing else in {checkpoint.path}, got {next(iter(tensors))}; it is another network's."
+        )
+    state.counters = checkpoint.counters
+
+
+def read_fusion(path: Path) -> tuple[str | None, Parameters]:
+    """Read parameters of F to start from: a weights file of ours, an official ``.pth``, or a training checkpoint.
+
+    Returns:
+        Name of the task, if the file says, and theta (the moving average of a training checkpoint).
+
+    Raises:
+        CheckpointError: It is none of these.
+    """
+    if path.is_dir() or (path.is_file() and _is_training(path)):
+        checkpoint = read_state(path)
+        prefix = "fusion_ema."
+        averaged = {key.removeprefix(prefix): t for key, t in checkpoint.tensors.items() if key.startswith(prefix)}
+        return checkpoint.task, averaged
+    weights: Checkpoint = read_checkpoint(path)
+    return weights.task, {name: torch.from_numpy(np.array(array)) for name, array in weights.state.items()}
+
+
+def _is_training(path: Path) -> bool:
+    try:
+        return bool(_metadata(path.read_bytes()).get("schema") == SCHEMA)
+    except (OSError, ValueError, KeyError, struct.error):
+        return False
+
+
+def _metadata(data: bytes) -> Mapping[str, Any]:
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    about = json.loads(header["__metadata__"][_METADATA_KEY])
+    if not isinstance(about, dict):
+        raise ValueError("its metadata is no document")
+    return about
+
+
+def _optimised(state: TrainingState) -> Iterator[tuple[str, Parameters]]:
+    yield from (("fusion", state.theta), ("proposal", state.phi), ("reconstruction", state.rho))
+
+
+def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
+    return {
+        f"optim.{label}.{name}.{key}": value
+        for label, parameters in _optimised(state)
+        for name, tensor in parameters.items()
+        for key, value in state.optimisers[label].state.get(tensor, {}).items()
+    }
