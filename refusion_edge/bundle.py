@@ -16,15 +16,18 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from refusion_edge.backends import BACKENDS
 from refusion_edge.errors import BundleError, OutputError
 from refusion_edge.files import output_error
-from refusion_edge.graph import PRECISIONS, Precision
+from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OUTPUT, PRECISIONS, Precision
+from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import Target, this_machine
 from refusion_edge.tasks import TASKS
 
@@ -110,12 +113,16 @@ class Manifest:
         height, width = self.inputs[0].shape[2:]
         return "dynamic" if height is None else f"{height}x{width}"
 
-    @property
-    def rebuild_command(self) -> str:
-        """The command that builds the same thing for the machine it is typed on."""
+    def rebuild_command(self, path: Path, backend: str | None = None) -> str:
+        """The command that builds the same thing for the machine it is typed on.
+
+        Args:
+            path: Folder of this bundle, whose weights are used.
+            backend: Another back end, or None for the same.
+        """
         return (
-            f"refusion-edge build --task {self.task} --precision {self.precision} --backend {self.backend} "
-            f"--size {self.size_text}"
+            f"refusion-edge build --task {self.task} --precision {self.precision} --backend {backend or self.backend} "
+            f"--size {self.size_text} --weights {shlex.quote(str(path / WEIGHTS))}"
         )
 
 
@@ -164,7 +171,7 @@ def check_target(bundle: EngineBundle) -> None:
     if not target.fits(here):
         raise BundleError(
             f"expected an engine for this machine ({here}), got {bundle.path}, which was built for {target}; "
-            f"rebuild it here: {bundle.manifest.rebuild_command} --weights {bundle.path / WEIGHTS}."
+            f"rebuild it here: {bundle.manifest.rebuild_command(bundle.path)}."
         )
 
 
@@ -266,10 +273,10 @@ def _read_manifest(path: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"expected a readable {MANIFEST} in {path}, got '{error}'; build it again.") from error
     try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
+        fields = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"expected JSON in {path / MANIFEST}, got something that ends or breaks off at line {error.lineno}; build it again."
+            f"expected JSON in {path / MANIFEST}, got something that breaks off or is none ({error}); build it again."
         ) from error
     schema = fields.pop("schema", None) if isinstance(fields, dict) else None
     if schema != SCHEMA:
@@ -278,6 +285,10 @@ def _read_manifest(path: Path) -> Manifest:
             "this version of refusion-edge, or install the one that made it."
         )
     return _to_manifest(fields, path)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _to_manifest(fields: dict[str, Any], path: Path) -> Manifest:
@@ -291,24 +302,48 @@ def _to_manifest(fields: dict[str, Any], path: Path) -> Manifest:
                 "gate": GateResult(**fields["gate"]),
             }
         )
-        sound = (
-            manifest.task in TASKS
-            and manifest.precision in PRECISIONS
-            and {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys()
-            # A name with a separator would reach outside the folder.
-            and all(name == Path(name).name for name in manifest.files)
-            and len(manifest.inputs) == 2
-            and all(len(spec.shape) == 4 for spec in manifest.inputs)
-        )
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise BundleError(
             f"expected the fields of {SCHEMA} in {path / MANIFEST}, got others ({error}); build it again."
         ) from error
-    if not sound:
-        raise BundleError(
-            f"expected a sound manifest in {path / MANIFEST}, got values that do not fit together; build it again."
-        )
+    for sound, what in _checks(manifest):
+        if not sound:
+            raise BundleError(f"expected {what} in {path / MANIFEST}, got something else; build it again.")
     return manifest
+
+
+def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
+    """Yield what has to hold, in an order in which each check can rely on those before it."""
+    texts = (manifest.task, manifest.precision, manifest.backend, manifest.engine, manifest.key, manifest.weights_sha256)
+    yield all(isinstance(text, str) for text in (*texts, *asdict(manifest.target).values())), "text for names and hashes"
+    yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "names and texts for tools and files"
+    yield manifest.task in TASKS, f"one of the tasks {', '.join(TASKS)}"
+    yield manifest.precision in PRECISIONS, f"one of the precisions {', '.join(PRECISIONS)}"
+    yield manifest.backend in BACKENDS and BACKENDS[manifest.backend].builds, "a back end that builds engines"
+    # A name with a separator would reach outside the folder.
+    yield all(name == Path(name).name and name.isprintable() for name in manifest.files), "plain file names"
+    yield {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys(), "the hashes of the engine, the model and the weights"
+    yield manifest.weights_sha256 == manifest.files[WEIGHTS], "one hash for the weights"
+    yield [spec.name for spec in manifest.inputs] == [INPUT_A, INPUT_B], "the inputs a and b"
+    yield [spec.name for spec in manifest.outputs] == [OUTPUT], "the output fused"
+    shapes = {spec.shape for spec in (*manifest.inputs, *manifest.outputs)}
+    yield len(shapes) == 1 and _is_shape(*shapes), "the shape (1, 1, H, W) for inputs and output"
+    gate = manifest.gate
+    figures = (gate.ssim, gate.max_error, gate.pairs, 0.0 if gate.psnr_db is None else gate.psnr_db)
+    yield all(isinstance(figure, int | float) for figure in figures), "numbers for the gate"
+
+
+def _is_text_to_text(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for item in value.items() for text in item)
+
+
+def _is_shape(shape: tuple[object, ...]) -> bool:
+    if len(shape) != 4 or shape[:2] != (1, 1):
+        return False
+    height, width = shape[2:]
+    if height is None or width is None:
+        return height is width
+    return all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in (height, width))
 
 
 def _to_spec(fields: dict[str, Any]) -> TensorSpec:

@@ -24,6 +24,7 @@ from refusion_edge.arrays import Array, State
 from refusion_edge.errors import CheckpointError
 from refusion_edge.files import write_atomically
 from refusion_edge.parameters import PARAMETERS, is_convolution
+from refusion_edge.tasks import TASKS
 
 SCHEMA = "refusion-edge/checkpoint/1"
 
@@ -163,6 +164,8 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
         schema, task, notes = about.get("schema", SCHEMA), about.get("task"), dict(about.get("notes", {}))
+        if task not in (None, *TASKS) or not all(isinstance(text, str) for item in notes.items() for text in item):
+            raise ValueError("its description names no task of ours, or holds something else than text")
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"expected a safetensors or official .pth file in {path}, got something else or a damaged "
@@ -181,7 +184,7 @@ def _merge_spellings(entries: Mapping[str, Array], path: Path) -> dict[str, Arra
     merged: dict[str, Array] = {}
     for name, array in entries.items():
         unique = name.removesuffix(".conv.weight") + ".weight" if name.endswith(".conv.weight") else name
-        if unique in merged and not np.array_equal(merged[unique], array):
+        if unique in merged and not np.array_equal(merged[unique], array, equal_nan=True):
             raise CheckpointError(
                 f"expected equal values under both spellings of {unique} in {path}, got two different "
                 "ones; the file was edited or merged wrongly, export it again."
@@ -223,6 +226,10 @@ class _Storage:
         self.dtype = dtype
 
 
+class _NumberTypeError(Exception):
+    """Tensors of a type that no weights of ours have; carries its name."""
+
+
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles a dictionary of tensors; any other name in the stream is refused before it is looked up."""
 
@@ -237,8 +244,12 @@ class _TensorUnpickler(pickle.Unpickler):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _unwrap_parameter
         if module == "torch" and name in _STORAGE_DTYPES:
             return _Storage(_STORAGE_DTYPES[name])
+        if module == "torch" and name.endswith("Storage"):
+            raise _NumberTypeError(name.removesuffix("Storage"))
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
     def persistent_load(self, reference: Any) -> Array:
@@ -264,6 +275,10 @@ def _rebuild_tensor(storage: Array, offset: int, size: tuple[int, ...], stride: 
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
+def _unwrap_parameter(tensor: Array, *_unused: object) -> Array:
+    return tensor
+
+
 def _read_pth(path: Path, data: bytes) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -281,6 +296,10 @@ def _read_pth(path: Path, data: bytes) -> dict[str, Array]:
             entries = _TensorUnpickler(io.BytesIO(archive.read(pickled[0])), archive, root).load()
     except CheckpointError:
         raise
+    except _NumberTypeError as error:
+        raise CheckpointError(
+            f"expected float tensors in {path}, got {error} ones; convert them with .float() and save again."
+        ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"expected only tensors in {path}, got a pickle that holds something else ({error}); "

@@ -34,7 +34,7 @@ class Fidelity:
     max_error: float
 
     def __str__(self) -> str:
-        psnr = "equal" if math.isinf(self.psnr_db) else f"{self.psnr_db:.1f} dB"
+        psnr = "equal" if self.psnr_db == math.inf else f"{self.psnr_db:.1f} dB"
         return f"PSNR {psnr}, SSIM {self.ssim:.6f}, max error {self.max_error:.3f} of 255"
 
 

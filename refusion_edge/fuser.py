@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from refusion_edge.arrays import Array, State, Uint8Array
 from refusion_edge.backends import AUTO, Backend, find_entry, require_usable
 from refusion_edge.bundle import EngineBundle, check_target, read_bundle
 from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.errors import CheckpointError, UsageError
+from refusion_edge.errors import CheckpointError, GateError, UsageError
 from refusion_edge.graph import fill, read_template
 from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
@@ -56,9 +58,15 @@ class Fuser:
         Raises:
             ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
             InputError: A picture holds NaN or infinities, or is constant.
+            GateError: The network's output is not finite; its weights or its engine are broken.
         """
         planes = to_planes(a, b, sensor_a=self.task.ranged_a)
         fused = self.backend.fuse(planes.a, planes.b)[0, 0]
+        if not np.isfinite(fused).all():
+            raise GateError(
+                f"expected finite numbers from the network, got NaN or infinity from {self.backend.name}; check the weights "
+                "with 'refusion-edge inspect', or the bundle with 'refusion-edge verify'."
+            )
         return merge(to_output_range(fused, self.output_range), planes.chroma if colour else None)
 
 
@@ -153,7 +161,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) 
         find_entry(backend)
         raise UsageError(
             f"expected the back end {built_for} for the bundle {bundle.path}, got '{backend}'; "
-            f"build one for it: refusion-edge build --backend {backend}."
+            f"build one for it: {bundle.manifest.rebuild_command(bundle.path, backend)}."
         )
     check_target(bundle)
     require_usable(built_for)

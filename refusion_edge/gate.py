@@ -9,6 +9,7 @@ import cv2
 
 from refusion_edge.arrays import Array
 from refusion_edge.backends import Backend
+from refusion_edge.errors import GateError
 from refusion_edge.fidelity import Fidelity, compare
 from refusion_edge.luminance import to_planes
 from refusion_edge.pairs import ImagePair
@@ -34,12 +35,19 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
     Raises:
         InputError: A pair cannot be fused.
         ShapeError: A pair does not fit a fixed-size engine.
+        GateError: The reference itself is no picture, but the same value everywhere.
     """
     for pair in pairs:
         planes = to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
         # Copied, because a back end may overwrite its result with the next call.
         fused = engine.fuse(planes.a, planes.b)[0, 0].copy()
-        yield PairFidelity(pair.name, compare(fused, reference.fuse(planes.a, planes.b)[0, 0]))
+        expected = reference.fuse(planes.a, planes.b)[0, 0]
+        if expected.min() == expected.max():
+            raise GateError(
+                f"expected a fused picture of pair {pair.name}, got the same value in every pixel; the weights are broken, "
+                "use others."
+            )
+        yield PairFidelity(pair.name, compare(fused, expected))
 
 
 def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from refusion_edge.arrays import State
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.parameters import PARAMETERS
 
@@ -28,6 +28,7 @@ OPSET = 18
 
 # One axis of a picture; beyond this the attention's sums were never tested.
 MAX_SIDE = 16384
+_LONGEST_SIZE = len("16384x16384")
 
 
 def read_template(precision: Precision) -> onnx.ModelProto:
@@ -62,6 +63,7 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
 
     Raises:
         UsageError: The size is out of range.
+        CheckpointError: A parameter is too large for the precision.
     """
     import onnx
     from onnx import numpy_helper
@@ -76,7 +78,14 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
     graph.input.extend(pictures)
     for name in PARAMETERS:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(declared[name])
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(state[name].astype(dtype)), name))
+        with np.errstate(over="ignore"):
+            rounded = np.ascontiguousarray(state[name].astype(dtype))
+        if not np.isfinite(rounded).all():
+            raise CheckpointError(
+                f"expected parameters within the range of {dtype}, got {np.abs(state[name]).max():g} in {name}; build with "
+                "--precision fp32, or use other weights."
+            )
+        graph.initializer.append(numpy_helper.from_array(rounded, name))
     if size_hw is not None:
         _fix_size(graph, size_hw)
     return model
@@ -90,8 +99,9 @@ def parse_size(text: str) -> tuple[int, int] | None:
     """
     if text == "dynamic":
         return None
-    height, _, width = text.partition("x")
-    if not (text.isascii() and height.isdecimal() and width.isdecimal()):
+    height, _, width = text.lower().partition("x")
+    # Bounded before it is read as a number: Python refuses to read thousands of digits.
+    if not (text.isascii() and height.isdecimal() and width.isdecimal() and len(text) <= _LONGEST_SIZE):
         raise UsageError(f"expected a size as HEIGHTxWIDTH (480x640) or 'dynamic', got '{text}'.")
     size_hw = int(height), int(width)
     _check_size(size_hw)

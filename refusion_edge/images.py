@@ -56,6 +56,8 @@ def read_image(path: str | os.PathLike[str]) -> Array:
         raise InputError(f"expected an image in {path}, got a file of zero bytes; write or copy it again.")
     if _is_truncated(data):
         raise InputError(f"expected a whole image in {path}, got one that breaks off early; write or copy it again.")
+    if path.suffix.lower() in {".tif", ".tiff"} and (pages := cv2.imcount(str(path))) > 1:
+        raise InputError(f"expected one picture in {path}, got {pages} pages; split the file first.")
     image = _decode(data)
     if image is None:
         raise InputError(

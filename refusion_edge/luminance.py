@@ -26,6 +26,8 @@ _SENSOR_PERCENTILES = (0.1, 99.9)
 _WHITE = 255.0
 # Official rounding before the cut to integers: a half goes down.
 _ROUNDING = 0.499999999
+# Resampled pictures overshoot a little.
+_FLOAT_MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
         Same shape, float32, [0, 255].
 
     Raises:
-        InputError: The picture holds NaN or infinities.
+        InputError: The picture holds NaN or infinities, or float values outside [0, 1] that are not sensor data.
     """
     if image.dtype == np.uint8:
         return image.astype(np.float32)
@@ -94,13 +96,26 @@ def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
             f"expected finite pixel values, got {np.count_nonzero(~np.isfinite(values))} NaN or infinite "
             "ones; repair or mask them first."
         )
-    if sensor and values.ndim == 2:
-        low, high = np.percentile(values, _SENSOR_PERCENTILES)
+    if sensor and is_grey(values):
+        low, high = np.percentile(values if values.ndim == 2 else values[..., 0], _SENSOR_PERCENTILES)
+        if high <= low:  # all but a few pixels are equal
+            low, high = values.min(), values.max()
+    elif image.dtype.kind == "u":
+        low, high = 0.0, float(np.iinfo(image.dtype).max)
     else:
-        low, high = 0.0, float(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else 1.0
+        low, high = 0.0, 1.0
+        if values.min() < -_FLOAT_MARGIN or values.max() > 1 + _FLOAT_MARGIN:
+            raise InputError(
+                f"expected float pixel values in [0, 1], got {values.min():g} to {values.max():g}; scale the picture first."
+            )
     if high <= low:
         return np.zeros_like(values)
     return ((values - np.float32(low)) * np.float32(_WHITE / (high - low))).clip(0.0, _WHITE)
+
+
+def is_grey(picture: Array) -> bool:
+    """Tell whether a picture, (H, W) or (H, W, 3), has no colour: one channel, or three that are equal everywhere."""
+    return picture.ndim == 2 or bool((picture[..., :1] == picture[..., 1:]).all())
 
 
 def split(picture: Float32Array) -> tuple[Float32Array, Float32Array | None]:
@@ -116,8 +131,7 @@ def split(picture: Float32Array) -> tuple[Float32Array, Float32Array | None]:
     if picture.ndim == 2:
         return picture / np.float32(_WHITE), None
     ycrcb: Float32Array = cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb).astype(np.float32, copy=False)
-    grey = bool((picture[..., 0] == picture[..., 1]).all() and (picture[..., 0] == picture[..., 2]).all())
-    return ycrcb[..., 0] / np.float32(_WHITE), None if grey else ycrcb[..., 1:]
+    return ycrcb[..., 0] / np.float32(_WHITE), None if is_grey(picture) else ycrcb[..., 1:]
 
 
 def fuse_chroma(a: Float32Array | None, b: Float32Array | None) -> Float32Array | None:

@@ -80,9 +80,20 @@ def fingerprint(pairs: Iterable[ImagePair]) -> str:
 
 
 def is_collection(source: str) -> bool:
-    """Tell whether a source names several files: a folder or a glob pattern."""
+    """Tell whether a source names several files: a folder or a glob pattern.
+
+    Raises:
+        InputError: The name is empty, or no name that a file can have.
+    """
+    if not source:
+        raise InputError("expected the name of a file or folder, got an empty one; check the command.")
     path = Path(source)
-    return path.is_dir() or (not path.exists() and glob.has_magic(source))
+    try:
+        return path.is_dir() or (not path.exists() and glob.has_magic(source))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected the name of a file or folder, got {source[:40]!r}... ({error.args[-1]}); check the path."
+        ) from error
 
 
 def find_pairs(a: str, b: str) -> PairList:
@@ -143,6 +154,8 @@ def find_images(source: str) -> dict[str, Path]:
 
 def _image_files(source: str) -> Iterable[Path]:
     folder = Path(source)
+    if not folder.exists() and not glob.has_magic(source):
+        raise InputError(f"expected a folder or pattern at {source}, got nothing; check the path.")
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(source, recursive=True))
     return sorted(path for path in found if path.suffix.lower() in READABLE_SUFFIXES and path.is_file())
 

@@ -120,22 +120,51 @@ def cut_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(text[: len(text) // 2])
 
 
+def edit_gate(folder: Path) -> None:
+    fields = json.loads((folder / MANIFEST).read_text())
+    fields["gate"]["psnr_db"] = "high"
+    (folder / MANIFEST).write_text(json.dumps(fields))
+
+
+def edit_shape(*shape: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        fields = json.loads((folder / MANIFEST).read_text())
+        for spec in (*fields["inputs"], *fields["outputs"]):
+            spec["shape"] = list(shape)
+        (folder / MANIFEST).write_text(json.dumps(fields))
+
+    return change
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped byte": (flip_a_byte, "SHA-256"),
     "truncated file": (cut_short, r"3 bytes\); it was changed or cut short"),
     "missing file": (lambda folder: (folder / MODEL).unlink(), "No such file"),
-    "truncated manifest": (cut_manifest, "breaks off at line"),
+    "truncated manifest": (cut_manifest, "breaks off"),
     "manifest without content": (lambda folder: (folder / MANIFEST).write_text(""), "breaks off"),
     "manifest that is a list": (lambda folder: (folder / MANIFEST).write_text("[]"), "schema"),
+    "manifest that nests without end": (lambda folder: (folder / MANIFEST).write_text("[" * 200_000), "breaks off or is none"),
     "manifest that is no text": (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe\x00"), "readable"),
     "newer schema": (edit(schema="refusion-edge/bundle/99"), "bundle/99"),
     "no schema": (drop("schema"), "got none"),
     "missing field": (drop("gate"), "got others"),
     "unknown field": (edit(colour="red"), "got others"),
-    "unknown task": (edit(task="soup"), "do not fit together"),
-    "engine that is not there": (edit(engine="engine.plan"), "do not fit together"),
-    "file outside the folder": (edit(files={"../x": "0", MODEL: "0", WEIGHTS: "0"}), "do not fit together"),
-    "files of a wrong kind": (edit(files=[MODEL]), "got others"),
+    "not a number": (edit(key=float("nan")), "NaN is not JSON"),
+    "unknown task": (edit(task="soup"), "one of the tasks"),
+    "unknown back end": (edit(backend="magic"), "back end that builds"),
+    "back end that builds nothing": (edit(backend="eager"), "back end that builds"),
+    "back end of a wrong kind": (edit(backend=[1]), "text for names"),
+    "engine that is not there": (edit(engine="engine.plan"), "hashes of the engine"),
+    "file outside the folder": (edit(files={"../x": "0", MODEL: "0", WEIGHTS: "0"}), "plain file names"),
+    "file name that no file can have": (edit(files={"x\0": "0", MODEL: "0", WEIGHTS: "0"}), "plain file names"),
+    "files of a wrong kind": (edit(files=[MODEL]), "names and texts"),
+    "hash of a wrong kind": (edit(files={MODEL: 5, WEIGHTS: "0"}), "names and texts"),
+    "tools of a wrong kind": (edit(tools=[1, 2]), "names and texts"),
+    "two hashes for the weights": (edit(weights_sha256="00"), "one hash for the weights"),
+    "gate of a wrong kind": (edit_gate, "numbers for the gate"),
+    "shape of a wrong kind": (edit_shape(1, 1, "a", None), "shape"),
+    "negative shape": (edit_shape(1, 1, -4, 10), "shape"),
+    "half a shape": (edit_shape(1, 1, None, 10), "shape"),
 }
 
 
@@ -170,7 +199,8 @@ def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
     assert one_sentence(message)
     assert f"this machine ({this_machine()})" in message
     assert "built for linux/aarch64 with NVIDIA Jetson Orin Nano" in message
-    assert "refusion-edge build --task ir_vis --precision fp16 --backend tensorrt --size dynamic --weights bundle/" in message
+    rebuild = "build --task ir_vis --precision fp16 --backend tensorrt --size dynamic --weights bundle/weights.safetensors"
+    assert f"rebuild it here: refusion-edge {rebuild}." in message
 
 
 def test_targets_fit_by_field() -> None:

@@ -137,6 +137,34 @@ def test_damaged_pth_is_refused_in_one_sentence(random_state: State, damage: str
     assert one_sentence(str(caught.value))
 
 
+def test_parameters_are_as_good_as_tensors(random_state: State) -> None:
+    torch = pytest.importorskip("torch", reason="writing .pth needs torch")
+    torch.save({name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in random_state.items()}, "w.pth")
+    assert equal(read_checkpoint("w.pth").state, random_state)
+
+
+def test_other_number_types_are_named(random_state: State) -> None:
+    torch = pytest.importorskip("torch", reason="writing .pth needs torch")
+    torch.save({name: torch.from_numpy(array).bfloat16() for name, array in random_state.items()}, "bad.pth")
+    with pytest.raises(CheckpointError, match=r"got BFloat16 ones; convert them with \.float\(\)") as caught:
+        read_checkpoint("bad.pth")
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "about", [{"task": 5}, {"task": "soup"}, {"notes": {"a": [1]}}, {"notes": 3}, {"notes": {"a": 0.5}}, [1]]
+)
+def test_descriptions_of_a_wrong_kind_are_refused(random_state: State, about: object) -> None:
+    import json
+
+    from safetensors.numpy import save_file
+
+    save_file(random_state, "bad.safetensors", {"refusion-edge": json.dumps(about)})
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint("bad.safetensors")
+    assert one_sentence(str(caught.value))
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch exploded",)

@@ -54,6 +54,7 @@ def test_version(run_cli: Run) -> None:
         (("fuse", "--grey"), "required"),
         (("fuse", "a.png", "b.png", "c.png", "-o", "x"), "has to be quoted"),
         (("build", "--size", "big"), "HEIGHTxWIDTH"),
+        (("build", "--size", "9" * 5000 + "x640"), "HEIGHTxWIDTH"),
         (("fuse", "a.png", "b.png", "-o", "c.gif"), "ending in"),
         (("fuse", "a.png", "b.png", "-o", "c.png", "--threads", "0"), "from 1 to 256"),
         (("fuse", "a.png", "b.png", "-o", "c.png", "--threads", "99999"), "from 1 to 256"),
@@ -182,6 +183,40 @@ def test_fuse_bad_input(run_cli: Run, picture: Picture, case: str) -> None:
     assert files_below(Path()) == before
 
 
+@pytest.mark.parametrize("output", ["ir/x.png", "vis/../vis/x.png", "link.png"])
+def test_fuse_never_overwrites_a_source(run_cli: Run, picture: Picture, output: str) -> None:
+    make_pair(picture)
+    Path("link.png").symlink_to("ir/x.png")
+    before = Path("ir/x.png").read_bytes()
+    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", output)
+    assert code == 2
+    assert "would be overwritten" in err
+    code, _, err = run_cli("fuse", "ir", "vis", "-o", "ir")
+    assert code == 2
+    assert one_sentence(err)
+    assert Path("ir/x.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "hint"),
+    [
+        (("x" * 300, "vis/x.png", "-o", "o.png"), 4, "check the path"),
+        (("", "vis/x.png", "-o", "o.png"), 2, "empty text"),
+        (("ir/x.png", "vis/x.png", "-o", ""), 2, "empty text"),
+        (("ir/x.png", "vis/x.png", "-o", "o.png", "--bundle", ""), 2, "empty text"),
+        (("ir/x.png", "vis/x.png", "-o", "o.png", "--weights", ""), 2, "empty text"),
+    ],
+)
+def test_fuse_with_names_that_are_none(
+    run_cli: Run, picture: Picture, words: tuple[str, ...], expected: int, hint: str
+) -> None:
+    make_pair(picture)
+    code, _, err = run_cli("fuse", *words)
+    assert code == expected
+    assert hint in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_fuse_nan_tiff(run_cli: Run, picture: Picture) -> None:
     import cv2
 
@@ -203,7 +238,9 @@ def test_build_verify_inspect_fuse_with_a_bundle(run_cli: Run, picture: Picture)
 
     code, out, _ = run_cli("build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle", "--json", "-")
     assert code == 0
-    assert json.loads(out)["cached"] is True
+    document = json.loads(out)
+    assert document["cached"] is True
+    assert document["gate"]["psnr_db"] > document["limits"]["psnr_db"]
 
     code, out, _ = run_cli("verify", "bundle")
     assert code == 0

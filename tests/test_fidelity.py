@@ -54,6 +54,10 @@ def test_nan_keeps_no_limit(rng: np.random.Generator) -> None:
     assert not any(limits.hold(compare(broken, plane)) for limits in LIMITS.values())
 
 
+def test_broken_pictures_are_not_called_equal() -> None:
+    assert "equal" not in str(Fidelity(-math.inf, math.nan, math.nan))
+
+
 def test_worst_takes_each_figure_on_its_own() -> None:
     assert worst([Fidelity(50, 0.9, 3), Fidelity(40, 0.99, 1)]) == Fidelity(40, 0.9, 3)
 

@@ -11,7 +11,7 @@ import pytest
 import refusion_edge
 from refusion_edge.arrays import Array, State
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_safetensors
-from refusion_edge.errors import BundleError, CheckpointError, InputError, ShapeError, UsageError
+from refusion_edge.errors import BundleError, CheckpointError, GateError, InputError, ShapeError, UsageError
 from refusion_edge.export.build import BuildSpec, build
 from refusion_edge.fuser import load
 from refusion_edge.images import read_image
@@ -146,6 +146,25 @@ def test_pictures_that_cannot_be_fused_are_refused(fuser: refusion_edge.Fuser, p
         fuser.fuse(picture(20, 30), picture(30, 20))
     with pytest.raises(InputError, match="the same value"):
         fuser.fuse(np.zeros((20, 20), np.uint8), picture(20, 20))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_broken_weights_make_no_picture(random_state: State, picture: Picture) -> None:
+    huge = {name: array * np.float32(1e30) for name, array in random_state.items()}
+    write_safetensors("huge.safetensors", Checkpoint("ir_vis", huge))
+    with load("huge.safetensors") as fuser, pytest.raises(GateError, match="finite numbers from the network"):
+        fuser.fuse(picture(20, 20), picture(20, 20))
+    with pytest.raises(CheckpointError, match="within the range of float16, got .* in project_in_1.weight"):
+        build(BuildSpec("ir_vis", "fp16", weights=Path("huge.safetensors"), size_hw=(32, 32)))
+    write_safetensors("zero.safetensors", Checkpoint("ir_vis", {name: array * 0 for name, array in random_state.items()}))
+    with pytest.raises(GateError, match="same value in every pixel; the weights are broken"):
+        build(BuildSpec("ir_vis", "fp32", weights=Path("zero.safetensors"), size_hw=(32, 32)))
+
+
+def test_threads_are_bounded() -> None:
+    for threads in (-1, 100_000):
+        with pytest.raises(UsageError, match="0 to 256 threads"):
+            load("ir_vis", threads=threads)
 
 
 def test_a_folder_named_like_a_task_is_a_bundle() -> None:

@@ -98,13 +98,11 @@ def test_filling_leaves_the_template_alone(random_state: State) -> None:
 
 
 def test_sizes_are_read_as_height_and_width() -> None:
-    assert parse_size("480x640") == (480, 640)
+    assert parse_size("480x640") == parse_size("480X640") == (480, 640)
     assert parse_size("dynamic") is None
 
 
-@pytest.mark.parametrize(
-    "text", ["480", "480x", "x640", "-480x640", "480X640", "4x640", "480x99999", "wide", "\uff11\uff12x12"]
-)
+@pytest.mark.parametrize("text", ["480", "480x", "x640", "-480x640", "4x640", "480x99999", "wide", "\uff11\uff12x12"])
 def test_sizes_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected"):
         parse_size(text)

@@ -122,6 +122,12 @@ def test_files_that_are_no_images(name: str, content: bytes | None, words: str) 
     assert one_sentence(str(caught.value))
 
 
+def test_a_file_of_several_pages_is_refused(picture: Picture) -> None:
+    cv2.imwritemulti("x.tiff", [picture(12, 12), picture(12, 12)])
+    with pytest.raises(InputError, match="got 2 pages; split"):
+        read_image("x.tiff")
+
+
 def test_folder_is_no_image() -> None:
     Path("folder").mkdir()
     with pytest.raises(InputError, match="got the folder"):

@@ -116,6 +116,24 @@ def test_sixteen_bit_pictures_use_their_full_scale(picture: Picture) -> None:
     assert np.allclose(to_display_range(image[..., 0], sensor=False), image[..., 0] / 257.0, atol=1e-3)
 
 
+def test_sensor_data_in_three_equal_channels_is_ranged_like_grey(picture: Picture) -> None:
+    counts = (21_000 + picture(30, 40).astype(np.uint16)).astype(np.uint16)
+    colour = np.repeat(counts[..., None], 3, axis=2)
+    assert np.array_equal(to_display_range(colour, sensor=True)[..., 1], to_display_range(counts, sensor=True))
+
+
+def test_sensor_data_with_one_hot_pixel_keeps_it() -> None:
+    counts = np.full((100, 100), 300, np.uint16)
+    counts[50, 50] = 310
+    assert to_display_range(counts, sensor=True)[50, 50] == 255
+
+
+def test_float_pictures_on_another_scale_are_refused(picture: Picture) -> None:
+    with pytest.raises(InputError, match=r"in \[0, 1\], got 0 to 255; scale the picture"):
+        to_display_range(picture(20, 30, 1, np.float32) * np.float32(255), sensor=False)
+    assert to_display_range(picture(20, 30, 1, np.float32) * np.float32(255), sensor=True).max() == 255
+
+
 def test_float_pictures_run_from_zero_to_one(picture: Picture) -> None:
     image = picture(20, 30, 1, np.float32)
     assert np.allclose(to_display_range(image, sensor=False), image * 255, atol=1e-3)

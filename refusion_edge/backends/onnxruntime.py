@@ -52,6 +52,12 @@ class OrtBackend:
             raise BackendError(
                 f"expected a model that ONNX Runtime {version()} can load, got '{error}'; build it again."
             ) from error
+        names = [value.name for value in self._session.get_inputs()]
+        if names != [INPUT_A, INPUT_B] or [value.name for value in self._session.get_outputs()] != [OUTPUT]:
+            raise BackendError(
+                f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "
+                f"({', '.join(names[:3])}, ...); build it again."
+            )
         self._fixed_hw = tuple(side for side in self._session.get_inputs()[0].shape[2:] if isinstance(side, int))
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +87,16 @@ def _print(report: BuildReport) -> None:
 
 
 def _document(report: BuildReport) -> dict[str, Any]:
+    from refusion_edge.fidelity import LIMITS
+
     return {
         "schema": "refusion-edge/build/1",
         "backend": report.choice.name,
         "reason": report.choice.reason,
         "bundle": str(report.bundle.path),
+        "precision": report.bundle.manifest.precision,
+        "gate": asdict(report.bundle.manifest.gate),
+        "limits": asdict(LIMITS[report.bundle.manifest.precision]),
         "cached": report.cached,
         "remarks": list(report.remarks),
         "stages_s": report.stages_s,

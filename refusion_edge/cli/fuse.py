@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_task, add_threads
+from refusion_edge.cli.options import add_task, add_threads, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -23,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source a is the infrared, functional, near-focused or under-exposed image; source b the visible, MRI, "
         "far-focused or over-exposed one. Quote patterns ('ir/*.png'), so that the shell does not expand them."
     )
-    parser.add_argument("a", help="source a: file, folder or quoted glob pattern")
-    parser.add_argument("b", help="source b: the same kind of thing")
-    parser.add_argument("-o", "--output", required=True, help="file to write, or folder if the sources are folders")
+    parser.add_argument("a", type=nonempty, help="source a: file, folder or quoted glob pattern")
+    parser.add_argument("b", type=nonempty, help="source b: the same kind of thing")
+    parser.add_argument(
+        "-o", "--output", required=True, type=nonempty, help="file to write, or folder if the sources are folders"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--bundle", metavar="DIR", help="engine bundle made by 'build' (default: the weights of the task, fp32)"
+        "--bundle", type=nonempty, metavar="DIR", help="engine bundle made by 'build' (default: the weights of the task, fp32)"
     )
-    source.add_argument("--weights", metavar="FILE", help="weights file: safetensors or official .pth")
+    source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="auto, onnxruntime or eager (default: auto)")
     parser.add_argument(
@@ -57,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     elif Path(options.output).is_file():
         raise UsageError(f"expected a folder for the results of a folder, got the file {options.output}; choose a folder.")
     found = find_pairs(options.a, options.b)
+    _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
     source = options.bundle or options.weights or options.task or "ir_vis"
     task = options.task if source != options.task else None
     if many:
@@ -91,10 +94,26 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPat
             except InputError as error:
                 failures.append(f"pair {paths.name}: {error}")
             else:
-                write_image(Path(options.output) / f"{paths.name}.{options.format}", fused)
+                write_image(_target(options, paths, many=True), fused)
     if unmatched:
         remarks().print(f"without a counterpart, left out: {', '.join(str(path) for path in unmatched)}")
     for failure in failures:
         remarks().print(f"refusion-edge: error: {failure}")
     output().print(f"wrote {len(pairs) - len(failures)} of {len(pairs)} fused images to {options.output}")
     return InputError.exit_code if failures else 0
+
+
+def _target(options: argparse.Namespace, paths: PairPaths, many: bool) -> Path:
+    return Path(options.output) / f"{paths.name}.{options.format}" if many else Path(options.output)
+
+
+def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> None:
+    from refusion_edge.errors import UsageError
+
+    sources = {path.resolve() for paths in pairs for path in (paths.a, paths.b)}
+    for target in targets:
+        if target.resolve() in sources:
+            raise UsageError(
+                f"expected an output that is none of the sources, got {target}, which would be overwritten; "
+                "choose another --output."
+            )

@@ -45,7 +45,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         **{key: value for key, value in json.loads(manifest.to_json()).items() if key != "schema"},
         "target": str(manifest.target),
         "size": manifest.size_text,
-        "rebuild": manifest.rebuild_command,
+        "rebuild": manifest.rebuild_command(path),
     }
 
 

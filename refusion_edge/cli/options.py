@@ -40,6 +40,17 @@ def thread_count(text: str) -> int:
     return int(text)
 
 
+def nonempty(text: str) -> str:
+    """Read a name that must not be empty, as an unset variable of a shell script would make it.
+
+    Raises:
+        ArgumentTypeError: It is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty text")
+    return text
+
+
 def require_both(first: str | None, second: str | None, names: str) -> None:
     """Make sure that two options that belong together were both given or both left out.
 

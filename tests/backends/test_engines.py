@@ -51,6 +51,11 @@ def test_something_that_is_no_model_is_refused() -> None:
         OrtBackend(b"not a model")
 
 
+def test_a_model_with_other_inputs_is_refused() -> None:
+    with pytest.raises(BackendError, match="inputs a and b and the output fused, got 88 inputs"):
+        OrtBackend(read_template("fp32").SerializeToString())
+
+
 def test_weights_need_a_back_end_without_engine(random_state: State) -> None:
     with pytest.raises(UsageError, match="did you mean"):
         open_weights(random_state, "eagre")
