@@ -27,8 +27,11 @@ from refusion_edge.parameters import PARAMETERS, is_convolution
 from refusion_edge.tasks import TASKS
 
 SCHEMA = "refusion-edge/checkpoint/1"
+METADATA_KEY = "refusion-edge"
 
-_METADATA_KEY = "refusion-edge"
+# Checkpoints of training hold other networks and optimisers as well, each under its own prefix.
+TRAINING_SCHEMA = "refusion-edge/training/1"
+AVERAGE_GROUP = "fusion_ema"
 
 # A checkpoint of this network has 0.3 MB; nothing near this limit can be one.
 _MAX_BYTES = 64 << 20
@@ -59,8 +62,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a weights file of either kind; what it is is decided by its content.
 
     Args:
-        path: A safetensors file with our 86 names, or an official ``.pth`` with either or both spellings of each
-            convolution (``NAME.weight`` and ``NAME.conv.weight``, which must agree).
+        path: A safetensors file with our 86 names, a training checkpoint (its moving average is taken), or an official
+            ``.pth`` with either or both spellings of each convolution (``NAME.weight`` and ``NAME.conv.weight``, which
+            must agree).
 
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint, or holds another network.
@@ -100,7 +104,7 @@ def safetensors_bytes(checkpoint: Checkpoint) -> bytes:
     state = _validated(checkpoint.state, Path("state"))
     about = {"schema": SCHEMA, "task": checkpoint.task, "notes": dict(checkpoint.notes)}
     # One entry only: safetensors writes several in an order that differs from run to run.
-    metadata = {_METADATA_KEY: json.dumps(about, sort_keys=True)}
+    metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
     serialised: bytes = save({name: np.ascontiguousarray(state[name]) for name in PARAMETERS}, metadata)
     return serialised
 
@@ -162,7 +166,7 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
     try:
         state = load(data)
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
         schema, task, notes = about.get("schema", SCHEMA), about.get("task"), dict(about.get("notes", {}))
         if task not in (None, *TASKS) or not all(isinstance(text, str) for item in notes.items() for text in item):
             raise ValueError("its description names no task of ours, or holds something else than text")
@@ -171,7 +175,10 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
             f"expected a safetensors or official .pth file in {path}, got something else or a damaged "
             f"file ({error}); copy it again."
         ) from error
-    if schema != SCHEMA:
+    if schema == TRAINING_SCHEMA:
+        prefix = f"{AVERAGE_GROUP}."
+        state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+    elif schema != SCHEMA:
         raise CheckpointError(f"expected the schema {SCHEMA} in {path}, got {schema}; update refusion-edge.")
     return Checkpoint(task, _validated(_merge_spellings(state, path), path), notes)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint
+from refusion_edge.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
 from refusion_edge.errors import CheckpointError
 from refusion_edge.files import write_atomically
 from refusion_edge.train.fusion import initial_fusion
@@ -32,9 +32,6 @@ from refusion_edge.train.proposal import initial_proposal
 from refusion_edge.train.reconstruction import initial_reconstruction
 from refusion_edge.train.settings import Settings
 
-SCHEMA = "refusion-edge/training/1"
-
-_METADATA_KEY = "refusion-edge"
 _PATTERN = "step-*.safetensors"
 
 
@@ -87,7 +84,7 @@ class TrainingState:
         """Parameters by the prefix under which they are stored."""
         return {
             "fusion": self.theta,
-            "fusion_ema": self.average,
+            AVERAGE_GROUP: self.average,
             "proposal": self.phi,
             "proposal_healthy": self.healthy_phi,
             "reconstruction": self.rho,
@@ -153,7 +150,7 @@ def save_state(path: Path, state: TrainingState, *, task: str, settings: Setting
     tensors = {f"{prefix}.{name}": tensor for prefix, group in state.groups().items() for name, tensor in group.items()}
     tensors.update(_optimiser_tensors(state))
     about = {
-        "schema": SCHEMA,
+        "schema": TRAINING_SCHEMA,
         "task": task,
         "settings": settings.to_tables(),
         "counters": {name: getattr(state.counters, name) for name in Counters.__slots__},
@@ -162,7 +159,7 @@ def save_state(path: Path, state: TrainingState, *, task: str, settings: Setting
         "device": str(next(iter(state.theta.values())).device),
     }
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(stored, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
+    write_atomically(path, save(stored, {METADATA_KEY: json.dumps(about, sort_keys=True)}))
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -175,6 +172,18 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(_PATTERN))
 
 
+def newest_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found = find_checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"expected checkpoints ({_PATTERN}) in {folder}, got none; give the folder of a run.")
+    return found[-1]
+
+
 def read_state(path: Path) -> TrainingCheckpoint:
     """Read a checkpoint.
 
@@ -185,10 +194,7 @@ def read_state(path: Path) -> TrainingCheckpoint:
         CheckpointError: There is none, or it is damaged or something else.
     """
     if path.is_dir():
-        found = find_checkpoints(path)
-        if not found:
-            raise CheckpointError(f"expected checkpoints ({_PATTERN}) in {path}, got none; give the folder of a run.")
-        path = found[-1]
+        path = newest_checkpoint(path)
     try:
         data = path.read_bytes()
         about = _metadata(data)
@@ -197,8 +203,10 @@ def read_state(path: Path) -> TrainingCheckpoint:
         raise CheckpointError(f"expected a checkpoint at {path}, got '{error.strerror}'; check the path.") from error
     except (SafetensorError, ValueError, KeyError, struct.error) as error:
         raise CheckpointError(f"expected a training checkpoint in {path}, got a damaged or other file ({error}).") from error
-    if about.get("schema") != SCHEMA:
-        raise CheckpointError(f"expected the schema {SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint.")
+    if about.get("schema") != TRAINING_SCHEMA:
+        raise CheckpointError(
+            f"expected the schema {TRAINING_SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint."
+        )
     counters = Counters(**about["counters"])
     return TrainingCheckpoint(
         path, about["task"], Settings.from_tables(about["settings"]), counters, tuple(about["pairs"]), tensors
@@ -248,26 +256,16 @@ def read_fusion(path: Path) -> tuple[str | None, Parameters]:
     Raises:
         CheckpointError: It is none of these.
     """
-    if path.is_dir() or (path.is_file() and _is_training(path)):
-        checkpoint = read_state(path)
-        prefix = "fusion_ema."
-        averaged = {key.removeprefix(prefix): t for key, t in checkpoint.tensors.items() if key.startswith(prefix)}
-        return checkpoint.task, averaged
+    if path.is_dir():
+        path = newest_checkpoint(path)
     weights: Checkpoint = read_checkpoint(path)
     return weights.task, {name: torch.from_numpy(np.array(array)) for name, array in weights.state.items()}
-
-
-def _is_training(path: Path) -> bool:
-    try:
-        return bool(_metadata(path.read_bytes()).get("schema") == SCHEMA)
-    except (OSError, ValueError, KeyError, struct.error):
-        return False
 
 
 def _metadata(data: bytes) -> Mapping[str, Any]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    about = json.loads(header["__metadata__"][_METADATA_KEY])
+    about = json.loads(header["__metadata__"][METADATA_KEY])
     if not isinstance(about, dict):
         raise ValueError("its metadata is no document")
     return about

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -67,6 +68,18 @@ def test_twenty_steps_are_ten_and_ten_after_a_clean_stop(
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert any(name.startswith("optim.proposal.") for name in one) == ("meta.phase=3" not in extra)
     assert not Path("unused").exists()
+
+
+def test_a_training_checkpoint_serves_as_weights(folder_of_pairs: Callable[..., Path]) -> None:
+    """A run that was stopped has no weights file yet; what it has so far can be used all the same."""
+    outcome = run_session(request(folder_of_pairs("data"), "run", "run.steps=3"), quiet())
+    checkpoint = read_checkpoint(outcome.checkpoint)
+    finished = read_checkpoint("run/ir_vis.safetensors")
+    assert checkpoint.task == "ir_vis"
+    assert all(np.array_equal(array, finished.state[name]) for name, array in checkpoint.state.items())
+    task, theta = read_fusion(Path("run"))
+    assert task == "ir_vis"
+    assert all(np.array_equal(tensor.numpy(), finished.state[name]) for name, tensor in theta.items())
 
 
 def test_a_run_leaves_weights_that_fuse_a_log_and_the_last_checkpoints(folder_of_pairs: Callable[..., Path]) -> None:
