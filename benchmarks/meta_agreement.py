@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from refusion_edge.tasks import find_task
+from refusion_edge.train.collection import PairCollection, survey
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.diagnostics import agreement
-from refusion_edge.train.library import PairLibrary, survey
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, fusion_gradient, meta_gradient
 from refusion_edge.train.session import choose_device
@@ -44,11 +44,11 @@ def main() -> int:
     state = initial_state(settings, device)
     restore(state, checkpoint)
     networks = build_networks(settings)
-    library = PairLibrary(survey(options.data, find_task(checkpoint.task), options.crop).entries)
+    collection = PairCollection(survey(options.data, find_task(checkpoint.task), options.crop).entries)
     objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient)
 
     def batch(stream: int, index: int, pairs: int) -> Batch:
-        crops = crop_batch(library, index, batch=pairs, crop_px=options.crop, seed=settings.run.seed, stream=stream)
+        crops = crop_batch(collection, index, batch=pairs, crop_px=options.crop, seed=settings.run.seed, stream=stream)
         return Batch.in_both_orders(*(plane.to(device) for plane in crops))
 
     def gradient(index: int, pairs: int, *, centred: bool) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor
 from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.luminance import OUTPUT_RANGES, to_output_range
 from refusion_edge.metrics import Metric, find_metric, score
+from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.defocus import defocused_pair
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.library import PairLibrary
 from refusion_edge.train.losses import LossWeights, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
 from refusion_edge.train.settings import GuardSettings, Settings
@@ -62,14 +62,19 @@ class Held:
     images: tuple[HeldImage, ...]
 
 
-def hold(library: PairLibrary, settings: Settings, device: torch.device) -> Held:
+def hold(collection: PairCollection, settings: Settings, device: torch.device) -> Held:
     """Draw the fixed crops and pick the images of the validation."""
     crops = crop_batch(
-        library, 0, batch=settings.validation.crops, crop_px=settings.run.late_crop_px, seed=settings.run.seed, stream=_STREAM
+        collection,
+        0,
+        batch=settings.validation.crops,
+        crop_px=settings.run.late_crop_px,
+        seed=settings.run.seed,
+        stream=_STREAM,
     )
-    count = min(settings.validation.images, len(library))
-    picked = [round(index * (len(library) - 1) / max(1, count - 1)) for index in range(count)]
-    images = tuple(_held_image(library, which, settings.run.seed) for which in picked)
+    count = min(settings.validation.images, len(collection))
+    picked = [round(index * (len(collection) - 1) / max(1, count - 1)) for index in range(count)]
+    images = tuple(_held_image(collection, which, settings.run.seed) for which in picked)
     return Held(Batch.in_both_orders(*(plane.to(device) for plane in crops)), images)
 
 
@@ -197,9 +202,9 @@ def examples(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     return {name: picture[0, 0].float().cpu() for name, picture in zip(names, pictures, strict=True)}
 
 
-def _held_image(library: PairLibrary, which: int, seed: int) -> HeldImage:
-    a, b = library.planes(which)
-    if not library.is_sharp(which):
+def _held_image(collection: PairCollection, which: int, seed: int) -> HeldImage:
+    a, b = collection.planes(which)
+    if not collection.is_sharp(which):
         return HeldImage(a, b, None)
     near, far = defocused_pair(a, np.random.Generator(np.random.Philox(key=seed, counter=(0, _STREAM, 1, which))))
     return HeldImage(near, far, a)

@@ -17,6 +17,7 @@ from torch import Tensor
 from refusion_edge.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.errors import BackendError, TrainingError, UsageError
 from refusion_edge.files import write_atomically
+from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.diagnostics import (
     Held,
@@ -30,7 +31,6 @@ from refusion_edge.train.diagnostics import (
 )
 from refusion_edge.train.fusion import fuse
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.library import PairLibrary
 from refusion_edge.train.log import RunLog
 from refusion_edge.train.losses import LossWeights
 from refusion_edge.train.meta import (
@@ -69,7 +69,7 @@ class Run:
     Attributes:
         task: Name of the task.
         settings: Its settings.
-        library: Pairs to train on.
+        collection: Pairs to train on.
         held: What it is validated on.
         folder: Where checkpoints and the log go.
         ranks: The processes that train together.
@@ -78,7 +78,7 @@ class Run:
 
     task: str
     settings: Settings
-    library: PairLibrary
+    collection: PairCollection
     held: Held
     folder: Path
     ranks: Ranks = field(default_factory=Ranks)
@@ -141,7 +141,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
     settings, ranks, device = run.settings, run.ranks, run.ranks.device
     counters = state.counters
     draw = partial(
-        crop_batch, run.library, batch=settings.run.batch, seed=settings.run.seed, start=ranks.rank * settings.run.batch
+        crop_batch, run.collection, batch=settings.run.batch, seed=settings.run.seed, start=ranks.rank * settings.run.batch
     )
     recent: deque[Tensor] = deque(maxlen=_RECENT)
     already_s, started = counters.elapsed_s, time.monotonic()
@@ -153,7 +153,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
         nonlocal saved
         path = checkpoint_path(run.folder, counters.step)
         if ranks.is_first and saved != counters.step:
-            names = tuple(entry.name for entry in run.library.entries)
+            names = tuple(entry.name for entry in run.collection.entries)
             save_state(path, state, task=run.task, settings=settings, pairs=names)
             for old in find_checkpoints(run.folder)[: -settings.checkpoint.keep]:
                 old.unlink(missing_ok=True)
@@ -251,7 +251,7 @@ def export(run: Run, state: TrainingState, path: Path) -> None:
         "training": "fixed weights (control run)" if run.settings.meta.engine == "off" else "learned loss",
         "step": str(state.counters.step),
         "minutes": f"{state.counters.elapsed_s / 60:.1f}",
-        "pairs": str(len(run.library)),
+        "pairs": str(len(run.collection)),
         "frozen": state.counters.frozen or "no",
         "torch": torch.__version__,
     }

@@ -14,8 +14,8 @@ import torch
 from refusion_edge import __version__
 from refusion_edge.errors import BackendError, CheckpointError, UsageError
 from refusion_edge.tasks import find_task
+from refusion_edge.train.collection import Entry, PairCollection, Survey, split_held, survey
 from refusion_edge.train.diagnostics import hold, score_of
-from refusion_edge.train.library import Entry, PairLibrary, Survey, split_held, survey
 from refusion_edge.train.log import RunLog
 from refusion_edge.train.loop import Outcome, Run, build_networks, train
 from refusion_edge.train.ranks import Ranks, join_ranks, leave_ranks
@@ -105,8 +105,8 @@ def run_session(request: Request, console: Console) -> Outcome:
             remark(sentence)
         kept, held = split_held(found.entries, settings.validation.held)
         remark(f"{len(kept)} pairs to train on, {len(held)} held back for validation")
-        library = PairLibrary(kept, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
-        held_library = PairLibrary(held, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
+        collection = PairCollection(kept, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
+        held_collection = PairCollection(held, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
         theta = None
         if request.init is not None:
             known, theta = read_fusion(request.init)
@@ -122,7 +122,7 @@ def run_session(request: Request, console: Console) -> Outcome:
             remark(f"resuming {checkpoint.path} at step {state.counters.step}")
         output.mkdir(parents=True, exist_ok=True)
         max_s = math.inf if request.max_minutes is None else request.max_minutes * 60
-        run = Run(request.task, settings, library, hold(held_library, settings, ranks.device), output, ranks, max_s)
+        run = Run(request.task, settings, collection, hold(held_collection, settings, ranks.device), output, ranks, max_s)
         if not ranks.is_first:
             return train(run, networks, state, _Silent(output), lambda *_: None)
         with RunLog(output) as log:

@@ -12,7 +12,7 @@ from refusion_edge.cli.options import add_threads
 from refusion_edge.tasks import TASKS
 
 if TYPE_CHECKING:
-    from refusion_edge.train.library import Entry
+    from refusion_edge.train.collection import Entry
     from refusion_edge.train.session import Console, Request
 
 SUMMARY = "train the fusion network on a folder of pairs"
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _probe(request: Request, console: Console) -> int:
     from refusion_edge.cli.console import output, plain_table
-    from refusion_edge.train.library import PairLibrary
+    from refusion_edge.train.collection import PairCollection
     from refusion_edge.train.loop import build_networks
     from refusion_edge.train.probe import probe, propose_shape, shapes_for
     from refusion_edge.train.session import choose_device, session_settings, survey_for
@@ -106,8 +106,8 @@ def _probe(request: Request, console: Console) -> int:
     settings = session_settings(request, None, device)
     found = survey_for(request, settings, console)
     shapes = shapes_for(device, max(settings.run.crop_px, settings.run.late_crop_px))
-    library = PairLibrary(found.entries, report=console.remark)
-    timings = probe(settings, build_networks(settings), library, device, shapes)
+    collection = PairCollection(found.entries, report=console.remark)
+    timings = probe(settings, build_networks(settings), collection, device, shapes)
     table = plain_table("crop (px)", "pairs", "update (s)", "meta cycle (s)", f"{settings.run.steps} steps (min)", "peak (MiB)")
     for timing in timings:
         peak = "" if timing.peak_mib is None else f"{timing.peak_mib:.0f}"

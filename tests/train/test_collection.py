@@ -14,9 +14,9 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
 from refusion_edge.images import write_image
 from refusion_edge.tasks import find_task
+from refusion_edge.train.collection import PairCollection, split_held, survey
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.defocus import defocused_pair
-from refusion_edge.train.library import PairLibrary, split_held, survey
 from tests.conftest import one_sentence
 
 IR_VIS, MULTI_FOCUS = find_task("ir_vis"), find_task("multi_focus")
@@ -62,26 +62,26 @@ def test_other_folder_names_are_taken(folder_of_pairs: Callable[..., Path]) -> N
 def test_a_file_that_turns_bad_is_reported_once_and_replaced(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data", count=2)
     said: list[str] = []
-    library = PairLibrary(survey(data, IR_VIS, 16).entries, cache_bytes=0, report=said.append)
+    collection = PairCollection(survey(data, IR_VIS, 16).entries, cache_bytes=0, report=said.append)
     (data / "ir/01.png").write_bytes(b"gone")
     for _ in range(3):
-        assert np.array_equal(library.planes(1)[0], library.planes(0)[0])
+        assert np.array_equal(collection.planes(1)[0], collection.planes(0)[0])
     assert len(said) == 1
     assert "01.png" in said[0]
-    crop_batch(library, 0, batch=8, crop_px=16, seed=0)
+    crop_batch(collection, 0, batch=8, crop_px=16, seed=0)
     (data / "vis/00.png").unlink()
     with pytest.raises(InputError, match="expected at least one readable pair"):
-        library.planes(0)
+        collection.planes(0)
 
 
 def test_planes_stay_in_memory_as_far_as_they_fit(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data", count=2, side=24)
-    library = PairLibrary(survey(data, IR_VIS, 16).entries, cache_bytes=2 * 24 * 27)
-    before = [library.planes(which) for which in (0, 1)]
+    collection = PairCollection(survey(data, IR_VIS, 16).entries, cache_bytes=2 * 24 * 27)
+    before = [collection.planes(which) for which in (0, 1)]
     for path in data.rglob("*.png"):
         path.unlink()
-    assert library.planes(0) is before[0]  # cached
-    assert np.array_equal(library.planes(1)[0], before[0][0])  # was not, and its file is gone
+    assert collection.planes(0) is before[0]  # cached
+    assert np.array_equal(collection.planes(1)[0], before[0][0])  # was not, and its file is gone
 
 
 def test_some_pairs_are_held_back_and_always_the_same(folder_of_pairs: Callable[..., Path]) -> None:
@@ -95,11 +95,11 @@ def test_some_pairs_are_held_back_and_always_the_same(folder_of_pairs: Callable[
 
 
 def test_ranks_draw_the_parts_of_one_joined_batch(folder_of_pairs: Callable[..., Path]) -> None:
-    library = PairLibrary(survey(folder_of_pairs("data"), IR_VIS, 16).entries)
-    joined, _ = crop_batch(library, 3, batch=4, crop_px=16, seed=1)
-    parts = [crop_batch(library, 3, batch=2, crop_px=16, seed=1, start=start)[0] for start in (0, 2)]
+    collection = PairCollection(survey(folder_of_pairs("data"), IR_VIS, 16).entries)
+    joined, _ = crop_batch(collection, 3, batch=4, crop_px=16, seed=1)
+    parts = [crop_batch(collection, 3, batch=2, crop_px=16, seed=1, start=start)[0] for start in (0, 2)]
     assert np.array_equal(joined, np.concatenate(parts))
-    other, _ = crop_batch(library, 3, batch=4, crop_px=16, seed=1, stream=1)
+    other, _ = crop_batch(collection, 3, batch=4, crop_px=16, seed=1, stream=1)
     assert not np.array_equal(joined, other)
 
 
@@ -108,11 +108,11 @@ def test_sharp_images_become_pairs(picture: Callable[..., Array]) -> None:
         write_image(f"data/sharp/{index}.png", picture(80, 60))
     found = survey(Path("data"), MULTI_FOCUS, 16, sharp_scale=0.5)
     assert [entry.b for entry in found.entries] == [None, None]
-    library = PairLibrary(found.entries, sharp_scale=0.5)
-    assert library.planes(0)[0].shape == (40, 30)
-    a, b = crop_batch(library, 0, batch=4, crop_px=16, seed=0)
+    collection = PairCollection(found.entries, sharp_scale=0.5)
+    assert collection.planes(0)[0].shape == (40, 30)
+    a, b = crop_batch(collection, 0, batch=4, crop_px=16, seed=0)
     assert not np.array_equal(a, b)
-    assert np.array_equal(a, crop_batch(library, 0, batch=4, crop_px=16, seed=0)[0])
+    assert np.array_equal(a, crop_batch(collection, 0, batch=4, crop_px=16, seed=0)[0])
 
 
 def test_defocus_is_complementary(rng: np.random.Generator) -> None:

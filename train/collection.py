@@ -40,7 +40,7 @@ class Entry:
 
 
 @dataclass(slots=True)
-class PairLibrary:
+class PairCollection:
     """Pairs to draw crops from; a file that turns bad on the way is reported once and then left out.
 
     Attributes:
