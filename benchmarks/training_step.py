@@ -13,7 +13,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,16 +22,15 @@ from torch.nn import functional as F
 
 from refusion_edge.model import FusionNetwork
 from refusion_edge.parameters import NUM_BLOCKS
-from refusion_edge.train.layers import Parameters
 from refusion_edge.train.loop import build_networks
-from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, Networks, fusion_gradient
+from refusion_edge.train.meta import Batch, Engine, FusionObjective, MetaRule, Networks, fusion_gradient
 from refusion_edge.train.optimisers import apply
 from refusion_edge.train.probe import cycle_step, update_step
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state
 
 
-def official_fuse(parameters: Parameters, a: Tensor, b: Tensor) -> Tensor:
+def official_fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
     """F as the official release computes it: planes apart, norms on transposed copies, attention head by head."""
 
     def conv(name: str, x: Tensor, **options: int) -> Tensor:
@@ -105,8 +104,8 @@ def main() -> int:
         step = fusion_gradient(variant, state.theta, batch, weights, objective)
         apply(state.optimisers["fusion"], state.theta, step.gradient, 1e-6)
 
-    def cycle(engine: str) -> Callable[[], None]:
-        rule = MetaRule(engine, 1e-2)  # type: ignore[arg-type] # one of the names below
+    def cycle(engine: Engine) -> Callable[[], None]:
+        rule = MetaRule(engine, 1e-2)
         return lambda: cycle_step(networks, state, batch, test, objective, rule)
 
     variants: dict[str, Callable[[], None]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.graph import Precision
@@ -92,12 +93,12 @@ def worst(results: Iterable[Fidelity]) -> Fidelity:
     )
 
 
-def _ssim(x: np.ndarray[tuple[int, int], np.dtype[np.float64]], y: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
-    def blur(plane: object) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        blurred: np.ndarray[tuple[int, int], np.dtype[np.float64]] = cv2.GaussianBlur(
-            plane, (_SSIM_WINDOW, _SSIM_WINDOW), _SSIM_SIGMA, borderType=cv2.BORDER_REFLECT_101
-        )  # type: ignore[call-overload]
-        return blurred
+def _ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    # Not the SSIM of `metrics`, whose windows stay inside the picture: a fault at the border has to count here, and
+    # engines are built for sizes below one window.
+    def blur(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+        size = (_SSIM_WINDOW, _SSIM_WINDOW)
+        return np.asarray(cv2.GaussianBlur(plane, size, _SSIM_SIGMA, borderType=cv2.BORDER_REFLECT_101), np.float64)
 
     mean_x, mean_y = blur(x), blur(y)
     variance_x = blur(x * x) - mean_x * mean_x

@@ -69,7 +69,9 @@ def _print(report: BuildReport) -> None:
     for sentence in (f"Back end: {report.choice.reason}", *report.remarks):
         console.print(sentence)
     if manifest.backend == "onnxruntime" and manifest.precision == "fp16":
-        console.print("Note: ONNX Runtime computes fp16 in fp32 steps on a CPU, so it is not faster there; fp32 is.")
+        console.print(
+            "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps; this bundle has fp16's rounding here, not its speed."
+        )
     if report.cached:
         gate = manifest.gate
         psnr = "equal" if gate.psnr_db is None else f"{gate.psnr_db:.1f} dB"
