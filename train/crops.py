@@ -20,6 +20,10 @@ from refusion_edge.images import read_image
 from refusion_edge.luminance import check_pair, split, to_display_range
 from refusion_edge.pairs import PairPaths
 from refusion_edge.train.defocus import defocused_pair
+from refusion_edge.train.tone import ToneSettings, toned
+
+PLAIN = ToneSettings(share=0.0, gamma=1.0, least_gain=1.0, alike=True)
+"""No tone curves: validation, and training on the pictures as they are."""
 
 
 class CropSource(Protocol):
@@ -84,7 +88,15 @@ def load_luma_pairs(pairs: Iterable[PairPaths], crop_px: int) -> LumaPairs:
 
 
 def crop_batch(
-    pairs: CropSource, step: int, *, batch: int, crop_px: int, seed: int, stream: int = 0, start: int = 0
+    pairs: CropSource,
+    step: int,
+    *,
+    batch: int,
+    crop_px: int,
+    seed: int,
+    stream: int = 0,
+    start: int = 0,
+    tone: ToneSettings = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Draw the crops of one step, flipped and transposed at random, both sources alike.
 
@@ -96,12 +108,13 @@ def crop_batch(
         seed: Seed of the run.
         stream: Further counter, to keep meta-train, meta-test and validation apart.
         start: Number of the first crop within the step; several ranks draw the parts of one joined batch.
+        tone: Tone curves to apply, by default none.
 
     Returns:
         Source a and source b, each (B, 1, S, S) float32, [0, 1].
     """
-    crops_a: list[Array] = []
-    crops_b: list[Array] = []
+    crops_a: list[Float32Array] = []
+    crops_b: list[Float32Array] = []
     for index in range(start, start + batch):
         draw = np.random.Generator(np.random.Philox(key=seed, counter=(0, stream, step, index)))
         which = int(draw.integers(len(pairs)))
@@ -113,8 +126,9 @@ def crop_batch(
         crop_a, crop_b = (np.fliplr(crop) if mirrored else crop for crop in turned)
         if pairs.is_sharp(which):
             crop_a, crop_b = defocused_pair(crop_a, draw)
-        crops_a.append(crop_a)
-        crops_b.append(crop_b)
+        plane_a, plane_b = toned(crop_a, crop_b, tone, draw)
+        crops_a.append(plane_a)
+        crops_b.append(plane_b)
     return _to_tensor(crops_a), _to_tensor(crops_b)
 
 
@@ -124,6 +138,5 @@ def to_luma8(image: Array) -> Array:
     return np.rint(luma * 255).astype(np.uint8)
 
 
-def _to_tensor(crops: list[Array]) -> Tensor:
-    stacked: Float32Array = np.stack(crops)[:, None].astype(np.float32) / np.float32(255)
-    return torch.from_numpy(stacked)
+def _to_tensor(crops: list[Float32Array]) -> Tensor:
+    return torch.from_numpy(np.stack(crops)[:, None])

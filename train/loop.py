@@ -141,7 +141,12 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
     settings, ranks, device = run.settings, run.ranks, run.ranks.device
     counters = state.counters
     draw = partial(
-        crop_batch, run.collection, batch=settings.run.batch, seed=settings.run.seed, start=ranks.rank * settings.run.batch
+        crop_batch,
+        run.collection,
+        batch=settings.run.batch,
+        seed=settings.run.seed,
+        start=ranks.rank * settings.run.batch,
+        tone=settings.tone,
     )
     recent: deque[Tensor] = deque(maxlen=_RECENT)
     already_s, started = counters.elapsed_s, time.monotonic()

@@ -17,6 +17,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.train.losses import GradientTerm
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.proposal import ProposalSettings
+from refusion_edge.train.tone import ToneSettings
 
 PRESETS = ("default", "paper")
 
@@ -210,6 +211,7 @@ class Settings:
     validation: ValidationSettings
     checkpoint: CheckpointSettings
     data: DataSettings
+    tone: ToneSettings
     machine: MachineSettings
 
     def __post_init__(self) -> None:
@@ -226,6 +228,7 @@ class Settings:
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep": self.checkpoint.keep,
             "data.sharp_scale": self.data.sharp_scale,
+            "tone.least_gain": self.tone.least_gain,
         }
         for name, value in positive.items():
             if value <= 0:
@@ -233,6 +236,12 @@ class Settings:
         for name, side in (("run.crop_px", self.run.crop_px), ("run.late_crop_px", self.run.late_crop_px)):
             if side < _MIN_CROP:
                 raise UsageError(f"expected {name} of at least {_MIN_CROP}, got {side}.")
+        if not 0 <= self.tone.share <= 1:
+            raise UsageError(f"expected tone.share from 0 to 1, got {self.tone.share}.")
+        if self.tone.gamma < 1:
+            raise UsageError(f"expected tone.gamma of at least 1, got {self.tone.gamma}.")
+        if self.tone.least_gain > 1:
+            raise UsageError(f"expected tone.least_gain of at most 1, got {self.tone.least_gain}.")
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
                 "expected float32 for the engine exact-fd, got machine.bf16 = true, which rounds its differences away; "

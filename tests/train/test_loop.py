@@ -83,7 +83,8 @@ def test_a_training_checkpoint_serves_as_weights(folder_of_pairs: Callable[..., 
 
 
 def test_a_run_leaves_weights_that_fuse_a_log_and_the_last_checkpoints(folder_of_pairs: Callable[..., Path]) -> None:
-    settings = ("run.steps=8", "validation.every=4", "checkpoint.every=2", "checkpoint.keep=2")
+    # Without tone curves, which move the share of a source in eight steps so far that a guard would speak, too.
+    settings = ("run.steps=8", "validation.every=4", "checkpoint.every=2", "checkpoint.keep=2", "tone.share=0")
     outcome = run_session(request(folder_of_pairs("data"), "run", *settings), quiet())
     folder = Path("run")
     assert [path.name for path in find_checkpoints(folder)] == ["step-0000006.safetensors", "step-0000008.safetensors"]
