@@ -1,0 +1,173 @@
+"""How good weights are: paired with other weights, picture by picture, on the test sets.
+
+python -m benchmarks.weights TASK --data DIR --weights NAME=FILE [--weights NAME=FILE ...] [--sets SET ...] [--limit N]
+
+DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. Every weights file is compared with the last one named. Per set and metric it
+prints the mean of both, the mean of the differences of each picture and its standard error; ``-`` marks a mean difference
+below minus one standard error, ``+`` one above zero. Results are stretched, and metrics are those of the convention
+``evaluator`` on grey pictures, with these exceptions:
+
+- ``medical``: metrics inside the head. What is outside (both sources black, not enclosed by either) is blanked in all
+  pictures, which are then cut to the box around the head. ``background`` is the 99th percentile of the levels outside.
+- ``multi_focus``: a set ``defocus`` of pairs made from visible pictures of ``ir_vis/test``, which no training has seen;
+  PSNR and SSIM against the sharp picture, without the stretch.
+- All: ``swap``, the mean change in [0, 1] of the network's output when the inputs are swapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+
+from refusion_edge import load
+from refusion_edge.arrays import Float32Array, Uint8Array
+from refusion_edge.luminance import OUTPUT_RANGES, merge, to_output_range, to_planes
+from refusion_edge.metrics import Metric, find_metric, score
+from refusion_edge.metrics.planes import to_grey_plane
+from refusion_edge.metrics.structure import structural_similarity_gaussian
+from refusion_edge.pairs import ImagePair, find_images, find_pairs, read_pair
+from refusion_edge.tasks import Task, find_task
+from refusion_edge.train.defocus import defocused_pair
+
+METRICS = {
+    "ir_vis": ("SD", "SF", "AG", "SCD", "VIF", "Qabf", "MI"),
+    "medical": ("VIF", "Qabf", "SCD", "SD"),
+    "multi_focus": ("Qabf", "VIF", "MI"),
+    "multi_exposure": ("survey:MEF-SSIM", "Qabf"),
+}
+AVERAGE = "average"
+# Levels up to this count as black; the sources are JPEG in part.
+_BLACK = 8
+_DEFOCUSED = 50
+
+Values: TypeAlias = dict[str, float]
+Fuse: TypeAlias = Callable[[Float32Array, Float32Array], Float32Array]
+"""Both sources to the fused plane, each (1, 1, H, W), [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One pair of a test set.
+
+    Attributes:
+        group: Name of the set.
+        pair: Both sources.
+        sharp: What the result should be, (H, W) uint8, where that is known.
+    """
+
+    group: str
+    pair: ImagePair
+    sharp: Uint8Array | None = None
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=METRICS)
+    parser.add_argument("--data", type=Path, required=True, help="folder with TASK/test/SOURCE")
+    parser.add_argument(
+        "--weights", action="append", required=True, metavar="NAME=FILE", help="repeat it; the last one is the reference; "
+        "the file 'average' stands for the mean of the sources",
+    )  # fmt: skip
+    parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="first N pairs of each set only")
+    options = parser.parse_args()
+
+    task = find_task(options.task)
+    cases = [case for case in _cases(task, options.data, options.limit) if not options.sets or case.group in options.sets]
+    found = {
+        name: [_measure(fuse, task, case) for case in cases]
+        for name, fuse in (_fuser(argument, task) for argument in options.weights)
+    }
+    *names, reference = found
+    for group in dict.fromkeys(case.group for case in cases):
+        rows = [index for index, case in enumerate(cases) if case.group == group]
+        print(f"\n{group}, {len(rows)} pictures, beside {reference}")
+        print(f"{'metric':12} {reference:>12}" + "".join(f" {name:>12} {'difference (error)':>22}" for name in names))
+        for metric in found[reference][rows[0]]:
+            base = np.array([found[reference][row][metric] for row in rows])
+            line = f"{metric:12} {base.mean():12.4f}"
+            for name in names:
+                mine = np.array([found[name][row][metric] for row in rows])
+                line += f" {mine.mean():12.4f} {_difference(mine - base, lower=metric in ('swap', 'background')):>22}"
+            print(line)
+    return 0
+
+
+def _difference(differences: np.ndarray, *, lower: bool) -> str:
+    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
+    better = -mean if lower else mean
+    mark = "+" if better > 0 else "-" if better < -error else " "
+    return f"{mean:+.4f} ({error:.4f}) {mark}"
+
+
+def _fuser(argument: str, task: Task) -> tuple[str, Fuse]:
+    """Name, and what fuses."""
+    name, _, path = argument.partition("=")
+    if path == AVERAGE:
+        return name, lambda a, b: (a + b) / 2
+    return name, load(path, task=task.name).backend.fuse
+
+
+def _cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
+    folder = data / task.name / "test"
+    counts: dict[str, int] = {}
+    for paths in find_pairs(str(folder / task.folder_a), str(folder / task.folder_b)).pairs:
+        group = paths.name.partition("__")[0]
+        counts[group] = counts.get(group, 0) + 1
+        if not limit or counts[group] <= limit:
+            yield Case(group, read_pair(paths))
+    if task.name == "multi_focus":
+        yield from _defocused(data, limit or _DEFOCUSED)
+
+
+def _defocused(data: Path, count: int) -> Iterator[Case]:
+    pictures = find_images(str(data / "ir_vis" / "test" / "vis"))
+    for index, stem in enumerate([stem for stem in pictures if stem.startswith("roadscene")][:count]):
+        sharp = np.rint(to_grey_plane(cv2.imread(str(pictures[stem]), cv2.IMREAD_GRAYSCALE))).astype(np.uint8)
+        near, far = defocused_pair(sharp, np.random.default_rng(index))
+        yield Case("defocus", ImagePair(stem, near, far), sharp)
+
+
+def _measure(fuse: Fuse, task: Task, case: Case) -> Values:
+    a, b = case.pair.a, case.pair.b
+    planes = to_planes(a, b, sensor_a=task.ranged_a)
+    fused = fuse(planes.a, planes.b)[0, 0].copy()
+    swap = float(np.abs(fused - fuse(planes.b, planes.a)[0, 0]).mean())
+    stretched, plain = (merge(to_output_range(fused, kind), None) for kind in OUTPUT_RANGES)
+    if case.sharp is not None:
+        error = float(np.mean((plain.astype(np.float64) - case.sharp) ** 2))
+        sharp, result = case.sharp.astype(np.float64), plain.astype(np.float64)
+        similarity = structural_similarity_gaussian(sharp, sharp, result) / 2
+        return {"PSNR": 10 * np.log10(255**2 / max(error, 1e-12)), "SSIM": similarity, "swap": swap}
+    values: Values = {}
+    if task.name == "medical":
+        grey_a, grey_b = (np.rint(to_grey_plane(image)).astype(np.uint8) for image in (a, b))
+        head = _head(grey_a, grey_b)
+        outside = stretched[~head]
+        values["background"] = float(np.percentile(outside, 99)) if outside.size else 0.0
+        rows, columns = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        a, b, stretched = ((image * head)[box] for image in (grey_a, grey_b, stretched))
+    metrics: tuple[Metric, ...] = tuple(find_metric(name) for name in METRICS[task.name])
+    scores = score(a, b, stretched, metrics, sensor_a=task.ranged_a)
+    return {**{metric.name: scores[metric] for metric in metrics}, **values, "swap": swap}
+
+
+def _head(a: Uint8Array, b: Uint8Array) -> np.ndarray:
+    """Where a source shows something, with what that encloses."""
+    shown = (np.maximum(a, b) > _BLACK).astype(np.uint8)
+    contours, _ = cv2.findContours(shown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(shown), contours, -1, 1, cv2.FILLED)
+    return filled.astype(bool)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
