@@ -46,7 +46,8 @@ def main() -> int:
     sample = sample_paths(task.name)[0]
     a, b = (to_luma8(read_image(path)) for path in (options.a or sample.a, options.b or sample.b))
     planes = [torch.from_numpy(plane[None, None] / np.float32(255)) for plane in (a, b)]
-    prior = LossWeights.from_logits(PRIORS[checkpoints[0].settings.proposal.prior](*planes))
+    proposal = checkpoints[0].settings.proposal
+    prior = LossWeights.from_logits(PRIORS[proposal.prior](*planes, proposal.gradient_sharpness))
     learned = [_weights(checkpoint, *planes) for checkpoint in checkpoints]
 
     titles = [f"step {checkpoint.counters.step}" for checkpoint in checkpoints]

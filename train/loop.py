@@ -44,7 +44,7 @@ from refusion_edge.train.meta import (
 )
 from refusion_edge.train.optimisers import apply
 from refusion_edge.train.priors import PRIORS
-from refusion_edge.train.proposal import propose
+from refusion_edge.train.proposal import ProposalSettings, propose
 from refusion_edge.train.ranks import Ranks
 from refusion_edge.train.reconstruction import reconstruct
 from refusion_edge.train.schedule import action_at, average_decay, crop_at, gradient_coefficient, learning_factor
@@ -116,7 +116,7 @@ def build_networks(settings: Settings) -> Networks:
     proposal = settings.proposal
     if settings.meta.engine == "off":
         # The control run: P contributes nothing, so it is not evaluated.
-        proposed: Callable[..., LossWeights] = partial(_prior_weights, proposal.prior)
+        proposed: Callable[..., LossWeights] = partial(_prior_weights, proposal)
     else:
         proposed = partial(propose, proposal)
     compiled = torch.compile(fuse, dynamic=False) if machine.compile else fuse
@@ -315,8 +315,8 @@ def _give_up(run: Run, batch: Batch, weights: LossWeights, values: dict[str, flo
     )
 
 
-def _prior_weights(prior: str, _phi: Parameters, a: Tensor, b: Tensor) -> LossWeights:
-    return LossWeights.from_logits(PRIORS[prior](torch.cat((a, b)), torch.cat((b, a))))
+def _prior_weights(settings: ProposalSettings, _phi: Parameters, a: Tensor, b: Tensor) -> LossWeights:
+    return LossWeights.from_logits(PRIORS[settings.prior](torch.cat((a, b)), torch.cat((b, a)), settings.gradient_sharpness))
 
 
 def _both_orders(crops: tuple[Tensor, Tensor], state: TrainingState, device: torch.device) -> Batch:

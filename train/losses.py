@@ -40,15 +40,16 @@ class LossWeights:
         return LossWeights(self.intensity.detach(), self.gradient.detach())
 
 
-def fixed_weights(task: str, a: Tensor, b: Tensor) -> LossWeights:
+def fixed_weights(task: str, a: Tensor, b: Tensor, gradient_sharpness: float = 4.0) -> LossWeights:
     """Choose weights from the sources alone, by the prior of a task.
 
     Args:
         task: Name of the task.
         a: Source a, (B, 1, H, W), [0, 1].
         b: Source b, same shape.
+        gradient_sharpness: Logits per unit of gradient magnitude.
     """
-    return LossWeights.from_logits(PRIORS[TASK_PRIORS[task]](a, b))
+    return LossWeights.from_logits(PRIORS[TASK_PRIORS[task]](a, b, gradient_sharpness))
 
 
 def fusion_loss(

@@ -18,51 +18,50 @@ from refusion_edge.train.sobel import gradient_magnitude
 Logits: TypeAlias = tuple[Tensor, Tensor]
 """Logits of source a for intensity and for gradient, each (B, 1, H, W)."""
 
-# Logits per unit of intensity and of gradient magnitude: nearly a hard choice of the larger one.
+# Logits per unit of intensity: nearly a hard choice of the larger one.
 _INTENSITY_SHARPNESS = 20.0
-_GRADIENT_SHARPNESS = 4.0
 # Width of the bell curve of well-exposedness around mid-grey (Mertens et al., 2007).
 _EXPOSURE_SIGMA = 0.2
 _FOCUS_WINDOW = 9
 _FOCUS_SHARPNESS = 40.0
 
 
-def neutral(a: Tensor, _b: Tensor) -> Logits:
+def neutral(a: Tensor, _b: Tensor, _sharpness: float) -> Logits:
     """No preference."""
     return torch.zeros_like(a), torch.zeros_like(a)
 
 
-def stronger(a: Tensor, b: Tensor) -> Logits:
+def stronger(a: Tensor, b: Tensor, sharpness: float) -> Logits:
     """The stronger gradient; no preference in intensity."""
-    return torch.zeros_like(a), _GRADIENT_SHARPNESS * (gradient_magnitude(a) - gradient_magnitude(b))
+    return torch.zeros_like(a), sharpness * (gradient_magnitude(a) - gradient_magnitude(b))
 
 
-def brighter(a: Tensor, b: Tensor) -> Logits:
+def brighter(a: Tensor, b: Tensor, sharpness: float) -> Logits:
     """The brighter source, the stronger gradient."""
-    return _INTENSITY_SHARPNESS * (a - b), stronger(a, b)[1]
+    return _INTENSITY_SHARPNESS * (a - b), stronger(a, b, sharpness)[1]
 
 
-def focused(a: Tensor, b: Tensor) -> Logits:
+def focused(a: Tensor, b: Tensor, _sharpness: float) -> Logits:
     """The source with the larger mean gradient in a 9x9 window, for both."""
     difference = gradient_magnitude(a) - gradient_magnitude(b)
     sharper = F.avg_pool2d(difference, _FOCUS_WINDOW, stride=1, padding=_FOCUS_WINDOW // 2)
     return _FOCUS_SHARPNESS * sharper, _FOCUS_SHARPNESS * sharper
 
 
-def exposed(a: Tensor, b: Tensor) -> Logits:
+def exposed(a: Tensor, b: Tensor, sharpness: float) -> Logits:
     """The source closer to mid-grey, the stronger gradient."""
     exposedness = ((b - 0.5).square() - (a - 0.5).square()) / (2 * _EXPOSURE_SIGMA**2)
-    return exposedness, stronger(a, b)[1]
+    return exposedness, stronger(a, b, sharpness)[1]
 
 
-PRIORS: dict[str, Callable[[Tensor, Tensor], Logits]] = {
+PRIORS: dict[str, Callable[[Tensor, Tensor, float], Logits]] = {
     "none": neutral,
     "stronger": stronger,
     "brighter": brighter,
     "focused": focused,
     "exposed": exposed,
 }
-"""Priors by their name in settings."""
+"""Priors by their name in settings: from source a, source b and the logits per unit of gradient magnitude."""
 
 TASK_PRIORS = {"ir_vis": "brighter", "medical": "brighter", "multi_focus": "focused", "multi_exposure": "exposed"}
 """The prior that suits a task."""

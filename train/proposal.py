@@ -35,6 +35,8 @@ class ProposalSettings:
         symmetric: Whether the logits of the swapped order are subtracted, so that P cannot prefer a slot.
         zero: Whether the last convolution starts at zero, so that learning starts at the prior exactly.
         prior: Name out of ``refusion_edge.train.priors.PRIORS``.
+        gradient_sharpness: Logits per unit of gradient magnitude in the prior. Sobel magnitudes of fine texture are a
+            few hundredths, those of edges up to 8: a small factor leaves texture undecided.
         clip: Largest size of what P adds to the prior's logits; 0 for no limit.
     """
 
@@ -43,6 +45,7 @@ class ProposalSettings:
     symmetric: bool = True
     zero: bool = True
     prior: str = "none"
+    gradient_sharpness: float = 4.0
     clip: float = 4.0
 
     def __post_init__(self) -> None:
@@ -83,7 +86,7 @@ def propose(settings: ProposalSettings, phi: Mapping[str, Tensor], a: Tensor, b:
         Weights of the first input for the batch [(A, B), (B, A)], each (2B, 1, H, W).
     """
     first, second = torch.cat((a, b)), torch.cat((b, a))
-    prior = PRIORS[settings.prior](first, second)
+    prior = PRIORS[settings.prior](first, second, settings.gradient_sharpness)
     inputs = ((first, second), (gradient_magnitude(first), gradient_magnitude(second)))
     learned = (_logits(settings, phi, net, *planes) for net, planes in zip(NETS, inputs, strict=True))
     intensity, gradient = (known + added for known, added in zip(prior, learned, strict=True))
