@@ -26,7 +26,9 @@ class Array {
         if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) != 0) {
             throw nb::python_error();
         }
-        const std::string found = buffer_.format ? buffer_.format : "B";
+        std::string found = buffer_.format ? buffer_.format : "B";
+        // NumPy calls a misaligned array's elements "=f": the same bytes, but not where the compiler would put them.
+        if (found.size() == 2 && found[0] == '=') found.erase(0, 1);
         if (found != std::string(1, format) || buffer_.ndim != dimensions) {
             const int got = buffer_.ndim;
             PyBuffer_Release(&buffer_);

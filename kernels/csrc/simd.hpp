@@ -63,8 +63,9 @@ REFUSION_INLINE Vec as_float(IntVec bits) {
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
-REFUSION_INLINE Vec least(Vec x, Vec y) { return x < y ? x : y; }
-REFUSION_INLINE Vec most(Vec x, Vec y) { return x > y ? x : y; }
+// Of NaN as the first argument, both make NaN.
+REFUSION_INLINE Vec least(Vec x, Vec y) { return x > y ? y : x; }
+REFUSION_INLINE Vec most(Vec x, Vec y) { return x < y ? y : x; }
 
 REFUSION_INLINE Vec square_root(Vec x) {
 #if defined(__AVX512F__) && REFUSION_LANES == 16
