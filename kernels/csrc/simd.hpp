@@ -1,4 +1,4 @@
-// Vectors of REFUSION_LANES floats over the compiler's vector extensions (GCC 12 or newer, Clang).
+// Vectors of REFUSION_LANES floats over the compiler's vector extensions (GCC, Clang).
 //
 // Included only by the files that build one instruction set; everything lives in a namespace of that set's own, so
 // that the linker never takes a function compiled for one set where another was meant. For the same reason nothing
@@ -94,15 +94,25 @@ struct Neighbours {
     Vec left, middle, right;
 };
 
-REFUSION_INLINE Neighbours neighbours(const float* row) {
+// Lanes `Shift` to `Shift + lanes - 1` of two vectors one after the other.
 #if REFUSION_LANES == 16
+#define REFUSION_SHIFTED(shift, x, y)                                                                                   \
+    REFUSION_SHUFFLE(x, y, shift, shift + 1, shift + 2, shift + 3, shift + 4, shift + 5, shift + 6, shift + 7, shift + 8, \
+                     shift + 9, shift + 10, shift + 11, shift + 12, shift + 13, shift + 14, shift + 15)
+#elif REFUSION_LANES == 4 && defined(__ARM_NEON)
+#define REFUSION_SHIFTED(shift, x, y) REFUSION_SHUFFLE(x, y, shift, shift + 1, shift + 2, shift + 3)
+#endif
+#if defined(__clang__)
+#define REFUSION_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define REFUSION_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, IntVec{__VA_ARGS__})
+#endif
+
+REFUSION_INLINE Neighbours neighbours(const float* row) {
+#if defined(REFUSION_SHIFTED)
     // Shuffles instead of loads that cross cache lines.
     const Vec here = load(row), next = load(row + lanes);
-    return {here, __builtin_shufflevector(here, next, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16),
-            __builtin_shufflevector(here, next, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)};
-#elif REFUSION_LANES == 4 && defined(__ARM_NEON)
-    const Vec here = load(row), next = load(row + lanes);
-    return {here, __builtin_shufflevector(here, next, 1, 2, 3, 4), __builtin_shufflevector(here, next, 2, 3, 4, 5)};
+    return {here, REFUSION_SHIFTED(1, here, next), REFUSION_SHIFTED(2, here, next)};
 #else
     return {load(row), load(row + 1), load(row + 2)};
 #endif
