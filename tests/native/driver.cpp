@@ -196,6 +196,7 @@ class Fuzzer {
 
 int main(int count, char** words) try {
     require(count == 3 || count == 4, "expected: native_driver VECTORS SECONDS [SEED]");
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
     std::string isas;
     for (const Kernels* kernels : usable_kernels()) isas += std::string(" ") + kernels->isa;
     std::printf("instruction sets:%s\n", isas.c_str());

@@ -27,7 +27,11 @@ def fuse_pgm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs cmake and a C++ compiler")
     folder = tmp_path_factory.mktemp("c")
     options = ["-DREFUSION_EDGE_PYTHON=OFF", "-DREFUSION_EDGE_LIBRARY=ON"]
-    for command in (["cmake", "-S", str(ROOT), "-B", str(folder), *options], ["cmake", "--build", str(folder), "--parallel", "2"]):
+    make, compile_all = (
+        ["cmake", "-S", str(ROOT), "-B", str(folder), *options],
+        ["cmake", "--build", str(folder), "--parallel", "2"],
+    )
+    for command in (make, compile_all):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning" not in done.stderr
@@ -52,7 +56,8 @@ def read_pgm(path: str) -> Array:
 
 def test_the_example_fuses_what_python_fuses(fuse_pgm: Path) -> None:
     street = sample_paths("ir_vis")[1]
-    a, b = (np.ascontiguousarray(image if image.ndim == 2 else image[..., 1]) for image in map(read_image, (street.a, street.b)))
+    images = [read_image(path) for path in (street.a, street.b)]
+    a, b = (np.ascontiguousarray(image if image.ndim == 2 else image[..., 1]) for image in images)
     write_pgm("a.pgm", a)
     write_pgm("b.pgm", b)
     done = run(fuse_pgm, WEIGHTS, "a.pgm", "b.pgm", "fused.pgm", 2)
