@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 
 from refusion_edge import __version__
-from refusion_edge.backends import AUTO, Choice, choose_builder, onnxruntime
+from refusion_edge.arrays import State
+from refusion_edge.backends import AUTO, Backend, Choice, choose_builder, onnxruntime
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import (
     MODEL,
@@ -104,7 +105,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         UsageError: The options contradict each other.
     """
     task = find_task(spec.task)
-    choice = choose_builder(spec.backend)
+    choice = choose_builder(spec.backend, spec.precision)
     output = spec.output or default_output(spec, choice.name)
     check_replaceable(output)
     stages_s: dict[str, float] = {}
@@ -134,7 +135,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         return BuildReport(choice, bundle, True, (), stages_s, tuple(remarks))
 
     with stage("engine"):
-        engine = OrtBackend(model)
+        engine = _engine(choice.name, checkpoint.state, model, spec.size_hw)
     with stage("gate"), engine, open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
         results = tuple(measure(engine, reference, pairs, task))
     _require_passed(results, spec.precision)
@@ -145,6 +146,14 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         if spec.use_cache:
             _to_cache(cache, manifest, files, remarks)
     return BuildReport(choice, bundle, False, results, stages_s, tuple(remarks))
+
+
+def _engine(backend: str, state: State, model: bytes, size_hw: tuple[int, int] | None) -> Backend:
+    if backend == "native":
+        from refusion_edge.backends.native import NativeBackend
+
+        return NativeBackend(state, size_hw=size_hw)
+    return OrtBackend(model)
 
 
 def default_output(spec: BuildSpec, backend: str) -> Path:
@@ -203,9 +212,10 @@ def _manifest(spec: BuildSpec, backend: str, key: str, files: dict[str, bytes], 
         task=spec.task,
         precision=spec.precision,
         backend=backend,
-        engine=MODEL,
+        # The native kernels are the network: all they need is its parameters.
+        engine=WEIGHTS if backend == "native" else MODEL,
         key=key,
-        # ONNX Runtime compiles the portable model anew on every machine.
+        # ONNX Runtime compiles the portable model anew on every machine; so do the kernels choose their instructions.
         target=Target(),
         weights_sha256=sha256(files[WEIGHTS]),
         inputs=(TensorSpec(INPUT_A, "float32", shape), TensorSpec(INPUT_B, "float32", shape)),

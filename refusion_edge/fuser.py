@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 
 from refusion_edge.arrays import Array, State, Uint8Array
-from refusion_edge.backends import AUTO, Backend, find_entry, require_usable
-from refusion_edge.bundle import EngineBundle, check_target, read_bundle
+from refusion_edge.backends import AUTO, Backend, choose_runner, find_entry, require_usable
+from refusion_edge.bundle import WEIGHTS, EngineBundle, check_target, read_bundle
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import CheckpointError, GateError, UsageError
 from refusion_edge.graph import fill, read_template
@@ -84,7 +84,8 @@ def load(
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
             (safetensors of ours, official ``.pth``).
         task: Name of the task; needed only for weights files that do not say.
-        backend: ``auto``: the one a bundle was built for, else ``onnxruntime``. Otherwise ``onnxruntime`` or ``eager``.
+        backend: ``auto``: the one a bundle was built for, else ``native`` where it is built, else ``onnxruntime``.
+            Otherwise the name of a back end.
         output_range: ``stretch`` or ``fixed``.
         threads: Threads of the back end; 0 for its own choice.
 
@@ -117,7 +118,8 @@ def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimis
 
     Args:
         state: The 86 parameters.
-        backend: ``auto`` or ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch.
+        backend: ``native`` for our C++ kernels, ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch, or
+            ``auto`` for the first of them that is usable here.
         threads: Threads of the back end; 0 for its own choice.
         optimised: Whether ONNX Runtime may rewrite the graph.
 
@@ -125,22 +127,19 @@ def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimis
         UsageError: The back end is unknown or needs a built engine.
         BackendError: It cannot be used here.
     """
-    chosen = "onnxruntime" if backend == AUTO else backend
-    find_entry(chosen)
-    require_usable(chosen)
+    chosen = choose_runner(backend).name
+    if chosen == "native":
+        from refusion_edge.backends.native import NativeBackend
+
+        return NativeBackend(state, threads=threads)
     if chosen == "eager":
         from refusion_edge.backends.eager import EagerBackend
 
         return EagerBackend(state, threads=threads)
-    if chosen == "onnxruntime":
-        from refusion_edge.backends.onnxruntime import OrtBackend
+    from refusion_edge.backends.onnxruntime import OrtBackend
 
-        model = fill(read_template("fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=threads, optimised=optimised)
-    raise UsageError(
-        f"expected the back end onnxruntime or eager for weights, got '{chosen}', which needs an engine; "
-        f"run: refusion-edge build --backend {chosen}."
-    )
+    model = fill(read_template("fp32"), state).SerializeToString()
+    return OrtBackend(model, threads=threads, optimised=optimised)
 
 
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) -> Backend:
@@ -165,9 +164,16 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) 
         )
     check_target(bundle)
     require_usable(built_for)
+    engine = bundle.read(bundle.manifest.engine)
+    if built_for == "native":
+        from refusion_edge.backends.native import NativeBackend
+
+        height, width = bundle.manifest.inputs[0].shape[2:]
+        size_hw = None if height is None or width is None else (height, width)
+        return NativeBackend(read_checkpoint(bundle.path / WEIGHTS).state, threads=threads, size_hw=size_hw)
     from refusion_edge.backends.onnxruntime import OrtBackend
 
-    return OrtBackend(bundle.read(bundle.manifest.engine), threads=threads)
+    return OrtBackend(engine, threads=threads)
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

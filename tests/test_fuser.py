@@ -136,7 +136,7 @@ def test_sources_that_contradict_are_refused(random_state: State) -> None:
         load("no_such_thing")
     with pytest.raises(UsageError, match="stretch, fixed"):
         load("ir_vis", output_range="wide")  # type: ignore[arg-type]
-    build(BuildSpec("medical", "fp32", output=Path("bundle"), size_hw=(16, 16)))
+    build(BuildSpec("medical", "fp32", "onnxruntime", output=Path("bundle"), size_hw=(16, 16)))
     with pytest.raises(UsageError, match="expected the back end onnxruntime for the bundle"):
         load("bundle", backend="eager")
 

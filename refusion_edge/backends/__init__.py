@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.graph import PRECISIONS, Precision
 
 AUTO = "auto"
 
@@ -50,11 +52,15 @@ class Entry:
             back end.
         summary: What it is, in a few words.
         builds: Whether ``build`` makes bundles for it.
+        precisions: The precisions that it builds.
+        takes_weights: Whether it can run parameters in fp32 without building an engine first.
     """
 
     module: str | None
     summary: str
     builds: bool
+    precisions: tuple[Precision, ...] = PRECISIONS
+    takes_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +78,17 @@ class Status:
     fix: str = ""
 
 
-# In the order of preference of `auto`, which takes the first usable one that builds.
+# In the order of preference of `auto`, which takes the first usable one that builds what is asked for.
 BACKENDS: dict[str, Entry] = {
     "fused": Entry(None, "our compiled GPU kernels, without torch", builds=True),
     "tensorrt": Entry(None, "TensorRT engine", builds=True),
     "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", builds=True),
-    "native": Entry(None, "our C++ kernels for the CPU", builds=True),
+    "native": Entry(
+        "refusion_edge.backends.native", "our C++ kernels for the CPU", builds=True, precisions=("fp32",), takes_weights=True
+    ),
     "openvino": Entry(None, "OpenVINO on the CPU", builds=True),
-    "onnxruntime": Entry("refusion_edge.backends.onnxruntime", "ONNX Runtime on the CPU", builds=True),
-    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", builds=False),
+    "onnxruntime": Entry("refusion_edge.backends.onnxruntime", "ONNX Runtime on the CPU", builds=True, takes_weights=True),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", builds=False, takes_weights=True),
 }
 
 
@@ -126,38 +134,85 @@ class Choice:
     reason: str
 
 
-def choose_builder(name: str) -> Choice:
+def choose_builder(name: str, precision: Precision = "fp32") -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table.
+        name: A back end, or ``auto`` for the first usable one of the table that builds ``precision``.
+        precision: Precision of the engine.
 
     Raises:
-        UsageError: There is no such back end, or it does not build engines.
+        UsageError: There is no such back end, or it does not build engines, or not of this precision.
         BackendError: It cannot be used here, or none can.
     """
     if name != AUTO:
-        if not find_entry(name).builds:
+        entry = find_entry(name)
+        if not entry.builds:
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
                 f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
             )
         require_usable(name)
+        if precision not in entry.precisions:
+            raise UsageError(
+                f"expected a precision that {name} computes in ({', '.join(entry.precisions)}), got {precision}; "
+                f"add --precision {entry.precisions[0]}."
+            )
         return Choice(name, "as asked")
+    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
+
+
+def choose_runner(name: str) -> Choice:
+    """Choose the back end that runs parameters in fp32, without an engine.
+
+    Args:
+        name: A back end, or ``auto`` for the first usable one of the table that can.
+
+    Raises:
+        UsageError: There is no such back end, or it needs an engine.
+        BackendError: It cannot be used here, or none can.
+    """
+    runners = [other for other, entry in BACKENDS.items() if entry.takes_weights]
+    if name == AUTO:
+        return _first_usable(runners, "fp32")
+    find_entry(name)
+    require_usable(name)
+    if name not in runners:
+        raise UsageError(
+            f"expected one of the back ends {', '.join(runners)} for weights, got '{name}', which needs an engine; "
+            f"run: refusion-edge build --backend {name}."
+        )
+    return Choice(name, "as asked")
+
+
+def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
     rejected: dict[str, list[str]] = {}
-    for candidate, entry in BACKENDS.items():
-        if not entry.builds:
-            continue
+    for candidate in candidates:
         found = status(candidate)
-        if found.usable:
+        fits = precision in BACKENDS[candidate].precisions
+        if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")
-        rejected.setdefault(found.reason, []).append(candidate)
+        reason = found.reason if not found.usable else f"usable, but not in {precision}"
+        rejected.setdefault(reason, []).append(candidate)
     raise BackendError(f"expected a usable back end, got none: {_listed(rejected)}; run 'refusion-edge doctor' for what to do.")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+
+
+def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) -> None:
+    """Make sure that planes have the size of a fixed-size engine.
+
+    Raises:
+        ShapeError: They do not; the message says how to get an engine for them.
+    """
+    if built_for_hw is not None and built_for_hw != got_hw:
+        raise ShapeError(
+            f"expected pictures of {built_for_hw[1]}x{built_for_hw[0]} (width x height), for which this engine was "
+            f"built, got {got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic."
+        )
 
 
 def require_usable(name: str) -> None:

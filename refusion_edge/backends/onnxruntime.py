@@ -8,8 +8,8 @@ from typing import Self
 import onnxruntime as ort
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import Status
-from refusion_edge.errors import BackendError, ShapeError
+from refusion_edge.backends import Status, require_size
+from refusion_edge.errors import BackendError
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
 
 _ERRORS_ONLY = 3
@@ -58,7 +58,8 @@ class OrtBackend:
                 f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "
                 f"({', '.join(names[:3])}, ...); build it again."
             )
-        self._fixed_hw = tuple(side for side in self._session.get_inputs()[0].shape[2:] if isinstance(side, int))
+        height, width = self._session.get_inputs()[0].shape[2:]
+        self._size_hw = (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def __enter__(self) -> Self:
         return self
@@ -69,11 +70,6 @@ class OrtBackend:
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
-        if self._fixed_hw and a.shape[2:] != self._fixed_hw:
-            wanted, got = self._fixed_hw, a.shape[2:]
-            raise ShapeError(
-                f"expected pictures of {wanted[1]}x{wanted[0]} (width x height), for which this engine was "
-                f"built, got {got[1]}x{got[0]}; build one with --size {got[0]}x{got[1]} or --size dynamic."
-            )
+        require_size(self._size_hw, a.shape[2:])
         fused: Float32Array = self._session.run([OUTPUT], {INPUT_A: a, INPUT_B: b})[0]
         return fused

@@ -32,7 +32,7 @@ SMALL = (64, 96)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_and_precision_passes_its_gate(task: str, precision: Precision) -> None:
-    report = build(BuildSpec(task, precision, size_hw=SMALL))
+    report = build(BuildSpec(task, precision, "onnxruntime", size_hw=SMALL))
     bundle = read_bundle(report.bundle.path)
     assert not report.cached
     assert list(report.stages_s) == ["weights", "graph", "engine", "gate", "install"]
@@ -146,7 +146,7 @@ def wait_for_handler(pid: int) -> None:
 
 def test_a_disk_that_fills_up_leaves_nothing_behind() -> None:
     """The model does not fit: the kernel itself refuses the write in the middle of the file."""
-    process = start("build", "--task", "ir_vis", "--precision", "fp32", "--size", "64x96", limit_kib=100)
+    process = start("build", "--precision", "fp32", "--backend", "onnxruntime", "--size", "64x96", limit_kib=100)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 4
     assert one_sentence(err)
