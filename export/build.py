@@ -33,9 +33,10 @@ from refusion_edge.bundle import (
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
 from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
 from refusion_edge.fidelity import LIMITS, worst
+from refusion_edge.forms import Precision
 from refusion_edge.fuser import open_weights
 from refusion_edge.gate import PairFidelity, measure, resized
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, Precision, fill, read_template
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
 from refusion_edge.machine import Target
 from refusion_edge.pairs import ImagePair, fingerprint, read_pair
 from refusion_edge.samples import sample_paths
@@ -104,7 +105,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         UsageError: The options contradict each other.
     """
     task = find_task(spec.task)
-    choice = choose_builder(spec.backend)
+    choice = choose_builder(spec.backend, spec.precision)
     output = spec.output or default_output(spec, choice.name)
     check_replaceable(output)
     stages_s: dict[str, float] = {}
@@ -122,7 +123,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
         pairs = _gate_pairs(spec)
     with stage("graph"):
-        template = read_template(spec.precision)
+        template = read_graph(choice.name, spec.precision)
         model = fill(template, checkpoint.state, spec.size_hw).SerializeToString(deterministic=True)
         key = _key(spec, choice.name, {"weights": weights, "model": model}, pairs)
 
@@ -140,7 +141,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
     _require_passed(results, spec.precision)
     with stage("install"):
         files = {MODEL: model, WEIGHTS: weights}
-        manifest = _manifest(spec, choice.name, key, files, _gate_result(results, pairs))
+        manifest = _manifest(spec, choice.name, form_name(template), key, files, _gate_result(results, pairs))
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
             _to_cache(cache, manifest, files, remarks)
@@ -197,12 +198,13 @@ def _gate_result(results: tuple[PairFidelity, ...], pairs: tuple[ImagePair, ...]
     )
 
 
-def _manifest(spec: BuildSpec, backend: str, key: str, files: dict[str, bytes], gate: GateResult) -> Manifest:
+def _manifest(spec: BuildSpec, backend: str, form: str, key: str, files: dict[str, bytes], gate: GateResult) -> Manifest:
     shape = (1, 1, *(spec.size_hw or (None, None)))
     return Manifest(
         task=spec.task,
         precision=spec.precision,
         backend=backend,
+        form=form,
         engine=MODEL,
         key=key,
         # ONNX Runtime compiles the portable model anew on every machine.
