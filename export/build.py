@@ -16,8 +16,7 @@ import numpy as np
 import onnx
 
 from refusion_edge import __version__
-from refusion_edge.backends import AUTO, Choice, choose_builder, onnxruntime
-from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends import AUTO, Choice, choose_builder, onnxruntime, openvino
 from refusion_edge.bundle import (
     MODEL,
     WEIGHTS,
@@ -34,7 +33,7 @@ from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_by
 from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
 from refusion_edge.fidelity import LIMITS, worst
 from refusion_edge.forms import Precision
-from refusion_edge.fuser import open_weights
+from refusion_edge.fuser import open_engine, open_weights
 from refusion_edge.gate import PairFidelity, measure, resized
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
 from refusion_edge.machine import Target
@@ -135,7 +134,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         return BuildReport(choice, bundle, True, (), stages_s, tuple(remarks))
 
     with stage("engine"):
-        engine = OrtBackend(model)
+        engine = open_engine(choice.name, model, spec.precision)
     with stage("gate"), engine, open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
         results = tuple(measure(engine, reference, pairs, task))
     _require_passed(results, spec.precision)
@@ -207,19 +206,21 @@ def _manifest(spec: BuildSpec, backend: str, form: str, key: str, files: dict[st
         form=form,
         engine=MODEL,
         key=key,
-        # ONNX Runtime compiles the portable model anew on every machine.
+        # ONNX Runtime and OpenVINO compile the portable model anew on every machine.
         target=Target(),
         weights_sha256=sha256(files[WEIGHTS]),
         inputs=(TensorSpec(INPUT_A, "float32", shape), TensorSpec(INPUT_B, "float32", shape)),
         outputs=(TensorSpec(OUTPUT, "float32", shape),),
         gate=gate,
-        tools=_tools(),
+        tools=_tools(backend),
         files={name: sha256(data) for name, data in files.items()},
     )
 
 
-def _tools() -> dict[str, str]:
+def _tools(backend: str) -> dict[str, str]:
+    compiler = {"openvino": openvino.version()} if backend == "openvino" else {}
     return {
+        **compiler,
         "refusion-edge": __version__,
         "numpy": np.__version__,
         "onnx": onnx.__version__,
@@ -237,7 +238,7 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         **{name: sha256(data) for name, data in made_from.items()},
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),
-        "tools": _tools(),
+        "tools": _tools(backend),
     }
     return sha256(json.dumps(description, sort_keys=True).encode())
 

@@ -64,7 +64,8 @@ LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(psnr_db=90.0, ssim=0.99999, max_error=0.05),
     # Half a level of error in every pixel is 54 dB; nobody sees it, and a broken graph is far below.
     "fp16": Limits(psnr_db=54.0, ssim=0.999, max_error=4.0),
-    "bf16": Limits(psnr_db=50.0, ssim=0.99, max_error=8.0),
+    # Eight bits of mantissa in every product; the sample pairs of all tasks come out at 57 to 60 dB, two levels at worst.
+    "bf16": Limits(psnr_db=50.0, ssim=0.998, max_error=8.0),
 }
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.forms import Precision
 
 AUTO = "auto"
@@ -52,11 +52,13 @@ class Entry:
             back end.
         summary: What it is, in a few words.
         forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
+        takes_weights: Whether it can run parameters in fp32 without building an engine first.
     """
 
     module: str | None
     summary: str
     forms: Mapping[Precision, str] = field(default_factory=dict)
+    takes_weights: bool = False
 
     @property
     def builds(self) -> bool:
@@ -86,14 +88,20 @@ BACKENDS: dict[str, Entry] = {
     "tensorrt": Entry(None, "TensorRT engine", _FOLDED),
     "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", _FOLDED),
     "native": Entry(None, "our C++ kernels for the CPU", {"fp32": "onnxruntime"}),
-    "openvino": Entry(None, "OpenVINO on the CPU", {"fp32": "openvino", "bf16": "openvino"}),
+    "openvino": Entry(
+        "refusion_edge.backends.openvino",
+        "OpenVINO on the CPU",
+        {"fp32": "openvino", "bf16": "openvino"},
+        takes_weights=True,
+    ),
     "onnxruntime": Entry(
         "refusion_edge.backends.onnxruntime",
         "ONNX Runtime on the CPU",
         # In fp16 it computes in fp32 between casts: no layout is faster than another.
         {"fp32": "onnxruntime", "fp16": "tensorrt-literal"},
+        takes_weights=True,
     ),
-    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference"),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", takes_weights=True),
 }
 
 
@@ -162,22 +170,60 @@ def choose_builder(name: str, precision: Precision) -> Choice:
             )
         require_usable(name)
         return Choice(name, "as asked")
+    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
+
+
+def choose_runner(name: str) -> Choice:
+    """Choose the back end that runs parameters in fp32, without an engine.
+
+    Args:
+        name: A back end, or ``auto`` for the first usable one of the table that can.
+
+    Raises:
+        UsageError: There is no such back end, or it needs an engine.
+        BackendError: It cannot be used here, or none can.
+    """
+    runners = [other for other, entry in BACKENDS.items() if entry.takes_weights]
+    if name == AUTO:
+        return _first_usable(runners, "fp32")
+    find_entry(name)
+    require_usable(name)
+    if name not in runners:
+        raise UsageError(
+            f"expected one of the back ends {', '.join(runners)} for weights, got '{name}', which needs an engine; "
+            f"run: refusion-edge build --backend {name}."
+        )
+    return Choice(name, "as asked")
+
+
+def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
     rejected: dict[str, list[str]] = {}
-    for candidate, entry in BACKENDS.items():
-        if not entry.builds:
-            continue
+    for candidate in candidates:
         found = status(candidate)
-        if found.usable and precision not in entry.forms:
-            found = Status(usable=False, reason=f"no {precision}")
-        if found.usable:
+        fits = precision in (BACKENDS[candidate].forms or ("fp32",))
+        if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")
-        rejected.setdefault(found.reason, []).append(candidate)
+        reason = found.reason if not found.usable else f"usable, but not in {precision}"
+        rejected.setdefault(reason, []).append(candidate)
     raise BackendError(f"expected a usable back end, got none: {_listed(rejected)}; run 'refusion-edge doctor' for what to do.")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+
+
+def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) -> None:
+    """Make sure that planes have the size of a fixed-size engine.
+
+    Raises:
+        ShapeError: They do not; the message says how to get an engine for them.
+    """
+    if built_for_hw is not None and built_for_hw != got_hw:
+        raise ShapeError(
+            f"expected pictures of {built_for_hw[1]}x{built_for_hw[0]} (width x height), for which this engine was "
+            f"built, got {got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic."
+        )
 
 
 def require_usable(name: str) -> None:
