@@ -16,9 +16,7 @@ import numpy as np
 import onnx
 
 from refusion_edge import __version__
-from refusion_edge.arrays import State
-from refusion_edge.backends import AUTO, Backend, Choice, choose_builder, onnxruntime
-from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends import AUTO, Choice, choose_builder, onnxruntime, openvino
 from refusion_edge.bundle import (
     MODEL,
     WEIGHTS,
@@ -34,9 +32,10 @@ from refusion_edge.bundle import (
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
 from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
 from refusion_edge.fidelity import LIMITS, worst
-from refusion_edge.fuser import open_weights
+from refusion_edge.forms import Precision
+from refusion_edge.fuser import open_engine, open_weights
 from refusion_edge.gate import PairFidelity, measure, resized
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, Precision, fill, read_template
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
 from refusion_edge.machine import Target
 from refusion_edge.pairs import ImagePair, fingerprint, read_pair
 from refusion_edge.samples import sample_paths
@@ -123,7 +122,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
         pairs = _gate_pairs(spec)
     with stage("graph"):
-        template = read_template(spec.precision)
+        template = read_graph(choice.name, spec.precision)
         model = fill(template, checkpoint.state, spec.size_hw).SerializeToString(deterministic=True)
         key = _key(spec, choice.name, {"weights": weights, "model": model}, pairs)
 
@@ -135,25 +134,17 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         return BuildReport(choice, bundle, True, (), stages_s, tuple(remarks))
 
     with stage("engine"):
-        engine = _engine(choice.name, checkpoint.state, model, spec.size_hw)
+        engine = open_engine(choice.name, model, spec.precision)
     with stage("gate"), engine, open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
         results = tuple(measure(engine, reference, pairs, task))
     _require_passed(results, spec.precision)
     with stage("install"):
         files = {MODEL: model, WEIGHTS: weights}
-        manifest = _manifest(spec, choice.name, key, files, _gate_result(results, pairs))
+        manifest = _manifest(spec, choice.name, form_name(template), key, files, _gate_result(results, pairs))
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
             _to_cache(cache, manifest, files, remarks)
     return BuildReport(choice, bundle, False, results, stages_s, tuple(remarks))
-
-
-def _engine(backend: str, state: State, model: bytes, size_hw: tuple[int, int] | None) -> Backend:
-    if backend == "native":
-        from refusion_edge.backends.native import NativeBackend
-
-        return NativeBackend(state, size_hw=size_hw)
-    return OrtBackend(model)
 
 
 def default_output(spec: BuildSpec, backend: str) -> Path:
@@ -206,28 +197,30 @@ def _gate_result(results: tuple[PairFidelity, ...], pairs: tuple[ImagePair, ...]
     )
 
 
-def _manifest(spec: BuildSpec, backend: str, key: str, files: dict[str, bytes], gate: GateResult) -> Manifest:
+def _manifest(spec: BuildSpec, backend: str, form: str, key: str, files: dict[str, bytes], gate: GateResult) -> Manifest:
     shape = (1, 1, *(spec.size_hw or (None, None)))
     return Manifest(
         task=spec.task,
         precision=spec.precision,
         backend=backend,
-        # The native kernels are the network: all they need is its parameters.
-        engine=WEIGHTS if backend == "native" else MODEL,
+        form=form,
+        engine=MODEL,
         key=key,
-        # ONNX Runtime compiles the portable model anew on every machine; so do the kernels choose their instructions.
+        # ONNX Runtime and OpenVINO compile the portable model anew on every machine.
         target=Target(),
         weights_sha256=sha256(files[WEIGHTS]),
         inputs=(TensorSpec(INPUT_A, "float32", shape), TensorSpec(INPUT_B, "float32", shape)),
         outputs=(TensorSpec(OUTPUT, "float32", shape),),
         gate=gate,
-        tools=_tools(),
+        tools=_tools(backend),
         files={name: sha256(data) for name, data in files.items()},
     )
 
 
-def _tools() -> dict[str, str]:
+def _tools(backend: str) -> dict[str, str]:
+    compiler = {"openvino": openvino.version()} if backend == "openvino" else {}
     return {
+        **compiler,
         "refusion-edge": __version__,
         "numpy": np.__version__,
         "onnx": onnx.__version__,
@@ -245,7 +238,7 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         **{name: sha256(data) for name, data in made_from.items()},
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),
-        "tools": _tools(),
+        "tools": _tools(backend),
     }
     return sha256(json.dumps(description, sort_keys=True).encode())
 

@@ -26,7 +26,8 @@ from typing import Any
 from refusion_edge.backends import BACKENDS
 from refusion_edge.errors import BundleError, OutputError
 from refusion_edge.files import output_error
-from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OUTPUT, PRECISIONS, Precision
+from refusion_edge.forms import FORMS, PRECISIONS, Precision
+from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OUTPUT
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import Target, this_machine
 from refusion_edge.tasks import TASKS
@@ -79,6 +80,7 @@ class Manifest:
         task: Name of the task.
         precision: Precision of the model.
         backend: Back end that the engine was built for.
+        form: Graph form of the model.
         engine: Name of the file that the back end loads.
         key: Hash over everything that the engine was made from; names the cache entry.
         target: The machines that it runs on.
@@ -93,6 +95,7 @@ class Manifest:
     task: str
     precision: Precision
     backend: str
+    form: str
     engine: str
     key: str
     target: Target
@@ -314,12 +317,15 @@ def _to_manifest(fields: dict[str, Any], path: Path) -> Manifest:
 
 def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
     """Yield what has to hold, in an order in which each check can rely on those before it."""
-    texts = (manifest.task, manifest.precision, manifest.backend, manifest.engine, manifest.key, manifest.weights_sha256)
+    names = (manifest.task, manifest.precision, manifest.backend, manifest.form, manifest.engine)
+    texts = (*names, manifest.key, manifest.weights_sha256)
     yield all(isinstance(text, str) for text in (*texts, *asdict(manifest.target).values())), "text for names and hashes"
     yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "names and texts for tools and files"
     yield manifest.task in TASKS, f"one of the tasks {', '.join(TASKS)}"
     yield manifest.precision in PRECISIONS, f"one of the precisions {', '.join(PRECISIONS)}"
     yield manifest.backend in BACKENDS and BACKENDS[manifest.backend].builds, "a back end that builds engines"
+    yield manifest.precision in BACKENDS[manifest.backend].forms, f"a precision that {manifest.backend} builds"
+    yield manifest.form in FORMS, f"one of the graph forms {', '.join(FORMS)}"
     # A name with a separator would reach outside the folder.
     yield all(name == Path(name).name and name.isprintable() for name in manifest.files), "plain file names"
     yield {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys(), "the hashes of the engine, the model and the weights"

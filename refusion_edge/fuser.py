@@ -10,10 +10,11 @@ import numpy as np
 
 from refusion_edge.arrays import Array, State, Uint8Array
 from refusion_edge.backends import AUTO, Backend, choose_runner, find_entry, require_usable
-from refusion_edge.bundle import WEIGHTS, EngineBundle, check_target, read_bundle
+from refusion_edge.bundle import EngineBundle, check_target, read_bundle
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import CheckpointError, GateError, UsageError
-from refusion_edge.graph import fill, read_template
+from refusion_edge.forms import REFERENCE, Precision
+from refusion_edge.graph import fill, read_graph, read_template
 from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS, Task, find_task
@@ -77,6 +78,7 @@ def load(
     backend: str = AUTO,
     output_range: OutputRange = "stretch",
     threads: int = 0,
+    streaming: bool = False,
 ) -> Fuser:
     """Make a fuser from a task, a bundle or a weights file.
 
@@ -84,10 +86,11 @@ def load(
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
             (safetensors of ours, official ``.pth``).
         task: Name of the task; needed only for weights files that do not say.
-        backend: ``auto``: the one a bundle was built for, else ``native`` where it is built, else ``onnxruntime``.
+        backend: ``auto``: the one a bundle was built for, else the first of the table that is usable and takes weights.
             Otherwise the name of a back end.
         output_range: ``stretch`` or ``fixed``.
         threads: Threads of the back end; 0 for its own choice.
+        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
 
     Returns:
         A fuser; use it in a ``with`` statement.
@@ -103,52 +106,79 @@ def load(
     name = os.fspath(source)
     if name in TASKS and not Path(name).exists():
         state = read_checkpoint(weights_path(name)).state
-        return Fuser(open_weights(state, backend, threads=threads), _agreed_task(task, name, name), output_range)
+        runner = open_weights(state, backend, threads=threads, streaming=streaming)
+        return Fuser(runner, _agreed_task(task, name, name), output_range)
     if Path(name).is_file():
         checkpoint = read_checkpoint(name)
         agreed = _agreed_task(task, checkpoint.task, name)
-        return Fuser(open_weights(checkpoint.state, backend, threads=threads), agreed, output_range)
+        return Fuser(open_weights(checkpoint.state, backend, threads=threads, streaming=streaming), agreed, output_range)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, threads=threads), agreed, output_range)
+    return Fuser(open_bundle(bundle, backend, threads=threads, streaming=streaming), agreed, output_range)
 
 
-def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True) -> Backend:
+def open_weights(
+    state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True, streaming: bool = False
+) -> Backend:
     """Run parameters in fp32 without building an engine first.
 
     Args:
         state: The 86 parameters.
-        backend: ``native`` for our C++ kernels, ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch, or
-            ``auto`` for the first of them that is usable here.
+        backend: ``openvino`` or ``onnxruntime`` for their graphs of the package, ``eager`` for PyTorch, or ``auto`` for
+            the first of them that is usable here.
         threads: Threads of the back end; 0 for its own choice.
-        optimised: Whether ONNX Runtime may rewrite the graph.
+        optimised: Off for the reference that engines are judged by: the graph in the layout of the official release,
+            in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
+        streaming: See ``load``.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
         BackendError: It cannot be used here.
     """
-    chosen = choose_runner(backend).name
-    if chosen == "native":
-        from refusion_edge.backends.native import NativeBackend
+    if not optimised:
+        from refusion_edge.backends.onnxruntime import OrtBackend
 
-        return NativeBackend(state, threads=threads)
+        model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
+        return OrtBackend(model, threads=threads, optimised=False)
+    chosen = choose_runner(backend).name
     if chosen == "eager":
         from refusion_edge.backends.eager import EagerBackend
 
         return EagerBackend(state, threads=threads)
+    model = fill(read_graph(chosen, "fp32"), state).SerializeToString()
+    return open_engine(chosen, model, "fp32", threads=threads, streaming=streaming)
+
+
+def open_engine(backend: str, engine: bytes, precision: Precision, *, threads: int = 0, streaming: bool = False) -> Backend:
+    """Run an engine.
+
+    Args:
+        backend: The back end that it was built for, usable here.
+        engine: Content of the engine file.
+        precision: Its precision.
+        threads: Threads of the back end; 0 for its own choice.
+        streaming: See ``load``.
+
+    Raises:
+        BackendError: The back end cannot load the engine, or not in this precision on this machine.
+    """
+    if backend == "openvino":
+        from refusion_edge.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(engine, precision=precision, threads=threads)
     from refusion_edge.backends.onnxruntime import OrtBackend
 
-    model = fill(read_template("fp32"), state).SerializeToString()
-    return OrtBackend(model, threads=threads, optimised=optimised)
+    return OrtBackend(engine, threads=threads, streaming=streaming)
 
 
-def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) -> Backend:
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, streaming: bool = False) -> Backend:
     """Run the engine of a bundle.
 
     Args:
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
         threads: Threads of the back end; 0 for its own choice.
+        streaming: See ``load``.
 
     Raises:
         UsageError: It was built for another back end.
@@ -165,15 +195,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) 
     check_target(bundle)
     require_usable(built_for)
     engine = bundle.read(bundle.manifest.engine)
-    if built_for == "native":
-        from refusion_edge.backends.native import NativeBackend
-
-        height, width = bundle.manifest.inputs[0].shape[2:]
-        size_hw = None if height is None or width is None else (height, width)
-        return NativeBackend(read_checkpoint(bundle.path / WEIGHTS).state, threads=threads, size_hw=size_hw)
-    from refusion_edge.backends.onnxruntime import OrtBackend
-
-    return OrtBackend(engine, threads=threads)
+    return open_engine(built_for, engine, bundle.manifest.precision, threads=threads, streaming=streaming)
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

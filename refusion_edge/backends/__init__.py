@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import BackendError, ShapeError, UsageError
-from refusion_edge.graph import PRECISIONS, Precision
+from refusion_edge.forms import Precision
 
 AUTO = "auto"
 
@@ -51,16 +51,19 @@ class Entry:
         module: Dotted name of the module, which has ``probe() -> Status``; None where this release has no such
             back end.
         summary: What it is, in a few words.
-        builds: Whether ``build`` makes bundles for it.
-        precisions: The precisions that it builds.
+        forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
         takes_weights: Whether it can run parameters in fp32 without building an engine first.
     """
 
     module: str | None
     summary: str
-    builds: bool
-    precisions: tuple[Precision, ...] = PRECISIONS
+    forms: Mapping[Precision, str] = field(default_factory=dict)
     takes_weights: bool = False
+
+    @property
+    def builds(self) -> bool:
+        """Whether ``build`` makes bundles for it."""
+        return bool(self.forms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +81,27 @@ class Status:
     fix: str = ""
 
 
-# In the order of preference of `auto`, which takes the first usable one that builds what is asked for.
+_FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded"}
+# In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
 BACKENDS: dict[str, Entry] = {
-    "fused": Entry(None, "our compiled GPU kernels, without torch", builds=True),
-    "tensorrt": Entry(None, "TensorRT engine", builds=True),
-    "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", builds=True),
-    "native": Entry(
-        "refusion_edge.backends.native", "our C++ kernels for the CPU", builds=True, precisions=("fp32",), takes_weights=True
+    "fused": Entry(None, "our compiled GPU kernels, without torch", _FOLDED),
+    "tensorrt": Entry(None, "TensorRT engine", _FOLDED),
+    "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", _FOLDED),
+    "native": Entry(None, "our C++ kernels for the CPU", {"fp32": "onnxruntime"}),
+    "openvino": Entry(
+        "refusion_edge.backends.openvino",
+        "OpenVINO on the CPU",
+        {"fp32": "openvino", "bf16": "openvino"},
+        takes_weights=True,
     ),
-    "openvino": Entry(None, "OpenVINO on the CPU", builds=True),
-    "onnxruntime": Entry("refusion_edge.backends.onnxruntime", "ONNX Runtime on the CPU", builds=True, takes_weights=True),
-    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", builds=False, takes_weights=True),
+    "onnxruntime": Entry(
+        "refusion_edge.backends.onnxruntime",
+        "ONNX Runtime on the CPU",
+        # In fp16 it computes in fp32 between casts: no layout is faster than another.
+        {"fp32": "onnxruntime", "fp16": "tensorrt-literal"},
+        takes_weights=True,
+    ),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", takes_weights=True),
 }
 
 
@@ -134,30 +147,28 @@ class Choice:
     reason: str
 
 
-def choose_builder(name: str, precision: Precision = "fp32") -> Choice:
+def choose_builder(name: str, precision: Precision) -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table that builds ``precision``.
+        name: A back end, or ``auto`` for the first usable one of the table that builds in this precision.
         precision: Precision of the engine.
 
     Raises:
-        UsageError: There is no such back end, or it does not build engines, or not of this precision.
+        UsageError: There is no such back end, or it does not build engines, or not in this precision.
         BackendError: It cannot be used here, or none can.
     """
     if name != AUTO:
-        entry = find_entry(name)
-        if not entry.builds:
+        if not (forms := find_entry(name).forms):
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
                 f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
             )
-        require_usable(name)
-        if precision not in entry.precisions:
+        if precision not in forms:
             raise UsageError(
-                f"expected a precision that {name} computes in ({', '.join(entry.precisions)}), got {precision}; "
-                f"add --precision {entry.precisions[0]}."
+                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; choose another."
             )
+        require_usable(name)
         return Choice(name, "as asked")
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
 
@@ -189,7 +200,7 @@ def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
     rejected: dict[str, list[str]] = {}
     for candidate in candidates:
         found = status(candidate)
-        fits = precision in BACKENDS[candidate].precisions
+        fits = precision in (BACKENDS[candidate].forms or ("fp32",))
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")

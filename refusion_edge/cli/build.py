@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import add_json, add_task
+from refusion_edge.forms import PRECISIONS
 
 if TYPE_CHECKING:
     from refusion_edge.export.build import BuildReport
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "$REFUSION_EDGE_CACHE (default: refusion-edge in the user's cache folder) by a hash of all they are made from."
     )
     add_task(parser, default="ir_vis")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16", help="precision of the engine (default: fp16)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="precision of the engine (default: fp16)")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end to build for, see 'doctor' (default: auto)")
     parser.add_argument("--size", default="dynamic", metavar="HxW", help="fixed size, such as 480x640, or dynamic (default)")
     parser.add_argument(

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="auto, or one that 'doctor' lists (default: auto)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     parser.add_argument(
         "--range", dest="output_range", choices=("stretch", "fixed"), default="stretch",
         help="output range: stretch each image from its darkest to its brightest value (as the official script), "

@@ -38,13 +38,13 @@ def test_every_listed_module_keeps_the_protocol() -> None:
 
 
 def test_an_explicit_request_fails_where_it_cannot_be_met() -> None:
-    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'not part of .*choose .*onnxruntime") as caught:
-        choose_builder("tensorrt")
+    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'not part of .*choose onnxruntime") as caught:
+        choose_builder("tensorrt", "fp16")
     assert one_sentence(str(caught.value))
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         status("onnxrutime")
     with pytest.raises(UsageError, match="builds engines"):
-        choose_builder("eager")
+        choose_builder("eager", "fp32")
 
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,4 +57,4 @@ def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.M
 def test_auto_fails_with_every_reason_where_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "status", lambda _: Status(usable=False, reason="no"))
     with pytest.raises(BackendError, match=r"native.*onnxruntime \(no\)"):
-        choose_builder("auto")
+        choose_builder("auto", "fp32")
