@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Self
@@ -10,9 +11,11 @@ import numpy as np
 
 from refusion_edge.arrays import Array, State, Uint8Array
 from refusion_edge.backends import AUTO, Backend, find_entry, require_usable
-from refusion_edge.bundle import EngineBundle, check_target, read_bundle
+from refusion_edge.bundle import WEIGHTS, Compiled, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.errors import CheckpointError, GateError, UsageError
+from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.fidelity import LIMITS, worst
+from refusion_edge.gate import measure, sample_pairs, verdict
 from refusion_edge.graph import fill, read_template
 from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
@@ -143,18 +146,23 @@ def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimis
     )
 
 
-def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) -> Backend:
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, judge: bool = True) -> Backend:
     """Run the engine of a bundle.
+
+    An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
+    fp32 reference, as ``build`` would have done. The verdict is kept in the bundle, so that this happens once.
 
     Args:
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
         threads: Threads of the back end; 0 for its own choice.
+        judge: Whether to run that gate; off only for what measures the engine itself.
 
     Raises:
         UsageError: It was built for another back end.
         BundleError: It was built for another machine.
         BackendError: The back end cannot be used here.
+        GateError: It is too far from the reference.
     """
     built_for = bundle.manifest.backend
     if backend not in (AUTO, built_for):
@@ -165,9 +173,70 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) 
         )
     check_target(bundle)
     require_usable(built_for)
-    from refusion_edge.backends.onnxruntime import OrtBackend
+    remedy = f"rebuild it here: {bundle.manifest.rebuild_command(bundle.path)}"
+    engine = open_engine(
+        built_for, bundle.read(bundle.manifest.engine), bundle.manifest.compiled, threads=threads, remedy=remedy
+    )
+    if judge and isinstance(bundle.manifest.gate, GateNotRun):
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(engine.__exit__)
+            _judge(bundle, engine)
+            on_failure.pop_all()
+    return engine
 
-    return OrtBackend(bundle.read(bundle.manifest.engine), threads=threads)
+
+def open_engine(
+    backend: str,
+    engine: bytes,
+    compiled: Compiled | None = None,
+    *,
+    threads: int = 0,
+    remedy: str = "build it again on this machine",
+) -> Backend:
+    """Run an engine that is in memory.
+
+    Args:
+        backend: The back end that it was made for, which can be used here.
+        engine: What the back end loads.
+        compiled: How it was compiled; None where the back end loads the model itself.
+        threads: Threads of the back end; 0 for its own choice.
+        remedy: What to do about an engine that does not fit this machine, without a full stop.
+
+    Raises:
+        BundleError: It does not fit this machine.
+        BackendError: The back end cannot run it.
+    """
+    if compiled is None:
+        from refusion_edge.backends.onnxruntime import OrtBackend
+
+        return OrtBackend(engine, threads=threads)
+    from refusion_edge.backends.tensorrt import TrtBackend
+    from refusion_edge.backends.tensorrt_rtx import TrtRtxBackend
+
+    runners: dict[str, type[TrtBackend] | type[TrtRtxBackend]] = {one.name: one for one in (TrtBackend, TrtRtxBackend)}
+    return runners[backend](
+        engine,
+        built_for=compiled.compute_capabilities,
+        version_compatible="version-compatible" in compiled.options,
+        remedy=remedy,
+    )
+
+
+def _judge(bundle: EngineBundle, engine: Backend) -> None:
+    manifest = bundle.manifest
+    pairs = sample_pairs(manifest.task, manifest.gate_hw)
+    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, "onnxruntime", optimised=False) as reference:
+        results = tuple(measure(engine, reference, pairs, find_task(manifest.task)))
+    overall = worst(result.fidelity for result in results)
+    limits = LIMITS[manifest.precision]
+    if not limits.hold(overall):
+        raise GateError(
+            f"expected the engine of {bundle.path}, which runs for the first time, close to the fp32 reference ({limits}), got "
+            f"{overall}; do not use it, build with --precision fp32 on this machine."
+        )
+    # In a place that cannot be written, it is judged again the next time.
+    with contextlib.suppress(OutputError):
+        record_gate(bundle, verdict(results, pairs))
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

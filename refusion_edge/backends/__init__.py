@@ -65,18 +65,20 @@ class Status:
         usable: Whether it can.
         reason: Version if it can, the reason if it cannot.
         fix: The line that changes this, or empty if nothing on this machine does.
+        builds: Whether engines can be built here even if they cannot be run.
     """
 
     usable: bool
     reason: str
     fix: str = ""
+    builds: bool = False
 
 
 # In the order of preference of `auto`, which takes the first usable one that builds.
 BACKENDS: dict[str, Entry] = {
     "fused": Entry(None, "our compiled GPU kernels, without torch", builds=True),
-    "tensorrt": Entry(None, "TensorRT engine", builds=True),
-    "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", builds=True),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", builds=True),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", builds=True),
     "native": Entry(None, "our C++ kernels for the CPU", builds=True),
     "openvino": Entry(None, "OpenVINO on the CPU", builds=True),
     "onnxruntime": Entry("refusion_edge.backends.onnxruntime", "ONNX Runtime on the CPU", builds=True),
@@ -130,7 +132,7 @@ def choose_builder(name: str) -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table.
+        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table.
 
     Raises:
         UsageError: There is no such back end, or it does not build engines.
@@ -142,6 +144,8 @@ def choose_builder(name: str) -> Choice:
             raise UsageError(
                 f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
             )
+        if status(name).builds:
+            return Choice(name, "as asked")
         require_usable(name)
         return Choice(name, "as asked")
     rejected: dict[str, list[str]] = {}
