@@ -15,10 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("ir_vis", "medical", "multi_focus", "multi_exposure")
+GRAPHS = (
+    "onnxruntime-fp32",
+    "openvino-fp32",
+    *(f"tensorrt-{form}-{bits}" for form in ("folded", "literal") for bits in ("fp32", "fp16")),
+)
 REQUIRED = (
     "refusion_edge/py.typed",
-    "refusion_edge/graphs/fusion-fp32.onnx",
-    "refusion_edge/graphs/fusion-fp16.onnx",
+    *(f"refusion_edge/graphs/{graph}.onnx" for graph in GRAPHS),
     *(f"refusion_edge/weights/{task}.safetensors" for task in TASKS),
     *(f"refusion_edge/weights/{task}.md" for task in TASKS),
     *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),

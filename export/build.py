@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 
 from refusion_edge import __version__, cuda
-from refusion_edge.backends import AUTO, Choice, choose_builder, onnxruntime, status
+from refusion_edge.backends import AUTO, BACKENDS, Choice, choose_builder, onnxruntime, status
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import (
+    CALIBRATION,
     MODEL,
     PLAN,
     WEIGHTS,
@@ -27,6 +28,7 @@ from refusion_edge.bundle import (
     GateNotRun,
     GateResult,
     Manifest,
+    Quantised,
     TensorSpec,
     check_replaceable,
     install_bundle,
@@ -35,18 +37,23 @@ from refusion_edge.bundle import (
 )
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
 from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.export.int8 import Jury, Selection, select_layers
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.fidelity import LIMITS, worst
+from refusion_edge.forms import Precision
 from refusion_edge.fuser import open_engine, open_weights
-from refusion_edge.gate import PairFidelity, measure, sample_pairs, verdict
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, Precision, fill, read_template
+from refusion_edge.gate import PairFidelity, measure, resized, sample_pairs, verdict
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine
 from refusion_edge.pairs import ImagePair, fingerprint
+from refusion_edge.quantisation import CalibrationTable
 from refusion_edge.sizes import DYNAMIC, SizeRange
-from refusion_edge.tasks import find_task
+from refusion_edge.tasks import Task, find_task
 from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version
 from refusion_edge.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.weights import weights_path
+
+_TENSORRT_FORMS = ("tensorrt-folded", "tensorrt-literal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,9 @@ class BuildSpec:
         use_cache: Whether an engine that was built before from the same things may be used again.
         sizes_hw: Range of sizes for a compiled engine; None for the fixed size, or for a range of our choice.
         settings: How a plan is to be compiled; for TensorRT and TensorRT-RTX only.
+        form: Graph form, or None for the back end's own.
+        calibration: Ranges for int8, from ``refusion_edge.calibration.ranges``; None for other precisions.
+        judges: Pairs that an int8 engine is judged on besides the sample pairs; they were not calibrated with.
     """
 
     task: str
@@ -74,6 +84,9 @@ class BuildSpec:
     use_cache: bool = True
     sizes_hw: SizeRange | None = None
     settings: PlanSettings = NO_SETTINGS
+    form: str | None = None
+    calibration: CalibrationTable | None = None
+    judges: tuple[ImagePair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,57 +150,95 @@ def build(
         UsageError: The options contradict each other.
     """
     task = find_task(spec.task)
-    choice = choose_builder(spec.backend)
+    choice = choose_builder(spec.backend, spec.precision)
     _check_settings(spec, choice.name)
     output = spec.output or default_output(spec, choice.name)
     check_replaceable(output)
-    stages_s: dict[str, float] = {}
-    remarks: list[str] = []
+    stages = _Stages(on_stage)
 
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        on_stage(name)
-        started = time.perf_counter()
-        yield
-        stages_s[name] = time.perf_counter() - started
-
-    with stage("weights"):
+    with stages.enter("weights"):
         checkpoint = _read_weights(spec)
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
-    with stage("graph"):
-        template = read_template(spec.precision)
-        model = fill(template, checkpoint.state, spec.size_hw).SerializeToString(deterministic=True)
-        sizes_hw = _sizes(spec, choice.name, remarks)
-        pairs = sample_pairs(spec.task, spec.size_hw if sizes_hw is None else sizes_hw.typical_hw)
+    with stages.enter("graph"):
+        template = read_graph(choice.name, spec.precision, spec.form)
+        filled = fill(template, checkpoint.state, spec.size_hw)
+        model = filled.SerializeToString(deterministic=True)
+        sizes_hw = _sizes(spec, choice.name, stages.remarks)
+        pairs = _judges(spec, spec.size_hw if sizes_hw is None else sizes_hw.typical_hw)
         key = _key(spec, choice.name, {"weights": weights, "model": model}, pairs)
 
     cache = cache_folder() / "bundles" / key
-    cached = _from_cache(cache, key, remarks) if spec.use_cache else None
+    cached = _from_cache(cache, key, stages.remarks) if spec.use_cache else None
     if cached is not None:
-        with stage("install"):
+        with stages.enter("install"):
             bundle = install_bundle(output, cached.manifest, {name: cached.read(name) for name in cached.manifest.files})
-        return BuildReport(choice, bundle, True, (), stages_s, tuple(remarks))
+        return BuildReport(choice, bundle, True, (), stages.seconds, tuple(stages.remarks))
 
-    with stage("engine"):
-        made = _make_engine(spec, choice.name, model, sizes_hw, listener, remarks)
+    files = {WEIGHTS: weights}
+    quantised = None
+    if spec.calibration is not None:
+        with stages.enter("layers"):
+            selection = _select(spec.calibration, filled, checkpoint, pairs, task)
+        model = selection.model.SerializeToString(deterministic=True)
+        files[CALIBRATION] = spec.calibration.to_json().encode()
+        quantised = _quantised(spec.calibration, selection)
+        stages.remarks.extend(_int8_remarks(quantised))
+    with stages.enter("engine"):
+        made = _make_engine(spec, choice.name, model, sizes_hw, listener, stages.remarks)
     found = status(choice.name)
-    with stage("gate"), open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
+    with (
+        stages.enter("gate"),
+        open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference,
         # An engine that cannot run here is judged by its model for now, and itself where it is loaded first.
-        runner = open_engine(choice.name, made.data, made.compiled) if found.usable else OrtBackend(model)
-        with runner:
-            results = tuple(measure(runner, reference, pairs, task))
+        open_engine(choice.name, made.data, made.compiled) if found.usable else OrtBackend(model) as engine,
+    ):
+        results = tuple(measure(engine, reference, pairs, task))
     _require_passed(results, spec.precision)
     gate = verdict(results, pairs)
-    with stage("install"):
-        files = {MODEL: model, WEIGHTS: weights, made.name: made.data}
-        manifest = _manifest(spec, choice.name, key, files, made, gate if found.usable else GateNotRun(found.reason, gate))
+    with stages.enter("install"):
+        files.update({MODEL: model, made.name: made.data})
+        judged = gate if found.usable else GateNotRun(found.reason, gate)
+        manifest = _manifest(spec, choice.name, form_name(template), key, files, made, judged, quantised)
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
-            _to_cache(cache, manifest, files, remarks)
-    return BuildReport(choice, bundle, False, results, stages_s, tuple(remarks))
+            _to_cache(cache, manifest, files, stages.remarks)
+    return BuildReport(choice, bundle, False, results, stages.seconds, tuple(stages.remarks))
+
+
+class _Stages:
+    """Times the stages of a build, and collects what the user should see.
+
+    Args:
+        on_stage: Called with the name of each stage as it starts.
+    """
+
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.remarks: list[str] = []
+        self._on_stage = on_stage
+
+    @contextmanager
+    def enter(self, name: str) -> Iterator[None]:
+        self._on_stage(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
 
 
 def _check_settings(spec: BuildSpec, backend: str) -> None:
+    if (spec.calibration is not None) != (spec.precision == "int8"):
+        raise UsageError(
+            "expected calibration data for an int8 engine and for no other, got "
+            f"{'none' if spec.calibration is None else 'some'} for {spec.precision}; "
+            f"{'add --calib-data DIR' if spec.calibration is None else 'leave --calib-data out'}."
+        )
+    own = BACKENDS[backend].forms[spec.precision]
+    takes = _TENSORRT_FORMS if backend in FLAVOURS and spec.precision != "int8" else (own,)
+    if spec.form is not None and spec.form not in takes:
+        raise UsageError(
+            f"expected a graph form that {backend} takes in {spec.precision} ({', '.join(takes)}), got '{spec.form}'; leave "
+            "it out."
+        )
     if backend in FLAVOURS:
         spec.settings.check(FLAVOURS[backend])
     elif spec.settings != NO_SETTINGS or spec.sizes_hw is not None:
@@ -195,6 +246,34 @@ def _check_settings(spec: BuildSpec, backend: str) -> None:
             f"expected settings of a compiler and a range of sizes only for {' and '.join(FLAVOURS)}, got them for {backend}, "
             "which compiles nothing beforehand; leave them out."
         )
+
+
+def _judges(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
+    """Pairs that the engine is judged on, scaled to the size that it has or is tuned for."""
+    judges = spec.judges if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.judges)
+    return (*sample_pairs(spec.task, size_hw), *judges)
+
+
+def _select(
+    table: CalibrationTable, model: onnx.ModelProto, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
+) -> Selection:
+    with open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
+        jury = Jury(reference, pairs, task)
+    return select_layers(model, table, jury, LIMITS["int8"])
+
+
+def _quantised(table: CalibrationTable, selection: Selection) -> Quantised:
+    return Quantised(table.method, table.pairs, table.data_sha256, table.random, selection.int8, selection.kept)
+
+
+def _int8_remarks(quantised: Quantised) -> Iterator[str]:
+    if quantised.random:
+        yield (
+            "RANDOM DATA: the ranges of this INT8 engine were measured on noise, not on pictures. It shows that such an engine "
+            "builds, nothing else; calibrate with real pairs before you use it."
+        )
+    kept = f"; more sensitive, and kept in fp16: {', '.join(quantised.kept)}" if quantised.kept else ""
+    yield f"INT8 in {len(quantised.int8)} of {len(quantised.int8) + len(quantised.kept)} layers{kept}."
 
 
 def _sizes(spec: BuildSpec, backend: str, remarks: list[str]) -> SizeRange | None:
@@ -291,13 +370,21 @@ def _require_passed(results: tuple[PairFidelity, ...], precision: Precision) -> 
 
 
 def _manifest(
-    spec: BuildSpec, backend: str, key: str, files: dict[str, bytes], made: _Engine, gate: GateResult | GateNotRun
+    spec: BuildSpec,
+    backend: str,
+    form: str,
+    key: str,
+    files: dict[str, bytes],
+    made: _Engine,
+    gate: GateResult | GateNotRun,
+    quantised: Quantised | None,
 ) -> Manifest:
     shape = (1, 1, *(spec.size_hw or (None, None)))
     return Manifest(
         task=spec.task,
         precision=spec.precision,
         backend=backend,
+        form=form,
         engine=made.name,
         key=key,
         target=made.target,
@@ -308,6 +395,7 @@ def _manifest(
         tools={**_tools(), **made.tools},
         files={name: sha256(data) for name, data in files.items()},
         compiled=made.compiled,
+        quantised=quantised,
     )
 
 
@@ -328,6 +416,7 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         "precision": spec.precision,
         "size_hw": spec.size_hw,
         "compiler": _compiler(spec, backend),
+        "calibration": None if spec.calibration is None else spec.calibration.to_json(),
         **{name: sha256(data) for name, data in made_from.items()},
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),

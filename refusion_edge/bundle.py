@@ -26,7 +26,8 @@ from typing import Any
 from refusion_edge.backends import BACKENDS
 from refusion_edge.errors import BundleError, OutputError, UsageError
 from refusion_edge.files import output_error, write_atomically
-from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OUTPUT, PRECISIONS, Precision
+from refusion_edge.forms import FORMS, PRECISIONS, Precision
+from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OUTPUT
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import Target, this_machine
 from refusion_edge.sizes import parse_sizes
@@ -34,9 +35,10 @@ from refusion_edge.tasks import TASKS
 
 SCHEMA = "refusion-edge/bundle/1"
 MANIFEST, MODEL, WEIGHTS, PLAN = "manifest.json", "model.onnx", "weights.safetensors", "engine.plan"
+CALIBRATION = "calibration.json"
 
 # Fields of the manifest that only some engines have.
-_OPTIONAL = ("compiled",)
+_OPTIONAL = ("compiled", "quantised")
 _STAGING = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)$")
 
 
@@ -109,6 +111,27 @@ class Compiled:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantised:
+    """What of an engine is INT8, and what its ranges were measured on.
+
+    Attributes:
+        method: How the ranges were chosen.
+        pairs: Number of pairs.
+        data_sha256: Hash over their pixels.
+        random: Whether they were random numbers instead of pictures.
+        int8: Layers in INT8.
+        kept: Layers that could be, but stay in half precision so that the gate passes.
+    """
+
+    method: str
+    pairs: int
+    data_sha256: str
+    random: bool
+    int8: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What ``manifest.json`` says.
 
@@ -116,6 +139,7 @@ class Manifest:
         task: Name of the task.
         precision: Precision of the model.
         backend: Back end that the engine was built for.
+        form: Graph form of the model.
         engine: Name of the file that the back end loads.
         key: Hash over everything that the engine was made from; names the cache entry.
         target: The machines that it runs on.
@@ -126,11 +150,13 @@ class Manifest:
         tools: Versions of what built it, name to version.
         files: SHA-256 of every other file of the bundle, name to hex digits.
         compiled: How the engine was compiled; None where the back end loads the model itself.
+        quantised: What of it is INT8; None if nothing is.
     """
 
     task: str
     precision: Precision
     backend: str
+    form: str
     engine: str
     key: str
     target: Target
@@ -141,6 +167,7 @@ class Manifest:
     tools: Mapping[str, str]
     files: Mapping[str, str]
     compiled: Compiled | None = None
+    quantised: Quantised | None = None
 
     def to_json(self) -> str:
         """Serialise; equal manifests give equal text. What does not apply is left out."""
@@ -171,9 +198,10 @@ class Manifest:
         # What was asked of one compiler means nothing to another.
         options = self.compiled.options if self.compiled is not None and backend in (None, self.backend) else {}
         words = "".join(f" --{name} {value}".rstrip() for name, value in options.items())
+        ranges = "" if self.quantised is None else f" --calib-data {shlex.quote(str(path / CALIBRATION))}"
         return (
             f"refusion-edge build --task {self.task} --precision {self.precision} --backend {backend or self.backend} "
-            f"--size {self.size_text} --weights {shlex.quote(str(path / WEIGHTS))}{words}"
+            f"--size {self.size_text} --weights {shlex.quote(str(path / WEIGHTS))}{ranges}{words}"
         )
 
 
@@ -363,6 +391,7 @@ def _to_manifest(fields: dict[str, Any], path: Path) -> Manifest:
                 "outputs": tuple(_to_spec(spec) for spec in fields["outputs"]),
                 "gate": _to_gate(fields["gate"]),
                 "compiled": _to_compiled(fields.get("compiled")),
+                "quantised": _to_quantised(fields.get("quantised")),
             }
         )
     except (TypeError, KeyError, AttributeError) as error:
@@ -377,12 +406,15 @@ def _to_manifest(fields: dict[str, Any], path: Path) -> Manifest:
 
 def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
     """Yield what has to hold, in an order in which each check can rely on those before it."""
-    texts = (manifest.task, manifest.precision, manifest.backend, manifest.engine, manifest.key, manifest.weights_sha256)
+    names = (manifest.task, manifest.precision, manifest.backend, manifest.form, manifest.engine)
+    texts = (*names, manifest.key, manifest.weights_sha256)
     yield all(isinstance(text, str) for text in (*texts, *asdict(manifest.target).values())), "text for names and hashes"
     yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "names and texts for tools and files"
     yield manifest.task in TASKS, f"one of the tasks {', '.join(TASKS)}"
     yield manifest.precision in PRECISIONS, f"one of the precisions {', '.join(PRECISIONS)}"
     yield manifest.backend in BACKENDS and BACKENDS[manifest.backend].builds, "a back end that builds engines"
+    yield manifest.precision in BACKENDS[manifest.backend].forms, f"a precision that {manifest.backend} builds"
+    yield manifest.form in FORMS, f"one of the graph forms {', '.join(FORMS)}"
     # A name with a separator would reach outside the folder.
     yield all(name == Path(name).name and name.isprintable() for name in manifest.files), "plain file names"
     yield {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys(), "the hashes of the engine, the model and the weights"
@@ -397,6 +429,9 @@ def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
         gate = gate.simulated
     figures = (gate.ssim, gate.max_error, gate.pairs, 0.0 if gate.psnr_db is None else gate.psnr_db)
     yield all(isinstance(figure, int | float) for figure in figures), "numbers for the gate"
+    yield (manifest.quantised is not None) == (manifest.precision == "int8"), "what is INT8, for an int8 engine alone"
+    if manifest.quantised is not None:
+        yield _is_quantised(manifest.quantised) and CALIBRATION in manifest.files, "the INT8 layers and their calibration"
     if manifest.compiled is not None:
         yield _is_compiled(manifest.compiled), "texts, and a number of bytes, for how the engine was compiled"
 
@@ -408,6 +443,13 @@ def _is_compiled(compiled: Compiled) -> bool:
         and _is_text_to_text(compiled.options)
         and isinstance(compiled.scratch_bytes, int | None)
         and _is_range(compiled.sizes)
+    )
+
+
+def _is_quantised(quantised: Quantised) -> bool:
+    texts = (quantised.method, quantised.data_sha256, *quantised.int8, *quantised.kept)
+    return (
+        all(isinstance(text, str) for text in texts) and isinstance(quantised.pairs, int) and isinstance(quantised.random, bool)
     )
 
 
@@ -441,6 +483,12 @@ def _to_compiled(fields: dict[str, Any] | None) -> Compiled | None:
     if fields is None:
         return None
     return Compiled(**{**fields, "compute_capabilities": tuple(fields["compute_capabilities"])})
+
+
+def _to_quantised(fields: dict[str, Any] | None) -> Quantised | None:
+    if fields is None:
+        return None
+    return Quantised(**{**fields, "int8": tuple(fields["int8"]), "kept": tuple(fields["kept"])})
 
 
 def _to_spec(fields: dict[str, Any]) -> TensorSpec:

@@ -15,8 +15,9 @@ from refusion_edge.bundle import WEIGHTS, Compiled, EngineBundle, GateNotRun, ch
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
 from refusion_edge.fidelity import LIMITS, worst
+from refusion_edge.forms import REFERENCE
 from refusion_edge.gate import measure, sample_pairs, verdict
-from refusion_edge.graph import fill, read_template
+from refusion_edge.graph import fill, read_graph, read_template
 from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS, Task, find_task
@@ -122,7 +123,7 @@ def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimis
         state: The 86 parameters.
         backend: ``auto`` or ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch.
         threads: Threads of the back end; 0 for its own choice.
-        optimised: Whether ONNX Runtime may rewrite the graph.
+        optimised: Whether ONNX Runtime runs its own form of the graph and may rewrite it; else it runs the reference.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
@@ -138,7 +139,9 @@ def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimis
     if chosen == "onnxruntime":
         from refusion_edge.backends.onnxruntime import OrtBackend
 
-        model = fill(read_template("fp32"), state).SerializeToString()
+        # Off is for the reference, which has the layout of the official release, too.
+        template = read_graph(chosen, "fp32") if optimised else read_template(REFERENCE, "fp32")
+        model = fill(template, state).SerializeToString()
         return OrtBackend(model, threads=threads, optimised=optimised)
     raise UsageError(
         f"expected the back end onnxruntime or eager for weights, got '{chosen}', which needs an engine; "

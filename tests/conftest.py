@@ -11,10 +11,14 @@ import pytest
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
+from refusion_edge.forms import FORMS
 from refusion_edge.parameters import PARAMETERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+# Every graph that ships with the package, as form and precision.
+TEMPLATES = [(name, precision) for name, form in FORMS.items() for precision in form.precisions]
 
 # Largest absolute difference of the network's output in [0, 1] that counts as equal.
 TOLERANCE = {

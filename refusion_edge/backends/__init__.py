@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.forms import Precision
 
 AUTO = "auto"
 
@@ -49,12 +51,17 @@ class Entry:
         module: Dotted name of the module, which has ``probe() -> Status``; None where this release has no such
             back end.
         summary: What it is, in a few words.
-        builds: Whether ``build`` makes bundles for it.
+        forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
     """
 
     module: str | None
     summary: str
-    builds: bool
+    forms: Mapping[Precision, str] = field(default_factory=dict)
+
+    @property
+    def builds(self) -> bool:
+        """Whether ``build`` makes bundles for it."""
+        return bool(self.forms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +81,22 @@ class Status:
     builds: bool = False
 
 
-# In the order of preference of `auto`, which takes the first usable one that builds.
+_FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded"}
+_QUANTISED: Mapping[Precision, str] = {**_FOLDED, "int8": "tensorrt-folded"}
+# In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
 BACKENDS: dict[str, Entry] = {
-    "fused": Entry(None, "our compiled GPU kernels, without torch", builds=True),
-    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", builds=True),
-    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", builds=True),
-    "native": Entry(None, "our C++ kernels for the CPU", builds=True),
-    "openvino": Entry(None, "OpenVINO on the CPU", builds=True),
-    "onnxruntime": Entry("refusion_edge.backends.onnxruntime", "ONNX Runtime on the CPU", builds=True),
-    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", builds=False),
+    "fused": Entry(None, "our compiled GPU kernels, without torch", _FOLDED),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _QUANTISED),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _QUANTISED),
+    "native": Entry(None, "our C++ kernels for the CPU", {"fp32": "onnxruntime"}),
+    "openvino": Entry(None, "OpenVINO on the CPU", {"fp32": "openvino", "bf16": "openvino"}),
+    "onnxruntime": Entry(
+        "refusion_edge.backends.onnxruntime",
+        "ONNX Runtime on the CPU",
+        # In fp16 it computes in fp32 between casts: no layout is faster than another.
+        {"fp32": "onnxruntime", "fp16": "tensorrt-literal"},
+    ),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference"),
 }
 
 
@@ -128,21 +142,27 @@ class Choice:
     reason: str
 
 
-def choose_builder(name: str) -> Choice:
+def choose_builder(name: str, precision: Precision) -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table.
+        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table
+            that builds in this precision.
+        precision: Precision of the engine.
 
     Raises:
-        UsageError: There is no such back end, or it does not build engines.
+        UsageError: There is no such back end, or it does not build engines, or not in this precision.
         BackendError: It cannot be used here, or none can.
     """
     if name != AUTO:
-        if not find_entry(name).builds:
+        if not (forms := find_entry(name).forms):
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
                 f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
+            )
+        if precision not in forms:
+            raise UsageError(
+                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; choose another."
             )
         if status(name).builds:
             return Choice(name, "as asked")
@@ -153,6 +173,8 @@ def choose_builder(name: str) -> Choice:
         if not entry.builds:
             continue
         found = status(candidate)
+        if found.usable and precision not in entry.forms:
+            found = Status(usable=False, reason=f"no {precision}")
         if found.usable:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")

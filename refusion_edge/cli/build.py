@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "$REFUSION_EDGE_CACHE (default: refusion-edge in the user's cache folder) by a hash of all they are made from."
     )
     add_task(parser, default="ir_vis")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16", help="precision of the engine (default: fp16)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="precision of the engine (default: fp16)"
+    )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end to build for, see 'doctor' (default: auto)")
     parser.add_argument(
         "--size", default="dynamic", metavar="HxW",
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-cache", action="store_true", help="build anew, and do not store the engine for later builds")
     _add_compiler(parser)
+    _add_int8(parser)
     add_json(parser)
 
 
@@ -44,6 +47,9 @@ def _add_compiler(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT and TensorRT-RTX")
     group.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of one kernel, in MiB")
     group.add_argument("--opt-level", type=int, metavar="N", help="builder optimisation level, 0 (quick) to 5 (thorough)")
+    group.add_argument(
+        "--form", choices=("folded", "literal"), default="folded", help="layout of the convolutions (default: folded)"
+    )
     group.add_argument("--timing-cache", type=Path, metavar="FILE", help="timings of kernels, read and written")
     group.add_argument("--version-compatible", action="store_true", help="let newer TensorRT releases load the plan")
     group.add_argument(
@@ -51,8 +57,22 @@ def _add_compiler(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("int8")
+    group.add_argument(
+        "--calib-data", metavar="DIR",
+        help="folder with real pairs (for ir_vis the folders ir and vis in it), calibration.json of an older bundle, or the "
+        "word random for noise",
+    )  # fmt: skip
+    group.add_argument(
+        "--calib-method", choices=("entropy", "percentile", "min-max"), default="min-max",
+        help="how ranges are chosen (default: min-max)",
+    )  # fmt: skip
+
+
 def run(options: argparse.Namespace) -> int:
     """Build, then say where the bundle is, what the gate measured and what to type next."""
+    from refusion_edge.cli.calibrate import calibrate
     from refusion_edge.cli.console import progress_bar, write_json
     from refusion_edge.cli.progress import BuildProgress
     from refusion_edge.export.build import BuildSpec, build
@@ -63,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     spec = BuildSpec(
         task=options.task,
         precision=options.precision,
+        form=None if options.form == "folded" else f"tensorrt-{options.form}",
         backend=options.backend,
         size_hw=size_hw,
         weights=options.weights,
@@ -79,6 +100,9 @@ def run(options: argparse.Namespace) -> int:
     )
     with progress_bar() as progress:
         shown = BuildProgress(progress)
+        if options.calib_data is not None:
+            table, judges = calibrate(options, shown)
+            spec = replace(spec, calibration=table, judges=judges)
         report = build(spec, shown.enter, shown)
     if options.json:
         write_json(options.json, _document(report))

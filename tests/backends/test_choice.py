@@ -14,7 +14,7 @@ from tests.conftest import one_sentence
 
 
 def test_auto_takes_the_first_usable_and_says_why_not_the_others() -> None:
-    choice = choose_builder("auto")
+    choice = choose_builder("auto", "fp16")
     assert choice.name == "onnxruntime"
     for name, entry in BACKENDS.items():
         assert (name in choice.reason) == entry.builds
@@ -40,12 +40,12 @@ def test_every_listed_module_keeps_the_protocol() -> None:
 def test_an_explicit_request_fails_where_it_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusion_edge.tensorrt.flavour.is_installed", lambda _: False)
     with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'tensorrt is not installed'; run: pip") as caught:
-        choose_builder("tensorrt")
+        choose_builder("tensorrt", "fp16")
     assert one_sentence(str(caught.value))
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         status("onnxrutime")
     with pytest.raises(UsageError, match="builds engines"):
-        choose_builder("eager")
+        choose_builder("eager", "fp32")
 
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.M
 def test_auto_fails_with_every_reason_where_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "status", lambda _: Status(usable=False, reason="no"))
     with pytest.raises(BackendError, match=r"native.*onnxruntime \(no\)"):
-        choose_builder("auto")
+        choose_builder("auto", "fp32")
