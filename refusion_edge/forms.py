@@ -14,11 +14,11 @@ from typing import Literal
 from refusion_edge.errors import UsageError
 from refusion_edge.parameters import NUM_BLOCKS
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 """Of an engine."""
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 GraphPrecision = Literal["fp32", "fp16"]
-"""Of a graph; an engine in bf16 is made from one in fp32."""
+"""Of a graph; an engine in bf16 is made from one in fp32, one in int8 from one in fp16."""
 
 
 @dataclass(frozen=True, slots=True)

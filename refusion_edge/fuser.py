@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Self
@@ -9,11 +10,13 @@ from typing import Self
 import numpy as np
 
 from refusion_edge.arrays import Array, State, Uint8Array
-from refusion_edge.backends import AUTO, Backend, choose_runner, find_entry, require_usable
-from refusion_edge.bundle import EngineBundle, check_target, read_bundle
+from refusion_edge.backends import AUTO, Backend, find_entry, require_usable
+from refusion_edge.bundle import WEIGHTS, Compiled, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.errors import CheckpointError, GateError, UsageError
-from refusion_edge.forms import REFERENCE, Precision
+from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.fidelity import LIMITS, worst
+from refusion_edge.forms import REFERENCE
+from refusion_edge.gate import measure, sample_pairs, verdict
 from refusion_edge.graph import fill, read_graph, read_template
 from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
@@ -78,7 +81,6 @@ def load(
     backend: str = AUTO,
     output_range: OutputRange = "stretch",
     threads: int = 0,
-    streaming: bool = False,
 ) -> Fuser:
     """Make a fuser from a task, a bundle or a weights file.
 
@@ -86,11 +88,9 @@ def load(
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
             (safetensors of ours, official ``.pth``).
         task: Name of the task; needed only for weights files that do not say.
-        backend: ``auto``: the one a bundle was built for, else the first of the table that is usable and takes weights.
-            Otherwise the name of a back end.
+        backend: ``auto``: the one a bundle was built for, else ``onnxruntime``. Otherwise ``onnxruntime`` or ``eager``.
         output_range: ``stretch`` or ``fixed``.
         threads: Threads of the back end; 0 for its own choice.
-        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
 
     Returns:
         A fuser; use it in a ``with`` statement.
@@ -106,84 +106,66 @@ def load(
     name = os.fspath(source)
     if name in TASKS and not Path(name).exists():
         state = read_checkpoint(weights_path(name)).state
-        runner = open_weights(state, backend, threads=threads, streaming=streaming)
-        return Fuser(runner, _agreed_task(task, name, name), output_range)
+        return Fuser(open_weights(state, backend, threads=threads), _agreed_task(task, name, name), output_range)
     if Path(name).is_file():
         checkpoint = read_checkpoint(name)
         agreed = _agreed_task(task, checkpoint.task, name)
-        return Fuser(open_weights(checkpoint.state, backend, threads=threads, streaming=streaming), agreed, output_range)
+        return Fuser(open_weights(checkpoint.state, backend, threads=threads), agreed, output_range)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, threads=threads, streaming=streaming), agreed, output_range)
+    return Fuser(open_bundle(bundle, backend, threads=threads), agreed, output_range)
 
 
-def open_weights(
-    state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True, streaming: bool = False
-) -> Backend:
+def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True) -> Backend:
     """Run parameters in fp32 without building an engine first.
 
     Args:
         state: The 86 parameters.
-        backend: ``openvino`` or ``onnxruntime`` for their graphs of the package, ``eager`` for PyTorch, or ``auto`` for
-            the first of them that is usable here.
+        backend: ``auto`` or ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch.
         threads: Threads of the back end; 0 for its own choice.
-        optimised: Off for the reference that engines are judged by: the graph in the layout of the official release,
-            in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
-        streaming: See ``load``.
+        optimised: Whether ONNX Runtime runs its own form of the graph and may rewrite it; else it runs the reference.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
         BackendError: It cannot be used here.
     """
-    if not optimised:
-        from refusion_edge.backends.onnxruntime import OrtBackend
-
-        model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=threads, optimised=False)
-    chosen = choose_runner(backend).name
+    chosen = "onnxruntime" if backend == AUTO else backend
+    find_entry(chosen)
+    require_usable(chosen)
     if chosen == "eager":
         from refusion_edge.backends.eager import EagerBackend
 
         return EagerBackend(state, threads=threads)
-    model = fill(read_graph(chosen, "fp32"), state).SerializeToString()
-    return open_engine(chosen, model, "fp32", threads=threads, streaming=streaming)
+    if chosen == "onnxruntime":
+        from refusion_edge.backends.onnxruntime import OrtBackend
+
+        # Off is for the reference, which has the layout of the official release, too.
+        template = read_graph(chosen, "fp32") if optimised else read_template(REFERENCE, "fp32")
+        model = fill(template, state).SerializeToString()
+        return OrtBackend(model, threads=threads, optimised=optimised)
+    raise UsageError(
+        f"expected the back end onnxruntime or eager for weights, got '{chosen}', which needs an engine; "
+        f"run: refusion-edge build --backend {chosen}."
+    )
 
 
-def open_engine(backend: str, engine: bytes, precision: Precision, *, threads: int = 0, streaming: bool = False) -> Backend:
-    """Run an engine.
-
-    Args:
-        backend: The back end that it was built for, usable here.
-        engine: Content of the engine file.
-        precision: Its precision.
-        threads: Threads of the back end; 0 for its own choice.
-        streaming: See ``load``.
-
-    Raises:
-        BackendError: The back end cannot load the engine, or not in this precision on this machine.
-    """
-    if backend == "openvino":
-        from refusion_edge.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(engine, precision=precision, threads=threads)
-    from refusion_edge.backends.onnxruntime import OrtBackend
-
-    return OrtBackend(engine, threads=threads, streaming=streaming)
-
-
-def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, streaming: bool = False) -> Backend:
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, judge: bool = True) -> Backend:
     """Run the engine of a bundle.
+
+    An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
+    fp32 reference, as ``build`` would have done. The verdict is kept in the bundle, so that this happens once.
 
     Args:
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
         threads: Threads of the back end; 0 for its own choice.
-        streaming: See ``load``.
+        judge: Whether to run that gate; off only for what measures the engine itself.
 
     Raises:
         UsageError: It was built for another back end.
         BundleError: It was built for another machine.
         BackendError: The back end cannot be used here.
+        GateError: It is too far from the reference.
     """
     built_for = bundle.manifest.backend
     if backend not in (AUTO, built_for):
@@ -194,8 +176,70 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, 
         )
     check_target(bundle)
     require_usable(built_for)
-    engine = bundle.read(bundle.manifest.engine)
-    return open_engine(built_for, engine, bundle.manifest.precision, threads=threads, streaming=streaming)
+    remedy = f"rebuild it here: {bundle.manifest.rebuild_command(bundle.path)}"
+    engine = open_engine(
+        built_for, bundle.read(bundle.manifest.engine), bundle.manifest.compiled, threads=threads, remedy=remedy
+    )
+    if judge and isinstance(bundle.manifest.gate, GateNotRun):
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(engine.__exit__)
+            _judge(bundle, engine)
+            on_failure.pop_all()
+    return engine
+
+
+def open_engine(
+    backend: str,
+    engine: bytes,
+    compiled: Compiled | None = None,
+    *,
+    threads: int = 0,
+    remedy: str = "build it again on this machine",
+) -> Backend:
+    """Run an engine that is in memory.
+
+    Args:
+        backend: The back end that it was made for, which can be used here.
+        engine: What the back end loads.
+        compiled: How it was compiled; None where the back end loads the model itself.
+        threads: Threads of the back end; 0 for its own choice.
+        remedy: What to do about an engine that does not fit this machine, without a full stop.
+
+    Raises:
+        BundleError: It does not fit this machine.
+        BackendError: The back end cannot run it.
+    """
+    if compiled is None:
+        from refusion_edge.backends.onnxruntime import OrtBackend
+
+        return OrtBackend(engine, threads=threads)
+    from refusion_edge.backends.tensorrt import TrtBackend
+    from refusion_edge.backends.tensorrt_rtx import TrtRtxBackend
+
+    runners: dict[str, type[TrtBackend] | type[TrtRtxBackend]] = {one.name: one for one in (TrtBackend, TrtRtxBackend)}
+    return runners[backend](
+        engine,
+        built_for=compiled.compute_capabilities,
+        version_compatible="version-compatible" in compiled.options,
+        remedy=remedy,
+    )
+
+
+def _judge(bundle: EngineBundle, engine: Backend) -> None:
+    manifest = bundle.manifest
+    pairs = sample_pairs(manifest.task, manifest.gate_hw)
+    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, "onnxruntime", optimised=False) as reference:
+        results = tuple(measure(engine, reference, pairs, find_task(manifest.task)))
+    overall = worst(result.fidelity for result in results)
+    limits = LIMITS[manifest.precision]
+    if not limits.hold(overall):
+        raise GateError(
+            f"expected the engine of {bundle.path}, which runs for the first time, close to the fp32 reference ({limits}), got "
+            f"{overall}; do not use it, build with --precision fp32 on this machine."
+        )
+    # In a place that cannot be written, it is judged again the next time.
+    with contextlib.suppress(OutputError):
+        record_gate(bundle, verdict(results, pairs))
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

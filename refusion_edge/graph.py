@@ -61,14 +61,15 @@ def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     return onnx.load_model_from_string(data)
 
 
-def read_graph(backend: str, precision: Precision) -> onnx.ModelProto:
+def read_graph(backend: str, precision: Precision, form: str | None = None) -> onnx.ModelProto:
     """Load the template that an engine is made from.
 
     Args:
         backend: A back end that builds engines.
         precision: A precision that it builds.
+        form: Another graph form than the back end's own.
     """
-    return read_template(BACKENDS[backend].forms[precision], "fp16" if precision == "fp16" else "fp32")
+    return read_template(form or BACKENDS[backend].forms[precision], "fp16" if precision in ("fp16", "int8") else "fp32")
 
 
 def form_name(model: onnx.ModelProto) -> str:

@@ -284,7 +284,7 @@ def test_a_failed_gate_is_exit_code_1(run_cli: Run, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("words", "expected", "hint"),
     [
-        (("build", "--backend", "tensorrt"), 3, "not part of refusion-edge"),
+        (("build", "--backend", "tensorrt"), 3, "to be usable here"),
         (("build", "--backend", "tensorflow"), 2, "expected one of the back ends"),
         (("build", "--weights", "none.pth"), 4, "got nothing"),
         (("verify", "nowhere"), 4, "engine bundle"),

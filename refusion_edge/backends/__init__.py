@@ -74,19 +74,22 @@ class Status:
         usable: Whether it can.
         reason: Version if it can, the reason if it cannot.
         fix: The line that changes this, or empty if nothing on this machine does.
+        builds: Whether engines can be built here even if they cannot be run.
     """
 
     usable: bool
     reason: str
     fix: str = ""
+    builds: bool = False
 
 
 _FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded"}
+_QUANTISED: Mapping[Precision, str] = {**_FOLDED, "int8": "tensorrt-folded"}
 # In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
 BACKENDS: dict[str, Entry] = {
     "fused": Entry(None, "our compiled GPU kernels, without torch", _FOLDED),
-    "tensorrt": Entry(None, "TensorRT engine", _FOLDED),
-    "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", _FOLDED),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _QUANTISED),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _QUANTISED),
     "native": Entry(None, "our C++ kernels for the CPU", {"fp32": "onnxruntime"}),
     "openvino": Entry(
         "refusion_edge.backends.openvino",
@@ -151,7 +154,8 @@ def choose_builder(name: str, precision: Precision) -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table that builds in this precision.
+        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table
+            that builds in this precision.
         precision: Precision of the engine.
 
     Raises:
@@ -168,6 +172,8 @@ def choose_builder(name: str, precision: Precision) -> Choice:
             raise UsageError(
                 f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; choose another."
             )
+        if status(name).builds:
+            return Choice(name, "as asked")
         require_usable(name)
         return Choice(name, "as asked")
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import platform
+from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_json
+
+if TYPE_CHECKING:
+    from refusion_edge.backends import Status
 
 SUMMARY = "show which back ends can be used here, and how to fix those that cannot"
 
@@ -32,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     }
     found = {name: status(name) for name in BACKENDS}
     if options.json:
-        backends = {name: {"usable": one.usable, "reason": one.reason, "fix": one.fix or None} for name, one in found.items()}
+        backends = {name: _facts(one) for name, one in found.items()}
         write_json(options.json, {"schema": "refusion-edge/doctor/1", "machine": machine, "backends": backends})
     if options.json != "-":
         console = output()
@@ -40,8 +44,16 @@ def run(options: argparse.Namespace) -> int:
         console.print()
         table = plain_table("back end", "usable", "what it is", "why", "fix")
         for name, one in found.items():
-            table.add_row(name, "yes" if one.usable else "no", BACKENDS[name].summary, one.reason, one.fix)
+            table.add_row(name, _answer(one), BACKENDS[name].summary, one.reason, one.fix)
         console.print(table)
         console.print()
         console.print("Next: refusion-edge build --task ir_vis --precision fp16")
     return 0
+
+
+def _answer(found: Status) -> str:
+    return "yes" if found.usable else "builds only" if found.builds else "no"
+
+
+def _facts(found: Status) -> dict[str, object]:
+    return {"usable": found.usable, "builds": found.usable or found.builds, "reason": found.reason, "fix": found.fix or None}

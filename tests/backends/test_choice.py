@@ -37,8 +37,9 @@ def test_every_listed_module_keeps_the_protocol() -> None:
         assert implementation.name in BACKENDS
 
 
-def test_an_explicit_request_fails_where_it_cannot_be_met() -> None:
-    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'not part of .*choose onnxruntime") as caught:
+def test_an_explicit_request_fails_where_it_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.tensorrt.flavour.is_installed", lambda _: False)
+    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'tensorrt is not installed'; run: pip") as caught:
         choose_builder("tensorrt", "fp16")
     assert one_sentence(str(caught.value))
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
