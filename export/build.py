@@ -7,8 +7,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -16,10 +16,13 @@ import numpy as np
 import onnx
 
 from refusion_edge import __version__
-from refusion_edge.backends import AUTO, Choice, choose_builder, onnxruntime
+from refusion_edge.architectures import parse_architectures
+from refusion_edge.arrays import State
+from refusion_edge.backends import AUTO, Backend, Choice, build_status, choose_builder, onnxruntime, status
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import (
     MODEL,
+    PROGRAM,
     WEIGHTS,
     EngineBundle,
     GateResult,
@@ -31,12 +34,12 @@ from refusion_edge.bundle import (
     sha256,
 )
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
-from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
+from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError, UsageError
 from refusion_edge.fidelity import LIMITS, worst
 from refusion_edge.fuser import open_weights
 from refusion_edge.gate import PairFidelity, measure, resized
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, Precision, fill, read_template
-from refusion_edge.machine import Target
+from refusion_edge.machine import Target, usable_cores
 from refusion_edge.pairs import ImagePair, fingerprint, read_pair
 from refusion_edge.samples import sample_paths
 from refusion_edge.tasks import find_task
@@ -55,6 +58,8 @@ class BuildSpec:
         weights: Weights file, or None for the weights of the package.
         output: Folder of the bundle, or None for a name made from the rest.
         use_cache: Whether an engine that was built before from the same things may be used again.
+        architectures: GPU architectures that a program for the back end ``fused`` is compiled for, 87 for sm_87; None
+            for that of this machine. For no other back end.
     """
 
     task: str
@@ -64,6 +69,7 @@ class BuildSpec:
     weights: Path | None = None
     output: Path | None = None
     use_cache: bool = True
+    architectures: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
     """
     task = find_task(spec.task)
     choice = choose_builder(spec.backend)
+    spec = _with_architectures(spec, choice.name)
     output = spec.output or default_output(spec, choice.name)
     check_replaceable(output)
     stages_s: dict[str, float] = {}
@@ -134,17 +141,59 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         return BuildReport(choice, bundle, True, (), stages_s, tuple(remarks))
 
     with stage("engine"):
-        engine = OrtBackend(model)
+        engine, compiled = _make_engine(spec, choice.name, model, checkpoint.state, sha256(weights))
     with stage("gate"), engine, open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
         results = tuple(measure(engine, reference, pairs, task))
     _require_passed(results, spec.precision)
     with stage("install"):
-        files = {MODEL: model, WEIGHTS: weights}
+        files = {MODEL: model, WEIGHTS: weights, **compiled}
         manifest = _manifest(spec, choice.name, key, files, _gate_result(results, pairs))
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
             _to_cache(cache, manifest, files, remarks)
     return BuildReport(choice, bundle, False, results, stages_s, tuple(remarks))
+
+
+def _with_architectures(spec: BuildSpec, backend: str) -> BuildSpec:
+    if backend != "fused":
+        if spec.architectures is not None:
+            raise UsageError(f"expected --arch with the back end fused only, got it with {backend}; leave it out.")
+        return spec
+    if spec.precision != "fp16":
+        raise UsageError(
+            f"expected the precision fp16 for the back end fused, got {spec.precision}; build with --precision fp16."
+        )
+    if spec.architectures is None:
+        if not status(backend).usable:
+            raise UsageError(
+                "expected --arch for the back end fused on a machine without a GPU, got none; name the device's, such as "
+                "--arch sm_87 for Orin."
+            )
+        from refusion_edge.backends.device import open_device
+
+        with closing(open_device()) as device:
+            here = device.properties.architecture
+        return replace(spec, architectures=parse_architectures(f"sm_{here}"))
+    return spec
+
+
+def _make_engine(
+    spec: BuildSpec, backend: str, model: bytes, state: State, weights_sha256: str
+) -> tuple[Backend, dict[str, bytes]]:
+    """Make what the gate judges, and the files beside the model that it comes from."""
+    if backend != "fused":
+        return OrtBackend(model), {}
+    from refusion_edge.backends.fused import FusedBackend
+    from refusion_edge.backends.host_device import HostDevice
+    from refusion_edge.export.program import make_program
+    from refusion_edge.program_file import program_bytes
+
+    facts = {"task": spec.task, "precision": spec.precision, "weights_sha256": weights_sha256, "refusion-edge": __version__}
+    program = make_program(state, facts, spec.architectures or (), jobs=usable_cores())
+    data = program_bytes(program)
+    # The gate runs the file itself. Without a GPU its launches are computed with the plain reference of each kernel.
+    device = None if status(backend).usable else HostDevice(program, min(program.targets))
+    return FusedBackend(data, PROGRAM, device), {PROGRAM: data}
 
 
 def default_output(spec: BuildSpec, backend: str) -> Path:
@@ -203,9 +252,9 @@ def _manifest(spec: BuildSpec, backend: str, key: str, files: dict[str, bytes], 
         task=spec.task,
         precision=spec.precision,
         backend=backend,
-        engine=MODEL,
+        engine=next((name for name in files if name not in (MODEL, WEIGHTS)), MODEL),
         key=key,
-        # ONNX Runtime compiles the portable model anew on every machine.
+        # ONNX Runtime compiles the portable model anew on every machine; a program chooses its kernels when it is loaded.
         target=Target(),
         weights_sha256=sha256(files[WEIGHTS]),
         inputs=(TensorSpec(INPUT_A, "float32", shape), TensorSpec(INPUT_B, "float32", shape)),
@@ -236,6 +285,8 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),
         "tools": _tools(),
+        "architectures": spec.architectures,
+        "compiler": build_status(backend).reason,
     }
     return sha256(json.dumps(description, sort_keys=True).encode())
 

@@ -33,6 +33,7 @@ from refusion_edge.tasks import TASKS
 
 SCHEMA = "refusion-edge/bundle/1"
 MANIFEST, MODEL, WEIGHTS = "manifest.json", "model.onnx", "weights.safetensors"
+PROGRAM = "program.rfx"
 
 _STAGING = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)$")
 

@@ -165,9 +165,14 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) 
         )
     check_target(bundle)
     require_usable(built_for)
+    engine = bundle.read(bundle.manifest.engine)
+    if built_for == "fused":
+        from refusion_edge.backends.fused import FusedBackend
+
+        return FusedBackend(engine, str(bundle.path / bundle.manifest.engine))
     from refusion_edge.backends.onnxruntime import OrtBackend
 
-    return OrtBackend(bundle.read(bundle.manifest.engine), threads=threads)
+    return OrtBackend(engine, threads=threads)
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -46,8 +47,8 @@ class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module, which has ``probe() -> Status``; None where this release has no such
-            back end.
+        module: Dotted name of the module, which has ``probe() -> Status``, and ``probe_build() -> Status`` where
+            building needs something else than running; None where this release has no such back end.
         summary: What it is, in a few words.
         builds: Whether ``build`` makes bundles for it.
     """
@@ -74,7 +75,7 @@ class Status:
 
 # In the order of preference of `auto`, which takes the first usable one that builds.
 BACKENDS: dict[str, Entry] = {
-    "fused": Entry(None, "our compiled GPU kernels, without torch", builds=True),
+    "fused": Entry("refusion_edge.backends.fused", "our compiled GPU kernels, without torch", builds=True),
     "tensorrt": Entry(None, "TensorRT engine", builds=True),
     "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", builds=True),
     "native": Entry(None, "our C++ kernels for the CPU", builds=True),
@@ -97,6 +98,21 @@ def status(name: str) -> Status:
         return Status(usable=False, reason=f"not part of refusion-edge {__version__}")
     probed: Status = importlib.import_module(entry.module).probe()
     return probed
+
+
+def build_status(name: str) -> Status:
+    """Find out whether engines for a back end can be built here, which may be a machine that cannot run them.
+
+    Raises:
+        UsageError: There is no such back end; the message suggests the nearest one.
+    """
+    entry = find_entry(name)
+    if entry.module is not None:
+        module = importlib.import_module(entry.module)
+        if hasattr(module, "probe_build"):
+            probed: Status = module.probe_build()
+            return probed
+    return status(name)
 
 
 def find_entry(name: str) -> Entry:
@@ -142,13 +158,15 @@ def choose_builder(name: str) -> Choice:
             raise UsageError(
                 f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
             )
-        require_usable(name)
+        _require(name, build_status)
         return Choice(name, "as asked")
     rejected: dict[str, list[str]] = {}
     for candidate, entry in BACKENDS.items():
         if not entry.builds:
             continue
         found = status(candidate)
+        # An engine that was not asked for by name should run where it is built.
+        found = build_status(candidate) if found.usable else found
         if found.usable:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")
@@ -166,7 +184,11 @@ def require_usable(name: str) -> None:
     Raises:
         BackendError: It cannot; the message says why, what does change that, and what is usable instead.
     """
-    found = status(name)
+    _require(name, status)
+
+
+def _require(name: str, look: Callable[[str], Status]) -> None:
+    found = look(name)
     if found.usable:
         return
     usable = [other for other in BACKENDS if other != name and status(other).usable]

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK-PRECISION-BACKEND)"
     )
+    parser.add_argument(
+        "--arch",
+        metavar="LIST",
+        help="GPU architectures for the back end fused, such as sm_87,sm_110 (default: this machine's)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="build anew, and do not store the engine for later builds")
     add_json(parser)
 
@@ -38,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Build, then say where the bundle is, what the gate measured and what to type next."""
     from refusion_edge.cli.console import remarks, write_json
+    from refusion_edge.architectures import parse_architectures
     from refusion_edge.export.build import BuildSpec, build
     from refusion_edge.graph import parse_size
 
@@ -49,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         weights=options.weights,
         output=options.output,
         use_cache=not options.no_cache,
+        architectures=None if options.arch is None else parse_architectures(options.arch),
     )
     console = remarks()
     with console.status("building") as status:

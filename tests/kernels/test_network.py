@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch", reason="the network is defined in torch")
 from refusion_edge.arrays import Array, State
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels import network
-from refusion_edge.kernels.catalogue import run_on_host
 from refusion_edge.kernels.folding import fold
+from refusion_edge.kernels.host import fuse_on_host
 from refusion_edge.kernels.language import TRITON_INSTALLED
-from refusion_edge.kernels.plan import FUSED, LEVELS, PLANES, make_plan, tiles
+from refusion_edge.kernels.plan import FUSED, LEVELS, make_plan, tiles
 from refusion_edge.model import FusionNetwork
-from refusion_edge.program import Argument, Tile, lay_out
+from refusion_edge.program import Tile, lay_out
 from tests.conftest import TOLERANCE
 
 SMALL = Tile(32, 8, 1)
@@ -33,25 +33,7 @@ def reference(state: State, planes: Array) -> Array:
 
 
 def on_host(state: State, planes: Array, dtype: str) -> Mapping[str, Array]:
-    """Run the plan with the plain references, every value in memory of its own."""
-    plan, weights = make_plan(dtype), fold(state).rounded(np.dtype(dtype))
-    size_hw = planes.shape[1:]
-    sizes = dict(zip(("height", "width"), size_hw, strict=True))
-    cut = dict.fromkeys(plan.kernels, SMALL)
-    buffers = {name: np.zeros(buffer.elements(size_hw, cut), buffer.dtype) for name, buffer in plan.buffers.items()}
-    buffers[PLANES][:] = planes.ravel()
-
-    def value(argument: Argument) -> object:
-        pools = {"buffer": buffers, "weights": weights, "size": sizes}
-        return pools[argument.kind][argument.name] if argument.kind in pools else int(np.prod(SMALL.strips(size_hw)))
-
-    for launch in plan.launches:
-        kernel = plan.kernels[launch.kernel]
-        given = {
-            parameter.name: value(argument) for parameter, argument in zip(kernel.parameters, launch.arguments, strict=True)
-        }
-        run_on_host(kernel.source, {**given, **kernel.constants}, kernel.streams)
-    return {name: buffers[name].reshape(size_hw) for name in (FUSED, LEVELS)}
+    return fuse_on_host(make_plan(dtype), fold(state).rounded(np.dtype(dtype)), planes)
 
 
 @pytest.mark.parametrize("size_hw", [(8, 8), (13, 31), (33, 9)])
