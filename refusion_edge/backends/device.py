@@ -45,6 +45,23 @@ class HostMemory:
     address: int
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything on a device that belongs to one picture size; owned by the back end.
+
+    Attributes:
+        size_hw: Height and width.
+        arena: Address of the scratch memory and, where the device has memory of its own, of its input and outputs.
+        visible: Page-locked memory of input and outputs.
+        graph: All copies and launches.
+    """
+
+    size_hw: tuple[int, int]
+    arena: int
+    visible: dict[str, HostMemory]
+    graph: int
+
+
 class Device(Protocol):
     """One GPU, one stream, its primary context. Everything is ordered by the stream; only ``synchronise`` waits."""
 

@@ -8,7 +8,6 @@ kernels read and write in place; on others the graph copies them.
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -16,7 +15,17 @@ import numpy as np
 from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.backends import Status
-from refusion_edge.backends.device import BINDINGS_FIX, Device, HostMemory, Properties, bindings, bytes_of, open_device, pack
+from refusion_edge.backends.device import (
+    BINDINGS_FIX,
+    Device,
+    Frame,
+    HostMemory,
+    Properties,
+    bindings,
+    bytes_of,
+    open_device,
+    pack,
+)
 from refusion_edge.errors import BackendError, BundleError, RefusionError, ShapeError
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
@@ -81,23 +90,6 @@ def _cuda(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """Everything that belongs to one picture size; owned by the back end.
-
-    Attributes:
-        size_hw: Height and width.
-        arena: Address of the scratch memory and of device copies of input and outputs.
-        visible: Page-locked memory of input and outputs.
-        graph: All copies and launches.
-    """
-
-    size_hw: tuple[int, int]
-    arena: int
-    visible: dict[str, HostMemory]
-    graph: int
-
-
 class FusedBackend:
     """A program on a GPU. Implements ``Backend``.
 
@@ -117,7 +109,7 @@ class FusedBackend:
         self._program = parse_program(data, name)
         _check_visible(self._program, name)
         self._device = open_device() if device is None else device
-        self._frame: _Frame | None = None
+        self._frame: Frame | None = None
         self._weights: dict[str, int] = {}
         try:
             self._target = choose_target(self._program, self._device.properties)
@@ -167,7 +159,7 @@ class FusedBackend:
             raise RuntimeError("no frame was run")
         return self._frame.visible[name].array
 
-    def _make_frame(self, size_hw: tuple[int, int]) -> _Frame:
+    def _make_frame(self, size_hw: tuple[int, int]) -> Frame:
         tiles, buffers, device = self._target.tiles, self._program.plan.buffers, self._device
         scratch = lay_out(buffers.values(), size_hw, tiles)
         sizes = {name: buffers[name].bytes(size_hw, tiles) for name in _VISIBLE}
@@ -187,7 +179,7 @@ class FusedBackend:
                 device.free_host(memory)
             device.free(arena)
             raise
-        return _Frame(size_hw, arena, visible, graph)
+        return Frame(size_hw, arena, visible, graph)
 
     def _capture(
         self,
@@ -228,15 +220,17 @@ class FusedBackend:
         """Copy all weights into one allocation and return where each lies."""
         arrays = self._program.weights
         staging = self._device.allocate_host(sum(aligned(array.nbytes) for array in arrays.values()))
-        start = offset = self._device.allocate(staging.array.size)
-        addresses = {}
-        for name, array in arrays.items():
-            addresses[name] = offset
-            staging.array[offset - start : offset - start + array.nbytes] = bytes_of(array)
-            offset += aligned(array.nbytes)
-        self._device.upload(start, staging, staging.array.size)
-        self._device.synchronise()
-        self._device.free_host(staging)
+        try:
+            start = offset = self._device.allocate(staging.array.size)
+            addresses = {}
+            for name, array in arrays.items():
+                addresses[name] = offset
+                staging.array[offset - start : offset - start + array.nbytes] = bytes_of(array)
+                offset += aligned(array.nbytes)
+            self._device.upload(start, staging, staging.array.size)
+            self._device.synchronise()
+        finally:
+            self._device.free_host(staging)
         return addresses
 
     def _test_itself(self) -> None:

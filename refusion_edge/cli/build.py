@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, then say where the bundle is, what the gate measured and what to type next."""
-    from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.architectures import parse_architectures
+    from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.export.build import BuildSpec, build
     from refusion_edge.graph import parse_size
 

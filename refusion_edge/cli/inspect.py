@@ -24,7 +24,8 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import print_facts, write_json
 
     path = Path(options.path)
-    document = _weights(path) if path.is_file() else _bundle(path)
+    describe = _bundle if not path.is_file() else _program if path.suffix == ".rfx" else _weights
+    document = describe(path)
     if options.json:
         write_json(options.json, document)
     if options.json != "-":
@@ -46,6 +47,26 @@ def _bundle(path: Path) -> dict[str, Any]:
         "target": str(manifest.target),
         "size": manifest.size_text,
         "rebuild": manifest.rebuild_command(path),
+    }
+
+
+def _program(path: Path) -> dict[str, Any]:
+    from refusion_edge.bundle import sha256
+    from refusion_edge.program_file import SCHEMA, parse_program
+
+    data = path.read_bytes()
+    program = parse_program(data, str(path))
+    return {
+        "schema": SCHEMA,
+        "program": str(path),
+        **program.model,
+        "launches": len(program.plan.launches),
+        "kernels": len(program.plan.kernels),
+        "targets": {
+            f"sm_{architecture}": f"driver for CUDA {target.driver_version // 1000}.{target.driver_version % 1000 // 10} or newer"
+            for architecture, target in program.targets.items()
+        },
+        "sha256": sha256(data),
     }
 
 
