@@ -237,6 +237,11 @@ class Program:
     self_test: SelfTest
 
 
+def cuda_text(version: int) -> str:
+    """A CUDA version as people write it: ``12.6`` for 12060."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def with_lifetimes(buffers: Iterable[Buffer], launches: tuple[Launch, ...]) -> dict[str, Buffer]:
     """Note in every buffer the first and the last launch that uses it."""
     used: dict[str, list[int]] = {}

@@ -30,7 +30,7 @@ from refusion_edge.errors import BackendError, BundleError, RefusionError, Shape
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import accelerator
-from refusion_edge.program import Buffer, Launch, Program, Target, aligned, lay_out
+from refusion_edge.program import Buffer, Launch, Program, Target, aligned, cuda_text, lay_out
 from refusion_edge.program_file import parse_program
 
 _INPUT, _FUSED, _LEVELS = "planes", "fused", "levels"
@@ -79,15 +79,11 @@ def choose_target(program: Program, properties: Properties) -> Target:
     target = program.targets[max(fitting)]
     if properties.driver_version < target.driver_version:
         raise BackendError(
-            f"expected a driver for CUDA {_cuda(target.driver_version)} or newer for these kernels, got one for "
-            f"{_cuda(properties.driver_version)}; update the driver (on Jetson: JetPack), or build the program with an older "
+            f"expected a driver for CUDA {cuda_text(target.driver_version)} or newer for these kernels, got one for "
+            f"{cuda_text(properties.driver_version)}; update the driver (on Jetson: JetPack), or build the program with an older "
             "version of Triton."
         )
     return target
-
-
-def _cuda(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 class FusedBackend:

@@ -1,4 +1,4 @@
-"""``inspect``: what is in a bundle or in a weights file."""
+"""``inspect``: what is in a bundle, in a weights file or in a program file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from refusion_edge.cli.options import add_json
 
-SUMMARY = "show what is in an engine bundle or a weights file"
+SUMMARY = "show what is in an engine bundle, a weights file or a program file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``inspect``."""
-    parser.add_argument("path", help="bundle folder, or weights file (safetensors or .pth)")
+    parser.add_argument("path", help="bundle folder, weights file (safetensors or .pth), or program file (.rfx)")
     add_json(parser)
 
 
@@ -52,6 +52,7 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 def _program(path: Path) -> dict[str, Any]:
     from refusion_edge.bundle import sha256
+    from refusion_edge.program import cuda_text
     from refusion_edge.program_file import SCHEMA, parse_program
 
     data = path.read_bytes()
@@ -63,7 +64,7 @@ def _program(path: Path) -> dict[str, Any]:
         "launches": len(program.plan.launches),
         "kernels": len(program.plan.kernels),
         "targets": {
-            f"sm_{architecture}": f"driver for CUDA {target.driver_version // 1000}.{target.driver_version % 1000 // 10} or newer"
+            f"sm_{architecture}": f"driver for CUDA {cuda_text(target.driver_version)} or newer"
             for architecture, target in program.targets.items()
         },
         "sha256": sha256(data),
