@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 CLOCK = date +%s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel native test-sanitizers test-aarch64 templates samples clean
+.PHONY: help demo test test-architectures lint wheel native test-sanitizers test-aarch64 templates samples clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,10 @@ demo: $(VENV)/.base  ## Install, build an engine, fuse the sample pairs, write a
 
 test: $(VENV)/.test  ## Install what the tests need and run them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-architectures: $(VENV)/.test  ## Compile the GPU kernels for every architecture and hold their resources against the limits.
+	@$(PIP) install 'triton>=3.6'
+	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels/test_architectures.py $(ARGS)
 
 lint: $(VENV)/.lint  ## Lint, format check and strict types.
 	$(BIN)/ruff check .

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
 
-from refusion_edge import __version__, cuda
-from refusion_edge.backends import AUTO, BACKENDS, Choice, choose_builder, onnxruntime, status
-from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge import __version__
+from refusion_edge.backends import Choice, choose_builder, onnxruntime, status
 from refusion_edge.bundle import (
     CALIBRATION,
     MODEL,
-    PLAN,
     WEIGHTS,
-    Compiled,
     EngineBundle,
     GateNotRun,
     GateResult,
@@ -36,57 +31,29 @@ from refusion_edge.bundle import (
     sha256,
 )
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
-from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
+from refusion_edge.export.engines import (
+    EngineFile,
+    Ingredients,
+    cache_folder,
+    compiler_facts,
+    make_engine,
+    open_judged,
+)
 from refusion_edge.export.int8 import Jury, Selection, select_layers
-from refusion_edge.export.plan import PhaseListener, compile_plan
+from refusion_edge.export.plan import PhaseListener
+from refusion_edge.export.spec import BuildSpec, check_spec
 from refusion_edge.fidelity import LIMITS, worst
 from refusion_edge.forms import Precision
-from refusion_edge.fuser import open_engine, open_weights
+from refusion_edge.fuser import open_weights
 from refusion_edge.gate import PairFidelity, measure, resized, sample_pairs, verdict
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
-from refusion_edge.machine import ANY_MACHINE, Target, this_machine
 from refusion_edge.pairs import ImagePair, fingerprint
 from refusion_edge.quantisation import CalibrationTable
 from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.tasks import Task, find_task
-from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version
-from refusion_edge.tensorrt.settings import NO_SETTINGS, PlanSettings
+from refusion_edge.tensorrt.flavour import FLAVOURS
 from refusion_edge.weights import weights_path
-
-_TENSORRT_FORMS = ("tensorrt-folded", "tensorrt-literal")
-
-
-@dataclass(frozen=True, slots=True)
-class BuildSpec:
-    """What to build.
-
-    Attributes:
-        task: Name of the task.
-        precision: Precision of the engine.
-        backend: Back end, or ``auto``.
-        size_hw: Fixed height and width, or None for any size.
-        weights: Weights file, or None for the weights of the package.
-        output: Folder of the bundle, or None for a name made from the rest.
-        use_cache: Whether an engine that was built before from the same things may be used again.
-        sizes_hw: Range of sizes for a compiled engine; None for the fixed size, or for a range of our choice.
-        settings: How a plan is to be compiled; for TensorRT and TensorRT-RTX only.
-        form: Graph form, or None for the back end's own.
-        calibration: Ranges for int8, from ``refusion_edge.calibration.ranges``; None for other precisions.
-        judges: Pairs that an int8 engine is judged on besides the sample pairs; they were not calibrated with.
-    """
-
-    task: str
-    precision: Precision = "fp16"
-    backend: str = AUTO
-    size_hw: tuple[int, int] | None = None
-    weights: Path | None = None
-    output: Path | None = None
-    use_cache: bool = True
-    sizes_hw: SizeRange | None = None
-    settings: PlanSettings = NO_SETTINGS
-    form: str | None = None
-    calibration: CalibrationTable | None = None
-    judges: tuple[ImagePair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,25 +78,6 @@ class BuildReport:
     remarks: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Engine:
-    """What a back end makes from a model.
-
-    Attributes:
-        name: Name of the file that the back end loads.
-        data: That file.
-        target: The machines that it runs on.
-        tools: Versions of what compiled it.
-        compiled: How it was compiled; None where the back end loads the model itself.
-    """
-
-    name: str
-    data: bytes
-    target: Target = ANY_MACHINE
-    tools: Mapping[str, str] = field(default_factory=dict)
-    compiled: Compiled | None = None
-
-
 def build(
     spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None, listener: PhaseListener | None = None
 ) -> BuildReport:
@@ -151,7 +99,7 @@ def build(
     """
     task = find_task(spec.task)
     choice = choose_builder(spec.backend, spec.precision)
-    _check_settings(spec, choice.name)
+    check_spec(spec, choice.name)
     output = spec.output or default_output(spec, choice.name)
     check_replaceable(output)
     stages = _Stages(on_stage)
@@ -184,19 +132,20 @@ def build(
         quantised = _quantised(spec.calibration, selection)
         stages.remarks.extend(_int8_remarks(quantised))
     with stages.enter("engine"):
-        made = _make_engine(spec, choice.name, model, sizes_hw, listener, stages.remarks)
+        made_from = Ingredients(checkpoint.state, weights, model, sizes_hw)
+        made = make_engine(spec, choice.name, made_from, listener, stages.remarks)
     found = status(choice.name)
     with (
         stages.enter("gate"),
-        open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference,
-        # An engine that cannot run here is judged by its model for now, and itself where it is loaded first.
-        open_engine(choice.name, made.data, made.compiled) if found.usable else OrtBackend(model) as engine,
+        open_weights(checkpoint.state, optimised=False) as reference,
+        # An engine that cannot run here is judged by a stand-in for now, and itself where it is loaded first.
+        open_judged(choice.name, made, model) as engine,
     ):
         results = tuple(measure(engine, reference, pairs, task))
     _require_passed(results, spec.precision)
     gate = verdict(results, pairs)
     with stages.enter("install"):
-        files.update({MODEL: model, made.name: made.data})
+        files.update({MODEL: model, made.name: made.engine.data})
         judged = gate if found.usable else GateNotRun(found.reason, gate)
         manifest = _manifest(spec, choice.name, form_name(template), key, files, made, judged, quantised)
         bundle = install_bundle(output, manifest, files)
@@ -225,29 +174,6 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - started
 
 
-def _check_settings(spec: BuildSpec, backend: str) -> None:
-    if (spec.calibration is not None) != (spec.precision == "int8"):
-        raise UsageError(
-            "expected calibration data for an int8 engine and for no other, got "
-            f"{'none' if spec.calibration is None else 'some'} for {spec.precision}; "
-            f"{'add --calib-data DIR' if spec.calibration is None else 'leave --calib-data out'}."
-        )
-    own = BACKENDS[backend].forms[spec.precision]
-    takes = _TENSORRT_FORMS if backend in FLAVOURS and spec.precision != "int8" else (own,)
-    if spec.form is not None and spec.form not in takes:
-        raise UsageError(
-            f"expected a graph form that {backend} takes in {spec.precision} ({', '.join(takes)}), got '{spec.form}'; leave "
-            "it out."
-        )
-    if backend in FLAVOURS:
-        spec.settings.check(FLAVOURS[backend])
-    elif spec.settings != NO_SETTINGS or spec.sizes_hw is not None:
-        raise UsageError(
-            f"expected settings of a compiler and a range of sizes only for {' and '.join(FLAVOURS)}, got them for {backend}, "
-            "which compiles nothing beforehand; leave them out."
-        )
-
-
 def _judges(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
     """Pairs that the engine is judged on, scaled to the size that it has or is tuned for."""
     judges = spec.judges if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.judges)
@@ -257,7 +183,7 @@ def _judges(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair
 def _select(
     table: CalibrationTable, model: onnx.ModelProto, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
 ) -> Selection:
-    with open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
+    with open_weights(checkpoint.state, optimised=False) as reference:
         jury = Jury(reference, pairs, task)
     return select_layers(model, table, jury, LIMITS["int8"])
 
@@ -289,63 +215,12 @@ def _sizes(spec: BuildSpec, backend: str, remarks: list[str]) -> SizeRange | Non
     return spec.sizes_hw or DYNAMIC
 
 
-def _make_engine(
-    spec: BuildSpec,
-    backend: str,
-    model: bytes,
-    sizes_hw: SizeRange | None,
-    listener: PhaseListener | None,
-    remarks: list[str],
-) -> _Engine:
-    if backend not in FLAVOURS:
-        # ONNX Runtime compiles the portable model anew on every machine.
-        return _Engine(MODEL, model)
-    flavour = FLAVOURS[backend]
-    here = this_machine()
-    compute_capabilities = spec.settings.compute_capabilities
-    if not flavour.builds_without_gpu:
-        with cuda.open_driver() as driver:
-            compute_capabilities = (driver.device.compute_capability,)
-    plan = compile_plan(
-        flavour, model, spec.settings, sizes_hw,
-        timing_cache=_timing_cache(spec, flavour, here), listener=listener, names=(MODEL, PLAN),
-    )  # fmt: skip
-    remarks.extend(plan.remarks)
-    compiled = Compiled(
-        command=plan.command,
-        options=spec.settings.options(),
-        device=here.device,
-        compute_capabilities=compute_capabilities,
-        sizes=None if sizes_hw is None else str(sizes_hw),
-        scratch_bytes=plan.scratch_bytes,
-    )
-    # A plan of TensorRT holds kernels that were timed on one device; one of RTX is compiled to the end where it is loaded.
-    target = Target(architecture=here.architecture) if flavour.builds_without_gpu else here
-    return _Engine(PLAN, plan.data, target, plan.tools, compiled)
-
-
-def _timing_cache(spec: BuildSpec, flavour: Flavour, here: Target) -> Path | None:
-    if spec.settings.timing_cache is not None:
-        return spec.settings.timing_cache
-    if not spec.use_cache:
-        return None
-    device = re.sub(r"[^A-Za-z0-9]+", "-", here.device)
-    return cache_folder() / "timing" / f"{flavour.module}-{installed_version(flavour)}-{device}.cache"
-
-
 def default_output(spec: BuildSpec, backend: str) -> Path:
     """Name of the bundle folder where none was asked for."""
     size = "" if spec.size_hw is None else f"-{spec.size_hw[0]}x{spec.size_hw[1]}"
     if spec.sizes_hw is not None:
         size = f"-{spec.sizes_hw}".replace(":", "_")
     return Path("bundles") / f"{spec.task}-{spec.precision}-{backend}{size}"
-
-
-def cache_folder() -> Path:
-    """Folder of the engines built so far: ``$REFUSION_EDGE_CACHE``, else in the user's cache folder."""
-    if chosen := os.environ.get("REFUSION_EDGE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refusion-edge"
 
 
 def _read_weights(spec: BuildSpec) -> Checkpoint:
@@ -375,7 +250,7 @@ def _manifest(
     form: str,
     key: str,
     files: dict[str, bytes],
-    made: _Engine,
+    made: EngineFile,
     gate: GateResult | GateNotRun,
     quantised: Quantised | None,
 ) -> Manifest:
@@ -415,7 +290,7 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         "backend": backend,
         "precision": spec.precision,
         "size_hw": spec.size_hw,
-        "compiler": _compiler(spec, backend),
+        "compiler": compiler_facts(spec, backend),
         "calibration": None if spec.calibration is None else spec.calibration.to_json(),
         **{name: sha256(data) for name, data in made_from.items()},
         "pairs": fingerprint(pairs),
@@ -423,21 +298,6 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         "tools": _tools(),
     }
     return sha256(json.dumps(description, sort_keys=True).encode())
-
-
-def _compiler(spec: BuildSpec, backend: str) -> dict[str, object] | None:
-    """Describe what compiles the engine, with what settings and where; None if nothing does."""
-    if backend not in FLAVOURS:
-        return None
-    flavour = FLAVOURS[backend]
-    return {
-        "version": installed_version(flavour),
-        "sizes": None if spec.size_hw else str(spec.sizes_hw or DYNAMIC),
-        "options": spec.settings.options(),
-        "machine": asdict(this_machine()),
-        # An engine that could not be judged is not taken for one that was.
-        "judged": status(backend).usable,
-    }
 
 
 def _from_cache(cache: Path, key: str, remarks: list[str]) -> EngineBundle | None:

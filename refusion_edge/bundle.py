@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refusion_edge.backends import BACKENDS
+from refusion_edge.backends import BACKENDS, Engine
 from refusion_edge.errors import BundleError, OutputError, UsageError
 from refusion_edge.files import output_error, write_atomically
 from refusion_edge.forms import FORMS, PRECISIONS, Precision
@@ -35,7 +35,7 @@ from refusion_edge.tasks import TASKS
 
 SCHEMA = "refusion-edge/bundle/1"
 MANIFEST, MODEL, WEIGHTS, PLAN = "manifest.json", "model.onnx", "weights.safetensors", "engine.plan"
-CALIBRATION = "calibration.json"
+CALIBRATION, PROGRAM = "calibration.json", "program.rfx"
 
 # Fields of the manifest that only some engines have.
 _OPTIONAL = ("compiled", "quantised")
@@ -108,6 +108,11 @@ class Compiled:
     compute_capabilities: tuple[str, ...]
     sizes: str | None
     scratch_bytes: int | None
+
+    def describe(self, engine: Engine) -> Engine:
+        """Add to an engine what its back end has to know of how it was compiled."""
+        version_compatible = "version-compatible" in self.options
+        return replace(engine, compute_capabilities=self.compute_capabilities, version_compatible=version_compatible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +229,23 @@ class EngineBundle:
             BundleError: The file is missing, unreadable or was changed.
         """
         return _read_checked(self.path, name, self.manifest.files[name])
+
+    def engine(self) -> Engine:
+        """What the back end of the bundle loads.
+
+        Raises:
+            BundleError: The file is missing, unreadable or was changed.
+        """
+        manifest = self.manifest
+        height, width = manifest.inputs[0].shape[2:]
+        engine = Engine(
+            self.read(manifest.engine),
+            manifest.precision,
+            name=str(self.path / manifest.engine),
+            size_hw=None if height is None or width is None else (height, width),
+            remedy=f"rebuild it here: {manifest.rebuild_command(self.path)}",
+        )
+        return engine if manifest.compiled is None else manifest.compiled.describe(engine)
 
 
 def read_bundle(path: str | os.PathLike[str]) -> EngineBundle:

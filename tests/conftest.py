@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Triton decides when a kernel is imported whether it is compiled or interpreted; there may be no GPU here.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.forms import FORMS

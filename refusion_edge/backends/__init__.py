@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from refusion_edge.arrays import Float32Array
+from refusion_edge.arrays import Float32Array, State
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.forms import Precision
 
@@ -44,12 +44,53 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """What a back end loads: one file of a bundle, or the same in memory.
+
+    Attributes:
+        data: Its bytes.
+        precision: Precision that it computes in.
+        name: What to call it in messages.
+        size_hw: Height and width that every picture must have, or None for any, or for what the file says itself.
+        compute_capabilities: Devices that it was compiled for; empty if that was the compiler's own choice.
+        version_compatible: Whether it carries a runtime of its own, which is code that will be run.
+        remedy: What to do about an engine that does not fit this machine, without a full stop.
+    """
+
+    data: bytes
+    precision: Precision
+    name: str = "the engine"
+    size_hw: tuple[int, int] | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    remedy: str = "build it again on this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run, as far as a back end leaves that open.
+
+    Attributes:
+        threads: Threads on the CPU; 0 for the back end's own choice.
+        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
+    """
+
+    threads: int = 0
+    streaming: bool = False
+
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module, which has ``probe() -> Status``; None where this release has no such
-            back end.
+        module: Dotted name of the module; None where this release has no such back end. It has ``probe() -> Status``;
+            ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State,
+            RunOptions) -> Backend`` if it takes weights; and ``probe_build() -> Status`` if building needs something
+            else than running.
         summary: What it is, in a few words.
         forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
         takes_weights: Whether it can run parameters in fp32 without building an engine first.
@@ -74,23 +115,22 @@ class Status:
         usable: Whether it can.
         reason: Version if it can, the reason if it cannot.
         fix: The line that changes this, or empty if nothing on this machine does.
-        builds: Whether engines can be built here even if they cannot be run.
     """
 
     usable: bool
     reason: str
     fix: str = ""
-    builds: bool = False
 
 
-_FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded"}
-_QUANTISED: Mapping[Precision, str] = {**_FOLDED, "int8": "tensorrt-folded"}
+_FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded", "int8": "tensorrt-folded"}
 # In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
 BACKENDS: dict[str, Entry] = {
-    "fused": Entry(None, "our compiled GPU kernels, without torch", _FOLDED),
-    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _QUANTISED),
-    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _QUANTISED),
-    "native": Entry(None, "our C++ kernels for the CPU", {"fp32": "onnxruntime"}),
+    "fused": Entry("refusion_edge.backends.fused", "our compiled GPU kernels, without torch", {"fp16": "tensorrt-literal"}),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _FOLDED),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _FOLDED),
+    "native": Entry(
+        "refusion_edge.backends.native", "our C++ kernels for the CPU", {"fp32": "onnxruntime"}, takes_weights=True
+    ),
     "openvino": Entry(
         "refusion_edge.backends.openvino",
         "OpenVINO on the CPU",
@@ -121,6 +161,49 @@ def status(name: str) -> Status:
         return Status(usable=False, reason=f"not part of refusion-edge {__version__}")
     probed: Status = importlib.import_module(entry.module).probe()
     return probed
+
+
+def build_status(name: str) -> Status:
+    """Find out whether engines for a back end can be built here, which may be a machine that cannot run them.
+
+    Raises:
+        UsageError: There is no such back end; the message suggests the nearest one.
+    """
+    entry = find_entry(name)
+    if entry.module is not None:
+        module = importlib.import_module(entry.module)
+        if hasattr(module, "probe_build"):
+            probed: Status = module.probe_build()
+            return probed
+    return status(name)
+
+
+def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
+    """Run an engine on a back end that can be used here.
+
+    Raises:
+        BundleError: The engine does not fit this machine.
+        BackendError: The back end cannot load it, or not in its precision on this machine.
+    """
+    backend: Backend = _module(name).open_engine(engine, options)
+    return backend
+
+
+def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Backend:
+    """Run the 86 parameters in fp32 on a back end that can be used here and takes them.
+
+    Raises:
+        BackendError: The back end cannot run them.
+    """
+    backend: Backend = _module(name).open_weights(state, options)
+    return backend
+
+
+def _module(name: str) -> Any:
+    module = find_entry(name).module
+    if module is None:
+        raise BackendError(f"expected a back end of this release, got '{name}'; run 'refusion-edge doctor'.")
+    return importlib.import_module(module)
 
 
 def find_entry(name: str) -> Entry:
@@ -172,9 +255,7 @@ def choose_builder(name: str, precision: Precision) -> Choice:
             raise UsageError(
                 f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; choose another."
             )
-        if status(name).builds:
-            return Choice(name, "as asked")
-        require_usable(name)
+        _require(name, build_status)
         return Choice(name, "as asked")
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
 
@@ -238,7 +319,11 @@ def require_usable(name: str) -> None:
     Raises:
         BackendError: It cannot; the message says why, what does change that, and what is usable instead.
     """
-    found = status(name)
+    _require(name, status)
+
+
+def _require(name: str, look: Callable[[str], Status]) -> None:
+    found = look(name)
     if found.usable:
         return
     usable = [other for other in BACKENDS if other != name and status(other).usable]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import Status, require_size
+from refusion_edge.backends import Engine, RunOptions, Status, require_size
+from refusion_edge.checkpoint import parse_checkpoint
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
@@ -63,6 +65,17 @@ def load_module() -> Any:
 def flat_parameters(state: State) -> Float32Array:
     """Lay all parameters out one after another, in the order of the table, as the module takes them."""
     return np.concatenate([np.asarray(state[name], np.float32).ravel() for name in PARAMETERS])
+
+
+def open_engine(engine: Engine, options: RunOptions) -> NativeBackend:
+    """Run the weights file of a bundle: the kernels are the network, and its parameters are all they need."""
+    state = parse_checkpoint(engine.data, Path(engine.name)).state
+    return NativeBackend(state, threads=options.threads, size_hw=engine.size_hw)
+
+
+def open_weights(state: State, options: RunOptions) -> NativeBackend:
+    """Run parameters."""
+    return NativeBackend(state, threads=options.threads)
 
 
 class NativeBackend:

@@ -7,10 +7,10 @@ from typing import Self
 
 import onnxruntime as ort
 
-from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import Status, require_size
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends import Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, read_graph
 
 _ERRORS_ONLY = 3
 
@@ -23,6 +23,17 @@ def probe() -> Status:
 def version() -> str:
     """Version of the installed package."""
     return importlib.metadata.version("onnxruntime")
+
+
+def open_engine(engine: Engine, options: RunOptions) -> OrtBackend:
+    """Run a model."""
+    return OrtBackend(engine.data, threads=options.threads, streaming=options.streaming)
+
+
+def open_weights(state: State, options: RunOptions) -> OrtBackend:
+    """Run parameters in the form of the graph that suits."""
+    model = fill(read_graph(OrtBackend.name, "fp32"), state).SerializeToString()
+    return OrtBackend(model, threads=options.threads, streaming=options.streaming)
 
 
 class OrtBackend:

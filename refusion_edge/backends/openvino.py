@@ -6,11 +6,11 @@ import importlib.metadata
 from typing import Any, Self
 
 from refusion_edge._optional import is_installed, require
-from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import Status, require_size
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends import Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.forms import Precision
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, read_graph
 from refusion_edge.machine import processor
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -26,6 +26,17 @@ def probe() -> Status:
 def version() -> str:
     """Version of the installed package."""
     return importlib.metadata.version("openvino")
+
+
+def open_engine(engine: Engine, options: RunOptions) -> OpenVinoBackend:
+    """Run a model."""
+    return OpenVinoBackend(engine.data, precision=engine.precision, threads=options.threads)
+
+
+def open_weights(state: State, options: RunOptions) -> OpenVinoBackend:
+    """Run parameters in the form of the graph that suits."""
+    model = fill(read_graph(OpenVinoBackend.name, "fp32"), state).SerializeToString()
+    return OpenVinoBackend(model, threads=options.threads)
 
 
 class OpenVinoBackend:

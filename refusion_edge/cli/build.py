@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK-PRECISION-BACKEND)"
     )
+    parser.add_argument(
+        "--arch",
+        metavar="LIST",
+        help="GPU architectures for fused, such as sm_87,sm_110 (default: this machine's)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="build anew, and do not store the engine for later builds")
     _add_compiler(parser)
     _add_int8(parser)
@@ -71,10 +76,12 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, then say where the bundle is, what the gate measured and what to type next."""
+    from refusion_edge.architectures import parse_architectures
     from refusion_edge.cli.calibrate import calibrate
     from refusion_edge.cli.console import progress_bar, write_json
     from refusion_edge.cli.progress import BuildProgress
-    from refusion_edge.export.build import BuildSpec, build
+    from refusion_edge.export.build import build
+    from refusion_edge.export.spec import BuildSpec
     from refusion_edge.sizes import parse_sizes
     from refusion_edge.tensorrt.settings import PlanSettings
 
@@ -96,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
             compute_capabilities=tuple(text for text in options.compute_capability.split(",") if text),
             timing_cache=options.timing_cache,
         ),
+        architectures=None if options.arch is None else parse_architectures(options.arch),
     )
     with progress_bar() as progress:
         shown = BuildProgress(progress)

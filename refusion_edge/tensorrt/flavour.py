@@ -42,19 +42,31 @@ FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
 
 
 def probe(flavour: Flavour) -> Status:
-    """Report whether plans can be built and run here, without loading the library."""
-    install = f"pip install 'refusion-edge[{flavour.extra}]'"
-    if not is_installed(flavour.module):
-        return Status(usable=False, reason=f"{flavour.module} is not installed", fix=install)
-    found = f"{flavour.module} {installed_version(flavour)}"
-    builds = flavour.builds_without_gpu
+    """Report whether plans can be run here, without loading the library."""
+    found = _probe_package(flavour)
+    if not found.usable:
+        return found
     if problem := cuda.problem():
-        return Status(usable=False, reason=f"{found} is installed, but {problem}", builds=builds)
+        return Status(usable=False, reason=f"{found.reason} is installed, but {problem}")
     if cuda.installed() is None:
-        return Status(
-            usable=False, reason=f"{found} is installed, but neither pycuda nor cuda-bindings is", fix=install, builds=builds
-        )
-    return Status(usable=True, reason=f"{found}, {cuda.installed()}", builds=True)
+        reason = f"{found.reason} is installed, but neither pycuda nor cuda-bindings is"
+        return Status(usable=False, reason=reason, fix=_install(flavour))
+    return Status(usable=True, reason=f"{found.reason}, {cuda.installed()}")
+
+
+def probe_build(flavour: Flavour) -> Status:
+    """Report whether plans can be built here: TensorRT times its kernels on a device, TensorRT-RTX needs none."""
+    return _probe_package(flavour) if flavour.builds_without_gpu else probe(flavour)
+
+
+def _probe_package(flavour: Flavour) -> Status:
+    if not is_installed(flavour.module):
+        return Status(usable=False, reason=f"{flavour.module} is not installed", fix=_install(flavour))
+    return Status(usable=True, reason=f"{flavour.module} {installed_version(flavour)}")
+
+
+def _install(flavour: Flavour) -> str:
+    return f"pip install 'refusion-edge[{flavour.extra}]'"
 
 
 def installed_version(flavour: Flavour) -> str:

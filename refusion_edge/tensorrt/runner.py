@@ -9,6 +9,7 @@ import numpy as np
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array
+from refusion_edge.backends import Engine
 from refusion_edge.cuda.driver import Driver, HostBuffer
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
@@ -46,6 +47,16 @@ class PlanRunner:
 
     name: str
     flavour: ClassVar[Flavour]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """Run the plan of a bundle."""
+        return cls(
+            engine.data,
+            built_for=engine.compute_capabilities,
+            version_compatible=engine.version_compatible,
+            remedy=engine.remedy,
+        )
 
     def __init__(
         self,
