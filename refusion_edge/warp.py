@@ -101,18 +101,22 @@ class RigWarp:
         return self.ir.apply(ir), self.vis.apply(vis)
 
 
-def make_warp(rig: Rig, distance_m: float | None = None) -> RigWarp:
+def make_warp(rig: Rig, distance_m: float | None = None, *, correction: Matrix | None = None) -> RigWarp:
     """Compute the tables of a rig at a working distance.
 
     Args:
         rig: The rig.
         distance_m: Working distance in metres; None for the only or the farthest one of the rig.
+        correction: Point of the base view to the one that the rig's homography is asked for instead, (3, 3), as online
+            refinement finds it; none for the rig as it is.
 
     Raises:
         RigError: The rig was not aligned for this distance, or its homography puts the horizon of the moving source into
             the base view or no pixel of it there.
     """
     homography = rig.homography(distance_m)
+    if correction is not None:
+        homography = homography @ correction
     width, height = rig.view_size_wh
     _check_horizon(homography, width, height)
     identity = np.eye(3)
@@ -125,6 +129,11 @@ def make_warp(rig: Rig, distance_m: float | None = None) -> RigWarp:
         distance = distance_text(distance_m)
         raise RigError(f"expected views that overlap at the working distance ({distance}), got none in common; align again.")
     return RigWarp(warps["ir"], warps["vis"], mask)
+
+
+def make_view(name: SourceName, source: RigSource) -> SourceWarp:
+    """Compute how frames of one source become its own view: lens removed, then cropped."""
+    return _source_warp(name, source, np.eye(3), source.view_xywh[2:])
 
 
 def warp_points(homography: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
