@@ -22,7 +22,6 @@ from refusion_edge.calibration.scene import SceneAlignment, align_scene, require
 from refusion_edge.errors import AlignmentError
 from refusion_edge.rig import (
     SOURCE_NAMES,
-    Matrix,
     ParallaxModel,
     Rig,
     RigAlignment,
@@ -239,11 +238,6 @@ def summary(alignment: RigAlignment) -> str:
 def field_of_view_focal_px(width_px: int, degrees: float) -> float:
     """Focal length in pixels of a view from its horizontal field in degrees."""
     return width_px / 2 / math.tan(math.radians(degrees) / 2)
-
-
-def offset_of(homography: Matrix, size_wh: tuple[int, int]) -> float:
-    """RMS over a view of how far a homography moves it, in pixels."""
-    return apart_px(np.eye(3), homography, size_wh)
 
 
 def _json_distance(distance_m: float | None) -> float | str | None:

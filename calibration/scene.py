@@ -29,10 +29,8 @@ _BESIDE_PX = 6.0
 # Results closer than this are one place.
 _SAME_PLACE_PX = 8.0
 # A homography replaces the similarity where it moves the picture by more than this many of its own standard errors and by
-# more than this many pixels.
-_REFUTED, _REFUTED_PX = 4.0, 1.0
-# ... and where both halves of the picture give the same homography up to this.
-_CONFIRMED_PX = 1.0
+# more than this many pixels, and where both halves of the picture give the same homography up to this.
+_REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen on training pairs so that no wrong one passes, see benchmarks/alignment.py.
 _LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.1, 0.3, 0.9
 _MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 3.0, 4.0, 2.0
@@ -51,6 +49,7 @@ class Evidence:
         halves_px: Distance between the alignments of two interleaved halves of the picture.
         measures_px: Distance between the alignment by direction of edges and the one by their strength.
         starts_px: Largest distance of an alignment that was started some pixels beside this one.
+        model_px: Distance to what a homography would have given, where the scene did not confirm one; else 0.
     """
 
     correlation: float
@@ -60,11 +59,12 @@ class Evidence:
     halves_px: float
     measures_px: float
     starts_px: float
+    model_px: float
 
     @property
     def error_px(self) -> float:
         """The error that is stated: the standard error, half of each disagreement of two, and that of other starts."""
-        parts = (self.standard_error_px, self.halves_px / 2, self.measures_px / 2, self.starts_px)
+        parts = (self.standard_error_px, self.halves_px / 2, self.measures_px / 2, self.model_px / 2, self.starts_px)
         return math.sqrt(sum(part**2 for part in parts))
 
 
@@ -124,8 +124,8 @@ def align_scene(
             "or people, or use align points."
         )
     place = found[0]
-    coarser, homography, halves_px = _choose_model(small, small_target, place.homography, model)
-    refined = refine(small, small_target, homography, coarser, levels=_LAST)
+    choice = _choose_model(small, small_target, place.homography, model)
+    refined = refine(small, small_target, choice.homography, choice.model, levels=_LAST)
     if refined is None:
         raise AlignmentError("expected views that overlap, got too little in common; point both cameras at the same scene.")
     homography, last = refined
@@ -135,12 +135,13 @@ def align_scene(
         rival=found[1].correlation / place.correlation if len(found) > 1 else 0.0,
         overlap=last.overlap,
         standard_error_px=last.error_px * zoom,
-        halves_px=halves_px * zoom,
+        halves_px=choice.halves_px * zoom,
         measures_px=_measures_px(small, small_target, homography) * zoom,
-        starts_px=_starts_px(small, small_target, homography, coarser) * zoom,
+        starts_px=_starts_px(small, small_target, homography, choice.model) * zoom,
+        model_px=choice.model_px * zoom,
     )
     full = up_moving @ homography @ np.linalg.inv(up_base)
-    return SceneAlignment(full / full[2, 2], coarser, evidence, _doubts(evidence, zoom))
+    return SceneAlignment(full / full[2, 2], choice.model, evidence, _doubts(evidence, zoom))
 
 
 def require_evidence(alignment: SceneAlignment) -> None:
@@ -224,23 +225,31 @@ def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
     return sorted(places, key=lambda place: -place.correlation)
 
 
-def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model | None) -> tuple[Model, Matrix, float]:
-    """The asked-for model, or the simplest that the scene does not refute; with it the distance between two halves."""
-    simple: Model = "similarity"
-    if model == simple:
-        return simple, homography, _halves_px(base, moving, homography, simple)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """A motion model, the homography that it gave at half scale, and how far halves and a richer model are from it."""
+
+    model: Model
+    homography: Matrix
+    halves_px: float
+    model_px: float = 0.0
+
+
+def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model | None) -> _Choice:
+    """The asked-for model, or the simplest that the scene does not refute."""
+    if model == "similarity":
+        return _Choice(model, homography, _halves_px(base, moving, homography, model))
     richer: Model = "homography" if model is None else model
     better = refine(base, moving, homography, richer, levels=_LEVELS[1:])
     if better is None:
         raise AlignmentError(f"expected edges that determine a {richer}, got too few; use --model similarity or align points.")
     halves_px = _halves_px(base, moving, better[0], richer)
     if model is not None:
-        return richer, better[0], halves_px
+        return _Choice(richer, better[0], halves_px)
     moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _LEVELS[1][0]
-    refuted = moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX
-    if refuted:
-        return richer, better[0], halves_px
-    return simple, homography, _halves_px(base, moving, homography, simple)
+    if moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX:
+        return _Choice(richer, better[0], halves_px)
+    return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"), moved_px)
 
 
 def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> float:

@@ -160,7 +160,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         for name in SOURCE_NAMES:
-            _check_source(name, self.source(name))
+            check_source(name, self.source(name))
         _check_alignments(self.alignments)
         if self.time_offset_ms is not None and not math.isfinite(self.time_offset_ms):
             raise RigError(f"expected time_offset_ms as a finite number, got {self.time_offset_ms}; measure it again.")
@@ -250,7 +250,12 @@ def distance_text(distance_m: float | None) -> str:
     return "far away" if math.isinf(distance_m) else f"{distance_m:g} m"
 
 
-def _check_source(name: str, source: RigSource) -> None:
+def check_source(name: SourceName, source: RigSource) -> None:
+    """Make sure that the size, crop and lens of a source can be.
+
+    Raises:
+        RigError: One of them cannot.
+    """
     width, height = source.size_wh
     if not (_MIN_SIDE <= width <= _MAX_SIDE and _MIN_SIDE <= height <= _MAX_SIDE):
         raise RigError(f"expected {name}.size_wh with sides from {_MIN_SIDE} to {_MAX_SIDE}, got {width}x{height}; correct it.")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import RigError
-from refusion_edge.rig import Lens, Matrix, Rig, RigSource, SourceName, distance_text
+from refusion_edge.rig import Lens, Matrix, Rig, RigSource, SourceName, check_source, distance_text
 
 # Points this much outside the outermost pixel centres still count as seen: what rounding makes of the border.
 _BORDER_PX = 1e-3
@@ -132,7 +132,12 @@ def make_warp(rig: Rig, distance_m: float | None = None, *, correction: Matrix |
 
 
 def make_view(name: SourceName, source: RigSource) -> SourceWarp:
-    """Compute how frames of one source become its own view: lens removed, then cropped."""
+    """Compute how frames of one source become its own view: lens removed, then cropped.
+
+    Raises:
+        RigError: The size, crop or lens of the source cannot be.
+    """
+    check_source(name, source)
     return _source_warp(name, source, np.eye(3), source.view_xywh[2:])
 
 

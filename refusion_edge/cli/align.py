@@ -71,6 +71,9 @@ def _make(options: argparse.Namespace) -> int:
             f"expected a free name for the rig, got the file {options.output}; add --rig {options.output} to put this distance "
             "into it, or --overwrite."
         )
+    has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
+    if options.baseline is not None and options.fov is None and not has_lens:
+        raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
     if options.overlay:
         check_writable_suffix(options.overlay)
         if not options.ir:
@@ -148,7 +151,6 @@ def _finish(
     from dataclasses import replace
 
     from refusion_edge.calibration.alignment import field_of_view_focal_px
-    from refusion_edge.errors import UsageError
     from refusion_edge.rig import ParallaxModel, Rig
 
     if old is None:
@@ -159,8 +161,6 @@ def _finish(
     said: dict[str, Any] = {name: getattr(options, name) for name in ("polarity", "gain", "time_offset_ms")}
     if options.baseline is not None:
         lens = rig.source(rig.base).lens
-        if options.fov is None and lens is None:
-            raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
         focal = lens.focal_px[0] if lens else field_of_view_focal_px(rig.source(rig.base).size_wh[0], options.fov)
         said["parallax"] = ParallaxModel(focal, options.baseline)
     return replace(rig, **{name: value for name, value in said.items() if value is not None})
@@ -242,7 +242,7 @@ def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scen
 
     facts: dict[str, object] = {}
     for alignment in made:
-        facts[f"Alignment ({distance_text(alignment.distance_m)})"] = summary(alignment)
+        facts["Alignment" if len(made) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
     facts["Measured"] = made[-1].error_method
     if scene is not None:
         facts["Overlap"] = f"{100 * scene.evidence.overlap:.0f} % of the {rig.base} view"
