@@ -2,13 +2,15 @@
 
     RefusionError                             exit code
     ├── InputError(ValueError)                4   an image, folder or array that cannot be used
-    │   └── ShapeError                        4   sizes or dtypes that do not fit
+    │   ├── ShapeError                        4   sizes or dtypes that do not fit
+    │   └── RigError                          4   a rig file that is damaged or does not fit
     ├── CheckpointError                       4   a weights file that is damaged or not ours
     ├── BundleError                           4   manifest, hash, schema or target does not fit
     ├── OutputError(OSError)                  4   a result that cannot be written
     ├── BackendError                          3   the asked-for back end cannot run here
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
+    ├── AlignmentError                        1   two views whose alignment cannot be stated with evidence
     ├── TrainingError                         1   a training run that cannot go on
     ├── SourceLostError                       5   a camera that is absent, busy, forbidden or lost
     ├── StreamError                           1   a part of a running stream that does not answer
@@ -35,6 +37,10 @@ class InputError(RefusionError, ValueError):
 
 class ShapeError(InputError):
     """Sizes or dtypes that do not fit."""
+
+
+class RigError(InputError):
+    """A rig file that is damaged, or that does not fit the frames or the working distance."""
 
 
 class CheckpointError(RefusionError):
@@ -69,6 +75,12 @@ class MissingDependencyError(RefusionError, ImportError):
 
 class GateError(RefusionError):
     """A built engine differs from the fp32 reference by more than its precision allows."""
+
+    exit_code = 1
+
+
+class AlignmentError(RefusionError):
+    """Two views that cannot be aligned, or not well enough; the message holds the reason."""
 
     exit_code = 1
 
