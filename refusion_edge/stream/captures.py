@@ -46,7 +46,8 @@ _MOST_FAILED_READS = 3
 class CaptureSource:
     """A camera, a network stream or a video file. Implements ``Source``.
 
-    Options of cameras and files given as ``file://``: ``format`` (``auto``, ``y16``, ``split16``), ``width``, ``height``, ``rate``.
+    Options of cameras and of files given as ``file://``: ``format`` (``auto``, ``y16``, ``split16``), ``width``, ``height``,
+    ``rate``.
     """
 
     def __init__(self, uri: Uri, side: Side) -> None:
@@ -120,8 +121,8 @@ class CaptureSource:
             told = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
             if self._index == 0:
                 raise InputError(
-                    f"expected a video that can be decoded at {self.uri}, got no frame; its codec may be unsupported, convert it "
-                    "to H.264 or FFV1."
+                    f"expected a video that can be decoded at {self.uri}, got no frame; its codec may be unsupported, "
+                    "convert it to H.264 or FFV1."
                 )
             if 0 < self._index < told and self._failed_reads < _MOST_FAILED_READS:
                 self._failed_reads += 1
@@ -213,7 +214,8 @@ class CaptureSource:
     def _cannot_open(self) -> InputError | SourceLostError:
         if self.uri.scheme == "file":
             return InputError(
-                f"expected a video that can be decoded at {self.uri}, got another or a damaged file; convert it to H.264 or FFV1."
+                f"expected a video that can be decoded at {self.uri}, got another or a damaged file; convert it to H.264 or "
+                "FFV1."
             )
         return SourceLostError(
             f"expected to open {self.uri}, got no stream (busy, another format, or refused); close other programs that use it."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 
 Side = Literal["ir", "vis"]
 SIDES: tuple[Side, Side] = ("ir", "vis")
@@ -78,7 +78,7 @@ class FusedFrame:
 
     Attributes:
         image: (H, W) or (H, W, 3) BGR, uint8.
-        ir: Infrared as it was shown to the network, (H, W) uint8, or None.
+        ir: Infrared luma as it was given to the network, (H, W) float32, [0, 1], or None.
         vis: Visible picture on the same grid, (H, W) or (H, W, 3) BGR uint8, or None.
         number: Number of the pair.
         time_ns: When the newer of its frames was taken.
@@ -89,7 +89,7 @@ class FusedFrame:
     """
 
     image: Uint8Array
-    ir: Uint8Array | None
+    ir: Float32Array | None
     vis: Uint8Array | None
     number: int
     time_ns: int
