@@ -143,7 +143,8 @@ class Processor:
             levels: Uint8Array = image
             return levels
         white = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
-        return np.rint((image.astype(np.float32) * np.float32(255 / white)).clip(0, 255)).astype(np.uint8)
+        scaled: Uint8Array = np.rint((image.astype(np.float32) * np.float32(255 / white)).clip(0, 255)).astype(np.uint8)
+        return scaled
 
     def _to_one_size(self, ir: Float32Array | None, vis: Uint8Array | None) -> tuple[Float32Array | None, Uint8Array | None]:
         """Keep the size of the first pair for the whole run, whatever a camera changes to in the middle."""
@@ -191,7 +192,8 @@ def _marks(pair: Pair) -> tuple[str, ...]:
 def _write_marks(image: Uint8Array, marks: tuple[str, ...]) -> Uint8Array:
     """Write the marks into the lower left corner of a copy."""
     marked = image.copy()
-    scale = max(0.35, image.shape[1] / 1280)
+    widest_px = cv2.getTextSize(", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)[0][0]
+    scale = min(max(0.35, image.shape[1] / 1280), 0.95 * image.shape[1] / widest_px)
     at = (round(8 * scale) + 2, image.shape[0] - round(12 * scale) - 2)
     text, font, line = ", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, max(1, round(scale))
     shadow, ink = (_MARK_SHADOW, _MARK_COLOUR) if image.ndim == 3 else ((0,), (255,))

@@ -29,8 +29,7 @@ def main() -> int:
         gi = importlib.import_module("gi")
         gi.require_version("Gst", "1.0")
         gi.require_version("GstRtspServer", "1.0")
-        repository = importlib.import_module("gi.repository")
-        glib, gst, rtsp = repository.GLib, repository.Gst, repository.GstRtspServer
+        glib, gst, rtsp = (importlib.import_module(f"gi.repository.{name}") for name in ("GLib", "Gst", "GstRtspServer"))
     except (ImportError, ValueError) as error:
         print(f"needs {error}", flush=True)
         return _NEEDS_PACKAGES

@@ -3,7 +3,7 @@
 
 const PICTURES = { fused: ["fused"], side: ["ir", "vis", "fused"], blend: ["ir", "vis"], edges: ["ir", "vis"] };
 const CAPTIONS = { fused: "fused", side: "fused", blend: "infrared and visible, blended", edges: "visible, edges of infrared in orange" };
-const EDGE_THRESHOLD = 48;
+const EDGE_TIMES_MEAN = 3; // gradients above so many times their mean are edges, whatever the contrast
 const byId = (id) => document.getElementById(id);
 const scratch = document.createElement("canvas");
 let view = "fused";
@@ -81,13 +81,18 @@ function drawEdges(context, picture) {
   const pixels = source.getImageData(0, 0, width, height).data;
   const target = context.getImageData(0, 0, width, height);
   const level = (x, y) => pixels[4 * (y * width + x)];
+  const strength = new Float32Array(width * height);
+  let sum = 0;
   for (let y = 1; y < height - 1; y++) {
     for (let x = 1; x < width - 1; x++) {
       const dx = level(x + 1, y - 1) + 2 * level(x + 1, y) + level(x + 1, y + 1) - level(x - 1, y - 1) - 2 * level(x - 1, y) - level(x - 1, y + 1);
       const dy = level(x - 1, y + 1) + 2 * level(x, y + 1) + level(x + 1, y + 1) - level(x - 1, y - 1) - 2 * level(x, y - 1) - level(x + 1, y - 1);
-      if (Math.abs(dx) + Math.abs(dy) > EDGE_THRESHOLD * 4) target.data.set([255, 140, 0, 255], 4 * (y * width + x));
+      strength[y * width + x] = Math.hypot(dx, dy);
+      sum += strength[y * width + x];
     }
   }
+  const least = EDGE_TIMES_MEAN * sum / strength.length;
+  strength.forEach((value, at) => { if (value > least) target.data.set([255, 140, 0, 255], 4 * at); });
   context.putImageData(target, 0, 0);
 }
 
