@@ -119,7 +119,7 @@ def _add_picture(parser: argparse.ArgumentParser) -> None:
     add(
         "--gain",
         choices=("linear", "percentile", "plateau", "clahe"),
-        help="gain control of 16-bit infrared (default: what the rig says, else plateau)",
+        help="gain control of 16-bit infrared (default: what the rig says, else percentile)",
     )
     add(
         "--polarity",

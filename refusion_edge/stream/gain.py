@@ -17,11 +17,12 @@ from refusion_edge.stream.smoothing import SmoothedRange, follow_share
 _PERCENTILES = (0.1, 99.9)
 # As many pixels say where a percentile is within a thousandth of the range; more only cost time.
 _SAMPLED_PIXELS = 20_000
-_HISTOGRAM_BINS = 1024
-# No level may take more than this many times its even share: large flat areas keep their contrast to the rest.
-_PLATEAU = 4.0
-# Contrast that the steepest part of the table may add, against amplified noise in empty scenes.
-_CLAHE_CLIP, _CLAHE_TILES, _CLAHE_WHITE = 2.0, (8, 8), 65535
+_COUNTS = 1 << 16
+# No count may take more than this many times its even share: large flat areas leave contrast to the rest.
+_PLATEAU = 2.0
+# Contrast that the steepest part of the table may add, against amplified noise in empty scenes. In 8 bit: OpenCV's limit is a
+# share of the bins, and with 65536 of them none would ever be reached.
+_CLAHE_CLIP, _CLAHE_TILES, _CLAHE_WHITE = 2.0, (8, 8), 255
 # A smaller range is noise only: 8 counts are some 0.2 K of a common core.
 _LEAST_RANGE = {np.dtype(np.uint8): 8.0, np.dtype(np.uint16): 8.0, np.dtype(np.float32): 1e-6}
 _POLARITY_MARGIN, _POLARITY_SHARE = 0.15, 0.1
@@ -31,7 +32,7 @@ class ThermalGain:
     """Maps infrared pictures to luma. One instance, one camera; frames in order of time.
 
     Methods: ``linear``: darkest to brightest value. ``percentile``: from the 0.1 to the 99.9 percentile. ``plateau``:
-    histogram equalisation with a plateau. ``clahe``: ``percentile``, then equalisation by tiles with limited contrast.
+    histogram equalisation with a plateau. ``clahe``: ``percentile`` to 8 bit, then equalisation by tiles with limited contrast.
     Pictures of 8 bit have gone through a gain control in the camera and are left as they are.
 
     Args:
@@ -48,7 +49,9 @@ class ThermalGain:
         imagery", Optical Engineering 35(7), 1996. CLAHE: Zuiderveld, Graphics Gems IV, 1994, as in cv2.createCLAHE.
     """
 
-    def __init__(self, method: GainMethod = "plateau", *, polarity: Polarity = "white", time_constant_s: float = 1.0) -> None:
+    def __init__(
+        self, method: GainMethod = "percentile", *, polarity: Polarity = "white", time_constant_s: float = 1.0
+    ) -> None:
         if method not in GAIN_METHODS:
             raise UsageError(f"expected a gain control out of {', '.join(GAIN_METHODS)}, got '{method}'.")
         if polarity not in POLARITIES:
@@ -65,7 +68,7 @@ class ThermalGain:
         self._table: Float32Array | None = None
         self._tail: float | None = None
         self._inverted = False
-        self._layout: object = None
+        self._layout: tuple[tuple[int, ...], object] = ((), None)
         self._clahe = cv2.createCLAHE(_CLAHE_CLIP, _CLAHE_TILES)
 
     def update(self, picture: Array, time_ns: int) -> None:
@@ -101,7 +104,7 @@ class ThermalGain:
         """
         luma = self._map(_plane(picture))
         if self.method == "clahe" and picture.dtype != np.uint8:
-            scaled = np.rint(luma * np.float32(_CLAHE_WHITE)).astype(np.uint16)
+            scaled = np.rint(luma * np.float32(_CLAHE_WHITE)).astype(np.uint8)
             luma = self._clahe.apply(scaled).astype(np.float32) / np.float32(_CLAHE_WHITE)
         return np.float32(1) - luma if self._is_black_hot() else luma
 
@@ -119,42 +122,56 @@ class ThermalGain:
             low, high = (float(end) for end in np.percentile(sample, _PERCENTILES))
         lacking = max(0.0, _LEAST_RANGE[picture.dtype] - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
-        if self.method != "plateau":
-            return
-        counted, _ = np.histogram(sample, _HISTOGRAM_BINS, self._ends)
-        histogram = counted.astype(np.float32) / np.float32(max(1, counted.sum()))
+        if self.method == "plateau":
+            self._follow_histogram(sample, time_ns)
+
+    def _follow_histogram(self, sample: Array, time_ns: int) -> None:
+        """Smooth the histogram of counts; by itself it does not depend on the range, so that both can move."""
+        counts = sample.ravel() if sample.dtype == np.uint16 else self._to_counts(sample).ravel()
+        histogram = np.bincount(counts, minlength=_COUNTS).astype(np.float32) / np.float32(counts.size)
         if self._histogram is None or self._range.jumped:
             self._histogram = histogram
         else:
             share = np.float32(follow_share(time_ns - self._histogram_ns, self._time_constant_s))
-            self._histogram = self._histogram + share * (histogram - self._histogram)
+            self._histogram += share * (histogram - self._histogram)
         self._histogram_ns = time_ns
+
+    def _to_counts(self, plane: Array) -> Array:
+        """Float pictures in counts over the range of now."""
+        low, high = self._ends
+        scaled = (plane - np.float32(low)) * np.float32((_COUNTS - 1) / (high - low))
+        counts: Array = np.rint(scaled).clip(0, _COUNTS - 1).astype(np.uint16)
+        return counts
 
     def _map(self, plane: Array) -> Float32Array:
         if plane.dtype == np.uint8:
             return plane * np.float32(1 / 255)
-        if plane.dtype == np.uint16:
+        if self.method == "plateau" or plane.dtype == np.uint16:
             # One pass over a table is several times faster than arithmetic on the picture.
             if self._table is None:
-                self._table = self._make_table()
-            return self._table[plane]
-        return self._curve(plane)
+                self._table = self._plateau_table() if self.method == "plateau" else self._linear_table()
+            return self._table[plane if plane.dtype == np.uint16 else self._to_counts(plane)]
+        low, high = self._ends
+        scaled: Float32Array = ((plane - np.float32(low)) * np.float32(1 / (high - low))).clip(0, 1)
+        return scaled
 
-    def _make_table(self) -> Float32Array:
-        low, high = (int(min(65535.0, max(0.0, end))) for end in self._ends)
-        table = np.zeros(1 << 16, np.float32)
-        table[low : high + 1] = self._curve(np.arange(low, high + 1, dtype=np.float32))
-        table[high + 1 :] = 1.0
+    def _linear_table(self) -> Float32Array:
+        low, high = self._ends
+        first, last = (int(min(_COUNTS - 1.0, max(0.0, end))) for end in self._ends)
+        table = np.zeros(_COUNTS, np.float32)
+        ramp = (np.arange(first, last + 1, dtype=np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+        table[first : last + 1] = ramp.clip(0, 1)
+        table[last + 1 :] = 1.0
         return table
 
-    def _curve(self, values: Float32Array) -> Float32Array:
-        low, high = self._ends
-        if self.method != "plateau" or self._histogram is None:
-            scaled: Float32Array = ((values - np.float32(low)) * np.float32(1 / (high - low))).clip(0, 1)
-            return scaled
-        limited = np.minimum(self._histogram, _PLATEAU / _HISTOGRAM_BINS)
-        heights = np.concatenate(([0.0], np.cumsum(limited))) / max(float(limited.sum()), 1e-12)
-        return np.interp(values, np.linspace(low, high, _HISTOGRAM_BINS + 1), heights).astype(np.float32)
+    def _plateau_table(self) -> Float32Array:
+        assert self._histogram is not None
+        occupied = max(1.0, self._ends[1] - self._ends[0]) if self._layout[1] != np.float32 else float(_COUNTS)
+        limited = np.minimum(self._histogram, np.float32(_PLATEAU / occupied))
+        # The middle of each step, so that black and white are equally far away.
+        heights = np.cumsum(limited, dtype=np.float64)
+        table: Float32Array = ((heights - limited / 2) / max(heights[-1], 1e-12)).clip(0, 1).astype(np.float32)
+        return table
 
     def _is_black_hot(self) -> bool:
         return self._inverted if self.polarity == "auto" else self.polarity == "black"

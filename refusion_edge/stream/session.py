@@ -245,7 +245,7 @@ class StreamSession:
     def _picture(self, rig: Rig | None) -> tuple[ThermalGain, OutputStretch, Geometry]:
         settings = self.settings
         gain = ThermalGain(
-            settings.gain or (rig.gain if rig else "plateau"),
+            settings.gain or (rig.gain if rig else "percentile"),
             polarity=settings.polarity or (rig.polarity if rig else "white"),
             time_constant_s=settings.smooth_s,
         )

@@ -6,6 +6,9 @@ import math
 
 from refusion_edge.stream.frames import SECOND
 
+# A range grows with the time constant and shrinks so many times more slowly: something hot that comes and goes then finds
+# the range that it needs, instead of pulling it to and fro.
+_RELEASE = 10.0
 # Ranges that share less than this part of the smaller one belong to another scene (a lens cap, a correction of the sensor).
 _LEAST_OVERLAP = 0.1
 
@@ -14,7 +17,8 @@ class SmoothedRange:
     """A range (low, high) that approaches what is measured with a time constant.
 
     Args:
-        time_constant_s: After this time 63 % of a change is followed; 0 takes every measurement as it is.
+        time_constant_s: After this time 63 % of a widening is followed, after ten times as much 63 % of a narrowing; 0 takes
+            every measurement as it is.
 
     Attributes:
         jumped: Whether the last measurement was taken as it is, as the first one of a scene.
@@ -34,14 +38,18 @@ class SmoothedRange:
             high: Measured upper end, not below ``low``.
             time_ns: When the picture was taken; steps back count as no time.
         """
-        share = follow_share(time_ns - self._time_ns, self._time_constant_s)
-        self._time_ns = time_ns
-        self.jumped = self._range is None or share >= 1 or _is_another_scene(self._range, (low, high))
+        elapsed_ns, self._time_ns = time_ns - self._time_ns, time_ns
+        self.jumped = self._range is None or self._time_constant_s <= 0 or _is_another_scene(self._range, (low, high))
         if self._range is None or self.jumped:
             self._range = (low, high)
-        else:
-            before_low, before_high = self._range
-            self._range = (before_low + share * (low - before_low), before_high + share * (high - before_high))
+            return self._range
+        widening = follow_share(elapsed_ns, self._time_constant_s)
+        narrowing = follow_share(elapsed_ns, self._time_constant_s * _RELEASE)
+        before_low, before_high = self._range
+        self._range = (
+            before_low + (widening if low < before_low else narrowing) * (low - before_low),
+            before_high + (widening if high > before_high else narrowing) * (high - before_high),
+        )
         return self._range
 
     def reset(self) -> None:

@@ -112,22 +112,19 @@ class SyntheticSource:
 
     absolute = True
 
-    def __init__(self, uri: Uri, side: Side, *, start_ns: int | None = None) -> None:
+    def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
         if uri.target not in ("", side):
             raise UsageError(f"expected test://{side} for the source {side}, got {uri}; name the camera it stands for.")
         self.scene = read_scene(uri)
         self.live = bool(self.scene.live)
-        self._start_ns = start_ns
+        self._start_ns = _start_of_pair_ns() if self.live else 0
         self._painter = Painter(self.scene, side)
         self._index = 0
         self._opened = False
         self._jitter = np.random.default_rng(self.scene.seed + 1)
 
     def __enter__(self) -> Self:
-        if self._start_ns is None:
-            # Both cameras of a process and their restarts share one clock; without it, skews would mean nothing.
-            self._start_ns = _process_start_ns() if self.live else 0
         if self.live:
             now_ns = time.monotonic_ns() - self._start_ns
             if self._is_lost(now_ns):
@@ -162,7 +159,6 @@ class SyntheticSource:
             taken_ns = round(index * SECOND / scene.rate + scene.skew_ms * MS)
             if not _within(taken_ns, scene.drop_every_ms, scene.drop_ms):
                 break
-        assert self._start_ns is not None
         if self.live:
             late_ms = scene.delay_ms + abs(float(self._jitter.normal(0.0, scene.jitter_ms)) if scene.jitter_ms else 0.0)
             wait_ns = self._start_ns + taken_ns + round(late_ms * MS) - time.monotonic_ns()
@@ -272,10 +268,13 @@ def _shown_ns(taken_ns: int, scene: Scene) -> int:
     return taken_ns - taken_ns % round(scene.freeze_every_ms * MS)
 
 
-_STARTED: list[int] = []
+# Start of the last pair: cameras that are made at one time look at one scene, and their restarts go on with it.
+_LAST_START_NS: list[int] = []
+_ONE_PAIR_NS = SECOND // 2
 
 
-def _process_start_ns() -> int:
-    if not _STARTED:
-        _STARTED.append(time.monotonic_ns())
-    return _STARTED[0]
+def _start_of_pair_ns() -> int:
+    now_ns = time.monotonic_ns()
+    if not _LAST_START_NS or now_ns - _LAST_START_NS[0] > _ONE_PAIR_NS:
+        _LAST_START_NS[:] = [now_ns]
+    return _LAST_START_NS[0]

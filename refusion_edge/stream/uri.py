@@ -137,7 +137,7 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     rest = text[len(scheme) + 3 :]
     target, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    return Uri(scheme, unquote(target) if scheme == "file" else target, options, text)
+    return Uri(scheme, unquote(target) if scheme == "file" and frame_pattern(target) is None else target, options, text)
 
 
 def host_and_port(uri: Uri, default_host: str, default_port: int) -> tuple[str, int]:
