@@ -6,10 +6,13 @@ OpenCV decodes with FFmpeg (files, RTSP, HTTP), V4L2 (cameras on USB) and, where
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -36,6 +39,7 @@ from refusion_edge.stream.uri import Uri, number_option, read_options, redact
 
 _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 5000, 3000
 _RTSP_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay|max_delay;200000"
+_FFMPEG_OPTIONS, _FFMPEG_OPTIONS_LOCK = "OPENCV_FFMPEG_CAPTURE_OPTIONS", threading.Lock()
 _OPTIONS = ("format", "width", "height", "rate")
 # Pixel formats of FFmpeg that hold one plane of 8 or 16 bits (FOURCC as OpenCV reports it); converted, they would lose depth.
 _GREY_FOURCC = {0x10003159, 0x08003159, 0x59455247, 0x20363159}
@@ -170,12 +174,13 @@ class CaptureSource:
                 )
             return cv2.VideoCapture(self._pipeline(), cv2.CAP_GSTREAMER)
         if scheme != "file":
-            os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = _RTSP_OPTIONS if scheme.startswith("rtsp") else ""
             timeouts = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS,
             ]  # fmt: skip
-            return self._unconverted(self.uri.text, timeouts)
-        return self._unconverted(self.uri.target, [])
+            with _ffmpeg_options(_RTSP_OPTIONS if scheme.startswith("rtsp") else ""):
+                return self._unconverted(self.uri.text, timeouts)
+        with _ffmpeg_options(""):
+            return self._unconverted(self.uri.target, [])
 
     def _unconverted(self, address: str, options: list[int]) -> Any:
         """Open with FFmpeg; grey streams a second time without the conversion to colour, which would cost their low bits."""
@@ -234,6 +239,21 @@ def has_gstreamer() -> bool:
 def silence_opencv() -> None:
     """Keep OpenCV's own account of what it cannot open off the terminal; ours is one sentence and hides passwords."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+@contextlib.contextmanager
+def _ffmpeg_options(options: str) -> Iterator[None]:
+    """Give FFmpeg options for what is opened meanwhile. OpenCV takes them from the environment of the process only."""
+    with _FFMPEG_OPTIONS_LOCK:
+        before = os.environ.get(_FFMPEG_OPTIONS)
+        os.environ[_FFMPEG_OPTIONS] = options
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_FFMPEG_OPTIONS]
+            else:
+                os.environ[_FFMPEG_OPTIONS] = before
 
 
 def _pixel_format(uri: Uri) -> PixelFormat:

@@ -63,20 +63,9 @@ class RtspSink:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        process = self._process
-        if process is None:
-            return
-        self._process = None
-        with contextlib.suppress(OSError):
-            if process.stdin is not None:
-                process.stdin.close()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``; the first picture starts the server, as it needs its size."""
@@ -93,7 +82,8 @@ class RtspSink:
             self._process.stdin.write(np.ascontiguousarray(even).data)
             self._process.stdin.flush()
         except OSError as error:
-            code = self._process.wait(_STOP_S)
+            code = _end(self._process)
+            self._process = None
             raise OutputError(
                 f"expected the server of {self.name} to run, got an end with code {code}; start it again."
             ) from error
@@ -121,13 +111,27 @@ class RtspSink:
         if answer == "ready":
             self._announce(f"RTSP stream: rtsp://{self._host}:{self._port}{self._path}")
             return process
-        process.kill()
-        code = process.wait()
+        code = _end(process)
         if code == _PORT_IN_USE:
             raise OutputError(f"expected port {self._port} to be free for {self.name}, got one in use; choose another.")
         if code == _NEEDS_PACKAGES or "needs" in answer:
             raise MissingDependencyError(f"{self.name} needs GStreamer's RTSP server ({answer}); run: apt install {_PACKAGES}.")
         raise OutputError(f"expected the server of {self.name} to start within {_START_S:g} s, got '{answer}'; try again.")
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Let a server end, as it does with its input, and give its exit code; one that does not is killed."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        code = process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait()
+    process.stdout.close()
+    return code
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> str:

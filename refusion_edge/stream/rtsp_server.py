@@ -84,9 +84,8 @@ def _protect(rtsp: Any, server: Any, factory: Any, user: str, password: str) -> 
     authentication = rtsp.RTSPAuth()
     token = rtsp.RTSPToken()
     token.set_string("media.factory.role", "viewer")
-    authentication.add_basic(rtsp.RTSPAuth.make_basic(user, password), token)
     authentication.add_digest(user, password, token)
-    authentication.set_supported_methods(3)  # basic and digest
+    authentication.set_supported_methods(importlib.import_module("gi.repository.GstRtsp").RTSPAuthMethod.DIGEST)
     server.set_auth(authentication)
     permissions = rtsp.RTSPPermissions()
     permissions.add_permission_for_role("viewer", "media.factory.access", True)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from refusion_edge.errors import InputError, RefusionError, ShapeError, SourceLostError, StreamError
+from refusion_edge.errors import InputError, RefusionError, RigError, ShapeError, SourceLostError, StreamError
 from refusion_edge.stream.channel import Channel
 from refusion_edge.stream.frames import SIDES, Frame, FusedFrame, Pair, Side
 from refusion_edge.stream.freeze import FreezeWatch
@@ -124,14 +124,14 @@ class StreamRun:
             RefusionError: A source, an output or the engine failed; everything was closed before.
         """
         with contextlib.ExitStack() as stack:
-            for sink in self._sinks:
-                stack.enter_context(sink)
-            if self._recorder is not None:
-                stack.enter_context(self._recorder)
             for source in self._sources.values():
                 # Its own thread leaves it and may open it again; leaving twice does no harm.
                 stack.callback(source.__exit__, None, None, None)
                 source.__enter__()
+            for sink in self._sinks:
+                stack.enter_context(sink)
+            if self._recorder is not None:
+                stack.enter_context(self._recorder)
             threads = [self._thread(name, work) for name, work in self._work()]
             try:
                 for thread in threads:
@@ -361,12 +361,10 @@ class StreamRun:
             self._statistics.took("queue", time.monotonic_ns() - handed_on_ns)
             try:
                 fused = self._processor.process(pair)
-            except ShapeError as error:
-                if self._pictures == 0:
-                    raise
-                self._skip(error)
-                continue
             except InputError as error:
+                # Cameras that never fitted are a mistake of the user; one that changes in the middle is a fault to live with.
+                if self._pictures == 0 and isinstance(error, ShapeError | RigError):
+                    raise
                 self._skip(error)
                 continue
             self._statistics.shown(fused)

@@ -179,7 +179,7 @@ class StreamSession:
         pairing = _pairing(settings, rig, sources)
         matcher = pairing.matcher()
         gain, stretch, geometry = self._picture(rig)
-        uris = [parse_output(text) for text in settings.outputs or (self._default_output(announce),)]
+        uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
         recorder = None
         if settings.record is not None:
             shown = {"pairing": asdict(pairing), "sources": settings.shown()}
@@ -258,11 +258,8 @@ class StreamSession:
 
         return gain, stretch, Geometry(make_warp(rig, settings.distance))
 
-    def _default_output(self, announce: Callable[[str], object]) -> str:
-        if has_display() and not self.settings.headless:
-            return "display://0"
-        announce(f"no display or --headless: showing the stream at {_DEFAULT_VIEW}")
-        return _DEFAULT_VIEW
+    def _default_output(self) -> str:
+        return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
     def _sink(
         self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, live: bool, rate_hz: float | None

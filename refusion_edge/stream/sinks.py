@@ -11,9 +11,6 @@ from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Protocol, Self
 
-# Read when the first video is opened: a file that is cut off, by a crash or a full disk, stays playable up to there.
-os.environ.setdefault("OPENCV_FFMPEG_WRITER_OPTIONS", "movflags;frag_keyframe+empty_moov+default_base_moof")
-
 import cv2
 import numpy as np
 
@@ -113,7 +110,8 @@ class VideoSink:
     """Writes a video file at a constant rate. Implements ``Sink``.
 
     Live pictures are repeated or left out so that the video runs at the speed of the scene; of files every picture is written
-    once. The suffix chooses the codec: MPEG-4 in .mp4 and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm.
+    once. The suffix chooses the codec: MPEG-4 in .mp4 and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm. A
+    power cut leaves .mkv playable; .mp4 and .mov get their index at the end.
 
     Args:
         uri: The file.

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from importlib import resources
 from typing import Any, Self
 
@@ -89,7 +89,7 @@ class ViewSink:
         self._announce = announce
         self._statistics, self._gain = statistics, gain
         self._web = require("aiohttp.web", "stream", "the browser view")
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ready, self._stopped = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -99,6 +99,7 @@ class ViewSink:
         self._news = asyncio.Condition()
         self._number = 0
         self._ending = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._figures: dict[str, Any] = {}
         self._figures_s = 0.0
         self.address = (self._host, self._port)
@@ -106,7 +107,8 @@ class ViewSink:
     def __enter__(self) -> Self:
         listening = self._bind()
         self.address = listening.getsockname()[:2]
-        self._thread = threading.Thread(target=self._serve, args=(listening,), name="view", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, args=(self._loop, listening), name="view", daemon=True)
         self._thread.start()
         if not self._ready.wait(_START_S) or self._failure is not None:
             raise StreamError(f"expected the browser view to start within {_START_S:g} s, got '{self._failure}'; try again.")
@@ -116,8 +118,9 @@ class ViewSink:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._stop)
+        if self._thread is not None and self._loop is not None:
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._spawn, self._stop())
             self._thread.join(_STOP_S)
 
     def write(self, frame: FusedFrame) -> None:
@@ -136,7 +139,8 @@ class ViewSink:
             "polarity": self._gain.polarity,
             "figures": self._current_figures(),
         }
-        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._publish(header, parts)))
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._spawn, self._publish(header, parts))
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -161,15 +165,15 @@ class ViewSink:
 
     # In the thread of the server
 
-    def _serve(self, listening: socket.socket) -> None:
-        asyncio.set_event_loop(self._loop)
+    def _serve(self, loop: asyncio.AbstractEventLoop, listening: socket.socket) -> None:
+        asyncio.set_event_loop(loop)
         try:
-            self._loop.run_until_complete(self._run(listening))
+            loop.run_until_complete(self._run(listening))
         except Exception as error:
             self._failure = error
             self._ready.set()
         finally:
-            self._loop.close()
+            loop.close()
 
     async def _run(self, listening: socket.socket) -> None:
         web = self._web
@@ -192,9 +196,15 @@ class ViewSink:
             await self._news.wait_for(lambda: self._ending)
         await runner.cleanup()
 
-    def _stop(self) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        # A task that nobody refers to may be collected before it ran.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self) -> None:
         self._ending = True
-        self._loop.create_task(self._wake())
+        await self._wake()
 
     async def _wake(self) -> None:
         async with self._news:
