@@ -8,6 +8,7 @@ other programs may be running; wall time is printed beside it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from typing import Self
@@ -128,7 +129,7 @@ def _flicker(gain: ThermalGain, stretch: OutputStretch) -> float:
         # The infrared camera on a fixed scale that shows its background at full contrast.
         fixed = ((ir.astype(np.float64) - 20_950) * (255 / 700)).clip(0, 255)
         planes.append((fixed, vis[..., 1].astype(np.float64), shown.astype(np.float64)))
-    return float(np.mean([flicker(before, after) for before, after in zip(planes, planes[1:], strict=False)]))
+    return float(np.mean([flicker(before, after) for before, after in itertools.pairwise(planes)]))
 
 
 class _Mean(Free):

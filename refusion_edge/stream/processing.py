@@ -108,7 +108,8 @@ class Processor:
 
     def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
         ycrcb = cv2.cvtColor(vis, cv2.COLOR_BGR2YCrCb) if vis.ndim == 3 else None
-        luma: Float32Array = (vis if ycrcb is None else ycrcb[..., 0]) * np.float32(1 / 255)
+        grey = vis if ycrcb is None else cv2.extractChannel(ycrcb, 0)
+        luma: Float32Array = grey * np.float32(1 / 255)
         prepared_ns = time.perf_counter_ns()
         fused = self._backend.fuse(ir[None, None], luma[None, None])[0, 0]
         inferred_ns = time.perf_counter_ns()
@@ -119,12 +120,11 @@ class Processor:
                 "with 'refusion-edge inspect', or the bundle with 'refusion-edge verify'."
             )
         image = self._stretch.apply(fused, time_ns)
-        warp = self._geometry.warp
-        if warp is not None and not warp.mask.all():
+        if self._geometry.warp is not None:
             # Where the other camera sees nothing, there is nothing to fuse.
-            np.copyto(image, _levels(luma), where=~warp.mask)
+            np.copyto(image, grey, where=~self._geometry.warp.mask)
         if ycrcb is not None and self._colour:
-            ycrcb[..., 0] = image
+            cv2.insertChannel(image, ycrcb, 0)
             image = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2BGR).astype(np.uint8, copy=False)
         self._took("preprocess", prepared_ns - started_ns)
         self._took("infer", inferred_ns - prepared_ns)
@@ -134,7 +134,9 @@ class Processor:
     def _infrared(self, frame: Frame) -> Float32Array:
         self.gain.update(frame.image, frame.time_ns)
         warp = self._geometry.warp
-        return self.gain.apply(frame.image if warp is None else warp.ir.apply(frame.image))
+        # Luma in float32 is warped faster than counts are.
+        luma = self.gain.apply(frame.image)
+        return luma if warp is None else warp.ir.apply(luma).astype(np.float32, copy=False)
 
     def _visible(self, frame: Frame) -> Uint8Array:
         warp = self._geometry.warp
