@@ -16,7 +16,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from refusion_edge.stream.pairing import Outcome
 from refusion_edge.stream.processing import Processor
 from refusion_edge.stream.recording import PairFate, Recorder, Recording
 from refusion_edge.stream.sinks import Sink
-from refusion_edge.stream.sources import CorruptFrameError, Grab, Source
+from refusion_edge.stream.sources import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 
 _INBOX, _LIVE_PAIRS, _FILE_PAIRS, _RECORDED = 64, 1, 4, 128
@@ -42,6 +42,8 @@ _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 # Every so many visible frames in pairs, two in a row are compared to measure motion.
 _MOTION_EVERY = 10
 _DTYPES = (np.uint8, np.uint16, np.float32)
+# A live camera whose time stamps did not advance for so many frames in a row has none.
+_MOST_STANDING = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ class StreamRun:
 
     def _read(self, source: Source) -> None:
         side, freeze, expected = source.side, FreezeWatch(), -1 if source.live else 0
+        stamps = _Stamps()
         camera = self._statistics.cameras[side]
         try:
             while not self.stop.is_set():
@@ -225,13 +228,15 @@ class StreamRun:
                     if not source.live:
                         raise
                     self._come_back(source, error)
-                    freeze, expected = FreezeWatch(), -1
+                    freeze, stamps, expected = FreezeWatch(), _Stamps(), -1
                     continue
                 if grab is None:
                     break
                 missing = max(0, grab.index - expected) if expected >= 0 else 0
                 expected = grab.index + 1
-                self._deliver(source, grab, freeze, missing)
+                self._deliver(source, stamps.check(grab) if source.live else grab, freeze, missing)
+                if stamps.replaced:
+                    camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps stand still"
         finally:
             camera.state = "ended" if camera.state == "running" else camera.state
             source.__exit__(None, None, None)
@@ -409,6 +414,24 @@ class StreamRun:
         assert self._recorder is not None
         while (item := self._recorded.get()) is not None:
             self._recorder.write(item)
+
+
+class _Stamps:
+    """Time stamps of a live camera, as long as they advance; the host's at arrival otherwise."""
+
+    def __init__(self) -> None:
+        self.replaced = False
+        self._latest_ns: int | None = None
+        self._standing = 0
+
+    def check(self, grab: Grab) -> Grab:
+        """Give the frame with a time that advances; single steps back are left for pairing to refuse."""
+        if not self.replaced:
+            stands = self._latest_ns is not None and grab.time_ns <= self._latest_ns
+            self._standing = self._standing + 1 if stands else 0
+            self._latest_ns = grab.time_ns if self._latest_ns is None else max(self._latest_ns, grab.time_ns)
+            self.replaced = self._standing >= _MOST_STANDING
+        return replace(grab, time_ns=time.monotonic_ns()) if self.replaced else grab
 
 
 def describe(run_settings: dict[str, Any], statistics: Statistics, output_sha256: str | None) -> dict[str, Any]:
