@@ -1,7 +1,8 @@
 """Time everything of a stream but the network, for one 640x480 pair on one core; and flicker against the per-frame stretch.
 
 Run as ``python -m benchmarks.stream_cost`` from the repository's root. Frames are made before; what is timed is what runs for
-each pair: pairing, freeze watch, motion, gain, warp of a rig, colour, output range, and a null output. Processor time, as
+each pair: pairing, freeze watch, motion, gain, warp of a rig, colour, output range, and a null output. The mean stands for
+the network. Processor time, as
 other programs may be running; wall time is printed beside it.
 """
 
@@ -11,7 +12,6 @@ import argparse
 import itertools
 import os
 import time
-from typing import Self
 
 # One core: these have to be set before the libraries are loaded.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -19,7 +19,8 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import cv2
 import numpy as np
 
-from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from benchmarks.mean_engine import MeanEngine
+from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.metrics.temporal import flicker
 from refusion_edge.rig import GAIN_METHODS, Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
@@ -36,22 +37,6 @@ from refusion_edge.warp import make_warp
 LIMIT_MS = 4.0
 WIDTH, HEIGHT = 640, 480
 _MOTION_EVERY = 10
-
-
-class Free:
-    """A network that costs nothing: gives the visible plane back."""
-
-    name = "free"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Give ``b``."""
-        return b
 
 
 def main() -> int:
@@ -84,7 +69,7 @@ def main() -> int:
 
 def _cost(gain: ThermalGain, pairs: int, *, rigged: bool) -> tuple[list[float], list[float]]:
     frames = _frames()
-    processor = Processor(Free(), gain=gain, geometry=Geometry(make_warp(_rig()) if rigged else None))
+    processor = Processor(MeanEngine(), gain=gain, geometry=Geometry(make_warp(_rig()) if rigged else None))
     matcher, freeze, motion = Matcher(Pairer(), Limits()), FreezeWatch(), MotionMeter()
     cpu_ms, wall_ms = [], []
     for number in range(pairs + 10):
@@ -119,7 +104,7 @@ def _rig() -> Rig:
 def _flicker(gain: ThermalGain, stretch: OutputStretch) -> float:
     scene = Scene(width=96, height=72, noise=3, walker=60, seed=3)
     painters = Painter(scene, "ir"), Painter(scene, "vis")
-    processor = Processor(_Mean(), gain=gain, stretch=stretch, colour=False, marks=False)
+    processor = Processor(MeanEngine(), gain=gain, stretch=stretch, colour=False, marks=False)
     planes: list[tuple[Array, Array, Array]] = []
     for number in range(120):
         time_ns = number * 40 * MS
@@ -130,11 +115,6 @@ def _flicker(gain: ThermalGain, stretch: OutputStretch) -> float:
         fixed = ((ir.astype(np.float64) - 20_950) * (255 / 700)).clip(0, 255)
         planes.append((fixed, vis[..., 1].astype(np.float64), shown.astype(np.float64)))
     return float(np.mean([flicker(before, after) for before, after in itertools.pairwise(planes)]))
-
-
-class _Mean(Free):
-    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        return (a + b) * np.float32(0.5)
 
 
 if __name__ == "__main__":

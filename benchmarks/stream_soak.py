@@ -12,11 +12,11 @@ import asyncio
 import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from refusion_edge.arrays import Float32Array
+from benchmarks.mean_engine import MeanEngine
 from refusion_edge.fuser import Fuser
 from refusion_edge.stream.session import StreamSession, StreamSettings
 from refusion_edge.tasks import find_task
@@ -27,22 +27,6 @@ _SIZE = "width=160&height=120"
 _FAULTS_IR = "freeze_every_ms=5000&freeze_ms=600&lose_every_ms=17000&lose_ms=2500&corrupt_every=151&resize_every=400"
 _FAULTS_VIS = "drop_every_ms=4000&drop_ms=150&jitter_ms=8&lose_every_ms=29000&lose_ms=2000&corrupt_every=211&pan=20"
 _VIEW = "view://127.0.0.1:{port}"
-
-
-class FastEngine:
-    """Fuses by the mean: what is looked at here is everything around the network."""
-
-    name = "mean"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Give the mean."""
-        return (a + b) * np.float32(0.5)
 
 
 def main() -> int:
@@ -108,7 +92,7 @@ def _soak(seconds: float, port: int) -> bool:
 
 def _run(ir: str, vis: str, outputs: tuple[str, ...], seconds: float) -> dict[str, Any]:
     settings = StreamSettings(ir=ir, vis=vis, outputs=outputs, duration_s=seconds)
-    session = StreamSession(settings, fuser=Fuser(FastEngine(), find_task("ir_vis")))
+    session = StreamSession(settings, fuser=Fuser(MeanEngine(), find_task("ir_vis")))
     session.run()
     report = session.report()
     assert report is not None

@@ -223,7 +223,7 @@ def test_nobody_watching_costs_nothing(served: Served) -> None:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
-    "--disable-component-update", "--disable-sync", "--window-size=1000,700", "--virtual-time-budget=4000",
+    "--disable-component-update", "--disable-sync", "--window-size=1000,700",
 )  # fmt: skip
 
 
@@ -235,14 +235,21 @@ def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None
     def colours(view: str) -> Array:
         shot = tmp_path / f"{view}.png"
         address = f"http://127.0.0.1:{live.port}/#{view}"
-        subprocess.run([*browser, f"--screenshot={shot}", address], check=True, capture_output=True, timeout=90)
-        return read_image(shot)[..., :3].reshape(-1, 3).astype(int)
+        pixels = np.zeros((1, 3), int)
+        # Virtual time does not wait for the network of a busy machine: look again later.
+        for budget_ms in (4_000, 20_000, 60_000):
+            words = [*browser, f"--virtual-time-budget={budget_ms}", f"--screenshot={shot}", address]
+            subprocess.run(words, check=True, capture_output=True, timeout=90)
+            pixels = read_image(shot)[..., :3].reshape(-1, 3).astype(int)
+            if share(pixels, fused) > 0.03:
+                break
+        return pixels
 
     def share(pixels: Array, colour: tuple[int, int, int]) -> float:
         return float((np.abs(pixels - colour).max(axis=1) < 12).mean())
 
-    alone, side = colours("fused"), colours("side")
     fused = (255, 128, 0)  # as served, in RGB
+    alone, side = colours("fused"), colours("side")
     assert share(alone, fused) > 0.2
     assert 0.03 < share(side, fused) < 0.6 * share(alone, fused)
     # The infrared ramp has every grey.
