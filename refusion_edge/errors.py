@@ -12,6 +12,8 @@
     ├── GateError                             1   a built engine differs too much from the reference
     ├── AlignmentError                        1   two views whose alignment cannot be stated with evidence
     ├── TrainingError                         1   a training run that cannot go on
+    ├── SourceLostError                       5   a camera that is absent, busy, forbidden or lost
+    ├── StreamError                           1   a part of a running stream that does not answer
     └── UsageError                            2   options that contradict each other
 
 Every message is one sentence: what was expected, what came, what to do. Anything that is not in this tree is a bug
@@ -85,6 +87,18 @@ class AlignmentError(RefusionError):
 
 class TrainingError(RefusionError):
     """A training run that cannot go on: its loss is not a number any more."""
+
+    exit_code = 1
+
+
+class SourceLostError(RefusionError):
+    """A camera that cannot be opened, or that was lost and did not come back."""
+
+    exit_code = 5
+
+
+class StreamError(RefusionError):
+    """A part of a running stream that failed or does not answer any more."""
 
     exit_code = 1
 
