@@ -9,6 +9,7 @@
     ├── BackendError                          3   the asked-for back end cannot run here
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
+    ├── MeasurementError                      1   a machine or a clock that nothing can be measured with
     ├── TrainingError                         1   a training run that cannot go on
     └── UsageError                            2   options that contradict each other
 
@@ -67,6 +68,12 @@ class MissingDependencyError(RefusionError, ImportError):
 
 class GateError(RefusionError):
     """A built engine differs from the fp32 reference by more than its precision allows."""
+
+    exit_code = 1
+
+
+class MeasurementError(RefusionError):
+    """A machine that is too loaded, or a clock that is too unsteady, for a number that can be trusted."""
 
     exit_code = 1
 

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from refusion_edge import __version__
 from refusion_edge.errors import RefusionError
 
-VERBS = ("demo", "fuse", "eval", "train", "export", "build", "verify", "inspect", "doctor")
+VERBS = ("demo", "fuse", "eval", "train", "export", "build", "verify", "bench", "inspect", "doctor")
 
 EXIT_CODES = """\
 exit codes:
