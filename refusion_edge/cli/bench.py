@@ -134,6 +134,8 @@ def _check(options: argparse.Namespace) -> None:
             "expected --compare without --lines, --against, --precisions and --csv, got both; build both engines first, and "
             "write --json."
         )
+    if options.compare and "," in (options.sizes or ""):
+        raise UsageError(f"expected one size for --compare, got '{options.sizes}'; compare size by size.")
     for path in (options.json, options.csv, options.html, options.lines):
         if path and path != "-":
             require_writable(Path(path))

@@ -105,7 +105,8 @@ def hold(
     started_ns = clock.now_ns()
     following = 0
     while following < total:
-        newest = int((clock.now_ns() - started_ns) / period_ns)
+        # One nanosecond more, so that rounding never puts a frame that has just come off to the next look at the clock.
+        newest = int((clock.now_ns() - started_ns + 1) / period_ns)
         if newest < following:
             clock.sleep_until(started_ns + int(np.ceil(following * period_ns)))
             continue

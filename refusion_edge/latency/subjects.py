@@ -196,7 +196,7 @@ def _task_of(name: str, asked: str | None) -> str:
     known = name if name in TASKS and not Path(name).exists() else read_checkpoint(name).task
     task = known or asked
     if task is None:
-        raise UsageError(f"expected a task for {name}, which does not name one; add --task ({', '.join(TASKS)}).")
+        raise UsageError(f"expected a task for {name}, got weights that do not name one; add --task ({', '.join(TASKS)}).")
     return task
 
 
