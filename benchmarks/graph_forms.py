@@ -125,7 +125,8 @@ def naive_export(state: State, size_hw: tuple[int, int]) -> bytes:
     """Export the official layout as anybody would: weights as constants, fixed size, onnxsim, nothing else."""
     import onnxsim
     import torch
-    from official_layout import official_fuse
+
+    from benchmarks.official import official_fuse
 
     class Official(torch.nn.Module):
         def __init__(self) -> None:

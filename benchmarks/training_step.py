@@ -1,6 +1,6 @@
 """What one training cycle costs in plain steps of F, and what the channels-last layout saves.
 
-python benchmarks/training_step.py [--crop 64] [--pairs 2] [--rounds 15] [--json FILE]
+python -m benchmarks.training_step [--crop 64] [--pairs 2] [--rounds 15] [--json FILE]
 
 All variants run in turn in one process on one thread, after one warm-up call each; the numbers are medians of process
 CPU time, which the load of the machine moves less than the wall clock.
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from official_layout import official_fuse
 
+from benchmarks.official import official_fuse
 from refusion_edge.model import FusionNetwork
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, Engine, FusionObjective, MetaRule, Networks, fusion_gradient

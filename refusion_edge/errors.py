@@ -11,6 +11,7 @@
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
     ├── AlignmentError                        1   two views whose alignment cannot be stated with evidence
+    ├── MeasurementError                      1   a machine or a clock that nothing can be measured with
     ├── TrainingError                         1   a training run that cannot go on
     ├── SourceLostError                       5   a camera that is absent, busy, forbidden or lost
     ├── StreamError                           1   a part of a running stream that does not answer
@@ -81,6 +82,12 @@ class GateError(RefusionError):
 
 class AlignmentError(RefusionError):
     """Two views that cannot be aligned, or not well enough; the message holds the reason."""
+
+    exit_code = 1
+
+
+class MeasurementError(RefusionError):
+    """A machine that is too loaded, or a clock that is too unsteady, for a number that can be trusted."""
 
     exit_code = 1
 

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from refusion_edge import backends
-from refusion_edge.arrays import Array, State, Uint8Array
+from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends import AUTO, Backend, RunOptions, choose_runner, find_entry, require_usable
 from refusion_edge.bundle import WEIGHTS, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
@@ -19,7 +19,7 @@ from refusion_edge.fidelity import LIMITS, worst
 from refusion_edge.forms import REFERENCE
 from refusion_edge.gate import measure, sample_pairs, verdict
 from refusion_edge.graph import fill, read_template
-from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
+from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, Planes, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS, Task, find_task
 from refusion_edge.weights import weights_path
@@ -65,8 +65,25 @@ class Fuser:
             InputError: A picture holds NaN or infinities, or is constant.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
-        planes = to_planes(a, b, sensor_a=self.task.ranged_a)
-        fused = self.backend.fuse(planes.a, planes.b)[0, 0]
+        planes = self.to_planes(a, b)
+        return self.to_picture(self.backend.fuse(planes.a, planes.b), planes, colour=colour)
+
+    def to_planes(self, a: Array, b: Array) -> Planes:
+        """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
+        return to_planes(a, b, sensor_a=self.task.ranged_a)
+
+    def to_picture(self, output: Float32Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+        """What ``fuse`` does after the network.
+
+        Args:
+            output: What the back end made of ``planes``, (1, 1, H, W).
+            planes: What it was given.
+            colour: Whether to keep the colour of the sources.
+
+        Raises:
+            GateError: The output is not finite; the weights or the engine are broken.
+        """
+        fused = output[0, 0]
         if not np.isfinite(fused).all():
             raise GateError(
                 f"expected finite numbers from the network, got NaN or infinity from {self.backend.name}; check the weights "

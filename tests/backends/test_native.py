@@ -17,7 +17,8 @@ from refusion_edge.backends import choose_builder, choose_runner, native, requir
 from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import BackendError, ShapeError, UsageError
-from refusion_edge.export.build import BuildSpec, build
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load, open_bundle, open_weights
 from refusion_edge.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence

@@ -20,7 +20,9 @@ from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes, write_safetensors
 from refusion_edge.errors import BackendError, CheckpointError, GateError, OutputError
-from refusion_edge.export.build import BuildSpec, build, cache_folder
+from refusion_edge.export.build import build
+from refusion_edge.export.engines import cache_folder
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fidelity import LIMITS, Limits
 from refusion_edge.forms import Precision
 from refusion_edge.graph import form_name

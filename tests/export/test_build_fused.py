@@ -16,7 +16,8 @@ from refusion_edge.bundle import MODEL, PROGRAM, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
 from refusion_edge.export import program as program_module
-from refusion_edge.export.build import BuildSpec, build
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fidelity import compare
 from refusion_edge.fuser import Fuser, load, open_weights
 from refusion_edge.program import Target

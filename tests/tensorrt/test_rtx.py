@@ -19,7 +19,8 @@ from refusion_edge import cuda
 from refusion_edge.backends import status
 from refusion_edge.bundle import MODEL, PLAN, GateNotRun, GateResult, read_bundle
 from refusion_edge.errors import BackendError, BundleError, UsageError
-from refusion_edge.export.build import BuildSpec, build
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import TENSORRT_RTX, installed_version
 from refusion_edge.tensorrt.mismatch import plan_version
