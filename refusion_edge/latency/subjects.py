@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusion_edge.backends import choose_runner
+from refusion_edge.backends import AUTO, choose_runner
 from refusion_edge.bundle import EngineBundle, GateNotRun, read_bundle, sha256
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import BundleError, CheckpointError, UsageError
