@@ -260,6 +260,11 @@ def choose_builder(name: str, precision: Precision) -> Choice:
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
 
 
+def usable_runners() -> tuple[str, ...]:
+    """Names of all back ends that can run parameters here without an engine, in the order of preference."""
+    return tuple(name for name, entry in BACKENDS.items() if entry.takes_weights and status(name).usable)
+
+
 def choose_runner(name: str) -> Choice:
     """Choose the back end that runs parameters in fp32, without an engine.
 

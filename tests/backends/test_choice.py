@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from refusion_edge import backends
-from refusion_edge.backends import BACKENDS, Backend, Status, choose_builder, require_usable, status
+from refusion_edge.backends import BACKENDS, Backend, Status, choose_builder, choose_runner, require_usable, status
 from refusion_edge.errors import BackendError, UsageError
 from tests.conftest import one_sentence
 
@@ -19,6 +19,31 @@ def test_auto_takes_the_first_usable_and_says_why_not_the_others() -> None:
     for name, entry in BACKENDS.items():
         assert (name in choice.reason) == entry.builds
     assert one_sentence(f"expected got {choice.reason}")
+
+
+def test_auto_prefers_native_then_openvino_then_onnxruntime_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"native", "openvino", "onnxruntime", "eager"}
+    monkeypatch.setattr(backends, "status", lambda name: Status(usable=name in usable, reason="because"))
+    for name in ("native", "openvino", "onnxruntime"):
+        assert choose_builder("auto", "fp32").name == name
+        usable.remove(name)
+    assert choose_runner("auto").name == "eager"
+
+
+def test_auto_passes_over_a_back_end_without_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "status", lambda _: Status(usable=True, reason="because"))
+    monkeypatch.setitem(BACKENDS, "fused", BACKENDS["openvino"])
+    choice = choose_builder("auto", "fp16")
+    assert choice.name == "tensorrt"
+    assert "fused (usable, but not in fp16)" in choice.reason
+
+
+def test_a_precision_that_a_back_end_does_not_build_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match=r"that onnxruntime builds \(fp32, fp16\), got 'bf16'") as caught:
+        choose_builder("onnxruntime", "bf16")
+    assert one_sentence(str(caught.value))
+    with pytest.raises(UsageError, match=r"that openvino builds \(fp32, bf16\), got 'fp16'"):
+        choose_builder("openvino", "fp16")
 
 
 def test_every_listed_module_keeps_the_protocol() -> None:

@@ -15,7 +15,7 @@ from refusion_edge.graph import fill, read_template
 from tests.conftest import TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "eager"])
 @pytest.mark.parametrize("size_hw", [(8, 8), (13, 47), (96, 64)])
 def test_engines_agree(random_state: State, name: str, size_hw: tuple[int, int]) -> None:
     if not status(name).usable:
