@@ -52,8 +52,7 @@ def main() -> int:
         sys.exit(f"expected the native module, got '{status('native').reason}'; run: {status('native').fix}.")
     others = [name for name in OTHERS if BACKENDS[name].takes_weights and status(name).usable]
     print(
-        f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"{options.threads} threads, {options.turns} turns"
+        f"{processor()}, load {os.getloadavg()[0]:.1f}, {options.threads} thread(s), {options.turns} turns"
     )
     met = _compare(others, options.turns, options.threads)
     met &= _cost_per_pixel(options.turns)
