@@ -20,9 +20,9 @@ from refusion_edge.quantisation import CalibrationTable, Method, layer_nodes
 from refusion_edge.tasks import Task
 
 # Below this, a single odd picture decides about a range; above, ranges do not move any more.
-MIN_PAIRS, MAX_PAIRS = 16, 48
+MIN_PAIRS, MAX_PAIRS = 16, 32
 # The middle of larger pictures is taken as it is: scaling would change the noise that the ranges have to hold.
-_LARGEST_HW = (384, 512)
+_LARGEST_HW = (288, 384)
 
 _BINS = 1024
 _LEVELS = 255
@@ -106,7 +106,7 @@ def random_pairs(task: Task, count: int = MIN_PAIRS) -> Iterator[ImagePair]:
     """Make pairs of noise, to try INT8 out where there are no pictures; their ranges mean nothing for pictures."""
     draw = np.random.default_rng(len(task.name))
     for index in range(count):
-        a, b = (draw.integers(0, 256, (128, 160), np.uint8) for _ in range(2))
+        a, b = (draw.integers(0, 256, (48, 64), np.uint8) for _ in range(2))
         yield ImagePair(f"random{index}", a, b)
 
 

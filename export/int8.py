@@ -17,9 +17,6 @@ from refusion_edge.pairs import ImagePair
 from refusion_edge.quantisation import CalibrationTable, quantisable_layers
 from refusion_edge.tasks import Task
 
-# The scan only ranks the layers; the gate judges on all pairs.
-_SCANNED_PAIRS = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -41,11 +38,16 @@ class Selection:
 class Jury:
     """Pairs whose fp32 results are computed once, to judge many models by.
 
+    Attributes:
+        scanned: Number of pairs that the scan of layers looks at; it only ranks them, the gate judges on all.
+
     Args:
         reference: Runs the network in fp32; not needed any more afterwards.
         pairs: The pairs.
         task: Their task.
     """
+
+    scanned = 2
 
     def __init__(self, reference: Backend, pairs: Sequence[ImagePair], task: Task) -> None:
         self._planes: list[Planes] = [to_planes(pair.a, pair.b, sensor_a=task.ranged_a) for pair in pairs]
@@ -77,7 +79,7 @@ def scan_layers(
     layers = quantisable_layers()
     found = {}
     for layer in layers:
-        found[layer] = jury.judge(quantise(model, table, keep=_others(layers, layer)), _SCANNED_PAIRS)
+        found[layer] = jury.judge(quantise(model, table, keep=_others(layers, layer)), jury.scanned)
         on_layer()
     return dict(sorted(found.items(), key=lambda item: item[1].psnr_db))
 

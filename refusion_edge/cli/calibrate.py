@@ -28,6 +28,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
         UsageError: The precision is not int8.
         InputError: There are too few pairs, or one cannot be used.
     """
+    from refusion_edge.backends import choose_builder
     from refusion_edge.calibration.ranges import collect, random_pairs
     from refusion_edge.checkpoint import read_checkpoint
     from refusion_edge.errors import InputError, UsageError
@@ -39,6 +40,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
 
     if options.precision != "int8":
         raise UsageError(f"expected --calib-data for --precision int8, got it for {options.precision}; leave it out.")
+    choose_builder(options.backend, "int8")  # before minutes are spent on ranges
     task = find_task(options.task)
     source = Path(options.calib_data)
     if source.is_file():

@@ -16,7 +16,8 @@ from refusion_edge.backends.openvino import OpenVinoBackend
 from refusion_edge.bundle import read_bundle
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import BackendError, ShapeError
-from refusion_edge.export.build import BuildSpec, build
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.forms import REFERENCE, Precision
 from refusion_edge.fuser import load, open_weights
 from refusion_edge.graph import fill, read_template

@@ -12,7 +12,8 @@ import pytest
 from refusion_edge.bundle import MANIFEST, WEIGHTS
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.errors import BackendError, BundleError, CheckpointError, RefusionError, UsageError
-from refusion_edge.export.build import BuildSpec, build
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.latency import measurement, sensors
 from refusion_edge.latency.limits import Limits
 from refusion_edge.latency.measurement import measure
