@@ -80,13 +80,8 @@ def choose_target(program: Program, properties: Properties) -> Target:
     if properties.driver_version < target.driver_version:
         raise BackendError(
             f"expected a driver for CUDA {cuda_text(target.driver_version)} or newer for these kernels, got one for "
-<<<<<<< HEAD
-            f"{cuda_text(properties.driver_version)}; update the driver (on Jetson: JetPack), or build the program with an "
-            "older version of Triton."
-=======
             f"{cuda_text(properties.driver_version)}; update the driver (on Jetson: JetPack), or build with an older "
             "version of Triton."
->>>>>>> triton
         )
     return target
 
