@@ -157,9 +157,11 @@ def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointP
 
 def _corners(name: str, picture: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
     luma = split(to_display_range(picture, sensor=sensor))[0]
-    grey: Uint8Array = np.rint(luma * 255).clip(0, 255).astype(np.uint8)
+    low, high = float(luma.min()), float(luma.max())
+    grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
     for shown in (grey, 255 - grey):
-        found, corners = cv2.findChessboardCornersSB(shown, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_NORMALIZE_IMAGE)
+        # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.
+        found, corners = cv2.findChessboardCornersSB(shown, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
         if found:
             return np.asarray(corners, np.float64).reshape(-1, 2)
     raise AlignmentError(

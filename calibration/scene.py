@@ -33,7 +33,7 @@ _SAME_PLACE_PX = 8.0
 _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen on training pairs so that no wrong one passes, see benchmarks/alignment.py.
 _LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.1, 0.3, 0.9
-_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 3.0, 4.0, 2.0
+_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX, _MOST_ERROR_PX = 3.0, 4.0, 2.0, 2.5
 _CHECKS = 6  # blocks across the picture in the two halves, which lie like the squares of a checkerboard
 
 
@@ -296,4 +296,5 @@ def _doubts(evidence: Evidence, zoom: float) -> tuple[str, ...]:
         ),
         f"results that depend on the start by {evidence.starts_px:.1f} px": evidence.starts_px > _MOST_STARTS_PX * zoom,
     }
+    found[f"an error of {evidence.error_px:.1f} px"] = evidence.error_px > _MOST_ERROR_PX * zoom and not any(found.values())
     return tuple(reason for reason, holds in found.items() if holds)

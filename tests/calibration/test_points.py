@@ -118,10 +118,10 @@ def test_a_checkerboard_is_found_in_both_pictures(inverted: bool) -> None:
     assert points.ir.shape == points.vis.shape == (35, 2)
     found = align_points(points.vis, points.ir, SIZE)
     assert found.left_out_px is not None
-    assert found.left_out_px < 0.5
+    assert found.left_out_px < 0.1
     corners = warp_points(base, np.array([[100, 100.0], [340, 100], [100, 260], [340, 260]]))
     apart = warp_points(found.homography, corners) - warp_points(move, corners)
-    assert np.linalg.norm(apart, axis=1).max() < 0.4
+    assert np.linalg.norm(apart, axis=1).max() < 0.1
 
 
 def test_a_picture_without_the_board_is_refused() -> None:
