@@ -51,9 +51,7 @@ def main() -> int:
     if not status("native").usable:
         sys.exit(f"expected the native module, got '{status('native').reason}'; run: {status('native').fix}.")
     others = [name for name in OTHERS if BACKENDS[name].takes_weights and status(name).usable]
-    print(
-        f"{processor()}, load {os.getloadavg()[0]:.1f}, {options.threads} thread(s), {options.turns} turns"
-    )
+    print(f"{processor()}, load {os.getloadavg()[0]:.1f}, {options.threads} thread(s), {options.turns} turns")
     met = _compare(others, options.turns, options.threads)
     met &= _cost_per_pixel(options.turns)
     for name in ("native", *others):
