@@ -10,6 +10,7 @@ from typing import Any
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed, require
 from refusion_edge.backends import Status
+from refusion_edge.machine import accelerator
 
 # Strong typing, the progress monitor and enqueueV3 are all there, and JetPack 6.2 has it.
 OLDEST = "10.3"
@@ -44,6 +45,9 @@ FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
 def probe(flavour: Flavour) -> Status:
     """Report whether plans can be built and run here, without loading the library."""
     install = f"pip install 'refusion-edge[{flavour.extra}]'"
+    if flavour is TENSORRT and "jetson" in (accelerator() or "").lower():
+        # JetPack's own package; a virtual environment sees it only if it was made so.
+        install = "sudo apt-get install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
     if not is_installed(flavour.module):
         return Status(usable=False, reason=f"{flavour.module} is not installed", fix=install)
     found = f"{flavour.module} {installed_version(flavour)}"
