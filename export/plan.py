@@ -24,6 +24,7 @@ from refusion_edge.tensorrt.settings import PlanSettings, tool_command
 
 _MIB = 1 << 20
 _POLL_S = 0.1
+_START_S = 1.0
 _SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes")
 _NO_TACTIC = ("no tactics", "could not find any implementation", "insufficient workspace")
 _NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda error 2", "cudaerror 2:")
@@ -271,7 +272,8 @@ def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
 
     def run() -> None:
         try:
-            outcome.append(work())
+            if not cancel.is_set():
+                outcome.append(work())
         except BaseException as error:
             failure.append(error)
         finally:
@@ -279,13 +281,16 @@ def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
 
     # Not Thread.join: interrupted in Python 3.11, it takes a running thread for one that has ended.
     done = threading.Event()
-    threading.Thread(target=run, name="compiler", daemon=True).start()
+    thread = threading.Thread(target=run, name="compiler", daemon=True)
     try:
+        thread.start()
         while not done.wait(_POLL_S):
             pass
     except BaseException:
         cancel.set()
-        done.wait()
+        # Interrupted while it started, there may be no thread; one that comes later finds that it is not wanted.
+        while not done.wait(_START_S) and thread.ident is not None:
+            pass
         raise
     if failure:
         raise failure[0]

@@ -10,6 +10,7 @@ from typing import Any
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed, require
 from refusion_edge.backends import Status
+from refusion_edge.machine import accelerator
 
 # Strong typing, the progress monitor and enqueueV3 are all there, and JetPack 6.2 has it.
 OLDEST = "10.3"
@@ -66,6 +67,9 @@ def _probe_package(flavour: Flavour) -> Status:
 
 
 def _install(flavour: Flavour) -> str:
+    if flavour is TENSORRT and "jetson" in (accelerator() or "").lower():
+        # JetPack's own package; a virtual environment sees it only if it was made so.
+        return "sudo apt-get install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
     return f"pip install 'refusion-edge[{flavour.extra}]'"
 
 

@@ -106,6 +106,21 @@ def test_an_interrupt_stops_the_compiler_and_then_comes_through(fake_trt: FakeTe
     assert time.perf_counter() - started < 10
 
 
+def test_an_interrupt_while_the_compiler_starts_is_not_lost(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread runs, but the interrupt hits the main thread before it has left ``start``."""
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        if self.name == "compiler":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compiled()
+    assert "compiler" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_a_listener_that_fails_fails_the_build(fake_trt: FakeTensorRT) -> None:
     class Broken(Phases):
         def stepped(self, phase: str, step: int) -> None:
