@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from refusion_edge.program import Binary, Kernel, Tile
 
@@ -36,14 +38,28 @@ def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binar
     """
     from refusion_edge.kernels.catalogue import SOURCES
 
-    triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.backends.nvidia.compiler")
-    gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
     types = {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
     constants = dict(kernel.constants)
     if kernel.grid == "strips":
         constants |= {"TILE": tile.columns, "ROWS": tile.rows}
-    function = SOURCES[kernel.source].function
+    return compile_function(SOURCES[kernel.source].function, types, constants, tile, architecture)
+
+
+def compile_function(
+    function: Any, types: Mapping[str, str], constants: Mapping[str, int], tile: Tile, architecture: int
+) -> tuple[Binary, int]:
+    """Compile one Triton function in a prepared process; see ``compile_kernel``.
+
+    Args:
+        function: What ``triton.jit`` made.
+        types: Triton's types of its parameters by name; pointers are taken to be multiples of 256.
+        constants: Its compile-time constants.
+        tile: What it is compiled for; only the warps matter here.
+        architecture: 10 times the compute capability.
+    """
+    triton = importlib.import_module("triton")
+    compiler = importlib.import_module("triton.backends.nvidia.compiler")
+    gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
     place = {name: (index,) for index, name in enumerate(function.arg_names)}
     source = triton.compiler.ASTSource(
         fn=function,
