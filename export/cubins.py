@@ -1,7 +1,7 @@
 """The Triton kernels compiled ahead of time, on any machine, with or without a GPU. Needs Triton; needs no torch.
 
-Kernels are compiled in processes of their own: Triton decides at its first import whether it compiles or interprets, and
-a compiler that dies must not take the build with it.
+Kernels are compiled in processes of their own (``refusion_edge.export.compiler``): a compiler that dies must not take the
+build with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import importlib
 import importlib.metadata
 import multiprocessing
-import os
 import re
 import subprocess
 import tempfile
@@ -23,12 +22,11 @@ from pathlib import Path
 
 from refusion_edge.architectures import ARCHITECTURES, parse_architectures
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.catalogue import SOURCES
+from refusion_edge.export.compiler import CompileError, compile_kernel, prepare_compiler
 from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.kernels.plan import make_plan, tiles
-from refusion_edge.program import Binary, Kernel, Target, Tile
+from refusion_edge.program import Binary, Target
 
-_TRITON_TYPES = {"float16*": "*fp16", "float32*": "*fp32", "uint8*": "*u8", "int32": "i32"}
 # The slowest kernel takes some 10 s on a free core.
 _LONGEST_COMPILE_S = 900.0
 
@@ -66,10 +64,10 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
     if not TRITON_INSTALLED:
         raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
     plan = make_plan()
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_compiler) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=prepare_compiler) as pool:
         waiting = {
             architecture: {
-                name: pool.submit(_compile, kernel, tiles(architecture)[name], architecture)
+                name: pool.submit(compile_kernel, kernel, tiles(architecture)[name], architecture)
                 for name, kernel in plan.kernels.items()
             }
             for architecture in architectures
@@ -80,7 +78,7 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
             for name, future in futures.items():
                 try:
                     binaries[name], toolkit = future.result(_LONGEST_COMPILE_S)
-                except (BrokenProcessPool, FutureTimeoutError, _CompileError) as error:
+                except (BrokenProcessPool, FutureTimeoutError, CompileError) as error:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise BackendError(
                         f"expected Triton {importlib.metadata.version('triton')} to compile the kernel {name} for "
@@ -88,50 +86,6 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
                     ) from error
             targets[architecture] = Target(architecture, toolkit, binaries)
     return targets
-
-
-class _CompileError(Exception):
-    """The last line of what the compiler said; Triton's own exceptions do not travel between processes."""
-
-
-def _prepare_compiler() -> None:
-    os.environ.pop("TRITON_INTERPRET", None)
-    # Without lines a cubin has a quarter of the size; with fused multiply-adds it has the accuracy that was measured.
-    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
-    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-
-
-def _compile(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binary, int]:
-    """Compile one kernel, in a process where Triton compiles. Returns it and the least driver version for it."""
-    triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.backends.nvidia.compiler")
-    gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
-    types = {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
-    constants = dict(kernel.constants)
-    if kernel.grid == "strips":
-        constants |= {"TILE": tile.columns, "ROWS": tile.rows}
-    function = SOURCES[kernel.source].function
-    place = {name: (index,) for index, name in enumerate(function.arg_names)}
-    source = triton.compiler.ASTSource(
-        fn=function,
-        signature={name: types.get(name, "constexpr") for name in function.arg_names},
-        constexprs={place[name]: value for name, value in constants.items()},
-        # Every buffer starts at a multiple of 256 bytes, which lets the compiler load 16 bytes at a time.
-        attrs={place[name]: [["tt.divisibility", 16]] for name, kind in types.items() if kind.startswith("*")},
-    )
-    try:
-        # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
-        compiled = triton.compile(source, target=gpu_target, options={"num_warps": tile.warps, "num_stages": 1})
-        toolkit = str(compiler.get_ptxas(architecture).version)
-    except Exception as error:  # the compiler raises whatever its passes raise
-        raise _CompileError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from None
-    metadata = compiled.metadata
-    scratch = metadata.global_scratch_size, metadata.profile_scratch_size
-    if any(scratch):
-        raise _CompileError(f"needs scratch memory of {scratch} bytes")
-    # Modules run on drivers of their toolkit's major version (CUDA minor version compatibility).
-    driver_version = int(toolkit.split(".", maxsplit=1)[0]) * 1000
-    return Binary(metadata.name, tile, metadata.shared, len(scratch), compiled.asm["cubin"]), driver_version
 
 
 def resources(binary: Binary) -> Resources:

@@ -75,7 +75,7 @@ def make_engine(
     if backend in FLAVOURS:
         return _compile_plan(spec, FLAVOURS[backend], made_from, listener, remarks)
     if backend == "fused":
-        return _compile_program(spec, made_from)
+        return _compile_program(spec, made_from, remarks)
     if backend == "native":
         # The kernels are the network: all they need is its parameters.
         return EngineFile(WEIGHTS, Engine(made_from.weights, spec.precision, WEIGHTS, spec.size_hw))
@@ -154,7 +154,7 @@ def _compile_plan(
     return EngineFile(PLAN, engine, target, plan.tools, compiled)
 
 
-def _compile_program(spec: BuildSpec, made_from: Ingredients) -> EngineFile:
+def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]) -> EngineFile:
     from refusion_edge.export.program import make_program
     from refusion_edge.program_file import program_bytes
 
@@ -167,6 +167,11 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients) -> EngineFile:
     architectures = spec.architectures or (_architecture_here(),)
     data = program_bytes(make_program(made_from.state, facts, architectures, jobs=usable_cores()))
     tools = {"compiler": build_status("fused").reason}
+    if not status("fused").usable:
+        remarks.append(
+            "This machine has no GPU that runs the kernels: the gate ran the program's launches with the plain reference of each "
+            "kernel. The kernels themselves are checked on the device, each time the program is loaded."
+        )
     # It brings kernels for several architectures and chooses when it is loaded.
     return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
 

@@ -58,6 +58,8 @@ def tiles(architecture: int) -> dict[str, Tile]:
     chosen = dict.fromkeys(_KERNELS, usual)
     # Strips of 64 columns spill with six rows of two sources in registers.
     chosen["fusion_statistics"] = narrow
+    # With 4 warps one assembler or the other aims at 72 or 64 registers and spills a few values for it.
+    chosen["to_plane"] = Tile(64, usual.rows, 2)
     return chosen | dict.fromkeys(HEAVY, narrow)
 
 

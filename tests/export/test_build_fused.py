@@ -53,6 +53,7 @@ def test_every_task_passes_its_gate_with_room(task: str) -> None:
     bundle = read_bundle(report.bundle.path)
     assert {MODEL, WEIGHTS, PROGRAM} == bundle.manifest.files.keys()
     assert (bundle.manifest.backend, bundle.manifest.engine) == ("fused", PROGRAM)
+    assert "This machine has no GPU" in report.remarks[0]
     program = parse_program(bundle.read(PROGRAM))
     assert list(program.targets) == [87, 110]
     assert program.model["weights_sha256"] == bundle.manifest.weights_sha256

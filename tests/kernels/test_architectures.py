@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -13,7 +15,7 @@ from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export import cubins
 from refusion_edge.export.cubins import compile_targets, resources
 from refusion_edge.kernels.plan import make_plan
-from tests.conftest import one_sentence
+from tests.conftest import ROOT, one_sentence
 
 # One architecture in every run; all of them by `make test-architectures`, which takes some minutes for each.
 CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87"))
@@ -39,6 +41,33 @@ def test_every_kernel_compiles_and_fits(architecture: int) -> None:
         assert taken.shared_bytes <= 99 * 1024, name
         assert (taken.tensor_core > 0) == (name not in WITHOUT_PRODUCTS), name
         assert len(binary.image) < 150_000, name
+
+
+# In a process of its own, because in this one Triton interprets.
+COMPILE_LOSS = """
+import sys
+from refusion_edge.export.compiler import compile_function, prepare_compiler
+prepare_compiler()
+from refusion_edge.export.cubins import resources
+from refusion_edge.kernels import weighted_loss
+from refusion_edge.program import Tile
+numbers = {"height": "i32", "width": "i32", "coefficient": "fp32", "scale": "fp32"}
+for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):
+    types = {name: numbers.get(name, "*fp32") for name in kernel.arg_names if not name.isupper()}
+    binary, _ = compile_function(kernel, types, {"TERM": 1, "TILE": 128}, Tile(128, 1, 4), int(sys.argv[1]))
+    print(resources(binary).registers, resources(binary).spilled)
+"""
+
+
+def test_the_loss_kernels_compile_without_spilling() -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMPILE_LOSS, str(CHOSEN[0])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    taken = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(taken) == 2
+    assert all(registers <= 255 and spilled == 0 for registers, spilled in taken)
 
 
 def test_a_kernel_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
