@@ -26,6 +26,8 @@ _CANDIDATES = 3
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
 _LAST, _BY_STRENGTH = ((1.0, 0.0),), ((0.5, 0.0),)
 _BESIDE_PX = 6.0
+# A fit does not change areas by more than this.
+_LARGEST_ZOOM = 2.0
 # Results closer than this are one place.
 _SAME_PLACE_PX = 8.0
 # A homography replaces the similarity where it moves the picture by more than this many of its own standard errors and by
@@ -187,7 +189,14 @@ def refine(
         if last is None:
             return None
         homography = homography @ up @ last.homography @ np.linalg.inv(up)
+        if not _is_view(last.homography):
+            return None
     return None if last is None else (homography / homography[2, 2], last)
+
+
+def _is_view(motion: Matrix) -> bool:
+    """Tell whether a correction is one between two cameras, and not a collapse, a mirror or a blow-up."""
+    return bool(np.isfinite(motion).all()) and 1 / _LARGEST_ZOOM < np.linalg.det(motion[:2, :2]) < _LARGEST_ZOOM
 
 
 def _fields(
