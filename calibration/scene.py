@@ -26,14 +26,16 @@ _CANDIDATES = 3
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
 _LAST, _BY_STRENGTH = ((1.0, 0.0),), ((0.5, 0.0),)
 _BESIDE_PX = 6.0
+# A fit does not change areas by more than this.
+_LARGEST_ZOOM = 2.0
 # Results closer than this are one place.
 _SAME_PLACE_PX = 8.0
 # A homography replaces the similarity where it moves the picture by more than this many of its own standard errors and by
 # more than this many pixels, and where both halves of the picture give the same homography up to this.
 _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
-# What makes a result unbelievable; chosen on training pairs so that no wrong one passes, see benchmarks/alignment.py.
-_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.1, 0.3, 0.9
-_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX, _MOST_ERROR_PX = 3.0, 4.0, 2.0, 2.5
+# What makes a result unbelievable; chosen so that no wrong one passes on training pairs, see benchmarks/alignment.py.
+_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
+_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX, _MOST_ERROR_PX = 3.0, 4.0, 3.0, 3.0
 _CHECKS = 6  # blocks across the picture in the two halves, which lie like the squares of a checkerboard
 
 
@@ -187,7 +189,14 @@ def refine(
         if last is None:
             return None
         homography = homography @ up @ last.homography @ np.linalg.inv(up)
+        if not _is_view(last.homography):
+            return None
     return None if last is None else (homography / homography[2, 2], last)
+
+
+def _is_view(motion: Matrix) -> bool:
+    """Tell whether a correction is one between two cameras, and not a collapse, a mirror or a blow-up."""
+    return bool(np.isfinite(motion).all()) and 1 / _LARGEST_ZOOM < np.linalg.det(motion[:2, :2]) < _LARGEST_ZOOM
 
 
 def _fields(

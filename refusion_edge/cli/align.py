@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "align an infrared and a visible camera, or check that they still are"
 
-_KINDS = ("auto", "points", "checkerboard", "calibration", "check")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the ways of ``align`` and their options."""
@@ -62,7 +60,7 @@ def _make(options: argparse.Namespace) -> int:
     from refusion_edge.calibration.alignment import draw, summary, to_document
     from refusion_edge.cli.console import write_json
     from refusion_edge.errors import UsageError
-    from refusion_edge.images import check_writable_suffix, write_image
+    from refusion_edge.images import write_image
     from refusion_edge.rig_file import read_rig, write_rig
 
     old = read_rig(options.rig) if options.rig else None
@@ -71,13 +69,7 @@ def _make(options: argparse.Namespace) -> int:
             f"expected a free name for the rig, got the file {options.output}; add --rig {options.output} to put this distance "
             "into it, or --overwrite."
         )
-    has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
-    if options.baseline is not None and options.fov is None and not has_lens:
-        raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
-    if options.overlay:
-        check_writable_suffix(options.overlay)
-        if not options.ir:
-            raise UsageError("expected pictures to draw an overlay of, got none; add --ir and --vis.")
+    _check_contradictions(options, old)
     frames = _read_frames(options)
     rig, made, scene = _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
     picture = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
@@ -91,6 +83,23 @@ def _make(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
+    from refusion_edge.errors import UsageError
+    from refusion_edge.images import check_writable_suffix
+
+    kept = [name for name in ("onto", "ir_crop", "vis_crop") if old is not None and getattr(options, name, None) is not None]
+    if kept:
+        option = f"--{kept[0].replace('_', '-')}"
+        raise UsageError(f"expected a rig that keeps its views, got {option} beside --rig; leave one of them out.")
+    has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
+    if options.baseline is not None and options.fov is None and not has_lens:
+        raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
+    if options.overlay:
+        check_writable_suffix(options.overlay)
+        if not options.ir:
+            raise UsageError("expected pictures to draw an overlay of, got none; add --ir and --vis.")
+
+
 def _aligned(
     options: argparse.Namespace, old: Rig | None, frames: list[dict[SourceName, Array]]
 ) -> tuple[Rig, list[RigAlignment], SceneAlignment | None]:
@@ -99,7 +108,7 @@ def _aligned(
     from refusion_edge.calibration.points import read_points
 
     sources = _sources(options, old, frames[0])
-    base = old.base if old else options.onto
+    base = old.base if old else options.onto or "vis"
     views = [make_views(sources, each, base) for each in frames]
     scene = None
     if options.way == "auto":
@@ -110,9 +119,7 @@ def _aligned(
             points, kind = read_points(options.points), "points"
         else:
             points, kind = join_boards([(each.ir, each.vis) for each in views], options.board), "corners"
-        alignment = align_point_pairs(
-            points, base, views[0].base_size_wh, options.distance, model=options.model, kind=kind
-        )  # fmt: skip
+        alignment = align_point_pairs(points, base, views[0].base_size_wh, options.distance, model=options.model, kind=kind)
     return _finish(options, old, sources, [alignment], None), [alignment], scene
 
 
@@ -135,7 +142,7 @@ def _calibrated(
     calibration = read_calibration(options.files, model=options.lens, unit_m=options.unit)
     first, second = ("ir", "vis") if options.first == "ir" else ("vis", "ir")
     sources, alignments, parallax = align_calibration(
-        calibration, (sizes[first], sizes[second]), options.distance, first=options.first, base=options.onto
+        calibration, (sizes[first], sizes[second]), options.distance, first=options.first, base=options.onto or "vis"
     )
     return _finish(options, None, sources, list(alignments), parallax), list(alignments), None
 
@@ -153,11 +160,11 @@ def _finish(
     from refusion_edge.calibration.alignment import field_of_view_focal_px
     from refusion_edge.rig import ParallaxModel, Rig
 
+    named = {name: replace(source, uri=getattr(options, f"{name}_uri") or source.uri) for name, source in sources.items()}
     if old is None:
-        named = {name: replace(source, uri=getattr(options, f"{name}_uri")) for name, source in sources.items()}
-        rig = Rig(named["ir"], named["vis"], tuple(alignments), base=options.onto, parallax=parallax)
+        rig = Rig(named["ir"], named["vis"], tuple(alignments), base=options.onto or "vis", parallax=parallax)
     else:
-        rig = old.with_alignment(alignments[0])
+        rig = replace(old.with_alignment(alignments[0]), ir=named["ir"], vis=named["vis"])
     said: dict[str, Any] = {name: getattr(options, name) for name in ("polarity", "gain", "time_offset_ms")}
     if options.baseline is not None:
         lens = rig.source(rig.base).lens
@@ -217,9 +224,7 @@ def _check(options: argparse.Namespace) -> int:
     passed = result.offset_px <= options.max_error
     if options.json:
         facts = {"offset_px": result.offset_px, "stated_px": result.stated_px, "max_error_px": options.max_error}
-        write_json(
-            options.json, {"schema": SCHEMA, "passed": passed, **facts, "evidence": asdict(result.scene.evidence)}
-        )  # fmt: skip
+        write_json(options.json, {"schema": SCHEMA, "passed": passed, **facts, "evidence": asdict(result.scene.evidence)})
     if options.json != "-":
         stated = "not measured" if result.stated_px is None else f"{result.stated_px:.2f} px"
         print_facts(
@@ -306,7 +311,7 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
             parser.add_argument(
                 f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of {name} frames to use (default: all)"
             )
-    parser.add_argument("--onto", choices=("vis", "ir"), default="vis", help="view of the fused picture (default: vis)")
+    parser.add_argument("--onto", choices=("vis", "ir"), help="view of the fused picture (default: vis)")
     parser.add_argument(
         "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
     )

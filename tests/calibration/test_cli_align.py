@@ -80,13 +80,17 @@ def test_a_second_distance_joins_the_rig(run_cli: Run, pair: ImagePair) -> None:
     code, out, err = run_cli("align", "auto", *PICTURES, "--distance", "2m")
     assert (code, out) == (2, "")
     assert "add --rig rig.yaml" in err
-    code, out, _ = run_cli("align", "auto", *PICTURES, "--distance", "2m", "--rig", "rig.yaml", "--json", "-")
+    code, _, err = run_cli("align", "auto", *PICTURES, "--distance", "2m", "--rig", "rig.yaml", "--onto", "ir")
+    assert code == 2
+    assert "got --onto beside --rig" in err
+    more = ("--ir-uri", "csi://0", "--json", "-")
+    code, out, _ = run_cli("align", "auto", *PICTURES, "--distance", "2m", "--rig", "rig.yaml", *more)
     assert code == 0
     document = json.loads(out)
     assert (document["distance_m"], document["parallax"]) == (2.0, None)
     rig = read_rig("rig.yaml")
     assert [alignment.distance_m for alignment in rig.alignments] == [2.0, math.inf]
-    assert rig.ir.crop_xywh == (0, 0, 384, 280)
+    assert (rig.ir.crop_xywh, rig.ir.uri) == ((0, 0, 384, 280), "csi://0")
     assert rig.alignments[0].error_px == document["error_px"]
     assert run_cli("align", "auto", *PICTURES, "--onto", "ir", "--overwrite", "--model", "affine")[0] == 0
     rig = read_rig("rig.yaml")
