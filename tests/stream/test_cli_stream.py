@@ -16,9 +16,10 @@ import pytest
 
 from refusion_edge.rig import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig_file import write_rig
+from refusion_edge.stream.frames import SECOND
+from refusion_edge.stream.synthetic import Painter, Scene
 from tests.conftest import ROOT, one_sentence
-from tests.stream.conftest import camera
-from tests.stream.test_outputs import frames_of
+from tests.stream.conftest import camera, explained, frames_of, write_video
 
 RunCli = Callable[..., tuple[int, str, str]]
 FILES = ("--ir", camera("ir", live=0, frames=6), "--vis", camera("vis", live=0, frames=6))
@@ -107,3 +108,20 @@ def test_nothing_heavy_is_loaded_for_help() -> None:
     code = "from refusion_edge.cli import main; main(['stream', '--help']); import sys; assert 'cv2' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "rtsp://" in done.stdout
+
+
+def test_thermal_and_visible_videos_at_different_rates(run_cli: RunCli) -> None:
+    scene = Scene(width=64, height=48, walker=40)
+    for side, rate, count in (("ir", 9, 18), ("vis", 30, 60)):
+        painter = Painter(scene, "ir" if side == "ir" else "vis")
+        write_video(Path(f"{side}.mkv"), [painter.paint(round(number * SECOND / rate)) for number in range(count)], rate)
+    words = ("stream", "--ir", "ir.mkv", "--vis", "file://vis.mkv", "--threads", 1, "--json", "report.json")
+    code, out, err = run_cli(*words, "-o", "fused.mp4", "-o", "frames/f_%03i.png")
+    assert (code, err) == (0, "")
+    report = json.loads(Path("report.json").read_text())
+    assert 17 <= report["pairs"]["shown"] == frames_of("fused.mp4") == len(list(Path("frames").iterdir())) <= 18
+    assert report["skew"]["absolute"]["max_ms"] <= 0.6 * 1000 / 30 + 1
+    assert report["cameras"]["ir"]["dtype"] == "uint16"
+    assert report["cameras"]["ir"]["clock"] == "time stamps of the container"
+    assert explained(report)
+    assert "time stamps of the container" in out

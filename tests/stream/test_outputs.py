@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from refusion_edge.stream.recording import read_recording
 from refusion_edge.stream.sinks import VIDEO_CODECS, SharedMemorySink, VideoSink, open_file_sink, read_shared
 from refusion_edge.stream.uri import parse_output
 from tests.conftest import one_sentence
-from tests.stream.conftest import camera, explained
+from tests.stream.conftest import camera, explained, frames_of
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
 
@@ -31,14 +30,6 @@ Stream = Callable[..., tuple[dict[str, Any], Any]]
 def picture(number: int, time_ms: float = 0.0) -> FusedFrame:
     image = np.full((48, 64, 3), (number * 7) % 256, np.uint8)
     return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
-
-
-def frames_of(path: str | Path) -> int:
-    capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
-    while capture.read()[0]:
-        count += 1
-    capture.release()
-    return count
 
 
 def file_pair(frames: int = 12) -> dict[str, str]:
