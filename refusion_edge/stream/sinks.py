@@ -20,7 +20,7 @@ from refusion_edge.files import output_error
 from refusion_edge.images import WRITABLE_SUFFIXES, write_image
 from refusion_edge.stream.captures import as_picture, silence_opencv
 from refusion_edge.stream.frames import SECOND, FusedFrame
-from refusion_edge.stream.uri import Uri, frame_pattern, read_options
+from refusion_edge.stream.uri import Uri, frame_pattern, number_option, read_options
 
 VIDEO_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "FFV1", ".avi": "MJPG", ".webm": "VP90"}
 
@@ -65,7 +65,7 @@ class NullSink:
     def __init__(self, uri: Uri) -> None:
         self.name = str(uri)
         read_options(uri, ("delay_ms",))
-        self._delay_s = float(uri.options.get("delay_ms", "0")) / 1000
+        self._delay_s = number_option(uri, "delay_ms", 0, least=0, most=1e6) / 1000
 
     def __enter__(self) -> Self:
         return self

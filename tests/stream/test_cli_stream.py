@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refusion_edge.images import write_image
 from refusion_edge.rig import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig_file import write_rig
 from refusion_edge.stream.frames import SECOND
@@ -64,10 +65,18 @@ def test_a_rig_file_aligns_and_decides(run_cli: RunCli) -> None:
         ((*FILES, "--policy", "nearset"), 2, "did you mean 'nearest'"),
         (("--replay", "nowhere"), 4, "expected a recording"),
         ((*FILES, "-o", "display://0", "--headless"), 2, "--headless"),
+        (("--ir", "here.png", "--vis", camera("vis", live=0), "-o", "here.png"), 2, "neither sources"),
+        ((*FILES, "-o", "a.mkv", "-o", "./a.mkv"), 2, "one another"),
+        ((*FILES, "-o", "null://?delay_ms=soon"), 2, "delay_ms"),
+        ((*FILES, "-o", "view://127.0.0.1:99999"), 2, "port"),
+        ((*FILES, "--smooth-s", "nan"), 2, "nan"),
+        (("--ir", "rtsp://u:geheim@127.0.0.1:9/x", "--vis", camera("vis"), "-o", "null://"), 5, "rtsp://***@127.0.0.1:9/x"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_with_its_code(run_cli: RunCli, words: tuple[str, ...], code: int, hint: str) -> None:
+    write_image("here.png", np.zeros((48, 64), np.uint16))
     got, _, err = run_cli("stream", *words)
+    assert "geheim" not in err
     assert (got, hint in err) == (code, True), err
     assert one_sentence(err) or code == 2
     assert "Traceback" not in err
