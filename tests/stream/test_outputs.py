@@ -100,10 +100,10 @@ def test_outputs_that_cannot_be_are_refused(stream: Stream, monkeypatch: pytest.
             open_file_sink(parse_output(text), rate_hz=None, live=False)
     with pytest.raises(UsageError, match="did you mean 'view://'"):
         parse_output("veiw://0")
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(BackendError, match="expected a display"):
-        stream(**file_pair(), outputs=("display://0",))
+    for display in ("", ":97", "nonsense", "127.0.0.1:9"):
+        monkeypatch.setenv("DISPLAY", display)
+        with pytest.raises(BackendError, match="expected a display"):
+            stream(**file_pair(), outputs=("display://0",))
 
 
 # Recording and replay
