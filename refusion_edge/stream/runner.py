@@ -399,14 +399,18 @@ class StreamRun:
     # Writing
 
     def _write(self, sink: Sink, outbox: Channel[FusedFrame]) -> None:
-        while (frame := outbox.get()) is not None:
-            started_ns = time.monotonic_ns()
-            sink.write(frame)
-            now_ns = time.monotonic_ns()
-            self._statistics.wrote(sink.name)
-            self._statistics.took("output", now_ns - started_ns)
-            if self._live:
-                self._statistics.took("age", now_ns - frame.time_ns)
+        try:
+            while (frame := outbox.get()) is not None:
+                started_ns = time.monotonic_ns()
+                sink.write(frame)
+                now_ns = time.monotonic_ns()
+                self._statistics.wrote(sink.name)
+                self._statistics.took("output", now_ns - started_ns)
+                if self._live:
+                    self._statistics.took("age", now_ns - frame.time_ns)
+        finally:
+            # Windows have to be closed by the thread that opened them.
+            sink.__exit__(None, None, None)
 
     def _record(self) -> None:
         assert self._recorder is not None

@@ -36,7 +36,7 @@ _MOST_REPEATS = 300
 
 
 class Sink(Protocol):
-    """Takes fused pictures. One instance, one thread; use it as a context manager.
+    """Takes fused pictures, in one thread. It is entered before that thread starts and left in it; leaving twice does no harm.
 
     Attributes:
         name: What the report calls it, without credentials.
@@ -199,6 +199,7 @@ class DisplaySink:
         self.name = str(uri)
         read_options(uri, ())
         self._stop = stop
+        self._open = False
 
     def __enter__(self) -> Self:
         if not has_display():
@@ -209,10 +210,13 @@ class DisplaySink:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        cv2.destroyAllWindows()
+        if self._open:
+            cv2.destroyAllWindows()
+            self._open = False
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
+        self._open = True
         try:
             cv2.imshow(self._TITLE, frame.image)
             pressed = cv2.waitKey(1) & 0xFF

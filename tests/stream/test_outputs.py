@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +25,7 @@ from refusion_edge.stream.frames import MS, SECOND, FusedFrame
 from refusion_edge.stream.recording import read_recording
 from refusion_edge.stream.sinks import VIDEO_CODECS, SharedMemorySink, VideoSink, open_file_sink, read_shared
 from refusion_edge.stream.uri import parse_output
-from tests.conftest import one_sentence
+from tests.conftest import ROOT, one_sentence
 from tests.stream.conftest import camera, explained, frames_of
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
@@ -104,6 +108,34 @@ def test_outputs_that_cannot_be_are_refused(stream: Stream, monkeypatch: pytest.
         monkeypatch.setenv("DISPLAY", display)
         with pytest.raises(BackendError, match="expected a display"):
             stream(**file_pair(), outputs=("display://0",))
+
+
+XVFB = shutil.which("Xvfb")
+SHOW = (
+    "from tests.stream.conftest import *\n"
+    "settings = StreamSettings(ir=camera('ir'), vis=camera('vis'), pictures=5)\n"  # the window is the default
+    "session = StreamSession(settings, fuser=Fuser(MeanBackend(), find_task('ir_vis')))\n"
+    "session.run()\n"
+    "print(list(session.report()['outputs']))\n"
+)
+
+
+@pytest.mark.skipif(XVFB is None, reason="needs Xvfb, a display without a screen")
+def test_a_window_shows_the_stream_and_is_the_default_where_there_is_a_display() -> None:
+    read_end, write_end = os.pipe()
+    command = [str(XVFB), "-displayfd", str(write_end), "-screen", "0", "320x240x24"]
+    server = subprocess.Popen(command, pass_fds=(write_end,), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end) as answer:
+            environment = {**os.environ, "DISPLAY": f":{answer.readline().strip()}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, done.stdout.strip()) == (0, "['display://0']"), done.stderr
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 # Recording and replay
