@@ -37,7 +37,7 @@ from refusion_edge.stream.sources import (
 )
 from refusion_edge.stream.uri import Uri, number_option, read_options, redact
 
-_OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 5000, 3000
+_OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 15_000, 5_000
 _RTSP_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay|max_delay;200000"
 _FFMPEG_OPTIONS, _FFMPEG_OPTIONS_LOCK = "OPENCV_FFMPEG_CAPTURE_OPTIONS", threading.Lock()
 _OPTIONS = ("format", "width", "height", "rate")

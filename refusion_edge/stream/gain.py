@@ -12,7 +12,7 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.rig import GAIN_METHODS, POLARITIES, GainMethod, Polarity
-from refusion_edge.stream.smoothing import SmoothedRange, follow_share
+from refusion_edge.stream.smoothing import SmoothedRange, follow_share, inner_range
 
 _PERCENTILES = (0.1, 99.9)
 # As many pixels say where a percentile is within a thousandth of the range; more only cost time.
@@ -119,7 +119,7 @@ class ThermalGain:
         if self.method == "linear":
             low, high = float(picture.min()), float(picture.max())
         else:
-            low, high = (float(end) for end in np.percentile(sample, _PERCENTILES))
+            low, high = inner_range(sample, _PERCENTILES)
         lacking = max(0.0, _LEAST_RANGE[picture.dtype] - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self.method == "plateau":

@@ -8,7 +8,7 @@ import numpy as np
 
 from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.smoothing import SmoothedRange
+from refusion_edge.stream.smoothing import SmoothedRange, inner_range
 
 VideoRange = Literal["smooth", "stretch", "fixed"]
 VIDEO_RANGES: tuple[VideoRange, ...] = get_args(VideoRange)
@@ -45,7 +45,7 @@ class OutputStretch:
             high = high if high > low else low + 1.0
         else:
             step = max(1, int((fused.size / _SAMPLED_PIXELS) ** 0.5))
-            measured_low, measured_high = (float(end) for end in np.percentile(fused[::step, ::step], _PERCENTILES))
+            measured_low, measured_high = inner_range(fused[::step, ::step], _PERCENTILES)
             spread = max(0.0, _LEAST_RANGE - (measured_high - measured_low)) / 2
             low, high = self._range.update(measured_low - spread, measured_high + spread, time_ns)
         scale = np.float32(255.0 / (high - low))

@@ -12,6 +12,7 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Backend
 from refusion_edge.errors import GateError, ShapeError
+from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
 from refusion_edge.stream.gain import ThermalGain
 from refusion_edge.stream.output_range import OutputStretch
@@ -158,6 +159,11 @@ class Processor:
                     f"expected registered cameras of one size, got infrared {ir.shape[1]}x{ir.shape[0]} and visible "
                     f"{vis.shape[1]}x{vis.shape[0]}; give --rig (see refusion-edge align), or --resize if both see "
                     "the same view."
+                )
+            if min(first.shape[:2]) < MIN_SIDE:
+                raise ShapeError(
+                    f"expected cameras of at least {MIN_SIDE}x{MIN_SIDE}, got {first.shape[1]}x{first.shape[0]}; use larger "
+                    "pictures."
                 )
             self._size_wh = (first.shape[1], first.shape[0])
         return (

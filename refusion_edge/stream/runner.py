@@ -110,7 +110,7 @@ class StreamRun:
         self._failure: BaseException | None = None
         self._failed = threading.Lock()
         self._readers_left = len(self._sources)
-        self._lost_since_s: dict[Side, float] = {}
+        self._delivered_s = 0.0
         self._motion = MotionMeter()
         self._heads: dict[Side, Frame | None] = {}
         self._pictures = 0
@@ -183,8 +183,7 @@ class StreamRun:
             now_s = time.monotonic()
             if self._limits.duration_s is not None and now_s - started_s >= self._limits.duration_s:
                 return
-            lost = [now_s - since_s for since_s in self._lost_since_s.copy().values()]
-            if len(lost) == len(SIDES) and min(lost) >= self._limits.give_up_s:
+            if self._live and now_s - max(started_s, self._delivered_s) >= self._limits.give_up_s:
                 with self._failed:
                     self._failure = self._failure or SourceLostError(
                         f"expected one of the two cameras back within {self._limits.give_up_s:g} s, got none; check cables and "
@@ -249,6 +248,7 @@ class StreamRun:
         camera = self._statistics.cameras[side]
         self._statistics.delivered(side, (image.shape[1], image.shape[0]), str(image.dtype), missing=missing)
         camera.clock = source.clock
+        self._delivered_s = time.monotonic()
         if image.dtype not in _DTYPES or image.ndim not in (2, 3):
             self._statistics.dropped(side, "unknown pixel type")
             return
@@ -269,7 +269,6 @@ class StreamRun:
         camera.losses += 1
         camera.state = "lost"
         self._statistics.note(source.side, f"lost: {error}")
-        self._lost_since_s[source.side] = time.monotonic()
         source.__exit__(None, None, None)
         for pause_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
             if self.stop.wait(pause_s):
@@ -280,7 +279,6 @@ class StreamRun:
                 continue
             camera.reconnects += 1
             camera.state = "running"
-            self._lost_since_s.pop(source.side, None)
             self._statistics.note(source.side, "back")
             return
 
@@ -401,14 +399,18 @@ class StreamRun:
     # Writing
 
     def _write(self, sink: Sink, outbox: Channel[FusedFrame]) -> None:
-        while (frame := outbox.get()) is not None:
-            started_ns = time.monotonic_ns()
-            sink.write(frame)
-            now_ns = time.monotonic_ns()
-            self._statistics.wrote(sink.name)
-            self._statistics.took("output", now_ns - started_ns)
-            if self._live:
-                self._statistics.took("age", now_ns - frame.time_ns)
+        try:
+            while (frame := outbox.get()) is not None:
+                started_ns = time.monotonic_ns()
+                sink.write(frame)
+                now_ns = time.monotonic_ns()
+                self._statistics.wrote(sink.name)
+                self._statistics.took("output", now_ns - started_ns)
+                if self._live:
+                    self._statistics.took("age", now_ns - frame.time_ns)
+        finally:
+            # Windows have to be closed by the thread that opened them.
+            sink.__exit__(None, None, None)
 
     def _record(self) -> None:
         assert self._recorder is not None

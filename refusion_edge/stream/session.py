@@ -23,7 +23,7 @@ from refusion_edge.stream.runner import RunLimits, StreamRun, describe
 from refusion_edge.stream.sinks import DisplaySink, NullSink, SharedMemorySink, Sink, has_display, open_file_sink
 from refusion_edge.stream.sources import Source, open_source
 from refusion_edge.stream.statistics import Statistics
-from refusion_edge.stream.uri import Uri, parse_output, parse_source, redact
+from refusion_edge.stream.uri import Uri, frame_pattern, parse_output, parse_source, redact
 
 _DEFAULT_VIEW = "view://127.0.0.1:8080"
 _DEFAULT_TASK = "ir_vis"
@@ -180,6 +180,7 @@ class StreamSession:
         matcher = pairing.matcher()
         gain, stretch, geometry = self._picture(rig)
         uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
+        _refuse_overwriting(sources, uris, settings.record)
         recorder = None
         if settings.record is not None:
             shown = {"pairing": asdict(pairing), "sources": settings.shown()}
@@ -308,6 +309,26 @@ def _pairing(settings: StreamSettings, rig: Rig | None, sources: tuple[Source, S
         asked = getattr(settings, name)
         chosen[name] = chosen[name] if asked is None else asked
     return PairingSettings(**chosen)
+
+
+def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: list[Uri], record: str | None) -> None:
+    """Make sure that no output and no recording is written to where something is read, or where another one is written."""
+    read = (
+        [sources.folder, sources.folder / "ir", sources.folder / "vis"]
+        if isinstance(sources, Recording)
+        else [_folder(source.uri.target) for source in sources if source.uri.scheme == "file"]
+    )
+    taken = {path.resolve() for path in read}
+    written = [(str(uri), _folder(uri.target)) for uri in outputs if uri.scheme == "file"]
+    for name, path in written + ([] if record is None else [(record, Path(record))]):
+        if path.resolve() in taken:
+            raise UsageError(f"expected outputs that are neither sources nor one another, got {name}; choose another name.")
+        taken.add(path.resolve())
+
+
+def _folder(target: str) -> Path:
+    """What a file name stands for: the folder of a pattern, else the file or folder itself."""
+    return Path(target).parent if frame_pattern(target) is not None else Path(target)
 
 
 def _rate(sources: tuple[Source, Source]) -> float | None:

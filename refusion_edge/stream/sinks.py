@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import struct
 import threading
 import time
 from multiprocessing import shared_memory
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
@@ -20,7 +22,7 @@ from refusion_edge.files import output_error
 from refusion_edge.images import WRITABLE_SUFFIXES, write_image
 from refusion_edge.stream.captures import as_picture, silence_opencv
 from refusion_edge.stream.frames import SECOND, FusedFrame
-from refusion_edge.stream.uri import Uri, frame_pattern, read_options
+from refusion_edge.stream.uri import Uri, frame_pattern, number_option, read_options
 
 VIDEO_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "FFV1", ".avi": "MJPG", ".webm": "VP90"}
 
@@ -28,12 +30,13 @@ VIDEO_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "FFV1", 
 _LEAST_FREE_BYTES = 64 << 20
 _FREE_CHECK_S = 1.0
 _DEFAULT_RATE_HZ = 30.0
+_X11_PORT = 6000
 # A gap in live video is filled with repeats up to this; longer ones are cut.
 _MOST_REPEATS = 300
 
 
 class Sink(Protocol):
-    """Takes fused pictures. One instance, one thread; use it as a context manager.
+    """Takes fused pictures, in one thread. It is entered before that thread starts and left in it; leaving twice does no harm.
 
     Attributes:
         name: What the report calls it, without credentials.
@@ -65,7 +68,7 @@ class NullSink:
     def __init__(self, uri: Uri) -> None:
         self.name = str(uri)
         read_options(uri, ("delay_ms",))
-        self._delay_s = float(uri.options.get("delay_ms", "0")) / 1000
+        self._delay_s = number_option(uri, "delay_ms", 0, least=0, most=1e6) / 1000
 
     def __enter__(self) -> Self:
         return self
@@ -196,20 +199,24 @@ class DisplaySink:
         self.name = str(uri)
         read_options(uri, ())
         self._stop = stop
+        self._open = False
 
     def __enter__(self) -> Self:
         if not has_display():
             raise BackendError(
-                "expected a display for display://, got none (neither DISPLAY nor WAYLAND_DISPLAY is set); use view:// and a "
+                "expected a display for display://, got none (DISPLAY names no X server that answers); use view:// and a "
                 "browser."
             )
         return self
 
     def __exit__(self, *exc: object) -> None:
-        cv2.destroyAllWindows()
+        if self._open:
+            cv2.destroyAllWindows()
+            self._open = False
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
+        self._open = True
         try:
             cv2.imshow(self._TITLE, frame.image)
             pressed = cv2.waitKey(1) & 0xFF
@@ -329,8 +336,26 @@ class DiskWatch:
 
 
 def has_display() -> bool:
-    """Whether a window could be shown."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    """Whether a window could be shown: whether the X server that DISPLAY names takes connections.
+
+    A DISPLAY that leads nowhere, as old sessions leave it, would end the whole process inside of the window library.
+    """
+    host, colon, screen = os.environ.get("DISPLAY", "").rpartition(":")
+    number = screen.partition(".")[0]
+    if not colon or not number.isdecimal():
+        return False
+    local = host in ("", "unix")
+    places: list[tuple[socket.AddressFamily, Any]] = (
+        [(socket.AF_UNIX, f"{prefix}/tmp/.X11-unix/X{number}") for prefix in ("", "\0")]
+        if local
+        else [(socket.AF_INET, (host, _X11_PORT + int(number)))]
+    )
+    for family, address in places:
+        with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError, OverflowError):
+            probe.settimeout(1.0)
+            probe.connect(address)
+            return True
+    return False
 
 
 def open_file_sink(uri: Uri, *, rate_hz: float | None, live: bool) -> Sink:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from refusion_edge.arrays import Array
 from refusion_edge.stream.frames import SECOND
 
 # A range grows with the time constant and shrinks so many times more slowly: something hot that comes and goes then finds
@@ -55,6 +58,25 @@ class SmoothedRange:
     def reset(self) -> None:
         """Forget; the next measurement is taken as it is."""
         self._range = None
+
+
+def inner_range(sample: Array, percents: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles, as np.percentile gives them, in half of its time.
+
+    Args:
+        sample: Any shape, at least one finite value.
+        percents: Lower and upper percentile.
+    """
+    values = sample.ravel()
+    places = [percent / 100 * (values.size - 1) for percent in percents]
+    below = [int(place) for place in places]
+    above = [min(place + 1, values.size - 1) for place in below]
+    parted = np.partition(values, (*below, *above))
+    low, high = (
+        float(parted[first]) + (place - first) * (float(parted[second]) - float(parted[first]))
+        for place, first, second in zip(places, below, above, strict=True)
+    )
+    return low, high
 
 
 def follow_share(elapsed_ns: int, time_constant_s: float) -> float:

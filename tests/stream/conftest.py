@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import pytest
 
 from benchmarks.mean_engine import MeanEngine
-from refusion_edge.arrays import Float32Array
+from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.fuser import Fuser
 from refusion_edge.stream.frames import MS, Frame, FusedFrame, Side
 from refusion_edge.stream.session import StreamSession, StreamSettings
@@ -92,3 +94,24 @@ def camera(side: Side, **options: object) -> str:
 def explained(report: dict[str, Any]) -> bool:
     """Whether every frame of both cameras was used or dropped for a cause that the report names."""
     return all(camera["unexplained"] == 0 for camera in report["cameras"].values())
+
+
+def frames_of(path: str | Path) -> int:
+    """Count the pictures of a video."""
+    capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
+    while capture.read()[0]:
+        count += 1
+    capture.release()
+    return count
+
+
+def write_video(path: Path, frames: list[Array], rate: float = 25.0) -> None:
+    """Write a lossless video; 16-bit grey stays 16-bit."""
+    grey16 = frames[0].dtype == np.uint16
+    options = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0] if grey16 else []
+    size = (frames[0].shape[1], frames[0].shape[0])
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), rate, size, options)
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(frame)
+    writer.release()

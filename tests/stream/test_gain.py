@@ -18,7 +18,7 @@ from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
 from refusion_edge.stream.gain import ThermalGain
 from refusion_edge.stream.output_range import OutputStretch
 from refusion_edge.stream.processing import Processor
-from refusion_edge.stream.smoothing import SmoothedRange
+from refusion_edge.stream.smoothing import SmoothedRange, inner_range
 from refusion_edge.stream.synthetic import Painter, Scene
 from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend
@@ -142,6 +142,12 @@ def test_smoothing_follows_with_its_time_constant() -> None:
     narrowing.update(0, 100, 0)
     assert narrowing.update(0, 50, 20 * SECOND)[1] == pytest.approx(50 + 50 * np.exp(-1))
     assert smoothed.update(0, 200, 2 * SECOND) == (0, pytest.approx(high))  # no time, no change
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000, 4999])
+def test_inner_range_is_that_of_numpy(count: int) -> None:
+    values = np.random.default_rng(count).normal(0, 100, count).astype(np.float32)
+    assert inner_range(values, (0.1, 99.9)) == pytest.approx(np.percentile(values.astype(np.float64), (0.1, 99.9)), rel=1e-6)
 
 
 def test_a_constant_or_noisy_wall_is_not_stretched_to_noise() -> None:

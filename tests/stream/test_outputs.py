@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -22,8 +25,8 @@ from refusion_edge.stream.frames import MS, SECOND, FusedFrame
 from refusion_edge.stream.recording import read_recording
 from refusion_edge.stream.sinks import VIDEO_CODECS, SharedMemorySink, VideoSink, open_file_sink, read_shared
 from refusion_edge.stream.uri import parse_output
-from tests.conftest import one_sentence
-from tests.stream.conftest import camera, explained
+from tests.conftest import ROOT, one_sentence
+from tests.stream.conftest import camera, explained, frames_of
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
 
@@ -31,14 +34,6 @@ Stream = Callable[..., tuple[dict[str, Any], Any]]
 def picture(number: int, time_ms: float = 0.0) -> FusedFrame:
     image = np.full((48, 64, 3), (number * 7) % 256, np.uint8)
     return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
-
-
-def frames_of(path: str | Path) -> int:
-    capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
-    while capture.read()[0]:
-        count += 1
-    capture.release()
-    return count
 
 
 def file_pair(frames: int = 12) -> dict[str, str]:
@@ -109,10 +104,38 @@ def test_outputs_that_cannot_be_are_refused(stream: Stream, monkeypatch: pytest.
             open_file_sink(parse_output(text), rate_hz=None, live=False)
     with pytest.raises(UsageError, match="did you mean 'view://'"):
         parse_output("veiw://0")
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(BackendError, match="expected a display"):
-        stream(**file_pair(), outputs=("display://0",))
+    for display in ("", ":97", "nonsense", "127.0.0.1:9"):
+        monkeypatch.setenv("DISPLAY", display)
+        with pytest.raises(BackendError, match="expected a display"):
+            stream(**file_pair(), outputs=("display://0",))
+
+
+XVFB = shutil.which("Xvfb")
+SHOW = (
+    "from tests.stream.conftest import *\n"
+    "settings = StreamSettings(ir=camera('ir'), vis=camera('vis'), pictures=5)\n"  # the window is the default
+    "session = StreamSession(settings, fuser=Fuser(MeanBackend(), find_task('ir_vis')))\n"
+    "session.run()\n"
+    "print(list(session.report()['outputs']))\n"
+)
+
+
+@pytest.mark.skipif(XVFB is None, reason="needs Xvfb, a display without a screen")
+def test_a_window_shows_the_stream_and_is_the_default_where_there_is_a_display() -> None:
+    read_end, write_end = os.pipe()
+    command = [str(XVFB), "-displayfd", str(write_end), "-screen", "0", "320x240x24"]
+    server = subprocess.Popen(command, pass_fds=(write_end,), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end) as answer:
+            environment = {**os.environ, "DISPLAY": f":{answer.readline().strip()}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, done.stdout.strip()) == (0, "['display://0']"), done.stderr
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 # Recording and replay

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.frames import MS, Frame, Pair, Side
+from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Pair, Side
+from refusion_edge.stream.matching import Limits, Matcher
 from refusion_edge.stream.pairing import NO_COUNTERPART, POLICIES, TIME_WENT_BACK, Outcome, Pairer, Policy
 
 MakeFrame = Callable[..., Frame]
@@ -172,3 +173,23 @@ def test_what_waits_for_a_silent_camera_is_bounded() -> None:
 def test_wrong_settings_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="expected"):
         Pairer(**bad)
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps=steps_ms, stale=st.lists(st.booleans(), min_size=60, max_size=60))
+def test_every_frame_is_accounted_for_while_cameras_come_and_go(steps: list[tuple[Side, int]], stale: list[bool]) -> None:
+    matcher = Matcher(Pairer("nearest", max_skew_ns=40 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=200 * MS))
+    now_ms, pushed, used, dropped, numbers = 0, Counter[Side](), Counter[Side](), Counter[Side](), []
+    outcomes = []
+    for number, (side, step_ms) in enumerate(steps):
+        now_ms += abs(step_ms)
+        time_ns = now_ms * MS
+        pushed[side] += 1
+        outcomes.append(matcher.push(Frame(side, PICTURE, number, time_ns, time_ns, time_ns - stale[number] * SECOND)))
+    for outcome in (*outcomes, matcher.flush()):
+        numbers += [pair.number for pair in outcome.pairs]
+        dropped.update(one.side for one, _ in outcome.dropped)
+    used.update(matcher.used)
+    assert numbers == list(range(len(numbers)))
+    for side in SIDES:
+        assert pushed[side] == used[side] + dropped[side]

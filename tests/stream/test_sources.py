@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
-from refusion_edge.arrays import Array
 from refusion_edge.errors import BackendError, InputError, RefusionError, ShapeError, SourceLostError, UsageError
 from refusion_edge.images import write_image
 from refusion_edge.stream.captures import has_gstreamer
@@ -31,7 +29,7 @@ from refusion_edge.stream.sources import (
 from refusion_edge.stream.synthetic import Painter, Scene
 from refusion_edge.stream.uri import frame_pattern, host_and_port, parse_output, parse_source, redact
 from tests.conftest import one_sentence
-from tests.stream.conftest import camera
+from tests.stream.conftest import camera, write_video
 
 
 def opened(text: str, side: str = "ir") -> Source:
@@ -41,17 +39,6 @@ def opened(text: str, side: str = "ir") -> Source:
 def read_all(text: str, side: str = "ir") -> list[Grab]:
     with opened(text, side) as source:
         return list(itertools.takewhile(lambda grab: grab is not None, iter(source.read, None)))
-
-
-def write_video(path: Path, frames: list[Array], rate: float = 25.0) -> None:
-    grey16 = frames[0].dtype == np.uint16
-    options = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0] if grey16 else []
-    size = (frames[0].shape[1], frames[0].shape[0])
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), rate, size, options)
-    assert writer.isOpened()
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
 
 
 # Names
