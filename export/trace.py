@@ -78,7 +78,7 @@ def _traced(precision: Precision) -> onnx.ModelProto:
         2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE),
         3: torch.export.Dim("width", min=MIN_SIDE, max=MAX_SIDE),
     }
-    with _silence():
+    with silence():
         program = torch.onnx.export(
             WithParametersAsInputs(), (*planes, parameters), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=[INPUT_A, INPUT_B, *PARAMETERS], output_names=[OUTPUT],
@@ -105,7 +105,7 @@ def _strip(model: onnx.ModelProto, precision: Precision) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep torch's remarks on packages we do not use (torchvision) off the user's terminal."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
