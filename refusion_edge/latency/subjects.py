@@ -142,7 +142,8 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
     if bundle is not None:
         task, precision = bundle.manifest.task, bundle.manifest.precision
         backend = bundle.manifest.backend
-        quality = Quality(bundle.manifest.gate.psnr_db, bundle.manifest.gate.ssim)
+        gate = bundle.manifest.gate
+        quality = Quality(gate.psnr_db, gate.ssim)
         files = _bundle_files(bundle)
     else:
         task, precision, quality = _task_of(origin, wanted.task), "fp32", None
