@@ -80,7 +80,7 @@ def _traced(form: GraphForm, precision: GraphPrecision) -> onnx.ModelProto:
         2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE),
         3: torch.export.Dim("width", min=MIN_SIDE, max=MAX_SIDE),
     }
-    with _silence():
+    with silence():
         program = torch.onnx.export(
             WithParametersAsInputs(), (*planes, parameters), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=[INPUT_A, INPUT_B, *shapes], output_names=[OUTPUT],
@@ -108,7 +108,7 @@ def _strip(model: onnx.ModelProto, form: str, precision: GraphPrecision) -> None
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep torch's remarks on packages we do not use (torchvision) off the user's terminal."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

@@ -16,6 +16,7 @@ _ROW, _TOP, _BOTTOM = 30, 8, 26
 _CURVE_HEIGHT = 200
 _TICKS = 5
 _MOST_LABELS = 9
+_LETTER, _LETTER_HEIGHT = 6.5, 13
 # Fraction of the golden ratio: successive points never cluster.
 _SPREAD = 0.6180339887
 
@@ -91,16 +92,16 @@ def curves(positions: Sequence[float], values: Mapping[str, NDArray[np.float64]]
     return "".join([*parts, "</svg>"])
 
 
-def bars(values: Mapping[str, Mapping[str, float]]) -> str:
+def bars(values: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> str:
     """Draw one bar for each name, made of parts that add up.
 
     Args:
-        values: Name to its parts, each with its length; the parts of all bars have one order and one set of colours.
+        values: Name to its parts, each with its length.
+        kinds: All kinds of parts that there may be; the first has the first of ``COLOURS``, and so on.
 
     Returns:
         An ``<svg>`` element, or an empty text if there is nothing to draw.
     """
-    kinds = list(dict.fromkeys(kind for parts in values.values() for kind in parts))
     longest = max((sum(parts.values()) for parts in values.values()), default=0.0)
     if not longest:
         return ""
@@ -139,11 +140,19 @@ def scatter(points: Mapping[str, tuple[float, float]], *, unit: str) -> str:
     frame = _Frame(across[0], across[-1], _ticks(min(heights), max(heights)))
     drawn = [frame.open()]
     drawn += [_text(frame.x(tick), frame.height - 8, f"{tick:g} {unit}", "middle") for tick in across]
+    taken: list[tuple[float, float, float]] = []
     for index, (name, (x, y)) in enumerate(points.items()):
         colour = COLOURS[index % len(COLOURS)]
         drawn.append(f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="5" fill="{colour}"/>')
-        anchor, gap = ("end", -9) if x > across[-1] / 2 else ("start", 9)
-        drawn.append(_text(frame.x(x) + gap, frame.y(y) + 4, name, anchor))
+        width = _LETTER * len(name)
+        anchor, left = ("end", frame.x(x) - 9 - width) if x > across[-1] / 2 else ("start", frame.x(x) + 9)
+        down = frame.y(y) + 4
+        # A label that would cover another one moves towards the middle of the plot.
+        step = _LETTER_HEIGHT if down < frame.height / 2 else -_LETTER_HEIGHT
+        while any(abs(down - other) < _LETTER_HEIGHT and left < end and start < left + width for start, end, other in taken):
+            down += step
+        taken.append((left, left + width, down))
+        drawn.append(_text(left + width if anchor == "end" else left, down, name, anchor))
     return "".join([*drawn, "</svg>"])
 
 

@@ -253,7 +253,8 @@ def choose_builder(name: str, precision: Precision) -> Choice:
             )
         if precision not in forms:
             raise UsageError(
-                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; choose another."
+                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; "
+                f"build with --precision {' or '.join(forms)}."
             )
         _require(name, build_status)
         return Choice(name, "as asked")

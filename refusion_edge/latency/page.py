@@ -69,7 +69,8 @@ def _stage_bars(report: Report) -> str:
             row.identity.label: {stage: row.stages[stage].median_ms for stage in STAGES if stage in row.stages}
             for row in report.rows
             if row.stages is not None
-        }
+        },
+        STAGES,
     )
 
 

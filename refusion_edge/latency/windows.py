@@ -129,6 +129,8 @@ def warm_up(run: Callable[[], object], plan: Plan, clock: Clock) -> tuple[int, f
     while iterations < plan.warmup_iterations or clock.now_ns() - started_ns < plan.warmup_ms * NS_PER_MS:
         run()
         iterations += 1
+        if clock.now_ns() < started_ns:
+            break  # it went backwards, and would never get there
     return iterations, (clock.now_ns() - started_ns) / NS_PER_MS
 
 

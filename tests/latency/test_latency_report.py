@@ -158,6 +158,8 @@ def test_page_holds_everything_and_needs_nothing(report: Report, tmp_path: Path)
         assert text in page, text
     assert "LOADED" not in page
     assert not re.search(r"\b(nan|inf|None)\b", page)
+    # The colour of a stage is that of its legend.
+    assert re.search(r"background:(#\w+);[^>]*></span>infer", page)[1] in re.findall(r'fill="(#\w+)"><title>infer', page)
     loaded = render_page(replace(report, load_after=Load(9.0, 1.5, 2)))
     assert "LOADED MACHINE" in loaded
 
