@@ -70,7 +70,7 @@ def test_an_engine_that_gives_nan_fails_its_gate(monkeypatch: pytest.MonkeyPatch
     # The engine is asked first for every pair, the reference second.
     monkeypatch.setattr(OrtBackend, "fuse", lambda self, a, b: honest(self, a, b) * (np.nan if next(calls) % 2 == 0 else 1))
     with pytest.raises(GateError, match="nothing was installed"):
-        build(BuildSpec("ir_vis", "fp32", size_hw=SMALL))
+        build(BuildSpec("ir_vis", "fp32", "onnxruntime", size_hw=SMALL))
     assert files_below(Path("..")) == ["work"]
 
 
@@ -149,7 +149,9 @@ def wait_for_handler(pid: int) -> None:
 
 def test_a_disk_that_fills_up_leaves_nothing_behind() -> None:
     """The model does not fit: the kernel itself refuses the write in the middle of the file."""
-    process = start("build", "--task", "ir_vis", "--precision", "fp32", "--size", "64x96", limit_kib=100)
+    process = start(
+        "build", "--task", "ir_vis", "--precision", "fp32", "--backend", "onnxruntime", "--size", "64x96", limit_kib=100
+    )
     _, err = process.communicate(timeout=120)
     assert process.returncode == 4
     assert one_sentence(err)
