@@ -110,9 +110,9 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
         with np.errstate(over="ignore"):
             rounded = np.ascontiguousarray(exact.astype(dtype))
         if not np.isfinite(rounded).all():
+            remedy = "build with --precision fp32, or use other weights" if dtype == np.float16 else "use other weights"
             raise CheckpointError(
-                f"expected parameters within the range of {dtype}, got {np.abs(exact).max():g} in {name}; build with "
-                "--precision fp32, or use other weights."
+                f"expected parameters within the range of {dtype}, got {np.abs(exact).max():g} in {name}; {remedy}."
             )
         graph.initializer.append(numpy_helper.from_array(rounded, name))
     if size_hw is not None:

@@ -72,7 +72,7 @@ def test_an_engine_that_gives_nan_fails_its_gate(monkeypatch: pytest.MonkeyPatch
     # The engine is asked first for every pair, the reference second.
     monkeypatch.setattr(OrtBackend, "fuse", lambda self, a, b: honest(self, a, b) * (np.nan if next(calls) % 2 == 0 else 1))
     with pytest.raises(GateError, match="nothing was installed"):
-        build(BuildSpec("ir_vis", "fp32", size_hw=SMALL))
+        build(BuildSpec("ir_vis", "fp32", "onnxruntime", size_hw=SMALL))
     assert files_below(Path("..")) == ["work"]
 
 
