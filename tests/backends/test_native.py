@@ -21,6 +21,7 @@ from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load, open_bundle, open_weights
+from refusion_edge.images import write_image
 from refusion_edge.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence
 
@@ -317,3 +318,14 @@ def test_the_command_line_treats_it_like_any_other(run_cli: Callable[..., tuple[
     code, _, err = run_cli("build", "--precision", "fp16", "--backend", "native", "-o", "other")
     assert code == 2
     assert one_sentence(err)
+
+
+def test_fuse_says_what_auto_chose(run_cli: Callable[..., tuple[int, str, str]], picture: Callable[..., Array]) -> None:
+    write_image("a.png", picture(20, 30))
+    write_image("b.png", picture(20, 30))
+    code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png")
+    assert code == 0
+    assert f"Back end: auto chose native ({ISAS[0]} kernels)." in out
+    code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png", "--backend", "native", "--threads", "1")
+    assert code == 0
+    assert "auto chose" not in out
