@@ -144,7 +144,7 @@ def build(spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None) -> 
         engine, compiled = _make_engine(spec, choice.name, model, checkpoint.state, sha256(weights))
     if compiled and not status(choice.name).usable:
         remarks.append(
-            "This machine has no GPU that runs the kernels: the gate ran the program's launches with the plain reference of each "
+            "This machine has no GPU that runs the kernels: the gate ran its launches with the plain reference of each "
             "kernel. The kernels themselves are checked on the device, each time the program is loaded."
         )
     with stage("gate"), engine, open_weights(checkpoint.state, "onnxruntime", optimised=False) as reference:
