@@ -169,8 +169,8 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
     tools = {"compiler": build_status("fused").reason}
     if not status("fused").usable:
         remarks.append(
-            "This machine has no GPU that runs the kernels: the gate ran the program's launches with the plain reference of "
-            "each kernel. The kernels themselves are checked on the device, each time the program is loaded."
+            "This machine has no GPU that runs the kernels: the gate ran its launches with the plain reference of each kernel. "
+            "The kernels themselves are checked on the device, each time the program is loaded."
         )
     # It brings kernels for several architectures and chooses when it is loaded.
     return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
