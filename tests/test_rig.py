@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +31,21 @@ from tests.conftest import files_below
 IDENTITY = to_rows(np.eye(3))
 
 
-def make_rig(**changes: object) -> Rig:
-    facts = {
-        "ir": RigSource((640, 512), "v4l2:///dev/video1", (0, 16, 640, 480)),
-        "vis": RigSource(
-            (1920, 1080), "csi://0", None, Lens("pinhole", (1400.5, 1401.25), (959.5, 539.5), (-0.1, 0.01, 0.0, 0.0))
-        ),
-        "alignments": (
-            RigAlignment(2.0, to_rows(np.array([[0.5, 0.01, 9.0], [0, 0.5, 1], [1e-5, 0, 1]])), 0.4, "checkerboard"),
-            RigAlignment(math.inf, to_rows(np.array([[0.5, 0.01, 1.0], [0, 0.5, 1], [1e-5, 0, 1]])), 0.5, "scene"),
-        ),
-        "base": "ir",
-        "time_offset_ms": -12.75,
-        "parallax": ParallaxModel(700.0, 0.03),
-    } | changes
-    return Rig(**facts)  # type: ignore[arg-type]
+RIG = Rig(
+    ir=RigSource((640, 512), "v4l2:///dev/video1", (0, 16, 640, 480)),
+    vis=RigSource((1920, 1080), "csi://0", None, Lens("pinhole", (1400.5, 1401.25), (959.5, 539.5), (-0.1, 0.01, 0.0, 0.0))),
+    alignments=(
+        RigAlignment(2.0, to_rows(np.array([[0.5, 0.01, 9.0], [0, 0.5, 1], [1e-5, 0, 1]])), 0.4, "checkerboard"),
+        RigAlignment(math.inf, to_rows(np.array([[0.5, 0.01, 1.0], [0, 0.5, 1], [1e-5, 0, 1]])), 0.5, "scene"),
+    ),
+    base="ir",
+    time_offset_ms=-12.75,
+    parallax=ParallaxModel(700.0, 0.03),
+)
 
 
 def test_a_rig_comes_back_to_the_last_digit() -> None:
-    rig = make_rig()
+    rig = RIG
     write_rig("rig.yaml", rig)
     assert read_rig("rig.yaml") == rig
     assert parse_rig(format_rig(rig)) == rig
@@ -137,7 +134,7 @@ def test_a_hand_written_file_needs_only_sizes_and_a_homography() -> None:
     ],
 )  # fmt: skip
 def test_a_flaw_is_named_in_one_sentence(old: str, new: str, hint: str) -> None:
-    text = format_rig(make_rig())
+    text = format_rig(RIG)
     assert old in text
     Path("rig.yaml").write_text(text.replace(old, new, 1))
     with pytest.raises(RigError, match=re.escape(hint)) as caught:
@@ -167,7 +164,7 @@ def test_a_missing_a_huge_and_an_unwritable_file_are_refused() -> None:
     with pytest.raises(RigError, match="at most"):
         read_rig("big.yaml")
     with pytest.raises(OutputError):
-        write_rig("big.yaml/rig.yaml", make_rig())
+        write_rig("big.yaml/rig.yaml", RIG)
     assert files_below(Path()) == ["big.yaml"]
 
 
@@ -181,7 +178,7 @@ def test_the_homography_between_two_distances_is_that_of_the_plane() -> None:
         shift = np.outer([0.05, -0.01, 0], [0, 0, 1]) / distance_m
         return moving_camera @ (turn + shift) @ np.linalg.inv(camera)
 
-    rig = make_rig(alignments=tuple(RigAlignment(z, to_rows(plane(z))) for z in (1.0, math.inf)))
+    rig = replace(RIG, alignments=tuple(RigAlignment(z, to_rows(plane(z))) for z in (1.0, math.inf)))
     for distance_m in (1.0, 1.5, 4.0, 1e5, math.inf):
         expected = plane(distance_m)
         np.testing.assert_allclose(rig.homography(distance_m), expected / expected[2, 2], rtol=0, atol=1e-12 * 700)
@@ -191,13 +188,13 @@ def test_the_homography_between_two_distances_is_that_of_the_plane() -> None:
 @pytest.mark.parametrize("distance_m", [1.9, 0.0, -1.0, math.nan])
 def test_a_distance_that_the_rig_does_not_hold_for_is_refused(distance_m: float) -> None:
     with pytest.raises(RigError, match="expected a working distance"):
-        make_rig().homography(distance_m)
+        RIG.homography(distance_m)
     with pytest.raises(RigError, match="distance not stated"):
-        make_rig(alignments=(RigAlignment(None, IDENTITY),)).homography(5.0)
+        replace(RIG, alignments=(RigAlignment(None, IDENTITY),)).homography(5.0)
 
 
 def test_alignments_are_added_in_order_and_replaced() -> None:
-    rig = make_rig().with_alignment(RigAlignment(5.0, IDENTITY)).with_alignment(RigAlignment(2.0, IDENTITY, 0.1, "again"))
+    rig = RIG.with_alignment(RigAlignment(5.0, IDENTITY)).with_alignment(RigAlignment(2.0, IDENTITY, 0.1, "again"))
     assert [alignment.distance_m for alignment in rig.alignments] == [2.0, 5.0, math.inf]
     assert rig.alignments[0].error_method == "again"
     assert rig.with_alignment(RigAlignment(None, IDENTITY)).alignments == (RigAlignment(None, IDENTITY),)
