@@ -141,17 +141,18 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
     bundle = read_bundle(origin) if Path(origin).is_dir() else None
     if bundle is not None:
         task, precision = bundle.manifest.task, bundle.manifest.precision
-        backend = bundle.manifest.backend
+        backend = bundle.manifest.backend if wanted.backend == AUTO else wanted.backend
         gate = bundle.manifest.gate
         quality = Quality(gate.psnr_db, gate.ssim)
         files = _bundle_files(bundle)
     else:
         task, precision, quality = _task_of(origin, wanted.task), "fp32", None
+        # Named, so that what is written in the table is what was asked to run.
         backend = "onnxruntime" if wanted.backend == AUTO else wanted.backend
         files = _weights_files(origin)
 
     def open_fuser() -> Fuser:
-        return load(origin, task=wanted.task, backend=wanted.backend, threads=wanted.threads)
+        return load(origin, task=wanted.task, backend=backend, threads=wanted.threads)
 
     subjects = []
     for size_hw in _sizes(bundle, wanted):
