@@ -207,7 +207,7 @@ def open_peer(name: str, setting: Setting) -> Iterator[Fuse]:
     if name.startswith("official"):
         import torch
 
-        from benchmarks.official import official_fuse
+        from benchmarks.official_layout import official_fuse
 
         torch.set_num_threads(setting.threads)
         parameters = {key: torch.from_numpy(array) for key, array in state.items()}
@@ -250,7 +250,7 @@ def export_official(setting: Setting) -> None:
     """Export the official sequence as anybody would: torch.onnx.export with its defaults, at one size."""
     import torch
 
-    from benchmarks.official import official_fuse
+    from benchmarks.official_layout import official_fuse
 
     state = read_checkpoint(weights_path(TASK)).state
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.official import official_fuse
+from benchmarks.official_layout import official_fuse
 from refusion_edge.model import FusionNetwork
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, Engine, FusionObjective, MetaRule, Networks, fusion_gradient

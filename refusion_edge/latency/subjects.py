@@ -141,7 +141,7 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
     bundle = read_bundle(origin) if Path(origin).is_dir() else None
     if bundle is not None:
         task, precision = bundle.manifest.task, bundle.manifest.precision
-        backend = bundle.manifest.backend
+        backend = bundle.manifest.backend if wanted.backend == AUTO else wanted.backend
         gate = bundle.manifest.gate
         quality = None if isinstance(gate, GateNotRun) else Quality(gate.psnr_db, gate.ssim)
         files = _bundle_files(bundle)
@@ -151,7 +151,7 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
         files = _weights_files(origin)
 
     def open_fuser() -> Fuser:
-        return load(origin, task=wanted.task, backend=wanted.backend, threads=wanted.threads)
+        return load(origin, task=wanted.task, backend=backend, threads=wanted.threads)
 
     subjects = []
     for size_hw in _sizes(bundle, wanted):

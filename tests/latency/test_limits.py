@@ -13,7 +13,7 @@ def test_operations_are_those_that_torch_counts_in_the_official_sequence(random_
     torch = pytest.importorskip("torch", reason="counting needs torch")
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.official import official_fuse
+    from benchmarks.official_layout import official_fuse
 
     parameters = {name: torch.from_numpy(array) for name, array in random_state.items()}
     planes = [torch.rand(1, 1, 13, 17) for _ in range(2)]

@@ -1,4 +1,7 @@
-"""The fusion network in the operator sequence of the official release, written anew, to be timed beside ours."""
+"""The network operator by operator as the official release computes it: what our layouts are measured against.
+
+Written anew from its parameter layout. Needs torch.
+"""
 
 from __future__ import annotations
 
