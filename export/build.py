@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ from refusion_edge.fuser import open_weights
 from refusion_edge.gate import PairFidelity, measure, resized, sample_pairs, verdict
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
 from refusion_edge.pairs import ImagePair, fingerprint
-from refusion_edge.quantisation import CalibrationTable
+from refusion_edge.quantisation import CalibrationTable, quantisable_layers
 from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.tasks import Task, find_task
 from refusion_edge.tensorrt.flavour import FLAVOURS
@@ -126,7 +127,7 @@ def build(
     quantised = None
     if spec.calibration is not None:
         with stages.enter("layers"):
-            selection = _select(spec.calibration, filled, checkpoint, pairs, task)
+            selection = _select(spec.calibration, filled, checkpoint, pairs, task, listener)
         model = selection.model.SerializeToString(deterministic=True)
         files[CALIBRATION] = spec.calibration.to_json().encode()
         quantised = _quantised(spec.calibration, selection)
@@ -181,11 +182,22 @@ def _judges(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair
 
 
 def _select(
-    table: CalibrationTable, model: onnx.ModelProto, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
+    table: CalibrationTable,
+    model: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    pairs: tuple[ImagePair, ...],
+    task: Task,
+    listener: PhaseListener | None,
 ) -> Selection:
     with open_weights(checkpoint.state, optimised=False) as reference:
         jury = Jury(reference, pairs, task)
-    return select_layers(model, table, jury, LIMITS["int8"])
+    if listener is None:
+        return select_layers(model, table, jury, LIMITS["int8"])
+    scan, layers = "one layer at a time", itertools.count()
+    listener.started(scan, None, len(quantisable_layers()))
+    selection = select_layers(model, table, jury, LIMITS["int8"], lambda: listener.stepped(scan, next(layers)))
+    listener.finished(scan)
+    return selection
 
 
 def _quantised(table: CalibrationTable, selection: Selection) -> Quantised:

@@ -310,7 +310,8 @@ def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:
     assert code == 0
     document = json.loads(run_cli("doctor", "--json", "-")[1])
     for name, backend in document["backends"].items():
-        assert re.search(rf"^{name} +{'yes' if backend['usable'] else 'no'} ", out, re.MULTILINE)
+        answer = "yes" if backend["usable"] else "builds only" if backend["builds"] else "no"
+        assert re.search(rf"^{name} +{answer} ", out, re.MULTILINE)
     assert document["backends"]["onnxruntime"]["usable"]
     assert files_below(Path("..")) == ["work"]
 
