@@ -90,7 +90,7 @@ $(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/cs
 
 $(VENV)/.test: $(VENV)/.base
 	@$(BIN)/python .ci/install_torch.py '$(TORCH)'
-	@$(PIP) install --group test --editable '.[export,eval]' $(BUILD)
+	@$(PIP) install --group test --editable '.[export,eval,stream,openvino,rtx,triton,fused]' $(BUILD)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
