@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.backends import status
 from refusion_edge.fuser import load
 from refusion_edge.images import read_image, write_image
+from refusion_edge.luminance import OUTPUT_RANGES, merge, to_output_range
 from refusion_edge.samples import sample_paths
 from refusion_edge.weights import weights_path
 from tests.conftest import ROOT
@@ -95,3 +97,18 @@ def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path) -> None:
         assert message in done.stderr, words
         assert len(done.stderr.splitlines()) == 1, words
     assert not Path("fused.pgm").exists()
+
+
+def test_eight_bits_are_those_of_python(fuse_pgm: Path, rng: np.random.Generator) -> None:
+    library = ctypes.CDLL(str(fuse_pgm.parent / "librefusion_edge.so"))
+    fused = (rng.random((31, 47)) * 0.8 + 0.1).astype(np.float32)
+    fused[3, 4:7] = 0.0, 1.0, 0.5
+    for plane in (fused, np.full_like(fused, 0.25)):
+        for output_range in OUTPUT_RANGES:
+            picture = np.full(plane.shape, 77, np.uint8)
+            arguments = (plane.ctypes.data, plane.strides[0], *plane.shape, output_range == "stretch")
+            addresses = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_int, ctypes.c_int)
+            passed = [as_c(value) for as_c, value in zip(addresses, arguments, strict=True)]
+            to = (ctypes.c_void_p(picture.ctypes.data), ctypes.c_ssize_t(picture.strides[0]))
+            assert library.refusion_edge_to_uint8(*passed, *to) == 0
+            assert np.array_equal(picture, merge(to_output_range(plane, output_range), None)), output_range
