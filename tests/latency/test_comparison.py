@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import UsageError
 from refusion_edge.latency.comparison import compare
 from refusion_edge.latency.subjects import Subject
@@ -38,12 +39,14 @@ def test_the_one_that_goes_first_changes(clock: MadeUpClock, make_subject: MakeS
     class Noting(MadeUpBackend):
         """Notes its turn."""
 
-        def fuse(self, a, b):  # type: ignore[no-untyped-def]
+        letter = ""
+
+        def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
             order.append(self.letter)
             return super().fuse(a, b)
 
     backends = [Noting(clock, itertools.repeat(2.0)) for _ in range(2)]
-    backends[0].letter, backends[1].letter = "A", "B"  # type: ignore[attr-defined]
+    backends[0].letter, backends[1].letter = "A", "B"
     compare(*(make_subject(iter(()), backend=backend) for backend in backends), QUICK, clock)
     assert "".join(order) == "ABBA" * 5
     assert not any(backend.is_open for backend in backends)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from refusion_edge.arrays import Float32Array
 from refusion_edge.bundle import MANIFEST, WEIGHTS
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.errors import BackendError, BundleError, CheckpointError, RefusionError, UsageError
@@ -77,7 +78,7 @@ def test_energy_is_that_of_the_windows_that_count(
     class Burning(MadeUpBackend):
         """Takes 4 mJ for every picture."""
 
-        def fuse(self, a, b):  # type: ignore[no-untyped-def]
+        def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
             counter.write_text(f"{int(counter.read_text()) + 4000}")
             return super().fuse(a, b)
 
