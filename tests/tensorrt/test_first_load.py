@@ -33,8 +33,9 @@ def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """TensorRT on a device that fuses medical pairs as the real network does."""
     state = read_checkpoint(weights_path("medical")).state
     fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.least_hw, SIZES.typical_hw, SIZES.largest_hw))
-    monkeypatch.setattr("refusion_edge.backends.tensorrt.probe", lambda: Status(usable=True, reason="fake", builds=True))
-    monkeypatch.setattr("refusion_edge.export.build.installed_version", lambda _: fake_trt.__version__)
+    for probe in ("probe", "probe_build"):
+        monkeypatch.setattr(f"refusion_edge.backends.tensorrt.{probe}", lambda: Status(usable=True, reason="fake"))
+    monkeypatch.setattr("refusion_edge.export.engines.installed_version", lambda _: fake_trt.__version__)
     with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
         fake_trt.compute = network.fuse
         yield fake_trt

@@ -9,7 +9,7 @@ import pytest
 from refusion_edge import cuda
 from refusion_edge.errors import BackendError
 from refusion_edge.tensorrt import flavour
-from refusion_edge.tensorrt.flavour import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour, probe
+from refusion_edge.tensorrt.flavour import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour, probe, probe_build
 from tests.conftest import one_sentence
 
 
@@ -23,8 +23,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("product", FLAVOURS.values(), ids=FLAVOURS)
 def test_without_a_driver_only_rtx_builds(product: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "problem", lambda: "there is no NVIDIA driver here")
+    assert (probe(product).usable, probe_build(product).usable) == (False, product is TENSORRT_RTX)
     found = probe(product)
-    assert (found.usable, found.builds) == (False, product is TENSORRT_RTX)
     assert found.reason == f"{product.module} 10.3.0 is installed, but there is no NVIDIA driver here"
 
 
@@ -35,7 +35,7 @@ def test_with_a_driver_it_needs_a_way_to_reach_it(monkeypatch: pytest.MonkeyPatc
     assert probe(TENSORRT).reason.endswith("neither pycuda nor cuda-bindings is")
     assert probe(TENSORRT).fix == "pip install 'refusion-edge[tensorrt]'"
     monkeypatch.setattr(cuda, "installed", lambda: "pycuda")
-    assert probe(TENSORRT) == flavour.Status(usable=True, reason="tensorrt 10.3.0, pycuda", builds=True)
+    assert probe(TENSORRT) == flavour.Status(usable=True, reason="tensorrt 10.3.0, pycuda")
 
 
 def test_on_a_jetson_it_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
