@@ -1,13 +1,17 @@
 """Build the wheel, check what is in it, and use it in a clean environment from another folder.
 
+Where a C++ compiler and Python's headers are, the wheel with the native kernels is built and used, too.
+
 python .ci/check_wheel.py
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
 import zipfile
@@ -15,10 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("ir_vis", "medical", "multi_focus", "multi_exposure")
+GRAPHS = (
+    "onnxruntime-fp32",
+    "openvino-fp32",
+    *(f"tensorrt-{form}-{bits}" for form in ("folded", "literal") for bits in ("fp32", "fp16")),
+)
 REQUIRED = (
     "refusion_edge/py.typed",
-    "refusion_edge/graphs/fusion-fp32.onnx",
-    "refusion_edge/graphs/fusion-fp16.onnx",
+    *(f"refusion_edge/graphs/{graph}.onnx" for graph in GRAPHS),
     *(f"refusion_edge/weights/{task}.safetensors" for task in TASKS),
     *(f"refusion_edge/weights/{task}.md" for task in TASKS),
     *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),
@@ -53,22 +61,42 @@ def main() -> int:
         _run([command, "demo", "--bundle", "bundle", "-o", "demo"], work, environment)
         if not (work / "demo" / "montage.png").is_file():
             sys.exit("expected demo to write a montage, got none.")
+
+        if can_compile():
+            native = folder / "native"
+            _run([*pip, "wheel", "--no-deps", "--wheel-dir", str(native), str(ROOT), "-Cwheel.cmake=true"])
+            (wheel,) = native.glob("*.whl")
+            check_files(wheel, native=True)
+            _run([*pip, "install", "--force-reinstall", "--no-deps", str(wheel)])
+            _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", "native"], work, environment)
+            _run([command, "verify", "native"], work, environment)
+        else:
+            print("wheel: no C++ compiler or no headers of Python here, so the wheel with the native kernels was left out")
     print("wheel: files, clean installation, build, verify and demo are good")
     return 0
 
 
-def check_files(wheel: Path) -> None:
-    """Check the wheel's name, size and file list."""
+def can_compile() -> bool:
+    """Tell whether the native kernels can be built here."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return headers.is_file() and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+
+
+def check_files(wheel: Path, *, native: bool = False) -> None:
+    """Check the wheel's name, size and file list; ``native`` for one with compiled kernels."""
     size_mb = wheel.stat().st_size / 1e6
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     top = {name.split("/")[0] for name in names}
     unexpected = {name for name in top if name != "refusion_edge" and not name.endswith(".dist-info")}
+    unexpected |= {name for name in names if "/csrc/" in name}
     missing = [name for name in REQUIRED if name not in names]
-    if unexpected or missing or size_mb > MAX_MB or not wheel.name.endswith("-py3-none-any.whl"):
+    compiled = {name for name in names if name.startswith("refusion_edge/kernels/_native.")}
+    right_kind = len(compiled) == native and wheel.name.endswith("-py3-none-any.whl") != native
+    if unexpected or missing or size_mb > MAX_MB or not right_kind:
         sys.exit(
             f"expected one top-level name and all package data in {wheel.name} within {MAX_MB} MB, got {size_mb:.1f} MB, "
-            f"unexpected {sorted(unexpected)}, missing {missing}."
+            f"unexpected {sorted(unexpected)}, missing {missing}, compiled {sorted(compiled)}."
         )
     print(f"{wheel.name}: {len(names)} files, {size_mb:.1f} MB")
 

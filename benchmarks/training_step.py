@@ -1,6 +1,6 @@
 """What one training cycle costs in plain steps of F, and what the channels-last layout saves.
 
-python benchmarks/training_step.py [--crop 64] [--pairs 2] [--rounds 15] [--json FILE]
+python -m benchmarks.training_step [--crop 64] [--pairs 2] [--rounds 15] [--json FILE]
 
 All variants run in turn in one process on one thread, after one warm-up call each; the numbers are medians of process
 CPU time, which the load of the machine moves less than the wall clock.
@@ -13,68 +13,19 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from benchmarks.official_layout import official_fuse
 from refusion_edge.model import FusionNetwork
-from refusion_edge.parameters import NUM_BLOCKS
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, Engine, FusionObjective, MetaRule, Networks, fusion_gradient
 from refusion_edge.train.optimisers import apply
 from refusion_edge.train.probe import cycle_step, update_step
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state
-
-
-def official_fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """F as the official release computes it: planes apart, norms on transposed copies, attention head by head."""
-
-    def conv(name: str, x: Tensor, **options: int) -> Tensor:
-        return F.conv2d(x, parameters[f"{name}.weight"], **options)
-
-    def spread(name: str, x: Tensor) -> Tensor:
-        return conv(name, x, padding=1, groups=x.shape[1])
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        pixels = x.flatten(2).transpose(1, 2)
-        mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True, unbiased=False)
-        scaled = (pixels - mean) / torch.sqrt(variance + 1e-5) * parameters[f"{name}.body.weight"] + parameters[
-            f"{name}.body.bias"
-        ]
-        return scaled.transpose(1, 2).reshape(x.shape)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
-        heads = temperature.shape[0]
-        queries, keys, values = (x.reshape(x.shape[0], heads, -1, x.shape[2] * x.shape[3]) for x in (q, k, v))
-        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
-        scores = (queries @ keys.transpose(-2, -1)) * temperature
-        return (scores.softmax(dim=-1) @ values).reshape(v.shape)
-
-    def block(name: str, x: Tensor) -> Tensor:
-        q, k, v = spread(f"{name}.attn.qkv_dwconv", conv(f"{name}.attn.qkv", norm(f"{name}.norm1", x))).chunk(3, dim=1)
-        x = x + conv(f"{name}.attn.project_out", attend(q, k, v, parameters[f"{name}.attn.temperature"]))
-        gate, update = spread(f"{name}.ffn.dwconv", conv(f"{name}.ffn.project_in", norm(f"{name}.norm2", x))).chunk(2, dim=1)
-        return x + conv(f"{name}.ffn.project_out", F.gelu(gate) * update)
-
-    x1, x2 = conv("project_in_1", a, padding=1), conv("project_in_2", b, padding=1)
-    for index in range(NUM_BLOCKS):
-        x1, x2 = block(f"encoder1.{index}", x1), block(f"encoder2.{index}", x2)
-    q1, k1, v1 = spread("FM.qkv1_dwconv", conv("FM.qkv1", x1)).chunk(3, dim=1)
-    q2, k2, v2 = spread("FM.qkv2_dwconv", conv("FM.qkv2", x2)).chunk(3, dim=1)
-    x1 = x1 + conv("FM.project_mid1", attend(q2, k1, v1, parameters["FM.temperature1"]))
-    x2 = x2 + conv("FM.project_mid2", attend(q1, k2, v2, parameters["FM.temperature2"]))
-    both = torch.cat((x1, x2), dim=1)
-    gate1, gate2 = spread("FM.project_E_d", conv("FM.project_E", both)).chunk(2, dim=1)
-    gated1 = F.gelu(gate1) * spread("FM.project_E1_d", conv("FM.project_E1", x1))
-    gated2 = F.gelu(gate2) * spread("FM.project_E2_d", conv("FM.project_E2", x2))
-    x = both + conv("FM.project_out1", gated1) + conv("FM.project_out2", gated2)
-    for index in range(NUM_BLOCKS):
-        x = block(f"decoder.{index}", x)
-    return torch.sigmoid(conv("project_out_1", F.leaky_relu(conv("project_out_0", x, padding=1), 0.01), padding=1))
 
 
 def main() -> int:

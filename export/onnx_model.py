@@ -13,15 +13,16 @@ from refusion_edge.checkpoint import Checkpoint
 from refusion_edge.errors import GateError
 from refusion_edge.export.trace import trace
 from refusion_edge.files import write_atomically
+from refusion_edge.forms import GraphPrecision
 from refusion_edge.gate import resized
-from refusion_edge.graph import Precision, fill
+from refusion_edge.graph import fill
 from refusion_edge.luminance import to_planes
 from refusion_edge.pairs import read_pair
 from refusion_edge.samples import sample_paths
 from refusion_edge.tasks import TASKS, find_task
 
 # Largest difference in the output, [0, 1]. fp32: two orders of summation; fp16: some ulps of half precision at 1.
-_LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1.6e-2}
+_LIMITS: dict[GraphPrecision, float] = {"fp32": 1e-4, "fp16": 1.6e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,15 @@ class Parity:
     mean_difference: float
 
 
-def export_onnx(checkpoint: Checkpoint, output: Path, precision: Precision, size_hw: tuple[int, int] | None) -> list[Parity]:
+def export_onnx(
+    checkpoint: Checkpoint, output: Path, form: str, precision: GraphPrecision, size_hw: tuple[int, int] | None
+) -> list[Parity]:
     """Trace, simplify, fill, compare with torch, and only then write.
 
     Args:
         checkpoint: Weights; compared on the sample pairs of their task, or of all tasks if it is not stated.
         output: ONNX file to write.
+        form: Name of the graph form.
         precision: Precision of the graph.
         size_hw: Fixed height and width, or None for any size.
 
@@ -57,8 +61,9 @@ def export_onnx(checkpoint: Checkpoint, output: Path, precision: Precision, size
         GateError: The graph differs too much; nothing is written.
         MissingDependencyError: torch, onnxscript or onnxsim is not installed.
         OutputError: The file cannot be written.
+        UsageError: There is no such form.
     """
-    model = fill(trace(precision), checkpoint.state, size_hw).SerializeToString(deterministic=True)
+    model = fill(trace(form, precision), checkpoint.state, size_hw).SerializeToString(deterministic=True)
     tasks = [checkpoint.task] if checkpoint.task else list(TASKS)
     results = []
     with OrtBackend(model) as exported, EagerBackend(checkpoint.state) as eager:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from refusion_edge.bundle import EngineBundle, Manifest, read_bundle
     from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
     from refusion_edge.errors import RefusionError
-    from refusion_edge.export.build import BuildReport, BuildSpec, build
+    from refusion_edge.export.build import BuildReport, build
+    from refusion_edge.export.spec import BuildSpec
     from refusion_edge.fuser import Fuser, load
     from refusion_edge.images import read_image, write_image
     from refusion_edge.tasks import TASKS, Task
@@ -43,7 +44,7 @@ __all__ = [
 _HOMES = {
     "TASKS": "tasks",
     "BuildReport": "export.build",
-    "BuildSpec": "export.build",
+    "BuildSpec": "export.spec",
     "Checkpoint": "checkpoint",
     "EngineBundle": "bundle",
     "Fuser": "fuser",

@@ -70,7 +70,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: The file is missing, damaged, not a checkpoint, or holds another network.
     """
     path = Path(path)
-    data = _read(path)
+    return parse_checkpoint(_read(path), path)
+
+
+def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
+    """Read the bytes of a weights file; see ``read_checkpoint``.
+
+    Args:
+        data: Content of the file.
+        path: What to call it in messages.
+
+    Raises:
+        CheckpointError: It is damaged, not a checkpoint, or holds another network.
+    """
     if zipfile.is_zipfile(io.BytesIO(data)):
         return Checkpoint(None, _validated(_merge_spellings(_read_pth(path, data), path), path))
     # A safetensors file begins with the length of its header, which may end in the same byte, and then with a brace.
@@ -160,13 +172,14 @@ def _read(path: Path) -> bytes:
 
 
 def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         state = load(data)
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        # Sound, or it would not have loaded: the length of the header, then the header.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
         schema, task, notes = about.get("schema", SCHEMA), about.get("task"), dict(about.get("notes", {}))
         if task not in (None, *TASKS) or not all(isinstance(text, str) for item in notes.items() for text in item):
             raise ValueError("its description names no task of ours, or holds something else than text")

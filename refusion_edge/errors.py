@@ -2,14 +2,19 @@
 
     RefusionError                             exit code
     ├── InputError(ValueError)                4   an image, folder or array that cannot be used
-    │   └── ShapeError                        4   sizes or dtypes that do not fit
+    │   ├── ShapeError                        4   sizes or dtypes that do not fit
+    │   └── RigError                          4   a rig file that is damaged or does not fit
     ├── CheckpointError                       4   a weights file that is damaged or not ours
     ├── BundleError                           4   manifest, hash, schema or target does not fit
     ├── OutputError(OSError)                  4   a result that cannot be written
     ├── BackendError                          3   the asked-for back end cannot run here
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
+    ├── AlignmentError                        1   two views whose alignment cannot be stated with evidence
+    ├── MeasurementError                      1   a machine or a clock that nothing can be measured with
     ├── TrainingError                         1   a training run that cannot go on
+    ├── SourceLostError                       5   a camera that is absent, busy, forbidden or lost
+    ├── StreamError                           1   a part of a running stream that does not answer
     └── UsageError                            2   options that contradict each other
 
 Every message is one sentence: what was expected, what came, what to do. Anything that is not in this tree is a bug
@@ -33,6 +38,10 @@ class InputError(RefusionError, ValueError):
 
 class ShapeError(InputError):
     """Sizes or dtypes that do not fit."""
+
+
+class RigError(InputError):
+    """A rig file that is damaged, or that does not fit the frames or the working distance."""
 
 
 class CheckpointError(RefusionError):
@@ -71,8 +80,32 @@ class GateError(RefusionError):
     exit_code = 1
 
 
+class AlignmentError(RefusionError):
+    """Two views that cannot be aligned, or not well enough; the message holds the reason."""
+
+    exit_code = 1
+
+
+class MeasurementError(RefusionError):
+    """A machine that is too loaded, or a clock that is too unsteady, for a number that can be trusted."""
+
+    exit_code = 1
+
+
 class TrainingError(RefusionError):
     """A training run that cannot go on: its loss is not a number any more."""
+
+    exit_code = 1
+
+
+class SourceLostError(RefusionError):
+    """A camera that cannot be opened, or that was lost and did not come back."""
+
+    exit_code = 5
+
+
+class StreamError(RefusionError):
+    """A part of a running stream that failed or does not answer any more."""
 
     exit_code = 1
 

@@ -34,6 +34,23 @@ def write_atomically(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Make sure that a file can probably be written, before the work whose result it would hold; changes nothing.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if path.is_dir():
+        raise output_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise output_error(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise output_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def output_error(path: Path, error: OSError) -> OutputError:
     """Say in one sentence why ``path`` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

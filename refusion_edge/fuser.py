@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from refusion_edge.arrays import Array, State, Uint8Array
-from refusion_edge.backends import AUTO, Backend, find_entry, require_usable
-from refusion_edge.bundle import EngineBundle, check_target, read_bundle
+from refusion_edge import backends
+from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
+from refusion_edge.backends import AUTO, Backend, RunOptions, choose_runner, find_entry, require_usable
+from refusion_edge.bundle import WEIGHTS, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.errors import CheckpointError, GateError, UsageError
+from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.fidelity import LIMITS, worst
+from refusion_edge.forms import REFERENCE
+from refusion_edge.gate import measure, sample_pairs, verdict
 from refusion_edge.graph import fill, read_template
-from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, merge, to_output_range, to_planes
+from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, Planes, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS, Task, find_task
 from refusion_edge.weights import weights_path
@@ -60,8 +65,25 @@ class Fuser:
             InputError: A picture holds NaN or infinities, or is constant.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
-        planes = to_planes(a, b, sensor_a=self.task.ranged_a)
-        fused = self.backend.fuse(planes.a, planes.b)[0, 0]
+        planes = self.to_planes(a, b)
+        return self.to_picture(self.backend.fuse(planes.a, planes.b), planes, colour=colour)
+
+    def to_planes(self, a: Array, b: Array) -> Planes:
+        """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
+        return to_planes(a, b, sensor_a=self.task.ranged_a)
+
+    def to_picture(self, output: Float32Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+        """What ``fuse`` does after the network.
+
+        Args:
+            output: What the back end made of ``planes``, (1, 1, H, W).
+            planes: What it was given.
+            colour: Whether to keep the colour of the sources.
+
+        Raises:
+            GateError: The output is not finite; the weights or the engine are broken.
+        """
+        fused = output[0, 0]
         if not np.isfinite(fused).all():
             raise GateError(
                 f"expected finite numbers from the network, got NaN or infinity from {self.backend.name}; check the weights "
@@ -77,6 +99,7 @@ def load(
     backend: str = AUTO,
     output_range: OutputRange = "stretch",
     threads: int = 0,
+    streaming: bool = False,
 ) -> Fuser:
     """Make a fuser from a task, a bundle or a weights file.
 
@@ -84,9 +107,11 @@ def load(
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
             (safetensors of ours, official ``.pth``).
         task: Name of the task; needed only for weights files that do not say.
-        backend: ``auto``: the one a bundle was built for, else ``onnxruntime``. Otherwise ``onnxruntime`` or ``eager``.
+        backend: ``auto``: the one a bundle was built for, else the first of the table that is usable and takes weights.
+            Otherwise the name of a back end.
         output_range: ``stretch`` or ``fixed``.
         threads: Threads of the back end; 0 for its own choice.
+        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
 
     Returns:
         A fuser; use it in a ``with`` statement.
@@ -96,65 +121,69 @@ def load(
         BundleError: The bundle is damaged or was built for another machine.
         CheckpointError: The weights cannot be used.
         BackendError: The back end cannot be used here.
+        GateError: The engine of the bundle runs for the first time and is too far from the reference.
     """
     if not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for the back end's own choice.")
     name = os.fspath(source)
     if name in TASKS and not Path(name).exists():
         state = read_checkpoint(weights_path(name)).state
-        return Fuser(open_weights(state, backend, threads=threads), _agreed_task(task, name, name), output_range)
+        runner = open_weights(state, backend, threads=threads, streaming=streaming)
+        return Fuser(runner, _agreed_task(task, name, name), output_range)
     if Path(name).is_file():
         checkpoint = read_checkpoint(name)
         agreed = _agreed_task(task, checkpoint.task, name)
-        return Fuser(open_weights(checkpoint.state, backend, threads=threads), agreed, output_range)
+        return Fuser(open_weights(checkpoint.state, backend, threads=threads, streaming=streaming), agreed, output_range)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, threads=threads), agreed, output_range)
+    return Fuser(open_bundle(bundle, backend, threads=threads, streaming=streaming), agreed, output_range)
 
 
-def open_weights(state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True) -> Backend:
+def open_weights(
+    state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True, streaming: bool = False
+) -> Backend:
     """Run parameters in fp32 without building an engine first.
 
     Args:
         state: The 86 parameters.
-        backend: ``auto`` or ``onnxruntime`` for the graph of the package, ``eager`` for PyTorch.
+        backend: One that takes weights, or ``auto`` for the first of them that is usable here.
         threads: Threads of the back end; 0 for its own choice.
-        optimised: Whether ONNX Runtime may rewrite the graph.
+        optimised: Off for the reference that engines are judged by: the graph in the layout of the official release,
+            in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
+        streaming: See ``load``.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
         BackendError: It cannot be used here.
     """
-    chosen = "onnxruntime" if backend == AUTO else backend
-    find_entry(chosen)
-    require_usable(chosen)
-    if chosen == "eager":
-        from refusion_edge.backends.eager import EagerBackend
-
-        return EagerBackend(state, threads=threads)
-    if chosen == "onnxruntime":
+    if not optimised:
         from refusion_edge.backends.onnxruntime import OrtBackend
 
-        model = fill(read_template("fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=threads, optimised=optimised)
-    raise UsageError(
-        f"expected the back end onnxruntime or eager for weights, got '{chosen}', which needs an engine; "
-        f"run: refusion-edge build --backend {chosen}."
-    )
+        model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
+        return OrtBackend(model, threads=threads, optimised=False)
+    return backends.open_weights(choose_runner(backend).name, state, RunOptions(threads, streaming))
 
 
-def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) -> Backend:
+def open_bundle(
+    bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, streaming: bool = False, judge: bool = True
+) -> Backend:
     """Run the engine of a bundle.
+
+    An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
+    fp32 reference, as ``build`` would have done. The verdict is kept in the bundle, so that this happens once.
 
     Args:
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
         threads: Threads of the back end; 0 for its own choice.
+        streaming: See ``load``.
+        judge: Whether to run that gate; off only for what measures the engine itself.
 
     Raises:
         UsageError: It was built for another back end.
         BundleError: It was built for another machine.
         BackendError: The back end cannot be used here.
+        GateError: It is too far from the reference.
     """
     built_for = bundle.manifest.backend
     if backend not in (AUTO, built_for):
@@ -165,9 +194,30 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0) 
         )
     check_target(bundle)
     require_usable(built_for)
-    from refusion_edge.backends.onnxruntime import OrtBackend
+    running = backends.open_engine(built_for, bundle.engine(), RunOptions(threads, streaming))
+    if judge and isinstance(bundle.manifest.gate, GateNotRun):
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(running.__exit__)
+            _judge(bundle, running)
+            on_failure.pop_all()
+    return running
 
-    return OrtBackend(bundle.read(bundle.manifest.engine), threads=threads)
+
+def _judge(bundle: EngineBundle, engine: Backend) -> None:
+    manifest = bundle.manifest
+    pairs = sample_pairs(manifest.task, manifest.gate_hw)
+    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, optimised=False) as reference:
+        results = tuple(measure(engine, reference, pairs, find_task(manifest.task)))
+    overall = worst(result.fidelity for result in results)
+    limits = LIMITS[manifest.precision]
+    if not limits.hold(overall):
+        raise GateError(
+            f"expected the engine of {bundle.path}, which runs for the first time, close to the fp32 reference ({limits}), got "
+            f"{overall}; do not use it, build with --precision fp32 on this machine."
+        )
+    # In a place that cannot be written, it is judged again the next time.
+    with contextlib.suppress(OutputError):
+        record_gate(bundle, verdict(results, pairs))
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 
 from refusion_edge.arrays import Array
 from refusion_edge.backends import Backend
+from refusion_edge.bundle import GateResult
 from refusion_edge.errors import GateError
-from refusion_edge.fidelity import Fidelity, compare
+from refusion_edge.fidelity import Fidelity, compare, worst
 from refusion_edge.luminance import to_planes
-from refusion_edge.pairs import ImagePair
+from refusion_edge.pairs import ImagePair, fingerprint, read_pair
+from refusion_edge.samples import sample_paths
 from refusion_edge.tasks import Task
 
 
@@ -48,6 +51,24 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
                 "use others."
             )
         yield PairFidelity(pair.name, compare(fused, expected))
+
+
+def verdict(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> GateResult:
+    """Sum up what was measured on some pairs, as the manifest keeps it."""
+    overall = worst(result.fidelity for result in results)
+    return GateResult(
+        psnr_db=overall.psnr_db if math.isfinite(overall.psnr_db) else None,
+        ssim=overall.ssim,
+        max_error=overall.max_error,
+        pairs=len(results),
+        pairs_sha256=fingerprint(pairs),
+    )
+
+
+def sample_pairs(task: str, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
+    """Read the sample pairs of a task, scaled to the size of a fixed-size engine."""
+    pairs = tuple(read_pair(paths) for paths in sample_paths(task))
+    return pairs if size_hw is None else tuple(resized(pair, size_hw) for pair in pairs)
 
 
 def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:

@@ -1,28 +1,29 @@
 """ONNX graphs of the fusion network: templates without weights, and how they are filled.
 
-A template is the traced and simplified graph with its 86 parameters as graph inputs beside ``a`` and ``b``. Filling
-turns those inputs into constants by name. It needs onnx and numpy only, so that a device can build its engine without
-torch. Templates are made by ``refusion_edge.export.trace``.
+A template is the traced and simplified graph in one of the forms of ``refusion_edge.forms``, with the parameters of that
+form as graph inputs beside ``a`` and ``b``. Filling computes them from the official 86 and turns those inputs into
+constants by name. It needs onnx and numpy only, so that a device can build its engine without torch. Templates are made
+by ``refusion_edge.export.trace``.
 """
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from refusion_edge.arrays import State
+from refusion_edge.backends import BACKENDS
 from refusion_edge.errors import CheckpointError, UsageError
+from refusion_edge.folding import rewrite
+from refusion_edge.forms import GraphPrecision, Precision, find_form
 from refusion_edge.luminance import MIN_SIDE
-from refusion_edge.parameters import PARAMETERS
 
 if TYPE_CHECKING:
     import onnx
 
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-
+FORM_KEY = "refusion-edge.form"
 INPUT_A, INPUT_B, OUTPUT = "a", "b", "fused"
 OPSET = 18
 
@@ -31,23 +32,50 @@ MAX_SIDE = 16384
 _LONGEST_SIZE = len("16384x16384")
 
 
-def read_template(precision: Precision) -> onnx.ModelProto:
-    """Load the template that ships with the package.
+def template_name(form: str, precision: GraphPrecision) -> str:
+    """File name of a template."""
+    return f"{form}-{precision}.onnx"
+
+
+def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
+    """Load a template that ships with the package.
 
     Args:
+        form: Name of a graph form, see ``refusion_edge.forms``.
         precision: ``fp32``, or ``fp16`` for a strongly typed half-precision graph whose layer norm statistics,
-            L2 norms, Gram products and softmax stay in fp32. Inputs and output are float32 in both.
+            L2 norms and softmax stay in fp32. Inputs and output are float32 in both.
 
     Returns:
         A graph with the inputs ``a`` and ``b``, (1, 1, H, W) float32 with dynamic H and W, one input per
-        parameter, and the output ``fused``, (1, 1, H, W) float32.
+        parameter of the form, and the output ``fused``, (1, 1, H, W) float32.
+
+    Raises:
+        UsageError: There is no such form, or none in this precision.
     """
     import onnx
 
-    if precision not in PRECISIONS:
-        raise UsageError(f"expected a precision out of {', '.join(PRECISIONS)}, got '{precision}'.")
-    data = resources.files("refusion_edge").joinpath("graphs", f"fusion-{precision}.onnx").read_bytes()
+    if precision not in find_form(form).precisions:
+        available = ", ".join(find_form(form).precisions)
+        raise UsageError(f"expected a precision of the graph form {form} ({available}), got '{precision}'.")
+    data = resources.files("refusion_edge").joinpath("graphs", template_name(form, precision)).read_bytes()
     return onnx.load_model_from_string(data)
+
+
+def read_graph(backend: str, precision: Precision, form: str | None = None) -> onnx.ModelProto:
+    """Load the template that an engine is made from.
+
+    Args:
+        backend: A back end that builds engines.
+        precision: A precision that it builds.
+        form: Another graph form than the back end's own.
+    """
+    return read_template(form or BACKENDS[backend].forms[precision], "fp16" if precision in ("fp16", "int8") else "fp32")
+
+
+def form_name(model: onnx.ModelProto) -> str:
+    """Name of the form that a template, or a model made from one, has."""
+    name: str = {entry.key: entry.value for entry in model.metadata_props}[FORM_KEY]
+    return name
 
 
 def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
@@ -55,7 +83,7 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
 
     Args:
         template: What ``read_template`` or ``trace`` returns; it is not changed.
-        state: The 86 parameters, float32; rounded to the dtype that the template asks for.
+        state: The 86 parameters, float32; rewritten for the form and rounded to the dtype that the template asks for.
         size_hw: Fixed height and width of the graph, or None to keep both dynamic.
 
     Returns:
@@ -71,19 +99,20 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
     model = onnx.ModelProto()
     model.CopyFrom(template)
     graph = model.graph
+    parameters = rewrite(find_form(form_name(template)), state)
     declared = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     # Dropped while the graph still knows its inputs by name, so that the constants keep the order of the parameters.
-    pictures = [value for value in graph.input if value.name not in PARAMETERS]
+    pictures = [value for value in graph.input if value.name not in parameters]
     del graph.input[:]
     graph.input.extend(pictures)
-    for name in PARAMETERS:
+    for name, exact in parameters.items():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(declared[name])
         with np.errstate(over="ignore"):
-            rounded = np.ascontiguousarray(state[name].astype(dtype))
+            rounded = np.ascontiguousarray(exact.astype(dtype))
         if not np.isfinite(rounded).all():
+            remedy = "build with --precision fp32, or use other weights" if dtype == np.float16 else "use other weights"
             raise CheckpointError(
-                f"expected parameters within the range of {dtype}, got {np.abs(state[name]).max():g} in {name}; build with "
-                "--precision fp32, or use other weights."
+                f"expected parameters within the range of {dtype}, got {np.abs(exact).max():g} in {name}; {remedy}."
             )
         graph.initializer.append(numpy_helper.from_array(rounded, name))
     if size_hw is not None:

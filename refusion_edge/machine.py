@@ -28,7 +28,7 @@ class Target:
     device: str = ANY
 
     def __str__(self) -> str:
-        if self == Target():
+        if self == ANY_MACHINE:
             return "any machine"
         parts = [f"{self.system}/{self.architecture}"]
         if self.device != ANY:
@@ -43,6 +43,9 @@ class Target:
             (self.device, machine.device),
         )
         return all(wanted in (ANY, there) for wanted, there in pairs)
+
+
+ANY_MACHINE = Target()
 
 
 def this_machine() -> Target:

@@ -9,12 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Triton decides when a kernel is imported whether it is compiled or interpreted; there may be no GPU here.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
+from refusion_edge.forms import FORMS
 from refusion_edge.parameters import PARAMETERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+# Every graph that ships with the package, as form and precision.
+TEMPLATES = [(name, precision) for name, form in FORMS.items() for precision in form.precisions]
 
 # Largest absolute difference of the network's output in [0, 1] that counts as equal.
 TOLERANCE = {

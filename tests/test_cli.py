@@ -15,11 +15,13 @@ import pytest
 
 import refusion_edge
 from refusion_edge.arrays import Array, State
+from refusion_edge.backends import Status
 from refusion_edge.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.cli import EXIT_CODES, VERBS
 from refusion_edge.fidelity import LIMITS, Limits
 from refusion_edge.images import read_image, write_image
 from refusion_edge.samples import sample_paths
+from refusion_edge.tasks import TASKS
 from tests.conftest import ROOT, files_below, one_sentence
 
 Run = Callable[..., tuple[int, str, str]]
@@ -284,7 +286,7 @@ def test_a_failed_gate_is_exit_code_1(run_cli: Run, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("words", "expected", "hint"),
     [
-        (("build", "--backend", "tensorrt"), 3, "not part of refusion-edge"),
+        (("build", "--backend", "tensorrt"), 3, "to be usable here"),
         (("build", "--backend", "tensorflow"), 2, "expected one of the back ends"),
         (("build", "--weights", "none.pth"), 4, "got nothing"),
         (("verify", "nowhere"), 4, "engine bundle"),
@@ -308,7 +310,8 @@ def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:
     assert code == 0
     document = json.loads(run_cli("doctor", "--json", "-")[1])
     for name, backend in document["backends"].items():
-        assert re.search(rf"^{name} +{'yes' if backend['usable'] else 'no'} ", out, re.MULTILINE)
+        answer = "yes" if backend["usable"] else "builds only" if backend["builds"] else "no"
+        assert re.search(rf"^{name} +{answer} ", out, re.MULTILINE)
     assert document["backends"]["onnxruntime"]["usable"]
     assert files_below(Path("..")) == ["work"]
 
@@ -348,6 +351,22 @@ def test_demo_writes_results_and_montage(run_cli: Run) -> None:
     height, width = read_image("demo/montage.png").shape[:2]
     assert width == 8 + 3 * (384 + 8)
     assert height > 1200
+
+
+def test_demo_runs_on_every_back_end_in_turn(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("ir_vis", "multi_focus", "multi_exposure"):
+        monkeypatch.delitem(TASKS, task)
+    monkeypatch.setattr("refusion_edge.backends.status", lambda name: Status(name in ("onnxruntime", "eager"), "because"))
+    pytest.importorskip("torch", reason="one of two back ends")
+    code, out, _ = run_cli("demo", "--backend", "all", "-o", "demo")
+    assert code == 0
+    assert files_below(Path("demo/fused")) == ["medical-brain-eager.png", "medical-brain-onnxruntime.png"]
+    first, second = (read_image(f"demo/fused/medical-brain-{name}.png").astype(int) for name in ("eager", "onnxruntime"))
+    assert np.abs(first - second).max() <= 1
+    assert [line.split()[4] for line in out.splitlines() if line.startswith("medical")] == ["onnxruntime", "eager"]
+    assert read_image("demo/montage.png").shape[0] < 700
+    code, _, err = run_cli("demo", "--backend", "tensorrt", "-o", "other")
+    assert (code, one_sentence(err), Path("other").exists()) == (3, True, False)
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

@@ -6,16 +6,26 @@ pixel; source b counts for the rest, which is what a softmax over two maps means
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.train.priors import PRIORS, TASK_PRIORS, Logits
 from refusion_edge.train.sobel import gradient_magnitude, sobel
 
 GradientTerm = Literal["signed", "magnitude", "signed-max"]
+LossEngine = Literal["auto", "reference", "triton"]
+"""``reference``: the formula in torch operations, which autograd differentiates. ``triton``: kernels with the gradient in
+the same pass and the second order in closed form. ``auto``: the kernels for planes on a CUDA device where Triton is
+installed, else the reference."""
+
+LOSS_ENGINE: LossEngine = "auto"
+"""What ``fusion_loss`` uses where it is not told: the switch for a whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,13 @@ def fixed_weights(task: str, a: Tensor, b: Tensor, gradient_sharpness: float = 4
 
 
 def fusion_loss(
-    fused: Tensor, a: Tensor, b: Tensor, weights: LossWeights, gradient_coefficient: float, term: GradientTerm = "signed"
+    fused: Tensor,
+    a: Tensor,
+    b: Tensor,
+    weights: LossWeights,
+    gradient_coefficient: float,
+    term: GradientTerm = "signed",
+    engine: LossEngine | None = None,
 ) -> Tensor:
     """Weighted distance of the fused plane to both sources, in intensity and in gradient.
 
@@ -72,16 +88,43 @@ def fusion_loss(
         weights: Weights w and v of source a.
         gradient_coefficient: Factor c of the gradient term.
         term: Which gradient term.
+        engine: How it is computed; None for ``LOSS_ENGINE``.
 
     Returns:
         Scalar.
+
+    Raises:
+        UsageError: There is no such engine.
+        BackendError: The kernels are asked for where they cannot run.
 
     Source:
         ReFusion's fusion loss (IJCV 2024); the signed gradient term follows TDFusion, with weights added.
     """
     w, v = weights.intensity, weights.gradient
+    if _choose_engine(engine or LOSS_ENGINE, fused) == "triton":
+        from refusion_edge.kernels.weighted_loss import weighted_loss
+
+        return weighted_loss(fused, a, b, w, v, gradient_coefficient, term, "triton")
     intensity = (w * (a - fused)).square().mean() + ((1 - w) * (b - fused)).square().mean()
     return intensity + gradient_coefficient * _gradient_loss(fused, a, b, v, term)
+
+
+def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
+    if engine == "auto":
+        return "triton" if fused.is_cuda and TRITON_INSTALLED else "reference"
+    if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or _is_interpreted())):
+        raise BackendError(
+            f"expected Triton and planes on a CUDA device for the loss kernels, got planes on {fused.device}"
+            f"{'' if TRITON_INSTALLED else ' and no Triton'}; choose the engine reference, or move the run to a GPU."
+        )
+    if engine not in ("reference", "triton"):
+        raise UsageError(f"expected a loss engine out of auto, reference, triton, got '{engine}'.")
+    return engine
+
+
+def _is_interpreted() -> bool:
+    # Triton's own switch, read when a kernel is imported.
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: GradientTerm) -> Tensor:

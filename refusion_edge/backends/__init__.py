@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
-from refusion_edge.arrays import Float32Array
-from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.forms import Precision
 
 AUTO = "auto"
 
@@ -42,19 +44,67 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """What a back end loads: one file of a bundle, or the same in memory.
+
+    Attributes:
+        data: Its bytes.
+        precision: Precision that it computes in.
+        name: What to call it in messages.
+        size_hw: Height and width that every picture must have, or None for any, or for what the file says itself.
+        compute_capabilities: Devices that it was compiled for; empty if that was the compiler's own choice.
+        version_compatible: Whether it carries a runtime of its own, which is code that will be run.
+        remedy: What to do about an engine that does not fit this machine, without a full stop.
+    """
+
+    data: bytes
+    precision: Precision
+    name: str = "the engine"
+    size_hw: tuple[int, int] | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    remedy: str = "build it again on this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run, as far as a back end leaves that open.
+
+    Attributes:
+        threads: Threads on the CPU; 0 for the back end's own choice.
+        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
+    """
+
+    threads: int = 0
+    streaming: bool = False
+
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module, which has ``probe() -> Status``; None where this release has no such
-            back end.
+        module: Dotted name of the module; None where this release has no such back end. It has ``probe() -> Status``;
+            ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State,
+            RunOptions) -> Backend`` if it takes weights; and ``probe_build() -> Status`` if building needs something
+            else than running.
         summary: What it is, in a few words.
-        builds: Whether ``build`` makes bundles for it.
+        forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
+        takes_weights: Whether it can run parameters in fp32 without building an engine first.
     """
 
     module: str | None
     summary: str
-    builds: bool
+    forms: Mapping[Precision, str] = field(default_factory=dict)
+    takes_weights: bool = False
+
+    @property
+    def builds(self) -> bool:
+        """Whether ``build`` makes bundles for it."""
+        return bool(self.forms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +122,29 @@ class Status:
     fix: str = ""
 
 
-# In the order of preference of `auto`, which takes the first usable one that builds.
+_FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded", "int8": "tensorrt-folded"}
+# In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
 BACKENDS: dict[str, Entry] = {
-    "fused": Entry(None, "our compiled GPU kernels, without torch", builds=True),
-    "tensorrt": Entry(None, "TensorRT engine", builds=True),
-    "tensorrt-rtx": Entry(None, "TensorRT-RTX engine", builds=True),
-    "native": Entry(None, "our C++ kernels for the CPU", builds=True),
-    "openvino": Entry(None, "OpenVINO on the CPU", builds=True),
-    "onnxruntime": Entry("refusion_edge.backends.onnxruntime", "ONNX Runtime on the CPU", builds=True),
-    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", builds=False),
+    "fused": Entry("refusion_edge.backends.fused", "our compiled GPU kernels, without torch", {"fp16": "tensorrt-literal"}),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _FOLDED),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _FOLDED),
+    "native": Entry(
+        "refusion_edge.backends.native", "our C++ kernels for the CPU", {"fp32": "onnxruntime"}, takes_weights=True
+    ),
+    "openvino": Entry(
+        "refusion_edge.backends.openvino",
+        "OpenVINO on the CPU",
+        {"fp32": "openvino", "bf16": "openvino"},
+        takes_weights=True,
+    ),
+    "onnxruntime": Entry(
+        "refusion_edge.backends.onnxruntime",
+        "ONNX Runtime on the CPU",
+        # In fp16 it computes in fp32 between casts: no layout is faster than another.
+        {"fp32": "onnxruntime", "fp16": "tensorrt-literal"},
+        takes_weights=True,
+    ),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", takes_weights=True),
 }
 
 
@@ -97,6 +161,49 @@ def status(name: str) -> Status:
         return Status(usable=False, reason=f"not part of refusion-edge {__version__}")
     probed: Status = importlib.import_module(entry.module).probe()
     return probed
+
+
+def build_status(name: str) -> Status:
+    """Find out whether engines for a back end can be built here, which may be a machine that cannot run them.
+
+    Raises:
+        UsageError: There is no such back end; the message suggests the nearest one.
+    """
+    entry = find_entry(name)
+    if entry.module is not None:
+        module = importlib.import_module(entry.module)
+        if hasattr(module, "probe_build"):
+            probed: Status = module.probe_build()
+            return probed
+    return status(name)
+
+
+def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
+    """Run an engine on a back end that can be used here.
+
+    Raises:
+        BundleError: The engine does not fit this machine.
+        BackendError: The back end cannot load it, or not in its precision on this machine.
+    """
+    backend: Backend = _module(name).open_engine(engine, options)
+    return backend
+
+
+def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Backend:
+    """Run the 86 parameters in fp32 on a back end that can be used here and takes them.
+
+    Raises:
+        BackendError: The back end cannot run them.
+    """
+    backend: Backend = _module(name).open_weights(state, options)
+    return backend
+
+
+def _module(name: str) -> Any:
+    module = find_entry(name).module
+    if module is None:
+        raise BackendError(f"expected a back end of this release, got '{name}'; run 'refusion-edge doctor'.")
+    return importlib.import_module(module)
 
 
 def find_entry(name: str) -> Entry:
@@ -126,38 +233,90 @@ class Choice:
     reason: str
 
 
-def choose_builder(name: str) -> Choice:
+def choose_builder(name: str, precision: Precision) -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table.
+        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table
+            that builds in this precision.
+        precision: Precision of the engine.
 
     Raises:
-        UsageError: There is no such back end, or it does not build engines.
+        UsageError: There is no such back end, or it does not build engines, or not in this precision.
         BackendError: It cannot be used here, or none can.
     """
     if name != AUTO:
-        if not find_entry(name).builds:
+        if not (forms := find_entry(name).forms):
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
                 f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
             )
-        require_usable(name)
+        if precision not in forms:
+            raise UsageError(
+                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; "
+                f"build with --precision {' or '.join(forms)}."
+            )
+        _require(name, build_status)
         return Choice(name, "as asked")
+    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
+
+
+def usable_runners() -> tuple[str, ...]:
+    """Names of all back ends that can run parameters here without an engine, in the order of preference."""
+    return tuple(name for name, entry in BACKENDS.items() if entry.takes_weights and status(name).usable)
+
+
+def choose_runner(name: str) -> Choice:
+    """Choose the back end that runs parameters in fp32, without an engine.
+
+    Args:
+        name: A back end, or ``auto`` for the first usable one of the table that can.
+
+    Raises:
+        UsageError: There is no such back end, or it needs an engine.
+        BackendError: It cannot be used here, or none can.
+    """
+    runners = [other for other, entry in BACKENDS.items() if entry.takes_weights]
+    if name == AUTO:
+        return _first_usable(runners, "fp32")
+    find_entry(name)
+    require_usable(name)
+    if name not in runners:
+        raise UsageError(
+            f"expected one of the back ends {', '.join(runners)} for weights, got '{name}', which needs an engine; "
+            f"run: refusion-edge build --backend {name}."
+        )
+    return Choice(name, "as asked")
+
+
+def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
     rejected: dict[str, list[str]] = {}
-    for candidate, entry in BACKENDS.items():
-        if not entry.builds:
-            continue
+    for candidate in candidates:
         found = status(candidate)
-        if found.usable:
+        fits = precision in (BACKENDS[candidate].forms or ("fp32",))
+        if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")
-        rejected.setdefault(found.reason, []).append(candidate)
+        reason = found.reason if not found.usable else f"usable, but not in {precision}"
+        rejected.setdefault(reason, []).append(candidate)
     raise BackendError(f"expected a usable back end, got none: {_listed(rejected)}; run 'refusion-edge doctor' for what to do.")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+
+
+def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) -> None:
+    """Make sure that planes have the size of a fixed-size engine.
+
+    Raises:
+        ShapeError: They do not; the message says how to get an engine for them.
+    """
+    if built_for_hw is not None and built_for_hw != got_hw:
+        raise ShapeError(
+            f"expected pictures of {built_for_hw[1]}x{built_for_hw[0]} (width x height), for which this engine was "
+            f"built, got {got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic."
+        )
 
 
 def require_usable(name: str) -> None:
@@ -166,7 +325,11 @@ def require_usable(name: str) -> None:
     Raises:
         BackendError: It cannot; the message says why, what does change that, and what is usable instead.
     """
-    found = status(name)
+    _require(name, status)
+
+
+def _require(name: str, look: Callable[[str], Status]) -> None:
+    found = look(name)
     if found.usable:
         return
     usable = [other for other in BACKENDS if other != name and status(other).usable]

@@ -7,7 +7,7 @@ from typing import Self
 
 from refusion_edge._optional import is_installed, require
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import Status
+from refusion_edge.backends import RunOptions, Status
 
 
 def probe() -> Status:
@@ -15,6 +15,11 @@ def probe() -> Status:
     if not is_installed("torch"):
         return Status(usable=False, reason="torch is not installed", fix="pip install 'refusion-edge[train]'")
     return Status(usable=True, reason=f"torch {importlib.metadata.version('torch')}")
+
+
+def open_weights(state: State, options: RunOptions) -> EagerBackend:
+    """Run parameters."""
+    return EagerBackend(state, threads=options.threads)
 
 
 class EagerBackend:

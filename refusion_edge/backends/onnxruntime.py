@@ -7,10 +7,10 @@ from typing import Self
 
 import onnxruntime as ort
 
-from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import Status
-from refusion_edge.errors import BackendError, ShapeError
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends import Engine, RunOptions, Status, require_size
+from refusion_edge.errors import BackendError
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, read_graph
 
 _ERRORS_ONLY = 3
 
@@ -25,6 +25,17 @@ def version() -> str:
     return importlib.metadata.version("onnxruntime")
 
 
+def open_engine(engine: Engine, options: RunOptions) -> OrtBackend:
+    """Run a model."""
+    return OrtBackend(engine.data, threads=options.threads, streaming=options.streaming)
+
+
+def open_weights(state: State, options: RunOptions) -> OrtBackend:
+    """Run parameters in the form of the graph that suits."""
+    model = fill(read_graph(OrtBackend.name, "fp32"), state).SerializeToString()
+    return OrtBackend(model, threads=options.threads, streaming=options.streaming)
+
+
 class OrtBackend:
     """A session on the CPU. Implements ``Backend``.
 
@@ -33,6 +44,8 @@ class OrtBackend:
         threads: Threads inside an operator; 0 for one per physical core.
         optimised: Whether ONNX Runtime may rewrite the graph. Off for the reference of the accuracy gate, so that
             it does not share a fault with what it judges.
+        streaming: Whether pictures come with pauses between them. Threads then sleep when they have nothing to do
+            instead of spinning, which would keep the cores busy that decode and show the frames.
 
     Raises:
         BackendError: ONNX Runtime cannot load the model.
@@ -40,8 +53,11 @@ class OrtBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes, *, threads: int = 0, optimised: bool = True) -> None:
+    def __init__(self, model: bytes, *, threads: int = 0, optimised: bool = True, streaming: bool = False) -> None:
         options = ort.SessionOptions()
+        # Planning all buffers of a picture as one block holds twice the memory, for no measurable time.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if streaming else "1")
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads
         level = ort.GraphOptimizationLevel
@@ -58,7 +74,9 @@ class OrtBackend:
                 f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "
                 f"({', '.join(names[:3])}, ...); build it again."
             )
-        self._fixed_hw = tuple(side for side in self._session.get_inputs()[0].shape[2:] if isinstance(side, int))
+        height, width = self._session.get_inputs()[0].shape[2:]
+        self._size_hw = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        self._last_hw: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -69,11 +87,12 @@ class OrtBackend:
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
-        if self._fixed_hw and a.shape[2:] != self._fixed_hw:
-            wanted, got = self._fixed_hw, a.shape[2:]
-            raise ShapeError(
-                f"expected pictures of {wanted[1]}x{wanted[0]} (width x height), for which this engine was "
-                f"built, got {got[1]}x{got[0]}; build one with --size {got[0]}x{got[1]} or --size dynamic."
-            )
-        fused: Float32Array = self._session.run([OUTPUT], {INPUT_A: a, INPUT_B: b})[0]
+        require_size(self._size_hw, a.shape[2:])
+        options = None
+        if a.shape[2:] != self._last_hw:
+            # What the arena keeps from pictures of another size fits badly and would be held for nothing.
+            options = ort.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            self._last_hw = a.shape[2:]
+        fused: Float32Array = self._session.run([OUTPUT], {INPUT_A: a, INPUT_B: b}, options)[0]
         return fused

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from refusion_edge import __version__
 from refusion_edge.errors import RefusionError
 
-VERBS = ("demo", "fuse", "eval", "train", "export", "build", "verify", "inspect", "doctor")
+VERBS = ("demo", "fuse", "stream", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor")
 
 EXIT_CODES = """\
 exit codes:
@@ -29,6 +29,7 @@ exit codes:
   2    usage
   3    back end, device or package missing
   4    bad input, or an output that cannot be written
+  5    cameras lost
   130  interrupted
 """
 _USAGE, _INTERRUPTED = 2, 130

@@ -19,11 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", metavar="DIR", help="engine bundle for the pairs of its task (default: the weights of the package, fp32)"
     )
+    parser.add_argument(
+        "--backend", default="auto", metavar="NAME",
+        help="back end for the weights of the package, see 'doctor'; or all, for one after the other (default: auto)",
+    )  # fmt: skip
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Fuse, write every result and the montage, and say where they are."""
+    from refusion_edge.backends import usable_runners
     from refusion_edge.bundle import read_bundle
     from refusion_edge.cli.console import output, plain_table, progress_bar
     from refusion_edge.fuser import load
@@ -34,26 +39,34 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.tasks import TASKS
 
     bundled_task = read_bundle(options.bundle).manifest.task if options.bundle else None
+    backends = usable_runners() if options.backend == "all" else (options.backend,)
     rows: list[MontageRow] = []
-    table = plain_table("task", "pair", "size", "engine", "load (s)", "fuse (s)")
+    table = plain_table("task", "pair", "size", "engine", "back end", "load (s)", "fuse (s)")
     with progress_bar() as progress:
-        for task in progress.track(TASKS.values(), description="fusing"):
-            source = options.bundle if task.name == bundled_task else task.name
+        jobs = [
+            (task, options.bundle if task.name == bundled_task else task.name, backend)
+            for task in TASKS.values()
+            # A bundle has one back end.
+            for backend in (("auto",) if task.name == bundled_task else backends)
+        ]
+        for task, source, backend in progress.track(jobs, description="fusing"):
             started = time.perf_counter()
-            with load(source, threads=options.threads) as fuser:
+            with load(source, backend=backend, threads=options.threads) as fuser:
                 loaded_s = time.perf_counter() - started
                 for paths in sample_paths(task.name):
                     pair = read_pair(paths)
                     started = time.perf_counter()
                     fused = fuser.fuse(pair.a, pair.b)
                     fused_s = time.perf_counter() - started
-                    path = options.output / "fused" / f"{task.name}-{pair.name}.png"
+                    several = f"-{backend}" if len(backends) > 1 and source != options.bundle else ""
+                    path = options.output / "fused" / f"{task.name}-{pair.name}{several}.png"
                     write_image(path, fused)
                     size = f"{fused.shape[1]}x{fused.shape[0]}"
-                    engine = "bundle" if source == options.bundle else "fp32"
-                    table.add_row(task.name, pair.name, size, engine, f"{loaded_s:.2f}", f"{fused_s:.2f}")
-                    captions = (task.description_a, task.description_b, f"fused ({task.name})")
-                    rows.append(MontageRow((pair.a, pair.b, fused), captions))
+                    engine, name = "bundle" if source == options.bundle else "fp32", fuser.backend.name
+                    table.add_row(task.name, pair.name, size, engine, name, f"{loaded_s:.2f}", f"{fused_s:.2f}")
+                    if backend in ("auto", backends[0]):
+                        captions = (task.description_a, task.description_b, f"fused ({task.name})")
+                        rows.append(MontageRow((pair.a, pair.b, fused), captions))
     sheet = options.output / "montage.png"
     write_image(sheet, montage(rows))
     console = output()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import platform
+from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_json
+
+if TYPE_CHECKING:
+    from refusion_edge.backends import Status
 
 SUMMARY = "show which back ends can be used here, and how to fix those that cannot"
 
@@ -18,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the machine and the table of back ends."""
     from refusion_edge import __version__
-    from refusion_edge.backends import BACKENDS, status
+    from refusion_edge.backends import BACKENDS, build_status, status
     from refusion_edge.cli.console import output, plain_table, print_facts, write_json
     from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 
@@ -31,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
         "nvidia_device": accelerator(),
     }
     found = {name: status(name) for name in BACKENDS}
+    builds = {name: entry.builds and build_status(name).usable for name, entry in BACKENDS.items()}
     if options.json:
-        backends = {name: {"usable": one.usable, "reason": one.reason, "fix": one.fix or None} for name, one in found.items()}
+        backends = {name: _facts(one, builds[name]) for name, one in found.items()}
         write_json(options.json, {"schema": "refusion-edge/doctor/1", "machine": machine, "backends": backends})
     if options.json != "-":
         console = output()
@@ -40,8 +45,16 @@ def run(options: argparse.Namespace) -> int:
         console.print()
         table = plain_table("back end", "usable", "what it is", "why", "fix")
         for name, one in found.items():
-            table.add_row(name, "yes" if one.usable else "no", BACKENDS[name].summary, one.reason, one.fix)
+            table.add_row(name, _answer(one, builds[name]), BACKENDS[name].summary, one.reason, one.fix)
         console.print(table)
         console.print()
         console.print("Next: refusion-edge build --task ir_vis --precision fp16")
     return 0
+
+
+def _answer(found: Status, builds: bool) -> str:
+    return "yes" if found.usable else "builds only" if builds else "no"
+
+
+def _facts(found: Status, builds: bool) -> dict[str, object]:
+    return {"usable": found.usable, "builds": builds, "reason": found.reason, "fix": found.fix or None}

@@ -59,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
     """Score, print, write."""
     import tempfile
 
-    from refusion_edge._optional import require
     from refusion_edge.cli.console import output, write_json
     from refusion_edge.errors import UsageError
+    from refusion_edge.pages import require_engine
 
     if options.list:
         _print_metrics()
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
         # Before the work, not after it.
-        require("jinja2", "eval", "An HTML report")
+        require_engine()
 
     from refusion_edge.evaluation import evaluate
     from refusion_edge.evaluation.page import render_page

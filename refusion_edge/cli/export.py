@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_task
+from refusion_edge.forms import FORMS, REFERENCE
 
 if TYPE_CHECKING:
     from refusion_edge.checkpoint import Checkpoint
@@ -29,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the ONNX graph (default: fp32)"
+    )
+    parser.add_argument(
+        "--form", choices=FORMS, default=REFERENCE, help=f"layout of the ONNX graph (default: {REFERENCE}, the official one)"
     )
     parser.add_argument("--size", default="dynamic", metavar="HxW", help="fixed size of the ONNX graph, or dynamic (default)")
 
@@ -63,7 +67,7 @@ def _export_onnx(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
     from refusion_edge.graph import parse_size
 
     with remarks().status("tracing, simplifying, comparing with torch"):
-        parity = export_onnx(checkpoint, options.output, options.precision, parse_size(options.size))
+        parity = export_onnx(checkpoint, options.output, options.form, options.precision, parse_size(options.size))
     table = plain_table("pair", "size", "max difference", "mean difference")
     for row in parity:
         table.add_row(row.name, f"{row.size_hw[0]}x{row.size_hw[1]}", f"{row.max_difference:.2e}", f"{row.mean_difference:.2e}")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="auto, onnxruntime or eager (default: auto)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     parser.add_argument(
         "--range", dest="output_range", choices=("stretch", "fixed"), default="stretch",
         help="output range: stretch each image from its darkest to its brightest value (as the official script), "
@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         with load(
             source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads
         ) as fuser:
+            _say_choice(options)
             return _fuse_folder(options, fuser, found.pairs, (*found.only_a, *found.only_b))
     # Read first: a wrong path should not wait for an engine.
     pair = read_pair(found.pairs[0])
@@ -75,8 +76,18 @@ def run(options: argparse.Namespace) -> int:
         except InputError as error:
             raise type(error)(f"{options.a} and {options.b}: {error}") from error
     write_image(options.output, fused)
+    _say_choice(options)
     output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'colour' if fused.ndim == 3 else 'grey'})")
     return 0
+
+
+def _say_choice(options: argparse.Namespace) -> None:
+    """Say which back end auto chose and why; a bundle says for itself what it was built for."""
+    from refusion_edge.backends import AUTO, choose_runner
+    from refusion_edge.cli.console import output
+
+    if options.backend == AUTO and options.bundle is None:
+        output().print(f"Back end: {choose_runner(AUTO).reason}")
 
 
 def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPaths, ...], unmatched: tuple[Path, ...]) -> int:

@@ -1,4 +1,4 @@
-"""``inspect``: what is in a bundle or in a weights file."""
+"""``inspect``: what is in a bundle, in a weights file or in a program file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from refusion_edge.cli.options import add_json
 
-SUMMARY = "show what is in an engine bundle or a weights file"
+SUMMARY = "show what is in an engine bundle, a weights file or a program file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``inspect``."""
-    parser.add_argument("path", help="bundle folder, or weights file (safetensors or .pth)")
+    parser.add_argument("path", help="bundle folder, weights file (safetensors or .pth), or program file (.rfx)")
     add_json(parser)
 
 
@@ -24,7 +24,8 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import print_facts, write_json
 
     path = Path(options.path)
-    document = _weights(path) if path.is_file() else _bundle(path)
+    describe = _bundle if not path.is_file() else _program if path.suffix == ".rfx" else _weights
+    document = describe(path)
     if options.json:
         write_json(options.json, document)
     if options.json != "-":
@@ -46,6 +47,27 @@ def _bundle(path: Path) -> dict[str, Any]:
         "target": str(manifest.target),
         "size": manifest.size_text,
         "rebuild": manifest.rebuild_command(path),
+    }
+
+
+def _program(path: Path) -> dict[str, Any]:
+    from refusion_edge.bundle import sha256
+    from refusion_edge.program import cuda_text
+    from refusion_edge.program_file import SCHEMA, parse_program
+
+    data = path.read_bytes()
+    program = parse_program(data, str(path))
+    return {
+        "schema": SCHEMA,
+        "program": str(path),
+        **program.model,
+        "launches": len(program.plan.launches),
+        "kernels": len(program.plan.kernels),
+        "targets": {
+            f"sm_{architecture}": f"driver for CUDA {cuda_text(target.driver_version)} or newer"
+            for architecture, target in program.targets.items()
+        },
+        "sha256": sha256(data),
     }
 
 
@@ -72,6 +94,9 @@ def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             yield from _flattened(f"{name}.{key}", item)
     elif isinstance(value, list):
+        if any(isinstance(item, str) for item in value):
+            yield name, ", ".join(value)
+            return
         for tensor in value:
             yield f"{name}.{tensor['name']}", "x".join("any" if side is None else str(side) for side in tensor["shape"])
     else:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.tasks import TASKS
+
+_UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
+_LENGTH = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>m|cm|mm)", re.ASCII)
 
 
 def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
@@ -38,6 +43,22 @@ def thread_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_THREADS):
         raise argparse.ArgumentTypeError(f"expected a number from 1 to {MAX_THREADS}, got '{text}'")
     return int(text)
+
+
+def length_m(text: str) -> float:
+    """Read a length with its unit, such as ``5m`` or ``30mm``; ``far`` is infinite.
+
+    Raises:
+        ArgumentTypeError: There is no unit, or the number is not above 0.
+    """
+    if text == "far":
+        return math.inf
+    match = _LENGTH.fullmatch(text)
+    if match is None or not float(match["number"]) > 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a length above 0 with its unit, such as 5m, 80cm or 30mm, or far, got '{text}'"
+        )
+    return float(match["number"]) / _UNITS_PER_M[match["unit"]]
 
 
 def nonempty(text: str) -> str:

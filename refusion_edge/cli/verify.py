@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import add_json, add_threads, require_both
+
+if TYPE_CHECKING:
+    from refusion_edge.bundle import EngineBundle
+    from refusion_edge.pairs import ImagePair
 
 SUMMARY = "re-run the accuracy gate of a bundle, on the sample pairs or on your own"
 
@@ -16,13 +20,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="engine bundle")
     parser.add_argument("--a", metavar="PATH", help="source a of your own pairs: file, folder or quoted pattern")
     parser.add_argument("--b", metavar="PATH", help="source b of your own pairs")
+    parser.add_argument(
+        "--simulate", action="store_true", help="judge the engine's ONNX model, run on the CPU, instead of the engine"
+    )
+    parser.add_argument(
+        "--per-layer", action="store_true",
+        help="int8 only: judge each layer alone in INT8, run on the CPU, the most sensitive first",
+    )  # fmt: skip
     add_threads(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
-    from refusion_edge.bundle import WEIGHTS, read_bundle
+    from refusion_edge.backends.onnxruntime import OrtBackend
+    from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
     from refusion_edge.checkpoint import read_checkpoint
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.fidelity import LIMITS, worst
@@ -37,15 +49,18 @@ def run(options: argparse.Namespace) -> int:
     manifest = bundle.manifest
     paths = find_pairs(options.a, options.b).pairs if options.a else sample_paths(manifest.task)
     pairs = (read_pair(pair) for pair in paths)
-    height, width = manifest.inputs[0].shape[2:]
-    if options.a is None and height is not None and width is not None:
-        size_hw = (height, width)
+    if options.a is None and (size_hw := manifest.gate_hw) is not None:
         pairs = (resized(pair, size_hw) for pair in pairs)
+    if options.per_layer:
+        return _per_layer(options, bundle, list(pairs))
 
     state = read_checkpoint(bundle.path / WEIGHTS).state
+    simulated = options.simulate and manifest.compiled is not None
     with (
-        open_bundle(bundle, threads=options.threads) as engine,
-        open_weights(state, "onnxruntime", threads=options.threads, optimised=False) as reference,
+        OrtBackend(bundle.read(MODEL), threads=options.threads)
+        if simulated
+        else open_bundle(bundle, threads=options.threads, judge=False) as engine,
+        open_weights(state, threads=options.threads, optimised=False) as reference,
         progress_bar() as progress,
     ):
         results = list(
@@ -61,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
             "bundle": str(bundle.path),
             "precision": manifest.precision,
             "backend": manifest.backend,
+            "simulated": simulated,
             "passed": passed,
             "limits": {"psnr_db": limits.psnr_db, "ssim": limits.ssim, "max_error": limits.max_error},
             "pairs": {result.name: _numbers(result.fidelity) for result in results},
@@ -71,10 +87,48 @@ def run(options: argparse.Namespace) -> int:
             psnr = "equal" if math.isinf(fidelity.psnr_db) and fidelity.psnr_db > 0 else f"{fidelity.psnr_db:.1f}"
             table.add_row(name, psnr, f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}")
         output().print(table)
-        output().print(
-            f"{'PASSED' if passed else 'FAILED'}: {manifest.precision} on {manifest.backend} against fp32 ({limits})"
-        )
+        where = "its model on the CPU" if simulated else manifest.backend
+        output().print(f"{'PASSED' if passed else 'FAILED'}: {manifest.precision} on {where} against fp32 ({limits})")
     return 0 if passed else 1
+
+
+def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[ImagePair]) -> int:
+    from refusion_edge.bundle import CALIBRATION, WEIGHTS
+    from refusion_edge.checkpoint import read_checkpoint
+    from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
+    from refusion_edge.errors import UsageError
+    from refusion_edge.export.int8 import Jury, scan_layers
+    from refusion_edge.fuser import open_weights
+    from refusion_edge.graph import fill, read_graph
+    from refusion_edge.quantisation import quantisable_layers, read_table
+    from refusion_edge.tasks import find_task
+
+    manifest = bundle.manifest
+    if manifest.quantised is None:
+        raise UsageError(f"expected an int8 bundle for --per-layer, got one in {manifest.precision}; leave it out.")
+    table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
+    state = read_checkpoint(bundle.path / WEIGHTS).state
+    model = fill(read_graph(manifest.backend, manifest.precision), state)
+    with open_weights(state, threads=options.threads, optimised=False) as reference:
+        jury = Jury(reference, pairs, find_task(manifest.task))
+    with progress_bar() as progress:
+        bar = progress.add_task("one layer at a time", total=len(quantisable_layers()))
+        scan = scan_layers(model, table, jury, lambda: progress.advance(bar))
+    if options.json:
+        write_json(options.json, {
+            "schema": "refusion-edge/verify-layers/1",
+            "bundle": str(bundle.path),
+            "pairs": min(len(pairs), jury.scanned),
+            "layers": {layer: _numbers(fidelity) for layer, fidelity in scan.items()},
+            "int8": list(manifest.quantised.int8),
+        })  # fmt: skip
+    if options.json != "-":
+        table_of_layers = plain_table("layer alone in INT8", "PSNR (dB)", "SSIM", "max error (of 255)", "in this engine")
+        for layer, fidelity in scan.items():
+            kind = "int8" if layer in manifest.quantised.int8 else "fp16"
+            table_of_layers.add_row(layer, f"{fidelity.psnr_db:.1f}", f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}", kind)
+        output().print(table_of_layers)
+    return 0
 
 
 def _numbers(fidelity: Any) -> dict[str, float | None]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from importlib import resources
 
 import cv2
 import numpy as np
 
-from refusion_edge import __version__
-from refusion_edge._optional import require
 from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.bootstrap import CONFIDENCE, RESAMPLES
 from refusion_edge.evaluation.cases import Case
-from refusion_edge.evaluation.plots import COLOURS, curves, distribution
 from refusion_edge.evaluation.report import UNDEFINED, Report, format_difference, format_value
-from refusion_edge.evaluation.statistics import CONFIDENCE, RESAMPLES, image_quality
+from refusion_edge.evaluation.statistics import image_quality
 from refusion_edge.images import read_image
 from refusion_edge.luminance import to_display_range
 from refusion_edge.metrics import CONVENTIONS, Metric
+from refusion_edge.pages import render
+from refusion_edge.plots import COLOURS, curves, distribution
 
 _SHOWN = 3
 _TILE_HEIGHT = 200
@@ -52,13 +51,11 @@ def render_page(report: Report) -> str:
         MissingDependencyError: Jinja is not installed.
         InputError: A picture has gone or changed since it was scored.
     """
-    jinja2 = require("jinja2", "eval", "An HTML report")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     ranked = [method for method, _ in report.ranking()]
-    html: str = template.render(
+    return render(
+        "refusion_edge.evaluation",
+        "page.html.j2",
         report=report,
-        version=__version__,
         conventions=CONVENTIONS,
         confidence=f"{CONFIDENCE:.0%}",
         resamples=f"{RESAMPLES:,}",
@@ -72,7 +69,6 @@ def render_page(report: Report) -> str:
         extremes=lambda method: _extremes(report, method),
         rows=lambda method: _rows(report, method),
     )
-    return html
 
 
 def _mean_cell(report: Report, method: str, metric: Metric) -> _Cell:
@@ -111,7 +107,7 @@ def _curve(report: Report, methods: list[str], metric: Metric) -> str:
         return ""
     index = report.metrics.index(metric)
     means = {method: report.misregistration.means[report.methods.index(method), :, index] for method in methods}
-    return curves(report.misregistration.sweep.offsets_px, means)
+    return curves(report.misregistration.sweep.offsets_px, means, unit="px")
 
 
 def _extremes(report: Report, method: str) -> dict[str, list[_Montage]]:

@@ -14,18 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusion_edge import __version__
+from refusion_edge.bootstrap import CONFIDENCE, RESAMPLES, SEED
 from refusion_edge.evaluation.cases import CaseList
 from refusion_edge.evaluation.scoring import Sweep
-from refusion_edge.evaluation.statistics import (
-    CONFIDENCE,
-    RESAMPLES,
-    SEED,
-    Difference,
-    Summary,
-    difference,
-    ranks,
-    summarise,
-)
+from refusion_edge.evaluation.statistics import Difference, Summary, difference, ranks, summarise
 from refusion_edge.metrics import CONVENTIONS, Metric
 from refusion_edge.tasks import Task
 

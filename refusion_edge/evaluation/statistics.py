@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 10_000
-SEED = 20_240_806
-CONFIDENCE = 0.95
+from refusion_edge.bootstrap import interval, resampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +79,12 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
     Args:
         first: (images,), NaN where undefined.
         second: The same images.
-
-    Source:
-        Efron, Tibshirani: An Introduction to the Bootstrap, 1993, section 13.3.
     """
     paired = first - second
     paired = paired[~np.isnan(paired)]
     if len(paired) < 2:
         return Difference(float(paired[0]) if len(paired) else None, None, None, len(paired))
-    means = _resampling(len(paired)) @ paired
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Difference(float(np.mean(paired)), float(low), float(high), len(paired))
+    return Difference(float(np.mean(paired)), *interval(resampling(len(paired)) @ paired), len(paired))
 
 
 def ranks(means: list[float | None], *, higher_is_better: bool) -> list[int | None]:
@@ -118,10 +110,3 @@ def image_quality(values: NDArray[np.float64], higher_is_better: NDArray[np.bool
     oriented = np.where(np.isnan(oriented), -np.inf, oriented)
     beaten = (oriented[:, None, :] > oriented[None, :, :]).sum(axis=1)
     return np.asarray(beaten.mean(axis=1) / max(len(values) - 1, 1))
-
-
-@functools.lru_cache(maxsize=8)
-def _resampling(count: int) -> NDArray[np.float64]:
-    """Weights of ``count`` images in each resample, (RESAMPLES, count)."""
-    drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return drawn / count

@@ -8,17 +8,42 @@ import inspect
 import pytest
 
 from refusion_edge import backends
-from refusion_edge.backends import BACKENDS, Backend, Status, choose_builder, require_usable, status
+from refusion_edge.backends import BACKENDS, Backend, Status, choose_builder, choose_runner, require_usable, status
 from refusion_edge.errors import BackendError, UsageError
 from tests.conftest import one_sentence
 
 
 def test_auto_takes_the_first_usable_and_says_why_not_the_others() -> None:
-    choice = choose_builder("auto")
+    choice = choose_builder("auto", "fp16")
     assert choice.name == "onnxruntime"
     for name, entry in BACKENDS.items():
         assert (name in choice.reason) == entry.builds
     assert one_sentence(f"expected got {choice.reason}")
+
+
+def test_auto_prefers_native_then_openvino_then_onnxruntime_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"native", "openvino", "onnxruntime", "eager"}
+    monkeypatch.setattr(backends, "status", lambda name: Status(usable=name in usable, reason="because"))
+    for name in ("native", "openvino", "onnxruntime"):
+        assert choose_builder("auto", "fp32").name == name
+        usable.remove(name)
+    assert choose_runner("auto").name == "eager"
+
+
+def test_auto_passes_over_a_back_end_without_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "status", lambda _: Status(usable=True, reason="because"))
+    monkeypatch.setitem(BACKENDS, "fused", BACKENDS["openvino"])
+    choice = choose_builder("auto", "fp16")
+    assert choice.name == "tensorrt"
+    assert "fused (usable, but not in fp16)" in choice.reason
+
+
+def test_a_precision_that_a_back_end_does_not_build_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match=r"that onnxruntime builds \(fp32, fp16\), got 'bf16'") as caught:
+        choose_builder("onnxruntime", "bf16")
+    assert one_sentence(str(caught.value))
+    with pytest.raises(UsageError, match=r"that openvino builds \(fp32, bf16\), got 'fp16'"):
+        choose_builder("openvino", "fp16")
 
 
 def test_every_listed_module_keeps_the_protocol() -> None:
@@ -37,14 +62,15 @@ def test_every_listed_module_keeps_the_protocol() -> None:
         assert implementation.name in BACKENDS
 
 
-def test_an_explicit_request_fails_where_it_cannot_be_met() -> None:
-    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'not part of .*choose onnxruntime") as caught:
-        choose_builder("tensorrt")
+def test_an_explicit_request_fails_where_it_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.tensorrt.flavour.is_installed", lambda _: False)
+    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'tensorrt is not installed'; run: pip") as caught:
+        choose_builder("tensorrt", "fp16")
     assert one_sentence(str(caught.value))
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         status("onnxrutime")
     with pytest.raises(UsageError, match="builds engines"):
-        choose_builder("eager")
+        choose_builder("eager", "fp32")
 
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,4 +83,4 @@ def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.M
 def test_auto_fails_with_every_reason_where_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "status", lambda _: Status(usable=False, reason="no"))
     with pytest.raises(BackendError, match=r"native.*onnxruntime \(no\)"):
-        choose_builder("auto")
+        choose_builder("auto", "fp32")

@@ -9,12 +9,13 @@ from refusion_edge.arrays import State
 from refusion_edge.backends import status
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.forms import REFERENCE
 from refusion_edge.fuser import open_weights
 from refusion_edge.graph import fill, read_template
 from tests.conftest import TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "eager"])
 @pytest.mark.parametrize("size_hw", [(8, 8), (13, 47), (96, 64)])
 def test_engines_agree(random_state: State, name: str, size_hw: tuple[int, int]) -> None:
     if not status(name).usable:
@@ -40,7 +41,7 @@ def test_sources_are_not_changed(random_state: State, rng: np.random.Generator) 
 
 
 def test_fixed_size_engine_says_how_to_get_another(random_state: State, rng: np.random.Generator) -> None:
-    with OrtBackend(fill(read_template("fp32"), random_state, (16, 24)).SerializeToString()) as engine:
+    with OrtBackend(fill(read_template(REFERENCE, "fp32"), random_state, (16, 24)).SerializeToString()) as engine:
         planes = rng.random((1, 1, 20, 30), np.float32)
         with pytest.raises(ShapeError, match=r"24x16 .* got 30x20; build one with --size 20x30 or --size dynamic"):
             engine.fuse(planes, planes)
@@ -53,7 +54,7 @@ def test_something_that_is_no_model_is_refused() -> None:
 
 def test_a_model_with_other_inputs_is_refused() -> None:
     with pytest.raises(BackendError, match="inputs a and b and the output fused, got 88 inputs"):
-        OrtBackend(read_template("fp32").SerializeToString())
+        OrtBackend(read_template(REFERENCE, "fp32").SerializeToString())
 
 
 def test_weights_need_a_back_end_without_engine(random_state: State) -> None:

@@ -15,13 +15,17 @@ import onnx
 import pytest
 
 from refusion_edge.arrays import State
+from refusion_edge.backends import BACKENDS
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes, write_safetensors
 from refusion_edge.errors import BackendError, CheckpointError, GateError, OutputError
-from refusion_edge.export.build import BuildSpec, build, cache_folder
+from refusion_edge.export.build import build
+from refusion_edge.export.engines import cache_folder
+from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fidelity import LIMITS, Limits
-from refusion_edge.graph import PRECISIONS, Precision
+from refusion_edge.forms import Precision
+from refusion_edge.graph import form_name
 from refusion_edge.tasks import TASKS
 from refusion_edge.weights import weights_path
 from tests.conftest import ROOT, files_below, one_sentence
@@ -29,14 +33,15 @@ from tests.conftest import ROOT, files_below, one_sentence
 SMALL = (64, 96)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_and_precision_passes_its_gate(task: str, precision: Precision) -> None:
-    report = build(BuildSpec(task, precision, size_hw=SMALL))
+    report = build(BuildSpec(task, precision, "onnxruntime", size_hw=SMALL))
     bundle = read_bundle(report.bundle.path)
     assert not report.cached
     assert list(report.stages_s) == ["weights", "graph", "engine", "gate", "install"]
     assert bundle.path == Path(f"bundles/{task}-{precision}-onnxruntime-64x96")
+    assert bundle.manifest.form == BACKENDS["onnxruntime"].forms[precision] == form_name(onnx.load(str(bundle.path / MODEL)))
     assert bundle.manifest.gate.pairs == len(report.gate) >= 1
     assert bundle.manifest.inputs[0].shape == (1, 1, 64, 96)
     assert np.array_equal(
@@ -67,7 +72,7 @@ def test_an_engine_that_gives_nan_fails_its_gate(monkeypatch: pytest.MonkeyPatch
     # The engine is asked first for every pair, the reference second.
     monkeypatch.setattr(OrtBackend, "fuse", lambda self, a, b: honest(self, a, b) * (np.nan if next(calls) % 2 == 0 else 1))
     with pytest.raises(GateError, match="nothing was installed"):
-        build(BuildSpec("ir_vis", "fp32", size_hw=SMALL))
+        build(BuildSpec("ir_vis", "fp32", "onnxruntime", size_hw=SMALL))
     assert files_below(Path("..")) == ["work"]
 
 
@@ -146,7 +151,7 @@ def wait_for_handler(pid: int) -> None:
 
 def test_a_disk_that_fills_up_leaves_nothing_behind() -> None:
     """The model does not fit: the kernel itself refuses the write in the middle of the file."""
-    process = start("build", "--task", "ir_vis", "--precision", "fp32", "--size", "64x96", limit_kib=100)
+    process = start("build", "--precision", "fp32", "--backend", "onnxruntime", "--size", "64x96", limit_kib=100)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 4
     assert one_sentence(err)

@@ -15,14 +15,17 @@ from refusion_edge.checkpoint import Checkpoint
 from refusion_edge.errors import GateError
 from refusion_edge.export.onnx_model import export_onnx
 from refusion_edge.export.trace import trace
-from refusion_edge.graph import PRECISIONS, Precision, fill, read_template
-from tests.conftest import TOLERANCE, files_below
+from refusion_edge.forms import REFERENCE, GraphPrecision
+from refusion_edge.graph import fill, read_template
+from tests.conftest import TEMPLATES, TOLERANCE, files_below
 
 
 @pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_shipped_template_equals_a_new_trace(random_state: State, rng: np.random.Generator, precision: Precision) -> None:
-    shipped, traced = read_template(precision), trace(precision)
+@pytest.mark.parametrize(("form", "precision"), TEMPLATES)
+def test_shipped_template_equals_a_new_trace(
+    random_state: State, rng: np.random.Generator, form: str, precision: GraphPrecision
+) -> None:
+    shipped, traced = read_template(form, precision), trace(form, precision)
     assert [node.op_type for node in shipped.graph.node] == [node.op_type for node in traced.graph.node]
     a, b = (rng.random((1, 1, 35, 46), np.float32) for _ in range(2))
     with (
@@ -32,13 +35,13 @@ def test_shipped_template_equals_a_new_trace(random_state: State, rng: np.random
         assert np.array_equal(first.fuse(a, b), second.fuse(a, b))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("form", "precision"), TEMPLATES)
 @pytest.mark.parametrize("size_hw", [(8, 8), (9, 31), (64, 40)])
-def test_graph_equals_the_network(random_state: State, precision: Precision, size_hw: tuple[int, int]) -> None:
+def test_graph_equals_the_network(random_state: State, form: str, precision: GraphPrecision, size_hw: tuple[int, int]) -> None:
     draw = np.random.default_rng(sum(size_hw))
     a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
     with (
-        OrtBackend(fill(read_template(precision), random_state).SerializeToString()) as graph,
+        OrtBackend(fill(read_template(form, precision), random_state).SerializeToString()) as graph,
         EagerBackend(random_state) as eager,
     ):
         difference = np.abs(graph.fuse(a, b) - eager.fuse(a, b))
@@ -52,6 +55,6 @@ def test_export_refuses_a_graph_that_differs(random_state: State, monkeypatch: p
     honest = EagerBackend.fuse
     monkeypatch.setattr(EagerBackend, "fuse", lambda self, a, b: honest(self, a, b) + np.float32(0.01))
     with pytest.raises(GateError, match="nothing was written"):
-        export_onnx(Checkpoint("medical", random_state), tmp_path / "out" / "x.onnx", "fp32", (16, 16))
+        export_onnx(Checkpoint("medical", random_state), tmp_path / "out" / "x.onnx", REFERENCE, "fp32", (16, 16))
     assert files_below(tmp_path / "work") == []
     assert not (tmp_path / "out").exists()

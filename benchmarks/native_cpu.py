@@ -1,0 +1,175 @@
+"""Compare the native back end with the other CPU engines and with the processor's own limit, in one process, in turns.
+
+Run as ``python -m benchmarks.native_cpu`` from the repository's root, with the native module built. Every turn runs a loop
+of nothing but multiply-adds and then each engine once, so that a busy machine slows all of them; what is reported are
+medians of the turns and ratios of CPU time, which a busy machine changes least. Memory is the peak that one picture adds
+to a process of its own. The pictures are random numbers from a fixed seed: the kernels do the same work on any picture.
+
+Work per pixel is counted as the weights of all convolutions and the products of queries and keys, one multiply-add each;
+GELU, norms and residuals are not counted, so the share of the peak is that of useful multiply-adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from refusion_edge.arrays import Float32Array
+from refusion_edge.backends import BACKENDS, Backend, native, status
+from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.fuser import open_weights
+from refusion_edge.machine import processor
+from refusion_edge.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
+from refusion_edge.weights import weights_path
+
+SIZE_HW = (480, 640)
+SIZES_HW = ((120, 160), (240, 320), SIZE_HW, (720, 1280), (1080, 1920))
+OTHERS = ("onnxruntime", "openvino")
+LEAST_SHARE, LEAST_RATIO, MOST_MB, MOST_SPREAD = 0.54, {"onnxruntime": 2.8, "openvino": 2.4}, 110.0, 0.15
+_ROUNDS = 4_000_000
+
+
+def main() -> int:
+    """Print the figures; returns 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=7, help="turns of all engines (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every engine (default: 1)")
+    parser.add_argument("--memory-of", metavar="NAME", help="only print the megabytes that one picture adds with this engine")
+    options = parser.parse_args()
+    if options.memory_of:
+        print(_added_mb(options.memory_of))
+        return 0
+    if not status("native").usable:
+        sys.exit(f"expected the native module, got '{status('native').reason}'; run: {status('native').fix}.")
+    others = [name for name in OTHERS if BACKENDS[name].takes_weights and status(name).usable]
+    print(f"{processor()}, load {os.getloadavg()[0]:.1f}, {options.threads} thread(s), {options.turns} turns")
+    met = _compare(others, options.turns, options.threads)
+    met &= _cost_per_pixel(options.turns)
+    for name in ("native", *others):
+        command = [sys.executable, "-m", "benchmarks.native_cpu", "--memory-of", name]
+        added_mb = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        wanted = f"   (wanted: at most {MOST_MB:g})" if name == "native" else ""
+        print(f"added peak memory, {name:12} {added_mb:7.0f} MB{wanted}")
+        met &= name != "native" or added_mb <= MOST_MB
+    return int(not met)
+
+
+def multiply_adds_per_pixel() -> int:
+    """Count the multiply-adds that one pixel needs."""
+    convolutions = sum(int(np.prod(shape)) for shape in PARAMETERS.values() if len(shape) == 4)
+    encoders, decoders = 2 * NUM_BLOCKS * DIM * (DIM // NUM_HEADS), NUM_BLOCKS * 2 * DIM * (2 * DIM // NUM_HEADS)
+    return convolutions + encoders + decoders + 2 * DIM * (DIM // NUM_HEADS)
+
+
+def _compare(others: list[str], turns: int, threads: int) -> bool:
+    module, isa = native.load_module(), native.instruction_sets()[0]
+    state = read_checkpoint(weights_path("ir_vis")).state
+    planes = _planes(SIZE_HW)
+    work = 2 * multiply_adds_per_pixel() * SIZE_HW[0] * SIZE_HW[1]
+    # FLOP per CPU-second of the loop on one thread, FLOP per second of the loop on all of them.
+    peaks, peaks_wall = [], []
+    cpu_s: dict[str, list[float]] = {name: [] for name in ("native", *others)}
+    wall_s: dict[str, list[float]] = {name: [] for name in cpu_s}
+    engines: dict[str, Backend] = {name: open_weights(state, name, threads=threads) for name in cpu_s}
+    for engine in engines.values():
+        engine.fuse(*planes)  # warm-up
+    flop = 2 * threads * module.multiply_adds(isa, _ROUNDS)
+    for _ in range(turns):
+        peak_cpu_s, peak_wall_s = _times(lambda: _on_threads(threads, lambda: module.multiply_adds(isa, _ROUNDS)))
+        peaks.append(flop / peak_cpu_s)
+        peaks_wall.append(flop / peak_wall_s)
+        for name, engine in engines.items():
+            taken_cpu_s, taken_wall_s = _times(lambda engine=engine: engine.fuse(*planes))
+            cpu_s[name].append(taken_cpu_s)
+            wall_s[name].append(taken_wall_s)
+    for engine in engines.values():
+        engine.__exit__()
+    peak, native_cpu_s = float(np.median(peaks)), float(np.median(cpu_s["native"]))
+    print(f"multiply-add peak ({isa}): {peak / 1e9:.1f} GFLOP per CPU-second, {np.median(peaks_wall) / 1e9:.1f} GFLOP/s")
+    share = work / native_cpu_s / peak
+    for name, times_s in cpu_s.items():
+        print(
+            f"{name:12} {SIZE_HW[1]}x{SIZE_HW[0]}: CPU median {np.median(times_s):.3f} s, least {min(times_s):.3f} s; "
+            f"wall median {np.median(wall_s[name]):.3f} s, least {min(wall_s[name]):.3f} s"
+        )
+    print(f"native: {100 * share:.1f} % of the multiply-add peak   (wanted: at least {100 * LEAST_SHARE:g} %)")
+    met = share >= LEAST_SHARE
+    for name in others:
+        ratio = float(np.median(np.array(cpu_s[name]) / np.array(cpu_s["native"])))
+        print(f"native against {name}: {ratio:.2f} times less CPU time   (wanted: at least {LEAST_RATIO[name]:g})")
+        met &= ratio >= LEAST_RATIO[name]
+    return met
+
+
+def _cost_per_pixel(turns: int) -> bool:
+    state = read_checkpoint(weights_path("ir_vis")).state
+    pictures = {size_hw: _planes(size_hw) for size_hw in SIZES_HW}
+    cpu_s: dict[tuple[int, int], list[float]] = {size_hw: [] for size_hw in SIZES_HW}
+    with open_weights(state, "native", threads=1) as engine:
+        for _ in range(turns):
+            for size_hw, planes in pictures.items():
+                # Small pictures several times, so that the clock has something to measure; memory is there already.
+                repeats = max(1, SIZE_HW[0] * SIZE_HW[1] // (size_hw[0] * size_hw[1]))
+                engine.fuse(*planes)
+                taken_s, _ = _times(lambda planes=planes, repeats=repeats: [engine.fuse(*planes) for _ in range(repeats)])
+                cpu_s[size_hw].append(taken_s / repeats / (size_hw[0] * size_hw[1]))
+    costs = {size_hw: float(np.median(times_s)) for size_hw, times_s in cpu_s.items()}
+    print("native, CPU time per pixel on one thread:")
+    for (height, width), cost_s in costs.items():
+        print(
+            f"  {width:4}x{height:<4} {1e6 * cost_s:.3f} us, {cost_s / costs[SIZE_HW]:.3f} of that at {SIZE_HW[1]}x{SIZE_HW[0]}"
+        )
+    spread = max(costs.values()) / min(costs.values()) - 1
+    print(f"  spread {100 * spread:.1f} %   (wanted: at most {100 * MOST_SPREAD:g} %)")
+    return spread <= MOST_SPREAD
+
+
+def _added_mb(name: str) -> float:
+    state = read_checkpoint(weights_path("ir_vis")).state
+    with open_weights(state, name, threads=2) as engine:
+        engine.fuse(*_planes((8, 8)))  # loads what is loaded late
+        planes = _planes(SIZE_HW)
+        gc.collect()
+        before_kb = _peak_kb()
+        engine.fuse(*planes)
+        return (_peak_kb() - before_kb) * 1024 / 1e6
+
+
+def _peak_kb() -> int:
+    # Not getrusage: its peak is inherited from the process that started this one.
+    (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak)
+
+
+def _planes(size_hw: tuple[int, int]) -> tuple[Float32Array, Float32Array]:
+    rng = np.random.default_rng(1)
+    a, b = (rng.random((1, 1, *size_hw), np.float32) for _ in range(2))
+    return a, b
+
+
+def _on_threads(count: int, work: Callable[[], object]) -> None:
+    workers = [threading.Thread(target=work) for _ in range(count - 1)]
+    for worker in workers:
+        worker.start()
+    work()
+    for worker in workers:
+        worker.join()
+
+
+def _times(work: Callable[[], object]) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,137 @@
+"""The Triton kernels compiled ahead of time, on any machine, with or without a GPU. Needs Triton; needs no torch.
+
+Kernels are compiled in processes of their own (``refusion_edge.export.compiler``): a compiler that dies must not take the
+build with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import multiprocessing
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from refusion_edge.architectures import ARCHITECTURES, parse_architectures
+from refusion_edge.errors import BackendError
+from refusion_edge.export.compiler import CompileError, compile_kernel, prepare_compiler
+from refusion_edge.kernels.language import TRITON_INSTALLED
+from refusion_edge.kernels.plan import make_plan, tiles
+from refusion_edge.program import Binary, Target
+
+# The slowest kernel takes some 10 s on a free core.
+_LONGEST_COMPILE_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a compiled kernel takes, read from its module.
+
+    Attributes:
+        registers: Registers of a thread.
+        spilled: Loads and stores of local memory in its code.
+        shared_bytes: Shared memory of a program.
+        tensor_core: Instructions for the tensor cores: HMMA (mma), HGMMA (wgmma) and UTCHMMA (tcgen05).
+    """
+
+    registers: int
+    spilled: int
+    shared_bytes: int
+    tensor_core: int
+
+
+def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int, Target]:
+    """Compile every kernel of the network.
+
+    Args:
+        architectures: Out of ``ARCHITECTURES``.
+        jobs: Compilers at a time.
+
+    Returns:
+        The kernels by architecture.
+
+    Raises:
+        BackendError: Triton is not installed, or a kernel does not compile.
+    """
+    if not TRITON_INSTALLED:
+        raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
+    plan = make_plan()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=prepare_compiler) as pool:
+        waiting = {
+            architecture: {
+                name: pool.submit(compile_kernel, kernel, tiles(architecture)[name], architecture)
+                for name, kernel in plan.kernels.items()
+            }
+            for architecture in architectures
+        }
+        targets = {}
+        for architecture, futures in waiting.items():
+            binaries = {}
+            for name, future in futures.items():
+                try:
+                    binaries[name], toolkit = future.result(_LONGEST_COMPILE_S)
+                except (BrokenProcessPool, FutureTimeoutError, CompileError) as error:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise BackendError(
+                        f"expected Triton {importlib.metadata.version('triton')} to compile the kernel {name} for "
+                        f"sm_{architecture}, got '{str(error).strip() or type(error).__name__}'; try another version of Triton."
+                    ) from error
+            targets[architecture] = Target(architecture, toolkit, binaries)
+    return targets
+
+
+def resources(binary: Binary) -> Resources:
+    """Read what a kernel takes from its module, with the tool that comes with Triton.
+
+    Raises:
+        BackendError: The tool is missing or does not understand the module.
+    """
+    tool = Path(importlib.import_module("triton").__path__[0]) / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.image)
+        file.flush()
+        try:
+            usage, code = (
+                subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True, timeout=120).stdout
+                for option in ("-res-usage", "-sass")
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise BackendError(f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew.") from error
+    registers = re.search(r"REG:(\d+)", usage)
+    if registers is None:
+        raise BackendError(f"expected cuobjdump to name the registers of a kernel, got '{usage[:80]}'; install Triton anew.")
+
+    def count(pattern: str) -> int:
+        return len(re.findall(rf"\b(?:{pattern})\b", code))
+
+    return Resources(int(registers[1]), count("LDL|STL"), binary.shared_bytes, count("HMMA|HGMMA|UTCHMMA"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compile the kernels and print what each takes."""
+    parser = argparse.ArgumentParser(description="Compile the GPU kernels and print their resources; needs no GPU.")
+    parser.add_argument("--arch", default=",".join(f"sm_{architecture}" for architecture in ARCHITECTURES), help="sm_87,...")
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args(argv)
+    print(f"{'kernel':24} {'arch':7} {'tile':>12} {'registers':>9} {'spilled':>7} {'shared':>7} {'tensor':>6} {'kB':>4}")
+    for architecture, target in compile_targets(parse_architectures(options.arch), jobs=options.jobs).items():
+        for name, binary in target.binaries.items():
+            taken = resources(binary)
+            tile = f"{binary.tile.columns}x{binary.tile.rows}/{binary.tile.warps}"
+            print(
+                f"{name:24} sm_{architecture:<4} {tile:>12} {taken.registers:9} {taken.spilled:7} {taken.shared_bytes:7} "
+                f"{taken.tensor_core:6} {len(binary.image) // 1000:4}"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

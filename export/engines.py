@@ -1,0 +1,192 @@
+"""What each back end is given to load: the model itself, a plan, a program of our kernels, or the bare parameters."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from refusion_edge import __version__, cuda
+from refusion_edge.arrays import State
+from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
+from refusion_edge.export.plan import PhaseListener, compile_plan
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
+from refusion_edge.sizes import DYNAMIC, SizeRange
+from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """What a back end loads.
+
+    Attributes:
+        name: Name of the file.
+        engine: Its content, and what the back end has to know about it.
+        target: The machines that it runs on.
+        tools: Versions of what compiled it.
+        compiled: How it was compiled; None where the back end compiles it whenever it is loaded.
+    """
+
+    name: str
+    engine: Engine
+    target: Target = ANY_MACHINE
+    tools: Mapping[str, str] = field(default_factory=dict)
+    compiled: Compiled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What an engine is made from.
+
+    Attributes:
+        state: The 86 parameters.
+        weights: The same as a weights file.
+        model: ONNX model with these parameters in the form that the back end takes.
+        sizes_hw: Range of sizes of the engine; None if it has one size, or takes any.
+    """
+
+    state: State
+    weights: bytes
+    model: bytes
+    sizes_hw: SizeRange | None
+
+
+def make_engine(
+    spec: BuildSpec, backend: str, made_from: Ingredients, listener: PhaseListener | None, remarks: list[str]
+) -> EngineFile:
+    """Make what a back end loads.
+
+    Args:
+        spec: What to build.
+        backend: The back end that was chosen.
+        made_from: What to make it from.
+        listener: Told how far a compiler is.
+        remarks: Takes sentences that the user should see.
+
+    Raises:
+        BackendError: A compiler cannot be used here, or refuses.
+    """
+    if backend in FLAVOURS:
+        return _compile_plan(spec, FLAVOURS[backend], made_from, listener, remarks)
+    if backend == "fused":
+        return _compile_program(spec, made_from, remarks)
+    if backend == "native":
+        # The kernels are the network: all they need is its parameters.
+        return EngineFile(WEIGHTS, Engine(made_from.weights, spec.precision, WEIGHTS, spec.size_hw))
+    # ONNX Runtime and OpenVINO compile the portable model anew on every machine.
+    tools = {"openvino": openvino.version()} if backend == "openvino" else {}
+    return EngineFile(MODEL, Engine(made_from.model, spec.precision, MODEL), tools=tools)
+
+
+def open_judged(backend: str, made: EngineFile, model: bytes) -> Backend:
+    """Open what the accuracy gate looks at: the engine, or what stands in for one that cannot run here.
+
+    A plan is judged by its model, run on the CPU. Of a program the very launches are run, each by the plain reference
+    of its kernel.
+    """
+    if status(backend).usable:
+        return open_engine(backend, made.engine)
+    if backend != "fused":
+        return OrtBackend(model)
+    from refusion_edge.backends.fused import FusedBackend
+    from refusion_edge.backends.host_device import HostDevice
+    from refusion_edge.program_file import parse_program
+
+    program = parse_program(made.engine.data, made.name)
+    return FusedBackend(made.engine.data, made.name, HostDevice(program, min(program.targets)))
+
+
+def compiler_facts(spec: BuildSpec, backend: str) -> dict[str, object]:
+    """Describe what compiles an engine, with what settings and where, as far as the engine depends on it."""
+    if backend == "fused":
+        return {"version": build_status(backend).reason, "architectures": spec.architectures, "judged": status(backend).usable}
+    if backend == "openvino":
+        return {"version": openvino.version()}
+    if backend not in FLAVOURS:
+        return {}
+    return {
+        "version": installed_version(FLAVOURS[backend]),
+        "sizes": None if spec.size_hw else str(spec.sizes_hw or DYNAMIC),
+        "options": spec.settings.options(),
+        "machine": asdict(this_machine()),
+        # An engine that could not be judged is not taken for one that was.
+        "judged": status(backend).usable,
+    }
+
+
+def cache_folder() -> Path:
+    """Folder of the engines built so far: ``$REFUSION_EDGE_CACHE``, else in the user's cache folder."""
+    if chosen := os.environ.get("REFUSION_EDGE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refusion-edge"
+
+
+def _compile_plan(
+    spec: BuildSpec, flavour: Flavour, made_from: Ingredients, listener: PhaseListener | None, remarks: list[str]
+) -> EngineFile:
+    here = this_machine()
+    compute_capabilities = spec.settings.compute_capabilities
+    if not flavour.builds_without_gpu:
+        with cuda.open_driver() as driver:
+            compute_capabilities = (driver.device.compute_capability,)
+    plan = compile_plan(
+        flavour, made_from.model, spec.settings, made_from.sizes_hw,
+        timing_cache=_timing_cache(spec, flavour, here), listener=listener, names=(MODEL, PLAN),
+    )  # fmt: skip
+    remarks.extend(plan.remarks)
+    compiled = Compiled(
+        command=plan.command,
+        options=spec.settings.options(),
+        device=here.device,
+        compute_capabilities=compute_capabilities,
+        sizes=None if made_from.sizes_hw is None else str(made_from.sizes_hw),
+        scratch_bytes=plan.scratch_bytes,
+    )
+    # A plan of TensorRT holds kernels that were timed on one device; one of RTX is compiled to the end where it is loaded.
+    target = Target(architecture=here.architecture) if flavour.builds_without_gpu else here
+    engine = compiled.describe(Engine(plan.data, spec.precision, PLAN, spec.size_hw))
+    return EngineFile(PLAN, engine, target, plan.tools, compiled)
+
+
+def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]) -> EngineFile:
+    from refusion_edge.export.program import make_program
+    from refusion_edge.program_file import program_bytes
+
+    facts = {
+        "task": spec.task,
+        "precision": spec.precision,
+        "weights_sha256": sha256(made_from.weights),
+        "refusion-edge": __version__,
+    }
+    architectures = spec.architectures or (_architecture_here(),)
+    data = program_bytes(make_program(made_from.state, facts, architectures, jobs=usable_cores()))
+    tools = {"compiler": build_status("fused").reason}
+    if not status("fused").usable:
+        remarks.append(
+            "This machine has no GPU that runs the kernels: the gate ran its launches with the plain reference of each kernel. "
+            "The kernels themselves are checked on the device, each time the program is loaded."
+        )
+    # It brings kernels for several architectures and chooses when it is loaded.
+    return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
+
+
+def _architecture_here() -> int:
+    from refusion_edge.backends.device import open_device
+
+    with closing(open_device()) as device:
+        return device.properties.architecture
+
+
+def _timing_cache(spec: BuildSpec, flavour: Flavour, here: Target) -> Path | None:
+    if spec.settings.timing_cache is not None:
+        return spec.settings.timing_cache
+    if not spec.use_cache:
+        return None
+    device = re.sub(r"[^A-Za-z0-9]+", "-", here.device)
+    return cache_folder() / "timing" / f"{flavour.module}-{installed_version(flavour)}-{device}.cache"

@@ -1,0 +1,306 @@
+// The two passes of a transformer block over a tile.
+//
+// Rows come in pairs and run through rings of four rows: a step adds two rows to a ring and takes the two rows of
+// results that have all three of their rows by then. Column 0 of a tile's rows is the leftmost column that its stage
+// needs, so every 3x3 convolution reads columns c, c + 1, c + 2 for its result c. Tiles overlap by the two pixels
+// (pass 1: one) around them; what the overlap costs is computed twice, so that no tile waits for another.
+#pragma once
+
+#include "activation.hpp"
+#include "depthwise.hpp"
+#include "layer_norm.hpp"
+#include "pointwise.hpp"
+#include "tile.hpp"
+
+namespace refusion::REFUSION_ISA {
+
+// The pointwise convolution at the head of attention: `from` channels of one group to as many rings' slot.
+template <int Inputs>
+REFUSION_INLINE void fill_rings(const float* from, std::ptrdiff_t from_pitch, const float* weights, const float* bias, int outputs,
+                                int vectors, float* rings, int pitch, int slot, const Outside& outside) {
+    pointwise<Inputs>(
+        outputs, vectors, weights, bias, [=](int k) { return from + k * from_pitch; },
+        [=](int o, int v, Vec sum) { store(rings + (4 * o + slot) * pitch + v * lanes, sum); });
+    if (outside.any()) {
+        for (int o = 0; o < outputs; ++o) outside.clear(rings + (4 * o + slot) * pitch);
+    }
+}
+
+// Pass 1: products of queries and keys, per head, over the tile.
+//
+// Sums run in float over 16 rows of one lane, then in double.
+template <class Shape>
+struct Statistics {
+    using Head = HeadLayout<Shape>;
+    static constexpr int C = Shape::channels, G = Shape::groups, CG = C / G, D = Head::dim;
+
+    static void run(const Tile& tile, const FeatureView& from, const BlockWeights& w, double* products, float* scratch_start) {
+        const int core = tile.right - tile.left;
+        const int vectors = vectors_for(core + 2), pitch = vectors * lanes, core_vectors = vectors_for(core);
+        const Outside outside(tile, tile.left - 1, pitch);
+        Scratch scratch(scratch_start);
+        float* normed = scratch.take(C * pitch);
+        float* queries = scratch.take(C * 4 * pitch);
+        float* keys = scratch.take(C * 4 * pitch);
+        float* gathered = scratch.take(2 * D * 2 * pitch);
+        Vec sums[Head::heads][Head::products] = {};
+        const int steps = (tile.bottom - tile.top + 1) / 2;
+        for (int t = 0; t <= steps; ++t) {
+            for (int i = 0; i < 2; ++i) {
+                const int row = tile.top + 2 * t - 1 + i, slot = (2 * t + i) & 3;
+                if (!inside(tile, row)) {
+                    clear_slot(queries, C, pitch, slot);
+                    clear_slot(keys, C, pitch, slot);
+                    continue;
+                }
+                const float* x = from.at(row, tile.left - 1);
+                std::ptrdiff_t x_pitch = from.pitch;
+                if constexpr (Shape::norm) {
+                    layer_norm<C>(x, x_pitch, normed, pitch, vectors);
+                    x = normed;
+                    x_pitch = pitch;
+                }
+                for (int g = 0; g < G; ++g) {
+                    // Crossed where there are two sources: the queries of one ask the keys of the other.
+                    fill_rings<CG>(x + (G - 1 - g) * CG * x_pitch, x_pitch, w.query + g * CG * CG, w.query_bias, CG, vectors,
+                                   queries + g * CG * 4 * pitch, pitch, slot, outside);
+                    fill_rings<CG>(x + g * CG * x_pitch, x_pitch, w.key + g * CG * CG, w.key_bias, CG, vectors,
+                                   keys + g * CG * 4 * pitch, pitch, slot, outside);
+                }
+            }
+            if (t == 0) continue;
+            const int last_slot = 2 * t + 1;
+            const int rows = tile.bottom - (tile.top + 2 * t - 2) < 2 ? 1 : 2;
+            for (int head = 0; head < Head::heads; ++head) {
+                for (int d = 0; d < 2 * D; ++d) {
+                    const bool query = d < D;
+                    const int channel = head * D + (query ? d : d - D);
+                    const Rows ring = ring_rows((query ? queries : keys) + channel * 4 * pitch, pitch, last_slot);
+                    const float* taps = (query ? w.query_taps : w.key_taps) + 9 * channel;
+                    float* to = gathered + 2 * d * pitch;
+                    for (int v = 0; v < core_vectors; ++v) {
+                        RowPair pair = depthwise(ring, v * lanes, taps);
+                        if (v == core_vectors - 1) {
+                            const IntVec mask = lanes_below(v * lanes, core);
+                            pair.top = as_float(as_int(pair.top) & mask);
+                            pair.bottom = as_float(as_int(pair.bottom) & mask);
+                        }
+                        store(to + v * lanes, pair.top);
+                        store(to + pitch + v * lanes, pair.bottom);
+                    }
+                }
+                accumulate(gathered, pitch, rows, core_vectors, sums[head]);
+            }
+            if (t % 8 == 0 || t == steps) flush(sums, products);
+        }
+    }
+
+  private:
+    static REFUSION_INLINE void accumulate(const float* gathered, int pitch, int rows, int vectors, Vec* sums) {
+        Vec total[Head::products];
+#pragma GCC unroll 32
+        for (int p = 0; p < Head::products; ++p) total[p] = sums[p];
+        for (int row = 0; row < rows; ++row) {
+            for (int v = 0; v < vectors; ++v) {
+                const float* at = gathered + row * pitch + v * lanes;
+                Vec q[D], k[D];
+#pragma GCC unroll 4
+                for (int d = 0; d < D; ++d) {
+                    q[d] = load(at + 2 * d * pitch);
+                    k[d] = load(at + 2 * (D + d) * pitch);
+                }
+#pragma GCC unroll 4
+                for (int i = 0; i < D; ++i) {
+#pragma GCC unroll 4
+                    for (int j = 0; j < D; ++j) total[i * D + j] += q[i] * k[j];
+                    total[D * D + i] += q[i] * q[i];
+                    total[D * D + D + i] += k[i] * k[i];
+                }
+            }
+        }
+#pragma GCC unroll 32
+        for (int p = 0; p < Head::products; ++p) sums[p] = total[p];
+    }
+
+    static void flush(Vec (&sums)[Head::heads][Head::products], double* products) {
+        for (int head = 0; head < Head::heads; ++head) {
+            for (int p = 0; p < Head::products; ++p) {
+                double total = 0;
+                for (int i = 0; i < lanes; ++i) total += static_cast<double>(lane(sums[head][p], i));
+                products[head * Head::products + p] += total;
+                sums[head][p] = Vec{};
+            }
+        }
+    }
+};
+
+// Pass 2: values, attention, residual, feed-forward, residual.
+template <class Shape>
+struct Transform {
+    static constexpr int C = Shape::channels, G = Shape::groups, CG = C / G, H = Shape::hidden, HG = H / G;
+
+    static void run(const Tile& tile, const FeatureView& from, const FeatureView& to, const BlockWeights& w, float* scratch) {
+        Transform(tile, from, to, w, scratch).march();
+    }
+
+  private:
+    Transform(const Tile& tile, const FeatureView& from, const FeatureView& to, const BlockWeights& weights, float* scratch_start)
+        : tile_(tile),
+          from_(from),
+          to_(to),
+          w_(weights),
+          core_(tile.right - tile.left),
+          value_vectors_(vectors_for(core_ + 4)),
+          hidden_vectors_(vectors_for(core_ + 2)),
+          core_vectors_(vectors_for(core_)),
+          pitch_(value_vectors_ * lanes),
+          outside_values_(tile, tile.left - 2, pitch_),
+          outside_hidden_(tile, tile.left - 1, pitch_) {
+        Scratch scratch(scratch_start);
+        normed_ = scratch.take(C * pitch_);
+        values_ = scratch.take(C * 4 * pitch_);
+        gathered_ = scratch.take(C * 2 * pitch_);
+        mixed_ = scratch.take(C * 4 * pitch_);
+        gates_ = scratch.take(H * 4 * pitch_);
+        updates_ = scratch.take(H * 4 * pitch_);
+        gated_ = scratch.take(H * 2 * pitch_);
+    }
+
+    void march() {
+        const int steps = (tile_.bottom - tile_.top + 1) / 2 + 1;
+        for (int t = 0; t <= steps; ++t) {
+            add_values(t);
+            if (t == 0) continue;
+            mix(t);
+            feed(t);
+            if (t >= 2) finish(t);
+        }
+    }
+
+    // Rows top + 2t - 2 and top + 2t - 1 of the values, before their depthwise convolution.
+    void add_values(int t) {
+        for (int i = 0; i < 2; ++i) {
+            const int row = tile_.top + 2 * t - 2 + i, slot = (2 * t + i) & 3;
+            if (!inside(tile_, row)) {
+                clear_slot(values_, C, pitch_, slot);
+                continue;
+            }
+            const float* x = from_.at(row, tile_.left - 2);
+            std::ptrdiff_t x_pitch = from_.pitch;
+            if constexpr (Shape::norm) {
+                layer_norm<C>(x, x_pitch, normed_, pitch_, value_vectors_);
+                x = normed_;
+                x_pitch = pitch_;
+            }
+            for (int g = 0; g < G; ++g) {
+                fill_rings<CG>(x + g * CG * x_pitch, x_pitch, w_.value + g * CG * CG, w_.value_bias, CG, value_vectors_,
+                               values_ + g * CG * 4 * pitch_, pitch_, slot, outside_values_);
+            }
+        }
+    }
+
+    // Rows top + 2t - 3 and top + 2t - 2: attention's mix of the values, and the residual.
+    void mix(int t) {
+        for (int c = 0; c < C; ++c) {
+            const Rows ring = ring_rows(values_ + c * 4 * pitch_, pitch_, 2 * t + 1);
+            float* at = gathered_ + 2 * c * pitch_;
+            for (int v = 0; v < hidden_vectors_; ++v) {
+                const RowPair pair = depthwise(ring, v * lanes, w_.value_taps + 9 * c);
+                store(at + v * lanes, pair.top);
+                store(at + pitch_ + v * lanes, pair.bottom);
+            }
+        }
+        for (int i = 0; i < 2; ++i) {
+            const int row = tile_.top + 2 * t - 3 + i, slot = (2 * t + i) & 3;
+            if (!inside(tile_, row)) continue;
+            const int pitch = pitch_;
+            for (int g = 0; g < G; ++g) {
+                const float* in = gathered_ + (2 * g * CG + i) * pitch;
+                const float* x = from_.at(row, tile_.left - 1) + g * CG * from_.pitch;
+                const std::ptrdiff_t x_pitch = from_.pitch;
+                float* y = mixed_ + (4 * g * CG + slot) * pitch;
+                pointwise<CG>(
+                    CG, hidden_vectors_, w_.mix + g * CG * CG, nullptr, [=](int k) { return in + 2 * k * pitch; },
+                    [=](int o, int v, Vec sum) {
+                        store(y + 4 * o * pitch + v * lanes, sum + load(x + o * x_pitch + v * lanes));
+                    });
+            }
+        }
+    }
+
+    // The same rows into the feed-forward, and its depthwise convolution and gate for the two rows before the last.
+    void feed(int t) {
+        const int pitch = pitch_;
+        const float* rows[2] = {};
+        std::ptrdiff_t x_pitch = 4 * pitch;
+        for (int i = 0; i < 2; ++i) {
+            const int row = tile_.top + 2 * t - 3 + i, slot = (2 * t + i) & 3;
+            if (!inside(tile_, row)) {
+                clear_slot(gates_, H, pitch, slot);
+                clear_slot(updates_, H, pitch, slot);
+                continue;
+            }
+            rows[i] = mixed_ + slot * pitch;
+            if constexpr (Shape::norm) {
+                // The values are done with: their buffer takes the normed rows.
+                layer_norm<C>(rows[i], 4 * pitch, gathered_ + i * pitch, 2 * pitch, hidden_vectors_);
+                rows[i] = gathered_ + i * pitch;
+                x_pitch = 2 * pitch;
+            }
+        }
+        for (int h = 0; h < H; h += output_block) {
+            for (int i = 0; i < 2; ++i) {
+                if (rows[i] == nullptr) continue;
+                const int slot = (2 * t + i) & 3;
+                fill_rings<C>(rows[i], x_pitch, w_.gate + h * C, w_.gate_bias ? w_.gate_bias + h : nullptr, output_block,
+                              hidden_vectors_, gates_ + h * 4 * pitch, pitch, slot, outside_hidden_);
+                fill_rings<CG>(rows[i] + h / HG * CG * x_pitch, x_pitch, w_.update + h * CG,
+                               w_.update_bias ? w_.update_bias + h : nullptr, output_block, hidden_vectors_,
+                               updates_ + h * 4 * pitch, pitch, slot, outside_hidden_);
+            }
+            if (t < 2) continue;
+            // While the new rows are still in the first cache.
+            for (int j = h; j < h + output_block; ++j) gate(j, 2 * t + 1);
+        }
+    }
+
+    void gate(int channel, int last_slot) {
+        const Rows gates = ring_rows(gates_ + channel * 4 * pitch_, pitch_, last_slot);
+        const Rows updates = ring_rows(updates_ + channel * 4 * pitch_, pitch_, last_slot);
+        float* at = gated_ + 2 * channel * pitch_;
+        for (int v = 0; v < core_vectors_; ++v) {
+            const RowPair x = depthwise(gates, v * lanes, w_.gate_taps + 9 * channel);
+            const RowPair y = depthwise(updates, v * lanes, w_.update_taps + 9 * channel);
+            store(at + v * lanes, gelu(x.top) * y.top);
+            store(at + pitch_ + v * lanes, gelu(x.bottom) * y.bottom);
+        }
+    }
+
+    // Rows top + 2t - 4 and top + 2t - 3: the last projection and the residual, into the picture.
+    void finish(int t) {
+        const int pitch = pitch_, core = core_;
+        for (int i = 0; i < 2; ++i) {
+            const int row = tile_.top + 2 * t - 4 + i;
+            if (row >= tile_.bottom) continue;
+            const float* in = gated_ + i * pitch;
+            const float* x = mixed_ + ((2 * t - 1 + i) & 3) * pitch + 1;
+            float* y = to_.at(row, tile_.left);
+            const std::ptrdiff_t y_pitch = to_.pitch;
+            pointwise<H>(
+                C, core_vectors_, w_.out, nullptr, [=](int k) { return in + 2 * k * pitch; },
+                [=](int o, int v, Vec sum) {
+                    store_first(y + o * y_pitch + v * lanes, sum + load(x + 4 * o * pitch + v * lanes), core - v * lanes);
+                });
+        }
+    }
+
+    const Tile& tile_;
+    const FeatureView& from_;
+    const FeatureView& to_;
+    const BlockWeights& w_;
+    const int core_, value_vectors_, hidden_vectors_, core_vectors_, pitch_;
+    const Outside outside_values_, outside_hidden_;
+    float *normed_, *values_, *gathered_, *mixed_, *gates_, *updates_, *gated_;
+};
+
+}  // namespace refusion::REFUSION_ISA

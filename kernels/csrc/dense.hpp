@@ -1,0 +1,119 @@
+// The 3x3 convolutions at both ends of the network.
+#pragma once
+
+#include "activation.hpp"
+#include "pointwise.hpp"
+#include "tile.hpp"
+
+namespace refusion::REFUSION_ISA {
+
+// Copies one row of a plane, columns [first, first + count), zeros outside the picture. Returns whether all are finite.
+inline bool gather_row(const PlaneView& plane, const Tile& tile, int row, int first, int count, float* to) {
+    const int begin = first < 0 ? -first : 0;
+    const int end = tile.width - first < count ? tile.width - first : count;
+    for (int i = 0; i < begin; ++i) to[i] = 0.0f;
+    for (int i = end; i < count; ++i) to[i] = 0.0f;
+    const char* from = static_cast<const char*>(plane.data) + row * plane.row_stride + (first + begin) * plane.column_stride;
+    if (plane.column_stride == static_cast<std::ptrdiff_t>(sizeof(float))) {
+        std::memcpy(to + begin, from, sizeof(float) * static_cast<unsigned>(end - begin));
+    } else {
+        for (int i = begin; i < end; ++i, from += plane.column_stride) std::memcpy(to + i, from, sizeof(float));
+    }
+    std::uint32_t broken = 0;
+    for (int i = begin; i < end; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, to + i, sizeof bits);
+        broken |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return broken == 0;
+}
+
+// One source to 16 channels of features.
+inline bool lift(const Tile& tile, const PlaneView& from, const FeatureView& to, const float* weights, float* scratch) {
+    const int core = tile.right - tile.left, vectors = vectors_for(core), pitch = vectors_for(core + 2) * lanes;
+    float* ring = scratch;
+    bool finite = true;
+    for (int row = tile.top - 1; row <= tile.bottom; ++row) {
+        float* slot = ring + (row & 3) * pitch;
+        if (inside(tile, row)) {
+            finite &= gather_row(from, tile, row, tile.left - 1, pitch, slot);
+        } else {
+            std::memset(slot, 0, sizeof(float) * static_cast<unsigned>(pitch));
+        }
+        if (row <= tile.top) continue;
+        float* y = to.at(row - 1, tile.left);
+        const std::ptrdiff_t y_pitch = to.pitch;
+        pointwise<9>(
+            EncoderShape::channels, vectors, weights, nullptr,
+            [=](int k) { return ring + ((row - 2 + k / 3) & 3) * pitch + k % 3; },
+            [=](int o, int v, Vec sum) { store_first(y + o * y_pitch + v * lanes, sum, core - v * lanes); });
+    }
+    return finite;
+}
+
+// 32 channels of features to 16, leaky, to 1, sigmoid.
+inline void project(const Tile& tile, const FeatureView& from, const PlaneTarget& to, const DenseWeights& w,
+                    float* scratch_start) {
+    constexpr int C = DecoderShape::channels, N = EncoderShape::channels;
+    const int core = tile.right - tile.left;
+    const int vectors = vectors_for(core + 4), narrow_vectors = vectors_for(core + 2), core_vectors = vectors_for(core);
+    const int pitch = vectors * lanes;
+    const Outside outside(tile, tile.left - 2, pitch), outside_narrow(tile, tile.left - 1, pitch);
+    Scratch scratch(scratch_start);
+    float* wide = scratch.take(C * 4 * pitch);
+    float* narrow = scratch.take(N * 4 * pitch);
+    const float* taps[9 * C];
+    for (int row = tile.top - 2; row < tile.bottom + 2; ++row) {
+        const int slot = row & 3;
+        if (inside(tile, row)) {
+            for (int c = 0; c < C; ++c) {
+                const float* x = from.at(row, tile.left - 2) + c * from.pitch;
+                float* y = wide + (4 * c + slot) * pitch;
+                for (int v = 0; v < vectors; ++v) store(y + v * lanes, load(x + v * lanes));
+                if (outside.any()) outside.clear(y);
+            }
+        } else {
+            clear_slot(wide, C, pitch, slot);
+        }
+        if (row < tile.top) continue;
+        const int middle = row - 1, middle_slot = middle & 3;
+        if (inside(tile, middle)) {
+            for (int tap = 0; tap < 9; ++tap) {
+                const float* x = wide + ((middle - 1 + tap / 3) & 3) * pitch + tap % 3;
+                for (int c = 0; c < C; ++c) taps[tap * C + c] = x + 4 * c * pitch;
+            }
+            const float* const* inputs = taps;
+            pointwise<9 * C>(
+                N, narrow_vectors, w.narrow, nullptr, [=](int k) { return inputs[k]; },
+                [=](int o, int v, Vec sum) {
+                    store(narrow + (4 * o + middle_slot) * pitch + v * lanes, sum > 0.0f ? sum : sum * 0.01f);
+                });
+            if (outside_narrow.any()) {
+                for (int o = 0; o < N; ++o) outside_narrow.clear(narrow + (4 * o + middle_slot) * pitch);
+            }
+        } else {
+            clear_slot(narrow, N, pitch, middle_slot);
+        }
+        if (row < tile.top + 2) continue;
+        char* target = to.row(row - 2) + static_cast<std::ptrdiff_t>(sizeof(float)) * tile.left;
+        for (int v = 0; v < core_vectors; ++v) {
+            Vec sums[3] = {};
+            for (int c = 0; c < N; ++c) {
+#pragma GCC unroll 3
+                for (int dy = 0; dy < 3; ++dy) {
+                    const Neighbours x = neighbours(narrow + (4 * c + ((row - 3 + dy) & 3)) * pitch + v * lanes);
+                    const float* weight = w.last + 9 * c + 3 * dy;
+                    sums[dy] += x.left * weight[0];
+                    sums[dy] += x.middle * weight[1];
+                    sums[dy] += x.right * weight[2];
+                }
+            }
+            const Vec fused = sigmoid(sums[0] + sums[1] + sums[2]);
+            const int count = core - v * lanes < lanes ? core - v * lanes : lanes;
+            // The target may lie at any address.
+            std::memcpy(target + v * static_cast<int>(sizeof(Vec)), &fused, sizeof(float) * static_cast<unsigned>(count));
+        }
+    }
+}
+
+}  // namespace refusion::REFUSION_ISA

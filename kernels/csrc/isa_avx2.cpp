@@ -1,0 +1,7 @@
+// 16 registers of 8 lanes: 12 sums, 3 vectors of pixels, 1 weight.
+#define REFUSION_ISA avx2
+#define REFUSION_LANES 8
+#define REFUSION_OUTPUT_BLOCK 4
+#define REFUSION_VECTOR_BLOCK 3
+#define REFUSION_TABLE avx2_kernels
+#include "isa.inc"

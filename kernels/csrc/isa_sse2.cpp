@@ -1,0 +1,7 @@
+// What every x86-64 processor has: 16 registers of 4 lanes, no fused multiply-add.
+#define REFUSION_ISA sse2
+#define REFUSION_LANES 4
+#define REFUSION_OUTPUT_BLOCK 4
+#define REFUSION_VECTOR_BLOCK 2
+#define REFUSION_TABLE sse2_kernels
+#include "isa.inc"

@@ -1,0 +1,111 @@
+// What one instruction set offers: the passes over a strip of the picture, as plain functions of plain structures.
+//
+// Layout of features in memory: row by row, in a row channel by channel, in a channel pixel by pixel ("planar rows").
+// A layer norm then needs no shuffles, and a strip of a few rows is a handful of short contiguous pieces.
+#pragma once
+
+#include <cstddef>
+
+#include "plane.hpp"
+
+namespace refusion {
+
+// Where the pixels of some channels lie. Columns left of 0 and right of the width may be read: they belong to the
+// buffer (another channel, or its margin), hold anything, and never influence a result.
+struct FeatureView {
+    float* data;               // channel 0 of row 0, column 0
+    std::ptrdiff_t pitch;      // numbers from one channel to the next
+    std::ptrdiff_t row_pitch;  // numbers from one row to the next
+
+    float* at(std::ptrdiff_t row, std::ptrdiff_t column) const { return data + row * row_pitch + column; }
+};
+
+// The piece of a picture that one call works on: columns [left, right), rows [top, bottom).
+struct Tile {
+    int height, width;  // of the picture
+    int left, right;
+    int top, bottom;
+};
+
+// The three shapes of a transformer block. The fusion module is one, too: two groups of channels (the sources) attend
+// crosswise, its gates see both and its updates one, and it has no layer norm.
+struct EncoderShape {
+    static constexpr int channels = 16, groups = 1, hidden = 32;
+    static constexpr bool norm = true;
+};
+struct DecoderShape {
+    static constexpr int channels = 32, groups = 1, hidden = 64;
+    static constexpr bool norm = true;
+};
+struct FusionShape {
+    static constexpr int channels = 32, groups = 2, hidden = 128;
+    static constexpr bool norm = false;
+};
+
+// Products of queries and keys of one head: dim * dim of both, dim squares of the queries, dim of the keys.
+template <class Shape>
+struct HeadLayout {
+    static constexpr int heads_per_group = 8;
+    static constexpr int heads = heads_per_group * Shape::groups;
+    static constexpr int dim = Shape::channels / heads;
+    static constexpr int products = dim * dim + 2 * dim;
+};
+
+// Weights of a block. Pointwise weights are packed: for every run of `output_block` outputs, input by input, the
+// weights of those outputs. Biases are absent (null) where the block has no layer norm.
+struct BlockWeights {
+    const float *query, *query_bias;    // groups x (channels / groups)^2
+    const float *key, *key_bias;
+    const float *query_taps, *key_taps;  // channels x 9
+    const float *value, *value_bias, *value_taps;
+    const float *mix;  // attention and the projection behind it, one matrix per group; made anew for every picture
+    const float *gate, *gate_bias;    // hidden x channels
+    const float *update, *update_bias;  // groups x (hidden / groups) x (channels / groups)
+    const float *gate_taps, *update_taps;
+    const float *out;  // channels x hidden
+};
+
+// Weights of the 3x3 convolutions: packed like pointwise ones over (tap, input).
+struct DenseWeights {
+    const float* lift_a;  // 1 -> 16
+    const float* lift_b;
+    const float* narrow;  // 32 -> 16
+    const float* last;    // 16 -> 1, not packed
+};
+
+struct Kernels {
+    const char* isa;
+    int lanes;
+    int output_block;
+
+    // First convolution of one source. Returns whether all pixels it read are finite.
+    bool (*lift)(const Tile&, const PlaneView& from, const FeatureView& to, const float* weights, float* scratch);
+    // Pass 1 of a block: products of queries and keys over the tile, added up in double; see HeadLayout.
+    void (*statistics[3])(const Tile&, const FeatureView& from, const BlockWeights&, double* products, float* scratch);
+    // Pass 2 of a block: everything else.
+    void (*transform[3])(const Tile&, const FeatureView& from, const FeatureView& to, const BlockWeights&, float* scratch);
+    // Last two convolutions.
+    void (*project)(const Tile&, const FeatureView& from, const PlaneTarget& to, const DenseWeights&, float* scratch);
+    // Multiply-adds that depend on nothing but arithmetic: `rounds` times a fixed count, which is returned.
+    double (*multiply_adds)(long rounds);
+};
+
+enum BlockKind { kEncoder = 0, kDecoder = 1, kFusion = 2 };
+
+// Numbers of scratch per column of a tile that any pass of a block may need.
+template <class Shape>
+constexpr int block_scratch_per_column() {
+    constexpr int c = Shape::channels, h = Shape::hidden;
+    return c * 4 + c * 2 + c * 4 + c + c + 2 * h * 4 + h * 2;
+}
+
+// Margin before and behind a feature buffer, and behind the scratch, that vectors may read into.
+inline constexpr int kMargin = 64;
+
+const Kernels& scalar_kernels();
+const Kernels& sse2_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& neon_kernels();
+
+}  // namespace refusion

@@ -1,0 +1,26 @@
+// Layer norm over the channels of every pixel, without its scale and shift: those are folded into the next layer.
+#pragma once
+
+#include "kernels.hpp"
+#include "simd.hpp"
+
+namespace refusion::REFUSION_ISA {
+
+// y = (x - mean) / sqrt(variance + epsilon) for `vectors` vectors of pixels.
+template <int Channels>
+REFUSION_INLINE void layer_norm(const float* x, std::ptrdiff_t x_pitch, float* y, std::ptrdiff_t y_pitch, int vectors) {
+    for (int v = 0; v < vectors; ++v, x += lanes, y += lanes) {
+        Vec sum{};
+        for (int c = 0; c < Channels; ++c) sum += load(x + c * x_pitch);
+        const Vec mean = sum * (1.0f / Channels);
+        Vec squares{};
+        for (int c = 0; c < Channels; ++c) {
+            const Vec centred = load(x + c * x_pitch) - mean;
+            squares += centred * centred;
+        }
+        const Vec scale = 1.0f / square_root(squares * (1.0f / Channels) + 1e-5f);
+        for (int c = 0; c < Channels; ++c) store(y + c * y_pitch, (load(x + c * x_pitch) - mean) * scale);
+    }
+}
+
+}  // namespace refusion::REFUSION_ISA

@@ -1,0 +1,221 @@
+#include "network.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "isa.hpp"
+#include "parameters.hpp"
+#include "strips.hpp"
+
+namespace refusion {
+namespace {
+
+constexpr int kChannels = 2 * kDim;
+constexpr std::size_t kAlignment = 64;
+
+// Scratch of one thread, so that it stays in the second cache.
+constexpr int kScratchBytes = 768 << 10;
+// Rows whose products are added up by one thread. Fixed, so that the sums are, too.
+constexpr int kStatisticsRows = 64;
+// Fewer rows would spend too much on the rows above and below.
+constexpr int kLeastBandRows = 32;
+constexpr int kUnitsPerThread = 6;
+
+int scratch_per_column(BlockKind kind) {
+    switch (kind) {
+        case kEncoder: return block_scratch_per_column<EncoderShape>();
+        case kDecoder: return block_scratch_per_column<DecoderShape>();
+        default: return block_scratch_per_column<FusionShape>();
+    }
+}
+
+int product_count(BlockKind kind) {
+    switch (kind) {
+        case kEncoder: return HeadLayout<EncoderShape>::heads * HeadLayout<EncoderShape>::products;
+        case kDecoder: return HeadLayout<DecoderShape>::heads * HeadLayout<DecoderShape>::products;
+        default: return HeadLayout<FusionShape>::heads * HeadLayout<FusionShape>::products;
+    }
+}
+
+}  // namespace
+
+Buffer::Buffer(std::size_t count) : count_(count) {
+    const std::size_t bytes = (count * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
+    data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
+    if (data_ == nullptr) throw std::bad_alloc();
+}
+
+void Buffer::Free::operator()(float* data) const { std::free(data); }
+
+// One picture under way: its size, how it is cut, and where its features are.
+struct Network::Picture {
+    int height, width;
+    std::ptrdiff_t pitch;
+    float *here, *there;
+    float* scratch;
+    std::size_t scratch_per_thread;
+    std::vector<Span> strips[3];  // by kind of block
+    std::vector<Span> wide_strips;
+    std::vector<Span> statistics_bands;
+
+    Picture(int height_, int width_, int lanes) : height(height_), width(width_) {
+        // An odd number of cache lines from channel to channel: a power of two would put them all into one set.
+        pitch = (width + 15) / 16 | 1;
+        pitch *= 16;
+        std::size_t most = 0;
+        for (const BlockKind kind : {kEncoder, kDecoder, kFusion}) {
+            const int per_column = scratch_per_column(kind);
+            strips[kind] = cut_strips(width, lanes, 4, kScratchBytes / static_cast<int>(sizeof(float)) / per_column);
+            most = std::max(most, static_cast<std::size_t>(per_column) * columns(strips[kind], lanes));
+        }
+        wide_strips = cut_strips(width, lanes, 2, 1024);
+        most = std::max(most, 4 * columns(wide_strips, lanes));
+        scratch_per_thread = (most + kMargin + 15) / 16 * 16;
+        statistics_bands = cut_bands(height, (height + kStatisticsRows - 1) / kStatisticsRows);
+    }
+
+    // Numbers of one buffer of features.
+    std::size_t feature_count() const {
+        return static_cast<std::size_t>(height) * static_cast<std::size_t>(kChannels * pitch) + 2 * kMargin;
+    }
+
+    // The widest strip with its overlap, in whole vectors.
+    static std::size_t columns(const std::vector<Span>& spans, int lanes) {
+        int widest = 0;
+        for (const Span& span : spans) widest = std::max(widest, span.last - span.first);
+        return static_cast<std::size_t>((widest + 4 + lanes - 1) / lanes * lanes);
+    }
+
+    FeatureView view(float* buffer, int first_channel) const {
+        return {buffer + kMargin + first_channel * pitch, pitch, kChannels * pitch};
+    }
+
+    float* scratch_of(int worker) const { return scratch + scratch_per_thread * static_cast<std::size_t>(worker); }
+
+    Tile tile(const Span& strip, const Span& band) const { return {height, width, strip.first, strip.last, band.first, band.last}; }
+
+    // Bands for passes whose results do not depend on them: enough units for all threads.
+    std::vector<Span> bands(std::size_t strip_count, int threads) const {
+        const int wanted = threads == 1 ? 1 : (threads * kUnitsPerThread + static_cast<int>(strip_count) - 1) / static_cast<int>(strip_count);
+        return cut_bands(height, std::clamp(wanted, 1, std::max(1, height / kLeastBandRows)));
+    }
+};
+
+Network::Network(const float* flat, int threads, const std::string& isa)
+    : kernels_(isa.empty() ? *usable_kernels().front() : find_kernels(isa)),
+      weights_(flat, kernels_.output_block),
+      pool_(threads >= 1 && threads <= kMaxThreads
+                ? threads
+                : throw std::invalid_argument("expected 1 to " + std::to_string(kMaxThreads) + " threads, got " + std::to_string(threads) +
+                                              "; choose as many as there are cores.")) {}
+
+void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused) {
+    if (std::min(height, width) < kMinSide || std::max(height, width) > kMaxSide) {
+        throw std::invalid_argument("expected sides from " + std::to_string(kMinSide) + " to " + std::to_string(kMaxSide) + " pixels, got " +
+                                    std::to_string(height) + "x" + std::to_string(width) + "; choose another size.");
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Picture picture(height, width, kernels_.lanes);
+    const auto grow = [](Buffer& buffer, std::size_t count) {
+        if (buffer.count() == count) return;
+        buffer = Buffer();
+        buffer = Buffer(count);
+    };
+    grow(here_, picture.feature_count());
+    grow(there_, picture.feature_count());
+    grow(scratch_, picture.scratch_per_thread * static_cast<std::size_t>(pool_.threads()));
+    picture.here = here_.data();
+    picture.there = there_.data();
+    picture.scratch = scratch_.data();
+
+    if (!lift(picture, a, b)) {
+        const float nan = NAN;
+        for (int row = 0; row < height; ++row) {
+            for (int column = 0; column < width; ++column) std::memcpy(fused.row(row) + 4 * static_cast<std::ptrdiff_t>(column), &nan, 4);
+        }
+        return;
+    }
+    bool forth = true;
+    for (int index = 0; index < kBlocks; ++index, forth = !forth) {
+        Block* both[] = {&weights_.encoder_a[static_cast<std::size_t>(index)], &weights_.encoder_b[static_cast<std::size_t>(index)]};
+        run_blocks(picture, both, 2, forth);
+    }
+    Block* fusion[] = {&weights_.fusion};
+    run_blocks(picture, fusion, 1, forth);
+    forth = !forth;
+    for (Block& block : weights_.decoder) {
+        Block* one[] = {&block};
+        run_blocks(picture, one, 1, forth);
+        forth = !forth;
+    }
+    if (!forth) std::swap(picture.here, picture.there);
+    project(picture, fused);
+}
+
+bool Network::lift(const Picture& picture, const PlaneView& a, const PlaneView& b) {
+    const std::vector<Span>& strips = picture.wide_strips;
+    const std::vector<Span> bands = picture.bands(2 * strips.size(), pool_.threads());
+    const int per_source = static_cast<int>(strips.size() * bands.size());
+    std::atomic<bool> finite{true};
+    pool_.run(2 * per_source, [&](int unit, int worker) {
+        const bool second = unit >= per_source;
+        const auto index = static_cast<std::size_t>(unit % per_source);
+        const Tile tile = picture.tile(strips[index % strips.size()], bands[index / strips.size()]);
+        const float* weights = second ? weights_.dense.lift_b : weights_.dense.lift_a;
+        const FeatureView to = picture.view(picture.here, second ? kDim : 0);
+        if (!kernels_.lift(tile, second ? b : a, to, weights, picture.scratch_of(worker))) finite = false;
+    });
+    return finite;
+}
+
+// Runs `count` blocks of one kind side by side on as many parts of the channels, from one buffer to the other.
+void Network::run_blocks(const Picture& picture, Block* const* blocks, int count, bool forth) {
+    float *source = forth ? picture.here : picture.there, *target = forth ? picture.there : picture.here;
+    const BlockKind kind = blocks[0]->kind;
+    const std::vector<Span>& strips = picture.strips[kind];
+    const auto run = [&](const std::vector<Span>& bands, const auto& pass) {
+        const std::size_t per_block = strips.size() * bands.size();
+        pool_.run(count * static_cast<int>(per_block), [&](int unit, int worker) {
+            const std::size_t index = static_cast<std::size_t>(unit) % per_block;
+            const Tile tile = picture.tile(strips[index % strips.size()], bands[index / strips.size()]);
+            pass(unit, static_cast<std::size_t>(unit) / per_block, tile, picture.scratch_of(worker));
+        });
+    };
+
+    const auto products_per_unit = static_cast<std::size_t>(product_count(kind));
+    const std::size_t units_per_block = strips.size() * picture.statistics_bands.size();
+    std::vector<double> products(static_cast<std::size_t>(count) * units_per_block * products_per_unit);
+    run(picture.statistics_bands, [&](int unit, std::size_t block, const Tile& tile, float* scratch) {
+        kernels_.statistics[kind](tile, picture.view(source, static_cast<int>(block) * kDim), blocks[block]->weights,
+                                  products.data() + static_cast<std::size_t>(unit) * products_per_unit, scratch);
+    });
+    for (int block = 0; block < count; ++block) {
+        // Always in the order of the units, whoever worked on them.
+        double* total = products.data() + static_cast<std::size_t>(block) * units_per_block * products_per_unit;
+        for (std::size_t unit = 1; unit < units_per_block; ++unit) {
+            for (std::size_t p = 0; p < products_per_unit; ++p) total[p] += total[unit * products_per_unit + p];
+        }
+        weights_.set_mix(*blocks[block], total);
+    }
+    run(picture.bands(static_cast<std::size_t>(count) * strips.size(), pool_.threads()),
+        [&](int, std::size_t block, const Tile& tile, float* scratch) {
+            const int first = static_cast<int>(block) * kDim;
+            kernels_.transform[kind](tile, picture.view(source, first), picture.view(target, first), blocks[block]->weights, scratch);
+        });
+}
+
+void Network::project(const Picture& picture, const PlaneTarget& fused) {
+    const std::vector<Span>& strips = picture.strips[kDecoder];
+    const std::vector<Span> bands = picture.bands(strips.size(), pool_.threads());
+    pool_.run(static_cast<int>(strips.size() * bands.size()), [&](int unit, int worker) {
+        const auto index = static_cast<std::size_t>(unit);
+        const Tile tile = picture.tile(strips[index % strips.size()], bands[index / strips.size()]);
+        kernels_.project(tile, picture.view(picture.here, 0), fused, weights_.dense, picture.scratch_of(worker));
+    });
+}
+
+}  // namespace refusion

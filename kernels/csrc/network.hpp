@@ -1,0 +1,67 @@
+// The whole network on one picture.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "kernels.hpp"
+#include "packing.hpp"
+#include "plane.hpp"
+#include "thread_pool.hpp"
+
+namespace refusion {
+
+inline constexpr int kMinSide = 8;
+inline constexpr int kMaxSide = 16384;
+inline constexpr int kMaxThreads = 256;
+
+// 64-byte aligned numbers that are not set to anything. Throws std::bad_alloc.
+class Buffer {
+  public:
+    Buffer() = default;
+    explicit Buffer(std::size_t count);
+
+    float* data() const { return data_.get(); }
+    std::size_t count() const { return count_; }
+
+  private:
+    struct Free {
+        void operator()(float* data) const;
+    };
+    std::unique_ptr<float[], Free> data_;
+    std::size_t count_ = 0;
+};
+
+// Fuses pictures. Calls from several threads wait for one another.
+class Network {
+  public:
+    // `flat`: all parameters in the order of the table; `isa`: name, or empty for the fastest.
+    // Throws std::invalid_argument, std::bad_alloc or std::system_error.
+    Network(const float* flat, int threads, const std::string& isa);
+
+    // Fuses two planes into `fused`. The result does not depend on the number of threads. If a pixel of a source is not
+    // finite, every pixel of the result is NaN. Throws std::invalid_argument for a size out of range, std::bad_alloc.
+    void fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused);
+
+    const char* isa() const { return kernels_.isa; }
+    int threads() const { return pool_.threads(); }
+
+  private:
+    struct Picture;
+    using Block = PackedWeights::Block;
+
+    void reserve(int height, int width);
+    bool lift(const Picture& picture, const PlaneView& a, const PlaneView& b);
+    void run_blocks(const Picture& picture, Block* const* blocks, int count, bool forth);
+    void project(const Picture& picture, const PlaneTarget& fused);
+
+    const Kernels& kernels_;
+    PackedWeights weights_;
+    ThreadPool pool_;
+    std::mutex mutex_;
+    Buffer here_, there_, scratch_;
+};
+
+}  // namespace refusion

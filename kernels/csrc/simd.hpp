@@ -1,0 +1,121 @@
+// Vectors of REFUSION_LANES floats over the compiler's vector extensions (GCC, Clang).
+//
+// Included only by the files that build one instruction set; everything lives in a namespace of that set's own, so
+// that the linker never takes a function compiled for one set where another was meant. For the same reason nothing
+// from the standard library that has linkage is used below this header.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define REFUSION_INLINE inline __attribute__((always_inline))
+
+namespace refusion::REFUSION_ISA {
+
+inline constexpr int lanes = REFUSION_LANES;
+inline constexpr int output_block = REFUSION_OUTPUT_BLOCK;  // outputs of a pointwise register block
+inline constexpr int vector_block = REFUSION_VECTOR_BLOCK;  // vectors of pixels of the same
+
+#if REFUSION_LANES == 1
+typedef float Vec;
+typedef std::int32_t IntVec;
+typedef float LooseVec;
+
+REFUSION_INLINE float lane(Vec x, int) { return x; }
+REFUSION_INLINE void set_lane(Vec& x, int, float value) { x = value; }
+#else
+typedef float Vec __attribute__((vector_size(4 * REFUSION_LANES)));
+typedef std::int32_t IntVec __attribute__((vector_size(4 * REFUSION_LANES)));
+typedef float LooseVec __attribute__((vector_size(4 * REFUSION_LANES), aligned(4), may_alias));
+
+REFUSION_INLINE float lane(Vec x, int i) { return x[i]; }
+REFUSION_INLINE void set_lane(Vec& x, int i, float value) { x[i] = value; }
+#endif
+
+REFUSION_INLINE Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
+REFUSION_INLINE void store(float* to, Vec x) { *reinterpret_cast<LooseVec*>(to) = x; }
+REFUSION_INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+// Stores the first `count` lanes, all of them where it is larger.
+REFUSION_INLINE void store_first(float* to, Vec x, int count) {
+    if (count >= lanes) {
+        store(to, x);
+        return;
+    }
+#if defined(__AVX512F__) && REFUSION_LANES == 16
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), reinterpret_cast<__m512>(x));
+#else
+    for (int i = 0; i < count; ++i) to[i] = lane(x, i);
+#endif
+}
+
+REFUSION_INLINE IntVec as_int(Vec x) {
+    IntVec bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+REFUSION_INLINE Vec as_float(IntVec bits) {
+    Vec x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+// Of NaN as the first argument, both make NaN.
+REFUSION_INLINE Vec least(Vec x, Vec y) { return x > y ? y : x; }
+REFUSION_INLINE Vec most(Vec x, Vec y) { return x < y ? y : x; }
+
+REFUSION_INLINE Vec square_root(Vec x) {
+#if defined(__AVX512F__) && REFUSION_LANES == 16
+    // The form with a mask, all set: GCC 12 warns about its own header in the plain one.
+    return reinterpret_cast<Vec>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(x)));
+#else
+    Vec root{};
+    for (int i = 0; i < lanes; ++i) set_lane(root, i, __builtin_sqrtf(lane(x, i)));
+    return root;
+#endif
+}
+
+// All bits set in the lanes whose column, counted from `first`, is below `end`.
+REFUSION_INLINE IntVec lanes_below(int first, int end) {
+#if REFUSION_LANES == 1
+    return first < end ? -1 : 0;
+#else
+    IntVec column;
+    for (int i = 0; i < lanes; ++i) column[i] = first + i;
+    return column < end;
+#endif
+}
+
+// The three pixels that a 3x3 convolution sees in one row: at a column, and one and two to its right.
+struct Neighbours {
+    Vec left, middle, right;
+};
+
+// Lanes `Shift` to `Shift + lanes - 1` of two vectors one after the other.
+#if REFUSION_LANES == 16
+#define REFUSION_SHIFTED(shift, x, y)                                                                                   \
+    REFUSION_SHUFFLE(x, y, shift, shift + 1, shift + 2, shift + 3, shift + 4, shift + 5, shift + 6, shift + 7, shift + 8, \
+                     shift + 9, shift + 10, shift + 11, shift + 12, shift + 13, shift + 14, shift + 15)
+#elif REFUSION_LANES == 4 && defined(__ARM_NEON)
+#define REFUSION_SHIFTED(shift, x, y) REFUSION_SHUFFLE(x, y, shift, shift + 1, shift + 2, shift + 3)
+#endif
+#if defined(__clang__)
+#define REFUSION_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define REFUSION_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, IntVec{__VA_ARGS__})
+#endif
+
+REFUSION_INLINE Neighbours neighbours(const float* row) {
+#if defined(REFUSION_SHIFTED)
+    // Shuffles instead of loads that cross cache lines.
+    const Vec here = load(row), next = load(row + lanes);
+    return {here, REFUSION_SHIFTED(1, here, next), REFUSION_SHIFTED(2, here, next)};
+#else
+    return {load(row), load(row + 1), load(row + 2)};
+#endif
+}
+
+}  // namespace refusion::REFUSION_ISA

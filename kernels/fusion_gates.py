@@ -1,0 +1,83 @@
+"""One gate of the fusion module, added to the features of both sources.
+
+For source s, with x the features of both sources side by side, ``own`` those of s and ``other`` the rest:
+
+    y = base + P_s (gelu(sum_t E_t own_t + sum_t O_t other_t) * sum_t U_t own_t)
+
+The first gate has base = x, the second the result of the first, which it replaces pixel by pixel.
+
+Layout: x, base and y (H, W, 32); own and other taps (9, 16, 64), update taps (9, 16, 64) and projection (64, 32) in the
+dtype of the features, inputs before outputs, no layer norm.
+
+Source:
+    ReFusion's fusion module (IJCV 2024): project_E, project_E1, project_E2, project_out1, project_out2.
+"""
+
+from __future__ import annotations
+
+from refusion_edge.arrays import Array
+from refusion_edge.kernels.feed_forward import gelu_reference
+from refusion_edge.kernels.language import jit, tl
+from refusion_edge.kernels.strip import convolve, convolved, gelu, matrix, nine_taps, plain_row, wide_dtype
+
+
+def fusion_gate(x: Array, base: Array, own: Array, other: Array, update: Array, project: Array, source: int) -> Array:
+    """Add the gate of one source.
+
+    Args:
+        x: Features of both sources, (H, W, 2 C) floating.
+        base: What the gate is added to, same shape.
+        own: Gate taps on the features of the source, (9, C, N).
+        other: Gate taps on the features of the other source, (9, C, N).
+        update: Update taps on the features of the source, (9, C, N).
+        project: (N, 2 C), inputs before outputs.
+        source: 0 or 1.
+
+    Returns:
+        (H, W, 2 C), dtype of ``x``. New memory.
+    """
+    channels = x.shape[-1] // 2
+    halves = x[..., :channels], x[..., channels:]
+    of_source, of_other = halves[source], halves[1 - source]
+    gate = convolve(of_source, own) + convolve(of_other, other)
+    hidden = (gelu_reference(gate) * convolve(of_source, update)).astype(x.dtype)
+    wide = wide_dtype(x)
+    y: Array = (base + hidden.astype(wide) @ project.astype(wide)).astype(x.dtype)
+    return y
+
+
+@jit
+def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_ptr, y_ptr, height, width, C: tl.constexpr,
+                       SOURCE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    N: tl.constexpr = 4 * C
+    BOTH: tl.constexpr = 2 * C
+    x0 = tl.program_id(0) * TILE
+    y0 = tl.program_id(1) * ROWS
+    x = x0 + tl.arange(0, TILE)
+    c = tl.arange(0, BOTH)
+    source_ptr = x_ptr + SOURCE * C
+    other_source_ptr = x_ptr + (1 - SOURCE) * C
+    own_taps = nine_taps(own_ptr, C, N)
+    other_taps = nine_taps(other_ptr, C, N)
+    update_taps = nine_taps(update_ptr, C, N)
+    project = matrix(project_ptr, N, BOTH)
+    above = plain_row(source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
+    centre = plain_row(source_ptr, y0, x0, height, width, C, BOTH, TILE)
+    above_other = plain_row(other_source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
+    centre_other = plain_row(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
+    for r in range(ROWS):
+        y = y0 + r
+        below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
+        below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
+        zero = tl.zeros([TILE, N], tl.float32)
+        gate = convolved(zero, above, centre, below, own_taps)
+        gate = convolved(gate, above_other, centre_other, below_other, other_taps)
+        update = convolved(zero, above, centre, below, update_taps)
+        hidden = (gelu(gate) * update).to(x_ptr.dtype.element_ty)
+        change = tl.dot(hidden, project, input_precision="ieee")
+        inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
+        offset = tl.cast(y, tl.int64) * width * BOTH + x[:, None] * BOTH + c[None, :]
+        old = tl.load(base_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y_ptr + offset, (old + change).to(y_ptr.dtype.element_ty), mask=inside)
+        above, centre = centre, below
+        above_other, centre_other = centre_other, below_other

@@ -1,0 +1,120 @@
+"""The whole network from the Triton kernels, with torch for memory: for development and for checking kernels on a GPU.
+
+Runs on a CUDA device, or on the CPU in Triton's interpreter (``TRITON_INTERPRET=1`` before the first import). Users run
+the back end ``fused``, which needs neither torch nor Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import BackendError, ShapeError
+from refusion_edge.kernels.catalogue import SOURCES
+from refusion_edge.kernels.language import TRITON_INSTALLED
+from refusion_edge.kernels.plan import FUSED, LEVELS, PLANES
+from refusion_edge.program import Argument, Launch, Plan, Tile
+
+
+@dataclass(frozen=True, slots=True)
+class FusedPicture:
+    """What the network makes of a pair.
+
+    Attributes:
+        plane: (H, W), the network's output, before any stretch.
+        levels: (H, W) uint8, stretched.
+    """
+
+    plane: Tensor
+    levels: Tensor
+
+
+def fuse(
+    plan: Plan, weights: Mapping[str, Array], tiles: Mapping[str, Tile], a: Tensor, b: Tensor, *, fill: float = 0.0
+) -> FusedPicture:
+    """Fuse two luma planes with the Triton kernels.
+
+    Args:
+        plan: Launches of one frame.
+        weights: Folded weights in the dtypes of the plan.
+        tiles: Tile of every kernel.
+        a: Source a, (1, 1, H, W) float32, contiguous, [0, 1].
+        b: Source b, same shape and device.
+        fill: What fresh buffers hold; NaN in tests, so that a value that nobody wrote is seen.
+
+    Raises:
+        ShapeError: Shape, dtype or memory layout does not fit.
+        BackendError: Triton is not installed.
+    """
+    if not TRITON_INSTALLED:
+        raise BackendError("expected Triton for its kernels, got none; run: pip install 'refusion-edge[triton]'.")
+    for name, plane in (("a", a), ("b", b)):
+        _check(name, plane, a)
+    size_hw = a.shape[2], a.shape[3]
+    memory = {name: _on_device(array, a) for name, array in weights.items()}
+    buffers = {
+        name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=a.device)
+        for name, buffer in plan.buffers.items()
+    }
+    for buffer in buffers.values():
+        buffer.fill_(fill if buffer.is_floating_point() else 0)
+    buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
+    for launch in plan.launches:
+        _launch(plan, launch, size_hw, tiles, buffers, memory)
+    return FusedPicture(buffers[FUSED].reshape(size_hw), buffers[LEVELS].reshape(size_hw))
+
+
+def _launch(
+    plan: Plan,
+    launch: Launch,
+    size_hw: tuple[int, int],
+    tiles: Mapping[str, Tile],
+    buffers: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> None:
+    def value(argument: Argument) -> Any:
+        if argument.kind == "strips":
+            across, down = tiles[argument.name].strips(size_hw)
+            return across * down
+        if argument.kind == "size":
+            return size_hw[("height", "width").index(argument.name)]
+        return (buffers if argument.kind == "buffer" else weights)[argument.name]
+
+    kernel, tile = plan.kernels[launch.kernel], tiles[launch.kernel]
+    function = SOURCES[kernel.source].function
+    constants = compile_constants(kernel.constants, kernel.grid, tile)
+    grid = kernel.launch_grid(tile, size_hw)
+    # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
+    function[grid](*map(value, launch.arguments), **constants, num_warps=tile.warps, num_stages=1)
+
+
+def compile_constants(constants: Mapping[str, int], grid: str, tile: Tile) -> dict[str, int]:
+    """All compile-time constants of a kernel: its own and those of its tile."""
+    return {**constants, "TILE": tile.columns, "ROWS": tile.rows} if grid == "strips" else dict(constants)
+
+
+def _check(name: str, plane: Tensor, other: Tensor) -> None:
+    if plane.dim() != 4 or plane.shape[:2] != (1, 1):
+        raise ShapeError(
+            f"expected source {name} as (1, 1, H, W), one pair at a time, got {tuple(plane.shape)}; fuse the pairs of a batch "
+            "one after the other."
+        )
+    if plane.dtype != torch.float32:
+        raise ShapeError(f"expected source {name} as float32, got {plane.dtype}; convert it with .float().")
+    if not plane.is_contiguous():
+        raise ShapeError(f"expected source {name} contiguous in memory, got strides {plane.stride()}; call .contiguous().")
+    if plane.shape != other.shape or plane.device != other.device:
+        raise ShapeError(
+            f"expected both sources of one size on one device, got {tuple(other.shape)} on {other.device} and "
+            f"{tuple(plane.shape)} on {plane.device}; align the pictures or move one."
+        )
+
+
+def _on_device(array: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)

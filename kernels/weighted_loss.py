@@ -1,0 +1,439 @@
+"""The weighted fusion loss with its gradient in one pass, and its second derivatives in closed form.
+
+With f the fused plane, a and b the sources, w and v the weights of source a in intensity and gradient, N the number of
+pixels, S the two Sobel responses (zero-padded) and S* their transpose:
+
+    L = (1/N) sum [w^2 (f - a)^2 + (1 - w)^2 (f - b)^2] + (c/N) sum G
+
+    signed      G = v |Sf - Sa|_1 + (1 - v) |Sf - Sb|_1
+    signed-max  the same with v = 1 where |Sa|_1 >= |Sb|_1, else 0
+    magnitude   G = v^2 (m - Ma)^2 + (1 - v)^2 (m - Mb)^2,  m = |Sf|_1, Ma = |Sa|_1, Mb = |Sb|_1
+
+Gradient, with h the derivative of G in Sf:
+
+    dL/df = (2/N) [w^2 (f - a) + (1 - w)^2 (f - b)] + (c/N) S* h
+    dL/dw = (2/N) [w (f - a)^2 - (1 - w) (f - b)^2]
+    dL/dv = (c/N) dG/dv
+
+The second derivatives are those of these expressions, the sign function being constant almost everywhere; for the
+intensity they are the symmetric 2x2 matrix ``ff = (2/N)(w^2 + (1-w)^2)``, ``fw = (4/N)(w (f-a) - (1-w)(f-b))``,
+``ww = (2/N)((f-a)^2 + (f-b)^2)`` of each pixel. A third derivative is refused.
+
+Layout: everything (B, 1, H, W), contiguous, one dtype. A program of the kernels owns a row of TILE pixels and reads a
+window of 5x5 around each, because S* h at a pixel needs Sf at its neighbours.
+
+Source:
+    ReFusion's fusion loss (IJCV 2024) and TDFusion's signed gradient term, as ``refusion_edge.train.losses`` defines
+    them; the derivatives are worked out here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageError
+from refusion_edge.kernels.language import TRITON_INSTALLED, jit, tl
+
+Term = Literal["signed", "magnitude", "signed-max"]
+Engine = Literal["closed", "triton"]
+"""``closed``: the closed forms in torch operations, on any device. ``triton``: the kernels."""
+
+_TERMS: tuple[Term, ...] = ("signed", "magnitude", "signed-max")
+_TILE = 128
+
+
+def weighted_loss(
+    fused: Tensor, a: Tensor, b: Tensor, intensity: Tensor, gradient: Tensor, coefficient: float, term: Term, engine: Engine
+) -> Tensor:
+    """Evaluate the loss; differentiable twice in the fused plane and the weights, and not at all in the sources.
+
+    Args:
+        fused: f, (B, 1, H, W) floating.
+        a: Source a, same shape and dtype; a constant.
+        b: Source b, the same.
+        intensity: w, [0, 1], same shape or one that broadcasts.
+        gradient: v, the same.
+        coefficient: c.
+        term: Which gradient term.
+        engine: ``closed`` or ``triton``.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ShapeError: Shapes, dtypes or devices differ.
+        UsageError: A source requires a gradient, or there is no such term.
+        BackendError: Triton is asked for and not installed.
+    """
+    if term not in _TERMS:
+        raise UsageError(f"expected a gradient term out of {', '.join(_TERMS)}, got '{term}'.")
+    if engine == "triton" and not TRITON_INSTALLED:
+        raise BackendError("expected Triton for the loss kernel, got none; run: pip install 'refusion-edge[triton]'.")
+    for name, tensor in (("source a", a), ("source b", b)):
+        if tensor.shape != fused.shape or tensor.dtype != fused.dtype or tensor.device != fused.device:
+            raise ShapeError(
+                f"expected {name} like the fused plane ({tuple(fused.shape)} {fused.dtype} on {fused.device}), got "
+                f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; convert one of them."
+            )
+        if tensor.requires_grad:
+            raise UsageError(f"expected {name} to be a constant, got one that requires a gradient; detach it.")
+    if fused.dim() != 4 or fused.shape[1] != 1:
+        raise ShapeError(f"expected planes of (B, 1, H, W), got {tuple(fused.shape)}; add the missing dimensions.")
+    w, v = (weight.to(fused.dtype).expand_as(fused) for weight in (intensity, gradient))
+    planes = (plane.contiguous() for plane in (fused, w, v, a, b))
+    loss: Tensor = _Loss.apply(*planes, float(coefficient), term, engine)[0]
+    return loss
+
+
+class _Loss(torch.autograd.Function):
+    """(f, w, v, a, b) to the loss and, on the way, its gradient (3, B, 1, H, W)."""
+
+    @staticmethod
+    def forward(
+        f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, engine: Engine
+    ) -> tuple[Tensor, Tensor]:
+        evaluate = value_and_gradient if engine == "closed" else _launch_gradient
+        return evaluate(f, w, v, a, b, coefficient, term)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:5], output[1])
+        ctx.options = inputs[5:]
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = _Gradient.apply(slope, *ctx.saved_tensors, *ctx.options)
+        return (*gradient.unbind(), *(None,) * 5)
+
+
+class _Gradient(torch.autograd.Function):
+    """The slope of the loss times its gradient, with a backward pass of its own."""
+
+    @staticmethod
+    def forward(
+        slope: Tensor,
+        f: Tensor,
+        w: Tensor,
+        v: Tensor,
+        a: Tensor,
+        b: Tensor,
+        gradient: Tensor,
+        coefficient: float,
+        term: Term,
+        engine: Engine,
+    ) -> Tensor:
+        return slope * gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.options = inputs[7:]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        slope, *planes, gradient = ctx.saved_tensors
+        product = _SecondOrder.apply(cotangent, *planes, *ctx.options)
+        return ((cotangent * gradient).sum(), *(slope * product).unbind(), *(None,) * 6)
+
+
+class _SecondOrder(torch.autograd.Function):
+    """The matrix of second derivatives times a cotangent of the gradient, (3, B, 1, H, W) to the same."""
+
+    @staticmethod
+    def forward(
+        cotangent: Tensor,
+        f: Tensor,
+        w: Tensor,
+        v: Tensor,
+        a: Tensor,
+        b: Tensor,
+        coefficient: float,
+        term: Term,
+        engine: Engine,
+    ) -> Tensor:
+        evaluate = second_order_product if engine == "closed" else _launch_second_order
+        return evaluate(cotangent, f, w, v, a, b, coefficient, term)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep nothing: there is no further derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        raise TrainingError(
+            "expected at most two derivatives of the fusion loss, got a third; use the engine 'reference', which torch "
+            "differentiates any number of times."
+        )
+
+
+def value_and_gradient(
+    f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+) -> tuple[Tensor, Tensor]:
+    """Evaluate the loss and its gradient by the closed forms of the module.
+
+    Args:
+        f: Fused plane, (B, 1, H, W).
+        w: Weights of intensity, same shape.
+        v: Weights of the gradient, same shape.
+        a: Source a, same shape.
+        b: Source b, same shape.
+        coefficient: c.
+        term: Which gradient term.
+
+    Returns:
+        The loss, a scalar, and (3, B, 1, H, W): its derivatives in f, w and v.
+    """
+    count = f.numel()
+    distance_a, distance_b = f - a, f - b
+    intensity = (w * distance_a).square() + ((1 - w) * distance_b).square()
+    by_f = 2 * (w.square() * distance_a + (1 - w).square() * distance_b)
+    by_w = 2 * (w * distance_a.square() - (1 - w) * distance_b.square())
+    response, response_a, response_b = _sobel(f), _sobel(a), _sobel(b)
+    if term == "magnitude":
+        error_a, error_b = _length(response) - _length(response_a), _length(response) - _length(response_b)
+        value = (v * error_a).square() + ((1 - v) * error_b).square()
+        h = 2 * (v.square() * error_a + (1 - v).square() * error_b) * response.sign()
+        by_v = 2 * (v * error_a.square() - (1 - v) * error_b.square())
+    else:
+        share = _hard(response_a, response_b) if term == "signed-max" else v
+        error_a, error_b = response - response_a, response - response_b
+        value = share * _length(error_a) + (1 - share) * _length(error_b)
+        h = share * error_a.sign() + (1 - share) * error_b.sign()
+        by_v = torch.zeros_like(v) if term == "signed-max" else _length(error_a) - _length(error_b)
+    loss = (intensity + coefficient * value).sum() / count
+    gradient = torch.stack((by_f + coefficient * _sobel_transposed(h), by_w, coefficient * by_v)) / count
+    return loss, gradient
+
+
+def second_order_product(
+    cotangent: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+) -> Tensor:
+    """Multiply the second derivatives with a cotangent of the gradient, by the closed forms of the module.
+
+    Args:
+        cotangent: (3, B, 1, H, W): of the derivatives in f, w and v.
+        f: As in ``value_and_gradient``, like all that follows.
+        w: Weights of intensity.
+        v: Weights of the gradient.
+        a: Source a.
+        b: Source b.
+        coefficient: c.
+        term: Which gradient term.
+
+    Returns:
+        (3, B, 1, H, W).
+    """
+    of_f, of_w, of_v = cotangent
+    distance_a, distance_b = f - a, f - b
+    mixed = 4 * (w * distance_a - (1 - w) * distance_b)
+    by_f = 2 * (w.square() + (1 - w).square()) * of_f + mixed * of_w
+    by_w = mixed * of_f + 2 * (distance_a.square() + distance_b.square()) * of_w
+    response, response_a, response_b, change = _sobel(f), _sobel(a), _sobel(b), _sobel(of_f)
+    if term == "magnitude":
+        sign = response.sign()
+        error_a, error_b = _length(response) - _length(response_a), _length(response) - _length(response_b)
+        growth = (sign * change).sum(dim=1, keepdim=True)
+        mixed = 4 * (v * error_a - (1 - v) * error_b)
+        h = (2 * (v.square() + (1 - v).square()) * growth + mixed * of_v) * sign
+        by_v = mixed * growth + 2 * (error_a.square() + error_b.square()) * of_v
+    elif term == "signed":
+        turn = (response - response_a).sign() - (response - response_b).sign()
+        h = turn * of_v
+        by_v = (turn * change).sum(dim=1, keepdim=True)
+    else:
+        h, by_v = torch.zeros_like(response), torch.zeros_like(v)
+    return torch.stack((by_f + coefficient * _sobel_transposed(h), by_w, coefficient * by_v)) / f.numel()
+
+
+def _kernels(like: Tensor) -> Tensor:
+    horizontal = like.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    return torch.stack((horizontal, horizontal.T))[:, None]
+
+
+def _sobel(x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, _kernels(x), padding=1)
+
+
+def _sobel_transposed(h: Tensor) -> Tensor:
+    with torch.autocast(h.device.type, enabled=False):
+        return F.conv_transpose2d(h, _kernels(h), padding=1)
+
+
+def _length(response: Tensor) -> Tensor:
+    return response.abs().sum(dim=1, keepdim=True)
+
+
+def _hard(response_a: Tensor, response_b: Tensor) -> Tensor:
+    return (_length(response_a) >= _length(response_b)).to(response_a.dtype)
+
+
+@jit
+def _at(x_ptr, y, x, height, width):
+    inside = (x >= 0) & (x < width) & (y + tl.zeros_like(x) >= 0) & (y + tl.zeros_like(x) < height)
+    return tl.load(x_ptr + y * width + x, mask=inside, other=0.0)
+
+
+@jit
+def _responses(x_ptr, y, x, height, width):
+    north_west, north_east = _at(x_ptr, y - 1, x - 1, height, width), _at(x_ptr, y - 1, x + 1, height, width)
+    south_west, south_east = _at(x_ptr, y + 1, x - 1, height, width), _at(x_ptr, y + 1, x + 1, height, width)
+    north, south = _at(x_ptr, y - 1, x, height, width), _at(x_ptr, y + 1, x, height, width)
+    west, east = _at(x_ptr, y, x - 1, height, width), _at(x_ptr, y, x + 1, height, width)
+    horizontal = (north_east - north_west) + 2 * (east - west) + (south_east - south_west)
+    vertical = (south_west - north_west) + 2 * (south - north) + (south_east - north_east)
+    return horizontal, vertical
+
+
+@jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(x.dtype)
+
+
+@jit
+def _gradient_term(f_ptr, v_ptr, a_ptr, b_ptr, y, x, height, width, TERM: tl.constexpr):
+    # Value, derivative in v, and derivative in both responses of f, at one pixel.
+    v = _at(v_ptr, y, x, height, width)
+    fx, fy = _responses(f_ptr, y, x, height, width)
+    ax, ay = _responses(a_ptr, y, x, height, width)
+    bx, by = _responses(b_ptr, y, x, height, width)
+    if TERM == 1:
+        error_a = (tl.abs(fx) + tl.abs(fy)) - (tl.abs(ax) + tl.abs(ay))
+        error_b = (tl.abs(fx) + tl.abs(fy)) - (tl.abs(bx) + tl.abs(by))
+        value = v * v * error_a * error_a + (1 - v) * (1 - v) * error_b * error_b
+        slope = 2 * (v * v * error_a + (1 - v) * (1 - v) * error_b)
+        by_v = 2 * (v * error_a * error_a - (1 - v) * error_b * error_b)
+        return value, by_v, slope * _sign(fx), slope * _sign(fy)
+    else:
+        length_a = tl.abs(fx - ax) + tl.abs(fy - ay)
+        length_b = tl.abs(fx - bx) + tl.abs(fy - by)
+        by_v = length_a - length_b
+        if TERM == 2:
+            v = tl.where(tl.abs(ax) + tl.abs(ay) >= tl.abs(bx) + tl.abs(by), 1.0, 0.0).to(v.dtype)
+            by_v = by_v * 0
+        value = v * length_a + (1 - v) * length_b
+        slope_x = v * _sign(fx - ax) + (1 - v) * _sign(fx - bx)
+        slope_y = v * _sign(fy - ay) + (1 - v) * _sign(fy - by)
+        return value, by_v, slope_x, slope_y
+
+
+@jit
+def _transposed(total, h_x, h_y, y, x, height, width, DY: tl.constexpr, DX: tl.constexpr):
+    # The response at a neighbour holds this pixel with the weight of the opposite direction.
+    inside = (x >= 0) & (x < width) & (y + tl.zeros_like(x) >= 0) & (y + tl.zeros_like(x) < height)
+    weight_x: tl.constexpr = -DX * (2 - DY * DY)
+    weight_y: tl.constexpr = -DY * (2 - DX * DX)
+    return total + tl.where(inside, weight_x * h_x + weight_y * h_y, 0.0)
+
+
+@jit
+def weighted_loss_kernel(f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, gradient_ptr, partial_ptr, height, width, coefficient, scale,
+                         TERM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    y = tl.program_id(1)
+    x = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    size = tl.cast(height, tl.int64) * width
+    plane = tl.program_id(2) * size
+    f_ptr, w_ptr, v_ptr, a_ptr, b_ptr = f_ptr + plane, w_ptr + plane, v_ptr + plane, a_ptr + plane, b_ptr + plane
+    inside = x < width
+    f, w = _at(f_ptr, y, x, height, width), _at(w_ptr, y, x, height, width)
+    distance_a, distance_b = f - _at(a_ptr, y, x, height, width), f - _at(b_ptr, y, x, height, width)
+    value, by_v, _, _ = _gradient_term(f_ptr, v_ptr, a_ptr, b_ptr, y, x, height, width, TERM)
+    loss = w * w * distance_a * distance_a + (1 - w) * (1 - w) * distance_b * distance_b + coefficient * value
+    by_f = 2 * (w * w * distance_a + (1 - w) * (1 - w) * distance_b)
+    by_w = 2 * (w * distance_a * distance_a - (1 - w) * distance_b * distance_b)
+    spread = tl.zeros_like(f)
+    for n in tl.static_range(9):
+        if n != 4:
+            _, _, h_x, h_y = _gradient_term(f_ptr, v_ptr, a_ptr, b_ptr, y + n // 3 - 1, x + n % 3 - 1, height, width, TERM)
+            spread = _transposed(spread, h_x, h_y, y + n // 3 - 1, x + n % 3 - 1, height, width, n // 3 - 1, n % 3 - 1)
+    total = size * tl.num_programs(2)
+    out_ptr = gradient_ptr + plane + y * width + x
+    tl.store(out_ptr, (by_f + coefficient * spread) * scale, mask=inside)
+    tl.store(out_ptr + total, by_w * scale, mask=inside)
+    tl.store(out_ptr + 2 * total, coefficient * by_v * scale, mask=inside)
+    row = (tl.program_id(2) * tl.num_programs(1) + y) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(partial_ptr + row, tl.sum(tl.where(inside, loss, 0.0), axis=0) * scale)
+
+
+@jit
+def _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, TERM: tl.constexpr):
+    # What goes to v, and to both responses of f, at one pixel.
+    v, of_v = _at(v_ptr, y, x, height, width), _at(of_v_ptr, y, x, height, width)
+    fx, fy = _responses(f_ptr, y, x, height, width)
+    ax, ay = _responses(a_ptr, y, x, height, width)
+    bx, by = _responses(b_ptr, y, x, height, width)
+    ux, uy = _responses(of_f_ptr, y, x, height, width)
+    if TERM == 1:
+        error_a = (tl.abs(fx) + tl.abs(fy)) - (tl.abs(ax) + tl.abs(ay))
+        error_b = (tl.abs(fx) + tl.abs(fy)) - (tl.abs(bx) + tl.abs(by))
+        growth = _sign(fx) * ux + _sign(fy) * uy
+        mixed = 4 * (v * error_a - (1 - v) * error_b)
+        h = 2 * (v * v + (1 - v) * (1 - v)) * growth + mixed * of_v
+        by_v = mixed * growth + 2 * (error_a * error_a + error_b * error_b) * of_v
+        return by_v, h * _sign(fx), h * _sign(fy)
+    else:
+        turn_x, turn_y = _sign(fx - ax) - _sign(fx - bx), _sign(fy - ay) - _sign(fy - by)
+        return turn_x * ux + turn_y * uy, turn_x * of_v, turn_y * of_v
+
+
+@jit
+def second_order_kernel(cotangent_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, product_ptr, height, width, coefficient, scale,
+                        TERM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    y = tl.program_id(1)
+    x = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    size = tl.cast(height, tl.int64) * width
+    plane = tl.program_id(2) * size
+    total = size * tl.num_programs(2)
+    of_f_ptr = cotangent_ptr + plane
+    of_w_ptr, of_v_ptr = of_f_ptr + total, of_f_ptr + 2 * total
+    f_ptr, w_ptr, v_ptr, a_ptr, b_ptr = f_ptr + plane, w_ptr + plane, v_ptr + plane, a_ptr + plane, b_ptr + plane
+    inside = x < width
+    f, w = _at(f_ptr, y, x, height, width), _at(w_ptr, y, x, height, width)
+    of_f, of_w = _at(of_f_ptr, y, x, height, width), _at(of_w_ptr, y, x, height, width)
+    distance_a, distance_b = f - _at(a_ptr, y, x, height, width), f - _at(b_ptr, y, x, height, width)
+    mixed = 4 * (w * distance_a - (1 - w) * distance_b)
+    by_f = 2 * (w * w + (1 - w) * (1 - w)) * of_f + mixed * of_w
+    by_w = mixed * of_f + 2 * (distance_a * distance_a + distance_b * distance_b) * of_w
+    by_v = tl.zeros_like(f)
+    if TERM != 2:
+        by_v, _, _ = _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, TERM)
+        spread = tl.zeros_like(f)
+        for n in tl.static_range(9):
+            if n != 4:
+                _, h_x, h_y = _second_order_term(
+                    f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y + n // 3 - 1, x + n % 3 - 1, height, width, TERM
+                )
+                spread = _transposed(spread, h_x, h_y, y + n // 3 - 1, x + n % 3 - 1, height, width, n // 3 - 1, n % 3 - 1)
+        by_f += coefficient * spread
+    out_ptr = product_ptr + plane + y * width + x
+    tl.store(out_ptr, by_f * scale, mask=inside)
+    tl.store(out_ptr + total, by_w * scale, mask=inside)
+    tl.store(out_ptr + 2 * total, coefficient * by_v * scale, mask=inside)
+
+
+def _launch_gradient(
+    f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = f.shape
+    grid = (-(-width // _TILE), height, batch)
+    gradient, partial = f.new_empty((3, *f.shape)), f.new_empty(grid)
+    numbers = height, width, coefficient, 1 / f.numel()
+    weighted_loss_kernel[grid](f, w, v, a, b, gradient, partial, *numbers, TERM=_TERMS.index(term), TILE=_TILE)
+    # A second launch, so that the sum has one order and a repeat gives the same bits.
+    return partial.sum(), gradient
+
+
+def _launch_second_order(
+    cotangent: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+) -> Tensor:
+    batch, _, height, width = f.shape
+    product, cotangent = torch.empty_like(cotangent, memory_format=torch.contiguous_format), cotangent.contiguous()
+    numbers = height, width, coefficient, 1 / f.numel()
+    grid = (-(-width // _TILE), height, batch)
+    second_order_kernel[grid](cotangent, f, w, v, a, b, product, *numbers, TERM=_TERMS.index(term), TILE=_TILE)
+    return product

@@ -1,0 +1,26 @@
+"""The GPU architectures that there are kernels for."""
+
+from __future__ import annotations
+
+import re
+
+from refusion_edge.errors import UsageError
+
+ARCHITECTURES = (80, 86, 87, 89, 90, 110, 120)
+"""10 times the compute capabilities: A100, consumer Ampere, Orin, Ada, Hopper, Thor, consumer Blackwell."""
+
+
+def parse_architectures(text: str) -> tuple[int, ...]:
+    """Read ``sm_87,sm_110``.
+
+    Raises:
+        UsageError: A word is none of ``ARCHITECTURES``.
+    """
+    found = []
+    for word in text.split(","):
+        match = re.fullmatch(r"sm_(\d{2,3})", word.strip(), re.ASCII)
+        if match is None or int(match[1]) not in ARCHITECTURES:
+            known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
+            raise UsageError(f"expected architectures out of {known}, separated by commas, got '{word.strip()[:40]}'.")
+        found.append(int(match[1]))
+    return tuple(dict.fromkeys(found))

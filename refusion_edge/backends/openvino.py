@@ -1,0 +1,105 @@
+"""OpenVINO on the CPU: runs ``model.onnx`` as it is, in fp32, or in bf16 where the processor has it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any, Self
+
+from refusion_edge._optional import is_installed, require
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends import Engine, RunOptions, Status, require_size
+from refusion_edge.errors import BackendError
+from refusion_edge.forms import Precision
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, read_graph
+from refusion_edge.machine import processor
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+
+
+def probe() -> Status:
+    """Report the installed version, without importing it."""
+    if not is_installed("openvino"):
+        return Status(usable=False, reason="openvino is not installed", fix="pip install 'refusion-edge[openvino]'")
+    return Status(usable=True, reason=f"openvino {version()}")
+
+
+def version() -> str:
+    """Version of the installed package."""
+    return importlib.metadata.version("openvino")
+
+
+def open_engine(engine: Engine, options: RunOptions) -> OpenVinoBackend:
+    """Run a model."""
+    return OpenVinoBackend(engine.data, precision=engine.precision, threads=options.threads)
+
+
+def open_weights(state: State, options: RunOptions) -> OpenVinoBackend:
+    """Run parameters in the form of the graph that suits."""
+    model = fill(read_graph(OpenVinoBackend.name, "fp32"), state).SerializeToString()
+    return OpenVinoBackend(model, threads=options.threads)
+
+
+class OpenVinoBackend:
+    """A compiled model on the CPU. Implements ``Backend``.
+
+    It is compiled anew wherever it is opened: that takes about half a second, of which OpenVINO's own cache of compiled
+    models saves half.
+
+    Args:
+        model: Serialised ONNX model in fp32 with the inputs ``a`` and ``b`` and the output ``fused``.
+        precision: ``fp32``, or ``bf16`` for convolutions and products with eight bits of mantissa.
+        threads: Threads of the process; 0 for one per physical core.
+
+    Raises:
+        BackendError: OpenVINO cannot load the model, or the processor has no bf16.
+        MissingDependencyError: OpenVINO is not installed.
+    """
+
+    name = "openvino"
+
+    def __init__(self, model: bytes, *, precision: Precision = "fp32", threads: int = 0) -> None:
+        openvino = require("openvino", "openvino", "the back end openvino")
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError(
+                f"expected a processor with bf16 instructions, got {processor()}, which would only imitate them; build with "
+                "--precision fp32."
+            )
+        settings: dict[str, Any] = {
+            # Never left to OpenVINO, which chooses a faster and less exact one where the processor has it.
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned threads would fight with the other processes of a small board over the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            graph = core.read_model(model)
+            compiled = core.compile_model(graph, "CPU", settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise BackendError(
+                f"expected a model that OpenVINO {version()} can load, got '{reason}'; build it again."
+            ) from error
+        names = [port.any_name for port in compiled.inputs]
+        if names != [INPUT_A, INPUT_B] or [port.any_name for port in compiled.outputs] != [OUTPUT]:
+            raise BackendError(
+                f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "
+                f"({', '.join(names[:3])}, ...); build it again."
+            )
+        shape = compiled.inputs[0].partial_shape
+        self._size_hw = None if shape.is_dynamic else (shape[2].get_length(), shape[3].get_length())
+        self._request = compiled.create_infer_request()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        del self._request
+
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        require_size(self._size_hw, a.shape[2:])
+        fused: Float32Array = self._request.infer({INPUT_A: a, INPUT_B: b})[0]
+        return fused

@@ -1,0 +1,404 @@
+"""``align``: make and check the file of a camera rig."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusion_edge.cli.options import add_json, length_m, nonempty
+
+if TYPE_CHECKING:
+    from refusion_edge.arrays import Array
+    from refusion_edge.calibration.scene import SceneAlignment
+    from refusion_edge.rig import ParallaxModel, Rig, RigAlignment, RigSource, SourceName
+
+SUMMARY = "align an infrared and a visible camera, or check that they still are"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the ways of ``align`` and their options."""
+    ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
+    for name, summary in (
+        ("auto", "from the scene: common edges, with evidence or not at all"),
+        ("points", "from points picked by hand in both pictures"),
+        ("checkerboard", "from a checkerboard that both cameras see, in one or more pairs at one distance"),
+        ("calibration", "from a stereo calibration of OpenCV, for any distances"),
+    ):
+        way = ways.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name == "points":
+            way.add_argument("points", type=Path, metavar="CSV", help="columns ir_x, ir_y, vis_x, vis_y in pixels of the views")
+        if name == "calibration":
+            _add_calibration(way)
+        _add_pictures(way, required=name != "calibration")
+        if name == "checkerboard":
+            way.add_argument("--board", type=_board, required=True, metavar="9x6", help="inner corners across and down")
+        if name in ("auto", "points", "checkerboard"):
+            _add_model(way, auto=name == "auto")
+        if name == "auto":
+            _add_search(way)
+        _add_making(way, several_distances=name == "calibration")
+    check = ways.add_parser("check", help="measure how far a rig is off on a later pair", allow_abbrev=False)
+    check.description = "measure how far a rig is off on a later pair; exit code 1 if it is too far, or if nobody can tell"
+    check.add_argument("rig", type=Path, metavar="RIG", help="rig file")
+    _add_pictures(check, required=True)
+    check.add_argument(
+        "--distance", type=length_m, metavar="5m", help="working distance of the pair (default: the rig's farthest)"
+    )
+    check.add_argument("--max-error", type=_positive, default=3.0, metavar="PX", help="largest offset that passes (default: 3)")
+    check.add_argument("--overlay", type=Path, metavar="PNG", help="also draw both views over one another")
+    add_json(check)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Align or check, print, write."""
+    return _check(options) if options.way == "check" else _make(options)
+
+
+def _make(options: argparse.Namespace) -> int:
+    from refusion_edge.calibration.alignment import draw, summary, to_document
+    from refusion_edge.cli.console import write_json
+    from refusion_edge.errors import UsageError
+    from refusion_edge.images import write_image
+    from refusion_edge.rig_file import read_rig, write_rig
+
+    old = read_rig(options.rig) if options.rig else None
+    if options.output.exists() and not options.overwrite and not (options.rig and options.rig.samefile(options.output)):
+        raise UsageError(
+            f"expected a free name for the rig, got the file {options.output}; add --rig {options.output} to put this distance "
+            "into it, or --overwrite."
+        )
+    _check_contradictions(options, old)
+    frames = _read_frames(options)
+    rig, made, scene = _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
+    picture = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
+    write_rig(options.output, rig)
+    if picture is not None:
+        write_image(options.overlay, picture)
+    if options.json:
+        write_json(options.json, to_document(rig, made[-1], scene))
+    if options.json != "-":
+        _print(options, rig, made, scene)
+    return 0
+
+
+def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
+    from refusion_edge.errors import UsageError
+    from refusion_edge.images import check_writable_suffix
+
+    kept = [name for name in ("onto", "ir_crop", "vis_crop") if old is not None and getattr(options, name, None) is not None]
+    if kept:
+        option = f"--{kept[0].replace('_', '-')}"
+        raise UsageError(f"expected a rig that keeps its views, got {option} beside --rig; leave one of them out.")
+    has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
+    if options.baseline is not None and options.fov is None and not has_lens:
+        raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
+    if options.overlay:
+        check_writable_suffix(options.overlay)
+        if not options.ir:
+            raise UsageError("expected pictures to draw an overlay of, got none; add --ir and --vis.")
+
+
+def _aligned(
+    options: argparse.Namespace, old: Rig | None, frames: list[dict[SourceName, Array]]
+) -> tuple[Rig, list[RigAlignment], SceneAlignment | None]:
+    from refusion_edge.calibration.alignment import align_point_pairs, align_views, join_boards, make_views
+    from refusion_edge.calibration.coarse import SearchRange
+    from refusion_edge.calibration.points import read_points
+
+    sources = _sources(options, old, frames[0])
+    base = old.base if old else options.onto or "vis"
+    views = [make_views(sources, each, base) for each in frames]
+    scene = None
+    if options.way == "auto":
+        within = SearchRange(options.max_shift, options.max_rotation, options.scale_range)
+        alignment, scene = align_views(views[0], options.distance, model=options.model, within=within)
+    else:
+        if options.way == "points":
+            points, kind = read_points(options.points), "points"
+        else:
+            points, kind = join_boards([(each.ir, each.vis) for each in views], options.board), "corners"
+        alignment = align_point_pairs(points, base, views[0].base_size_wh, options.distance, model=options.model, kind=kind)
+    return _finish(options, old, sources, [alignment], None), [alignment], scene
+
+
+def _calibrated(
+    options: argparse.Namespace, old: Rig | None, frames: list[dict[SourceName, Array]]
+) -> tuple[Rig, list[RigAlignment], SceneAlignment | None]:
+    from refusion_edge.calibration.stereo import align_calibration, read_calibration
+    from refusion_edge.errors import UsageError
+
+    if old:
+        raise UsageError(
+            "expected a new rig from a calibration, got --rig; a calibration holds for all distances, leave it out."
+        )
+    sizes = {
+        name: (frames[0][name].shape[1], frames[0][name].shape[0]) if frames else getattr(options, f"{name}_size")
+        for name in ("ir", "vis")
+    }
+    if None in sizes.values():
+        raise UsageError("expected the sizes of both cameras' frames, got none; add --ir-size and --vis-size, or pictures.")
+    calibration = read_calibration(options.files, model=options.lens, unit_m=options.unit)
+    first, second = ("ir", "vis") if options.first == "ir" else ("vis", "ir")
+    sources, alignments, parallax = align_calibration(
+        calibration, (sizes[first], sizes[second]), options.distance, first=options.first, base=options.onto or "vis"
+    )
+    return _finish(options, None, sources, list(alignments), parallax), list(alignments), None
+
+
+def _finish(
+    options: argparse.Namespace,
+    old: Rig | None,
+    sources: dict[SourceName, RigSource],
+    alignments: list[RigAlignment],
+    parallax: ParallaxModel | None,
+) -> Rig:
+    """The rig with its new alignments and everything that was said about it."""
+    from dataclasses import replace
+
+    from refusion_edge.calibration.alignment import field_of_view_focal_px
+    from refusion_edge.rig import ParallaxModel, Rig
+
+    named = {name: replace(source, uri=getattr(options, f"{name}_uri") or source.uri) for name, source in sources.items()}
+    if old is None:
+        rig = Rig(named["ir"], named["vis"], tuple(alignments), base=options.onto or "vis", parallax=parallax)
+    else:
+        rig = replace(old.with_alignment(alignments[0]), ir=named["ir"], vis=named["vis"])
+    said: dict[str, Any] = {name: getattr(options, name) for name in ("polarity", "gain", "time_offset_ms")}
+    if options.baseline is not None:
+        lens = rig.source(rig.base).lens
+        focal = lens.focal_px[0] if lens else field_of_view_focal_px(rig.source(rig.base).size_wh[0], options.fov)
+        said["parallax"] = ParallaxModel(focal, options.baseline)
+    return replace(rig, **{name: value for name, value in said.items() if value is not None})
+
+
+def _sources(options: argparse.Namespace, old: Rig | None, frames: dict[SourceName, Array]) -> dict[SourceName, RigSource]:
+    from refusion_edge.rig import SOURCE_NAMES, RigSource
+
+    if old:
+        return {"ir": old.ir, "vis": old.vis}
+    return {
+        name: RigSource((frames[name].shape[1], frames[name].shape[0]), crop_xywh=getattr(options, f"{name}_crop"))
+        for name in SOURCE_NAMES
+    }
+
+
+def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
+    from refusion_edge.cli.options import require_both
+    from refusion_edge.errors import InputError, UsageError
+    from refusion_edge.pairs import find_pairs, read_pair
+
+    require_both(options.ir, options.vis, "--ir and --vis")
+    if not options.ir:
+        return []
+    pairs = find_pairs(options.ir, options.vis).pairs
+    if len(pairs) > 1 and options.way != "checkerboard":
+        raise UsageError(f"expected one picture of each camera, got {len(pairs)} pairs; name two files.")
+    frames: list[dict[SourceName, Array]] = []
+    for paths in pairs:
+        pair = read_pair(paths)
+        frames.append({"ir": pair.a, "vis": pair.b})
+    sizes = {(frame["ir"].shape[:2], frame["vis"].shape[:2]) for frame in frames}
+    if len(sizes) > 1:
+        raise InputError("expected pictures of one size for each camera, got several; sort them into folders by size.")
+    return frames
+
+
+def _check(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from refusion_edge.calibration.alignment import SCHEMA, check_rig, draw
+    from refusion_edge.cli.console import print_facts, write_json
+    from refusion_edge.images import check_writable_suffix, write_image
+    from refusion_edge.rig import distance_text
+    from refusion_edge.rig_file import read_rig
+
+    if options.overlay:
+        check_writable_suffix(options.overlay)
+    rig, frames = read_rig(options.rig), _read_frames(options)[0]
+    if options.overlay:
+        # Before the check, which may end here: this is the picture to look at then.
+        write_image(options.overlay, draw(rig, frames, options.distance, "as the rig says"))
+    result = check_rig(rig, frames, options.distance)
+    passed = result.offset_px <= options.max_error
+    if options.json:
+        facts = {"offset_px": result.offset_px, "stated_px": result.stated_px, "max_error_px": options.max_error}
+        write_json(options.json, {"schema": SCHEMA, "passed": passed, **facts, "evidence": asdict(result.scene.evidence)})
+    if options.json != "-":
+        stated = "not measured" if result.stated_px is None else f"{result.stated_px:.2f} px"
+        print_facts(
+            {
+                "Rig": f"{options.rig} ({distance_text(options.distance or rig.alignments[-1].distance_m)})",
+                "Offset": f"{result.offset_px:.2f} px RMS over the {rig.base} view, known to about "
+                f"{result.scene.evidence.error_px:.2f} px",
+                "Stated error": stated,
+            }
+        )
+        verdict = "PASSED" if passed else "FAILED"
+        print(f"{verdict}: at most {options.max_error:g} px wanted" + ("" if passed else "; run refusion-edge align again"))
+    return 0 if passed else 1
+
+
+def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scene: SceneAlignment | None) -> None:
+    from refusion_edge.calibration.alignment import parallax_table, summary
+    from refusion_edge.cli.console import output, plain_table, print_facts
+    from refusion_edge.rig import distance_text
+
+    facts: dict[str, object] = {}
+    for alignment in made:
+        facts["Alignment" if len(made) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
+    facts["Measured"] = made[-1].error_method
+    if scene is not None:
+        facts["Overlap"] = f"{100 * scene.evidence.overlap:.0f} % of the {rig.base} view"
+    print_facts(facts)
+    console = output()
+    distance_m = made[-1].distance_m
+    if rig.parallax is not None and distance_m is not None:
+        table = plain_table("distance", f"parallax error (px), aligned for {distance_text(distance_m)}")
+        for at_m, error_px in parallax_table(rig.parallax, distance_m):
+            table.add_row(distance_text(at_m), f"{error_px:.1f}")
+        console.print(table)
+    else:
+        console.print("parallax: not known; add --distance, --baseline and --fov to see what other distances cost")
+    console.print(f"wrote {options.output}" + (f" and {options.overlay}" if options.overlay else ""))
+    console.print(f"next: refusion-edge align check {options.output} --ir IR.png --vis VIS.png")
+
+
+def _add_pictures(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="picture of the infrared camera")
+    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="picture of the visible camera")
+
+
+def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:
+    default = "a similarity, and a homography where the scene asks for it" if auto else "homography"
+    parser.add_argument(
+        "--model", choices=("similarity", "affine", "homography"), default=None if auto else "homography",
+        help=f"what the warp may do (default: {default})",
+    )  # fmt: skip
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-shift", type=_fraction, default=0.2, metavar="PART", help="of the width (default: 0.2)")
+    parser.add_argument("--max-rotation", type=_angle, default=5.0, metavar="DEGREES", help="both ways (default: 5)")
+    parser.add_argument(
+        "--scale-range", type=_scale_range, default=(0.85, 1.18), metavar="LOW,HIGH",
+        help="scale of the moved view against the ratio of the widths (default: 0.85,1.18)",
+    )  # fmt: skip
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="YAML, XML or JSON of cv2.FileStorage with M1, D1, M2, D2, R and T"
+    )
+    parser.add_argument("--first", choices=("ir", "vis"), default="ir", help="which one camera 1 is (default: ir)")
+    parser.add_argument("--unit", type=_unit, default=1.0, metavar="mm", help="unit of T: m, cm or mm (default: m)")
+    parser.add_argument("--lens", choices=("pinhole", "fisheye"), default="pinhole", help="lens model (default: pinhole)")
+    for name in ("ir", "vis"):
+        parser.add_argument(f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: the picture's)")
+
+
+def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> None:
+    if several_distances:
+        parser.add_argument(
+            "--distance", type=_distances, default=[math.inf], metavar="2m,5m,far", help="working distances (default: far)"
+        )
+    else:
+        parser.add_argument(
+            "--distance", type=length_m, metavar="5m", help="distance of the scene, or far; states what it holds for"
+        )
+        for name in ("ir", "vis"):
+            parser.add_argument(
+                f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of {name} frames to use (default: all)"
+            )
+    parser.add_argument("--onto", choices=("vis", "ir"), help="view of the fused picture (default: vis)")
+    parser.add_argument(
+        "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
+    )
+    parser.add_argument(
+        "--fov", type=_angle, metavar="DEGREES", help="horizontal field of the --onto camera, for the parallax table"
+    )
+    for name in ("ir", "vis"):
+        parser.add_argument(f"--{name}-uri", type=nonempty, metavar="URI", help=f"where {name} frames will come from")
+    parser.add_argument(
+        "--polarity", choices=("white", "black", "auto"), help="how the infrared camera shows hot (default: white)"
+    )
+    parser.add_argument("--gain", choices=("linear", "percentile", "plateau", "clahe"), help="gain control (default: plateau)")
+    parser.add_argument(
+        "--time-offset-ms", type=_number, metavar="MS", help="added to infrared time stamps to agree with visible ones"
+    )
+    parser.add_argument("--rig", type=Path, metavar="RIG", help="rig that gets one more distance, with its crops and lenses")
+    parser.add_argument("-o", "--output", type=Path, default=Path("rig.yaml"), metavar="RIG", help="default: rig.yaml")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+    parser.add_argument("--overlay", type=Path, metavar="PNG", help="also draw both views over one another, before and after")
+    add_json(parser)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _positive(text)
+    if value > 0.5:
+        raise argparse.ArgumentTypeError(f"expected a part of at most 0.5, got '{text}'")
+    return value
+
+
+def _angle(text: str) -> float:
+    value = _positive(text)
+    if value >= 180:
+        raise argparse.ArgumentTypeError(f"expected an angle below 180 degrees, got '{text}'")
+    return value
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    low, separator, high = text.partition(",")
+    if not separator or not 0.1 <= _positive(low) <= _positive(high) <= 10:
+        raise argparse.ArgumentTypeError(f"expected two scales from 0.1 to 10 such as 0.5,1.5, got '{text}'")
+    return float(low), float(high)
+
+
+def _distances(text: str) -> list[float]:
+    return [length_m(part) for part in text.split(",")]
+
+
+def _unit(text: str) -> float:
+    return length_m(f"1{text}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    numbers = _whole(text, "x", 2, "a size as WIDTHxHEIGHT such as 640x512")
+    return numbers[0], numbers[1]
+
+
+def _board(text: str) -> tuple[int, int]:
+    numbers = _whole(text, "x", 2, "inner corners as 9x6")
+    if min(numbers) < 3 or max(numbers) > 64:
+        raise argparse.ArgumentTypeError(f"expected from 3 to 64 inner corners each way, got '{text}'")
+    return numbers[0], numbers[1]
+
+
+def _crop(text: str) -> tuple[int, int, int, int]:
+    numbers = _whole(text, ",", 4, "left, top, width and height such as 0,16,640,480")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def _whole(text: str, separator: str, count: int, what: str) -> list[int]:
+    parts = text.split(separator)
+    if len(parts) != count or not all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected {what}, got '{text}'")
+    return [int(part) for part in parts]

@@ -1,0 +1,438 @@
+"""``bench``: how long fusing takes here, in numbers that can be trusted, compared and reproduced."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusion_edge.cli.options import add_json, add_task, add_threads, require_both
+
+if TYPE_CHECKING:
+    from refusion_edge.latency.comparison import Comparison
+    from refusion_edge.latency.deadline import Deadline
+    from refusion_edge.latency.limits import Limits
+    from refusion_edge.latency.measurement import Row
+    from refusion_edge.latency.regression import Baseline, Change
+    from refusion_edge.latency.report import Report
+    from refusion_edge.latency.subjects import Subject
+    from refusion_edge.latency.windows import Plan
+
+SUMMARY = "measure latency: stages, percentiles, comparisons, deadlines, regressions"
+
+_WINDOWS_S, _DEADLINE_S = 3.0, 60.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench``."""
+    parser.epilog = (
+        "Windows are repeated until three agree; if they never do, the table says 'not stable' instead of a number and the "
+        "exit code is 1, as for a rate that is not held and for a regression. One engine is open at a time, two with --compare."
+    )
+    parser.add_argument(
+        "engines", nargs="*", metavar="ENGINE", help="bundle, task or weights file; several are measured in turn"
+    )
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="measure two engines in turns and give their ratio")
+    add_task(parser)
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of tasks and weights (default: auto)")
+    add_threads(parser)
+    parser.add_argument(
+        "--sizes", metavar="SIZES", help="sizes as HxW, separated by commas (default: of the engine, or 480x640)"
+    )
+    parser.add_argument(
+        "--precisions",
+        metavar="NAMES",
+        help="precisions to build tasks and weights in, separated by commas (default: as they are)",
+    )
+    parser.add_argument(
+        "--a", metavar="FILE", help="picture of source a, read for every iteration (default: a sample in memory)"
+    )
+    parser.add_argument("--b", metavar="FILE", help="picture of source b")
+    parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
+    how = parser.add_argument_group("how long")
+    how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="least time of the warm-up (default: 200)")
+    how.add_argument("--warmup", type=_count, default=10, metavar="N", help="least iterations of the warm-up (default: 10)")
+    how.add_argument("--iterations", type=_count, default=200, metavar="N", help="least iterations that count (default: 200)")
+    how.add_argument(
+        "--seconds",
+        type=_number,
+        metavar="S",
+        help="least time that counts (default: 3); with --fps, the whole time (default: 60)",
+    )
+    how.add_argument(
+        "--tolerance", type=_number, default=5.0, metavar="PERCENT", help="how far windows may differ (default: 5)"
+    )
+    how.add_argument("--windows", type=_count, default=10, metavar="N", help="most windows before giving up (default: 10)")
+    how.add_argument("--loaded", action="store_true", help="measure although other programs keep the machine busy")
+    how.add_argument("--no-limits", action="store_true", help="do not measure what the processor can do at best")
+    rate = parser.add_argument_group("a fixed rate")
+    rate.add_argument("--fps", type=_number, metavar="RATE", help="tell whether this rate is held, with misses and ages")
+    rate.add_argument(
+        "--misses", type=_number, default=0.1, metavar="PERCENT", help="frames that may be dropped or late (default: 0.1)"
+    )
+    results = parser.add_argument_group("results")
+    results.add_argument("--against", metavar="FILE", help="JSON of an earlier run; exit code 1 for a regression")
+    results.add_argument(
+        "--threshold", type=_number, default=10.0, metavar="PERCENT", help="how much slower is a regression (default: 10)"
+    )
+    results.add_argument("--lines", metavar="FILE", help="keep every measurement of a long sweep, and go on where it stopped")
+    add_json(parser)
+    results.add_argument("--csv", metavar="FILE", help="write every stage of every measurement as CSV")
+    results.add_argument("--html", metavar="FILE", help="write one self-contained page with tables and plots")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    from refusion_edge.cli.console import output, write_json
+    from refusion_edge.files import write_atomically
+    from refusion_edge.latency.page import render_page
+    from refusion_edge.latency.regression import changes as compare_with
+    from refusion_edge.latency.stages import CPU, END_TO_END, STAGES, parse_stages
+
+    _check(options)
+    stages = parse_stages(options.stages) if options.stages else (*STAGES, END_TO_END, CPU)
+    with _subjects(options) as subjects:
+        baseline = _baseline(options, subjects)
+        report = _measure(options, subjects)
+    changes = () if baseline is None else compare_with(report, baseline, options.threshold / 100)
+    page = render_page(report, changes) if options.html else ""
+    if options.csv:
+        write_atomically(Path(options.csv), report.to_csv().encode())
+    if options.html:
+        write_atomically(Path(options.html), page.encode())
+    if options.json:
+        write_json(options.json, report.to_document())
+    if options.json != "-":
+        _print(report, changes, stages)
+        written = [path for path in (options.csv, options.json, options.html) if path]
+        output().print(
+            f"\nwrote {', '.join(written)}" if written else "\nNext: add --html bench.html for plots, --json for programs"
+        )
+    return 0 if report.passed and not any(change.is_regression for change in changes) else 1
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot work, before anything is opened or measured."""
+    from refusion_edge.errors import UsageError
+    from refusion_edge.files import require_writable
+    from refusion_edge.pages import require_engine
+
+    require_both(options.a, options.b, "--a and --b")
+    if bool(options.engines) == bool(options.compare):
+        raise UsageError(
+            "expected engines to measure or --compare A B, got neither or both; name a bundle, such as bundles/NAME."
+        )
+    if options.a and options.sizes:
+        raise UsageError("expected --sizes or pictures of your own, got both; the pictures have their own size.")
+    if options.fps is not None and (options.compare or options.lines or options.against):
+        raise UsageError("expected --fps without --compare, --lines and --against, got both; run them one after the other.")
+    if options.compare and (options.lines or options.against or options.precisions or options.csv):
+        raise UsageError(
+            "expected --compare without --lines, --against, --precisions and --csv, got both; build both engines first, and "
+            "write --json."
+        )
+    if options.compare and "," in (options.sizes or ""):
+        raise UsageError(f"expected one size for --compare, got '{options.sizes}'; compare size by size.")
+    for path in (options.json, options.csv, options.html, options.lines):
+        if path and path != "-":
+            require_writable(Path(path))
+    if options.html:
+        require_engine()
+
+
+@contextlib.contextmanager
+def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
+    """What is measured; engines that are built for it live in a folder that is removed afterwards."""
+    import tempfile
+
+    from refusion_edge.errors import UsageError
+    from refusion_edge.graph import parse_size
+    from refusion_edge.latency.subjects import Wanted, find_subjects
+    from refusion_edge.pairs import PairPaths
+
+    sizes_hw = []
+    for text in options.sizes.split(",") if options.sizes else ():
+        size_hw = parse_size(text.strip())
+        if size_hw is None:
+            raise UsageError("expected sizes as HEIGHTxWIDTH, got 'dynamic'; name the sizes to measure at.")
+        sizes_hw.append(size_hw)
+    pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
+    wanted = Wanted(options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair)
+    origins = list(options.compare or options.engines)
+    if not options.precisions:
+        yield [subject for origin in origins for subject in find_subjects(origin, wanted)]
+        return
+    with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder:
+        yield _built(options, origins, wanted, Path(folder))
+
+
+def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, folder: Path) -> list[Subject]:
+    from dataclasses import replace
+
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.errors import UsageError
+    from refusion_edge.export.build import build
+    from refusion_edge.export.spec import BuildSpec
+    from refusion_edge.forms import PRECISIONS
+    from refusion_edge.latency.subjects import find_subjects
+
+    names = {precision: precision for precision in PRECISIONS}
+    subjects: list[Subject] = []
+    for origin in origins:
+        if Path(origin).is_dir():
+            raise UsageError(f"expected a task or weights for --precisions, got the bundle {origin}, which has one precision.")
+        for plain in find_subjects(origin, replace(wanted, backend="auto")):
+            for text in options.precisions.split(","):
+                precision = names.get(text.strip())
+                if precision is None:
+                    raise UsageError(f"expected precisions out of {', '.join(PRECISIONS)}, got '{text.strip()}'.")
+                one = plain.identity
+                target = folder / f"{len(subjects)}"
+                weights = Path(origin) if Path(origin).is_file() else None
+                spec = BuildSpec(one.task, precision, options.backend, one.size_hw, weights, target)
+                with remarks().status(f"building {origin} {precision} {one.size_text}"):
+                    build(spec)
+                subjects += find_subjects(str(target), replace(wanted, sizes_hw=(), backend="auto"), name=origin)
+    return subjects
+
+
+def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Baseline | None:
+    from refusion_edge.latency.regression import check_comparable, read_baseline
+    from refusion_edge.latency.report import describe_machine
+
+    if not options.against:
+        return None
+    baseline = read_baseline(Path(options.against))
+    check_comparable(baseline, [subject.identity for subject in subjects], asdict(describe_machine()))
+    return baseline
+
+
+def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
+    from refusion_edge.latency.clock import SystemClock
+    from refusion_edge.latency.comparison import compare
+    from refusion_edge.latency.limits import measure_limits
+    from refusion_edge.latency.load import read_load, require_room
+    from refusion_edge.latency.report import Report, describe_machine, describe_versions, now_utc
+    from refusion_edge.latency.subjects import require_comparable
+
+    clock, plan, started = SystemClock(), _plan(options), now_utc()
+    if options.compare:
+        require_comparable(subjects)
+    load_before = read_load(clock)
+    if not options.loaded:
+        require_room(load_before)
+    versions = describe_versions({subject.identity.backend for subject in subjects})
+    limits = None if options.no_limits or options.compare or options.fps is not None else measure_limits()
+    rows: tuple[Row, ...] = ()
+    comparison: Comparison | None = None
+    deadlines: tuple[Deadline, ...] = ()
+    if options.compare:
+        comparison = compare(subjects[0], subjects[1], plan, clock)
+    elif options.fps is not None:
+        deadlines = _hold(options, subjects, plan)
+    else:
+        rows = _sweep(options, subjects, plan, versions, limits)
+    return Report(
+        started, describe_machine(), versions, clock.name, plan, load_before, read_load(clock), limits, rows, comparison,
+        deadlines,
+    )  # fmt: skip
+
+
+def _sweep(
+    options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan, versions: dict[str, str], limits: Limits | None
+) -> tuple[Row, ...]:
+    from refusion_edge.cli.console import progress_bar, remarks
+    from refusion_edge.latency.clock import SystemClock
+    from refusion_edge.latency.lines import SweepLog
+    from refusion_edge.latency.measurement import measure
+    from refusion_edge.latency.report import describe_machine
+
+    log = None
+    if options.lines:
+        configuration = {
+            "machine": asdict(describe_machine()),
+            "versions": versions,
+            "plan": asdict(plan),
+            "engines": {subject.identity.label: subject.files for subject in subjects},
+            "backend": options.backend,
+            "threads": options.threads,
+            "pictures": [options.a, options.b],
+        }
+        log = SweepLog(Path(options.lines), configuration)
+        if log.rows:
+            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are measured already")
+    rows: list[Row] = []
+    with progress_bar() as progress:
+        for subject in progress.track(subjects, description="measuring"):
+            row = log.rows.get(subject.identity) if log else None
+            if row is None:
+                row = measure(subject, plan, SystemClock(), limits)
+                if log:
+                    log.add(row)
+            rows.append(row)
+    return tuple(rows)
+
+
+def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) -> tuple[Deadline, ...]:
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.latency.clock import SystemClock
+    from refusion_edge.latency.deadline import hold
+    from refusion_edge.latency.measurement import open_pipeline
+
+    clock = SystemClock()
+    seconds = _DEADLINE_S if options.seconds is None else options.seconds
+    found = []
+    for subject in subjects:
+        what = f"{subject.identity.label} at {options.fps:g} fps for {seconds:g} s"
+        with remarks().status(what), open_pipeline(subject, clock) as pipeline:
+            allowed = options.misses / 100
+            found.append(
+                hold(
+                    pipeline.run,
+                    subject.identity,
+                    fps=options.fps,
+                    seconds=seconds,
+                    allowed_share=allowed,
+                    plan=plan,
+                    clock=clock,
+                )
+            )
+        subject.check_unchanged()
+    return tuple(found)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    from refusion_edge.latency.windows import Plan
+
+    seconds = _WINDOWS_S if options.seconds is None or options.fps is not None else options.seconds
+    return Plan(options.warmup_ms, options.warmup, options.iterations, seconds, options.tolerance / 100, options.windows)
+
+
+def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> None:
+    from refusion_edge.cli.console import output
+    from refusion_edge.latency import wording
+
+    console = output()
+    machine = report.machine
+    device = f", {machine.accelerator}" if machine.accelerator else ""
+    console.print(f"{machine.processor}, {machine.cores} cores{device}; {report.clock}; {report.started}")
+    console.print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
+    if text := wording.load_text(report):
+        console.print(text)
+    if report.rows:
+        _print_rows(report, stages)
+    if report.comparison is not None:
+        _print_comparison(report.comparison, stages)
+    for deadline in report.deadlines:
+        console.print(f"\n{wording.deadline_text(deadline)}")
+        _print_ages(deadline)
+    if changes:
+        _print_changes(changes)
+
+
+def _print_rows(report: Report, stages: Sequence[str]) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.latency import wording
+    from refusion_edge.latency.statistics import PERCENTILES, percentile_name
+
+    console = output()
+    figures = ("median", *map(percentile_name, PERCENTILES), "max")
+    console.print("\nend to end, ms")
+    table = plain_table("engine", "back end", *figures, "pairs/s", "last/first", "peak MiB", "energy/pair", "of roofline")
+    for row in report.rows:
+        times = [wording.stage_text(row, "end_to_end", figure) for figure in figures]
+        table.add_row(
+            row.identity.label, row.identity.backend, *times, wording.throughput_text(row), wording.drift_text(row),
+            wording.memory_text(row), wording.energy_text(row), wording.roofline_text(row),
+        )  # fmt: skip
+    console.print(table)
+    console.print("\nstages, median ms")
+    table = plain_table("engine", *stages)
+    for row in report.rows:
+        table.add_row(row.identity.label, *(wording.stage_text(row, stage) for stage in stages))
+    console.print(table)
+    console.print()
+    for row in report.rows:
+        state = ", ".join(f"{name} {text}" for name, text in wording.state_texts(row.after).items())
+        console.print(f"{row.identity.label}: {wording.stability_text(row)}; {state}")
+    console.print(wording.limits_text(report))
+
+
+def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.latency import wording
+    from refusion_edge.latency.report import NOT_STABLE, stage_order
+    from refusion_edge.latency.stages import END_TO_END
+    from refusion_edge.latency.statistics import verdict
+
+    console = output()
+    if found.ratios is None or found.stages is None:
+        ratios = ", ".join(f"{value:.2f}" for value in found.windows)
+        console.print(f"\n{NOT_STABLE}: {len(found.windows)} windows gave the ratios {ratios}")
+        return
+    first, second = _names(found)
+    table = plain_table("stage", f"{first} (ms)", f"{second} (ms)", "ratio", "95 % interval")
+    for stage in stage_order(found.ratios):
+        if stage not in stages:
+            continue
+        ratio, (one, other) = found.ratios[stage], found.stages[stage]
+        interval = wording.ABSENT if ratio.low is None or ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+        medians = wording.time_text(one.median_ms), wording.time_text(other.median_ms)
+        table.add_row(stage, *medians, f"{ratio.value:.2f}", interval)
+    console.print(f"\n{found.turns} turns, medians, end to end: {verdict(first, second, found.ratios[END_TO_END])}")
+    console.print(table)
+
+
+def _names(found: Comparison) -> tuple[str, str]:
+    """Names that tell the two apart."""
+    if found.first.label == found.second.label:
+        return f"A ({found.first.label})", f"B ({found.second.label})"
+    return found.first.label, found.second.label
+
+
+def _print_ages(deadline: Deadline) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.latency import wording
+
+    ages = deadline.ages
+    table = plain_table("age, ms", "median", *ages.percentiles_ms, "max")
+    table.add_row("whole run", *map(wording.time_text, (ages.median_ms, *ages.percentiles_ms.values(), ages.max_ms)))
+    output().print(table)
+    table = plain_table("minute", "frames", "missed", "median age, ms", "largest")
+    for number, minute in enumerate(deadline.minutes, start=1):
+        largest = wording.time_text(minute.max_age_ms)
+        table.add_row(f"{number}", f"{minute.arrived}", f"{minute.missed}", wording.time_text(minute.median_age_ms), largest)
+    output().print(table)
+
+
+def _print_changes(changes: Sequence[Change]) -> None:
+    from refusion_edge.cli.console import output, plain_table
+    from refusion_edge.latency import wording
+
+    table = plain_table("engine", "stage", "then (ms)", "now (ms)", "ratio")
+    for change in changes:
+        times = wording.time_text(change.before_ms), wording.time_text(change.now_ms)
+        table.add_row(change.identity.label, change.stage, *times, wording.change_text(change))
+    output().print("\nagainst the earlier report")
+    output().print(table)
+
+
+def _number(text: str) -> float:
+    """Read a number that is not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got '{text}'")
+    return value
+
+
+def _count(text: str) -> int:
+    """Read a number from 1 to a million."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000000, got '{text}'")
+    return int(text)

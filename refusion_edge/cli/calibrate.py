@@ -1,0 +1,95 @@
+"""Calibration data of ``build``: a folder of pairs, the table of an older bundle, or noise."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refusion_edge.cli.progress import BuildProgress
+    from refusion_edge.pairs import ImagePair, PairPaths
+    from refusion_edge.quantisation import CalibrationTable
+    from refusion_edge.tasks import Task
+
+RANDOM = "random"
+# Every fifth pair judges the engine instead of calibrating it, up to this many.
+_JUDGES = 4
+
+
+def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[CalibrationTable, tuple[ImagePair, ...]]:
+    """Make the calibration table that an int8 build needs.
+
+    Returns:
+        The table, and pairs that were left out of it to judge the engine on.
+
+    Raises:
+        UsageError: The precision is not int8.
+        InputError: There are too few pairs, or one cannot be used.
+    """
+    from refusion_edge.backends import choose_builder
+    from refusion_edge.calibration.ranges import collect, random_pairs
+    from refusion_edge.checkpoint import read_checkpoint
+    from refusion_edge.errors import InputError, UsageError
+    from refusion_edge.graph import fill, read_template
+    from refusion_edge.pairs import read_pair
+    from refusion_edge.quantisation import read_table
+    from refusion_edge.tasks import find_task
+    from refusion_edge.weights import weights_path
+
+    if options.precision != "int8":
+        raise UsageError(f"expected --calib-data for --precision int8, got it for {options.precision}; leave it out.")
+    choose_builder(options.backend, "int8")  # before minutes are spent on ranges
+    task = find_task(options.task)
+    source = Path(options.calib_data)
+    if source.is_file():
+        try:
+            return read_table(source.read_text(encoding="utf-8"), str(source)), ()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"expected a calibration table in {source}, got '{error}'; calibrate again.") from error
+    is_random = options.calib_data == RANDOM and not source.exists()
+    calibrating, judging = ((), ()) if is_random else _split(_find(source, task))
+    checkpoint = read_checkpoint(options.weights or weights_path(task.name))
+    model = fill(read_template("tensorrt-folded", "fp32"), checkpoint.state)
+    shown.enter("calibration")
+    shown.started("pairs", None, len(calibrating))
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        shown.stepped("pairs", done)
+        done += 1
+
+    pairs: Iterator[ImagePair] = random_pairs(task) if is_random else (read_pair(paths) for paths in calibrating)
+    table = collect(model, pairs, task, options.calib_method, random=is_random, on_pair=step)
+    shown.finished("pairs")
+    return table, tuple(read_pair(paths) for paths in judging)
+
+
+def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.errors import InputError
+    from refusion_edge.pairs import find_pairs
+
+    folders = source / task.folder_a, source / task.folder_b
+    if not all(folder.is_dir() for folder in folders):
+        raise InputError(
+            f"expected the folders {task.folder_a} and {task.folder_b} in {source} (pairs to calibrate {task.name} with), got "
+            "none; check --calib-data and --task."
+        )
+    found = find_pairs(str(folders[0]), str(folders[1]))
+    if alone := (*found.only_a, *found.only_b):
+        remarks().print(f"{len(alone)} files of {source} have no counterpart and are left out, such as {alone[0].name}.")
+    return found.pairs
+
+
+def _split(pairs: tuple[PairPaths, ...]) -> tuple[tuple[PairPaths, ...], tuple[PairPaths, ...]]:
+    """Spread both parts over the whole folder, so that neither is one scene."""
+    from refusion_edge.calibration.ranges import MAX_PAIRS, check_count, spread
+
+    apart = set(spread(pairs, min(_JUDGES, len(pairs) // 5)))
+    calibrating = [pair for index, pair in enumerate(pairs) if index not in apart]
+    check_count(len(calibrating))
+    chosen = tuple(calibrating[index] for index in spread(calibrating, MAX_PAIRS))
+    return chosen, tuple(pairs[index] for index in sorted(apart))

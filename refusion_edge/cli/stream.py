@@ -1,0 +1,231 @@
+"""``stream``: fuse two live cameras, or two recordings of them, and show, serve or record the result."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty
+
+if TYPE_CHECKING:
+    from refusion_edge.stream.session import StreamSettings
+
+SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
+
+_EPILOG = """\
+sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
+outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mkv, .avi, .webm), a folder, frame_%04i.png,
+         rtsp://@:8554/fused, shm://NAME, null://; -o may be given several times
+Ctrl-C or SIGTERM ends a stream cleanly (exit code 130). Example without cameras:
+  refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``stream``."""
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: what the rig says)")
+    parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: what the rig says)")
+    parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording instead of two sources")
+    parser.add_argument(
+        "-o", "--output", action="append", type=nonempty, metavar="URI",
+        help="output (default: a window where there is a display and --headless is not given, else view://127.0.0.1:8080)",
+    )  # fmt: skip
+    parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames with their times")
+    _add_engine(parser)
+    _add_pairing(parser)
+    _add_picture(parser)
+    _add_run(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the stream until it ends, and print its report; also when it ends with an error or by a signal."""
+    from refusion_edge.cli.console import remarks, write_json
+    from refusion_edge.stream.session import StreamSession
+
+    session = StreamSession(_settings(options))
+    say = remarks()
+    try:
+        session.run(announce=say.print)
+    finally:
+        report = session.report()
+        if report is not None:
+            if options.json:
+                write_json(options.json, report)
+            if options.json != "-":
+                _print_report(report)
+    return 0
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle made by 'build'")
+    source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
+    add_task(parser)
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
+    add_threads(parser)
+
+
+def _add_pairing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("pairing").add_argument
+    add(
+        "--policy",
+        choices=("nearest", "hold", "drop"),
+        help="nearest: every frame of the faster camera with the nearest other "
+        "one; hold: with the latest one, up to --max-age-ms; drop: one to one (default: nearest)",
+    )
+    add(
+        "--max-skew-ms",
+        type=_milliseconds,
+        metavar="MS",
+        help="largest difference of time in a pair (default: 0.6 of a period of the faster camera, measured)",
+    )
+    add("--max-age-ms", type=_milliseconds, metavar="MS", help="how long hold holds a frame (default: 500)")
+    add(
+        "--offset-ms",
+        type=_signed_milliseconds,
+        metavar="MS",
+        help="what is added to time stamps of ir (default: what the rig says, else 0)",
+    )
+    add(
+        "--lost-after-ms",
+        type=_milliseconds,
+        default=1000.0,
+        metavar="MS",
+        help="silence after which a camera is lost and the other one goes on alone (default: 1000)",
+    )
+    add(
+        "--max-freeze-ms",
+        type=_milliseconds,
+        default=2000.0,
+        metavar="MS",
+        help="unchanged infrared content after which the visible camera goes on alone (default: 2000)",
+    )
+    add(
+        "--give-up-s",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="end with code 5 when both cameras are lost for so long (default: 30)",
+    )
+
+
+def _add_picture(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("picture").add_argument
+    add("--rig", type=nonempty, metavar="FILE", help="rig.yaml made by 'align'")
+    add("--distance", type=_distance, metavar="5m", help="working distance of the rig (default: its farthest)")
+    add("--resize", action="store_true", help="without a rig: stretch infrared pictures to the visible size")
+    add(
+        "--gain",
+        choices=("linear", "percentile", "plateau", "clahe"),
+        help="gain control of 16-bit infrared (default: what the rig says, else percentile)",
+    )
+    add(
+        "--polarity",
+        choices=("white", "black", "auto"),
+        help="what the camera shows hot things as (default: what the rig says, else white)",
+    )
+    add(
+        "--range",
+        dest="output_range",
+        choices=("smooth", "stretch", "fixed"),
+        default="smooth",
+        help="output range: smoothed over time, per picture (flickers), or fixed (default: smooth)",
+    )
+    add("--smooth-s", type=_seconds, default=1.0, metavar="S", help="time constant of gain and range (default: 1)")
+    add("--grey", action="store_true", help="without the colour of the visible camera")
+    add("--no-marks", action="store_true", help="do not write losses, freezes and held frames into the picture")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("run").add_argument
+    add("--headless", action="store_true", help="no window, even where there is a display")
+    add("--duration-s", type=_seconds, metavar="S", help="end after this time")
+    add("--pictures", type=_count, metavar="N", help="end after so many fused pictures")
+    add(
+        "--token",
+        type=nonempty,
+        metavar="TEXT",
+        help="what viewers of view:// have to give (default: made up when it is bound wider than this machine)",
+    )
+    add("--hash", action="store_true", help="put a SHA-256 of all fused pictures into the report")
+    add_json(parser)
+
+
+def _settings(options: argparse.Namespace) -> StreamSettings:
+    from refusion_edge.stream.session import StreamSettings
+
+    chosen = dict(vars(options))
+    for name in ("run", "verb", "json", "no_marks"):
+        chosen.pop(name, None)
+    chosen["outputs"] = tuple(chosen.pop("output") or ())
+    return StreamSettings(**chosen, marks=not options.no_marks)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from refusion_edge.cli.console import output, plain_table
+
+    console = output()
+    pairs = report["pairs"]
+    modes = ", ".join(f"{count} {mode}" for mode, count in pairs["modes"].items() if count) or "none"
+    console.print(
+        f"{pairs['shown']} pictures in {report['duration_s']:.1f} s ({modes}); {pairs['paired']} pairs, {pairs['held']} held"
+    )
+    table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses", "time stamps")
+    for side, camera in report["cameras"].items():
+        dropped = ", ".join(f"{count} {cause}" for cause, count in camera["drops"].items()) or "0"
+        row = (camera["in"], camera["used"], dropped, camera["missing_at_source"], camera["freezes"], camera["losses"])
+        table.add_row(side, *map(str, row), camera["clock"] or "none")
+    console.print(table)
+    for cause, count in pairs["drops"].items():
+        console.print(f"pairs not shown: {count} ({cause})")
+    stages = plain_table("stage", "count", "p50 (ms)", "p95 (ms)", "p99 (ms)", "max (ms)")
+    for stage, times in report["stages"].items():
+        if times["count"]:
+            figures = (f"{times[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms", "max_ms"))
+            stages.add_row(stage, str(times["count"]), *figures)
+    console.print(stages)
+    skew, pixels = report["skew"]["absolute"], report["skew"]["misregistration_px"]
+    if skew["count"]:
+        moving = f"; {pixels['p95']:.1f} px at the measured motion (p95)" if pixels["count"] else ""
+        console.print(f"skew: p50 {skew['p50_ms']:.1f} ms, p95 {skew['p95_ms']:.1f} ms, max {skew['max_ms']:.1f} ms{moving}")
+        widest = max(row["pairs"] for row in report["skew"]["histogram_ms"])
+        for row in report["skew"]["histogram_ms"]:
+            if row["pairs"]:
+                low, high = ("" if end is None else f"{end:+d}" for end in (row["from_ms"], row["to_ms"]))
+                console.print(f"  {low:>5} to {high:>5} ms  {'#' * max(1, round(40 * row['pairs'] / widest))} {row['pairs']}")
+    if report["output_sha256"]:
+        console.print(f"SHA-256 of all pictures: {report['output_sha256']}")
+
+
+def _milliseconds(text: str) -> float:
+    return _number(text, 0, 1e6)
+
+
+def _signed_milliseconds(text: str) -> float:
+    return _number(text, -1e6, 1e6)
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 0, 1e6)
+
+
+def _distance(text: str) -> float:
+    return float("inf") if text in ("inf", "far") else _number(text.removesuffix("m"), 1e-3, 1e6)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def _number(text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got '{text}'")
+    return value

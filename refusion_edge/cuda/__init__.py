@@ -1,0 +1,67 @@
+"""The CUDA driver, as far as running an engine needs it, through pycuda or cuda-bindings, whichever is installed.
+
+Belongs here: devices, memory, streams, graphs. Does not belong here: what runs on them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+
+from refusion_edge._optional import is_installed
+from refusion_edge.cuda.driver import Driver
+from refusion_edge.errors import BackendError
+
+# In order of preference: distribution, module to look for, home of our layer over it.
+_LAYERS = (
+    ("pycuda", "pycuda", "refusion_edge.cuda.pycuda_driver:PycudaDriver"),
+    ("cuda-bindings", "cuda.bindings", "refusion_edge.cuda.bindings_driver:BindingsDriver"),
+)
+_NO_DEVICE = 100
+
+
+def problem() -> str | None:
+    """Say why no CUDA device can be used here, or None if one can."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver here (libcuda.so.1 cannot be loaded)"
+    code = library.cuInit(0)
+    if code == _NO_DEVICE:
+        return "the NVIDIA driver finds no device here"
+    return f"the NVIDIA driver does not start here (cuInit gives {code})" if code else None
+
+
+def installed() -> str | None:
+    """Name of the first driver layer that is installed, without importing it."""
+    for name, module, _ in _LAYERS:
+        if _is_installed(module):
+            return name
+    return None
+
+
+def open_driver(name: str | None = None) -> Driver:
+    """Open the first device.
+
+    Args:
+        name: ``pycuda`` or ``cuda-bindings``; None for the first that is installed.
+
+    Raises:
+        BackendError: There is no device, or no such layer.
+    """
+    if trouble := problem():
+        raise BackendError(f"expected a CUDA device, got none: {trouble}; run 'refusion-edge doctor' for what can be used.")
+    for candidate, module, home in _LAYERS:
+        if name in (None, candidate) and _is_installed(module):
+            file, _, implementation = home.partition(":")
+            opened: Driver = getattr(importlib.import_module(file), implementation)()
+            return opened
+    raise BackendError(
+        f"expected {name or 'pycuda or cuda-bindings'} to reach the CUDA driver, got neither installed; "
+        "run: pip install 'refusion-edge[tensorrt]'."
+    )
+
+
+def _is_installed(module: str) -> bool:
+    # The parent of a dotted name is imported by looking for it, and may be missing itself.
+    return is_installed(module.partition(".")[0]) and is_installed(module)

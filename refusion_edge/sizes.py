@@ -1,0 +1,57 @@
+"""The sizes that a compiled engine takes: one, or a range around a typical one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refusion_edge.errors import UsageError
+from refusion_edge.graph import parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """Least, typical and largest height and width of the pictures that one engine takes.
+
+    TensorRT calls this an optimization profile. It picks its kernels for the typical size.
+
+    Attributes:
+        least_hw: Least height and width.
+        typical_hw: Height and width that the engine is tuned for.
+        largest_hw: Largest height and width; decides how much memory the engine may need.
+    """
+
+    least_hw: tuple[int, int]
+    typical_hw: tuple[int, int]
+    largest_hw: tuple[int, int]
+
+    def __str__(self) -> str:
+        return ":".join(f"{height}x{width}" for height, width in (self.least_hw, self.typical_hw, self.largest_hw))
+
+    def holds(self, size_hw: tuple[int, int]) -> bool:
+        """Tell whether pictures of this size fit."""
+        return all(low <= side <= high for low, side, high in zip(self.least_hw, size_hw, self.largest_hw, strict=True))
+
+
+# Thumbnails, the usual thermal camera, and the largest one: what `dynamic` means where an engine needs bounds.
+DYNAMIC = SizeRange((64, 64), (480, 640), (1024, 1280))
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int] | None, SizeRange | None]:
+    """Read ``480x640``, ``dynamic``, or ``64x64:480x640:1024x1280`` (least, typical, largest; height x width).
+
+    Returns:
+        The fixed size or None, and the range or None; both None for ``dynamic``.
+
+    Raises:
+        UsageError: The text is none of these, or the three sizes are not in order.
+    """
+    if ":" not in text:
+        return parse_size(text), None
+    sizes = [parse_size(part) for part in text.split(":")]
+    least, typical, largest = sizes if len(sizes) == 3 else (None, None, None)
+    if least is None or typical is None or largest is None:
+        raise UsageError(f"expected sizes as LEAST:TYPICAL:LARGEST (64x64:480x640:1024x1280), got '{text[:80]}'.")
+    sizes_hw = SizeRange(least, typical, largest)
+    if not (sizes_hw.holds(typical) and sizes_hw.holds(least)):
+        raise UsageError(f"expected sizes that grow from the least over the typical to the largest, got '{text}'.")
+    return None, sizes_hw

@@ -1,0 +1,104 @@
+"""What moves through a stream: frames of one camera, pairs, fused frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
+
+Side = Literal["ir", "vis"]
+SIDES: tuple[Side, Side] = ("ir", "vis")
+
+Mode = Literal["fused", "visible only", "infrared only"]
+MODES: tuple[Mode, ...] = ("fused", "visible only", "infrared only")
+
+MS = 1_000_000
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture of one camera. Nobody writes into ``image``.
+
+    Attributes:
+        side: Which camera.
+        image: (H, W) or (H, W, 3) BGR; uint8, uint16 or float32 as the camera delivers it.
+        index: Number of the frame in its source, from 0; a gap is a frame that was never delivered.
+        time_ns: When it was taken, on the clock that the source names.
+        arrived_ns: When this process had it, monotonic clock.
+        unchanged_since_ns: ``time_ns`` of the first of the identical frames that end with this one; equal to
+            ``time_ns`` where the content is new.
+    """
+
+    side: Side
+    image: Array
+    index: int
+    time_ns: int
+    arrived_ns: int
+    unchanged_since_ns: int
+
+    @property
+    def stale_ns(self) -> int:
+        """For how long the content has not changed."""
+        return self.time_ns - self.unchanged_since_ns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """What is shown at one moment: two frames, or the one that is left while the other camera is lost.
+
+    Attributes:
+        number: Number of the pair, from 0.
+        ir: Frame of the infrared camera, or None.
+        vis: Frame of the visible camera, or None.
+        held: Whether one of them is older than the largest skew, kept by the policy ``hold``.
+    """
+
+    number: int
+    ir: Frame | None
+    vis: Frame | None
+    held: bool = False
+
+    @property
+    def newest(self) -> Frame:
+        """The later of the two."""
+        frames = [frame for frame in (self.ir, self.vis) if frame is not None]
+        return max(frames, key=lambda frame: frame.time_ns)
+
+    @property
+    def skew_ns(self) -> int | None:
+        """Time of the visible frame minus time of the infrared one, or None for one camera."""
+        return None if self.ir is None or self.vis is None else self.vis.time_ns - self.ir.time_ns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedFrame:
+    """A finished picture and what it was made of.
+
+    Attributes:
+        image: (H, W) or (H, W, 3) BGR, uint8.
+        ir: Infrared luma as it was given to the network, (H, W) float32, [0, 1], or None.
+        vis: Visible picture on the same grid, (H, W) or (H, W, 3) BGR uint8, or None.
+        number: Number of the pair.
+        time_ns: When the newer of its frames was taken.
+        arrived_ns: When the newer of its frames had arrived, monotonic clock.
+        mode: Whether both cameras are in it.
+        marks: What a viewer has to know, in words: ``ir frozen``, ``ir held``, ``ir lost``.
+        skew_ns: See ``Pair.skew_ns``.
+    """
+
+    image: Uint8Array
+    ir: Float32Array | None
+    vis: Uint8Array | None
+    number: int
+    time_ns: int
+    arrived_ns: int
+    mode: Mode
+    marks: tuple[str, ...] = field(default=())
+    skew_ns: int | None = None
+
+
+def other(side: Side) -> Side:
+    """Name the other camera."""
+    return "vis" if side == "ir" else "ir"

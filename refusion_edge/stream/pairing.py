@@ -1,0 +1,270 @@
+"""Pairing two cameras by the time at which their pictures were taken.
+
+``Pairer`` is a pure function of what is pushed into it: it knows no clock, no thread and no pixels. The same frames in the
+same order give the same pairs, live and in a replay.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from refusion_edge.errors import UsageError
+from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Pair, Side, other
+
+Policy = Literal["nearest", "hold", "drop"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+# Causes of frames that come into no pair, as the report names them.
+NO_COUNTERPART = "no counterpart within the skew"
+TIME_WENT_BACK = "time stamp went back or stood still"
+
+_WINDOW = 64
+_TRUSTED_INTERVALS = 4
+# Two cameras at equal rates may sit half a period apart; a tenth of a period more lets them jitter there.
+_SKEW_OF_PERIOD = 0.6
+_UNKNOWN_SKEW_NS = SECOND // 60
+# Cameras whose rates differ less are equally fast; then the visible one leads.
+_EQUAL_RATES = 1.2
+_MOST_WAITING = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one more frame decided.
+
+    Attributes:
+        pairs: Pairs, in order of time.
+        dropped: Frames that will be in no pair, and why.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    dropped: tuple[tuple[Frame, str], ...] = ()
+
+
+class RateEstimate:
+    """Median of the last 64 intervals between the frames of one camera."""
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self._intervals_ns: deque[int] = deque(maxlen=_WINDOW)
+
+    def add(self, time_ns: int) -> None:
+        """Take note of a frame."""
+        if self._last_ns is not None:
+            self._intervals_ns.append(time_ns - self._last_ns)
+        self._last_ns = time_ns
+
+    @property
+    def trusted(self) -> bool:
+        """Whether there are enough intervals to build on."""
+        return len(self._intervals_ns) >= _TRUSTED_INTERVALS
+
+    @property
+    def period_ns(self) -> int | None:
+        """Median interval, or None before the second frame."""
+        return int(statistics.median(self._intervals_ns)) if self._intervals_ns else None
+
+
+class Pairer:
+    """Pairs the frames of two cameras.
+
+    Policies:
+
+    * ``drop``: one to one. A frame is in at most one pair; what has no counterpart within the largest skew is dropped.
+    * ``nearest``: every frame of the faster camera takes the nearest frame of the slower one within the largest skew, so
+      that a slow frame may be used several times.
+    * ``hold``: like ``nearest``, with the latest frame of the slower camera and without waiting for a nearer one; up to
+      the largest age beyond the largest skew, marked as held.
+
+    It never goes back in time on either side, and never pairs beyond the limit. A decision needs no frame that cannot be
+    better: where the period of a camera says that its next frame will be farther away, the pair is made at once.
+
+    Args:
+        policy: One of ``POLICIES``.
+        max_skew_ns: Largest difference of time in a pair; None for 0.6 of a period of the faster camera, measured.
+        max_age_ns: Largest difference of time in a held pair.
+        offset_ns: What is added to the time stamps of ir so that they agree with those of vis.
+
+    Raises:
+        UsageError: The policy is unknown or a limit is negative.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = "nearest",
+        *,
+        max_skew_ns: int | None = None,
+        max_age_ns: int = SECOND // 2,
+        offset_ns: int = 0,
+    ) -> None:
+        if policy not in POLICIES:
+            raise UsageError(f"expected a pairing policy out of {', '.join(POLICIES)}, got '{policy}'.")
+        if (max_skew_ns or 0) < 0 or max_age_ns < 0:
+            raise UsageError("expected a largest skew and age of at least 0 ms, got a negative one; correct it.")
+        self.policy = policy
+        self.max_age_ns = max_age_ns
+        self._asked_skew_ns = max_skew_ns
+        self._offset_ns = {"ir": offset_ns, "vis": 0}
+        self._waiting: dict[Side, deque[Frame]] = {side: deque() for side in SIDES}
+        self._rates = {side: RateEstimate() for side in SIDES}
+        self._latest_ns: dict[Side, int | None] = dict.fromkeys(SIDES)
+        self._leader: Side | None = None
+        # Slower camera under `nearest` and `hold`: the last frame that may still be used again, and whether it was used.
+        self._kept: Frame | None = None
+        self._kept_used = False
+        self._number = 0
+
+    @property
+    def max_skew_ns(self) -> int:
+        """The limit that holds now."""
+        if self._asked_skew_ns is not None:
+            return self._asked_skew_ns
+        periods = [rate.period_ns for rate in self._rates.values()]
+        known = [period for period in periods if period is not None]
+        return int(_SKEW_OF_PERIOD * min(known)) if len(known) == len(periods) else _UNKNOWN_SKEW_NS
+
+    def period_ns(self, side: Side) -> int | None:
+        """Median interval between the frames of a camera, or None before the second one."""
+        return self._rates[side].period_ns
+
+    def push(self, frame: Frame) -> Outcome:
+        """Take one more frame of either camera, in the order of arrival."""
+        time_ns, latest_ns = self._time(frame), self._latest_ns[frame.side]
+        if latest_ns is not None and time_ns <= latest_ns:
+            return Outcome(dropped=((frame, TIME_WENT_BACK),))
+        self._latest_ns[frame.side] = time_ns
+        self._rates[frame.side].add(time_ns)
+        self._waiting[frame.side].append(frame)
+        self._choose_leader()
+        return self._decide(final=False)
+
+    def flush(self) -> Outcome:
+        """Decide on everything that still waits, as nothing more will come."""
+        outcome = self._decide(final=True)
+        left = [frame for side in SIDES for frame in self._waiting[side]]
+        if self._kept is not None and not self._kept_used:
+            left.append(self._kept)
+        for side in SIDES:
+            self._waiting[side].clear()
+        self._kept, self._kept_used = None, False
+        return Outcome(outcome.pairs, (*outcome.dropped, *((frame, NO_COUNTERPART) for frame in left)))
+
+    def forget(self, side: Side) -> Outcome:
+        """Give up what waits for a camera that was lost; its clock and its rate may be others when it comes back."""
+        outcome = self.flush()
+        self._latest_ns[side] = None
+        self._rates[side] = RateEstimate()
+        self._leader = None
+        return outcome
+
+    def _choose_leader(self) -> None:
+        if self.policy == "drop" or self._leader is not None or not all(rate.trusted for rate in self._rates.values()):
+            return
+        ir_ns, vis_ns = self._rates["ir"].period_ns or 0, self._rates["vis"].period_ns or 0
+        self._leader = "ir" if ir_ns * _EQUAL_RATES < vis_ns else "vis"
+
+    def _decide(self, *, final: bool) -> Outcome:
+        pairs: list[Pair] = []
+        dropped: list[tuple[Frame, str]] = []
+        # Until the rates are known, `nearest` and `hold` pair one to one.
+        step = self._match_one_to_one if self._leader is None else self._match_leader
+        while step(pairs, dropped, final=final):
+            pass
+        return Outcome(tuple(pairs), tuple(dropped))
+
+    def _match_one_to_one(self, pairs: list[Pair], dropped: list[tuple[Frame, str]], *, final: bool) -> bool:
+        """Settle the earliest waiting frame; False if that has to wait."""
+        if not all(self._waiting.values()):
+            return self._drop_overflow(dropped)
+        first: Side = min(SIDES, key=lambda side: self._time(self._waiting[side][0]))
+        second = other(first)
+        early, late = self._waiting[first][0], self._waiting[second][0]
+        gap_ns = self._time(late) - self._time(early)
+        better = self._is_followed_by_better(first, self._time(late), gap_ns)
+        if better is None and not final and gap_ns <= self.max_skew_ns:
+            return self._drop_overflow(dropped)
+        self._waiting[first].popleft()
+        if better or gap_ns > self.max_skew_ns:
+            dropped.append((early, NO_COUNTERPART))
+        else:
+            self._waiting[second].popleft()
+            pairs.append(self._pair(early, late))
+        return True
+
+    def _is_followed_by_better(self, side: Side, time_ns: int, gap_ns: int) -> bool | None:
+        """Whether the frame after the first waiting one is nearer to a moment; None if it has yet to come and may be."""
+        waiting = self._waiting[side]
+        if len(waiting) > 1:
+            return abs(self._time(waiting[1]) - time_ns) < gap_ns
+        period_ns = self._rates[side].period_ns if self._rates[side].trusted else None
+        expected_ns = time_ns if period_ns is None else self._time(waiting[0]) + period_ns
+        return None if abs(expected_ns - time_ns) < gap_ns else False
+
+    def _match_leader(self, pairs: list[Pair], dropped: list[tuple[Frame, str]], *, final: bool) -> bool:
+        """Settle the earliest frame of the faster camera; False if that has to wait."""
+        assert self._leader is not None
+        slower = other(self._leader)
+        if not self._waiting[self._leader]:
+            return self._drop_overflow(dropped)
+        frame = self._waiting[self._leader][0]
+        time_ns = self._time(frame)
+        # Everything of the slower camera up to this moment, and the first one after it.
+        while self._waiting[slower] and (
+            self._time(self._waiting[slower][0]) <= time_ns or self._nearer(self._waiting[slower][0], time_ns)
+        ):
+            self._keep(self._waiting[slower].popleft(), dropped)
+        if self.policy == "nearest" and not final and not self._waiting[slower] and self._next_may_be_nearer(slower, time_ns):
+            return self._drop_overflow(dropped)
+        self._waiting[self._leader].popleft()
+        gap_ns = None if self._kept is None else abs(self._time(self._kept) - time_ns)
+        limit_ns = max(self.max_age_ns, self.max_skew_ns) if self.policy == "hold" else self.max_skew_ns
+        if self._kept is None or gap_ns is None or gap_ns > limit_ns:
+            dropped.append((frame, NO_COUNTERPART))
+            return True
+        pairs.append(self._pair(frame, self._kept, held=gap_ns > self.max_skew_ns))
+        self._kept_used = True
+        return True
+
+    def _nearer(self, candidate: Frame, time_ns: int) -> bool:
+        """Whether a frame after ``time_ns`` is nearer to it than what is kept from before."""
+        if self._kept is None:
+            return True
+        return abs(self._time(candidate) - time_ns) < abs(self._time(self._kept) - time_ns)
+
+    def _next_may_be_nearer(self, slower: Side, time_ns: int) -> bool:
+        if self._kept is None:
+            return (self._latest_ns[slower] or 0) < time_ns
+        kept_ns = self._time(self._kept)
+        if kept_ns >= time_ns:
+            return False
+        period_ns = self._rates[slower].period_ns or 0
+        next_ns = kept_ns + period_ns
+        return next_ns - time_ns < time_ns - kept_ns and next_ns - time_ns <= self.max_skew_ns
+
+    def _keep(self, frame: Frame, dropped: list[tuple[Frame, str]]) -> None:
+        if self._kept is not None and not self._kept_used:
+            dropped.append((self._kept, NO_COUNTERPART))
+        self._kept, self._kept_used = frame, False
+
+    def _drop_overflow(self, dropped: list[tuple[Frame, str]]) -> bool:
+        """Bound what waits for a camera that is silent."""
+        for waiting in self._waiting.values():
+            while len(waiting) > _MOST_WAITING:
+                dropped.append((waiting.popleft(), NO_COUNTERPART))
+        return False
+
+    def _pair(self, one: Frame, two: Frame, *, held: bool = False) -> Pair:
+        ir, vis = (one, two) if one.side == "ir" else (two, one)
+        self._number += 1
+        return Pair(self._number - 1, ir, vis, held)
+
+    def _time(self, frame: Frame) -> int:
+        return frame.time_ns + self._offset_ns[frame.side]
+
+
+def ms(time_ns: int) -> float:
+    """Nanoseconds to milliseconds."""
+    return time_ns / MS

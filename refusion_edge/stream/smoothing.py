@@ -1,0 +1,90 @@
+"""Ranges that follow a scene slowly: exponential smoothing in time, with a jump where the scene is another one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.stream.frames import SECOND
+
+# A range grows with the time constant and shrinks so many times more slowly: something hot that comes and goes then finds
+# the range that it needs, instead of pulling it to and fro.
+_RELEASE = 10.0
+# Ranges that share less than this part of the smaller one belong to another scene (a lens cap, a correction of the sensor).
+_LEAST_OVERLAP = 0.1
+
+
+class SmoothedRange:
+    """A range (low, high) that approaches what is measured with a time constant.
+
+    Args:
+        time_constant_s: After this time 63 % of a widening is followed, after ten times as much 63 % of a narrowing; 0 takes
+            every measurement as it is.
+
+    Attributes:
+        jumped: Whether the last measurement was taken as it is, as the first one of a scene.
+    """
+
+    def __init__(self, time_constant_s: float) -> None:
+        self._time_constant_s = time_constant_s
+        self._range: tuple[float, float] | None = None
+        self._time_ns = 0
+        self.jumped = False
+
+    def update(self, low: float, high: float, time_ns: int) -> tuple[float, float]:
+        """Take one measurement and give the range to use.
+
+        Args:
+            low: Measured lower end.
+            high: Measured upper end, not below ``low``.
+            time_ns: When the picture was taken; steps back count as no time.
+        """
+        elapsed_ns, self._time_ns = time_ns - self._time_ns, time_ns
+        self.jumped = self._range is None or self._time_constant_s <= 0 or _is_another_scene(self._range, (low, high))
+        if self._range is None or self.jumped:
+            self._range = (low, high)
+            return self._range
+        widening = follow_share(elapsed_ns, self._time_constant_s)
+        narrowing = follow_share(elapsed_ns, self._time_constant_s * _RELEASE)
+        before_low, before_high = self._range
+        self._range = (
+            before_low + (widening if low < before_low else narrowing) * (low - before_low),
+            before_high + (widening if high > before_high else narrowing) * (high - before_high),
+        )
+        return self._range
+
+    def reset(self) -> None:
+        """Forget; the next measurement is taken as it is."""
+        self._range = None
+
+
+def inner_range(sample: Array, percents: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles, as np.percentile gives them, in half of its time.
+
+    Args:
+        sample: Any shape, at least one finite value.
+        percents: Lower and upper percentile.
+    """
+    values = sample.ravel()
+    places = [percent / 100 * (values.size - 1) for percent in percents]
+    below = [int(place) for place in places]
+    above = [min(place + 1, values.size - 1) for place in below]
+    parted = np.partition(values, (*below, *above))
+    low, high = (
+        float(parted[first]) + (place - first) * (float(parted[second]) - float(parted[first]))
+        for place, first, second in zip(places, below, above, strict=True)
+    )
+    return low, high
+
+
+def follow_share(elapsed_ns: int, time_constant_s: float) -> float:
+    """Part of a change that exponential smoothing follows: ``1 - exp(-t / T)``; 1 for ``T = 0``."""
+    return 1.0 if time_constant_s <= 0 else 1.0 - math.exp(-max(0, elapsed_ns) / SECOND / time_constant_s)
+
+
+def _is_another_scene(before: tuple[float, float], now: tuple[float, float]) -> bool:
+    shared = min(before[1], now[1]) - max(before[0], now[0])
+    smaller = min(before[1] - before[0], now[1] - now[0])
+    return shared < _LEAST_OVERLAP * smaller or shared < 0

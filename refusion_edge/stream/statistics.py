@@ -1,0 +1,233 @@
+"""Counters and distributions of a running stream, in bounded memory and for any thread."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refusion_edge.stream.frames import MODES, MS, SIDES, FusedFrame, Mode, Side
+
+STAGES = ("pairing", "queue", "preprocess", "infer", "postprocess", "output", "age")
+
+# Bins that grow by 2 % from a microsecond to a thousand seconds: a percentile is right to 1 %.
+_LEAST_MS, _GROWTH, _BINS = 1e-3, 1.02, 1050
+_SKEW_EDGES_MS = (-200, -100, -66, -33, -22, -16, -11, -8, -5, -2, 2, 5, 8, 11, 16, 22, 33, 66, 100, 200)
+_KEPT_EVENTS = 1000
+_RATE_WINDOW = 64
+
+
+class Distribution:
+    """Times in milliseconds, as counts in logarithmic bins."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_BINS, np.int64)
+        self.count = 0
+        self._sum_ms = 0.0
+        self._most_ms = 0.0
+
+    def add(self, value_ms: float) -> None:
+        """Count one value; what is below a microsecond counts as one."""
+        value_ms = max(value_ms, _LEAST_MS)
+        bin_number = min(_BINS - 1, int(math.log(value_ms / _LEAST_MS) / math.log(_GROWTH)))
+        self._counts[bin_number] += 1
+        self.count += 1
+        self._sum_ms += value_ms
+        self._most_ms = max(self._most_ms, value_ms)
+
+    def percentile(self, percent: float) -> float | None:
+        """Value below which so many percent are, or None without values; right to 1 %."""
+        if not self.count:
+            return None
+        bin_number = int(np.searchsorted(np.cumsum(self._counts), math.ceil(self.count * percent / 100)))
+        return min(self._most_ms, _LEAST_MS * math.pow(_GROWTH, bin_number + 0.5))
+
+    def summary(self) -> dict[str, Any]:
+        """Count, mean, percentiles and maximum in ms; None where there is no value."""
+        mean = self._sum_ms / self.count if self.count else None
+        named = {f"p{percent:g}_ms": self.percentile(percent) for percent in (50, 90, 95, 99)}
+        return {"count": self.count, "mean_ms": mean, **named, "max_ms": self._most_ms if self.count else None}
+
+
+@dataclass(slots=True)
+class CameraState:
+    """What one camera has done so far.
+
+    Attributes:
+        frames_in: Frames that were delivered.
+        missing: Frames that the source knows to be missing.
+        used: Frames that came into at least one pair.
+        freezes: Runs of identical pictures.
+        frozen_frames: Pictures that repeat the one before.
+        losses: How often the camera was lost.
+        reconnects: How often it came back.
+        state: ``running``, ``lost`` or ``ended``.
+        clock: Where the time stamps come from.
+        size_wh: Width and height of the last frame.
+        dtype: Type of its pixels.
+    """
+
+    frames_in: int = 0
+    missing: int = 0
+    used: int = 0
+    freezes: int = 0
+    frozen_frames: int = 0
+    losses: int = 0
+    reconnects: int = 0
+    state: str = "running"
+    clock: str = ""
+    size_wh: tuple[int, int] | None = None
+    dtype: str = ""
+
+
+class Statistics:
+    """All counters of one run. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started_ns = time.monotonic_ns()
+        self.cameras: dict[Side, CameraState] = {side: CameraState() for side in SIDES}
+        self._drops: Counter[tuple[str, str]] = Counter()
+        self._modes: Counter[Mode] = Counter()
+        self._stages = {stage: Distribution() for stage in STAGES}
+        self._skews: Counter[int] = Counter()
+        self._skew_abs = Distribution()
+        self._skew_px = Distribution()
+        self._speed_px_s = Distribution()
+        self._held = 0
+        self._pairs = 0
+        self._outputs: Counter[tuple[str, str]] = Counter()
+        self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
+        self._events_total = 0
+        self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
+
+    def delivered(self, side: Side, size_wh: tuple[int, int], dtype: str, *, missing: int = 0) -> None:
+        """Count a frame of a camera, and those that went missing before it."""
+        with self._lock:
+            camera = self.cameras[side]
+            camera.frames_in += 1
+            camera.missing += missing
+            if camera.size_wh not in (None, size_wh):
+                self._note(side, f"size changed to {size_wh[0]}x{size_wh[1]}")
+            camera.size_wh, camera.dtype = size_wh, dtype
+            self._arrivals[side].append(time.monotonic_ns())
+
+    def dropped(self, where: str, cause: str, count: int = 1) -> None:
+        """Count a frame of a camera, a pair (``pair``) or a picture of an output (``output NAME``) that is not used."""
+        with self._lock:
+            self._drops[where, cause] += count
+
+    def wrote(self, output: str, what: str = "pictures") -> None:
+        """Count what an output did."""
+        with self._lock:
+            self._outputs[output, what] += 1
+
+    def paired(self, skew_ns: int | None, *, held: bool) -> None:
+        """Count a pair and its skew."""
+        with self._lock:
+            self._pairs += 1
+            self._held += held
+            if skew_ns is not None:
+                self._skews[int(np.searchsorted(_SKEW_EDGES_MS, skew_ns / MS, side="right"))] += 1
+                self._skew_abs.add(abs(skew_ns) / MS)
+
+    def moved(self, speed_px_s: float, skew_ns: int) -> None:
+        """Count a measured motion, and what the skew of the pair makes of it in pixels."""
+        with self._lock:
+            self._speed_px_s.add(speed_px_s)
+            self._skew_px.add(speed_px_s * abs(skew_ns) / 1e9)
+
+    def took(self, stage: str, elapsed_ns: int) -> None:
+        """Count the time of a stage."""
+        with self._lock:
+            self._stages[stage].add(elapsed_ns / MS)
+
+    def shown(self, frame: FusedFrame) -> None:
+        """Count a finished picture."""
+        with self._lock:
+            self._modes[frame.mode] += 1
+            self._arrivals["fused"].append(time.monotonic_ns())
+
+    def note(self, side: str, text: str) -> None:
+        """Keep an event: a loss, a freeze, a damaged frame. The last 1000 are kept, all are counted."""
+        with self._lock:
+            self._note(side, text)
+
+    def _note(self, side: str, text: str) -> None:
+        self._events_total += 1
+        seconds = (time.monotonic_ns() - self._started_ns) / 1e9
+        self._events.append({"time_s": round(seconds, 3), "where": side, "what": text})
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as plain numbers and texts, for JSON."""
+        with self._lock:
+            return {
+                "duration_s": (time.monotonic_ns() - self._started_ns) / 1e9,
+                "cameras": {side: self._camera(side) for side in SIDES},
+                "pairs": {
+                    "paired": self._pairs,
+                    "held": self._held,
+                    "shown": sum(self._modes.values()),
+                    "modes": {mode: self._modes[mode] for mode in MODES},
+                    "rate_hz": _rate(self._arrivals["fused"]),
+                    "drops": self._drops_of("pair"),
+                },
+                "skew": {
+                    "histogram_ms": self._skew_histogram(),
+                    "absolute": self._skew_abs.summary(),
+                    "speed_px_s": {key.removesuffix("_ms"): value for key, value in self._speed_px_s.summary().items()},
+                    "misregistration_px": {key.removesuffix("_ms"): value for key, value in self._skew_px.summary().items()},
+                },
+                "stages": {stage: times.summary() for stage, times in self._stages.items()},
+                "outputs": {
+                    name: {
+                        **{what: count for (output, what), count in self._outputs.items() if output == name},
+                        "drops": self._drops_of(f"output {name}"),
+                    }
+                    for name in sorted({name for name, _ in self._outputs})
+                },
+                "events": list(self._events),
+                "events_total": self._events_total,
+            }
+
+    def _camera(self, side: Side) -> dict[str, Any]:
+        camera = self.cameras[side]
+        drops = self._drops_of(side)
+        return {
+            "in": camera.frames_in,
+            "used": camera.used,
+            "drops": drops,
+            "unexplained": camera.frames_in - camera.used - sum(drops.values()),
+            "missing_at_source": camera.missing,
+            "freezes": camera.freezes,
+            "frozen_frames": camera.frozen_frames,
+            "losses": camera.losses,
+            "reconnects": camera.reconnects,
+            "state": camera.state,
+            "clock": camera.clock,
+            "size_wh": None if camera.size_wh is None else list(camera.size_wh),
+            "dtype": camera.dtype or None,
+            "rate_hz": _rate(self._arrivals[side]),
+        }
+
+    def _drops_of(self, where: str) -> dict[str, int]:
+        return {cause: count for (place, cause), count in sorted(self._drops.items()) if place == where}
+
+    def _skew_histogram(self) -> list[dict[str, Any]]:
+        ends = (None, *_SKEW_EDGES_MS, None)
+        return [
+            {"from_ms": ends[number], "to_ms": ends[number + 1], "pairs": self._skews[number]}
+            for number in range(len(ends) - 1)
+        ]
+
+
+def _rate(arrivals_ns: deque[int]) -> float | None:
+    """Frames per second over the last arrivals, or None before the second one."""
+    if len(arrivals_ns) < 2 or arrivals_ns[-1] == arrivals_ns[0]:
+        return None
+    return (len(arrivals_ns) - 1) * 1e9 / (arrivals_ns[-1] - arrivals_ns[0])

@@ -1,0 +1,232 @@
+"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where the driver layer has graphs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from refusion_edge import cuda
+from refusion_edge.arrays import Float32Array
+from refusion_edge.backends import Engine
+from refusion_edge.cuda.driver import Driver, HostBuffer
+from refusion_edge.errors import BackendError, ShapeError
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+from refusion_edge.sizes import SizeRange
+from refusion_edge.tensorrt.flavour import Flavour, load, open_log
+from refusion_edge.tensorrt.mismatch import explain
+
+_FLOAT_BYTES = 4
+_ROLES = (INPUT_A, INPUT_B, OUTPUT)
+
+
+class PlanRunner:
+    """Runs a plan of one flavour. Implements ``Backend``; the two back ends differ in name and flavour only.
+
+    On a discrete device, pictures go through page-locked memory and are copied. On one that shares the processor's
+    memory, the engine reads and writes page-locked memory in place.
+
+    Attributes:
+        device: The device.
+        sizes_hw: The sizes that the plan takes.
+        graph_problem: Why runs are not replayed from a recorded CUDA graph; empty if they are.
+
+    Args:
+        plan: The plan's bytes; not needed any more afterwards.
+        driver: The device; None opens one. Closed together with the engine.
+        built_for: Compute capabilities that the plan was built for, to explain a refusal with.
+        version_compatible: Whether the plan carries a runtime of its own, which is code that will be run.
+        remedy: What to do about a plan that does not fit, without a full stop.
+
+    Raises:
+        BackendError: There is no device, no driver layer, or too little memory.
+        BundleError: The plan does not fit this machine; says why.
+        MissingDependencyError: TensorRT is not installed.
+    """
+
+    name: str
+    flavour: ClassVar[Flavour]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """Run the plan of a bundle."""
+        return cls(
+            engine.data,
+            built_for=engine.compute_capabilities,
+            version_compatible=engine.version_compatible,
+            remedy=engine.remedy,
+        )
+
+    def __init__(
+        self,
+        plan: bytes,
+        *,
+        driver: Driver | None = None,
+        built_for: tuple[str, ...] = (),
+        version_compatible: bool = False,
+        remedy: str = "build it again on this machine",
+    ) -> None:
+        trt = load(self.flavour)
+        # What is entered last is released first: graph, buffers, context, engine, stream, device.
+        with contextlib.ExitStack() as owned:
+            self._driver = owned.enter_context(driver or cuda.open_driver())
+            self.device = self._driver.device
+            self._stream = self._driver.create_stream()
+            owned.callback(self._driver.destroy_stream, self._stream)
+            self._log = open_log(trt)
+            runtime = trt.Runtime(self._log.sink)
+            if version_compatible:
+                runtime.engine_host_code_allowed = True
+            engine = runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise explain(
+                    trt, runtime, plan, flavour=self.flavour, device=self.device, built_for=built_for, log=self._log,
+                    remedy=remedy,
+                )  # fmt: skip
+            self._trt, self._runtime, self._engine = trt, runtime, engine
+            owned.callback(self._drop_engine)
+            self._check_tensors()
+            self.sizes_hw = self._read_sizes()
+            # Scratch memory for the size in use, not for the largest that the plan allows.
+            self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if self._context is None:
+                raise BackendError(
+                    f"expected {self.flavour.title} to make a context on {self.device}, got '{self._log.first_error}'; close "
+                    "other programs, or build for a smaller --size."
+                )
+            owned.callback(self._drop_context)
+            self._size_hw: tuple[int, int] | None = None
+            self._graph: Any = None
+            self.graph_problem = "" if self._driver.can_capture else f"{self._driver.name} has no CUDA graphs"
+            self._sized = owned.enter_context(contextlib.ExitStack())
+            self._owned = owned.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._owned.close()
+
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        height, width = a.shape[2:]
+        if (height, width) != self._size_hw:
+            self._prepare((height, width))
+        for name, plane in ((INPUT_A, a), (INPUT_B, b)):
+            np.copyto(self._planes[name], plane)
+        if self._graph is None:
+            self._start()
+        else:
+            self._driver.launch(self._graph, self._stream)
+        self._driver.synchronise(self._stream)
+        if self._graph is None and not self.graph_problem:
+            # Recorded after a first run, because TensorRT sets things up in it that cannot be recorded.
+            self._record()
+        # A copy: page-locked memory goes away with the engine or the next size, and must not take a picture along.
+        return self._planes[OUTPUT].copy()
+
+    def _record(self) -> None:
+        """Record a run for later ones; where that fails, go on starting it piece by piece, and remember why."""
+        try:
+            self._graph = self._driver.capture(self._stream, self._start)
+        except BackendError as error:
+            self.graph_problem = str(error)
+        else:
+            self._sized.callback(self._driver.destroy_graph, self._graph)
+
+    def _start(self) -> None:
+        if not self._is_zero_copy:
+            for name in (INPUT_A, INPUT_B):
+                self._driver.upload(self._pointers[name], self._hosts[name], self._stream)
+        if not self._context.execute_async_v3(self._stream):
+            raise BackendError(
+                f"expected {self.flavour.title} to run the engine on {self.device}, got '{self._log.first_error}'; build it "
+                "again on this machine."
+            )
+        if not self._is_zero_copy:
+            self._driver.download(self._hosts[OUTPUT], self._pointers[OUTPUT], self._stream)
+
+    def _prepare(self, size_hw: tuple[int, int]) -> None:
+        """Give back what the last size used, then allocate and bind what this one needs."""
+        self._check_size(size_hw)
+        self._size_hw = None
+        self._sized.close()
+        height, width = size_hw
+        shape = (1, 1, height, width)
+        for name in (INPUT_A, INPUT_B):
+            if not self._context.set_input_shape(name, shape):
+                raise BackendError(
+                    f"expected the engine to take {width}x{height}, got '{self._log.first_error}'; build it again."
+                )
+        self._graph = None
+        self._hosts: dict[str, HostBuffer] = {}
+        self._pointers: dict[str, int] = {}
+        self._planes: dict[str, Float32Array] = {}
+        with contextlib.ExitStack() as sized:
+            for name in _ROLES:
+                self._bind(name, shape, sized)
+            scratch = self._allocate(int(self._context.update_device_memory_size_for_shapes()), sized)
+            self._give_scratch(*scratch)
+            self._sized.push(sized.pop_all())
+        self._size_hw = size_hw
+
+    def _bind(self, name: str, shape: tuple[int, ...], sized: contextlib.ExitStack) -> None:
+        nbytes = int(np.prod(shape)) * _FLOAT_BYTES
+        host = self._driver.allocate_host(nbytes, mapped=self._is_zero_copy)
+        sized.callback(self._driver.free_host, host)
+        pointer = host.pointer if self._is_zero_copy else self._allocate(nbytes, sized)[0]
+        self._hosts[name], self._pointers[name] = host, pointer
+        self._planes[name] = host.array.view(np.float32).reshape(shape)
+        self._context.set_tensor_address(name, pointer)
+
+    def _allocate(self, nbytes: int, sized: contextlib.ExitStack) -> tuple[int, int]:
+        if nbytes == 0:
+            return 0, 0
+        pointer = self._driver.allocate(nbytes)
+        sized.callback(self._driver.free, pointer)
+        return pointer, nbytes
+
+    def _give_scratch(self, pointer: int, nbytes: int) -> None:
+        if hasattr(self._context, "set_device_memory"):
+            self._context.set_device_memory(pointer, nbytes)
+        else:
+            self._context.device_memory = pointer
+
+    @property
+    def _is_zero_copy(self) -> bool:
+        return self.device.is_zero_copy
+
+    def _check_size(self, size_hw: tuple[int, int]) -> None:
+        if self.sizes_hw.holds(size_hw):
+            return
+        (least_h, least_w), (largest_h, largest_w) = self.sizes_hw.least_hw, self.sizes_hw.largest_hw
+        height, width = size_hw
+        takes = f"{largest_w}x{largest_h}"
+        if self.sizes_hw.least_hw != self.sizes_hw.largest_hw:
+            takes = f"{least_w}x{least_h} to {takes}"
+        raise ShapeError(
+            f"expected pictures of {takes} (width x height), for which this engine was built, got {width}x{height}; build one "
+            f"with --size {height}x{width}."
+        )
+
+    def _check_tensors(self) -> None:
+        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if names != set(_ROLES) or any(self._engine.get_tensor_dtype(name) != self._trt.float32 for name in names):
+            raise BackendError(
+                f"expected an engine with the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got "
+                f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'."
+            )
+
+    def _read_sizes(self) -> SizeRange:
+        fixed = tuple(self._engine.get_tensor_shape(INPUT_A))
+        dynamic = min(fixed) < 0
+        shapes = self._engine.get_tensor_profile_shape(INPUT_A, 0) if dynamic else (fixed, fixed, fixed)
+        least, typical, largest = ((int(shape[2]), int(shape[3])) for shape in shapes)
+        return SizeRange(least, typical, largest)
+
+    def _drop_engine(self) -> None:
+        del self._engine, self._runtime
+
+    def _drop_context(self) -> None:
+        del self._context

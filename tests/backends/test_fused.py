@@ -1,0 +1,215 @@
+"""The back end ``fused`` on a device that checks everything and computes with the reference of every kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends import device as device_module
+from refusion_edge.backends import fused as fused_module
+from refusion_edge.backends.device import Properties, open_device, pack, unpack
+from refusion_edge.backends.fused import FusedBackend, choose_target, probe
+from refusion_edge.backends.host_device import HostDevice
+from refusion_edge.errors import BackendError, BundleError, ShapeError
+from refusion_edge.fuser import open_weights
+from refusion_edge.luminance import to_output_range
+from refusion_edge.program import Parameter, Program
+from refusion_edge.program_file import program_bytes
+from tests.conftest import TOLERANCE, one_sentence
+from tests.programs import hollow_program, hollow_target
+
+
+@pytest.fixture(scope="module")
+def program(random_state: State) -> Program:
+    return hollow_program(random_state, 87)
+
+
+def pair(height: int, width: int, seed: int = 0) -> tuple[Float32Array, Float32Array]:
+    draw = np.random.default_rng(seed)
+    return draw.random((1, 1, height, width), np.float32), draw.random((1, 1, height, width), np.float32)
+
+
+@pytest.mark.parametrize("integrated", [True, False])
+def test_a_whole_frame_equals_the_network_at_any_size(random_state: State, program: Program, integrated: bool) -> None:
+    device = HostDevice(program, 87, integrated=integrated)
+    with FusedBackend(program_bytes(program), device=device) as engine, open_weights(random_state) as reference:
+        for size_hw in ((8, 8), (13, 131), (37, 9), (13, 131)):
+            a, b = pair(*size_hw)
+            expected = reference.fuse(a, b)
+            fused = engine.fuse(a, b)
+            assert expected.std() > 0.05
+            assert fused.shape == expected.shape
+            assert fused.dtype == np.float32
+            assert np.abs(fused - expected).max() <= TOLERANCE["fp16"]
+            stretched = to_output_range(fused[0, 0].copy(), "stretch")
+            assert np.abs(engine.fuse_to_levels(a, b) - stretched).max() <= 0.5 + 1e-3
+            again = engine.fuse(a, b).copy()
+            assert np.array_equal(again, engine.fuse(a, b))
+    assert device.allocated == 0
+
+
+def test_sources_are_not_changed_and_may_be_read_only(program: Program) -> None:
+    a, b = pair(9, 17)
+    before = a.copy()
+    a.flags.writeable = b.flags.writeable = False
+    with FusedBackend(program_bytes(program), device=HostDevice(program, 87)) as engine:
+        engine.fuse(a, b)
+    assert np.array_equal(a, before)
+
+
+def test_a_program_for_an_older_device_of_the_same_family_runs(program: Program, random_state: State) -> None:
+    older = hollow_program(random_state, 80)
+    FusedBackend(program_bytes(older), device=HostDevice(older, 87)).__exit__()
+
+
+@pytest.mark.parametrize(
+    ("built_for", "here", "message"),
+    [
+        ((90, 120), 87, r"\(Orin, sm_87\) in the program, got sm_90, sm_120; build it with .*--backend fused --arch sm_87"),
+        ((87,), 86, "sm_86"),
+        ((90,), 100, "sm_100"),
+        ((110,), 120, "sm_120"),
+    ],
+)
+def test_a_device_without_kernels_is_explained(
+    random_state: State, program: Program, built_for: tuple[int, ...], here: int, message: str
+) -> None:
+    targets = {architecture: hollow_target(architecture) for architecture in built_for}
+    with pytest.raises(BackendError, match=message) as caught:
+        choose_target(dataclasses.replace(program, targets=targets), Properties("Orin", here, 13000, True))
+    assert one_sentence(str(caught.value))
+
+
+def test_a_driver_that_is_too_old_is_explained(program: Program) -> None:
+    with pytest.raises(
+        BackendError, match="CUDA 12.0 or newer for these kernels, got one for 11.4; update the driver"
+    ) as caught:
+        FusedBackend(program_bytes(program), device=HostDevice(program, 87, driver_version=11040))
+    assert one_sentence(str(caught.value))
+
+
+def test_a_device_that_computes_wrongly_is_found_before_the_first_frame(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = HostDevice.download
+    monkeypatch.setattr(
+        HostDevice, "download", lambda self, memory, address, size: honest(self, memory, address, size)
+        or self._do(lambda: memory.array.__setitem__(slice(0, 4), 0xFF))
+    )  # fmt: skip
+    device = HostDevice(program, 87)
+    with pytest.raises(
+        BackendError, match=r"within 0.02 of the reference on no device \(sm_87\), got nan; use another"
+    ) as caught:
+        FusedBackend(program_bytes(program), device=device)
+    assert one_sentence(str(caught.value))
+    assert device.allocated == 0
+
+
+def test_what_cannot_be_fused_is_refused(program: Program) -> None:
+    with FusedBackend(program_bytes(program), device=HostDevice(program, 87)) as engine:
+        a, b = pair(12, 16)
+        for first, second in (
+            (np.concatenate([a, a]), np.concatenate([b, b])),
+            (a[0, 0], b[0, 0]),
+            (a.astype(np.float64), b),
+            (a, b[..., :-1]),
+            (a[..., :7], b[..., :7]),
+            (np.zeros((1, 1, 8, 20000), np.float32),) * 2,
+        ):
+            with pytest.raises(ShapeError) as caught:
+                engine.fuse(first, second)
+            assert one_sentence(str(caught.value))
+        transposed = np.ascontiguousarray(a.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+        assert not transposed.flags.c_contiguous
+        assert np.array_equal(engine.fuse(transposed, b).copy(), engine.fuse(a, b))
+
+
+def test_a_program_with_other_inputs_is_refused(program: Program) -> None:
+    buffers = dict(program.plan.buffers)
+    buffers["levels"] = dataclasses.replace(buffers["levels"], role="scratch")
+    other = dataclasses.replace(program, plan=dataclasses.replace(program.plan, buffers=buffers))
+    with pytest.raises(BundleError, match="outputs fused and levels"):
+        FusedBackend(program_bytes(other), device=HostDevice(other, 87))
+
+
+# What a wrong loader could do, one thing at a time; the device has to see each.
+def _wrong_order(values: list[Any]) -> list[Any]:
+    return [*values[:-2], values[-1] % 1000, values[-2] % 1000]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("pack", lambda honest: lambda p, v, h: honest(p, v, h)[:-8], "where .* with null at the end were due"),
+        ("pack", lambda honest: lambda p, v, h: honest(p, [v[0] + 256, *v[1:]], h), "for the address of|fewer|SHA"),
+        ("pack", lambda honest: lambda p, v, h: honest(p, [v[0], v[1] + 256, *v[2:]], h), "the weights|the address|fewer"),
+        (
+            "pack",
+            lambda honest: lambda p, v, h: honest(p, _wrong_order(v), h),
+            "grid|the height|the address|weights|NaN|strips",
+        ),
+    ],
+)
+def test_the_device_sees_a_wrong_argument(
+    program: Program, monkeypatch: pytest.MonkeyPatch, name: str, change: Any, message: str
+) -> None:
+    monkeypatch.setattr(fused_module, name, change(getattr(fused_module, name)))
+    with pytest.raises(BackendError, match=message):
+        FusedBackend(program_bytes(program), device=HostDevice(program, 87))
+
+
+def test_the_device_sees_memory_that_is_shared_too_early(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = fused_module.lay_out
+
+    def crammed(*given: Any) -> Any:
+        arena = honest(*given)
+        return dataclasses.replace(arena, offsets=dict.fromkeys(arena.offsets, 0))
+
+    monkeypatch.setattr(fused_module, "lay_out", crammed)
+    with pytest.raises(BackendError, match="memory of its own for .*, got that of .*, which is alive"):
+        FusedBackend(program_bytes(program), device=HostDevice(program, 87))
+
+
+def test_the_device_sees_launches_in_another_order(program: Program) -> None:
+    launches = program.plan.launches
+    swapped = dataclasses.replace(program.plan, launches=(*launches[:-1], launches[-2]))
+    with pytest.raises(BackendError, match="the kernel to_plane as launch 24 .*, got stretch"):
+        FusedBackend(program_bytes(program), device=HostDevice(dataclasses.replace(program, plan=swapped), 87))
+
+
+def test_arguments_lie_where_the_driver_expects_them() -> None:
+    parameters = [Parameter("x", "float16*"), Parameter("height", "int32"), Parameter("y", "float32*"), Parameter("n", "int32")]
+    block = pack(parameters, [1 << 40, -2, 3, 4], 2)
+    assert block == b"".join(
+        value.to_bytes(size, "little", signed=True)
+        for value, size in ((1 << 40, 8), (-2, 4), (0, 4), (3, 8), (4, 4), (0, 4), (0, 8), (0, 8))
+    )
+    assert unpack(parameters, block, 2) == [1 << 40, -2, 3, 4]
+
+
+def test_a_machine_without_device_or_binding_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_module, "accelerator", lambda: None)
+    assert probe().reason == "no NVIDIA device"
+    monkeypatch.setattr(fused_module, "accelerator", lambda: "Orin")
+    monkeypatch.setattr(fused_module, "bindings", lambda: None)
+    assert "pip install" in probe().fix
+    monkeypatch.setattr(fused_module, "bindings", lambda: "cuda-bindings 13.0")
+    assert probe().reason == "cuda-bindings 13.0 on Orin"
+    monkeypatch.setattr(device_module, "bindings", lambda: None)
+    with pytest.raises(BackendError, match=r"run: pip install 'refusion-edge\[fused\]'"):
+        open_device()
+
+
+def test_a_binding_without_driver_is_explained(program: Program) -> None:
+    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: pip install 'refusion-edge[fused]'")
+    from refusion_edge.machine import accelerator
+
+    if accelerator() is not None:
+        pytest.skip("there is a device")
+    with pytest.raises(BackendError) as caught:
+        FusedBackend(program_bytes(program))
+    assert one_sentence(str(caught.value))

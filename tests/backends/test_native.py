@@ -1,0 +1,332 @@
+"""The fused C++ kernels: right with every instruction set, the same for any number of threads, and hard to break."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array, Float32Array, State
+from refusion_edge.backends import choose_builder, choose_runner, native, require_usable, status
+from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
+from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.fuser import load, open_bundle, open_weights
+from refusion_edge.images import write_image
+from refusion_edge.parameters import PARAMETERS
+from tests.conftest import ROOT, TOLERANCE, one_sentence
+
+if not status("native").usable:
+    pytest.skip(f"native: {status('native').reason}; {status('native').fix}", allow_module_level=True)
+
+MODULE = native.load_module()
+ISAS = native.instruction_sets()
+TASKS = ("IVIF", "MIF", "MFIF", "MEIF")
+# Narrower than a vector, odd, longer than a strip, lower than a band, higher than the rows that are summed at a time.
+SIZES = [(8, 8), (8, 31), (45, 9), (13, 47), (9, 203), (97, 131), (150, 33), (17, 700)]
+
+
+def planes(height: int, width: int, seed: int = 1) -> tuple[Float32Array, Float32Array]:
+    draw = np.random.default_rng(seed)
+    a, b = (draw.random((1, 1, height, width), np.float32) for _ in range(2))
+    return a, b
+
+
+def reference(state: State, a: Array, b: Array) -> Array:
+    """The network in double precision, from the module's own plain version."""
+    fused = np.full(a.shape, np.nan)
+    MODULE.fuse_reference(native.flat_parameters(state), a[0, 0], b[0, 0], fused[0, 0])
+    return fused
+
+
+@pytest.fixture
+def engine(random_state: State) -> Iterator[native.NativeBackend]:
+    with native.NativeBackend(random_state, threads=2) as engine:
+        yield engine
+
+
+def test_the_parameters_are_those_of_the_table() -> None:
+    assert [(name, tuple(shape)) for name, shape in MODULE.parameters()] == list(PARAMETERS.items())
+
+
+@pytest.mark.parametrize("size_hw", [(8, 8), (11, 23)])
+def test_the_plain_version_is_the_network_in_double_precision(random_state: State, size_hw: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch", reason="the network is defined in torch")
+    from refusion_edge.model import FusionNetwork
+
+    network = FusionNetwork().eval().double()
+    network.load_state_dict({name: torch.from_numpy(array.copy()).double() for name, array in random_state.items()})
+    a, b = planes(*size_hw)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(a).double(), torch.from_numpy(b).double()).numpy()
+    assert np.abs(reference(random_state, a, b) - expected).max() <= 1e-12
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_every_instruction_set_agrees_with_double_precision(random_state: State, size_hw: tuple[int, int]) -> None:
+    a, b = planes(*size_hw)
+    expected = reference(random_state, a, b)
+    assert expected.std() > 0.05  # a saturated output would agree with anything
+    for isa in ISAS:
+        with native.NativeBackend(random_state, threads=1, isa=isa) as engine:
+            assert engine.isa == isa
+            assert np.abs(engine.fuse(a, b) - expected).max() <= TOLERANCE["fp32"], isa
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("task", TASKS)
+def test_crops_equal_the_official_release(shared_data: Path, task: str, isa: str) -> None:
+    state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state
+    with native.NativeBackend(state, threads=1, isa=isa) as engine:
+        for size in ("97x131", "64x200", "45x63_acts"):
+            golden = np.load(shared_data / f"reference/golden/{task}_crop_{size}.npz")
+            sources = golden["input"]
+            fused = engine.fuse(sources[:, :1], sources[:, 1:])
+            assert np.abs(fused - golden["raw"]).max() <= TOLERANCE["golden"], size
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_whole_pictures_equal_the_official_release(shared_data: Path, task: str) -> None:
+    state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state
+    cases = sorted((shared_data / "reference/golden").glob(f"{task}_case_*.npz"))
+    assert len(cases) == 2
+    with native.NativeBackend(state) as engine:
+        for case in cases:
+            golden = np.load(case)
+            sources = golden["input"]
+            assert np.abs(engine.fuse(sources[:, :1], sources[:, 1:]) - golden["raw"]).max() <= TOLERANCE["golden"], case
+
+
+@pytest.mark.parametrize("isa", ISAS[:2])
+def test_the_number_of_threads_does_not_change_a_bit(random_state: State, isa: str) -> None:
+    for size_hw in ((8, 8), (61, 203), (200, 71)):
+        a, b = planes(*size_hw)
+        results = []
+        for threads in (1, 2, 3, 8):
+            with native.NativeBackend(random_state, threads=threads, isa=isa) as engine:
+                results += [engine.fuse(a, b), engine.fuse(a, b)]
+        assert all(np.array_equal(results[0], other) for other in results[1:]), size_hw
+
+
+def test_what_was_fused_before_does_not_matter(engine: native.NativeBackend) -> None:
+    a, b = planes(40, 52)
+    first = engine.fuse(a, b)
+    engine.fuse(*planes(64, 90, seed=2))
+    engine.fuse(a * np.float32(np.nan), b)
+    assert np.array_equal(engine.fuse(a, b), first)
+
+
+def misaligned(plane: Array) -> Array:
+    memory = np.zeros(plane.nbytes + 1, np.uint8)
+    shifted = memory[1:].view(np.float32).reshape(plane.shape)
+    shifted[...] = plane
+    return shifted
+
+
+def as_every_third(plane: Array) -> Array:
+    wide = np.full((*plane.shape[:2], plane.shape[2] * 2, plane.shape[3] * 3), np.nan, np.float32)
+    wide[:, :, 1::2, 2::3] = plane
+    return wide[:, :, 1::2, 2::3]
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        misaligned,
+        as_every_third,
+        np.asfortranarray,
+        lambda plane: np.ascontiguousarray(plane[..., ::-1, ::-1])[..., ::-1, ::-1],
+        lambda plane: np.lib.stride_tricks.as_strided(plane, plane.shape, plane.strides, writeable=False),
+    ],
+    ids=["misaligned", "every third", "columns first", "backwards", "read-only"],
+)
+def test_layouts_do_not_matter(engine: native.NativeBackend, laid_out: Callable[[Array], Array]) -> None:
+    a, b = planes(23, 39)
+    before = a.copy()
+    other = laid_out(a)
+    assert np.array_equal(other, a)
+    assert np.array_equal(engine.fuse(other, b), engine.fuse(a, b))
+    assert np.array_equal(a, before)
+
+
+def test_one_pixel_repeated_is_a_plane(engine: native.NativeBackend) -> None:
+    a, b = planes(12, 12)
+    repeated = np.broadcast_to(a[..., :1, :1], a.shape)
+    assert np.array_equal(engine.fuse(repeated, b), engine.fuse(repeated.copy(), b))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (29, 40), (12, 39)])
+def test_a_pixel_that_is_no_number_makes_none(engine: native.NativeBackend, poison: float, place: tuple[int, int]) -> None:
+    for source in range(2):
+        sources = planes(30, 41)
+        sources[source][0, 0, *place] = poison
+        assert np.isnan(engine.fuse(*sources)).all()
+
+
+def test_wrong_planes_are_refused(engine: native.NativeBackend, random_state: State) -> None:
+    a, b = planes(16, 24)
+    for bad_a, bad_b, message in (
+        (a.astype(np.float64), b, "float64"),
+        (a.astype(">f4"), b, ">f4"),
+        (a[:, :, :-1], b, r"\(1, 1, 15, 24\)"),
+        (a[0], b[0], r"\(1, 16, 24\)"),
+        (np.concatenate([a, a]), np.concatenate([b, b]), r"\(2, 1, 16, 24\)"),
+        (a[..., :7], b[..., :7], "got 7x16"),
+    ):
+        with pytest.raises(ShapeError, match=message) as caught:
+            engine.fuse(bad_a, bad_b)
+        assert one_sentence(str(caught.value))
+    with (
+        native.NativeBackend(random_state, size_hw=(16, 20)) as fixed,
+        pytest.raises(ShapeError, match="20x16 .* got 24x16; build one with --size 16x24"),
+    ):
+        fixed.fuse(a, b)
+
+
+def test_wrong_settings_are_refused(random_state: State) -> None:
+    flat = native.flat_parameters(random_state)
+    for threads in (0, -1, 257):
+        with pytest.raises(ValueError, match=f"1 to 256 threads, got {threads}"):
+            MODULE.Network(flat, threads)
+    with pytest.raises(UsageError, match="0 to 256 threads"):
+        native.NativeBackend(random_state, threads=-1)
+    with pytest.raises(UsageError, match="this processor has .*scalar.*, got 'abacus'") as caught:
+        native.NativeBackend(random_state, isa="abacus")
+    assert one_sentence(str(caught.value))
+    with pytest.raises(ValueError, match="59856 consecutive parameters, got 59855"):
+        MODULE.Network(flat[:-1], 1)
+    network = MODULE.Network(flat, 1)
+    plane = np.zeros((16, 16), np.float32)
+    frozen = plane.copy()
+    frozen.flags.writeable = False
+    for arguments, problem in (
+        ((plane, plane, frozen), (ValueError, BufferError)),
+        ((plane, plane, plane.astype(np.float64)), ValueError),
+        ((plane, plane, np.zeros((16, 32), np.float32)[:, ::2]), ValueError),
+        ((plane, plane[:8], plane.copy()), ValueError),
+        ((plane, plane, None), (TypeError, BufferError)),
+        ((plane[:7], plane[:7], plane[:7].copy()), ValueError),
+    ):
+        with pytest.raises(problem):
+            network.fuse(*arguments)
+
+
+def test_the_environment_names_the_instruction_set(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, "scalar")
+    with native.NativeBackend(random_state) as engine:
+        assert engine.isa == "scalar"
+    assert status("native").reason == "scalar kernels"
+    monkeypatch.delenv(native.ISA_VARIABLE)
+    with native.NativeBackend(random_state) as engine:
+        assert engine.isa == ISAS[0]
+
+
+def test_one_instance_serves_several_threads(engine: native.NativeBackend) -> None:
+    pairs = [planes(20 + 7 * i, 50 - 3 * i, seed=i) for i in range(4)]
+    expected = [engine.fuse(*pair) for pair in pairs]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for turn in range(8):
+            i = (index + turn) % len(pairs)
+            if not np.array_equal(engine.fuse(*pairs[i]), expected[i]):
+                wrong.append(f"pair {i}")
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert not any(worker.is_alive() for worker in workers)
+    assert wrong == []
+
+
+def test_no_memory_is_an_error_and_the_engine_lives_on() -> None:
+    code = (
+        "import resource, numpy as np\n"
+        "from refusion_edge.backends.native import NativeBackend\n"
+        "from refusion_edge.checkpoint import read_checkpoint\n"
+        "from refusion_edge.errors import BackendError\n"
+        "from refusion_edge.weights import weights_path\n"
+        "engine = NativeBackend(read_checkpoint(weights_path('ir_vis')).state, threads=1)\n"
+        "small, large = np.ones((1, 1, 16, 16), np.float32), np.ones((1, 1, 4096, 4096), np.float32)\n"
+        "before = engine.fuse(small, small)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "try:\n"
+        "    engine.fuse(large, large)\n"
+        "except BackendError as error:\n"
+        "    print(error)\n"
+        "assert np.array_equal(engine.fuse(small, small), before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "expected memory for a picture of 4096x4096 (about 4295 MB)" in done.stdout
+
+
+def test_auto_prefers_native_for_fp32_and_says_so() -> None:
+    for choice in (choose_runner("auto"), choose_builder("auto", "fp32")):
+        assert choice.name == "native"
+        assert f"auto chose native ({ISAS[0]} kernels)" in choice.reason
+    assert re.search(r"native.* \(usable, but not in fp16\)", choose_builder("auto", "fp16").reason)
+    with pytest.raises(UsageError, match=r"that native builds \(fp32\), got 'fp16'; build with --precision fp32") as caught:
+        choose_builder("native", "fp16")
+    assert one_sentence(str(caught.value))
+    with load("ir_vis") as fuser:
+        assert fuser.backend.name == "native"
+
+
+def test_without_the_module_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda _: False)
+    with pytest.raises(BackendError, match=r"its C\+\+ module is not built'; run: pip install \. -Cwheel\.cmake=true"):
+        require_usable("native")
+    assert choose_runner("auto").name in ("openvino", "onnxruntime")
+
+
+def test_a_bundle_is_the_network_and_its_parameters(random_state: State) -> None:
+    report = build(BuildSpec("ir_vis", "fp32", "native", output=Path("bundle")))
+    assert all(result.fidelity.psnr_db > 100 for result in report.gate)
+    bundle = read_bundle("bundle")
+    assert (bundle.manifest.backend, bundle.manifest.engine) == ("native", WEIGHTS)
+    assert MODEL in bundle.manifest.files
+    a, b = planes(33, 40)
+    state = read_checkpoint(bundle.path / WEIGHTS).state
+    with open_bundle(bundle, threads=2) as engine, open_weights(state, "onnxruntime") as graph:
+        assert engine.name == "native"
+        assert np.abs(engine.fuse(a, b) - graph.fuse(a, b)).max() <= TOLERANCE["fp32"]
+
+
+def test_the_command_line_treats_it_like_any_other(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run_cli("build", "--precision", "fp32", "--backend", "native", "--size", "64x96", "-o", "bundle")
+    assert code == 0, err
+    code, out, _ = run_cli("verify", "bundle")
+    assert code == 0
+    assert "PASSED: fp32 on native" in out
+    code, out, _ = run_cli("inspect", "bundle", "--json", "-")
+    assert json.loads(out)["engine"] == WEIGHTS
+    code, out, _ = run_cli("doctor", "--json", "-")
+    told = {"usable": True, "builds": True, "reason": f"{ISAS[0]} kernels", "fix": None}
+    assert json.loads(out)["backends"]["native"] == told
+    code, _, err = run_cli("build", "--precision", "fp16", "--backend", "native", "-o", "other")
+    assert code == 2
+    assert one_sentence(err)
+
+
+def test_fuse_says_what_auto_chose(run_cli: Callable[..., tuple[int, str, str]], picture: Callable[..., Array]) -> None:
+    write_image("a.png", picture(20, 30))
+    write_image("b.png", picture(20, 30))
+    code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png")
+    assert code == 0
+    assert f"Back end: auto chose native ({ISAS[0]} kernels)." in out
+    code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png", "--backend", "native", "--threads", "1")
+    assert code == 0
+    assert "auto chose" not in out

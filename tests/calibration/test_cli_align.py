@@ -1,0 +1,207 @@
+"""``align`` on the command line: every way, what it writes, and every user error in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array
+from refusion_edge.calibration.motion import apart_px
+from refusion_edge.images import read_image, write_image
+from refusion_edge.pairs import ImagePair
+from refusion_edge.rig_file import read_rig
+from refusion_edge.warp import warp_points
+from tests.calibration.conftest import MOVE
+from tests.calibration.test_points import board_picture
+from tests.calibration.test_stereo import write as write_calibration
+from tests.conftest import files_below, one_sentence
+
+Run = Callable[..., tuple[int, str, str]]
+Move = Callable[..., Array]
+
+
+@pytest.fixture
+def pair(street: ImagePair, moved: Move) -> ImagePair:
+    """The moved street, in files."""
+    write_image("ir.png", moved(street.a))
+    write_image("vis.png", street.b)
+    return street
+
+
+PICTURES = ("--ir", "ir.png", "--vis", "vis.png")
+
+
+def test_auto_writes_a_rig_that_check_confirms(run_cli: Run, pair: ImagePair, moved: Move) -> None:
+    words = ("--distance", "10m", "--baseline", "30mm", "--fov", "50", "--polarity", "black", "--gain", "clahe")
+    uris = ("--ir-uri", "v4l2:///dev/video1", "--time-offset-ms", "-12.5")
+    code, out, err = run_cli("align", "auto", *PICTURES, *words, *uris, "-o", "new/rig.yaml", "--overlay", "over.png")
+    assert (code, err) == (0, "")
+    assert re.search(r"^Alignment +error \d\.\d\d px \(10 m\)$", out, re.MULTILINE)
+    assert "parallax error (px), aligned for 10 m" in out
+    assert "halves of the picture" in out
+    rig = read_rig("new/rig.yaml")
+    assert (rig.polarity, rig.gain, rig.time_offset_ms, rig.base, rig.ir.uri) == (
+        "black",
+        "clahe",
+        -12.5,
+        "vis",
+        "v4l2:///dev/video1",
+    )
+    assert rig.parallax is not None
+    assert rig.parallax.focal_px == pytest.approx(192 / math.tan(math.radians(25)))
+    size = pair.b.shape[1], pair.b.shape[0]
+    assert apart_px(MOVE, rig.homography(10.0), size) < 0.4
+    picture = read_image("over.png")
+    assert picture.ndim == 3
+    assert picture.std() > 20
+
+    code, out, err = run_cli("align", "check", "new/rig.yaml", *PICTURES)
+    assert (code, err) == (0, "")
+    assert "PASSED: at most 3 px wanted" in out
+    write_image("ir.png", moved(pair.a, MOVE @ np.array([[1, 0, 6.0], [0, 1, 0], [0, 0, 1]])))
+    code, out, _ = run_cli("align", "check", "new/rig.yaml", *PICTURES, "--json", "check.json", "--overlay", "check.png")
+    assert code == 1
+    assert "FAILED" in out
+    report = json.loads(Path("check.json").read_text())
+    assert report["passed"] is False
+    assert report["offset_px"] == pytest.approx(6, abs=0.5)
+    assert Path("check.png").is_file()
+
+
+def test_a_second_distance_joins_the_rig(run_cli: Run, pair: ImagePair) -> None:
+    assert run_cli("align", "auto", *PICTURES, "--distance", "far", "--ir-crop", "0,0,384,280")[0] == 0
+    code, out, err = run_cli("align", "auto", *PICTURES, "--distance", "2m")
+    assert (code, out) == (2, "")
+    assert "add --rig rig.yaml" in err
+    code, _, err = run_cli("align", "auto", *PICTURES, "--distance", "2m", "--rig", "rig.yaml", "--onto", "ir")
+    assert code == 2
+    assert "got --onto beside --rig" in err
+    more = ("--ir-uri", "csi://0", "--json", "-")
+    code, out, _ = run_cli("align", "auto", *PICTURES, "--distance", "2m", "--rig", "rig.yaml", *more)
+    assert code == 0
+    document = json.loads(out)
+    assert (document["distance_m"], document["parallax"]) == (2.0, None)
+    rig = read_rig("rig.yaml")
+    assert [alignment.distance_m for alignment in rig.alignments] == [2.0, math.inf]
+    assert (rig.ir.crop_xywh, rig.ir.uri) == ((0, 0, 384, 280), "csi://0")
+    assert rig.alignments[0].error_px == document["error_px"]
+    assert run_cli("align", "auto", *PICTURES, "--onto", "ir", "--overwrite", "--model", "affine")[0] == 0
+    rig = read_rig("rig.yaml")
+    assert (rig.base, rig.alignments[0].distance_m) == ("ir", None)
+    assert apart_px(np.linalg.inv(MOVE), rig.homography(), (384, 288)) < 1
+
+
+def test_auto_fails_loudly_and_writes_nothing(run_cli: Run, pair: ImagePair, noise_scene: Callable[[int], Array]) -> None:
+    write_image("ir.png", noise_scene(1))
+    write_image("vis.png", noise_scene(2))
+    code, out, err = run_cli("align", "auto", *PICTURES, "--overlay", "over.png")
+    assert (code, out) == (1, "")
+    assert "expected enough evidence for an alignment, got" in err
+    assert one_sentence(err)
+    assert files_below(Path()) == ["ir.png", "vis.png"]
+
+
+def test_points(run_cli: Run, pair: ImagePair, rng: np.random.Generator) -> None:
+    vis = rng.uniform((20, 20), (360, 260), (9, 2))
+    ir = warp_points(MOVE, vis) + rng.normal(0, 0.3, vis.shape)
+    rows = "\n".join(",".join(map(str, row)) for row in np.column_stack((ir, vis)))
+    Path("p.csv").write_text(f"ir_x,ir_y,vis_x,vis_y\n{rows}\n")
+    code, out, err = run_cli("align", "points", "p.csv", *PICTURES, "--model", "similarity", "--overlay", "over.png")
+    assert (code, err) == (0, "")
+    assert "from 9 points over" in out
+    rig = read_rig("rig.yaml")
+    assert apart_px(MOVE, rig.homography(), (384, 288)) < 1
+    assert rig.alignments[0].error_px is not None
+    assert "parallax: not known" in out
+
+
+def test_checkerboard(run_cli: Run) -> None:
+    move = np.array([[0.8, 0.02, 40], [-0.02, 0.8, 30], [0, 0, 1.0]])
+    for index, base in enumerate(([[1.0, 0, 10], [0, 1, 20], [0, 0, 1]], [[1.0, 0, 180], [0, 1, 80], [0, 0, 1]])):
+        write_image(f"ir/{index}.png", board_picture(move @ np.array(base), inverted=True))
+        write_image(f"vis/{index}.png", board_picture(np.array(base)))
+    code, out, err = run_cli("align", "checkerboard", "--ir", "ir", "--vis", "vis", "--board", "7x5", "--distance", "3m")
+    assert (code, err) == (0, "")
+    assert "from 70 corners" in out
+    assert apart_px(move, read_rig("rig.yaml").homography(3.0), (640, 480)) < 1
+
+
+def test_calibration(run_cli: Run) -> None:
+    write_calibration("stereo.yml")
+    sizes = ("--ir-size", "640x512", "--vis-size", "640x480")
+    code, out, err = run_cli("align", "calibration", "stereo.yml", *sizes, "--unit", "mm", "--distance", "2m,far")
+    assert (code, err) == (0, "")
+    assert "error 0.31 px" in out
+    assert "50 m" in out
+    rig = read_rig("rig.yaml")
+    assert [alignment.distance_m for alignment in rig.alignments] == [2.0, math.inf]
+    assert rig.vis.lens is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "hint"),
+    [
+        (("auto", *PICTURES, "--distance", "5"), 2, "with its unit"),
+        (("auto", *PICTURES, "--distance", "0m"), 2, "above 0"),
+        (("auto", *PICTURES, "--scale-range", "2,1"), 2, "two scales"),
+        (("auto", *PICTURES, "--max-shift", "0.9"), 2, "at most 0.5"),
+        (("auto", *PICTURES, "--ir-crop", "1,2,3"), 2, "left, top, width and height"),
+        (("auto", *PICTURES, "--ir-crop", "0,0,9999,9"), 4, "inside the frame"),
+        (("auto", *PICTURES, "--baseline", "3cm"), 2, "add --fov"),
+        (("auto", *PICTURES, "--fov", "200"), 2, "below 180"),
+        (("auto", *PICTURES, "--time-offset-ms", "nan"), 2, "expected a number"),
+        (("auto", *PICTURES, "--overlay", "x.gif"), 2, "ending in"),
+        (("auto", *PICTURES, "--overlya", "x.png"), 2, "did you mean '--overlay'?"),
+        (("auto", "--ir", "none.png", "--vis", "vis.png"), 4, "got nothing"),
+        (("auto", *PICTURES, "--rig", "none.yaml"), 4, "got nothing"),
+        (("auto", *PICTURES, "--rig", "small.yaml", "-o", "y.yaml"), 4, "expected ir frames of 64x48 as in the rig, got 384"),
+        (("auto", *PICTURES, "-o", "ir.png/rig.yaml"), 4, "expected"),
+        (("points", "none.csv", *PICTURES), 4, "expected a CSV file"),
+        (("checkerboard", *PICTURES, "--board", "2x2"), 2, "from 3 to 64"),
+        (("checkerboard", *PICTURES, "--board", "9x6"), 1, "expected a checkerboard"),
+        (("calibration", "none.yml"), 2, "add --ir-size"),
+        (("calibration", "none.yml", *PICTURES), 4, "expected an OpenCV calibration file"),
+        (("calibration", "none.yml", *PICTURES, "--unit", "inch"), 2, "unit"),
+        (("check", "none.yaml", *PICTURES), 4, "got nothing"),
+        (("check", "small.yaml", *PICTURES), 4, "expected ir frames of 64x48"),
+        (("check", "whole.yaml", *PICTURES, "--distance", "3m"), 4, "expected a working distance"),
+        (("atuo", *PICTURES), 2, "did you mean 'auto'?"),
+        ((), 2, "required"),
+    ],
+)  # fmt: skip
+def test_user_errors(run_cli: Run, pair: ImagePair, words: tuple[str, ...], expected: int, hint: str) -> None:
+    rig = "schema: refusion-edge/rig/1\nir: {{size_wh: {0}}}\nvis: {{size_wh: {0}}}\nalignments:\n- homography: {1}\n"
+    identity = "[[1, 0, 0], [0, 1, 0], [0, 0, 1]]"
+    Path("small.yaml").write_text(rig.format("[64, 48]", identity))
+    Path("whole.yaml").write_text(rig.format("[384, 288]", identity))
+    before = files_below(Path())
+    code, out, err = run_cli("align", *words)
+    assert (code, out) == (expected, "")
+    assert hint in err
+    assert len(err.strip().splitlines()) == 1
+    if expected != 2:
+        assert one_sentence(err)
+    assert files_below(Path()) == before
+
+
+def test_every_way_has_help(run_cli: Run) -> None:
+    for way in ("auto", "points", "checkerboard", "calibration", "check"):
+        code, out, _ = run_cli("align", way, "--help")
+        assert code == 0
+        assert out.startswith(f"usage: refusion-edge align {way}")
+
+
+def test_sixteen_bit_frames_and_another_size(run_cli: Run, pair: ImagePair, moved: Move) -> None:
+    thermal = 7000 + 9 * moved(pair.a).astype(np.uint16)
+    write_image("ir.png", cv2.resize(thermal, (256, 192), interpolation=cv2.INTER_AREA))
+    assert run_cli("align", "auto", *PICTURES, "--overlay", "over.png")[0] == 0
+    third = 2 / 3
+    scale = np.array([[third, 0, (third - 1) / 2], [0, third, (third - 1) / 2], [0, 0, 1]])
+    assert apart_px(scale @ MOVE, read_rig("rig.yaml").homography(), (384, 288)) < 1

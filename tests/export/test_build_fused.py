@@ -1,0 +1,137 @@
+"""Building for the back end ``fused`` where there is no GPU: the file itself goes through the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array, State
+from refusion_edge.backends import Status, fused
+from refusion_edge.backends.host_device import HostDevice
+from refusion_edge.bundle import MODEL, PROGRAM, WEIGHTS, read_bundle
+from refusion_edge.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
+from refusion_edge.export import program as program_module
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.fidelity import compare
+from refusion_edge.fuser import Fuser, load, open_weights
+from refusion_edge.program import Target
+from refusion_edge.program_file import parse_program
+from refusion_edge.tasks import TASKS
+from tests.conftest import files_below, one_sentence
+from tests.programs import hollow_target
+
+SMALL = (64, 96)
+
+
+@pytest.fixture(autouse=True)
+def _without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that are no machine code: what compiles them has tests of its own."""
+
+    def compile_hollow(architectures: Iterable[int], *, jobs: int) -> dict[int, Target]:
+        assert jobs >= 1
+        return {architecture: hollow_target(architecture) for architecture in architectures}
+
+    monkeypatch.setattr(program_module, "compile_targets", compile_hollow)
+    monkeypatch.setattr(program_module.importlib.metadata, "version", lambda _: "3.9.0")
+    monkeypatch.setattr(fused, "probe_build", lambda: Status(usable=True, reason="Triton 3.9.0"))
+    monkeypatch.setattr(fused, "probe", lambda: Status(usable=False, reason="no NVIDIA device"))
+
+
+def spec(task: str = "medical", **more: Any) -> BuildSpec:
+    return BuildSpec(task, backend="fused", **{"size_hw": SMALL, "architectures": (87, 110), **more})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_passes_its_gate_with_room(task: str) -> None:
+    report = build(spec(task))
+    bundle = read_bundle(report.bundle.path)
+    assert {MODEL, WEIGHTS, PROGRAM} == bundle.manifest.files.keys()
+    assert (bundle.manifest.backend, bundle.manifest.engine) == ("fused", PROGRAM)
+    assert "This machine has no GPU" in report.remarks[0]
+    program = parse_program(bundle.read(PROGRAM))
+    assert list(program.targets) == [87, 110]
+    assert program.model["weights_sha256"] == bundle.manifest.weights_sha256
+    assert all(result.fidelity.psnr_db >= 70 for result in report.gate)
+    # Not equal either: the gate judges half precision, not the reference against itself.
+    assert all(result.fidelity.psnr_db < 110 for result in report.gate)
+
+
+def test_a_bundle_fuses_pictures_on_its_device(monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Array]) -> None:
+    report = build(spec())
+    data = report.bundle.read(PROGRAM)
+    monkeypatch.setattr(fused, "probe", lambda: Status(usable=True, reason="pretended"))
+    monkeypatch.setattr(fused, "open_device", lambda: HostDevice(parse_program(data), 87, integrated=True))
+    a, b = picture(33, 47), picture(33, 47)
+    with load(report.bundle.path) as fuser, load("medical") as reference:
+        assert isinstance(fuser, Fuser)
+        assert fuser.backend.name == "fused"
+        error = np.abs(fuser.fuse(a, b).astype(int) - reference.fuse(a, b).astype(int))
+    assert error.max() <= 2
+
+
+def test_a_bundle_is_refused_where_there_is_no_device() -> None:
+    report = build(spec())
+    with pytest.raises(BackendError, match="fused to be usable here, got 'no NVIDIA device'") as caught:
+        load(report.bundle.path)
+    assert one_sentence(str(caught.value))
+
+
+def test_the_architectures_are_part_of_the_key_of_the_cache() -> None:
+    assert not build(spec(output=Path("one"))).cached
+    assert build(spec(output=Path("two"))).cached
+    assert not build(spec(output=Path("three"), architectures=(87,))).cached
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp32"}, "build with --precision fp16"),
+        ({"architectures": None}, "--arch for the back end fused on a machine without a GPU, got none; name the device's"),
+        ({"backend": "onnxruntime"}, "--arch with the back end fused only, got it with onnxruntime"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        build(BuildSpec(**{"task": "medical", "backend": "fused", "architectures": (87,), **options}))
+    assert one_sentence(str(caught.value))
+    assert files_below(Path("..")) == ["work"]
+
+
+def test_weights_beyond_half_precision_are_refused(random_state: State) -> None:
+    state = {**random_state, "encoder1.0.attn.qkv.weight": random_state["encoder1.0.attn.qkv.weight"] * 1e6}
+    write_safetensors("large.safetensors", Checkpoint("medical", state))
+    # The graph of the bundle is in half precision, too, and is the first to say so.
+    with pytest.raises(CheckpointError, match="within the range of"):
+        build(spec(weights=Path("large.safetensors")))
+    assert not Path("bundles").exists()
+
+
+def test_a_kernel_that_computes_wrongly_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = fused.FusedBackend.fuse
+    monkeypatch.setattr(fused.FusedBackend, "fuse", lambda self, a, b: honest(self, a, b) + 0.019 * (a.shape[2] == SMALL[0]))
+    with pytest.raises(GateError, match="nothing was installed"):
+        build(spec())
+    assert files_below(Path("..")) == ["work"]
+
+
+@pytest.mark.parametrize("task", ["IVIF", "MIF", "MFIF", "MEIF"])
+def test_half_precision_keeps_70_db_on_real_pairs_with_official_weights(shared_data: Path, task: str) -> None:
+    from refusion_edge.checkpoint import read_checkpoint
+    from refusion_edge.kernels.folding import fold
+    from refusion_edge.kernels.host import fuse_on_host
+    from refusion_edge.kernels.plan import FUSED, make_plan
+
+    state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state
+    golden = np.load(shared_data / f"reference/golden/{task}_crop_97x131.npz")
+    weights = fold(state).rounded(np.dtype(np.float16))
+    emulated = fuse_on_host(make_plan(), weights, golden["input"][0])[FUSED]
+    assert compare(emulated, golden["raw"][0, 0]).psnr_db >= 70
+    with open_weights(state) as engine:
+        exact = engine.fuse(golden["input"][:, :1], golden["input"][:, 1:])[0, 0]
+    assert 70 <= compare(emulated, exact).psnr_db < 110

@@ -1,0 +1,156 @@
+"""INT8: what is written into the graph, which layers are chosen, and that a quantised layer computes what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, numpy_helper
+from scipy.signal import correlate
+
+from refusion_edge.arrays import Array, State
+from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.errors import GateError
+from refusion_edge.export.int8 import Jury, scan_layers, select_layers
+from refusion_edge.export.quantise import quantise
+from refusion_edge.fidelity import LIMITS, Fidelity
+from refusion_edge.fuser import open_weights
+from refusion_edge.gate import sample_pairs
+from refusion_edge.graph import fill, read_template
+from refusion_edge.quantisation import CalibrationTable, layer_nodes, quantisable_layers
+from refusion_edge.tasks import find_task
+from refusion_edge.weights import weights_path
+
+LAYERS = quantisable_layers()
+# Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any picture gives.
+TABLE = CalibrationTable("min-max", {layer: 2.0 if layer.startswith("FM") else 4.0 for layer in LAYERS}, 16, "0")
+HW = (21, 34)
+
+
+def folded(state: State, precision: str) -> onnx.ModelProto:
+    return fill(read_template("tensorrt-folded", precision), state)
+
+
+def observe(model: onnx.ModelProto, names: Iterable[str], planes: Mapping[str, Array]) -> list[Array]:
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    values: list[Array] = ort.InferenceSession(watched.SerializeToString(), options).run(list(names), dict(planes))
+    return values
+
+
+@pytest.mark.parametrize("layer", ["encoder1.0.attn.qkv", "decoder.1.ffn.project_in", "FM.project_E"])
+def test_a_quantised_layer_computes_in_steps_of_its_scales(random_state: State, layer: str) -> None:
+    """Against a convolution in float64 of rounded input and rounded weights, formulated without ONNX."""
+    model = folded(random_state, "fp32")
+    quantised = quantise(model, TABLE, keep=set(LAYERS) - {layer})
+    draw = np.random.default_rng(3)
+    planes = {name: draw.random((1, 1, *HW), np.float32) for name in "ab"}
+    node = layer_nodes(model)[layer]
+    seen, result = observe(quantised, [node.input[0], node.output[0]], planes)
+
+    weight = next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == f"{layer}.weight")
+    step = TABLE.ranges[layer] / 127
+    # Inputs may use -128 where they are clipped; weights never do.
+    rounded = np.clip(np.rint(seen[0] / step), -128, 127) * step
+    steps = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
+    kernels = np.rint(weight / steps) * steps
+    padded = np.pad(rounded, ((0, 0), (1, 1), (1, 1)))
+    expected = np.stack([correlate(padded, kernel.astype(np.float64), mode="valid")[0] for kernel in kernels])
+    # A value that lies on the edge between two steps may fall to either side: one step of one tap.
+    assert np.abs(result[0] - expected).max() <= np.abs(kernels).max() * step + 1e-4
+    assert np.median(np.abs(result[0] - expected)) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_only_folded_convolutions_are_quantised_and_no_bias_is(random_state: State, precision: str) -> None:
+    model = folded(random_state, precision)
+    before = model.SerializeToString(deterministic=True)
+    kept = ("FM.qkv1", "decoder.0.attn.qkv")
+    quantised = quantise(model, TABLE, keep=kept)
+    assert model.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(quantised, full_check=True)
+    weights = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    in_int8 = {name.removesuffix(".weight") for name, tensor in weights.items() if tensor.data_type == TensorProto.INT8}
+    assert {name for name in in_int8 if not name.endswith(".zero")} == set(LAYERS) - set(kept)
+    # TensorRT-RTX refuses a bias that is dequantised from int32.
+    assert not [tensor for tensor in weights.values() if tensor.data_type == TensorProto.INT32]
+    kind = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+    assert {tensor.data_type for name, tensor in weights.items() if name.endswith(".scale")} == {kind}
+    for name, tensor in weights.items():
+        if name.endswith(".weight") and tensor.data_type == TensorProto.INT8:
+            values = numpy_helper.to_array(tensor)
+            assert values.min() >= -127
+            # Each channel uses its range; in half precision its scale is rounded up by at most one part in a thousand.
+            assert np.abs(values).reshape(len(values), -1).max(axis=1).min() >= 126
+
+
+def test_weights_below_the_range_of_half_precision_become_zeros_not_nan(random_state: State) -> None:
+    state = {**random_state, "FM.qkv1.weight": random_state["FM.qkv1.weight"] * np.float32(1e-9)}
+    quantised = quantise(folded(state, "fp16"), TABLE)
+    scale = next(numpy_helper.to_array(one) for one in quantised.graph.initializer if one.name == "FM.qkv1.weight.scale")
+    assert (scale > 0).all()
+    planes = {name: np.random.default_rng(1).random((1, 1, *HW), np.float32) for name in "ab"}
+    (fused,) = observe(quantised, ["fused"], planes)
+    assert np.isfinite(fused).all()
+
+
+class FakeJury(Jury):
+    """Judges by a loss in dB that each quantised layer costs, which add up."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self.costs = costs
+        self.judged = 0
+
+    def judge(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
+        self.judged += 1
+        int8 = {
+            tensor.name.removesuffix(".weight") for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8
+        }
+        return Fidelity(80.0 - sum(cost for layer, cost in self.costs.items() if layer in int8), 1.0, 0.0)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 5, 16])
+def test_as_few_layers_as_possible_stay_in_half_precision(random_state: State, needed: int) -> None:
+    ranked = LAYERS[::-1]
+    costs = {layer: 40.0 - 0.1 * index if index < needed else 0.1 / (index + 1) for index, layer in enumerate(ranked)}
+    jury = FakeJury(costs)
+    selection = select_layers(folded(random_state, "fp16"), TABLE, jury, LIMITS["int8"])
+    assert selection.kept == ranked[:needed]
+    assert set(selection.int8) | set(selection.kept) == set(LAYERS)
+    assert selection.int8 == tuple(layer for layer in LAYERS if layer not in selection.kept)
+    assert LIMITS["int8"].hold(jury.judge(selection.model))
+    assert jury.judged <= 1 + (len(LAYERS) + 5 + 1 if needed else 1)
+
+
+def test_where_no_layer_can_be_int8_the_build_fails(random_state: State) -> None:
+    jury = FakeJury(dict.fromkeys(LAYERS, 40.0))
+    with pytest.raises(GateError, match="nothing was installed, build with --precision fp16"):
+        select_layers(folded(random_state, "fp16"), TABLE, jury, LIMITS["int8"])
+
+
+def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> None:
+    jury = FakeJury({layer: float(index * 7 % 17) for index, layer in enumerate(LAYERS)})
+    told: list[Any] = []
+    scan = scan_layers(folded(random_state, "fp16"), TABLE, jury, lambda: told.append(None))
+    assert [fidelity.psnr_db for fidelity in scan.values()] == [80.0 - cost for cost in range(16, -1, -1)]
+    assert set(scan) == set(LAYERS)
+    assert len(told) == len(LAYERS)
+
+
+def test_real_weights_pass_the_gate_on_pictures() -> None:
+    state = read_checkpoint(weights_path("ir_vis")).state
+    with open_weights(state, optimised=False) as reference:
+        jury = Jury(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
+    model = folded(state, "fp16")
+    selection = select_layers(model, TABLE, jury, LIMITS["int8"])
+    assert LIMITS["int8"].hold(jury.judge(selection.model))
+    assert len(selection.int8) >= 12
+    # It is really coarser than fp16, which is above 60 dB here.
+    assert jury.judge(selection.model).psnr_db < 60 < jury.judge(model).psnr_db

@@ -1,0 +1,95 @@
+"""Ahead-of-time compilation: what every kernel takes of an architecture, read from its module. Needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="the GPU kernels are compiled by Triton: pip install 'refusion-edge[triton]'")
+
+from refusion_edge.architectures import ARCHITECTURES, parse_architectures
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.export import cubins
+from refusion_edge.export.cubins import compile_targets, resources
+from refusion_edge.kernels.plan import make_plan
+from tests.conftest import ROOT, one_sentence
+
+# One architecture in every run; all of them by `make test-architectures`, which takes some minutes for each.
+CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87"))
+
+DIM_32 = ("decoder_statistics", "decoder_feed_forward")
+WITHOUT_PRODUCTS = ("stem", "encoder_mixing", "decoder_mixing", "to_plane", "stretch")
+
+
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_every_kernel_compiles_and_fits(architecture: int) -> None:
+    (target,) = compile_targets([architecture], jobs=2).values()
+    plan = make_plan()
+    assert target.binaries.keys() == plan.kernels.keys()
+    assert target.driver_version in (12000, 13000)
+    for name, binary in target.binaries.items():
+        taken = resources(binary)
+        assert binary.image.startswith(b"\x7fELF"), name
+        assert binary.symbol == f"{plan.kernels[name].source}_kernel", name
+        assert binary.hidden_pointers == 2, name
+        assert 0 < taken.registers <= 255, name
+        # At dim 32 the statistics keep 24 sums for each head in registers; a few of them spill.
+        assert taken.spilled <= (64 if name in DIM_32 else 0), name
+        assert taken.shared_bytes <= 99 * 1024, name
+        assert (taken.tensor_core > 0) == (name not in WITHOUT_PRODUCTS), name
+        assert len(binary.image) < 150_000, name
+
+
+# In a process of its own, because in this one Triton interprets.
+COMPILE_LOSS = """
+import sys
+from refusion_edge.export.compiler import compile_function, prepare_compiler
+prepare_compiler()
+from refusion_edge.export.cubins import resources
+from refusion_edge.kernels import weighted_loss
+from refusion_edge.program import Tile
+numbers = {"height": "i32", "width": "i32", "coefficient": "fp32", "scale": "fp32"}
+for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):
+    types = {name: numbers.get(name, "*fp32") for name in kernel.arg_names if not name.isupper()}
+    binary, _ = compile_function(kernel, types, {"TERM": 1, "TILE": 128}, Tile(128, 1, 4), int(sys.argv[1]))
+    print(resources(binary).registers, resources(binary).spilled)
+"""
+
+
+def test_the_loss_kernels_compile_without_spilling() -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMPILE_LOSS, str(CHOSEN[0])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    taken = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(taken) == 2
+    assert all(registers <= 255 and spilled == 0 for registers, spilled in taken)
+
+
+def test_a_kernel_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan()
+    kernel = plan.kernels["stretch"]
+    broken = type(kernel)("stretch", "stretch", kernel.parameters[:-1], {}, "strips", 1)
+    monkeypatch.setattr(cubins, "make_plan", lambda: type(plan)({"stretch": broken}, {}, ()))
+    with pytest.raises(BackendError, match="to compile the kernel stretch for sm_87, got") as caught:
+        compile_targets([87])
+    assert one_sentence(str(caught.value))
+
+
+def test_an_architecture_that_is_unknown_is_refused() -> None:
+    assert parse_architectures("sm_87, sm_110,sm_87") == (87, 110)
+    assert set(CHOSEN) <= set(ARCHITECTURES)
+    for text in ("", "sm_88", "87", "sm_87;sm_90", "sm_٨٧"):
+        with pytest.raises(UsageError, match="sm_87") as caught:
+            parse_architectures(text)
+        assert one_sentence(str(caught.value))
+
+
+def test_without_triton_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubins, "TRITON_INSTALLED", False)
+    with pytest.raises(BackendError, match=r"pip install 'refusion-edge\[triton\]'"):
+        compile_targets([87])

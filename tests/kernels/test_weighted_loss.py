@@ -1,0 +1,132 @@
+"""The loss with closed-form derivatives against autograd on the plain loss, and the Triton kernels against both."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageError
+from refusion_edge.kernels import weighted_loss as loss_module
+from refusion_edge.kernels.language import TRITON_INSTALLED
+from refusion_edge.kernels.weighted_loss import Engine, Term, weighted_loss
+from refusion_edge.train import losses
+from refusion_edge.train.losses import LossWeights, fusion_loss
+from tests.conftest import one_sentence
+
+TERMS = ("signed", "magnitude", "signed-max")
+ENGINES = (
+    "closed",
+    pytest.param("triton", marks=pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: refusion-edge[triton]")),
+)
+SIZE = (2, 1, 1, 3)
+
+
+def planes(count: int = 5, size: tuple[int, ...] = SIZE) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(size, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def plain(f: torch.Tensor, w: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, term: Term) -> torch.Tensor:
+    return fusion_loss(f, a, b, LossWeights(w, v), 0.3, term, "reference")
+
+
+def second_derivatives(loss: torch.Tensor, inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> list[torch.Tensor]:
+    first = torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True)
+    product = sum((gradient * cotangent).sum() for gradient, cotangent in zip(first, cotangents, strict=True))
+    return [loss, *first, *torch.autograd.grad(product, inputs, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("term", TERMS)
+def test_value_gradient_and_second_order_equal_autograd_on_the_plain_loss(term: Term, engine: Engine) -> None:
+    f, w, v, a, b = planes()
+    leaves = [tensor.requires_grad_() for tensor in (f, w, v)]
+    cotangents = planes(8)[5:]
+    expected = second_derivatives(plain(f, w, v, a, b, term) * 3, leaves, cotangents)
+    got = second_derivatives(weighted_loss(f, a, b, w, v, 0.3, term, engine) * 3, leaves, cotangents)
+    assert max(float(tensor.detach().abs().max()) for tensor in expected[4:]) > 0.01
+    for one, other in zip(got, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 1, 3, 130)])
+def test_borders_and_several_tiles(size: tuple[int, ...], engine: Engine) -> None:
+    f, w, v, a, b = planes(size=size)
+    f.requires_grad_()
+    expected = torch.autograd.grad(plain(f, w, v, a, b, "signed"), f)[0]
+    got = torch.autograd.grad(weighted_loss(f, a, b, w, v, 0.3, "signed", engine), f)[0]
+    assert torch.allclose(got, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss() -> None:
+    f, w, v, a, b = planes()
+
+    def outer(weight: torch.Tensor, *, by_kernel: bool) -> torch.Tensor:
+        def inner(gain: torch.Tensor) -> torch.Tensor:
+            fused = gain * f
+            return weighted_loss(fused, a, b, weight, v, 0.3, "signed", "closed") if by_kernel else plain(
+                fused, weight, v, a, b, "signed"
+            )  # fmt: skip
+
+        gain = torch.tensor(1.1, dtype=torch.float64)
+        return ((gain - 0.5 * torch.func.grad(inner)(gain)) * f - a).square().mean()
+
+    got, expected = (torch.func.grad(lambda weight, by=by: outer(weight, by_kernel=by))(w) for by in (True, False))
+    assert expected.abs().max() > 1e-5
+    assert torch.allclose(got, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_closed_forms_agree_with_finite_differences() -> None:
+    f, w, v, a, b = planes(size=(1, 1, 3, 4))
+    leaves = [tensor.requires_grad_() for tensor in (f, w, v)]
+    for term in TERMS[:2]:
+        assert torch.autograd.gradgradcheck(
+            lambda f, w, v, term=term: weighted_loss(f, a, b, w, v, 0.3, term, "closed"), leaves, atol=1e-6
+        )
+
+
+def test_a_third_derivative_is_refused() -> None:
+    f, w, v, a, b = planes()
+    f.requires_grad_()
+    (first,) = torch.autograd.grad(weighted_loss(f, a, b, w, v, 0.3, "magnitude", "closed"), f, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), f, create_graph=True)
+    with pytest.raises(TrainingError, match="got a third; use the engine 'reference'") as caught:
+        torch.autograd.grad(second.sum(), f)
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: refusion-edge[triton]")
+def test_training_takes_the_kernels_by_one_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, w, v, a, b = (tensor.float() for tensor in planes())
+    calls = []
+    honest = loss_module.value_and_gradient
+    monkeypatch.setattr(loss_module, "_launch_gradient", lambda *given: calls.append(given) or honest(*given))
+    expected = fusion_loss(f, a, b, LossWeights(w, v), 0.3)
+    assert not calls  # a CPU has the reference
+    monkeypatch.setattr(losses, "LOSS_ENGINE", "triton")
+    assert fusion_loss(f, a, b, LossWeights(w, v), 0.3).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert len(calls) == 1
+    assert fusion_loss(f, a, b, LossWeights(w[:1, :, :1, :1], v), 0.3).isfinite()
+
+
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, w, v, a, b = planes()
+    cases = {
+        ShapeError: [(f, a[:1], b, "signed"), (f, a.float(), b, "signed"), (f[0], a[0], b[0], "signed")],
+        UsageError: [(f, a, b.clone().requires_grad_(), "signed"), (f, a, b, "unknown")],
+    }
+    for error, given in cases.items():
+        for fused, first, second, term in given:
+            with pytest.raises(error) as caught:
+                weighted_loss(fused, first, second, w[: len(fused)], v[: len(fused)], 0.3, term, "closed")
+            assert one_sentence(str(caught.value))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(BackendError, match="choose the engine reference"):
+        fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", "triton")
+    with pytest.raises(UsageError, match="auto, reference, triton"):
+        fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", "fast")
+    monkeypatch.setattr(loss_module, "TRITON_INSTALLED", False)
+    with pytest.raises(BackendError, match=r"refusion-edge\[triton\]"):
+        weighted_loss(f, a, b, w, v, 0.3, "signed", "triton")

@@ -1,0 +1,204 @@
+"""Thermal gain and output range: depth, polarity, and flicker measured by the metric of ``eval``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array, State, Uint8Array
+from refusion_edge.errors import InputError, UsageError
+from refusion_edge.fuser import Fuser, open_weights
+from refusion_edge.luminance import to_display_range
+from refusion_edge.metrics.temporal import flicker
+from refusion_edge.rig import GAIN_METHODS, GainMethod
+from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
+from refusion_edge.stream.gain import ThermalGain
+from refusion_edge.stream.output_range import OutputStretch
+from refusion_edge.stream.processing import Processor
+from refusion_edge.stream.smoothing import SmoothedRange, inner_range
+from refusion_edge.stream.synthetic import Painter, Scene
+from refusion_edge.tasks import find_task
+from tests.stream.conftest import MeanBackend
+
+PERIOD_NS = 40 * MS
+# Static, noisy, and something hot that walks in after a second.
+SCENE = Scene(width=96, height=72, noise=3, walker=60, seed=3)
+
+
+def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:
+    ir, vis = Painter(SCENE, "ir"), Painter(SCENE, "vis")
+    for number in range(frames):
+        time_ns = number * PERIOD_NS
+        yield ir.paint(time_ns), vis.paint(time_ns), time_ns
+
+
+def mean_flicker(shown: list[Uint8Array]) -> float:
+    """Flicker beyond what the sensors change, the infrared one on a fixed scale that shows its background at full contrast."""
+    planes = []
+    for (ir, vis, _), picture in zip(walk(len(shown)), shown, strict=True):
+        fixed = ((ir.astype(np.float64) - 20_950) * (255 / 700)).clip(0, 255)
+        planes.append((fixed, vis[..., 1].astype(np.float64), picture.astype(np.float64)))
+    return float(np.mean([flicker(before, after) for before, after in itertools.pairwise(planes)]))
+
+
+def video(gain: ThermalGain, stretch: OutputStretch) -> list[Uint8Array]:
+    processor = Processor(MeanBackend(), gain=gain, stretch=stretch, colour=False, marks=False)
+    return [
+        processor.process(Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))).image
+        for ir, vis, time_ns in walk(120)
+    ]
+
+
+@pytest.mark.parametrize("method", ["linear", "percentile"])
+def test_fused_video_flickers_at_most_a_quarter_of_the_per_frame_stretch(method: GainMethod) -> None:
+    per_frame = video(ThermalGain("linear", time_constant_s=0), OutputStretch("stretch"))
+    smooth = video(ThermalGain(method), OutputStretch())
+    assert smooth[-1].std() > 20
+    assert mean_flicker(smooth) <= 0.25 * mean_flicker(per_frame)
+
+
+@pytest.mark.parametrize("method", ["plateau", "clahe"])
+def test_the_other_methods_flicker_less_than_without_smoothing(method: GainMethod) -> None:
+    per_frame = video(ThermalGain(method, time_constant_s=0), OutputStretch("stretch"))
+    assert mean_flicker(video(ThermalGain(method), OutputStretch())) < mean_flicker(per_frame)
+
+
+def test_percentile_gain_of_one_frame_is_the_display_range_of_single_pictures() -> None:
+    rng = np.random.default_rng(2)
+    picture = rng.normal(23_000, 500, (61, 83)).astype(np.uint16)
+    gain = ThermalGain("percentile")
+    gain.update(picture, 0)
+    assert np.abs(gain.apply(picture) * 255 - to_display_range(picture, sensor=True)).max() < 1e-2
+
+
+@pytest.mark.parametrize("method", GAIN_METHODS)
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_gain_keeps_order_depth_and_range(method: GainMethod, dtype: type) -> None:
+    picture = np.linspace(21_000, 24_000, 3001).astype(dtype)[: 54 * 55].reshape(54, 55)
+    gain = ThermalGain(method)
+    gain.update(picture, 0)
+    luma = gain.apply(picture)
+    assert luma.dtype == np.float32
+    assert luma.min() >= 0
+    assert luma.max() <= 1
+    assert luma.max() - luma.min() > 0.9
+    if method != "clahe":
+        assert (np.diff(luma.ravel()) >= 0).all()
+        assert len(np.unique(luma)) > 1000  # far more than eight bits
+
+
+def test_plateau_gives_flat_areas_less_and_small_things_more_than_equalisation() -> None:
+    picture = np.full((100, 100), 21_000, np.uint16)
+    picture += np.random.default_rng(1).integers(0, 40, picture.shape).astype(np.uint16)
+    picture[:10, :10] += 2000
+    gain = ThermalGain("plateau")
+    gain.update(picture, 0)
+    luma = gain.apply(picture)
+    spread = float(np.ptp(luma[20:, 20:]))
+    equalised = float(np.ptp(np.sort(picture.ravel()).searchsorted(picture[20:, 20:])) / picture.size)
+    linear = 40 / 2040
+    assert 1.5 * linear < spread < 0.85 * equalised
+
+
+def test_eight_bit_pictures_are_left_as_they_are(picture: Callable[..., Array]) -> None:
+    shown = picture(30, 40)
+    for method in GAIN_METHODS:
+        gain = ThermalGain(method)
+        gain.update(shown, 0)
+        assert np.array_equal(np.rint(gain.apply(shown) * 255), shown)
+
+
+def test_polarity_is_inverted_or_found_out() -> None:
+    ir = list(walk(30))[-1][0]
+    assert (ir > 23_000).any()  # the walker is in the picture
+    inverted = (65535 - ir).astype(np.uint16)
+    white, black, auto, auto_inverted = (ThermalGain("percentile", polarity=p) for p in ("white", "black", "auto", "auto"))
+    for gain, picture in ((white, ir), (black, inverted), (auto, ir), (auto_inverted, inverted)):
+        gain.update(picture, 0)
+    expected = white.apply(ir)
+    assert np.abs(black.apply(inverted) - expected).max() < 1e-3
+    assert np.abs(auto.apply(ir) - expected).max() < 1e-3
+    assert np.abs(auto_inverted.apply(inverted) - expected).max() < 1e-3
+
+
+def test_a_new_scene_is_shown_at_once() -> None:
+    gain = ThermalGain("percentile", time_constant_s=10)
+    ramp = np.linspace(0, 500, 64 * 64).reshape(64, 64)
+    gain.update((21_000 + ramp).astype(np.uint16), 0)
+    gain.update((30_000 + ramp).astype(np.uint16), PERIOD_NS)
+    luma = gain.apply((30_000 + ramp).astype(np.uint16))
+    assert 0.45 < luma.mean() < 0.55
+
+
+def test_smoothing_follows_with_its_time_constant() -> None:
+    smoothed = SmoothedRange(2.0)
+    assert smoothed.update(0, 100, 0) == (0, 100)
+    _, high = smoothed.update(0, 200, 2 * SECOND)
+    assert high == pytest.approx(100 + 100 * (1 - np.exp(-1)))
+    narrowing = SmoothedRange(2.0)
+    narrowing.update(0, 100, 0)
+    assert narrowing.update(0, 50, 20 * SECOND)[1] == pytest.approx(50 + 50 * np.exp(-1))
+    assert smoothed.update(0, 200, 2 * SECOND) == (0, pytest.approx(high))  # no time, no change
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000, 4999])
+def test_inner_range_is_that_of_numpy(count: int) -> None:
+    values = np.random.default_rng(count).normal(0, 100, count).astype(np.float32)
+    assert inner_range(values, (0.1, 99.9)) == pytest.approx(np.percentile(values.astype(np.float64), (0.1, 99.9)), rel=1e-6)
+
+
+def test_a_constant_or_noisy_wall_is_not_stretched_to_noise() -> None:
+    wall = np.full((40, 40), 21_000, np.uint16)
+    wall[::2] += 1
+    for method in GAIN_METHODS:
+        gain = ThermalGain(method)
+        gain.update(wall, 0)
+        assert np.isfinite(gain.apply(wall)).all()
+    linear = ThermalGain("linear")
+    linear.update(wall, 0)
+    assert np.ptp(linear.apply(wall)) < 0.2
+
+
+def test_output_ranges() -> None:
+    fused = np.random.default_rng(0).random((40, 50)).astype(np.float32) * np.float32(0.5) + np.float32(0.2)
+    stretched = OutputStretch("stretch").apply(fused, 0)
+    assert (stretched.min(), stretched.max()) == (0, 255)
+    assert np.array_equal(OutputStretch("fixed").apply(fused, 0), np.floor(fused * 255 + 0.5).astype(np.uint8))
+    assert not OutputStretch("stretch").apply(np.full((8, 8), 0.3, np.float32), 0).any()
+    with pytest.raises(UsageError, match="smooth, stretch, fixed"):
+        OutputStretch("smoth")
+
+
+def test_wrong_settings_and_pictures_are_refused() -> None:
+    for bad in ({"method": "agc"}, {"polarity": "grey"}, {"time_constant_s": -1.0}):
+        with pytest.raises(UsageError, match="expected"):
+            ThermalGain(**bad)
+    with pytest.raises(InputError, match="NaN"):
+        ThermalGain().update(np.full((9, 9), np.nan, np.float32), 0)
+
+
+def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(random_state: State) -> None:
+    _, vis, time_ns = list(walk(30))[-1]
+    ir = (np.random.default_rng(0).random(vis.shape[:2]) * 255).astype(np.uint8)
+    with open_weights(random_state, threads=1) as backend:
+        expected = Fuser(backend, find_task("ir_vis")).fuse(ir, np.ascontiguousarray(vis[..., ::-1]))
+        pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
+        got = Processor(backend, stretch=OutputStretch("stretch"), marks=False).process(pair).image
+    difference = np.abs(got[..., ::-1].astype(int) - expected)
+    assert difference.max() <= 4  # luma and chroma are kept in 8 bit: half a level each, times 1.8 for blue
+    assert difference.mean() < 1.0
+
+
+def test_marks_are_written_into_a_copy_only() -> None:
+    _, vis, time_ns = next(iter(walk(1)))
+    alone = Pair(0, None, Frame("vis", vis, 0, time_ns, 0, time_ns))
+    before = vis.copy()
+    marked = Processor(MeanBackend()).process(alone)
+    assert marked.mode == "visible only"
+    assert marked.marks == ("infrared lost",)
+    assert np.array_equal(vis, before)
+    assert not np.array_equal(marked.image, vis)
+    assert np.array_equal(Processor(MeanBackend(), marks=False).process(alone).image, vis)

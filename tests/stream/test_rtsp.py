@@ -1,0 +1,100 @@
+"""Real RTSP: our server in a second process, read by our own source."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refusion_edge.errors import OutputError, SourceLostError, UsageError
+from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.rtsp import RtspSink
+from refusion_edge.stream.sources import CLOCK_STREAM, open_source
+from refusion_edge.stream.uri import parse_output, parse_source
+from tests.conftest import one_sentence
+from tests.stream.conftest import camera
+
+PROBE = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+
+
+def has_server() -> bool:
+    command = ["/usr/bin/python3", "-I", "-c", PROBE]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+needs_server = pytest.mark.skipif(not has_server(), reason="needs GStreamer's RTSP server from the system's packages")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@needs_server
+def test_a_stream_is_served_and_read_by_rtsp() -> None:
+    port = free_port()
+    stop = threading.Event()
+    said: list[str] = []
+    ready = threading.Event()
+
+    def feed() -> None:
+        sink = RtspSink(
+            parse_output(f"rtsp://viewer:geheim@127.0.0.1:{port}/fused"), rate_hz=20,
+            announce=lambda text: (said.append(text), ready.set()),
+        )  # fmt: skip
+        with sink:
+            number = 0
+            while not stop.wait(0.05):
+                sink.write(FusedFrame(np.full((64, 96, 3), (40, 90, 200), np.uint8), None, None, number, number, 0, "fused"))
+                number += 1
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        assert ready.wait(20)
+        assert said == [f"RTSP stream: rtsp://127.0.0.1:{port}/fused"]
+        with (
+            pytest.raises(SourceLostError, match="'not found'|unauthorised"),
+            open_source(parse_source(f"rtsp://127.0.0.1:{port}/fused"), "vis"),
+        ):
+            pass
+        with open_source(parse_source(f"rtsp://viewer:geheim@127.0.0.1:{port}/fused"), "vis") as source:
+            grabs = [source.read() for _ in range(8)]
+            assert source.clock == CLOCK_STREAM
+            assert source.live
+        times = [grab.time_ns for grab in grabs if grab is not None]
+        assert len(times) == 8
+        assert all(later > earlier for earlier, later in itertools.pairwise(times))
+        assert np.abs(grabs[-1].image.reshape(-1, 3).mean(axis=0) - (40, 90, 200)).max() < 12
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+@needs_server
+def test_a_port_in_use_ends_the_stream_with_one_sentence(stream: Callable[..., Any]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OutputError, match=f"port {port} to be free") as caught:
+            stream(
+                ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=(f"rtsp://127.0.0.1:{port}/x",)
+            )
+    assert one_sentence(str(caught.value))
+
+
+def test_a_user_without_a_password_is_refused() -> None:
+    with pytest.raises(UsageError, match="without a password"):
+        RtspSink(parse_output("rtsp://user@127.0.0.1:8554/x"), rate_hz=30)

@@ -1,0 +1,325 @@
+"""The running stream: every failure ends it in a bounded time, every frame is accounted for, and losses are survived."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Float32Array
+from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostError
+from refusion_edge.stream.channel import Channel
+from refusion_edge.stream.frames import MS, SECOND, Frame
+from refusion_edge.stream.matching import FROZEN_TOO_LONG, Limits, Matcher
+from refusion_edge.stream.pairing import Pairer
+from refusion_edge.stream.processing import Processor
+from refusion_edge.stream.runner import RunLimits, StreamRun
+from refusion_edge.stream.sinks import Sink
+from refusion_edge.stream.sources import Grab, Source, open_source
+from refusion_edge.stream.statistics import Distribution, Statistics
+from refusion_edge.stream.uri import parse_source
+from tests.stream.conftest import ListSink, MeanBackend, camera, explained
+
+Stream = Callable[..., tuple[dict[str, Any], Any]]
+BOUND_S = 8.0
+
+
+def make_run(
+    sink: Sink, *, backend: MeanBackend | None = None, sources: tuple[Source, Source] | None = None, **options: Any
+) -> tuple[StreamRun, Statistics]:
+    ir, vis = camera("ir", live=0, frames=40), camera("vis", live=0, frames=40)
+    given = sources or (open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis"))
+    statistics = Statistics()
+    matcher = Matcher(Pairer(), Limits() if any(source.live for source in given) else None)
+    processor = Processor(backend or MeanBackend(), took=statistics.took)
+    return StreamRun(given, matcher, processor, [sink], statistics, **options), statistics
+
+
+def names_of_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+# Files
+
+
+def test_every_frame_of_files_counts(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir", live=0, frames=40), vis=camera("vis", live=0, frames=40), delay_s=0.005)
+    assert report["pairs"]["shown"] == 40
+    assert [report["cameras"][side]["used"] for side in ("ir", "vis")] == [40, 40]
+    assert explained(report)
+
+
+def test_pictures_come_in_order_and_whole(stream: Stream) -> None:
+    sink = ListSink()
+    run, statistics = make_run(sink)
+    run.run()
+    assert [frame.number for frame in sink.frames] == list(range(40))
+    assert all(frame.image.shape == (48, 64, 3) and frame.mode == "fused" for frame in sink.frames)
+    assert sink.closed
+    assert statistics.snapshot()["stages"]["infer"]["count"] == 40
+
+
+def test_a_limit_of_pictures_ends_the_run(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir"), vis=camera("vis"), pictures=7)
+    assert report["pairs"]["shown"] == 7
+    assert report["outputs"]["null://"]["pictures"] == 7
+
+
+def test_faults_of_files_are_counted_by_cause(stream: Stream) -> None:
+    report, _ = stream(
+        ir=camera("ir", live=0, frames=60, corrupt_every=10, freeze_every_ms=700, freeze_ms=400),
+        vis=camera("vis", live=0, frames=60, drop_every_ms=1000, drop_ms=100, resize_every=25),
+        outputs=("null://",),
+    )
+    ir, vis = report["cameras"]["ir"], report["cameras"]["vis"]
+    assert ir["drops"]["damaged frame"] == 6
+    assert ir["freezes"] >= 1
+    assert vis["missing_at_source"] == 3
+    assert explained(report)
+    assert any("size changed" in event["what"] for event in report["events"])
+    assert report["pairs"]["shown"] >= 48
+
+
+def test_times_that_are_all_zero_are_refused_by_name(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir", live=0, frames=20, zero_times=1), vis=camera("vis", live=0, frames=20))
+    assert report["cameras"]["ir"]["drops"]["time stamp went back or stood still"] == 19
+    assert explained(report)
+
+
+# Live
+
+
+def test_a_camera_without_time_stamps_is_paired_by_arrival(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir", zero_times=1), vis=camera("vis"), duration_s=2.0)
+    ir = report["cameras"]["ir"]
+    assert ir["clock"] == "host clock at arrival, as its own time stamps stand still"
+    assert ir["drops"]["time stamp went back or stood still"] <= 3
+    assert report["pairs"]["shown"] >= 5
+    assert explained(report)
+
+
+def test_two_cameras_and_a_fast_engine_lose_nothing(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir"), vis=camera("vis", skew_ms=3), duration_s=2.0)
+    assert report["pairs"]["shown"] >= 15
+    assert explained(report)
+    for side in ("ir", "vis"):
+        assert set(report["cameras"][side]["drops"]) <= {"stopped", "no counterpart within the skew"}
+    assert report["skew"]["absolute"]["p50_ms"] == pytest.approx(3, rel=0.05)
+
+
+def test_a_slow_engine_shows_the_newest_pair_and_keeps_latency_bounded(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir"), vis=camera("vis"), duration_s=2.5, delay_s=0.2)
+    pairs = report["pairs"]
+    assert 1 <= pairs["shown"] <= 14
+    assert pairs["drops"]["engine busy"] >= 10
+    assert pairs["shown"] + sum(pairs["drops"].values()) == pairs["paired"]  # nothing queues up
+    assert explained(report)
+
+
+def test_one_lost_camera_is_passed_over_and_comes_back(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir", lose_every_ms=2500, lose_ms=1200), vis=camera("vis"), duration_s=6.5, lost_after_ms=300)
+    ir = report["cameras"]["ir"]
+    assert ir["losses"] >= 1
+    assert ir["reconnects"] >= 1
+    assert report["pairs"]["modes"]["visible only"] >= 3
+    assert report["pairs"]["modes"]["fused"] >= 5
+    assert explained(report)
+
+
+class SilentSource:
+    """Never delivers and never fails, as a driver that hangs."""
+
+    live, absolute, clock, rate_hz = True, True, "host clock at arrival", 30.0
+
+    def __init__(self, side: str) -> None:
+        self.side, self.uri, self._over = side, parse_source("test://"), threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+
+    def read(self) -> None:
+        self._over.wait(2.0)
+
+
+def test_cameras_that_hang_end_the_run_too() -> None:
+    sources = SilentSource("ir"), SilentSource("vis")
+    run, _ = make_run(ListSink(), sources=sources, limits=RunLimits(give_up_s=0.5))
+    started_s = time.monotonic()
+    with pytest.raises(SourceLostError, match="within 0.5 s"):
+        run.run()
+    assert time.monotonic() - started_s < BOUND_S
+
+
+def test_both_lost_ends_with_source_lost(stream: Stream) -> None:
+    lost = {"lose_every_ms": 1, "lose_ms": 1}  # from the second frame on
+    started_s = time.monotonic()
+    with pytest.raises(SourceLostError, match="expected one of the two cameras back within 0.5 s|lost on purpose") as caught:
+        stream(ir=camera("ir", **lost), vis=camera("vis", **lost), give_up_s=0.5)
+    assert caught.value.exit_code == 5
+    assert time.monotonic() - started_s < BOUND_S
+
+
+# Failures
+
+
+class FailingBackend(MeanBackend):
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        raise ZeroDivisionError("a bug in the engine")
+
+
+class BrokenNetwork(MeanBackend):
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        return (a + b) * np.float32(np.nan)
+
+
+class FailingSource:
+    """Fails after a few frames, in a way that nobody foresaw."""
+
+    live, absolute, clock, rate_hz = True, True, "host clock at arrival", 30.0
+
+    def __init__(self, side: str) -> None:
+        self.side, self.uri, self._count = side, parse_source("test://"), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def read(self) -> Grab:
+        self._count += 1
+        if self._count > 5:
+            raise MemoryError("no more")
+        time.sleep(0.01)
+        return Grab(np.full((48, 64), self._count, np.uint16), self._count, time.monotonic_ns())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"backend": FailingBackend()}, ZeroDivisionError),
+        ({"backend": BrokenNetwork()}, GateError),
+        ({"sink": ListSink(fails_at=3)}, OSError),
+        ({"sources": (FailingSource("ir"), FailingSource("vis"))}, MemoryError),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run_with_its_error(options: dict[str, Any], error: type[Exception]) -> None:
+    before, started_s = names_of_threads(), time.monotonic()
+    sink = options.pop("sink", None) or ListSink()
+    run, _ = make_run(sink, **options)
+    with pytest.raises(error):
+        run.run()
+    assert time.monotonic() - started_s < BOUND_S
+    assert sink.closed
+    assert names_of_threads() <= before
+
+
+def test_a_slow_output_never_slows_cameras_down(stream: Stream) -> None:
+    report, _ = stream(ir=camera("ir"), vis=camera("vis"), duration_s=2.0, outputs=("null://?delay_ms=300", "null://"))
+    assert report["outputs"]["null://"]["pictures"] >= 15
+    assert report["outputs"]["null://?delay_ms=300"]["drops"]["output busy"] >= 5
+
+
+def test_stopping_from_another_thread_is_clean(stream: Stream) -> None:
+    before = names_of_threads()
+    run, statistics = make_run(ListSink(), sources=tuple(open_source(parse_source(camera(s)), s) for s in ("ir", "vis")))
+    threading.Timer(0.7, run.stop.set).start()
+    started_s = time.monotonic()
+    run.run()
+    assert time.monotonic() - started_s < BOUND_S
+    assert statistics.snapshot()["pairs"]["shown"] > 3
+    time.sleep(0.05)
+    assert names_of_threads() <= before
+
+
+def test_a_source_that_cannot_be_opened_leaves_nothing_running() -> None:
+    before = names_of_threads()
+    sources = open_source(parse_source(camera("ir")), "ir"), open_source(parse_source("/dev/video97"), "vis")
+    sink = ListSink()
+    run, _ = make_run(sink, sources=sources)
+    with pytest.raises(SourceLostError, match="video97"):
+        run.run()
+    assert not sink.frames
+    assert names_of_threads() <= before
+
+
+def test_sizes_that_differ_need_a_rig_or_leave_to_resize(stream: Stream) -> None:
+    small = "test://ir?width=32&height=24&live=0&frames=5"
+    with pytest.raises(ShapeError, match="--rig .* or --resize"):
+        stream(ir=small, vis=camera("vis", live=0, frames=5))
+    report, _ = stream(ir=small, vis=camera("vis", live=0, frames=5), resize=True)
+    assert report["pairs"]["shown"] == 5
+
+
+def test_an_output_that_cannot_be_written_is_one_error(stream: Stream) -> None:
+    with pytest.raises(OutputError, match="expected to write"):
+        stream(ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=("/proc/nothing/x.mp4",))
+
+
+# Parts
+
+
+def test_matcher_goes_on_alone_and_comes_back(make_frame: Callable[..., Frame]) -> None:
+    matcher = Matcher(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=200 * MS, frozen_after_ns=SECOND))
+    modes = []
+    for number in range(60):
+        time_ms = number * 33
+        frames = [make_frame("vis", time_ms, number)]
+        if not 20 <= number < 40:
+            frames.append(make_frame("ir", time_ms + 1, number))
+        for frame in frames:
+            modes += ["pair" if pair.ir and pair.vis else "alone" for pair in matcher.push(frame).pairs]
+    first, last = modes.index("alone"), len(modes) - 1 - modes[::-1].index("alone")
+    assert set(modes[:first]) == set(modes[last + 1 :]) == {"pair"}
+    assert set(modes[first : last + 1]) == {"alone"}
+    assert 12 <= last - first <= 16
+
+
+def test_frozen_infrared_counts_as_lost_past_the_limit(make_frame: Callable[..., Frame]) -> None:
+    matcher = Matcher(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=300 * MS))
+    alone, causes = 0, set()
+    for number in range(40):
+        time_ms = number * 33
+        ir = make_frame("ir", time_ms, number, stale_ms=time_ms)
+        for frame in (ir, make_frame("vis", time_ms + 1, number)):
+            outcome = matcher.push(frame)
+            alone += sum(pair.ir is None for pair in outcome.pairs)
+            causes |= {cause for _, cause in outcome.dropped}
+    assert alone >= 20
+    assert FROZEN_TOO_LONG in causes
+
+
+def test_channel_waits_or_drops_and_always_ends() -> None:
+    dropping: Channel[int] = Channel(2, lossless=False)
+    assert [dropping.put(number) for number in range(4)] == [None, None, 0, 1]
+    assert [dropping.get(), dropping.get(), dropping.get(0.01)] == [2, 3, None]
+    waiting: Channel[int] = Channel(1, lossless=True)
+    waiting.put(1)
+    late: list[int | None] = []
+    thread = threading.Thread(target=lambda: late.append(waiting.put(2)))
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive()
+    waiting.close()
+    thread.join(2)
+    assert late == [2]
+    assert waiting.get() == 1
+    assert waiting.get() is None
+
+
+def test_percentiles_are_right_to_one_percent() -> None:
+    values = np.random.default_rng(4).lognormal(2, 1, 20_000)
+    distribution = Distribution()
+    for value in values:
+        distribution.add(float(value))
+    for percent in (50, 90, 95, 99):
+        assert distribution.percentile(percent) == pytest.approx(np.percentile(values, percent), rel=0.02)
+    assert distribution.summary()["max_ms"] == values.max()
+    assert Distribution().percentile(50) is None

@@ -1,0 +1,263 @@
+"""The browser view: pictures, figures, who may see them, and many viewers; in a real browser where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+aiohttp = pytest.importorskip("aiohttp", reason="the browser view needs the extra [stream]")
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import OutputError
+from refusion_edge.images import read_image
+from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.gain import ThermalGain
+from refusion_edge.stream.prometheus import to_prometheus
+from refusion_edge.stream.statistics import Statistics
+from refusion_edge.stream.uri import parse_output
+from refusion_edge.stream.view import ViewSink
+from tests.conftest import one_sentence
+from tests.stream.conftest import camera
+
+Served = Callable[..., "Live"]
+
+
+class Live:
+    """A view that gets pictures from a thread of its own."""
+
+    def __init__(self, uri: str, token: str | None = None) -> None:
+        self.gain, self.said = ThermalGain(), list[str]()
+        self.sink = ViewSink(parse_output(uri), Statistics(), self.gain, token=token, announce=self.said.append)
+        self.sink.__enter__()
+        self.port = self.sink.address[1]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+
+    def _feed(self) -> None:
+        draw, number = np.random.default_rng(0), 0
+        ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
+        vis = draw.integers(0, 256, (48, 64, 3)).astype(np.uint8)
+        fused = np.full((48, 64, 3), (0, 128, 255), np.uint8)
+        while not self._stop.wait(0.03):
+            self.sink.write(FusedFrame(fused, ramp, vis, number, number, 0, "fused", ("infrared frozen for 0.5 s",), 1_500_000))
+            number += 1
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+        self.sink.__exit__(None, None, None)
+
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    running: list[Live] = []
+
+    def serve(uri: str = "view://127.0.0.1:0", **options: Any) -> Live:
+        running.append(Live(uri, **options))
+        return running[-1]
+
+    yield serve
+    for live in running:
+        live.close()
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    length = struct.unpack_from("<I", message)[0]
+    header, at, pictures = json.loads(message[4 : 4 + length]), 4 + length, {}
+    for name, size in header["pictures"].items():
+        pictures[name] = cv2.imdecode(np.frombuffer(message[at : at + size], np.uint8), cv2.IMREAD_UNCHANGED)
+        at += size
+    assert at == len(message)
+    return header, pictures
+
+
+async def watch(port: int, ask: dict[str, Any] | None, messages: int = 3) -> list[bytes]:
+    got = []
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(
+            f"http://127.0.0.1:{port}/ws", max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=2.0)
+        ) as viewer,
+    ):
+        if ask is not None:
+            await viewer.send_json(ask)
+            messages += 10  # those that were on their way
+        for _ in range(messages):
+            got.append((await asyncio.wait_for(viewer.receive(), 10)).data)
+    return got
+
+
+def test_the_page_and_its_parts_are_served(served: Served) -> None:
+    live = served()
+    assert live.said == [f"browser view: http://127.0.0.1:{live.port}/"]
+    for path, kind, word in (
+        ("/", "text/html", "Side by side"),
+        ("/page.js", "text/javascript", "WebSocket"),
+        ("/page.css", "text/css", "canvas"),
+    ):
+        status, headers, body = live.get(path)
+        assert (status, headers["Content-Type"].partition(";")[0]) == (200, kind)
+        assert word.encode() in body
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert live.get("/../secrets")[0] == 404
+
+
+def test_pictures_come_as_asked_for(served: Served) -> None:
+    live = served()
+    header, pictures = unpack(asyncio.run(watch(live.port, None))[-1])
+    assert list(pictures) == ["fused"]
+    assert np.abs(pictures["fused"].astype(int) - (0, 128, 255)).max() < 12
+    assert header["marks"] == ["infrared frozen for 0.5 s"]
+    assert header["skew_ms"] == 1.5
+    header, pictures = unpack(asyncio.run(watch(live.port, {"pictures": ["ir", "vis"]}))[-1])
+    assert sorted(pictures) == ["ir", "vis"]
+    assert pictures["ir"].shape == (48, 64)
+    assert abs(int(pictures["ir"][20, 63]) - 255) < 8
+
+
+def test_polarity_is_switched_from_the_page(served: Served) -> None:
+    live = served()
+    header, _ = unpack(asyncio.run(watch(live.port, {"polarity": "black", "pictures": ["fused"]}))[-1])
+    assert live.gain.polarity == header["polarity"] == "black"
+    asyncio.run(watch(live.port, {"polarity": "purple", "pictures": "all", "x": [1]}))
+    assert live.gain.polarity == "black"
+
+
+def test_plain_motion_jpeg(served: Served) -> None:
+    live = served()
+    with socket.create_connection(("127.0.0.1", live.port), 5) as connection:
+        connection.sendall(b"GET /fused.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        data = b""
+        while data.count(b"--picture\r\n") < 3:
+            data += connection.recv(65536)
+    start, end = data.index(b"\xff\xd8"), data.index(b"\xff\xd9") + 2
+    assert cv2.imdecode(np.frombuffer(data[start:end], np.uint8), cv2.IMREAD_COLOR).shape == (48, 64, 3)
+
+
+def test_figures_for_fleets(served: Served) -> None:
+    live = served()
+    document = json.loads(live.get("/status.json")[2])
+    assert document["schema"] == "refusion-edge/stream-status/1"
+    assert set(document["cameras"]) == {"ir", "vis"}
+    text = live.get("/metrics")[2].decode()
+    assert 'refusion_edge_camera_up{camera="ir"} 1' in text
+    statistics = Statistics()
+    statistics.dropped("ir", 'a "cause"\n')
+    assert r'refusion_edge_camera_dropped_total{camera="ir",cause="a \"cause\"\n"} 1' in to_prometheus(
+        statistics.snapshot(), viewers=0
+    )
+    for line in text.splitlines():
+        assert line.startswith("# ") or (line.count(" ") >= 1 and float(line.rpartition(" ")[2]) >= 0)
+
+
+def test_other_sites_and_names_are_kept_out(served: Served) -> None:
+    live = served()
+    assert live.get("/", Host="evil.example")[0] == 403  # a name that was bound to this machine by others
+    assert live.get("/status.json", Origin="http://evil.example")[0] == 403
+    assert live.get("/", Host=f"localhost:{live.port}")[0] == 200
+
+
+def test_a_view_bound_wider_needs_its_token(served: Served) -> None:
+    live = served("view://0.0.0.0:0")
+    token = live.said[0].rpartition("token=")[2]
+    assert len(token) >= 16
+    assert live.get("/")[0] == live.get("/metrics")[0] == live.get("/?token=wrong")[0] == 401
+    status, headers, _ = live.get(f"/?token={token}")
+    assert status == 200
+    cookie = headers["Set-Cookie"].partition(";")[0]
+    assert "HttpOnly" in headers["Set-Cookie"]
+    assert live.get("/page.js", Cookie=cookie)[0] == 200
+    assert live.get("/metrics", Authorization=f"Bearer {token}")[0] == 200
+    assert served(token="my-own").get("/")[0] == 401
+
+
+def test_a_port_in_use_is_one_sentence(served: Served) -> None:
+    live = served()
+    with pytest.raises(OutputError, match=f"port {live.port} to be free") as caught:
+        served(f"view://127.0.0.1:{live.port}")
+    assert one_sentence(str(caught.value))
+
+
+def test_many_viewers_and_a_stuck_one_do_not_slow_the_stream(served: Served) -> None:
+    live = served()
+    stuck = socket.create_connection(("127.0.0.1", live.port), 5)
+    stuck.sendall(b"GET /fused.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")  # and never reads
+
+    async def storm() -> list[list[bytes]]:
+        return await asyncio.gather(*(watch(live.port, None, 5) for _ in range(12)))
+
+    assert all(len(got) == 5 for got in asyncio.run(storm()))
+    stuck.close()
+
+
+def test_nobody_watching_costs_nothing(served: Served) -> None:
+    live = served()
+    time.sleep(0.3)
+    assert live.sink._header == {}  # nothing was encoded
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
+    "--disable-component-update", "--disable-sync", "--window-size=1000,700",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None:
+    live = served()
+    browser = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path}/profile"]
+
+    def colours(view: str) -> Array:
+        shot = tmp_path / f"{view}.png"
+        address = f"http://127.0.0.1:{live.port}/#{view}"
+        pixels = np.zeros((1, 3), int)
+        # Virtual time does not wait for the network of a busy machine: look again later.
+        for budget_ms in (4_000, 20_000, 60_000):
+            words = [*browser, f"--virtual-time-budget={budget_ms}", f"--screenshot={shot}", address]
+            subprocess.run(words, check=True, capture_output=True, timeout=90)
+            pixels = read_image(shot)[..., :3].reshape(-1, 3).astype(int)
+            if share(pixels, fused) > 0.03:
+                break
+        return pixels
+
+    def share(pixels: Array, colour: tuple[int, int, int]) -> float:
+        return float((np.abs(pixels - colour).max(axis=1) < 12).mean())
+
+    fused = (255, 128, 0)  # as served, in RGB
+    alone, side = colours("fused"), colours("side")
+    assert share(alone, fused) > 0.2
+    assert 0.03 < share(side, fused) < 0.6 * share(alone, fused)
+    # The infrared ramp has every grey.
+    for grey in range(40, 255, 30):
+        assert share(side, (grey, grey, grey)) > share(alone, (grey, grey, grey))
+
+
+def test_the_stream_serves_and_ends_with_its_viewers(stream: Callable[..., Any]) -> None:
+    report, _ = stream(ir=camera("ir"), vis=camera("vis"), pictures=5, outputs=("view://127.0.0.1:0",))
+    assert report["pairs"]["shown"] == 5
+    assert not [thread for thread in threading.enumerate() if thread.name == "view"]

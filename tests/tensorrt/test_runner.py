@@ -1,0 +1,181 @@
+"""Running a plan: order of calls, sizes of buffers, and who releases what when, on a device that is not there."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from refusion_edge.backends.tensorrt import TrtBackend
+from refusion_edge.errors import BackendError, BundleError, ShapeError
+from tests.conftest import one_sentence
+from tests.tensorrt.conftest import JETSON, FakeDriver, FakeTensorRT, plan_bytes
+
+HW = (16, 24)
+NBYTES = 4 * HW[0] * HW[1]
+
+
+def planes(size_hw: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return draw.random((1, 1, *size_hw), np.float32), draw.random((1, 1, *size_hw), np.float32)
+
+
+def test_pictures_are_copied_to_a_discrete_device_and_back(fake_trt: FakeTensorRT) -> None:
+    driver = fake_trt.driver
+    driver.can_capture = False
+    a, b = planes(HW)
+    with TrtBackend(plan_bytes()) as engine:
+        fused = engine.fuse(a, b)
+        assert np.array_equal(fused, (a + b) / 2)
+        assert fused.shape == a.shape
+        assert fused.dtype == np.float32
+        assert driver.calls == [
+            *[f"allocate {NBYTES}"] * 3, f"allocate {NBYTES // 4 * 10}",
+            "upload", "upload", "enqueue", "download", "synchronise",
+        ]  # fmt: skip
+        assert engine.graph_problem == "fake has no CUDA graphs"
+        driver.calls.clear()
+        other = planes(HW, 1)
+        assert np.array_equal(engine.fuse(*other), (other[0] + other[1]) / 2)
+        assert driver.calls == ["upload", "upload", "enqueue", "download", "synchronise"]
+
+
+def test_the_second_run_is_a_recorded_graph(fake_trt: FakeTensorRT) -> None:
+    with TrtBackend(plan_bytes()) as engine:
+        for seed in range(3):
+            fake_trt.driver.calls.clear()
+            a, b = planes(HW, seed)
+            assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+        assert fake_trt.driver.calls == ["launch", "synchronise"]
+        assert engine.graph_problem == ""
+
+
+def test_a_graph_that_cannot_be_recorded_is_done_without_and_said(
+    fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BackendError("expected a graph, got none; go on.")
+
+    monkeypatch.setattr(fake_trt.driver, "capture", refuse)
+    with TrtBackend(plan_bytes()) as engine:
+        for seed in range(3):
+            a, b = planes(HW, seed)
+            assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+        assert "expected a graph" in engine.graph_problem
+
+
+def test_a_device_that_shares_memory_copies_nothing(fake_trt: FakeTensorRT) -> None:
+    fake_trt.driver.device = JETSON
+    a, b = planes(HW)
+    with TrtBackend(plan_bytes()) as engine:
+        assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+        assert engine.device is JETSON
+    calls = fake_trt.driver.calls
+    assert calls[:5] == [*[f"host {NBYTES} mapped"] * 3, f"allocate {NBYTES // 4 * 10}", "enqueue"]
+    assert not {"upload", "download"} & set(calls)
+
+
+def test_a_new_size_gives_the_old_memory_back_first(fake_trt: FakeTensorRT) -> None:
+    with TrtBackend(plan_bytes()) as engine:
+        for size_hw in (HW, (8, 8), (64, 96), HW):
+            a, b = planes(size_hw)
+            assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+            assert len(fake_trt.driver.memory) == 4
+            assert len(fake_trt.driver.hosts) == 3
+            assert len(fake_trt.driver.graphs) == 1
+
+
+def test_everything_is_released_in_the_right_order(fake_trt: FakeTensorRT) -> None:
+    with TrtBackend(plan_bytes()) as engine:
+        engine.fuse(*planes(HW))
+        fake_trt.driver.calls.clear()
+    gc.collect()
+    calls = fake_trt.driver.calls
+    assert calls[0] == "destroy graph"
+    assert calls[-4:] == ["drop context", "drop engine", "destroy stream", "close"]
+    assert sorted(calls[1:-4]) == ["free"] * 4 + ["free host"] * 3
+
+
+@pytest.mark.parametrize("trouble", ["load", "context", "dtype"])
+def test_an_engine_that_does_not_open_leaves_nothing_on_the_device(fake_trt: FakeTensorRT, trouble: str) -> None:
+    fake_trt.troubles[trouble] = "as the test wants it"
+    with pytest.raises((BackendError, BundleError)) as caught:
+        TrtBackend(plan_bytes())
+    assert one_sentence(str(caught.value))
+    assert not fake_trt.driver.open
+
+
+@pytest.mark.parametrize("trouble", ["shape", "run"])
+def test_an_engine_that_does_not_run_says_so(fake_trt: FakeTensorRT, trouble: str) -> None:
+    fake_trt.troubles[trouble] = "as the test wants it"
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError) as caught:
+        engine.fuse(*planes(HW))
+    assert one_sentence(str(caught.value))
+
+
+def test_too_little_memory_is_told_in_numbers_and_a_smaller_picture_still_runs(fake_trt: FakeTensorRT) -> None:
+    fake_trt.driver.total = 100_000
+    with TrtBackend(plan_bytes()) as engine:
+        with pytest.raises(BackendError, match=r"MiB free of 0; .*smaller --size") as caught:
+            engine.fuse(*planes((64, 96)))
+        assert one_sentence(str(caught.value))
+        assert not fake_trt.driver.memory
+        a, b = planes(HW)
+        assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+
+
+def test_sizes_outside_the_range_are_refused(fake_trt: FakeTensorRT) -> None:
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(ShapeError, match=r"8x8 to 96x64 .* got 98x64; .*--size 64x98"):
+        engine.fuse(*planes((64, 98)))
+    fake_trt.shape = (1, 1, *HW)
+    with TrtBackend(plan_bytes()) as engine:
+        with pytest.raises(ShapeError, match=r"pictures of 24x16 .* got 8x8"):
+            engine.fuse(*planes((8, 8)))
+        engine.fuse(*planes(HW))
+
+
+def test_code_inside_a_plan_is_allowed_only_where_the_plan_was_built_so(fake_trt: FakeTensorRT) -> None:
+    for version_compatible in (False, True):
+        fake_trt.asked.clear()
+        with TrtBackend(plan_bytes(), version_compatible=version_compatible):
+            assert fake_trt.asked == [("load", version_compatible)]
+
+
+MISFITS = {
+    "another release": (plan_bytes("8.6.1.6"), (), "it was built with TensorRT 8.6.1.6"),
+    "another product": (plan_bytes("1.7.1.116", b"vtrt"), (), "it is a plan of TensorRT-RTX"),
+    "another device": (plan_bytes(), ("8.7",), "it was built for compute capability 8.7"),
+    "flipped bytes": (b"\0" * 200, (), "no plan at all, or one that was damaged"),
+    "cut short": (plan_bytes()[:20], (), "no plan at all, or one that was damaged"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_plan_that_does_not_fit_says_what_it_is_and_what_this_is(fake_trt: FakeTensorRT, misfit: str) -> None:
+    plan, built_for, words = MISFITS[misfit]
+    fake_trt.troubles["load"] = "Serialization assertion failed"
+    with pytest.raises(BundleError, match="rebuild it here: refusion-edge build") as caught:
+        TrtBackend(plan, built_for=built_for, remedy="rebuild it here: refusion-edge build")
+    message = str(caught.value)
+    assert one_sentence(message)
+    assert words in message
+    assert f"TensorRT {fake_trt.__version__} on RTX of the tests, compute capability 8.6" in message
+    if fake_trt.__version__.startswith("11.") and "plan of" not in words and "damaged" not in words:
+        assert "it was not built for this kind of device" in message
+
+
+def test_the_reason_of_tensorrt_itself_is_told_where_nothing_else_is_known(fake_trt: FakeTensorRT) -> None:
+    fake_trt.troubles["load"] = "The moon is in\nthe wrong quarter."
+    fake_trt.findings = 0
+    version = fake_trt.__version__ + ".1"
+    with pytest.raises(BundleError, match="The moon is in the wrong quarter"):
+        TrtBackend(plan_bytes(version))
+
+
+def test_the_device_is_closed_with_the_engine(fake_trt: FakeTensorRT) -> None:
+    own = FakeDriver()
+    fake_trt.driver = own
+    with TrtBackend(plan_bytes(), driver=own):
+        assert own.open
+    assert not own.open
