@@ -1,6 +1,6 @@
 """What the graph forms save against the naive export, in ONNX Runtime and OpenVINO: CPU time, memory, accuracy.
 
-python benchmarks/graph_forms.py [--size 480x640] [--rounds 5] [--weights FILE] [--variants] [--json FILE]
+python -m benchmarks.graph_forms [--size 480x640] [--rounds 5] [--weights FILE] [--variants] [--json FILE]
 
 The naive graph is the network operator by operator as the official release computes it, exported by torch.onnx with its
 weights as constants and simplified by onnxsim. Everything runs at one thread. CPU time is process time, all graphs of one

@@ -1,6 +1,6 @@
 """How far meta-gradients of independent batches agree: whether P would learn or drift.
 
-python benchmarks/meta_agreement.py RUN --data DIR [--pairs 1 2 8] [--batches 8] [--device auto]
+python -m benchmarks.meta_agreement RUN --data DIR [--pairs 1 2 8] [--batches 8] [--device auto]
 
 Takes F, P and R from a run's newest checkpoint and prints, for each batch size, the mean cosine between the
 meta-gradients of independent batches (1: all agree, 0: noise), as they are and with the brightness shift left out, and
