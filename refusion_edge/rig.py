@@ -154,7 +154,7 @@ class Rig:
     alignments: tuple[RigAlignment, ...]
     base: SourceName = "vis"
     polarity: Polarity = "white"
-    gain: GainMethod = "plateau"
+    gain: GainMethod = "percentile"
     time_offset_ms: float | None = None
     parallax: ParallaxModel | None = None
 

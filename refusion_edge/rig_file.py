@@ -96,7 +96,7 @@ def parse_rig(text: str | bytes) -> Rig:
     # The keys before the values, so that a mistyped one is named as such.
     ir, vis, alignments = top.node("ir"), top.node("vis"), top.nodes("alignments")
     base = top.choice("base", SOURCE_NAMES, "vis")
-    polarity, gain = top.choice("polarity", POLARITIES, "white"), top.choice("gain", GAIN_METHODS, "plateau")
+    polarity, gain = top.choice("polarity", POLARITIES, "white"), top.choice("gain", GAIN_METHODS, "percentile")
     time_offset_ms, parallax = top.optional_number("time_offset_ms"), top.optional_node("parallax")
     top.finish()
     return Rig(

@@ -110,7 +110,7 @@ def test_a_hand_written_file_needs_only_sizes_and_a_homography() -> None:
         ("time_offset_ms: -12.75", "time_offset_ms: soon", "expected time_offset_ms as a number, got 'soon'"),
         ("time_offset_ms: -12.75", "time_offset_ms: .nan", "finite"),
         ("time_offset_ms: -12.75", "time_offset_ms: yes", "as a number, got True"),
-        ("gain: plateau", "gain: auto", "expected gain to be one of linear"),
+        ("gain: percentile", "gain: auto", "expected gain to be one of linear"),
         ("base: ir", "base: ir\nbase: vis", "in line 36 (the key 'base' again)"),
         ("size_wh: [640, 512]", "size_wh: [640.5, 512]", "expected ir.size_wh as whole numbers, got 640.5"),
         ("size_wh: [640, 512]", "size_wh: [640]", "as a list of 2 whole numbers"),
