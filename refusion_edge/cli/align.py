@@ -323,7 +323,7 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
     parser.add_argument(
         "--polarity", choices=("white", "black", "auto"), help="how the infrared camera shows hot (default: white)"
     )
-    parser.add_argument("--gain", choices=("linear", "percentile", "plateau", "clahe"), help="gain control (default: percentile)")
+    parser.add_argument("--gain", choices=("linear", "percentile", "plateau", "clahe"), help="gain (default: percentile)")
     parser.add_argument(
         "--time-offset-ms", type=_number, metavar="MS", help="added to infrared time stamps to agree with visible ones"
     )
