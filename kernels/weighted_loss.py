@@ -3,7 +3,10 @@
 With f the fused plane, a and b the sources, w and v the weights of source a in intensity and gradient, N the number of
 pixels, S the two Sobel responses (zero-padded) and S* their transpose:
 
-    L = (1/N) sum [w^2 (f - a)^2 + (1 - w)^2 (f - b)^2] + (c/N) sum G
+    L = (1/N) sum I + (c/N) sum G
+
+    squared     I = w^2 (f - a)^2 + (1 - w)^2 (f - b)^2
+    absolute    I = w |f - a| + (1 - w) |f - b|
 
     signed      G = v |Sf - Sa|_1 + (1 - v) |Sf - Sb|_1
     signed-max  the same with v = 1 where |Sa|_1 >= |Sb|_1, else 0
@@ -11,13 +14,17 @@ pixels, S the two Sobel responses (zero-padded) and S* their transpose:
 
 Gradient, with h the derivative of G in Sf:
 
-    dL/df = (2/N) [w^2 (f - a) + (1 - w)^2 (f - b)] + (c/N) S* h
-    dL/dw = (2/N) [w (f - a)^2 - (1 - w) (f - b)^2]
+    dL/df = (1/N) dI/df + (c/N) S* h
+    dL/dw = (1/N) dI/dw
     dL/dv = (c/N) dG/dv
 
+    squared     dI/df = 2 [w^2 (f - a) + (1 - w)^2 (f - b)],         dI/dw = 2 [w (f - a)^2 - (1 - w) (f - b)^2]
+    absolute    dI/df = w sign(f - a) + (1 - w) sign(f - b),         dI/dw = |f - a| - |f - b|
+
 The second derivatives are those of these expressions, the sign function being constant almost everywhere; for the
-intensity they are the symmetric 2x2 matrix ``ff = (2/N)(w^2 + (1-w)^2)``, ``fw = (4/N)(w (f-a) - (1-w)(f-b))``,
-``ww = (2/N)((f-a)^2 + (f-b)^2)`` of each pixel. A third derivative is refused.
+intensity they are a symmetric 2x2 matrix of each pixel: ``ff = 2 (w^2 + (1-w)^2)``, ``fw = 4 (w (f-a) - (1-w)(f-b))``,
+``ww = 2 ((f-a)^2 + (f-b)^2)`` where it is squared, ``fw = sign(f-a) - sign(f-b)`` and nothing else where it is absolute.
+A third derivative is refused.
 
 Layout: everything (B, 1, H, W), contiguous, one dtype. A program of the kernels owns a row of TILE pixels and reads a
 window of 5x5 around each, because S* h at a pixel needs Sf at its neighbours.
@@ -39,15 +46,26 @@ from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageE
 from refusion_edge.kernels.language import TRITON_INSTALLED, jit, tl
 
 Term = Literal["signed", "magnitude", "signed-max"]
+Norm = Literal["squared", "absolute"]
+"""Of the intensity term."""
 Engine = Literal["closed", "triton"]
 """``closed``: the closed forms in torch operations, on any device. ``triton``: the kernels."""
 
 _TERMS: tuple[Term, ...] = ("signed", "magnitude", "signed-max")
+_NORMS: tuple[Norm, ...] = ("squared", "absolute")
 _TILE = 128
 
 
 def weighted_loss(
-    fused: Tensor, a: Tensor, b: Tensor, intensity: Tensor, gradient: Tensor, coefficient: float, term: Term, engine: Engine
+    fused: Tensor,
+    a: Tensor,
+    b: Tensor,
+    intensity: Tensor,
+    gradient: Tensor,
+    coefficient: float,
+    term: Term,
+    engine: Engine,
+    norm: Norm = "squared",
 ) -> Tensor:
     """Evaluate the loss; differentiable twice in the fused plane and the weights, and not at all in the sources.
 
@@ -60,17 +78,20 @@ def weighted_loss(
         coefficient: c.
         term: Which gradient term.
         engine: ``closed`` or ``triton``.
+        norm: Which intensity term.
 
     Returns:
         Scalar.
 
     Raises:
         ShapeError: Shapes, dtypes or devices differ.
-        UsageError: A source requires a gradient, or there is no such term.
+        UsageError: A source requires a gradient, or there is no such term or norm.
         BackendError: Triton is asked for and not installed.
     """
     if term not in _TERMS:
         raise UsageError(f"expected a gradient term out of {', '.join(_TERMS)}, got '{term}'.")
+    if norm not in _NORMS:
+        raise UsageError(f"expected an intensity term out of {', '.join(_NORMS)}, got '{norm}'.")
     if engine == "triton" and not TRITON_INSTALLED:
         raise BackendError("expected Triton for the loss kernel, got none; run: pip install 'refusion-edge[triton]'.")
     for name, tensor in (("source a", a), ("source b", b)):
@@ -85,7 +106,7 @@ def weighted_loss(
         raise ShapeError(f"expected planes of (B, 1, H, W), got {tuple(fused.shape)}; add the missing dimensions.")
     w, v = (weight.to(fused.dtype).expand_as(fused) for weight in (intensity, gradient))
     planes = (plane.contiguous() for plane in (fused, w, v, a, b))
-    loss: Tensor = _Loss.apply(*planes, float(coefficient), term, engine)[0]
+    loss: Tensor = _Loss.apply(*planes, float(coefficient), term, norm, engine)[0]
     return loss
 
 
@@ -94,10 +115,10 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, engine: Engine
+        f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm, engine: Engine
     ) -> tuple[Tensor, Tensor]:
         evaluate = value_and_gradient if engine == "closed" else _launch_gradient
-        return evaluate(f, w, v, a, b, coefficient, term)
+        return evaluate(f, w, v, a, b, coefficient, term, norm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -108,7 +129,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradient = _Gradient.apply(slope, *ctx.saved_tensors, *ctx.options)
-        return (*gradient.unbind(), *(None,) * 5)
+        return (*gradient.unbind(), *(None,) * 6)
 
 
 class _Gradient(torch.autograd.Function):
@@ -125,6 +146,7 @@ class _Gradient(torch.autograd.Function):
         gradient: Tensor,
         coefficient: float,
         term: Term,
+        norm: Norm,
         engine: Engine,
     ) -> Tensor:
         return slope * gradient
@@ -138,7 +160,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         slope, *planes, gradient = ctx.saved_tensors
         product = _SecondOrder.apply(cotangent, *planes, *ctx.options)
-        return ((cotangent * gradient).sum(), *(slope * product).unbind(), *(None,) * 6)
+        return ((cotangent * gradient).sum(), *(slope * product).unbind(), *(None,) * 7)
 
 
 class _SecondOrder(torch.autograd.Function):
@@ -154,10 +176,11 @@ class _SecondOrder(torch.autograd.Function):
         b: Tensor,
         coefficient: float,
         term: Term,
+        norm: Norm,
         engine: Engine,
     ) -> Tensor:
         evaluate = second_order_product if engine == "closed" else _launch_second_order
-        return evaluate(cotangent, f, w, v, a, b, coefficient, term)
+        return evaluate(cotangent, f, w, v, a, b, coefficient, term, norm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -172,7 +195,7 @@ class _SecondOrder(torch.autograd.Function):
 
 
 def value_and_gradient(
-    f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+    f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm = "squared"
 ) -> tuple[Tensor, Tensor]:
     """Evaluate the loss and its gradient by the closed forms of the module.
 
@@ -184,15 +207,21 @@ def value_and_gradient(
         b: Source b, same shape.
         coefficient: c.
         term: Which gradient term.
+        norm: Which intensity term.
 
     Returns:
         The loss, a scalar, and (3, B, 1, H, W): its derivatives in f, w and v.
     """
     count = f.numel()
     distance_a, distance_b = f - a, f - b
-    intensity = (w * distance_a).square() + ((1 - w) * distance_b).square()
-    by_f = 2 * (w.square() * distance_a + (1 - w).square() * distance_b)
-    by_w = 2 * (w * distance_a.square() - (1 - w) * distance_b.square())
+    if norm == "absolute":
+        intensity = w * distance_a.abs() + (1 - w) * distance_b.abs()
+        by_f = w * distance_a.sign() + (1 - w) * distance_b.sign()
+        by_w = distance_a.abs() - distance_b.abs()
+    else:
+        intensity = (w * distance_a).square() + ((1 - w) * distance_b).square()
+        by_f = 2 * (w.square() * distance_a + (1 - w).square() * distance_b)
+        by_w = 2 * (w * distance_a.square() - (1 - w) * distance_b.square())
     response, response_a, response_b = _sobel(f), _sobel(a), _sobel(b)
     if term == "magnitude":
         error_a, error_b = _length(response) - _length(response_a), _length(response) - _length(response_b)
@@ -211,7 +240,15 @@ def value_and_gradient(
 
 
 def second_order_product(
-    cotangent: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+    cotangent: Tensor,
+    f: Tensor,
+    w: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    coefficient: float,
+    term: Term,
+    norm: Norm = "squared",
 ) -> Tensor:
     """Multiply the second derivatives with a cotangent of the gradient, by the closed forms of the module.
 
@@ -224,15 +261,20 @@ def second_order_product(
         b: Source b.
         coefficient: c.
         term: Which gradient term.
+        norm: Which intensity term.
 
     Returns:
         (3, B, 1, H, W).
     """
     of_f, of_w, of_v = cotangent
     distance_a, distance_b = f - a, f - b
-    mixed = 4 * (w * distance_a - (1 - w) * distance_b)
-    by_f = 2 * (w.square() + (1 - w).square()) * of_f + mixed * of_w
-    by_w = mixed * of_f + 2 * (distance_a.square() + distance_b.square()) * of_w
+    if norm == "absolute":
+        mixed = distance_a.sign() - distance_b.sign()
+        by_f, by_w = mixed * of_w, mixed * of_f
+    else:
+        mixed = 4 * (w * distance_a - (1 - w) * distance_b)
+        by_f = 2 * (w.square() + (1 - w).square()) * of_f + mixed * of_w
+        by_w = mixed * of_f + 2 * (distance_a.square() + distance_b.square()) * of_w
     response, response_a, response_b, change = _sobel(f), _sobel(a), _sobel(b), _sobel(of_f)
     if term == "magnitude":
         sign = response.sign()
@@ -333,7 +375,7 @@ def _transposed(total, h_x, h_y, y, x, height, width, DY: tl.constexpr, DX: tl.c
 
 @jit
 def weighted_loss_kernel(f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, gradient_ptr, partial_ptr, height, width, coefficient, scale,
-                         TERM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+                         TERM: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     y = tl.program_id(1)
     x = tl.program_id(0) * TILE + tl.arange(0, TILE)
     size = tl.cast(height, tl.int64) * width
@@ -343,9 +385,15 @@ def weighted_loss_kernel(f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, gradient_ptr, partia
     f, w = _at(f_ptr, y, x, height, width), _at(w_ptr, y, x, height, width)
     distance_a, distance_b = f - _at(a_ptr, y, x, height, width), f - _at(b_ptr, y, x, height, width)
     value, by_v, _, _ = _gradient_term(f_ptr, v_ptr, a_ptr, b_ptr, y, x, height, width, TERM)
-    loss = w * w * distance_a * distance_a + (1 - w) * (1 - w) * distance_b * distance_b + coefficient * value
-    by_f = 2 * (w * w * distance_a + (1 - w) * (1 - w) * distance_b)
-    by_w = 2 * (w * distance_a * distance_a - (1 - w) * distance_b * distance_b)
+    if NORM == 1:
+        intensity = w * tl.abs(distance_a) + (1 - w) * tl.abs(distance_b)
+        by_f = w * _sign(distance_a) + (1 - w) * _sign(distance_b)
+        by_w = tl.abs(distance_a) - tl.abs(distance_b)
+    else:
+        intensity = w * w * distance_a * distance_a + (1 - w) * (1 - w) * distance_b * distance_b
+        by_f = 2 * (w * w * distance_a + (1 - w) * (1 - w) * distance_b)
+        by_w = 2 * (w * distance_a * distance_a - (1 - w) * distance_b * distance_b)
+    loss = intensity + coefficient * value
     spread = tl.zeros_like(f)
     for n in tl.static_range(9):
         if n != 4:
@@ -383,7 +431,7 @@ def _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, hei
 
 @jit
 def second_order_kernel(cotangent_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, product_ptr, height, width, coefficient, scale,
-                        TERM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+                        TERM: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     y = tl.program_id(1)
     x = tl.program_id(0) * TILE + tl.arange(0, TILE)
     size = tl.cast(height, tl.int64) * width
@@ -396,9 +444,14 @@ def second_order_kernel(cotangent_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, produc
     f, w = _at(f_ptr, y, x, height, width), _at(w_ptr, y, x, height, width)
     of_f, of_w = _at(of_f_ptr, y, x, height, width), _at(of_w_ptr, y, x, height, width)
     distance_a, distance_b = f - _at(a_ptr, y, x, height, width), f - _at(b_ptr, y, x, height, width)
-    mixed = 4 * (w * distance_a - (1 - w) * distance_b)
-    by_f = 2 * (w * w + (1 - w) * (1 - w)) * of_f + mixed * of_w
-    by_w = mixed * of_f + 2 * (distance_a * distance_a + distance_b * distance_b) * of_w
+    if NORM == 1:
+        mixed = _sign(distance_a) - _sign(distance_b)
+        by_f = mixed * of_w
+        by_w = mixed * of_f
+    else:
+        mixed = 4 * (w * distance_a - (1 - w) * distance_b)
+        by_f = 2 * (w * w + (1 - w) * (1 - w)) * of_f + mixed * of_w
+        by_w = mixed * of_f + 2 * (distance_a * distance_a + distance_b * distance_b) * of_w
     by_v = tl.zeros_like(f)
     if TERM != 2:
         by_v, _, _ = _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, TERM)
@@ -416,24 +469,28 @@ def second_order_kernel(cotangent_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, produc
     tl.store(out_ptr + 2 * total, coefficient * by_v * scale, mask=inside)
 
 
+def _switches(term: Term, norm: Norm) -> dict[str, int]:
+    return {"TERM": _TERMS.index(term), "NORM": _NORMS.index(norm), "TILE": _TILE}
+
+
 def _launch_gradient(
-    f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+    f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     batch, _, height, width = f.shape
     grid = (-(-width // _TILE), height, batch)
     gradient, partial = f.new_empty((3, *f.shape)), f.new_empty(grid)
     numbers = height, width, coefficient, 1 / f.numel()
-    weighted_loss_kernel[grid](f, w, v, a, b, gradient, partial, *numbers, TERM=_TERMS.index(term), TILE=_TILE)
+    weighted_loss_kernel[grid](f, w, v, a, b, gradient, partial, *numbers, **_switches(term, norm))
     # A second launch, so that the sum has one order and a repeat gives the same bits.
     return partial.sum(), gradient
 
 
 def _launch_second_order(
-    cotangent: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term
+    cotangent: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm
 ) -> Tensor:
     batch, _, height, width = f.shape
     product, cotangent = torch.empty_like(cotangent, memory_format=torch.contiguous_format), cotangent.contiguous()
     numbers = height, width, coefficient, 1 / f.numel()
     grid = (-(-width // _TILE), height, batch)
-    second_order_kernel[grid](cotangent, f, w, v, a, b, product, *numbers, TERM=_TERMS.index(term), TILE=_TILE)
+    second_order_kernel[grid](cotangent, f, w, v, a, b, product, *numbers, **_switches(term, norm))
     return product

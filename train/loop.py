@@ -178,7 +178,8 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 step = counters.step
                 action = action_at(settings.meta, step, progress, learning=not counters.frozen)
                 factor = learning_factor(settings.optimiser, step, progress)
-                objective = FusionObjective(settings.loss.gradient, gradient_coefficient(settings.loss, progress))
+                coefficient = gradient_coefficient(settings.loss, progress)
+                objective = FusionObjective(settings.loss.gradient, coefficient, settings.loss.intensity)
                 meta = settings.meta
                 rule = MetaRule(meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centred)
                 crop_px = crop_at(settings.run, progress)

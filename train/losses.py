@@ -19,6 +19,7 @@ from refusion_edge.train.priors import PRIORS, TASK_PRIORS, Logits
 from refusion_edge.train.sobel import gradient_magnitude, sobel
 
 GradientTerm = Literal["signed", "magnitude", "signed-max"]
+IntensityTerm = Literal["squared", "absolute"]
 
 # Logits per unit of gradient magnitude that the provisional weights were trained with.
 _FIXED_SHARPNESS = 4.0
@@ -71,11 +72,20 @@ def fusion_loss(
     weights: LossWeights,
     gradient_coefficient: float,
     term: GradientTerm = "signed",
+    intensity: IntensityTerm = "squared",
     engine: LossEngine | None = None,
 ) -> Tensor:
     """Weighted distance of the fused plane to both sources, in intensity and in gradient.
 
-    ``L_f = mse(w (a - f)) + mse((1 - w) (b - f)) + c L_grad``, with L_grad one of
+    ``L_f = L_int + c L_grad``. L_int is one of
+
+    - ``squared``, the paper's: ``mse(w (a - f)) + mse((1 - w) (b - f))``. Its optimum is a weighted mean of the sources
+      wherever w is neither 0 nor 1.
+    - ``absolute``: ``mean(w |a - f| + (1 - w) |b - f|)``. Its optimum is the source of larger weight itself, so that
+      textures pass unattenuated; what becomes of a pixel that both terms pull at is settled by c.
+
+    L_grad is one of
+
 
     - ``magnitude``, the paper's: ``mse(v (|grad a| - |grad f|)) + mse((1 - v) (|grad b| - |grad f|))``. It does not
       see a contrast that is inverted.
@@ -90,6 +100,7 @@ def fusion_loss(
         weights: Weights w and v of source a.
         gradient_coefficient: Factor c of the gradient term.
         term: Which gradient term.
+        intensity: Which intensity term.
         engine: How it is computed; None for ``LOSS_ENGINE``.
 
     Returns:
@@ -106,9 +117,8 @@ def fusion_loss(
     if _choose_engine(engine or LOSS_ENGINE, fused) == "triton":
         from refusion_edge.kernels.weighted_loss import weighted_loss
 
-        return weighted_loss(fused, a, b, w, v, gradient_coefficient, term, "triton")
-    intensity = (w * (a - fused)).square().mean() + ((1 - w) * (b - fused)).square().mean()
-    return intensity + gradient_coefficient * _gradient_loss(fused, a, b, v, term)
+        return weighted_loss(fused, a, b, w, v, gradient_coefficient, term, "triton", intensity)
+    return _intensity_loss(fused, a, b, w, intensity) + gradient_coefficient * _gradient_loss(fused, a, b, v, term)
 
 
 def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
@@ -127,6 +137,12 @@ def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
 def _is_interpreted() -> bool:
     # Triton's own switch, read when a kernel is imported.
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _intensity_loss(fused: Tensor, a: Tensor, b: Tensor, w: Tensor, term: IntensityTerm) -> Tensor:
+    if term == "absolute":
+        return (w * (a - fused).abs() + (1 - w) * (b - fused).abs()).mean()
+    return (w * (a - fused)).square().mean() + ((1 - w) * (b - fused)).square().mean()
 
 
 def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: GradientTerm) -> Tensor:

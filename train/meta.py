@@ -31,7 +31,14 @@ from torch import Tensor
 
 from refusion_edge.errors import UsageError
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.losses import GradientTerm, LossWeights, ReconstructionLoss, fusion_loss, reconstruction_loss
+from refusion_edge.train.losses import (
+    GradientTerm,
+    IntensityTerm,
+    LossWeights,
+    ReconstructionLoss,
+    fusion_loss,
+    reconstruction_loss,
+)
 
 Engine = Literal["exact", "exact-fd", "pixel", "double", "off"]
 """``exact``: forward-mode product. ``exact-fd``: the same product by a central difference of F, for an F without a
@@ -98,14 +105,16 @@ class FusionObjective:
     Attributes:
         term: Which gradient term.
         coefficient: Its factor.
+        intensity: Which intensity term.
     """
 
     term: GradientTerm
     coefficient: float
+    intensity: IntensityTerm = "squared"
 
     def __call__(self, fused: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
         """Evaluate the loss of a fused batch."""
-        return fusion_loss(fused, batch.first, batch.second, weights, self.coefficient, self.term)
+        return fusion_loss(fused, batch.first, batch.second, weights, self.coefficient, self.term, self.intensity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def probe(
     Returns:
         Best of two calls after one warm-up call each, on the wall clock, with the device idle at both ends.
     """
-    objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient)
+    objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
     engine = "exact" if settings.meta.engine == "off" else settings.meta.engine
     rule = MetaRule(engine, settings.meta.inner_rate, settings.meta.adapt_reconstruction, settings.meta.centred)
     state = initial_state(settings, device)

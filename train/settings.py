@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from refusion_edge.errors import UsageError
-from refusion_edge.train.losses import GradientTerm
+from refusion_edge.train.losses import GradientTerm, IntensityTerm
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.proposal import ProposalSettings
 from refusion_edge.train.tone import ToneSettings
@@ -48,12 +48,14 @@ class LossSettings:
     """The fusion loss.
 
     Attributes:
+        intensity: Which intensity term.
         gradient: Which gradient term.
         coefficient: Its factor once it has risen.
         coefficient_start: Share of that factor at the start.
         coefficient_rise: Share of the run over which it rises linearly.
     """
 
+    intensity: IntensityTerm
     gradient: GradientTerm
     coefficient: float
     coefficient_start: float

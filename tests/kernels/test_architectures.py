@@ -54,7 +54,7 @@ from refusion_edge.program import Tile
 numbers = {"height": "i32", "width": "i32", "coefficient": "fp32", "scale": "fp32"}
 for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):
     types = {name: numbers.get(name, "*fp32") for name in kernel.arg_names if not name.isupper()}
-    binary, _ = compile_function(kernel, types, {"TERM": 1, "TILE": 128}, Tile(128, 1, 4), int(sys.argv[1]))
+    binary, _ = compile_function(kernel, types, {"TERM": 1, "NORM": 0, "TILE": 128}, Tile(128, 1, 4), int(sys.argv[1]))
     print(resources(binary).registers, resources(binary).spilled)
 """
 

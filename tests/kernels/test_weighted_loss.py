@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -9,12 +11,13 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageError
 from refusion_edge.kernels import weighted_loss as loss_module
 from refusion_edge.kernels.language import TRITON_INSTALLED
-from refusion_edge.kernels.weighted_loss import Engine, Term, weighted_loss
+from refusion_edge.kernels.weighted_loss import Engine, Norm, Term, weighted_loss
 from refusion_edge.train import losses
 from refusion_edge.train.losses import LossWeights, fusion_loss
 from tests.conftest import one_sentence
 
 TERMS = ("signed", "magnitude", "signed-max")
+NORMS = ("squared", "absolute")
 ENGINES = (
     "closed",
     pytest.param("triton", marks=pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: refusion-edge[triton]")),
@@ -27,8 +30,10 @@ def planes(count: int = 5, size: tuple[int, ...] = SIZE) -> list[torch.Tensor]:
     return [torch.rand(size, generator=generator, dtype=torch.float64) for _ in range(count)]
 
 
-def plain(f: torch.Tensor, w: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, term: Term) -> torch.Tensor:
-    return fusion_loss(f, a, b, LossWeights(w, v), 0.3, term, "reference")
+def plain(
+    f: torch.Tensor, w: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, term: Term, norm: Norm = "squared"
+) -> torch.Tensor:
+    return fusion_loss(f, a, b, LossWeights(w, v), 0.3, term, norm, "reference")
 
 
 def second_derivatives(loss: torch.Tensor, inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -38,13 +43,14 @@ def second_derivatives(loss: torch.Tensor, inputs: list[torch.Tensor], cotangent
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("term", TERMS)
-def test_value_gradient_and_second_order_equal_autograd_on_the_plain_loss(term: Term, engine: Engine) -> None:
+def test_value_gradient_and_second_order_equal_autograd_on_the_plain_loss(term: Term, norm: Norm, engine: Engine) -> None:
     f, w, v, a, b = planes()
     leaves = [tensor.requires_grad_() for tensor in (f, w, v)]
     cotangents = planes(8)[5:]
-    expected = second_derivatives(plain(f, w, v, a, b, term) * 3, leaves, cotangents)
-    got = second_derivatives(weighted_loss(f, a, b, w, v, 0.3, term, engine) * 3, leaves, cotangents)
+    expected = second_derivatives(plain(f, w, v, a, b, term, norm) * 3, leaves, cotangents)
+    got = second_derivatives(weighted_loss(f, a, b, w, v, 0.3, term, engine, norm) * 3, leaves, cotangents)
     assert max(float(tensor.detach().abs().max()) for tensor in expected[4:]) > 0.01
     for one, other in zip(got, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
@@ -81,9 +87,9 @@ def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_pl
 def test_closed_forms_agree_with_finite_differences() -> None:
     f, w, v, a, b = planes(size=(1, 1, 3, 4))
     leaves = [tensor.requires_grad_() for tensor in (f, w, v)]
-    for term in TERMS[:2]:
+    for term, norm in itertools.product(TERMS[:2], NORMS):
         assert torch.autograd.gradgradcheck(
-            lambda f, w, v, term=term: weighted_loss(f, a, b, w, v, 0.3, term, "closed"), leaves, atol=1e-6
+            lambda f, w, v, term=term, norm=norm: weighted_loss(f, a, b, w, v, 0.3, term, "closed", norm), leaves, atol=1e-6
         )
 
 
@@ -124,9 +130,9 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             assert one_sentence(str(caught.value))
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(BackendError, match="choose the engine reference"):
-        fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", "triton")
+        fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="triton")
     with pytest.raises(UsageError, match="auto, reference, triton"):
-        fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", "fast")
+        fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="fast")
     monkeypatch.setattr(loss_module, "TRITON_INSTALLED", False)
     with pytest.raises(BackendError, match=r"refusion-edge\[triton\]"):
         weighted_loss(f, a, b, w, v, 0.3, "signed", "triton")
