@@ -5,7 +5,7 @@ Belongs here: which files are used and which are not, and why. Does not belong h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,18 +48,24 @@ class PairCollection:
         cache_bytes: Memory for decoded planes.
         sharp_scale: Factor by which sharp images are resized.
         report: Takes a remark on a file that turned bad.
+        repeat: Beginnings of names, and how many times as often such entries are drawn; the first that fits counts.
     """
 
     entries: tuple[Entry, ...]
     cache_bytes: int = 2 << 30
     sharp_scale: float = 1.0
     report: Callable[[str], None] = print
+    repeat: Mapping[str, int] = field(default_factory=dict)
+    _draws: tuple[int, ...] = ()
     _cache: dict[int, tuple[Array, Array]] = field(default_factory=dict)
     _cached_bytes: int = 0
     _bad: set[int] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._draws = tuple(index for index, entry in enumerate(self.entries) for _ in range(_repeats(entry.name, self.repeat)))
+
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self._draws)
 
     def is_sharp(self, which: int) -> bool:
         """Tell whether an entry is a sharp image; one that has turned bad counts as what replaces it."""
@@ -89,7 +95,7 @@ class PairCollection:
 
     def _usable(self, which: int) -> int:
         for step in range(len(self.entries)):
-            candidate = (which + step) % len(self.entries)
+            candidate = (self._draws[which] + step) % len(self.entries)
             if candidate not in self._bad:
                 return candidate
         raise InputError(f"expected at least one readable pair, got none out of {len(self.entries)}; check the disk.")
@@ -190,6 +196,10 @@ def read_planes(entry: Entry, sharp_scale: float = 1.0) -> tuple[Array, Array]:
     b = read_image(entry.b)
     check_pair(a, b)
     return to_luma8(a), to_luma8(b)
+
+
+def _repeats(name: str, repeat: Mapping[str, int]) -> int:
+    return next((times for beginning, times in repeat.items() if name.startswith(beginning)), 1)
 
 
 def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], dict[str, list[str]]]:

@@ -105,8 +105,9 @@ def run_session(request: Request, console: Console) -> Outcome:
             remark(sentence)
         kept, held = split_held(found.entries, settings.validation.held)
         remark(f"{len(kept)} pairs to train on, {len(held)} held back for validation")
-        collection = PairCollection(kept, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
-        held_collection = PairCollection(held, settings.data.cache_mib << 20, settings.data.sharp_scale, remark)
+        data = settings.data
+        collection = PairCollection(kept, data.cache_mib << 20, data.sharp_scale, remark, data.repeat)
+        held_collection = PairCollection(held, data.cache_mib << 20, data.sharp_scale, remark)
         theta = None
         if request.init is not None:
             known, theta = read_fusion(request.init)

@@ -181,10 +181,13 @@ class DataSettings:
     Attributes:
         cache_mib: Memory for decoded luma planes; what does not fit is read again when it is drawn.
         sharp_scale: Factor by which sharp images are resized before defocus is synthesised.
+        repeat: Beginnings of names, and how many times as often such pairs are drawn, so that a small set is not drowned
+            by a large one.
     """
 
     cache_mib: int
     sharp_scale: float
+    repeat: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,9 @@ class Settings:
         for name, value in positive.items():
             if value <= 0:
                 raise UsageError(f"expected {name} above 0, got {value}.")
+        for beginning, times in self.data.repeat.items():
+            if times < 1:
+                raise UsageError(f"expected data.repeat.{beginning} of at least 1, got {times}.")
         for name, side in (("run.crop_px", self.run.crop_px), ("run.late_crop_px", self.run.late_crop_px)):
             if side < _MIN_CROP:
                 raise UsageError(f"expected {name} of at least {_MIN_CROP}, got {side}.")

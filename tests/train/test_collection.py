@@ -84,6 +84,16 @@ def test_planes_stay_in_memory_as_far_as_they_fit(folder_of_pairs: Callable[...,
     assert np.array_equal(collection.planes(1)[0], before[0][0])  # was not, and its file is gone
 
 
+def test_pairs_of_a_small_set_are_drawn_more_often(folder_of_pairs: Callable[..., Path]) -> None:
+    entries = survey(folder_of_pairs("data"), IR_VIS, 16).entries
+    plain, collection = PairCollection(entries), PairCollection(entries, repeat={"01": 3, "0": 1})
+    assert (len(plain), len(collection)) == (3, 5)
+    drawn = [collection.planes(which)[0] for which in range(5)]
+    for which, source in enumerate([0, 1, 1, 1, 2]):
+        assert np.array_equal(drawn[which], plain.planes(source)[0])
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
 def test_some_pairs_are_held_back_and_always_the_same(folder_of_pairs: Callable[..., Path]) -> None:
     entries = survey(folder_of_pairs("data", count=12), IR_VIS, 16).entries
     kept, held = split_held(entries, 0.25)
