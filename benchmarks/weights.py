@@ -8,7 +8,8 @@ below minus one standard error, ``+`` one above zero. Results are stretched, and
 ``evaluator`` on grey pictures, with these exceptions:
 
 - ``medical``: metrics inside the head. What is outside (both sources black, not enclosed by either) is blanked in all
-  pictures, which are then cut to the box around the head. ``background`` is the 99th percentile of the levels outside.
+  pictures, which are then cut to the box around the head. ``black`` is the mean level where both sources are exactly
+  black outside, ``black-p99`` the 99th percentile there.
 - ``multi_focus``: a set ``defocus`` of pairs made from visible pictures of ``ir_vis/test``, which no training has seen;
   PSNR and SSIM against the sharp picture, without the stretch.
 - All: ``swap``, the mean change in [0, 1] of the network's output when the inputs are swapped.
@@ -42,6 +43,9 @@ METRICS = {
     "multi_focus": ("Qabf", "VIF", "MI"),
     "multi_exposure": ("survey:MEF-SSIM", "Qabf"),
 }
+LOWER = ("swap", "black", "black-p99")
+"""Measured quantities of which less is better."""
+
 AVERAGE = "average"
 # Levels up to this count as black; the sources are JPEG in part.
 _BLACK = 8
@@ -81,11 +85,17 @@ def main() -> int:
     options = parser.parse_args()
 
     task = find_task(options.task)
-    cases = [case for case in _cases(task, options.data, options.limit) if not options.sets or case.group in options.sets]
+    cases = [case for case in test_cases(task, options.data, options.limit) if not options.sets or case.group in options.sets]
     found = {
-        name: [_measure(fuse, task, case) for case in cases]
-        for name, fuse in (_fuser(argument, task) for argument in options.weights)
+        name: [measure(fuse, task, case) for case in cases]
+        for name, fuse in (fuser_of(argument, task) for argument in options.weights)
     }
+    print_tables(cases, found)
+    return 0
+
+
+def print_tables(cases: list[Case], found: dict[str, list[Values]]) -> None:
+    """Print, set by set, what was measured beside the last one of ``found``."""
     *names, reference = found
     for group in dict.fromkeys(case.group for case in cases):
         rows = [index for index, case in enumerate(cases) if case.group == group]
@@ -96,27 +106,27 @@ def main() -> int:
             line = f"{metric:12} {base.mean():12.4f}"
             for name in names:
                 mine = np.array([found[name][row][metric] for row in rows])
-                line += f" {mine.mean():12.4f} {_difference(mine - base, lower=metric in ('swap', 'background')):>22}"
+                line += f" {mine.mean():12.4f} {_compared(mine - base, lower=metric in LOWER):>22}"
             print(line)
-    return 0
 
 
-def _difference(differences: np.ndarray, *, lower: bool) -> str:
+def _compared(differences: np.ndarray, *, lower: bool) -> str:
     mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
     better = -mean if lower else mean
     mark = "+" if better > 0 else "-" if better < -error else " "
     return f"{mean:+.4f} ({error:.4f}) {mark}"
 
 
-def _fuser(argument: str, task: Task) -> tuple[str, Fuse]:
-    """Name, and what fuses."""
+def fuser_of(argument: str, task: Task) -> tuple[str, Fuse]:
+    """Split ``NAME=FILE`` and open the file: the name, and what fuses."""
     name, _, path = argument.partition("=")
     if path == AVERAGE:
         return name, lambda a, b: (a + b) / 2
     return name, load(path, task=task.name).backend.fuse
 
 
-def _cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
+def test_cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
+    """Pairs of the test sets, the first ``limit`` of each (0 for all)."""
     folder = data / task.name / "test"
     counts: dict[str, int] = {}
     for paths in find_pairs(str(folder / task.folder_a), str(folder / task.folder_b)).pairs:
@@ -136,7 +146,8 @@ def _defocused(data: Path, count: int) -> Iterator[Case]:
         yield Case("defocus", ImagePair(stem, near, far), sharp)
 
 
-def _measure(fuse: Fuse, task: Task, case: Case) -> Values:
+def measure(fuse: Fuse, task: Task, case: Case) -> Values:
+    """Fuse a pair and score the result."""
     a, b = case.pair.a, case.pair.b
     planes = to_planes(a, b, sensor_a=task.ranged_a)
     fused = fuse(planes.a, planes.b)[0, 0].copy()
@@ -151,8 +162,9 @@ def _measure(fuse: Fuse, task: Task, case: Case) -> Values:
     if task.name == "medical":
         grey_a, grey_b = (np.rint(to_grey_plane(image)).astype(np.uint8) for image in (a, b))
         head = _head(grey_a, grey_b)
-        outside = stretched[~head]
-        values["background"] = float(np.percentile(outside, 99)) if outside.size else 0.0
+        black = stretched[~head & (np.maximum(grey_a, grey_b) == 0)]
+        values["black"] = float(black.mean()) if black.size else 0.0
+        values["black-p99"] = float(np.percentile(black, 99)) if black.size else 0.0
         rows, columns = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
         box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         a, b, stretched = ((image * head)[box] for image in (grey_a, grey_b, stretched))

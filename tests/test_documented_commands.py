@@ -31,11 +31,13 @@ BLOCK = re.compile(r"^```(?:sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 SHORTER = {
     "stream": "--duration-s 2",
-    "bench": "--loaded --no-limits --warmup-ms 0 --warmup 1 --iterations 3 --windows 3 --seconds 0.1 --sizes 40x48",
+    "bench": "--loaded --no-limits --warmup-ms 0 --warmup 1 --iterations 3 --windows 3 --seconds 0.1",
     "train": "--threads 1 --set run.steps=2 --set run.batch=1 --set run.crop_px=16 --set run.late_crop_px=16 "
     "--set validation.crops=1 --set validation.images=1",
 }
 """Options that are added to a verb; the last one given counts."""
+
+SIZES = "40x48"
 
 ELSEWHERE = {
     "refusion-edge build --task ir_vis --precision int8": "tests/tensorrt/test_rtx.py",
@@ -117,10 +119,13 @@ def documented_files(bundle: Path) -> None:
 def test_commands_of_a_page_run_in_their_order(page: Path, documented_files: None, run_cli: RunCli) -> None:
     absent: list[str] = []
     if "before.json" in page.read_text():
-        run_cli("bench", "ir_vis", "--json", "before.json", *shlex.split(SHORTER["bench"]))
+        run_cli("bench", "ir_vis", "--sizes", SIZES, "--json", "before.json", *shlex.split(SHORTER["bench"]))
     for command in [command for command in of("refusion-edge") if command.page == page]:
         verb, *rest = command.words[1:]
-        code, out, err = run_cli(verb, *rest, *shlex.split(SHORTER.get(verb, "")))
+        words = [*rest, *shlex.split(SHORTER.get(verb, ""))]
+        if verb == "bench" and "--a" not in rest:
+            words += ["--sizes", SIZES]
+        code, out, err = run_cli(verb, *words)
         if code == MissingDependencyError.exit_code or (absent and code == InputError.exit_code):
             # An explicit request for what this machine lacks ends like this; what follows may need what it would have made.
             assert one_sentence(err.splitlines()[-1]), (command.text, err)
