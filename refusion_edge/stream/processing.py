@@ -187,11 +187,11 @@ def _levels(luma: Float32Array) -> Uint8Array:
 def _marks(pair: Pair) -> tuple[str, ...]:
     marks = []
     if pair.ir is None:
-        marks.append("infrared lost")
+        marks.append(f"infrared {pair.fault or 'lost'}")
     elif pair.ir.stale_ns > _FROZEN_MARK_NS:
         marks.append(f"infrared frozen for {pair.ir.stale_ns / 1e9:.1f} s")
     if pair.vis is None:
-        marks.append("visible lost")
+        marks.append(f"visible {pair.fault or 'lost'}")
     if pair.held:
         marks.append(f"held, {abs(pair.skew_ns or 0) / 1e6:.0f} ms apart")
     return tuple(marks)

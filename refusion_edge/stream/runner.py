@@ -237,7 +237,7 @@ class StreamRun:
                 if stamps.replaced:
                     camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps stand still"
         finally:
-            camera.state = "ended" if camera.state == "running" else camera.state
+            camera.state = "ended" if camera.state != "lost" else camera.state
             source.__exit__(None, None, None)
             self._readers_left -= 1
             if not self._live or self._readers_left == 0:
@@ -288,9 +288,19 @@ class StreamRun:
         while (frame := self._next_frame()) is not None:
             if self._recorder is not None and self._recorded.put(frame) is not None:
                 self._statistics.dropped("recording", "disk too slow")
-            self._hand_on(self._matcher.push(frame))
+            self._push(frame)
         self._hand_on(self._matcher.flush())
         self._end_pairing()
+
+    def _push(self, frame: Frame) -> None:
+        side = frame.side
+        had_fault = side in self._matcher.faults
+        self._hand_on(self._matcher.push(frame))
+        fault = self._matcher.faults.get(side)
+        if fault is not None and not had_fault:
+            self._statistics.faulty(side, f"passed over: frames of {fault}, which the rig was made for")
+        elif fault is None and had_fault:
+            self._statistics.recovered(side, f"back: frames of {frame.size_wh[0]}x{frame.size_wh[1]} again")
 
     def _next_frame(self) -> Frame | None:
         """Take the next frame: in the order of arrival from cameras, in the order of time from files."""
@@ -316,7 +326,7 @@ class StreamRun:
             camera = self._statistics.cameras[frame.side]
             self._statistics.delivered(frame.side, (frame.image.shape[1], frame.image.shape[0]), str(frame.image.dtype))
             camera.frozen_frames += frame.stale_ns > 0
-            self._hand_on(self._matcher.push(frame))
+            self._push(frame)
         self._hand_on(self._matcher.flush())
         for camera in self._statistics.cameras.values():
             camera.state, camera.clock = "ended", "recorded time stamps"
@@ -365,8 +375,9 @@ class StreamRun:
             try:
                 fused = self._processor.process(pair)
             except InputError as error:
-                # Cameras that never fitted are a mistake of the user; one that changes in the middle is a fault to live with.
-                if self._pictures == 0 and isinstance(error, ShapeError | RigError):
+                # Cameras that never fitted are a mistake of the user; one that changes in the middle is a fault to live with,
+                # and with a rig such frames do not come this far.
+                if isinstance(error, RigError) or (self._pictures == 0 and isinstance(error, ShapeError)):
                     raise
                 self._skip(error)
                 continue

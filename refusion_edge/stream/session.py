@@ -11,7 +11,7 @@ from typing import Any
 from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.rig import GainMethod, Polarity, Rig
-from refusion_edge.stream.frames import MS
+from refusion_edge.stream.frames import MS, SIDES
 from refusion_edge.stream.gain import ThermalGain
 from refusion_edge.stream.matching import Limits, Matcher
 from refusion_edge.stream.output_range import OutputStretch, VideoRange
@@ -126,8 +126,11 @@ class PairingSettings:
     lost_after_ms: float | None
     max_freeze_ms: float
 
-    def matcher(self) -> Matcher:
+    def matcher(self, rig: Rig | None = None) -> Matcher:
         """Make what pairs by these settings.
+
+        Args:
+            rig: Rig that frames have to fit, or None.
 
         Raises:
             UsageError: The policy is unknown or a limit negative.
@@ -138,9 +141,10 @@ class PairingSettings:
             max_age_ns=round(self.max_age_ms * MS),
             offset_ns=round(self.offset_ms * MS),
         )
-        if self.lost_after_ms is None:
-            return Matcher(pairer, None)
-        return Matcher(pairer, Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS)))
+        limits = None
+        if self.lost_after_ms is not None:
+            limits = Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS))
+        return Matcher(pairer, limits, None if rig is None else {side: rig.source(side).size_wh for side in SIDES})
 
 
 class StreamSession:
@@ -177,7 +181,7 @@ class StreamSession:
         rig = _read_rig(settings)
         sources = self._sources(rig)
         pairing = _pairing(settings, rig, sources)
-        matcher = pairing.matcher()
+        matcher = pairing.matcher(rig)
         gain, stretch, geometry = self._picture(rig)
         uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
         _refuse_overwriting(sources, uris, settings.record)

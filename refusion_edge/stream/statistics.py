@@ -66,7 +66,8 @@ class CameraState:
         frozen_frames: Pictures that repeat the one before.
         losses: How often the camera was lost.
         reconnects: How often it came back.
-        state: ``running``, ``lost`` or ``ended``.
+        faults: How often it changed to frames that cannot be used.
+        state: ``running``, ``faulty``, ``lost`` or ``ended``.
         clock: Where the time stamps come from.
         size_wh: Width and height of the last frame.
         dtype: Type of its pixels.
@@ -79,6 +80,7 @@ class CameraState:
     frozen_frames: int = 0
     losses: int = 0
     reconnects: int = 0
+    faults: int = 0
     state: str = "running"
     clock: str = ""
     size_wh: tuple[int, int] | None = None
@@ -158,6 +160,21 @@ class Statistics:
         with self._lock:
             self._note(side, text)
 
+    def faulty(self, side: Side, text: str) -> None:
+        """Count that a camera changed to frames that cannot be used, and keep the event."""
+        with self._lock:
+            camera = self.cameras[side]
+            camera.faults += 1
+            camera.state = "faulty" if camera.state == "running" else camera.state
+            self._note(side, text)
+
+    def recovered(self, side: Side, text: str) -> None:
+        """Take note that its frames can be used again."""
+        with self._lock:
+            camera = self.cameras[side]
+            camera.state = "running" if camera.state == "faulty" else camera.state
+            self._note(side, text)
+
     def _note(self, side: str, text: str) -> None:
         self._events_total += 1
         seconds = (time.monotonic_ns() - self._started_ns) / 1e9
@@ -208,6 +225,7 @@ class Statistics:
             "frozen_frames": camera.frozen_frames,
             "losses": camera.losses,
             "reconnects": camera.reconnects,
+            "faults": camera.faults,
             "state": camera.state,
             "clock": camera.clock,
             "size_wh": None if camera.size_wh is None else list(camera.size_wh),
