@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -73,6 +73,10 @@ class Processor:
         self._marks = marks
         self._took = took
         self._size_wh: tuple[int, int] | None = None
+
+    def use_warp(self, warp: RigWarp) -> None:
+        """Warp the next pictures with other tables, between two of them and in the thread that makes them."""
+        self._geometry = replace(self._geometry, warp=warp)
 
     def process(self, pair: Pair) -> FusedFrame:
         """Make the picture of a pair, or pass the one camera on that is left.

@@ -53,6 +53,9 @@ def _families(snapshot: Mapping[str, Any], viewers: int) -> Iterator[tuple[str, 
         for quantile, key in (("0.5", "p50_ms"), ("0.95", "p95_ms"), ("0.99", "p99_ms"))
     ]
     yield "stage_seconds", "gauge", "Time of a stage since the start.", stages
+    refinement = snapshot["refinement"]
+    refined: _Samples = [] if refinement is None else [({}, refinement["correction_px"])]
+    yield "refinement_px", "gauge", "How far online refinement has moved the view from the rig.", refined
     yield "viewers", "gauge", "Browsers that watch.", [({}, float(viewers))]
 
 

@@ -31,9 +31,11 @@ from refusion_edge.stream.motion import MotionMeter
 from refusion_edge.stream.pairing import Outcome
 from refusion_edge.stream.processing import Processor
 from refusion_edge.stream.recording import PairFate, Recorder, Recording
+from refusion_edge.stream.refining import RigRefiner
 from refusion_edge.stream.sinks import Sink
 from refusion_edge.stream.sources import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
+from refusion_edge.warp import RigWarp
 
 _INBOX, _LIVE_PAIRS, _FILE_PAIRS, _RECORDED = 64, 1, 4, 128
 _POLL_S = 0.1
@@ -72,6 +74,8 @@ class StreamRun:
         statistics: Counters of the run.
         limits: When it ends.
         recorder: Keeps the raw frames, or None.
+        refiner: Follows slow changes of the rig, or None. With cameras it works beside the engine; with files the engine waits
+            for it, so that the same files give the same pictures.
         hashed: Whether to hash the pictures, so that two runs can be compared.
 
     Attributes:
@@ -88,6 +92,7 @@ class StreamRun:
         *,
         limits: RunLimits | None = None,
         recorder: Recorder | None = None,
+        refiner: RigRefiner | None = None,
         hashed: bool = False,
         stop: threading.Event | None = None,
     ) -> None:
@@ -98,6 +103,11 @@ class StreamRun:
         self._matcher, self._processor, self._sinks, self._statistics = matcher, processor, tuple(sinks), statistics
         self._limits = limits or RunLimits()
         self._recorder = recorder
+        self._refiner = refiner
+        # One measurement at a time: the next one starts from pictures that were warped with what the last one found.
+        self._to_measure: Channel[FusedFrame] = Channel(1, lossless=False)
+        self._measured: Channel[RigWarp | None] = Channel(1, lossless=False)
+        self._measuring = False
         self._hash = hashlib.sha256() if hashed else None
         # Cameras share one queue, in the order of arrival; files have one each, and the earlier frame goes first.
         shared: Channel[Frame] = Channel(_INBOX, lossless=not self._live)
@@ -159,6 +169,8 @@ class StreamRun:
         work.append(("engine", self._fuse))
         if self._recorder is not None:
             work.append(("recorder", self._record))
+        if self._refiner is not None and self._live:
+            work.append(("refinement", partial(self._refine, self._refiner)))
         work += [
             (f"output {sink.name}", partial(self._write, sink, outbox))
             for sink, outbox in zip(self._sinks, self._outboxes, strict=True)
@@ -195,6 +207,7 @@ class StreamRun:
         for inbox in self._inboxes.values():
             inbox.close()
         if self.stop.is_set():
+            self._to_measure.close()
             self._pairs.close()
             self._recorded.close()
             for outbox in self._outboxes:
@@ -381,6 +394,7 @@ class StreamRun:
                     raise
                 self._skip(error)
                 continue
+            self._follow_rig(fused)
             self._statistics.shown(fused)
             if self._hash is not None:
                 self._hash.update(np.ascontiguousarray(fused.image).data)
@@ -390,10 +404,33 @@ class StreamRun:
             self._pictures += 1
             if self._limits.pictures is not None and self._pictures >= self._limits.pictures:
                 break
+        self._to_measure.close()
         for outbox in self._outboxes:
             outbox.close()
         if self._limits.pictures is not None and self._pictures >= self._limits.pictures:
             self._finish_outputs()
+
+    def _follow_rig(self, fused: FusedFrame) -> None:
+        """Take over what refinement found, and give it the next picture when it is time."""
+        if self._refiner is None:
+            return
+        if self._measuring and len(self._measured):
+            self._use(self._measured.get())
+            self._measuring = False
+        elif not self._measuring and self._refiner.wants(fused):
+            if self._live:
+                self._measuring = True
+                self._to_measure.put(fused)
+            else:
+                self._use(self._refiner.measure(fused))
+
+    def _use(self, warp: RigWarp | None) -> None:
+        if warp is not None:
+            self._processor.use_warp(warp)
+
+    def _refine(self, refiner: RigRefiner) -> None:
+        while (fused := self._to_measure.get()) is not None:
+            self._measured.put(refiner.measure(fused))
 
     def _finish_outputs(self) -> None:
         """Let outputs write what waits for them before the limit of pictures ends the run."""

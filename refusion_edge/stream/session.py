@@ -19,6 +19,7 @@ from refusion_edge.stream.pacing import PacedSource
 from refusion_edge.stream.pairing import Pairer, Policy
 from refusion_edge.stream.processing import Geometry, Processor
 from refusion_edge.stream.recording import Recorder, Recording, read_recording
+from refusion_edge.stream.refining import Refinement, RigRefiner
 from refusion_edge.stream.runner import RunLimits, StreamRun, describe
 from refusion_edge.stream.sinks import DisplaySink, NullSink, SharedMemorySink, Sink, has_display, open_file_sink
 from refusion_edge.stream.sources import Source, open_source
@@ -153,17 +154,20 @@ class StreamSession:
     Args:
         settings: What was asked for.
         fuser: Runs the network instead of what the settings name; closed in the end.
+        refinement: Follows slow changes of the rig, such as ``calibration.tracking.OnlineRefinement``; none for the rig as it
+            is.
 
     Attributes:
         stop: Set it, from any thread, to end the stream.
         statistics: Counters, for anyone who watches.
     """
 
-    def __init__(self, settings: StreamSettings, *, fuser: Fuser | None = None) -> None:
+    def __init__(self, settings: StreamSettings, *, fuser: Fuser | None = None, refinement: Refinement | None = None) -> None:
         self.settings = settings
         self.statistics = Statistics()
         self.stop = threading.Event()
         self._fuser = fuser
+        self._refinement = refinement
         self._output_sha256: str | None = None
         self._started = False
 
@@ -182,6 +186,7 @@ class StreamSession:
         sources = self._sources(rig)
         pairing = _pairing(settings, rig, sources)
         matcher = pairing.matcher(rig)
+        refiner = self._refiner(rig)
         gain, stretch, geometry = self._picture(rig)
         uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
         _refuse_overwriting(sources, uris, settings.record)
@@ -211,6 +216,7 @@ class StreamSession:
                 self.statistics,
                 limits=RunLimits(settings.give_up_s, settings.duration_s, settings.pictures),
                 recorder=recorder,
+                refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
             ).run()
@@ -262,6 +268,13 @@ class StreamSession:
         from refusion_edge.warp import make_warp
 
         return gain, stretch, Geometry(make_warp(rig, settings.distance))
+
+    def _refiner(self, rig: Rig | None) -> RigRefiner | None:
+        if self._refinement is None:
+            return None
+        if rig is None:
+            raise UsageError("expected a rig to refine, got none; add --rig, or leave --refine out.")
+        return RigRefiner(self._refinement, rig, self.settings.distance, self.statistics)
 
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW

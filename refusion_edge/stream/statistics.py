@@ -104,6 +104,7 @@ class Statistics:
         self._held = 0
         self._pairs = 0
         self._outputs: Counter[tuple[str, str]] = Counter()
+        self._refinement: dict[str, Any] | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
@@ -155,6 +156,11 @@ class Statistics:
             self._modes[frame.mode] += 1
             self._arrivals["fused"].append(time.monotonic_ns())
 
+    def refined(self, progress: dict[str, Any]) -> None:
+        """Keep what online refinement has done so far."""
+        with self._lock:
+            self._refinement = progress
+
     def note(self, side: str, text: str) -> None:
         """Keep an event: a loss, a freeze, a damaged frame. The last 1000 are kept, all are counted."""
         with self._lock:
@@ -200,6 +206,7 @@ class Statistics:
                     "speed_px_s": {key.removesuffix("_ms"): value for key, value in self._speed_px_s.summary().items()},
                     "misregistration_px": {key.removesuffix("_ms"): value for key, value in self._skew_px.summary().items()},
                 },
+                "refinement": self._refinement,
                 "stages": {stage: times.summary() for stage, times in self._stages.items()},
                 "outputs": {
                     name: {
