@@ -38,7 +38,7 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
 _LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
 _MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.8
-_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
+_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 3.0, 25.0
 _CHECKS = 6  # blocks across the picture in the two halves, which lie like the squares of a checkerboard
 
 

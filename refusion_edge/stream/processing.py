@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -209,6 +210,8 @@ def _write_marks(image: Uint8Array, marks: tuple[str, ...]) -> Uint8Array:
     at = (round(8 * scale) + 2, image.shape[0] - round(12 * scale) - 2)
     text, font, line = ", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, max(1, round(scale))
     shadow, ink = (_MARK_SHADOW, _MARK_COLOUR) if image.ndim == 3 else ((0,), (255,))
-    cv2.putText(marked, text, at, font, scale, shadow, 4 * line, cv2.LINE_AA)
+    # The same strokes around the text, as thicker letters are wider ones too since OpenCV 5.
+    for dx, dy in itertools.product((-line, 0, line), repeat=2):
+        cv2.putText(marked, text, (at[0] + dx, at[1] + dy), font, scale, shadow, line, cv2.LINE_AA)
     cv2.putText(marked, text, at, font, scale, ink, line, cv2.LINE_AA)
     return marked

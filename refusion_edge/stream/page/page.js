@@ -58,7 +58,11 @@ function sized(canvas, picture) {
 
 function paint(header, pictures) {
   if (view === "fused" || view === "side") {
-    for (const [name, picture] of Object.entries(pictures)) sized(byId(name), picture).drawImage(picture, 0, 0);
+    for (const name of PICTURES[view]) {
+      const canvas = byId(name);
+      if (pictures[name]) sized(canvas, pictures[name]).drawImage(pictures[name], 0, 0);
+      else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // the last picture of a lost camera is no live one
+    }
     return;
   }
   const ground = pictures.vis || pictures.ir;
