@@ -7,7 +7,6 @@ slowly, and never leaves its bounds around the alignment of the rig. It is off u
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from refusion_edge.calibration.motion import apart_px
 from refusion_edge.calibration.scene import align_scene
 from refusion_edge.errors import AlignmentError
 from refusion_edge.rig import Matrix
-
-Verdict = Literal["moved", "refused", "reset"]
+from refusion_edge.stream.refining import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +37,9 @@ class Bounds:
 class OnlineRefinement:
     """A correction of the rig's homography that follows slow changes.
 
-    The runner warps with ``make_warp(rig, distance_m, correction=refinement.correction)`` and calls ``update`` now and then,
-    in any one thread, with the two views that came out; an update takes as long as an ``align auto`` of that size.
+    A stream warps with ``make_warp(rig, distance_m, correction=refinement.correction)`` and calls ``update`` now and then,
+    in any one thread, with the two views that came out; an update takes as long as an ``align auto`` of that size. Implements
+    ``stream.refining.Refinement``.
 
     Args:
         bounds: How far and how fast.
@@ -55,6 +54,11 @@ class OnlineRefinement:
     def correction(self) -> Matrix:
         """Point of the base view to the point of the base view that the rig's homography is to be asked for, (3, 3)."""
         return self._correction.copy()
+
+    @property
+    def bound_px(self) -> float:
+        """Largest displacement by the correction, RMS over the base view."""
+        return self.bounds.shift_px
 
     def update(self, base: Array, moved: Array, *, sensor_base: bool = False, sensor_moved: bool = True) -> Verdict:
         """Measure what is left between two views and take over a part of it.

@@ -143,6 +143,7 @@ class Rig:
         gain: Gain control of 16-bit infrared frames.
         time_offset_ms: What has to be added to time stamps of ``ir`` so that they agree with those of ``vis``, or None
             if it was not measured.
+        time_error_ms: Standard error of that, or None if nobody stated it.
         parallax: Focal length and baseline, or None if they are not known.
 
     Raises:
@@ -156,6 +157,7 @@ class Rig:
     polarity: Polarity = "white"
     gain: GainMethod = "percentile"
     time_offset_ms: float | None = None
+    time_error_ms: float | None = None
     parallax: ParallaxModel | None = None
 
     def __post_init__(self) -> None:
@@ -164,6 +166,8 @@ class Rig:
         _check_alignments(self.alignments)
         if self.time_offset_ms is not None and not math.isfinite(self.time_offset_ms):
             raise RigError(f"expected time_offset_ms as a finite number, got {self.time_offset_ms}; measure it again.")
+        if self.time_error_ms is not None and not 0 <= self.time_error_ms < math.inf:
+            raise RigError(f"expected time_error_ms of at least 0, got {self.time_error_ms}; measure it with align time.")
         if self.parallax is not None and not (
             0 < self.parallax.focal_px < math.inf and 0 <= self.parallax.baseline_m < math.inf
         ):

@@ -97,7 +97,8 @@ def parse_rig(text: str | bytes) -> Rig:
     ir, vis, alignments = top.node("ir"), top.node("vis"), top.nodes("alignments")
     base = top.choice("base", SOURCE_NAMES, "vis")
     polarity, gain = top.choice("polarity", POLARITIES, "white"), top.choice("gain", GAIN_METHODS, "percentile")
-    time_offset_ms, parallax = top.optional_number("time_offset_ms"), top.optional_node("parallax")
+    time_offset_ms, time_error_ms = top.optional_number("time_offset_ms"), top.optional_number("time_error_ms")
+    parallax = top.optional_node("parallax")
     top.finish()
     return Rig(
         ir=_parse_source(ir),
@@ -107,6 +108,7 @@ def parse_rig(text: str | bytes) -> Rig:
         polarity=polarity,
         gain=gain,
         time_offset_ms=time_offset_ms,
+        time_error_ms=time_error_ms,
         parallax=_parse_parallax(parallax),
     )
 

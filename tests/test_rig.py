@@ -40,6 +40,7 @@ RIG = Rig(
     ),
     base="ir",
     time_offset_ms=-12.75,
+    time_error_ms=1.5,
     parallax=ParallaxModel(700.0, 0.03),
 )
 
@@ -83,7 +84,8 @@ def alignments(draw: st.DrawFn) -> tuple[RigAlignment, ...]:
 @given(
     st.builds(
         Rig, sources, sources, alignments(), st.sampled_from(SOURCE_NAMES), st.sampled_from(POLARITIES),
-        st.sampled_from(GAIN_METHODS), st.none() | numbers, st.none() | st.builds(ParallaxModel, positive, st.floats(0, 1e3)),
+        st.sampled_from(GAIN_METHODS), st.none() | numbers, st.none() | st.floats(0, 1e6),
+        st.none() | st.builds(ParallaxModel, positive, st.floats(0, 1e3)),
     )
 )  # fmt: skip
 def test_every_rig_comes_back_to_the_last_digit(rig: Rig) -> None:
@@ -109,6 +111,7 @@ def test_a_hand_written_file_needs_only_sizes_and_a_homography() -> None:
         ("size_wh: [640, 512]", "size_hw: [640, 512]", "expected the key 'size_wh' in ir, got none; rename 'size_hw'"),
         ("time_offset_ms: -12.75", "time_offset_ms: soon", "expected time_offset_ms as a number, got 'soon'"),
         ("time_offset_ms: -12.75", "time_offset_ms: .nan", "finite"),
+        ("time_error_ms: 1.5", "time_error_ms: -1", "at least 0"),
         ("time_offset_ms: -12.75", "time_offset_ms: yes", "as a number, got True"),
         ("gain: percentile", "gain: auto", "expected gain to be one of linear"),
         ("base: ir", "base: ir\nbase: vis", "in line 36 (the key 'base' again)"),

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusion_edge.cli import align_time
 from refusion_edge.cli.options import add_json, length_m, nonempty
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "auto":
             _add_search(way)
         _add_making(way, several_distances=name == "calibration")
+    timing = ways.add_parser("time", help=align_time.SUMMARY, allow_abbrev=False)
+    align_time.add_arguments(timing)
     check = ways.add_parser("check", help="measure how far a rig is off on a later pair", allow_abbrev=False)
     check.description = "measure how far a rig is off on a later pair; exit code 1 if it is too far, or if nobody can tell"
     check.add_argument("rig", type=Path, metavar="RIG", help="rig file")
@@ -53,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Align or check, print, write."""
+    if options.way == "time":
+        return align_time.run(options)
     return _check(options) if options.way == "check" else _make(options)
 
 
@@ -166,6 +171,8 @@ def _finish(
     else:
         rig = replace(old.with_alignment(alignments[0]), ir=named["ir"], vis=named["vis"])
     said: dict[str, Any] = {name: getattr(options, name) for name in ("polarity", "gain", "time_offset_ms")}
+    if options.time_offset_ms is not None:
+        rig = replace(rig, time_error_ms=None)
     if options.baseline is not None:
         lens = rig.source(rig.base).lens
         focal = lens.focal_px[0] if lens else field_of_view_focal_px(rig.source(rig.base).size_wh[0], options.fov)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty
 
 if TYPE_CHECKING:
+    from refusion_edge.calibration.tracking import OnlineRefinement
     from refusion_edge.stream.session import StreamSettings
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.stream.session import StreamSession
 
-    session = StreamSession(_settings(options))
+    session = StreamSession(_settings(options), refinement=_refinement(options))
     say = remarks()
     try:
         session.run(announce=say.print)
@@ -115,6 +116,12 @@ def _add_picture(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("picture").add_argument
     add("--rig", type=nonempty, metavar="FILE", help="rig.yaml made by 'align'")
     add("--distance", type=_distance, metavar="5m", help="working distance of the rig (default: its farthest)")
+    add(
+        "--refine",
+        type=_pixels,
+        metavar="PX",
+        help="follow slow changes of the mount, by at most PX pixels from what the rig says (default: off)",
+    )
     add("--resize", action="store_true", help="without a rig: stretch infrared pictures to the visible size")
     add(
         "--gain",
@@ -157,10 +164,18 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     from refusion_edge.stream.session import StreamSettings
 
     chosen = dict(vars(options))
-    for name in ("run", "verb", "json", "no_marks"):
+    for name in ("run", "verb", "json", "no_marks", "refine"):
         chosen.pop(name, None)
     chosen["outputs"] = tuple(chosen.pop("output") or ())
     return StreamSettings(**chosen, marks=not options.no_marks)
+
+
+def _refinement(options: argparse.Namespace) -> OnlineRefinement | None:
+    if options.refine is None:
+        return None
+    from refusion_edge.calibration.tracking import Bounds, OnlineRefinement
+
+    return OnlineRefinement(Bounds(shift_px=options.refine))
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -195,6 +210,12 @@ def _print_report(report: dict[str, Any]) -> None:
             if row["pairs"]:
                 low, high = ("" if end is None else f"{end:+d}" for end in (row["from_ms"], row["to_ms"]))
                 console.print(f"  {low:>5} to {high:>5} ms  {'#' * max(1, round(40 * row['pairs'] / widest))} {row['pairs']}")
+    refinement = report["refinement"]
+    if refinement is not None:
+        console.print(
+            f"refinement: {refinement['correction_px']:.2f} of at most {refinement['bound_px']:g} px from the rig; "
+            f"{refinement['moved']} measurements followed, {refinement['refused']} refused, {refinement['resets']} resets"
+        )
     if report["output_sha256"]:
         console.print(f"SHA-256 of all pictures: {report['output_sha256']}")
 
@@ -209,6 +230,10 @@ def _signed_milliseconds(text: str) -> float:
 
 def _seconds(text: str) -> float:
     return _number(text, 0, 1e6)
+
+
+def _pixels(text: str) -> float:
+    return _number(text, 0.1, 100)
 
 
 def _distance(text: str) -> float:

@@ -1,7 +1,6 @@
 """Cameras, network streams and video files as sources, through OpenCV.
 
-OpenCV decodes with FFmpeg (files, RTSP, HTTP), V4L2 (cameras on USB) and, where it was built with it, GStreamer (``csi://``,
-``gst:``; the wheels of opencv-python are not, those of NVIDIA's JetPack are).
+OpenCV decodes with FFmpeg (files, RTSP, HTTP) and V4L2 (cameras on USB).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import BackendError, InputError, ShapeError, SourceLostError, UsageError
+from refusion_edge.errors import InputError, ShapeError, SourceLostError, UsageError
 from refusion_edge.stream.clock import ClockAnchor
 from refusion_edge.stream.frames import MS, SECOND, Side
 from refusion_edge.stream.pixels import PIXEL_FORMATS, PixelFormat, unpack
@@ -166,13 +165,6 @@ class CaptureSource:
             if self._asked_rate_hz:
                 capture.set(cv2.CAP_PROP_FPS, self._asked_rate_hz)
             return capture
-        if scheme in ("csi", "gst"):
-            if not has_gstreamer():
-                raise BackendError(
-                    f"expected an OpenCV with GStreamer for {self.uri}, got one without; use the OpenCV of JetPack or of the "
-                    "system (python3-opencv), or read the camera by v4l2://."
-                )
-            return cv2.VideoCapture(self._pipeline(), cv2.CAP_GSTREAMER)
         if scheme != "file":
             timeouts = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS,
@@ -189,18 +181,6 @@ class CaptureSource:
             capture.release()
             capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [*options, cv2.CAP_PROP_CONVERT_RGB, 0])
         return capture
-
-    def _pipeline(self) -> str:
-        if self.uri.scheme == "gst":
-            sink = "" if "appsink" in self.uri.target else " ! appsink drop=true max-buffers=1 sync=false"
-            return self.uri.target + sink
-        width, height = (value or default for value, default in zip(self._size_wh, (1280, 720), strict=True))
-        rate = round(self._asked_rate_hz or 30)
-        return (
-            f"nvarguscamerasrc sensor-id={self.uri.target or 0} ! video/x-raw(memory:NVMM),width={width},height={height},"
-            f"framerate={rate}/1 ! nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
-            "appsink drop=true max-buffers=1 sync=false"
-        )
 
     def _check_reachable(self) -> None:
         """Find out why a source cannot be opened, as OpenCV does not say."""
@@ -225,15 +205,6 @@ class CaptureSource:
         return SourceLostError(
             f"expected to open {self.uri}, got no stream (busy, another format, or refused); close other programs that use it."
         )
-
-
-def has_gstreamer() -> bool:
-    """Whether this OpenCV was built with GStreamer."""
-    return any(
-        line.split(":")[1].strip().startswith("YES")
-        for line in cv2.getBuildInformation().splitlines()
-        if line.strip().startswith("GStreamer:")
-    )
 
 
 def silence_opencv() -> None:

@@ -39,6 +39,11 @@ class Frame:
     unchanged_since_ns: int
 
     @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height of the picture."""
+        return self.image.shape[1], self.image.shape[0]
+
+    @property
     def stale_ns(self) -> int:
         """For how long the content has not changed."""
         return self.time_ns - self.unchanged_since_ns
@@ -53,12 +58,14 @@ class Pair:
         ir: Frame of the infrared camera, or None.
         vis: Frame of the visible camera, or None.
         held: Whether one of them is older than the largest skew, kept by the policy ``hold``.
+        fault: Why one of them is missing although its camera delivers, in words; empty where it is lost.
     """
 
     number: int
     ir: Frame | None
     vis: Frame | None
     held: bool = False
+    fault: str = ""
 
     @property
     def newest(self) -> Frame:

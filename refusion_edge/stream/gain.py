@@ -12,27 +12,30 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.rig import GAIN_METHODS, POLARITIES, GainMethod, Polarity
+from refusion_edge.stream.equalisation import Equaliser
 from refusion_edge.stream.smoothing import SmoothedRange, follow_share, inner_range
 
 _PERCENTILES = (0.1, 99.9)
 # As many pixels say where a percentile is within a thousandth of the range; more only cost time.
 _SAMPLED_PIXELS = 20_000
 _COUNTS = 1 << 16
-# No count may take more than this many times its even share: large flat areas leave contrast to the rest.
-_PLATEAU = 2.0
-# Contrast that the steepest part of the table may add, against amplified noise in empty scenes. In 8 bit: OpenCV's limit is a
-# share of the bins, and with 65536 of them none would ever be reached.
-_CLAHE_CLIP, _CLAHE_TILES, _CLAHE_WHITE = 2.0, (8, 8), 255
 # A smaller range is noise only: 8 counts are some 0.2 K of a common core.
 _LEAST_RANGE = {np.dtype(np.uint8): 8.0, np.dtype(np.uint16): 8.0, np.dtype(np.float32): 1e-6}
 _POLARITY_MARGIN, _POLARITY_SHARE = 0.15, 0.1
+_TILES = 8
+# Equalisation adds contrast to a scene, and to the noise of the sensor: at least so much of it, and more as long as the noise
+# stays below so many of 255 levels.
+_LEAST_CONTRAST, _MOST_CONTRAST, _MOST_NOISE_LEVELS = 1.5, 4.0, 1.75
+# A second difference of noise has sqrt(6) times its standard deviation; the median of its magnitude is 0.6745 of that.
+_NOISE_OF_MEDIAN = 1 / (0.6745 * 6**0.5)
 
 
 class ThermalGain:
     """Maps infrared pictures to luma. One instance, one camera; frames in order of time.
 
-    Methods: ``linear``: darkest to brightest value. ``percentile``: from the 0.1 to the 99.9 percentile. ``plateau``:
-    histogram equalisation with a plateau. ``clahe``: ``percentile`` to 8 bit, then equalisation by tiles with limited contrast.
+    Methods: ``linear``: darkest to brightest value. ``percentile``: from the 0.1 to the 99.9 percentile. ``plateau``: the same,
+    then histogram equalisation with a plateau. ``clahe``: the same by tiles. Both raise contrast 1.5 to 4 times at most, the
+    less the more noise the picture holds.
     Pictures of 8 bit have gone through a gain control in the camera and are left as they are.
 
     Args:
@@ -46,7 +49,7 @@ class ThermalGain:
 
     Source:
         Plateau equalisation: Vickers, "Plateau equalization algorithm for real-time display of high-quality infrared
-        imagery", Optical Engineering 35(7), 1996. CLAHE: Zuiderveld, Graphics Gems IV, 1994, as in cv2.createCLAHE.
+        imagery", Optical Engineering 35(7), 1996. CLAHE: see ``equalisation``.
     """
 
     def __init__(
@@ -63,13 +66,14 @@ class ThermalGain:
         self._time_constant_s = time_constant_s
         self._range = SmoothedRange(time_constant_s)
         self._ends = (0.0, 1.0)
-        self._histogram: Float32Array | None = None
-        self._histogram_ns = 0
+        self._measured_ns = 0
+        self._noise = 0.0
         self._table: Float32Array | None = None
         self._tail: float | None = None
         self._inverted = False
         self._layout: tuple[tuple[int, ...], object] = ((), None)
-        self._clahe = cv2.createCLAHE(_CLAHE_CLIP, _CLAHE_TILES)
+        tiles = {"plateau": 1, "clahe": _TILES}.get(method)
+        self._equaliser = None if tiles is None else Equaliser(tiles, time_constant_s)
 
     def update(self, picture: Array, time_ns: int) -> None:
         """Take the measure of a whole frame.
@@ -91,7 +95,7 @@ class ThermalGain:
             self._follow(picture, sample, time_ns)
         self._table = None
         if self.polarity == "auto":
-            self._find_polarity(self._map(sample))
+            self._find_polarity(self._straight(sample))
 
     def apply(self, picture: Array) -> Float32Array:
         """Map the frame of which the measure was taken.
@@ -103,15 +107,15 @@ class ThermalGain:
             (H, W) float32, [0, 1], hot is bright.
         """
         luma = self._map(_plane(picture))
-        if self.method == "clahe" and picture.dtype != np.uint8:
-            scaled = np.rint(luma * np.float32(_CLAHE_WHITE)).astype(np.uint8)
-            luma = self._clahe.apply(scaled).astype(np.float32) / np.float32(_CLAHE_WHITE)
+        if self.method == "clahe" and self._equaliser is not None and picture.dtype != np.uint8:
+            luma = self._equaliser.apply(luma)
         return np.float32(1) - luma if self._is_black_hot() else luma
 
     def reset(self) -> None:
         """Forget the scene, for a camera that was lost or changed its format."""
         self._range.reset()
-        self._histogram = None
+        if self._equaliser is not None:
+            self._equaliser.reset()
         self._table = None
         self._tail = None
 
@@ -122,55 +126,47 @@ class ThermalGain:
             low, high = inner_range(sample, _PERCENTILES)
         lacking = max(0.0, _LEAST_RANGE[picture.dtype] - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
-        if self.method == "plateau":
-            self._follow_histogram(sample, time_ns)
+        if self._equaliser is None:
+            return
+        jumped = self._range.jumped
+        share = 1.0 if jumped else follow_share(time_ns - self._measured_ns, self._time_constant_s)
+        self._measured_ns = time_ns
+        self._noise += share * (_noise(picture) - self._noise)
+        self._equaliser.update(self._straight(sample), self._ends, time_ns, contrast=self._contrast(), jumped=jumped)
 
-    def _follow_histogram(self, sample: Array, time_ns: int) -> None:
-        """Smooth the histogram of counts; by itself it does not depend on the range, so that both can move."""
-        counts = sample.ravel() if sample.dtype == np.uint16 else self._to_counts(sample).ravel()
-        histogram = np.bincount(counts, minlength=_COUNTS).astype(np.float32) / np.float32(counts.size)
-        if self._histogram is None or self._range.jumped:
-            self._histogram = histogram
-        else:
-            share = np.float32(follow_share(time_ns - self._histogram_ns, self._time_constant_s))
-            self._histogram += share * (histogram - self._histogram)
-        self._histogram_ns = time_ns
+    def _contrast(self) -> float:
+        """How steep the table of an equalisation may be against a straight one."""
+        levels = 255 * self._noise / (self._ends[1] - self._ends[0])
+        return min(_MOST_CONTRAST, max(_LEAST_CONTRAST, _MOST_NOISE_LEVELS / max(levels, 1e-6)))
 
-    def _to_counts(self, plane: Array) -> Array:
-        """Float pictures in counts over the range of now."""
-        low, high = self._ends
-        scaled = (plane - np.float32(low)) * np.float32((_COUNTS - 1) / (high - low))
-        counts: Array = np.rint(scaled).clip(0, _COUNTS - 1).astype(np.uint16)
-        return counts
-
-    def _map(self, plane: Array) -> Float32Array:
+    def _straight(self, plane: Array) -> Float32Array:
+        """Luma without equalisation."""
         if plane.dtype == np.uint8:
             return plane * np.float32(1 / 255)
-        if self.method == "plateau" or plane.dtype == np.uint16:
-            # One pass over a table is several times faster than arithmetic on the picture.
-            if self._table is None:
-                self._table = self._plateau_table() if self.method == "plateau" else self._linear_table()
-            return _look_up(plane if plane.dtype == np.uint16 else self._to_counts(plane), self._table)
         low, high = self._ends
         scaled: Float32Array = ((plane - np.float32(low)) * np.float32(1 / (high - low))).clip(0, 1)
         return scaled
 
-    def _linear_table(self) -> Float32Array:
-        low, high = self._ends
-        first, last = (int(min(_COUNTS - 1.0, max(0.0, end))) for end in self._ends)
-        table = np.zeros(_COUNTS, np.float32)
-        ramp = (np.arange(first, last + 1, dtype=np.float32) - np.float32(low)) * np.float32(1 / (high - low))
-        table[first : last + 1] = ramp.clip(0, 1)
-        table[last + 1 :] = 1.0
-        return table
+    def _map(self, plane: Array) -> Float32Array:
+        """Luma by what does not depend on the place in the picture."""
+        if plane.dtype == np.uint16:
+            # One pass over a table is several times faster than arithmetic on the picture.
+            if self._table is None:
+                self._table = self._make_table()
+            return _look_up(plane, self._table)
+        luma = self._straight(plane)
+        if self.method == "plateau" and self._equaliser is not None and plane.dtype != np.uint8:
+            luma = self._equaliser.apply(luma)
+        return luma
 
-    def _plateau_table(self) -> Float32Array:
-        assert self._histogram is not None
-        occupied = max(1.0, self._ends[1] - self._ends[0]) if self._layout[1] != np.float32 else float(_COUNTS)
-        limited = np.minimum(self._histogram, np.float32(_PLATEAU / occupied))
-        # The middle of each step, so that black and white are equally far away.
-        heights = np.cumsum(limited, dtype=np.float64)
-        table: Float32Array = ((heights - limited / 2) / max(heights[-1], 1e-12)).clip(0, 1).astype(np.float32)
+    def _make_table(self) -> Float32Array:
+        first, last = (int(min(_COUNTS - 1.0, max(0.0, end))) for end in self._ends)
+        ramp = self._straight(np.arange(first, last + 1, dtype=np.float32))
+        if self.method == "plateau" and self._equaliser is not None:
+            ramp = self._equaliser.apply(ramp)
+        table = np.zeros(_COUNTS, np.float32)
+        table[first : last + 1] = ramp
+        table[last + 1 :] = 1.0
         return table
 
     def _is_black_hot(self) -> bool:
@@ -200,3 +196,11 @@ def _plane(picture: Array) -> Array:
 def _sample(picture: Array) -> Array:
     step = max(1, int((picture.shape[0] * picture.shape[1] / _SAMPLED_PIXELS) ** 0.5))
     return _plane(np.ascontiguousarray(picture[::step, ::step]))
+
+
+def _noise(picture: Array) -> float:
+    """Standard deviation of the noise, from the second differences of neighbours in some rows; texture counts as noise."""
+    step = max(1, picture.shape[0] * picture.shape[1] // _SAMPLED_PIXELS)
+    rows = _plane(np.ascontiguousarray(picture[::step])).astype(np.float32)
+    bends = np.abs(rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2])
+    return float(np.median(bends)) * _NOISE_OF_MEDIAN if bends.size else 0.0

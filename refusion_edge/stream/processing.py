@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -73,6 +74,10 @@ class Processor:
         self._marks = marks
         self._took = took
         self._size_wh: tuple[int, int] | None = None
+
+    def use_warp(self, warp: RigWarp) -> None:
+        """Warp the next pictures with other tables, between two of them and in the thread that makes them."""
+        self._geometry = replace(self._geometry, warp=warp)
 
     def process(self, pair: Pair) -> FusedFrame:
         """Make the picture of a pair, or pass the one camera on that is left.
@@ -187,11 +192,11 @@ def _levels(luma: Float32Array) -> Uint8Array:
 def _marks(pair: Pair) -> tuple[str, ...]:
     marks = []
     if pair.ir is None:
-        marks.append("infrared lost")
+        marks.append(f"infrared {pair.fault or 'lost'}")
     elif pair.ir.stale_ns > _FROZEN_MARK_NS:
         marks.append(f"infrared frozen for {pair.ir.stale_ns / 1e9:.1f} s")
     if pair.vis is None:
-        marks.append("visible lost")
+        marks.append(f"visible {pair.fault or 'lost'}")
     if pair.held:
         marks.append(f"held, {abs(pair.skew_ns or 0) / 1e6:.0f} ms apart")
     return tuple(marks)
@@ -205,6 +210,8 @@ def _write_marks(image: Uint8Array, marks: tuple[str, ...]) -> Uint8Array:
     at = (round(8 * scale) + 2, image.shape[0] - round(12 * scale) - 2)
     text, font, line = ", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, max(1, round(scale))
     shadow, ink = (_MARK_SHADOW, _MARK_COLOUR) if image.ndim == 3 else ((0,), (255,))
-    cv2.putText(marked, text, at, font, scale, shadow, 4 * line, cv2.LINE_AA)
+    # The same strokes around the text, as thicker letters are wider ones too since OpenCV 5.
+    for dx, dy in itertools.product((-line, 0, line), repeat=2):
+        cv2.putText(marked, text, (at[0] + dx, at[1] + dy), font, scale, shadow, line, cv2.LINE_AA)
     cv2.putText(marked, text, at, font, scale, ink, line, cv2.LINE_AA)
     return marked

@@ -36,6 +36,7 @@ def _families(snapshot: Mapping[str, Any], viewers: int) -> Iterator[tuple[str, 
     yield "camera_frames_total", "counter", "Frames that a camera delivered.", of_cameras("in")
     yield "camera_freezes_total", "counter", "Runs of identical pictures.", of_cameras("freezes")
     yield "camera_losses_total", "counter", "How often a camera was lost.", of_cameras("losses")
+    yield "camera_faults_total", "counter", "How often a camera changed to frames that cannot be used.", of_cameras("faults")
     drops: _Samples = [
         ({"camera": side, "cause": cause}, count)
         for side, camera in cameras.items()
@@ -52,6 +53,9 @@ def _families(snapshot: Mapping[str, Any], viewers: int) -> Iterator[tuple[str, 
         for quantile, key in (("0.5", "p50_ms"), ("0.95", "p95_ms"), ("0.99", "p99_ms"))
     ]
     yield "stage_seconds", "gauge", "Time of a stage since the start.", stages
+    refinement = snapshot["refinement"]
+    refined: _Samples = [] if refinement is None else [({}, refinement["correction_px"])]
+    yield "refinement_px", "gauge", "How far online refinement has moved the view from the rig.", refined
     yield "viewers", "gauge", "Browsers that watch.", [({}, float(viewers))]
 
 

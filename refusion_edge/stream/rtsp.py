@@ -1,20 +1,11 @@
 """RTSP output: a real server, GStreamer's, in a process of the system's Python.
 
-GStreamer and its Python bindings come from the system's packages and cannot be installed into a virtual environment, so the
-server (``rtsp_server.py``, which imports nothing of this package) runs under ``/usr/bin/python3`` and reads raw pictures from
-a pipe.
+The server (``rtsp_server.py``) reads raw pictures from a pipe, see ``system_python``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import subprocess
-import threading
-import time
 from collections.abc import Callable
-from importlib import resources
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
@@ -24,14 +15,14 @@ import numpy as np
 from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
 from refusion_edge.stream.captures import as_picture
 from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.system_python import Program, end, first_line, send, start
 from refusion_edge.stream.uri import Uri, host_and_port
 
-_SYSTEM_PYTHON = "/usr/bin/python3"
 _PACKAGES = (
     "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
 )
 _DEFAULT_PORT = 8554
-_START_S, _STOP_S = 15.0, 3.0
+_START_S = 15.0
 _NEEDS_PACKAGES, _PORT_IN_USE = 3, 4
 
 
@@ -56,7 +47,7 @@ class RtspSink:
             raise UsageError(f"expected rtsp://USER:PASSWORD@HOST:PORT/PATH, got a user without a password in {uri}.")
         self._rate_hz = max(1, round(rate_hz or 30))
         self._announce = announce
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Program | None = None
         self._size_wh = (0, 0)
 
     def __enter__(self) -> Self:
@@ -64,7 +55,7 @@ class RtspSink:
 
     def __exit__(self, *exc: object) -> None:
         if self._process is not None:
-            _end(self._process)
+            end(self._process)
             self._process = None
 
     def write(self, frame: FusedFrame) -> None:
@@ -77,74 +68,33 @@ class RtspSink:
             self._process = self._start()
         if (even.shape[1], even.shape[0]) != self._size_wh:
             even = cv2.resize(even, self._size_wh, interpolation=cv2.INTER_AREA)
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(np.ascontiguousarray(even).data)
-            self._process.stdin.flush()
+            send(self._process, np.ascontiguousarray(even).data)
         except OSError as error:
-            code = _end(self._process)
+            code = end(self._process)
             self._process = None
             raise OutputError(
                 f"expected the server of {self.name} to run, got an end with code {code}; start it again."
             ) from error
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        script = resources.files("refusion_edge.stream").joinpath("rtsp_server.py")
+    def _start(self) -> Program:
         words = [self._host, str(self._port), self._path, *map(str, self._size_wh), str(self._rate_hz)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        secrets: dict[str, str] = {}
         if self._credentials is not None:
-            # Not as arguments, which every user of the machine can read.
-            environment["REFUSION_EDGE_RTSP_USER"], environment["REFUSION_EDGE_RTSP_PASSWORD"] = self._credentials
+            secrets["REFUSION_EDGE_RTSP_USER"], secrets["REFUSION_EDGE_RTSP_PASSWORD"] = self._credentials
         try:
-            process = subprocess.Popen(
-                [_SYSTEM_PYTHON, "-I", str(script), *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C is ours to handle
-            )
+            process = start("rtsp_server.py", words, secrets)
         except OSError as error:
             raise MissingDependencyError(
                 f"{self.name} needs the system's Python ({error}); run: apt install {_PACKAGES}."
             ) from error
-        answer = _first_line(process)
+        answer = first_line(process, _START_S)
         if answer == "ready":
             self._announce(f"RTSP stream: rtsp://{self._host}:{self._port}{self._path}")
             return process
-        code = _end(process)
+        code = end(process)
         if code == _PORT_IN_USE:
             raise OutputError(f"expected port {self._port} to be free for {self.name}, got one in use; choose another.")
         if code == _NEEDS_PACKAGES or "needs" in answer:
             raise MissingDependencyError(f"{self.name} needs GStreamer's RTSP server ({answer}); run: apt install {_PACKAGES}.")
         raise OutputError(f"expected the server of {self.name} to start within {_START_S:g} s, got '{answer}'; try again.")
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Let a server end, as it does with its input, and give its exit code; one that does not is killed."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(OSError):
-        process.stdin.close()
-    try:
-        code = process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
-    process.stdout.close()
-    return code
-
-
-def _first_line(process: subprocess.Popen[bytes]) -> str:
-    """Read the first line of a process, within a bounded time."""
-    lines: queue.Queue[str] = queue.Queue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        lines.put(process.stdout.readline().decode(errors="replace").strip())
-
-    threading.Thread(target=read, name="rtsp start", daemon=True).start()
-    deadline_s = time.monotonic() + _START_S
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(queue.Empty):
-            return lines.get(timeout=0.1)
-    return "no answer"

@@ -31,9 +31,11 @@ from refusion_edge.stream.motion import MotionMeter
 from refusion_edge.stream.pairing import Outcome
 from refusion_edge.stream.processing import Processor
 from refusion_edge.stream.recording import PairFate, Recorder, Recording
+from refusion_edge.stream.refining import RigRefiner
 from refusion_edge.stream.sinks import Sink
 from refusion_edge.stream.sources import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
+from refusion_edge.warp import RigWarp
 
 _INBOX, _LIVE_PAIRS, _FILE_PAIRS, _RECORDED = 64, 1, 4, 128
 _POLL_S = 0.1
@@ -72,6 +74,8 @@ class StreamRun:
         statistics: Counters of the run.
         limits: When it ends.
         recorder: Keeps the raw frames, or None.
+        refiner: Follows slow changes of the rig, or None. With cameras it works beside the engine; with files the engine waits
+            for it, so that the same files give the same pictures.
         hashed: Whether to hash the pictures, so that two runs can be compared.
 
     Attributes:
@@ -88,6 +92,7 @@ class StreamRun:
         *,
         limits: RunLimits | None = None,
         recorder: Recorder | None = None,
+        refiner: RigRefiner | None = None,
         hashed: bool = False,
         stop: threading.Event | None = None,
     ) -> None:
@@ -98,6 +103,11 @@ class StreamRun:
         self._matcher, self._processor, self._sinks, self._statistics = matcher, processor, tuple(sinks), statistics
         self._limits = limits or RunLimits()
         self._recorder = recorder
+        self._refiner = refiner
+        # One measurement at a time: the next one starts from pictures that were warped with what the last one found.
+        self._to_measure: Channel[FusedFrame] = Channel(1, lossless=False)
+        self._measured: Channel[RigWarp | None] = Channel(1, lossless=False)
+        self._measuring = False
         self._hash = hashlib.sha256() if hashed else None
         # Cameras share one queue, in the order of arrival; files have one each, and the earlier frame goes first.
         shared: Channel[Frame] = Channel(_INBOX, lossless=not self._live)
@@ -159,6 +169,8 @@ class StreamRun:
         work.append(("engine", self._fuse))
         if self._recorder is not None:
             work.append(("recorder", self._record))
+        if self._refiner is not None and self._live:
+            work.append(("refinement", partial(self._refine, self._refiner)))
         work += [
             (f"output {sink.name}", partial(self._write, sink, outbox))
             for sink, outbox in zip(self._sinks, self._outboxes, strict=True)
@@ -195,6 +207,7 @@ class StreamRun:
         for inbox in self._inboxes.values():
             inbox.close()
         if self.stop.is_set():
+            self._to_measure.close()
             self._pairs.close()
             self._recorded.close()
             for outbox in self._outboxes:
@@ -237,7 +250,7 @@ class StreamRun:
                 if stamps.replaced:
                     camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps stand still"
         finally:
-            camera.state = "ended" if camera.state == "running" else camera.state
+            camera.state = "ended" if camera.state != "lost" else camera.state
             source.__exit__(None, None, None)
             self._readers_left -= 1
             if not self._live or self._readers_left == 0:
@@ -288,9 +301,19 @@ class StreamRun:
         while (frame := self._next_frame()) is not None:
             if self._recorder is not None and self._recorded.put(frame) is not None:
                 self._statistics.dropped("recording", "disk too slow")
-            self._hand_on(self._matcher.push(frame))
+            self._push(frame)
         self._hand_on(self._matcher.flush())
         self._end_pairing()
+
+    def _push(self, frame: Frame) -> None:
+        side = frame.side
+        had_fault = side in self._matcher.faults
+        self._hand_on(self._matcher.push(frame))
+        fault = self._matcher.faults.get(side)
+        if fault is not None and not had_fault:
+            self._statistics.faulty(side, f"passed over: frames of {fault}, which the rig was made for")
+        elif fault is None and had_fault:
+            self._statistics.recovered(side, f"back: frames of {frame.size_wh[0]}x{frame.size_wh[1]} again")
 
     def _next_frame(self) -> Frame | None:
         """Take the next frame: in the order of arrival from cameras, in the order of time from files."""
@@ -316,7 +339,7 @@ class StreamRun:
             camera = self._statistics.cameras[frame.side]
             self._statistics.delivered(frame.side, (frame.image.shape[1], frame.image.shape[0]), str(frame.image.dtype))
             camera.frozen_frames += frame.stale_ns > 0
-            self._hand_on(self._matcher.push(frame))
+            self._push(frame)
         self._hand_on(self._matcher.flush())
         for camera in self._statistics.cameras.values():
             camera.state, camera.clock = "ended", "recorded time stamps"
@@ -365,11 +388,13 @@ class StreamRun:
             try:
                 fused = self._processor.process(pair)
             except InputError as error:
-                # Cameras that never fitted are a mistake of the user; one that changes in the middle is a fault to live with.
-                if self._pictures == 0 and isinstance(error, ShapeError | RigError):
+                # Cameras that never fitted are a mistake of the user; one that changes in the middle is a fault to live with,
+                # and with a rig such frames do not come this far.
+                if isinstance(error, RigError) or (self._pictures == 0 and isinstance(error, ShapeError)):
                     raise
                 self._skip(error)
                 continue
+            self._follow_rig(fused)
             self._statistics.shown(fused)
             if self._hash is not None:
                 self._hash.update(np.ascontiguousarray(fused.image).data)
@@ -379,10 +404,33 @@ class StreamRun:
             self._pictures += 1
             if self._limits.pictures is not None and self._pictures >= self._limits.pictures:
                 break
+        self._to_measure.close()
         for outbox in self._outboxes:
             outbox.close()
         if self._limits.pictures is not None and self._pictures >= self._limits.pictures:
             self._finish_outputs()
+
+    def _follow_rig(self, fused: FusedFrame) -> None:
+        """Take over what refinement found, and give it the next picture when it is time."""
+        if self._refiner is None:
+            return
+        if self._measuring and len(self._measured):
+            self._use(self._measured.get())
+            self._measuring = False
+        elif not self._measuring and self._refiner.wants(fused):
+            if self._live:
+                self._measuring = True
+                self._to_measure.put(fused)
+            else:
+                self._use(self._refiner.measure(fused))
+
+    def _use(self, warp: RigWarp | None) -> None:
+        if warp is not None:
+            self._processor.use_warp(warp)
+
+    def _refine(self, refiner: RigRefiner) -> None:
+        while (fused := self._to_measure.get()) is not None:
+            self._measured.put(refiner.measure(fused))
 
     def _finish_outputs(self) -> None:
         """Let outputs write what waits for them before the limit of pictures ends the run."""

@@ -11,7 +11,7 @@ from typing import Any
 from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.rig import GainMethod, Polarity, Rig
-from refusion_edge.stream.frames import MS
+from refusion_edge.stream.frames import MS, SIDES
 from refusion_edge.stream.gain import ThermalGain
 from refusion_edge.stream.matching import Limits, Matcher
 from refusion_edge.stream.output_range import OutputStretch, VideoRange
@@ -19,6 +19,7 @@ from refusion_edge.stream.pacing import PacedSource
 from refusion_edge.stream.pairing import Pairer, Policy
 from refusion_edge.stream.processing import Geometry, Processor
 from refusion_edge.stream.recording import Recorder, Recording, read_recording
+from refusion_edge.stream.refining import Refinement, RigRefiner
 from refusion_edge.stream.runner import RunLimits, StreamRun, describe
 from refusion_edge.stream.sinks import DisplaySink, NullSink, SharedMemorySink, Sink, has_display, open_file_sink
 from refusion_edge.stream.sources import Source, open_source
@@ -126,8 +127,11 @@ class PairingSettings:
     lost_after_ms: float | None
     max_freeze_ms: float
 
-    def matcher(self) -> Matcher:
+    def matcher(self, rig: Rig | None = None) -> Matcher:
         """Make what pairs by these settings.
+
+        Args:
+            rig: Rig that frames have to fit, or None.
 
         Raises:
             UsageError: The policy is unknown or a limit negative.
@@ -138,9 +142,10 @@ class PairingSettings:
             max_age_ns=round(self.max_age_ms * MS),
             offset_ns=round(self.offset_ms * MS),
         )
-        if self.lost_after_ms is None:
-            return Matcher(pairer, None)
-        return Matcher(pairer, Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS)))
+        limits = None
+        if self.lost_after_ms is not None:
+            limits = Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS))
+        return Matcher(pairer, limits, None if rig is None else {side: rig.source(side).size_wh for side in SIDES})
 
 
 class StreamSession:
@@ -149,17 +154,20 @@ class StreamSession:
     Args:
         settings: What was asked for.
         fuser: Runs the network instead of what the settings name; closed in the end.
+        refinement: Follows slow changes of the rig, such as ``calibration.tracking.OnlineRefinement``; none for the rig as it
+            is.
 
     Attributes:
         stop: Set it, from any thread, to end the stream.
         statistics: Counters, for anyone who watches.
     """
 
-    def __init__(self, settings: StreamSettings, *, fuser: Fuser | None = None) -> None:
+    def __init__(self, settings: StreamSettings, *, fuser: Fuser | None = None, refinement: Refinement | None = None) -> None:
         self.settings = settings
         self.statistics = Statistics()
         self.stop = threading.Event()
         self._fuser = fuser
+        self._refinement = refinement
         self._output_sha256: str | None = None
         self._started = False
 
@@ -177,7 +185,8 @@ class StreamSession:
         rig = _read_rig(settings)
         sources = self._sources(rig)
         pairing = _pairing(settings, rig, sources)
-        matcher = pairing.matcher()
+        matcher = pairing.matcher(rig)
+        refiner = self._refiner(rig)
         gain, stretch, geometry = self._picture(rig)
         uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
         _refuse_overwriting(sources, uris, settings.record)
@@ -207,6 +216,7 @@ class StreamSession:
                 self.statistics,
                 limits=RunLimits(settings.give_up_s, settings.duration_s, settings.pictures),
                 recorder=recorder,
+                refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
             ).run()
@@ -258,6 +268,13 @@ class StreamSession:
         from refusion_edge.warp import make_warp
 
         return gain, stretch, Geometry(make_warp(rig, settings.distance))
+
+    def _refiner(self, rig: Rig | None) -> RigRefiner | None:
+        if self._refinement is None:
+            return None
+        if rig is None:
+            raise UsageError("expected a rig to refine, got none; add --rig, or leave --refine out.")
+        return RigRefiner(self._refinement, rig, self.settings.distance, self.statistics)
 
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW

@@ -15,6 +15,7 @@ from refusion_edge.stream.uri import Uri, frame_pattern
 CLOCK_RECORDED = "recorded time stamps"
 CLOCK_SYNTHETIC = "exact times of the synthetic scene"
 CLOCK_KERNEL = "kernel time of the capture buffer"
+CLOCK_GSTREAMER = "time stamps of GStreamer's buffers, on the host's clock"
 CLOCK_STREAM = "time stamps of the stream, placed on the host's clock by the least delay seen"
 CLOCK_CONTAINER = "time stamps of the container"
 CLOCK_COUNT = "frame number divided by the rate"
@@ -94,7 +95,11 @@ def open_source(uri: Uri, side: Side) -> Source:
         from refusion_edge.stream.folders import FolderSource
 
         return FolderSource(uri, side)
-    if uri.scheme in ("file", "v4l2", "rtsp", "rtsps", "http", "https", "csi", "gst"):
+    if uri.scheme in ("csi", "gst"):
+        from refusion_edge.stream.gstreamer import GStreamerSource
+
+        return GStreamerSource(uri, side)
+    if uri.scheme in ("file", "v4l2", "rtsp", "rtsps", "http", "https"):
         from refusion_edge.stream.captures import CaptureSource
 
         return CaptureSource(uri, side)

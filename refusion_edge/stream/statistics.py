@@ -66,7 +66,8 @@ class CameraState:
         frozen_frames: Pictures that repeat the one before.
         losses: How often the camera was lost.
         reconnects: How often it came back.
-        state: ``running``, ``lost`` or ``ended``.
+        faults: How often it changed to frames that cannot be used.
+        state: ``running``, ``faulty``, ``lost`` or ``ended``.
         clock: Where the time stamps come from.
         size_wh: Width and height of the last frame.
         dtype: Type of its pixels.
@@ -79,6 +80,7 @@ class CameraState:
     frozen_frames: int = 0
     losses: int = 0
     reconnects: int = 0
+    faults: int = 0
     state: str = "running"
     clock: str = ""
     size_wh: tuple[int, int] | None = None
@@ -102,6 +104,7 @@ class Statistics:
         self._held = 0
         self._pairs = 0
         self._outputs: Counter[tuple[str, str]] = Counter()
+        self._refinement: dict[str, Any] | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
@@ -153,9 +156,29 @@ class Statistics:
             self._modes[frame.mode] += 1
             self._arrivals["fused"].append(time.monotonic_ns())
 
+    def refined(self, progress: dict[str, Any]) -> None:
+        """Keep what online refinement has done so far."""
+        with self._lock:
+            self._refinement = progress
+
     def note(self, side: str, text: str) -> None:
         """Keep an event: a loss, a freeze, a damaged frame. The last 1000 are kept, all are counted."""
         with self._lock:
+            self._note(side, text)
+
+    def faulty(self, side: Side, text: str) -> None:
+        """Count that a camera changed to frames that cannot be used, and keep the event."""
+        with self._lock:
+            camera = self.cameras[side]
+            camera.faults += 1
+            camera.state = "faulty" if camera.state == "running" else camera.state
+            self._note(side, text)
+
+    def recovered(self, side: Side, text: str) -> None:
+        """Take note that its frames can be used again."""
+        with self._lock:
+            camera = self.cameras[side]
+            camera.state = "running" if camera.state == "faulty" else camera.state
             self._note(side, text)
 
     def _note(self, side: str, text: str) -> None:
@@ -183,6 +206,7 @@ class Statistics:
                     "speed_px_s": {key.removesuffix("_ms"): value for key, value in self._speed_px_s.summary().items()},
                     "misregistration_px": {key.removesuffix("_ms"): value for key, value in self._skew_px.summary().items()},
                 },
+                "refinement": self._refinement,
                 "stages": {stage: times.summary() for stage, times in self._stages.items()},
                 "outputs": {
                     name: {
@@ -208,6 +232,7 @@ class Statistics:
             "frozen_frames": camera.frozen_frames,
             "losses": camera.losses,
             "reconnects": camera.reconnects,
+            "faults": camera.faults,
             "state": camera.state,
             "clock": camera.clock,
             "size_wh": None if camera.size_wh is None else list(camera.size_wh),

@@ -43,6 +43,7 @@ class Scene:
         dx: Shift of this camera to the right, in pixels.
         dy: Shift of this camera downwards, in pixels.
         skew_ms: How much later than the other camera this one takes its pictures; in its time stamps, too.
+        clock_ms: How far its clock is ahead: time stamps that are wrong, as those of cameras with clocks of their own.
         delay_ms: How long after it was taken a frame is delivered.
         jitter_ms: Standard deviation of the delivery.
         freeze_every_ms: Time between shutter freezes; 0 for none.
@@ -69,6 +70,7 @@ class Scene:
     dx: float = 0.0
     dy: float = 0.0
     skew_ms: float = 0.0
+    clock_ms: float = 0.0
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
     freeze_every_ms: float = 0.0
@@ -84,7 +86,8 @@ class Scene:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "width": (8, 8192), "height": (8, 8192), "rate": (0.01, 1000), "live": (0, 1), "bits": (8, 16), "zero_times": (0, 1),
-    "dx": (-1000, 1000), "dy": (-64, 64), "skew_ms": (-10_000, 10_000), "pan": (-10_000, 10_000),
+    "dx": (-1000, 1000), "dy": (-64, 64), "skew_ms": (-10_000, 10_000), "clock_ms": (-10_000, 10_000),
+    "pan": (-10_000, 10_000),
 }  # fmt: skip
 
 
@@ -171,7 +174,8 @@ class SyntheticSource:
         image = self._painter.paint(_shown_ns(taken_ns, scene))
         if scene.resize_every and index // scene.resize_every % 2:
             image = cv2.resize(image, (scene.width // 2, scene.height // 2), interpolation=cv2.INTER_AREA)
-        return Grab(image, index, 0 if scene.zero_times else self._start_ns + taken_ns)
+        stamp_ns = self._start_ns + taken_ns + round(scene.clock_ms * MS)
+        return Grab(image, index, 0 if scene.zero_times else stamp_ns)
 
     def _is_lost(self, time_ns: int) -> bool:
         return _within(time_ns, self.scene.lose_every_ms, self.scene.lose_ms)
@@ -218,7 +222,7 @@ class Painter:
             self._walk(picture, seconds)
         if self._noise:
             # Cheap and hardly ever twice the same: one of a few fields at one of many offsets.
-            field, dy, dx = np.random.default_rng((scene.seed, time_ns)).integers(
+            field, dy, dx = np.random.default_rng((scene.seed, time_ns % (1 << 63))).integers(
                 0, (_NOISE_FIELDS, _NOISE_STEPS, _NOISE_STEPS)
             )
             noise = self._noise[field][dy : dy + scene.height, dx : dx + scene.width]

@@ -335,6 +335,7 @@ class ViewSink:
                 "age": {key: snapshot["stages"]["age"][key] for key in ("p50_ms", "p99_ms")},
                 "infer_ms": snapshot["stages"]["infer"]["p50_ms"],
                 "misregistration_px": snapshot["skew"]["misregistration_px"]["p95"],
+                "refined_px": None if snapshot["refinement"] is None else snapshot["refinement"]["correction_px"],
                 "not_shown": sum(snapshot["pairs"]["drops"].values()),
                 "viewers": len(self._wanted),
                 "cameras": {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +14,12 @@ import pytest
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostError
+from refusion_edge.images import read_image
+from refusion_edge.rig import Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.rig_file import write_rig
 from refusion_edge.stream.channel import Channel
-from refusion_edge.stream.frames import MS, SECOND, Frame
-from refusion_edge.stream.matching import FROZEN_TOO_LONG, Limits, Matcher
+from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Side
+from refusion_edge.stream.matching import FROZEN_TOO_LONG, OTHER_SIZE, Limits, Matcher
 from refusion_edge.stream.pairing import Pairer
 from refusion_edge.stream.processing import Processor
 from refusion_edge.stream.runner import RunLimits, StreamRun
@@ -82,6 +87,53 @@ def test_faults_of_files_are_counted_by_cause(stream: Stream) -> None:
     assert explained(report)
     assert any("size changed" in event["what"] for event in report["events"])
     assert report["pairs"]["shown"] >= 48
+
+
+@pytest.mark.parametrize(
+    ("live", "changing", "mode"), [(0, "vis", "infrared only"), (0, "ir", "visible only"), (1, "vis", "infrared only")]
+)
+def test_a_camera_that_changes_its_size_is_passed_over_until_it_has_it_again(
+    stream: Stream, tmp_path: Path, live: int, changing: Side, mode: str
+) -> None:
+    size = RigSource((64, 48))
+    write_rig(tmp_path / "rig.yaml", Rig(size, size, (RigAlignment(None, to_rows(np.eye(3))),)))
+    uris = {side: camera(side, live=live, frames=40, resize_every=10 if side == changing else 0) for side in SIDES}
+    report, _ = stream(**uris, rig=str(tmp_path / "rig.yaml"), outputs=(str(tmp_path / "out"),), lost_after_ms=60_000)
+    faulty = report["cameras"][changing]
+    assert (faulty["faults"], faulty["drops"][OTHER_SIZE], faulty["state"]) == (2, 20, "ended")
+    assert explained(report)
+    modes = report["pairs"]["modes"]
+    # Where the size returns, the other frame of that moment may have gone on alone already.
+    assert modes[mode] >= (15 if live else 20)
+    assert modes["fused"] >= (15 if live else 19)
+    assert live or sum(modes.values()) == 40
+    events = [event["what"] for event in report["events"] if event["where"] == changing]
+    assert events.count("passed over: frames of 32x24 instead of 64x48, which the rig was made for") == 2
+    assert events.count("back: frames of 64x48 again") == 1
+    pictures = [read_image(path) for path in sorted((tmp_path / "out").glob("*.png"))]
+    assert {picture.shape for picture in pictures} == {(48, 64, 3)}
+    assert len(pictures) == sum(modes.values())
+
+
+def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_picture(
+    make_frame: Callable[..., Frame],
+) -> None:
+    matcher = Matcher(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (9, 9), "vis": (8, 8)})
+    pairs = [matcher.push(make_frame(side, time_ms)).pairs for time_ms in (0, 33, 66) for side in SIDES]
+    assert [pair for made in pairs for pair in made if pair.ir and pair.vis]  # left to the warp, which refuses them
+    assert matcher.faults == {}
+
+
+def test_a_fault_is_marked_and_ends_as_a_loss_where_the_camera_goes_silent(make_frame: Callable[..., Frame]) -> None:
+    matcher = Matcher(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (8, 8), "vis": (8, 8)})
+    for side in SIDES:
+        matcher.push(make_frame(side, 0))
+    small = replace(make_frame("ir", 33), image=np.zeros((4, 6), np.uint16))
+    assert matcher.push(small).dropped[0][1] == OTHER_SIZE
+    alone = matcher.push(make_frame("vis", 33)).pairs[-1]
+    assert (alone.ir, alone.fault) == (None, "6x4 instead of 8x8")
+    silent = matcher.push(make_frame("vis", 200)).pairs[-1]
+    assert (silent.ir, silent.fault) == (None, "")
 
 
 def test_times_that_are_all_zero_are_refused_by_name(stream: Stream) -> None:

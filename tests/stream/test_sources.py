@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.errors import BackendError, InputError, RefusionError, ShapeError, SourceLostError, UsageError
+from refusion_edge.errors import InputError, RefusionError, ShapeError, SourceLostError, UsageError
 from refusion_edge.images import write_image
-from refusion_edge.stream.captures import has_gstreamer
 from refusion_edge.stream.clock import ClockAnchor
 from refusion_edge.stream.frames import MS, SECOND
 from refusion_edge.stream.freeze import FreezeWatch
@@ -254,10 +253,3 @@ def test_what_cannot_be_opened_is_one_sentence(text: str, error: type[RefusionEr
         pass
     assert one_sentence(str(caught.value)), str(caught.value)
     assert caught.value.exit_code == {InputError: 4, SourceLostError: 5, UsageError: 2}[error]
-
-
-@pytest.mark.skipif(has_gstreamer(), reason="this OpenCV has GStreamer; the cameras themselves need the hardware")
-@pytest.mark.parametrize("text", ["csi://0", "gst:videotestsrc ! videoconvert"])
-def test_gstreamer_sources_say_what_they_need(text: str) -> None:
-    with pytest.raises(BackendError, match="GStreamer"), opened(text):
-        pass

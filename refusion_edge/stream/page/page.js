@@ -58,7 +58,11 @@ function sized(canvas, picture) {
 
 function paint(header, pictures) {
   if (view === "fused" || view === "side") {
-    for (const [name, picture] of Object.entries(pictures)) sized(byId(name), picture).drawImage(picture, 0, 0);
+    for (const name of PICTURES[view]) {
+      const canvas = byId(name);
+      if (pictures[name]) sized(canvas, pictures[name]).drawImage(pictures[name], 0, 0);
+      else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // the last picture of a lost camera is no live one
+    }
     return;
   }
   const ground = pictures.vis || pictures.ir;
@@ -110,6 +114,7 @@ function showHeader(header) {
     rows["age p50, p99"] = `${number(figures.age.p50_ms, 0, "ms")}, ${number(figures.age.p99_ms, 0, "ms")}`;
     rows["network"] = number(figures.infer_ms, 1, "ms");
     rows["off by (p95)"] = number(figures.misregistration_px, 1, "px");
+    if (figures.refined_px !== null) rows["moved from the rig"] = number(figures.refined_px, 1, "px");
     rows["pairs not shown"] = figures.not_shown;
     for (const [side, camera] of Object.entries(figures.cameras)) {
       rows[side] = `${number(camera.rate_hz, 1, "/s")}, ${camera.dropped} dropped, ${camera.freezes} freezes` + (camera.state === "running" ? "" : `, ${camera.state}`);

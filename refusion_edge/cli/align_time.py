@@ -1,0 +1,123 @@
+"""``align time``: measure the offset between the clocks of two cameras, and put it into their rig."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refusion_edge.cli.options import add_json, length_m, nonempty
+
+if TYPE_CHECKING:
+    from refusion_edge.arrays import Array
+    from refusion_edge.calibration.timing import MotionTrack, TimeOffset
+    from refusion_edge.rig import Rig
+    from refusion_edge.stream.frames import Side
+
+SUMMARY = "measure the time offset of a rig from motion that both cameras see"
+_SCHEMA = "refusion-edge/time-offset/1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``align time``."""
+    parser.description = (
+        "measure how far the clocks of two cameras are apart, from a recording of 'stream --record' or from both cameras for a "
+        "while, and write it into the rig; something has to move through the view, best there and back"
+    )
+    parser.add_argument("rig", type=Path, metavar="RIG", help="rig file, of cameras that are aligned already")
+    parser.add_argument("--recording", type=Path, metavar="DIR", help="recording of 'stream --record'")
+    parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: what the rig says)")
+    parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: what the rig says)")
+    parser.add_argument("--distance", type=length_m, metavar="5m", help="working distance (default: the rig's farthest)")
+    parser.add_argument(
+        "--duration-s", type=_seconds, default=20.0, metavar="S", help="for how long sources are read (default: 20)"
+    )
+    parser.add_argument(
+        "--max-offset-ms", type=_milliseconds, default=500.0, metavar="MS", help="largest offset to look for (default: 500)"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="where the rig is written (default: in its place)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    from dataclasses import asdict, replace
+
+    from refusion_edge.calibration.timing import measure_offset
+    from refusion_edge.cli.console import print_facts, write_json
+    from refusion_edge.rig_file import read_rig, write_rig
+
+    rig = read_rig(options.rig)
+    tracks = _tracks(options, rig)
+    found = measure_offset(tracks["ir"], tracks["vis"], most_ms=options.max_offset_ms)
+    output = options.output or options.rig
+    write_rig(output, replace(rig, time_offset_ms=found.offset_ms, time_error_ms=found.error_ms))
+    if options.json:
+        write_json(options.json, {"schema": _SCHEMA, **asdict(found)})
+    if options.json != "-":
+        print_facts(_facts(found, rig))
+        print(f"wrote {output}")
+    return 0
+
+
+def _facts(found: TimeOffset, rig: Rig) -> dict[str, object]:
+    before = "none" if rig.time_offset_ms is None else f"{rig.time_offset_ms:.1f} ms"
+    return {
+        "Time offset": f"{found.offset_ms:.1f} ms is added to infrared time stamps (standard error {found.error_ms:.1f} ms)",
+        "Measured": f"over {found.duration_s:.1f} s of both cameras; their motion correlates by {found.correlation:.2f}",
+        "Before": before,
+    }
+
+
+def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
+    from refusion_edge.calibration.timing import MotionTrack
+    from refusion_edge.errors import UsageError
+    from refusion_edge.warp import make_warp
+
+    warp = make_warp(rig, options.distance)
+    views = {"ir": warp.ir, "vis": warp.vis}
+    tracks: dict[Side, MotionTrack] = {"ir": MotionTrack(), "vis": MotionTrack()}
+
+    def take(side: Side, image: Array, time_ns: int) -> None:
+        tracks[side].add(views[side].apply(image), time_ns)
+
+    if options.recording is not None:
+        from refusion_edge.stream.recording import read_recording
+
+        if options.ir or options.vis:
+            raise UsageError("expected --recording alone, got --ir or --vis with it; leave them out.")
+        recording = read_recording(options.recording)
+        for number in range(len(recording.rows)):
+            frame = recording.read(number)
+            take(frame.side, frame.image, frame.time_ns)
+        return tracks
+    from refusion_edge.stream.sources import open_source
+    from refusion_edge.stream.uri import parse_source
+    from refusion_edge.stream.watching import watch
+
+    ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
+    if ir is None or vis is None:
+        raise UsageError("expected two sources, got fewer; give --ir and --vis, a rig that names them, or --recording.")
+    sources = open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis")
+    if sources[0].live != sources[1].live:
+        raise UsageError("expected two cameras or two files, got one of each, whose clocks have nothing to do with each other.")
+    watch(sources, options.duration_s, take)
+    return tracks
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 3, 600)
+
+
+def _milliseconds(text: str) -> float:
+    return _number(text, 1, 10_000)
+
+
+def _number(text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got '{text}'")
+    return value

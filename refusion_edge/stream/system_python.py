@@ -1,0 +1,89 @@
+"""Programs of the system's Python, beside this one: for bindings that only the system's packages have.
+
+GStreamer and its Python bindings cannot be installed into a virtual environment. The programs (``gst_reader.py``,
+``rtsp_server.py``) import nothing of this package, run under ``/usr/bin/python3``, say ``ready`` or what they need in their
+first line, and end with their standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+_SYSTEM_PYTHON = "/usr/bin/python3"
+_STOP_S = 3.0
+
+Program = subprocess.Popen[bytes]
+
+
+def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Program:
+    """Start a program.
+
+    Args:
+        script: Its file beside this one.
+        words: Its arguments, which every user of the machine can read.
+        secrets: Variables of its environment, which only its user can read.
+
+    Raises:
+        OSError: There is no system's Python.
+    """
+    path = resources.files("refusion_edge.stream").joinpath(script)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    return subprocess.Popen(
+        [_SYSTEM_PYTHON, "-I", str(path), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # GStreamer repeats whole pipelines there, with their passwords
+        bufsize=0,
+        env={**inherited, **secrets},
+        start_new_session=True,  # a Ctrl-C is ours to handle
+    )
+
+
+def first_line(program: Program, within_s: float) -> str:
+    """Read the first line of a program, or ``no answer``."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        assert program.stdout is not None
+        lines.put(program.stdout.readline().decode(errors="replace").strip())
+
+    threading.Thread(target=read, name="first line", daemon=True).start()
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(queue.Empty):
+            return lines.get(timeout=0.1)
+    return "no answer"
+
+
+def send(program: Program, data: memoryview) -> None:
+    """Write all bytes to a program's input.
+
+    Raises:
+        OSError: The program has ended.
+    """
+    assert program.stdin is not None
+    left = data.cast("B")
+    while left:
+        left = left[program.stdin.write(left) :]
+
+
+def end(program: Program) -> int:
+    """Let a program end, as it does with its input, and give its exit code; one that does not is killed."""
+    assert program.stdin is not None
+    assert program.stdout is not None
+    with contextlib.suppress(OSError):
+        program.stdin.close()
+    try:
+        code = program.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        code = program.wait()
+    program.stdout.close()
+    return code

@@ -1,0 +1,124 @@
+"""GStreamer pipelines as sources: their pictures, their times, and their ends; real ones where GStreamer is installed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refusion_edge.errors import MissingDependencyError, SourceLostError, UsageError
+from refusion_edge.stream import gstreamer
+from refusion_edge.stream.frames import Side
+from refusion_edge.stream.sources import Grab, open_source
+from refusion_edge.stream.uri import parse_source
+from tests.conftest import one_sentence
+from tests.stream.conftest import camera, explained
+
+
+def has_gstreamer() -> bool:
+    code = "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstVideo', '1.0')"
+    try:
+        return subprocess.run(["/usr/bin/python3", "-I", "-c", code], check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+needs_gstreamer = pytest.mark.skipif(not has_gstreamer(), reason="needs GStreamer's Python bindings of the system")
+
+
+def read_all(text: str, side: Side = "vis") -> list[Grab]:
+    grabs = []
+    with open_source(parse_source(text), side) as source:
+        while (grab := source.read()) is not None:
+            grabs.append(grab)
+    return grabs
+
+
+@needs_gstreamer
+def test_a_pipeline_gives_colour_in_order_with_the_times_of_its_buffers() -> None:
+    # A width whose rows GStreamer pads.
+    bars = "gst:videotestsrc is-live=true num-buffers=12 pattern=red ! video/x-raw,width=150,height=100,framerate=30/1"
+    grabs = read_all(bars)
+    assert {grab.image.shape for grab in grabs} == {(100, 150, 3)}
+    assert [grab.index for grab in grabs] == list(range(len(grabs)))
+    assert len(grabs) >= 8  # the newest win where the machine is busy
+    steps_ms = np.diff([grab.time_ns for grab in grabs]) / 1e6
+    assert np.allclose(steps_ms / (1000 / 30), np.rint(steps_ms / (1000 / 30)), atol=0.01)
+    blue, green, red = grabs[0].image.reshape(-1, 3).mean(axis=0)
+    assert red > 240 > 20 > max(blue, green)
+
+
+@needs_gstreamer
+def test_sixteen_bits_stay_sixteen_bits() -> None:
+    frames = np.random.default_rng(0).integers(0, 65536, (3, 46, 62)).astype("<u2")
+    Path("thermal.raw").write_bytes(frames.tobytes())
+    parse = "rawvideoparse format=gray16-le width=62 height=46 framerate=30/1"
+    grabs = read_all(f"gst:filesrc location={Path('thermal.raw').resolve()} blocksize={frames[0].nbytes} ! {parse}")
+    assert grabs[0].image.dtype == np.uint16
+    assert all(any(np.array_equal(grab.image, frame) for frame in frames) for grab in grabs)
+
+
+@needs_gstreamer
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("gst:nosuchelement ! videoconvert", "no element"),
+        ("gst:filesrc location=/nowhere ! decodebin", "Resource not found"),
+        ("csi://0", "nvarguscamerasrc"),
+    ],
+)
+def test_a_pipeline_that_does_not_start_is_one_sentence(text: str, reason: str) -> None:
+    with pytest.raises(SourceLostError, match=reason) as caught:
+        read_all(text)
+    assert one_sentence(str(caught.value))
+
+
+@needs_gstreamer
+def test_a_pipeline_that_fails_on_the_way_is_a_lost_camera_and_leaks_no_password() -> None:
+    failing = "gst:videotestsrc ! video/x-raw,width=64,height=48,framerate=30/1 ! identity error-after=3 name=user-pw=geheim"
+    with pytest.raises(SourceLostError) as caught:
+        read_all(failing)
+    assert "geheim" not in str(caught.value)
+    assert one_sentence(str(caught.value))
+
+
+@needs_gstreamer
+def test_a_pipeline_is_one_of_two_cameras(stream: Callable[..., tuple[dict[str, Any], Any]]) -> None:
+    bars = "gst:videotestsrc is-live=true pattern=ball ! video/x-raw,width=64,height=48,framerate=30/1"
+    report, _ = stream(ir=camera("ir"), vis=bars, pictures=20)
+    vis = report["cameras"]["vis"]
+    assert vis["clock"] == "time stamps of GStreamer's buffers, on the host's clock"
+    assert (vis["size_wh"], vis["dtype"]) == ([64, 48], "uint8")
+    assert report["pairs"]["shown"] == 20
+    assert explained(report)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("csi://1?width=640&height=480&rate=60", "sensor-id=1 ! video/x-raw(memory:NVMM),width=640,height=480,framerate=60/1"),
+        ("csi://0", "sensor-id=0 ! video/x-raw(memory:NVMM),width=1280,height=720,framerate=30/1"),
+        ("gst:v4l2src device=/dev/video2 ! image/jpeg ! jpegdec", "v4l2src device=/dev/video2 ! image/jpeg ! jpegdec"),
+    ],
+)
+def test_what_is_run_and_what_it_needs(monkeypatch: pytest.MonkeyPatch, text: str, words: str) -> None:
+    asked: list[str] = []
+
+    def start(script: str, arguments: Sequence[str], secrets: dict[str, str]) -> object:
+        assert (script, arguments) == ("gst_reader.py", ())  # a pipeline may hold passwords: nothing on the command line
+        asked.extend(secrets.values())
+        raise FileNotFoundError("/usr/bin/python3")
+
+    monkeypatch.setattr(gstreamer, "start", start)
+    with pytest.raises(MissingDependencyError, match="apt install python3-gi"):
+        read_all(text)
+    assert words in asked[0]
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(UsageError, match="'width'"):
+        read_all("csi://0?widht=640")
