@@ -8,7 +8,7 @@ not known here; ``refusion_edge.backends.host_program`` knows it for the kernels
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, Self
 
 import numpy as np
@@ -63,7 +63,7 @@ class HostDriver:
     @property
     def held(self) -> str:
         """What was not given back yet, in words; empty if nothing."""
-        kinds = {"pointers": self._memory, "host buffers": self._hosts, "events": self._events,
+        kinds: dict[str, Sized] = {"pointers": self._memory, "host buffers": self._hosts, "events": self._events,
                  "streams": self._streams, "graphs": self._graphs}  # fmt: skip
         return ", ".join(f"{len(kept)} {name}" for name, kept in kinds.items() if kept)
 

@@ -81,10 +81,9 @@ def test_a_device_without_kernels_is_explained(
     random_state: State, program: Program, built_for: tuple[int, ...], here: int, message: str
 ) -> None:
     targets = {architecture: hollow_target(architecture) for architecture in built_for}
+    device = Device("Orin", f"{here // 10}.{here % 10}", integrated=True, maps_host_memory=True, driver="13.0")
     with pytest.raises(BackendError, match=message) as caught:
-        choose_target(
-            dataclasses.replace(program, targets=targets), Device("Orin", f"{here // 10}.{here % 10}", True, True, "13.0")
-        )
+        choose_target(dataclasses.replace(program, targets=targets), device)
     assert one_sentence(str(caught.value))
 
 

@@ -19,12 +19,16 @@ CODES = {"CUDA_SUCCESS": 0, "CUDA_ERROR_OUT_OF_MEMORY": 2, "CUDA_ERROR_UNKNOWN":
 MS_BETWEEN_EVENTS = 2.5
 
 
-class Failure(Exception):
+class RefusedError(Exception):
     """The library refuses a call."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} failed")
         self.code = "CUDA_ERROR_OUT_OF_MEMORY" if name == "cuMemAlloc" else "CUDA_ERROR_UNKNOWN"
+
+
+def _copy(to: int, source: int, nbytes: int, _: int) -> None:
+    ctypes.memmove(to, source, nbytes)
 
 
 class FakeLibrary:
@@ -63,7 +67,7 @@ class FakeLibrary:
             "cuStreamEndCapture": lambda _: self.hold("recorded"),
             "cuGraphInstantiate": lambda *_: self.hold("graph"),
             **dict.fromkeys(("cuMemAlloc", "cuMemHostAlloc"), lambda nbytes, *_: self.hold(np.zeros(nbytes, np.uint8))),
-            **dict.fromkeys(("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"), lambda to, at, n, _: ctypes.memmove(to, at, n) and None),
+            **dict.fromkeys(("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"), _copy),
             **dict.fromkeys(
                 ("cuMemFree", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy", "cuGraphDestroy", "cuGraphExecDestroy",
                  "cuModuleUnload"), self.drop,
@@ -81,7 +85,7 @@ class FakeLibrary:
     def call(self, name: str, *arguments: Any) -> Any:
         self.calls.append(name)
         if name in self.fails:
-            raise Failure(name)
+            raise RefusedError(name)
         return self._works[name](*arguments)
 
     def hold(self, what: Any) -> int:
@@ -108,7 +112,7 @@ def bindings(library: FakeLibrary) -> ModuleType:
         def function(*arguments: Any) -> tuple[Any, ...]:
             try:
                 result = work(*arguments)
-            except Failure as failure:
+            except RefusedError as failure:
                 return (module.CUresult[failure.code], None)
             return (module.CUresult(0),) if result is None else (module.CUresult(0), *np.atleast_1d(np.array(result, object)))
 
@@ -138,7 +142,7 @@ def plain_library(library: FakeLibrary) -> Any:
         def function(*arguments: Any) -> int:
             try:
                 work(*arguments)
-            except Failure as failure:
+            except RefusedError as failure:
                 return CODES[failure.code]
             return 0
 
@@ -177,7 +181,7 @@ def pycuda(library: FakeLibrary) -> ModuleType:
     def call(name: str, *arguments: Any) -> Any:
         try:
             return library.call(name, *arguments)
-        except Failure as failure:
+        except RefusedError as failure:
             kind = module.MemoryError if failure.code == "CUDA_ERROR_OUT_OF_MEMORY" else module.Error
             raise kind(str(failure)) from None
 

@@ -148,9 +148,13 @@ def test_recording_ends_even_where_the_work_fails(driver: Driver, library: FakeL
 def test_what_the_driver_refuses_is_one_sentence(driver: Driver, library: FakeLibrary, fail: str) -> None:
     stream = driver.create_stream()
     library.fails = {fail}
-    with pytest.raises(BackendError, match=rf"to succeed, got (CUDA_ERROR_UNKNOWN|'{fail} failed')") as caught:
+
+    def work() -> None:
         driver.launch(driver.capture(stream, lambda: None), stream)
         driver.synchronise(stream)
+
+    with pytest.raises(BackendError, match=rf"to succeed, got (CUDA_ERROR_UNKNOWN|'{fail} failed')") as caught:
+        work()
     assert one_sentence(str(caught.value))
     assert "recorded" not in [kept for kept in library.held.values() if isinstance(kept, str)]
 
