@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -95,11 +94,11 @@ def open_judged(backend: str, made: EngineFile, model: bytes) -> Backend:
     if backend != "fused":
         return OrtBackend(model)
     from refusion_edge.backends.fused import FusedBackend
-    from refusion_edge.backends.host_device import HostDevice
+    from refusion_edge.backends.host_program import HostProgram
     from refusion_edge.program_file import parse_program
 
     program = parse_program(made.engine.data, made.name)
-    return FusedBackend(made.engine.data, made.name, HostDevice(program, min(program.targets)))
+    return FusedBackend(made.engine.data, made.name, HostProgram(program, min(program.targets)))
 
 
 def compiler_facts(spec: BuildSpec, backend: str) -> dict[str, object]:
@@ -177,10 +176,8 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
 
 
 def _architecture_here() -> int:
-    from refusion_edge.backends.device import open_device
-
-    with closing(open_device()) as device:
-        return device.properties.architecture
+    with cuda.open_driver() as driver:
+        return driver.device.architecture
 
 
 def _timing_cache(spec: BuildSpec, flavour: Flavour, here: Target) -> Path | None:

@@ -1,4 +1,4 @@
-"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where the driver layer has graphs."""
+"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where TensorRT can be recorded."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class PlanRunner:
             owned.callback(self._drop_context)
             self._size_hw: tuple[int, int] | None = None
             self._graph: Any = None
-            self.graph_problem = "" if self._driver.can_capture else f"{self._driver.name} has no CUDA graphs"
+            self.graph_problem = ""
             self._sized = owned.enter_context(contextlib.ExitStack())
             self._owned = owned.pop_all()
 

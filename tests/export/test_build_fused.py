@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refusion_edge import cuda
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends import Status, fused
-from refusion_edge.backends.host_device import HostDevice
+from refusion_edge.backends.host_program import HostProgram
 from refusion_edge.bundle import MODEL, PROGRAM, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
@@ -66,7 +67,7 @@ def test_a_bundle_fuses_pictures_on_its_device(monkeypatch: pytest.MonkeyPatch, 
     report = build(spec())
     data = report.bundle.read(PROGRAM)
     monkeypatch.setattr(fused, "probe", lambda: Status(usable=True, reason="pretended"))
-    monkeypatch.setattr(fused, "open_device", lambda: HostDevice(parse_program(data), 87, integrated=True))
+    monkeypatch.setattr(cuda, "open_driver", lambda: HostProgram(parse_program(data), 87, integrated=True))
     a, b = picture(33, 47), picture(33, 47)
     with load(report.bundle.path) as fuser, load("medical") as reference:
         assert isinstance(fuser, Fuser)

@@ -109,7 +109,7 @@ def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(devi
         with pytest.raises(GateError, match="runs for the first time, close to the fp32 reference") as caught:
             open_bundle(read_bundle("x"))
         assert one_sentence(str(caught.value))
-        assert not device.driver.memory
+        assert not device.driver.held
         assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
 
 
