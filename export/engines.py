@@ -11,12 +11,12 @@ from pathlib import Path
 from refusion_edge import __version__, cuda
 from refusion_edge.arrays import State
 from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
-from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
 from refusion_edge.sizes import DYNAMIC, SizeRange
+from refusion_edge.stand_in import stand_in
 from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version
 
 
@@ -84,21 +84,10 @@ def make_engine(
 
 
 def open_judged(backend: str, made: EngineFile, model: bytes) -> Backend:
-    """Open what the accuracy gate looks at: the engine, or what stands in for one that cannot run here.
-
-    A plan is judged by its model, run on the CPU. Of a program the very launches are run, each by the plain reference
-    of its kernel.
-    """
+    """Open what the accuracy gate looks at: the engine, or what stands in for one that cannot run here."""
     if status(backend).usable:
         return open_engine(backend, made.engine)
-    if backend != "fused":
-        return OrtBackend(model)
-    from refusion_edge.backends.fused import FusedBackend
-    from refusion_edge.backends.host_program import HostProgram
-    from refusion_edge.program_file import parse_program
-
-    program = parse_program(made.engine.data, made.name)
-    return FusedBackend(made.engine.data, made.name, HostProgram(program, min(program.targets)))
+    return stand_in(backend, made.engine, model).open()
 
 
 def compiler_facts(spec: BuildSpec, backend: str) -> dict[str, object]:
