@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from refusion_edge import __version__, cuda
 from refusion_edge.arrays import State
 from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
 from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
+from refusion_edge.cuda.driver import Device
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
 from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.stand_in import stand_in
-from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version
+from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ def compiler_facts(spec: BuildSpec, backend: str) -> dict[str, object]:
         "version": installed_version(FLAVOURS[backend]),
         "sizes": None if spec.size_hw else str(spec.sizes_hw or DYNAMIC),
         "options": spec.settings.options(),
+        "plugins": build_status("fused").reason if spec.settings.plugins else None,
         "machine": asdict(this_machine()),
         # An engine that could not be judged is not taken for one that was.
         "judged": status(backend).usable,
@@ -120,11 +124,15 @@ def _compile_plan(
 ) -> EngineFile:
     here = this_machine()
     compute_capabilities = spec.settings.compute_capabilities
+    model, tools = made_from.model, {}
     if not flavour.builds_without_gpu:
         with cuda.open_driver() as driver:
-            compute_capabilities = (driver.device.compute_capability,)
+            device = driver.device
+        compute_capabilities = (device.compute_capability,)
+        if spec.settings.plugins:
+            model, tools = _add_plugins(spec, flavour, made_from, device), {"triton": build_status("fused").reason}
     plan = compile_plan(
-        flavour, made_from.model, spec.settings, made_from.sizes_hw,
+        flavour, model, spec.settings, made_from.sizes_hw,
         timing_cache=_timing_cache(spec, flavour, here), listener=listener, names=(MODEL, PLAN),
     )  # fmt: skip
     remarks.extend(plan.remarks)
@@ -139,7 +147,20 @@ def _compile_plan(
     # A plan of TensorRT holds kernels that were timed on one device; one of RTX is compiled to the end where it is loaded.
     target = Target(architecture=here.architecture) if flavour.builds_without_gpu else here
     engine = compiled.describe(Engine(plan.data, spec.precision, PLAN, spec.size_hw))
-    return EngineFile(PLAN, engine, target, plan.tools, compiled)
+    return EngineFile(PLAN, engine, target, {**plan.tools, **tools}, compiled)
+
+
+def _add_plugins(spec: BuildSpec, flavour: Flavour, made_from: Ingredients, device: Device) -> bytes:
+    """Compile our kernels as plugins, make them known, and return the model that holds them."""
+    from refusion_edge.export.plugins import compile_plugins, make_model, ptx_version, register, require_plugins
+    from refusion_edge.kernels.folding import fold
+
+    trt = load(flavour)
+    require_plugins(trt)
+    register(trt, compile_plugins(device.architecture, ptx_version(device.driver), jobs=usable_cores()))
+    model = make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]) -> EngineFile:

@@ -67,7 +67,7 @@ class FakeTensorRT:
         compute: What its engines compute, from two planes.
     """
 
-    float32 = "float32"
+    float16, float32 = "float16", "float32"
     ILogger = ILogger
     IProgressMonitor = IProgressMonitor
 
