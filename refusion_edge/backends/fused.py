@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed

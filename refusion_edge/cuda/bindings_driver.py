@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from cuda.bindings import driver as cu
+from typing_extensions import Self
 
 from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
 from refusion_edge.errors import BackendError

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sized
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.arrays import Uint8Array
 from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory, recorded

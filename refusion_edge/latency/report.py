@@ -146,7 +146,7 @@ class Report:
 
 def now_utc() -> str:
     """The time, ISO 8601 in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def describe_machine() -> Machine:

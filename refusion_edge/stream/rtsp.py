@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable
 from importlib import resources
-from typing import Self
 from urllib.parse import unquote, urlsplit
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
 from refusion_edge.stream.captures import as_picture

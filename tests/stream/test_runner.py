@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostError
