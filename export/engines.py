@@ -15,6 +15,7 @@ from refusion_edge.arrays import State
 from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
 from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
 from refusion_edge.cuda.driver import Device
+from refusion_edge.export.levels import add_levels
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
@@ -159,6 +160,8 @@ def _add_plugins(spec: BuildSpec, flavour: Flavour, made_from: Ingredients, devi
     require_plugins(trt)
     register(trt, compile_plugins(device.architecture, ptx_version(device.driver), jobs=usable_cores()))
     model = make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw)
+    if spec.settings.levels is not None:
+        model = add_levels(model, spec.settings.levels)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 

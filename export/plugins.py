@@ -27,8 +27,8 @@ from refusion_edge.export.compiler import PtxKernel, compile_plugin, plugin_orde
 from refusion_edge.export.cubins import run_compilers
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
 from refusion_edge.kernels.attention_statistics import partial_size
-from refusion_edge.kernels.layer_norm import EPSILON
 from refusion_edge.kernels.plan import FUSED, PLANES, make_plan, tiles
+from refusion_edge.kernels.strip import LAYER_NORM_EPSILON
 from refusion_edge.program import Argument, Kernel, Launch, Parameter, Tile
 
 NAMESPACE = "refusion_edge"
@@ -340,7 +340,7 @@ def _normalise(graph: _Graph, x: str, name: str, gain: Array, bias: Array) -> st
     centred = graph.add("Sub", [wide, graph.add("ReduceMean", [wide, axis], f"{name}.mean")], f"{name}.centred")
     square = graph.add("Mul", [centred, centred], f"{name}.square")
     variance = graph.add("ReduceMean", [square, axis], f"{name}.variance")
-    epsilon = graph.constant("epsilon", np.array(EPSILON, np.float32))
+    epsilon = graph.constant("epsilon", np.array(LAYER_NORM_EPSILON, np.float32))
     deviation = graph.add("Sqrt", [graph.add("Add", [variance, epsilon], f"{name}.above")], f"{name}.deviation")
     unit = graph.add("Div", [centred, deviation], f"{name}.unit")
     for operator, key, values in (("Mul", "gain", gain), ("Add", "bias", bias)):

@@ -55,6 +55,11 @@ def _add_compiler(parser: argparse.ArgumentParser) -> None:
         "--form", choices=("folded", "literal"), default="folded", help="layout of the convolutions (default: folded)"
     )
     group.add_argument(
+        "--levels",
+        choices=("stretch", "fixed"),
+        help="let the engine give 8-bit levels, too, for grey results",
+    )
+    group.add_argument(
         "--plugins", action="store_true", help="put our own kernels into the plan (TensorRT 10.9 and newer, fp16; needs Triton)"
     )
     group.add_argument("--timing-cache", type=Path, metavar="FILE", help="timings of kernels, read and written")
@@ -105,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
             version_compatible=options.version_compatible,
             compute_capabilities=tuple(text for text in options.compute_capability.split(",") if text),
             timing_cache=options.timing_cache,
+            levels=options.levels,
             plugins=options.plugins,
         ),
         architectures=None if options.arch is None else parse_architectures(options.arch),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from refusion_edge.errors import UsageError
 from refusion_edge.graph import INPUT_A, INPUT_B
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import TENSORRT_RTX, Flavour
+
+LevelsRange = Literal["stretch", "fixed"]
 
 MAX_LEVEL = 5
 _MAX_WORKSPACE_MIB = 1 << 20
@@ -25,6 +28,7 @@ class PlanSettings:
         version_compatible: Whether newer releases shall be able to load the plan; costs size and speed.
         compute_capabilities: Kinds of device to build for, such as ``8.6``; TensorRT-RTX only.
         timing_cache: File with timings of kernels, read and written; None for the one in the cache folder.
+        levels: Range of the 8-bit levels that the engine gives besides the fused plane; None for none.
         plugins: Whether our own kernels shall be part of the plan, as plugins; TensorRT only.
     """
 
@@ -33,6 +37,7 @@ class PlanSettings:
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
+    levels: LevelsRange | None = None
     plugins: bool = False
 
     def __post_init__(self) -> None:
@@ -77,6 +82,8 @@ class PlanSettings:
             options["version-compatible"] = ""
         if self.compute_capabilities:
             options["compute-capability"] = ",".join(self.compute_capabilities)
+        if self.levels is not None:
+            options["levels"] = self.levels
         if self.plugins:
             options["plugins"] = ""
         return options

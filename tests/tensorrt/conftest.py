@@ -17,6 +17,7 @@ import pytest
 
 from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.host_driver import HostDriver
+from refusion_edge.luminance import merge, to_output_range
 from refusion_edge.tensorrt.flavour import FLAVOURS
 
 DESKTOP = Device("RTX of the tests", "8.6", integrated=False, maps_host_memory=True, driver="12.6")
@@ -67,7 +68,7 @@ class FakeTensorRT:
         compute: What its engines compute, from two planes.
     """
 
-    float16, float32 = "float16", "float32"
+    float16, float32, uint8 = "float16", "float32", "uint8"
     ILogger = ILogger
     IProgressMonitor = IProgressMonitor
 
@@ -79,6 +80,7 @@ class FakeTensorRT:
         self.shape: tuple[int, ...] = (1, 1, -1, -1)
         self.profile = ((1, 1, 8, 8), (1, 1, 16, 24), (1, 1, 64, 96))
         self.steps = 3
+        self.levels: str | None = None
         self.compute: Callable[[Any, Any], Any] = lambda a, b: (a + b) / 2
         self.context: type[FakeContext] = FakeContext
         self.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
@@ -184,19 +186,21 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    num_io_tensors = 3
-
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt
 
     def __del__(self) -> None:
         self.trt.driver.calls.append("drop engine")
 
+    @property
+    def num_io_tensors(self) -> int:
+        return 3 if self.trt.levels is None else 5
+
     def get_tensor_name(self, index: int) -> str:
-        return ("a", "b", "fused")[index]
+        return ("a", "b", "fused", f"levels_{self.trt.levels}", "fused_mean")[index]
 
     def get_tensor_dtype(self, name: str) -> str:
-        return self.trt.troubles.get("dtype", self.trt.float32)
+        return self.trt.uint8 if name.startswith("levels") else self.trt.troubles.get("dtype", self.trt.float32)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.trt.shape
@@ -238,12 +242,20 @@ class FakeContext:
             return False
         driver, shape, compute = self.trt.driver, self.shapes["a"], self.trt.compute
         driver.view(self.device_memory, self.update_device_memory_size_for_shapes())
-        nbytes = 4 * int(np.prod(shape))
-        views = {name: driver.view(address, nbytes).view(np.float32) for name, address in self.addresses.items()}
+        pixels = int(np.prod(shape))
+        levels = f"levels_{self.trt.levels}"
+        sizes = {levels: pixels, "fused_mean": 4}
+        memory = {name: driver.view(address, sizes.get(name, 4 * pixels)) for name, address in self.addresses.items()}
+        assert memory.keys() == {"a", "b", "fused"} | ({levels, "fused_mean"} if self.trt.levels else set())
 
         def work() -> None:
-            a, b = (views[name].reshape(shape) for name in "ab")
-            np.copyto(views["fused"], compute(a, b).ravel())
+            a, b = (memory[name].view(np.float32).reshape(shape) for name in "ab")
+            fused = compute(a, b).ravel()
+            np.copyto(memory["fused"].view(np.float32), fused)
+            if self.trt.levels:
+                np.copyto(memory["fused_mean"].view(np.float32), fused.mean())
+                with np.errstate(invalid="ignore"):
+                    np.copyto(memory[levels], merge(to_output_range(fused[None], self.trt.levels), None).ravel())
 
         driver.start("enqueue", work, stream)
         return True
