@@ -235,6 +235,20 @@ def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
     return SizeRange(least_hw, size_hw, size_hw)
 
 
+def unchecked(subject: str | Path) -> Check:
+    """What there is to say of a back end or a bundle before it is checked.
+
+    Raises:
+        UsageError: There is no such back end.
+        BundleError: It is no bundle, or a damaged one.
+    """
+    if isinstance(subject, Path):
+        manifest = read_bundle(subject).manifest
+        return Check(str(subject), manifest.backend, manifest.precision, "absent", status(manifest.backend).reason)
+    precision: Precision = "fp16" if "fp16" in find_entry(subject).forms else "fp32"
+    return Check(subject, subject, precision, "absent", status(subject).reason)
+
+
 def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) -> Check:
     """Build a small engine for a back end, hold it against the stored vectors, and time it.
 
@@ -249,9 +263,7 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
         InputError: The stored vectors are damaged.
     """
     entry, found = find_entry(name), status(name)
-    vectors = read_vectors()
-    precision: Precision = "fp16" if "fp16" in entry.forms else "fp32"
-    blank = Check(name, name, precision, "absent", found.reason)
+    vectors, blank = read_vectors(), unchecked(name)
     if entry.builds:
         builds = build_status(name)
         elsewhere = name in FLAVOURS and FLAVOURS[name].builds_without_gpu
@@ -266,7 +278,7 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
             state = read_checkpoint(weights_path(TASK)).state
             return _ran(blank, open_weights(state, name), vectors, sizes_hw.largest_hw)
         started = time.perf_counter()
-        bundle = build(name, precision, sizes_hw, folder / name)
+        bundle = build(name, blank.precision, sizes_hw, folder / name)
         built = replace(blank, outcome="built", build_s=time.perf_counter() - started)
         if not found.usable:
             return built
@@ -283,11 +295,9 @@ def check_bundle(path: Path) -> Check:
     Raises:
         BundleError: It is no bundle, or a damaged one.
     """
-    bundle = read_bundle(path)
+    bundle, blank = read_bundle(path), unchecked(path)
     manifest = bundle.manifest
-    found = status(manifest.backend)
-    blank = Check(str(path), manifest.backend, manifest.precision, "absent", found.reason)
-    if not found.usable:
+    if not status(manifest.backend).usable:
         return blank
 
     def run() -> Check:

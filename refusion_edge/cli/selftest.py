@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,23 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Test, then print the facts, a table, and the row."""
-    import tempfile
-
-    from refusion_edge import apart
-    from refusion_edge.bundle import read_bundle
-    from refusion_edge.cli.console import remarks, write_json
-    from refusion_edge.errors import RefusionError, UsageError
+    from refusion_edge.cli.console import write_json
+    from refusion_edge.errors import UsageError
     from refusion_edge.graph import parse_size
     from refusion_edge.latency.report import now_utc
-    from refusion_edge.selftest import (
-        Check,
-        SelfTest,
-        backends_to_check,
-        check_backend,
-        check_bundle,
-        describe_device,
-        timing_sizes,
-    )
+    from refusion_edge.selftest import SelfTest, backends_to_check, describe_device, timing_sizes, unchecked
 
     if not 0 < options.limit < float("inf"):
         raise UsageError(f"expected a limit above 0 seconds, got {options.limit:g}; choose another.")
@@ -64,21 +53,8 @@ def run(options: argparse.Namespace) -> int:
     if options.size and size_hw is None:
         raise UsageError("expected one size as HEIGHTxWIDTH, got 'dynamic'; name the size to time at.")
     sizes_hw = timing_sizes(size_hw)
-    bundles = [read_bundle(path).path for path in options.bundles]
-    started, facts = now_utc(), describe_device()
-    checks: list[Check] = []
-    with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder:
-        for subject in (*names, *bundles):
-            try:
-                with remarks().status(f"testing {subject}"):
-                    if isinstance(subject, Path):
-                        check = apart.run_apart(check_bundle, subject, limit_s=options.limit)
-                    else:
-                        check = apart.run_apart(check_backend, subject, sizes_hw, build, Path(folder), limit_s=options.limit)
-            except RefusionError as error:
-                check = Check(str(subject), str(subject), "fp32", "failed", str(error))
-            checks.append(check)
-    found = SelfTest(started, facts, tuple(checks))
+    blanks = {subject: unchecked(subject) for subject in (*names, *options.bundles)}
+    found = SelfTest(now_utc(), describe_device(), _checked(blanks, sizes_hw, options.limit))
     if options.json:
         write_json(options.json, found.to_document())
     if options.json != "-":
@@ -87,7 +63,33 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(done.trace)
     if not found.passed:
         return _FAILED
-    return _ABSENT if any(done.outcome == "absent" for done in found.checks if done.name in asked) else 0
+    wanted = {*asked, *map(str, options.bundles)}
+    return _ABSENT if any(done.outcome == "absent" for done in found.checks if done.name in wanted) else 0
+
+
+def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: float) -> tuple[Check, ...]:
+    """Check everything, each in a process of its own."""
+    import tempfile
+    from dataclasses import replace
+
+    from refusion_edge import apart
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.errors import RefusionError
+    from refusion_edge.selftest import check_backend, check_bundle
+
+    checks = []
+    with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder:
+        for subject, blank in blanks.items():
+            try:
+                with remarks().status(f"testing {subject}"):
+                    if isinstance(subject, Path):
+                        check = apart.run_apart(check_bundle, subject, limit_s=limit_s)
+                    else:
+                        check = apart.run_apart(check_backend, subject, sizes_hw, build, Path(folder), limit_s=limit_s)
+            except RefusionError as error:
+                check = replace(blank, outcome="failed", reason=str(error))
+            checks.append(check)
+    return tuple(checks)
 
 
 def build(backend: str, precision: Precision, sizes_hw: SizeRange, output: Path) -> EngineBundle:
