@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
 

@@ -7,12 +7,35 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from refusion_edge.program import Binary, Kernel, Tile
+from refusion_edge.export.ptx import PtxError, parameters, rearranged
+from refusion_edge.program import Binary, Kernel, Parameter, Tile
 
 _TRITON_TYPES = {"float16*": "*fp16", "float32*": "*fp32", "uint8*": "*u8", "int32": "i32"}
+
+
+# Scratch memory of the whole grid and of its profile; null, because no kernel of ours takes any.
+_HIDDEN_POINTERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PtxKernel:
+    """A kernel as TensorRT takes it for a plugin.
+
+    Attributes:
+        symbol: Name of the function in the module.
+        tile: What it was compiled for.
+        shared_bytes: Dynamic shared memory.
+        text: The module, PTX.
+    """
+
+    symbol: str
+    tile: Tile
+    shared_bytes: int
+    text: str
 
 
 class CompileError(Exception):
@@ -38,11 +61,7 @@ def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binar
     """
     from refusion_edge.kernels.catalogue import SOURCES
 
-    types = {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
-    constants = dict(kernel.constants)
-    if kernel.grid == "strips":
-        constants |= {"TILE": tile.columns, "ROWS": tile.rows}
-    return compile_function(SOURCES[kernel.source].function, types, constants, tile, architecture)
+    return compile_function(SOURCES[kernel.source].function, _types(kernel), _constants(kernel, tile), tile, architecture)
 
 
 def compile_function(
@@ -57,8 +76,55 @@ def compile_function(
         tile: What it is compiled for; only the warps matter here.
         architecture: 10 times the compute capability.
     """
+    compiled = _compiled(function, types, constants, tile, architecture)
+    toolkit = str(importlib.import_module("triton.backends.nvidia.compiler").get_ptxas(architecture).version)
+    # Modules run on drivers of their toolkit's major version (CUDA minor version compatibility).
+    driver_version = int(toolkit.split(".", maxsplit=1)[0]) * 1000
+    metadata = compiled.metadata
+    return Binary(metadata.name, tile, metadata.shared, _HIDDEN_POINTERS, compiled.asm["cubin"]), driver_version
+
+
+def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: int) -> PtxKernel:
+    """Compile one kernel to PTX with the parameters that TensorRT hands to a plugin, in a prepared process.
+
+    Args:
+        kernel: The kernel.
+        tile: What it is compiled for.
+        architecture: 10 times the compute capability.
+        ptx_version: Version of PTX to write, 85 for 8.5; a driver takes those up to its own.
+
+    Raises:
+        CompileError: It does not compile, or not to what is expected.
+    """
+    from refusion_edge.kernels.catalogue import SOURCES
+
+    function, types, constants = SOURCES[kernel.source].function, _types(kernel), _constants(kernel, tile)
+    compiled = _compiled(function, types, constants, tile, architecture, ptx_version=ptx_version)
+    order = plugin_order(kernel.parameters)
+    try:
+        declared = parameters(compiled.asm["ptx"])
+        if len(declared) != len(order) + _HIDDEN_POINTERS:
+            raise PtxError(f"expected {len(order)} parameters and {_HIDDEN_POINTERS} hidden ones, got {len(declared)}")
+        text = rearranged(compiled.asm["ptx"], order)
+    except PtxError as error:
+        raise CompileError(str(error)) from None
+    return PtxKernel(compiled.metadata.name, tile, compiled.metadata.shared, text)
+
+
+def plugin_order(declared: Sequence[Parameter]) -> tuple[int, ...]:
+    """Order of the parameters of a plugin: inputs, integers, outputs."""
+
+    def place(index: int) -> int:
+        parameter = declared[index]
+        return 2 if parameter.written else 1 if parameter.type == "int32" else 0
+
+    return tuple(sorted(range(len(declared)), key=place))
+
+
+def _compiled(
+    function: Any, types: Mapping[str, str], constants: Mapping[str, int], tile: Tile, architecture: int, **options: int
+) -> Any:
     triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.backends.nvidia.compiler")
     gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
     place = {name: (index,) for index, name in enumerate(function.arg_names)}
     source = triton.compiler.ASTSource(
@@ -70,14 +136,20 @@ def compile_function(
     )
     try:
         # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
-        compiled = triton.compile(source, target=gpu_target, options={"num_warps": tile.warps, "num_stages": 1})
-        toolkit = str(compiler.get_ptxas(architecture).version)
+        compiled = triton.compile(source, target=gpu_target, options={"num_warps": tile.warps, "num_stages": 1, **options})
     except Exception as error:  # the compiler raises whatever its passes raise
         raise CompileError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from None
     metadata = compiled.metadata
     scratch = metadata.global_scratch_size, metadata.profile_scratch_size
     if any(scratch):
         raise CompileError(f"needs scratch memory of {scratch} bytes")
-    # Modules run on drivers of their toolkit's major version (CUDA minor version compatibility).
-    driver_version = int(toolkit.split(".", maxsplit=1)[0]) * 1000
-    return Binary(metadata.name, tile, metadata.shared, len(scratch), compiled.asm["cubin"]), driver_version
+    return compiled
+
+
+def _types(kernel: Kernel) -> dict[str, str]:
+    return {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
+
+
+def _constants(kernel: Kernel, tile: Tile) -> dict[str, int]:
+    constants = dict(kernel.constants)
+    return {**constants, "TILE": tile.columns, "ROWS": tile.rows} if kernel.grid == "strips" else constants

@@ -13,12 +13,13 @@ import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from refusion_edge.architectures import ARCHITECTURES, parse_architectures
 from refusion_edge.errors import BackendError
@@ -61,31 +62,49 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
     Raises:
         BackendError: Triton is not installed, or a kernel does not compile.
     """
+    plan, wanted = make_plan(), tuple(architectures)
+    work = {
+        f"{name} for sm_{architecture}": (compile_kernel, (kernel, tiles(architecture)[name], architecture))
+        for architecture in wanted
+        for name, kernel in plan.kernels.items()
+    }
+    compiled = run_compilers(work, jobs=jobs)
+    targets = {}
+    for architecture in wanted:
+        found = {name: compiled[f"{name} for sm_{architecture}"] for name in plan.kernels}
+        binaries = {name: binary for name, (binary, _) in found.items()}
+        targets[architecture] = Target(architecture, max(toolkit for _, toolkit in found.values()), binaries)
+    return targets
+
+
+def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]], *, jobs: int) -> dict[str, Any]:
+    """Run compilers, each in a prepared process.
+
+    Args:
+        work: What is compiled, such as ``stem for sm_87``, to a function and its arguments.
+        jobs: Compilers at a time.
+
+    Returns:
+        What each function returned.
+
+    Raises:
+        BackendError: Triton is not installed, or one does not compile, dies or hangs.
+    """
     if not TRITON_INSTALLED:
         raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
-    plan = make_plan()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=prepare_compiler) as pool:
-        waiting = {
-            architecture: {
-                name: pool.submit(compile_kernel, kernel, tiles(architecture)[name], architecture)
-                for name, kernel in plan.kernels.items()
-            }
-            for architecture in architectures
-        }
-        targets = {}
-        for architecture, futures in waiting.items():
-            binaries = {}
-            for name, future in futures.items():
-                try:
-                    binaries[name], toolkit = future.result(_LONGEST_COMPILE_S)
-                except (BrokenProcessPool, FutureTimeoutError, CompileError) as error:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise BackendError(
-                        f"expected Triton {importlib.metadata.version('triton')} to compile the kernel {name} for "
-                        f"sm_{architecture}, got '{str(error).strip() or type(error).__name__}'; try another version of Triton."
-                    ) from error
-            targets[architecture] = Target(architecture, toolkit, binaries)
-    return targets
+        waiting = {name: pool.submit(function, *arguments) for name, (function, arguments) in work.items()}
+        done = {}
+        for name, future in waiting.items():
+            try:
+                done[name] = future.result(_LONGEST_COMPILE_S)
+            except (BrokenProcessPool, FutureTimeoutError, CompileError) as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise BackendError(
+                    f"expected Triton {importlib.metadata.version('triton')} to compile the kernel {name}, got "
+                    f"'{str(error).strip() or type(error).__name__}'; try another version of Triton."
+                ) from error
+    return done
 
 
 def resources(binary: Binary) -> Resources:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from refusion_edge import __version__, cuda
 from refusion_edge.arrays import State
 from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
-from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
+from refusion_edge.cuda.driver import Device
+from refusion_edge.export.levels import add_levels
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
 from refusion_edge.sizes import DYNAMIC, SizeRange
-from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version
+from refusion_edge.stand_in import stand_in
+from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +88,10 @@ def make_engine(
 
 
 def open_judged(backend: str, made: EngineFile, model: bytes) -> Backend:
-    """Open what the accuracy gate looks at: the engine, or what stands in for one that cannot run here.
-
-    A plan is judged by its model, run on the CPU. Of a program the very launches are run, each by the plain reference
-    of its kernel.
-    """
+    """Open what the accuracy gate looks at: the engine, or what stands in for one that cannot run here."""
     if status(backend).usable:
         return open_engine(backend, made.engine)
-    if backend != "fused":
-        return OrtBackend(model)
-    from refusion_edge.backends.fused import FusedBackend
-    from refusion_edge.backends.host_device import HostDevice
-    from refusion_edge.program_file import parse_program
-
-    program = parse_program(made.engine.data, made.name)
-    return FusedBackend(made.engine.data, made.name, HostDevice(program, min(program.targets)))
+    return stand_in(backend, made.engine, model).open()
 
 
 def compiler_facts(spec: BuildSpec, backend: str) -> dict[str, object]:
@@ -114,6 +106,7 @@ def compiler_facts(spec: BuildSpec, backend: str) -> dict[str, object]:
         "version": installed_version(FLAVOURS[backend]),
         "sizes": None if spec.size_hw else str(spec.sizes_hw or DYNAMIC),
         "options": spec.settings.options(),
+        "plugins": build_status("fused").reason if spec.settings.plugins else None,
         "machine": asdict(this_machine()),
         # An engine that could not be judged is not taken for one that was.
         "judged": status(backend).usable,
@@ -132,11 +125,15 @@ def _compile_plan(
 ) -> EngineFile:
     here = this_machine()
     compute_capabilities = spec.settings.compute_capabilities
+    model, tools = made_from.model, {}
     if not flavour.builds_without_gpu:
         with cuda.open_driver() as driver:
-            compute_capabilities = (driver.device.compute_capability,)
+            device = driver.device
+        compute_capabilities = (device.compute_capability,)
+        if spec.settings.plugins:
+            model, tools = _add_plugins(spec, flavour, made_from, device), {"triton": build_status("fused").reason}
     plan = compile_plan(
-        flavour, made_from.model, spec.settings, made_from.sizes_hw,
+        flavour, model, spec.settings, made_from.sizes_hw,
         timing_cache=_timing_cache(spec, flavour, here), listener=listener, names=(MODEL, PLAN),
     )  # fmt: skip
     remarks.extend(plan.remarks)
@@ -151,7 +148,22 @@ def _compile_plan(
     # A plan of TensorRT holds kernels that were timed on one device; one of RTX is compiled to the end where it is loaded.
     target = Target(architecture=here.architecture) if flavour.builds_without_gpu else here
     engine = compiled.describe(Engine(plan.data, spec.precision, PLAN, spec.size_hw))
-    return EngineFile(PLAN, engine, target, plan.tools, compiled)
+    return EngineFile(PLAN, engine, target, {**plan.tools, **tools}, compiled)
+
+
+def _add_plugins(spec: BuildSpec, flavour: Flavour, made_from: Ingredients, device: Device) -> bytes:
+    """Compile our kernels as plugins, make them known, and return the model that holds them."""
+    from refusion_edge.export.plugins import compile_plugins, make_model, ptx_version, register, require_plugins
+    from refusion_edge.kernels.folding import fold
+
+    trt = load(flavour)
+    require_plugins(trt)
+    register(trt, compile_plugins(device.architecture, ptx_version(device.driver), jobs=usable_cores()))
+    model = make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw)
+    if spec.settings.levels is not None:
+        model = add_levels(model, spec.settings.levels)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]) -> EngineFile:
@@ -177,10 +189,8 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
 
 
 def _architecture_here() -> int:
-    from refusion_edge.backends.device import open_device
-
-    with closing(open_device()) as device:
-        return device.properties.architecture
+    with cuda.open_driver() as driver:
+        return driver.device.architecture
 
 
 def _timing_cache(spec: BuildSpec, flavour: Flavour, here: Target) -> Path | None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from refusion_edge.errors import BackendError, OutputError, UsageError
 from refusion_edge.files import write_atomically
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import OLDEST, Flavour, Log, implement, load, open_log
 from refusion_edge.tensorrt.settings import PlanSettings, tool_command
@@ -250,7 +250,8 @@ def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cance
 def _check_tensors(network: Any) -> None:
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
-    if inputs != {INPUT_A, INPUT_B} or outputs != [OUTPUT]:
+    besides = [[], *([levels, MEAN] for levels in LEVELS.values())]
+    if inputs != {INPUT_A, INPUT_B} or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
         raise BackendError(
             f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(inputs)} inputs and "
             f"{len(outputs)} outputs; build from weights."

@@ -72,6 +72,11 @@ def check_spec(spec: BuildSpec, backend: str) -> None:
             f"expected a graph form that {backend} takes in {spec.precision} ({', '.join(takes)}), got '{spec.form}'; leave "
             "it out."
         )
+    if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
+        raise UsageError(
+            f"expected --plugins with --precision fp16 and the usual form, got {spec.precision} and "
+            f"{spec.form or 'the usual form'}; our kernels compute in half precision, leave --plugins out."
+        )
     if backend in FLAVOURS:
         spec.settings.check(FLAVOURS[backend])
     elif spec.settings != NO_SETTINGS or spec.sizes_hw is not None:

@@ -12,3 +12,9 @@ Float32Array: TypeAlias = NDArray[np.float32]
 Uint8Array: TypeAlias = NDArray[np.uint8]
 State: TypeAlias = dict[str, NDArray[np.float32]]
 """Parameters of the fusion network: the 86 names of ``refusion_edge.parameters`` to float32 arrays."""
+
+
+def bytes_of(array: Array) -> Uint8Array:
+    """The bytes of an array, without a copy where it is contiguous."""
+    flat: Uint8Array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return flat

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Self
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge import backends
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends import AUTO, Backend, RunOptions, choose_runner, find_entry, require_usable
+from refusion_edge.backends import AUTO, Backend, LevelsBackend, RunOptions, choose_runner, find_entry, require_usable
 from refusion_edge.bundle import WEIGHTS, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
@@ -66,6 +66,9 @@ class Fuser:
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
         planes = self.to_planes(a, b)
+        is_grey = planes.chroma is None or not colour
+        if is_grey and isinstance(self.backend, LevelsBackend) and self.backend.levels_range == self.output_range:
+            return self.backend.fuse_to_levels(planes.a, planes.b)
         return self.to_picture(self.backend.fuse(planes.a, planes.b), planes, colour=colour)
 
     def to_planes(self, a: Array, b: Array) -> Planes:

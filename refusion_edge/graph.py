@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 FORM_KEY = "refusion-edge.form"
 INPUT_A, INPUT_B, OUTPUT = "a", "b", "fused"
+
+LEVELS = {"stretch": "levels_stretch", "fixed": "levels_fixed"}
+"""Outputs that a model may have besides, by the range of their 8-bit levels; see ``refusion_edge.export.levels``."""
+MEAN = "fused_mean"
+"""Output beside those: mean of the fused plane, which is finite where the plane is."""
 OPSET = 18
 
 # One axis of a picture; beyond this the attention's sums were never tested.

@@ -2,7 +2,7 @@
 
 The same program is run in three ways: through Triton in development (``refusion_edge.kernels.network``), through the
 CUDA driver on a device (``refusion_edge.backends.fused``), and with the plain reference of every kernel where there is
-no GPU (``refusion_edge.backends.host_driver``).
+no GPU (``refusion_edge.backends.host_program``).
 """
 
 from __future__ import annotations

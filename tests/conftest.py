@@ -12,6 +12,7 @@ import pytest
 # Triton decides when a kernel is imported whether it is compiled or interpreted; there may be no GPU here.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from refusion_edge import cuda
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.forms import FORMS
@@ -29,6 +30,12 @@ TOLERANCE = {
     "fp32": 2e-5,  # two fp32 engines
     "fp16": 1.6e-2,  # sixteen steps of half precision at 1
 }
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a device where there is none, with the reason."""
+    if item.get_closest_marker("gpu") is not None and (problem := cuda.problem()):
+        pytest.skip(f"needs an NVIDIA device: {problem}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Write the golden files of ``tests/data``.
+"""Write the golden files of ``tests/data``, and the vectors that ship with the package. Needs torch.
 
 python -m tests.make_golden
 """
@@ -8,11 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from refusion_edge import vectors
+from refusion_edge.arrays import Array
+from refusion_edge.bundle import sha256
+from refusion_edge.checkpoint import parse_checkpoint
 from refusion_edge.fuser import load
 from refusion_edge.images import read_image
+from refusion_edge.model import FusionNetwork
 from refusion_edge.samples import sample_paths
 from refusion_edge.tasks import TASKS
+from refusion_edge.vectors import Vectors
+from refusion_edge.weights import weights_path
 from tests.test_bundle import manifest
 
 FOLDER = Path(__file__).parent / "data"
@@ -29,6 +37,27 @@ def main() -> None:
         with load(task, output_range="fixed") as fuser:
             arrays |= {f"{task}_a": a, f"{task}_b": b, f"{task}_fused": fuser.fuse(a, b, colour=False)}
     np.savez_compressed(FOLDER / "golden_fused.npz", **arrays)
+    make_vectors().write(vectors.folder())
+
+
+def make_vectors() -> Vectors:
+    """Fuse a crop of a sample pair with the network in float64."""
+    path = weights_path(vectors.TASK)
+    data = path.read_bytes()
+    network = FusionNetwork().double().eval()
+    network.load_state_dict(
+        {name: torch.from_numpy(array).double() for name, array in parse_checkpoint(data, path).state.items()}
+    )
+    a, b = (_grey(read_image(file)) for file in (sample_paths(vectors.TASK)[0].a, sample_paths(vectors.TASK)[0].b))
+    with torch.inference_mode():
+        # The planes of a back end are single precision; what they hold is what is fused, to the last digit.
+        fused = network(*(torch.from_numpy(plane).double() for plane in Vectors(a, b, np.empty(a.shape), "").planes()))
+    return Vectors(a, b, fused[0, 0].numpy().astype(np.float32), sha256(data))
+
+
+def _grey(image: Array) -> Array:
+    crop = image[CROP]
+    return np.ascontiguousarray(crop if crop.ndim == 2 else crop[:, :, 1])
 
 
 if __name__ == "__main__":

@@ -247,6 +247,10 @@ def test_build_verify_inspect_fuse_with_a_bundle(run_cli: Run, picture: Picture)
     code, out, _ = run_cli("verify", "bundle")
     assert code == 0
     assert "PASSED: fp16 on onnxruntime" in out
+    code, _, err = run_cli("verify", "bundle", "--simulate")
+    assert code == 2
+    assert "leave --simulate out" in err
+    assert one_sentence(err)
 
     make_pair(picture)
     code, out, _ = run_cli("verify", "bundle", "--a", "ir", "--b", "vis", "--json", "report.json")

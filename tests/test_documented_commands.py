@@ -8,13 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import tomllib
 
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.cli import main

@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Self
 
 from refusion_edge._optional import is_installed
 from refusion_edge.files import output_error

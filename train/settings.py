@@ -7,7 +7,7 @@ A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]
 from __future__ import annotations
 
 import difflib
-import tomllib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +18,11 @@ from refusion_edge.train.losses import GradientTerm, IntensityTerm
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.proposal import ProposalSettings
 from refusion_edge.train.tone import ToneSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PRESETS = ("default", "paper")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Self
+
+from typing_extensions import Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

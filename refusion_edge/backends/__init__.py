@@ -10,9 +10,11 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
-from refusion_edge.arrays import Float32Array, State
+from typing_extensions import Self
+
+from refusion_edge.arrays import Float32Array, State, Uint8Array
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.forms import Precision
 
@@ -40,6 +42,32 @@ class Backend(Protocol):
 
         Raises:
             ShapeError: The graph has a fixed size and the planes have another one.
+        """
+
+
+@runtime_checkable
+class LevelsBackend(Backend, Protocol):
+    """A back end whose engine may give the fused plane as 8-bit levels, too, finished on the device.
+
+    Attributes:
+        levels_range: Their range, see ``refusion_edge.luminance.to_output_range``; None if this engine has none.
+    """
+
+    levels_range: str | None
+
+    def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+        """Fuse two luma planes to levels; only where there is a range.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+
+        Returns:
+            (H, W), new memory.
+
+        Raises:
+            ShapeError: The graph has a fixed size and the planes have another one.
+            GateError: The fused plane is not finite.
         """
 
 

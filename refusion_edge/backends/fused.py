@@ -7,26 +7,21 @@ kernels read and write in place; on others the graph copies them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from typing import Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
+from refusion_edge import cuda
 from refusion_edge._optional import is_installed
-from refusion_edge.arrays import Float32Array, Uint8Array
+from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends import Engine, RunOptions, Status
-from refusion_edge.backends.device import (
-    BINDINGS_FIX,
-    Device,
-    Frame,
-    HostMemory,
-    Properties,
-    bindings,
-    bytes_of,
-    open_device,
-    pack,
-)
-from refusion_edge.errors import BackendError, BundleError, RefusionError, ShapeError
+from refusion_edge.cuda.arguments import pack
+from refusion_edge.cuda.driver import Device, Driver, HostBuffer
+from refusion_edge.errors import BackendError, BundleError, ShapeError
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import accelerator
@@ -42,14 +37,13 @@ _VISIBLE = {
 
 
 def probe() -> Status:
-    """Report whether a driver binding and a device are there, without loading any driver library."""
-    device = accelerator()
-    if device is None:
-        return Status(usable=False, reason="no NVIDIA device")
-    found = bindings()
-    if found is None:
-        return Status(usable=False, reason="cuda-bindings is not installed", fix=BINDINGS_FIX)
-    return Status(usable=True, reason=f"{found} on {device}")
+    """Report whether a layer over the CUDA driver and a device are there; the driver is loaded only if the layer is."""
+    layer = cuda.installed()
+    if layer is None:
+        return Status(usable=False, reason="neither pycuda nor cuda-bindings is installed", fix=cuda.FIX)
+    if problem := cuda.problem():
+        return Status(usable=False, reason=problem)
+    return Status(usable=True, reason=f"{layer} on {accelerator() or 'a CUDA device'}")
 
 
 def probe_build() -> Status:
@@ -59,7 +53,7 @@ def probe_build() -> Status:
     return Status(usable=True, reason=f"Triton {importlib.metadata.version('triton')}")
 
 
-def choose_target(program: Program, properties: Properties) -> Target:
+def choose_target(program: Program, device: Device) -> Target:
     """Choose the kernels for a device.
 
     Kernels for the very architecture, else, on compute capability 8.x, those for the highest one below it, which run
@@ -68,19 +62,19 @@ def choose_target(program: Program, properties: Properties) -> Target:
     Raises:
         BackendError: There are none, or the driver is too old for them.
     """
-    here = properties.architecture
+    here = device.architecture
     fitting = [one for one in program.targets if one == here or (one // 10 == here // 10 == 8 and one < here)]
     if not fitting:
         known = ", ".join(f"sm_{one}" for one in sorted(program.targets))
         raise BackendError(
-            f"expected kernels for this device ({properties.name}, sm_{here}) in the program, got {known}; build it with "
+            f"expected kernels for this device ({device.name}, sm_{here}) in the program, got {known}; build it with "
             f"'refusion-edge build --backend fused --arch sm_{here}'."
         )
     target = program.targets[max(fitting)]
-    if properties.driver_version < target.driver_version:
+    if device.driver_version < target.driver_version:
         raise BackendError(
             f"expected a driver for CUDA {cuda_text(target.driver_version)} or newer for these kernels, got one for "
-            f"{cuda_text(properties.driver_version)}; update the driver (on Jetson: JetPack), or build with an older "
+            f"{device.driver}; update the driver (on Jetson: JetPack), or build with an older "
             "version of Triton."
         )
     return target
@@ -91,13 +85,31 @@ def open_engine(engine: Engine, _options: RunOptions) -> FusedBackend:
     return FusedBackend(engine.data, engine.name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What belongs to one picture size.
+
+    Attributes:
+        size_hw: Height and width.
+        visible: Page-locked memory of input and outputs, by name.
+        graph: All copies and launches.
+    """
+
+    size_hw: tuple[int, int]
+    visible: dict[str, HostBuffer]
+    graph: Any
+
+
 class FusedBackend:
     """A program on a GPU. Implements ``Backend``.
+
+    Attributes:
+        device: The device.
 
     Args:
         data: Bytes of a program file.
         name: What to call it in messages.
-        device: The device, or None for the first CUDA device. It is closed with the back end.
+        driver: The device, or None for the first CUDA device. It is closed with the back end.
 
     Raises:
         BundleError: The program file is damaged.
@@ -106,31 +118,35 @@ class FusedBackend:
 
     name = "fused"
 
-    def __init__(self, data: bytes, name: str = "the program file", device: Device | None = None) -> None:
+    def __init__(self, data: bytes, name: str = "the program file", driver: Driver | None = None) -> None:
         self._program = parse_program(data, name)
         _check_visible(self._program, name)
-        self._device = open_device() if device is None else device
-        self._frame: Frame | None = None
-        self._weights: dict[str, int] = {}
-        try:
-            self._target = choose_target(self._program, self._device.properties)
-            self._functions = {kernel: self._device.load(binary) for kernel, binary in self._target.binaries.items()}
-            self._weights = self._upload_weights()
+        # What is entered last is released first: graph and buffers of the size in use, weights, stream, device.
+        with contextlib.ExitStack() as owned:
+            self._driver = owned.enter_context(driver or cuda.open_driver())
+            self.device = self._driver.device
+            self._stream = self._driver.create_stream()
+            owned.callback(self._driver.destroy_stream, self._stream)
+            self._target = choose_target(self._program, self.device)
+            self._functions = {
+                kernel: self._driver.load(binary.image, binary.symbol, binary.shared_bytes)
+                for kernel, binary in self._target.binaries.items()
+            }
+            self._weights = self._upload_weights(owned)
+            self._frame: _Frame | None = None
+            self._sized = owned.enter_context(contextlib.ExitStack())
             self._test_itself()
-        except RefusionError:
-            self._close()
-            raise
+            self._owned = owned.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._close()
+        self._owned.close()
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Fuse two luma planes; see ``Backend.fuse``. The result is overwritten by the next call."""
-        self._run(a, b)
-        return self._output(_FUSED).view(np.float32).reshape(a.shape)
+        return self._run(a, b).visible[_FUSED].array.view(np.float32).reshape(a.shape)
 
     def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
         """Fuse two luma planes and stretch the result to 8 bits on the device.
@@ -142,68 +158,54 @@ class FusedBackend:
         Returns:
             (H, W), its least value 0 and its largest 255. It is overwritten by the next call.
         """
-        self._run(a, b)
-        return self._output(_LEVELS).reshape(a.shape[2:])
+        return self._run(a, b).visible[_LEVELS].array.reshape(a.shape[2:])
 
-    def _run(self, a: Float32Array, b: Float32Array) -> None:
+    def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
         size_hw = _checked_size(a, b)
-        if self._frame is None or self._frame.size_hw != size_hw:
-            self._drop_frame()
-            self._frame = self._make_frame(size_hw)
-        planes = self._output(_INPUT).view(np.float32).reshape(2, *size_hw)
+        frame = self._frame if self._frame is not None and self._frame.size_hw == size_hw else self._prepare(size_hw)
+        planes = frame.visible[_INPUT].array.view(np.float32).reshape(2, *size_hw)
         planes[0], planes[1] = a[0, 0], b[0, 0]
-        self._device.replay(self._frame.graph)
-        self._device.synchronise()
+        self._driver.launch(frame.graph, self._stream)
+        self._driver.synchronise(self._stream)
+        return frame
 
-    def _output(self, name: str) -> Uint8Array:
-        if self._frame is None:
-            raise RuntimeError("no frame was run")
-        return self._frame.visible[name].array
-
-    def _make_frame(self, size_hw: tuple[int, int]) -> Frame:
-        tiles, buffers, device = self._target.tiles, self._program.plan.buffers, self._device
+    def _prepare(self, size_hw: tuple[int, int]) -> _Frame:
+        """Give back what the last size used, then allocate and record what this one needs."""
+        self._frame = None
+        self._sized.close()
+        tiles, buffers, driver = self._target.tiles, self._program.plan.buffers, self._driver
         scratch = lay_out(buffers.values(), size_hw, tiles)
         sizes = {name: buffers[name].bytes(size_hw, tiles) for name in _VISIBLE}
-        in_place = device.properties.integrated
-        arena = device.allocate(scratch.size + (0 if in_place else sum(map(aligned, sizes.values()))))
-        visible: dict[str, HostMemory] = {}
-        try:
-            visible |= {name: device.allocate_host(size) for name, size in sizes.items()}
+        in_place = self.device.is_zero_copy
+        with contextlib.ExitStack() as sized:
+            arena = driver.allocate(scratch.size + (0 if in_place else sum(map(aligned, sizes.values()))))
+            sized.callback(driver.free, arena)
             addresses = {name: arena + offset for name, offset in scratch.offsets.items()}
             after = arena + scratch.size
+            visible: dict[str, HostBuffer] = {}
             for name, size in sizes.items():
-                addresses[name] = visible[name].address if in_place else after
+                visible[name] = driver.allocate_host(size, mapped=in_place)
+                sized.callback(driver.free_host, visible[name])
+                addresses[name] = visible[name].pointer if in_place else after
                 after += aligned(size)
-            graph = self._capture(size_hw, addresses, visible, sizes, in_place=in_place)
-        except RefusionError:
-            for memory in visible.values():
-                device.free_host(memory)
-            device.free(arena)
-            raise
-        return Frame(size_hw, arena, visible, graph)
+            graph = driver.capture(self._stream, lambda: self._start(size_hw, addresses, visible))
+            sized.callback(driver.destroy_graph, graph)
+            self._sized.push(sized.pop_all())
+        self._frame = _Frame(size_hw, visible, graph)
+        return self._frame
 
-    def _capture(
-        self,
-        size_hw: tuple[int, int],
-        addresses: dict[str, int],
-        visible: dict[str, HostMemory],
-        sizes: dict[str, int],
-        *,
-        in_place: bool,
-    ) -> int:
-        device = self._device
-        device.begin_capture()
-        if not in_place:
-            device.upload(addresses[_INPUT], visible[_INPUT], sizes[_INPUT])
-        for launch in self._program.plan.launches:
-            kernel, binary = self._program.plan.kernels[launch.kernel], self._target.binaries[launch.kernel]
+    def _start(self, size_hw: tuple[int, int], addresses: dict[str, int], visible: dict[str, HostBuffer]) -> None:
+        driver, stream, plan = self._driver, self._stream, self._program.plan
+        if not self.device.is_zero_copy:
+            driver.upload(addresses[_INPUT], visible[_INPUT], stream)
+        for launch in plan.launches:
+            kernel, binary = plan.kernels[launch.kernel], self._target.binaries[launch.kernel]
             arguments = pack(kernel.parameters, self._values(launch, size_hw, addresses), binary.hidden_pointers)
-            grid = kernel.launch_grid(binary.tile, size_hw)
-            device.launch(self._functions[launch.kernel], grid, 32 * binary.tile.warps, binary.shared_bytes, arguments)
-        if not in_place:
+            grid, threads = kernel.launch_grid(binary.tile, size_hw), 32 * binary.tile.warps
+            driver.launch_kernel(self._functions[launch.kernel], grid, threads, binary.shared_bytes, arguments, stream)
+        if not self.device.is_zero_copy:
             for name in (_FUSED, _LEVELS):
-                device.download(visible[name], addresses[name], sizes[name])
-        return device.end_capture()
+                driver.download(visible[name], addresses[name], stream)
 
     def _values(self, launch: Launch, size_hw: tuple[int, int], addresses: dict[str, int]) -> list[int]:
         values = []
@@ -217,21 +219,22 @@ class FusedBackend:
                 values.append((addresses if argument.kind == "buffer" else self._weights)[argument.name])
         return values
 
-    def _upload_weights(self) -> dict[str, int]:
+    def _upload_weights(self, owned: contextlib.ExitStack) -> dict[str, int]:
         """Copy all weights into one allocation and return where each lies."""
-        arrays = self._program.weights
-        staging = self._device.allocate_host(sum(aligned(array.nbytes) for array in arrays.values()))
+        arrays, driver = self._program.weights, self._driver
+        staging = driver.allocate_host(sum(aligned(array.nbytes) for array in arrays.values()), mapped=False)
         try:
-            start = offset = self._device.allocate(staging.array.size)
+            start = offset = driver.allocate(staging.array.size)
+            owned.callback(driver.free, start)
             addresses = {}
             for name, array in arrays.items():
                 addresses[name] = offset
                 staging.array[offset - start : offset - start + array.nbytes] = bytes_of(array)
                 offset += aligned(array.nbytes)
-            self._device.upload(start, staging, staging.array.size)
-            self._device.synchronise()
+            driver.upload(start, staging, self._stream)
+            driver.synchronise(self._stream)
         finally:
-            self._device.free_host(staging)
+            driver.free_host(staging)
         return addresses
 
     def _test_itself(self) -> None:
@@ -241,26 +244,10 @@ class FusedBackend:
         error = float(np.abs(fused - test.fused).max())
         # Not the other way round: nothing is larger than NaN.
         if not error <= test.tolerance:
-            properties = self._device.properties
             raise BackendError(
-                f"expected the kernels to be within {test.tolerance:g} of the reference on {properties.name} "
-                f"(sm_{properties.architecture}), got {error:g}; use another back end and report this."
+                f"expected the kernels to be within {test.tolerance:g} of the reference on {self.device.name} "
+                f"(sm_{self.device.architecture}), got {error:g}; use another back end and report this."
             )
-
-    def _close(self) -> None:
-        self._drop_frame()
-        if self._weights:
-            # They share one allocation, which starts with the first of them.
-            self._device.free(min(self._weights.values()))
-        self._device.close()
-
-    def _drop_frame(self) -> None:
-        if self._frame is not None:
-            frame, self._frame = self._frame, None
-            self._device.free_graph(frame.graph)
-            for memory in frame.visible.values():
-                self._device.free_host(memory)
-            self._device.free(frame.arena)
 
 
 def _check_visible(program: Program, name: str) -> None:

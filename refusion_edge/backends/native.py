@@ -6,9 +6,10 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, State

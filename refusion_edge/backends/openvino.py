@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any, Self
+from typing import Any
+
+from typing_extensions import Self
 
 from refusion_edge._optional import is_installed, require
 from refusion_edge.arrays import Float32Array, State

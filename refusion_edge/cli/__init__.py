@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 from refusion_edge import __version__
 from refusion_edge.errors import RefusionError
 
-VERBS = ("demo", "fuse", "stream", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor")
+VERBS = (
+    "demo", "fuse", "stream", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor", "selftest",
+)  # fmt: skip
 
 EXIT_CODES = """\
 exit codes:

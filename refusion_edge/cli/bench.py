@@ -326,6 +326,8 @@ def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> 
         _print_rows(report, stages)
     if report.comparison is not None:
         _print_comparison(report.comparison, stages)
+    for advice in report.recommendations:
+        console.print(f"\nINT8: {advice}")
     for deadline in report.deadlines:
         console.print(f"\n{wording.deadline_text(deadline)}")
         _print_ages(deadline)

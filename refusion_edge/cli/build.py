@@ -54,6 +54,14 @@ def _add_compiler(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--form", choices=("folded", "literal"), default="folded", help="layout of the convolutions (default: folded)"
     )
+    group.add_argument(
+        "--levels",
+        choices=("stretch", "fixed"),
+        help="let the engine give 8-bit levels, too, for grey results",
+    )
+    group.add_argument(
+        "--plugins", action="store_true", help="put our own kernels into the plan (TensorRT 10.9 and newer, fp16; needs Triton)"
+    )
     group.add_argument("--timing-cache", type=Path, metavar="FILE", help="timings of kernels, read and written")
     group.add_argument("--version-compatible", action="store_true", help="let newer TensorRT releases load the plan")
     group.add_argument(
@@ -102,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
             version_compatible=options.version_compatible,
             compute_capabilities=tuple(text for text in options.compute_capability.split(",") if text),
             timing_cache=options.timing_cache,
+            levels=options.levels,
+            plugins=options.plugins,
         ),
         architectures=None if options.arch is None else parse_architectures(options.arch),
     )
@@ -162,7 +172,8 @@ def _print_compiled(report: BuildReport, compiled: Compiled) -> None:
     plan_mb = (bundle.path / bundle.manifest.engine).stat().st_size / 1e6
     scratch = "unknown" if compiled.scratch_bytes is None else f"{compiled.scratch_bytes / 1e6:.0f} MB"
     output().print(f"Plan: {plan_mb:.1f} MB; scratch memory of a run at {bundle.manifest.size_text}, at most: {scratch}")
-    output().print(f"The same by hand, in {bundle.path}: {compiled.command}")
+    if compiled.command:
+        output().print(f"The same by hand, in {bundle.path}: {compiled.command}")
 
 
 def _document(report: BuildReport) -> dict[str, Any]:

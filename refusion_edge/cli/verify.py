@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--a", metavar="PATH", help="source a of your own pairs: file, folder or quoted pattern")
     parser.add_argument("--b", metavar="PATH", help="source b of your own pairs")
     parser.add_argument(
-        "--simulate", action="store_true", help="judge the engine's ONNX model, run on the CPU, instead of the engine"
+        "--simulate",
+        action="store_true",
+        help="judge what stands in for an engine on the CPU: the ONNX model of a plan, the launches of a program",
     )
     parser.add_argument(
         "--per-layer", action="store_true",
@@ -33,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
-    from refusion_edge.backends.onnxruntime import OrtBackend
     from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
     from refusion_edge.checkpoint import read_checkpoint
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.gate import measure, resized
     from refusion_edge.pairs import find_pairs, read_pair
     from refusion_edge.samples import sample_paths
+    from refusion_edge.stand_in import stand_in
     from refusion_edge.tasks import find_task
 
     require_both(options.a, options.b, "--a and --b")
@@ -55,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
         return _per_layer(options, bundle, list(pairs))
 
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    simulated = options.simulate and manifest.compiled is not None
+    instead = None
+    if options.simulate:
+        instead = stand_in(manifest.backend, bundle.engine(), bundle.read(MODEL), threads=options.threads)
     with (
-        OrtBackend(bundle.read(MODEL), threads=options.threads)
-        if simulated
-        else open_bundle(bundle, threads=options.threads, judge=False) as engine,
+        open_bundle(bundle, threads=options.threads, judge=False) if instead is None else instead.open() as engine,
         open_weights(state, threads=options.threads, optimised=False) as reference,
         progress_bar() as progress,
     ):
@@ -76,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             "bundle": str(bundle.path),
             "precision": manifest.precision,
             "backend": manifest.backend,
-            "simulated": simulated,
+            "simulated": instead is not None,
             "passed": passed,
             "limits": {"psnr_db": limits.psnr_db, "ssim": limits.ssim, "max_error": limits.max_error},
             "pairs": {result.name: _numbers(result.fidelity) for result in results},
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
             psnr = "equal" if math.isinf(fidelity.psnr_db) and fidelity.psnr_db > 0 else f"{fidelity.psnr_db:.1f}"
             table.add_row(name, psnr, f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}")
         output().print(table)
-        where = "its model on the CPU" if simulated else manifest.backend
+        where = manifest.backend if instead is None else instead.name
         output().print(f"{'PASSED' if passed else 'FAILED'}: {manifest.precision} on {where} against fp32 ({limits})")
     return 0 if passed else 1
 

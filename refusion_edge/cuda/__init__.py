@@ -1,6 +1,6 @@
-"""The CUDA driver, as far as running an engine needs it, through pycuda or cuda-bindings, whichever is installed.
+"""The CUDA driver, as far as running engines and kernels needs it, through pycuda or cuda-bindings, whichever is installed.
 
-Belongs here: devices, memory, streams, graphs. Does not belong here: what runs on them.
+Belongs here: devices, modules, memory, streams, events, graphs. Does not belong here: what runs on them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ _LAYERS = (
 )
 _NO_DEVICE = 100
 
+FIX = "pip install 'refusion-edge[fused]'"
+"""What installs a layer over the driver; pycuda, which has no wheels, takes its place where it is there."""
+
 
 def problem() -> str | None:
     """Say why no CUDA device can be used here, or None if one can."""
@@ -32,12 +35,14 @@ def problem() -> str | None:
     return f"the NVIDIA driver does not start here (cuInit gives {code})" if code else None
 
 
+def layers() -> tuple[str, ...]:
+    """Names of the driver layers that are installed, the preferred one first, without importing them."""
+    return tuple(name for name, module, _ in _LAYERS if _is_installed(module))
+
+
 def installed() -> str | None:
     """Name of the first driver layer that is installed, without importing it."""
-    for name, module, _ in _LAYERS:
-        if _is_installed(module):
-            return name
-    return None
+    return next(iter(layers()), None)
 
 
 def open_driver(name: str | None = None) -> Driver:
@@ -57,8 +62,7 @@ def open_driver(name: str | None = None) -> Driver:
             opened: Driver = getattr(importlib.import_module(file), implementation)()
             return opened
     raise BackendError(
-        f"expected {name or 'pycuda or cuda-bindings'} to reach the CUDA driver, got neither installed; "
-        "run: pip install 'refusion-edge[tensorrt]'."
+        f"expected {name or 'pycuda or cuda-bindings'} to reach the CUDA driver, got neither installed; run: {FIX}."
     )
 
 

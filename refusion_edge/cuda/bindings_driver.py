@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from cuda.bindings import driver as cu
+from typing_extensions import Self
 
-from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory
+from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
 from refusion_edge.errors import BackendError
+
+# How a block of packed arguments is announced (CU_LAUNCH_PARAM_*).
+_BLOCK_END, _BLOCK_POINTER, _BLOCK_SIZE = 0, 1, 2
 
 
 class BindingsDriver:
     """The first device, through its primary context, which TensorRT and torch share. Implements ``Driver``."""
 
     name = "cuda-bindings"
-    can_capture = True
 
     def __init__(self) -> None:
         _call(cu.cuInit, 0)
@@ -25,13 +28,36 @@ class BindingsDriver:
         self.device = self._describe()
         context = _call(cu.cuDevicePrimaryCtxRetain, self._ordinal)
         _call(cu.cuCtxPushCurrent, context)
+        self._modules: list[Any] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        while self._modules:
+            _call(cu.cuModuleUnload, self._modules.pop())
         _call(cu.cuCtxPopCurrent)
         _call(cu.cuDevicePrimaryCtxRelease, self._ordinal)
+
+    def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
+        """Load a module, see ``Driver.load``."""
+        module = _call(cu.cuModuleLoadData, image)
+        self._modules.append(module)
+        function = _call(cu.cuModuleGetFunction, module, symbol.encode())
+        if shared_bytes > SHARED_BYTES_WITHOUT_ASKING:
+            limit = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _call(cu.cuFuncSetAttribute, function, limit, shared_bytes)
+        return int(function)
+
+    def launch_kernel(
+        self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
+    ) -> None:
+        """Start a function, see ``Driver.launch_kernel``."""
+        block = ctypes.create_string_buffer(arguments, len(arguments))
+        size = ctypes.c_size_t(len(arguments))
+        # The driver copies the block before it returns, also into a graph.
+        extra = (ctypes.c_void_p * 5)(_BLOCK_POINTER, ctypes.addressof(block), _BLOCK_SIZE, ctypes.addressof(size), _BLOCK_END)
+        _call(cu.cuLaunchKernel, function, *grid, threads, 1, 1, shared_bytes, stream, 0, ctypes.addressof(extra))
 
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, see ``Driver.allocate``."""
@@ -76,20 +102,33 @@ class BindingsDriver:
         """Wait for a stream."""
         _call(cu.cuStreamSynchronize, stream)
 
+    def create_event(self) -> int:
+        """Make an event."""
+        return int(_call(cu.cuEventCreate, cu.CUevent_flags.CU_EVENT_DEFAULT.value))
+
+    def destroy_event(self, event: int) -> None:
+        """Release an event."""
+        _call(cu.cuEventDestroy, event)
+
+    def record(self, event: int, stream: int) -> None:
+        """Let an event take the time."""
+        _call(cu.cuEventRecord, event, stream)
+
+    def elapsed_ms(self, first: int, last: int) -> float:
+        """Time between two events, see ``Driver.elapsed_ms``."""
+        _call(cu.cuEventSynchronize, last)
+        return float(_call(cu.cuEventElapsedTime, first, last))
+
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Record a graph, see ``Driver.capture``."""
-        _call(cu.cuStreamBeginCapture, stream, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        graph = recorded(
+            lambda: _call(cu.cuStreamBeginCapture, stream, mode), work, lambda: _call(cu.cuStreamEndCapture, stream)
+        )
         try:
-            work()
-        except BaseException:
-            # Recording has to end before the stream is of any use again; the first error is the one to report.
-            cu.cuStreamEndCapture(stream)
-            raise
-        recorded = _call(cu.cuStreamEndCapture, stream)
-        try:
-            return _call(cu.cuGraphInstantiate, recorded, 0)
+            return _call(cu.cuGraphInstantiate, graph, 0)
         finally:
-            _call(cu.cuGraphDestroy, recorded)
+            _call(cu.cuGraphDestroy, graph)
 
     def launch(self, graph: Any, stream: int) -> None:
         """Start a recorded graph."""

@@ -1,15 +1,21 @@
-"""What a layer over the CUDA driver offers: one device, one thread, memory, one stream at a time, graphs."""
+"""What a layer over the CUDA driver offers: one device, one thread, modules, memory, streams, events, graphs."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
+
+from typing_extensions import Self
 
 from refusion_edge.arrays import Uint8Array
 from refusion_edge.errors import BackendError
 
 _MIB = 1 << 20
+
+SHARED_BYTES_WITHOUT_ASKING = 48 * 1024
+"""More dynamic shared memory than this has to be asked for, function by function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,18 @@ class Device:
         return f"{self.name}, compute capability {self.compute_capability}, driver for CUDA {self.driver}"
 
     @property
+    def architecture(self) -> int:
+        """10 times the compute capability: 87 for sm_87."""
+        major, _, minor = self.compute_capability.partition(".")
+        return 10 * int(major) + int(minor)
+
+    @property
+    def driver_version(self) -> int:
+        """Version of CUDA that the driver knows, as it reports it: 12060 for 12.6."""
+        major, _, minor = self.driver.partition(".")
+        return 1000 * int(major) + 10 * int(minor)
+
+    @property
     def is_zero_copy(self) -> bool:
         """Whether copies to and from the device would only waste bandwidth."""
         return self.integrated and self.maps_host_memory
@@ -55,18 +73,43 @@ class HostBuffer:
 
 
 class Driver(Protocol):
-    """One device. Use it as a context manager; one instance, one thread. Pointers and streams are plain integers.
+    """One device. Use it as a context manager; one instance, one thread.
+
+    Pointers, streams, functions and events are plain integers. Modules are unloaded with the driver; everything else is
+    released by whoever made it.
 
     Raises from every method: BackendError, if the driver reports an error.
     """
 
     name: str
     device: Device
-    can_capture: bool
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+    def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
+        """Load a module and return one of its functions.
+
+        Args:
+            image: The module, a cubin for this device, or PTX.
+            symbol: Name of the function in it.
+            shared_bytes: Dynamic shared memory that launches of the function may take.
+        """
+
+    def launch_kernel(
+        self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
+    ) -> None:
+        """Start a function.
+
+        Args:
+            function: From ``load``.
+            grid: Number of blocks along x, y and z.
+            threads: Threads of a block, all along x.
+            shared_bytes: Dynamic shared memory of a block.
+            arguments: As ``refusion_edge.cuda.arguments.pack`` lays them out; copied before this returns.
+            stream: Where.
+        """
 
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, aligned to 256 bytes."""
@@ -95,8 +138,20 @@ class Driver(Protocol):
     def synchronise(self, stream: int) -> None:
         """Wait until everything that was started on a stream is done."""
 
+    def create_event(self) -> int:
+        """Make an event that keeps the time."""
+
+    def destroy_event(self, event: int) -> None:
+        """Release an event."""
+
+    def record(self, event: int, stream: int) -> None:
+        """Let an event take the time when the device comes to it; not while a graph is recorded."""
+
+    def elapsed_ms(self, first: int, last: int) -> float:
+        """Wait for the later of two recorded events and return the milliseconds between them."""
+
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """Record what ``work`` starts on a stream, without running it; only where ``can_capture``."""
+        """Record what ``work`` starts on a stream, without running it, and return the graph."""
 
     def launch(self, graph: Any, stream: int) -> None:
         """Start a recorded graph."""
@@ -105,9 +160,22 @@ class Driver(Protocol):
         """Release a recorded graph."""
 
 
+def recorded(begin: Callable[[], None], work: Callable[[], None], end: Callable[[], Any]) -> Any:
+    """Record work between begin and end and return what end gives; recording ends even where the work fails."""
+    begin()
+    try:
+        work()
+    except BaseException:
+        # The stream is of no use before; the first error is the one to report.
+        with contextlib.suppress(BackendError):
+            end()
+        raise
+    return end()
+
+
 def out_of_memory(nbytes: int, free: int, total: int) -> BackendError:
     """Say how much memory was wanted, how much there is, and what takes less."""
     return BackendError(
         f"expected {nbytes / _MIB:.0f} MiB of device memory, got {free / _MIB:.0f} MiB free of {total / _MIB:.0f}; close other "
-        "programs, or build for a smaller --size."
+        "programs, or fuse smaller pictures (for TensorRT, build for a smaller --size)."
     )

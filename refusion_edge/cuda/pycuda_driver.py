@@ -1,47 +1,71 @@
-"""The CUDA driver through pycuda. It has no graphs, so work is started piece by piece."""
+"""The CUDA driver through pycuda. What it has no name for, graphs, is asked of the driver's library itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn, Self
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pycuda.driver as cu
+from typing_extensions import Self
 
-from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory
+from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
 from refusion_edge.errors import BackendError
 
-# CU_STREAM_NON_BLOCKING; pycuda has no name for it.
-_NON_BLOCKING = 1
+# CU_STREAM_NON_BLOCKING and CU_STREAM_CAPTURE_MODE_THREAD_LOCAL; pycuda has no names for them.
+_NON_BLOCKING, _THREAD_LOCAL = 1, 1
 
 
 class PycudaDriver:
     """The first device, through its primary context, which TensorRT and torch share. Implements ``Driver``."""
 
     name = "pycuda"
-    can_capture = False
 
     def __init__(self) -> None:
-        try:
+        with _explained():
             cu.init()
             self._device = cu.Device(0)
             self.device = self._describe()
             self._context = self._device.retain_primary_context()
             self._context.push()
-        except cu.Error as error:
-            raise _explained(error) from error
+        self._library = ctypes.CDLL("libcuda.so.1")
         # pycuda releases what nobody refers to any more; the integers that we hand out do not count.
         self._allocations: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
+        self._events: dict[int, Any] = {}
+        self._functions: dict[int, Any] = {}
+        self._modules: list[Any] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._allocations.clear()
-        self._streams.clear()
+        for kept in (self._allocations, self._events, self._streams, self._functions, self._modules):
+            kept.clear()
         self._context.pop()
         self._context.detach()
+
+    def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
+        """Load a module, see ``Driver.load``."""
+        with _explained():
+            module = cu.module_from_buffer(image)
+            function = module.get_function(symbol)
+            if shared_bytes > SHARED_BYTES_WITHOUT_ASKING:
+                function.set_attribute(cu.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
+        self._modules.append(module)
+        self._functions[len(self._modules)] = function
+        return len(self._modules)
+
+    def launch_kernel(
+        self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
+    ) -> None:
+        """Start a function, see ``Driver.launch_kernel``."""
+        with _explained():
+            # To pycuda the block is one argument, a string of bytes.
+            prepared = self._functions[function].prepare([f"{len(arguments)}s"])
+            prepared.prepared_async_call(grid, (threads, 1, 1), self._streams[stream], arguments, shared_size=shared_bytes)
 
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, see ``Driver.allocate``."""
@@ -54,24 +78,25 @@ class PycudaDriver:
 
     def free(self, pointer: int) -> None:
         """Release device memory."""
-        self._allocations.pop(pointer).free()
+        with _explained():
+            self._allocations.pop(pointer).free()
 
     def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
         """Allocate page-locked memory, see ``Driver.allocate_host``."""
         flags = cu.host_alloc_flags.DEVICEMAP if mapped else 0
-        try:
+        with _explained():
             array = cu.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
-        except cu.Error as error:
-            raise _explained(error) from error
-        return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.base)
+            return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.base)
 
     def free_host(self, buffer: HostBuffer) -> None:
         """Release page-locked memory."""
-        buffer.owner.free()
+        with _explained():
+            buffer.owner.free()
 
     def create_stream(self) -> int:
         """Make a stream."""
-        stream = cu.Stream(_NON_BLOCKING)
+        with _explained():
+            stream = cu.Stream(_NON_BLOCKING)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
@@ -81,29 +106,69 @@ class PycudaDriver:
 
     def upload(self, pointer: int, buffer: HostBuffer, stream: int) -> None:
         """Start to copy a buffer to the device."""
-        cu.memcpy_htod_async(pointer, buffer.array, self._streams[stream])
+        with _explained():
+            cu.memcpy_htod_async(pointer, buffer.array, self._streams[stream])
 
     def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
         """Start to copy from the device into a buffer."""
-        cu.memcpy_dtoh_async(buffer.array, pointer, self._streams[stream])
+        with _explained():
+            cu.memcpy_dtoh_async(buffer.array, pointer, self._streams[stream])
 
     def synchronise(self, stream: int) -> None:
         """Wait for a stream."""
-        try:
+        with _explained():
             self._streams[stream].synchronize()
-        except cu.Error as error:
-            raise _explained(error) from error
 
-    def capture(self, stream: int, work: Callable[[], None]) -> NoReturn:
-        """Refuse: pycuda has no graphs."""
-        raise BackendError("expected a driver layer with CUDA graphs, got pycuda; install cuda-bindings.")
+    def create_event(self) -> int:
+        """Make an event."""
+        with _explained():
+            event = cu.Event()
+        self._events[id(event)] = event
+        return id(event)
 
-    def launch(self, graph: Any, stream: int) -> NoReturn:
-        """Refuse: pycuda has no graphs."""
-        self.capture(stream, lambda: None)
+    def destroy_event(self, event: int) -> None:
+        """Release an event."""
+        del self._events[event]
+
+    def record(self, event: int, stream: int) -> None:
+        """Let an event take the time."""
+        with _explained():
+            self._events[event].record(self._streams[stream])
+
+    def elapsed_ms(self, first: int, last: int) -> float:
+        """Time between two events, see ``Driver.elapsed_ms``."""
+        with _explained():
+            self._events[last].synchronize()
+            return float(self._events[last].time_since(self._events[first]))
+
+    def capture(self, stream: int, work: Callable[[], None]) -> Any:
+        """Record a graph, see ``Driver.capture``."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+
+        def end() -> None:
+            self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+
+        recorded(lambda: self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _THREAD_LOCAL), work, end)
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cuGraphDestroy", graph)
+        return executable
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Start a recorded graph."""
+        self._call("cuGraphLaunch", graph, ctypes.c_void_p(stream))
 
     def destroy_graph(self, graph: Any) -> None:
-        """Do nothing: there are no graphs."""
+        """Release a recorded graph."""
+        self._call("cuGraphExecDestroy", graph)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if code := getattr(self._library, name)(*arguments):
+            said = ctypes.c_char_p()
+            self._library.cuGetErrorName(code, ctypes.byref(said))
+            reason = (said.value or f"error {code}".encode()).decode()
+            raise BackendError(f"expected {name} to succeed, got {reason} from the CUDA driver; see 'refusion-edge doctor'.")
 
     def _describe(self) -> Device:
         attribute = cu.device_attribute
@@ -118,5 +183,10 @@ class PycudaDriver:
         )
 
 
-def _explained(error: Exception) -> BackendError:
-    return BackendError(f"expected the CUDA driver to succeed, got '{error}'; see 'refusion-edge doctor'.")
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what pycuda raises into our error."""
+    try:
+        yield
+    except cu.Error as error:
+        raise BackendError(f"expected the CUDA driver to succeed, got '{error}'; see 'refusion-edge doctor'.") from error

@@ -12,7 +12,7 @@ from refusion_edge.latency.clock import Clock
 from refusion_edge.latency.measurement import open_pipeline
 from refusion_edge.latency.stages import END_TO_END, Lap, times_of
 from refusion_edge.latency.statistics import Ratio, Spread, ratio, spread
-from refusion_edge.latency.subjects import Identity, Subject, require_comparable
+from refusion_edge.latency.subjects import Identity, Quality, Subject, require_comparable
 from refusion_edge.latency.windows import Plan, measure_windows
 
 
@@ -41,6 +41,7 @@ class Comparison:
         turns: Turns in the last three windows.
         stages: Stage to the distributions of both, for stages that both have; None if not stable.
         ratios: The same stages to time of the second over time of the first; None if not stable.
+        qualities: Verdicts of the two accuracy gates, or None.
     """
 
     first: Identity
@@ -50,6 +51,7 @@ class Comparison:
     turns: int
     stages: dict[str, tuple[Spread, Spread]] | None
     ratios: dict[str, Ratio] | None
+    qualities: tuple[Quality | None, Quality | None]
 
 
 def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Comparison:
@@ -79,9 +81,9 @@ def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Compar
     for subject in (first, second):
         subject.check_unchanged()
     figures = tuple(window.figure for window in series.windows)
-    turns = series.laps
+    turns, qualities = series.laps, (first.quality, second.quality)
     if not series.stable:
-        return Comparison(first.identity, second.identity, False, figures, len(turns), None, None)
+        return Comparison(first.identity, second.identity, False, figures, len(turns), None, None, qualities)
     times_first, times_second = (times_of(laps) for laps in _sides(turns))
     common = [stage for stage in times_first if stage in times_second]
     return Comparison(
@@ -92,6 +94,7 @@ def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Compar
         len(turns),
         {stage: (spread(times_first[stage]), spread(times_second[stage])) for stage in common},
         {stage: ratio(times_second[stage], times_first[stage]) for stage in common if np.median(times_first[stage]) > 0},
+        qualities,
     )
 
 

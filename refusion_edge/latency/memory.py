@@ -11,7 +11,8 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+
+from typing_extensions import Self
 
 from refusion_edge.latency import nvml
 

@@ -22,6 +22,7 @@ from refusion_edge.latency.limits import Limits, Roofline
 from refusion_edge.latency.load import Load
 from refusion_edge.latency.measurement import Row, WindowSummary
 from refusion_edge.latency.memory import MemoryUse
+from refusion_edge.latency.recommendation import Recommendation, from_comparison, from_rows
 from refusion_edge.latency.sensors import MachineState
 from refusion_edge.latency.stages import END_TO_END, STAGES
 from refusion_edge.latency.statistics import PERCENTILES, Spread, percentile_name
@@ -94,6 +95,11 @@ class Report:
         stable = all(row.stable for row in self.rows) and (self.comparison is None or self.comparison.stable)
         return stable and all(deadline.holds for deadline in self.deadlines)
 
+    @property
+    def recommendations(self) -> tuple[Recommendation, ...]:
+        """Which INT8 engines are worth having here."""
+        return (*from_rows(self.rows), *from_comparison(self.comparison))
+
     def to_document(self) -> dict[str, Any]:
         """Everything as strict JSON; what was not measured or is not stable is null."""
         return {
@@ -112,6 +118,7 @@ class Report:
             "rows": [row_document(row) for row in self.rows],
             "comparison": None if self.comparison is None else _comparison_document(self.comparison),
             "deadlines": [_deadline_document(deadline) for deadline in self.deadlines],
+            "recommendations": [asdict(one) for one in self.recommendations],
         }
 
     def to_csv(self) -> str:
@@ -139,7 +146,7 @@ class Report:
 
 def now_utc() -> str:
     """The time, ISO 8601 in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def describe_machine() -> Machine:

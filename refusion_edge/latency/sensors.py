@@ -8,7 +8,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
+
+from typing_extensions import Self
 
 from refusion_edge.latency import nvml
 

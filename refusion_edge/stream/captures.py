@@ -12,8 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
+
+from typing_extensions import Self
 
 # Read once, when OpenCV loads FFmpeg, which would print whole addresses with their passwords.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -6,9 +6,9 @@ import csv
 import glob
 import re
 from pathlib import Path
-from typing import Self
 
 import cv2
+from typing_extensions import Self
 
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.images import READABLE_SUFFIXES, read_image

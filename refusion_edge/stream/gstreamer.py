@@ -10,9 +10,9 @@ import os
 import select
 import struct
 import time
-from typing import Self
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import MissingDependencyError, SourceLostError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Self
+
+from typing_extensions import Self
 
 from refusion_edge.stream.frames import SECOND
 from refusion_edge.stream.sources import Grab, Source

@@ -11,10 +11,11 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import output_error, write_atomically

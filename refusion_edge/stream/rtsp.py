@@ -6,11 +6,11 @@ The server (``rtsp_server.py``) reads raw pictures from a pipe, see ``system_pyt
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 from urllib.parse import unquote, urlsplit
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
 from refusion_edge.stream.captures import as_picture

@@ -11,10 +11,11 @@ import threading
 import time
 from multiprocessing import shared_memory
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.errors import BackendError, OutputError, UsageError

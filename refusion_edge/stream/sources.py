@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
+
+from typing_extensions import Self
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import RefusionError, UsageError

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import SourceLostError, UsageError

@@ -17,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from importlib import resources
-from typing import Any, Self
+from typing import Any
 
 import cv2
+from typing_extensions import Self
 
 from refusion_edge._optional import require
 from refusion_edge.arrays import Array

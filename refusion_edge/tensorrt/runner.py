@@ -1,23 +1,23 @@
-"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where the driver layer has graphs."""
+"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where TensorRT can be recorded."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge import cuda
-from refusion_edge.arrays import Float32Array
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Engine
 from refusion_edge.cuda.driver import Driver, HostBuffer
-from refusion_edge.errors import BackendError, ShapeError
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
+from refusion_edge.errors import BackendError, GateError, ShapeError
+from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import Flavour, load, open_log
 from refusion_edge.tensorrt.mismatch import explain
 
-_FLOAT_BYTES = 4
 _ROLES = (INPUT_A, INPUT_B, OUTPUT)
 
 
@@ -31,6 +31,7 @@ class PlanRunner:
         device: The device.
         sizes_hw: The sizes that the plan takes.
         graph_problem: Why runs are not replayed from a recorded CUDA graph; empty if they are.
+        levels_range: Range of the 8-bit levels that the plan gives besides the plane, ``stretch`` or ``fixed``; None for none.
 
     Args:
         plan: The plan's bytes; not needed any more afterwards.
@@ -97,8 +98,8 @@ class PlanRunner:
                 )
             owned.callback(self._drop_context)
             self._size_hw: tuple[int, int] | None = None
-            self._graph: Any = None
-            self.graph_problem = "" if self._driver.can_capture else f"{self._driver.name} has no CUDA graphs"
+            self._graphs: dict[tuple[str, ...], Any] = {}
+            self.graph_problem = ""
             self._sized = owned.enter_context(contextlib.ExitStack())
             self._owned = owned.pop_all()
 
@@ -110,32 +111,56 @@ class PlanRunner:
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        self._run(a, b, (OUTPUT,))
+        # A copy: page-locked memory goes away with the engine or the next size, and must not take a picture along.
+        return self._view(OUTPUT, np.float32).reshape(a.shape).copy()
+
+    def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+        """Fuse two luma planes to 8-bit levels on the device; see ``LevelsBackend.fuse_to_levels``."""
+        if self.levels_range is None:
+            raise BackendError("expected an engine with 8-bit levels, got one without; build it with --levels stretch.")
+        levels = LEVELS[self.levels_range]
+        self._run(a, b, (levels, MEAN))
+        if not np.isfinite(self._view(MEAN, np.float32)).all():
+            raise GateError(
+                f"expected finite numbers from the network, got NaN or infinity from {self.name}; check the weights with "
+                "'refusion-edge inspect', or the bundle with 'refusion-edge verify'."
+            )
+        return self._view(levels, np.uint8).reshape(a.shape[2:]).copy()
+
+    def _run(self, a: Float32Array, b: Float32Array, wanted: tuple[str, ...]) -> None:
+        """Run the engine and bring the outputs that are wanted back."""
         height, width = a.shape[2:]
         if (height, width) != self._size_hw:
             self._prepare((height, width))
         for name, plane in ((INPUT_A, a), (INPUT_B, b)):
-            np.copyto(self._planes[name], plane)
-        if self._graph is None:
-            self._start()
+            np.copyto(self._view(name, np.float32).reshape(plane.shape), plane)
+        graph = self._graphs.get(wanted)
+        if graph is None:
+            self._start(wanted)
         else:
-            self._driver.launch(self._graph, self._stream)
+            self._driver.launch(graph, self._stream)
         self._driver.synchronise(self._stream)
-        if self._graph is None and not self.graph_problem:
+        if graph is None and not self.graph_problem:
             # Recorded after a first run, because TensorRT sets things up in it that cannot be recorded.
-            self._record()
-        # A copy: page-locked memory goes away with the engine or the next size, and must not take a picture along.
-        return self._planes[OUTPUT].copy()
+            self._record(wanted)
 
-    def _record(self) -> None:
+    def _view(self, name: str, dtype: type) -> Array:
+        """Page-locked memory of an input or output, flat."""
+        memory: Array = self._hosts[name].array.view(dtype)
+        return memory
+
+    def _record(self, wanted: tuple[str, ...]) -> None:
         """Record a run for later ones; where that fails, go on starting it piece by piece, and remember why."""
         try:
-            self._graph = self._driver.capture(self._stream, self._start)
+            graph = self._driver.capture(self._stream, lambda: self._start(wanted))
         except BackendError as error:
             self.graph_problem = str(error)
         else:
-            self._sized.callback(self._driver.destroy_graph, self._graph)
+            self._graphs[wanted] = graph
+            self._sized.callback(self._driver.destroy_graph, graph)
 
-    def _start(self) -> None:
+    def _start(self, wanted: tuple[str, ...]) -> None:
         if not self._is_zero_copy:
             for name in (INPUT_A, INPUT_B):
                 self._driver.upload(self._pointers[name], self._hosts[name], self._stream)
@@ -145,7 +170,8 @@ class PlanRunner:
                 "again on this machine."
             )
         if not self._is_zero_copy:
-            self._driver.download(self._hosts[OUTPUT], self._pointers[OUTPUT], self._stream)
+            for name in wanted:
+                self._driver.download(self._hosts[name], self._pointers[name], self._stream)
 
     def _prepare(self, size_hw: tuple[int, int]) -> None:
         """Give back what the last size used, then allocate and bind what this one needs."""
@@ -159,25 +185,25 @@ class PlanRunner:
                 raise BackendError(
                     f"expected the engine to take {width}x{height}, got '{self._log.first_error}'; build it again."
                 )
-        self._graph = None
+        self._graphs = {}
         self._hosts: dict[str, HostBuffer] = {}
         self._pointers: dict[str, int] = {}
-        self._planes: dict[str, Float32Array] = {}
+        nbytes = dict.fromkeys(_ROLES, 4 * height * width)
+        if self.levels_range is not None:
+            nbytes |= {LEVELS[self.levels_range]: height * width, MEAN: 4}
         with contextlib.ExitStack() as sized:
-            for name in _ROLES:
-                self._bind(name, shape, sized)
+            for name, size in nbytes.items():
+                self._bind(name, size, sized)
             scratch = self._allocate(int(self._context.update_device_memory_size_for_shapes()), sized)
             self._give_scratch(*scratch)
             self._sized.push(sized.pop_all())
         self._size_hw = size_hw
 
-    def _bind(self, name: str, shape: tuple[int, ...], sized: contextlib.ExitStack) -> None:
-        nbytes = int(np.prod(shape)) * _FLOAT_BYTES
+    def _bind(self, name: str, nbytes: int, sized: contextlib.ExitStack) -> None:
         host = self._driver.allocate_host(nbytes, mapped=self._is_zero_copy)
         sized.callback(self._driver.free_host, host)
         pointer = host.pointer if self._is_zero_copy else self._allocate(nbytes, sized)[0]
         self._hosts[name], self._pointers[name] = host, pointer
-        self._planes[name] = host.array.view(np.float32).reshape(shape)
         self._context.set_tensor_address(name, pointer)
 
     def _allocate(self, nbytes: int, sized: contextlib.ExitStack) -> tuple[int, int]:
@@ -212,11 +238,17 @@ class PlanRunner:
 
     def _check_tensors(self) -> None:
         names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
-        if names != set(_ROLES) or any(self._engine.get_tensor_dtype(name) != self._trt.float32 for name in names):
+        self.levels_range = next((one for one, name in LEVELS.items() if name in names), None)
+        besides = set() if self.levels_range is None else {LEVELS[self.levels_range], MEAN}
+        wrong = [name for name in names if self._engine.get_tensor_dtype(name) != self._dtype(name)]
+        if names != {*_ROLES, *besides} or wrong:
             raise BackendError(
                 f"expected an engine with the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got "
                 f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'."
             )
+
+    def _dtype(self, name: str) -> Any:
+        return self._trt.uint8 if name in LEVELS.values() else self._trt.float32
 
     def _read_sizes(self) -> SizeRange:
         fixed = tuple(self._engine.get_tensor_shape(INPUT_A))

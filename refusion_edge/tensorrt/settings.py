@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from refusion_edge.errors import UsageError
 from refusion_edge.graph import INPUT_A, INPUT_B
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import TENSORRT_RTX, Flavour
+
+LevelsRange = Literal["stretch", "fixed"]
 
 MAX_LEVEL = 5
 _MAX_WORKSPACE_MIB = 1 << 20
@@ -25,6 +28,8 @@ class PlanSettings:
         version_compatible: Whether newer releases shall be able to load the plan; costs size and speed.
         compute_capabilities: Kinds of device to build for, such as ``8.6``; TensorRT-RTX only.
         timing_cache: File with timings of kernels, read and written; None for the one in the cache folder.
+        levels: Range of the 8-bit levels that the engine gives besides the fused plane; None for none.
+        plugins: Whether our own kernels shall be part of the plan, as plugins; TensorRT only.
     """
 
     workspace_mib: int | None = None
@@ -32,6 +37,8 @@ class PlanSettings:
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
+    levels: LevelsRange | None = None
+    plugins: bool = False
 
     def __post_init__(self) -> None:
         if self.level is not None and not 0 <= self.level <= MAX_LEVEL:
@@ -58,6 +65,11 @@ class PlanSettings:
                 f"expected --compute-capability only for tensorrt-rtx, got it for {flavour.name}, which builds for the device "
                 "of the machine it runs on; leave it out."
             )
+        if self.plugins and flavour is TENSORRT_RTX:
+            raise UsageError(
+                f"expected --plugins only for tensorrt, got it for {flavour.name}, which takes none that are compiled ahead of "
+                "time; leave it out."
+            )
 
     def options(self) -> dict[str, str]:
         """What was asked for, as options of ``build`` without their dashes; empty text for an option without a value."""
@@ -70,6 +82,10 @@ class PlanSettings:
             options["version-compatible"] = ""
         if self.compute_capabilities:
             options["compute-capability"] = ",".join(self.compute_capabilities)
+        if self.levels is not None:
+            options["levels"] = self.levels
+        if self.plugins:
+            options["plugins"] = ""
         return options
 
 
@@ -79,7 +95,7 @@ NO_SETTINGS = PlanSettings()
 def tool_command(
     flavour: Flavour, settings: PlanSettings, sizes_hw: SizeRange | None, model: str, plan: str, *, says_typed: bool
 ) -> str:
-    """Write the vendor's command that compiles the same plan from the same ONNX model.
+    """Write the vendor's command that compiles the same plan from the same ONNX model; none compiles our plugins.
 
     Args:
         flavour: Which product.
@@ -89,6 +105,8 @@ def tool_command(
         plan: Plan file to write.
         says_typed: Whether strong typing has to be asked for (TensorRT 10); it goes without saying in 11 and in RTX.
     """
+    if settings.plugins:
+        return ""
     words = [flavour.tool, f"--onnx={model}", f"--saveEngine={plan}", "--skipInference"]
     if says_typed and flavour is not TENSORRT_RTX:
         words.append("--stronglyTyped")

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import device as device_module
+from refusion_edge.backends import Status
 from refusion_edge.backends import fused as fused_module
-from refusion_edge.backends.device import Properties, open_device, pack, unpack
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
-from refusion_edge.backends.host_device import HostDevice
+from refusion_edge.backends.host_program import HostProgram
+from refusion_edge.cuda.arguments import pack, unpack
+from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.errors import BackendError, BundleError, ShapeError
 from refusion_edge.fuser import open_weights
 from refusion_edge.luminance import to_output_range
@@ -35,8 +37,8 @@ def pair(height: int, width: int, seed: int = 0) -> tuple[Float32Array, Float32A
 
 @pytest.mark.parametrize("integrated", [True, False])
 def test_a_whole_frame_equals_the_network_at_any_size(random_state: State, program: Program, integrated: bool) -> None:
-    device = HostDevice(program, 87, integrated=integrated)
-    with FusedBackend(program_bytes(program), device=device) as engine, open_weights(random_state) as reference:
+    device = HostProgram(program, 87, integrated=integrated)
+    with FusedBackend(program_bytes(program), driver=device) as engine, open_weights(random_state) as reference:
         for size_hw in ((8, 8), (13, 131), (37, 9), (13, 131)):
             a, b = pair(*size_hw)
             expected = reference.fuse(a, b)
@@ -49,21 +51,21 @@ def test_a_whole_frame_equals_the_network_at_any_size(random_state: State, progr
             assert np.abs(engine.fuse_to_levels(a, b) - stretched).max() <= 0.5 + 1e-3
             again = engine.fuse(a, b).copy()
             assert np.array_equal(again, engine.fuse(a, b))
-    assert device.allocated == 0
+    assert not device.held
 
 
 def test_sources_are_not_changed_and_may_be_read_only(program: Program) -> None:
     a, b = pair(9, 17)
     before = a.copy()
     a.flags.writeable = b.flags.writeable = False
-    with FusedBackend(program_bytes(program), device=HostDevice(program, 87)) as engine:
+    with FusedBackend(program_bytes(program), driver=HostProgram(program, 87)) as engine:
         engine.fuse(a, b)
     assert np.array_equal(a, before)
 
 
 def test_a_program_for_an_older_device_of_the_same_family_runs(program: Program, random_state: State) -> None:
     older = hollow_program(random_state, 80)
-    FusedBackend(program_bytes(older), device=HostDevice(older, 87)).__exit__()
+    FusedBackend(program_bytes(older), driver=HostProgram(older, 87)).__exit__()
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,9 @@ def test_a_device_without_kernels_is_explained(
     random_state: State, program: Program, built_for: tuple[int, ...], here: int, message: str
 ) -> None:
     targets = {architecture: hollow_target(architecture) for architecture in built_for}
+    device = Device("Orin", f"{here // 10}.{here % 10}", integrated=True, maps_host_memory=True, driver="13.0")
     with pytest.raises(BackendError, match=message) as caught:
-        choose_target(dataclasses.replace(program, targets=targets), Properties("Orin", here, 13000, True))
+        choose_target(dataclasses.replace(program, targets=targets), device)
     assert one_sentence(str(caught.value))
 
 
@@ -88,29 +91,31 @@ def test_a_driver_that_is_too_old_is_explained(program: Program) -> None:
     with pytest.raises(
         BackendError, match="CUDA 12.0 or newer for these kernels, got one for 11.4; update the driver"
     ) as caught:
-        FusedBackend(program_bytes(program), device=HostDevice(program, 87, driver_version=11040))
+        FusedBackend(program_bytes(program), driver=HostProgram(program, 87, driver_version=11040))
     assert one_sentence(str(caught.value))
 
 
 def test_a_device_that_computes_wrongly_is_found_before_the_first_frame(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = HostDevice.download
-    monkeypatch.setattr(
-        HostDevice, "download", lambda self, memory, address, size: honest(self, memory, address, size)
-        or self._do(lambda: memory.array.__setitem__(slice(0, 4), 0xFF))
-    )  # fmt: skip
-    device = HostDevice(program, 87)
+    honest = HostProgram.download
+
+    def wrong(self: HostProgram, buffer: HostBuffer, pointer: int, stream: int) -> None:
+        honest(self, buffer, pointer, stream)
+        self.start("spoil", lambda: buffer.array.__setitem__(slice(0, 4), 0xFF), stream)
+
+    monkeypatch.setattr(HostProgram, "download", wrong)
+    device = HostProgram(program, 87)
     with pytest.raises(
         BackendError, match=r"within 0.02 of the reference on no device \(sm_87\), got nan; use another"
     ) as caught:
-        FusedBackend(program_bytes(program), device=device)
+        FusedBackend(program_bytes(program), driver=device)
     assert one_sentence(str(caught.value))
-    assert device.allocated == 0
+    assert not device.held
 
 
 def test_what_cannot_be_fused_is_refused(program: Program) -> None:
-    with FusedBackend(program_bytes(program), device=HostDevice(program, 87)) as engine:
+    with FusedBackend(program_bytes(program), driver=HostProgram(program, 87)) as engine:
         a, b = pair(12, 16)
         for first, second in (
             (np.concatenate([a, a]), np.concatenate([b, b])),
@@ -133,7 +138,7 @@ def test_a_program_with_other_inputs_is_refused(program: Program) -> None:
     buffers["levels"] = dataclasses.replace(buffers["levels"], role="scratch")
     other = dataclasses.replace(program, plan=dataclasses.replace(program.plan, buffers=buffers))
     with pytest.raises(BundleError, match="outputs fused and levels"):
-        FusedBackend(program_bytes(other), device=HostDevice(other, 87))
+        FusedBackend(program_bytes(other), driver=HostProgram(other, 87))
 
 
 # What a wrong loader could do, one thing at a time; the device has to see each.
@@ -159,7 +164,7 @@ def test_the_device_sees_a_wrong_argument(
 ) -> None:
     monkeypatch.setattr(fused_module, name, change(getattr(fused_module, name)))
     with pytest.raises(BackendError, match=message):
-        FusedBackend(program_bytes(program), device=HostDevice(program, 87))
+        FusedBackend(program_bytes(program), driver=HostProgram(program, 87))
 
 
 def test_the_device_sees_memory_that_is_shared_too_early(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +176,14 @@ def test_the_device_sees_memory_that_is_shared_too_early(program: Program, monke
 
     monkeypatch.setattr(fused_module, "lay_out", crammed)
     with pytest.raises(BackendError, match="memory of its own for .*, got that of .*, which is alive"):
-        FusedBackend(program_bytes(program), device=HostDevice(program, 87))
+        FusedBackend(program_bytes(program), driver=HostProgram(program, 87))
 
 
 def test_the_device_sees_launches_in_another_order(program: Program) -> None:
     launches = program.plan.launches
     swapped = dataclasses.replace(program.plan, launches=(*launches[:-1], launches[-2]))
     with pytest.raises(BackendError, match="the kernel to_plane as launch 24 .*, got stretch"):
-        FusedBackend(program_bytes(program), device=HostDevice(dataclasses.replace(program, plan=swapped), 87))
+        FusedBackend(program_bytes(program), driver=HostProgram(dataclasses.replace(program, plan=swapped), 87))
 
 
 def test_arguments_lie_where_the_driver_expects_them() -> None:
@@ -192,24 +197,19 @@ def test_arguments_lie_where_the_driver_expects_them() -> None:
 
 
 def test_a_machine_without_device_or_binding_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "accelerator", lambda: None)
-    assert probe().reason == "no NVIDIA device"
-    monkeypatch.setattr(fused_module, "accelerator", lambda: "Orin")
-    monkeypatch.setattr(fused_module, "bindings", lambda: None)
+    monkeypatch.setattr(cuda, "installed", lambda: None)
     assert "pip install" in probe().fix
-    monkeypatch.setattr(fused_module, "bindings", lambda: "cuda-bindings 13.0")
-    assert probe().reason == "cuda-bindings 13.0 on Orin"
-    monkeypatch.setattr(device_module, "bindings", lambda: None)
-    with pytest.raises(BackendError, match=r"run: pip install 'refusion-edge\[fused\]'"):
-        open_device()
+    monkeypatch.setattr(cuda, "installed", lambda: "pycuda")
+    monkeypatch.setattr(cuda, "problem", lambda: "the NVIDIA driver finds no device here")
+    assert probe() == Status(usable=False, reason="the NVIDIA driver finds no device here")
+    monkeypatch.setattr(cuda, "problem", lambda: None)
+    monkeypatch.setattr(fused_module, "accelerator", lambda: "Orin")
+    assert probe() == Status(usable=True, reason="pycuda on Orin")
 
 
-def test_a_binding_without_driver_is_explained(program: Program) -> None:
-    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: pip install 'refusion-edge[fused]'")
-    from refusion_edge.machine import accelerator
-
-    if accelerator() is not None:
+def test_a_machine_without_driver_is_explained(program: Program) -> None:
+    if cuda.problem() is None:
         pytest.skip("there is a device")
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(BackendError, match="expected a CUDA device, got none: ") as caught:
         FusedBackend(program_bytes(program))
     assert one_sentence(str(caught.value))

@@ -169,7 +169,7 @@ def test_one_pixel_repeated_is_a_plane(engine: native.NativeBackend) -> None:
 def test_a_pixel_that_is_no_number_makes_none(engine: native.NativeBackend, poison: float, place: tuple[int, int]) -> None:
     for source in range(2):
         sources = planes(30, 41)
-        sources[source][0, 0, *place] = poison
+        sources[source][(0, 0, *place)] = poison
         assert np.isnan(engine.fuse(*sources)).all()
 
 

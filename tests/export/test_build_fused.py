@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refusion_edge import cuda
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends import Status, fused
-from refusion_edge.backends.host_device import HostDevice
+from refusion_edge.backends.host_program import HostProgram
 from refusion_edge.bundle import MODEL, PROGRAM, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
@@ -66,13 +68,25 @@ def test_a_bundle_fuses_pictures_on_its_device(monkeypatch: pytest.MonkeyPatch, 
     report = build(spec())
     data = report.bundle.read(PROGRAM)
     monkeypatch.setattr(fused, "probe", lambda: Status(usable=True, reason="pretended"))
-    monkeypatch.setattr(fused, "open_device", lambda: HostDevice(parse_program(data), 87, integrated=True))
+    monkeypatch.setattr(cuda, "open_driver", lambda: HostProgram(parse_program(data), 87, integrated=True))
     a, b = picture(33, 47), picture(33, 47)
     with load(report.bundle.path) as fuser, load("medical") as reference:
         assert isinstance(fuser, Fuser)
         assert fuser.backend.name == "fused"
         error = np.abs(fuser.fuse(a, b).astype(int) - reference.fuse(a, b).astype(int))
     assert error.max() <= 2
+
+
+def test_verify_can_judge_the_launches_where_there_is_no_device(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    path = build(spec()).bundle.path
+    code, _, err = run_cli("verify", path)
+    assert (code, one_sentence(err)) == (3, True)
+    code, out, _ = run_cli("verify", path, "--simulate", "--json", "-")
+    document = json.loads(out)
+    assert (code, document["simulated"], document["backend"]) == (0, True, "fused")
+    # Half precision on the plain references: neither the reference itself nor the engine.
+    assert all(70 <= pair["psnr_db"] < 110 for pair in document["pairs"].values())
+    assert "fp16 on its launches on the CPU against fp32" in run_cli("verify", path, "--simulate")[1]
 
 
 def test_a_bundle_is_refused_where_there_is_no_device() -> None:

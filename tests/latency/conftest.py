@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Self
 
 import numpy as np
 import pytest
+from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.fuser import Fuser

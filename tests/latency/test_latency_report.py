@@ -51,6 +51,7 @@ def make_row(clock: MadeUpClock, make_subject: MakeSubject) -> Callable[..., Row
 def report(clock: MadeUpClock, make_subject: MakeSubject, make_row: Callable[..., Row]) -> Report:
     """A report with everything in it."""
     first, second = make_subject(itertools.repeat(5.0)), make_subject(itertools.repeat(7.0), name="other")
+    second = replace(second, identity=replace(second.identity, precision="int8"))
     plan = replace(QUICK, iterations=30)
     rate = hold(
         lambda: clock.pass_ms(3), first.identity, fps=30, seconds=70, allowed_share=0.001, plan=QUICK, clock=clock

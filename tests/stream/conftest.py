@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from typing_extensions import Self
 
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.arrays import Array, Float32Array

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostError

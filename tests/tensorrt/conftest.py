@@ -1,8 +1,7 @@
-"""Stand-ins for the TensorRT module and for the CUDA driver: what they refuse and record is what the tests are about.
+"""A stand-in for the TensorRT module: what it refuses and records is what the tests are about.
 
 The module offers what its release offers and nothing else: setting or calling anything more is an AttributeError, as it
-would be with the real one. Memory is real, poisoned, and remembered, so that a wrong size, a use after release, a double
-release and a leak all show.
+would be with the real one. Its engines compute on a device that is none (``refusion_edge.cuda.host_driver``).
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import enum
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
 
-from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory
-from refusion_edge.errors import BackendError
+from refusion_edge.cuda.driver import Device
+from refusion_edge.cuda.host_driver import HostDriver
+from refusion_edge.luminance import merge, to_output_range
 from refusion_edge.tensorrt.flavour import FLAVOURS
 
 DESKTOP = Device("RTX of the tests", "8.6", integrated=False, maps_host_memory=True, driver="12.6")
@@ -29,115 +29,6 @@ MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
 def plan_bytes(version: str = "10.3.0.26", magic: bytes = b"ftrt") -> bytes:
     """The first bytes of a plan, and some more."""
     return magic + bytes(20) + bytes(map(int, version.split("."))) + bytes(100)
-
-
-class FakeDriver:
-    """A device whose memory is NumPy arrays. Implements ``Driver``."""
-
-    name = "fake"
-
-    def __init__(self, device: Device = DESKTOP, *, can_capture: bool = True, total: int = 1 << 30) -> None:
-        self.device = device
-        self.can_capture = can_capture
-        self.calls: list[str] = []
-        self.memory: dict[int, np.ndarray[Any, Any]] = {}
-        self.hosts: dict[int, HostBuffer] = {}
-        self.streams: set[int] = set()
-        self.graphs: set[int] = set()
-        self.total = total
-        self.open = True
-        self.recording: list[Callable[[], None]] | None = None
-        self._next = 0x1000
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.calls.append("close")
-        for kind in (self.memory, self.hosts, self.streams, self.graphs):
-            assert not kind, "released the device with things still on it"
-        self.open = False
-
-    def allocate(self, nbytes: int) -> int:
-        used = sum(array.nbytes for array in self.memory.values())
-        if used + nbytes > self.total:
-            raise out_of_memory(nbytes, self.total - used, self.total)
-        return self._keep(np.full(nbytes, 0xFF, np.uint8), f"allocate {nbytes}")
-
-    def free(self, pointer: int) -> None:
-        self.calls.append("free")
-        del self.memory[pointer]
-
-    def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
-        array = np.full(nbytes, 0xFF, np.uint8)
-        pointer = self._keep(array, f"host {nbytes}{' mapped' if mapped else ''}") if mapped else 0
-        buffer = HostBuffer(array, pointer, owner=id(array))
-        self.hosts[id(array)] = buffer
-        return buffer
-
-    def free_host(self, buffer: HostBuffer) -> None:
-        self.calls.append("free host")
-        del self.hosts[buffer.owner]
-        if buffer.pointer:
-            del self.memory[buffer.pointer]
-
-    def create_stream(self) -> int:
-        self.streams.add(7)
-        return 7
-
-    def destroy_stream(self, stream: int) -> None:
-        self.calls.append("destroy stream")
-        self.streams.remove(stream)
-
-    def upload(self, pointer: int, buffer: HostBuffer, stream: int) -> None:
-        assert self.memory[pointer].nbytes == buffer.array.nbytes
-        self._run("upload", lambda: np.copyto(self.memory[pointer], buffer.array), stream)
-
-    def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
-        assert self.memory[pointer].nbytes == buffer.array.nbytes
-        self._run("download", lambda: np.copyto(buffer.array, self.memory[pointer]), stream)
-
-    def synchronise(self, stream: int) -> None:
-        assert stream in self.streams
-        assert self.recording is None, "waited for a stream that is being recorded"
-        self.calls.append("synchronise")
-
-    def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        assert self.can_capture
-        self.recording = []
-        try:
-            work()
-            recorded = self.recording
-        finally:
-            self.recording = None
-        self.calls.append("capture")
-        handle = len(self.graphs) + 1
-        self.graphs.add(handle)
-        return (handle, recorded)
-
-    def launch(self, graph: Any, stream: int) -> None:
-        assert graph[0] in self.graphs
-        self.calls.append("launch")
-        for work in graph[1]:
-            work()
-
-    def destroy_graph(self, graph: Any) -> None:
-        self.calls.append("destroy graph")
-        self.graphs.remove(graph[0])
-
-    def _keep(self, array: np.ndarray[Any, Any], what: str) -> int:
-        self.calls.append(what)
-        self._next += 0x1000 * (1 + array.nbytes // 0x1000)
-        self.memory[self._next] = array
-        return self._next
-
-    def _run(self, what: str, work: Callable[[], None], stream: int) -> None:
-        assert stream in self.streams
-        if self.recording is not None:
-            self.recording.append(work)
-        else:
-            self.calls.append(what)
-            work()
 
 
 class Severity(enum.Enum):
@@ -177,18 +68,19 @@ class FakeTensorRT:
         compute: What its engines compute, from two planes.
     """
 
-    float32 = "float32"
+    float16, float32, uint8 = "float16", "float32", "uint8"
     ILogger = ILogger
     IProgressMonitor = IProgressMonitor
 
     def __init__(self, version: str = "10.3.0", **members: Any) -> None:
         self.__version__ = version
         self.asked: list[tuple[Any, ...]] = []
-        self.driver = FakeDriver()
+        self.driver = HostDriver(DESKTOP, total=1 << 30)
         self.troubles: dict[str, str] = {}
         self.shape: tuple[int, ...] = (1, 1, -1, -1)
         self.profile = ((1, 1, 8, 8), (1, 1, 16, 24), (1, 1, 64, 96))
         self.steps = 3
+        self.levels: str | None = None
         self.compute: Callable[[Any, Any], Any] = lambda a, b: (a + b) / 2
         self.context: type[FakeContext] = FakeContext
         self.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
@@ -294,19 +186,21 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    num_io_tensors = 3
-
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt
 
     def __del__(self) -> None:
         self.trt.driver.calls.append("drop engine")
 
+    @property
+    def num_io_tensors(self) -> int:
+        return 3 if self.trt.levels is None else 5
+
     def get_tensor_name(self, index: int) -> str:
-        return ("a", "b", "fused")[index]
+        return ("a", "b", "fused", f"levels_{self.trt.levels}", "fused_mean")[index]
 
     def get_tensor_dtype(self, name: str) -> str:
-        return self.trt.troubles.get("dtype", self.trt.float32)
+        return self.trt.uint8 if name.startswith("levels") else self.trt.troubles.get("dtype", self.trt.float32)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.trt.shape
@@ -346,19 +240,24 @@ class FakeContext:
     def execute_async_v3(self, stream: int) -> bool:
         if "run" in self.trt.troubles:
             return False
-        driver = self.trt.driver
-        scratch = driver.memory[self.device_memory]
-        assert scratch.nbytes == self.update_device_memory_size_for_shapes()
-        views = {name: driver.memory[address].view(np.float32) for name, address in self.addresses.items()}
-        assert {view.size for view in views.values()} == {int(np.prod(self.shapes["a"]))}
-
-        shape, compute = self.shapes["a"], self.trt.compute
+        driver, shape, compute = self.trt.driver, self.shapes["a"], self.trt.compute
+        driver.view(self.device_memory, self.update_device_memory_size_for_shapes())
+        pixels = int(np.prod(shape))
+        levels = f"levels_{self.trt.levels}"
+        sizes = {levels: pixels, "fused_mean": 4}
+        memory = {name: driver.view(address, sizes.get(name, 4 * pixels)) for name, address in self.addresses.items()}
+        assert memory.keys() == {"a", "b", "fused"} | ({levels, "fused_mean"} if self.trt.levels else set())
 
         def work() -> None:
-            a, b = (views[name].reshape(shape) for name in "ab")
-            np.copyto(views["fused"], compute(a, b).ravel())
+            a, b = (memory[name].view(np.float32).reshape(shape) for name in "ab")
+            fused = compute(a, b).ravel()
+            np.copyto(memory["fused"].view(np.float32), fused)
+            if self.trt.levels:
+                np.copyto(memory["fused_mean"].view(np.float32), fused.mean())
+                with np.errstate(invalid="ignore"):
+                    np.copyto(memory[levels], merge(to_output_range(fused[None], self.trt.levels), None).ravel())
 
-        driver._run("enqueue", work, stream)
+        driver.start("enqueue", work, stream)
         return True
 
 
@@ -366,7 +265,7 @@ class NewerContext(FakeContext):
     """Is told how much scratch memory it gets."""
 
     def set_device_memory(self, pointer: int, nbytes: int) -> None:
-        assert self.trt.driver.memory[pointer].nbytes == nbytes
+        self.trt.driver.view(pointer, nbytes)
         self.device_memory = pointer
 
 
@@ -393,7 +292,7 @@ def fake_trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, FLAVOURS["tensorrt"].module, fake)
     monkeypatch.setattr("refusion_edge.cuda.open_driver", lambda: fake.driver)
     yield fake
-    assert not fake.driver.memory, "memory was never released"
+    assert not fake.driver.held
 
 
-__all__ = ["DESKTOP", "JETSON", "BackendError", "FakeDriver", "FakeTensorRT", "plan_bytes", "release"]
+__all__ = ["DESKTOP", "JETSON", "FakeTensorRT", "plan_bytes", "release"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,16 @@ from refusion_edge.backends import Status
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.bundle import MODEL, PLAN, EngineBundle, GateNotRun, GateResult, install_bundle, read_bundle
 from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.cli.selftest import build as build_for_selftest
 from refusion_edge.errors import BundleError, GateError, OutputError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import open_bundle
 from refusion_edge.graph import fill, read_graph
 from refusion_edge.machine import Target, this_machine
+from refusion_edge.selftest import check_backend, describe_device, timing_sizes
 from refusion_edge.sizes import SizeRange
+from refusion_edge.vectors import TASK, read_vectors
 from refusion_edge.weights import weights_path
 from tests.conftest import files_below, one_sentence
 from tests.tensorrt.conftest import FakeTensorRT
@@ -109,7 +113,7 @@ def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(devi
         with pytest.raises(GateError, match="runs for the first time, close to the fp32 reference") as caught:
             open_bundle(read_bundle("x"))
         assert one_sentence(str(caught.value))
-        assert not device.driver.memory
+        assert not device.driver.held
         assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
 
 
@@ -147,3 +151,28 @@ def test_the_model_of_a_bundle_is_pure_onnx(device: FakeTensorRT) -> None:
     a, b = (np.random.default_rng(1).random((1, 1, 24, 32), np.float32) for _ in range(2))
     with OrtBackend(bundle.read(MODEL), threads=1) as portable:
         assert np.array_equal(portable.fuse(a, b), device.compute(a, b))
+
+
+def test_the_self_test_of_a_device_owner_passes_or_says_what_is_wrong(
+    device: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = read_vectors()
+    state = read_checkpoint(weights_path(TASK)).state
+    device.shape = (1, 1, *vectors.size_hw)
+    with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
+        device.compute = network.fuse
+        good = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
+        assert (good.outcome, good.precision) == ("passed", "fp16"), good.reason
+        assert good.build_s is not None
+        device.compute = lambda a, b: network.fuse(b, a)
+        swapped = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
+        assert swapped.outcome == "failed"
+        device.troubles["build"] = "Error Code 9: out of memory"
+        failed = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
+        assert (failed.outcome, failed.trace) == ("failed", "")
+        assert one_sentence(failed.reason)
+        assert "smaller --size" in failed.reason
+    # As on JetPack, whose package of the bindings has no metadata.
+    monkeypatch.setattr(device, "__spec__", ModuleSpec("tensorrt", None), raising=False)
+    facts = describe_device()
+    assert (facts.compute_capability, facts.bindings["tensorrt"]) == ("8.6", device.__version__)

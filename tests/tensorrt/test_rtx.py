@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("tensorrt_rtx", reason="building needs the extra 'rtx' (pip install 'refusion-edge[rtx]')")
@@ -225,6 +226,17 @@ def test_the_literal_form_is_one_option_apart() -> None:
     assert forms == ["tensorrt-folded", "tensorrt-literal"]
     with pytest.raises(UsageError, match="takes in fp16 .tensorrt-literal., got 'tensorrt-folded'"):
         build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
+
+
+@pytest.mark.parametrize("levels", ["stretch", "fixed"])
+def test_an_engine_can_give_levels_besides(levels: str) -> None:
+    settings = PlanSettings(levels=levels)
+    bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", size_hw=SMALL, settings=settings)).bundle
+    names = [output.name for output in onnx.load_from_string(bundle.read(MODEL)).graph.output]
+    assert names == ["fused", f"levels_{levels}", "fused_mean"]
+    assert bundle.manifest.compiled is not None
+    assert bundle.manifest.compiled.command.startswith("tensorrt_rtx --onnx=model.onnx")
+    assert bundle.manifest.rebuild_command(bundle.path).endswith(f"--levels {levels}")
 
 
 def test_layers_are_judged_one_by_one(run_cli: Run) -> None:

@@ -7,10 +7,16 @@ import gc
 import numpy as np
 import pytest
 
+from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.backends.tensorrt import TrtBackend
-from refusion_edge.errors import BackendError, BundleError, ShapeError
+from refusion_edge.cuda.driver import Device
+from refusion_edge.cuda.host_driver import HostDriver
+from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
+from refusion_edge.fuser import Fuser
+from refusion_edge.luminance import OutputRange, merge, to_output_range
+from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
-from tests.tensorrt.conftest import JETSON, FakeDriver, FakeTensorRT, plan_bytes
+from tests.tensorrt.conftest import DESKTOP, JETSON, FakeTensorRT, plan_bytes
 
 HW = (16, 24)
 NBYTES = 4 * HW[0] * HW[1]
@@ -23,7 +29,6 @@ def planes(size_hw: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 def test_pictures_are_copied_to_a_discrete_device_and_back(fake_trt: FakeTensorRT) -> None:
     driver = fake_trt.driver
-    driver.can_capture = False
     a, b = planes(HW)
     with TrtBackend(plan_bytes()) as engine:
         fused = engine.fuse(a, b)
@@ -31,14 +36,9 @@ def test_pictures_are_copied_to_a_discrete_device_and_back(fake_trt: FakeTensorR
         assert fused.shape == a.shape
         assert fused.dtype == np.float32
         assert driver.calls == [
-            *[f"allocate {NBYTES}"] * 3, f"allocate {NBYTES // 4 * 10}",
-            "upload", "upload", "enqueue", "download", "synchronise",
+            *[f"host {NBYTES}", f"allocate {NBYTES}"] * 3, f"allocate {NBYTES // 4 * 10}",
+            "upload", "upload", "enqueue", "download", "synchronise", "capture",
         ]  # fmt: skip
-        assert engine.graph_problem == "fake has no CUDA graphs"
-        driver.calls.clear()
-        other = planes(HW, 1)
-        assert np.array_equal(engine.fuse(*other), (other[0] + other[1]) / 2)
-        assert driver.calls == ["upload", "upload", "enqueue", "download", "synchronise"]
 
 
 def test_the_second_run_is_a_recorded_graph(fake_trt: FakeTensorRT) -> None:
@@ -81,9 +81,7 @@ def test_a_new_size_gives_the_old_memory_back_first(fake_trt: FakeTensorRT) -> N
         for size_hw in (HW, (8, 8), (64, 96), HW):
             a, b = planes(size_hw)
             assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
-            assert len(fake_trt.driver.memory) == 4
-            assert len(fake_trt.driver.hosts) == 3
-            assert len(fake_trt.driver.graphs) == 1
+            assert fake_trt.driver.held == "4 pointers, 3 host buffers, 1 streams, 1 graphs"
 
 
 def test_everything_is_released_in_the_right_order(fake_trt: FakeTensorRT) -> None:
@@ -103,7 +101,8 @@ def test_an_engine_that_does_not_open_leaves_nothing_on_the_device(fake_trt: Fak
     with pytest.raises((BackendError, BundleError)) as caught:
         TrtBackend(plan_bytes())
     assert one_sentence(str(caught.value))
-    assert not fake_trt.driver.open
+    assert not fake_trt.driver.is_open
+    assert not fake_trt.driver.held
 
 
 @pytest.mark.parametrize("trouble", ["shape", "run"])
@@ -120,7 +119,7 @@ def test_too_little_memory_is_told_in_numbers_and_a_smaller_picture_still_runs(f
         with pytest.raises(BackendError, match=r"MiB free of 0; .*smaller --size") as caught:
             engine.fuse(*planes((64, 96)))
         assert one_sentence(str(caught.value))
-        assert not fake_trt.driver.memory
+        assert fake_trt.driver.held == "1 streams"
         a, b = planes(HW)
         assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
 
@@ -174,8 +173,70 @@ def test_the_reason_of_tensorrt_itself_is_told_where_nothing_else_is_known(fake_
 
 
 def test_the_device_is_closed_with_the_engine(fake_trt: FakeTensorRT) -> None:
-    own = FakeDriver()
-    fake_trt.driver = own
+    own = HostDriver(JETSON)
     with TrtBackend(plan_bytes(), driver=own):
-        assert own.open
-    assert not own.open
+        assert own.is_open
+    assert not own.is_open
+
+
+@pytest.mark.parametrize("levels", ["stretch", "fixed"])
+@pytest.mark.parametrize("device", [DESKTOP, JETSON])
+def test_levels_come_back_instead_of_the_plane(fake_trt: FakeTensorRT, device: Device, levels: OutputRange) -> None:
+    fake_trt.driver.device = device
+    fake_trt.levels = levels
+    fake_trt.compute = lambda a, b: (a + b) / 3
+    with TrtBackend(plan_bytes()) as engine:
+        for seed in range(3):
+            a, b = planes(HW, seed)
+            fake_trt.driver.calls.clear()
+            found = engine.fuse_to_levels(a, b)
+            assert (found.shape, found.dtype) == (HW, np.uint8)
+            assert np.array_equal(found, merge(to_output_range(((a + b) / 3)[0, 0], levels), None))
+            assert np.array_equal(engine.fuse(a, b), (a + b) / 3)
+        # One graph for each of the two, which copies what is asked for and nothing else.
+        assert fake_trt.driver.calls == ["launch", "synchronise"] * 2
+
+
+def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(fake_trt: FakeTensorRT) -> None:
+    fake_trt.levels = "stretch"
+    draw = np.random.default_rng(4)
+    grey, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
+    colour = draw.integers(0, 256, (*HW, 3), np.uint8)
+    asked: list[str] = []
+
+    class Watched(TrtBackend):
+        def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+            asked.append("plane")
+            return super().fuse(a, b)
+
+        def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+            asked.append("levels")
+            return super().fuse_to_levels(a, b)
+
+    for output_range, pair, more, way in (
+        ("stretch", (grey, other), {}, "levels"),
+        ("stretch", (grey, colour), {}, "plane"),
+        ("stretch", (grey, colour), {"colour": False}, "levels"),
+        ("fixed", (grey, other), {}, "plane"),
+    ):
+        asked.clear()
+        with Fuser(Watched(plan_bytes()), find_task("ir_vis"), output_range) as fuser:
+            found = fuser.fuse(*pair, **more)
+            planes_of = fuser.to_planes(*pair)
+            expected = fuser.to_picture((planes_of.a + planes_of.b) / 2, planes_of, **more)
+        assert asked == [way]
+        assert np.array_equal(found, expected)
+
+
+def test_levels_of_what_is_not_finite_are_refused(fake_trt: FakeTensorRT) -> None:
+    fake_trt.levels = "stretch"
+    fake_trt.compute = lambda a, b: np.where(a > 0.5, np.float32(np.nan), b)
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(GateError, match="finite numbers") as caught:
+        engine.fuse_to_levels(*planes(HW))
+    assert one_sentence(str(caught.value))
+
+
+def test_an_engine_without_levels_says_how_to_get_them(fake_trt: FakeTensorRT) -> None:
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="--levels stretch") as caught:
+        engine.fuse_to_levels(*planes(HW))
+    assert one_sentence(str(caught.value))
