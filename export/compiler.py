@@ -39,10 +39,7 @@ def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binar
     from refusion_edge.kernels.catalogue import SOURCES
 
     types = {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
-    constants = dict(kernel.constants)
-    if kernel.grid == "strips":
-        constants |= {"TILE": tile.columns, "ROWS": tile.rows}
-    return compile_function(SOURCES[kernel.source].function, types, constants, tile, architecture)
+    return compile_function(SOURCES[kernel.source].function, types, kernel.constants_for(tile), tile, architecture)
 
 
 def compile_function(

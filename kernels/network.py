@@ -19,7 +19,7 @@ from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.catalogue import SOURCES
 from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.kernels.plan import FUSED, LEVELS, PLANES
-from refusion_edge.program import Argument, Launch, Plan, Tile
+from refusion_edge.program import Argument, Kernel, Launch, Plan, Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,13 @@ def _launch(
 
     kernel, tile = plan.kernels[launch.kernel], tiles[launch.kernel]
     function = SOURCES[kernel.source].function
-    constants = compile_constants(kernel.constants, kernel.grid, tile)
-    grid = kernel.launch_grid(tile, size_hw)
+    function[kernel.launch_grid(tile, size_hw)](*map(value, launch.arguments), **launch_options(kernel, tile))
+
+
+def launch_options(kernel: Kernel, tile: Tile) -> dict[str, int]:
+    """What Triton takes beside the arguments: compile-time constants, warps and stages."""
     # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
-    function[grid](*map(value, launch.arguments), **constants, num_warps=tile.warps, num_stages=1)
-
-
-def compile_constants(constants: Mapping[str, int], grid: str, tile: Tile) -> dict[str, int]:
-    """All compile-time constants of a kernel: its own and those of its tile."""
-    return {**constants, "TILE": tile.columns, "ROWS": tile.rows} if grid == "strips" else dict(constants)
+    return {**kernel.constants_for(tile), "num_warps": tile.warps, "num_stages": 1}
 
 
 def _check(name: str, plane: Tensor, other: Tensor) -> None:
