@@ -35,6 +35,65 @@ class FusedPicture:
     levels: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything that one picture size needs on a device.
+
+    Attributes:
+        plan: Launches of one frame.
+        tiles: Tile of every kernel.
+        size_hw: Height and width.
+        buffers: Flat memory of every buffer of the plan, by name.
+        weights: Folded weights, by name.
+    """
+
+    plan: Plan
+    tiles: Mapping[str, Tile]
+    size_hw: tuple[int, int]
+    buffers: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+
+    def start(self, launch: Launch) -> None:
+        """Start one launch of the plan."""
+        kernel, tile = self.plan.kernels[launch.kernel], self.tiles[launch.kernel]
+        function = SOURCES[kernel.source].function
+        arguments = map(self._value, launch.arguments)
+        function[kernel.launch_grid(tile, self.size_hw)](*arguments, **launch_options(kernel, tile))
+
+    def run(self) -> None:
+        """Start all launches of the plan; the sources are those in its buffer of planes."""
+        for launch in self.plan.launches:
+            self.start(launch)
+
+    def _value(self, argument: Argument) -> Any:
+        if argument.kind == "strips":
+            across, down = self.tiles[argument.name].strips(self.size_hw)
+            return across * down
+        if argument.kind == "size":
+            return self.size_hw[("height", "width").index(argument.name)]
+        return (self.buffers if argument.kind == "buffer" else self.weights)[argument.name]
+
+
+def prepare(
+    plan: Plan,
+    weights: Mapping[str, Array],
+    tiles: Mapping[str, Tile],
+    size_hw: tuple[int, int],
+    device: torch.device,
+    *,
+    fill: float = 0.0,
+) -> Frame:
+    """Put weights and buffers on a device; arguments as in ``fuse``."""
+    memory = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in weights.items()}
+    buffers = {
+        name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=device)
+        for name, buffer in plan.buffers.items()
+    }
+    for buffer in buffers.values():
+        buffer.fill_(fill if buffer.is_floating_point() else 0)
+    return Frame(plan, tiles, size_hw, buffers, memory)
+
+
 def fuse(
     plan: Plan, weights: Mapping[str, Array], tiles: Mapping[str, Tile], a: Tensor, b: Tensor, *, fill: float = 0.0
 ) -> FusedPicture:
@@ -57,38 +116,10 @@ def fuse(
     for name, plane in (("a", a), ("b", b)):
         _check(name, plane, a)
     size_hw = a.shape[2], a.shape[3]
-    memory = {name: _on_device(array, a) for name, array in weights.items()}
-    buffers = {
-        name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=a.device)
-        for name, buffer in plan.buffers.items()
-    }
-    for buffer in buffers.values():
-        buffer.fill_(fill if buffer.is_floating_point() else 0)
-    buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
-    for launch in plan.launches:
-        _launch(plan, launch, size_hw, tiles, buffers, memory)
-    return FusedPicture(buffers[FUSED].reshape(size_hw), buffers[LEVELS].reshape(size_hw))
-
-
-def _launch(
-    plan: Plan,
-    launch: Launch,
-    size_hw: tuple[int, int],
-    tiles: Mapping[str, Tile],
-    buffers: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-) -> None:
-    def value(argument: Argument) -> Any:
-        if argument.kind == "strips":
-            across, down = tiles[argument.name].strips(size_hw)
-            return across * down
-        if argument.kind == "size":
-            return size_hw[("height", "width").index(argument.name)]
-        return (buffers if argument.kind == "buffer" else weights)[argument.name]
-
-    kernel, tile = plan.kernels[launch.kernel], tiles[launch.kernel]
-    function = SOURCES[kernel.source].function
-    function[kernel.launch_grid(tile, size_hw)](*map(value, launch.arguments), **launch_options(kernel, tile))
+    frame = prepare(plan, weights, tiles, size_hw, a.device, fill=fill)
+    frame.buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
+    frame.run()
+    return FusedPicture(frame.buffers[FUSED].reshape(size_hw), frame.buffers[LEVELS].reshape(size_hw))
 
 
 def launch_options(kernel: Kernel, tile: Tile) -> dict[str, int]:
@@ -112,7 +143,3 @@ def _check(name: str, plane: Tensor, other: Tensor) -> None:
             f"expected both sources of one size on one device, got {tuple(other.shape)} on {other.device} and "
             f"{tuple(plane.shape)} on {plane.device}; align the pictures or move one."
         )
-
-
-def _on_device(array: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)

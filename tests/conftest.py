@@ -9,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Triton decides when a kernel is imported whether it is compiled or interpreted; there may be no GPU here.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.forms import FORMS
@@ -29,6 +26,11 @@ TOLERANCE = {
     "fp32": 2e-5,  # two fp32 engines
     "fp16": 1.6e-2,  # sixteen steps of half precision at 1
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton decides when a kernel is imported whether it is compiled or interpreted; only ``-m gpu`` needs a GPU."""
+    os.environ.setdefault("TRITON_INTERPRET", "0" if config.getoption("markexpr") == "gpu" else "1")
 
 
 @pytest.fixture(autouse=True)
