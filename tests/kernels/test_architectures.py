@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,10 +12,15 @@ import pytest
 pytest.importorskip("triton", reason="the GPU kernels are compiled by Triton: pip install 'refusion-edge[triton]'")
 
 from refusion_edge.architectures import ARCHITECTURES, parse_architectures
+from refusion_edge.arrays import State
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export import cubins
 from refusion_edge.export.cubins import compile_targets, resources
+from refusion_edge.export.program import assemble
+from refusion_edge.kernels.folding import fold
 from refusion_edge.kernels.plan import make_plan
+from refusion_edge.program import Target
+from refusion_edge.program_file import program_bytes
 from tests.conftest import ROOT, one_sentence
 
 # One architecture in every run; all of them by `make test-architectures`, which takes some minutes for each.
@@ -24,9 +30,15 @@ DIM_32 = ("decoder_statistics", "decoder_feed_forward")
 WITHOUT_PRODUCTS = ("stem", "encoder_mixing", "decoder_mixing", "to_plane", "stretch")
 
 
+@functools.cache
+def compiled(architecture: int) -> Target:
+    """The kernels for an architecture, compiled once."""
+    return compile_targets([architecture], jobs=2)[architecture]
+
+
 @pytest.mark.parametrize("architecture", CHOSEN)
 def test_every_kernel_compiles_and_fits(architecture: int) -> None:
-    (target,) = compile_targets([architecture], jobs=2).values()
+    target = compiled(architecture)
     plan = make_plan()
     assert target.binaries.keys() == plan.kernels.keys()
     assert target.driver_version in (12000, 13000)
@@ -41,6 +53,13 @@ def test_every_kernel_compiles_and_fits(architecture: int) -> None:
         assert taken.shared_bytes <= 99 * 1024, name
         assert (taken.tensor_core > 0) == (name not in WITHOUT_PRODUCTS), name
         assert len(binary.image) < 150_000, name
+
+
+def test_a_program_for_all_of_them_is_small(random_state: State) -> None:
+    targets = {architecture: compiled(architecture) for architecture in CHOSEN}
+    program = assemble(fold(random_state), {"task": "medical"}, targets)
+    # Weights and manifest, and what the kernels of one architecture come to when they are compressed.
+    assert len(program_bytes(program)) <= 750_000 + 200_000 * len(CHOSEN) <= 2_150_000
 
 
 # In a process of its own, because in this one Triton interprets.
