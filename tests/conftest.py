@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Triton decides when a kernel is imported whether it is compiled or interpreted, and other conftest files import kernels
+# before pytest has read its options. Only `pytest -m gpu` needs a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "0" if {"-mgpu", "gpu"} & set(sys.argv) else "1")
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
@@ -26,11 +31,6 @@ TOLERANCE = {
     "fp32": 2e-5,  # two fp32 engines
     "fp16": 1.6e-2,  # sixteen steps of half precision at 1
 }
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Triton decides when a kernel is imported whether it is compiled or interpreted; only ``-m gpu`` needs a GPU."""
-    os.environ.setdefault("TRITON_INTERPRET", "0" if config.getoption("markexpr") == "gpu" else "1")
 
 
 @pytest.fixture(autouse=True)
