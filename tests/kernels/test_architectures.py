@@ -73,7 +73,9 @@ from refusion_edge.program import Tile
 numbers = {"height": "i32", "width": "i32", "coefficient": "fp32", "scale": "fp32"}
 for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):
     types = {name: numbers.get(name, "*fp32") for name in kernel.arg_names if not name.isupper()}
-    binary, _ = compile_function(kernel, types, {"TERM": 1, "TILE": 128}, Tile(128, 1, 4), int(sys.argv[1]))
+    constants = {"TERM": 1, "TILE": 128, "HAS_F": True, "HAS_W": True, "HAS_V": True}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    binary, _ = compile_function(kernel, types, constants, Tile(128, 1, 4), int(sys.argv[1]))
     print(resources(binary).registers, resources(binary).spilled)
 """
 
