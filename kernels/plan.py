@@ -53,12 +53,16 @@ def tiles(architecture: int) -> dict[str, Tile]:
     Args:
         architecture: 10 times the compute capability.
     """
-    # Thor: with 4 warps and 64 columns Triton 3.9 takes the tensor-memory path, which costs twice the instructions.
-    usual = Tile(32, 16, 2) if 100 <= architecture < 120 else Tile(64, 8 if architecture == 90 else 16, 4)
+    if architecture == 90:
+        usual = crossed = Tile(64, 8, 4)
+    elif 100 <= architecture < 120:
+        # With 4 warps and 64 columns Triton 3.9 takes the tensor-memory path, which costs twice the instructions.
+        usual = crossed = Tile(32, 16, 2)
+    else:
+        # Six rows of two sources in registers: wider strips spill, and more warps repeat each other's products.
+        usual, crossed = Tile(64, 16, 4), Tile(16, 16, 1)
     chosen = dict.fromkeys(_KERNELS, usual) | dict.fromkeys(_NARROW, Tile(16, usual.rows, 2))
-    # Six rows of two sources in registers: wider strips spill where rows do not go through shared memory (wgmma), and
-    # more warps repeat each other's products.
-    chosen["fusion_statistics"] = usual if architecture == 90 else Tile(16, usual.rows, 1)
+    chosen["fusion_statistics"] = crossed
     # With 4 warps one assembler or the other aims at 72 or 64 registers and spills a few values for it.
     chosen["to_plane"] = Tile(64, usual.rows, 2)
     return chosen

@@ -26,7 +26,8 @@ from tests.conftest import ROOT, one_sentence
 # One architecture in every run; all of them by `make test-architectures`, which takes some minutes for each.
 CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87"))
 
-DIM_32 = ("decoder_statistics", "decoder_feed_forward")
+# Above what a function gets without asking, which TensorRT does not do for its plugins.
+LARGE = {(90, "decoder_apply")}
 WITHOUT_PRODUCTS = ("stem", "encoder_mixing", "decoder_mixing", "to_plane", "stretch")
 
 
@@ -48,9 +49,8 @@ def test_every_kernel_compiles_and_fits(architecture: int) -> None:
         assert binary.symbol == f"{plan.kernels[name].source}_kernel", name
         assert binary.hidden_pointers == 2, name
         assert 0 < taken.registers <= 255, name
-        # At dim 32 the statistics keep 24 sums for each head in registers; a few of them spill.
-        assert taken.spilled <= (64 if name in DIM_32 else 0), name
-        assert taken.shared_bytes <= 99 * 1024, name
+        assert taken.spilled == 0, name
+        assert taken.shared_bytes <= (99 if (architecture, name) in LARGE else 48) * 1024, name
         assert (taken.tensor_core > 0) == (name not in WITHOUT_PRODUCTS), name
         assert len(binary.image) < 150_000, name
 
