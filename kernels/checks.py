@@ -165,7 +165,8 @@ def comparable(kernel: Kernel, name: str, values: Array) -> Array:
     """Bring what strips contribute to what the picture has: the order of strips is not part of a result."""
     if name == "partial_ptr":
         dim = kernel.constants["C"] // 8
-        return values.reshape(kernel.streams, -1, (dim * dim + 2 * dim) * 8).astype(np.float64).sum(axis=1)
+        sums: Array = values.reshape(kernel.streams, -1, (dim * dim + 2 * dim) * 8).astype(np.float64).sum(axis=1)
+        return sums
     if name == "extremes_ptr":
         pairs = values.reshape(-1, 2)
         return np.array([pairs[:, 0].min(), pairs[:, 1].max()])
