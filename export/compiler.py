@@ -61,7 +61,7 @@ def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binar
     """
     from refusion_edge.kernels.catalogue import SOURCES
 
-    return compile_function(SOURCES[kernel.source].function, _types(kernel), _constants(kernel, tile), tile, architecture)
+    return compile_function(SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile), tile, architecture)
 
 
 def compile_function(
@@ -98,7 +98,7 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
     """
     from refusion_edge.kernels.catalogue import SOURCES
 
-    function, types, constants = SOURCES[kernel.source].function, _types(kernel), _constants(kernel, tile)
+    function, types, constants = SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile)
     compiled = _compiled(function, types, constants, tile, architecture, ptx_version=ptx_version)
     order = plugin_order(kernel.parameters)
     try:
@@ -148,8 +148,3 @@ def _compiled(
 
 def _types(kernel: Kernel) -> dict[str, str]:
     return {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
-
-
-def _constants(kernel: Kernel, tile: Tile) -> dict[str, int]:
-    constants = dict(kernel.constants)
-    return {**constants, "TILE": tile.columns, "ROWS": tile.rows} if kernel.grid == "strips" else constants

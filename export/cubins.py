@@ -113,17 +113,7 @@ def resources(binary: Binary) -> Resources:
     Raises:
         BackendError: The tool is missing or does not understand the module.
     """
-    tool = Path(importlib.import_module("triton").__path__[0]) / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.image)
-        file.flush()
-        try:
-            usage, code = (
-                subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True, timeout=120).stdout
-                for option in ("-res-usage", "-sass")
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise BackendError(f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew.") from error
+    usage, code = dump(binary, "-res-usage"), dump(binary, "-sass")
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
         raise BackendError(f"expected cuobjdump to name the registers of a kernel, got '{usage[:80]}'; install Triton anew.")
@@ -132,6 +122,22 @@ def resources(binary: Binary) -> Resources:
         return len(re.findall(rf"\b(?:{pattern})\b", code))
 
     return Resources(int(registers[1]), count("LDL|STL"), binary.shared_bytes, count("HMMA|HGMMA|UTCHMMA"))
+
+
+def dump(binary: Binary, option: str) -> str:
+    """What ``cuobjdump`` of Triton prints of a module: ``-sass`` its machine code, ``-res-usage`` its resources.
+
+    Raises:
+        BackendError: The tool is missing or does not understand the module.
+    """
+    tool = Path(importlib.import_module("triton").__path__[0]) / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.image)
+        file.flush()
+        try:
+            return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True, timeout=120).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            raise BackendError(f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew.") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -43,7 +43,7 @@ def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, w
         y_ptr += stream * C
     else:
         y_ptr += stream * plane
-    taps = nine_taps(taps_ptr + stream * 9 * C * C, C, C)
+    taps = nine_taps(taps_ptr + stream * 9 * C * C, C, C, C)
     x = x0 + tl.arange(0, TILE)
     c = tl.arange(0, C)
     gain = tl.load(gain_ptr + stream * C + c)

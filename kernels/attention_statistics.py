@@ -137,8 +137,8 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
     y0 = tl.program_id(1) * ROWS
     plane = tl.cast(height, tl.int64) * width * C
     x_key_ptr = x_ptr + stream * plane
-    query = nine_taps(query_ptr + stream * 9 * C * C, C, C)
-    key = nine_taps(key_ptr + stream * 9 * C * C, C, C)
+    query = nine_taps(query_ptr + stream * 9 * C * C, C, C, C)
+    key = nine_taps(key_ptr + stream * 9 * C * C, C, C, C)
     x = x0 + tl.arange(0, TILE)
     sums = _zeros(TILE, D)
     if CROSSED:

@@ -104,14 +104,16 @@ def _feed_forward(given: Mapping[str, Any], streams: int) -> None:
     gate, update = (given[name].reshape(streams, 9, channels, 2 * channels) for name in ("gate_ptr", "update_ptr"))
     project = given["project_ptr"].reshape(streams, 2 * channels, channels)
     for stream in range(streams):
-        y[stream] = feed_forward(x[stream], *_norm(given, stream), gate[stream], update[stream], project[stream])
+        operands = gate[stream], update[stream], project[stream]
+        y[stream] = feed_forward(x[stream], *_norm(given, stream), *operands, given["PARTS"])
 
 
 def _fusion_gate(given: Mapping[str, Any], _streams: int) -> None:
     channels = given["C"]
     x, base, y = (_features(given, name, 2 * channels)[0] for name in ("x_ptr", "base_ptr", "y_ptr"))
     own, other, update = (given[name].reshape(9, channels, 4 * channels) for name in ("own_ptr", "other_ptr", "update_ptr"))
-    y[:] = fusion_gate(x, base, own, other, update, given["project_ptr"].reshape(4 * channels, 2 * channels), given["SOURCE"])
+    project = given["project_ptr"].reshape(4 * channels, 2 * channels)
+    y[:] = fusion_gate(x, base, own, other, update, project, given["SOURCE"], given["PARTS"])
 
 
 def _narrow(given: Mapping[str, Any], _streams: int) -> None:

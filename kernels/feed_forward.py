@@ -1,4 +1,4 @@
-"""Gated feed-forward with its layer norm and residual, in one pass.
+"""Gated feed-forward with its layer norm and residual.
 
 ``y = x + P (gelu(sum_t G_t n_t) * sum_t U_t n_t)`` with n the layer norm of x and the exact gelu.
 
@@ -6,36 +6,24 @@ Layout: x and y (S, H, W, C); gate and update taps (S, 9, C, 2 C) and projection
 inputs before outputs; gain and bias (S, C) float32. The product of gate and update is rounded to the dtype of the
 features before it is projected.
 
+A program may go over its strip in PARTS passes, each with a part of the 2 C hidden channels, whose taps are all that has to
+lie in shared memory at a time. The sum is rounded to the dtype of the features after each.
+
 Source:
     Restormer (Zamir et al., CVPR 2022), gated feed-forward, with expansion 2 as in ReFusion.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from refusion_edge.arrays import Array
+from refusion_edge.kernels.gating import add_gated, add_gated_row
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, gelu, matrix, nine_taps, normalise, normalised_row, wide_dtype
-
-_exact_erf = np.vectorize(math.erf, otypes=[np.float64])
-# Linear between these points the error is 4e-9; beyond 6 the float32 nearest to erf is 1.
-_ERF_AT = np.linspace(-6.0, 6.0, 1 << 16)
-_ERF = _exact_erf(_ERF_AT)
+from refusion_edge.kernels.strip import convolve, convolved, matrix, nine_taps, normalise, normalised_row
 
 
-def gelu_reference(x: Array) -> Array:
-    """``x (1 + erf(x / sqrt 2)) / 2`` in the dtype of ``x``."""
-    scaled = x / math.sqrt(2.0)
-    # Single precision is for whole pictures, where a call per number would take minutes.
-    erf = _exact_erf(scaled) if x.dtype == np.float64 else np.interp(scaled, _ERF_AT, _ERF)
-    activated: Array = (0.5 * x * (1.0 + erf)).astype(x.dtype)
-    return activated
-
-
-def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array) -> Array:
+def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1) -> Array:
     """Transform features.
 
     Args:
@@ -45,46 +33,48 @@ def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array,
         gate: Gate taps, (9, C, N).
         update: Update taps, the same.
         project: (N, C), inputs before outputs.
+        parts: Passes over the hidden channels.
 
     Returns:
         (H, W, C), dtype of ``x``.
     """
-    normalised = normalise(x, gain, bias)
-    hidden = (gelu_reference(convolve(normalised, gate)) * convolve(normalised, update)).astype(x.dtype)
-    wide = wide_dtype(x)
-    y: Array = (x + hidden.astype(wide) @ project.astype(wide)).astype(x.dtype)
+    normalised, y = normalise(x, gain, bias), x
+    operands = (np.split(gate, parts, axis=2), np.split(update, parts, axis=2), np.split(project, parts))
+    for gate_part, update_part, project_part in zip(*operands, strict=True):
+        y = add_gated(y, convolve(normalised, gate_part), convolve(normalised, update_part), project_part)
     return y
 
 
 @jit
 def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project_ptr, y_ptr, height, width, C: tl.constexpr,
-                        TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+                        PARTS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     N: tl.constexpr = 2 * C
+    M: tl.constexpr = N // PARTS
     stream = tl.program_id(2)
     x0 = tl.program_id(0) * TILE
     y0 = tl.program_id(1) * ROWS
     plane = tl.cast(height, tl.int64) * width * C
     x_ptr += stream * plane
     y_ptr += stream * plane
-    x = x0 + tl.arange(0, TILE)
-    c = tl.arange(0, C)
-    gain = tl.load(gain_ptr + stream * C + c)
-    bias = tl.load(bias_ptr + stream * C + c)
-    gate_taps = nine_taps(gate_ptr + stream * 9 * C * N, C, N)
-    update_taps = nine_taps(update_ptr + stream * 9 * C * N, C, N)
-    project = matrix(project_ptr + stream * N * C, N, C)
-    above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
-    centre = normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
-    for r in range(ROWS):
-        y = y0 + r
-        below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-        zero = tl.zeros([TILE, N], tl.float32)
-        gate = convolved(zero, above, centre, below, gate_taps)
-        update = convolved(zero, above, centre, below, update_taps)
-        hidden = (gelu(gate) * update).to(x_ptr.dtype.element_ty)
-        change = tl.dot(hidden, project, input_precision="ieee")
-        inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-        offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + c[None, :]
-        old = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y_ptr + offset, (old + change).to(y_ptr.dtype.element_ty), mask=inside)
-        above, centre = centre, below
+    gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
+    bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))
+    for part in tl.static_range(PARTS):
+        gate_taps = nine_taps(gate_ptr + stream * 9 * C * N + part * M, C, M, N)
+        update_taps = nine_taps(update_ptr + stream * 9 * C * N + part * M, C, M, N)
+        project = matrix(project_ptr + stream * N * C + part * M * C, M, C, C)
+        above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
+        centre = normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        for r in range(ROWS):
+            y = y0 + r
+            below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+            zero = tl.zeros([TILE, M], tl.float32)
+            gate = convolved(zero, above, centre, below, gate_taps)
+            update = convolved(zero, above, centre, below, update_taps)
+            if part == 0:
+                add_gated_row(x_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
+            else:
+                add_gated_row(y_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
+            above, centre = centre, below
+        if part + 1 < PARTS:
+            # What one thread has stored, another may load in the next pass.
+            tl.debug_barrier()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, State
+from refusion_edge.folding import fold_pair
 from refusion_edge.kernels.attention_statistics import head_columns
 from refusion_edge.parameters import DIM, NUM_BLOCKS, NUM_HEADS
 
@@ -79,8 +80,7 @@ def folded_taps(pointwise: Array, depthwise: Array) -> Float64Array:
     Returns:
         (9, C, N), taps in the order of rows.
     """
-    taps: Float64Array = np.einsum("oc,ot->tco", pointwise[:, :, 0, 0], depthwise.reshape(-1, 9)).astype(np.float64)
-    return taps
+    return _dense(fold_pair(pointwise, depthwise))
 
 
 def _dense(weights: Array) -> Float64Array:

@@ -7,7 +7,7 @@ For source s, with x the features of both sources side by side, ``own`` those of
 The first gate has base = x, the second the result of the first, which it replaces pixel by pixel.
 
 Layout: x, base and y (H, W, 32); own and other taps (9, 16, 64), update taps (9, 16, 64) and projection (64, 32) in the
-dtype of the features, inputs before outputs, no layer norm.
+dtype of the features, inputs before outputs, no layer norm. In PARTS passes as in ``feed_forward``.
 
 Source:
     ReFusion's fusion module (IJCV 2024): project_E, project_E1, project_E2, project_out1, project_out2.
@@ -15,13 +15,17 @@ Source:
 
 from __future__ import annotations
 
+import numpy as np
+
 from refusion_edge.arrays import Array
-from refusion_edge.kernels.feed_forward import gelu_reference
+from refusion_edge.kernels.gating import add_gated, add_gated_row
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, gelu, matrix, nine_taps, plain_row, wide_dtype
+from refusion_edge.kernels.strip import convolve, convolved, matrix, nine_taps, plain_row
 
 
-def fusion_gate(x: Array, base: Array, own: Array, other: Array, update: Array, project: Array, source: int) -> Array:
+def fusion_gate(
+    x: Array, base: Array, own: Array, other: Array, update: Array, project: Array, source: int, parts: int = 1
+) -> Array:
     """Add the gate of one source.
 
     Args:
@@ -32,6 +36,7 @@ def fusion_gate(x: Array, base: Array, own: Array, other: Array, update: Array, 
         update: Update taps on the features of the source, (9, C, N).
         project: (N, 2 C), inputs before outputs.
         source: 0 or 1.
+        parts: Passes over the hidden channels.
 
     Returns:
         (H, W, 2 C), dtype of ``x``. New memory.
@@ -39,45 +44,47 @@ def fusion_gate(x: Array, base: Array, own: Array, other: Array, update: Array, 
     channels = x.shape[-1] // 2
     halves = x[..., :channels], x[..., channels:]
     of_source, of_other = halves[source], halves[1 - source]
-    gate = convolve(of_source, own) + convolve(of_other, other)
-    hidden = (gelu_reference(gate) * convolve(of_source, update)).astype(x.dtype)
-    wide = wide_dtype(x)
-    y: Array = (base + hidden.astype(wide) @ project.astype(wide)).astype(x.dtype)
+    y = base
+    operands = (*(np.split(taps, parts, axis=2) for taps in (own, other, update)), np.split(project, parts))
+    for own_part, other_part, update_part, project_part in zip(*operands, strict=True):
+        gate = convolve(of_source, own_part) + convolve(of_other, other_part)
+        y = add_gated(y, gate, convolve(of_source, update_part), project_part)
     return y
 
 
 @jit
 def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_ptr, y_ptr, height, width, C: tl.constexpr,
-                       SOURCE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+                       SOURCE: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     N: tl.constexpr = 4 * C
+    M: tl.constexpr = N // PARTS
     BOTH: tl.constexpr = 2 * C
     x0 = tl.program_id(0) * TILE
     y0 = tl.program_id(1) * ROWS
-    x = x0 + tl.arange(0, TILE)
-    c = tl.arange(0, BOTH)
     source_ptr = x_ptr + SOURCE * C
     other_source_ptr = x_ptr + (1 - SOURCE) * C
-    own_taps = nine_taps(own_ptr, C, N)
-    other_taps = nine_taps(other_ptr, C, N)
-    update_taps = nine_taps(update_ptr, C, N)
-    project = matrix(project_ptr, N, BOTH)
-    above = plain_row(source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
-    centre = plain_row(source_ptr, y0, x0, height, width, C, BOTH, TILE)
-    above_other = plain_row(other_source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
-    centre_other = plain_row(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
-    for r in range(ROWS):
-        y = y0 + r
-        below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
-        below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
-        zero = tl.zeros([TILE, N], tl.float32)
-        gate = convolved(zero, above, centre, below, own_taps)
-        gate = convolved(gate, above_other, centre_other, below_other, other_taps)
-        update = convolved(zero, above, centre, below, update_taps)
-        hidden = (gelu(gate) * update).to(x_ptr.dtype.element_ty)
-        change = tl.dot(hidden, project, input_precision="ieee")
-        inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-        offset = tl.cast(y, tl.int64) * width * BOTH + x[:, None] * BOTH + c[None, :]
-        old = tl.load(base_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y_ptr + offset, (old + change).to(y_ptr.dtype.element_ty), mask=inside)
-        above, centre = centre, below
-        above_other, centre_other = centre_other, below_other
+    for part in tl.static_range(PARTS):
+        own_taps = nine_taps(own_ptr + part * M, C, M, N)
+        other_taps = nine_taps(other_ptr + part * M, C, M, N)
+        update_taps = nine_taps(update_ptr + part * M, C, M, N)
+        project = matrix(project_ptr + part * M * BOTH, M, BOTH, BOTH)
+        above = plain_row(source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
+        centre = plain_row(source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        above_other = plain_row(other_source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
+        centre_other = plain_row(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        for r in range(ROWS):
+            y = y0 + r
+            below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
+            below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
+            zero = tl.zeros([TILE, M], tl.float32)
+            gate = convolved(zero, above, centre, below, own_taps)
+            gate = convolved(gate, above_other, centre_other, below_other, other_taps)
+            update = convolved(zero, above, centre, below, update_taps)
+            if part == 0:
+                add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
+            else:
+                add_gated_row(y_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
+            above, centre = centre, below
+            above_other, centre_other = centre_other, below_other
+        if part + 1 < PARTS:
+            # What one thread has stored, another may load in the next pass.
+            tl.debug_barrier()

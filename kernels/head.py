@@ -60,7 +60,7 @@ def narrow_kernel(x_ptr, taps_ptr, z_ptr, height, width, C: tl.constexpr, TILE: 
     x0 = tl.program_id(0) * TILE
     y0 = tl.program_id(1) * ROWS
     x = x0 + tl.arange(0, TILE)
-    taps = nine_taps(taps_ptr, BOTH, C)
+    taps = nine_taps(taps_ptr, BOTH, C, C)
     above = plain_row(x_ptr, y0 - 1, x0, height, width, BOTH, BOTH, TILE)
     centre = plain_row(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
     for r in range(ROWS):

@@ -19,7 +19,7 @@ from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.catalogue import SOURCES
 from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.kernels.plan import FUSED, LEVELS, PLANES
-from refusion_edge.program import Argument, Launch, Plan, Tile
+from refusion_edge.program import Argument, Kernel, Launch, Plan, Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,65 @@ class FusedPicture:
 
     plane: Tensor
     levels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything that one picture size needs on a device.
+
+    Attributes:
+        plan: Launches of one frame.
+        tiles: Tile of every kernel.
+        size_hw: Height and width.
+        buffers: Flat memory of every buffer of the plan, by name.
+        weights: Folded weights, by name.
+    """
+
+    plan: Plan
+    tiles: Mapping[str, Tile]
+    size_hw: tuple[int, int]
+    buffers: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+
+    def start(self, launch: Launch) -> None:
+        """Start one launch of the plan."""
+        kernel, tile = self.plan.kernels[launch.kernel], self.tiles[launch.kernel]
+        function = SOURCES[kernel.source].function
+        arguments = map(self._value, launch.arguments)
+        function[kernel.launch_grid(tile, self.size_hw)](*arguments, **launch_options(kernel, tile))
+
+    def run(self) -> None:
+        """Start all launches of the plan; the sources are those in its buffer of planes."""
+        for launch in self.plan.launches:
+            self.start(launch)
+
+    def _value(self, argument: Argument) -> Any:
+        if argument.kind == "strips":
+            across, down = self.tiles[argument.name].strips(self.size_hw)
+            return across * down
+        if argument.kind == "size":
+            return self.size_hw[("height", "width").index(argument.name)]
+        return (self.buffers if argument.kind == "buffer" else self.weights)[argument.name]
+
+
+def prepare(
+    plan: Plan,
+    weights: Mapping[str, Array],
+    tiles: Mapping[str, Tile],
+    size_hw: tuple[int, int],
+    device: torch.device,
+    *,
+    fill: float = 0.0,
+) -> Frame:
+    """Put weights and buffers on a device; arguments as in ``fuse``."""
+    memory = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in weights.items()}
+    buffers = {
+        name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=device)
+        for name, buffer in plan.buffers.items()
+    }
+    for buffer in buffers.values():
+        buffer.fill_(fill if buffer.is_floating_point() else 0)
+    return Frame(plan, tiles, size_hw, buffers, memory)
 
 
 def fuse(
@@ -57,46 +116,16 @@ def fuse(
     for name, plane in (("a", a), ("b", b)):
         _check(name, plane, a)
     size_hw = a.shape[2], a.shape[3]
-    memory = {name: _on_device(array, a) for name, array in weights.items()}
-    buffers = {
-        name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=a.device)
-        for name, buffer in plan.buffers.items()
-    }
-    for buffer in buffers.values():
-        buffer.fill_(fill if buffer.is_floating_point() else 0)
-    buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
-    for launch in plan.launches:
-        _launch(plan, launch, size_hw, tiles, buffers, memory)
-    return FusedPicture(buffers[FUSED].reshape(size_hw), buffers[LEVELS].reshape(size_hw))
+    frame = prepare(plan, weights, tiles, size_hw, a.device, fill=fill)
+    frame.buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
+    frame.run()
+    return FusedPicture(frame.buffers[FUSED].reshape(size_hw), frame.buffers[LEVELS].reshape(size_hw))
 
 
-def _launch(
-    plan: Plan,
-    launch: Launch,
-    size_hw: tuple[int, int],
-    tiles: Mapping[str, Tile],
-    buffers: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-) -> None:
-    def value(argument: Argument) -> Any:
-        if argument.kind == "strips":
-            across, down = tiles[argument.name].strips(size_hw)
-            return across * down
-        if argument.kind == "size":
-            return size_hw[("height", "width").index(argument.name)]
-        return (buffers if argument.kind == "buffer" else weights)[argument.name]
-
-    kernel, tile = plan.kernels[launch.kernel], tiles[launch.kernel]
-    function = SOURCES[kernel.source].function
-    constants = compile_constants(kernel.constants, kernel.grid, tile)
-    grid = kernel.launch_grid(tile, size_hw)
+def launch_options(kernel: Kernel, tile: Tile) -> dict[str, int]:
+    """What Triton takes beside the arguments: compile-time constants, warps and stages."""
     # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
-    function[grid](*map(value, launch.arguments), **constants, num_warps=tile.warps, num_stages=1)
-
-
-def compile_constants(constants: Mapping[str, int], grid: str, tile: Tile) -> dict[str, int]:
-    """All compile-time constants of a kernel: its own and those of its tile."""
-    return {**constants, "TILE": tile.columns, "ROWS": tile.rows} if grid == "strips" else dict(constants)
+    return {**kernel.constants_for(tile), "num_warps": tile.warps, "num_stages": 1}
 
 
 def _check(name: str, plane: Tensor, other: Tensor) -> None:
@@ -114,7 +143,3 @@ def _check(name: str, plane: Tensor, other: Tensor) -> None:
             f"expected both sources of one size on one device, got {tuple(other.shape)} on {other.device} and "
             f"{tuple(plane.shape)} on {plane.device}; align the pictures or move one."
         )
-
-
-def _on_device(array: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)

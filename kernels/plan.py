@@ -26,22 +26,23 @@ _KERNELS: dict[str, tuple[str, dict[str, int], int]] = {
     "encoder_statistics": ("attention_statistics", {"C": DIM, "CROSSED": 0}, 2),
     "encoder_mixing": ("mixing_weights", {"C": DIM, "CHUNK": 32}, 2),
     "encoder_apply": ("attention_apply", {"C": DIM, "JOINED": 0}, 2),
-    "encoder_feed_forward": ("feed_forward", {"C": DIM}, 2),
+    "encoder_feed_forward": ("feed_forward", {"C": DIM, "PARTS": 1}, 2),
     "fusion_statistics": ("attention_statistics", {"C": DIM, "CROSSED": 1}, 2),
     "fusion_apply": ("attention_apply", {"C": DIM, "JOINED": 1}, 2),
-    "fusion_gate_0": ("fusion_gate", {"C": DIM, "SOURCE": 0}, 1),
-    "fusion_gate_1": ("fusion_gate", {"C": DIM, "SOURCE": 1}, 1),
+    "fusion_gate_0": ("fusion_gate", {"C": DIM, "SOURCE": 0, "PARTS": 2}, 1),
+    "fusion_gate_1": ("fusion_gate", {"C": DIM, "SOURCE": 1, "PARTS": 2}, 1),
     "decoder_statistics": ("attention_statistics", {"C": _BOTH, "CROSSED": 0}, 1),
     "decoder_mixing": ("mixing_weights", {"C": _BOTH, "CHUNK": 16}, 1),
     "decoder_apply": ("attention_apply", {"C": _BOTH, "JOINED": 0}, 1),
-    "decoder_feed_forward": ("feed_forward", {"C": _BOTH}, 1),
+    "decoder_feed_forward": ("feed_forward", {"C": _BOTH, "PARTS": 2}, 1),
     "narrow": ("narrow", {"C": DIM}, 1),
     "to_plane": ("to_plane", {"C": DIM}, 1),
     "stretch": ("stretch", {}, 1),
 }
 
-HEAVY = ("decoder_statistics", "decoder_feed_forward")
-"""The kernels of dim 32 that do not fit the registers in strips of 64 columns."""
+# Kernels of 32 channels, whose sums and rows fill the registers in strips of 32 columns or more. With 16 columns two warps
+# share the outputs; with more warps than there are groups of 16 columns or 16 outputs, they would repeat each other's products.
+_NARROW = ("decoder_statistics", "decoder_feed_forward", "fusion_gate_0", "fusion_gate_1")
 
 
 def tiles(architecture: int) -> dict[str, Tile]:
@@ -52,15 +53,19 @@ def tiles(architecture: int) -> dict[str, Tile]:
     Args:
         architecture: 10 times the compute capability.
     """
-    # Thor: with 4 warps and 64 columns Triton 3.9 takes the tensor-memory path, which costs twice the instructions.
-    usual = Tile(32, 16, 2) if 100 <= architecture < 120 else Tile(64, 8 if architecture == 90 else 16, 4)
-    narrow = Tile(32, usual.rows, 4)
-    chosen = dict.fromkeys(_KERNELS, usual)
-    # Strips of 64 columns spill with six rows of two sources in registers.
-    chosen["fusion_statistics"] = narrow
+    if architecture == 90:
+        usual = crossed = Tile(64, 8, 4)
+    elif 100 <= architecture < 120:
+        # With 4 warps and 64 columns Triton 3.9 takes the tensor-memory path, which costs twice the instructions.
+        usual = crossed = Tile(32, 16, 2)
+    else:
+        # Six rows of two sources in registers: wider strips spill, and more warps repeat each other's products.
+        usual, crossed = Tile(64, 16, 4), Tile(16, 16, 1)
+    chosen = dict.fromkeys(_KERNELS, usual) | dict.fromkeys(_NARROW, Tile(16, usual.rows, 2))
+    chosen["fusion_statistics"] = crossed
     # With 4 warps one assembler or the other aims at 72 or 64 registers and spills a few values for it.
     chosen["to_plane"] = Tile(64, usual.rows, 2)
-    return chosen | dict.fromkeys(HEAVY, narrow)
+    return chosen
 
 
 def make_plan(features: str = "float16") -> Plan:

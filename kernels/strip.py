@@ -101,23 +101,24 @@ def normalised_row(x_ptr, y, x0, height, width, gain, bias, C: tl.constexpr, TIL
 
 
 @jit
-def matrix(w_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.load(w_ptr + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
+def matrix(w_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    return tl.load(w_ptr + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :])
 
 
 @jit
-def nine_taps(w_ptr, C: tl.constexpr, N: tl.constexpr):
-    size: tl.constexpr = C * N
+def nine_taps(w_ptr, C: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr):
+    # N of the STRIDE columns of (9, C, STRIDE).
+    size: tl.constexpr = C * STRIDE
     return (
-        matrix(w_ptr, C, N),
-        matrix(w_ptr + size, C, N),
-        matrix(w_ptr + 2 * size, C, N),
-        matrix(w_ptr + 3 * size, C, N),
-        matrix(w_ptr + 4 * size, C, N),
-        matrix(w_ptr + 5 * size, C, N),
-        matrix(w_ptr + 6 * size, C, N),
-        matrix(w_ptr + 7 * size, C, N),
-        matrix(w_ptr + 8 * size, C, N),
+        matrix(w_ptr, C, N, STRIDE),
+        matrix(w_ptr + size, C, N, STRIDE),
+        matrix(w_ptr + 2 * size, C, N, STRIDE),
+        matrix(w_ptr + 3 * size, C, N, STRIDE),
+        matrix(w_ptr + 4 * size, C, N, STRIDE),
+        matrix(w_ptr + 5 * size, C, N, STRIDE),
+        matrix(w_ptr + 6 * size, C, N, STRIDE),
+        matrix(w_ptr + 7 * size, C, N, STRIDE),
+        matrix(w_ptr + 8 * size, C, N, STRIDE),
     )
 
 
@@ -131,8 +132,3 @@ def convolved(total, above, centre, below, taps):
     for k in tl.static_range(3):
         total = tl.dot(below[k], taps[6 + k], total, input_precision="ieee")
     return total
-
-
-@jit
-def gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))

@@ -122,18 +122,19 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        # The gradient sends nothing back, and zeros for it would be a launch.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:5], output[1])
         ctx.options = inputs[5:]
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = _Gradient.apply(slope, *ctx.saved_tensors, *ctx.options)
-        return (*gradient.unbind(), *(None,) * 6)
+    def backward(ctx: Any, slope: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        return (*_Gradient.apply(slope, *ctx.saved_tensors, *ctx.options), *(None,) * 6)
 
 
 class _Gradient(torch.autograd.Function):
-    """The slope of the loss times its gradient, with a backward pass of its own."""
+    """The slope of the loss times its gradient, one tensor for each of f, w, v, with a backward pass of its own."""
 
     @staticmethod
     def forward(
@@ -148,46 +149,54 @@ class _Gradient(torch.autograd.Function):
         term: Term,
         norm: Norm,
         engine: Engine,
-    ) -> Tensor:
-        return slope * gradient
+    ) -> tuple[Tensor, ...]:
+        return (slope * gradient).unbind()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        # Most often f alone sends something back; zeros for w and v would be launches of their own.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:7])
         ctx.options = inputs[7:]
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        slope, *planes, gradient = ctx.saved_tensors
-        product = _SecondOrder.apply(cotangent, *planes, *ctx.options)
-        return ((cotangent * gradient).sum(), *(slope * product).unbind(), *(None,) * 7)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        of_slope, product = _SecondOrder.apply(*cotangents, *ctx.saved_tensors, *ctx.options)
+        return (of_slope, *product.unbind(), *(None,) * 7)
 
 
 class _SecondOrder(torch.autograd.Function):
-    """The matrix of second derivatives times a cotangent of the gradient, (3, B, 1, H, W) to the same."""
+    """What cotangents of the slope times the gradient send back: to the slope, a scalar, and to f, w and v, (3, B, 1, H, W)."""
 
     @staticmethod
     def forward(
-        cotangent: Tensor,
+        of_f: Tensor | None,
+        of_w: Tensor | None,
+        of_v: Tensor | None,
+        slope: Tensor,
         f: Tensor,
         w: Tensor,
         v: Tensor,
         a: Tensor,
         b: Tensor,
+        gradient: Tensor,
         coefficient: float,
         term: Term,
         norm: Norm,
         engine: Engine,
-    ) -> Tensor:
-        evaluate = second_order_product if engine == "closed" else _launch_second_order
-        return evaluate(cotangent, f, w, v, a, b, coefficient, term, norm)
+    ) -> tuple[Tensor, Tensor]:
+        if engine == "triton":
+            return _launch_second_order((of_f, of_w, of_v), slope, (f, w, v, a, b), gradient, coefficient, term, norm)
+        cotangent = torch.stack([torch.zeros_like(f) if one is None else one for one in (of_f, of_w, of_v)])
+        product = second_order_product(cotangent, f, w, v, a, b, coefficient, term, norm)
+        return (cotangent * gradient).sum(), slope * product
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Keep nothing: there is no further derivative."""
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         raise TrainingError(
             "expected at most two derivatives of the fusion loss, got a third; use the engine 'reference', which torch "
             "differentiates any number of times."
@@ -409,13 +418,18 @@ def weighted_loss_kernel(f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, gradient_ptr, partia
 
 
 @jit
-def _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, TERM: tl.constexpr):
+def _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, HAS_F: tl.constexpr,
+                       HAS_V: tl.constexpr, TERM: tl.constexpr):  # fmt: skip
     # What goes to v, and to both responses of f, at one pixel.
-    v, of_v = _at(v_ptr, y, x, height, width), _at(of_v_ptr, y, x, height, width)
+    v = _at(v_ptr, y, x, height, width)
     fx, fy = _responses(f_ptr, y, x, height, width)
     ax, ay = _responses(a_ptr, y, x, height, width)
     bx, by = _responses(b_ptr, y, x, height, width)
-    ux, uy = _responses(of_f_ptr, y, x, height, width)
+    of_v, ux, uy = tl.zeros_like(v), tl.zeros_like(fx), tl.zeros_like(fy)
+    if HAS_V:
+        of_v = _at(of_v_ptr, y, x, height, width)
+    if HAS_F:
+        ux, uy = _responses(of_f_ptr, y, x, height, width)
     if TERM == 1:
         error_a = (tl.abs(fx) + tl.abs(fy)) - (tl.abs(ax) + tl.abs(ay))
         error_b = (tl.abs(fx) + tl.abs(fy)) - (tl.abs(bx) + tl.abs(by))
@@ -430,19 +444,28 @@ def _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, hei
 
 
 @jit
-def second_order_kernel(cotangent_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, product_ptr, height, width, coefficient, scale,
-                        TERM: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def second_order_kernel(of_f_ptr, of_w_ptr, of_v_ptr, slope_ptr, gradient_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, product_ptr,
+                        partial_ptr, height, width, coefficient, scale, HAS_F: tl.constexpr, HAS_W: tl.constexpr,
+                        HAS_V: tl.constexpr, TERM: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     y = tl.program_id(1)
     x = tl.program_id(0) * TILE + tl.arange(0, TILE)
     size = tl.cast(height, tl.int64) * width
     plane = tl.program_id(2) * size
     total = size * tl.num_programs(2)
-    of_f_ptr = cotangent_ptr + plane
-    of_w_ptr, of_v_ptr = of_f_ptr + total, of_f_ptr + 2 * total
+    of_f_ptr, of_w_ptr, of_v_ptr, gradient_ptr = of_f_ptr + plane, of_w_ptr + plane, of_v_ptr + plane, gradient_ptr + plane
     f_ptr, w_ptr, v_ptr, a_ptr, b_ptr = f_ptr + plane, w_ptr + plane, v_ptr + plane, a_ptr + plane, b_ptr + plane
     inside = x < width
     f, w = _at(f_ptr, y, x, height, width), _at(w_ptr, y, x, height, width)
-    of_f, of_w = _at(of_f_ptr, y, x, height, width), _at(of_w_ptr, y, x, height, width)
+    # What does not send anything back sends zero.
+    of_f, of_w, of_slope = tl.zeros_like(f), tl.zeros_like(f), tl.zeros_like(f)
+    if HAS_F:
+        of_f = _at(of_f_ptr, y, x, height, width)
+        of_slope += of_f * _at(gradient_ptr, y, x, height, width)
+    if HAS_W:
+        of_w = _at(of_w_ptr, y, x, height, width)
+        of_slope += of_w * _at(gradient_ptr + total, y, x, height, width)
+    if HAS_V:
+        of_slope += _at(of_v_ptr, y, x, height, width) * _at(gradient_ptr + 2 * total, y, x, height, width)
     distance_a, distance_b = f - _at(a_ptr, y, x, height, width), f - _at(b_ptr, y, x, height, width)
     if NORM == 1:
         mixed = _sign(distance_a) - _sign(distance_b)
@@ -454,19 +477,23 @@ def second_order_kernel(cotangent_ptr, f_ptr, w_ptr, v_ptr, a_ptr, b_ptr, produc
         by_w = mixed * of_f + 2 * (distance_a * distance_a + distance_b * distance_b) * of_w
     by_v = tl.zeros_like(f)
     if TERM != 2:
-        by_v, _, _ = _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, TERM)
+        by_v, _, _ = _second_order_term(f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y, x, height, width, HAS_F, HAS_V, TERM)
         spread = tl.zeros_like(f)
         for n in tl.static_range(9):
             if n != 4:
                 _, h_x, h_y = _second_order_term(
-                    f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y + n // 3 - 1, x + n % 3 - 1, height, width, TERM
-                )
+                    f_ptr, v_ptr, a_ptr, b_ptr, of_f_ptr, of_v_ptr, y + n // 3 - 1, x + n % 3 - 1, height, width, HAS_F, HAS_V,
+                    TERM,
+                )  # fmt: skip
                 spread = _transposed(spread, h_x, h_y, y + n // 3 - 1, x + n % 3 - 1, height, width, n // 3 - 1, n % 3 - 1)
         by_f += coefficient * spread
+    scale = scale * tl.load(slope_ptr)
     out_ptr = product_ptr + plane + y * width + x
     tl.store(out_ptr, by_f * scale, mask=inside)
     tl.store(out_ptr + total, by_w * scale, mask=inside)
     tl.store(out_ptr + 2 * total, coefficient * by_v * scale, mask=inside)
+    row = (tl.program_id(2) * tl.num_programs(1) + y) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(partial_ptr + row, tl.sum(tl.where(inside, of_slope, 0.0), axis=0))
 
 
 def _switches(term: Term, norm: Norm) -> dict[str, int]:
@@ -486,11 +513,16 @@ def _launch_gradient(
 
 
 def _launch_second_order(
-    cotangent: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm
-) -> Tensor:
+    cotangents: tuple[Tensor | None, ...], slope: Tensor, planes: tuple[Tensor, ...], gradient: Tensor, coefficient: float,
+    term: Term, norm: Norm,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    f = planes[0]
     batch, _, height, width = f.shape
-    product, cotangent = torch.empty_like(cotangent, memory_format=torch.contiguous_format), cotangent.contiguous()
-    numbers = height, width, coefficient, 1 / f.numel()
     grid = (-(-width // _TILE), height, batch)
-    second_order_kernel[grid](cotangent, f, w, v, a, b, product, *numbers, **_switches(term, norm))
-    return product
+    product, partial = torch.empty_like(gradient), f.new_empty(grid)
+    # Anything may stand where the kernel does not look.
+    given = [f if one is None else one.contiguous() for one in cotangents]
+    there = {f"HAS_{name}": one is not None for name, one in zip("FWV", cotangents, strict=True)}
+    numbers = height, width, coefficient, 1 / f.numel()
+    second_order_kernel[grid](*given, slope, gradient, *planes, product, partial, *numbers, **there, **_switches(term, norm))
+    return partial.sum(), product

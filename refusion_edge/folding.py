@@ -10,6 +10,21 @@ from refusion_edge.forms import GraphForm, pairs
 from refusion_edge.parameters import PARAMETERS, Shape
 
 
+def fold_pair(point: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Fold a 1x1 convolution and the depthwise 3x3 behind it into one dense 3x3.
+
+    Exact, including the border: neither has a bias, so the zeros around the result of the 1x1 are the 1x1 of zeros.
+
+    Args:
+        point: (N, C, 1, 1), applied first.
+        depth: (N, 1, 3, 3).
+
+    Returns:
+        (N, C, 3, 3).
+    """
+    return point * depth
+
+
 def rewrite(form: GraphForm, state: State) -> dict[str, NDArray[np.float64]]:
     """Compute the parameters of a form from the official ones, in float64.
 
@@ -37,7 +52,7 @@ def rewrite(form: GraphForm, state: State) -> dict[str, NDArray[np.float64]]:
         for index, (point_name, depth_name) in enumerate(names):
             rows = slice(index * len(point) // len(names), (index + 1) * len(point) // len(names))
             if form.dense:
-                rewritten[f"{point_name}.weight"] = point[rows] * depth[rows]
+                rewritten[f"{point_name}.weight"] = fold_pair(point[rows], depth[rows])
                 continue
             rewritten[f"{point_name}.weight"] = point[rows]
             if bias is not None:

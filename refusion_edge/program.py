@@ -81,6 +81,11 @@ class Kernel:
     grid: Literal["strips", "streams"]
     streams: int
 
+    def constants_for(self, tile: Tile) -> dict[str, int]:
+        """All compile-time constants: its own and those of its tile."""
+        of_tile = {"TILE": tile.columns, "ROWS": tile.rows} if self.grid == "strips" else {}
+        return {**self.constants, **of_tile}
+
     def launch_grid(self, tile: Tile, size_hw: tuple[int, int]) -> tuple[int, int, int]:
         """Number of programs along x, y and z for a picture."""
         return (*tile.strips(size_hw), self.streams) if self.grid == "strips" else (self.streams, 1, 1)

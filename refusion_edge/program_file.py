@@ -8,6 +8,8 @@
     32 32  SHA-256 of the manifest
     64     manifest, JSON in UTF-8; then blobs, each at a multiple of 256, zeros between
 
+Kernels are compressed with zlib (RFC 1950); weights and pictures, which would not become smaller, are not.
+
 A file comes from anywhere, so nothing in it is believed: every blob has its hash, and every name, type, length, launch
 and lifetime is checked before a device sees it.
 """
@@ -18,6 +20,7 @@ import hashlib
 import json
 import math
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, NoReturn, TypeVar
@@ -44,7 +47,7 @@ from refusion_edge.program import (
     with_lifetimes,
 )
 
-SCHEMA = "refusion-edge/program/1"
+SCHEMA = "refusion-edge/program/2"
 MAGIC = b"\x89RFX\r\n\x1a\n"
 _VERSION = 1
 _HEADER = struct.Struct("<8sIIQQ32s")
@@ -53,6 +56,8 @@ _MOST_STREAMS = 2
 _MOST_SHARED_BYTES = 232_448  # what one program may have on sm_90, the most of any architecture
 _MOST_ELEMENTS = 1 << 20  # for each pixel or strip, or fixed
 _LONGEST_SELF_TEST_SIDE = 256
+_LONGEST_BLOB = 1 << 25  # before compression
+_ENCODINGS = ("none", "zlib")
 
 _ARGUMENT_KINDS: dict[str, Literal["buffer", "weights", "size", "strips"]] = {
     "buffer": "buffer",
@@ -67,9 +72,13 @@ Value = TypeVar("Value")
 def program_bytes(program: Program) -> bytes:
     """Write a program; equal programs give equal bytes."""
     blobs: list[bytes] = []
+    entries: list[dict[str, Any]] = []
 
-    def blob(data: bytes) -> int:
-        blobs.append(data)
+    def blob(data: bytes, encoding: str = "none") -> int:
+        stored = zlib.compress(data, 9) if encoding == "zlib" else data
+        blobs.append(stored)
+        digest = hashlib.sha256(stored).hexdigest()
+        entries.append({"size": len(stored), "sha256": digest, "encoding": encoding, "length": len(data)})
         return len(blobs) - 1
 
     packed, weights = _pack(program.weights)
@@ -98,7 +107,7 @@ def program_bytes(program: Program) -> bytes:
                         "tile": asdict(binary.tile),
                         "shared_bytes": binary.shared_bytes,
                         "hidden_pointers": binary.hidden_pointers,
-                        "blob": blob(binary.image),
+                        "blob": blob(binary.image, "zlib"),
                     }
                     for name, binary in target.binaries.items()
                 },
@@ -106,7 +115,7 @@ def program_bytes(program: Program) -> bytes:
             for target in program.targets.values()
         ],
     }
-    manifest["blobs"] = [{"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for data in blobs]
+    manifest["blobs"] = entries
     text = json.dumps(manifest, separators=(",", ":"), allow_nan=False).encode()
     body = b"".join(_padded(part) for part in (bytes(_HEADER.size) + text, *blobs))
     header = _HEADER.pack(MAGIC, _VERSION, 0, len(text), len(body), hashlib.sha256(text).digest())
@@ -193,9 +202,24 @@ class _Reader:
             found = hashlib.sha256(blob).hexdigest()
             if found != self._get(entry, "sha256", str):
                 self._refuse(f"the SHA-256 {entry['sha256'][:12]}... of blob {index}", f"{found[:12]}...; it was changed")
-            self._blobs.append(blob)
+            self._blobs.append(self._decoded(entry, blob, f"blob {index}"))
             end = start + size
         self._require(aligned(end) == len(data) and not any(data[end:]), "the file to end after its blobs", "more or less")
+
+    def _decoded(self, entry: dict[str, Any], stored: bytes, what: str) -> bytes:
+        length = self._number(entry, "length", 1, _LONGEST_BLOB)
+        if self._choice(entry, "encoding", _ENCODINGS) == "none":
+            data, whole = stored, True
+        else:
+            decoder = zlib.decompressobj()
+            try:
+                # No more than was announced, whatever would come out.
+                data = decoder.decompress(stored, length)
+            except zlib.error as error:
+                self._refuse(f"zlib data in {what}", f"'{error}'")
+            whole = decoder.eof and not decoder.unused_data
+        self._require(whole and len(data) == length, f"{length} bytes in {what}", "more or less")
+        return data
 
     def _plan(self, manifest: dict[str, Any]) -> Plan:
         kernels = [self._kernel(fields) for fields in self._list(manifest, "kernels")]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-# Triton decides when a kernel is imported whether it is compiled or interpreted; there may be no GPU here.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Triton decides when a kernel is imported whether it is compiled or interpreted, and other conftest files import kernels
+# before pytest has read its options. Only `pytest -m gpu` needs a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "0" if {"-mgpu", "gpu"} & set(sys.argv) else "1")
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, State

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -90,12 +92,28 @@ def test_something_else_is_refused(data: bytes) -> None:
     assert "a program file (.rfx)" in refused(b"PK\x03\x04" * 50)
     assert "added to" in refused(data + bytes(256))
     assert "install the one that made it" in refused(data[:8] + b"\x02" + data[9:])
-    assert "SHA-256" in refused(data.replace(b"stem for sm_87", b"stem for sm_88"))
+    packed = zlib.compress(b"stem for sm_87", 9)
+    assert packed in data
+    assert "SHA-256" in refused(data.replace(packed, zlib.compress(b"stem for sm_88", 9)))
 
 
-def test_an_unknown_schema_is_refused(data: bytes) -> None:
-    newer = rewritten(data, lambda manifest: manifest.update(schema="refusion-edge/program/2"))
-    assert "got refusion-edge/program/2; build it again with this version of refusion-edge, or install" in refused(newer)
+def test_kernels_are_compressed_and_found_again(random_state: State) -> None:
+    plain = hollow_program(random_state, 87)
+    images = {name: name.encode() * 5000 for name in plain.plan.kernels}
+    binaries = {name: dataclasses.replace(one, image=images[name]) for name, one in plain.targets[87].binaries.items()}
+    targets = {87: dataclasses.replace(plain.targets[87], binaries=binaries)}
+    data = program_bytes(dataclasses.replace(plain, targets=targets))
+    assert len(data) < len(program_bytes(plain)) + 256 * len(images)
+    read = parse_program(data)
+    assert {name: one.image for name, one in read.targets[87].binaries.items()} == images
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_unknown_schema_is_refused(data: bytes, version: int) -> None:
+    newer = rewritten(data, lambda manifest: manifest.update(schema=f"refusion-edge/program/{version}"))
+    assert f"got refusion-edge/program/{version}; build it again with this version of refusion-edge, or install" in refused(
+        newer
+    )
 
 
 def launch(manifest: dict[str, Any], index: int) -> dict[str, Any]:
@@ -129,6 +147,12 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "weights at an odd offset": lambda m: m["weights"]["arrays"][1].update(offset=1),
     "a blob that is none": lambda m: m["weights"].update(blob=10_000),
     "a blob that is longer than the file": lambda m: m["blobs"][-1].update(size=1 << 50),
+    "a blob in an unknown encoding": lambda m: m["blobs"][-1].update(encoding="gzip"),
+    "a blob that is not compressed": lambda m: m["blobs"][0].update(encoding="zlib"),
+    "a blob that holds more than it says": lambda m: m["blobs"][-1].update(length=3),
+    "a blob that holds less than it says": lambda m: m["blobs"][-1].update(length=1000),
+    "a blob that becomes enormous": lambda m: m["blobs"][-1].update(length=1 << 40),
+    "a picture that holds less than it says": lambda m: m["blobs"][1].update(length=1000),
     "a tile of an odd size": lambda m: m["targets"][0]["kernels"]["stem"]["tile"].update(columns=48),
     "no warps": lambda m: m["targets"][0]["kernels"]["stem"]["tile"].update(warps=0),
     "a kernel left out": lambda m: m["targets"][0]["kernels"].pop("stem"),

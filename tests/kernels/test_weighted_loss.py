@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageError
 from refusion_edge.kernels import weighted_loss as loss_module
@@ -64,6 +67,61 @@ def test_borders_and_several_tiles(size: tuple[int, ...], engine: Engine) -> Non
     expected = torch.autograd.grad(plain(f, w, v, a, b, "signed"), f)[0]
     got = torch.autograd.grad(weighted_loss(f, a, b, w, v, 0.3, "signed", engine), f)[0]
     assert torch.allclose(got, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("senders", ["f", "w", "v", "fv"])
+def test_only_what_sends_something_back_counts(senders: str, engine: Engine) -> None:
+    f, w, v, a, b = planes()
+    leaves = [tensor.requires_grad_() for tensor in (f, w, v)]
+    slope = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+    cotangents = planes(8)[5:]
+
+    def sent_back(loss: torch.Tensor) -> list[torch.Tensor]:
+        first = torch.autograd.grad(loss, leaves, slope, create_graph=True, materialize_grads=True)
+        product = sum((first["fwv".index(name)] * cotangents["fwv".index(name)]).sum() for name in senders)
+        return list(torch.autograd.grad(product, [*leaves, slope], materialize_grads=True))
+
+    expected = sent_back(plain(f, w, v, a, b, "signed"))
+    for one, other in zip(sent_back(weighted_loss(f, a, b, w, v, 0.3, "signed", engine)), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
+
+
+class CountedWork(TorchDispatchMode):
+    """Counts torch operations that compute something; views and empty memory are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty", "detach", "lift")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: refusion-edge[triton]")
+def test_each_order_is_at_most_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, w, v, a, b = planes(size=(1, 1, 2, 3))
+    leaves = [f.requires_grad_(), w.requires_grad_()]
+    cotangent, launched = planes(6, (1, 1, 2, 3))[5], []
+
+    class Noted:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *given, **constants: launched.append(grid)
+
+    for name in ("weighted_loss_kernel", "second_order_kernel"):
+        monkeypatch.setattr(loss_module, name, Noted())
+    with CountedWork() as forward:
+        loss = weighted_loss(f, a, b, w, v, 0.3, "signed", "triton")
+    slope = torch.ones_like(loss)
+    with CountedWork() as backward:
+        first = torch.autograd.grad(loss, leaves, slope, create_graph=True)
+    with CountedWork() as second:
+        torch.autograd.grad(first[0], leaves, cotangent)
+    assert (forward.names, backward.names, second.names) == (["sum"], ["mul"], ["sum"])
+    assert len(launched) == 2
 
 
 def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss() -> None:

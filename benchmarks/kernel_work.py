@@ -1,0 +1,71 @@
+"""How much arithmetic and memory traffic every launch of a frame takes for a pixel, read from the plan and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.program import Argument, Launch, Parameter, Plan
+
+# Beside matrices: norms and temperatures, which are not multiplied with every channel.
+_VECTORS = (".gain", ".bias", ".temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchWork:
+    """What one launch takes for each pixel of the picture.
+
+    Attributes:
+        kernel: Name of the kernel.
+        bytes: Every buffer that follows the picture, read or written once; weights and sums are small and left out.
+        flops: Two for each number of a matrix that is applied at every pixel, and for each product of queries and keys.
+    """
+
+    kernel: str
+    bytes: int
+    flops: int
+
+
+def frame_work(plan: Plan, weights: Mapping[str, Array]) -> list[LaunchWork]:
+    """Count the work of every launch of a plan, in order.
+
+    Args:
+        plan: Launches of one frame.
+        weights: Folded weights in the dtypes of the plan.
+    """
+    return [_launch_work(plan, weights, launch) for launch in plan.launches]
+
+
+def least_ms(work: LaunchWork, pixels: int, bytes_per_s: float, flops_per_s: float) -> float:
+    """Time that a launch takes at least: at the rate of memory or of the matrix units, whichever is longer."""
+    return 1e3 * pixels * max(work.bytes / bytes_per_s, work.flops / flops_per_s)
+
+
+def _launch_work(plan: Plan, weights: Mapping[str, Array], launch: Launch) -> LaunchWork:
+    kernel = plan.kernels[launch.kernel]
+    if kernel.grid != "strips":
+        return LaunchWork(kernel.name, 0, 0)
+    pairs = list(zip(kernel.parameters, launch.arguments, strict=True))
+    nbytes = sum(_bytes(plan, argument) for _, argument in pairs)
+    products = sum(_matrix_size(plan, weights, parameter, argument) for parameter, argument in pairs)
+    if kernel.source == "attention_statistics":
+        dim = kernel.constants["C"] // 8
+        products += kernel.streams * 8 * (dim * dim + 2 * dim)
+    return LaunchWork(kernel.name, nbytes, 2 * products)
+
+
+def _bytes(plan: Plan, argument: Argument) -> int:
+    if argument.kind != "buffer":
+        return 0
+    buffer = plan.buffers[argument.name]
+    return buffer.per_pixel * np.dtype(buffer.dtype).itemsize
+
+
+def _matrix_size(plan: Plan, weights: Mapping[str, Array], parameter: Parameter, argument: Argument) -> int:
+    if argument.kind == "weights" and not argument.name.endswith(_VECTORS):
+        return weights[argument.name].size
+    # Taps that were made for this picture.
+    return plan.buffers[argument.name].fixed if argument.kind == "buffer" and not parameter.written else 0

@@ -1,0 +1,70 @@
+"""The model of the frame time: what is counted in machine code, and the arithmetic of its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_model
+from benchmarks.gpu_model import CHIPS, SCHEMA, Chip, count, launch_ms, main, row_costs
+from refusion_edge.arrays import State
+from refusion_edge.program_file import program_bytes
+from tests.programs import hollow_program
+
+CODE = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E R2, [R2.64] ;
+        /*0020*/              @P0  BRA 0x10 ;
+        /*0030*/                   LDSM.16.M88.4 R4, [R8] ;
+        /*0040*/                   HMMA.16816.F32 R4, R4, R6, RZ ;
+        /*0050*/                   HGMMA.64x32x16.F32 R24, gdesc[UR8], RZ ;
+        /*0060*/                   STG.E [R2.64], R4 ;
+        /*0070*/             @!P1  BRA 0x30 ;
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_only_the_walk_over_rows_is_counted() -> None:
+    assert row_costs(CODE, 16) == (5, 16 * 8 * 16 + 64 * 32 * 16 / 4)
+    without_a_loop = CODE.replace("@!P1  BRA 0x30", "NOP")
+    assert row_costs(without_a_loop, 3) == (3, (2048 + 8192) / 3)
+
+
+def test_a_launch_takes_the_longest_of_three_times() -> None:
+    chip = Chip("chip", 87, 2, 1.0, 100, 10.0)
+    assert launch_ms({"instructions": 80, "products": 1, "bytes": 1}, chip, 1_000_000) == pytest.approx(10.0)
+    assert launch_ms({"instructions": 1, "products": 4000, "bytes": 1}, chip, 1_000_000) == pytest.approx(20.0)
+    assert launch_ms({"instructions": 1, "products": 1, "bytes": 1000}, chip, 1_000_000) == pytest.approx(100.0)
+
+
+def test_a_program_is_counted_and_its_table_printed_from_the_json(
+    random_state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_model, "dump", lambda binary, option: CODE if option == "-sass" else "")
+    program = hollow_program(random_state, 87, 110)
+    document = count(program)
+    assert document["schema"] == SCHEMA
+    assert document["costs"].keys() == {"87", "110"}
+    assert [len(costs) for costs in document["costs"].values()] == [25, 25]
+    stem, _, mixing = document["costs"]["87"][:3]
+    tile = program.targets[87].binaries["stem"].tile
+    assert stem["instructions"] == pytest.approx(5 * 2 * tile.warps / tile.columns)
+    assert (mixing["kernel"], mixing["instructions"], mixing["bytes"]) == ("encoder_mixing", 0, 0)
+    Path("program.rfx").write_bytes(program_bytes(program))
+    assert main(["program.rfx", "--json", "model.json"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(Path("model.json").read_text()) == document
+    assert main(["--table", "model.json"]) == 0
+    assert capsys.readouterr().out == printed
+    assert printed.startswith("Model, not a measurement; counted in kernels of ")
+    assert "| 2 x `encoder_statistics` |" in printed
+    assert "mixing" not in printed
+    assert [chip.name in printed for chip in CHIPS] == [True, True, True, True, False, False]
+
+
+def test_it_wants_a_program_or_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert "expected a program file or --table FILE" in capsys.readouterr().err
