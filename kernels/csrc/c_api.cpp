@@ -54,7 +54,7 @@ refusion_edge* refusion_edge_create(const char* weights_path, int threads) {
     refusion_edge* made = nullptr;
     attempt([&] {
         require(weights_path != nullptr, "expected the path of a weights file, got NULL; pass one.");
-        made = new refusion_edge{refusion::Network(refusion::read_weights(weights_path).data(), threads, "")};
+        made = new refusion_edge{refusion::Network(refusion::read_weights(weights_path).data(), threads, "", refusion::Precision::fp32)};
     });
     return made;
 }

@@ -78,6 +78,24 @@ REFUSION_INLINE Vec square_root(Vec x) {
 #endif
 }
 
+#if defined(REFUSION_BF16)
+// Lanes of two bf16 numbers: `low` and `high` rounded to the nearest, ties to even.
+REFUSION_INLINE Vec pair_of_bf16(Vec low, Vec high) {
+    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                           19, 3, 18, 2, 17, 1, 16, 0);
+    return reinterpret_cast<Vec>(_mm512_permutexvar_epi16(order, halves));
+}
+
+// sum + low half of `weights` * low halves of x + the same of the high ones, in fp32.
+REFUSION_INLINE Vec add_pair_products(Vec sum, float weights, Vec x) {
+    std::int32_t bits;
+    std::memcpy(&bits, &weights, sizeof bits);
+    return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(bits - IntVec{}),
+                                                  reinterpret_cast<__m512bh>(x)));
+}
+#endif
+
 // All bits set in the lanes whose column, counted from `first`, is below `end`.
 REFUSION_INLINE IntVec lanes_below(int first, int end) {
 #if REFUSION_LANES == 1
