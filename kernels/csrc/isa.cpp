@@ -36,9 +36,8 @@ const Kernels& find_kernels(const std::string& isa, Precision precision) {
         if (isa.empty() || isa == kernels->isa) return *kernels;
         names += names.empty() ? kernels->isa : std::string(", ") + kernels->isa;
     }
-    const std::string precise = precision == Precision::bf16 ? " for bf16" : "";
-    throw std::invalid_argument("expected an instruction set" + precise + " that this processor has (" + names + "), got '" + isa +
-                                "'; choose one of them.");
+    throw std::invalid_argument(std::string("expected an instruction set for ") + (precision == Precision::bf16 ? "bf16" : "fp32") +
+                                " that this processor has (" + names + "), got '" + isa + "'; choose one of them.");
 }
 
 Precision find_precision(const std::string& word) {
