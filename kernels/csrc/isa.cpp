@@ -2,6 +2,11 @@
 
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace refusion {
 
 std::vector<const Kernels*> usable_kernels(Precision precision) {
@@ -22,6 +27,9 @@ std::vector<const Kernels*> usable_kernels(Precision precision) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) offer(avx2_kernels());
     offer(sse2_kernels());
 #elif defined(__aarch64__)
+#if defined(REFUSION_HAS_BF16) && defined(__linux__)
+    if (getauxval(AT_HWCAP2) & HWCAP2_BF16) offer(neon_bf16_kernels());
+#endif
     offer(neon_kernels());
 #endif
     offer(scalar_kernels());
