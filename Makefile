@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)
 NATIVE ?= $(if $(and $(shell command -v $(CXX) 2>/dev/null),$(wildcard $(HEADERS)/Python.h)),on,off)
 BUILD := $(if $(filter on,$(NATIVE)),-Cwheel.cmake=true)
-# What auto takes on a CPU: the native kernels compute in fp32.
+# What auto takes on a CPU: the native kernels do not compute in fp16.
 DEMO_PRECISION := $(if $(filter on,$(NATIVE)),fp32,fp16)
 # Seconds of random sizes, strides and threads in each sanitized build.
 FUZZ_SECONDS ?= 60

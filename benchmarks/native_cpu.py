@@ -4,6 +4,7 @@ Run as ``python -m benchmarks.native_cpu`` from the repository's root, with the 
 of nothing but multiply-adds and then each engine once, so that a busy machine slows all of them; what is reported are
 medians of the turns and ratios of CPU time, which a busy machine changes least. Memory is the peak that one picture adds
 to a process of its own. The pictures are random numbers from a fixed seed: the kernels do the same work on any picture.
+Where the processor has bf16, the engines that compute in it run as well.
 
 Work per pixel is counted as the weights of all convolutions and the products of queries and keys, one multiply-add each;
 GELU, norms and residuals are not counted, so the share of the peak is that of useful multiply-adds.
@@ -24,9 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import BACKENDS, Backend, native, status
+from refusion_edge.backends import BACKENDS, Backend, Engine, RunOptions, native, open_engine, status
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.fuser import open_weights
+from refusion_edge.graph import fill, read_graph
 from refusion_edge.machine import processor
 from refusion_edge.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
 from refusion_edge.weights import weights_path
@@ -36,6 +38,7 @@ SIZES_HW = ((120, 160), (240, 320), SIZE_HW, (720, 1280), (1080, 1920))
 OTHERS = ("onnxruntime", "openvino")
 LEAST_SHARE, LEAST_RATIO, MOST_MB, MOST_SPREAD = 0.54, {"onnxruntime": 2.8, "openvino": 2.4}, 110.0, 0.15
 _ROUNDS = 4_000_000
+_BF16 = " bf16"
 
 
 def main() -> int:
@@ -51,6 +54,8 @@ def main() -> int:
     if not status("native").usable:
         sys.exit(f"expected the native module, got '{status('native').reason}'; run: {status('native').fix}.")
     others = [name for name in OTHERS if BACKENDS[name].takes_weights and status(name).usable]
+    if native.instruction_sets("bf16"):
+        others += [f"{name}{_BF16}" for name in ("native", *others) if "bf16" in BACKENDS[name].forms]
     print(f"{processor()}, load {os.getloadavg()[0]:.1f}, {options.threads} thread(s), {options.turns} turns")
     met = _compare(others, options.turns, options.threads)
     met &= _cost_per_pixel(options.turns)
@@ -58,7 +63,7 @@ def main() -> int:
         command = [sys.executable, "-m", "benchmarks.native_cpu", "--memory-of", name]
         added_mb = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
         wanted = f"   (wanted: at most {MOST_MB:g})" if name == "native" else ""
-        print(f"added peak memory, {name:12} {added_mb:7.0f} MB{wanted}")
+        print(f"added peak memory, {name:13} {added_mb:7.0f} MB{wanted}")
         met &= name != "native" or added_mb <= MOST_MB
     return int(not met)
 
@@ -72,14 +77,13 @@ def multiply_adds_per_pixel() -> int:
 
 def _compare(others: list[str], turns: int, threads: int) -> bool:
     module, isa = native.load_module(), native.instruction_sets()[0]
-    state = read_checkpoint(weights_path("ir_vis")).state
     planes = _planes(SIZE_HW)
     work = 2 * multiply_adds_per_pixel() * SIZE_HW[0] * SIZE_HW[1]
     # FLOP per CPU-second of the loop on one thread, FLOP per second of the loop on all of them.
     peaks, peaks_wall = [], []
     cpu_s: dict[str, list[float]] = {name: [] for name in ("native", *others)}
     wall_s: dict[str, list[float]] = {name: [] for name in cpu_s}
-    engines: dict[str, Backend] = {name: open_weights(state, name, threads=threads) for name in cpu_s}
+    engines = {name: _open(name, threads) for name in cpu_s}
     for engine in engines.values():
         engine.fuse(*planes)  # warm-up
     flop = 2 * threads * module.multiply_adds(isa, _ROUNDS)
@@ -98,16 +102,35 @@ def _compare(others: list[str], turns: int, threads: int) -> bool:
     share = work / native_cpu_s / peak
     for name, times_s in cpu_s.items():
         print(
-            f"{name:12} {SIZE_HW[1]}x{SIZE_HW[0]}: CPU median {np.median(times_s):.3f} s, least {min(times_s):.3f} s; "
+            f"{name:13} {SIZE_HW[1]}x{SIZE_HW[0]}: CPU median {np.median(times_s):.3f} s, least {min(times_s):.3f} s; "
             f"wall median {np.median(wall_s[name]):.3f} s, least {min(wall_s[name]):.3f} s"
         )
     print(f"native: {100 * share:.1f} % of the multiply-add peak   (wanted: at least {100 * LEAST_SHARE:g} %)")
     met = share >= LEAST_SHARE
-    for name in others:
-        ratio = float(np.median(np.array(cpu_s[name]) / np.array(cpu_s["native"])))
+    halves = [name for name in cpu_s if name.endswith(_BF16)]
+    for name in (name for name in others if name not in halves):
+        ratio = _ratio(cpu_s, name, "native")
         print(f"native against {name}: {ratio:.2f} times less CPU time   (wanted: at least {LEAST_RATIO[name]:g})")
         met &= ratio >= LEAST_RATIO[name]
+    if halves:
+        ours, *theirs = halves
+        for name in ("native", *theirs):
+            print(f"{ours} against {name}: {_ratio(cpu_s, name, ours):.2f} times less CPU time")
     return met
+
+
+def _ratio(cpu_s: dict[str, list[float]], slow: str, fast: str) -> float:
+    return float(np.median(np.array(cpu_s[slow]) / np.array(cpu_s[fast])))
+
+
+def _open(name: str, threads: int) -> Backend:
+    path = weights_path("ir_vis")
+    state = read_checkpoint(path).state
+    backend = name.removesuffix(_BF16)
+    if backend == name:
+        return open_weights(state, name, threads=threads)
+    data = path.read_bytes() if backend == "native" else fill(read_graph(backend, "bf16"), state).SerializeToString()
+    return open_engine(backend, Engine(data, "bf16"), RunOptions(threads=threads))
 
 
 def _cost_per_pixel(turns: int) -> bool:
@@ -134,8 +157,7 @@ def _cost_per_pixel(turns: int) -> bool:
 
 
 def _added_mb(name: str) -> float:
-    state = read_checkpoint(weights_path("ir_vis")).state
-    with open_weights(state, name, threads=2) as engine:
+    with _open(name, threads=2) as engine:
         engine.fuse(*_planes((8, 8)))  # loads what is loaded late
         planes = _planes(SIZE_HW)
         gc.collect()

@@ -39,7 +39,7 @@ int main(int count, char** words) try {
     if (a.height != b.height || a.width != b.width) throw std::runtime_error("expected two pictures of one size, got two sizes.");
     const int threads = count == 6 ? std::atoi(words[5]) : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 
-    refusion_edge* engine = refusion_edge_create(words[1], threads);
+    refusion_edge* engine = refusion_edge_create(words[1], threads, REFUSION_EDGE_FP32);
     if (engine == nullptr) throw std::runtime_error(refusion_edge_error());
     std::vector<float> fused(a.luma.size());
     std::vector<std::uint8_t> levels(a.luma.size());

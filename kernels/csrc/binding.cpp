@@ -91,20 +91,20 @@ NB_MODULE(_native, m) {
     m.doc() = "Fused kernels of the fusion network for the CPU; see refusion_edge.backends.native.";
     nb::class_<Network>(m, "Network")
         .def("__init__",
-             [](Network* self, nb::handle flat_object, int threads, const std::string& isa) {
+             [](Network* self, nb::handle flat_object, int threads, const std::string& isa, const std::string& precision) {
                  const Array flat(flat_object, 'f', 1, false);
-                 new (self) Network(require_parameters(flat), threads, isa);
+                 new (self) Network(require_parameters(flat), threads, isa, refusion::find_precision(precision));
              },
-             nb::arg("parameters"), nb::arg("threads"), nb::arg("isa") = "")
+             nb::arg("parameters"), nb::arg("threads"), nb::arg("isa") = "", nb::arg("precision") = "fp32")
         .def("fuse", &fuse, nb::arg("a"), nb::arg("b"), nb::arg("fused"))
         .def_prop_ro("isa", &Network::isa)
         .def_prop_ro("threads", &Network::threads);
     m.def("fuse_reference", &fuse_reference, nb::arg("parameters"), nb::arg("a"), nb::arg("b"), nb::arg("fused"));
-    m.def("isas", [] {
+    m.def("isas", [](const std::string& precision) {
         std::vector<std::string> names;
-        for (const refusion::Kernels* kernels : refusion::usable_kernels()) names.emplace_back(kernels->isa);
+        for (const refusion::Kernels* kernels : refusion::usable_kernels(refusion::find_precision(precision))) names.emplace_back(kernels->isa);
         return names;
-    });
+    }, nb::arg("precision") = "fp32");
     m.def("parameters", [] {
         nb::list rows;
         for (const refusion::Parameter& row : refusion::parameters()) rows.append(nb::make_tuple(row.name, nb::tuple(nb::cast(row.shape))));
@@ -112,6 +112,6 @@ NB_MODULE(_native, m) {
     });
     m.def("multiply_adds", [](const std::string& isa, long rounds) {
         const nb::gil_scoped_release released;
-        return refusion::find_kernels(isa).multiply_adds(rounds);
+        return refusion::find_kernels(isa, refusion::Precision::fp32).multiply_adds(rounds);
     }, nb::arg("isa"), nb::arg("rounds"));
 }

@@ -9,17 +9,54 @@
 #include "activation.hpp"
 #include "depthwise.hpp"
 #include "layer_norm.hpp"
+#include "operand.hpp"
 #include "pointwise.hpp"
 #include "tile.hpp"
 
 namespace refusion::REFUSION_ISA {
 
-// The pointwise convolution at the head of attention: `from` channels of one group to as many rings' slot.
+// Rows of operands, one after another.
+struct OperandRows {
+    const float* first;
+    std::ptrdiff_t pitch;
+
+    OperandRows from_channel(int channel) const { return {first + channel / Operand::depth * pitch, pitch}; }
+};
+
+// The channels of a row as the operands of a block's products: normed where the block norms them. They are written to
+// `room`, unless they can be read where they are.
+template <class Shape>
+REFUSION_INLINE OperandRows operands(const float* x, std::ptrdiff_t x_pitch, float* room, std::ptrdiff_t room_pitch, int vectors) {
+    if constexpr (Shape::norm) {
+        layer_norm<Shape::channels>(x, x_pitch, room, room_pitch, vectors);
+    } else if constexpr (Operand::depth == 1) {
+        return {x, x_pitch};
+    } else {
+        for (int k = 0; k < Shape::channels / Operand::depth; ++k) {
+            copy_operands(x + k * Operand::depth * x_pitch, x_pitch, room + k * room_pitch, vectors);
+        }
+    }
+    return {room, room_pitch};
+}
+
+// The rings of the channels that make one row of operands.
+struct OperandRings {
+    Rows channel[Operand::depth];
+
+    OperandRings(const float* rings, int pitch, int last_slot) {
+        for (int i = 0; i < Operand::depth; ++i) channel[i] = ring_rows(rings + i * 4 * pitch, pitch, last_slot);
+    }
+};
+
+// Numbers that the packed weights of a product take: two of bf16 share one.
+constexpr int weight_count(int outputs, int inputs) { return outputs * inputs / Operand::depth; }
+
+// A pointwise convolution of `Inputs` channels to as many rings' slot as it has outputs.
 template <int Inputs>
-REFUSION_INLINE void fill_rings(const float* from, std::ptrdiff_t from_pitch, const float* weights, const float* bias, int outputs,
-                                int vectors, float* rings, int pitch, int slot, const Outside& outside) {
-    pointwise<Inputs>(
-        outputs, vectors, weights, bias, [=](int k) { return from + k * from_pitch; },
+REFUSION_INLINE void fill_rings(OperandRows from, const float* weights, const float* bias, int outputs, int vectors, float* rings,
+                                int pitch, int slot, const Outside& outside) {
+    pointwise<Operand, Inputs>(
+        outputs, vectors, weights, bias, [=](int k) { return from.first + k * from.pitch; },
         [=](int o, int v, Vec sum) { store(rings + (4 * o + slot) * pitch + v * lanes, sum); });
     if (outside.any()) {
         for (int o = 0; o < outputs; ++o) outside.clear(rings + (4 * o + slot) * pitch);
@@ -53,19 +90,14 @@ struct Statistics {
                     clear_slot(keys, C, pitch, slot);
                     continue;
                 }
-                const float* x = from.at(row, tile.left - 1);
-                std::ptrdiff_t x_pitch = from.pitch;
-                if constexpr (Shape::norm) {
-                    layer_norm<C>(x, x_pitch, normed, pitch, vectors);
-                    x = normed;
-                    x_pitch = pitch;
-                }
+                const OperandRows x = operands<Shape>(from.at(row, tile.left - 1), from.pitch, normed, pitch, vectors);
                 for (int g = 0; g < G; ++g) {
+                    const int weights = g * weight_count(CG, CG);
                     // Crossed where there are two sources: the queries of one ask the keys of the other.
-                    fill_rings<CG>(x + (G - 1 - g) * CG * x_pitch, x_pitch, w.query + g * CG * CG, w.query_bias, CG, vectors,
+                    fill_rings<CG>(x.from_channel((G - 1 - g) * CG), w.query + weights, w.query_bias, CG, vectors,
                                    queries + g * CG * 4 * pitch, pitch, slot, outside);
-                    fill_rings<CG>(x + g * CG * x_pitch, x_pitch, w.key + g * CG * CG, w.key_bias, CG, vectors,
-                                   keys + g * CG * 4 * pitch, pitch, slot, outside);
+                    fill_rings<CG>(x.from_channel(g * CG), w.key + weights, w.key_bias, CG, vectors, keys + g * CG * 4 * pitch,
+                                   pitch, slot, outside);
                 }
             }
             if (t == 0) continue;
@@ -185,15 +217,9 @@ struct Transform {
                 clear_slot(values_, C, pitch_, slot);
                 continue;
             }
-            const float* x = from_.at(row, tile_.left - 2);
-            std::ptrdiff_t x_pitch = from_.pitch;
-            if constexpr (Shape::norm) {
-                layer_norm<C>(x, x_pitch, normed_, pitch_, value_vectors_);
-                x = normed_;
-                x_pitch = pitch_;
-            }
+            const OperandRows x = operands<Shape>(from_.at(row, tile_.left - 2), from_.pitch, normed_, pitch_, value_vectors_);
             for (int g = 0; g < G; ++g) {
-                fill_rings<CG>(x + g * CG * x_pitch, x_pitch, w_.value + g * CG * CG, w_.value_bias, CG, value_vectors_,
+                fill_rings<CG>(x.from_channel(g * CG), w_.value + g * weight_count(CG, CG), w_.value_bias, CG, value_vectors_,
                                values_ + g * CG * 4 * pitch_, pitch_, slot, outside_values_);
             }
         }
@@ -201,13 +227,13 @@ struct Transform {
 
     // Rows top + 2t - 3 and top + 2t - 2: attention's mix of the values, and the residual.
     void mix(int t) {
-        for (int c = 0; c < C; ++c) {
-            const Rows ring = ring_rows(values_ + c * 4 * pitch_, pitch_, 2 * t + 1);
-            float* at = gathered_ + 2 * c * pitch_;
+        for (int k = 0; k < C / Operand::depth; ++k) {
+            const int c = k * Operand::depth;
+            const OperandRings rings(values_ + c * 4 * pitch_, pitch_, 2 * t + 1);
+            const float* taps = w_.value_taps + 9 * c;
+            float* at = gathered_ + 2 * k * pitch_;
             for (int v = 0; v < hidden_vectors_; ++v) {
-                const RowPair pair = depthwise(ring, v * lanes, w_.value_taps + 9 * c);
-                store(at + v * lanes, pair.top);
-                store(at + pitch_ + v * lanes, pair.bottom);
+                store_operands(at + v * lanes, [=](int i) { return depthwise(rings.channel[i], v * lanes, taps + 9 * i); });
             }
         }
         for (int i = 0; i < 2; ++i) {
@@ -215,12 +241,12 @@ struct Transform {
             if (!inside(tile_, row)) continue;
             const int pitch = pitch_;
             for (int g = 0; g < G; ++g) {
-                const float* in = gathered_ + (2 * g * CG + i) * pitch;
+                const float* in = gathered_ + (2 * g * CG / Operand::depth + i) * pitch;
                 const float* x = from_.at(row, tile_.left - 1) + g * CG * from_.pitch;
                 const std::ptrdiff_t x_pitch = from_.pitch;
                 float* y = mixed_ + (4 * g * CG + slot) * pitch;
-                pointwise<CG>(
-                    CG, hidden_vectors_, w_.mix + g * CG * CG, nullptr, [=](int k) { return in + 2 * k * pitch; },
+                pointwise<Operand, CG>(
+                    CG, hidden_vectors_, w_.mix + g * weight_count(CG, CG), nullptr, [=](int k) { return in + 2 * k * pitch; },
                     [=](int o, int v, Vec sum) {
                         store(y + 4 * o * pitch + v * lanes, sum + load(x + o * x_pitch + v * lanes));
                     });
@@ -231,8 +257,7 @@ struct Transform {
     // The same rows into the feed-forward, and its depthwise convolution and gate for the two rows before the last.
     void feed(int t) {
         const int pitch = pitch_;
-        const float* rows[2] = {};
-        std::ptrdiff_t x_pitch = 4 * pitch;
+        OperandRows rows[2] = {};
         for (int i = 0; i < 2; ++i) {
             const int row = tile_.top + 2 * t - 3 + i, slot = (2 * t + i) & 3;
             if (!inside(tile_, row)) {
@@ -240,40 +265,48 @@ struct Transform {
                 clear_slot(updates_, H, pitch, slot);
                 continue;
             }
-            rows[i] = mixed_ + slot * pitch;
-            if constexpr (Shape::norm) {
-                // The values are done with: their buffer takes the normed rows.
-                layer_norm<C>(rows[i], 4 * pitch, gathered_ + i * pitch, 2 * pitch, hidden_vectors_);
-                rows[i] = gathered_ + i * pitch;
-                x_pitch = 2 * pitch;
-            }
+            // The values are done with: there is room where they were.
+            rows[i] = operands<Shape>(mixed_ + slot * pitch, 4 * pitch, gathered_ + i * pitch, 2 * pitch, hidden_vectors_);
         }
         for (int h = 0; h < H; h += output_block) {
             for (int i = 0; i < 2; ++i) {
-                if (rows[i] == nullptr) continue;
+                if (rows[i].first == nullptr) continue;
                 const int slot = (2 * t + i) & 3;
-                fill_rings<C>(rows[i], x_pitch, w_.gate + h * C, w_.gate_bias ? w_.gate_bias + h : nullptr, output_block,
+                fill_rings<C>(rows[i], w_.gate + weight_count(h, C), w_.gate_bias ? w_.gate_bias + h : nullptr, output_block,
                               hidden_vectors_, gates_ + h * 4 * pitch, pitch, slot, outside_hidden_);
-                fill_rings<CG>(rows[i] + h / HG * CG * x_pitch, x_pitch, w_.update + h * CG,
+                fill_rings<CG>(rows[i].from_channel(h / HG * CG), w_.update + weight_count(h, CG),
                                w_.update_bias ? w_.update_bias + h : nullptr, output_block, hidden_vectors_,
                                updates_ + h * 4 * pitch, pitch, slot, outside_hidden_);
             }
             if (t < 2) continue;
             // While the new rows are still in the first cache.
-            for (int j = h; j < h + output_block; ++j) gate(j, 2 * t + 1);
+            for (int j = h; j < h + output_block; j += Operand::depth) gate(j, 2 * t + 1);
         }
     }
 
+    // One row of operands: the hidden channel, and with bf16 the next.
     void gate(int channel, int last_slot) {
-        const Rows gates = ring_rows(gates_ + channel * 4 * pitch_, pitch_, last_slot);
-        const Rows updates = ring_rows(updates_ + channel * 4 * pitch_, pitch_, last_slot);
-        float* at = gated_ + 2 * channel * pitch_;
+        const OperandRings gates(gates_ + channel * 4 * pitch_, pitch_, last_slot);
+        const OperandRings updates(updates_ + channel * 4 * pitch_, pitch_, last_slot);
+        const float *gate_taps = w_.gate_taps + 9 * channel, *update_taps = w_.update_taps + 9 * channel;
+        float* at = gated_ + 2 * (channel / Operand::depth) * pitch_;
         for (int v = 0; v < core_vectors_; ++v) {
-            const RowPair x = depthwise(gates, v * lanes, w_.gate_taps + 9 * channel);
-            const RowPair y = depthwise(updates, v * lanes, w_.update_taps + 9 * channel);
-            store(at + v * lanes, gelu(x.top) * y.top);
-            store(at + pitch_ + v * lanes, gelu(x.bottom) * y.bottom);
+            store_operands(at + v * lanes, [=](int i) {
+                const RowPair x = depthwise(gates.channel[i], v * lanes, gate_taps + 9 * i);
+                const RowPair y = depthwise(updates.channel[i], v * lanes, update_taps + 9 * i);
+                return RowPair{gelu(x.top) * y.top, gelu(x.bottom) * y.bottom};
+            });
         }
+    }
+
+    // Stores operands for both rows of a pair, out of what channel(i) makes of them.
+    template <class Channel>
+    REFUSION_INLINE void store_operands(float* to, const Channel& channel) {
+        RowPair rows[Operand::depth];
+#pragma GCC unroll 2
+        for (int i = 0; i < Operand::depth; ++i) rows[i] = channel(i);
+        store(to, Operand::of([&](int i) { return rows[i].top; }));
+        store(to + pitch_, Operand::of([&](int i) { return rows[i].bottom; }));
     }
 
     // Rows top + 2t - 4 and top + 2t - 3: the last projection and the residual, into the picture.
@@ -286,7 +319,7 @@ struct Transform {
             const float* x = mixed_ + ((2 * t - 1 + i) & 3) * pitch + 1;
             float* y = to_.at(row, tile_.left);
             const std::ptrdiff_t y_pitch = to_.pitch;
-            pointwise<H>(
+            pointwise<Operand, H>(
                 C, core_vectors_, w_.out, nullptr, [=](int k) { return in + 2 * k * pitch; },
                 [=](int o, int v, Vec sum) {
                     store_first(y + o * y_pitch + v * lanes, sum + load(x + 4 * o * pitch + v * lanes), core - v * lanes);

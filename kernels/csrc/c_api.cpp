@@ -50,11 +50,14 @@ constexpr const char* kNoPlane = "expected planes, got NULL; pass the addresses 
 
 extern "C" {
 
-refusion_edge* refusion_edge_create(const char* weights_path, int threads) {
+refusion_edge* refusion_edge_create(const char* weights_path, int threads, int precision) {
     refusion_edge* made = nullptr;
     attempt([&] {
         require(weights_path != nullptr, "expected the path of a weights file, got NULL; pass one.");
-        made = new refusion_edge{refusion::Network(refusion::read_weights(weights_path).data(), threads, "")};
+        require(precision == REFUSION_EDGE_FP32 || precision == REFUSION_EDGE_BF16,
+                "expected the precision REFUSION_EDGE_FP32 or REFUSION_EDGE_BF16, got neither; pass one of them.");
+        const auto products = precision == REFUSION_EDGE_BF16 ? refusion::Precision::bf16 : refusion::Precision::fp32;
+        made = new refusion_edge{refusion::Network(refusion::read_weights(weights_path).data(), threads, "", products)};
     });
     return made;
 }

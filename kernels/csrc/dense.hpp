@@ -43,7 +43,7 @@ inline bool lift(const Tile& tile, const PlaneView& from, const FeatureView& to,
         if (row <= tile.top) continue;
         float* y = to.at(row - 1, tile.left);
         const std::ptrdiff_t y_pitch = to.pitch;
-        pointwise<9>(
+        pointwise<SingleOperand, 9>(
             EncoderShape::channels, vectors, weights, nullptr,
             [=](int k) { return ring + ((row - 2 + k / 3) & 3) * pitch + k % 3; },
             [=](int o, int v, Vec sum) { store_first(y + o * y_pitch + v * lanes, sum, core - v * lanes); });
@@ -54,36 +54,36 @@ inline bool lift(const Tile& tile, const PlaneView& from, const FeatureView& to,
 // 32 channels of features to 16, leaky, to 1, sigmoid.
 inline void project(const Tile& tile, const FeatureView& from, const PlaneTarget& to, const DenseWeights& w,
                     float* scratch_start) {
-    constexpr int C = DecoderShape::channels, N = EncoderShape::channels;
+    constexpr int N = EncoderShape::channels, rows = DecoderShape::channels / Operand::depth;
     const int core = tile.right - tile.left;
     const int vectors = vectors_for(core + 4), narrow_vectors = vectors_for(core + 2), core_vectors = vectors_for(core);
     const int pitch = vectors * lanes;
     const Outside outside(tile, tile.left - 2, pitch), outside_narrow(tile, tile.left - 1, pitch);
     Scratch scratch(scratch_start);
-    float* wide = scratch.take(C * 4 * pitch);
+    float* wide = scratch.take(rows * 4 * pitch);
     float* narrow = scratch.take(N * 4 * pitch);
-    const float* taps[9 * C];
+    const float* taps[9 * rows];
     for (int row = tile.top - 2; row < tile.bottom + 2; ++row) {
         const int slot = row & 3;
         if (inside(tile, row)) {
-            for (int c = 0; c < C; ++c) {
-                const float* x = from.at(row, tile.left - 2) + c * from.pitch;
-                float* y = wide + (4 * c + slot) * pitch;
-                for (int v = 0; v < vectors; ++v) store(y + v * lanes, load(x + v * lanes));
+            for (int k = 0; k < rows; ++k) {
+                const float* x = from.at(row, tile.left - 2) + k * Operand::depth * from.pitch;
+                float* y = wide + (4 * k + slot) * pitch;
+                copy_operands(x, from.pitch, y, vectors);
                 if (outside.any()) outside.clear(y);
             }
         } else {
-            clear_slot(wide, C, pitch, slot);
+            clear_slot(wide, rows, pitch, slot);
         }
         if (row < tile.top) continue;
         const int middle = row - 1, middle_slot = middle & 3;
         if (inside(tile, middle)) {
             for (int tap = 0; tap < 9; ++tap) {
                 const float* x = wide + ((middle - 1 + tap / 3) & 3) * pitch + tap % 3;
-                for (int c = 0; c < C; ++c) taps[tap * C + c] = x + 4 * c * pitch;
+                for (int k = 0; k < rows; ++k) taps[tap * rows + k] = x + 4 * k * pitch;
             }
             const float* const* inputs = taps;
-            pointwise<9 * C>(
+            pointwise<Operand, 9 * DecoderShape::channels>(
                 N, narrow_vectors, w.narrow, nullptr, [=](int k) { return inputs[k]; },
                 [=](int o, int v, Vec sum) {
                     store(narrow + (4 * o + middle_slot) * pitch + v * lanes, sum > 0.0f ? sum : sum * 0.01f);

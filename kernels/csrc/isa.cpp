@@ -2,33 +2,56 @@
 
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace refusion {
 
-std::vector<const Kernels*> usable_kernels() {
+std::vector<const Kernels*> usable_kernels(Precision precision) {
     std::vector<const Kernels*> usable;
+    const auto offer = [&](const Kernels& kernels) {
+        if (kernels.packing.precision == precision) usable.push_back(&kernels);
+    };
 #if defined(__x86_64__)
     __builtin_cpu_init();
     // The builtin also asks whether the system saves the registers.
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw")) {
-        usable.push_back(&avx512_kernels());
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable.push_back(&avx2_kernels());
-    usable.push_back(&sse2_kernels());
-#elif defined(__aarch64__)
-    usable.push_back(&neon_kernels());
+#if defined(REFUSION_HAS_BF16)
+        if (__builtin_cpu_supports("avx512bf16")) offer(avx512_bf16_kernels());
 #endif
-    usable.push_back(&scalar_kernels());
+        offer(avx512_kernels());
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) offer(avx2_kernels());
+    offer(sse2_kernels());
+#elif defined(__aarch64__)
+#if defined(REFUSION_HAS_BF16) && defined(__linux__)
+    if (getauxval(AT_HWCAP2) & HWCAP2_BF16) offer(neon_bf16_kernels());
+#endif
+    offer(neon_kernels());
+#endif
+    offer(scalar_kernels());
     return usable;
 }
 
-const Kernels& find_kernels(const std::string& isa) {
+const Kernels& find_kernels(const std::string& isa, Precision precision) {
+    const std::vector<const Kernels*> usable = usable_kernels(precision);
+    if (usable.empty()) throw std::invalid_argument("expected a processor with bf16 instructions, got one without; compute in fp32.");
     std::string names;
-    for (const Kernels* kernels : usable_kernels()) {
-        if (isa == kernels->isa) return *kernels;
+    for (const Kernels* kernels : usable) {
+        if (isa.empty() || isa == kernels->isa) return *kernels;
         names += names.empty() ? kernels->isa : std::string(", ") + kernels->isa;
     }
-    throw std::invalid_argument("expected an instruction set that this processor has (" + names + "), got '" + isa + "'; choose one of them.");
+    throw std::invalid_argument(std::string("expected an instruction set for ") + (precision == Precision::bf16 ? "bf16" : "fp32") +
+                                " that this processor has (" + names + "), got '" + isa + "'; choose one of them.");
+}
+
+Precision find_precision(const std::string& word) {
+    if (word == "fp32") return Precision::fp32;
+    if (word == "bf16") return Precision::bf16;
+    throw std::invalid_argument("expected the precision fp32 or bf16, got '" + word + "'; choose one of them.");
 }
 
 }  // namespace refusion

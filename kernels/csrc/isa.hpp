@@ -8,10 +8,13 @@
 
 namespace refusion {
 
-// Usable here, the fastest first; never empty.
-std::vector<const Kernels*> usable_kernels();
+// Usable here in one precision, the fastest first; never empty for fp32.
+std::vector<const Kernels*> usable_kernels(Precision precision);
 
-// The kernels of one name. Throws std::invalid_argument that lists what is usable.
-const Kernels& find_kernels(const std::string& isa);
+// The kernels of one name, or the fastest if it is empty. Throws std::invalid_argument that says what is usable.
+const Kernels& find_kernels(const std::string& isa, Precision precision);
+
+// fp32 or bf16. Throws std::invalid_argument for another word.
+Precision find_precision(const std::string& word);
 
 }  // namespace refusion

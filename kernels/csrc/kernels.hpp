@@ -52,7 +52,7 @@ struct HeadLayout {
 };
 
 // Weights of a block. Pointwise weights are packed: for every run of `output_block` outputs, input by input, the
-// weights of those outputs. Biases are absent (null) where the block has no layer norm.
+// weights of those outputs; in bf16 the 32 bits of a number hold those of two inputs, the first in the lower half. Biases are absent (null) where the block has no layer norm.
 struct BlockWeights {
     const float *query, *query_bias;    // groups x (channels / groups)^2
     const float *key, *key_bias;
@@ -73,10 +73,19 @@ struct DenseWeights {
     const float* last;    // 16 -> 1, not packed
 };
 
+// What the operands of the matrix products are; sums and everything else are fp32.
+enum class Precision { fp32, bf16 };
+
+// How kernels want their packed weights.
+struct Packing {
+    Precision precision;
+    int output_block;
+};
+
 struct Kernels {
     const char* isa;
     int lanes;
-    int output_block;
+    Packing packing;
 
     // First convolution of one source. Returns whether all pixels it read are finite.
     bool (*lift)(const Tile&, const PlaneView& from, const FeatureView& to, const float* weights, float* scratch);
@@ -106,6 +115,8 @@ const Kernels& scalar_kernels();
 const Kernels& sse2_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512_bf16_kernels();
 const Kernels& neon_kernels();
+const Kernels& neon_bf16_kernels();
 
 }  // namespace refusion

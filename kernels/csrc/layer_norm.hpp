@@ -2,11 +2,11 @@
 #pragma once
 
 #include "kernels.hpp"
-#include "simd.hpp"
+#include "operand.hpp"
 
 namespace refusion::REFUSION_ISA {
 
-// y = (x - mean) / sqrt(variance + epsilon) for `vectors` vectors of pixels.
+// y = (x - mean) / sqrt(variance + epsilon) for `vectors` vectors of pixels, as operands of a product.
 template <int Channels>
 REFUSION_INLINE void layer_norm(const float* x, std::ptrdiff_t x_pitch, float* y, std::ptrdiff_t y_pitch, int vectors) {
     for (int v = 0; v < vectors; ++v, x += lanes, y += lanes) {
@@ -19,7 +19,10 @@ REFUSION_INLINE void layer_norm(const float* x, std::ptrdiff_t x_pitch, float* y
             squares += centred * centred;
         }
         const Vec scale = 1.0f / square_root(squares * (1.0f / Channels) + 1e-5f);
-        for (int c = 0; c < Channels; ++c) store(y + c * y_pitch, (load(x + c * x_pitch) - mean) * scale);
+        for (int k = 0; k < Channels / Operand::depth; ++k) {
+            const float* channels = x + k * Operand::depth * x_pitch;
+            store(y + k * y_pitch, Operand::of([=](int i) { return (load(channels + i * x_pitch) - mean) * scale; }));
+        }
     }
 }
 

@@ -105,9 +105,9 @@ struct Network::Picture {
     }
 };
 
-Network::Network(const float* flat, int threads, const std::string& isa)
-    : kernels_(isa.empty() ? *usable_kernels().front() : find_kernels(isa)),
-      weights_(flat, kernels_.output_block),
+Network::Network(const float* flat, int threads, const std::string& isa, Precision precision)
+    : kernels_(find_kernels(isa, precision)),
+      weights_(flat, kernels_.packing),
       pool_(threads >= 1 && threads <= kMaxThreads
                 ? threads
                 : throw std::invalid_argument("expected 1 to " + std::to_string(kMaxThreads) + " threads, got " + std::to_string(threads) +

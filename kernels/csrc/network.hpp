@@ -39,7 +39,7 @@ class Network {
   public:
     // `flat`: all parameters in the order of the table; `isa`: name, or empty for the fastest.
     // Throws std::invalid_argument, std::bad_alloc or std::system_error.
-    Network(const float* flat, int threads, const std::string& isa);
+    Network(const float* flat, int threads, const std::string& isa, Precision precision);
 
     // Fuses two planes into `fused`. The result does not depend on the number of threads. If a pixel of a source is not
     // finite, every pixel of the result is NaN. Throws std::invalid_argument for a size out of range, std::bad_alloc.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -12,13 +14,33 @@ namespace {
 
 using Numbers = std::vector<float>;
 
-// Outputs x inputs to runs of `block` outputs, input by input.
-Numbers pack(const float* weights, int outputs, int inputs, int block) {
+// The upper half of a number, rounded to the nearest, ties to even.
+std::uint32_t to_bf16(float number) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    if (std::isnan(number)) return bits >> 16 | 0x40;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// Two numbers in the bits of one.
+float pair_of_bf16(float low, float high) {
+    const std::uint32_t bits = to_bf16(low) | to_bf16(high) << 16;
+    float pair;
+    std::memcpy(&pair, &bits, sizeof pair);
+    return pair;
+}
+
+// Outputs x inputs to runs of a register block of outputs, input by input or pair of inputs by pair.
+Numbers pack(const float* weights, int outputs, int inputs, Packing packing) {
+    const bool pairs = packing.precision == Precision::bf16;
     Numbers packed;
     packed.reserve(static_cast<std::size_t>(outputs) * static_cast<std::size_t>(inputs));
-    for (int first = 0; first < outputs; first += block) {
-        for (int input = 0; input < inputs; ++input) {
-            for (int o = first; o < first + block; ++o) packed.push_back(weights[o * inputs + input]);
+    for (int first = 0; first < outputs; first += packing.output_block) {
+        for (int input = 0; input < inputs; input += pairs ? 2 : 1) {
+            for (int o = first; o < first + packing.output_block; ++o) {
+                const float* weight = weights + o * inputs + input;
+                packed.push_back(pairs ? pair_of_bf16(weight[0], weight[1]) : weight[0]);
+            }
         }
     }
     return packed;
@@ -48,7 +70,7 @@ Numbers joined(const float* first, std::size_t first_size, const float* second, 
 }
 
 template <class Shape>
-void mixing_matrices(const AttentionWeights* attention, const double* products, int output_block, float* mix) {
+void mixing_matrices(const AttentionWeights* attention, const double* products, Packing packing, float* mix) {
     using Head = HeadLayout<Shape>;
     constexpr int dim = Head::dim, size = Shape::channels / Shape::groups;
     for (int group = 0; group < Shape::groups; ++group) {
@@ -75,23 +97,24 @@ void mixing_matrices(const AttentionWeights* attention, const double* products, 
                 }
             }
         }
-        const Numbers packed = pack(matrix.data(), size, size, output_block);
-        std::copy(packed.begin(), packed.end(), mix + group * size * size);
+        const Numbers packed = pack(matrix.data(), size, size, packing);
+        mix = std::copy(packed.begin(), packed.end(), mix);
     }
 }
 
 }  // namespace
 
-PackedWeights::PackedWeights(const float* flat, int output_block)
-    : flat_(flat, flat + parameter_count()), output_block_(output_block) {
+PackedWeights::PackedWeights(const float* flat, Packing packing) : flat_(flat, flat + parameter_count()), packing_(packing) {
     for (int index = 0; index < kBlocks; ++index) {
         encoder_a.push_back(block("encoder1." + std::to_string(index), kEncoder));
         encoder_b.push_back(block("encoder2." + std::to_string(index), kEncoder));
         decoder.push_back(block("decoder." + std::to_string(index), kDecoder));
     }
     fusion = fusion_module();
-    dense.lift_a = packed(parameter("project_in_1.weight"), kDim, 9);
-    dense.lift_b = packed(parameter("project_in_2.weight"), kDim, 9);
+    // One channel has nothing to be paired with.
+    const Packing single{Precision::fp32, packing.output_block};
+    dense.lift_a = keep(pack(parameter("project_in_1.weight"), kDim, 9, single));
+    dense.lift_b = keep(pack(parameter("project_in_2.weight"), kDim, 9, single));
     // (output, input, tap) to (output, tap, input), so that one row of pixels serves all its inputs.
     const float* narrow = parameter("project_out_0.weight");
     Numbers by_tap;
@@ -106,9 +129,9 @@ PackedWeights::PackedWeights(const float* flat, int output_block)
 
 void PackedWeights::set_mix(Block& block, const double* products) const {
     switch (block.kind) {
-        case kEncoder: return mixing_matrices<EncoderShape>(block.attention, products, output_block_, block.mix);
-        case kDecoder: return mixing_matrices<DecoderShape>(block.attention, products, output_block_, block.mix);
-        case kFusion: return mixing_matrices<FusionShape>(block.attention, products, output_block_, block.mix);
+        case kEncoder: return mixing_matrices<EncoderShape>(block.attention, products, packing_, block.mix);
+        case kDecoder: return mixing_matrices<DecoderShape>(block.attention, products, packing_, block.mix);
+        case kFusion: return mixing_matrices<FusionShape>(block.attention, products, packing_, block.mix);
     }
 }
 
@@ -118,7 +141,7 @@ float* PackedWeights::keep(Numbers numbers) {
 }
 
 const float* PackedWeights::packed(const float* weights, int outputs, int inputs) {
-    return keep(pack(weights, outputs, inputs, output_block_));
+    return keep(pack(weights, outputs, inputs, packing_));
 }
 
 const float* PackedWeights::parameter(const std::string& name) const { return find_parameter(flat_.data(), name); }

@@ -17,7 +17,7 @@ struct AttentionWeights {
 // All weights of the network for one instruction set. Keeps its own copy.
 class PackedWeights {
   public:
-    PackedWeights(const float* flat, int output_block);
+    PackedWeights(const float* flat, Packing packing);
     PackedWeights(const PackedWeights&) = delete;
     PackedWeights& operator=(const PackedWeights&) = delete;
 
@@ -43,7 +43,7 @@ class PackedWeights {
     Block fusion_module();
 
     std::vector<float> flat_;
-    int output_block_;
+    Packing packing_;
     std::vector<std::vector<float>> kept_;
 };
 

@@ -1,14 +1,14 @@
 // Small matrix products: pointwise convolutions, and 3x3 convolutions seen as one over (tap, input).
 #pragma once
 
-#include "simd.hpp"
+#include "operand.hpp"
 
 namespace refusion::REFUSION_ISA {
 
-// `outputs` sums over `inputs` rows of pixels, for a register block of pixels.
+// `Outputs` sums over `Rows` rows of operands, for a register block of pixels.
 //
-// in(k) is the address of column 0 of input k; out(output, vector, sum) takes the result.
-template <int Outputs, int Vectors, int Inputs, class In, class Out>
+// in(k) is the address of column 0 of row k; out(output, vector, sum) takes the result.
+template <class Kind, int Outputs, int Vectors, int Rows, class In, class Out>
 REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const float* __restrict weights, const float* bias,
                                      const In& in, const Out& out) {
     Vec sums[Outputs][Vectors];
@@ -19,16 +19,16 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
         for (int v = 0; v < Vectors; ++v) sums[o][v] = start;
     }
 #pragma GCC unroll 1
-    for (int k = 0; k < Inputs; ++k) {
+    for (int k = 0; k < Rows; ++k) {
         const float* row = in(k) + first_vector * lanes;
         Vec x[Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * lanes);
 #pragma GCC unroll 8
         for (int o = 0; o < Outputs; ++o) {
-            const Vec weight = broadcast(weights[k * Outputs + o]);
+            const float weight = weights[k * Outputs + o];
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) sums[o][v] += weight * x[v];
+            for (int v = 0; v < Vectors; ++v) sums[o][v] = Kind::multiply_add(sums[o][v], weight, x[v]);
         }
     }
 #pragma GCC unroll 8
@@ -38,23 +38,24 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
     }
 }
 
-// The same for `vectors` vectors of pixels and any multiple of the register block's outputs.
-template <int Inputs, class In, class Out>
+// The same over `Inputs` channels for `vectors` vectors of pixels and any multiple of the register block's outputs.
+template <class Kind, int Inputs, class In, class Out>
 REFUSION_INLINE void pointwise(int outputs, int vectors, const float* weights, const float* bias, const In& in, const Out& out) {
-    static_assert(vector_block <= 3);
+    static_assert(vector_block <= 3 && Inputs % Kind::depth == 0);
+    constexpr int rows = Inputs / Kind::depth;
     for (int o = 0; o < outputs; o += output_block) {
-        const float* block = weights + o * Inputs;
+        const float* block = weights + o * rows;
         int v = 0;
         for (; v + vector_block <= vectors; v += vector_block) {
-            pointwise_block<output_block, vector_block, Inputs>(o, v, block, bias, in, out);
+            pointwise_block<Kind, output_block, vector_block, rows>(o, v, block, bias, in, out);
         }
         if constexpr (vector_block > 2) {
             if (v + 2 <= vectors) {
-                pointwise_block<output_block, 2, Inputs>(o, v, block, bias, in, out);
+                pointwise_block<Kind, output_block, 2, rows>(o, v, block, bias, in, out);
                 v += 2;
             }
         }
-        if (v < vectors) pointwise_block<output_block, 1, Inputs>(o, v, block, bias, in, out);
+        if (v < vectors) pointwise_block<Kind, output_block, 1, rows>(o, v, block, bias, in, out);
     }
 }
 

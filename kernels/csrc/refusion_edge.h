@@ -25,9 +25,14 @@ typedef struct refusion_edge refusion_edge;
 /* Version of this interface; the library's major number. */
 #define REFUSION_EDGE_ABI 1
 
+/* What the matrix products multiply; their sums and all else are fp32. bf16 has eight bits of mantissa, is faster, and
+ * needs a processor with instructions for it. */
+#define REFUSION_EDGE_FP32 0
+#define REFUSION_EDGE_BF16 1
+
 /* Read a weights file (safetensors, as in an engine bundle or the package) and get ready to fuse with `threads` threads,
- * 1 to 256. Returns NULL on failure. */
-REFUSION_EDGE_API refusion_edge* refusion_edge_create(const char* weights_path, int threads);
+ * 1 to 256, in a precision. Returns NULL on failure. */
+REFUSION_EDGE_API refusion_edge* refusion_edge_create(const char* weights_path, int threads, int precision);
 
 /* Fuse two planes of `height` x `width` pixels, each side 8 to 16384.
  *

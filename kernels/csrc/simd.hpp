@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(REFUSION_BF16)
+#include <arm_neon.h>
 #endif
 
 #define REFUSION_INLINE inline __attribute__((always_inline))
@@ -77,6 +79,35 @@ REFUSION_INLINE Vec square_root(Vec x) {
     return root;
 #endif
 }
+
+#if defined(REFUSION_BF16)
+// Lanes of two bf16 numbers: `low` and `high` rounded to the nearest, ties to even.
+REFUSION_INLINE Vec pair_of_bf16(Vec low, Vec high) {
+#if defined(__ARM_NEON)
+    const bfloat16x8_t halves = vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(reinterpret_cast<float32x4_t>(low)), reinterpret_cast<float32x4_t>(high));
+    const uint16x8_t words = vreinterpretq_u16_bf16(halves);
+    return reinterpret_cast<Vec>(vzip1q_u16(words, vextq_u16(words, words, 4)));
+#else
+    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                           19, 3, 18, 2, 17, 1, 16, 0);
+    return reinterpret_cast<Vec>(_mm512_permutexvar_epi16(order, halves));
+#endif
+}
+
+// sum + low half of `weights` * low halves of x + the same of the high ones, in fp32.
+REFUSION_INLINE Vec add_pair_products(Vec sum, float weights, Vec x) {
+    std::int32_t bits;
+    std::memcpy(&bits, &weights, sizeof bits);
+    const IntVec pairs = bits - IntVec{};
+#if defined(__ARM_NEON)
+    return reinterpret_cast<Vec>(vbfdotq_f32(reinterpret_cast<float32x4_t>(sum), reinterpret_cast<bfloat16x8_t>(pairs), reinterpret_cast<bfloat16x8_t>(x)));
+#else
+    return reinterpret_cast<Vec>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(x)));
+#endif
+}
+#endif
 
 // All bits set in the lanes whose column, counted from `first`, is below `end`.
 REFUSION_INLINE IntVec lanes_below(int first, int end) {

@@ -143,11 +143,13 @@ class Status:
         usable: Whether it can.
         reason: Version if it can, the reason if it cannot.
         fix: The line that changes this, or empty if nothing on this machine does.
+        lacks: Precisions that it builds, but cannot compute in on this machine, as far as that is known beforehand.
     """
 
     usable: bool
     reason: str
     fix: str = ""
+    lacks: tuple[Precision, ...] = ()
 
 
 _FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded", "int8": "tensorrt-folded"}
@@ -157,7 +159,10 @@ BACKENDS: dict[str, Entry] = {
     "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _FOLDED),
     "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _FOLDED),
     "native": Entry(
-        "refusion_edge.backends.native", "our C++ kernels for the CPU", {"fp32": "onnxruntime"}, takes_weights=True
+        "refusion_edge.backends.native",
+        "our C++ kernels for the CPU",
+        {"fp32": "onnxruntime", "bf16": "onnxruntime"},
+        takes_weights=True,
     ),
     "openvino": Entry(
         "refusion_edge.backends.openvino",
@@ -321,7 +326,7 @@ def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
     rejected: dict[str, list[str]] = {}
     for candidate in candidates:
         found = status(candidate)
-        fits = precision in (BACKENDS[candidate].forms or ("fp32",))
+        fits = precision in (BACKENDS[candidate].forms or ("fp32",)) and precision not in found.lacks
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")

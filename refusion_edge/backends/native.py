@@ -16,9 +16,10 @@ from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends import Engine, RunOptions, Status, require_size
 from refusion_edge.checkpoint import parse_checkpoint
 from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.forms import Precision
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
-from refusion_edge.machine import MAX_THREADS, usable_cores
+from refusion_edge.machine import MAX_THREADS, processor, usable_cores
 from refusion_edge.parameters import PARAMETERS
 
 MODULE = "refusion_edge.kernels._native"
@@ -29,23 +30,27 @@ _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 com
 
 
 def probe() -> Status:
-    """Report the instruction set that would be used, or how to get the module."""
+    """Report the instruction sets that would be used, or how to get the module."""
     if not is_installed(MODULE):
         return Status(usable=False, reason="its C++ module is not built", fix=_FIX)
     try:
-        isas = instruction_sets()
+        isas, for_bf16 = instruction_sets(), instruction_sets("bf16")
     except ImportError as error:
         return Status(usable=False, reason=f"its C++ module cannot be loaded ({error})", fix=_FIX)
-    return Status(usable=True, reason=f"{chosen_isa() or isas[0]} kernels")
+    if chosen := chosen_isa():
+        return Status(usable=True, reason=f"{chosen} kernels", lacks=() if chosen in for_bf16 else ("bf16",))
+    if not for_bf16:
+        return Status(usable=True, reason=f"{isas[0]} kernels", lacks=("bf16",))
+    return Status(usable=True, reason=f"{isas[0]} kernels, {for_bf16[0]} for bf16")
 
 
-def instruction_sets() -> tuple[str, ...]:
-    """Names of the instruction sets that the module holds and this processor has, the fastest first.
+def instruction_sets(precision: Precision = "fp32") -> tuple[str, ...]:
+    """Names of the instruction sets that the module holds and this processor has for a precision, the fastest first.
 
     Raises:
         ImportError: The module is not built.
     """
-    return tuple(load_module().isas())
+    return tuple(load_module().isas(precision))
 
 
 def chosen_isa() -> str:
@@ -71,7 +76,7 @@ def flat_parameters(state: State) -> Float32Array:
 def open_engine(engine: Engine, options: RunOptions) -> NativeBackend:
     """Run the weights file of a bundle: the kernels are the network, and its parameters are all they need."""
     state = parse_checkpoint(engine.data, Path(engine.name)).state
-    return NativeBackend(state, threads=options.threads, size_hw=engine.size_hw)
+    return NativeBackend(state, precision=engine.precision, threads=options.threads, size_hw=engine.size_hw)
 
 
 def open_weights(state: State, options: RunOptions) -> NativeBackend:
@@ -87,29 +92,43 @@ class NativeBackend:
 
     Args:
         state: The 86 parameters.
+        precision: ``fp32``, or ``bf16`` for products of 1x1 and dense 3x3 convolutions and of attention's mix with eight bits
+            of mantissa; their sums and all else stay in fp32.
         threads: Threads; 0 for one per core that this process may use.
         size_hw: Height and width that every picture must have, or None for any.
-        isa: Instruction set (``avx512``, ``avx2``, ``sse2``, ``neon``, ``scalar``); by default that of the variable
-            REFUSION_EDGE_ISA, else the fastest.
+        isa: Instruction set (``avx512``, ``avx2``, ``sse2``, ``neon``, ``scalar``; for bf16 ``avx512_bf16``); by default that
+            of the variable REFUSION_EDGE_ISA, else the fastest.
 
     Raises:
         UsageError: The number of threads is out of range, or the processor does not have the instruction set.
-        BackendError: There is no memory or no thread left.
+        BackendError: The processor has no bf16, or there is no memory or no thread left.
     """
 
     name = "native"
 
     def __init__(
-        self, state: State, *, threads: int = 0, size_hw: tuple[int, int] | None = None, isa: str | None = None
+        self,
+        state: State,
+        *,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        size_hw: tuple[int, int] | None = None,
+        isa: str | None = None,
     ) -> None:
         if not 0 <= threads <= MAX_THREADS:
             raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for one per core.")
+        if not instruction_sets(precision):
+            raise BackendError(
+                f"expected a processor and a compiled module with {precision} instructions, got {processor()} and "
+                f"{', '.join(instruction_sets())}; build with --precision fp32."
+            )
         self._size_hw = size_hw
         try:
             self._network = load_module().Network(
                 flat_parameters(state),
                 threads or min(usable_cores(), MAX_THREADS),
                 chosen_isa() if isa is None else isa,
+                precision,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error

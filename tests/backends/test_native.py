@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
+from refusion_edge.fidelity import LIMITS, compare
+from refusion_edge.forms import Precision
 from refusion_edge.fuser import load, open_bundle, open_weights
 from refusion_edge.images import write_image
 from refusion_edge.parameters import PARAMETERS
@@ -30,6 +33,11 @@ if not status("native").usable:
 
 MODULE = native.load_module()
 ISAS = native.instruction_sets()
+HAS_BF16 = bool(native.instruction_sets("bf16"))
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="needs a processor, and a compiler, with bf16 instructions")
+PRECISIONS: list[Any] = ["fp32", pytest.param("bf16", marks=needs_bf16)]
+KERNELS_HERE = f"{ISAS[0]} kernels" + (f", {native.instruction_sets('bf16')[0]} for bf16" if HAS_BF16 else "")
+KERNELS = [*((isa, "fp32") for isa in ISAS[:2]), *((isa, "bf16") for isa in native.instruction_sets("bf16"))]
 TASKS = ("IVIF", "MIF", "MFIF", "MEIF")
 # Narrower than a vector, odd, longer than a strip, lower than a band, higher than the rows that are summed at a time.
 SIZES = [(8, 8), (8, 31), (45, 9), (13, 47), (9, 203), (97, 131), (150, 33), (17, 700)]
@@ -48,9 +56,9 @@ def reference(state: State, a: Array, b: Array) -> Array:
     return fused
 
 
-@pytest.fixture
-def engine(random_state: State) -> Iterator[native.NativeBackend]:
-    with native.NativeBackend(random_state, threads=2) as engine:
+@pytest.fixture(params=PRECISIONS)
+def engine(random_state: State, request: pytest.FixtureRequest) -> Iterator[native.NativeBackend]:
+    with native.NativeBackend(random_state, precision=request.param, threads=2) as engine:
         yield engine
 
 
@@ -106,13 +114,40 @@ def test_whole_pictures_equal_the_official_release(shared_data: Path, task: str)
             assert np.abs(engine.fuse(sources[:, :1], sources[:, 1:]) - golden["raw"]).max() <= TOLERANCE["golden"], case
 
 
-@pytest.mark.parametrize("isa", ISAS[:2])
-def test_the_number_of_threads_does_not_change_a_bit(random_state: State, isa: str) -> None:
+@needs_bf16
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_bf16_differs_from_double_precision_by_its_rounding_only(random_state: State, size_hw: tuple[int, int]) -> None:
+    a, b = planes(*size_hw)
+    with native.NativeBackend(random_state, precision="bf16", threads=1) as engine:
+        fidelity = compare(engine.fuse(a, b)[0, 0], reference(random_state, a, b)[0, 0].astype(np.float32))
+    # These parameters amplify rounding more than trained ones: 50 to 53 dB. A channel in the wrong place makes less than 20.
+    assert 48 < fidelity.psnr_db < 60
+    assert fidelity.ssim > LIMITS["bf16"].ssim
+    assert fidelity.max_error < LIMITS["bf16"].max_error
+
+
+@needs_bf16
+@pytest.mark.parametrize("task", TASKS)
+def test_bf16_is_close_to_the_official_release(shared_data: Path, task: str) -> None:
+    state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state
+    cases = sorted((shared_data / "reference/golden").glob(f"{task}_c*.npz"))
+    assert len(cases) == 5
+    with native.NativeBackend(state, precision="bf16") as engine:
+        for case in cases:
+            golden = np.load(case)
+            sources = golden["input"]
+            fidelity = compare(engine.fuse(sources[:, :1], sources[:, 1:])[0, 0], golden["raw"][0, 0])
+            assert LIMITS["bf16"].hold(fidelity), case
+            assert 60 < fidelity.psnr_db < 75, case
+
+
+@pytest.mark.parametrize(("isa", "precision"), KERNELS)
+def test_the_number_of_threads_does_not_change_a_bit(random_state: State, isa: str, precision: Precision) -> None:
     for size_hw in ((8, 8), (61, 203), (200, 71)):
         a, b = planes(*size_hw)
         results = []
         for threads in (1, 2, 3, 8):
-            with native.NativeBackend(random_state, threads=threads, isa=isa) as engine:
+            with native.NativeBackend(random_state, precision=precision, threads=threads, isa=isa) as engine:
                 results += [engine.fuse(a, b), engine.fuse(a, b)]
         assert all(np.array_equal(results[0], other) for other in results[1:]), size_hw
 
@@ -200,9 +235,12 @@ def test_wrong_settings_are_refused(random_state: State) -> None:
             MODULE.Network(flat, threads)
     with pytest.raises(UsageError, match="0 to 256 threads"):
         native.NativeBackend(random_state, threads=-1)
-    with pytest.raises(UsageError, match="this processor has .*scalar.*, got 'abacus'") as caught:
-        native.NativeBackend(random_state, isa="abacus")
-    assert one_sentence(str(caught.value))
+    for isa in ("abacus", "avx512_bf16"):
+        with pytest.raises(UsageError, match=f"for fp32 that this processor has .*scalar.*, got '{isa}'") as caught:
+            native.NativeBackend(random_state, isa=isa)
+        assert one_sentence(str(caught.value))
+    with pytest.raises(ValueError, match="the precision fp32 or bf16, got 'fp8'"):
+        MODULE.Network(flat, 1, precision="fp8")
     with pytest.raises(ValueError, match="59856 consecutive parameters, got 59855"):
         MODULE.Network(flat[:-1], 1)
     network = MODULE.Network(flat, 1)
@@ -226,6 +264,7 @@ def test_the_environment_names_the_instruction_set(random_state: State, monkeypa
     with native.NativeBackend(random_state) as engine:
         assert engine.isa == "scalar"
     assert status("native").reason == "scalar kernels"
+    assert status("native").lacks == ("bf16",)
     monkeypatch.delenv(native.ISA_VARIABLE)
     with native.NativeBackend(random_state) as engine:
         assert engine.isa == ISAS[0]
@@ -276,13 +315,50 @@ def test_no_memory_is_an_error_and_the_engine_lives_on() -> None:
 def test_auto_prefers_native_for_fp32_and_says_so() -> None:
     for choice in (choose_runner("auto"), choose_builder("auto", "fp32")):
         assert choice.name == "native"
-        assert f"auto chose native ({ISAS[0]} kernels)" in choice.reason
+        assert f"auto chose native ({KERNELS_HERE})" in choice.reason
     assert re.search(r"native.* \(usable, but not in fp16\)", choose_builder("auto", "fp16").reason)
-    with pytest.raises(UsageError, match=r"that native builds \(fp32\), got 'fp16'; build with --precision fp32") as caught:
+    with pytest.raises(
+        UsageError, match=r"that native builds \(fp32, bf16\), got 'fp16'; build with --precision fp32"
+    ) as caught:
         choose_builder("native", "fp16")
     assert one_sentence(str(caught.value))
     with load("ir_vis") as fuser:
         assert fuser.backend.name == "native"
+
+
+@needs_bf16
+def test_half_the_bits_are_used_on_request_only(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = choose_builder("auto", "bf16")
+    assert f"auto chose native ({KERNELS_HERE})" in choice.reason
+    (isa,) = native.instruction_sets("bf16")
+    monkeypatch.setenv(native.ISA_VARIABLE, isa)
+    with native.NativeBackend(random_state, precision="bf16") as engine:
+        assert engine.isa == isa
+    assert (status("native").reason, status("native").lacks) == (f"{isa} kernels", ())
+    monkeypatch.setenv(native.ISA_VARIABLE, "avx2")
+    with pytest.raises(
+        UsageError, match=rf"an instruction set for bf16 that this processor has \({isa}\), got 'avx2'"
+    ) as caught:
+        native.NativeBackend(random_state, precision="bf16")
+    assert one_sentence(str(caught.value))
+
+
+def test_bf16_without_the_instructions_is_refused_and_auto_passes_it_over(
+    random_state: State, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32": ISAS if precision == "fp32" else ())
+    with pytest.raises(BackendError, match="with bf16 instructions, got .*; build with --precision fp32") as caught:
+        native.NativeBackend(random_state, precision="bf16")
+    assert one_sentence(str(caught.value))
+    code, _, err = run_cli("build", "--precision", "bf16", "--backend", "native", "-o", "bundle")
+    assert code == 3
+    assert one_sentence(err)
+    assert not Path("bundle").exists()
+    assert status("native").reason == f"{ISAS[0]} kernels"
+    if status("openvino").usable:
+        choice = choose_builder("auto", "bf16")
+        assert choice.name == "openvino"
+        assert "native (usable, but not in bf16)" in choice.reason
 
 
 def test_without_the_module_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +381,31 @@ def test_a_bundle_is_the_network_and_its_parameters(random_state: State) -> None
         assert np.abs(engine.fuse(a, b) - graph.fuse(a, b)).max() <= TOLERANCE["fp32"]
 
 
+@needs_bf16
+@pytest.mark.parametrize("task", ["ir_vis", "medical", "multi_focus", "multi_exposure"])
+def test_a_bundle_in_bf16_passes_its_gate(task: str) -> None:
+    report = build(BuildSpec(task, "bf16", "native", size_hw=(64, 96), output=Path("bundle")))
+    assert all(LIMITS["bf16"].psnr_db < result.fidelity.psnr_db < 75 for result in report.gate)
+    bundle = read_bundle("bundle")
+    assert (bundle.manifest.backend, bundle.manifest.precision, bundle.manifest.engine) == ("native", "bf16", WEIGHTS)
+    assert not build(BuildSpec(task, "fp32", "native", size_hw=(64, 96), output=Path("exact"))).cached
+    a, b = planes(64, 96)
+    state = read_checkpoint(bundle.path / WEIGHTS).state
+    with open_bundle(bundle, threads=1) as engine, native.NativeBackend(state, precision="bf16", threads=2) as same:
+        assert np.array_equal(engine.fuse(a, b), same.fuse(a, b))
+
+
+@needs_bf16
+def test_a_bundle_in_bf16_is_verified_and_inspected(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run_cli("build", "--precision", "bf16", "-o", "bundle")
+    assert code == 0, err
+    assert "auto chose native" in out
+    code, out, _ = run_cli("verify", "bundle")
+    assert (code, "PASSED: bf16 on native" in out) == (0, True)
+    code, out, _ = run_cli("inspect", "bundle", "--json", "-")
+    assert json.loads(out)["precision"] == "bf16"
+
+
 def test_the_command_line_treats_it_like_any_other(run_cli: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run_cli("build", "--precision", "fp32", "--backend", "native", "--size", "64x96", "-o", "bundle")
     assert code == 0, err
@@ -314,7 +415,7 @@ def test_the_command_line_treats_it_like_any_other(run_cli: Callable[..., tuple[
     code, out, _ = run_cli("inspect", "bundle", "--json", "-")
     assert json.loads(out)["engine"] == WEIGHTS
     code, out, _ = run_cli("doctor", "--json", "-")
-    told = {"usable": True, "builds": True, "reason": f"{ISAS[0]} kernels", "fix": None}
+    told = {"usable": True, "builds": True, "reason": KERNELS_HERE, "fix": None}
     assert json.loads(out)["backends"]["native"] == told
     code, _, err = run_cli("build", "--precision", "fp16", "--backend", "native", "-o", "other")
     assert code == 2
@@ -326,7 +427,7 @@ def test_fuse_says_what_auto_chose(run_cli: Callable[..., tuple[int, str, str]],
     write_image("b.png", picture(20, 30))
     code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png")
     assert code == 0
-    assert f"Back end: auto chose native ({ISAS[0]} kernels)." in out
+    assert f"Back end: auto chose native ({KERNELS_HERE})." in out
     code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png", "--backend", "native", "--threads", "1")
     assert code == 0
     assert "auto chose" not in out

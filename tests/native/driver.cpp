@@ -3,7 +3,7 @@
 //   native_driver VECTORS SECONDS [SEED]
 //
 // VECTORS is a folder made by `python -m tests.native.vectors`. Every NAME.vector is fused with every instruction set and
-// must be within 2e-5. Then, for SECONDS, planes of random sizes, strides and alignments are fused with random numbers of
+// must be within 2e-5, or within 50 dB PSNR in bf16. Then, for SECONDS, planes of random sizes, strides and alignments are fused with random numbers of
 // threads, from two threads at once, and damaged weights files are read.
 #include <algorithm>
 #include <atomic>
@@ -34,6 +34,7 @@ using namespace refusion;
 namespace {
 
 constexpr double kTolerance = 2e-5;
+constexpr double kBf16Psnr = 50.0;  // the gate's limit; in dB
 constexpr auto kPixel = static_cast<std::ptrdiff_t>(sizeof(float));
 
 void require(bool holds, const std::string& what) {
@@ -64,19 +65,37 @@ Vector read_vector(const fs::path& path) {
 
 PlaneView contiguous(const std::vector<float>& plane, int width) { return {plane.data(), width * kPixel, kPixel}; }
 
-double check_vector(const Vector& vector, const fs::path& weights) {
+// All that this processor has, in any precision.
+std::vector<const Kernels*> all_kernels() {
+    std::vector<const Kernels*> all = usable_kernels(Precision::fp32);
+    for (const Kernels* kernels : usable_kernels(Precision::bf16)) all.push_back(kernels);
+    return all;
+}
+
+// Requires that a result is as close to the expected one as its precision allows, and returns the largest error.
+template <class Expected>
+double require_close(const std::vector<float>& fused, const std::vector<Expected>& expected, const Kernels& kernels, const std::string& what) {
+    double worst = 0, squares = 0;
+    for (std::size_t i = 0; i < fused.size(); ++i) {
+        const double error = std::abs(static_cast<double>(fused[i]) - static_cast<double>(expected[i]));
+        worst = error <= worst ? worst : error;  // takes NaN, too
+        squares += error * error;
+    }
+    const double psnr = -10 * std::log10(squares / static_cast<double>(fused.size()));
+    const bool close = kernels.packing.precision == Precision::bf16 ? psnr >= kBf16Psnr : worst <= kTolerance;
+    require(close, what + ": error " + std::to_string(worst) + ", PSNR " + std::to_string(psnr) + " dB with " + kernels.isa);
+    return worst;
+}
+
+double check_vector(const Vector& vector, const fs::path& weights, Precision precision) {
     double worst = 0;
-    for (const Kernels* kernels : usable_kernels()) {
+    for (const Kernels* kernels : usable_kernels(precision)) {
         for (int threads : {1, 3}) {
-            Network network(read_weights(weights.string()).data(), threads, kernels->isa);
+            Network network(read_weights(weights.string()).data(), threads, kernels->isa, precision);
             std::vector<float> fused(vector.fused.size(), NAN);
             network.fuse(contiguous(vector.a, vector.width), contiguous(vector.b, vector.width), vector.height, vector.width,
                          {fused.data(), vector.width * kPixel});
-            for (std::size_t i = 0; i < fused.size(); ++i) {
-                const double error = std::abs(static_cast<double>(fused[i]) - static_cast<double>(vector.fused[i]));
-                require(error <= kTolerance, vector.name + ": error " + std::to_string(error) + " with " + kernels->isa);
-                worst = std::max(worst, error);
-            }
+            worst = std::max(worst, require_close(fused, vector.fused, *kernels, vector.name));
         }
     }
     return worst;
@@ -116,20 +135,18 @@ class Fuzzer {
     void turn() {
         const bool large = pick(0, 3) == 0;
         const int height = large ? pick(8, 200) : pick(8, 30), width = large ? pick(8, 300) : pick(8, 40);
-        const std::vector<const Kernels*> kernels = usable_kernels();
-        const std::string isa = kernels[static_cast<std::size_t>(pick(0, static_cast<int>(kernels.size()) - 1))]->isa;
-        const std::string what = std::to_string(height) + "x" + std::to_string(width) + " with " + isa;
+        const std::vector<const Kernels*> all = all_kernels();
+        const Kernels& kernels = *all[static_cast<std::size_t>(pick(0, static_cast<int>(all.size()) - 1))];
+        const std::string what = std::to_string(height) + "x" + std::to_string(width);
         const std::vector<float> a = plane(height, width), b = plane(height, width);
-        const std::vector<float> alone = fuse_alone(a, b, height, width, isa);
+        const std::vector<float> alone = fuse_alone(a, b, height, width, kernels);
         if (!large) {
             std::vector<double> exact(a.size());
             fuse_reference(flat_.data(), contiguous(a, width), contiguous(b, width), height, width, exact.data());
-            for (std::size_t i = 0; i < exact.size(); ++i) {
-                require(std::abs(exact[i] - static_cast<double>(alone[i])) <= kTolerance, what + ": too far from double precision");
-            }
+            require_close(alone, exact, kernels, what);
         }
         const Strided strided_a(a, height, width, random_), strided_b(b, height, width, random_);
-        Network network(flat_.data(), pick(1, 4), isa);
+        Network network(flat_.data(), pick(1, 4), kernels.isa, kernels.packing.precision);
         std::atomic<bool> equal{true};
         const auto work = [&] {
             // Rows apart, at any address, with a canary behind each.
@@ -147,7 +164,7 @@ class Fuzzer {
         std::thread other(work);
         work();
         other.join();
-        require(equal, what + ": not what one thread makes of contiguous planes");
+        require(equal, what + " with " + kernels.isa + ": not what one thread makes of contiguous planes");
         ++turns;
     }
 
@@ -160,7 +177,7 @@ class Fuzzer {
         if (pick(0, 3) == 0) data.resize(static_cast<std::size_t>(pick(0, static_cast<int>(data.size()))));
         const fs::path damaged = fs::temp_directory_path() / ("native_driver-" + std::to_string(random_()) + ".safetensors");
         std::ofstream(damaged, std::ios::binary) << data;
-        refusion_edge* instance = refusion_edge_create(damaged.string().c_str(), 1);
+        refusion_edge* instance = refusion_edge_create(damaged.string().c_str(), 1, pick(REFUSION_EDGE_FP32, REFUSION_EDGE_BF16));
         fs::remove(damaged);
         if (instance == nullptr) {
             require(std::strstr(refusion_edge_error(), "expected") != nullptr, "an error without a text");
@@ -180,8 +197,8 @@ class Fuzzer {
         return pixels;
     }
 
-    std::vector<float> fuse_alone(const std::vector<float>& a, const std::vector<float>& b, int height, int width, const std::string& isa) {
-        Network network(flat_.data(), 1, isa);
+    std::vector<float> fuse_alone(const std::vector<float>& a, const std::vector<float>& b, int height, int width, const Kernels& kernels) {
+        Network network(flat_.data(), 1, kernels.isa, kernels.packing.precision);
         std::vector<float> fused(a.size(), NAN);
         network.fuse(contiguous(a, width), contiguous(b, width), height, width, {fused.data(), width * kPixel});
         return fused;
@@ -198,7 +215,7 @@ int main(int count, char** words) try {
     require(count == 3 || count == 4, "expected: native_driver VECTORS SECONDS [SEED]");
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     std::string isas;
-    for (const Kernels* kernels : usable_kernels()) isas += std::string(" ") + kernels->isa;
+    for (const Kernels* kernels : all_kernels()) isas += std::string(" ") + kernels->isa;
     std::printf("instruction sets:%s\n", isas.c_str());
     fs::path weights;
     for (const fs::directory_entry& entry : fs::directory_iterator(words[1])) {
@@ -206,7 +223,9 @@ int main(int count, char** words) try {
         weights = entry.path();
         weights.replace_extension(".safetensors");
         const Vector vector = read_vector(entry.path());
-        std::printf("%-24s %4dx%-4d max error %.1e\n", vector.name.c_str(), vector.height, vector.width, check_vector(vector, weights));
+        std::printf("%-24s %4dx%-4d max error %.1e", vector.name.c_str(), vector.height, vector.width, check_vector(vector, weights, Precision::fp32));
+        if (!usable_kernels(Precision::bf16).empty()) std::printf(", in bf16 %.1e", check_vector(vector, weights, Precision::bf16));
+        std::printf("\n");
     }
     require(!weights.empty(), std::string("no vectors in ") + words[1]);
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[2]));

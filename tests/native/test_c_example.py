@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.arrays import Array
+from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.backends import status
+from refusion_edge.fidelity import compare
 from refusion_edge.fuser import load
 from refusion_edge.images import read_image, write_image
 from refusion_edge.luminance import OUTPUT_RANGES, merge, to_output_range
 from refusion_edge.samples import sample_paths
 from refusion_edge.weights import weights_path
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_sentence
 
 WEIGHTS = weights_path("ir_vis")
 
@@ -71,6 +72,33 @@ def test_the_example_fuses_what_python_fuses(fuse_pgm: Path) -> None:
     # The same kernels give the same picture; another engine may round a few pixels the other way.
     most = 0 if status("native").usable else 1
     assert np.abs(fused.astype(int) - expected).max() <= most
+
+
+def test_the_precision_is_named_in_the_call(fuse_pgm: Path, rng: np.random.Generator) -> None:
+    library = ctypes.CDLL(str(fuse_pgm.parent / "librefusion_edge.so"))
+    library.refusion_edge_create.restype = ctypes.c_void_p
+    library.refusion_edge_error.restype = ctypes.c_char_p
+    a, b = (rng.random((45, 67), np.float32) for _ in range(2))
+
+    def fused_in(precision: int) -> Float32Array | None:
+        engine = library.refusion_edge_create(str(WEIGHTS).encode(), ctypes.c_int(2), ctypes.c_int(precision))
+        if engine is None:
+            return None
+        fused = np.full_like(a, np.nan)
+        planes = [(ctypes.c_void_p(plane.ctypes.data), ctypes.c_ssize_t(plane.strides[0])) for plane in (a, b, fused)]
+        sides = [ctypes.c_int(side) for side in a.shape]
+        assert library.refusion_edge_fuse(ctypes.c_void_p(engine), *planes[0], *planes[1], *sides, *planes[2]) == 0
+        library.refusion_edge_destroy(ctypes.c_void_p(engine))
+        return fused
+
+    exact, rounded = fused_in(0), fused_in(1)
+    assert exact is not None
+    if rounded is None:
+        assert b"expected a processor with bf16 instructions, got one without" in library.refusion_edge_error()
+    else:
+        assert 50 < compare(rounded, exact).psnr_db < 75
+    assert fused_in(2) is None
+    assert one_sentence(library.refusion_edge_error().decode())
 
 
 def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path) -> None:

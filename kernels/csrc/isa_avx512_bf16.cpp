@@ -1,0 +1,8 @@
+// As avx512, with dot products of pairs in bf16.
+#define REFUSION_ISA avx512_bf16
+#define REFUSION_BF16
+#define REFUSION_LANES 16
+#define REFUSION_OUTPUT_BLOCK 8
+#define REFUSION_VECTOR_BLOCK 3
+#define REFUSION_TABLE avx512_bf16_kernels
+#include "isa.inc"
