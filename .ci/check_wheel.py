@@ -32,6 +32,7 @@ REQUIRED = (
     *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),
     *(f"refusion_edge/train/presets/{preset}.toml" for preset in ("default", "paper")),
     "refusion_edge/samples/ir_vis/ir/street.png",
+    "refusion_edge/vectors/ir_vis.npz",
     "refusion_edge/evaluation/page.html.j2",
 )
 MAX_MB = 4.0
