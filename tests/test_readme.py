@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.cli import VERBS
 from refusion_edge.images import read_image, write_image
 from refusion_edge.samples import sample_paths
-from refusion_edge.weights import weights_path
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -37,21 +33,6 @@ def test_python_example_runs(pictures: None) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 5
     exec(compile(code, "README.md", "exec"), {})
     assert read_image("fused.png").shape == (288, 384, 3)
-
-
-def test_shell_examples_run(pictures: None, run_cli: Callable[..., tuple[int, str, str]]) -> None:
-    pytest.importorskip("torch", reason="the example with an official checkpoint needs one in its format, which torch writes")
-    write_pth("ReFusion_IVIF.pth", Checkpoint(None, read_checkpoint(weights_path("ir_vis")).state))
-    commands = [
-        shlex.split(line, comments=True)[1:]
-        for block in blocks("sh")
-        for line in block.splitlines()
-        if line.startswith("refusion-edge ")
-    ]
-    assert len(commands) >= 4
-    for words in commands:
-        code, _, err = run_cli(*words)
-        assert code == 0, (words, err)
 
 
 def test_every_verb_is_listed() -> None:
