@@ -42,6 +42,7 @@ SIZES = "40x48"
 ELSEWHERE = {
     "refusion-edge build --task ir_vis --precision int8": "tests/tensorrt/test_rtx.py",
     "refusion-edge verify bundles/ir_vis-int8": "tests/tensorrt/test_rtx.py",
+    "refusion-edge selftest": "tests/test_selftest.py",
     "torchrun": "tests/train/test_ranks.py",
     "cmake": "tests/native/test_c_example.py",
     "build/c/fuse_pgm": "tests/native/test_c_example.py",
@@ -109,7 +110,7 @@ def documented_files(bundle: Path) -> None:
             shutil.copy(file, Path("DIR", folder, f"{pair.name}{file.suffix}"))
     with contextlib.suppress(ImportError):
         write_pth("ReFusion_IVIF.pth", Checkpoint(None, read_checkpoint(weights_path("ir_vis")).state))
-    for name in ("a", "b", "NAME", "ir_vis-fp16-onnxruntime"):
+    for name in ("a", "b", "ir_vis-fp16-onnxruntime"):
         shutil.copytree(bundle, Path("bundles", name))
 
 
