@@ -53,7 +53,7 @@ class SymInt32:
         self.value = value
 
 
-class SymExprs(list):  # type: ignore[type-arg]
+class SymExprs(list[SymInt32]):
     @classmethod
     def from_tuple(cls, values: list[SymInt32]) -> SymExprs:
         assert all(isinstance(value, SymInt32) for value in values)
