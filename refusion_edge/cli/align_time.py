@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, length_m, nonempty
+from refusion_edge.cli.options import add_json, length_m, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -106,18 +106,8 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
 
 
 def _seconds(text: str) -> float:
-    return _number(text, 3, 600)
+    return number_between(text, 3, 600)
 
 
 def _milliseconds(text: str) -> float:
-    return _number(text, 1, 10_000)
-
-
-def _number(text: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got '{text}'")
-    return value
+    return number_between(text, 1, 10_000)

@@ -80,3 +80,18 @@ def require_both(first: str | None, second: str | None, names: str) -> None:
     """
     if (first is None) != (second is None):
         raise UsageError(f"expected both of {names} or neither, got one; add the other.")
+
+
+def number_between(text: str, least: float, most: float) -> float:
+    """Read a number from ``least`` to ``most``.
+
+    Raises:
+        ArgumentTypeError: It is none, or lies outside.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got '{text}'")
+    return value

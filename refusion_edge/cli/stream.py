@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty
+from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.calibration.tracking import OnlineRefinement
@@ -221,36 +221,26 @@ def _print_report(report: dict[str, Any]) -> None:
 
 
 def _milliseconds(text: str) -> float:
-    return _number(text, 0, 1e6)
+    return number_between(text, 0, 1e6)
 
 
 def _signed_milliseconds(text: str) -> float:
-    return _number(text, -1e6, 1e6)
+    return number_between(text, -1e6, 1e6)
 
 
 def _seconds(text: str) -> float:
-    return _number(text, 0, 1e6)
+    return number_between(text, 0, 1e6)
 
 
 def _pixels(text: str) -> float:
-    return _number(text, 0.1, 100)
+    return number_between(text, 0.1, 100)
 
 
 def _distance(text: str) -> float:
-    return float("inf") if text in ("inf", "far") else _number(text.removesuffix("m"), 1e-3, 1e6)
+    return float("inf") if text in ("inf", "far") else number_between(text.removesuffix("m"), 1e-3, 1e6)
 
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
     return int(text)
-
-
-def _number(text: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got '{text}'")
-    return value
