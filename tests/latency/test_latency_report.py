@@ -179,6 +179,17 @@ def test_a_sweep_goes_on_where_it_stopped(make_row: Callable[..., Row]) -> None:
     assert SweepLog(path, configuration).rows == {row.identity: row for row in (first, second)}
 
 
+def test_what_was_not_stable_is_measured_again(make_row: Callable[..., Row]) -> None:
+    path = Path("sweep.jsonl")
+    unsteady, steady = make_row(None), make_row(5.0)
+    SweepLog(path, {}).add(unsteady)
+    log = SweepLog(path, {})
+    assert log.rows == {}
+    log.add(steady)
+    assert SweepLog(path, {}).rows == {steady.identity: steady}
+    assert read_rows(path)[1] == (unsteady, steady)
+
+
 def test_another_configuration_is_not_continued(make_row: Callable[..., Row]) -> None:
     path = Path("sweep.jsonl")
     SweepLog(path, {"plan": {"seconds": 3.0}, "backend": "auto"}).add(make_row(5.0))
