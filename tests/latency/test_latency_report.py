@@ -16,6 +16,7 @@ import pytest
 from refusion_edge.errors import InputError, RefusionError, UsageError
 from refusion_edge.latency.comparison import compare
 from refusion_edge.latency.deadline import hold
+from refusion_edge.latency.device_limits import DeviceLimits
 from refusion_edge.latency.limits import Limits
 from refusion_edge.latency.lines import SweepLog, read_rows
 from refusion_edge.latency.load import Load
@@ -60,7 +61,8 @@ def report(clock: MadeUpClock, make_subject: MakeSubject, make_row: Callable[...
     jumped = replace(make_row(5.0), jumps_ms=(12.0,))
     return Report(
         now_utc(), describe_machine(), describe_versions({"onnxruntime"}), clock.name, plan, load, load, Limits(100.0, 10.0, 2),
-        (jumped, make_row(None, name="unsteady")), compare(first, second, plan, clock), (rate,),
+        DeviceLimits("a GPU", 2e4, 100.0), (jumped, make_row(None, name="unsteady")),
+        compare(first, second, plan, clock), (rate,),
     )  # fmt: skip
 
 
