@@ -4,7 +4,12 @@ python -m benchmarks.meta_agreement RUN --data DIR [--pairs 1 2 8] [--batches 8]
 
 Takes F, P and R from a run's newest checkpoint and prints, for each batch size, the mean cosine between the
 meta-gradients of independent batches (1: all agree, 0: noise), as they are and with the brightness shift left out, and
-seconds and peak GPU memory of one meta-gradient.
+seconds and peak GPU memory of one meta-gradient. First with the run's tone curves, as it trains, then without: R cannot
+know which curve a source went through, so what it gets wrong about brightness is another thing in every crop.
+
+Before that, the leverage of P on these crops: the mean of w (1 - w) |a - b|, by which a change of a logit changes what
+the intensity term asks for, relative to the largest possible one, |a - b| / 4; the same for v and gradient magnitudes.
+A prior that has made up its mind, or sources that agree, leave P nothing to decide.
 """
 
 from __future__ import annotations
@@ -19,12 +24,14 @@ from torch import Tensor
 
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import PairCollection, survey
-from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.crops import PLAIN, crop_batch
 from refusion_edge.train.diagnostics import agreement
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, fusion_gradient, meta_gradient
 from refusion_edge.train.session import choose_device
+from refusion_edge.train.sobel import gradient_magnitude
 from refusion_edge.train.state import initial_state, read_state, restore
+from refusion_edge.train.tone import ToneSettings
 
 
 def main() -> int:
@@ -45,15 +52,17 @@ def main() -> int:
     restore(state, checkpoint)
     networks = build_networks(settings)
     collection = PairCollection(survey(options.data, find_task(checkpoint.task), options.crop).entries)
-    objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient)
+    objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
 
-    def batch(stream: int, index: int, pairs: int) -> Batch:
-        crops = crop_batch(collection, index, batch=pairs, crop_px=options.crop, seed=settings.run.seed, stream=stream)
+    def batch(stream: int, index: int, pairs: int, tone: ToneSettings) -> Batch:
+        crops = crop_batch(
+            collection, index, batch=pairs, crop_px=options.crop, seed=settings.run.seed, stream=stream, tone=tone
+        )
         return Batch.in_both_orders(*(plane.to(device) for plane in crops))
 
-    def gradient(index: int, pairs: int, *, centred: bool) -> Tensor:
+    def gradient(index: int, pairs: int, tone: ToneSettings, *, centred: bool) -> Tensor:
         # Streams of their own, so that no crop is one of the run's steps.
-        train, test = batch(11, index, pairs), batch(12, index, pairs)
+        train, test = batch(11, index, pairs, tone), batch(12, index, pairs, tone)
         phi = {name: tensor.detach().requires_grad_() for name, tensor in state.phi.items()}
         weights = networks.propose(phi, train.a[:pairs], train.b[:pairs])
         inner = fusion_gradient(networks, state.theta, train, weights, objective)
@@ -62,15 +71,40 @@ def main() -> int:
         return torch.cat([tensor.flatten().cpu() for tensor in found.gradient.values()])
 
     print(f"{checkpoint.path}, step {checkpoint.counters.step}, {options.batches} batches, crops of {options.crop}, {device}")
-    print("pairs  agreement  centred  seconds  peak MiB")
-    for pairs in options.pairs:
-        started = time.perf_counter()
-        plain = [gradient(index, pairs, centred=False) for index in range(options.batches)]
-        seconds = (time.perf_counter() - started) / options.batches
-        centred = [gradient(index, pairs, centred=True) for index in range(options.batches)]
-        peak = f"{torch.cuda.max_memory_allocated() / 2**20:8.0f}" if device.type == "cuda" else "       -"
-        print(f"{pairs:5}  {agreement(plain):9.2f}  {agreement(centred):7.2f}  {seconds:7.2f}  {peak}")
+    seen = batch(11, 0, 4 * max(options.pairs), settings.tone)
+    with torch.no_grad():
+        proposed = networks.propose(state.phi, *(plane.chunk(2)[0] for plane in (seen.a, seen.b)))
+    for name, weight, view in (
+        ("w", proposed.intensity, torch.clone),
+        ("v", proposed.gradient, gradient_magnitude),
+    ):
+        print(f"leverage of {name}: {leverage(weight, view(seen.first), view(seen.second)):.3f}")
+    print("curves  pairs  agreement  centred  seconds  peak MiB")
+    for curves, tone in (("the run's", settings.tone), ("none", PLAIN)):
+        if curves == "none" and settings.tone.share == 0:
+            break
+        for pairs in options.pairs:
+            started = time.perf_counter()
+            plain = [gradient(index, pairs, tone, centred=False) for index in range(options.batches)]
+            seconds = (time.perf_counter() - started) / options.batches
+            centred = [gradient(index, pairs, tone, centred=True) for index in range(options.batches)]
+            peak = f"{torch.cuda.max_memory_allocated() / 2**20:8.0f}" if device.type == "cuda" else "       -"
+            print(
+                f"{curves:9}{pairs:4}  {agreement(plain):9.2f}  {agreement(centred):7.2f}  {seconds:7.2f}  {peak}", flush=True
+            )
     return 0
+
+
+def leverage(weight: Tensor, first: Tensor, second: Tensor) -> float:
+    """How much of its largest possible say a proposal has, [0, 1].
+
+    Args:
+        weight: Weight of the first input, (B, 1, H, W).
+        first: What is weighted of the first input, same shape.
+        second: The same of the second.
+    """
+    difference = (first - second).abs()
+    return ((4 * weight * (1 - weight) * difference).sum() / difference.sum()).item()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from refusion_edge.parameters import NUM_BLOCKS
 
 
 def official_fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """F as the official release computes it: planes apart, norms on transposed copies, attention head by head."""
+    """F as the official release computes it: planes apart, norms in single operations, attention head by head."""
 
     def conv(name: str, x: Tensor, **options: int) -> Tensor:
         return F.conv2d(x, parameters[f"{name}.weight"], **options)

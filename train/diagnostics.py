@@ -22,12 +22,15 @@ from refusion_edge.train.defocus import defocused_pair
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import LossWeights, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
+from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.settings import GuardSettings, Settings
 from refusion_edge.train.sobel import gradient_magnitude
 
 SHARP_PSNR = "PSNR-sharp"
 
 _LOGGED_METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "VIF", "Qabf", "SSIM")
+# Guarded diagnostics of what F makes, which P moves only through the loss.
+_OF_FUSION = ("swap", "share", "position")
 # Pixels count for the position between the sources where these differ by more than this.
 _DISTINCT = 0.1
 # Counter stream of held crops, apart from those of training.
@@ -55,10 +58,12 @@ class Held:
 
     Attributes:
         batch: Fixed crops in both orders.
+        prior: What the prior alone proposes for the crops with source a first.
         images: Whole images.
     """
 
     batch: Batch
+    prior: LossWeights
     images: tuple[HeldImage, ...]
 
 
@@ -75,7 +80,10 @@ def hold(collection: PairCollection, settings: Settings, device: torch.device) -
     count = min(settings.validation.images, len(collection))
     picked = [round(index * (len(collection) - 1) / max(1, count - 1)) for index in range(count)]
     images = tuple(_held_image(collection, which, settings.run.seed) for which in picked)
-    return Held(Batch.in_both_orders(*(plane.to(device) for plane in crops)), images)
+    a, b = (plane.to(device) for plane in crops)
+    proposal = settings.proposal
+    prior = LossWeights.from_logits(PRIORS[proposal.prior](a, b, proposal.gradient_sharpness))
+    return Held(Batch.in_both_orders(a, b), prior, images)
 
 
 @torch.no_grad()
@@ -84,10 +92,11 @@ def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
 
     Returns:
         ``w``, ``v``: mean weight of source a, ``_spread``: its spatial standard deviation, ``_between``: that of the
-        images' means, ``_slot``: mean weight of a as first input minus as second. ``share``: least-squares share of a
-        in the output. ``position``: where the output lies between the darker (0) and the brighter (1) source.
-        ``swap``: mean change of the output when the inputs are swapped. ``sharpness``: gradient magnitude relative to
-        the larger of the sources'. ``reconstruction_*``: terms of L_r, for both orders.
+        images' means, ``_slot``: mean weight of a as first input minus as second, ``_moved``: mean distance of the
+        weight from the prior's, where the sources differ. ``share``: least-squares share of a in the output.
+        ``position``: where the output lies between the darker (0) and the brighter (1) source. ``swap``: mean change
+        of the output when the inputs are swapped. ``sharpness``: gradient magnitude relative to the larger of the
+        sources'. ``reconstruction_*``: terms of L_r, for both orders.
     """
     batch = held.batch
     pairs = len(batch.a) // 2
@@ -96,12 +105,15 @@ def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     forth, back = fused[:pairs], fused[pairs:]
     weights = networks.propose(phi, a, b)
     found = {**_of_weights("w", weights.intensity), **_of_weights("v", weights.gradient)}
+    magnitude_a, magnitude_b = gradient_magnitude(a), gradient_magnitude(b)
+    found["w_moved"] = _moved(weights.intensity[:pairs], held.prior.intensity, a - b)
+    found["v_moved"] = _moved(weights.gradient[:pairs], held.prior.gradient, magnitude_a - magnitude_b)
     found["share"] = _ratio(((forth - b) * (a - b)).sum(), (a - b).square().sum())
     darker, brighter = torch.minimum(a, b), torch.maximum(a, b)
     distinct = brighter - darker > _DISTINCT
     found["position"] = _mean(((forth - darker) / (brighter - darker).clamp(min=_DISTINCT))[distinct])
     found["swap"] = _mean((forth - back).abs())
-    larger = torch.maximum(gradient_magnitude(a), gradient_magnitude(b))
+    larger = torch.maximum(magnitude_a, magnitude_b)
     found["sharpness"] = _ratio(gradient_magnitude(forth).sum(), larger.sum())
     for order, plane in (("forth", forth), ("back", back)):
         loss = reconstruction_loss(*networks.reconstruct(rho, plane), a, b)
@@ -166,17 +178,23 @@ def distances(found: dict[str, float], limits: GuardSettings) -> dict[str, float
 
 
 def collapse(found: dict[str, float], limits: GuardSettings, reference: dict[str, float]) -> str:
-    """Say which guarded diagnostic left its limits; empty if none did.
+    """Say which guarded diagnostic left its limits through P; empty if none did.
 
-    What P did not cause is no reason to freeze it: F from scratch may be beyond a limit for a while. What was beyond
-    its limit when P began to learn has to become worse by a margin.
+    What P did not cause is no reason to freeze it. F from scratch may be beyond a limit for a while: what was beyond
+    its limit when P began to learn has to become worse by a margin. And what F makes of the sources follows the prior
+    first: where one source is the brighter or the sharper one nearly everywhere, a healthy share is close to 0 or 1. So
+    a diagnostic of F counts as beyond its limits no further than P has moved the weights from the prior, less the margin.
     """
+    reach = max(found["w_moved"], found["v_moved"]) - limits.margin
+
+    def caused(name: str, distance: float) -> float:
+        return min(distance, reach) if name in _OF_FUSION else distance
 
     def allowed(name: str) -> float:
         before = reference.get(name, 0.0)
         return before + limits.margin if before > 0 else 0.0
 
-    worse = [name for name, distance in distances(found, limits).items() if distance > allowed(name)]
+    worse = [name for name, distance in distances(found, limits).items() if caused(name, distance) > allowed(name)]
     return ", ".join(f"{name} = {found[name]:.3f}" for name in worse)
 
 
@@ -219,6 +237,12 @@ def _of_weights(name: str, both: Tensor) -> dict[str, float]:
         # As second input, source a has what the first leaves.
         f"{name}_slot": (forth.mean() - (1 - back).mean()).item(),
     }
+
+
+def _moved(weight: Tensor, prior: Tensor, difference: Tensor) -> float:
+    """Mean distance between two weights, pixels counting by how much the choice of the source matters there."""
+    importance = difference.square()
+    return _ratio(((weight - prior).abs() * importance).sum(), importance.sum())
 
 
 def _metrics(names: Sequence[str]) -> list[Metric]:

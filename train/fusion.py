@@ -13,7 +13,7 @@ from refusion_edge.train.layers import (
     Parameters,
     block,
     dense,
-    depthwise,
+    expand,
     initialise,
     pointwise,
     projected_attention,
@@ -52,19 +52,17 @@ def initial_fusion(generator: torch.Generator) -> Parameters:
 
 
 def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> Tensor:
-    def convolved(name: str, x: Tensor) -> Tensor:
-        return pointwise(x, parameters[f"FM.{name}.weight"])
+    def weight(name: str) -> Tensor:
+        return parameters[f"FM.{name}.weight"]
 
-    def gathered(name: str, x: Tensor) -> Tensor:
-        return depthwise(x, parameters[f"FM.{name}.weight"])
-
-    q1, k1, v1 = gathered("qkv1_dwconv", convolved("qkv1", x1)).chunk(3, dim=-1)
-    q2, k2, v2 = gathered("qkv2_dwconv", convolved("qkv2", x2)).chunk(3, dim=-1)
+    q1, k1, v1 = expand(x1, weight("qkv1"), weight("qkv1_dwconv"), 3)
+    q2, k2, v2 = expand(x2, weight("qkv2"), weight("qkv2_dwconv"), 3)
     # Crossed: the queries of one source ask the keys of the other.
-    x1 = x1 + projected_attention(q2, k1, v1, parameters["FM.temperature1"], parameters["FM.project_mid1.weight"])
-    x2 = x2 + projected_attention(q1, k2, v2, parameters["FM.temperature2"], parameters["FM.project_mid2.weight"])
+    x1 = x1 + projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"))
+    x2 = x2 + projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"))
     both = torch.cat((x1, x2), dim=-1)
-    gate1, gate2 = gathered("project_E_d", convolved("project_E", both)).chunk(2, dim=-1)
-    gated1 = F.gelu(gate1) * gathered("project_E1_d", convolved("project_E1", x1))
-    gated2 = F.gelu(gate2) * gathered("project_E2_d", convolved("project_E2", x2))
-    return both + convolved("project_out1", gated1) + convolved("project_out2", gated2)
+    gate1, gate2 = expand(both, weight("project_E"), weight("project_E_d"), 2)
+    (update1,) = expand(x1, weight("project_E1"), weight("project_E1_d"), 1)
+    (update2,) = expand(x2, weight("project_E2"), weight("project_E2_d"), 1)
+    gated1, gated2 = F.gelu(gate1) * update1, F.gelu(gate2) * update2
+    return both + pointwise(gated1, weight("project_out1")) + pointwise(gated2, weight("project_out2"))

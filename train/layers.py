@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refusion_edge.kernels.channel_attention import NORM_FLOOR
+from refusion_edge.kernels.channel_products import channel_products
 from refusion_edge.kernels.layer_norm import EPSILON
 from refusion_edge.parameters import EXPANSION, NUM_HEADS, Shape
 
@@ -49,7 +50,31 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """1x1 convolution, (B, H, W, C) to (B, H, W, C')."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        # oneDNN multiplies matrices as narrow as these faster than BLAS does. On one thread torch gives it a 1x1 kernel only
+        # where that is dilated, which makes no difference to a 1x1 kernel.
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, dilation=2).permute(0, 2, 3, 1)
     return F.linear(x, weight.flatten(1))
+
+
+def expand(x: Tensor, weight: Tensor, spread: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """1x1 convolution to more channels, a depthwise 3x3 one of them, and the result cut into parts of equal size.
+
+    Args:
+        x: (B, H, W, C).
+        weight: (parts * C', C, 1, 1).
+        spread: (parts * C', 1, 3, 3).
+        parts: Number of parts.
+
+    Returns:
+        The parts, each (B, H, W, C').
+    """
+    if x.device.type == "cpu":
+        # Part by part: each lies contiguous and fits the cache better, and no gradients have to be joined.
+        pairs = zip(weight.chunk(parts), spread.chunk(parts), strict=True)
+        return tuple(depthwise(pointwise(x, own), own_spread) for own, own_spread in pairs)
+    # Fewer launches count for more on a GPU.
+    return depthwise(pointwise(x, weight), spread).chunk(parts, dim=-1)
 
 
 def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor) -> Tensor:
@@ -74,10 +99,10 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
     with torch.autocast(v.device.type, enabled=False):
         wide = torch.promote_types(v.dtype, torch.float32)
         queries, keys = q.flatten(1, 2).to(wide), k.flatten(1, 2).to(wide)
-        gram = queries.transpose(1, 2) @ keys
+        gram, query_squares, key_squares = channel_products(queries, keys)
         # Clamped below the root: the root of 0, for a channel of a black picture, would have no gradient but NaN.
-        query_norms = queries.square().sum(dim=1).clamp(min=NORM_FLOOR**2).sqrt()
-        key_norms = keys.square().sum(dim=1).clamp(min=NORM_FLOOR**2).sqrt()
+        query_norms = query_squares.clamp(min=NORM_FLOOR**2).sqrt()
+        key_norms = key_squares.clamp(min=NORM_FLOOR**2).sqrt()
         row_temperature = temperature.to(wide).expand(num_heads, channels // num_heads, 1).reshape(channels, 1)
         scores = gram / (query_norms[:, :, None] * key_norms[:, None, :]) * row_temperature
         head = torch.arange(channels, device=v.device) // (channels // num_heads)
@@ -101,16 +126,15 @@ def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     Source:
         Restormer (Zamir et al., CVPR 2022); ``refusion_edge.model.TransformerBlock`` in the other memory layout.
     """
-    q, k, v = depthwise(
-        pointwise(_norm(parameters, f"{name}.norm1", x), parameters[f"{name}.attn.qkv.weight"]),
-        parameters[f"{name}.attn.qkv_dwconv.weight"],
-    ).chunk(3, dim=-1)
-    x = x + projected_attention(q, k, v, parameters[f"{name}.attn.temperature"], parameters[f"{name}.attn.project_out.weight"])
-    gate, update = depthwise(
-        pointwise(_norm(parameters, f"{name}.norm2", x), parameters[f"{name}.ffn.project_in.weight"]),
-        parameters[f"{name}.ffn.dwconv.weight"],
-    ).chunk(2, dim=-1)
-    return x + pointwise(F.gelu(gate) * update, parameters[f"{name}.ffn.project_out.weight"])
+    attention, feed_forward = f"{name}.attn", f"{name}.ffn"
+    normalised = _norm(parameters, f"{name}.norm1", x)
+    q, k, v = expand(normalised, parameters[f"{attention}.qkv.weight"], parameters[f"{attention}.qkv_dwconv.weight"], 3)
+    temperature, projection = parameters[f"{attention}.temperature"], parameters[f"{attention}.project_out.weight"]
+    x = x + projected_attention(q, k, v, temperature, projection)
+    normalised = _norm(parameters, f"{name}.norm2", x)
+    weight, spread = parameters[f"{feed_forward}.project_in.weight"], parameters[f"{feed_forward}.dwconv.weight"]
+    gate, update = expand(normalised, weight, spread, 2)
+    return x + pointwise(F.gelu(gate) * update, parameters[f"{feed_forward}.project_out.weight"])
 
 
 def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors.torch import save
@@ -134,11 +135,14 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
         report: Is given the progress in [0, 1] and the state of the run in a few words.
 
     Raises:
-        TrainingError: The loss is not a number any more; the batch is stored beside the checkpoints.
+        UsageError: The engine is for one rank only, and there are more.
+        TrainingError: A loss or a parameter is not a number any more; the batch is stored beside the checkpoints.
         BackendError: Another rank is gone.
         OutputError: A checkpoint cannot be written; earlier ones stay.
     """
     settings, ranks, device = run.settings, run.ranks, run.ranks.device
+    if settings.meta.engine == "double" and ranks.size > 1:
+        raise UsageError(f"expected one rank for meta.engine = double, got {ranks.size}; set meta.engine=exact.")
     counters = state.counters
     draw = partial(
         crop_batch,
@@ -186,6 +190,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 batch = _both_orders(draw(step, crop_px=crop_px, stream=_TRAIN), state, device)
 
                 # Gradients. The pass of F serves the inner update and its own update alike.
+                test = None
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.machine.bf16, cache_enabled=False):
                     phi = {name: tensor.detach().requires_grad_(action.meta) for name, tensor in state.phi.items()}
                     pairs = len(batch.a) // 2
@@ -203,8 +208,10 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                         judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch, ranks.average)
                         values["reconstruction_intensity"] = judged.loss.intensity.item()
                         values["reconstruction_gradient"] = judged.loss.gradient.item()
-                if ranks.largest([float(not all(map(math.isfinite, values.values())))])[0]:
-                    _give_up(run, batch, weights, values, step)
+                        values["reconstruction_gradient_norm"] = _norm(judged.gradient)
+                bad = [name for name, value in values.items() if not math.isfinite(value)]
+                if ranks.largest([float(bool(bad))])[0]:
+                    _give_up(run, batch, test, weights, bad or ["the losses of another rank"], step)
 
                 # Updates.
                 if action.meta:
@@ -220,6 +227,9 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                         apply(state.optimisers["fusion"], state.theta, fusion.gradient, rate)
                     apply(state.optimisers["reconstruction"], state.rho, judged.gradient, rate)
                     _follow(state, average_decay(settings.optimiser, settings.run, step))
+                # The same on every rank, so none has to be asked. A checkpoint never holds what no run can go on from.
+                if bad := _not_finite(state):
+                    _give_up(run, batch, test, weights, bad, step)
                 counters.step += 1
 
                 # Record, validation, checkpoint.
@@ -303,15 +313,26 @@ def _validate(run: Run, networks: Networks, state: TrainingState, log: RunLog, *
             tensor.copy_(state.phi[name])
 
 
-def _give_up(run: Run, batch: Batch, weights: LossWeights, values: dict[str, float], step: int) -> None:
-    """Store the batch that broke the run, and stop."""
+def _not_finite(state: TrainingState) -> list[str]:
+    """Which networks have parameters that are NaN or infinite."""
+    networks = {"F": state.theta, "P": state.phi, "R": state.rho}
+    return [
+        f"parameters of {name}"
+        for name, parameters in networks.items()
+        if not torch.isfinite(torch.stack([tensor.abs().max() for tensor in parameters.values()])).all()
+    ]
+
+
+def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, bad: list[str], step: int) -> NoReturn:
+    """Store the batches that broke the run, and stop."""
     path = run.folder / FAILED_NAME
     tensors = {"first": batch.first, "second": batch.second, "w": weights.intensity, "v": weights.gradient}
+    if test is not None:
+        tensors |= {"test_first": test.first, "test_second": test.second}
     if run.ranks.is_first:
         write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-    bad = [name for name, value in values.items() if not math.isfinite(value)] or ["the loss of another rank"]
     raise TrainingError(
-        f"expected finite losses, got {', '.join(bad)} as NaN or infinity at step {step}; look at the batch in {path} and "
+        f"expected finite numbers, got NaN or infinity in {', '.join(bad)} at step {step}; look at the batch in {path} and "
         "resume from the last checkpoint with a smaller learning rate."
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from refusion_edge.errors import BackendError
 from refusion_edge.train.crops import CropSource, crop_batch
 from refusion_edge.train.losses import LossWeights
 from refusion_edge.train.meta import (
@@ -95,6 +96,9 @@ def probe(
 
     Returns:
         Best of two calls after one warm-up call each, on the wall clock, with the device idle at both ends.
+
+    Raises:
+        BackendError: No shape fits into the GPU's memory.
     """
     objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
     engine = "exact" if settings.meta.engine == "off" else settings.meta.engine
@@ -113,13 +117,16 @@ def probe(
             continue
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
         timings.append(Timing(crop_px, batch, update_s, cycle_s, peak))
+    if not timings:
+        raise BackendError("expected memory for the smallest of the shapes, got too little; free some or use --device cpu.")
     return timings
 
 
 def shapes_for(device: torch.device, least_side_px: int) -> list[tuple[int, int]]:
     """Shapes worth timing on a device, as sides of a crop and pairs per step."""
     crops, batches = (CUDA_CROPS_PX, CUDA_BATCHES) if device.type == "cuda" else (CPU_CROPS_PX, CPU_BATCHES)
-    return [(crop_px, batch) for crop_px in crops if crop_px <= least_side_px for batch in batches]
+    fitting = [crop_px for crop_px in crops if crop_px <= least_side_px] or [least_side_px]
+    return [(crop_px, batch) for crop_px in fitting for batch in batches]
 
 
 def propose_shape(timings: Sequence[Timing], settings: Settings, max_s: float) -> Timing:

@@ -13,6 +13,7 @@ import torch
 
 from refusion_edge import __version__
 from refusion_edge.errors import BackendError, CheckpointError, UsageError
+from refusion_edge.files import output_error
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import Entry, PairCollection, Survey, split_held, survey
 from refusion_edge.train.diagnostics import hold, score_of
@@ -106,7 +107,7 @@ def run_session(request: Request, console: Console) -> Outcome:
         kept, held = split_held(found.entries, settings.validation.held)
         remark(f"{len(kept)} pairs to train on, {len(held)} held back for validation")
         data = settings.data
-        collection = PairCollection(kept, data.cache_mib << 20, data.sharp_scale, remark, data.repeat)
+        collection = PairCollection(kept, data.cache_mib << 20, data.sharp_scale, console.remark, data.repeat)
         held_collection = PairCollection(held, data.cache_mib << 20, data.sharp_scale, remark)
         theta = None
         if request.init is not None:
@@ -121,13 +122,19 @@ def run_session(request: Request, console: Console) -> Outcome:
             if checkpoint.pairs != tuple(entry.name for entry in kept):
                 remark(f"{len(checkpoint.pairs)} pairs were there when the run began; it goes on, but will not repeat exactly")
             remark(f"resuming {checkpoint.path} at step {state.counters.step}")
-        output.mkdir(parents=True, exist_ok=True)
+        _make_folder(output)
         max_s = math.inf if request.max_minutes is None else request.max_minutes * 60
         run = Run(request.task, settings, collection, hold(held_collection, settings, ranks.device), output, ranks, max_s)
         if not ranks.is_first:
             return train(run, networks, state, _Silent(output), lambda *_: None)
         with RunLog(output) as log:
             log.write("start", state.counters.step, _facts(request, settings, ranks, found))
+
+            def report(sentence: str) -> None:
+                remark(sentence)
+                log.write("remark", state.counters.step, {"text": sentence})
+
+            collection.report = report
             return train(run, networks, state, log, console.progress)
     finally:
         torch.use_deterministic_algorithms(deterministic_before)
@@ -194,6 +201,13 @@ def survey_for(request: Request, settings: Settings, console: Console) -> Survey
         sharp_scale=settings.data.sharp_scale,
         progress=console.files,
     )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 class _Silent(RunLog):

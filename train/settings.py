@@ -7,8 +7,9 @@ A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]
 from __future__ import annotations
 
 import difflib
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -136,7 +137,8 @@ class GuardSettings:
         swap: Largest mean change of the output when the inputs are swapped.
         share: Least and largest share of source a in the output.
         position: Least and largest position between the darker (0) and the brighter (1) source.
-        margin: How much further a diagnostic may go that was beyond its limit before P began to learn.
+        margin: How much further a diagnostic may go that was beyond its limit before P began to learn, and how far P may
+            move the weights before ``swap``, ``share`` and ``position`` count as its doing.
     """
 
     slot: float
@@ -225,36 +227,53 @@ class Settings:
     machine: MachineSettings
 
     def __post_init__(self) -> None:
-        positive = {
-            "run.steps": self.run.steps,
-            "run.batch": self.run.batch,
-            "meta.every": self.meta.every,
-            "meta.accumulate": self.meta.accumulate,
-            "meta.inner_rate": self.meta.inner_rate,
+        run, meta, optimiser, tone = self.run, self.meta, self.optimiser, self.tone
+        above_zero = {
+            "run.steps": run.steps,
+            "run.batch": run.batch,
             "loss.coefficient_rise": self.loss.coefficient_rise,
-            "optimiser.decay_every": self.optimiser.decay_every,
+            "meta.every": meta.every,
+            "meta.accumulate": meta.accumulate,
+            "meta.inner_rate": meta.inner_rate,
+            "meta.learning_rate": meta.learning_rate,
+            "optimiser.learning_rate": optimiser.learning_rate,
+            "optimiser.decay_every": optimiser.decay_every,
             "validation.every": self.validation.every,
             "validation.crops": self.validation.crops,
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep": self.checkpoint.keep,
             "data.sharp_scale": self.data.sharp_scale,
-            "tone.least_gain": self.tone.least_gain,
+            "tone.least_gain": tone.least_gain,
         }
-        for name, value in positive.items():
-            if value <= 0:
-                raise UsageError(f"expected {name} above 0, got {value}.")
-        for beginning, times in self.data.repeat.items():
-            if times < 1:
-                raise UsageError(f"expected data.repeat.{beginning} of at least 1, got {times}.")
-        for name, side in (("run.crop_px", self.run.crop_px), ("run.late_crop_px", self.run.late_crop_px)):
-            if side < _MIN_CROP:
-                raise UsageError(f"expected {name} of at least {_MIN_CROP}, got {side}.")
-        if not 0 <= self.tone.share <= 1:
-            raise UsageError(f"expected tone.share from 0 to 1, got {self.tone.share}.")
-        if self.tone.gamma < 1:
-            raise UsageError(f"expected tone.gamma of at least 1, got {self.tone.gamma}.")
-        if self.tone.least_gain > 1:
-            raise UsageError(f"expected tone.least_gain of at most 1, got {self.tone.least_gain}.")
+        at_least_zero = {
+            "run.seed": run.seed,
+            "loss.coefficient": self.loss.coefficient,
+            "proposal.clip": self.proposal.clip,
+            "meta.phase": meta.phase,
+            "meta.eps": meta.eps,
+            "optimiser.warm_up_steps": optimiser.warm_up_steps,
+            "guard.margin": self.guard.margin,
+            "validation.images": self.validation.images,
+            "data.cache_mib": self.data.cache_mib,
+        }
+        shares = {
+            "run.late_from": run.late_from,
+            "loss.coefficient_start": self.loss.coefficient_start,
+            "meta.warm_up": meta.warm_up,
+            "optimiser.floor": optimiser.floor,
+            "optimiser.ema": optimiser.ema,
+            "optimiser.fusion_frozen": optimiser.fusion_frozen,
+            "validation.held": self.validation.held,
+            "tone.share": tone.share,
+        }
+        repeats = {f"data.repeat.{beginning}": times for beginning, times in self.data.repeat.items()}
+        crops = {"run.crop_px": run.crop_px, "run.late_crop_px": run.late_crop_px}
+        _require(above_zero, lambda value: value > 0, "above 0")
+        _require(at_least_zero, lambda value: value >= 0, "of at least 0")
+        _require(shares, lambda value: 0 <= value <= 1, "from 0 to 1")
+        _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "of at least 1")
+        _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "of at most 1")
+        _require(crops, lambda value: value >= _MIN_CROP, f"of at least {_MIN_CROP}")
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
                 "expected float32 for the engine exact-fd, got machine.bf16 = true, which rounds its differences away; "
@@ -313,6 +332,12 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
             raise UsageError(f"expected --set section.key=value, got '{assignment}'.")
         _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
     return Settings.from_tables(tables)
+
+
+def _require(values: Mapping[str, float], fits: Callable[[float], bool], expected: str) -> None:
+    for name, value in values.items():
+        if not fits(value):
+            raise UsageError(f"expected {name} {expected}, got {value}.")
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
@@ -376,7 +401,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     elif origin is dict:
         fits, expected = isinstance(value, Mapping), "a table of numbers"
     elif kind is float:
-        fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        expected = "a number"
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
 from refusion_edge.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
-from refusion_edge.errors import CheckpointError
+from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import write_atomically
 from refusion_edge.train.fusion import initial_fusion
 from refusion_edge.train.layers import Parameters
@@ -207,10 +207,14 @@ def read_state(path: Path) -> TrainingCheckpoint:
         raise CheckpointError(
             f"expected the schema {TRAINING_SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint."
         )
-    counters = Counters(**about["counters"])
-    return TrainingCheckpoint(
-        path, about["task"], Settings.from_tables(about["settings"]), counters, tuple(about["pairs"]), tensors
-    )
+    try:
+        settings, counters = Settings.from_tables(about["settings"]), Counters(**about["counters"])
+        return TrainingCheckpoint(path, about["task"], settings, counters, tuple(about["pairs"]), tensors)
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(
+            f"expected the settings and counters of this version in {path}, got other ones ({error}); resume with the version "
+            "that wrote it, or start a new run with --init."
+        ) from error
 
 
 def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:

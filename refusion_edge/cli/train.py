@@ -58,8 +58,10 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import output, remarks
 
     torch = require("torch", "train", "Training")
+    from refusion_edge.train.memory import keep_freed_memory
     from refusion_edge.train.session import Console, Request, run_session
 
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     request = Request(

@@ -49,6 +49,10 @@ def test_probe_proposes_a_shape(run_cli: Callable[..., tuple[int, str, str]], mo
     assert code == 0, err
     assert "proposed: --set run.crop_px=" in out
     assert not Path("runs").exists()
+    monkeypatch.setattr(probe, "CPU_CROPS_PX", (64,))  # larger than the crops asked for, which are timed instead
+    code, out, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)
+    assert code == 0, err
+    assert "proposed: --set run.crop_px=24 " in out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,26 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from safetensors.torch import load_file
+from torch.optim import Optimizer
 
-from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.arrays import State
+from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.errors import CheckpointError, OutputError, TrainingError, UsageError
+from refusion_edge.tasks import find_task
 from refusion_edge.train import loop
-from refusion_edge.train.loop import BEST_NAME, FAILED_NAME, Outcome
+from refusion_edge.train.collection import PairCollection, survey
+from refusion_edge.train.diagnostics import collapse, diagnose, distances, hold
+from refusion_edge.train.layers import Parameters
+from refusion_edge.train.log import RunLog
+from refusion_edge.train.loop import BEST_NAME, FAILED_NAME, Outcome, Run, build_networks, train
+from refusion_edge.train.ranks import Ranks
 from refusion_edge.train.session import Console, Request, run_session
-from refusion_edge.train.settings import Settings
-from refusion_edge.train.state import find_checkpoints, read_fusion, read_state
+from refusion_edge.train.settings import Settings, resolve
+from refusion_edge.train.state import find_checkpoints, initial_state, read_fusion, read_state
 from tests.conftest import one_sentence
 from tests.train.conftest import SMALL
+
+HEALTHY = {"w_slot": 0.0, "v_slot": 0.0, "w_moved": 0.0, "v_moved": 0.0, "swap": 0.0, "share": 0.5, "position": 0.5}
 
 
 def quiet(remarks: list[str] | None = None, at: Callable[[int], None] = lambda _: None) -> Console:
@@ -133,6 +144,23 @@ def test_fine_tuning_moves_reconstruction_first(folder_of_pairs: Callable[..., P
         assert read_state(stopped.checkpoint).settings.optimiser.fusion_frozen == 0.1
 
 
+def test_fine_tuning_starts_from_an_official_file(folder_of_pairs: Callable[..., Path], random_state: State) -> None:
+    write_pth("official.pth", Checkpoint(None, random_state))
+    asked = request(folder_of_pairs("data"), "tuned", "run.steps=10", init=Path("official.pth"))
+    stored = load_file(run_session(asked, quiet(at=kill_at(1, signal.SIGTERM))).checkpoint)
+    assert all(np.array_equal(stored[f"fusion.{name}"].numpy(), array) for name, array in random_state.items())
+
+
+def test_the_reference_engine_is_for_one_rank(folder_of_pairs: Callable[..., Path]) -> None:
+    settings = resolve("default", "ir_vis", device="cpu", assignments=[*SMALL, "meta.engine=double"])
+    collection = PairCollection(survey(folder_of_pairs("data"), find_task("ir_vis"), 16).entries)
+    held = hold(collection, settings, torch.device("cpu"))
+    run = Run("ir_vis", settings, collection, held, Path("run"), Ranks(0, 2))
+    state = initial_state(settings, torch.device("cpu"))
+    with pytest.raises(UsageError, match="expected one rank"):
+        train(run, build_networks(settings), state, RunLog(Path("run")), lambda *_: None)
+
+
 def test_nan_stops_the_run_and_keeps_the_batch(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data")
     with pytest.raises(TrainingError) as caught:
@@ -140,16 +168,52 @@ def test_nan_stops_the_run_and_keeps_the_batch(folder_of_pairs: Callable[..., Pa
     assert one_sentence(str(caught.value))
     batch = load_file(Path("run") / FAILED_NAME)
     assert batch["first"].shape == batch["w"].shape == (2, 1, 16, 16)
-    assert find_checkpoints(Path("run"))
+    # Whatever was saved before can be gone on from.
+    for path in find_checkpoints(Path("run")):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("broken", ["fusion", "reconstruction"])
+def test_parameters_that_an_update_breaks_are_never_saved(
+    folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    plain = loop.apply
+
+    def break_at_fifth(optimiser: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
+        plain(optimiser, parameters, gradient, rate)
+        calls.append(next(iter(parameters)))
+        mine = [name for name in calls if name.startswith("project_in" if broken == "fusion" else "a.")]
+        if len(mine) == 5 and calls[-1] == mine[-1]:
+            next(iter(parameters.values())).fill_(math.nan)
+
+    calls: list[str] = []
+    monkeypatch.setattr(loop, "apply", break_at_fifth)
+    asked = request(folder_of_pairs("data"), "run", "run.steps=50", "meta.engine=off", "checkpoint.every=1")
+    with pytest.raises(TrainingError, match=f"parameters of {broken[0].upper()}") as caught:
+        run_session(asked, quiet())
+    assert one_sentence(str(caught.value))
+    assert (Path("run") / FAILED_NAME).is_file()
+    assert read_state(Path("run")).counters.step == 4
+    assert run_session(Request("ir_vis", Path("data"), Path("run"), resume=Path("run")), quiet(at=kill_at(1, signal.SIGTERM)))
+
+
+def test_a_broken_meta_cycle_keeps_both_of_its_batches(
+    folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop.meta_gradient
+    monkeypatch.setattr(loop, "meta_gradient", lambda *words: replace(plain(*words), loss=torch.tensor(math.inf)))
+    with pytest.raises(TrainingError, match="in outer_loss at step 0"):
+        run_session(request(folder_of_pairs("data"), "run", "run.steps=50", "meta.warm_up=0"), quiet())
+    batch = load_file(Path("run") / FAILED_NAME)
+    assert batch["test_first"].shape == batch["first"].shape
+    assert not torch.equal(batch["test_first"], batch["first"])
 
 
 def test_a_collapse_freezes_the_proposal_where_it_was_healthy(
     folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([0.0, 0.0, 0.9, 0.9])
-    monkeypatch.setattr(
-        loop, "diagnose", lambda *_: {"w_slot": next(found), "v_slot": 0.0, "swap": 0.0, "share": 0.5, "position": 0.5}
-    )
+    monkeypatch.setattr(loop, "diagnose", lambda *_: {**HEALTHY, "w_slot": next(found)})
     settings = (
         "run.steps=16", "validation.every=4", "checkpoint.every=8", "meta.warm_up=0", "meta.every=1", "meta.accumulate=1"
     )  # fmt: skip
@@ -160,6 +224,37 @@ def test_a_collapse_freezes_the_proposal_where_it_was_healthy(
     assert all(torch.equal(healthy[name], last[name]) for name in healthy if name.startswith("proposal."))
     assert not torch.equal(healthy["fusion.project_out_1.weight"], last["fusion.project_out_1.weight"])
     assert read_state(folder).counters.frozen == "w_slot = 0.900"
+
+
+@pytest.mark.parametrize(("moved", "frozen"), [(0.012, ""), (0.2, "share = 0.112")])
+def test_a_share_that_the_prior_asks_for_does_not_freeze_the_proposal(moved: float, frozen: str) -> None:
+    """The shares of a medical run whose P had hardly moved, and of one whose P had."""
+    limits = resolve("default", "medical", device="cpu").guard
+    shares = (0.187, 0.142, 0.132, 0.112, 0.098, 0.091, 0.087, 0.089)
+    reference = distances({**HEALTHY, "share": shares[1]}, limits)  # when P began to learn
+    verdicts = [collapse({**HEALTHY, "w_moved": moved, "share": share}, limits, reference) for share in shares]
+    assert next(filter(None, verdicts), "") == frozen
+
+
+def test_what_a_proposal_moved_is_weighted_by_what_the_choice_matters(
+    folder_of_pairs: Callable[..., Path],
+) -> None:
+    settings = resolve("default", "ir_vis", device="cpu", assignments=SMALL)
+    collection = PairCollection(survey(folder_of_pairs("data"), find_task("ir_vis"), 16).entries)
+    held = hold(collection, settings, torch.device("cpu"))
+    networks = build_networks(settings)
+    state = initial_state(settings, torch.device("cpu"))
+    untouched = diagnose(networks, state.theta, state.phi, state.rho, held)
+    assert untouched["w_moved"] == untouched["v_moved"] == 0
+    for name in ("intensity", "gradient"):
+        state.phi[f"{name}.project_out_1.weight"].normal_(generator=torch.Generator().manual_seed(0))
+    moved = diagnose(networks, state.theta, state.phi, state.rho, held)
+    assert 0 < moved["w_moved"] < 1
+    assert 0 < moved["v_moved"] < 1
+    weights = networks.propose(state.phi, held.batch.a[:2], held.batch.b[:2]).intensity[:2]
+    importance = (held.batch.a[:2] - held.batch.b[:2]) ** 2
+    expected = ((weights - held.prior.intensity).abs() * importance).sum() / importance.sum()
+    assert moved["w_moved"] == pytest.approx(expected.item())
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(
@@ -193,6 +288,7 @@ def test_a_file_that_breaks_mid_run_is_left_out(folder_of_pairs: Callable[..., P
     asked = request(data, "run", "run.steps=12", "run.batch=3", "data.cache_mib=0", "meta.engine=off")
     assert run_session(asked, quiet(remarks, at=break_one)).finished
     assert len([remark for remark in remarks if "03.png" in remark]) == 1
+    assert [line["text"] for line in events(Path("run")) if line["event"] == "remark"] == remarks[-1:]
 
 
 def test_two_pairs_and_one_pair_are_enough(folder_of_pairs: Callable[..., Path]) -> None:
@@ -224,6 +320,24 @@ def test_resuming_what_does_not_fit_is_refused(folder_of_pairs: Callable[..., Pa
     assert one_sentence(str(caught.value))
     with pytest.raises(CheckpointError):
         read_state(run / "ir_vis.safetensors")
+
+
+def test_a_checkpoint_of_another_version_is_refused(folder_of_pairs: Callable[..., Path]) -> None:
+    run_session(request(folder_of_pairs("data"), "run", "run.steps=2", "meta.engine=off"), quiet())
+    newest = find_checkpoints(Path("run"))[-1]
+    data = newest.read_bytes()
+    newest.write_bytes(data.replace(b"late_from", b"late_fron"))
+    with pytest.raises(CheckpointError, match="this version") as caught:
+        read_state(newest)
+    assert one_sentence(str(caught.value))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    Path("taken").write_text("a file")
+    with pytest.raises(OutputError, match="taken") as caught:
+        run_session(request(data, "taken", "run.steps=2"), quiet())
+    assert one_sentence(str(caught.value))
 
 
 def test_changed_pairs_are_remarked_on_when_resuming(folder_of_pairs: Callable[..., Path]) -> None:

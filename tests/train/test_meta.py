@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.errors import UsageError
+from refusion_edge.tasks import TASKS
 from refusion_edge.train.fusion import fuse, initial_fusion
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import GradientTerm, reconstruction_loss
@@ -30,6 +32,7 @@ from refusion_edge.train.meta import (
 )
 from refusion_edge.train.proposal import ProposalSettings, initial_proposal, propose
 from refusion_edge.train.reconstruction import initial_reconstruction, reconstruct
+from refusion_edge.train.settings import resolve
 
 SETTINGS = ProposalSettings(dim=8, blocks=1, symmetric=False, zero=False, prior="brighter")
 NETWORKS = Networks(fuse, partial(propose, SETTINGS), reconstruct, fuse)
@@ -86,18 +89,24 @@ def directional(case: Case, value: Callable[[Parameters], float], direction: Par
     return (above - below) / (2 * step)
 
 
-def two_level_loss(case: Case, rule: MetaRule, objective: FusionObjective, phi: Parameters) -> float:
+def two_level_loss(
+    case: Case, rule: MetaRule, objective: FusionObjective, phi: Parameters, networks: Networks = NETWORKS
+) -> float:
     """Reconstruction loss after the inner update, by its definition; divided by the inner rate as the gradient is."""
     pairs = len(case.train.a) // 2
-    weights = NETWORKS.propose(phi, case.train.a[:pairs], case.train.b[:pairs])
-    inner = fusion_gradient(NETWORKS, case.theta, case.train, weights, objective)
+    weights = networks.propose(phi, case.train.a[:pairs], case.train.b[:pairs])
+    inner = fusion_gradient(networks, case.theta, case.train, weights, objective)
     if rule.engine == "pixel":
         fused = inner.fused.clone().requires_grad_()
         (slope,) = torch.autograd.grad(objective(fused, case.train, weights.detach()), fused)
         reconstructed = reconstruct(case.rho, fused.detach() - rule.inner_rate * slope)
         return reconstruction_loss(*reconstructed, case.train.a, case.train.b).total.item() / rule.inner_rate
     ahead = inner_step(case.theta, inner.gradient, rule.inner_rate)
-    reconstructed = reconstruct(case.rho, fuse(ahead, case.test.first, case.test.second))
+    rho = case.rho
+    if rule.adapt_reconstruction:
+        judged = reconstruction_gradient(networks, rho, inner.fused, case.train)
+        rho = inner_step(rho, judged.gradient, rule.inner_rate)
+    reconstructed = reconstruct(rho, fuse(ahead, case.test.first, case.test.second))
     return reconstruction_loss(*reconstructed, case.test.a, case.test.b).total.item() / rule.inner_rate
 
 
@@ -115,6 +124,23 @@ def test_engines_equal_central_differences_of_the_two_level_loss(engine: Engine,
         expected = directional(case, partial(two_level_loss, case, rule, objective), direction)
         found = sum((analytic[name] * direction[name]).sum().item() for name in direction)
         assert found == pytest.approx(expected, rel=2e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_task_trains_with_equals_central_differences(task: str) -> None:
+    """The proposal of the presets: symmetric, on top of a prior, clipped; and R taking a step of its own."""
+    settings = resolve("default", task, device="cpu")
+    proposal = replace(settings.proposal, zero=False)
+    networks = Networks(fuse, partial(propose, proposal), reconstruct, fuse)
+    case, rule = Case(pairs=2), MetaRule("exact", 0.5, adapt_reconstruction=True)
+    generator = torch.Generator().manual_seed(2)
+    case.phi = {name: tensor.double() for name, tensor in initial_proposal(proposal, generator).items()}
+    objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
+    analytic = case.gradient(rule, objective, networks).gradient
+    direction = {name: torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for name, tensor in case.phi.items()}
+    expected = directional(case, lambda phi: two_level_loss(case, rule, objective, phi, networks), direction)
+    found = sum((analytic[name] * direction[name]).sum().item() for name in direction)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
 def test_max_term_leaves_the_gradient_weights_without_effect() -> None:

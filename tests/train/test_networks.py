@@ -11,6 +11,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.model import FusionNetwork
 from refusion_edge.parameters import PARAMETERS
 from refusion_edge.train.fusion import fuse, initial_fusion
+from refusion_edge.train.layers import depthwise, expand, pointwise
 from refusion_edge.train.proposal import ProposalSettings, initial_proposal, propose
 from refusion_edge.train.reconstruction import initial_reconstruction, reconstruct
 
@@ -26,11 +27,11 @@ def test_fusion_equals_the_reference(
     random_state: State, size_hw: tuple[int, int], dtype: torch.dtype, tolerance: float
 ) -> None:
     theta = {name: torch.from_numpy(array.copy()).to(dtype) for name, array in random_state.items()}
-    network = FusionNetwork().to(dtype)
+    network = FusionNetwork().double()
     network.load_state_dict(theta)
     a, b = planes(2, 2, 1, *size_hw, dtype=dtype)
     with torch.no_grad():
-        assert (fuse(theta, a, b) - network(a, b)).abs().max() <= tolerance
+        assert (fuse(theta, a, b) - network(a.double(), b.double())).abs().max() <= tolerance
 
 
 def test_fusion_has_the_gradients_of_the_reference(random_state: State) -> None:
@@ -42,6 +43,33 @@ def test_fusion_has_the_gradients_of_the_reference(random_state: State) -> None:
     found = torch.autograd.grad(fuse(theta, a, b).square().sum(), tuple(theta.values()))
     for name, one, other in zip(theta, expected, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12), name
+
+
+def test_single_precision_takes_other_products_and_has_the_same_derivatives() -> None:
+    theta = initial_fusion(torch.Generator().manual_seed(0))
+    v = initial_fusion(torch.Generator().manual_seed(1))
+
+    def derivatives(dtype: torch.dtype) -> torch.Tensor:
+        a, b = planes(2, 2, 1, 18, 23, dtype=dtype)
+        point, along = ({name: tensor.to(dtype) for name, tensor in part.items()} for part in (theta, v))
+        tangent = torch.func.jvp(lambda parameters: fuse(parameters, a, b), (point,), (along,))[1]
+        leaves = {name: tensor.requires_grad_() for name, tensor in point.items()}
+        first = torch.autograd.grad(fuse(leaves, a, b).square().sum(), tuple(leaves.values()), create_graph=True)
+        twice = sum((one * other).sum() for one, other in zip(first, along.values(), strict=True))
+        second = torch.autograd.grad(twice, tuple(leaves.values()))
+        parts = (tangent, *first, *second)
+        return torch.cat([part.detach().flatten().double() / part.detach().norm().double() for part in parts])
+
+    wide, single = derivatives(torch.float64), derivatives(torch.float32)
+    assert (wide - single).abs().max() < 1e-4
+
+
+def test_parts_of_an_expansion_are_those_of_the_whole() -> None:
+    draw = torch.Generator().manual_seed(2)
+    shapes = ((2, 5, 7, 4), (12, 4, 1, 1), (12, 1, 3, 3))
+    x, weight, spread = (torch.rand(shape, generator=draw, dtype=torch.float64) for shape in shapes)
+    whole = depthwise(pointwise(x, weight), spread)
+    assert torch.allclose(torch.cat(expand(x, weight, spread, 3), dim=-1), whole, rtol=1e-14)
 
 
 def test_a_black_source_has_gradients() -> None:

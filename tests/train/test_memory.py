@@ -1,0 +1,41 @@
+"""The allocator of a training process, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Page faults of the last of three rounds that allocate and free 64 MB in blocks of 8 MB.
+ROUNDS = """
+import resource, sys
+from refusion_edge.train.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(8 << 20) for _ in range(8)]
+    for block in blocks:
+        block[::4096] = bytes([1]) * len(block[::4096])
+    del block, blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_freed_memory_is_found_in_place_again() -> None:
+    def faults(word: str) -> int:
+        command, environment = [sys.executable, "-c", ROUNDS, word], {**os.environ, "PYTHONPATH": str(ROOT)}
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    assert faults("keep") < faults("leave") / 10
+
+
+def test_a_library_without_the_settings_is_left_alone() -> None:
+    words = "import sys; sys.platform = 'win32'; from refusion_edge.train.memory import keep_freed_memory as k; assert not k()"
+    subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
