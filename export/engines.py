@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from refusion_edge import __version__, cuda
+from refusion_edge.architectures import ARCHITECTURES, choose_architecture
 from refusion_edge.arrays import State
 from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
 from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
 from refusion_edge.cuda.driver import Device
+from refusion_edge.errors import BackendError
 from refusion_edge.export.levels import add_levels
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
@@ -158,7 +160,8 @@ def _add_plugins(spec: BuildSpec, flavour: Flavour, made_from: Ingredients, devi
 
     trt = load(flavour)
     require_plugins(trt)
-    register(trt, compile_plugins(device.architecture, ptx_version(device.driver), jobs=usable_cores()))
+    architecture = _architecture(device, "leave --plugins out")
+    register(trt, compile_plugins(architecture, ptx_version(device.driver), jobs=usable_cores()))
     model = make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw)
     if spec.settings.levels is not None:
         model = add_levels(model, spec.settings.levels)
@@ -176,7 +179,10 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
         "weights_sha256": sha256(made_from.weights),
         "refusion-edge": __version__,
     }
-    architectures = spec.architectures or (_architecture_here(),)
+    architectures = spec.architectures
+    if architectures is None:
+        with cuda.open_driver() as driver:
+            architectures = (_architecture(driver.device, "build with another --backend"),)
     data = program_bytes(make_program(made_from.state, facts, architectures, jobs=usable_cores()))
     tools = {"compiler": build_status("fused").reason}
     if not status("fused").usable:
@@ -188,9 +194,13 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
     return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
 
 
-def _architecture_here() -> int:
-    with cuda.open_driver() as driver:
-        return driver.device.architecture
+def _architecture(device: Device, remedy: str) -> int:
+    """The architecture that our kernels are compiled for on a device."""
+    chosen = choose_architecture(ARCHITECTURES, device.architecture)
+    if chosen is None:
+        known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
+        raise BackendError(f"expected a device that there are kernels for ({known}), got {device}; {remedy}.")
+    return chosen
 
 
 def _timing_cache(spec: BuildSpec, flavour: Flavour, here: Target) -> Path | None:

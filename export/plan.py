@@ -7,6 +7,7 @@ exception ever has to cross its C++ code.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import warnings
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from refusion_edge import cuda
+from refusion_edge.cuda.driver import memory_text
 from refusion_edge.errors import BackendError, OutputError, UsageError
 from refusion_edge.files import write_atomically
 from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
@@ -27,7 +30,7 @@ _POLL_S = 0.1
 _START_S = 1.0
 _SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes")
 _NO_TACTIC = ("no tactics", "could not find any implementation", "insufficient workspace")
-_NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda error 2", "cudaerror 2:")
+_REQUESTED = re.compile(r"Requested amount of GPU memory \((\d+) bytes\)")
 
 
 class PhaseListener(Protocol):
@@ -112,7 +115,8 @@ def compile_plan(
         _add_profile(builder, config, sizes_hw)
     serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
     if serialised is None:
-        raise _build_problem(trt, flavour, settings, log)
+        largest_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.largest_hw
+        raise _build_problem(trt, flavour, settings, largest_hw, log)
     if cache is not None and timing_cache is not None:
         _save_timing_cache(timing_cache, cache, remarks)
     # The compiler goes on calling the monitor until here.
@@ -307,12 +311,14 @@ def _parse_problem(parser: Any, log: Log) -> str:
     return " ".join(error.desc().split()).rstrip(".") + where
 
 
-def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, log: Log) -> BackendError:
+def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, largest_hw: tuple[int, int], log: Log) -> BackendError:
     said = " ".join(log.errors).lower()
-    if any(words in said for words in _NO_MEMORY):
+    if log.says_no_memory:
+        wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
+        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{largest_hw[0]}x{largest_hw[1]}"
         return BackendError(
-            f"expected {flavour.title} {trt.__version__} to build within the memory of this device, got '{log.first_error}'; "
-            "build for a smaller --size, or close other programs."
+            f"expected {amount} device memory for {flavour.title} {trt.__version__} to build for {size}, got {_free_memory()}"
+            f"'{log.first_error}'; build for a smaller --size than {size}, or close other programs."
         )
     if any(words in said for words in _NO_TACTIC):
         limit = "no limit" if settings.workspace_mib is None else f"a limit of {settings.workspace_mib} MiB"
@@ -323,6 +329,13 @@ def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, log: Log)
     asked = " and ".join(f"--{name}" for name in settings.options() if name in ("version-compatible", "compute-capability"))
     remedy = f"leave {asked} out, or ask for something else" if asked else "see 'refusion-edge doctor', or report this"
     return BackendError(f"expected {flavour.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
+
+
+def _free_memory() -> str:
+    """How much memory the device has, in words with a comma behind them; empty where there is no device."""
+    with contextlib.suppress(BackendError), cuda.open_driver() as driver:
+        return f"{memory_text(*driver.memory())}, "
+    return ""
 
 
 def _scratch(log: Log) -> int | None:

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed
+from refusion_edge.architectures import choose_architecture
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends import Engine, RunOptions, Status
 from refusion_edge.cuda.arguments import pack
@@ -54,23 +55,20 @@ def probe_build() -> Status:
 
 
 def choose_target(program: Program, device: Device) -> Target:
-    """Choose the kernels for a device.
-
-    Kernels for the very architecture, else, on compute capability 8.x, those for the highest one below it, which run
-    there; kernels never run across major versions.
+    """Choose the kernels for a device, see ``refusion_edge.architectures.choose_architecture``.
 
     Raises:
         BackendError: There are none, or the driver is too old for them.
     """
     here = device.architecture
-    fitting = [one for one in program.targets if one == here or (one // 10 == here // 10 == 8 and one < here)]
-    if not fitting:
+    chosen = choose_architecture(program.targets, here)
+    if chosen is None:
         known = ", ".join(f"sm_{one}" for one in sorted(program.targets))
         raise BackendError(
             f"expected kernels for this device ({device.name}, sm_{here}) in the program, got {known}; build it with "
             f"'refusion-edge build --backend fused --arch sm_{here}'."
         )
-    target = program.targets[max(fitting)]
+    target = program.targets[chosen]
     if device.driver_version < target.driver_version:
         raise BackendError(
             f"expected a driver for CUDA {cuda_text(target.driver_version)} or newer for these kernels, got one for "

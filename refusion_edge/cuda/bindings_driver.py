@@ -10,7 +10,14 @@ import numpy as np
 from cuda.bindings import driver as cu
 from typing_extensions import Self
 
-from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
+from refusion_edge.cuda.driver import (
+    SHARED_BYTES_WITHOUT_ASKING,
+    Device,
+    HostBuffer,
+    out_of_host_memory,
+    out_of_memory,
+    recorded,
+)
 from refusion_edge.errors import BackendError
 
 # How a block of packed arguments is announced (CU_LAUNCH_PARAM_*).
@@ -59,11 +66,16 @@ class BindingsDriver:
         extra = (ctypes.c_void_p * 5)(_BLOCK_POINTER, ctypes.addressof(block), _BLOCK_SIZE, ctypes.addressof(size), _BLOCK_END)
         _call(cu.cuLaunchKernel, function, *grid, threads, 1, 1, shared_bytes, stream, 0, ctypes.addressof(extra))
 
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes, see ``Driver.memory``."""
+        free, total = _call(cu.cuMemGetInfo)
+        return int(free), int(total)
+
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, see ``Driver.allocate``."""
         code, pointer = cu.cuMemAlloc(nbytes)
         if code == cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise out_of_memory(nbytes, *_call(cu.cuMemGetInfo))
+            raise out_of_memory(nbytes, *self.memory())
         _check(code, "cuMemAlloc")
         return int(pointer)
 
@@ -73,7 +85,11 @@ class BindingsDriver:
 
     def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
         """Allocate page-locked memory, see ``Driver.allocate_host``."""
-        address = int(_call(cu.cuMemHostAlloc, nbytes, cu.CU_MEMHOSTALLOC_DEVICEMAP if mapped else 0))
+        code, allocated = cu.cuMemHostAlloc(nbytes, cu.CU_MEMHOSTALLOC_DEVICEMAP if mapped else 0)
+        if code == cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise out_of_host_memory(nbytes)
+        _check(code, "cuMemHostAlloc")
+        address = int(allocated)
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
         pointer = int(_call(cu.cuMemHostGetDevicePointer, address, 0)) if mapped else 0
         return HostBuffer(array, pointer, address)

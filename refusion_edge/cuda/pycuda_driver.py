@@ -11,7 +11,14 @@ import numpy as np
 import pycuda.driver as cu
 from typing_extensions import Self
 
-from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
+from refusion_edge.cuda.driver import (
+    SHARED_BYTES_WITHOUT_ASKING,
+    Device,
+    HostBuffer,
+    out_of_host_memory,
+    out_of_memory,
+    recorded,
+)
 from refusion_edge.errors import BackendError
 
 # CU_STREAM_NON_BLOCKING and CU_STREAM_CAPTURE_MODE_THREAD_LOCAL; pycuda has no names for them.
@@ -67,12 +74,18 @@ class PycudaDriver:
             prepared = self._functions[function].prepare([f"{len(arguments)}s"])
             prepared.prepared_async_call(grid, (threads, 1, 1), self._streams[stream], arguments, shared_size=shared_bytes)
 
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes, see ``Driver.memory``."""
+        with _explained():
+            free, total = cu.mem_get_info()
+        return int(free), int(total)
+
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, see ``Driver.allocate``."""
         try:
             allocation = cu.mem_alloc(nbytes)
         except cu.MemoryError as error:
-            raise out_of_memory(nbytes, *cu.mem_get_info()) from error
+            raise out_of_memory(nbytes, *self.memory()) from error
         self._allocations[int(allocation)] = allocation
         return int(allocation)
 
@@ -84,8 +97,11 @@ class PycudaDriver:
     def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
         """Allocate page-locked memory, see ``Driver.allocate_host``."""
         flags = cu.host_alloc_flags.DEVICEMAP if mapped else 0
-        with _explained():
+        try:
             array = cu.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
+        except cu.MemoryError as error:
+            raise out_of_host_memory(nbytes) from error
+        with _explained():
             return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.base)
 
     def free_host(self, buffer: HostBuffer) -> None:

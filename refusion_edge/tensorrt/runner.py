@@ -11,7 +11,7 @@ from typing_extensions import Self
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Engine
-from refusion_edge.cuda.driver import Driver, HostBuffer
+from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, out_of_memory
 from refusion_edge.errors import BackendError, GateError, ShapeError
 from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
@@ -81,6 +81,8 @@ class PlanRunner:
                 runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
+                if self._log.says_no_memory:
+                    raise out_of_memory(len(plan), *self._driver.memory())
                 raise explain(
                     trt, runtime, plan, flavour=self.flavour, device=self.device, built_for=built_for, log=self._log,
                     remedy=remedy,
@@ -93,8 +95,8 @@ class PlanRunner:
             self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if self._context is None:
                 raise BackendError(
-                    f"expected {self.flavour.title} to make a context on {self.device}, got '{self._log.first_error}'; close "
-                    "other programs, or build for a smaller --size."
+                    f"expected {self.flavour.title} to make a context on {self.device}, got '{self._log.first_error}' with "
+                    f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size."
                 )
             owned.callback(self._drop_context)
             self._size_hw: tuple[int, int] | None = None

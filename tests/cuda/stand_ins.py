@@ -24,7 +24,7 @@ class RefusedError(Exception):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} failed")
-        self.code = "CUDA_ERROR_OUT_OF_MEMORY" if name == "cuMemAlloc" else "CUDA_ERROR_UNKNOWN"
+        self.code = "CUDA_ERROR_OUT_OF_MEMORY" if name in ("cuMemAlloc", "cuMemHostAlloc") else "CUDA_ERROR_UNKNOWN"
 
 
 def _copy(to: int, source: int, nbytes: int, _: int) -> None:

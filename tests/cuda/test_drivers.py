@@ -94,6 +94,19 @@ def test_too_little_memory_is_told_in_numbers(driver: Driver, library: FakeLibra
     assert one_sentence(str(caught.value))
 
 
+def test_too_little_page_locked_memory_is_told_in_numbers(driver: Driver, library: FakeLibrary) -> None:
+    library.fails.add("cuMemHostAlloc")
+    with pytest.raises(
+        BackendError, match=r"expected 64 MiB of page-locked memory, got \d+ MiB free of \d+; .*smaller"
+    ) as caught:
+        driver.allocate_host(64 << 20, mapped=True)
+    assert one_sentence(str(caught.value))
+
+
+def test_the_memory_of_a_device_is_counted(driver: Driver) -> None:
+    assert driver.memory() == (1 << 20, 8 << 20)
+
+
 def test_events_keep_the_time_of_the_device(driver: Driver, library: FakeLibrary) -> None:
     with driver:
         stream = driver.create_stream()

@@ -56,6 +56,7 @@ class IProgressMonitor:
 class FakeTensor:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.shape = (1, 1, 480, 640)
 
 
 class FakeTensorRT:
@@ -138,6 +139,7 @@ class FakeBuilder:
         monitor.phase_finish("Building engine")
         self.trt.say(self.log, Severity.VERBOSE, "Max Scratch Memory: 4096 bytes")
         if "build" in self.trt.troubles:
+            self.trt.say(self.log, Severity.WARNING, self.trt.troubles.get("warning", ""))
             self.trt.say(self.log, Severity.ERROR, self.trt.troubles["build"])
             return None
         return plan_bytes()

@@ -124,6 +124,13 @@ def test_too_little_memory_is_told_in_numbers_and_a_smaller_picture_still_runs(f
         assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
 
 
+def test_a_plan_that_does_not_fit_into_the_memory_is_told_in_numbers(fake_trt: FakeTensorRT) -> None:
+    fake_trt.troubles["load"] = "Error Code 2: OutOfMemory (no further information)"
+    with pytest.raises(BackendError, match=r"expected 0 MiB of device memory, got 1024 MiB free of 1024; .*smaller --size"):
+        TrtBackend(plan_bytes())
+    assert not fake_trt.driver.held
+
+
 def test_sizes_outside_the_range_are_refused(fake_trt: FakeTensorRT) -> None:
     with TrtBackend(plan_bytes()) as engine, pytest.raises(ShapeError, match=r"8x8 to 96x64 .* got 98x64; .*--size 64x98"):
         engine.fuse(*planes((64, 98)))
