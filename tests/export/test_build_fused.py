@@ -126,6 +126,11 @@ def test_kernels_are_compiled_for_the_device_that_is_here(
     device = Device("GPU of the tests", capability, integrated=False, maps_host_memory=True, driver="12.6")
     monkeypatch.setattr(fused, "probe", lambda: Status(usable=True, reason="pretended"))
     monkeypatch.setattr(cuda, "open_driver", lambda: HostDriver(device))
+    asked: list[int] = []
+    compile_hollow = program_module.compile_targets
+    monkeypatch.setattr(
+        program_module, "compile_targets", lambda some, jobs: asked.extend(some) or compile_hollow(some, jobs=jobs)
+    )
     if architecture is None:
         with pytest.raises(BackendError, match=rf"kernels for \(sm_80, .*, got GPU of the tests, .* {capability}") as caught:
             build(spec(architectures=None))
@@ -134,6 +139,7 @@ def test_kernels_are_compiled_for_the_device_that_is_here(
         # What follows opens the program on this device, which knows nothing of its kernels.
         with pytest.raises(BackendError, match="a module that this device knows"):
             build(spec(architectures=None))
+    assert asked == ([] if architecture is None else [architecture])
 
 
 def test_weights_beyond_half_precision_are_refused(random_state: State) -> None:
