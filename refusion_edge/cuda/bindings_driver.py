@@ -36,6 +36,7 @@ class BindingsDriver:
         context = _call(cu.cuDevicePrimaryCtxRetain, self._ordinal)
         _call(cu.cuCtxPushCurrent, context)
         self._modules: list[Any] = []
+        self._is_capturing = False
 
     def __enter__(self) -> Self:
         return self
@@ -127,8 +128,12 @@ class BindingsDriver:
         _call(cu.cuEventDestroy, event)
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time."""
-        _call(cu.cuEventRecord, event, stream)
+        """Let an event take the time, see ``Driver.record``."""
+        if self._is_capturing:
+            # Without the flag, an event in a graph only orders; outside of a graph, the flag is refused.
+            _call(cu.cuEventRecordWithFlags, event, stream, cu.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL.value)
+        else:
+            _call(cu.cuEventRecord, event, stream)
 
     def elapsed_ms(self, first: int, last: int) -> float:
         """Time between two events, see ``Driver.elapsed_ms``."""
@@ -138,9 +143,16 @@ class BindingsDriver:
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Record a graph, see ``Driver.capture``."""
         mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        graph = recorded(
-            lambda: _call(cu.cuStreamBeginCapture, stream, mode), work, lambda: _call(cu.cuStreamEndCapture, stream)
-        )
+
+        def begin() -> None:
+            _call(cu.cuStreamBeginCapture, stream, mode)
+            self._is_capturing = True
+
+        def end() -> Any:
+            self._is_capturing = False
+            return _call(cu.cuStreamEndCapture, stream)
+
+        graph = recorded(begin, work, end)
         try:
             return _call(cu.cuGraphInstantiate, graph, 0)
         finally:

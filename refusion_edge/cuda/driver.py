@@ -149,7 +149,7 @@ class Driver(Protocol):
         """Release an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time when the device comes to it; not while a graph is recorded."""
+        """Let an event take the time when the device comes to it; recorded into a graph, in every run of the graph."""
 
     def elapsed_ms(self, first: int, last: int) -> float:
         """Wait for the later of two recorded events and return the milliseconds between them."""

@@ -61,7 +61,8 @@ class Row:
         energy_source: What counted it; empty if nothing did.
         before: State of the machine before the warm-up.
         after: State of the machine after the last window.
-        roofline: How near the network came to the limits of the processor; None where they were not measured.
+        roofline: How near the network came to the limits of the processor; None where they were not measured, and where
+            the network runs on a device.
     """
 
     identity: Identity
@@ -111,6 +112,8 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Limits | None) -
         series = measure_windows(pipeline.run, median_end_to_end, plan, clock, mark)
         energy = meter.read()
         used = memory.use()
+        # The limits are those of the processor.
+        limits = None if pipeline.on_device else limits
     after = read_state()
     subject.check_unchanged()
 
@@ -154,7 +157,8 @@ def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
         wanted = subject.identity.backend
         if fuser.backend.name != wanted:
             raise BackendError(f"expected the back end {wanted} to run {subject.identity.name}, got {fuser.backend.name}.")
-        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock)
+        identity = subject.identity
+        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, colour=identity.colour)
 
 
 def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:

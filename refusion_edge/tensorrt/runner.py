@@ -12,7 +12,8 @@ from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Engine
 from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, out_of_memory
-from refusion_edge.errors import BackendError, GateError, ShapeError
+from refusion_edge.cuda.stages import StageTimer
+from refusion_edge.errors import BackendError, ShapeError, not_finite
 from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import Flavour, load, open_log
@@ -75,6 +76,8 @@ class PlanRunner:
             self.device = self._driver.device
             self._stream = self._driver.create_stream()
             owned.callback(self._driver.destroy_stream, self._stream)
+            self._timer = StageTimer(self._driver, self._stream)
+            owned.callback(self._timer.close)
             self._log = open_log(trt)
             runtime = trt.Runtime(self._log.sink)
             if version_compatible:
@@ -124,11 +127,18 @@ class PlanRunner:
         levels = LEVELS[self.levels_range]
         self._run(a, b, (levels, MEAN))
         if not np.isfinite(self._view(MEAN, np.float32)).all():
-            raise GateError(
-                f"expected finite numbers from the network, got NaN or infinity from {self.name}; check the weights with "
-                "'refusion-edge inspect', or the bundle with 'refusion-edge verify'."
-            )
+            raise not_finite(self.name)
         return self._view(levels, np.uint8).reshape(a.shape[2:]).copy()
+
+    def time_stages(self) -> None:
+        """Time the stages of every later run on the device; see ``refusion_edge.latency.stages.DeviceTimed``."""
+        self._timer.start()
+        # Recorded graphs hold no events: let the next run prepare anew.
+        self._size_hw = None
+
+    def device_stages_ms(self) -> dict[str, float]:
+        """Times of the stages of the last run."""
+        return self._timer.times_ms()
 
     def _run(self, a: Float32Array, b: Float32Array, wanted: tuple[str, ...]) -> None:
         """Run the engine and bring the outputs that are wanted back."""
@@ -164,16 +174,19 @@ class PlanRunner:
 
     def _start(self, wanted: tuple[str, ...]) -> None:
         if not self._is_zero_copy:
-            for name in (INPUT_A, INPUT_B):
-                self._driver.upload(self._pointers[name], self._hosts[name], self._stream)
-        if not self._context.execute_async_v3(self._stream):
-            raise BackendError(
-                f"expected {self.flavour.title} to run the engine on {self.device}, got '{self._log.first_error}'; build it "
-                "again on this machine."
-            )
+            with self._timer.stage("h2d"):
+                for name in (INPUT_A, INPUT_B):
+                    self._driver.upload(self._pointers[name], self._hosts[name], self._stream)
+        with self._timer.stage("infer"):
+            if not self._context.execute_async_v3(self._stream):
+                raise BackendError(
+                    f"expected {self.flavour.title} to run the engine on {self.device}, got '{self._log.first_error}'; build "
+                    "it again on this machine."
+                )
         if not self._is_zero_copy:
-            for name in wanted:
-                self._driver.download(self._hosts[name], self._pointers[name], self._stream)
+            with self._timer.stage("d2h"):
+                for name in wanted:
+                    self._driver.download(self._hosts[name], self._pointers[name], self._stream)
 
     def _prepare(self, size_hw: tuple[int, int]) -> None:
         """Give back what the last size used, then allocate and bind what this one needs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.host_driver import HostDriver
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser
+from refusion_edge.latency.clock import SystemClock
+from refusion_edge.latency.stages import Pipeline, times_of
 from refusion_edge.luminance import OutputRange, merge, to_output_range
+from refusion_edge.pairs import ImagePair
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
 from tests.tensorrt.conftest import DESKTOP, JETSON, FakeTensorRT, plan_bytes
@@ -184,6 +188,52 @@ def test_the_device_is_closed_with_the_engine(fake_trt: FakeTensorRT) -> None:
     with TrtBackend(plan_bytes(), driver=own):
         assert own.is_open
     assert not own.is_open
+
+
+@pytest.mark.parametrize(
+    ("device", "stages"), [(DESKTOP, ["h2d", "infer", "d2h"]), (JETSON, ["infer"])], ids=["discrete", "integrated"]
+)
+def test_the_device_times_its_stages_where_it_is_asked_to(fake_trt: FakeTensorRT, device: Device, stages: list[str]) -> None:
+    fake_trt.driver.device = device
+
+    def slow(a: Float32Array, b: Float32Array) -> Float32Array:
+        time.sleep(0.02)
+        return (a + b) / 2
+
+    with TrtBackend(plan_bytes()) as engine:
+        engine.fuse(*planes(HW))
+        engine.fuse(*planes(HW))
+        assert engine.device_stages_ms() == {}
+        engine.time_stages()
+        fake_trt.compute = slow
+        found = []
+        for seed in range(3):  # the first is started piece by piece, the others are replays of a graph
+            a, b = planes(HW, seed)
+            assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+            found.append(engine.device_stages_ms())
+        assert fake_trt.driver.calls[-2:] == ["launch", "synchronise"]
+        assert engine.graph_problem == ""
+    for times_ms in found:
+        assert list(times_ms) == stages
+        # Nothing else holds the pause: events lie around the stages, not around the whole.
+        assert times_ms["infer"] >= 20
+        assert all(times_ms[stage] < 20 for stage in stages if stage != "infer")
+    assert len({times_ms["infer"] for times_ms in found}) == 3
+
+
+def test_bench_gets_the_stages_of_the_device_and_measures_its_levels(fake_trt: FakeTensorRT) -> None:
+    fake_trt.levels = "stretch"
+    draw = np.random.default_rng(7)
+    pair = ImagePair("x", draw.integers(0, 256, HW, np.uint8), draw.integers(0, 256, (*HW, 3), np.uint8))
+    with Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")) as fuser:
+        for colour in (True, False):
+            pipeline = Pipeline(fuser, lambda: pair, captured=False, clock=SystemClock(), colour=colour)
+            assert pipeline.on_device
+            laps = [pipeline.run() for _ in range(2)]
+            assert list(times_of(laps)) == ["preprocess", "h2d", "infer", "d2h", "postprocess", "end_to_end", "cpu"]
+            downloads = [call for call in fake_trt.driver.calls if call == "download"]
+            assert len(downloads) == (1 if colour else 2)
+            fake_trt.driver.calls.clear()
 
 
 @pytest.mark.parametrize("levels", ["stretch", "fixed"])
