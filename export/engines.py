@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from refusion_edge import __version__, cuda
 from refusion_edge.architectures import ARCHITECTURES, choose_architecture
@@ -18,12 +19,14 @@ from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import BackendError
 from refusion_edge.export.levels import add_levels
+from refusion_edge.export.pixels import add_pixels
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
 from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.stand_in import stand_in
 from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version, load
+from refusion_edge.tensorrt.settings import PlanSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,13 @@ def make_engine(
     # ONNX Runtime and OpenVINO compile the portable model anew on every machine.
     tools = {"openvino": openvino.version()} if backend == "openvino" else {}
     return EngineFile(MODEL, Engine(made_from.model, spec.precision, MODEL), tools=tools)
+
+
+def extended(model: onnx.ModelProto, settings: PlanSettings) -> onnx.ModelProto:
+    """Add the steps before and after the network that the engine shall do."""
+    if settings.pixels:
+        model = add_pixels(model)
+    return model if settings.levels is None else add_levels(model, settings.levels)
 
 
 def open_judged(backend: str, made: EngineFile, model: bytes) -> Backend:
@@ -162,9 +172,7 @@ def _add_plugins(spec: BuildSpec, flavour: Flavour, made_from: Ingredients, devi
     require_plugins(trt)
     architecture = _architecture(device, "leave --plugins out")
     register(trt, compile_plugins(architecture, ptx_version(device.driver), jobs=usable_cores()))
-    model = make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw)
-    if spec.settings.levels is not None:
-        model = add_levels(model, spec.settings.levels)
+    model = extended(make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw), spec.settings)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 

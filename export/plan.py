@@ -20,7 +20,7 @@ from refusion_edge import cuda
 from refusion_edge.cuda.driver import memory_text
 from refusion_edge.errors import BackendError, OutputError, UsageError
 from refusion_edge.files import write_atomically
-from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
+from refusion_edge.graph import LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import OLDEST, Flavour, Log, implement, load, open_log
 from refusion_edge.tensorrt.settings import PlanSettings, tool_command
@@ -80,7 +80,7 @@ def compile_plan(
 
     Args:
         flavour: Which compiler.
-        model: Serialised ONNX model with the inputs ``a`` and ``b`` and the output ``fused``.
+        model: Serialised ONNX model with the inputs of the settings and the output ``fused``.
         settings: How to compile it.
         sizes_hw: Range of sizes for a model of dynamic size, None for one of fixed size.
         timing_cache: File with timings of kernels, read if it is there and written afterwards; None for no such file.
@@ -110,9 +110,9 @@ def compile_plan(
             f"expected {flavour.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
             "with both versions."
         )
-    _check_tensors(network)
+    _check_tensors(network, settings)
     if sizes_hw is not None:
-        _add_profile(builder, config, sizes_hw)
+        _add_profile(builder, config, settings, sizes_hw)
     serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
     if serialised is None:
         largest_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.largest_hw
@@ -251,21 +251,21 @@ def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cance
     return monitor
 
 
-def _check_tensors(network: Any) -> None:
+def _check_tensors(network: Any, settings: PlanSettings) -> None:
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
     besides = [[], *([levels, MEAN] for levels in LEVELS.values())]
-    if inputs != {INPUT_A, INPUT_B} or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
+    if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
         raise BackendError(
-            f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(inputs)} inputs and "
-            f"{len(outputs)} outputs; build from weights."
+            f"expected a model with the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, got {len(inputs)} "
+            f"inputs and {len(outputs)} outputs; build from weights."
         )
 
 
-def _add_profile(builder: Any, config: Any, sizes_hw: SizeRange) -> None:
+def _add_profile(builder: Any, config: Any, settings: PlanSettings, sizes_hw: SizeRange) -> None:
     profile = builder.create_optimization_profile()
     shapes = [(1, 1, *size) for size in (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw)]
-    for name in (INPUT_A, INPUT_B):
+    for name in settings.inputs():
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
 

@@ -11,7 +11,16 @@ from typing_extensions import Self
 
 from refusion_edge import backends
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends import AUTO, Backend, LevelsBackend, RunOptions, choose_runner, find_entry, require_usable
+from refusion_edge.backends import (
+    AUTO,
+    Backend,
+    LevelsBackend,
+    PixelsBackend,
+    RunOptions,
+    choose_runner,
+    find_entry,
+    require_usable,
+)
 from refusion_edge.bundle import WEIGHTS, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError, not_finite
@@ -70,7 +79,8 @@ class Fuser:
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
-        return to_planes(a, b, sensor_a=self.task.ranged_a)
+        keep_pixels = isinstance(self.backend, PixelsBackend) and self.backend.takes_pixels
+        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=keep_pixels)
 
     def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
         """What ``fuse`` lets the back end do.

@@ -71,6 +71,18 @@ class LevelsBackend(Backend, Protocol):
         """
 
 
+@runtime_checkable
+class PixelsBackend(Backend, Protocol):
+    """A back end whose engine may take 8-bit sources as they are, and turns them into planes on the device.
+
+    Attributes:
+        takes_pixels: Whether this engine does: each source of ``fuse`` and of ``fuse_to_levels`` may then be uint8,
+            (1, 1, H, W), [0, 255].
+    """
+
+    takes_pixels: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What a back end loads: one file of a bundle, or the same in memory.

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.backends import Backend, LevelsBackend
+from refusion_edge.backends import Backend, LevelsBackend, PixelsBackend
 from refusion_edge.errors import ShapeError, not_finite
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
@@ -115,7 +115,8 @@ class Processor:
     def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
         ycrcb = cv2.cvtColor(vis, cv2.COLOR_BGR2YCrCb) if vis.ndim == 3 else None
         grey = vis if ycrcb is None else cv2.extractChannel(ycrcb, 0)
-        luma: Float32Array = grey * np.float32(1 / 255)
+        takes_pixels = isinstance(self._backend, PixelsBackend) and self._backend.takes_pixels
+        luma: Array = grey if takes_pixels else grey * np.float32(1 / 255)
         prepared_ns = time.perf_counter_ns()
         if isinstance(self._backend, LevelsBackend) and self._backend.levels_range == self._stretch.kind:
             image = self._backend.fuse_to_levels(ir[None, None], luma[None, None])

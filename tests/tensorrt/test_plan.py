@@ -72,6 +72,15 @@ def test_every_setting_reaches_the_compiler_and_the_command(fake_trt: FakeTensor
         assert word in plan.command.split()
 
 
+def test_8_bit_sources_have_the_sizes_of_the_others(fake_trt: FakeTensorRT) -> None:
+    fake_trt.network_inputs = ["a", "b", "a_pixels", "b_pixels"]
+    plan = compiled(PlanSettings(pixels=True), RANGE)
+    assert [asked[1] for asked in fake_trt.asked if asked[0] == "shape"] == ["a", "b", "a_pixels", "b_pixels"]
+    assert "--minShapes=a:1x1x8x8,b:1x1x8x8,a_pixels:1x1x8x8,b_pixels:1x1x8x8" in plan.command.split()
+    with pytest.raises(BackendError, match="a model with the inputs a, b and the output fused, got 4 inputs"):
+        compiled()
+
+
 def test_progress_is_told_in_phases(fake_trt: FakeTensorRT) -> None:
     phases = Phases()
     compiled(listener=phases)

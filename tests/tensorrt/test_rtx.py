@@ -28,7 +28,7 @@ from refusion_edge.images import write_image
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import TENSORRT_RTX, installed_version
 from refusion_edge.tensorrt.mismatch import plan_version
-from refusion_edge.tensorrt.settings import PlanSettings
+from refusion_edge.tensorrt.settings import LevelsRange, PlanSettings
 from tests.conftest import ROOT, files_below, one_sentence
 
 Run = Callable[..., tuple[int, str, str]]
@@ -228,15 +228,18 @@ def test_the_literal_form_is_one_option_apart() -> None:
         build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
 
 
-@pytest.mark.parametrize("levels", ["stretch", "fixed"])
-def test_an_engine_can_give_levels_besides(levels: str) -> None:
-    settings = PlanSettings(levels=levels)
-    bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", size_hw=SMALL, settings=settings)).bundle
-    names = [output.name for output in onnx.load_from_string(bundle.read(MODEL)).graph.output]
-    assert names == ["fused", f"levels_{levels}", "fused_mean"]
+@pytest.mark.parametrize(("levels", "pixels"), [("stretch", False), ("fixed", True)])
+def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: LevelsRange, pixels: bool) -> None:
+    settings = PlanSettings(levels=levels, pixels=pixels)
+    sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
+    bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", sizes_hw=sizes_hw, settings=settings)).bundle
+    graph = onnx.load_from_string(bundle.read(MODEL)).graph
+    assert [value.name for value in graph.input] == ["a", "b", *(["a_pixels", "b_pixels"] if pixels else [])]
+    assert [value.name for value in graph.output] == ["fused", f"levels_{levels}", "fused_mean"]
     assert bundle.manifest.compiled is not None
     assert bundle.manifest.compiled.command.startswith("tensorrt_rtx --onnx=model.onnx")
-    assert bundle.manifest.rebuild_command(bundle.path).endswith(f"--levels {levels}")
+    assert ("a_pixels:1x1x96x128" in bundle.manifest.compiled.command) == pixels
+    assert bundle.manifest.rebuild_command(bundle.path).endswith(f"--levels {levels}" + " --pixels" * pixels)
 
 
 def test_layers_are_judged_one_by_one(run_cli: Run) -> None:

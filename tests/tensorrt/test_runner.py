@@ -10,7 +10,7 @@ import pytest
 
 from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.backends.tensorrt import TrtBackend
-from refusion_edge.cuda.driver import Device
+from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.host_driver import HostDriver
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser
@@ -283,6 +283,57 @@ def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(
             expected = fuser.to_picture((planes_of.a + planes_of.b) / 2, planes_of, **more)
         assert asked == [way]
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("device", [DESKTOP, JETSON])
+def test_sources_in_8_bits_and_in_float_give_the_same_in_any_order(fake_trt: FakeTensorRT, device: Device) -> None:
+    fake_trt.driver.device = device
+    fake_trt.pixels = True
+    draw = np.random.default_rng(11)
+    with TrtBackend(plan_bytes()) as engine:
+        assert engine.takes_pixels
+        # Every way twice in a row, and after every other one: what the last way left in the other input must be gone.
+        for size_hw in (HW, (8, 8), HW):
+            for way in (0, 1, 1, 2, 2, 3, 3, 0, 2, 1, 3, 0, 0):
+                levels = [draw.integers(0, 256, (1, 1, *size_hw), np.uint8) for _ in range(2)]
+                floats = [one / np.float32(255) for one in levels]
+                a, b = (levels[side] if way >> side & 1 else floats[side] for side in range(2))
+                assert np.array_equal(engine.fuse(a, b), (floats[0] + floats[1]) / 2), (size_hw, way)
+        assert fake_trt.driver.held.endswith("1 streams, 4 graphs")
+
+
+def test_bytes_of_8_bit_sources_go_to_the_device_and_no_others(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_trt.pixels, fake_trt.levels = True, "stretch"
+    draw = np.random.default_rng(12)
+    grey, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
+    sent: list[int] = []
+    upload = fake_trt.driver.upload
+
+    def watched(pointer: int, buffer: HostBuffer, stream: int) -> None:
+        sent.append(buffer.array.nbytes)
+        upload(pointer, buffer, stream)
+
+    monkeypatch.setattr(fake_trt.driver, "upload", watched)
+    with Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")) as fuser:
+        for _ in range(2):
+            found = fuser.fuse(grey, other)
+        # What may have to be zero is made so once; a byte for each pixel goes over in the first run and in its recording.
+        assert sent == [NBYTES, NBYTES, *[NBYTES // 4] * 4]
+        mean = (grey / np.float32(255) + other / np.float32(255)) / 2
+        assert np.array_equal(found, merge(to_output_range(mean, "stretch"), None))
+        sent.clear()
+        colour = draw.integers(0, 256, (*HW, 3), np.uint8)
+        given = fuser.to_planes(grey, colour)
+        assert (given.a.dtype, given.b.dtype) == (np.uint8, np.float32)
+        fuser.fuse(grey, colour)
+        assert sent == [NBYTES // 4, *[NBYTES // 4, NBYTES] * 2]
+
+
+def test_an_engine_without_8_bit_sources_says_how_to_get_them(fake_trt: FakeTensorRT) -> None:
+    plane = np.zeros((1, 1, *HW), np.uint8)
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="build it with --pixels") as caught:
+        engine.fuse(plane, plane)
+    assert one_sentence(str(caught.value))
 
 
 def test_levels_of_what_is_not_finite_are_refused(fake_trt: FakeTensorRT) -> None:
