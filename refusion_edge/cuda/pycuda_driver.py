@@ -1,4 +1,4 @@
-"""The CUDA driver through pycuda. What it has no name for, graphs and their events, is asked of the driver's library itself."""
+"""The CUDA driver through pycuda. Graphs, and events that can go into them, are asked of the driver's library itself."""
 
 from __future__ import annotations
 
@@ -138,6 +138,7 @@ class PycudaDriver:
 
     def create_event(self) -> int:
         """Make an event."""
+        # Not pycuda's own, which does not tell its handle, without which it cannot go into a graph.
         event = ctypes.c_void_p()
         self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_TIMING))
         return int(event.value or 0)
