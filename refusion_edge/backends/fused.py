@@ -22,7 +22,7 @@ from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends import Engine, RunOptions, Status
 from refusion_edge.cuda.arguments import pack
 from refusion_edge.cuda.driver import Device, Driver, HostBuffer
-from refusion_edge.cuda.stages import StageTimer
+from refusion_edge.cuda.stages import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
@@ -99,7 +99,7 @@ class _Frame:
     graph: Any
 
 
-class FusedBackend:
+class FusedBackend(StagesOnDevice):
     """A program on a GPU. Implements ``Backend``.
 
     Attributes:
@@ -162,15 +162,8 @@ class FusedBackend:
             raise not_finite(self.name)
         return visible[_LEVELS].array.reshape(a.shape[2:]).copy()
 
-    def time_stages(self) -> None:
-        """Time the stages of every later run on the device; see ``refusion_edge.latency.stages.DeviceTimed``."""
-        self._timer.start()
-        # The recorded graph holds no events: let the next run prepare anew.
+    def _prepare_anew(self) -> None:
         self._frame = None
-
-    def device_stages_ms(self) -> dict[str, float]:
-        """Times of the stages of the last run."""
-        return self._timer.times_ms()
 
     def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
         size_hw = _checked_size(a, b)

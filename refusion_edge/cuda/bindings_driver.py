@@ -10,14 +10,7 @@ import numpy as np
 from cuda.bindings import driver as cu
 from typing_extensions import Self
 
-from refusion_edge.cuda.driver import (
-    SHARED_BYTES_WITHOUT_ASKING,
-    Device,
-    HostBuffer,
-    out_of_host_memory,
-    out_of_memory,
-    recorded,
-)
+from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, no_host_memory, out_of_memory, recorded
 from refusion_edge.errors import BackendError
 
 # How a block of packed arguments is announced (CU_LAUNCH_PARAM_*).
@@ -88,7 +81,7 @@ class BindingsDriver:
         """Allocate page-locked memory, see ``Driver.allocate_host``."""
         code, allocated = cu.cuMemHostAlloc(nbytes, cu.CU_MEMHOSTALLOC_DEVICEMAP if mapped else 0)
         if code == cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise out_of_host_memory(nbytes)
+            raise no_host_memory(nbytes)
         _check(code, "cuMemHostAlloc")
         address = int(allocated)
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))

@@ -190,7 +190,7 @@ def out_of_memory(nbytes: int, free: int, total: int, kind: str = "device memory
     )
 
 
-def out_of_host_memory(nbytes: int) -> BackendError:
+def no_host_memory(nbytes: int) -> BackendError:
     """The same for page-locked memory of the processor, which on an integrated device is that of the device."""
     page = os.sysconf("SC_PAGE_SIZE")
     free, total = (page * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))

@@ -11,14 +11,7 @@ import numpy as np
 import pycuda.driver as cu
 from typing_extensions import Self
 
-from refusion_edge.cuda.driver import (
-    SHARED_BYTES_WITHOUT_ASKING,
-    Device,
-    HostBuffer,
-    out_of_host_memory,
-    out_of_memory,
-    recorded,
-)
+from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, no_host_memory, out_of_memory, recorded
 from refusion_edge.errors import BackendError
 
 # CU_STREAM_NON_BLOCKING, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_EVENT_DEFAULT and CU_EVENT_RECORD_EXTERNAL; pycuda has no
@@ -101,7 +94,7 @@ class PycudaDriver:
         try:
             array = cu.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
         except cu.MemoryError as error:
-            raise out_of_host_memory(nbytes) from error
+            raise no_host_memory(nbytes) from error
         with _explained():
             return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.base)
 

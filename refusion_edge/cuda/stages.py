@@ -49,3 +49,23 @@ class StageTimer:
     def times_ms(self) -> dict[str, float]:
         """Time of each stage of the last run, in the order in which they first ran."""
         return {name: self._driver.elapsed_ms(*events) for name, events in self._events.items()}
+
+
+class StagesOnDevice:
+    """A back end that times its stages on the device when asked to; see ``refusion_edge.latency.stages.DeviceTimed``."""
+
+    _timer: StageTimer
+
+    def time_stages(self) -> None:
+        """Time the stages of every later run."""
+        self._timer.start()
+        # Recorded graphs hold no events.
+        self._prepare_anew()
+
+    def device_stages_ms(self) -> dict[str, float]:
+        """Times of the stages of the last run."""
+        return self._timer.times_ms()
+
+    def _prepare_anew(self) -> None:
+        """Let the next run prepare everything that belongs to a size."""
+        raise NotImplementedError

@@ -12,7 +12,7 @@ from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Engine
 from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, out_of_memory
-from refusion_edge.cuda.stages import StageTimer
+from refusion_edge.cuda.stages import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, ShapeError, not_finite
 from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT, PIXELS
 from refusion_edge.sizes import SizeRange
@@ -29,7 +29,7 @@ class _Way(NamedTuple):
     outputs: tuple[str, ...]
 
 
-class PlanRunner:
+class PlanRunner(StagesOnDevice):
     """Runs a plan of one flavour. Implements ``Backend``; the two back ends differ in name and flavour only.
 
     On a discrete device, pictures go through page-locked memory and are copied. On one that shares the processor's
@@ -138,15 +138,8 @@ class PlanRunner:
             raise not_finite(self.name)
         return self._view(levels, np.uint8).reshape(a.shape[2:]).copy()
 
-    def time_stages(self) -> None:
-        """Time the stages of every later run on the device; see ``refusion_edge.latency.stages.DeviceTimed``."""
-        self._timer.start()
-        # Recorded graphs hold no events: let the next run prepare anew.
+    def _prepare_anew(self) -> None:
         self._size_hw = None
-
-    def device_stages_ms(self) -> dict[str, float]:
-        """Times of the stages of the last run."""
-        return self._timer.times_ms()
 
     def _run(self, a: Array, b: Array, wanted: tuple[str, ...]) -> None:
         """Run the engine and bring the outputs that are wanted back."""

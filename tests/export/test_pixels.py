@@ -10,12 +10,16 @@ import pytest
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.errors import BackendError
+from refusion_edge.export.engines import extended
 from refusion_edge.export.levels import add_levels
 from refusion_edge.export.pixels import add_pixels
+from refusion_edge.export.plugins import make_model
 from refusion_edge.export.quantise import quantise
 from refusion_edge.graph import PIXELS, fill, read_template
+from refusion_edge.kernels.folding import fold
 from refusion_edge.luminance import split
 from refusion_edge.quantisation import CalibrationTable, quantisable_layers
+from refusion_edge.tensorrt.settings import PlanSettings
 
 HW = (13, 22)
 
@@ -68,6 +72,14 @@ def test_what_runs_planes_on_the_processor_runs_such_a_model(random_state: State
     del half.graph.input[-1]
     with pytest.raises(BackendError, match="model"):
         OrtBackend(half.SerializeToString())
+
+
+def test_it_goes_with_our_kernels(random_state: State) -> None:
+    weights = fold(random_state).rounded(np.dtype(np.float16))
+    model = extended(make_model(weights, None), PlanSettings(pixels=True, levels="stretch", plugins=True))
+    onnx.checker.check_model(model)
+    (joined,) = (node for node in model.graph.node if node.op_type == "Concat")
+    assert list(joined.input) == ["a.plane", "b.plane"]
 
 
 def test_it_goes_with_levels_and_with_int8(random_state: State, levels: list[Array]) -> None:
