@@ -61,8 +61,7 @@ class Row:
         energy_source: What counted it; empty if nothing did.
         before: State of the machine before the warm-up.
         after: State of the machine after the last window.
-        roofline: How near the network came to the limits of the processor; None where they were not measured, and where
-            the network runs on a device.
+        roofline: How near the network came to the limits of the processor; None where they were not measured.
     """
 
     identity: Identity
@@ -112,8 +111,6 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Limits | None) -
         series = measure_windows(pipeline.run, median_end_to_end, plan, clock, mark)
         energy = meter.read()
         used = memory.use()
-        # The limits are those of the processor.
-        limits = None if pipeline.on_device else limits
     after = read_state()
     subject.check_unchanged()
 

@@ -53,9 +53,6 @@ class Pipeline:
     the back end times its own stages on the device, those count; the call returns only when the device is done, so that the
     end-to-end time holds everything.
 
-    Attributes:
-        on_device: Whether the back end times its own stages.
-
     Args:
         fuser: An open fuser.
         source: Gives the pair.
@@ -69,7 +66,6 @@ class Pipeline:
     ) -> None:
         self._fuser, self._source, self._captured, self._clock, self._colour = fuser, source, captured, clock, colour
         self._timed = fuser.backend if isinstance(fuser.backend, DeviceTimed) else None
-        self.on_device = self._timed is not None
         if self._timed is not None:
             self._timed.time_stages()
 
