@@ -134,12 +134,14 @@ class Entry:
         summary: What it is, in a few words.
         forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
         takes_weights: Whether it can run parameters in fp32 without building an engine first.
+        on_gpu: Whether its engines run on a CUDA device.
     """
 
     module: str | None
     summary: str
     forms: Mapping[Precision, str] = field(default_factory=dict)
     takes_weights: bool = False
+    on_gpu: bool = False
 
     @property
     def builds(self) -> bool:
@@ -167,9 +169,14 @@ class Status:
 _FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded", "int8": "tensorrt-folded"}
 # In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
 BACKENDS: dict[str, Entry] = {
-    "fused": Entry("refusion_edge.backends.fused", "our compiled GPU kernels, without torch", {"fp16": "tensorrt-literal"}),
-    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _FOLDED),
-    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _FOLDED),
+    "fused": Entry(
+        "refusion_edge.backends.fused",
+        "our compiled GPU kernels, without torch",
+        {"fp16": "tensorrt-literal"},
+        on_gpu=True,
+    ),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt", "TensorRT engine", _FOLDED, on_gpu=True),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt_rtx", "TensorRT-RTX engine", _FOLDED, on_gpu=True),
     "native": Entry(
         "refusion_edge.backends.native",
         "our C++ kernels for the CPU",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from refusion_edge.cli.options import add_json, add_picture, add_task, add_threa
 if TYPE_CHECKING:
     from refusion_edge.latency.comparison import Comparison
     from refusion_edge.latency.deadline import Deadline
-    from refusion_edge.latency.limits import Limits
+    from refusion_edge.latency.device_limits import DeviceLimits
+    from refusion_edge.latency.limits import Limits, Rates
     from refusion_edge.latency.measurement import Row
     from refusion_edge.latency.regression import Baseline, Change
     from refusion_edge.latency.report import Report
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--windows", type=_count, default=10, metavar="N", help="most windows before giving up (default: 10)")
     how.add_argument("--loaded", action="store_true", help="measure although other programs keep the machine busy")
-    how.add_argument("--no-limits", action="store_true", help="do not measure what the processor can do at best")
+    how.add_argument("--no-limits", action="store_true", help="do not measure what the processor and the device can do at best")
     rate = parser.add_argument_group("a fixed rate")
     rate.add_argument("--fps", type=_number, metavar="RATE", help="tell whether this rate is held, with misses and ages")
     rate.add_argument(
@@ -215,9 +216,9 @@ def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Basel
 
 
 def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
+    from refusion_edge.backends import BACKENDS
     from refusion_edge.latency.clock import SystemClock
     from refusion_edge.latency.comparison import compare
-    from refusion_edge.latency.limits import measure_limits
     from refusion_edge.latency.load import read_load, require_room
     from refusion_edge.latency.report import Report, describe_machine, describe_versions, now_utc
     from refusion_edge.latency.subjects import require_comparable
@@ -229,7 +230,7 @@ def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
     if not options.loaded:
         require_room(load_before)
     versions = describe_versions({subject.identity.backend for subject in subjects})
-    limits = None if options.no_limits or options.compare or options.fps is not None else measure_limits()
+    limits, device_limits = _limits(options, subjects)
     rows: tuple[Row, ...] = ()
     comparison: Comparison | None = None
     deadlines: tuple[Deadline, ...] = ()
@@ -238,15 +239,42 @@ def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
     elif options.fps is not None:
         deadlines = _hold(options, subjects, plan)
     else:
-        rows = _sweep(options, subjects, plan, versions, limits)
+        rows = _sweep(options, subjects, plan, versions, lambda backend: device_limits if BACKENDS[backend].on_gpu else limits)
     return Report(
-        started, describe_machine(), versions, clock.name, plan, load_before, read_load(clock), limits, rows, comparison,
-        deadlines,
+        started, describe_machine(), versions, clock.name, plan, load_before, read_load(clock), limits, device_limits, rows,
+        comparison, deadlines,
     )  # fmt: skip
 
 
+def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[Limits | None, DeviceLimits | None]:
+    """Limits of what the subjects run on: the processor, a CUDA device, or both."""
+    from refusion_edge.backends import BACKENDS
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.cuda import open_driver
+    from refusion_edge.errors import BackendError
+    from refusion_edge.latency.device_limits import measure_device_limits
+    from refusion_edge.latency.limits import measure_limits
+
+    if options.no_limits or options.compare or options.fps is not None:
+        return None, None
+    on_gpu = {BACKENDS[subject.identity.backend].on_gpu for subject in subjects}
+    device_limits = None
+    if True in on_gpu:
+        try:
+            with open_driver() as driver:
+                device_limits = measure_device_limits(driver)
+        except BackendError as error:
+            # The times are what was asked for; a device that is too full for the copies can still be timed.
+            remarks().print(f"Limits of the device not measured: {error}")
+    return measure_limits() if False in on_gpu else None, device_limits
+
+
 def _sweep(
-    options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan, versions: dict[str, str], limits: Limits | None
+    options: argparse.Namespace,
+    subjects: Sequence[Subject],
+    plan: Plan,
+    versions: dict[str, str],
+    limits_of: Callable[[str], Rates | None],
 ) -> tuple[Row, ...]:
     from refusion_edge.cli.console import progress_bar, remarks
     from refusion_edge.latency.clock import SystemClock
@@ -273,7 +301,7 @@ def _sweep(
         for subject in progress.track(subjects, description="measuring"):
             row = log.rows.get(subject.identity) if log else None
             if row is None:
-                row = measure(subject, plan, SystemClock(), limits)
+                row = measure(subject, plan, SystemClock(), limits_of(subject.identity.backend))
                 if log:
                     log.add(row)
             rows.append(row)

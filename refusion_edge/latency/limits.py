@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,18 @@ _MATRIX_SIDE = 1024
 # Far beyond the last-level cache of a core; each core copies its own.
 _COPY_BYTES = 96 << 20
 _LEAST_REPEATS, _LEAST_S = 5, 0.5
+
+
+class Rates(Protocol):
+    """What arithmetic and memory can do at best, of a processor or of a device."""
+
+    @property
+    def matrix_gflops(self) -> float:
+        """10^9 operations per second."""
+
+    @property
+    def copy_gb_per_s(self) -> float:
+        """10^9 bytes per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +50,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """How near to the limits of the machine a measurement came.
+    """How near to the limits of the processor or the device that ran it a measurement came.
 
     Attributes:
         gflops: Arithmetic that was done, in 10^9 operations per second.
@@ -69,14 +82,14 @@ def measure_limits() -> Limits:
     return Limits(2 * _MATRIX_SIDE**3 / matrix_s / 1e9, 2 * _COPY_BYTES * cores / copy_s / 1e9, cores)
 
 
-def roofline(work: Work, pixels: int, infer_ms: float, limits: Limits) -> Roofline:
+def roofline(work: Work, pixels: int, infer_ms: float, limits: Rates) -> Roofline:
     """Hold a measured time of the network against the limits.
 
     Args:
         work: What one pixel takes.
         pixels: Number of pixels.
         infer_ms: Measured time.
-        limits: What the machine can do.
+        limits: What the processor or device that ran it can do.
 
     Source:
         Williams, Waterman, Patterson: Roofline, CACM 2009.

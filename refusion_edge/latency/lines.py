@@ -37,7 +37,9 @@ class SweepLog:
         self.rows: dict[Identity, Row] = {}
         if kept:
             _check_header(path, kept[0], header)
-            self.rows = {row.identity: row for row in (_row(path, line) for line in kept[1:])}
+            found = (_row(path, line) for line in kept[1:])
+            # What was not stable is measured again, perhaps at a quieter time.
+            self.rows = {row.identity: row for row in found if row.stages is not None}
         # What a killed run left behind the last whole line goes away.
         write_atomically(path, "".join(f"{line}\n" for line in kept or [_to_line(header)]).encode())
 

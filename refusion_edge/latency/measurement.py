@@ -10,7 +10,7 @@ import numpy as np
 
 from refusion_edge.errors import BackendError
 from refusion_edge.latency.clock import Clock
-from refusion_edge.latency.limits import Limits, Roofline, roofline
+from refusion_edge.latency.limits import Rates, Roofline, roofline
 from refusion_edge.latency.memory import MemoryUse, MemoryWatch
 from refusion_edge.latency.sensors import MachineState, open_meter, read_state
 from refusion_edge.latency.stages import END_TO_END, Lap, Pipeline, median_end_to_end, times_of
@@ -61,7 +61,7 @@ class Row:
         energy_source: What counted it; empty if nothing did.
         before: State of the machine before the warm-up.
         after: State of the machine after the last window.
-        roofline: How near the network came to the limits of the processor; None where they were not measured.
+        roofline: How near the network came to the limits of the processor or device; None where they were not measured.
     """
 
     identity: Identity
@@ -84,14 +84,14 @@ class Row:
     roofline: Roofline | None
 
 
-def measure(subject: Subject, plan: Plan, clock: Clock, limits: Limits | None) -> Row:
+def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) -> Row:
     """Open a subject, measure it, and close it.
 
     Args:
         subject: What to measure.
         plan: How long.
         clock: The clock.
-        limits: Limits of the processor, or None.
+        limits: Limits of the processor or device that runs it, or None.
 
     Raises:
         BackendError: Another back end would run than the one asked for.
@@ -165,7 +165,7 @@ def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:
     )
 
 
-def _roofline(identity: Identity, stages: dict[str, Spread] | None, limits: Limits | None) -> Roofline | None:
+def _roofline(identity: Identity, stages: dict[str, Spread] | None, limits: Rates | None) -> Roofline | None:
     if stages is None or limits is None or "infer" not in stages:
         return None
     return roofline(work_per_pixel(identity.precision), identity.pixels, stages["infer"].median_ms, limits)

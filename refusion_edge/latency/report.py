@@ -18,6 +18,7 @@ from refusion_edge.backends import status
 from refusion_edge.bootstrap import CONFIDENCE, RESAMPLES, SEED
 from refusion_edge.latency.comparison import Comparison
 from refusion_edge.latency.deadline import Deadline
+from refusion_edge.latency.device_limits import DeviceLimits
 from refusion_edge.latency.limits import Limits, Roofline
 from refusion_edge.latency.load import Load
 from refusion_edge.latency.measurement import Row, WindowSummary
@@ -67,6 +68,7 @@ class Report:
         load_before: How busy the machine was before.
         load_after: How busy it was after.
         limits: What the processor can do at best; None if it was not measured.
+        device_limits: The same of the CUDA device; None if nothing ran on one, or it was not measured.
         rows: Measurements.
         comparison: Two engines in turns, or None.
         deadlines: Runs at a fixed rate.
@@ -80,6 +82,7 @@ class Report:
     load_before: Load
     load_after: Load
     limits: Limits | None
+    device_limits: DeviceLimits | None
     rows: tuple[Row, ...] = ()
     comparison: Comparison | None = None
     deadlines: tuple[Deadline, ...] = ()
@@ -114,6 +117,7 @@ class Report:
             "load_after": asdict(self.load_after),
             "loaded": self.loaded,
             "limits": None if self.limits is None else asdict(self.limits),
+            "device_limits": None if self.device_limits is None else asdict(self.device_limits),
             "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
             "rows": [row_document(row) for row in self.rows],
             "comparison": None if self.comparison is None else _comparison_document(self.comparison),

@@ -51,7 +51,7 @@ def device_memory_text(row: Row) -> str:
 
 
 def roofline_text(row: Row) -> str:
-    """Share of what the processor can do."""
+    """Share of what the processor or device can do."""
     return ABSENT if row.roofline is None else f"{row.roofline.share:.0%} ({row.roofline.bound})"
 
 
@@ -80,14 +80,19 @@ def stability_text(row: Row) -> str:
 
 
 def limits_text(report: Report) -> str:
-    """What the processor can do."""
-    limits = report.limits
-    if limits is None:
-        return "limits of the processor: not measured"
-    return (
-        f"limits measured here: float32 matrix product {limits.matrix_gflops:.0f} GFLOP/s, copies {limits.copy_gb_per_s:.1f} "
-        f"GB/s on {limits.cores} cores"
-    )
+    """What the processor and the device can do."""
+    texts = []
+    if (limits := report.limits) is not None:
+        texts.append(
+            f"float32 matrix product {limits.matrix_gflops:.0f} GFLOP/s, copies {limits.copy_gb_per_s:.1f} GB/s on "
+            f"{limits.cores} cores"
+        )
+    if (device := report.device_limits) is not None:
+        texts.append(
+            f"{device.device}: half-precision products {device.matrix_gflops:.0f} GFLOP/s, copies "
+            f"{device.copy_gb_per_s:.0f} GB/s"
+        )
+    return f"limits measured here: {'; '.join(texts)}" if texts else "limits of the machine: not measured"
 
 
 def load_text(report: Report) -> str:

@@ -16,6 +16,7 @@ import pytest
 from refusion_edge.errors import InputError, RefusionError, UsageError
 from refusion_edge.latency.comparison import compare
 from refusion_edge.latency.deadline import hold
+from refusion_edge.latency.device_limits import DeviceLimits
 from refusion_edge.latency.limits import Limits
 from refusion_edge.latency.lines import SweepLog, read_rows
 from refusion_edge.latency.load import Load
@@ -60,7 +61,8 @@ def report(clock: MadeUpClock, make_subject: MakeSubject, make_row: Callable[...
     jumped = replace(make_row(5.0), jumps_ms=(12.0,))
     return Report(
         now_utc(), describe_machine(), describe_versions({"onnxruntime"}), clock.name, plan, load, load, Limits(100.0, 10.0, 2),
-        (jumped, make_row(None, name="unsteady")), compare(first, second, plan, clock), (rate,),
+        DeviceLimits("a GPU", 2e4, 100.0), (jumped, make_row(None, name="unsteady")),
+        compare(first, second, plan, clock), (rate,),
     )  # fmt: skip
 
 
@@ -177,6 +179,17 @@ def test_a_sweep_goes_on_where_it_stopped(make_row: Callable[..., Row]) -> None:
     log.add(second)
     assert read_rows(path) == (configuration, (first, second))
     assert SweepLog(path, configuration).rows == {row.identity: row for row in (first, second)}
+
+
+def test_what_was_not_stable_is_measured_again(make_row: Callable[..., Row]) -> None:
+    path = Path("sweep.jsonl")
+    unsteady, steady = make_row(None), make_row(5.0)
+    SweepLog(path, {}).add(unsteady)
+    log = SweepLog(path, {})
+    assert log.rows == {}
+    log.add(steady)
+    assert SweepLog(path, {}).rows == {steady.identity: steady}
+    assert read_rows(path)[1] == (unsteady, steady)
 
 
 def test_another_configuration_is_not_continued(make_row: Callable[..., Row]) -> None:
