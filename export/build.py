@@ -38,11 +38,11 @@ from refusion_edge.export.engines import (
     Ingredients,
     cache_folder,
     compiler_facts,
+    extended,
     make_engine,
     open_judged,
 )
 from refusion_edge.export.int8 import Jury, Selection, select_layers
-from refusion_edge.export.levels import add_levels
 from refusion_edge.export.plan import PhaseListener
 from refusion_edge.export.spec import BuildSpec, check_spec
 from refusion_edge.fidelity import LIMITS, worst
@@ -112,8 +112,7 @@ def build(
     with stages.enter("graph"):
         template = read_graph(choice.name, spec.precision, spec.form)
         filled = fill(template, checkpoint.state, spec.size_hw)
-        if spec.settings.levels is not None:
-            filled = add_levels(filled, spec.settings.levels)
+        filled = extended(filled, spec.settings)
         model = filled.SerializeToString(deterministic=True)
         sizes_hw = _sizes(spec, choice.name, stages.remarks)
         pairs = _judges(spec, spec.size_hw if sizes_hw is None else sizes_hw.typical_hw)

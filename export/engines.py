@@ -9,19 +9,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from refusion_edge import __version__, cuda
+from refusion_edge.architectures import ARCHITECTURES, choose_architecture
 from refusion_edge.arrays import State
 from refusion_edge.backends import Backend, Engine, build_status, open_engine, openvino, status
 from refusion_edge.bundle import MODEL, PLAN, PROGRAM, WEIGHTS, Compiled, sha256
 from refusion_edge.cuda.driver import Device
+from refusion_edge.errors import BackendError
 from refusion_edge.export.levels import add_levels
+from refusion_edge.export.pixels import add_pixels
 from refusion_edge.export.plan import PhaseListener, compile_plan
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target, this_machine, usable_cores
 from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.stand_in import stand_in
 from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, installed_version, load
+from refusion_edge.tensorrt.settings import PlanSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,13 @@ def make_engine(
     # ONNX Runtime and OpenVINO compile the portable model anew on every machine.
     tools = {"openvino": openvino.version()} if backend == "openvino" else {}
     return EngineFile(MODEL, Engine(made_from.model, spec.precision, MODEL), tools=tools)
+
+
+def extended(model: onnx.ModelProto, settings: PlanSettings) -> onnx.ModelProto:
+    """Add the steps before and after the network that the engine shall do."""
+    if settings.pixels:
+        model = add_pixels(model)
+    return model if settings.levels is None else add_levels(model, settings.levels)
 
 
 def open_judged(backend: str, made: EngineFile, model: bytes) -> Backend:
@@ -158,10 +170,9 @@ def _add_plugins(spec: BuildSpec, flavour: Flavour, made_from: Ingredients, devi
 
     trt = load(flavour)
     require_plugins(trt)
-    register(trt, compile_plugins(device.architecture, ptx_version(device.driver), jobs=usable_cores()))
-    model = make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw)
-    if spec.settings.levels is not None:
-        model = add_levels(model, spec.settings.levels)
+    architecture = _architecture(device, "leave --plugins out")
+    register(trt, compile_plugins(architecture, ptx_version(device.driver), jobs=usable_cores()))
+    model = extended(make_model(fold(made_from.state).rounded(np.dtype(np.float16)), spec.size_hw), spec.settings)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 
@@ -176,7 +187,10 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
         "weights_sha256": sha256(made_from.weights),
         "refusion-edge": __version__,
     }
-    architectures = spec.architectures or (_architecture_here(),)
+    architectures = spec.architectures
+    if architectures is None:
+        with cuda.open_driver() as driver:
+            architectures = (_architecture(driver.device, "build with another --backend"),)
     data = program_bytes(make_program(made_from.state, facts, architectures, jobs=usable_cores()))
     tools = {"compiler": build_status("fused").reason}
     if not status("fused").usable:
@@ -188,9 +202,13 @@ def _compile_program(spec: BuildSpec, made_from: Ingredients, remarks: list[str]
     return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
 
 
-def _architecture_here() -> int:
-    with cuda.open_driver() as driver:
-        return driver.device.architecture
+def _architecture(device: Device, remedy: str) -> int:
+    """The architecture that our kernels are compiled for on a device."""
+    chosen = choose_architecture(ARCHITECTURES, device.architecture)
+    if chosen is None:
+        known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
+        raise BackendError(f"expected a device that there are kernels for ({known}), got {device}; {remedy}.")
+    return chosen
 
 
 def _timing_cache(spec: BuildSpec, flavour: Flavour, here: Target) -> Path | None:

@@ -7,6 +7,7 @@ exception ever has to cross its C++ code.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import warnings
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from refusion_edge import cuda
+from refusion_edge.cuda.driver import memory_text
 from refusion_edge.errors import BackendError, OutputError, UsageError
 from refusion_edge.files import write_atomically
-from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
+from refusion_edge.graph import LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import OLDEST, Flavour, Log, implement, load, open_log
 from refusion_edge.tensorrt.settings import PlanSettings, tool_command
@@ -27,7 +30,7 @@ _POLL_S = 0.1
 _START_S = 1.0
 _SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes")
 _NO_TACTIC = ("no tactics", "could not find any implementation", "insufficient workspace")
-_NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda error 2", "cudaerror 2:")
+_REQUESTED = re.compile(r"Requested amount of GPU memory \((\d+) bytes\)")
 
 
 class PhaseListener(Protocol):
@@ -77,7 +80,7 @@ def compile_plan(
 
     Args:
         flavour: Which compiler.
-        model: Serialised ONNX model with the inputs ``a`` and ``b`` and the output ``fused``.
+        model: Serialised ONNX model with the inputs of the settings and the output ``fused``.
         settings: How to compile it.
         sizes_hw: Range of sizes for a model of dynamic size, None for one of fixed size.
         timing_cache: File with timings of kernels, read if it is there and written afterwards; None for no such file.
@@ -107,12 +110,13 @@ def compile_plan(
             f"expected {flavour.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
             "with both versions."
         )
-    _check_tensors(network)
+    _check_tensors(network, settings)
     if sizes_hw is not None:
-        _add_profile(builder, config, sizes_hw)
+        _add_profile(builder, config, settings, sizes_hw)
     serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
     if serialised is None:
-        raise _build_problem(trt, flavour, settings, log)
+        largest_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.largest_hw
+        raise _build_problem(trt, flavour, settings, largest_hw, log)
     if cache is not None and timing_cache is not None:
         _save_timing_cache(timing_cache, cache, remarks)
     # The compiler goes on calling the monitor until here.
@@ -247,21 +251,21 @@ def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cance
     return monitor
 
 
-def _check_tensors(network: Any) -> None:
+def _check_tensors(network: Any, settings: PlanSettings) -> None:
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
     besides = [[], *([levels, MEAN] for levels in LEVELS.values())]
-    if inputs != {INPUT_A, INPUT_B} or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
+    if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
         raise BackendError(
-            f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(inputs)} inputs and "
-            f"{len(outputs)} outputs; build from weights."
+            f"expected a model with the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, got {len(inputs)} "
+            f"inputs and {len(outputs)} outputs; build from weights."
         )
 
 
-def _add_profile(builder: Any, config: Any, sizes_hw: SizeRange) -> None:
+def _add_profile(builder: Any, config: Any, settings: PlanSettings, sizes_hw: SizeRange) -> None:
     profile = builder.create_optimization_profile()
     shapes = [(1, 1, *size) for size in (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw)]
-    for name in (INPUT_A, INPUT_B):
+    for name in settings.inputs():
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
 
@@ -307,12 +311,14 @@ def _parse_problem(parser: Any, log: Log) -> str:
     return " ".join(error.desc().split()).rstrip(".") + where
 
 
-def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, log: Log) -> BackendError:
+def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, largest_hw: tuple[int, int], log: Log) -> BackendError:
     said = " ".join(log.errors).lower()
-    if any(words in said for words in _NO_MEMORY):
+    if log.says_no_memory:
+        wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
+        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{largest_hw[0]}x{largest_hw[1]}"
         return BackendError(
-            f"expected {flavour.title} {trt.__version__} to build within the memory of this device, got '{log.first_error}'; "
-            "build for a smaller --size, or close other programs."
+            f"expected {amount} device memory for {flavour.title} {trt.__version__} to build for {size}, got {_free_memory()}"
+            f"'{log.first_error}'; build for a smaller --size than {size}, or close other programs."
         )
     if any(words in said for words in _NO_TACTIC):
         limit = "no limit" if settings.workspace_mib is None else f"a limit of {settings.workspace_mib} MiB"
@@ -323,6 +329,13 @@ def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, log: Log)
     asked = " and ".join(f"--{name}" for name in settings.options() if name in ("version-compatible", "compute-capability"))
     remedy = f"leave {asked} out, or ask for something else" if asked else "see 'refusion-edge doctor', or report this"
     return BackendError(f"expected {flavour.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
+
+
+def _free_memory() -> str:
+    """How much memory the device has, in words with a comma behind them; empty where there is no device."""
+    with contextlib.suppress(BackendError), cuda.open_driver() as driver:
+        return f"{memory_text(*driver.memory())}, "
+    return ""
 
 
 def _scratch(log: Log) -> int | None:

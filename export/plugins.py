@@ -1,8 +1,8 @@
 """Our GPU kernels inside a TensorRT engine: quickly deployable plugins, compiled ahead of time (TensorRT 10.9 and newer).
 
 The engine holds the compiled kernels, so that it loads without Python, without Triton and without this package. Every plugin is
-made from the same table as the programs of the back end ``fused`` (``refusion_edge.kernels.plan``). What TensorRT cannot be
-relied on to launch, because it takes more than 48 KiB of shared memory, stays what it is elsewhere: convolutions.
+made from the same table as the programs of the back end ``fused`` (``refusion_edge.kernels.plan``), and takes no more than the
+48 KiB of shared memory that TensorRT can be relied on to launch.
 
 Features are (streams, C, H, W) half precision in the format HWC8, which for 16 and 32 channels is the layout of the kernels;
 everything else is linear. Partial sums, which a program of ours keeps in scratch memory, are outputs of one plugin and inputs
@@ -28,17 +28,15 @@ from refusion_edge.export.cubins import run_compilers
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
 from refusion_edge.kernels.attention_statistics import partial_size
 from refusion_edge.kernels.plan import FUSED, PLANES, make_plan, tiles
-from refusion_edge.kernels.strip import LAYER_NORM_EPSILON
 from refusion_edge.program import Argument, Kernel, Launch, Parameter, Tile
 
 NAMESPACE = "refusion_edge"
 LARGEST_SHARED_BYTES = 48 * 1024
 """Nobody says whether TensorRT asks the driver for more, which it would have to."""
 
-AS_CONVOLUTIONS = ("fusion_gate_0", "fusion_gate_1", "decoder_feed_forward")
-"""Kernels that take more shared memory than that on every architecture."""
-
-_FEATURES = ("features_ptr", "x_ptr", "y_ptr", "z_ptr")
+# Tiles that take less shared memory than those of the back end ``fused``, which asks the driver for more.
+_SMALLER = {(90, "decoder_apply"): Tile(16, 8, 2)}
+_FEATURES = ("features_ptr", "base_ptr", "x_ptr", "y_ptr", "z_ptr")
 _OPSET = 18
 # Version of PTX that a driver for a version of CUDA takes.
 _PTX_VERSIONS = {
@@ -51,9 +49,14 @@ _COMPILED: dict[str, PtxKernel] = {}
 
 
 def plugin_kernels() -> dict[str, Kernel]:
-    """The kernels that become plugins, by name."""
-    plan = make_plan()
-    return {name: kernel for name, kernel in plan.kernels.items() if name not in (*AS_CONVOLUTIONS, "stretch")}
+    """The kernels that become plugins, by name; the stretch to 8 bits is no part of the network."""
+    return {name: kernel for name, kernel in make_plan().kernels.items() if name != "stretch"}
+
+
+def plugin_tiles(architecture: int) -> dict[str, Tile]:
+    """The tile of every plugin on an architecture, 10 times the compute capability."""
+    chosen = tiles(architecture)
+    return {name: _SMALLER.get((architecture, name), chosen[name]) for name in plugin_kernels()}
 
 
 def ptx_version(driver: str) -> int:
@@ -83,8 +86,9 @@ def compile_plugins(architecture: int, version: int, *, jobs: int = 1) -> dict[s
     Raises:
         BackendError: Triton is not installed, a kernel does not compile, or needs too much shared memory.
     """
+    chosen = plugin_tiles(architecture)
     work = {
-        f"{name} for sm_{architecture}": (compile_plugin, (kernel, tiles(architecture)[name], architecture, version))
+        f"{name} for sm_{architecture}": (compile_plugin, (kernel, chosen[name], architecture, version))
         for name, kernel in plugin_kernels().items()
     }
     compiled = dict(zip(plugin_kernels(), run_compilers(work, jobs=jobs).values(), strict=True))
@@ -130,7 +134,7 @@ def register(trt: Any, compiled: Mapping[str, PtxKernel]) -> None:
 
 
 def make_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) -> onnx.ModelProto:
-    """The network as an ONNX model of plugins, with convolutions in between.
+    """The network as an ONNX model of plugins.
 
     Args:
         weights: Folded weights, taps in half precision (``FoldedWeights.rounded``).
@@ -140,11 +144,7 @@ def make_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) ->
     graph.add("Concat", [INPUT_A, INPUT_B], PLANES, axis=0)
     for launch in plan.launches:
         kernel = plan.kernels[launch.kernel]
-        if kernel.source == "feed_forward" and kernel.name in AS_CONVOLUTIONS:
-            _feed_forward(graph, kernel, launch, weights)
-        elif kernel.source == "fusion_gate":
-            _fusion_gate(graph, kernel, launch, weights)
-        elif kernel.name in plugin_kernels():
+        if kernel.name in plugin_kernels():
             _plugin_node(graph, kernel, launch, weights)
     shape = [1, 1, *(size_hw or ("height", "width"))]
     inputs, outputs = (
@@ -226,8 +226,8 @@ def output_shapes(kernel: Kernel, tile: Tile, inputs: Sequence[Any], cdiv: Calla
         return [(streams, strips, partial_size(channels))]
     if kernel.source == "to_plane":
         return [(1, 1, height, width), (strips, 2)]
-    joined = kernel.constants.get("JOINED", 0)
-    return [(1, 2 * channels, height, width) if joined else (streams, channels, height, width)]
+    both = kernel.source == "fusion_gate" or kernel.constants.get("JOINED", 0)
+    return [(1, 2 * channels, height, width) if both else (streams, channels, height, width)]
 
 
 def grid(kernel: Kernel, tile: Tile, inputs: Sequence[Any], cdiv: Callable[[Any, int], Any]) -> tuple[Any, Any, Any]:
@@ -301,70 +301,3 @@ def _plugin_node(graph: _Graph, kernel: Kernel, launch: Launch, weights: Mapping
     outputs = [graph.write(given[parameter.name].name) for parameter in _pointers(kernel) if parameter.written]
     attributes: dict[str, Any] = {"plugin_namespace": NAMESPACE, "aot": 1}
     graph.nodes.append(helper.make_node(kernel.name, inputs, outputs, outputs[0], domain=NAMESPACE, **attributes))
-
-
-def _feed_forward(graph: _Graph, kernel: Kernel, launch: Launch, weights: Mapping[str, Array]) -> None:
-    given = {name: argument.name for name, argument in _named(kernel, launch).items()}
-    x, name = graph.tensor(given["x_ptr"]), given["y_ptr"]
-    normalised = _normalise(graph, x, name, *(weights[given[key]][0] for key in ("gain_ptr", "bias_ptr")))
-    gate, update = (
-        _convolve(graph, normalised, f"{name}.{key}", weights[given[f"{key}_ptr"]][0]) for key in ("gate", "update")
-    )
-    _finish(graph, x, gate, update, weights[given["project_ptr"]][0], name)
-
-
-def _fusion_gate(graph: _Graph, kernel: Kernel, launch: Launch, weights: Mapping[str, Array]) -> None:
-    given = {name: argument.name for name, argument in _named(kernel, launch).items()}
-    x, base, channels, source = (
-        graph.tensor(given["x_ptr"]),
-        graph.tensor(given["base_ptr"]),
-        kernel.constants["C"],
-        kernel.constants["SOURCE"],
-    )
-    name = kernel.name
-    own, other = (weights[given[key]] for key in ("own_ptr", "other_ptr"))
-    both = np.concatenate((other, own) if source else (own, other), axis=1)
-    gate = _convolve(graph, x, f"{name}.gate", both)
-    sides = [
-        graph.constant(f"channel.{side}", np.array([side], np.int64)) for side in (source * channels, (source + 1) * channels)
-    ]
-    half = graph.add("Slice", [x, *sides, graph.constant("channels", np.array([1], np.int64))], f"{name}.half")
-    update = _convolve(graph, half, f"{name}.update", weights[given["update_ptr"]])
-    _finish(graph, base, gate, update, weights[given["project_ptr"]], given["y_ptr"])
-
-
-def _normalise(graph: _Graph, x: str, name: str, gain: Array, bias: Array) -> str:
-    """Layer norm over the channels, its statistics in single precision."""
-    axis = graph.constant("channels", np.array([1], np.int64))
-    wide = graph.add("Cast", [x], f"{name}.wide", to=TensorProto.FLOAT)
-    centred = graph.add("Sub", [wide, graph.add("ReduceMean", [wide, axis], f"{name}.mean")], f"{name}.centred")
-    square = graph.add("Mul", [centred, centred], f"{name}.square")
-    variance = graph.add("ReduceMean", [square, axis], f"{name}.variance")
-    epsilon = graph.constant("epsilon", np.array(LAYER_NORM_EPSILON, np.float32))
-    deviation = graph.add("Sqrt", [graph.add("Add", [variance, epsilon], f"{name}.above")], f"{name}.deviation")
-    unit = graph.add("Div", [centred, deviation], f"{name}.unit")
-    for operator, key, values in (("Mul", "gain", gain), ("Add", "bias", bias)):
-        vector = graph.constant(f"{name}.{key}", values.reshape(1, -1, 1, 1).astype(np.float32))
-        unit = graph.add(operator, [unit, vector], f"{name}.with_{key}")
-    return graph.add("Cast", [unit], f"{name}.normalised", to=TensorProto.FLOAT16)
-
-
-def _convolve(graph: _Graph, x: str, name: str, taps: Array) -> str:
-    """Dense 3x3 convolution with taps (9, C, N)."""
-    _, inputs, outputs = taps.shape
-    weight = graph.constant(f"{name}.weight", taps.transpose(2, 1, 0).reshape(outputs, inputs, 3, 3))
-    return graph.add("Conv", [x, weight], name, pads=[1, 1, 1, 1])
-
-
-def _finish(graph: _Graph, base: str, gate: str, update: str, project: Array, buffer: str) -> None:
-    """``base + project (gelu(gate) * update)``."""
-    half, root, one = (
-        graph.constant(f"gelu.{key}", np.array(value, np.float16))
-        for key, value in (("half", 0.5), ("root", 0.5**0.5), ("one", 1.0))
-    )
-    erf = graph.add("Erf", [graph.add("Mul", [gate, root], f"{gate}.scaled")], f"{gate}.erf")
-    halved = graph.add("Mul", [gate, half], f"{gate}.halved")
-    gelu = graph.add("Mul", [halved, graph.add("Add", [erf, one], f"{gate}.above")], f"{gate}.gelu")
-    hidden = graph.add("Mul", [gelu, update], f"{gate}.hidden")
-    weight = graph.constant(f"{gate}.project", project.T[:, :, None, None])
-    graph.add("Add", [base, graph.add("Conv", [hidden, weight], f"{gate}.projected")], graph.write(buffer))

@@ -12,6 +12,7 @@ from refusion_edge.pairs import ImagePair
 from refusion_edge.quantisation import CalibrationTable
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import FLAVOURS
+from refusion_edge.tensorrt.precisions import lacking, least_capability
 from refusion_edge.tensorrt.settings import NO_SETTINGS, PlanSettings
 
 _TENSORRT_FORMS = ("tensorrt-folded", "tensorrt-literal")
@@ -79,6 +80,7 @@ def check_spec(spec: BuildSpec, backend: str) -> None:
         )
     if backend in FLAVOURS:
         spec.settings.check(FLAVOURS[backend])
+        _check_capabilities(spec, backend)
     elif spec.settings != NO_SETTINGS or spec.sizes_hw is not None:
         raise UsageError(
             f"expected settings of a compiler and a range of sizes only for {' and '.join(FLAVOURS)}, got them for {backend}, "
@@ -91,3 +93,15 @@ def check_spec(spec: BuildSpec, backend: str) -> None:
             "expected --arch for the back end fused on a machine without a GPU, got none; name the device's, such as "
             "--arch sm_87 for Orin."
         )
+
+
+def _check_capabilities(spec: BuildSpec, backend: str) -> None:
+    for capability in spec.settings.compute_capabilities:
+        lacks = lacking(backend, capability)
+        if spec.precision in lacks:
+            others = [precision for precision in BACKENDS[backend].forms if precision not in lacks]
+            remedy = f", or build with --precision {' or '.join(others)}" if others else ""
+            raise UsageError(
+                f"expected compute capabilities that {backend} computes in {spec.precision} on "
+                f"({least_capability(backend, spec.precision)} and newer), got {capability}; leave it out{remedy}."
+            )

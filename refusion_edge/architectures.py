@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from refusion_edge.errors import UsageError
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 110, 120)
 """10 times the compute capabilities: A100, consumer Ampere, Orin, Ada, Hopper, Thor, consumer Blackwell."""
+
+
+def choose_architecture(known: Iterable[int], here: int) -> int | None:
+    """Choose the kernels for a device.
+
+    Kernels for the very architecture, else, on compute capability 8.x, those for the highest one below it, which run
+    there; kernels never run across major versions.
+
+    Args:
+        known: Architectures that there are kernels for.
+        here: That of the device.
+
+    Returns:
+        One of them, or None if none runs there.
+    """
+    return max((one for one in known if one == here or (one // 10 == here // 10 == 8 and one < here)), default=None)
 
 
 def parse_architectures(text: str) -> tuple[int, ...]:

@@ -35,6 +35,8 @@ AVERAGE_GROUP = "fusion_ema"
 
 # A checkpoint of this network has 0.3 MB; nothing near this limit can be one.
 _MAX_BYTES = 64 << 20
+# Models and engines: made from weights, which are not read back from them.
+_NO_WEIGHTS = (".onnx", ".plan", ".engine", ".trt", ".rfx")
 _LISTED = 3
 _STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "FloatStorage": np.dtype("<f4"),
@@ -184,9 +186,9 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
         if task not in (None, *TASKS) or not all(isinstance(text, str) for item in notes.items() for text in item):
             raise ValueError("its description names no task of ours, or holds something else than text")
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        remedy = "name the weights that it was made from" if path.suffix in _NO_WEIGHTS else "copy it again"
         raise CheckpointError(
-            f"expected a safetensors or official .pth file in {path}, got something else or a damaged "
-            f"file ({error}); copy it again."
+            f"expected a safetensors or official .pth file in {path}, got something else or a damaged file ({error}); {remedy}."
         ) from error
     if schema == TRAINING_SCHEMA:
         prefix = f"{AVERAGE_GROUP}."

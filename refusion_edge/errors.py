@@ -80,6 +80,14 @@ class GateError(RefusionError):
     exit_code = 1
 
 
+def not_finite(name: str) -> GateError:
+    """What a back end of this name gave is no picture."""
+    return GateError(
+        f"expected finite numbers from the network, got NaN or infinity from {name}; check the weights with 'refusion-edge "
+        "inspect', or the bundle with 'refusion-edge verify'."
+    )
+
+
 class AlignmentError(RefusionError):
     """Two views that cannot be aligned, or not well enough; the message holds the reason."""
 

@@ -11,10 +11,19 @@ from typing_extensions import Self
 
 from refusion_edge import backends
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends import AUTO, Backend, LevelsBackend, RunOptions, choose_runner, find_entry, require_usable
+from refusion_edge.backends import (
+    AUTO,
+    Backend,
+    LevelsBackend,
+    PixelsBackend,
+    RunOptions,
+    choose_runner,
+    find_entry,
+    require_usable,
+)
 from refusion_edge.bundle import WEIGHTS, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
 from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError, not_finite
 from refusion_edge.fidelity import LIMITS, worst
 from refusion_edge.forms import REFERENCE
 from refusion_edge.gate import measure, sample_pairs, verdict
@@ -66,32 +75,42 @@ class Fuser:
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
         planes = self.to_planes(a, b)
-        is_grey = planes.chroma is None or not colour
-        if is_grey and isinstance(self.backend, LevelsBackend) and self.backend.levels_range == self.output_range:
-            return self.backend.fuse_to_levels(planes.a, planes.b)
-        return self.to_picture(self.backend.fuse(planes.a, planes.b), planes, colour=colour)
+        return self.to_picture(self.infer(planes, colour=colour), planes, colour=colour)
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
-        return to_planes(a, b, sensor_a=self.task.ranged_a)
+        keep_pixels = isinstance(self.backend, PixelsBackend) and self.backend.takes_pixels
+        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=keep_pixels)
 
-    def to_picture(self, output: Float32Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+    def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
+        """What ``fuse`` lets the back end do.
+
+        Returns:
+            The fused plane, (1, 1, H, W) float32. Where the back end finishes on the device and nothing but levels of this
+            range is wanted, (H, W) uint8 instead.
+        """
+        is_grey = planes.chroma is None or not colour
+        if is_grey and isinstance(self.backend, LevelsBackend) and self.backend.levels_range == self.output_range:
+            return self.backend.fuse_to_levels(planes.a, planes.b)
+        return self.backend.fuse(planes.a, planes.b)
+
+    def to_picture(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
         """What ``fuse`` does after the network.
 
         Args:
-            output: What the back end made of ``planes``, (1, 1, H, W).
+            output: What ``infer`` made of ``planes``.
             planes: What it was given.
             colour: Whether to keep the colour of the sources.
 
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
-        fused = output[0, 0]
+        if output.dtype == np.uint8:
+            levels: Uint8Array = output.astype(np.uint8, copy=False)
+            return levels
+        fused = output[0, 0].astype(np.float32, copy=False)
         if not np.isfinite(fused).all():
-            raise GateError(
-                f"expected finite numbers from the network, got NaN or infinity from {self.backend.name}; check the weights "
-                "with 'refusion-edge inspect', or the bundle with 'refusion-edge verify'."
-            )
+            raise not_finite(self.backend.name)
         return merge(to_output_range(fused, self.output_range), planes.chroma if colour else None)
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 FORM_KEY = "refusion-edge.form"
 INPUT_A, INPUT_B, OUTPUT = "a", "b", "fused"
 
+PIXELS = {INPUT_A: "a_pixels", INPUT_B: "b_pixels"}
+"""Inputs that a model may have besides, uint8, by the source that they are added to; see ``refusion_edge.export.pixels``."""
+
 LEVELS = {"stretch": "levels_stretch", "fixed": "levels_fixed"}
 """Outputs that a model may have besides, by the range of their 8-bit levels; see ``refusion_edge.export.levels``."""
 MEAN = "fused_mean"

@@ -35,23 +35,24 @@ class Planes:
     """What the network is given, and what goes around it.
 
     Attributes:
-        a: Luma of source a, (1, 1, H, W) float32, [0, 1].
-        b: Luma of source b, same shape.
+        a: Luma of source a, (1, 1, H, W) float32, [0, 1]; or uint8, [0, 255], where that was asked for.
+        b: Luma of source b, same shape, in the same way.
         chroma: Chroma of the result, (H, W, 2) as (Cr, Cb) around 0.5, or None for a grey result.
     """
 
-    a: Float32Array
-    b: Float32Array
+    a: Array
+    b: Array
     chroma: Float32Array | None
 
 
-def to_planes(a: Array, b: Array, *, sensor_a: bool) -> Planes:
+def to_planes(a: Array, b: Array, *, sensor_a: bool, keep_pixels: bool = False) -> Planes:
     """Turn two pictures into what the network is given.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
         b: Source b, same height and width.
         sensor_a: Whether 16-bit or float grey of source a is raw sensor data, see ``to_display_range``.
+        keep_pixels: Whether 8-bit pictures of one channel stay 8-bit, for an engine that takes them so.
 
     Raises:
         ShapeError: The pictures do not fit, see ``check_pair``.
@@ -64,8 +65,13 @@ def to_planes(a: Array, b: Array, *, sensor_a: bool) -> Planes:
                 f"expected a picture in source {name}, got the same value ({image.flat[0]}) in every pixel; "
                 "check the camera or the file."
             )
-    luma_a, chroma_a = split(to_display_range(a, sensor=sensor_a))
-    luma_b, chroma_b = split(to_display_range(b, sensor=False))
+
+    def parts(image: Array, sensor: bool) -> tuple[Array, Float32Array | None]:
+        if keep_pixels and image.dtype == np.uint8 and image.ndim == 2:
+            return image, None
+        return split(to_display_range(image, sensor=sensor))
+
+    (luma_a, chroma_a), (luma_b, chroma_b) = parts(a, sensor_a), parts(b, False)
     return Planes(
         np.ascontiguousarray(luma_a[None, None]), np.ascontiguousarray(luma_b[None, None]), fuse_chroma(chroma_a, chroma_b)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,13 @@ from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.forms import FORMS
 from refusion_edge.parameters import PARAMETERS
+
+# Time decides no test: a machine that is busy is slow at making examples, too.
+with contextlib.suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

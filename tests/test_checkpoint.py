@@ -21,6 +21,8 @@ from refusion_edge.checkpoint import (
     write_safetensors,
 )
 from refusion_edge.errors import CheckpointError, MissingDependencyError
+from refusion_edge.forms import REFERENCE
+from refusion_edge.graph import read_template
 from refusion_edge.parameters import PARAMETERS
 from tests.conftest import one_sentence
 
@@ -182,6 +184,16 @@ def test_pickle_bomb_does_not_go_off() -> None:
     with pytest.raises(CheckpointError, match=r"pickle that holds something else \(it refers to posix\.system\)"):
         read_checkpoint("bad.pth")
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("model.onnx", "name the weights that it was made from"), ("x.safetensors", "copy it again")]
+)
+def test_a_model_is_not_taken_for_weights(name: str, remedy: str) -> None:
+    Path(name).write_bytes(read_template(REFERENCE, "fp32").SerializeToString())
+    with pytest.raises(CheckpointError, match=remedy) as caught:
+        read_checkpoint(name)
+    assert one_sentence(str(caught.value))
 
 
 def test_bare_pickle_is_not_even_opened() -> None:

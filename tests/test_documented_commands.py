@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-import tomllib
 
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.cli import main
@@ -23,6 +22,11 @@ from refusion_edge.images import read_image, write_image
 from refusion_edge.samples import sample_paths
 from refusion_edge.weights import weights_path
 from tests.conftest import ROOT, one_sentence
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 RunCli: TypeAlias = Callable[..., tuple[int, str, str]]
 

@@ -71,6 +71,18 @@ class LevelsBackend(Backend, Protocol):
         """
 
 
+@runtime_checkable
+class PixelsBackend(Backend, Protocol):
+    """A back end whose engine may take 8-bit sources as they are, and turns them into planes on the device.
+
+    Attributes:
+        takes_pixels: Whether this engine does: each source of ``fuse`` and of ``fuse_to_levels`` may then be uint8,
+            (1, 1, H, W), [0, 255].
+    """
+
+    takes_pixels: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What a back end loads: one file of a bundle, or the same in memory.
@@ -283,7 +295,7 @@ def choose_builder(name: str, precision: Precision) -> Choice:
 
     Raises:
         UsageError: There is no such back end, or it does not build engines, or not in this precision.
-        BackendError: It cannot be used here, or none can.
+        BackendError: It cannot be used here, or not in this precision, or none can.
     """
     if name != AUTO:
         if not (forms := find_entry(name).forms):
@@ -296,7 +308,13 @@ def choose_builder(name: str, precision: Precision) -> Choice:
                 f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; "
                 f"build with --precision {' or '.join(forms)}."
             )
-        _require(name, build_status)
+        found = _require(name, build_status)
+        if precision in found.lacks:
+            rest = [other for other in forms if other not in found.lacks]
+            raise BackendError(
+                f"expected a precision that {name} computes in on this machine ({', '.join(rest)}), got '{precision}' with "
+                f"{found.reason}; build with --precision {' or '.join(rest)}."
+            )
         return Choice(name, "as asked")
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
 
@@ -368,10 +386,10 @@ def require_usable(name: str) -> None:
     _require(name, status)
 
 
-def _require(name: str, look: Callable[[str], Status]) -> None:
+def _require(name: str, look: Callable[[str], Status]) -> Status:
     found = look(name)
     if found.usable:
-        return
+        return found
     usable = [other for other in BACKENDS if other != name and status(other).usable]
     remedy = f"run: {found.fix}" if found.fix else f"choose {' or '.join(usable)}" if usable else "see 'refusion-edge doctor'"
     raise BackendError(f"expected the back end {name} to be usable here, got '{found.reason}'; {remedy}.")

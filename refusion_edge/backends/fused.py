@@ -17,11 +17,13 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed
+from refusion_edge.architectures import choose_architecture
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends import Engine, RunOptions, Status
 from refusion_edge.cuda.arguments import pack
 from refusion_edge.cuda.driver import Device, Driver, HostBuffer
-from refusion_edge.errors import BackendError, BundleError, ShapeError
+from refusion_edge.cuda.stages import StagesOnDevice, StageTimer
+from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import accelerator
@@ -54,23 +56,20 @@ def probe_build() -> Status:
 
 
 def choose_target(program: Program, device: Device) -> Target:
-    """Choose the kernels for a device.
-
-    Kernels for the very architecture, else, on compute capability 8.x, those for the highest one below it, which run
-    there; kernels never run across major versions.
+    """Choose the kernels for a device, see ``refusion_edge.architectures.choose_architecture``.
 
     Raises:
         BackendError: There are none, or the driver is too old for them.
     """
     here = device.architecture
-    fitting = [one for one in program.targets if one == here or (one // 10 == here // 10 == 8 and one < here)]
-    if not fitting:
+    chosen = choose_architecture(program.targets, here)
+    if chosen is None:
         known = ", ".join(f"sm_{one}" for one in sorted(program.targets))
         raise BackendError(
             f"expected kernels for this device ({device.name}, sm_{here}) in the program, got {known}; build it with "
             f"'refusion-edge build --backend fused --arch sm_{here}'."
         )
-    target = program.targets[max(fitting)]
+    target = program.targets[chosen]
     if device.driver_version < target.driver_version:
         raise BackendError(
             f"expected a driver for CUDA {cuda_text(target.driver_version)} or newer for these kernels, got one for "
@@ -100,11 +99,12 @@ class _Frame:
     graph: Any
 
 
-class FusedBackend:
+class FusedBackend(StagesOnDevice):
     """A program on a GPU. Implements ``Backend``.
 
     Attributes:
         device: The device.
+        levels_range: Range of the levels that its last kernel makes.
 
     Args:
         data: Bytes of a program file.
@@ -117,6 +117,7 @@ class FusedBackend:
     """
 
     name = "fused"
+    levels_range: str | None = "stretch"
 
     def __init__(self, data: bytes, name: str = "the program file", driver: Driver | None = None) -> None:
         self._program = parse_program(data, name)
@@ -127,6 +128,8 @@ class FusedBackend:
             self.device = self._driver.device
             self._stream = self._driver.create_stream()
             owned.callback(self._driver.destroy_stream, self._stream)
+            self._timer = StageTimer(self._driver, self._stream)
+            owned.callback(self._timer.close)
             self._target = choose_target(self._program, self.device)
             self._functions = {
                 kernel: self._driver.load(binary.image, binary.symbol, binary.shared_bytes)
@@ -149,16 +152,18 @@ class FusedBackend:
         return self._run(a, b).visible[_FUSED].array.view(np.float32).reshape(a.shape)
 
     def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
-        """Fuse two luma planes and stretch the result to 8 bits on the device.
+        """Fuse two luma planes and stretch the result to 8 bits on the device; see ``LevelsBackend.fuse_to_levels``.
 
-        Args:
-            a: Source a, (1, 1, H, W), [0, 1].
-            b: Source b, same shape.
-
-        Returns:
-            (H, W), its least value 0 and its largest 255. It is overwritten by the next call.
+        A level may differ by one from that of ``refusion_edge.luminance`` where a value is within rounding of a half.
         """
-        return self._run(a, b).visible[_LEVELS].array.reshape(a.shape[2:])
+        visible = self._run(a, b).visible
+        # The sum is not finite if one value is not; the kernel's extremes pass over NaN.
+        if not np.isfinite(visible[_FUSED].array.view(np.float32).sum()):
+            raise not_finite(self.name)
+        return visible[_LEVELS].array.reshape(a.shape[2:]).copy()
+
+    def _prepare_anew(self) -> None:
+        self._frame = None
 
     def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
         size_hw = _checked_size(a, b)
@@ -197,15 +202,18 @@ class FusedBackend:
     def _start(self, size_hw: tuple[int, int], addresses: dict[str, int], visible: dict[str, HostBuffer]) -> None:
         driver, stream, plan = self._driver, self._stream, self._program.plan
         if not self.device.is_zero_copy:
-            driver.upload(addresses[_INPUT], visible[_INPUT], stream)
-        for launch in plan.launches:
-            kernel, binary = plan.kernels[launch.kernel], self._target.binaries[launch.kernel]
-            arguments = pack(kernel.parameters, self._values(launch, size_hw, addresses), binary.hidden_pointers)
-            grid, threads = kernel.launch_grid(binary.tile, size_hw), 32 * binary.tile.warps
-            driver.launch_kernel(self._functions[launch.kernel], grid, threads, binary.shared_bytes, arguments, stream)
+            with self._timer.stage("h2d"):
+                driver.upload(addresses[_INPUT], visible[_INPUT], stream)
+        with self._timer.stage("infer"):
+            for launch in plan.launches:
+                kernel, binary = plan.kernels[launch.kernel], self._target.binaries[launch.kernel]
+                arguments = pack(kernel.parameters, self._values(launch, size_hw, addresses), binary.hidden_pointers)
+                grid, threads = kernel.launch_grid(binary.tile, size_hw), 32 * binary.tile.warps
+                driver.launch_kernel(self._functions[launch.kernel], grid, threads, binary.shared_bytes, arguments, stream)
         if not self.device.is_zero_copy:
-            for name in (_FUSED, _LEVELS):
-                driver.download(visible[name], addresses[name], stream)
+            with self._timer.stage("d2h"):
+                for name in (_FUSED, _LEVELS):
+                    driver.download(visible[name], addresses[name], stream)
 
     def _values(self, launch: Launch, size_hw: tuple[int, int], addresses: dict[str, int]) -> list[int]:
         values = []

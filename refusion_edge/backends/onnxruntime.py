@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 
+import numpy as np
 import onnxruntime as ort
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends import Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, read_graph
+from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, PIXELS, fill, read_graph
 
 _ERRORS_ONLY = 3
 
@@ -69,8 +70,9 @@ class OrtBackend:
                 f"expected a model that ONNX Runtime {version()} can load, got '{error}'; build it again."
             ) from error
         names = [value.name for value in self._session.get_inputs()]
-        # What a model for TensorRT gives besides is not computed, because nobody asks for it.
-        if names != [INPUT_A, INPUT_B] or self._session.get_outputs()[0].name != OUTPUT:
+        # What a model for TensorRT gives besides is not computed, because nobody asks for it; what it takes besides is zero.
+        self._unused = [name for name in names if name in PIXELS.values()]
+        if names != [INPUT_A, INPUT_B, *self._unused] or self._session.get_outputs()[0].name != OUTPUT:
             raise BackendError(
                 f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "
                 f"({', '.join(names[:3])}, ...); build it again."
@@ -95,5 +97,6 @@ class OrtBackend:
             options = ort.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             self._last_hw = a.shape[2:]
-        fused: Float32Array = self._session.run([OUTPUT], {INPUT_A: a, INPUT_B: b}, options)[0]
+        given = {INPUT_A: a, INPUT_B: b, **{name: np.zeros(a.shape, np.uint8) for name in self._unused}}
+        fused: Float32Array = self._session.run([OUTPUT], given, options)[0]
         return fused

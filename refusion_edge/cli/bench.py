@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_json, add_picture, add_task, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.latency.comparison import Comparison
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--a", metavar="FILE", help="picture of source a, read for every iteration (default: a sample in memory)"
     )
     parser.add_argument("--b", metavar="FILE", help="picture of source b")
+    add_picture(parser)
     parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
     how = parser.add_argument_group("how long")
     how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="least time of the warm-up (default: 200)")
@@ -161,7 +162,10 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
             raise UsageError("expected sizes as HEIGHTxWIDTH, got 'dynamic'; name the sizes to measure at.")
         sizes_hw.append(size_hw)
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
-    wanted = Wanted(options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair)
+    wanted = Wanted(
+        options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair,
+        colour=not options.grey, output_range=options.output_range,
+    )  # fmt: skip
     origins = list(options.compare or options.engines)
     if not options.precisions:
         yield [subject for origin in origins for subject in find_subjects(origin, wanted)]

@@ -55,6 +55,11 @@ def _add_compiler(parser: argparse.ArgumentParser) -> None:
         "--form", choices=("folded", "literal"), default="folded", help="layout of the convolutions (default: folded)"
     )
     group.add_argument(
+        "--pixels",
+        action="store_true",
+        help="let the engine take 8-bit sources as they are, too, for grey pictures and cameras",
+    )
+    group.add_argument(
         "--levels",
         choices=("stretch", "fixed"),
         help="let the engine give 8-bit levels, too, for grey results",
@@ -110,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
             version_compatible=options.version_compatible,
             compute_capabilities=tuple(text for text in options.compute_capability.split(",") if text),
             timing_cache=options.timing_cache,
+            pixels=options.pixels,
             levels=options.levels,
             plugins=options.plugins,
         ),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_task, add_threads, nonempty
+from refusion_edge.cli.options import add_picture, add_task, add_threads, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
-    parser.add_argument(
-        "--range", dest="output_range", choices=("stretch", "fixed"), default="stretch",
-        help="output range: stretch each image from its darkest to its brightest value (as the official script), "
-        "or fixed, the same for all images (default: stretch)",
-    )  # fmt: skip
-    parser.add_argument("--grey", action="store_true", help="write fused luma only, without the colour of the sources")
+    add_picture(parser)
     parser.add_argument("--format", choices=_FORMATS, default="png", help="file format in an output folder (default: png)")
     add_threads(parser)
 

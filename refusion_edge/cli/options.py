@@ -27,6 +27,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON, to standard output for '-'")
 
 
+def add_picture(parser: argparse.ArgumentParser) -> None:
+    """Add ``--range`` and ``--grey``, how a single picture is finished."""
+    parser.add_argument(
+        "--range", dest="output_range", choices=("stretch", "fixed"), default="stretch",
+        help="output range: stretch each image from its darkest to its brightest value (as the official script), "
+        "or fixed, the same for all images (default: stretch)",
+    )  # fmt: skip
+    parser.add_argument("--grey", action="store_true", help="fused luma only, without the colour of the sources")
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads``."""
     parser.add_argument(

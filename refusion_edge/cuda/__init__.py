@@ -18,6 +18,8 @@ _LAYERS = (
     ("cuda-bindings", "cuda.bindings", "refusion_edge.cuda.bindings_driver:BindingsDriver"),
 )
 _NO_DEVICE = 100
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+_MAJOR, _MINOR = 75, 76
 
 FIX = "pip install 'refusion-edge[fused]'"
 """What installs a layer over the driver; pycuda, which has no wheels, takes its place where it is there."""
@@ -33,6 +35,23 @@ def problem() -> str | None:
     if code == _NO_DEVICE:
         return "the NVIDIA driver finds no device here"
     return f"the NVIDIA driver does not start here (cuInit gives {code})" if code else None
+
+
+def compute_capability() -> str | None:
+    """Compute capability of the first device, such as ``8.7``, or None if there is none; makes no context on it."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    if library.cuInit(0):
+        return None
+    device, value = ctypes.c_int(), ctypes.c_int()
+    found = []
+    for attribute in (_MAJOR, _MINOR):
+        if library.cuDeviceGet(ctypes.byref(device), 0) or library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+        found.append(str(value.value))
+    return ".".join(found)
 
 
 def layers() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from cuda.bindings import driver as cu
 from typing_extensions import Self
 
-from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
+from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, no_host_memory, out_of_memory, recorded
 from refusion_edge.errors import BackendError
 
 # How a block of packed arguments is announced (CU_LAUNCH_PARAM_*).
@@ -29,6 +29,7 @@ class BindingsDriver:
         context = _call(cu.cuDevicePrimaryCtxRetain, self._ordinal)
         _call(cu.cuCtxPushCurrent, context)
         self._modules: list[Any] = []
+        self._is_capturing = False
 
     def __enter__(self) -> Self:
         return self
@@ -59,11 +60,16 @@ class BindingsDriver:
         extra = (ctypes.c_void_p * 5)(_BLOCK_POINTER, ctypes.addressof(block), _BLOCK_SIZE, ctypes.addressof(size), _BLOCK_END)
         _call(cu.cuLaunchKernel, function, *grid, threads, 1, 1, shared_bytes, stream, 0, ctypes.addressof(extra))
 
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes, see ``Driver.memory``."""
+        free, total = _call(cu.cuMemGetInfo)
+        return int(free), int(total)
+
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, see ``Driver.allocate``."""
         code, pointer = cu.cuMemAlloc(nbytes)
         if code == cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise out_of_memory(nbytes, *_call(cu.cuMemGetInfo))
+            raise out_of_memory(nbytes, *self.memory())
         _check(code, "cuMemAlloc")
         return int(pointer)
 
@@ -73,7 +79,11 @@ class BindingsDriver:
 
     def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
         """Allocate page-locked memory, see ``Driver.allocate_host``."""
-        address = int(_call(cu.cuMemHostAlloc, nbytes, cu.CU_MEMHOSTALLOC_DEVICEMAP if mapped else 0))
+        code, allocated = cu.cuMemHostAlloc(nbytes, cu.CU_MEMHOSTALLOC_DEVICEMAP if mapped else 0)
+        if code == cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise no_host_memory(nbytes)
+        _check(code, "cuMemHostAlloc")
+        address = int(allocated)
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
         pointer = int(_call(cu.cuMemHostGetDevicePointer, address, 0)) if mapped else 0
         return HostBuffer(array, pointer, address)
@@ -111,8 +121,12 @@ class BindingsDriver:
         _call(cu.cuEventDestroy, event)
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time."""
-        _call(cu.cuEventRecord, event, stream)
+        """Let an event take the time, see ``Driver.record``."""
+        if self._is_capturing:
+            # Without the flag, an event in a graph only orders; outside of a graph, the flag is refused.
+            _call(cu.cuEventRecordWithFlags, event, stream, cu.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL.value)
+        else:
+            _call(cu.cuEventRecord, event, stream)
 
     def elapsed_ms(self, first: int, last: int) -> float:
         """Time between two events, see ``Driver.elapsed_ms``."""
@@ -122,9 +136,16 @@ class BindingsDriver:
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Record a graph, see ``Driver.capture``."""
         mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        graph = recorded(
-            lambda: _call(cu.cuStreamBeginCapture, stream, mode), work, lambda: _call(cu.cuStreamEndCapture, stream)
-        )
+
+        def begin() -> None:
+            _call(cu.cuStreamBeginCapture, stream, mode)
+            self._is_capturing = True
+
+        def end() -> Any:
+            self._is_capturing = False
+            return _call(cu.cuStreamEndCapture, stream)
+
+        graph = recorded(begin, work, end)
         try:
             return _call(cu.cuGraphInstantiate, graph, 0)
         finally:

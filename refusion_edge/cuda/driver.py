@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -111,6 +112,9 @@ class Driver(Protocol):
             stream: Where.
         """
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes of device memory that are free, and all of them."""
+
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, aligned to 256 bytes."""
 
@@ -145,7 +149,7 @@ class Driver(Protocol):
         """Release an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time when the device comes to it; not while a graph is recorded."""
+        """Let an event take the time when the device comes to it; recorded into a graph, in every run of the graph."""
 
     def elapsed_ms(self, first: int, last: int) -> float:
         """Wait for the later of two recorded events and return the milliseconds between them."""
@@ -173,9 +177,21 @@ def recorded(begin: Callable[[], None], work: Callable[[], None], end: Callable[
     return end()
 
 
-def out_of_memory(nbytes: int, free: int, total: int) -> BackendError:
+def memory_text(free: int, total: int) -> str:
+    """How much memory there is, in words."""
+    return f"{free / _MIB:.0f} MiB free of {total / _MIB:.0f}"
+
+
+def out_of_memory(nbytes: int, free: int, total: int, kind: str = "device memory") -> BackendError:
     """Say how much memory was wanted, how much there is, and what takes less."""
     return BackendError(
-        f"expected {nbytes / _MIB:.0f} MiB of device memory, got {free / _MIB:.0f} MiB free of {total / _MIB:.0f}; close other "
-        "programs, or fuse smaller pictures (for TensorRT, build for a smaller --size)."
+        f"expected {nbytes / _MIB:.0f} MiB of {kind}, got {memory_text(free, total)}; close other programs, or fuse smaller "
+        "pictures (for TensorRT, build for a smaller --size)."
     )
+
+
+def no_host_memory(nbytes: int) -> BackendError:
+    """The same for page-locked memory of the processor, which on an integrated device is that of the device."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free, total = (page * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+    return out_of_memory(nbytes, free, total, "page-locked memory")

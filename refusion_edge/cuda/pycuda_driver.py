@@ -1,4 +1,4 @@
-"""The CUDA driver through pycuda. What it has no name for, graphs, is asked of the driver's library itself."""
+"""The CUDA driver through pycuda. Graphs, and events that can go into them, are asked of the driver's library itself."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import pycuda.driver as cu
 from typing_extensions import Self
 
-from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, out_of_memory, recorded
+from refusion_edge.cuda.driver import SHARED_BYTES_WITHOUT_ASKING, Device, HostBuffer, no_host_memory, out_of_memory, recorded
 from refusion_edge.errors import BackendError
 
-# CU_STREAM_NON_BLOCKING and CU_STREAM_CAPTURE_MODE_THREAD_LOCAL; pycuda has no names for them.
-_NON_BLOCKING, _THREAD_LOCAL = 1, 1
+# CU_STREAM_NON_BLOCKING, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_EVENT_DEFAULT and CU_EVENT_RECORD_EXTERNAL; pycuda has no
+# names for them.
+_NON_BLOCKING, _THREAD_LOCAL, _TIMING, _EXTERNAL = 1, 1, 0, 1
 
 
 class PycudaDriver:
@@ -34,15 +35,15 @@ class PycudaDriver:
         # pycuda releases what nobody refers to any more; the integers that we hand out do not count.
         self._allocations: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
-        self._events: dict[int, Any] = {}
         self._functions: dict[int, Any] = {}
         self._modules: list[Any] = []
+        self._is_capturing = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for kept in (self._allocations, self._events, self._streams, self._functions, self._modules):
+        for kept in (self._allocations, self._streams, self._functions, self._modules):
             kept.clear()
         self._context.pop()
         self._context.detach()
@@ -67,12 +68,18 @@ class PycudaDriver:
             prepared = self._functions[function].prepare([f"{len(arguments)}s"])
             prepared.prepared_async_call(grid, (threads, 1, 1), self._streams[stream], arguments, shared_size=shared_bytes)
 
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes, see ``Driver.memory``."""
+        with _explained():
+            free, total = cu.mem_get_info()
+        return int(free), int(total)
+
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, see ``Driver.allocate``."""
         try:
             allocation = cu.mem_alloc(nbytes)
         except cu.MemoryError as error:
-            raise out_of_memory(nbytes, *cu.mem_get_info()) from error
+            raise out_of_memory(nbytes, *self.memory()) from error
         self._allocations[int(allocation)] = allocation
         return int(allocation)
 
@@ -84,8 +91,11 @@ class PycudaDriver:
     def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
         """Allocate page-locked memory, see ``Driver.allocate_host``."""
         flags = cu.host_alloc_flags.DEVICEMAP if mapped else 0
-        with _explained():
+        try:
             array = cu.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
+        except cu.MemoryError as error:
+            raise no_host_memory(nbytes) from error
+        with _explained():
             return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.base)
 
     def free_host(self, buffer: HostBuffer) -> None:
@@ -121,34 +131,44 @@ class PycudaDriver:
 
     def create_event(self) -> int:
         """Make an event."""
-        with _explained():
-            event = cu.Event()
-        self._events[id(event)] = event
-        return id(event)
+        # Not pycuda's own, which does not tell its handle, without which it cannot go into a graph.
+        event = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_TIMING))
+        return int(event.value or 0)
 
     def destroy_event(self, event: int) -> None:
         """Release an event."""
-        del self._events[event]
+        self._call("cuEventDestroy_v2", ctypes.c_void_p(event))
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time."""
-        with _explained():
-            self._events[event].record(self._streams[stream])
+        """Let an event take the time, see ``Driver.record``."""
+        place = ctypes.c_void_p(event), ctypes.c_void_p(stream)
+        if self._is_capturing:
+            # Without the flag, an event in a graph only orders; outside of a graph, the flag is refused.
+            self._call("cuEventRecordWithFlags", *place, ctypes.c_uint(_EXTERNAL))
+        else:
+            self._call("cuEventRecord", *place)
 
     def elapsed_ms(self, first: int, last: int) -> float:
         """Time between two events, see ``Driver.elapsed_ms``."""
-        with _explained():
-            self._events[last].synchronize()
-            return float(self._events[last].time_since(self._events[first]))
+        elapsed = ctypes.c_float()
+        self._call("cuEventSynchronize", ctypes.c_void_p(last))
+        self._call("cuEventElapsedTime", ctypes.byref(elapsed), ctypes.c_void_p(first), ctypes.c_void_p(last))
+        return float(elapsed.value)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
         """Record a graph, see ``Driver.capture``."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
 
+        def begin() -> None:
+            self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _THREAD_LOCAL)
+            self._is_capturing = True
+
         def end() -> None:
+            self._is_capturing = False
             self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
 
-        recorded(lambda: self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _THREAD_LOCAL), work, end)
+        recorded(begin, work, end)
         try:
             self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         finally:

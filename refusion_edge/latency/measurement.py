@@ -154,7 +154,8 @@ def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
         wanted = subject.identity.backend
         if fuser.backend.name != wanted:
             raise BackendError(f"expected the back end {wanted} to run {subject.identity.name}, got {fuser.backend.name}.")
-        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock)
+        identity = subject.identity
+        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, colour=identity.colour)
 
 
 def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:

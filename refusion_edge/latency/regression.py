@@ -16,7 +16,7 @@ from refusion_edge.latency.subjects import Identity
 
 DEFAULT_THRESHOLD = 0.10
 # What has to be the same for two numbers to be about the same thing; the name and the files may change.
-_COMPARED = ("task", "size_text", "precision", "backend", "threads")
+_COMPARED = ("task", "size_text", "precision", "backend", "threads", "colour", "output_range")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,10 @@ _ON_DEVICE = ("h2d", "infer", "d2h")
 
 @runtime_checkable
 class DeviceTimed(Protocol):
-    """A back end that times its own stages on the device, with events."""
+    """A back end that can time its own stages on the device, with events."""
+
+    def time_stages(self) -> None:
+        """Time the stages of every later call of ``fuse``."""
 
     def device_stages_ms(self) -> Mapping[str, float]:
         """Times of ``h2d``, ``infer`` and ``d2h`` of the last call of ``fuse``; a stage it does not have is absent."""
@@ -55,10 +58,16 @@ class Pipeline:
         source: Gives the pair.
         captured: Whether getting the pair is a stage of its own; False if it just lies in memory.
         clock: The clock.
+        colour: Whether the picture keeps the colour of the sources.
     """
 
-    def __init__(self, fuser: Fuser, source: Callable[[], ImagePair], *, captured: bool, clock: Clock) -> None:
-        self._fuser, self._source, self._captured, self._clock = fuser, source, captured, clock
+    def __init__(
+        self, fuser: Fuser, source: Callable[[], ImagePair], *, captured: bool, clock: Clock, colour: bool = True
+    ) -> None:
+        self._fuser, self._source, self._captured, self._clock, self._colour = fuser, source, captured, clock, colour
+        self._timed = fuser.backend if isinstance(fuser.backend, DeviceTimed) else None
+        if self._timed is not None:
+            self._timed.time_stages()
 
     def run(self) -> Lap:
         """Fuse the pair once."""
@@ -68,16 +77,16 @@ class Pipeline:
         captured_ns = clock.now_ns()
         planes = fuser.to_planes(pair.a, pair.b)
         prepared_ns = clock.now_ns()
-        output = fuser.backend.fuse(planes.a, planes.b)
+        output = fuser.infer(planes, colour=self._colour)
         inferred_ns = clock.now_ns()
-        fuser.to_picture(output, planes)
+        fuser.to_picture(output, planes, colour=self._colour)
         ended_ns = clock.now_ns()
         cpu_ns = clock.cpu_ns() - cpu_ns
 
         times_ms = {"capture": (captured_ns - started_ns) / NS_PER_MS} if self._captured else {}
         times_ms["preprocess"] = (prepared_ns - captured_ns) / NS_PER_MS
-        if isinstance(fuser.backend, DeviceTimed):
-            on_device = fuser.backend.device_stages_ms()
+        if self._timed is not None:
+            on_device = self._timed.device_stages_ms()
             times_ms.update({stage: on_device[stage] for stage in _ON_DEVICE if stage in on_device})
         else:
             times_ms["infer"] = (inferred_ns - prepared_ns) / NS_PER_MS

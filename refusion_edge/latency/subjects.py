@@ -12,6 +12,7 @@ from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import BundleError, CheckpointError, UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.gate import resized
+from refusion_edge.luminance import OutputRange
 from refusion_edge.pairs import ImagePair, PairPaths, read_pair
 from refusion_edge.samples import sample_paths
 from refusion_edge.tasks import TASKS
@@ -31,6 +32,8 @@ class Identity:
         size_hw: Height and width of the pictures.
         backend: Back end that runs it.
         threads: Threads that were asked for, 0 for the back end's own choice.
+        colour: Whether the pictures keep the colour of the sources.
+        output_range: Output range, ``stretch`` or ``fixed``.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Identity:
     size_hw: tuple[int, int]
     backend: str
     threads: int
+    colour: bool = True
+    output_range: OutputRange = "stretch"
 
     @property
     def size_text(self) -> str:
@@ -53,7 +58,9 @@ class Identity:
     @property
     def label(self) -> str:
         """All of it in a few words."""
-        return f"{self.name} {self.precision} {self.size_text}"
+        finish = [] if self.colour else ["grey"]
+        finish += [] if self.output_range == "stretch" else [self.output_range]
+        return " ".join([self.name, self.precision, self.size_text, *finish])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,8 @@ class Wanted:
         threads: Threads, 0 for the back end's own choice.
         sizes_hw: Sizes to measure at; empty for the size of a fixed engine, else 480x640.
         pair: Files that are read anew for every picture; None for a sample pair that lies in memory.
+        colour: Whether the pictures keep the colour of the sources.
+        output_range: Output range.
     """
 
     task: str | None = None
@@ -123,6 +132,8 @@ class Wanted:
     threads: int = 0
     sizes_hw: tuple[tuple[int, int], ...] = ()
     pair: PairPaths | None = None
+    colour: bool = True
+    output_range: OutputRange = "stretch"
 
 
 def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subject, ...]:
@@ -151,11 +162,13 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
         files = _weights_files(origin)
 
     def open_fuser() -> Fuser:
-        return load(origin, task=wanted.task, backend=backend, threads=wanted.threads)
+        return load(origin, task=wanted.task, backend=backend, output_range=wanted.output_range, threads=wanted.threads)
 
     subjects = []
     for size_hw in _sizes(bundle, wanted):
-        identity = Identity(name or origin, task, precision, size_hw, backend, wanted.threads)
+        identity = Identity(
+            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.colour, wanted.output_range
+        )
         source = _file_source(wanted.pair) if wanted.pair else _memory_source(task, size_hw)
         subjects.append(Subject(identity, origin, files, quality, open_fuser, source, captured=wanted.pair is not None))
     return tuple(subjects)

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.backends import Backend
-from refusion_edge.errors import GateError, ShapeError
+from refusion_edge.backends import Backend, LevelsBackend, PixelsBackend
+from refusion_edge.errors import ShapeError, not_finite
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
 from refusion_edge.stream.gain import ThermalGain
@@ -115,17 +115,19 @@ class Processor:
     def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
         ycrcb = cv2.cvtColor(vis, cv2.COLOR_BGR2YCrCb) if vis.ndim == 3 else None
         grey = vis if ycrcb is None else cv2.extractChannel(ycrcb, 0)
-        luma: Float32Array = grey * np.float32(1 / 255)
+        takes_pixels = isinstance(self._backend, PixelsBackend) and self._backend.takes_pixels
+        luma: Array = grey if takes_pixels else grey * np.float32(1 / 255)
         prepared_ns = time.perf_counter_ns()
-        fused = self._backend.fuse(ir[None, None], luma[None, None])[0, 0]
-        inferred_ns = time.perf_counter_ns()
-        # The sum is not finite if one value is not, and is several times faster than looking at each.
-        if not np.isfinite(fused.sum()):
-            raise GateError(
-                f"expected finite numbers from the network, got NaN or infinity from {self._backend.name}; check the weights "
-                "with 'refusion-edge inspect', or the bundle with 'refusion-edge verify'."
-            )
-        image = self._stretch.apply(fused, time_ns)
+        if isinstance(self._backend, LevelsBackend) and self._backend.levels_range == self._stretch.kind:
+            image = self._backend.fuse_to_levels(ir[None, None], luma[None, None])
+            inferred_ns = time.perf_counter_ns()
+        else:
+            fused = self._backend.fuse(ir[None, None], luma[None, None])[0, 0]
+            inferred_ns = time.perf_counter_ns()
+            # The sum is not finite if one value is not, and is several times faster than looking at each.
+            if not np.isfinite(fused.sum()):
+                raise not_finite(self._backend.name)
+            image = self._stretch.apply(fused, time_ns)
         if self._geometry.warp is not None:
             # Where the other camera sees nothing, there is nothing to fuse.
             np.copyto(image, grey, where=~self._geometry.warp.mask)

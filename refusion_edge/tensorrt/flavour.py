@@ -11,9 +11,12 @@ from refusion_edge import cuda
 from refusion_edge._optional import is_installed, require
 from refusion_edge.backends import Status
 from refusion_edge.machine import accelerator
+from refusion_edge.tensorrt.precisions import lacking, least_capability
 
 # Strong typing, the progress monitor and enqueueV3 are all there, and JetPack 6.2 has it.
 OLDEST = "10.3"
+
+_NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda error 2", "cudaerror 2:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,16 @@ def probe(flavour: Flavour) -> Status:
     if cuda.installed() is None:
         reason = f"{found.reason} is installed, but neither pycuda nor cuda-bindings is"
         return Status(usable=False, reason=reason, fix=_install(flavour))
-    return Status(usable=True, reason=f"{found.reason}, {cuda.installed()}")
+    reason = f"{found.reason}, {cuda.installed()}"
+    capability = cuda.compute_capability()
+    lacks = () if capability is None else lacking(flavour.name, capability)
+    if not lacks:
+        return Status(usable=True, reason=reason)
+    if "fp32" in lacks:
+        least = least_capability(flavour.name, "fp32")
+        reason = f"{found.reason} is installed, but it runs on compute capability {least} and newer, not on {capability}"
+        return Status(usable=False, reason=reason)
+    return Status(usable=True, reason=f"{reason}, compute capability {capability}", lacks=lacks)
 
 
 def probe_build(flavour: Flavour) -> Status:
@@ -105,6 +117,17 @@ class Log:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sink: Any = None
+
+    @property
+    def everything(self) -> list[str]:
+        """All that was said: errors, warnings, notes."""
+        return [*self.errors, *self.warnings, *self.notes]
+
+    @property
+    def says_no_memory(self) -> bool:
+        """Whether the memory of the device did not suffice."""
+        said = " ".join(self.errors).lower()
+        return any(words in said for words in _NO_MEMORY)
 
     @property
     def first_error(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from refusion_edge.errors import UsageError
-from refusion_edge.graph import INPUT_A, INPUT_B
+from refusion_edge.graph import INPUT_A, INPUT_B, PIXELS
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import TENSORRT_RTX, Flavour
 
@@ -28,6 +28,7 @@ class PlanSettings:
         version_compatible: Whether newer releases shall be able to load the plan; costs size and speed.
         compute_capabilities: Kinds of device to build for, such as ``8.6``; TensorRT-RTX only.
         timing_cache: File with timings of kernels, read and written; None for the one in the cache folder.
+        pixels: Whether the engine shall take 8-bit sources besides planes.
         levels: Range of the 8-bit levels that the engine gives besides the fused plane; None for none.
         plugins: Whether our own kernels shall be part of the plan, as plugins; TensorRT only.
     """
@@ -37,6 +38,7 @@ class PlanSettings:
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
+    pixels: bool = False
     levels: LevelsRange | None = None
     plugins: bool = False
 
@@ -71,6 +73,10 @@ class PlanSettings:
                 "time; leave it out."
             )
 
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs of the engine."""
+        return (INPUT_A, INPUT_B, *(PIXELS.values() if self.pixels else ()))
+
     def options(self) -> dict[str, str]:
         """What was asked for, as options of ``build`` without their dashes; empty text for an option without a value."""
         options = {}
@@ -82,6 +88,8 @@ class PlanSettings:
             options["version-compatible"] = ""
         if self.compute_capabilities:
             options["compute-capability"] = ",".join(self.compute_capabilities)
+        if self.pixels:
+            options["pixels"] = ""
         if self.levels is not None:
             options["levels"] = self.levels
         if self.plugins:
@@ -114,7 +122,7 @@ def tool_command(
         for which, (height, width) in zip(
             ("min", "opt", "max"), (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw), strict=True
         ):
-            words.append(f"--{which}Shapes=" + ",".join(f"{name}:1x1x{height}x{width}" for name in (INPUT_A, INPUT_B)))
+            words.append(f"--{which}Shapes=" + ",".join(f"{name}:1x1x{height}x{width}" for name in settings.inputs()))
     if settings.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{settings.workspace_mib}")
     if settings.level is not None:

@@ -10,17 +10,18 @@ import pytest
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import Status
+from refusion_edge.backends import LevelsBackend, Status
 from refusion_edge.backends import fused as fused_module
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
 from refusion_edge.backends.host_program import HostProgram
 from refusion_edge.cuda.arguments import pack, unpack
 from refusion_edge.cuda.driver import Device, HostBuffer
-from refusion_edge.errors import BackendError, BundleError, ShapeError
-from refusion_edge.fuser import open_weights
+from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
+from refusion_edge.fuser import Fuser, open_weights
 from refusion_edge.luminance import to_output_range
 from refusion_edge.program import Parameter, Program
 from refusion_edge.program_file import program_bytes
+from refusion_edge.tasks import find_task
 from tests.conftest import TOLERANCE, one_sentence
 from tests.programs import hollow_program, hollow_target
 
@@ -52,6 +53,48 @@ def test_a_whole_frame_equals_the_network_at_any_size(random_state: State, progr
             again = engine.fuse(a, b).copy()
             assert np.array_equal(again, engine.fuse(a, b))
     assert not device.held
+
+
+@pytest.mark.parametrize(("integrated", "stages"), [(True, ["infer"]), (False, ["h2d", "infer", "d2h"])])
+def test_the_device_times_its_stages_where_it_is_asked_to(program: Program, integrated: bool, stages: list[str]) -> None:
+    device = HostProgram(program, 87, integrated=integrated)
+    a, b = pair(9, 17)
+    with FusedBackend(program_bytes(program), driver=device) as engine:
+        expected = engine.fuse(a, b).copy()
+        assert engine.device_stages_ms() == {}
+        engine.time_stages()
+        for _ in range(2):
+            assert np.array_equal(engine.fuse(a, b), expected)
+            times_ms = engine.device_stages_ms()
+            assert list(times_ms) == stages
+            assert all(time_ms > 0 for time_ms in times_ms.values())
+            # 25 kernels on the processor take longer than two copies of some kilobytes.
+            assert max(times_ms, key=times_ms.__getitem__) == "infer"
+    assert not device.held
+
+
+def test_a_fuser_takes_the_levels_of_the_last_kernel_for_grey_results(program: Program) -> None:
+    draw = np.random.default_rng(3)
+    a, b = (draw.integers(0, 256, (13, 40), np.uint8) for _ in range(2))
+    with Fuser(FusedBackend(program_bytes(program), driver=HostProgram(program, 87)), find_task("medical")) as fuser:
+        assert isinstance(fuser.backend, LevelsBackend)
+        found = fuser.fuse(a, b)
+        planes = fuser.to_planes(a, b)
+        assert np.abs(found.astype(int) - fuser.to_picture(fuser.backend.fuse(planes.a, planes.b), planes)).max() <= 1
+        again = found.copy()
+        fuser.fuse(b, a)
+        assert np.array_equal(found, again)
+
+
+def test_levels_of_what_is_not_finite_are_refused(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = pair(9, 17)
+    with FusedBackend(program_bytes(program), driver=HostProgram(program, 87)) as engine:
+        monkeypatch.setattr(HostProgram, "download", lambda self, buffer, *_: buffer.array.fill(0xFF))
+        engine.fuse(a, b)
+        engine.time_stages()  # so that it is recorded anew
+        with pytest.raises(GateError, match="finite numbers from the network, got NaN or infinity from fused") as caught:
+            engine.fuse_to_levels(a, b)
+        assert one_sentence(str(caught.value))
 
 
 def test_sources_are_not_changed_and_may_be_read_only(program: Program) -> None:

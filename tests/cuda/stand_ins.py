@@ -24,7 +24,7 @@ class RefusedError(Exception):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} failed")
-        self.code = "CUDA_ERROR_OUT_OF_MEMORY" if name == "cuMemAlloc" else "CUDA_ERROR_UNKNOWN"
+        self.code = "CUDA_ERROR_OUT_OF_MEMORY" if name in ("cuMemAlloc", "cuMemHostAlloc") else "CUDA_ERROR_UNKNOWN"
 
 
 def _copy(to: int, source: int, nbytes: int, _: int) -> None:
@@ -62,7 +62,7 @@ class FakeLibrary:
             "cuFuncSetAttribute": lambda function, _, nbytes: self.limits.update({function: nbytes}),
             "cuLaunchKernel": lambda *what: self.launches.append(what),
             "cuStreamCreate": lambda flags: self.hold(f"stream {flags}"),
-            "cuEventCreate": lambda _: self.hold("event"),
+            "cuEventCreate": lambda flags: self.hold(f"event {flags}"),
             "cuEventElapsedTime": lambda *_: MS_BETWEEN_EVENTS,
             "cuStreamEndCapture": lambda _: self.hold("recorded"),
             "cuGraphInstantiate": lambda *_: self.hold("graph"),
@@ -74,7 +74,7 @@ class FakeLibrary:
             ),
             **dict.fromkeys(
                 ("cuInit", "cuCtxPushCurrent", "cuStreamSynchronize", "cuStreamBeginCapture", "cuGraphLaunch", "cuEventRecord",
-                 "cuEventSynchronize"), lambda *_: None,
+                 "cuEventRecordWithFlags", "cuEventSynchronize"), lambda *_: None,
             ),
         }  # fmt: skip
 
@@ -104,6 +104,7 @@ def bindings(library: FakeLibrary) -> ModuleType:
     module.CUdevice_attribute = enum.Enum("Attribute", {f"CU_DEVICE_ATTRIBUTE_{name}": name for name in ATTRIBUTES})
     module.CUfunction_attribute = enum.Enum("Limit", {"CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8})
     module.CUstream_flags = enum.Enum("Flags", {"CU_STREAM_NON_BLOCKING": 1})
+    module.CUevent_record_flags = enum.Enum("RecordFlags", {"CU_EVENT_RECORD_EXTERNAL": 1})
     module.CUevent_flags = enum.Enum("EventFlags", {"CU_EVENT_DEFAULT": 0})
     module.CUstreamCaptureMode = enum.Enum("Mode", {"CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1})
     module.CU_MEMHOSTALLOC_DEVICEMAP = 2
@@ -136,7 +137,7 @@ def bindings(library: FakeLibrary) -> ModuleType:
 
 
 def plain_library(library: FakeLibrary) -> Any:
-    """The library through ctypes, as far as pycuda lacks names: graphs."""
+    """The library through ctypes, as far as pycuda lacks names: graphs and events."""
 
     def returning_code(name: str, work: Callable[..., None]) -> Callable[..., int]:
         def function(*arguments: Any) -> int:
@@ -158,7 +159,19 @@ def plain_library(library: FakeLibrary) -> Any:
     def instantiate(executable: Any, graph: Any, _: Any) -> None:
         executable._obj.value = library.call("cuGraphInstantiate", graph.value)
 
+    def create_event(event: Any, flags: Any) -> None:
+        event._obj.value = library.call("cuEventCreate", flags.value)
+
+    def elapsed(result: Any, first: Any, last: Any) -> None:
+        result._obj.value = library.call("cuEventElapsedTime", first.value, last.value)
+
     works: dict[str, Callable[..., Any]] = {
+        "cuEventCreate": create_event,
+        "cuEventElapsedTime": elapsed,
+        "cuEventRecord": lambda event, stream: library.call("cuEventRecord", event.value, stream.value),
+        "cuEventRecordWithFlags": lambda *what: library.call("cuEventRecordWithFlags", *(one.value for one in what)),
+        "cuEventSynchronize": lambda event: library.call("cuEventSynchronize", event.value),
+        "cuEventDestroy_v2": lambda event: library.call("cuEventDestroy", event.value),
         "cuStreamBeginCapture_v2": lambda stream, mode: library.call("cuStreamBeginCapture", stream.value, mode),
         "cuStreamEndCapture": end,
         "cuGraphInstantiateWithFlags": instantiate,
@@ -215,19 +228,6 @@ def pycuda(library: FakeLibrary) -> ModuleType:
         def synchronize(self) -> None:
             call("cuStreamSynchronize", self.handle)
 
-    class Event(Held):
-        def __init__(self) -> None:
-            super().__init__("cuEventCreate", "cuEventDestroy", 0)
-
-        def record(self, stream: Stream) -> None:
-            call("cuEventRecord", self.handle, stream.handle)
-
-        def synchronize(self) -> None:
-            call("cuEventSynchronize", self.handle)
-
-        def time_since(self, first: Event) -> float:
-            return call("cuEventElapsedTime", first.handle, self.handle)
-
     class Function:
         def __init__(self, handle: int) -> None:
             self.handle, self.format = handle, ""
@@ -269,7 +269,7 @@ def pycuda(library: FakeLibrary) -> ModuleType:
     module.get_driver_version = lambda: call("cuDriverGetVersion")
     module.mem_get_info = lambda: call("cuMemGetInfo")
     module.mem_alloc = lambda nbytes: Held("cuMemAlloc", "cuMemFree", nbytes)
-    module.module_from_buffer, module.Stream, module.Event, module.pagelocked_empty = Module, Stream, Event, pagelocked
+    module.module_from_buffer, module.Stream, module.pagelocked_empty = Module, Stream, pagelocked
     module.memcpy_htod_async = lambda to, array, stream: call(
         "cuMemcpyHtoDAsync", to, array.ctypes.data, array.nbytes, stream.handle
     )

@@ -94,6 +94,19 @@ def test_too_little_memory_is_told_in_numbers(driver: Driver, library: FakeLibra
     assert one_sentence(str(caught.value))
 
 
+def test_too_little_page_locked_memory_is_told_in_numbers(driver: Driver, library: FakeLibrary) -> None:
+    library.fails.add("cuMemHostAlloc")
+    with pytest.raises(
+        BackendError, match=r"expected 64 MiB of page-locked memory, got \d+ MiB free of \d+; .*smaller"
+    ) as caught:
+        driver.allocate_host(64 << 20, mapped=True)
+    assert one_sentence(str(caught.value))
+
+
+def test_the_memory_of_a_device_is_counted(driver: Driver) -> None:
+    assert driver.memory() == (1 << 20, 8 << 20)
+
+
 def test_events_keep_the_time_of_the_device(driver: Driver, library: FakeLibrary) -> None:
     with driver:
         stream = driver.create_stream()
@@ -107,6 +120,20 @@ def test_events_keep_the_time_of_the_device(driver: Driver, library: FakeLibrary
             driver.destroy_event(event)
         driver.destroy_stream(stream)
     assert library.held == {}
+
+
+def test_an_event_in_a_graph_keeps_the_time_of_every_run(driver: Driver, library: FakeLibrary) -> None:
+    stream, event = driver.create_stream(), driver.create_event()
+    library.calls.clear()
+    driver.record(event, stream)
+    driver.destroy_graph(driver.capture(stream, lambda: driver.record(event, stream)))
+    driver.record(event, stream)
+    with pytest.raises(ZeroDivisionError):
+        driver.capture(stream, lambda: 1 / 0)
+    driver.record(event, stream)
+    ways = [call for call in library.calls if call.startswith("cuEventRecord")]
+    # The driver refuses the flag outside of a recording.
+    assert ways == ["cuEventRecord", "cuEventRecordWithFlags", "cuEventRecord", "cuEventRecord"]
 
 
 def test_a_kernel_gets_its_block_and_asks_for_shared_memory_above_48_kib(driver: Driver, library: FakeLibrary) -> None:

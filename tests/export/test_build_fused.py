@@ -16,6 +16,8 @@ from refusion_edge.backends import Status, fused
 from refusion_edge.backends.host_program import HostProgram
 from refusion_edge.bundle import MODEL, PROGRAM, WEIGHTS, read_bundle
 from refusion_edge.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.cuda.driver import Device
+from refusion_edge.cuda.host_driver import HostDriver
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
 from refusion_edge.export import program as program_module
 from refusion_edge.export.build import build
@@ -115,6 +117,29 @@ def test_options_that_do_not_fit_are_refused_before_any_work(options: dict[str, 
         build(BuildSpec(**{"task": "medical", "backend": "fused", "architectures": (87,), **options}))
     assert one_sentence(str(caught.value))
     assert files_below(Path("..")) == ["work"]
+
+
+@pytest.mark.parametrize(("capability", "architecture"), [("7.5", None), ("10.3", None), ("8.8", 87), ("9.0", 90)])
+def test_kernels_are_compiled_for_the_device_that_is_here(
+    monkeypatch: pytest.MonkeyPatch, capability: str, architecture: int | None
+) -> None:
+    device = Device("GPU of the tests", capability, integrated=False, maps_host_memory=True, driver="12.6")
+    monkeypatch.setattr(fused, "probe", lambda: Status(usable=True, reason="pretended"))
+    monkeypatch.setattr(cuda, "open_driver", lambda: HostDriver(device))
+    asked: list[int] = []
+    compile_hollow = program_module.compile_targets
+    monkeypatch.setattr(
+        program_module, "compile_targets", lambda some, jobs: asked.extend(some) or compile_hollow(some, jobs=jobs)
+    )
+    if architecture is None:
+        with pytest.raises(BackendError, match=rf"kernels for \(sm_80, .*, got GPU of the tests, .* {capability}") as caught:
+            build(spec(architectures=None))
+        assert one_sentence(str(caught.value))
+    else:
+        # What follows opens the program on this device, which knows nothing of its kernels.
+        with pytest.raises(BackendError, match="a module that this device knows"):
+            build(spec(architectures=None))
+    assert asked == ([] if architecture is None else [architecture])
 
 
 def test_weights_beyond_half_precision_are_refused(random_state: State) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from refusion_edge.export.compiler import PtxKernel, plugin_order
-from refusion_edge.export.plugins import LARGEST_SHARED_BYTES, compile_plugins, plugin_kernels
+from refusion_edge.export.compiler import PtxKernel, compile_plugin, plugin_order
+from refusion_edge.export.cubins import run_compilers
+from refusion_edge.export.plugins import LARGEST_SHARED_BYTES, compile_plugins, plugin_kernels, plugin_tiles
 from refusion_edge.export.ptx import PtxError, parameters, rearranged
 from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.program import Parameter
@@ -97,6 +98,16 @@ def test_every_plugin_has_the_parameters_of_its_kernel(compiled: dict[str, PtxKe
         assert ".version 8.5" in compiled[name].text
         assert re.search(r"\.target sm_87\b", compiled[name].text)
         assert f".reqntid {32 * compiled[name].tile.warps}" in compiled[name].text
+
+
+@pytest.mark.skipif(
+    not TRITON_INSTALLED, reason="compiling kernels needs the extra 'triton' (pip install 'refusion-edge[triton]')"
+)
+def test_the_one_kernel_that_is_too_large_on_hopper_has_a_smaller_tile() -> None:
+    kernel, tile = plugin_kernels()["decoder_apply"], plugin_tiles(90)["decoder_apply"]
+    work = {"decoder_apply for sm_90": (compile_plugin, (kernel, tile, 90, 85))}
+    (compiled,) = run_compilers(work, jobs=1).values()
+    assert compiled.shared_bytes <= LARGEST_SHARED_BYTES
 
 
 def test_every_plugin_is_taken_by_the_assembler_for_orin(compiled: dict[str, PtxKernel], tmp_path: Path) -> None:

@@ -75,6 +75,19 @@ def test_own_pictures_are_read_for_every_iteration(run_cli: Cli, picture: Callab
     assert row["roofline"] is None
 
 
+def test_how_the_picture_is_finished_is_part_of_what_is_measured(run_cli: Cli) -> None:
+    what = ("ir_vis", "--sizes", "16x24", *SHORT, "--no-limits")
+    code, out, _ = run_cli("bench", *what, "--grey", "--range", "fixed", "--json", "grey.json")
+    assert code == 0
+    assert "ir_vis fp32 16x24 grey fixed" in out
+    (row,) = json.loads(Path("grey.json").read_text())["rows"]
+    assert (row["identity"]["colour"], row["identity"]["output_range"]) == (False, "fixed")
+    code, _, err = run_cli("bench", *what, "--grey", "--against", "grey.json")
+    assert code == 2
+    assert "output_range" in err
+    assert one_sentence(err)
+
+
 def test_two_engines_in_turns(run_cli: Cli) -> None:
     pytest.importorskip("jinja2", reason="pages need the extra 'eval'")
     code, out, _ = run_cli(

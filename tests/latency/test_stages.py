@@ -20,6 +20,9 @@ from tests.latency.conftest import MadeUpBackend, MadeUpClock
 class TimedBackend(MadeUpBackend):
     """Tells the times of its stages on the device."""
 
+    def time_stages(self) -> None:
+        self.is_timed = True
+
     def device_stages_ms(self) -> Mapping[str, float]:
         return {"h2d": 1.0, "infer": 2.5}
 
@@ -55,6 +58,7 @@ def test_times_of_the_device_count_where_it_tells_them(clock: MadeUpClock) -> No
     backend = TimedBackend(clock, itertools.repeat(7.0))
     assert isinstance(backend, DeviceTimed)
     lap = pipeline_of(clock, backend).run()
+    assert backend.is_timed
     assert lap.stages_ms == {"preprocess": 0, "h2d": 1.0, "infer": 2.5, "postprocess": 0}
     assert lap.end_to_end_ms == 7
 

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from refusion_edge.arrays import Array, State, Uint8Array
+from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.fuser import Fuser, open_weights
-from refusion_edge.luminance import to_display_range
+from refusion_edge.luminance import OUTPUT_RANGES, merge, to_display_range, to_output_range
 from refusion_edge.metrics.temporal import flicker
 from refusion_edge.rig import GAIN_METHODS, GainMethod
 from refusion_edge.stream.equalisation import Equaliser, limited
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
 from refusion_edge.stream.gain import ThermalGain
-from refusion_edge.stream.output_range import OutputStretch
+from refusion_edge.stream.output_range import OutputStretch, VideoRange
 from refusion_edge.stream.processing import Processor
 from refusion_edge.stream.smoothing import SmoothedRange, inner_range
 from refusion_edge.stream.synthetic import Painter, Scene
@@ -241,6 +241,43 @@ def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(ran
     difference = np.abs(got[..., ::-1].astype(int) - expected)
     assert difference.max() <= 4  # luma and chroma are kept in 8 bit: half a level each, times 1.8 for blue
     assert difference.mean() < 1.0
+
+
+class DeviceLike(MeanBackend):
+    """Takes 8-bit luma and gives levels, as an engine does that was built so."""
+
+    takes_pixels = True
+
+    def __init__(self, levels_range: str | None) -> None:
+        super().__init__()
+        self.levels_range = levels_range
+        self.asked: list[tuple[str, str]] = []
+
+    def fuse(self, a: Array, b: Array) -> Float32Array:
+        self.asked.append(("plane", str(b.dtype)))
+        return super().fuse(a, b / np.float32(255))
+
+    def fuse_to_levels(self, a: Array, b: Array) -> Uint8Array:
+        self.asked.append(("levels", str(b.dtype)))
+        assert self.levels_range in OUTPUT_RANGES
+        return merge(to_output_range(super().fuse(a, b / np.float32(255))[0, 0], self.levels_range), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "built", "asked"),
+    [("stretch", "stretch", "levels"), ("fixed", "fixed", "levels"), ("fixed", "stretch", "plane"),
+     ("smooth", "fixed", "plane"), ("stretch", None, "plane")],
+)  # fmt: skip
+def test_the_device_finishes_the_picture_where_it_can(kind: VideoRange, built: str | None, asked: str) -> None:
+    ir, vis, time_ns = list(walk(30))[-1]
+    pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
+    backend = DeviceLike(built)
+    got, expected = (
+        Processor(one, stretch=OutputStretch(kind), marks=False).process(pair).image for one in (backend, MeanBackend())
+    )
+    assert backend.asked == [(asked, "uint8")]
+    # A half is rounded down here and up there, and chroma is joined in 8 bit.
+    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 2
 
 
 def test_marks_are_written_into_a_copy_only() -> None:

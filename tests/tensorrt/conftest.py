@@ -56,6 +56,7 @@ class IProgressMonitor:
 class FakeTensor:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.shape = (1, 1, 480, 640)
 
 
 class FakeTensorRT:
@@ -81,12 +82,18 @@ class FakeTensorRT:
         self.profile = ((1, 1, 8, 8), (1, 1, 16, 24), (1, 1, 64, 96))
         self.steps = 3
         self.levels: str | None = None
+        self.pixels = False
         self.compute: Callable[[Any, Any], Any] = lambda a, b: (a + b) / 2
+        self.network_inputs = ["a", "b"]
         self.context: type[FakeContext] = FakeContext
         self.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
         self.ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", ["STATIC", "USER_MANAGED"])
         for name, value in members.items():
             setattr(self, name, value)
+
+    @property
+    def inputs(self) -> list[str]:
+        return ["a", "b", "a_pixels", "b_pixels"] if self.pixels else ["a", "b"]
 
     def say(self, log: Any, severity: Severity, text: str) -> None:
         log.log(severity, text)
@@ -115,9 +122,9 @@ class FakeBuilder:
 
     def create_network(self, flags: int = 0) -> Any:
         self.trt.asked.append(("network", flags))
-        tensors = [FakeTensor("a"), FakeTensor("b")]
+        tensors = [FakeTensor(name) for name in self.trt.network_inputs]
         return SimpleNamespace(
-            num_inputs=2, get_input=tensors.__getitem__, num_outputs=1, get_output=lambda _: FakeTensor("fused")
+            num_inputs=len(tensors), get_input=tensors.__getitem__, num_outputs=1, get_output=lambda _: FakeTensor("fused")
         )
 
     def create_builder_config(self) -> Any:
@@ -138,6 +145,7 @@ class FakeBuilder:
         monitor.phase_finish("Building engine")
         self.trt.say(self.log, Severity.VERBOSE, "Max Scratch Memory: 4096 bytes")
         if "build" in self.trt.troubles:
+            self.trt.say(self.log, Severity.WARNING, self.trt.troubles.get("warning", ""))
             self.trt.say(self.log, Severity.ERROR, self.trt.troubles["build"])
             return None
         return plan_bytes()
@@ -194,13 +202,21 @@ class FakeEngine:
 
     @property
     def num_io_tensors(self) -> int:
-        return 3 if self.trt.levels is None else 5
+        return len(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.trt.inputs, "fused", *([] if self.trt.levels is None else [f"levels_{self.trt.levels}", "fused_mean"])]
 
     def get_tensor_name(self, index: int) -> str:
-        return ("a", "b", "fused", f"levels_{self.trt.levels}", "fused_mean")[index]
+        return self.names[index]
 
     def get_tensor_dtype(self, name: str) -> str:
-        return self.trt.uint8 if name.startswith("levels") else self.trt.troubles.get("dtype", self.trt.float32)
+        return (
+            self.trt.uint8
+            if name.startswith("levels") or name.endswith("pixels")
+            else self.trt.troubles.get("dtype", self.trt.float32)
+        )
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.trt.shape
@@ -230,7 +246,7 @@ class FakeContext:
         return "shape" not in self.trt.troubles
 
     def update_device_memory_size_for_shapes(self) -> int:
-        assert self.shapes.keys() == {"a", "b"}
+        assert self.shapes.keys() == set(self.trt.inputs)
         return int(np.prod(self.shapes["a"])) * 10
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -244,12 +260,17 @@ class FakeContext:
         driver.view(self.device_memory, self.update_device_memory_size_for_shapes())
         pixels = int(np.prod(shape))
         levels = f"levels_{self.trt.levels}"
-        sizes = {levels: pixels, "fused_mean": 4}
+        sizes = {levels: pixels, "fused_mean": 4, "a_pixels": pixels, "b_pixels": pixels}
         memory = {name: driver.view(address, sizes.get(name, 4 * pixels)) for name, address in self.addresses.items()}
-        assert memory.keys() == {"a", "b", "fused"} | ({levels, "fused_mean"} if self.trt.levels else set())
+        besides = {levels, "fused_mean"} if self.trt.levels else set()
+        assert memory.keys() == {*self.trt.inputs, "fused"} | besides
+
+        def plane(name: str) -> Any:
+            given = memory[name].view(np.float32).reshape(shape)
+            return given + memory[f"{name}_pixels"].reshape(shape) / np.float32(255) if self.trt.pixels else given
 
         def work() -> None:
-            a, b = (memory[name].view(np.float32).reshape(shape) for name in "ab")
+            a, b = plane("a"), plane("b")
             fused = compute(a, b).ravel()
             np.copyto(memory["fused"].view(np.float32), fused)
             if self.trt.levels:

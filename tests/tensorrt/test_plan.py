@@ -72,6 +72,15 @@ def test_every_setting_reaches_the_compiler_and_the_command(fake_trt: FakeTensor
         assert word in plan.command.split()
 
 
+def test_8_bit_sources_have_the_sizes_of_the_others(fake_trt: FakeTensorRT) -> None:
+    fake_trt.network_inputs = ["a", "b", "a_pixels", "b_pixels"]
+    plan = compiled(PlanSettings(pixels=True), RANGE)
+    assert [asked[1] for asked in fake_trt.asked if asked[0] == "shape"] == ["a", "b", "a_pixels", "b_pixels"]
+    assert "--minShapes=a:1x1x8x8,b:1x1x8x8,a_pixels:1x1x8x8,b_pixels:1x1x8x8" in plan.command.split()
+    with pytest.raises(BackendError, match="a model with the inputs a, b and the output fused, got 4 inputs"):
+        compiled()
+
+
 def test_progress_is_told_in_phases(fake_trt: FakeTensorRT) -> None:
     phases = Phases()
     compiled(listener=phases)
@@ -161,7 +170,10 @@ FAILURES = {
     "builder": ("CUDA initialization failure with error: 35", "start its builder here, got 'CUDA initialization failure"),
     "parse": ("", r"got 'no such operator in the node node_7 \(Fly\)'"),
     "build": ("Error Code 9: no tactics to implement the operation", "with a limit of 16 MiB on the workspace"),
-    "memory": ("Cuda Runtime (Out of memory)", "within the memory of this device, .*smaller --size"),
+    "memory": (
+        "Cuda Runtime (Out of memory)",
+        "enough device memory .* got 1024 MiB free of 1024, 'Cuda Runtime .*smaller --size",
+    ),
     "other": ("The moon is\nin the wrong quarter.", "got 'The moon is in the wrong quarter'; leave --version-compatible out"),
 }
 
@@ -173,6 +185,31 @@ def test_a_failure_is_told_in_one_sentence_with_what_to_do(fake_trt: FakeTensorR
     with pytest.raises(BackendError, match=words) as caught:
         compiled(PlanSettings(workspace_mib=16, version_compatible=True))
     assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(("sizes_hw", "size"), [(None, "480x640"), (RANGE, "64x96")])
+def test_too_little_memory_names_the_number_and_the_smaller_setting(
+    fake_trt: FakeTensorRT, sizes_hw: SizeRange | None, size: str
+) -> None:
+    fake_trt.troubles["warning"] = "Requested amount of GPU memory (8589934592 bytes) could not be allocated."
+    fake_trt.troubles["build"] = "Error Code 2: OutOfMemory (no further information)"
+    expected = (
+        rf"8192 MiB of device memory for .* to build for {size}, got 1024 MiB free of 1024, .*smaller --size than {size}, or"
+    )
+    with pytest.raises(BackendError, match=expected) as caught:
+        compiled(sizes_hw=sizes_hw)
+    assert one_sentence(str(caught.value))
+    assert not fake_trt.driver.held
+
+
+def test_without_a_device_there_is_no_number_of_its_own(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise BackendError("expected a CUDA device, got none.")
+
+    monkeypatch.setattr("refusion_edge.cuda.open_driver", refuse)
+    fake_trt.troubles["build"] = "out of memory"
+    with pytest.raises(BackendError, match="to build for 480x640, got 'out of memory'; build"):
+        compiled()
 
 
 def test_a_release_without_strong_typing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

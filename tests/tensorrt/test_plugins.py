@@ -23,13 +23,13 @@ from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export import engines, plugins
 from refusion_edge.export.build import build
 from refusion_edge.export.compiler import PtxKernel, plugin_order
-from refusion_edge.export.plugins import AS_CONVOLUTIONS, NAMESPACE, make_model, plugin_kernels, ptx_version, register
+from refusion_edge.export.plugins import NAMESPACE, make_model, plugin_kernels, plugin_tiles, ptx_version, register
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fidelity import LIMITS, compare
 from refusion_edge.kernels.catalogue import run_on_host
 from refusion_edge.kernels.folding import fold
 from refusion_edge.kernels.host import fuse_on_host
-from refusion_edge.kernels.plan import FUSED, make_plan, tiles
+from refusion_edge.kernels.plan import FUSED, make_plan
 from refusion_edge.program import Kernel
 from tests.conftest import one_sentence
 from tests.tensorrt.conftest import FakeTensorRT, release
@@ -125,7 +125,7 @@ class FakePlugins(ModuleType):
 def hollow() -> dict[str, PtxKernel]:
     """Kernels whose code is their name."""
     return {
-        name: PtxKernel(f"{kernel.source}_kernel", tiles(ARCHITECTURE)[name], 64, f"code of {name}")
+        name: PtxKernel(f"{kernel.source}_kernel", plugin_tiles(ARCHITECTURE)[name], 64, f"code of {name}")
         for name, kernel in plugin_kernels().items()
     }
 
@@ -156,7 +156,7 @@ def operator(kernel: Kernel, defined: dict[str, Any]) -> type[OpRun]:
         written = [np.full(int(np.prod(one.shape_expr)), np.nan, one.dtype) for one in outputs]
         symbol, code, launch, extra = defined["launch"](*given, outputs, 0)
         assert (symbol, code) == (f"{kernel.source}_kernel", f"code of {kernel.name}")
-        tile = tiles(ARCHITECTURE)[kernel.name]
+        tile = plugin_tiles(ARCHITECTURE)[kernel.name]
         assert (launch.grid_x, launch.grid_y, launch.grid_z) == kernel.launch_grid(tile, SIZE_HW)
         assert (launch.block_x, launch.shared_mem) == (32 * tile.warps, 64)
         # What TensorRT hands over, in its order, meets the parameters in the order of the PTX.
@@ -191,9 +191,9 @@ def test_the_network_of_plugins_is_the_network(fake_plugins: FakePlugins, random
     onnx.checker.check_model(model)
     kinds = [node.op_type for node in model.graph.node if node.domain == NAMESPACE]
     assert set(kinds) == plugin_kernels().keys()
-    # 25 launches without the three kinds that are convolutions here, and without the last, which stretches.
-    left_out = [launch for launch in make_plan().launches if launch.kernel in (*AS_CONVOLUTIONS, "stretch")]
-    assert len(kinds) == len(make_plan().launches) - len(left_out) == 20
+    # 25 launches without the last, which stretches; nothing else computes.
+    assert len(kinds) == len(make_plan().launches) - 1 == 24
+    assert {node.op_type for node in model.graph.node if node.domain == ""} == {"Concat", "Identity"}
     operators = [operator(kernel, fake_plugins.defined[f"{NAMESPACE}::{name}"]) for name, kernel in plugin_kernels().items()]
     planes = np.random.default_rng(5).random((2, *SIZE_HW), np.float32)
     (fused,) = ReferenceEvaluator(model, new_ops=operators).run(None, {"a": planes[:1, None], "b": planes[1:, None]})

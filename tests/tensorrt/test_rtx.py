@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from refusion_edge.images import write_image
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tensorrt.flavour import TENSORRT_RTX, installed_version
 from refusion_edge.tensorrt.mismatch import plan_version
-from refusion_edge.tensorrt.settings import PlanSettings
+from refusion_edge.tensorrt.settings import LevelsRange, PlanSettings
 from tests.conftest import ROOT, files_below, one_sentence
 
 Run = Callable[..., tuple[int, str, str]]
@@ -200,12 +201,16 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
         write_image(f"flat/ir/{index}.png", picture(24, 32) if index else np.full((24, 32), 7, np.uint8))
         write_image(f"flat/vis/{index}.png", picture(24, 32))
     write_image("flat/ir/1.png", np.full((24, 32), 7, np.uint8))
+    shutil.copytree("flat", "hollow")
+    for index in range(20):
+        Path(f"hollow/ir/{index}.png").write_bytes(b"")
     for words, code, hint in (
         ((), 2, "add --calib-data DIR"),
         (("--calib-data", "data"), 4, "at least 16 pairs to calibrate with, got 12"),
         (("--calib-data", "nowhere"), 4, "expected the folders ir and vis in nowhere"),
         (("--calib-data", "empty"), 4, "expected images in empty/ir, got none"),
         (("--calib-data", "table.json"), 4, "expected a calibration table in table.json"),
+        (("--calib-data", "hollow"), 4, "got a file of zero bytes"),
         (("--calib-data", "flat"), 4, "got the same value (7) in every pixel"),
         (("--calib-data", "data", "--precision", "fp16"), 2, "--calib-data for --precision int8, got it for fp16"),
         (("--calib-data", "data", "--backend", "onnxruntime"), 2, "precision that onnxruntime builds (fp32, fp16)"),
@@ -228,15 +233,21 @@ def test_the_literal_form_is_one_option_apart() -> None:
         build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
 
 
-@pytest.mark.parametrize("levels", ["stretch", "fixed"])
-def test_an_engine_can_give_levels_besides(levels: str) -> None:
-    settings = PlanSettings(levels=levels)
-    bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", size_hw=SMALL, settings=settings)).bundle
-    names = [output.name for output in onnx.load_from_string(bundle.read(MODEL)).graph.output]
-    assert names == ["fused", f"levels_{levels}", "fused_mean"]
+@pytest.mark.parametrize(("levels", "pixels"), [("stretch", False), ("fixed", True)])
+def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: LevelsRange, pixels: bool) -> None:
+    settings = PlanSettings(levels=levels, pixels=pixels)
+    sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
+    bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", sizes_hw=sizes_hw, settings=settings)).bundle
+    graph = onnx.load_from_string(bundle.read(MODEL)).graph
+    assert [value.name for value in graph.input] == ["a", "b", *(["a_pixels", "b_pixels"] if pixels else [])]
+    assert [value.name for value in graph.output] == ["fused", f"levels_{levels}", "fused_mean"]
     assert bundle.manifest.compiled is not None
     assert bundle.manifest.compiled.command.startswith("tensorrt_rtx --onnx=model.onnx")
-    assert bundle.manifest.rebuild_command(bundle.path).endswith(f"--levels {levels}")
+    assert ("a_pixels:1x1x96x128" in bundle.manifest.compiled.command) == pixels
+    rebuilt = bundle.manifest.rebuild_command(bundle.path)
+    assert f" --levels {levels}" in rebuilt
+    assert rebuilt.endswith(("--pixels", f"--levels {levels}"))
+    assert (" --pixels" in rebuilt) == pixels
 
 
 def test_layers_are_judged_one_by_one(run_cli: Run) -> None:

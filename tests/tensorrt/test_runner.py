@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import time
 
 import numpy as np
 import pytest
 
 from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.backends.tensorrt import TrtBackend
-from refusion_edge.cuda.driver import Device
+from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.host_driver import HostDriver
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser
+from refusion_edge.latency.clock import SystemClock
+from refusion_edge.latency.stages import Pipeline, times_of
 from refusion_edge.luminance import OutputRange, merge, to_output_range
+from refusion_edge.pairs import ImagePair
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
 from tests.tensorrt.conftest import DESKTOP, JETSON, FakeTensorRT, plan_bytes
@@ -124,6 +128,13 @@ def test_too_little_memory_is_told_in_numbers_and_a_smaller_picture_still_runs(f
         assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
 
 
+def test_a_plan_that_does_not_fit_into_the_memory_is_told_in_numbers(fake_trt: FakeTensorRT) -> None:
+    fake_trt.troubles["load"] = "Error Code 2: OutOfMemory (no further information)"
+    with pytest.raises(BackendError, match=r"expected 0 MiB of device memory, got 1024 MiB free of 1024; .*smaller --size"):
+        TrtBackend(plan_bytes())
+    assert not fake_trt.driver.held
+
+
 def test_sizes_outside_the_range_are_refused(fake_trt: FakeTensorRT) -> None:
     with TrtBackend(plan_bytes()) as engine, pytest.raises(ShapeError, match=r"8x8 to 96x64 .* got 98x64; .*--size 64x98"):
         engine.fuse(*planes((64, 98)))
@@ -179,6 +190,51 @@ def test_the_device_is_closed_with_the_engine(fake_trt: FakeTensorRT) -> None:
     assert not own.is_open
 
 
+@pytest.mark.parametrize(
+    ("device", "stages"), [(DESKTOP, ["h2d", "infer", "d2h"]), (JETSON, ["infer"])], ids=["discrete", "integrated"]
+)
+def test_the_device_times_its_stages_where_it_is_asked_to(fake_trt: FakeTensorRT, device: Device, stages: list[str]) -> None:
+    fake_trt.driver.device = device
+
+    def slow(a: Float32Array, b: Float32Array) -> Float32Array:
+        time.sleep(0.02)
+        return (a + b) / 2
+
+    with TrtBackend(plan_bytes()) as engine:
+        engine.fuse(*planes(HW))
+        engine.fuse(*planes(HW))
+        assert engine.device_stages_ms() == {}
+        engine.time_stages()
+        fake_trt.compute = slow
+        found = []
+        for seed in range(3):  # the first is started piece by piece, the others are replays of a graph
+            a, b = planes(HW, seed)
+            assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
+            found.append(engine.device_stages_ms())
+        assert fake_trt.driver.calls[-2:] == ["launch", "synchronise"]
+        assert engine.graph_problem == ""
+    for times_ms in found:
+        assert list(times_ms) == stages
+        # Nothing else holds the pause: events lie around the stages, not around the whole.
+        assert times_ms["infer"] >= 20
+        assert all(times_ms[stage] < 20 for stage in stages if stage != "infer")
+    assert len({times_ms["infer"] for times_ms in found}) == 3
+
+
+def test_bench_gets_the_stages_of_the_device_and_measures_its_levels(fake_trt: FakeTensorRT) -> None:
+    fake_trt.levels = "stretch"
+    draw = np.random.default_rng(7)
+    pair = ImagePair("x", draw.integers(0, 256, HW, np.uint8), draw.integers(0, 256, (*HW, 3), np.uint8))
+    with Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")) as fuser:
+        for colour in (True, False):
+            pipeline = Pipeline(fuser, lambda: pair, captured=False, clock=SystemClock(), colour=colour)
+            laps = [pipeline.run() for _ in range(2)]
+            assert list(times_of(laps)) == ["preprocess", "h2d", "infer", "d2h", "postprocess", "end_to_end", "cpu"]
+            downloads = [call for call in fake_trt.driver.calls if call == "download"]
+            assert len(downloads) == (1 if colour else 2)
+            fake_trt.driver.calls.clear()
+
+
 @pytest.mark.parametrize("levels", ["stretch", "fixed"])
 @pytest.mark.parametrize("device", [DESKTOP, JETSON])
 def test_levels_come_back_instead_of_the_plane(fake_trt: FakeTensorRT, device: Device, levels: OutputRange) -> None:
@@ -226,6 +282,57 @@ def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(
             expected = fuser.to_picture((planes_of.a + planes_of.b) / 2, planes_of, **more)
         assert asked == [way]
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("device", [DESKTOP, JETSON])
+def test_sources_in_8_bits_and_in_float_give_the_same_in_any_order(fake_trt: FakeTensorRT, device: Device) -> None:
+    fake_trt.driver.device = device
+    fake_trt.pixels = True
+    draw = np.random.default_rng(11)
+    with TrtBackend(plan_bytes()) as engine:
+        assert engine.takes_pixels
+        # Every way twice in a row, and after every other one: what the last way left in the other input must be gone.
+        for size_hw in (HW, (8, 8), HW):
+            for way in (0, 1, 1, 2, 2, 3, 3, 0, 2, 1, 3, 0, 0):
+                levels = [draw.integers(0, 256, (1, 1, *size_hw), np.uint8) for _ in range(2)]
+                floats = [one / np.float32(255) for one in levels]
+                a, b = (levels[side] if way >> side & 1 else floats[side] for side in range(2))
+                assert np.array_equal(engine.fuse(a, b), (floats[0] + floats[1]) / 2), (size_hw, way)
+        assert fake_trt.driver.held.endswith("1 streams, 4 graphs")
+
+
+def test_bytes_of_8_bit_sources_go_to_the_device_and_no_others(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_trt.pixels, fake_trt.levels = True, "stretch"
+    draw = np.random.default_rng(12)
+    grey, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
+    sent: list[int] = []
+    upload = fake_trt.driver.upload
+
+    def watched(pointer: int, buffer: HostBuffer, stream: int) -> None:
+        sent.append(buffer.array.nbytes)
+        upload(pointer, buffer, stream)
+
+    monkeypatch.setattr(fake_trt.driver, "upload", watched)
+    with Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")) as fuser:
+        for _ in range(2):
+            found = fuser.fuse(grey, other)
+        # What may have to be zero is made so once; a byte for each pixel goes over in the first run and in its recording.
+        assert sent == [NBYTES, NBYTES, *[NBYTES // 4] * 4]
+        mean = (grey / np.float32(255) + other / np.float32(255)) / 2
+        assert np.array_equal(found, merge(to_output_range(mean, "stretch"), None))
+        sent.clear()
+        colour = draw.integers(0, 256, (*HW, 3), np.uint8)
+        given = fuser.to_planes(grey, colour)
+        assert (given.a.dtype, given.b.dtype) == (np.uint8, np.float32)
+        fuser.fuse(grey, colour)
+        assert sent == [NBYTES // 4, *[NBYTES // 4, NBYTES] * 2]
+
+
+def test_an_engine_without_8_bit_sources_says_how_to_get_them(fake_trt: FakeTensorRT) -> None:
+    plane = np.zeros((1, 1, *HW), np.uint8)
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="build it with --pixels") as caught:
+        engine.fuse(plane, plane)
+    assert one_sentence(str(caught.value))
 
 
 def test_levels_of_what_is_not_finite_are_refused(fake_trt: FakeTensorRT) -> None:
