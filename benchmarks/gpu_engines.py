@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends import Backend

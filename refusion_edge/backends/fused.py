@@ -20,7 +20,7 @@ from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends import Engine, RunOptions, Status
 from refusion_edge.cuda.arguments import pack
-from refusion_edge.cuda.driver import Device, Driver, HostBuffer
+from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
 from refusion_edge.errors import BackendError, BundleError, ShapeError
 from refusion_edge.graph import MAX_SIDE
 from refusion_edge.luminance import MIN_SIDE
@@ -160,6 +160,7 @@ class FusedBackend:
         """
         return self._run(a, b).visible[_LEVELS].array.reshape(a.shape[2:])
 
+    @on_its_device
     def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
         size_hw = _checked_size(a, b)
         frame = self._frame if self._frame is not None and self._frame.size_hw == size_hw else self._prepare(size_hw)

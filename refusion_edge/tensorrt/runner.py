@@ -11,7 +11,7 @@ from typing_extensions import Self
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Engine
-from refusion_edge.cuda.driver import Driver, HostBuffer
+from refusion_edge.cuda.driver import Driver, HostBuffer, on_its_device
 from refusion_edge.errors import BackendError, GateError, ShapeError
 from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT
 from refusion_edge.sizes import SizeRange
@@ -128,6 +128,7 @@ class PlanRunner:
             )
         return self._view(levels, np.uint8).reshape(a.shape[2:]).copy()
 
+    @on_its_device
     def _run(self, a: Float32Array, b: Float32Array, wanted: tuple[str, ...]) -> None:
         """Run the engine and bring the outputs that are wanted back."""
         height, width = a.shape[2:]

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -106,6 +107,21 @@ def test_events_keep_the_time_of_the_device(driver: Driver, library: FakeLibrary
         for event in (first, last):
             driver.destroy_event(event)
         driver.destroy_stream(stream)
+    assert library.held == {}
+
+
+def test_another_thread_borrows_the_context(driver: Driver, library: FakeLibrary) -> None:
+    with driver, ThreadPoolExecutor(1) as elsewhere:
+        library.calls.clear()
+
+        def work() -> None:
+            with driver.current():
+                driver.destroy_stream(driver.create_stream())
+
+        work()
+        assert library.calls == ["cuStreamCreate", "cuStreamDestroy"]
+        elsewhere.submit(work).result()
+        assert library.calls[2:] == ["cuCtxPushCurrent", "cuStreamCreate", "cuStreamDestroy", "cuCtxPopCurrent"]
     assert library.held == {}
 
 
