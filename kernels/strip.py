@@ -94,9 +94,13 @@ def normalised_pixels(x_ptr, y, x0, height, width, gain, bias, dx: tl.constexpr,
     wide = values.to(tl.float32)
     centred = wide - (tl.sum(wide, axis=1) / C)[:, None]
     variance = tl.sum(centred * centred, axis=1) / C
-    # The padding is zero after the bias, not before it: the convolution pads what the norm returns. Outside, what is centred
-    # is zero already, and a mask on the bias costs less than one on the sum.
-    scaled = centred * tl.rsqrt(variance + 1e-5)[:, None] * gain[None, :] + tl.where(inside, bias[None, :], 0.0)
+    scaled = centred * tl.rsqrt(variance + 1e-5)[:, None] * gain[None, :]
+    # The padding is zero after the bias, not before it: the convolution pads what the norm returns.
+    if C == 16:
+        # What is centred is zero out there already. With more channels a masked bias would fill the registers.
+        scaled += tl.where(inside, bias[None, :], 0.0)
+    else:
+        scaled = tl.where(inside, scaled + bias[None, :], 0.0)
     return scaled.to(x_ptr.dtype.element_ty)
 
 
