@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -76,9 +77,12 @@ def measure_ceilings(rounds: int) -> Ceilings:
 def count_kernels(work: Work) -> int:
     """Count the kernels that some work starts on the device."""
     work()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        work()
-        torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        # It warns of what it keeps, in words that differ between versions.
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            work()
+            torch.cuda.synchronize()
     return sum(
         event.device_type == torch.autograd.DeviceType.CUDA and "memset" not in event.name.lower() for event in profile.events()
     )

@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: check every kernel, the loss and the whole frame, then time them beside others.
 
-python -m benchmarks.gpu_suite [--parts PART,...] [--sizes 480x640,1024x1280] [--rounds 50] [--json FILE]
+python -m benchmarks.gpu_suite [--parts PART,...] [--sizes 480x640,1024x1280] [--rounds 50] [--kernels NAME,...] [--json FILE]
 python -m benchmarks.gpu_suite --table FILE
 
 Parts, in the order in which they run (``--parts all`` for every one; the default is all but the sweep):
@@ -12,11 +12,12 @@ Parts, in the order in which they run (``--parts all`` for every one; the defaul
     loss      loss with gradient and second order, kernels beside torch's operations, and how many launches each takes
     engines   the back ends behind each installed layer over the CUDA driver: graph on the device, whole call on the wall,
               what 10 000 frames and 100 changes of size leave behind
-    sweep     every kernel with other tiles and warps
+    sweep     every kernel with other tiles and warps; --kernels names those that are swept
 
-Times are medians of device events in turns within one process. A part that fails is in the JSON with its error, and the
-others still run; the exit code is 1 if a check failed or a part did. ``--table`` prints the tables of the documentation
-from the JSON of a run, and measures nothing.
+Before that, what will be launched is compiled on all cores. Times are medians of device events in turns within one process.
+A part that fails is in the JSON with its error, and the others still run; the JSON is written after every part. The exit code
+is 1 if a check failed or a part did. ``--table`` prints the tables of the documentation from the JSON of a run, and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ class Setting:
         sizes_hw: Height and width of each timed picture.
         rounds: Rounds that count.
         state: The 86 parameters.
+        swept: Kernels of the sweep; empty for all.
     """
 
     sizes_hw: tuple[tuple[int, int], ...]
     rounds: int
     state: State
+    swept: tuple[str, ...] = ()
 
     def planes(self, size_hw: tuple[int, int]) -> Array:
         """A sample pair of the task, (2, H, W) float32."""
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default=",".join(name for name in PARTS if name != "sweep"))
     parser.add_argument("--sizes", default="480x640,1024x1280", help="height x width of each timed picture")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--kernels", default="", metavar="NAME,...", help="kernels of the sweep (default: all)")
     parser.add_argument("--json", type=Path, help="write everything as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables from such a JSON, and measure nothing")
     options = parser.parse_args(argv)
@@ -102,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(tables(json.loads(options.table.read_text())), end="")
         return 0
     try:
-        names, sizes_hw = chosen_parts(options.parts), chosen_sizes(options.sizes)
+        names, sizes_hw, swept = chosen_parts(options.parts), chosen_sizes(options.sizes), chosen_kernels(options.kernels)
     except UsageError as error:
         parser.error(str(error))
     if options.rounds < 1:
@@ -112,10 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from refusion_edge.checkpoint import read_checkpoint
     from refusion_edge.weights import weights_path
 
-    setting = Setting(sizes_hw, options.rounds, read_checkpoint(weights_path(TASK)).state)
-    document = measure(setting, names)
-    if options.json:
-        write_atomically(options.json, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    setting = Setting(sizes_hw, options.rounds, read_checkpoint(weights_path(TASK)).state, swept)
+    document: dict[str, Any] = {}
+    for document in measure(setting, names):
+        if options.json:
+            write_atomically(options.json, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     print(tables(document), end="")
     return 0 if is_good(document) else 1
 
@@ -144,6 +149,20 @@ def chosen_sizes(text: str) -> tuple[tuple[int, int], ...]:
     return sizes_hw
 
 
+def chosen_kernels(text: str) -> tuple[str, ...]:
+    """Read a list of kernels.
+
+    Raises:
+        UsageError: There is no such kernel.
+    """
+    from refusion_edge.kernels.plan import make_plan
+
+    names, known = tuple(filter(None, text.split(","))), make_plan().kernels
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"expected kernels out of {', '.join(known)}, got {', '.join(unknown)}.")
+    return names
+
+
 def problem() -> str | None:
     """Say why nothing can be measured here, or None."""
     if trouble := cuda.problem():
@@ -153,20 +172,24 @@ def problem() -> str | None:
             return f"{name} is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "TRITON_INTERPRET=1 runs the kernels on the CPU; unset it"
-    return None
+    import torch
+
+    return None if torch.cuda.is_available() else f"torch {torch.__version__} finds no device, or was built without CUDA"
 
 
-def measure(setting: Setting, names: Sequence[str]) -> dict[str, Any]:
+def measure(setting: Setting, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Run parts.
 
-    Returns:
-        The document of the schema ``refusion-edge/bench-gpu/1``.
+    Yields:
+        The document of the schema ``refusion-edge/bench-gpu/1``, with one part more each time.
     """
     import torch
 
     from benchmarks.gpu_clock import measure_ceilings
 
     started, device = now_utc(), torch.cuda.get_device_properties(0)
+    compiled = _compile_ahead(setting, names)
+    print(f"{compiled} kernels compiled ahead", flush=True)
     ceilings = asdict(measure_ceilings(setting.rounds))
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -182,9 +205,11 @@ def measure(setting: Setting, names: Sequence[str]) -> dict[str, Any]:
         },
         "ceilings": ceilings,
         "rounds": setting.rounds,
-        "parts": {name: run_part(PARTS[name], setting, ceilings) for name in names},
+        "parts": {},
     }
-    return document
+    for name in names:
+        document["parts"][name] = run_part(PARTS[name], setting, ceilings)
+        yield document
 
 
 def package_versions() -> dict[str, str]:
@@ -220,13 +245,34 @@ def is_good(document: dict[str, Any]) -> bool:
     return all(part["error"] is None and all(row.get("good", True) for row in part["rows"]) for part in parts)
 
 
-def _tiles() -> Any:
+def _architecture() -> int:
     import torch
 
+    major, minor = torch.cuda.get_device_capability(0)
+    return 10 * major + minor
+
+
+def _tiles() -> Any:
     from refusion_edge.kernels.plan import tiles
 
-    major, minor = torch.cuda.get_device_capability(0)
-    return tiles(10 * major + minor)
+    return tiles(_architecture())
+
+
+def _compile_ahead(setting: Setting, names: Sequence[str]) -> int:
+    from benchmarks.gpu_compile import Wanted, compile_ahead, wanted
+    from benchmarks.gpu_speed import sweep_tiles
+
+    dtypes = ("float16", "float32") if "checks" in names else ("float16",)
+    work = wanted(_tiles(), dtypes) if set(names) - {"loss", "engines"} else []
+    if "sweep" in names:
+        work += [
+            Wanted(name, "float16", tile)
+            for name, chosen in _tiles().items()
+            if name in (setting.swept or _tiles())
+            for tile in sweep_tiles(name, chosen)
+        ]
+    with_loss = bool({"checks", "loss"} & set(names))
+    return compile_ahead(work, _architecture(), with_loss=with_loss) if work or with_loss else 0
 
 
 def _checks(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
@@ -248,6 +294,8 @@ def _frame(setting: Setting, ceilings: dict[str, float]) -> Iterator[Row]:
 
 
 def _onnxruntime(setting: Setting, size_hw: tuple[int, int]) -> Iterator[Row]:
+    if not is_installed("onnxruntime"):
+        return
     import onnxruntime
     import torch
 
@@ -293,8 +341,7 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
     from refusion_edge.export.program import make_program
     from refusion_edge.program_file import program_bytes
 
-    major, minor = torch.cuda.get_device_capability(0)
-    program = program_bytes(make_program(setting.state, {"task": TASK}, [10 * major + minor], jobs=os.cpu_count() or 1))
+    program = program_bytes(make_program(setting.state, {"task": TASK}, [_architecture()], jobs=os.cpu_count() or 1))
     opening = functools.partial(_opened, FusedBackend, program)
     for layer in cuda.layers():
         name = f"fused, {layer}"
@@ -330,7 +377,7 @@ def _opened(backend: Callable[..., Any], data: bytes, driver: Any) -> Any:
 def _sweep(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
     from benchmarks.gpu_speed import time_sweep
 
-    yield from time_sweep(setting.state, _tiles(), setting.planes(setting.sizes_hw[0]), setting.rounds)
+    yield from time_sweep(setting.state, _tiles(), setting.planes(setting.sizes_hw[0]), setting.rounds, setting.swept)
 
 
 PARTS: dict[str, Callable[[Setting, dict[str, float]], Iterator[Row]]] = {

@@ -45,9 +45,8 @@ class CompileError(Exception):
 def prepare_compiler() -> None:
     """Make this process one that compiles; called before it imports Triton."""
     os.environ.pop("TRITON_INTERPRET", None)
-    # Without lines a cubin has a quarter of the size; with fused multiply-adds it has the accuracy that was measured.
+    # Without lines a cubin has a quarter of the size.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
-    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 
 
 def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binary, int]:
@@ -124,6 +123,8 @@ def plugin_order(declared: Sequence[Parameter]) -> tuple[int, ...]:
 def _compiled(
     function: Any, types: Mapping[str, str], constants: Mapping[str, int], tile: Tile, architecture: int, **options: int
 ) -> Any:
+    from refusion_edge.kernels.language import COMPILER_OPTIONS
+
     triton = importlib.import_module("triton")
     gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
     place = {name: (index,) for index, name in enumerate(function.arg_names)}
@@ -135,8 +136,8 @@ def _compiled(
         attrs={place[name]: [["tt.divisibility", 16]] for name, kind in types.items() if kind.startswith("*")},
     )
     try:
-        # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
-        compiled = triton.compile(source, target=gpu_target, options={"num_warps": tile.warps, "num_stages": 1, **options})
+        chosen = {"num_warps": tile.warps, **COMPILER_OPTIONS, **options}
+        compiled = triton.compile(source, target=gpu_target, options=chosen)
     except Exception as error:  # the compiler raises whatever its passes raise
         raise CompileError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from None
     metadata = compiled.metadata

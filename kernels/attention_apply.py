@@ -12,7 +12,16 @@ from __future__ import annotations
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, nine_taps, normalise, normalised_row, plain_row
+from refusion_edge.kernels.strip import (
+    convolve,
+    convolved,
+    first_normalised_rows,
+    first_rows,
+    nine_taps,
+    normalise,
+    normalised_row,
+    plain_row,
+)
 
 
 def attention_apply(x: Array, taps: Array, norm: tuple[Array, Array] | None) -> Array:
@@ -49,11 +58,9 @@ def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, w
     gain = tl.load(gain_ptr + stream * C + c)
     bias = tl.load(bias_ptr + stream * C + c)
     if JOINED:
-        above = plain_row(x_ptr, y0 - 1, x0, height, width, C, C, TILE)
-        centre = plain_row(x_ptr, y0, x0, height, width, C, C, TILE)
+        above, centre = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
     else:
-        above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
-        centre = normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         if JOINED:

@@ -20,7 +20,17 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, nine_taps, normalise, normalised_row, plain_row, wide_dtype
+from refusion_edge.kernels.strip import (
+    convolve,
+    convolved,
+    first_normalised_rows,
+    first_rows,
+    nine_taps,
+    normalise,
+    normalised_row,
+    plain_row,
+    wide_dtype,
+)
 from refusion_edge.parameters import NUM_HEADS
 
 
@@ -143,10 +153,8 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
     sums = _zeros(TILE, D)
     if CROSSED:
         x_query_ptr = x_ptr + (1 - stream) * plane
-        above_q = plain_row(x_query_ptr, y0 - 1, x0, height, width, C, C, TILE)
-        centre_q = plain_row(x_query_ptr, y0, x0, height, width, C, C, TILE)
-        above = plain_row(x_key_ptr, y0 - 1, x0, height, width, C, C, TILE)
-        centre = plain_row(x_key_ptr, y0, x0, height, width, C, C, TILE)
+        above_q, centre_q = first_rows(x_query_ptr, y0, x0, height, width, C, C, TILE)
+        above, centre = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below_q = plain_row(x_query_ptr, y + 1, x0, height, width, C, C, TILE)
@@ -158,8 +166,7 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
     else:
         gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
         bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))
-        above = normalised_row(x_key_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
-        centre = normalised_row(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, centre = first_normalised_rows(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = normalised_row(x_key_ptr, y + 1, x0, height, width, gain, bias, C, TILE)

@@ -1,6 +1,6 @@
 """Gated feed-forward with its layer norm and residual.
 
-``y = x + P (gelu(sum_t G_t n_t) * sum_t U_t n_t)`` with n the layer norm of x and the exact gelu.
+``y = x + P (gelu(sum_t G_t n_t) * sum_t U_t n_t)`` with n the layer norm of x and the gelu of ``gating``.
 
 Layout: x and y (S, H, W, C); gate and update taps (S, 9, C, 2 C) and projection (S, 2 C, C) in the dtype of the features,
 inputs before outputs; gain and bias (S, C) float32. The product of gate and update is rounded to the dtype of the
@@ -20,7 +20,15 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gating import add_gated, add_gated_row
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, matrix, nine_taps, normalise, normalised_row
+from refusion_edge.kernels.strip import (
+    convolve,
+    convolved,
+    first_normalised_rows,
+    matrix,
+    nine_taps,
+    normalise,
+    normalised_row,
+)
 
 
 def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1) -> Array:
@@ -62,18 +70,16 @@ def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project
         gate_taps = nine_taps(gate_ptr + stream * 9 * C * N + part * M, C, M, N)
         update_taps = nine_taps(update_ptr + stream * 9 * C * N + part * M, C, M, N)
         project = matrix(project_ptr + stream * N * C + part * M * C, M, C, C)
-        above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
-        centre = normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        # What the passes before have added lies in y.
+        base_ptr = x_ptr if part == 0 else y_ptr
+        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
             zero = tl.zeros([TILE, M], tl.float32)
             gate = convolved(zero, above, centre, below, gate_taps)
             update = convolved(zero, above, centre, below, update_taps)
-            if part == 0:
-                add_gated_row(x_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
-            else:
-                add_gated_row(y_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
+            add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
             above, centre = centre, below
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.

@@ -20,7 +20,7 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gating import add_gated, add_gated_row
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, matrix, nine_taps, plain_row
+from refusion_edge.kernels.strip import convolve, convolved, first_rows, matrix, nine_taps, plain_row
 
 
 def fusion_gate(
@@ -67,10 +67,10 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
         other_taps = nine_taps(other_ptr + part * M, C, M, N)
         update_taps = nine_taps(update_ptr + part * M, C, M, N)
         project = matrix(project_ptr + part * M * BOTH, M, BOTH, BOTH)
-        above = plain_row(source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
-        centre = plain_row(source_ptr, y0, x0, height, width, C, BOTH, TILE)
-        above_other = plain_row(other_source_ptr, y0 - 1, x0, height, width, C, BOTH, TILE)
-        centre_other = plain_row(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        # What the passes before have added lies in y.
+        sum_ptr = base_ptr if part == 0 else y_ptr
+        above, centre = first_rows(source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        above_other, centre_other = first_rows(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
@@ -79,10 +79,7 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
             gate = convolved(zero, above, centre, below, own_taps)
             gate = convolved(gate, above_other, centre_other, below_other, other_taps)
             update = convolved(zero, above, centre, below, update_taps)
-            if part == 0:
-                add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
-            else:
-                add_gated_row(y_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
+            add_gated_row(sum_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
             above, centre = centre, below
             above_other, centre_other = centre_other, below_other
         if part + 1 < PARTS:

@@ -2,7 +2,8 @@
 
     y = base + P (gelu(gate) * update)
 
-with the exact gelu; the product is rounded to the dtype of the features before it is projected.
+with the exact gelu, and for features in half precision one within 1.8e-4 of it, which is less than the rounding of its
+product: that product is rounded to the dtype of the features before it is projected.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.language import jit, tl
 from refusion_edge.kernels.strip import wide_dtype
+
+# gelu(x) = max(x, 0) - t Phi(-t) with t = |x|. From here on t Phi(-t) is less than the error of the polynomial below.
+REACH = 3.95
 
 _exact_erf = np.vectorize(math.erf, otypes=[np.float64])
 # Linear between these points the error is 4e-9; beyond 6 the float32 nearest to erf is 1.
@@ -30,6 +34,20 @@ def gelu_reference(x: Array) -> Array:
     return activated
 
 
+def tail(t):  # an array in the reference, a tensor in the kernel
+    """``t Phi(-t)`` within 1.8e-4 for t in [0, ``REACH``]: the polynomial of degree 7 closest to it that begins as it does."""
+    return t * (
+        0.5
+        + t * (-0.38842237 + t * (-0.046810333 + t * (0.1430857 + t * (-0.058800217 + t * (0.01016272 + t * -0.00066130189)))))
+    )
+
+
+def gelu_of_half(x: Array) -> Array:
+    """``gelu_reference`` as features in half precision get it: within 1.8e-4, in a third of the instructions."""
+    activated: Array = np.maximum(x, 0) - tail(np.minimum(np.abs(x), x.dtype.type(REACH)))
+    return activated
+
+
 def add_gated(base: Array, gate: Array, update: Array, project: Array) -> Array:
     """Add gated features.
 
@@ -43,20 +61,28 @@ def add_gated(base: Array, gate: Array, update: Array, project: Array) -> Array:
         (H, W, C), dtype of ``base``. New memory.
     """
     wide = wide_dtype(base)
-    hidden = (gelu_reference(gate) * update).astype(base.dtype)
+    activated = gelu_of_half(gate) if base.dtype == np.float16 else gelu_reference(gate)
+    hidden = (activated * update).astype(base.dtype)
     y: Array = (base + hidden.astype(wide) @ project.astype(wide)).astype(base.dtype)
     return y
 
 
+_tail = jit(tail)
+
+
 @jit
-def gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+def _gelu(x, dtype: tl.constexpr):
+    if dtype == tl.float16:
+        # What is no number has to stay none, and the minimum below drops it.
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - _tail(tl.minimum(tl.abs(x), 3.95))
+    else:
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @jit
 def add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, C: tl.constexpr, TILE: tl.constexpr):
     x = x0 + tl.arange(0, TILE)
-    hidden = (gelu(gate) * update).to(y_ptr.dtype.element_ty)
+    hidden = (_gelu(gate, y_ptr.dtype.element_ty) * update).to(y_ptr.dtype.element_ty)
     change = tl.dot(hidden, project, input_precision="ieee")
     inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
     offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + tl.arange(0, C)[None, :]

@@ -18,7 +18,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.language import jit, tl
-from refusion_edge.kernels.strip import convolve, convolved, nine_taps, plain_row
+from refusion_edge.kernels.strip import convolve, convolved, first_rows, nine_taps, plain_row
 
 NEGATIVE_SLOPE = 0.01
 
@@ -61,8 +61,7 @@ def narrow_kernel(x_ptr, taps_ptr, z_ptr, height, width, C: tl.constexpr, TILE: 
     y0 = tl.program_id(1) * ROWS
     x = x0 + tl.arange(0, TILE)
     taps = nine_taps(taps_ptr, BOTH, C, C)
-    above = plain_row(x_ptr, y0 - 1, x0, height, width, BOTH, BOTH, TILE)
-    centre = plain_row(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
+    above, centre = first_rows(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
     for r in range(ROWS):
         y = y0 + r
         below = plain_row(x_ptr, y + 1, x0, height, width, BOTH, BOTH, TILE)
@@ -89,8 +88,7 @@ def to_plane_kernel(z_ptr, weights_ptr, fused_ptr, extremes_ptr, height, width, 
     x = x0 + tl.arange(0, TILE)
     low = tl.full([TILE], float("inf"), tl.float32)
     high = tl.full([TILE], float("-inf"), tl.float32)
-    above = plain_row(z_ptr, y0 - 1, x0, height, width, C, C, TILE)
-    centre = plain_row(z_ptr, y0, x0, height, width, C, C, TILE)
+    above, centre = first_rows(z_ptr, y0, x0, height, width, C, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         below = plain_row(z_ptr, y + 1, x0, height, width, C, C, TILE)

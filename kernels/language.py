@@ -11,6 +11,7 @@ mask that mixes a scalar with a tensor before it is broadcast, no inline PTX.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,20 @@ TRITON_INSTALLED = is_installed("triton")
 tl: Any = importlib.import_module("triton.language") if TRITON_INSTALLED else None
 
 
+COMPILER_OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+"""How the kernels are compiled, ahead of time and at a launch. One stage, because with more the pipeliner copies the taps into
+shared memory anew for every row; fused multiply-adds, with which the accuracy was measured and whose default differs between
+versions of Triton."""
+
+# Compiled for any value, as ahead of time, and not anew for what is 1 or a multiple of 16: what is checked is what ships.
+_ANY_VALUE = ("height", "width", "strips")
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels on the processor: by its own switch, which it reads when a kernel is imported."""
+    return TRITON_INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Make a Triton kernel, or leave the function as it is where Triton is not installed."""
-    return importlib.import_module("triton").jit(function) if TRITON_INSTALLED else function
+    return importlib.import_module("triton").jit(function, do_not_specialize=_ANY_VALUE) if TRITON_INSTALLED else function

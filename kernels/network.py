@@ -17,7 +17,7 @@ from torch import Tensor
 from refusion_edge.arrays import Array
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.catalogue import SOURCES
-from refusion_edge.kernels.language import TRITON_INSTALLED
+from refusion_edge.kernels.language import COMPILER_OPTIONS, TRITON_INSTALLED, is_interpreted
 from refusion_edge.kernels.plan import FUSED, LEVELS, PLANES
 from refusion_edge.program import Argument, Kernel, Launch, Plan, Tile
 
@@ -118,14 +118,15 @@ def fuse(
     size_hw = a.shape[2], a.shape[3]
     frame = prepare(plan, weights, tiles, size_hw, a.device, fill=fill)
     frame.buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
-    frame.run()
+    # Triton launches on the current device, whatever its arguments lie on.
+    with torch.cuda.device_of(a):
+        frame.run()
     return FusedPicture(frame.buffers[FUSED].reshape(size_hw), frame.buffers[LEVELS].reshape(size_hw))
 
 
-def launch_options(kernel: Kernel, tile: Tile) -> dict[str, int]:
-    """What Triton takes beside the arguments: compile-time constants, warps and stages."""
-    # One stage: with more, the pipeliner copies the taps into shared memory anew for every row.
-    return {**kernel.constants_for(tile), "num_warps": tile.warps, "num_stages": 1}
+def launch_options(kernel: Kernel, tile: Tile) -> dict[str, Any]:
+    """What Triton takes beside the arguments: compile-time constants, warps, and how it compiles."""
+    return {**kernel.constants_for(tile), "num_warps": tile.warps, **COMPILER_OPTIONS}
 
 
 def _check(name: str, plane: Tensor, other: Tensor) -> None:
@@ -138,6 +139,8 @@ def _check(name: str, plane: Tensor, other: Tensor) -> None:
         raise ShapeError(f"expected source {name} as float32, got {plane.dtype}; convert it with .float().")
     if not plane.is_contiguous():
         raise ShapeError(f"expected source {name} contiguous in memory, got strides {plane.stride()}; call .contiguous().")
+    if not (plane.is_cuda or is_interpreted()):
+        raise ShapeError(f"expected source {name} on a CUDA device, got it on {plane.device}; move it with .cuda().")
     if plane.shape != other.shape or plane.device != other.device:
         raise ShapeError(
             f"expected both sources of one size on one device, got {tuple(other.shape)} on {other.device} and "

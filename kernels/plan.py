@@ -63,6 +63,9 @@ def tiles(architecture: int) -> dict[str, Tile]:
         usual, crossed = Tile(64, 16, 4), Tile(16, 16, 1)
     chosen = dict.fromkeys(_KERNELS, usual) | dict.fromkeys(_NARROW, Tile(16, usual.rows, 2))
     chosen["fusion_statistics"] = crossed
+    if architecture == 90:
+        # With 64 columns and 4 warps it takes 55 kB of shared memory, more than a plugin may have.
+        chosen["decoder_apply"] = Tile(32, usual.rows, 2)
     # With 4 warps one assembler or the other aims at 72 or 64 registers and spills a few values for it.
     chosen["to_plane"] = Tile(64, usual.rows, 2)
     return chosen

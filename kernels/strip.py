@@ -82,14 +82,26 @@ def plain_row(x_ptr, y, x0, height, width, C: tl.constexpr, STRIDE: tl.constexpr
 
 
 @jit
+def first_rows(x_ptr, y0, x0, height, width, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
+    # What a walk that begins at row y0 holds before it loads the row below.
+    above = plain_row(x_ptr, y0 - 1, x0, height, width, C, STRIDE, TILE)
+    return above, plain_row(x_ptr, y0, x0, height, width, C, STRIDE, TILE)
+
+
+@jit
 def normalised_pixels(x_ptr, y, x0, height, width, gain, bias, dx: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr):
     values, inside = pixels(x_ptr, y, x0, height, width, dx, C, C, TILE)
     wide = values.to(tl.float32)
     centred = wide - (tl.sum(wide, axis=1) / C)[:, None]
     variance = tl.sum(centred * centred, axis=1) / C
-    scaled = centred * (1.0 / tl.sqrt(variance + 1e-5))[:, None] * gain[None, :] + bias[None, :]
+    scaled = centred * tl.rsqrt(variance + 1e-5)[:, None] * gain[None, :]
     # The padding is zero after the bias, not before it: the convolution pads what the norm returns.
-    return tl.where(inside, scaled, 0.0).to(x_ptr.dtype.element_ty)
+    if C == 16:
+        # What is centred is zero out there already. With more channels a masked bias would fill the registers.
+        scaled += tl.where(inside, bias[None, :], 0.0)
+    else:
+        scaled = tl.where(inside, scaled + bias[None, :], 0.0)
+    return scaled.to(x_ptr.dtype.element_ty)
 
 
 @jit
@@ -98,6 +110,12 @@ def normalised_row(x_ptr, y, x0, height, width, gain, bias, C: tl.constexpr, TIL
     centre = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, 0, C, TILE)
     right = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, 1, C, TILE)
     return left, centre, right
+
+
+@jit
+def first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
+    above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
+    return above, normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
 
 
 @jit

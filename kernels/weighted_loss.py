@@ -36,6 +36,7 @@ Source:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -43,7 +44,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageError
-from refusion_edge.kernels.language import TRITON_INSTALLED, jit, tl
+from refusion_edge.kernels.language import COMPILER_OPTIONS, TRITON_INSTALLED, is_interpreted, jit, tl
 
 Term = Literal["signed", "magnitude", "signed-max"]
 Norm = Literal["squared", "absolute"]
@@ -54,6 +55,16 @@ Engine = Literal["closed", "triton"]
 _TERMS: tuple[Term, ...] = ("signed", "magnitude", "signed-max")
 _NORMS: tuple[Norm, ...] = ("squared", "absolute")
 _TILE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What is not differentiated: the arguments of ``weighted_loss`` after the planes."""
+
+    coefficient: float
+    term: Term
+    norm: Norm
+    engine: Engine
 
 
 def weighted_loss(
@@ -84,7 +95,7 @@ def weighted_loss(
         Scalar.
 
     Raises:
-        ShapeError: Shapes, dtypes or devices differ.
+        ShapeError: Shapes, dtypes or devices differ, or the kernels do not take them.
         UsageError: A source requires a gradient, or there is no such term or norm.
         BackendError: Triton is asked for and not installed.
     """
@@ -92,8 +103,6 @@ def weighted_loss(
         raise UsageError(f"expected a gradient term out of {', '.join(_TERMS)}, got '{term}'.")
     if norm not in _NORMS:
         raise UsageError(f"expected an intensity term out of {', '.join(_NORMS)}, got '{norm}'.")
-    if engine == "triton" and not TRITON_INSTALLED:
-        raise BackendError("expected Triton for the loss kernel, got none; run: pip install 'refusion-edge[triton]'.")
     for name, tensor in (("source a", a), ("source b", b)):
         if tensor.shape != fused.shape or tensor.dtype != fused.dtype or tensor.device != fused.device:
             raise ShapeError(
@@ -104,33 +113,49 @@ def weighted_loss(
             raise UsageError(f"expected {name} to be a constant, got one that requires a gradient; detach it.")
     if fused.dim() != 4 or fused.shape[1] != 1:
         raise ShapeError(f"expected planes of (B, 1, H, W), got {tuple(fused.shape)}; add the missing dimensions.")
+    for name, weight in (("intensity", intensity), ("gradient", gradient)):
+        if weight.device != fused.device:
+            raise ShapeError(
+                f"expected the weights of the {name} on {fused.device} like the fused plane, got them on {weight.device}; move "
+                "them."
+            )
+    if engine == "triton":
+        _require_kernels(fused)
     w, v = (weight.to(fused.dtype).expand_as(fused) for weight in (intensity, gradient))
     planes = (plane.contiguous() for plane in (fused, w, v, a, b))
-    loss: Tensor = _Loss.apply(*planes, float(coefficient), term, norm, engine)[0]
+    loss: Tensor = _Loss.apply(*planes, _Choice(float(coefficient), term, norm, engine))[0]
     return loss
+
+
+def _require_kernels(fused: Tensor) -> None:
+    if not TRITON_INSTALLED:
+        raise BackendError("expected Triton for the loss kernel, got none; run: pip install 'refusion-edge[triton]'.")
+    if not (fused.is_cuda or is_interpreted()):
+        raise ShapeError(f"expected planes on a CUDA device for the loss kernel, got them on {fused.device}; move them.")
+    # Squares of small differences, and sums of them over all pixels, are not for half precision.
+    if fused.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"expected planes of float32 for the loss kernel, got {fused.dtype}; convert them with .float().")
 
 
 class _Loss(torch.autograd.Function):
     """(f, w, v, a, b) to the loss and, on the way, its gradient (3, B, 1, H, W)."""
 
     @staticmethod
-    def forward(
-        f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm, engine: Engine
-    ) -> tuple[Tensor, Tensor]:
-        evaluate = value_and_gradient if engine == "closed" else _launch_gradient
-        return evaluate(f, w, v, a, b, coefficient, term, norm)
+    def forward(f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, choice: _Choice) -> tuple[Tensor, Tensor]:
+        evaluate = value_and_gradient if choice.engine == "closed" else _launch_gradient
+        return evaluate(f, w, v, a, b, choice.coefficient, choice.term, choice.norm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         # The gradient sends nothing back, and zeros for it would be a launch.
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:5], output[1])
-        ctx.options = inputs[5:]
+        ctx.choice = inputs[5]
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        return (*_Gradient.apply(slope, *ctx.saved_tensors, *ctx.options), *(None,) * 6)
+        return (*_Gradient.apply(slope, *ctx.saved_tensors, ctx.choice), *(None,) * 3)
 
 
 class _Gradient(torch.autograd.Function):
@@ -138,17 +163,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        slope: Tensor,
-        f: Tensor,
-        w: Tensor,
-        v: Tensor,
-        a: Tensor,
-        b: Tensor,
-        gradient: Tensor,
-        coefficient: float,
-        term: Term,
-        norm: Norm,
-        engine: Engine,
+        slope: Tensor, f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, gradient: Tensor, choice: _Choice
     ) -> tuple[Tensor, ...]:
         return (slope * gradient).unbind()
 
@@ -157,12 +172,12 @@ class _Gradient(torch.autograd.Function):
         # Most often f alone sends something back; zeros for w and v would be launches of their own.
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:7])
-        ctx.options = inputs[7:]
+        ctx.choice = inputs[7]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        of_slope, product = _SecondOrder.apply(*cotangents, *ctx.saved_tensors, *ctx.options)
-        return (of_slope, *product.unbind(), *(None,) * 7)
+        of_slope, product = _SecondOrder.apply(*cotangents, *ctx.saved_tensors, ctx.choice)
+        return (of_slope, *product.unbind(), *(None,) * 4)
 
 
 class _SecondOrder(torch.autograd.Function):
@@ -180,15 +195,12 @@ class _SecondOrder(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         gradient: Tensor,
-        coefficient: float,
-        term: Term,
-        norm: Norm,
-        engine: Engine,
+        choice: _Choice,
     ) -> tuple[Tensor, Tensor]:
-        if engine == "triton":
-            return _launch_second_order((of_f, of_w, of_v), slope, (f, w, v, a, b), gradient, coefficient, term, norm)
+        if choice.engine == "triton":
+            return _launch_second_order((of_f, of_w, of_v), slope, (f, w, v, a, b), gradient, choice)
         cotangent = torch.stack([torch.zeros_like(f) if one is None else one for one in (of_f, of_w, of_v)])
-        product = second_order_product(cotangent, f, w, v, a, b, coefficient, term, norm)
+        product = second_order_product(cotangent, f, w, v, a, b, choice.coefficient, choice.term, choice.norm)
         return (cotangent * gradient).sum(), slope * product
 
     @staticmethod
@@ -500,6 +512,12 @@ def _switches(term: Term, norm: Norm) -> dict[str, int]:
     return {"TERM": _TERMS.index(term), "NORM": _NORMS.index(norm), "TILE": _TILE}
 
 
+def all_switches() -> list[dict[str, int]]:
+    """What the kernels are compiled for where all three of f, w and v send something back: terms with the squared norm."""
+    senders = {f"HAS_{name}": True for name in "FWV"}
+    return [{**senders, **_switches(term, "squared"), **COMPILER_OPTIONS} for term in _TERMS]
+
+
 def _launch_gradient(
     f: Tensor, w: Tensor, v: Tensor, a: Tensor, b: Tensor, coefficient: float, term: Term, norm: Norm
 ) -> tuple[Tensor, Tensor]:
@@ -507,15 +525,16 @@ def _launch_gradient(
     grid = (-(-width // _TILE), height, batch)
     gradient, partial = f.new_empty((3, *f.shape)), f.new_empty(grid)
     numbers = height, width, coefficient, 1 / f.numel()
-    weighted_loss_kernel[grid](f, w, v, a, b, gradient, partial, *numbers, **_switches(term, norm))
+    # Triton launches on the current device, whatever its arguments lie on.
+    with torch.cuda.device_of(f):
+        weighted_loss_kernel[grid](f, w, v, a, b, gradient, partial, *numbers, **_switches(term, norm), **COMPILER_OPTIONS)
     # A second launch, so that the sum has one order and a repeat gives the same bits.
     return partial.sum(), gradient
 
 
 def _launch_second_order(
-    cotangents: tuple[Tensor | None, ...], slope: Tensor, planes: tuple[Tensor, ...], gradient: Tensor, coefficient: float,
-    term: Term, norm: Norm,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    cotangents: tuple[Tensor | None, ...], slope: Tensor, planes: tuple[Tensor, ...], gradient: Tensor, choice: _Choice
+) -> tuple[Tensor, Tensor]:
     f = planes[0]
     batch, _, height, width = f.shape
     grid = (-(-width // _TILE), height, batch)
@@ -523,6 +542,8 @@ def _launch_second_order(
     # Anything may stand where the kernel does not look.
     given = [f if one is None else one.contiguous() for one in cotangents]
     there = {f"HAS_{name}": one is not None for name, one in zip("FWV", cotangents, strict=True)}
-    numbers = height, width, coefficient, 1 / f.numel()
-    second_order_kernel[grid](*given, slope, gradient, *planes, product, partial, *numbers, **there, **_switches(term, norm))
+    numbers = height, width, choice.coefficient, 1 / f.numel()
+    switches = {**there, **_switches(choice.term, choice.norm), **COMPILER_OPTIONS}
+    with torch.cuda.device_of(f):
+        second_order_kernel[grid](*given, slope, gradient, *planes, product, partial, *numbers, **switches)
     return partial.sum(), product

@@ -6,7 +6,6 @@ pixel; source b counts for the rest, which is what a softmax over two maps means
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refusion_edge.errors import BackendError, UsageError
-from refusion_edge.kernels.language import TRITON_INSTALLED
+from refusion_edge.kernels.language import TRITON_INSTALLED, is_interpreted
 from refusion_edge.train.priors import PRIORS, TASK_PRIORS, Logits
 from refusion_edge.train.sobel import gradient_magnitude, sobel
 
@@ -123,8 +122,8 @@ def fusion_loss(
 
 def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
     if engine == "auto":
-        return "triton" if fused.is_cuda and TRITON_INSTALLED else "reference"
-    if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or _is_interpreted())):
+        return "triton" if fused.is_cuda and TRITON_INSTALLED and fused.dtype == torch.float32 else "reference"
+    if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or is_interpreted())):
         raise BackendError(
             f"expected Triton and planes on a CUDA device for the loss kernels, got planes on {fused.device}"
             f"{'' if TRITON_INSTALLED else ' and no Triton'}; choose the engine reference, or move the run to a GPU."
@@ -132,11 +131,6 @@ def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
     if engine not in ("reference", "triton"):
         raise UsageError(f"expected a loss engine out of auto, reference, triton, got '{engine}'.")
     return engine
-
-
-def _is_interpreted() -> bool:
-    # Triton's own switch, read when a kernel is imported.
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _intensity_loss(fused: Tensor, a: Tensor, b: Tensor, w: Tensor, term: IntensityTerm) -> Tensor:

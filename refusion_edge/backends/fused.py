@@ -21,7 +21,7 @@ from refusion_edge.architectures import choose_architecture
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends import Engine, RunOptions, Status
 from refusion_edge.cuda.arguments import pack
-from refusion_edge.cuda.driver import Device, Driver, HostBuffer
+from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
 from refusion_edge.cuda.stages import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
 from refusion_edge.graph import MAX_SIDE
@@ -165,6 +165,7 @@ class FusedBackend(StagesOnDevice):
     def _prepare_anew(self) -> None:
         self._frame = None
 
+    @on_its_device
     def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
         size_hw = _checked_size(a, b)
         frame = self._frame if self._frame is not None and self._frame.size_hw == size_hw else self._prepare(size_hw)

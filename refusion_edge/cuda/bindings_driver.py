@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,9 @@ class BindingsDriver:
         _call(cu.cuInit, 0)
         self._ordinal = _call(cu.cuDeviceGet, 0)
         self.device = self._describe()
-        context = _call(cu.cuDevicePrimaryCtxRetain, self._ordinal)
-        _call(cu.cuCtxPushCurrent, context)
+        self._thread = threading.get_ident()
+        self._context = _call(cu.cuDevicePrimaryCtxRetain, self._ordinal)
+        _call(cu.cuCtxPushCurrent, self._context)
         self._modules: list[Any] = []
         self._is_capturing = False
 
@@ -39,6 +42,18 @@ class BindingsDriver:
             _call(cu.cuModuleUnload, self._modules.pop())
         _call(cu.cuCtxPopCurrent)
         _call(cu.cuDevicePrimaryCtxRelease, self._ordinal)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the calling thread use the device, see ``Driver.current``."""
+        if threading.get_ident() == self._thread:
+            yield
+            return
+        _call(cu.cuCtxPushCurrent, self._context)
+        try:
+            yield
+        finally:
+            _call(cu.cuCtxPopCurrent)
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
         """Load a module, see ``Driver.load``."""

@@ -1,12 +1,13 @@
-"""What a layer over the CUDA driver offers: one device, one thread, modules, memory, streams, events, graphs."""
+"""What a layer over the CUDA driver offers: one device, one thread at a time, modules, memory, streams, events, graphs."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from typing_extensions import Self
 
@@ -14,6 +15,8 @@ from refusion_edge.arrays import Uint8Array
 from refusion_edge.errors import BackendError
 
 _MIB = 1 << 20
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 SHARED_BYTES_WITHOUT_ASKING = 48 * 1024
 """More dynamic shared memory than this has to be asked for, function by function."""
@@ -74,7 +77,9 @@ class HostBuffer:
 
 
 class Driver(Protocol):
-    """One device. Use it as a context manager; one instance, one thread.
+    """One device. Use it as a context manager; one instance, one thread at a time.
+
+    It is open in the thread that made it. Other threads may use it within ``current``, and do not close it.
 
     Pointers, streams, functions and events are plain integers. Modules are unloaded with the driver; everything else is
     released by whoever made it.
@@ -88,6 +93,9 @@ class Driver(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """Let the calling thread use the device, as the thread that made it always can."""
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
         """Load a module and return one of its functions.
@@ -162,6 +170,26 @@ class Driver(Protocol):
 
     def destroy_graph(self, graph: Any) -> None:
         """Release a recorded graph."""
+
+
+class _OnDriver(Protocol):
+    _driver: Driver
+
+
+_Engine = TypeVar("_Engine", bound=_OnDriver)
+
+
+def on_its_device(
+    method: Callable[Concatenate[_Engine, _P], _T],
+) -> Callable[Concatenate[_Engine, _P], _T]:
+    """Make the device of an engine's driver current during a method, so that any thread may call it."""
+
+    @functools.wraps(method)
+    def run(engine: _Engine, /, *arguments: _P.args, **options: _P.kwargs) -> _T:
+        with engine._driver.current():
+            return method(engine, *arguments, **options)
+
+    return run
 
 
 def recorded(begin: Callable[[], None], work: Callable[[], None], end: Callable[[], Any]) -> Any:

@@ -1,14 +1,17 @@
 """A device that is none: its memory is NumPy arrays, and it checks everything that is asked of it.
 
 Memory starts as NaN. Using memory after its release or beyond its end, releasing it twice, naming a stream, event or
-graph that is not there, waiting while a graph is recorded, and leaving anything behind are errors. What kernels do is
+graph that is not there, waiting while a graph is recorded, working in a thread that did not ask for it, and leaving
+anything behind are errors. What kernels do is
 not known here; ``refusion_edge.backends.host_program`` knows it for the kernels of a program.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,7 @@ class HostDriver:
         self._streams: set[int] = set()
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self._recording: list[Callable[[], None]] | None = None
+        self._threads = {threading.get_ident()}
         self._end = 1 << 40
         self._handles = 0
 
@@ -67,6 +71,16 @@ class HostDriver:
         kinds: dict[str, Sized] = {"pointers": self._memory, "host buffers": self._hosts, "events": self._events,
                  "streams": self._streams, "graphs": self._graphs}  # fmt: skip
         return ", ".join(f"{len(kept)} {name}" for name, kept in kinds.items() if kept)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the calling thread use the device, see ``Driver.current``."""
+        here, before = threading.get_ident(), set(self._threads)
+        self._threads.add(here)
+        try:
+            yield
+        finally:
+            self._threads = before
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
         """Refuse: nothing is known of modules here."""
@@ -218,6 +232,8 @@ class HostDriver:
             raise self.refusal(f"{what} that is there, to release it", hex(handle))
 
     def _check_stream(self, stream: int) -> None:
+        if threading.get_ident() not in self._threads:
+            raise self.refusal("a thread that the device is current in", threading.current_thread().name)
         if stream not in self._streams:
             raise self.refusal("a stream that was made", str(stream))
 

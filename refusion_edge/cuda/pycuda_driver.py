@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ class PycudaDriver:
             cu.init()
             self._device = cu.Device(0)
             self.device = self._describe()
+            self._thread = threading.get_ident()
             self._context = self._device.retain_primary_context()
             self._context.push()
         self._library = ctypes.CDLL("libcuda.so.1")
@@ -47,6 +49,22 @@ class PycudaDriver:
             kept.clear()
         self._context.pop()
         self._context.detach()
+        # To release it, pycuda makes it current once more, and believes that this ends with the release.
+        self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the calling thread use the device, see ``Driver.current``."""
+        if threading.get_ident() == self._thread:
+            yield
+            return
+        with _explained():
+            self._context.push()
+        try:
+            yield
+        finally:
+            # pycuda ends the program where a thread ends that left a context behind.
+            self._context.pop()
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
         """Load a module, see ``Driver.load``."""
@@ -209,4 +227,5 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except cu.Error as error:
-        raise BackendError(f"expected the CUDA driver to succeed, got '{error}'; see 'refusion-edge doctor'.") from error
+        said = " ".join(str(error).split())
+        raise BackendError(f"expected the CUDA driver to succeed, got '{said}'; see 'refusion-edge doctor'.") from error

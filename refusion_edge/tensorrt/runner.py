@@ -11,7 +11,7 @@ from typing_extensions import Self
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends import Engine
-from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, out_of_memory
+from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, on_its_device, out_of_memory
 from refusion_edge.cuda.stages import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, ShapeError, not_finite
 from refusion_edge.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT, PIXELS
@@ -141,6 +141,7 @@ class PlanRunner(StagesOnDevice):
     def _prepare_anew(self) -> None:
         self._size_hw = None
 
+    @on_its_device
     def _run(self, a: Array, b: Array, wanted: tuple[str, ...]) -> None:
         """Run the engine and bring the outputs that are wanted back."""
         height, width = a.shape[2:]

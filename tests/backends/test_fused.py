@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,17 @@ def test_sources_are_not_changed_and_may_be_read_only(program: Program) -> None:
     with FusedBackend(program_bytes(program), driver=HostProgram(program, 87)) as engine:
         engine.fuse(a, b)
     assert np.array_equal(a, before)
+
+
+def test_any_thread_may_fuse_and_none_unasked(program: Program) -> None:
+    device, (a, b) = HostProgram(program, 87), pair(9, 17)
+    with FusedBackend(program_bytes(program), driver=device) as engine, ThreadPoolExecutor(1) as elsewhere:
+        # The stream opens its engine in one thread and runs it in another, where the size may be a new one.
+        fused = elsewhere.submit(lambda: engine.fuse(a, b).copy()).result()
+        assert np.array_equal(engine.fuse(a, b), fused)
+        with pytest.raises(BackendError, match="a thread that the device is current in"):
+            elsewhere.submit(device.synchronise, 1).result()
+    assert not device.held
 
 
 def test_a_program_for_an_older_device_of_the_same_family_runs(program: Program, random_state: State) -> None:

@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="the benchmark runs on torch")
+torch = pytest.importorskip("torch", reason="the benchmark runs on torch")
 
 from benchmarks import gpu_suite
 from benchmarks.gpu_engines import TimedDriver, time_engine, watch_for_leaks
@@ -37,6 +38,7 @@ needs_triton = pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pi
         (["--sizes", "480x640,480"], "expected a size as HEIGHTxWIDTH (480x640) or 'dynamic', got '480'"),
         (["--sizes", "480x640,dynamic"], "expected fixed sizes as HEIGHTxWIDTH, got '480x640,dynamic'"),
         (["--rounds", "0"], "expected at least one round, got 0"),
+        (["--kernels", "stem,root"], "expected kernels out of stem, encoder_statistics, "),
         ([], "expected a machine with a GPU, got none: no device"),
     ],
 )
@@ -56,7 +58,10 @@ def test_the_interpreter_is_not_taken_for_a_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "unset it" in (gpu_suite.problem() or "")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert gpu_suite.problem() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "finds no device, or was built without CUDA" in (gpu_suite.problem() or "")
     monkeypatch.setattr(gpu_suite, "is_installed", lambda name: name != "triton")
     assert gpu_suite.problem() == "triton is not installed"
 
@@ -216,6 +221,40 @@ def test_a_sweep_begins_with_the_chosen_tile_and_tries_none_twice() -> None:
     assert tried[0] == Tile(64, 8, 4)
     assert len(tried) == len(set(tried)) == 27
     assert sweep_tiles("decoder_mixing", Tile(64, 8, 4)) == [Tile(64, 8, 4)]
+
+
+def test_parts_come_one_by_one_after_everything_was_compiled(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_clock, gpu_compile
+
+    device = SimpleNamespace(name="H200", major=9, minor=0, multi_processor_count=132, total_memory=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(gpu_clock, "measure_ceilings", lambda _: gpu_clock.Ceilings(1.0, 2.0))
+    compiled: list[Any] = []
+    monkeypatch.setattr(gpu_compile, "compile_ahead", lambda *given, **more: compiled.append((given, more)) or 0)
+    for name in PARTS:
+        monkeypatch.setitem(PARTS, name, lambda *_: iter([{"good": True}]))
+    setting = Setting(((8, 8),), 1, random_state, ("stretch",))
+    seen = [list(document["parts"]) for document in gpu_suite.measure(setting, ["checks", "sweep"])]
+    assert seen == [["checks"], ["checks", "sweep"]]
+    (((work, architecture), more),) = compiled
+    assert (architecture, more) == (90, {"with_loss": True})
+    names = [one.name for one in work]
+    assert {names.count(name) for name in make_plan().kernels if name != "stretch"} == {2}
+    assert names.count("stretch") > 20
+
+
+@needs_triton
+def test_kernels_are_compiled_ahead_as_a_launch_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks.gpu_compile import Wanted, compile_ahead
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    work = [Wanted("stretch", "float16", Tile(16, 4, 1)), Wanted("stretch", "float16", Tile(17, 4, 1))]
+    assert compile_ahead(work, 90, jobs=1) == 1  # a tile has to be a power of two
+    kept = sorted(path.name for path in (tmp_path / "triton").rglob("stretch_kernel.cubin"))
+    assert kept == ["stretch_kernel.cubin"]
+    assert compile_ahead(work[:1], 90, jobs=1) == 1
+    assert len(list((tmp_path / "triton").rglob("stretch_kernel.cubin"))) == 1  # found, not made anew
 
 
 def test_engines_are_timed_on_the_device_and_on_the_wall(random_state: State) -> None:

@@ -179,7 +179,11 @@ def plain_library(library: FakeLibrary) -> Any:
         "cuGraphDestroy": lambda graph: library.call("cuGraphDestroy", graph.value),
         "cuGraphExecDestroy": lambda graph: library.call("cuGraphExecDestroy", graph.value),
     }
-    return SimpleNamespace(cuGetErrorName=name_of, **{name: returning_code(name, work) for name, work in works.items()})
+    return SimpleNamespace(
+        cuGetErrorName=name_of,
+        cuCtxPopCurrent_v2=lambda _: 0,
+        **{name: returning_code(name, work) for name, work in works.items()},
+    )
 
 
 def pycuda(library: FakeLibrary) -> ModuleType:

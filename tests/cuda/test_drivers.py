@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -134,6 +135,21 @@ def test_an_event_in_a_graph_keeps_the_time_of_every_run(driver: Driver, library
     ways = [call for call in library.calls if call.startswith("cuEventRecord")]
     # The driver refuses the flag outside of a recording.
     assert ways == ["cuEventRecord", "cuEventRecordWithFlags", "cuEventRecord", "cuEventRecord"]
+
+
+def test_another_thread_borrows_the_context(driver: Driver, library: FakeLibrary) -> None:
+    with driver, ThreadPoolExecutor(1) as elsewhere:
+        library.calls.clear()
+
+        def work() -> None:
+            with driver.current():
+                driver.destroy_stream(driver.create_stream())
+
+        work()
+        assert library.calls == ["cuStreamCreate", "cuStreamDestroy"]
+        elsewhere.submit(work).result()
+        assert library.calls[2:] == ["cuCtxPushCurrent", "cuStreamCreate", "cuStreamDestroy", "cuCtxPopCurrent"]
+    assert library.held == {}
 
 
 def test_a_kernel_gets_its_block_and_asks_for_shared_memory_above_48_kib(driver: Driver, library: FakeLibrary) -> None:

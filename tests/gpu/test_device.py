@@ -34,6 +34,14 @@ def architecture() -> int:
     return 10 * major + minor
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(architecture: int) -> None:
+    """Everything compiled on all cores, instead of one after the other at the first launch."""
+    from benchmarks.gpu_compile import compile_ahead, wanted
+
+    compile_ahead(wanted(tiles(architecture)), architecture, with_loss=True)
+
+
 def random_planes(*shape: int) -> Float32Array:
     return np.random.default_rng(5).random(shape, np.float32)
 
