@@ -6,8 +6,6 @@ without any generator state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,10 +13,7 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Array, Float32Array
-from refusion_edge.errors import InputError
-from refusion_edge.images import read_image
-from refusion_edge.luminance import check_pair, split, to_display_range
-from refusion_edge.pairs import PairPaths
+from refusion_edge.luminance import split, to_display_range
 from refusion_edge.train.defocus import defocused_pair
 from refusion_edge.train.tone import ToneSettings, toned
 
@@ -37,54 +32,6 @@ class CropSource(Protocol):
 
     def is_sharp(self, which: int) -> bool:
         """Tell whether both planes are one sharp image, from which a multi-focus pair is made."""
-
-
-@dataclass(frozen=True, slots=True)
-class LumaPairs:
-    """Registered luma planes in memory.
-
-    Attributes:
-        names: Name of each pair.
-        a: Source a of each pair, (H, W) uint8.
-        b: Source b of each pair, same size.
-    """
-
-    names: tuple[str, ...]
-    a: tuple[Array, ...]
-    b: tuple[Array, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def planes(self, which: int) -> tuple[Array, Array]:
-        """Both planes of a pair."""
-        return self.a[which], self.b[which]
-
-    def is_sharp(self, which: int) -> bool:
-        """No; these are pairs as they were taken."""
-        return False
-
-
-def load_luma_pairs(pairs: Iterable[PairPaths], crop_px: int) -> LumaPairs:
-    """Read all pairs as 8-bit luma.
-
-    Raises:
-        InputError: A file cannot be used, the sizes of a pair differ, or no pair is as large as the crop.
-    """
-    names, planes_a, planes_b = [], [], []
-    for pair in pairs:
-        a, b = read_image(pair.a), read_image(pair.b)
-        try:
-            check_pair(a, b)
-        except InputError as error:
-            raise InputError(f"pair {pair.name}: {error}") from error
-        if min(a.shape[:2]) >= crop_px:
-            names.append(pair.name)
-            planes_a.append(to_luma8(a))
-            planes_b.append(to_luma8(b))
-    if not names:
-        raise InputError(f"expected pairs of at least {crop_px}x{crop_px} pixels, got none; use a smaller crop.")
-    return LumaPairs(tuple(names), tuple(planes_a), tuple(planes_b))
 
 
 def crop_batch(

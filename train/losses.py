@@ -14,14 +14,12 @@ from torch import Tensor
 
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.kernels.language import TRITON_INSTALLED, is_interpreted
-from refusion_edge.train.priors import PRIORS, TASK_PRIORS, Logits
+from refusion_edge.train.priors import Logits
 from refusion_edge.train.sobel import gradient_magnitude, sobel
 
 GradientTerm = Literal["signed", "magnitude", "signed-max"]
 IntensityTerm = Literal["squared", "absolute"]
 
-# Logits per unit of gradient magnitude that the provisional weights were trained with.
-_FIXED_SHARPNESS = 4.0
 LossEngine = Literal["auto", "reference", "triton"]
 """``reference``: the formula in torch operations, which autograd differentiates. ``triton``: kernels with the gradient in
 the same pass and the second order in closed form. ``auto``: the kernels for planes on a CUDA device where Triton is
@@ -51,17 +49,6 @@ class LossWeights:
     def detach(self) -> LossWeights:
         """The same numbers without their history."""
         return LossWeights(self.intensity.detach(), self.gradient.detach())
-
-
-def fixed_weights(task: str, a: Tensor, b: Tensor) -> LossWeights:
-    """Choose weights from the sources alone, by the prior of a task.
-
-    Args:
-        task: Name of the task.
-        a: Source a, (B, 1, H, W), [0, 1].
-        b: Source b, same shape.
-    """
-    return LossWeights.from_logits(PRIORS[TASK_PRIORS[task]](a, b, _FIXED_SHARPNESS))
 
 
 def fusion_loss(

@@ -1,7 +1,6 @@
 """What the loss should prefer before anything is learned: logits that say how much more source a counts than source b.
 
-They serve twice: through a sigmoid they are the fixed weights of a control run, and added to the logits of the loss
-proposal network they are where its learning starts.
+Added to the logits of the loss proposal network they are where its learning starts, and where a control run stays.
 """
 
 from __future__ import annotations
@@ -63,6 +62,3 @@ PRIORS: dict[str, Callable[[Tensor, Tensor, float], Logits]] = {
     "exposed": exposed,
 }
 """Priors by their name in settings: from source a, source b and the logits per unit of gradient magnitude."""
-
-TASK_PRIORS = {"ir_vis": "brighter", "medical": "brighter", "multi_focus": "focused", "multi_exposure": "exposed"}
-"""The prior that suits a task."""

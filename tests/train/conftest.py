@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,26 @@ SMALL = (
     "optimiser.warm_up_steps=2", "validation.crops=2", "validation.images=1", "validation.every=1000",
     "checkpoint.every=1000",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlanePairs:
+    """Pairs of planes in memory. Implements ``CropSource``.
+
+    Attributes:
+        pairs: Source a and source b of each pair, (H, W) uint8.
+    """
+
+    pairs: tuple[tuple[Array, Array], ...]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def planes(self, which: int) -> tuple[Array, Array]:
+        return self.pairs[which]
+
+    def is_sharp(self, which: int) -> bool:
+        return False
 
 
 @pytest.fixture(autouse=True)

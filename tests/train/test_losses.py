@@ -49,3 +49,11 @@ def test_reconstruction_counts_the_worse_served_source(case: tuple[torch.Tensor,
     assert loss.intensity.item() == pytest.approx(0.09)
     assert loss.total.item() == pytest.approx(loss.intensity.item() + loss.gradient.item())
     assert reconstruction_loss(a, b, a, b).total.item() == 0
+
+
+def test_loss_of_a_tiny_case_by_hand() -> None:
+    a, b, fused = (torch.full((1, 1, 1, 1), value) for value in (0.8, 0.2, 0.5))
+    weights = LossWeights(torch.full((1, 1, 1, 1), 0.75), torch.full((1, 1, 1, 1), 0.5))
+    # One pixel: the Sobel response is its centre coefficient, 0.
+    expected = (0.75 * 0.3) ** 2 + (0.25 * -0.3) ** 2
+    assert fusion_loss(fused, a, b, weights, 7.0).item() == pytest.approx(expected, rel=1e-5)

@@ -10,9 +10,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.errors import UsageError
-from refusion_edge.train.crops import LumaPairs, crop_batch
+from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.tone import ToneSettings, toned
+from tests.train.conftest import PlanePairs
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 ALWAYS = ToneSettings(share=1.0, gamma=2.0, least_gain=0.2, alike=False)
@@ -58,7 +59,7 @@ def test_alike_means_one_curve_for_both() -> None:
 
 
 def test_crops_get_curves_by_counter_and_share() -> None:
-    pairs = LumaPairs(("ramp",), (np.tile(RAMP, (2, 2)),), (np.tile(RAMP, (2, 2)),))
+    pairs = PlanePairs(((np.tile(RAMP, (2, 2)), np.tile(RAMP, (2, 2))),))
     tone = replace(ALWAYS, share=0.5)
     a, b = crop_batch(pairs, 0, batch=64, crop_px=16, seed=0, tone=tone)
     again, _ = crop_batch(pairs, 0, batch=64, crop_px=16, seed=0, tone=tone)
