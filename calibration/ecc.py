@@ -99,7 +99,7 @@ def fit(
         return None
     scores = _block_sums(np.einsum("chw,kchw->khw", best.residual, best.jacobian))
     covariance = best.inverse @ _scatter(scores) @ best.inverse
-    overlap = float(np.count_nonzero(best.overlay.mask) / max(np.count_nonzero(base_mask), 1))
+    overlap = float(best.overlay.mask.sum()) / max(float(base_mask.sum()), 1.0)
     return Fit(best.homography / best.homography[2, 2], best.overlay.correlation, overlap, covariance, (width, height))
 
 
@@ -136,8 +136,9 @@ def _overlay(base: Float32Array, base_mask: Mask, other: Float32Array, other_mas
     looked_up = cv2.warpPerspective(other, homography, (width, height), flags=flags | cv2.INTER_LINEAR)
     covered = cv2.warpPerspective(other_mask.astype(np.uint8), homography, (width, height), flags=flags | cv2.INTER_NEAREST)
     mask = base_mask & (covered > 0)
-    f = base * mask
-    g = np.ascontiguousarray(looked_up.reshape(height, width, count).transpose(2, 0, 1)) * mask
+    f: Float32Array = base * mask
+    planes = looked_up.reshape(height, width, count).transpose(2, 0, 1)
+    g = np.ascontiguousarray(planes * mask, dtype=np.float32)
     fg, ff, gg = float(np.vdot(f, g)), float(np.vdot(f, f)), float(np.vdot(g, g))
     return None if min(ff, gg) <= 0 else _Overlay(f, g, mask, fg, ff, gg)
 

@@ -57,7 +57,8 @@ class Evidence:
         standard_error_px: Standard error of the fit, from how much blocks of the picture disagree.
         halves_px: Distance between the alignments of two interleaved halves of the picture.
         measures_px: Distance between the alignment by direction of edges and the one by their strength.
-        starts_px: Largest distance at half scale between this alignment and one that was started some pixels beside it.
+        starts_px: Largest distance at half scale between the best of five starts, which this one is from, and those that
+            correlate nearly as well.
         scales_px: Distance between the alignments at half and at full scale.
         model_px: Distance to what a homography would have given, beyond what its own halves disagree by, where the scene did
             not confirm it; else 0.
