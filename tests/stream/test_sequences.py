@@ -69,8 +69,7 @@ def test_the_skew_is_told_in_pixels_of_the_motion(
 ) -> None:
     report, _ = stream(**sequences, policy="hold")
     frame = read_pair(PairPaths("first", Path("cameras/ir/000000.png"), Path("cameras/vis/000000.png"))).b
-    whole_px = (frame.shape[1] / 3 + 1, frame.shape[0])  # the room beside a window of three quarters
-    moments_ns = np.arange(0, round(SWING.seconds * SECOND), SECOND // 300)
-    speeds_px_s = np.abs(np.sin(2 * np.pi * moments_ns / SECOND / SWING.period_s)) * np.pi * whole_px[0] / SWING.period_s
-    assert report["skew"]["speed_px_s"]["p90"] == pytest.approx(np.percentile(speeds_px_s, 90), rel=0.15)
-    assert 0 < report["skew"]["misregistration_px"]["p99"] < speeds_px_s.max() / SWING.ir_hz
+    # The room beside a window of three quarters; where the swing is fastest.
+    peak_px_s = np.pi * (frame.shape[1] / 3) / SWING.period_s
+    assert 0.6 * peak_px_s < report["skew"]["speed_px_s"]["p90"] < 1.1 * peak_px_s
+    assert 0 < report["skew"]["misregistration_px"]["p99"] < peak_px_s / SWING.ir_hz
