@@ -240,14 +240,17 @@ class _Place:
 def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
     """Distinct places that the candidates of the search lead to, best first."""
     places: list[_Place] = []
+
+    def is_known(homography: Matrix) -> bool:
+        return any(apart_px(homography, place.homography, base.size_wh) < _SAME_PLACE_PX for place in places)
+
     for candidate in search(base, moving, within, _CANDIDATES):
         near = refine(base, moving, candidate.homography, "similarity", levels=_LEVELS[:1])
-        if near is None or any(apart_px(near[0], old.homography, base.size_wh) < _SAME_PLACE_PX for old in places):
-            continue
-        refined = refine(base, moving, near[0], "similarity", levels=_LEVELS[1:])
-        if refined is None or any(apart_px(refined[0], old.homography, base.size_wh) < _SAME_PLACE_PX for old in places):
-            continue
-        places.append(_Place(refined[0], refined[1].correlation * math.sqrt(refined[1].overlap)))
+        # A coarse fit comes from farther away, and may leave a place that was right.
+        for start in (candidate.homography, *(() if near is None else near[:1])):
+            refined = None if is_known(start) else refine(base, moving, start, "similarity", levels=_LEVELS[1:])
+            if refined is not None and not is_known(refined[0]):
+                places.append(_Place(refined[0], refined[1].correlation * math.sqrt(refined[1].overlap)))
     return sorted(places, key=lambda place: -place.weight)
 
 
