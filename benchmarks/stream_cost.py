@@ -40,7 +40,7 @@ _MOTION_EVERY = 10
 
 
 def main() -> int:
-    """Print times per pair and flicker ratios; returns 1 if the cost of the default is above the limit."""
+    """Print times per pair and flicker ratios; returns 1 if one of them costs more than the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=150, help="timed pairs (default: 150)")
     pairs = parser.parse_args().pairs
@@ -56,8 +56,8 @@ def main() -> int:
                 f"{name:24} processor: median {np.median(cpu_ms):.2f} ms, p90 {np.percentile(cpu_ms, 90):.2f}, p99 "
                 f"{np.percentile(cpu_ms, 99):.2f}; wall: median {np.median(wall_ms):.2f}"
             )
-            missed |= method == "percentile" and float(np.median(cpu_ms)) > LIMIT_MS
-    print(f"wanted: at most {LIMIT_MS:g} ms for the default, percentile")
+            missed |= float(np.median(cpu_ms)) > LIMIT_MS
+    print(f"wanted: a median of at most {LIMIT_MS:g} ms for each")
     print("flicker of a static noisy scene with a walking hot object, network replaced by the mean, 96x72 at 25/s, 120 frames:")
     per_frame = _flicker(ThermalGain("linear", time_constant_s=0), OutputStretch("stretch"))
     print(f"{'per-frame min-max':24} {per_frame:.3f} levels per frame")

@@ -77,77 +77,95 @@ def fit(
     count = MODELS[model]
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
     basis = basis_at(x, y, (width, height), count).astype(np.float32)
+    planes = np.ascontiguousarray(base.transpose(2, 0, 1))
     homography = np.eye(3) if start is None else start
     best: _Step | None = None
     fraction = 1.0
     for _ in range(_MOST_STEPS):
-        step = _step(base, base_mask, other, other_mask, homography, basis)
-        if step is None:
+        overlay = _overlay(planes, base_mask, other, other_mask, homography)
+        if overlay is None or np.count_nonzero(overlay.mask) < 8 * count:
             break
-        if best is not None and step.correlation < best.correlation:
+        if best is not None and overlay.correlation < best.overlay.correlation:
             # Too far: back, and a shorter way in the same direction.
             fraction /= 2
             if fraction < _SHORTEST_FRACTION:
                 break
         else:
-            best, fraction = step, 1.0
-            if np.abs(step.parameters).max() < _CONVERGED_PX:
+            best, fraction = _step(overlay, homography, basis), 1.0
+            if np.abs(best.parameters).max() < _CONVERGED_PX:
                 break
         homography = best.homography @ motion_matrix(fraction * best.parameters, (width, height))
     if best is None:
         return None
-    scores = _block_sums(np.einsum("hwc,khwc->khw", best.residual, best.jacobian))
+    scores = _block_sums(np.einsum("chw,kchw->khw", best.residual, best.jacobian))
     covariance = best.inverse @ _scatter(scores) @ best.inverse
-    return Fit(best.homography / best.homography[2, 2], best.correlation, best.overlap, covariance, (width, height))
+    overlap = float(best.overlay.mask.sum()) / max(float(base_mask.sum()), 1.0)
+    return Fit(best.homography / best.homography[2, 2], best.overlay.correlation, overlap, covariance, (width, height))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Overlay:
+    """Both fields where both are known, (C, H, W), and sums of their products."""
+
+    f: Float32Array
+    g: Float32Array
+    mask: Mask
+    fg: float
+    ff: float
+    gg: float
+
+    @property
+    def correlation(self) -> float:
+        return self.fg / math.sqrt(self.ff * self.gg)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
     homography: Matrix
-    correlation: float
-    overlap: float
+    overlay: _Overlay
     parameters: Numbers
     inverse: Numbers
     residual: Float32Array
     jacobian: Float32Array
 
 
-def _step(
-    base: Float32Array, base_mask: Mask, other: Float32Array, other_mask: Mask, homography: Matrix, basis: Float32Array
-) -> _Step | None:
-    height, width = base_mask.shape
+def _overlay(base: Float32Array, base_mask: Mask, other: Float32Array, other_mask: Mask, homography: Matrix) -> _Overlay | None:
+    """Look the other field up; None where one of them is 0 all over what they share."""
+    count, height, width = base.shape
     flags = cv2.WARP_INVERSE_MAP
     looked_up = cv2.warpPerspective(other, homography, (width, height), flags=flags | cv2.INTER_LINEAR)
     covered = cv2.warpPerspective(other_mask.astype(np.uint8), homography, (width, height), flags=flags | cv2.INTER_NEAREST)
     mask = base_mask & (covered > 0)
-    count = len(basis[0])
-    if np.count_nonzero(mask) < 8 * count:
-        return None
-    f = base * mask[..., None]
-    g = looked_up.reshape(base.shape) * mask[..., None]
+    f: Float32Array = base * mask
+    planes = looked_up.reshape(height, width, count).transpose(2, 0, 1)
+    g = np.ascontiguousarray(planes * mask, dtype=np.float32)
     fg, ff, gg = float(np.vdot(f, g)), float(np.vdot(f, f)), float(np.vdot(g, g))
-    if min(ff, gg) <= 0:
-        return None
-    # Jacobian of g by the parameters, (K, H, W, C).
+    return None if min(ff, gg) <= 0 else _Overlay(f, g, mask, fg, ff, gg)
+
+
+def _step(overlay: _Overlay, homography: Matrix, basis: Float32Array) -> _Step:
+    f, g, mask = overlay.f, overlay.g, overlay.mask
+    count = basis.shape[1]
     dx, dy = (
-        np.stack([cv2.Scharr(g[..., c], cv2.CV_32F, *order, scale=1 / 32) for c in range(g.shape[2])], axis=-1)
-        for order in ((1, 0), (0, 1))
+        np.stack([cv2.Scharr(plane, cv2.CV_32F, *order, scale=1 / 32) for plane in g]) * mask for order in ((1, 0), (0, 1))
     )
-    jacobian = (basis[0][..., None] * dx + basis[1][..., None] * dy) * mask[..., None]
+    # Jacobian of g by the parameters, (K, C, H, W).
+    jacobian = basis[0][:, None] * dx
+    jacobian += basis[1][:, None] * dy
     rows: Float32Array = jacobian.reshape(count, -1)
     normal: Numbers = (rows @ rows.T).astype(np.float64)
     ridge = _RIDGE * float(np.trace(normal)) / count + 1e-12
     inverse = np.linalg.inv(normal + ridge * np.eye(count)).astype(np.float64)
     toward_f: Numbers = (rows @ f.ravel()).astype(np.float64)
     toward_g: Numbers = (rows @ g.ravel()).astype(np.float64)
-    most = math.sqrt(gg / ff) / _LEAST_CORRELATION
+    most = math.sqrt(overlay.gg / overlay.ff) / _LEAST_CORRELATION
     across = float(toward_f @ inverse @ toward_g)
-    gain = most if fg <= across else min((gg - float(toward_g @ inverse @ toward_g)) / (fg - across), most)
+    gain = most
+    if overlay.fg > across:
+        gain = min((overlay.gg - float(toward_g @ inverse @ toward_g)) / (overlay.fg - across), most)
     parameters = np.asarray(inverse @ (gain * toward_f - toward_g), np.float64)
     parameters *= min(1.0, _LONGEST_STEP_PX / max(float(np.linalg.norm(parameters, np.inf)), _CONVERGED_PX))
-    overlap = float(mask.sum()) / max(float(base_mask.sum()), 1.0)
-    correlation = fg / math.sqrt(ff * gg)
-    return _Step(homography, correlation, overlap, parameters, inverse, (gain * f - g).astype(np.float32), jacobian)
+    return _Step(homography, overlay, parameters, inverse, (gain * f - g).astype(np.float32), jacobian)
 
 
 def _block_sums(scores: Float32Array) -> Numbers:

@@ -24,8 +24,11 @@ _SIDE_PX = 640
 _CANDIDATES = 3
 # Scales of the fine alignment, and the blur in pixels that widens its reach.
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
-_LAST, _BY_STRENGTH = ((1.0, 0.0),), ((0.5, 0.0),)
-_BESIDE_PX = 6.0
+_LAST, _BY_STRENGTH = ((1.0, 1.0),), ((0.5, 0.0),)
+# A fit is repeated from where it ended until it moves the picture by less than this, at most so often.
+_SETTLED_PX, _MOST_ROUNDS = 0.05, 5
+# Other starts are so far beside the first one; results that correlate by less than this part of the best are no rivals of it.
+_BESIDE_PX, _AS_GOOD = 6.0, 0.97
 # A fit does not change areas by more than this.
 _LARGEST_ZOOM = 2.0
 # Results closer than this are one place.
@@ -37,8 +40,8 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # benchmarks/alignment.py. Halves and measures disagree where a scene is deep, too; what tells a wrong place from a right one
 # is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
 _LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
-_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.8
-_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 3.0, 25.0
+_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
+_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
 _CHECKS = 6  # blocks across the picture in the two halves, which lie like the squares of a checkerboard
 
 
@@ -48,14 +51,17 @@ class Evidence:
 
     Attributes:
         correlation: Correlation of the gradient structures, at most 1.
-        rival: Correlation of the best other place over that of this one, at half scale; 0 if there is none.
+        rival: Correlation times root of the overlap of the best other place over that of this one, at half scale; 0 if there
+            is none.
         overlap: Part of the base view that the moving one covers.
         standard_error_px: Standard error of the fit, from how much blocks of the picture disagree.
         halves_px: Distance between the alignments of two interleaved halves of the picture.
         measures_px: Distance between the alignment by direction of edges and the one by their strength.
-        starts_px: Largest distance at half scale between this alignment and one that was started some pixels beside it.
+        starts_px: Largest distance at half scale between the best of five starts, which this one is from, and those that
+            correlate nearly as well.
         scales_px: Distance between the alignments at half and at full scale.
-        model_px: Distance to what a homography would have given, where the scene did not confirm one; else 0.
+        model_px: Distance to what a homography would have given, beyond what its own halves disagree by, where the scene did
+            not confirm it; else 0.
     """
 
     correlation: float
@@ -131,7 +137,8 @@ def align_scene(
             "or people, or use align points."
         )
     place = found[0]
-    choice = _choose_model(small, small_target, place.homography, model)
+    start, starts_px = _best_of_starts(small, small_target, place.homography)
+    choice = _choose_model(small, small_target, start, model)
     refined = refine(small, small_target, choice.homography, choice.model, levels=_LAST)
     if refined is None:
         raise AlignmentError("expected views that overlap, got too little in common; point both cameras at the same scene.")
@@ -139,12 +146,12 @@ def align_scene(
     zoom = float(up_base[0, 0])
     evidence = Evidence(
         correlation=last.correlation,
-        rival=found[1].correlation / place.correlation if len(found) > 1 else 0.0,
+        rival=found[1].weight / place.weight if len(found) > 1 else 0.0,
         overlap=last.overlap,
         standard_error_px=last.error_px * zoom,
         halves_px=choice.halves_px * zoom,
         measures_px=_measures_px(small, small_target, homography) * zoom,
-        starts_px=_starts_px(small, small_target, choice.homography, choice.model) * zoom,
+        starts_px=starts_px * zoom,
         scales_px=apart_px(choice.homography, homography, small.size_wh) * zoom,
         model_px=choice.model_px * zoom,
     )
@@ -190,13 +197,15 @@ def refine(
     last: Fit | None = None
     for factor, blur_px in levels:
         small, up = scaled(base, factor)
-        fields = _fields(small, moving, homography @ up, blur_px, strength)
-        last = fit(*fields, model=model)
-        if last is None:
-            return None
-        homography = homography @ up @ last.homography @ np.linalg.inv(up)
-        if not _is_view(last.homography):
-            return None
+        for _ in range(_MOST_ROUNDS):
+            # To look a field up between its pixels smooths it, which raises the correlation by itself: a result is where it
+            # should be only when the last fit had nothing left to move.
+            last = fit(*_fields(small, moving, homography @ up, blur_px, strength), model=model)
+            if last is None or not _is_view(last.homography):
+                return None
+            homography = homography @ up @ last.homography @ np.linalg.inv(up)
+            if apart_px(np.eye(3), last.homography, small.size_wh) < _SETTLED_PX:
+                break
     return None if last is None else (homography / homography[2, 2], last)
 
 
@@ -222,22 +231,27 @@ def _fields(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Place:
+    """A place and what speaks for it: correlation times the root of the overlap, as small overlaps agree by chance."""
+
     homography: Matrix
-    correlation: float
+    weight: float
 
 
 def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
     """Distinct places that the candidates of the search lead to, best first."""
     places: list[_Place] = []
+
+    def is_known(homography: Matrix) -> bool:
+        return any(apart_px(homography, place.homography, base.size_wh) < _SAME_PLACE_PX for place in places)
+
     for candidate in search(base, moving, within, _CANDIDATES):
         near = refine(base, moving, candidate.homography, "similarity", levels=_LEVELS[:1])
-        if near is None or any(apart_px(near[0], old.homography, base.size_wh) < _SAME_PLACE_PX for old in places):
-            continue
-        refined = refine(base, moving, near[0], "similarity", levels=_LEVELS[1:])
-        if refined is None or any(apart_px(refined[0], old.homography, base.size_wh) < _SAME_PLACE_PX for old in places):
-            continue
-        places.append(_Place(refined[0], refined[1].correlation))
-    return sorted(places, key=lambda place: -place.correlation)
+        # A coarse fit comes from farther away, and may leave a place that was right.
+        for start in (candidate.homography, *(() if near is None else near[:1])):
+            refined = None if is_known(start) else refine(base, moving, start, "similarity", levels=_LEVELS[1:])
+            if refined is not None and not is_known(refined[0]):
+                places.append(_Place(refined[0], refined[1].correlation * math.sqrt(refined[1].overlap)))
+    return sorted(places, key=lambda place: -place.weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,6 +270,8 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
         return _Choice(model, homography, _halves_px(base, moving, homography, model))
     richer: Model = "homography" if model is None else model
     better = refine(base, moving, homography, richer, levels=_LEVELS[1:])
+    if better is None and model is None:
+        return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"))
     if better is None:
         raise AlignmentError(f"expected edges that determine a {richer}, got too few; use --model similarity or align points.")
     halves_px = _halves_px(base, moving, better[0], richer)
@@ -264,7 +280,9 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
     moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _LEVELS[1][0]
     if moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX:
         return _Choice(richer, better[0], halves_px)
-    return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"), moved_px)
+    # What its halves cannot agree on says nothing against the similarity.
+    beyond_px = math.sqrt(max(0.0, moved_px**2 - halves_px**2))
+    return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"), beyond_px)
 
 
 def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> float:
@@ -288,15 +306,20 @@ def _measures_px(base: Scene, moving: Scene, homography: Matrix) -> float:
     return float("inf") if found is None else apart_px(homography, found[0], base.size_wh)
 
 
-def _starts_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> float:
-    """Largest distance between an alignment at half scale and those from starts beside it, in pixels of the base."""
-    worst = 0.0
-    for shift in ((_BESIDE_PX, 0.0), (-_BESIDE_PX, 0.0), (0.0, _BESIDE_PX), (0.0, -_BESIDE_PX)):
+def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Matrix, float]:
+    """The best similarity at half scale of those from starts beside one, and how far equally good ones are off in pixels."""
+    ends: list[tuple[float, Matrix]] = []
+    for shift in ((0.0, 0.0), (_BESIDE_PX, 0.0), (-_BESIDE_PX, 0.0), (0.0, _BESIDE_PX), (0.0, -_BESIDE_PX)):
         beside = np.eye(3)
         beside[:2, 2] = shift
-        found = refine(base, moving, homography @ beside, model, levels=_LEVELS[1:])
-        worst = max(worst, float("inf") if found is None else apart_px(homography, found[0], base.size_wh))
-    return worst
+        found = refine(base, moving, homography @ beside, "similarity", levels=_LEVELS[1:])
+        if found is not None:
+            ends.append((found[1].correlation, found[0]))
+    if not ends:
+        return homography, float("inf")
+    most, best = max(ends, key=lambda end: end[0])
+    as_good = [other for correlation, other in ends if correlation >= _AS_GOOD * most]
+    return best, max(apart_px(best, other, base.size_wh) for other in as_good)
 
 
 def _doubts(evidence: Evidence, zoom: float) -> tuple[str, ...]:

@@ -15,10 +15,12 @@ from typing import TypeAlias
 
 import pytest
 
+from examples.two_rates import Swing, write_sequences
 from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.cli import main
 from refusion_edge.errors import InputError, MissingDependencyError
 from refusion_edge.images import read_image, write_image
+from refusion_edge.pairs import read_pair
 from refusion_edge.samples import sample_paths
 from refusion_edge.weights import weights_path
 from tests.conftest import ROOT, one_sentence
@@ -112,6 +114,7 @@ def documented_files(bundle: Path) -> None:
         for folder, file in (("ir", pair.a), ("vis", pair.b)):
             Path("DIR", folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(file, Path("DIR", folder, f"{pair.name}{file.suffix}"))
+    write_sequences(read_pair(street), Path("cameras"), Swing(seconds=0.3))
     with contextlib.suppress(ImportError):
         write_pth("ReFusion_IVIF.pth", Checkpoint(None, read_checkpoint(weights_path("ir_vis")).state))
     for name in ("a", "b", "ir_vis-fp16-onnxruntime"):

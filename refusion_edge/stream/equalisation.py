@@ -6,6 +6,8 @@ distributions are smoothed over time, and the contrast that a table may add is b
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from refusion_edge.arrays import Float32Array
 from refusion_edge.stream.smoothing import follow_share
 
 _BINS = 128
+# Rows of pixels whose tables are looked up at a time, as cv2.remap can address 32767 rows of them.
+_BAND_ROWS = 120
 # Two pictures whose distributions, in so many bins, have less than this in common are of two scenes.
 _LEAST_COMMON, _COARSE_BINS = 0.5, 32
 
@@ -62,8 +66,10 @@ class Equaliser:
         self._contrast = 1.0
         self._ends = (0.0, 1.0)
         self._time_ns = 0
+        # One table, or one for each row of pixels with a column for each column of tiles; made when it is asked for.
         self._tables: Float32Array | None = None
-        self._grid: tuple[tuple[int, ...], Float32Array, Float32Array, Float32Array] | None = None
+        self._grid: Float32Array | None = None
+        self._first_rows = (np.arange(_BAND_ROWS, dtype=np.float32) * np.float32(_BINS + 1))[:, None]
 
     def update(self, sample: Float32Array, ends: tuple[float, float], time_ns: int, *, contrast: float, jumped: bool) -> None:
         """Take the measure of a picture.
@@ -91,53 +97,63 @@ class Equaliser:
         Returns:
             The same shape; between the middles of four tiles their tables blend.
         """
-        if self._tables is None:
-            assert self._sums is not None
-            self._tables = _from_zero(limited(np.diff(self._sums, axis=2), self._contrast))
-            # As a picture: a column for each column of tiles, and their rows below one another.
-            self._tables = np.ascontiguousarray(self._tables.transpose(0, 2, 1).reshape(-1, self._tiles))
         if self._tiles == 1:
-            return np.interp(luma, np.linspace(0, 1, _BINS + 1), self._tables[:, 0]).astype(np.float32)
-        columns, rows, share = self._places(luma.shape)
-        rows = rows + luma * np.float32(_BINS)
-        upper = _looked_up(self._tables, columns, rows)
-        rows += np.float32(_BINS + 1)
-        lower = _looked_up(self._tables, columns, rows)
-        lower -= upper
-        lower *= share
-        lower += upper
-        return lower
+            if self._tables is None:
+                self._tables = self._tile_tables()[0, 0]
+            return np.interp(luma, np.linspace(0, 1, _BINS + 1), self._tables).astype(np.float32)
+        columns = self._columns(luma.shape)
+        if self._tables is None:
+            # One table for each row of pixels, so that one look-up blends columns of tiles and bins.
+            tables = np.ascontiguousarray(self._tile_tables().transpose(0, 2, 1)).reshape(self._tiles, -1)
+            self._tables = _blended(tables, len(luma)).reshape(len(luma), -1, self._tiles)
+        equal = np.empty_like(luma)
+        for top in range(0, len(luma), _BAND_ROWS):
+            part = slice(top, top + _BAND_ROWS)
+            rows = luma[part] * np.float32(_BINS)
+            rows += self._first_rows[: len(rows)]
+            tables = self._tables[part].reshape(-1, self._tiles)
+            cv2.remap(tables, columns[part], rows, cv2.INTER_LINEAR, dst=equal[part], borderMode=cv2.BORDER_REPLICATE)
+        return equal
 
     def reset(self) -> None:
         """Forget the scene."""
         self._sums = None
 
-    def _places(self, shape: tuple[int, ...]) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Column of the table, first row of the table of the upper tile, and share of the lower one, for each pixel."""
-        if self._grid is None or self._grid[0] != shape:
-            last = self._tiles - 1
-            down, across = (((np.arange(side) + 0.5) * (self._tiles / side) - 0.5).clip(0, last) for side in shape)
-            upper = np.minimum(down.astype(np.int64), last - 1)
-            columns = np.broadcast_to(across.astype(np.float32), shape)
-            rows = (upper * (_BINS + 1)).astype(np.float32)[:, None]
-            self._grid = shape, np.ascontiguousarray(columns), rows, (down - upper).astype(np.float32)[:, None]
-        return self._grid[1:]
+    def _tile_tables(self) -> Float32Array:
+        """Luma at the edges of the bins for each tile, (tiles, tiles, 129)."""
+        assert self._sums is not None
+        return _from_zero(limited(np.diff(self._sums, axis=2), self._contrast))
+
+    def _columns(self, shape: tuple[int, ...]) -> Float32Array:
+        """Column of the table for each pixel."""
+        if self._grid is None or self._grid.shape != shape:
+            self._tables = None
+            across = ((np.arange(shape[1]) + 0.5) * (self._tiles / shape[1]) - 0.5).clip(0, self._tiles - 1)
+            self._grid = np.ascontiguousarray(np.broadcast_to(across.astype(np.float32), shape))
+        return self._grid
+
+
+def _blended(tables: Float32Array, rows: int) -> Float32Array:
+    """Tables of rows of tiles, (tiles, n), to one for each row of pixels, (rows, n), linear between the middles of tiles."""
+    return cv2.resize(tables, (tables.shape[1], rows), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
 
 
 def _tile_sums(sample: Float32Array, tiles: int) -> Float32Array:
     """Distribution of each tile at the edges of the bins, (tiles, tiles, 129), from 0 to 1."""
-    levels = (sample * np.float32(_BINS)).astype(np.int32).clip(0, _BINS - 1)
-    down, across = (np.arange(side) * tiles // side for side in sample.shape)
-    bins = (down[:, None] * tiles + across) * _BINS + levels
+    bins = (sample * np.float32(_BINS)).astype(np.int32)
+    np.minimum(bins, _BINS - 1, out=bins)
+    bins += _first_bins(sample.shape, tiles)
     histogram = np.bincount(bins.ravel(), minlength=tiles * tiles * _BINS).reshape(tiles, tiles, _BINS)
     # A picture of fewer rows or columns than tiles leaves some of them empty; they get a straight table.
     shares = histogram.astype(np.float32) + np.float32(1e-3)
     return _from_zero(shares / shares.sum(axis=2, keepdims=True))
 
 
-def _looked_up(tables: Float32Array, columns: Float32Array, rows: Float32Array) -> Float32Array:
-    found = cv2.remap(tables, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return found.astype(np.float32, copy=False)
+@lru_cache(maxsize=4)
+def _first_bins(shape: tuple[int, ...], tiles: int) -> NDArray[np.int32]:
+    """Number of the first bin of the tile of each pixel, for the whole picture."""
+    down, across = (np.arange(side) * tiles // side for side in shape)
+    return ((down[:, None] * tiles + across) * _BINS).astype(np.int32)
 
 
 def _from_zero(shares: Shares) -> Float32Array:

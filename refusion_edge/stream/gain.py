@@ -13,6 +13,7 @@ from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.rig import GAIN_METHODS, POLARITIES, GainMethod, Polarity
 from refusion_edge.stream.equalisation import Equaliser
+from refusion_edge.stream.frames import SECOND
 from refusion_edge.stream.smoothing import SmoothedRange, follow_share, inner_range
 
 _PERCENTILES = (0.1, 99.9)
@@ -26,6 +27,8 @@ _TILES = 8
 # Equalisation adds contrast to a scene, and to the noise of the sensor: at least so much of it, and more as long as the noise
 # stays below so many of 255 levels.
 _LEAST_CONTRAST, _MOST_CONTRAST, _MOST_NOISE_LEVELS = 1.5, 4.0, 1.75
+# The noise of a sensor changes with its temperature, not with the frame.
+_NOISE_EVERY_NS = SECOND // 5
 # A second difference of noise has sqrt(6) times its standard deviation; the median of its magnitude is 0.6745 of that.
 _NOISE_OF_MEDIAN = 1 / (0.6745 * 6**0.5)
 
@@ -128,10 +131,11 @@ class ThermalGain:
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self._equaliser is None:
             return
-        jumped = self._range.jumped
-        share = 1.0 if jumped else follow_share(time_ns - self._measured_ns, self._time_constant_s)
-        self._measured_ns = time_ns
-        self._noise += share * (_noise(picture) - self._noise)
+        jumped, since_ns = self._range.jumped, time_ns - self._measured_ns
+        if jumped or not 0 <= since_ns < _NOISE_EVERY_NS:
+            share = 1.0 if jumped else follow_share(since_ns, self._time_constant_s)
+            self._noise += share * (_noise(picture) - self._noise)
+            self._measured_ns = time_ns
         self._equaliser.update(self._straight(sample), self._ends, time_ns, contrast=self._contrast(), jumped=jumped)
 
     def _contrast(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -44,7 +45,7 @@ class OutputStretch:
             low, high = float(fused.min()), float(fused.max())
             high = high if high > low else low + 1.0
         else:
-            step = max(1, int((fused.size / _SAMPLED_PIXELS) ** 0.5))
+            step = math.ceil((fused.size / _SAMPLED_PIXELS) ** 0.5)
             measured_low, measured_high = inner_range(fused[::step, ::step], _PERCENTILES)
             spread = max(0.0, _LEAST_RANGE - (measured_high - measured_low)) / 2
             low, high = self._range.update(measured_low - spread, measured_high + spread, time_ns)

@@ -67,6 +67,11 @@ class RateEstimate:
         """Median interval, or None before the second frame."""
         return int(statistics.median(self._intervals_ns)) if self._intervals_ns else None
 
+    @property
+    def shortest_ns(self) -> int | None:
+        """Shortest of them, or None before the second frame."""
+        return min(self._intervals_ns, default=None)
+
 
 class Pairer:
     """Pairs the frames of two cameras.
@@ -199,7 +204,9 @@ class Pairer:
         waiting = self._waiting[side]
         if len(waiting) > 1:
             return abs(self._time(waiting[1]) - time_ns) < gap_ns
-        period_ns = self._rates[side].period_ns if self._rates[side].trusted else None
+        rate = self._rates[side]
+        # Of the first frames the shortest interval is the careful guess; waiting for more would age each of them by a frame.
+        period_ns = rate.period_ns if rate.trusted else rate.shortest_ns
         expected_ns = time_ns if period_ns is None else self._time(waiting[0]) + period_ns
         return None if abs(expected_ns - time_ns) < gap_ns else False
 

@@ -232,7 +232,7 @@ class StreamRun:
                     grab = source.read()
                 except CorruptFrameError as error:
                     camera.frames_in += 1
-                    expected += 1
+                    expected += expected >= 0  # the first one of a camera says nothing of those before it
                     self._statistics.dropped(side, "damaged frame")
                     self._statistics.note(side, str(error))
                     continue

