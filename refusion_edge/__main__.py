@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refusion_edge.cli import main
+from refusion_edge.cli import leave
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave()

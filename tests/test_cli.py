@@ -389,3 +389,22 @@ def test_output_that_cannot_be_written(run_cli: Run, picture: Picture) -> None:
     street = sample_paths("ir_vis")[1]
     code, _, err = run_cli("fuse", street.a.parent, street.b.parent, "-o", "file")
     assert code == 2
+
+
+@pytest.mark.parametrize(("daemon", "printed"), [(True, "out\n"), (False, "out\nend of the interpreter\n")])
+def test_a_worker_that_hangs_does_not_change_the_exit_code(daemon: bool, printed: str) -> None:
+    code = f"""
+import atexit, threading, time
+from refusion_edge import cli
+
+def command():
+    threading.Thread(target=time.sleep, args=({60 if daemon else 0},), daemon={daemon}).start()
+    print("out")
+    return 5
+
+cli.main = command
+atexit.register(print, "end of the interpreter")
+cli.leave()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (5, printed, "")

@@ -7,8 +7,8 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 
-# Radii of the blur disc in pixels: below, nothing is to be seen; above, the edge of the mask shows.
-_LEAST_RADIUS_PX, _LARGEST_RADIUS_PX = 1.5, 5.0
+# Radii of the blur disc in pixels: below, nothing is to be seen; with 5 as the largest, what is blurred more was averaged.
+_LEAST_RADIUS_PX, _LARGEST_RADIUS_PX = 1.5, 9.0
 # Cells of the noise that shapes the mask, along a side: a few objects, not texture.
 _CELLS = (2, 5)
 # Width of the transition at an object's edge, as the standard deviation of a Gaussian.

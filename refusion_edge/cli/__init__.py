@@ -95,6 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+def leave() -> NoReturn:
+    """Run one command and end the process with its exit code: the entry point of the program."""
+    code = main()
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A worker that did not end may be deep in an engine's own code, which aborts the process, and its exit code with it,
+        # when the interpreter is taken apart underneath.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="refusion-edge",
