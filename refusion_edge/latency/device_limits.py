@@ -33,6 +33,17 @@ _MATRIX_PARAMETERS = (Parameter("target", "float32*", written=True), Parameter("
 LEAST_ARCHITECTURE = 80
 """The first architecture that has the product which is timed."""
 
+# What both kernels begin with, and the number of a thread in the grid.
+_HEAD = f"""\
+.version 7.0
+.target sm_{LEAST_ARCHITECTURE}
+.address_size 64"""
+_INDEX = """\
+    mov.u32 %thread, %tid.x;
+    mov.u32 %block, %ctaid.x;
+    mov.u32 %threads, %ntid.x;
+    mad.lo.u32 %index, %block, %threads, %thread;"""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
@@ -122,9 +133,7 @@ def matrix_kernel() -> str:
     )
     additions = "\n".join(f"    add.f32 {names[0]}, {names[0]}, {name};" for name in names[1:])
     return f"""\
-.version 7.0
-.target sm_{LEAST_ARCHITECTURE}
-.address_size 64
+{_HEAD}
 .visible .entry matrix_rate(.param .u64 target, .param .u32 rounds)
 {{
     .reg .pred %more;
@@ -133,10 +142,7 @@ def matrix_kernel() -> str:
     .reg .f32 {", ".join(names)};
     ld.param.u64 %base, [target];
     ld.param.u32 %left, [rounds];
-    mov.u32 %thread, %tid.x;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %threads, %ntid.x;
-    mad.lo.u32 %index, %block, %threads, %thread;
+{_INDEX}
     mov.b32 %a, 0x00010001;
 {zeros}
 again:
@@ -157,19 +163,14 @@ again:
 def copy_kernel() -> str:
     """PTX of ``copy_rate(uint8 *target, uint8 *source)``: 16 bytes for each thread."""
     return f"""\
-.version 7.0
-.target sm_{LEAST_ARCHITECTURE}
-.address_size 64
+{_HEAD}
 .visible .entry copy_rate(.param .u64 target, .param .u64 source)
 {{
     .reg .b32 %thread, %block, %threads, %index, %v0, %v1, %v2, %v3;
     .reg .b64 %to, %from, %offset;
     ld.param.u64 %to, [target];
     ld.param.u64 %from, [source];
-    mov.u32 %thread, %tid.x;
-    mov.u32 %block, %ctaid.x;
-    mov.u32 %threads, %ntid.x;
-    mad.lo.u32 %index, %block, %threads, %thread;
+{_INDEX}
     mul.wide.u32 %offset, %index, {_VECTOR_BYTES};
     cvta.to.global.u64 %to, %to;
     cvta.to.global.u64 %from, %from;
