@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from refusion_edge.cuda.driver import Driver
@@ -51,7 +52,7 @@ class StageTimer:
         return {name: self._driver.elapsed_ms(*events) for name, events in self._events.items()}
 
 
-class StagesOnDevice:
+class StagesOnDevice(ABC):
     """A back end that times its stages on the device when asked to; see ``refusion_edge.latency.stages.DeviceTimed``."""
 
     _timer: StageTimer
@@ -66,6 +67,6 @@ class StagesOnDevice:
         """Times of the stages of the last run."""
         return self._timer.times_ms()
 
+    @abstractmethod
     def _prepare_anew(self) -> None:
         """Let the next run prepare everything that belongs to a size."""
-        raise NotImplementedError
