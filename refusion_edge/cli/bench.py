@@ -309,6 +309,8 @@ def _sweep(
 
 
 def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) -> tuple[Deadline, ...]:
+    from dataclasses import replace
+
     from refusion_edge.cli.console import remarks
     from refusion_edge.latency.clock import SystemClock
     from refusion_edge.latency.deadline import hold
@@ -321,17 +323,10 @@ def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) 
         what = f"{subject.identity.label} at {options.fps:g} fps for {seconds:g} s"
         with remarks().status(what), open_pipeline(subject, clock) as pipeline:
             allowed = options.misses / 100
-            found.append(
-                hold(
-                    pipeline.run,
-                    subject.identity,
-                    fps=options.fps,
-                    seconds=seconds,
-                    allowed_share=allowed,
-                    plan=plan,
-                    clock=clock,
-                )
+            held = hold(
+                pipeline.run, subject.identity, fps=options.fps, seconds=seconds, allowed_share=allowed, plan=plan, clock=clock
             )
+            found.append(replace(held, graph_problem=pipeline.graph_problem))
         subject.check_unchanged()
     return tuple(found)
 
@@ -358,6 +353,8 @@ def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> 
         _print_rows(report, stages)
     if report.comparison is not None:
         _print_comparison(report.comparison, stages)
+    for text in wording.graph_texts(report):
+        console.print(text)
     for advice in report.recommendations:
         console.print(f"\nINT8: {advice}")
     for deadline in report.deadlines:

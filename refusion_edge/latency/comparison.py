@@ -42,6 +42,7 @@ class Comparison:
         stages: Stage to the distributions of both, for stages that both have; None if not stable.
         ratios: The same stages to time of the second over time of the first; None if not stable.
         qualities: Verdicts of the two accuracy gates, or None.
+        graph_problems: Why runs of the two were not replayed from a recorded CUDA graph; empty as in ``Row``.
     """
 
     first: Identity
@@ -52,6 +53,7 @@ class Comparison:
     stages: dict[str, tuple[Spread, Spread]] | None
     ratios: dict[str, Ratio] | None
     qualities: tuple[Quality | None, Quality | None]
+    graph_problems: tuple[str, str]
 
 
 def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Comparison:
@@ -78,12 +80,13 @@ def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Compar
             return Turn(one.run(), other.run())
 
         series = measure_windows(turn, _median_ratio, plan, clock, lambda: None)
+        problems = one.graph_problem, other.graph_problem
     for subject in (first, second):
         subject.check_unchanged()
     figures = tuple(window.figure for window in series.windows)
     turns, qualities = series.laps, (first.quality, second.quality)
     if not series.stable:
-        return Comparison(first.identity, second.identity, False, figures, len(turns), None, None, qualities)
+        return Comparison(first.identity, second.identity, False, figures, len(turns), None, None, qualities, problems)
     times_first, times_second = (times_of(laps) for laps in _sides(turns))
     common = [stage for stage in times_first if stage in times_second]
     return Comparison(
@@ -95,6 +98,7 @@ def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Compar
         {stage: (spread(times_first[stage]), spread(times_second[stage])) for stage in common},
         {stage: ratio(times_second[stage], times_first[stage]) for stage in common if np.median(times_first[stage]) > 0},
         qualities,
+        problems,
     )
 
 

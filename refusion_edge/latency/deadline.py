@@ -49,6 +49,7 @@ class Deadline:
         late: Frames that were finished more than one period after they came.
         ages: Distribution of the age, from the arrival of a frame to its finished picture.
         minutes: The same, minute by minute.
+        graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, and without a device.
     """
 
     identity: Identity
@@ -60,6 +61,7 @@ class Deadline:
     late: int
     ages: Spread
     minutes: tuple[Minute, ...]
+    graph_problem: str = ""
 
     @property
     def missed_share(self) -> float:

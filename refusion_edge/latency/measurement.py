@@ -62,6 +62,7 @@ class Row:
         before: State of the machine before the warm-up.
         after: State of the machine after the last window.
         roofline: How near the network came to the limits of the processor or device; None where they were not measured.
+        graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, and without a device.
     """
 
     identity: Identity
@@ -82,6 +83,7 @@ class Row:
     before: MachineState
     after: MachineState
     roofline: Roofline | None
+    graph_problem: str = ""
 
 
 def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) -> Row:
@@ -110,7 +112,7 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) ->
 
         series = measure_windows(pipeline.run, median_end_to_end, plan, clock, mark)
         energy = meter.read()
-        used = memory.use()
+        used, graph_problem = memory.use(), pipeline.graph_problem
     after = read_state()
     subject.check_unchanged()
 
@@ -140,6 +142,7 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) ->
         before=before,
         after=after,
         roofline=_roofline(subject.identity, stages, limits),
+        graph_problem=graph_problem,
     )
 
 

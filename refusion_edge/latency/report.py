@@ -236,6 +236,7 @@ def _comparison_document(found: Comparison) -> dict[str, Any]:
             for name, (first, second) in stages.items()
         },
         "ratios": None if found.ratios is None else {name: asdict(one) for name, one in found.ratios.items()},
+        "graph_problems": list(found.graph_problems),
     }  # fmt: skip
 
 

@@ -31,6 +31,17 @@ class DeviceTimed(Protocol):
         """Times of ``h2d``, ``infer`` and ``d2h`` of the last call of ``fuse``; a stage it does not have is absent."""
 
 
+@runtime_checkable
+class GraphReplaying(Protocol):
+    """A back end that replays its runs from a recorded CUDA graph where it can.
+
+    Attributes:
+        graph_problem: Why it does not, known after the first run; empty if it does.
+    """
+
+    graph_problem: str
+
+
 @dataclass(frozen=True, slots=True)
 class Lap:
     """Times of one picture.
@@ -68,6 +79,11 @@ class Pipeline:
         self._timed = fuser.backend if isinstance(fuser.backend, DeviceTimed) else None
         if self._timed is not None:
             self._timed.time_stages()
+
+    @property
+    def graph_problem(self) -> str:
+        """Why runs are not replayed from a recorded CUDA graph; empty if they are, and where there are no such graphs."""
+        return self._fuser.backend.graph_problem if isinstance(self._fuser.backend, GraphReplaying) else ""
 
     def run(self) -> Lap:
         """Fuse the pair once."""

@@ -79,6 +79,14 @@ def stability_text(row: Row) -> str:
     return f"warm-up {row.warmup_iterations} iterations in {row.warmup_ms:.0f} ms; {what}{jumps}"
 
 
+def graph_texts(report: Report) -> list[str]:
+    """A sentence for each engine whose runs were started piece by piece, because no CUDA graph of them could be recorded."""
+    found = [(one.identity, one.graph_problem) for one in (*report.rows, *report.deadlines)]
+    if (both := report.comparison) is not None:
+        found += zip((both.first, both.second), both.graph_problems, strict=True)
+    return [f"{identity.label}: NOT replayed from a recorded CUDA graph: {problem}" for identity, problem in found if problem]
+
+
 def limits_text(report: Report) -> str:
     """What the processor and the device can do."""
     texts = []

@@ -62,6 +62,7 @@ class MadeUpBackend:
     def __init__(self, clock: MadeUpClock, times_ms: Iterator[float]) -> None:
         self._clock, self._times_ms = clock, times_ms
         self.calls = 0
+        self.graph_problem = ""
         self.is_open = False
 
     def __enter__(self) -> Self:

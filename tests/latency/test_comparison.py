@@ -47,7 +47,9 @@ def test_the_one_that_goes_first_changes(clock: MadeUpClock, make_subject: MakeS
 
     backends = [Noting(clock, itertools.repeat(2.0)) for _ in range(2)]
     backends[0].letter, backends[1].letter = "A", "B"
-    compare(*(make_subject(iter(()), backend=backend) for backend in backends), QUICK, clock)
+    backends[1].graph_problem = "no graph"
+    found = compare(*(make_subject(iter(()), backend=backend) for backend in backends), QUICK, clock)
+    assert found.graph_problems == ("", "no graph")
     assert "".join(order) == "ABBA" * 5
     assert not any(backend.is_open for backend in backends)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from refusion_edge.errors import InputError, RefusionError, UsageError
+from refusion_edge.latency import wording
 from refusion_edge.latency.comparison import compare
 from refusion_edge.latency.deadline import hold
 from refusion_edge.latency.device_limits import DeviceLimits
@@ -165,6 +167,30 @@ def test_page_holds_everything_and_needs_nothing(report: Report, tmp_path: Path)
     assert re.search(r"background:(#\w+);[^>]*></span>infer", page)[1] in re.findall(r'fill="(#\w+)"><title>infer', page)
     loaded = render_page(replace(report, load_after=Load(9.0, 1.5, 2)))
     assert "LOADED MACHINE" in loaded
+
+
+def test_an_engine_that_is_not_replayed_from_a_graph_is_named_wherever_it_was_measured(report: Report) -> None:
+    assert wording.graph_texts(report) == []
+    problem, both = "expected a <graph>, got none.", report.comparison
+    assert both is not None
+    troubled = replace(
+        report,
+        rows=(replace(report.rows[0], graph_problem=problem), report.rows[1]),
+        comparison=replace(both, graph_problems=("", problem)),
+        deadlines=(replace(report.deadlines[0], graph_problem=problem),),
+    )
+    names = ["ir_vis fp32 16x24", "ir_vis fp32 16x24", "other int8 16x24"]
+    assert wording.graph_texts(troubled) == [f"{name}: NOT replayed from a recorded CUDA graph: {problem}" for name in names]
+    document = troubled.to_document()
+    assert [row["graph_problem"] for row in document["rows"]] == [problem, ""]
+    assert document["comparison"]["graph_problems"] == ["", problem]
+    assert document["deadlines"][0]["graph_problem"] == problem
+    assert row_from_document(document["rows"][0]) == troubled.rows[0]
+    # Lines of earlier releases do not say.
+    del document["rows"][1]["graph_problem"]
+    assert row_from_document(document["rows"][1]) == troubled.rows[1]
+    if importlib.util.find_spec("jinja2"):
+        assert render_page(troubled).count("expected a &lt;graph&gt;") == 3
 
 
 def test_a_sweep_goes_on_where_it_stopped(make_row: Callable[..., Row]) -> None:

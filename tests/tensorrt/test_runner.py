@@ -15,7 +15,10 @@ from refusion_edge.cuda.host_driver import HostDriver
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser
 from refusion_edge.latency.clock import SystemClock
+from refusion_edge.latency.measurement import measure
 from refusion_edge.latency.stages import Pipeline, times_of
+from refusion_edge.latency.subjects import Identity, Subject, Wanted, find_subjects
+from refusion_edge.latency.windows import Plan
 from refusion_edge.luminance import OutputRange, merge, to_output_range
 from refusion_edge.pairs import ImagePair
 from refusion_edge.tasks import find_task
@@ -67,6 +70,28 @@ def test_a_graph_that_cannot_be_recorded_is_done_without_and_said(
             a, b = planes(HW, seed)
             assert np.array_equal(engine.fuse(a, b), (a + b) / 2)
         assert "expected a graph" in engine.graph_problem
+
+
+def test_bench_says_which_engine_is_not_replayed_from_a_graph(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(warmup_ms=0, warmup_iterations=1, iterations=9, seconds=0, tolerance=1e6, most_windows=3)
+    draw = np.random.default_rng(8)
+    pair = ImagePair("x", *(draw.integers(0, 256, HW, np.uint8) for _ in range(2)))
+    identity = Identity("bundle", "ir_vis", "fp16", HW, "tensorrt", 0)
+    files = find_subjects("ir_vis", Wanted())[0].files
+    subject = Subject(
+        identity, "ir_vis", files, None, lambda: Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")), lambda: pair, False
+    )
+    assert measure(subject, plan, SystemClock(), None).graph_problem == ""
+
+    def refuse(*_: object) -> None:
+        raise BackendError("expected a graph, got none; go on.")
+
+    monkeypatch.setattr(fake_trt.driver, "capture", refuse)
+    row = measure(subject, plan, SystemClock(), None)
+    assert row.graph_problem == "expected a graph, got none; go on."
+    # The device still times its stages, of runs that are started piece by piece.
+    assert row.stages is not None
+    assert {"h2d", "infer", "d2h"} < row.stages.keys()
 
 
 def test_a_device_that_shares_memory_copies_nothing(fake_trt: FakeTensorRT) -> None:
