@@ -36,7 +36,7 @@ test: $(VENV)/.test  ## Install what the tests need and run them.
 
 test-architectures: $(VENV)/.test  ## Compile the GPU kernels for every architecture and hold their resources against the limits.
 	@$(PIP) install 'triton>=3.6'
-	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels/test_architectures.py $(ARGS)
+	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels/test_architectures.py tests/export/test_ptx.py $(ARGS)
 
 lint: $(VENV)/.lint  ## Lint, format check and strict types.
 	$(BIN)/ruff check .

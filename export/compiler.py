@@ -90,7 +90,8 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
         kernel: The kernel.
         tile: What it is compiled for.
         architecture: 10 times the compute capability.
-        ptx_version: Version of PTX to write, 85 for 8.5; a driver takes those up to its own.
+        ptx_version: Newest version of PTX to write, 85 for 8.5; a driver takes those up to its own. An older one is written
+            where Triton brings an older assembler for the architecture, because it assembles whatever it writes.
 
     Raises:
         CompileError: It does not compile, or not to what is expected.
@@ -98,7 +99,8 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
     from refusion_edge.kernels.catalogue import SOURCES
 
     function, types, constants = SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile)
-    compiled = _compiled(function, types, constants, tile, architecture, ptx_version=ptx_version)
+    version = min(ptx_version, assembler_version(architecture))
+    compiled = _compiled(function, types, constants, tile, architecture, ptx_version=version)
     order = plugin_order(kernel.parameters)
     try:
         declared = parameters(compiled.asm["ptx"])
@@ -108,6 +110,13 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
     except PtxError as error:
         raise CompileError(str(error)) from None
     return PtxKernel(compiled.metadata.name, tile, compiled.metadata.shared, text)
+
+
+def assembler_version(architecture: int) -> int:
+    """Newest version of PTX, 88 for 8.8, that the assembler takes that comes with Triton for an architecture."""
+    compiler = importlib.import_module("triton.backends.nvidia.compiler")
+    version: int = compiler.ptx_get_version(compiler.get_ptxas(architecture).version)
+    return version
 
 
 def plugin_order(declared: Sequence[Parameter]) -> tuple[int, ...]:

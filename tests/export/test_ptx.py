@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from refusion_edge.export.compiler import PtxKernel, compile_plugin, plugin_order
-from refusion_edge.export.cubins import run_compilers
-from refusion_edge.export.plugins import LARGEST_SHARED_BYTES, compile_plugins, plugin_kernels, plugin_tiles
+from refusion_edge.architectures import ARCHITECTURES, parse_architectures
+from refusion_edge.export.compiler import PtxKernel, assembler_version, compile_plugin, plugin_order
+from refusion_edge.export.cubins import dump, run_compilers
+from refusion_edge.export.plugins import LARGEST_SHARED_BYTES, compile_plugins, plugin_kernels, plugin_tiles, ptx_version
 from refusion_edge.export.ptx import PtxError, parameters, rearranged
 from refusion_edge.kernels.language import TRITON_INSTALLED
-from refusion_edge.program import Parameter
+from refusion_edge.program import Binary, Parameter
+
+# Orin, and Hopper as one that has instructions of its own, in every run; all of them by `make test-architectures`.
+CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87,sm_90"))
+
+# Version of PTX of the oldest driver of CUDA 12 or newer that knows an architecture; on Orin that of JetPack 6.2.
+OLDEST_PTX = {80: 80, 86: 80, 87: 85, 89: 80, 90: 80, 110: 90, 120: 87}
 
 PTX = """\
 .version 8.5
@@ -80,50 +89,73 @@ def test_inputs_come_before_integers_and_outputs_last() -> None:
     assert plugin_order(declared) == (0, 3, 2, 4, 1, 5)
 
 
-@pytest.fixture(scope="module")
-def compiled() -> dict[str, PtxKernel]:
-    """Every plugin, compiled for Orin and the driver of JetPack 6.2."""
+@functools.cache
+def compiled(architecture: int) -> dict[str, PtxKernel]:
+    """Every plugin for an architecture, in the oldest PTX that knows it, compiled once."""
     if not TRITON_INSTALLED:
         pytest.skip("compiling kernels needs the extra 'triton' (pip install 'refusion-edge[triton]')")
-    return compile_plugins(87, 85, jobs=2)
+    return compile_plugins(architecture, OLDEST_PTX[architecture], jobs=2)
 
 
-def test_every_plugin_has_the_parameters_of_its_kernel(compiled: dict[str, PtxKernel]) -> None:
-    assert compiled.keys() == plugin_kernels().keys()
+def assembled(kernel: PtxKernel, architecture: int, folder: Path) -> Binary:
+    """What Triton's assembler makes of a plugin, by itself."""
+    source, module = folder / "plugin.ptx", folder / "plugin.cubin"
+    source.write_text(kernel.text)
+    assembler = importlib.import_module("triton.backends.nvidia.compiler").get_ptxas(architecture).path
+    target = re.search(r"^\.target (sm_\w+)", kernel.text, re.MULTILINE)
+    assert target is not None
+    command = [assembler, f"-arch={target[1]}", "-v", source, "-o", module]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 bytes spill stores, 0 bytes spill loads" in done.stderr
+    return Binary(kernel.symbol, kernel.tile, kernel.shared_bytes, 0, module.read_bytes())
+
+
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_every_plugin_has_the_parameters_of_its_kernel(architecture: int) -> None:
+    plugins = compiled(architecture)
+    assert plugins.keys() == plugin_kernels().keys()
+    version = OLDEST_PTX[architecture]
     for name, kernel in plugin_kernels().items():
         ordered = [kernel.parameters[index] for index in plugin_order(kernel.parameters)]
         kinds = ["u32" if parameter.type == "int32" else "u64" for parameter in ordered]
-        assert [kind for kind, _ in parameters(compiled[name].text)] == kinds
-        assert compiled[name].shared_bytes <= LARGEST_SHARED_BYTES
-        assert ".version 8.5" in compiled[name].text
-        assert re.search(r"\.target sm_87\b", compiled[name].text)
-        assert f".reqntid {32 * compiled[name].tile.warps}" in compiled[name].text
+        assert [kind for kind, _ in parameters(plugins[name].text)] == kinds
+        assert plugins[name].shared_bytes <= LARGEST_SHARED_BYTES
+        assert f".version {version // 10}.{version % 10}\n" in plugins[name].text
+        # From 9.0 on with an "a": for this architecture and no later one.
+        assert re.search(rf"\.target sm_{architecture}{'a' if architecture >= 90 else ''}\b", plugins[name].text)
+        assert f".reqntid {32 * plugins[name].tile.warps}" in plugins[name].text
+
+
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_the_assembler_lays_out_the_arguments_that_tensorrt_hands_over(architecture: int, tmp_path: Path) -> None:
+    for name, kernel in compiled(architecture).items():
+        binary = assembled(kernel, architecture, tmp_path)
+        declared = plugin_kernels()[name].parameters
+        sizes = [4 if declared[index].type == "int32" else 8 for index in plugin_order(declared)]
+        expected, offset = {}, 0
+        for ordinal, size in enumerate(sizes):
+            offset = -(-offset // size) * size
+            expected[ordinal] = (offset, size)
+            offset += size
+        found = re.findall(r"Ordinal : 0x(\w+)\s+Offset  : 0x(\w+)\s+Size    : 0x(\w+)", dump(binary, "-elf"))
+        read = [tuple(int(digits, 16) for digits in numbers) for numbers in found]
+        assert {ordinal: (place, size) for ordinal, place, size in read} == expected, name
 
 
 @pytest.mark.skipif(
     not TRITON_INSTALLED, reason="compiling kernels needs the extra 'triton' (pip install 'refusion-edge[triton]')"
 )
-def test_the_one_kernel_that_is_too_large_on_hopper_has_a_smaller_tile() -> None:
-    kernel, tile = plugin_kernels()["decoder_apply"], plugin_tiles(90)["decoder_apply"]
-    work = {"decoder_apply for sm_90": (compile_plugin, (kernel, tile, 90, 85))}
-    (compiled,) = run_compilers(work, jobs=1).values()
-    assert compiled.shared_bytes <= LARGEST_SHARED_BYTES
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_a_driver_that_is_newer_than_the_assembler_gets_what_the_assembler_takes(architecture: int, tmp_path: Path) -> None:
+    kernel, tile = plugin_kernels()["stem"], plugin_tiles(architecture)["stem"]
+    newest = ptx_version("13.2")
+    work = {"stem": (compile_plugin, (kernel, tile, architecture, newest)), "assembler": (assembler_version, (architecture,))}
+    found = run_compilers(work, jobs=1)
+    version = min(newest, found["assembler"])
+    assert f".version {version // 10}.{version % 10}\n" in found["stem"].text
+    assembled(found["stem"], architecture, tmp_path)
 
 
-def test_every_plugin_is_taken_by_the_assembler_for_orin(compiled: dict[str, PtxKernel], tmp_path: Path) -> None:
-    compiler = importlib.import_module("triton.backends.nvidia.compiler")
-    assembler = compiler.get_ptxas(87).path
-    for name, kernel in compiled.items():
-        source, module = tmp_path / f"{name}.ptx", tmp_path / f"{name}.cubin"
-        source.write_text(kernel.text)
-        done = subprocess.run(
-            [assembler, "-arch=sm_87", "-v", str(source), "-o", str(module)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        # The assembler counts the bytes of the arguments: those that TensorRT hands over, and no more.
-        sizes = [8 if parameter.type != "int32" else 4 for parameter in plugin_kernels()[name].parameters]
-        found = re.search(r"(\d+) bytes cmem\[0\]", done.stderr)
-        assert found is not None
-        integers = sizes.count(4)
-        padding = 4 * (integers % 2)
-        assert int(found[1]) == 0x160 + sum(sizes) + padding
+def test_every_architecture_of_the_table_can_be_chosen() -> None:
+    assert OLDEST_PTX.keys() == set(ARCHITECTURES)
