@@ -81,7 +81,8 @@ def stability_text(row: Row) -> str:
 
 def graph_texts(report: Report) -> list[str]:
     """A sentence for each engine whose runs were started piece by piece, because no CUDA graph of them could be recorded."""
-    found = [(one.identity, one.graph_problem) for one in (*report.rows, *report.deadlines)]
+    found = [(row.identity, row.graph_problem) for row in report.rows]
+    found += [(held.identity, held.graph_problem) for held in report.deadlines]
     if (both := report.comparison) is not None:
         found += zip((both.first, both.second), both.graph_problems, strict=True)
     return [f"{identity.label}: NOT replayed from a recorded CUDA graph: {problem}" for identity, problem in found if problem]
