@@ -14,7 +14,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from refusion_edge.arrays import Array
 from refusion_edge.errors import GateError, InputError
 from refusion_edge.graph import INPUT_A, INPUT_B
-from refusion_edge.luminance import to_planes
+from refusion_edge.luminance import Planes, to_planes
 from refusion_edge.pairs import ImagePair, fingerprint
 from refusion_edge.quantisation import CalibrationTable, Method, layer_nodes
 from refusion_edge.tasks import Task
@@ -51,7 +51,7 @@ def collect(
         on_pair: Called after each pair.
 
     Raises:
-        InputError: There are too few pairs, or one cannot be fused.
+        InputError: There are too few pairs, or one cannot be fused; the message names it.
         GateError: A layer sees nothing but zeros, or something that is no number.
     """
     inputs = {layer: node.input[0] for layer, node in layer_nodes(model).items()}
@@ -69,8 +69,10 @@ def collect(
     largest = dict.fromkeys(names, 0.0)
     used: list[ImagePair] = []
     for pair in pairs:
+        # The middles of two sizes would have one size, and would be no pair.
+        planes_of(pair, task)
         used.append(ImagePair(pair.name, _middle(pair.a), _middle(pair.b)))
-        planes = to_planes(used[-1].a, used[-1].b, sensor_a=task.ranged_a)
+        planes = planes_of(used[-1], task)
         values = dict(zip(names, session.run(names, {INPUT_A: planes.a, INPUT_B: planes.b}), strict=True))
         for name, array in values.items():
             largest[name] = max(largest[name], float(np.abs(array).max()))
@@ -100,6 +102,18 @@ def check_count(pairs: int) -> None:
             f"expected at least {MIN_PAIRS} pairs to calibrate with, got {pairs}; ranges from fewer do not hold for other "
             "pictures, add more of the same cameras."
         )
+
+
+def planes_of(pair: ImagePair, task: Task) -> Planes:
+    """Turn a pair into what the network is given.
+
+    Raises:
+        InputError: It cannot be fused; the message names it.
+    """
+    try:
+        return to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
+    except InputError as error:
+        raise type(error)(f"pair {pair.name}: {error}") from error
 
 
 def random_pairs(task: Task, count: int = MIN_PAIRS) -> Iterator[ImagePair]:

@@ -29,7 +29,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
         InputError: There are too few pairs, or one cannot be used.
     """
     from refusion_edge.backends import choose_builder
-    from refusion_edge.calibration.ranges import collect, random_pairs
+    from refusion_edge.calibration.ranges import collect, planes_of, random_pairs
     from refusion_edge.checkpoint import read_checkpoint
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.graph import fill, read_template
@@ -50,6 +50,10 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
             raise InputError(f"expected a calibration table in {source}, got '{error}'; calibrate again.") from error
     is_random = options.calib_data == RANDOM and not source.exists()
     calibrating, judging = ((), ()) if is_random else _split(_find(source, task))
+    # Before minutes are spent on ranges, and before they are scaled to one size.
+    judges = tuple(read_pair(paths) for paths in judging)
+    for pair in judges:
+        planes_of(pair, task)
     checkpoint = read_checkpoint(options.weights or weights_path(task.name))
     model = fill(read_template("tensorrt-folded", "fp32"), checkpoint.state)
     shown.enter("calibration")
@@ -64,7 +68,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     pairs: Iterator[ImagePair] = random_pairs(task) if is_random else (read_pair(paths) for paths in calibrating)
     table = collect(model, pairs, task, options.calib_method, random=is_random, on_pair=step)
     shown.finished("pairs")
-    return table, tuple(read_pair(paths) for paths in judging)
+    return table, judges
 
 
 def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:

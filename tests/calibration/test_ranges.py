@@ -68,6 +68,21 @@ def test_too_few_pairs_are_refused_and_too_many_are_not_looked_at(model: onnx.Mo
     assert collect(model, small_pairs(MAX_PAIRS + 3), TASK, "min-max").pairs == MAX_PAIRS
 
 
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        # Both are larger than what is looked at, so that their middles would have one size.
+        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "of one size, got a = 400x300"),
+        (ImagePair("odd", np.full((20, 28), 7, np.uint8), np.eye(20, 28, dtype=np.uint8)), "the same value"),
+    ],
+    ids=["sizes", "constant"],
+)
+def test_a_pair_that_cannot_be_fused_is_named(model: onnx.ModelProto, pair: ImagePair, words: str) -> None:
+    with pytest.raises(InputError, match=f"pair odd: expected .*{words}") as caught:
+        collect(model, [*small_pairs(1), pair], TASK, "min-max")
+    assert one_sentence(str(caught.value))
+
+
 def test_noise_is_marked_as_noise(model: onnx.ModelProto) -> None:
     table = collect(model, random_pairs(TASK), TASK, "min-max", random=True)
     assert table.random

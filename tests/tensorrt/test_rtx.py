@@ -200,10 +200,13 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
     for index in range(20):
         write_image(f"flat/ir/{index}.png", picture(24, 32) if index else np.full((24, 32), 7, np.uint8))
         write_image(f"flat/vis/{index}.png", picture(24, 32))
-    write_image("flat/ir/1.png", np.full((24, 32), 7, np.uint8))
     shutil.copytree("flat", "hollow")
     for index in range(20):
         Path(f"hollow/ir/{index}.png").write_bytes(b"")
+        write_image(f"strangers/ir/{index}.png", picture(24, 32))
+        write_image(f"strangers/vis/v{index}.png", picture(24, 32))
+        write_image(f"uneven/ir/{index}.png", picture(24, 32))
+        write_image(f"uneven/vis/{index}.png", picture(24, 40))
     for words, code, hint in (
         ((), 2, "add --calib-data DIR"),
         (("--calib-data", "data"), 4, "at least 16 pairs to calibrate with, got 12"),
@@ -211,7 +214,9 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
         (("--calib-data", "empty"), 4, "expected images in empty/ir, got none"),
         (("--calib-data", "table.json"), 4, "expected a calibration table in table.json"),
         (("--calib-data", "hollow"), 4, "got a file of zero bytes"),
-        (("--calib-data", "flat"), 4, "got the same value (7) in every pixel"),
+        (("--calib-data", "flat"), 4, "pair 0: expected a picture in source a, got the same value (7) in every pixel"),
+        (("--calib-data", "strangers"), 4, "expected files with equal stems in strangers/ir and strangers/vis"),
+        (("--calib-data", "uneven"), 4, "registered sources of one size, got a = 32x24 and b = 40x24"),
         (("--calib-data", "data", "--precision", "fp16"), 2, "--calib-data for --precision int8, got it for fp16"),
         (("--calib-data", "data", "--backend", "onnxruntime"), 2, "precision that onnxruntime builds (fp32, fp16)"),
         (("--calib-data", "random", "--form", "literal"), 2, "takes in int8 (tensorrt-folded), got 'tensorrt-literal'"),
