@@ -32,6 +32,7 @@ from refusion_edge.forms import Precision
 from refusion_edge.fuser import open_bundle, open_weights
 from refusion_edge.gate import measure, sample_pairs
 from refusion_edge.latency.sensors import read_state
+from refusion_edge.latency.stages import graph_problem
 from refusion_edge.luminance import to_planes
 from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 from refusion_edge.nvidia import Software, read_software
@@ -63,12 +64,14 @@ class Latency:
         count: Number of calls.
         median_ms: Median.
         max_ms: Largest.
+        graph_problem: Why the calls were not replays of a recorded CUDA graph; empty if they were, and without a device.
     """
 
     size_hw: tuple[int, int]
     count: int
     median_ms: float
     max_ms: float
+    graph_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,8 @@ class Check:
             return f"{what}: {self.outcome.upper()}"
         height, width = self.latency.size_hw
         psnr = "equal" if self.fidelity.psnr_db == math.inf else f"{self.fidelity.psnr_db:.1f} dB"
-        return f"{what}: {psnr}, {self.latency.median_ms:.3g} ms at {height}x{width}"
+        replayed = " without a CUDA graph" if self.latency.graph_problem else ""
+        return f"{what}: {psnr}, {self.latency.median_ms:.3g} ms at {height}x{width}{replayed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +346,8 @@ def _timed(backend: Backend, a: Float32Array, b: Float32Array) -> Latency:
     for _ in range(_WARMUP):
         backend.fuse(a, b)
     times_s = list(_times_s(lambda: backend.fuse(a, b)))
-    return Latency((a.shape[2], a.shape[3]), len(times_s), 1e3 * statistics.median(times_s), 1e3 * max(times_s))
+    median_ms, max_ms = 1e3 * statistics.median(times_s), 1e3 * max(times_s)
+    return Latency((a.shape[2], a.shape[3]), len(times_s), median_ms, max_ms, graph_problem(backend))
 
 
 def _times_s(run: Callable[[], object]) -> Iterator[float]:

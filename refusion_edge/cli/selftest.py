@@ -145,4 +145,7 @@ def _cells(check: Check) -> tuple[str, ...]:
     latency = check.latency
     median = "" if latency is None else f"{latency.median_ms:.3g}"
     size = "" if latency is None else f"{latency.size_hw[0]}x{latency.size_hw[1]}"
-    return f"{name} {check.precision}", check.outcome, built, accuracy, median, size, check.reason
+    reason = check.reason
+    if latency is not None and latency.graph_problem:
+        reason += f"; not replayed from a recorded CUDA graph: {latency.graph_problem}"
+    return f"{name} {check.precision}", check.outcome, built, accuracy, median, size, reason

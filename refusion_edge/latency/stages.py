@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from refusion_edge.backends import Backend
 from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser
 from refusion_edge.latency.clock import NS_PER_MS, Clock
@@ -83,7 +84,7 @@ class Pipeline:
     @property
     def graph_problem(self) -> str:
         """Why runs are not replayed from a recorded CUDA graph; empty if they are, and where there are no such graphs."""
-        return self._fuser.backend.graph_problem if isinstance(self._fuser.backend, GraphReplaying) else ""
+        return graph_problem(self._fuser.backend)
 
     def run(self) -> Lap:
         """Fuse the pair once."""
@@ -108,6 +109,11 @@ class Pipeline:
             times_ms["infer"] = (inferred_ns - prepared_ns) / NS_PER_MS
         times_ms["postprocess"] = (ended_ns - inferred_ns) / NS_PER_MS
         return Lap(times_ms, (ended_ns - started_ns) / NS_PER_MS, cpu_ns / NS_PER_MS)
+
+
+def graph_problem(backend: Backend) -> str:
+    """Why runs of a back end are not replayed from a recorded CUDA graph; empty as in ``Pipeline``."""
+    return backend.graph_problem if isinstance(backend, GraphReplaying) else ""
 
 
 def times_of(laps: Sequence[Lap]) -> dict[str, NDArray[np.float64]]:

@@ -17,6 +17,7 @@ import pytest
 
 from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.host_driver import HostDriver
+from refusion_edge.errors import BackendError
 from refusion_edge.luminance import merge, to_output_range
 from refusion_edge.tensorrt.flavour import FLAVOURS
 
@@ -24,6 +25,11 @@ DESKTOP = Device("RTX of the tests", "8.6", integrated=False, maps_host_memory=T
 JETSON = Device("Orin of the tests", "8.7", integrated=True, maps_host_memory=True, driver="12.6")
 
 MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
+
+
+def refuse_to_record(*_: object) -> None:
+    """A driver's ``capture`` that gives no graph."""
+    raise BackendError("expected a graph, got none; go on.")
 
 
 def plan_bytes(version: str = "10.3.0.26", magic: bytes = b"ftrt") -> bytes:
@@ -316,4 +322,4 @@ def fake_trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     assert not fake.driver.held
 
 
-__all__ = ["DESKTOP", "JETSON", "FakeTensorRT", "plan_bytes", "release"]
+__all__ = ["DESKTOP", "JETSON", "FakeTensorRT", "plan_bytes", "refuse_to_record", "release"]

@@ -27,7 +27,7 @@ from refusion_edge.sizes import SizeRange
 from refusion_edge.vectors import TASK, read_vectors
 from refusion_edge.weights import weights_path
 from tests.conftest import files_below, one_sentence
-from tests.tensorrt.conftest import FakeTensorRT
+from tests.tensorrt.conftest import FakeTensorRT, refuse_to_record
 
 SIZES = SizeRange((16, 16), (24, 32), (64, 96))
 
@@ -161,9 +161,14 @@ def test_the_self_test_of_a_device_owner_passes_or_says_what_is_wrong(
     device.shape = (1, 1, *vectors.size_hw)
     with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
         device.compute = network.fuse
+        monkeypatch.setattr(device.driver, "capture", refuse_to_record)
         good = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
         assert (good.outcome, good.precision) == ("passed", "fp16"), good.reason
         assert good.build_s is not None
+        assert good.latency is not None
+        assert good.latency.graph_problem == "expected a graph, got none; go on."
+        assert good.text.endswith(" without a CUDA graph")
+        assert "without" not in replace(good, latency=replace(good.latency, graph_problem="")).text
         device.compute = lambda a, b: network.fuse(b, a)
         swapped = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
         assert swapped.outcome == "failed"

@@ -23,7 +23,7 @@ from refusion_edge.luminance import OutputRange, merge, to_output_range
 from refusion_edge.pairs import ImagePair
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
-from tests.tensorrt.conftest import DESKTOP, JETSON, FakeTensorRT, plan_bytes
+from tests.tensorrt.conftest import DESKTOP, JETSON, FakeTensorRT, plan_bytes, refuse_to_record
 
 HW = (16, 24)
 NBYTES = 4 * HW[0] * HW[1]
@@ -61,10 +61,7 @@ def test_the_second_run_is_a_recorded_graph(fake_trt: FakeTensorRT) -> None:
 def test_a_graph_that_cannot_be_recorded_is_done_without_and_said(
     fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise BackendError("expected a graph, got none; go on.")
-
-    monkeypatch.setattr(fake_trt.driver, "capture", refuse)
+    monkeypatch.setattr(fake_trt.driver, "capture", refuse_to_record)
     with TrtBackend(plan_bytes()) as engine:
         for seed in range(3):
             a, b = planes(HW, seed)
@@ -83,10 +80,7 @@ def test_bench_says_which_engine_is_not_replayed_from_a_graph(fake_trt: FakeTens
     )
     assert measure(subject, plan, SystemClock(), None).graph_problem == ""
 
-    def refuse(*_: object) -> None:
-        raise BackendError("expected a graph, got none; go on.")
-
-    monkeypatch.setattr(fake_trt.driver, "capture", refuse)
+    monkeypatch.setattr(fake_trt.driver, "capture", refuse_to_record)
     row = measure(subject, plan, SystemClock(), None)
     assert row.graph_problem == "expected a graph, got none; go on."
     # The device still times its stages, of runs that are started piece by piece.
