@@ -408,3 +408,33 @@ cli.leave()
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (5, printed, "")
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_python_drops_is_not_lost(number: str) -> None:
+    code = f"""
+import os, signal, sys, time, weakref
+from refusion_edge.cli import doctor, main
+
+class Thing:
+    pass
+
+def interrupted_in_a_callback(_):
+    os.kill(os.getpid(), signal.{number})
+    for _ in range(1000):
+        pass
+    print("never")
+
+def run(options):
+    thing = Thing()
+    watch = weakref.ref(thing, interrupted_in_a_callback)
+    del thing
+    print("went on", flush=True)
+    time.sleep(60)
+
+doctor.run = run
+sys.exit(main(["doctor"]))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (found.returncode, found.stdout) == (130, "went on\n")
+    assert found.stderr == "refusion-edge: interrupted; nothing half-written was left behind.\n"

@@ -35,6 +35,8 @@ exit codes:
   130  interrupted
 """
 _USAGE, _INTERRUPTED = 2, 130
+# By then the callback that swallowed an interrupt has ended.
+_AGAIN_S = 0.02
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,8 +137,11 @@ class _Interruption:
     def __init__(self) -> None:
         self.happened = False
         self._previous: dict[int, Any] = {}
+        self._number = signal.SIGINT
+        self._report_unraisable = sys.unraisablehook
 
     def __enter__(self) -> None:
+        sys.unraisablehook = self._unraisable
         for number in (signal.SIGINT, signal.SIGTERM):
             # A background job of a shell ignores SIGINT, and so should we. Other threads cannot set handlers.
             if signal.getsignal(number) is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -145,7 +150,21 @@ class _Interruption:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous.clear()
+        sys.unraisablehook = self._report_unraisable
 
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> NoReturn:
-        self.happened = True
+    def _interrupt(self, number: int, _frame: FrameType | None) -> NoReturn:
+        self.happened, self._number = True, signal.Signals(number)
         raise KeyboardInterrupt
+
+    def _unraisable(self, lost: Any) -> None:
+        """Send an interrupt again that Python dropped, because it hit a finaliser or a callback of the import system."""
+        if lost.exc_type is KeyboardInterrupt:
+            threading.Timer(_AGAIN_S, self._send_again).start()
+        else:
+            self._report_unraisable(lost)
+
+    def _send_again(self) -> None:
+        # Not once the command has ended, when nobody handles it any more.
+        if self._previous:
+            os.kill(os.getpid(), self._number)
