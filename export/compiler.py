@@ -5,8 +5,11 @@ Nothing here may import a kernel or Triton before ``prepare_compiler`` has run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +22,9 @@ _TRITON_TYPES = {"float16*": "*fp16", "float32*": "*fp32", "uint8*": "*u8", "int
 
 # Scratch memory of the whole grid and of its profile; null, because no kernel of ours takes any.
 _HIDDEN_POINTERS = 2
+
+# Of the assembler, behind its name and that of a file that is gone.
+_VERDICT = re.compile(r"ptxas\S* (?:\S+, )?((?:line \d+; )?(?:fatal|error) .*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class PtxKernel:
 
 
 class CompileError(Exception):
-    """The last line of what the compiler said; Triton's own exceptions do not travel between processes."""
+    """The line of what the compiler said that tells most; Triton's own exceptions do not travel between processes."""
 
 
 def prepare_compiler() -> None:
@@ -146,14 +152,23 @@ def _compiled(
     )
     try:
         chosen = {"num_warps": tile.warps, **COMPILER_OPTIONS, **options}
-        compiled = triton.compile(source, target=gpu_target, options=chosen)
+        # It prints the whole kernel where the assembler fails, and standard output is for results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            compiled = triton.compile(source, target=gpu_target, options=chosen)
     except Exception as error:  # the compiler raises whatever its passes raise
-        raise CompileError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from None
+        raise CompileError(complaint(error)) from None
     metadata = compiled.metadata
     scratch = metadata.global_scratch_size, metadata.profile_scratch_size
     if any(scratch):
         raise CompileError(f"needs scratch memory of {scratch} bytes")
     return compiled
+
+
+def complaint(error: Exception) -> str:
+    """The line of a compiler's exception that tells most: the assembler's own verdict, else the last line."""
+    lines = str(error).strip().splitlines()
+    verdicts = [match[1] for line in lines if (match := _VERDICT.match(line))]
+    return (verdicts or lines[-1:] or [type(error).__name__])[0]
 
 
 def _types(kernel: Kernel) -> dict[str, str]:

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from refusion_edge.architectures import ARCHITECTURES, parse_architectures
-from refusion_edge.export.compiler import PtxKernel, assembler_version, compile_plugin, plugin_order
+from refusion_edge.errors import BackendError
+from refusion_edge.export.compiler import PtxKernel, assembler_version, compile_plugin, complaint, plugin_order
 from refusion_edge.export.cubins import dump, run_compilers
 from refusion_edge.export.plugins import LARGEST_SHARED_BYTES, compile_plugins, plugin_kernels, plugin_tiles, ptx_version
 from refusion_edge.export.ptx import PtxError, parameters, rearranged
 from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.program import Binary, Parameter
+from tests.conftest import one_sentence
 
 # Orin, and Hopper as one that has instructions of its own, in every run; all of them by `make test-architectures`.
 CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87,sm_90"))
@@ -155,6 +157,42 @@ def test_a_driver_that_is_newer_than_the_assembler_gets_what_the_assembler_takes
     version = min(newest, found["assembler"])
     assert f".version {version // 10}.{version % 10}\n" in found["stem"].text
     assembled(found["stem"], architecture, tmp_path)
+
+
+ASSEMBLER = """\
+PTXAS error: Internal Triton PTX codegen error
+`ptxas` stderr:
+ptxas /tmp/one.ptx, line 5; fatal   : Unsupported .version 9.2; current version is '8.8'
+ptxas fatal   : Ptx assembly aborted due to errors
+
+Repro command: ptxas -v --gpu-name=sm_87 /tmp/one.ptx -o /tmp/one.ptx.o
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (ASSEMBLER, "line 5; fatal   : Unsupported .version 9.2; current version is '8.8'"),
+        ("at 3:4:\n  y = x\nx is not defined\n", "x is not defined"),
+        ("", "ValueError"),
+    ],
+)
+def test_of_what_the_compiler_says_the_line_that_tells_most_is_kept(said: str, line: str) -> None:
+    assert complaint(ValueError(said)) == line
+
+
+@pytest.mark.skipif(
+    not TRITON_INSTALLED, reason="compiling kernels needs the extra 'triton' (pip install 'refusion-edge[triton]')"
+)
+def test_a_kernel_that_the_assembler_refuses_is_one_sentence_and_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PTXAS_OPTIONS", "--no-such-option")
+    kernel, tile = plugin_kernels()["stem"], plugin_tiles(87)["stem"]
+    with pytest.raises(BackendError, match="kernel stem for sm_87, got 'fatal.*no-such-option.*'; try another") as caught:
+        run_compilers({"stem for sm_87": (compile_plugin, (kernel, tile, 87, 85))}, jobs=1)
+    assert one_sentence(str(caught.value))
+    assert "entry" not in "".join(capfd.readouterr())
 
 
 def test_every_architecture_of_the_table_can_be_chosen() -> None:
