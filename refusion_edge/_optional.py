@@ -21,7 +21,7 @@ def require(name: str, extra: str, purpose: str) -> Any:
     Args:
         name: Name of the module.
         extra: Extra of refusion-edge that installs it.
-        purpose: What it is needed for, to start the sentence with.
+        purpose: What it is needed for, a noun.
 
     Raises:
         MissingDependencyError: It is absent or cannot be imported.
@@ -30,7 +30,7 @@ def require(name: str, extra: str, purpose: str) -> Any:
         module: ModuleType = importlib.import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{purpose} needs the package {name}, which cannot be imported here ({error}); "
+            f"expected the package {name} for {purpose}, got '{error}'; "
             f"run: pip install 'refusion-edge[{extra}]'."
         ) from error
     return module

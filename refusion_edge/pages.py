@@ -14,7 +14,7 @@ def require_engine() -> None:
     Raises:
         MissingDependencyError: Jinja is not installed.
     """
-    require("jinja2", "eval", "An HTML report")
+    require("jinja2", "eval", "an HTML report")
 
 
 def render(package: str, template: str, **values: object) -> str:
@@ -31,7 +31,7 @@ def render(package: str, template: str, **values: object) -> str:
     Raises:
         MissingDependencyError: Jinja is not installed.
     """
-    jinja2 = require("jinja2", "eval", "An HTML report")
+    jinja2 = require("jinja2", "eval", "an HTML report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
     style = resources.files("refusion_edge").joinpath("page.css").read_text(encoding="utf-8")

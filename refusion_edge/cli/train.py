@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge._optional import require
     from refusion_edge.cli.console import output, remarks
 
-    torch = require("torch", "train", "Training")
+    torch = require("torch", "train", "training")
     from refusion_edge.train.memory import keep_freed_memory
     from refusion_edge.train.session import Console, Request, run_session
 
