@@ -125,13 +125,14 @@ def test_each_order_is_at_most_three_launches(monkeypatch: pytest.MonkeyPatch) -
     assert len(launched) == 2
 
 
-def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss(engine: Engine) -> None:
     f, w, v, a, b = planes()
 
     def outer(weight: torch.Tensor, *, by_kernel: bool) -> torch.Tensor:
         def inner(gain: torch.Tensor) -> torch.Tensor:
             fused = gain * f
-            return weighted_loss(fused, a, b, weight, v, 0.3, "signed", "closed") if by_kernel else plain(
+            return weighted_loss(fused, a, b, weight, v, 0.3, "signed", engine) if by_kernel else plain(
                 fused, weight, v, a, b, "signed"
             )  # fmt: skip
 
