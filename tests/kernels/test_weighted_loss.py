@@ -249,7 +249,7 @@ def test_an_engine_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_planes_and_cotangents_may_lie_in_memory_in_any_way(engine: Engine) -> None:
-    given = planes(8, (2, 1, 3, 4))
+    given = planes(8, (1, 1, 2, 3))
     apart = [plane.transpose(2, 3).contiguous().transpose(2, 3) for plane in given]
     assert not any(plane.is_contiguous() for plane in apart)
 
