@@ -64,6 +64,7 @@ def test_triton_kernels_make_the_network(random_state: State) -> None:
     ("make", "message"),
     [
         (lambda x: x.repeat(2, 1, 1, 1), r"one pair at a time, got \(2, 1, 8, 8\); fuse the pairs of a batch one after"),
+        (lambda x: x[..., None], r"as \(1, 1, H, W\), one pair at a time, got \(1, 1, 8, 8, 1\)"),
         (lambda x: x.double(), r"as float32, got torch.float64; convert it with .float\(\)"),
         (lambda x: x.transpose(2, 3), r"contiguous in memory, got strides .*; call .contiguous\(\)"),
         (lambda x: x[:, :, :-1].contiguous(), r"of one size on one device, got \(1, 1, 8, 8\)"),
