@@ -7,8 +7,9 @@ Make the program with ``refusion-edge build --task ir_vis --backend fused --arch
 
 Every launch takes the longest of three times: its instructions through four schedulers of each multiprocessor, one each per
 clock; its products through the tensor cores; its bytes through memory. A frame is the sum of its launches. Latencies,
-bank conflicts, caches, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound;
-beside it stands the time at 60 % of these rates, which is a guess.
+bank conflicts, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound; caches
+are, too, and where one holds a whole picture, memory may take less. Beside it stands the time at 60 % of these rates, which is
+a guess.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ CHIPS = (
     Chip("Jetson Orin NX 16 GB, Super clocks", 87, 8, 1.173, 1024, 102.4),
     Chip("Jetson AGX Orin 64 GB", 87, 16, 1.3, 1024, 204.8),
     Chip("Jetson Thor T5000", 110, 20, 1.575, 4096, 273.0),
-    Chip("GeForce RTX 4090", 89, 128, 2.52, 512, 1008.0),
+    Chip("GeForce RTX 4090", 89, 128, 2.52, 256, 1008.0),
     Chip("H200", 90, 132, 1.83, 2048, 4800.0),
 )
 

@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from refusion_edge.architectures import ARCHITECTURES, parse_architectures
@@ -30,6 +29,9 @@ from refusion_edge.program import Binary, Target
 
 # The slowest kernel takes some 10 s on a free core.
 _LONGEST_COMPILE_S = 900.0
+
+# The first CUDA toolkit whose assembler knows an architecture, where Triton 3.6 has an older one. CUDA 12 calls Thor sm_101.
+_FIRST_TOOLKITS = {110: "13.0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
         The kernels by architecture.
 
     Raises:
-        BackendError: Triton is not installed, or a kernel does not compile.
+        BackendError: Triton is not installed, its assembler is too old for an architecture, or a kernel does not compile.
     """
     plan, wanted = make_plan(), tuple(architectures)
+    require_assembler(wanted)
     work = {
         f"{name} for sm_{architecture}": (compile_kernel, (kernel, tiles(architecture)[name], architecture))
         for architecture in wanted
@@ -75,6 +78,27 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
         binaries = {name: binary for name, (binary, _) in found.items()}
         targets[architecture] = Target(architecture, max(toolkit for _, toolkit in found.values()), binaries)
     return targets
+
+
+def require_assembler(architectures: Iterable[int]) -> None:
+    """Hold the assembler that Triton runs against the architectures, before anything is compiled.
+
+    Args:
+        architectures: 10 times the compute capabilities.
+
+    Raises:
+        BackendError: Triton is not installed, or its assembler does not know one of them.
+    """
+    _require_triton()
+    tool = importlib.import_module("triton.backends.nvidia.compiler").get_ptxas
+    for architecture in architectures:
+        first, found = _FIRST_TOOLKITS.get(architecture, "0.0"), str(tool(architecture).version)
+        if _numbers(found) < _numbers(first):
+            raise BackendError(
+                f"expected an assembler of CUDA {first} or newer for sm_{architecture}, got that of CUDA {found} with Triton "
+                f"{importlib.metadata.version('triton')}; install Triton 3.9, or name a newer ptxas in "
+                "TRITON_PTXAS_BLACKWELL_PATH and a newer cuobjdump in TRITON_CUOBJDUMP_PATH."
+            )
 
 
 def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]], *, jobs: int) -> dict[str, Any]:
@@ -90,8 +114,7 @@ def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
     Raises:
         BackendError: Triton is not installed, or one does not compile, dies or hangs.
     """
-    if not TRITON_INSTALLED:
-        raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
+    _require_triton()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=prepare_compiler) as pool:
         waiting = {name: pool.submit(function, *arguments) for name, (function, arguments) in work.items()}
         done = {}
@@ -105,6 +128,15 @@ def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
                     f"'{str(error).strip() or type(error).__name__}'; try another version of Triton."
                 ) from error
     return done
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _require_triton() -> None:
+    if not TRITON_INSTALLED:
+        raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
 
 
 def resources(binary: Binary) -> Resources:
@@ -125,19 +157,28 @@ def resources(binary: Binary) -> Resources:
 
 
 def dump(binary: Binary, option: str) -> str:
-    """What ``cuobjdump`` of Triton prints of a module: ``-sass`` its machine code, ``-res-usage`` its resources.
+    """What ``cuobjdump`` of Triton, or that in TRITON_CUOBJDUMP_PATH, prints of a module.
+
+    Args:
+        binary: The module.
+        option: ``-sass`` for its machine code, ``-res-usage`` for its resources.
 
     Raises:
         BackendError: The tool is missing or does not understand the module.
     """
-    tool = Path(importlib.import_module("triton").__path__[0]) / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.image)
         file.flush()
         try:
-            return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True, timeout=120).stdout
-        except (OSError, subprocess.SubprocessError) as error:
-            raise BackendError(f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew.") from error
+            tool = importlib.import_module("triton.knobs").nvidia.cuobjdump
+            return subprocess.run(
+                [tool.path, option, file.name], capture_output=True, text=True, check=True, timeout=120
+            ).stdout
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise BackendError(
+                f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew, or name a newer cuobjdump "
+                "in TRITON_CUOBJDUMP_PATH."
+            ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

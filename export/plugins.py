@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from refusion_edge.arrays import Array
 from refusion_edge.errors import BackendError
 from refusion_edge.export.compiler import PtxKernel, compile_plugin, plugin_order
-from refusion_edge.export.cubins import run_compilers
+from refusion_edge.export.cubins import require_assembler, run_compilers
 from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT
 from refusion_edge.kernels.attention_statistics import partial_size
 from refusion_edge.kernels.plan import FUSED, PLANES, make_plan, tiles
@@ -84,8 +84,10 @@ def compile_plugins(architecture: int, version: int, *, jobs: int = 1) -> dict[s
         jobs: Compilers at a time.
 
     Raises:
-        BackendError: Triton is not installed, a kernel does not compile, or needs too much shared memory.
+        BackendError: Triton is not installed, its assembler does not know the architecture, a kernel does not compile, or it
+            needs too much shared memory.
     """
+    require_assembler([architecture])
     chosen = plugin_tiles(architecture)
     work = {
         f"{name} for sm_{architecture}": (compile_plugin, (kernel, chosen[name], architecture, version))

@@ -66,8 +66,10 @@ def tiles(architecture: int) -> dict[str, Tile]:
     if architecture == 90:
         # With 64 columns and 4 warps it takes 55 kB of shared memory, more than a plugin may have.
         chosen["decoder_apply"] = Tile(32, usual.rows, 2)
-    # With 4 warps one assembler or the other aims at 72 or 64 registers and spills a few values for it.
+    # Under 32 columns a warp, one assembler or the other aims at 72 or 64 registers and spills a few values for it.
     chosen["to_plane"] = Tile(64, usual.rows, 2)
+    if architecture == 110:
+        chosen["fusion_apply"] = Tile(64, usual.rows, 2)
     return chosen
 
 

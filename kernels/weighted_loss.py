@@ -54,6 +54,7 @@ Engine = Literal["closed", "triton"]
 
 _TERMS: tuple[Term, ...] = ("signed", "magnitude", "signed-max")
 _NORMS: tuple[Norm, ...] = ("squared", "absolute")
+_ENGINES: tuple[Engine, ...] = ("closed", "triton")
 _TILE = 128
 
 
@@ -96,13 +97,32 @@ def weighted_loss(
 
     Raises:
         ShapeError: Shapes, dtypes or devices differ, or the kernels do not take them.
-        UsageError: A source requires a gradient, or there is no such term or norm.
+        UsageError: A source requires a gradient, or there is no such term, norm or engine.
         BackendError: Triton is asked for and not installed.
     """
-    if term not in _TERMS:
-        raise UsageError(f"expected a gradient term out of {', '.join(_TERMS)}, got '{term}'.")
-    if norm not in _NORMS:
-        raise UsageError(f"expected an intensity term out of {', '.join(_NORMS)}, got '{norm}'.")
+    for what, got, known in (
+        ("a gradient term", term, _TERMS),
+        ("an intensity term", norm, _NORMS),
+        ("an engine", engine, _ENGINES),
+    ):
+        if got not in known:
+            raise UsageError(f"expected {what} out of {', '.join(known)}, got '{got}'.")
+    _check_planes(fused, a, b)
+    for name, weight in (("intensity", intensity), ("gradient", gradient)):
+        _check_weights(name, weight, fused)
+    if engine == "triton":
+        _require_kernels(fused)
+    w, v = (weight.to(fused.dtype).expand_as(fused) for weight in (intensity, gradient))
+    planes = (plane.contiguous() for plane in (fused, w, v, a, b))
+    loss: Tensor = _Loss.apply(*planes, _Choice(float(coefficient), term, norm, engine))[0]
+    return loss
+
+
+def _check_planes(fused: Tensor, a: Tensor, b: Tensor) -> None:
+    if fused.dim() != 4 or fused.shape[1] != 1 or not fused.numel():
+        raise ShapeError(f"expected planes of (B, 1, H, W), got {tuple(fused.shape)}; add the missing dimensions.")
+    if not fused.is_floating_point():
+        raise ShapeError(f"expected floating planes in [0, 1], got {fused.dtype}; convert them with .float().")
     for name, tensor in (("source a", a), ("source b", b)):
         if tensor.shape != fused.shape or tensor.dtype != fused.dtype or tensor.device != fused.device:
             raise ShapeError(
@@ -111,20 +131,20 @@ def weighted_loss(
             )
         if tensor.requires_grad:
             raise UsageError(f"expected {name} to be a constant, got one that requires a gradient; detach it.")
-    if fused.dim() != 4 or fused.shape[1] != 1:
-        raise ShapeError(f"expected planes of (B, 1, H, W), got {tuple(fused.shape)}; add the missing dimensions.")
-    for name, weight in (("intensity", intensity), ("gradient", gradient)):
-        if weight.device != fused.device:
-            raise ShapeError(
-                f"expected the weights of the {name} on {fused.device} like the fused plane, got them on {weight.device}; move "
-                "them."
-            )
-    if engine == "triton":
-        _require_kernels(fused)
-    w, v = (weight.to(fused.dtype).expand_as(fused) for weight in (intensity, gradient))
-    planes = (plane.contiguous() for plane in (fused, w, v, a, b))
-    loss: Tensor = _Loss.apply(*planes, _Choice(float(coefficient), term, norm, engine))[0]
-    return loss
+
+
+def _check_weights(name: str, weight: Tensor, fused: Tensor) -> None:
+    if weight.device != fused.device:
+        raise ShapeError(
+            f"expected the weights of the {name} on {fused.device} like the fused plane, got them on {weight.device}; move "
+            "them."
+        )
+    sides = zip(reversed(weight.shape), reversed(fused.shape), strict=False)
+    if weight.dim() > fused.dim() or any(side not in (1, whole) for side, whole in sides):
+        raise ShapeError(
+            f"expected weights of the {name} that spread over the fused plane {tuple(fused.shape)}, got {tuple(weight.shape)}; "
+            "compute them from its sources."
+        )
 
 
 def _require_kernels(fused: Tensor) -> None:

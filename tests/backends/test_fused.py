@@ -175,7 +175,9 @@ def test_what_cannot_be_fused_is_refused(program: Program) -> None:
         for first, second in (
             (np.concatenate([a, a]), np.concatenate([b, b])),
             (a[0, 0], b[0, 0]),
+            (a[..., None], b[..., None]),
             (a.astype(np.float64), b),
+            (a, b.astype(np.float64)),
             (a, b[..., :-1]),
             (a[..., :7], b[..., :7]),
             (np.zeros((1, 1, 8, 20000), np.float32),) * 2,

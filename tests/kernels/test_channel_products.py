@@ -19,6 +19,8 @@ def features() -> list[torch.Tensor]:
     return [torch.randn(2, 7, 3, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(4)]
 
 
+# The first use of the forward mode in a process makes torch compile scripts of its own, of which it warns.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 def test_values_and_forward_mode_equal_plain_operations(features: list[torch.Tensor]) -> None:
     points, directions = tuple(features[:2]), tuple(tensor.detach() for tensor in features[2:])
     found, expected = (torch.func.jvp(form, points, directions) for form in (channel_products, plain))

@@ -18,7 +18,7 @@ from refusion_edge.kernels.language import TRITON_INSTALLED
 from refusion_edge.kernels.plan import FUSED, LEVELS, make_plan, tiles
 from refusion_edge.model import FusionNetwork
 from refusion_edge.program import Tile, lay_out
-from tests.conftest import TOLERANCE
+from tests.conftest import TOLERANCE, one_sentence
 
 SMALL = Tile(32, 8, 1)
 
@@ -64,6 +64,7 @@ def test_triton_kernels_make_the_network(random_state: State) -> None:
     ("make", "message"),
     [
         (lambda x: x.repeat(2, 1, 1, 1), r"one pair at a time, got \(2, 1, 8, 8\); fuse the pairs of a batch one after"),
+        (lambda x: x[..., None], r"as \(1, 1, H, W\), one pair at a time, got \(1, 1, 8, 8, 1\)"),
         (lambda x: x.double(), r"as float32, got torch.float64; convert it with .float\(\)"),
         (lambda x: x.transpose(2, 3), r"contiguous in memory, got strides .*; call .contiguous\(\)"),
         (lambda x: x[:, :, :-1].contiguous(), r"of one size on one device, got \(1, 1, 8, 8\)"),
@@ -72,8 +73,18 @@ def test_triton_kernels_make_the_network(random_state: State) -> None:
 )
 def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
     x = torch.rand(1, 1, 8, 8) + torch.arange(8.0)
-    with pytest.raises(ShapeError, match=message):
-        network.fuse(make_plan(), {}, {}, x, make(x))
+    for name, pair in (("b", (x, make(x))), ("a", (make(x), x))):
+        with pytest.raises(ShapeError, match=message if name == "b" else "expected") as caught:
+            network.fuse(make_plan(), {}, {}, *pair)
+        assert one_sentence(str(caught.value))
+
+
+@pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
+def test_sources_that_are_not_on_a_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "is_interpreted", lambda: False)
+    with pytest.raises(ShapeError, match=r"source a on a CUDA device, got it on cpu; move it with .cuda\(\)") as caught:
+        network.fuse(make_plan(), {}, {}, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    assert one_sentence(str(caught.value))
 
 
 def test_without_triton_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -124,13 +125,14 @@ def test_each_order_is_at_most_three_launches(monkeypatch: pytest.MonkeyPatch) -
     assert len(launched) == 2
 
 
-def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss(engine: Engine) -> None:
     f, w, v, a, b = planes()
 
     def outer(weight: torch.Tensor, *, by_kernel: bool) -> torch.Tensor:
         def inner(gain: torch.Tensor) -> torch.Tensor:
             fused = gain * f
-            return weighted_loss(fused, a, b, weight, v, 0.3, "signed", "closed") if by_kernel else plain(
+            return weighted_loss(fused, a, b, weight, v, 0.3, "signed", engine) if by_kernel else plain(
                 fused, weight, v, a, b, "signed"
             )  # fmt: skip
 
@@ -175,22 +177,86 @@ def test_training_takes_the_kernels_by_one_switch(monkeypatch: pytest.MonkeyPatc
     assert fusion_loss(f, a, b, LossWeights(w[:1, :, :1, :1], v), 0.3).isfinite()
 
 
-def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def arguments(**changed: Any) -> dict[str, Any]:
+    """Arguments of the loss, some of them changed: by a function of the plane, or to another value."""
     f, w, v, a, b = planes()
-    cases = {
-        ShapeError: [(f, a[:1], b, "signed"), (f, a.float(), b, "signed"), (f[0], a[0], b[0], "signed")],
-        UsageError: [(f, a, b.clone().requires_grad_(), "signed"), (f, a, b, "unknown")],
-    }
-    for error, given in cases.items():
-        for fused, first, second, term in given:
-            with pytest.raises(error) as caught:
-                weighted_loss(fused, first, second, w[: len(fused)], v[: len(fused)], 0.3, term, "closed")
-            assert one_sentence(str(caught.value))
+    fitting = {"fused": f, "a": a, "b": b, "intensity": w, "gradient": v, "coefficient": 0.3, "term": "signed"}
+    chosen = {**fitting, "engine": "closed", "norm": "squared"}
+    return chosen | {name: change(chosen[name]) if callable(change) else change for name, change in changed.items()}
+
+
+def every(change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    return dict.fromkeys(("fused", "a", "b", "intensity", "gradient"), change)
+
+
+def elsewhere(x: torch.Tensor) -> torch.Tensor:
+    return x.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"term": "unknown"}, UsageError, "a gradient term out of signed, magnitude, signed-max, got 'unknown'"),
+        ({"norm": "unknown"}, UsageError, "an intensity term out of squared, absolute, got 'unknown'"),
+        ({"engine": "reference"}, UsageError, "an engine out of closed, triton, got 'reference'"),
+        (every(lambda x: x[0]), ShapeError, r"planes of \(B, 1, H, W\), got \(1, 1, 3\); add the missing"),
+        (every(lambda x: x.repeat(1, 3, 1, 1)), ShapeError, r"planes of \(B, 1, H, W\), got \(2, 3, 1, 3\)"),
+        (every(lambda x: x[..., :0]), ShapeError, r"planes of \(B, 1, H, W\), got \(2, 1, 1, 0\)"),
+        (every(lambda x: (x * 255).byte()), ShapeError, r"floating planes .*, got torch.uint8; convert them with .float\(\)"),
+        ({"a": lambda x: x[:1]}, ShapeError, r"source a like the fused plane .*, got \(1, 1, 1, 3\)"),
+        ({"b": lambda x: x.float()}, ShapeError, "source b like the fused plane .*, got .* torch.float32 on cpu; convert"),
+        ({"b": elsewhere}, ShapeError, "source b like the fused plane .* on cpu.*, got .* on meta; convert"),
+        ({"a": lambda x: x.requires_grad_()}, UsageError, "source a to be a constant, got one that requires .*; detach it"),
+        ({"b": lambda x: x.requires_grad_()}, UsageError, "source b to be a constant, got one that requires .*; detach it"),
+        ({"intensity": elsewhere}, ShapeError, "the weights of the intensity on cpu .*, got them on meta; move them"),
+        ({"gradient": elsewhere}, ShapeError, "the weights of the gradient on cpu .*, got them on meta; move them"),
+        ({"intensity": lambda x: x[..., :2]}, ShapeError, r"weights of the intensity that spread over .*, got \(2, 1, 1, 2\)"),
+        ({"gradient": lambda x: x[None]}, ShapeError, r"weights of the gradient that spread over .*, got \(1, 2, 1, 1, 3\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        weighted_loss(**arguments(**changed))
+    assert one_sentence(str(caught.value))
+
+
+def test_what_the_kernels_do_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "TRITON_INSTALLED", True)
+
+    def refused(error: type[Exception], message: str, **changed: Any) -> None:
+        with pytest.raises(error, match=message) as caught:
+            weighted_loss(**arguments(engine="triton", **changed))
+        assert one_sentence(str(caught.value))
+
+    monkeypatch.setattr(loss_module, "is_interpreted", lambda: True)
+    refused(
+        ShapeError, r"of float32 for the loss kernel, got torch.float16; convert .* with .float\(\)", **every(torch.Tensor.half)
+    )
+    monkeypatch.setattr(loss_module, "is_interpreted", lambda: False)
+    refused(ShapeError, "on a CUDA device for the loss kernel, got them on cpu; move them")
+    monkeypatch.setattr(loss_module, "TRITON_INSTALLED", False)
+    refused(BackendError, r"refusion-edge\[triton\]")
+
+
+def test_an_engine_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, w, v, a, b = planes()
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(BackendError, match="choose the engine reference"):
         fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="triton")
     with pytest.raises(UsageError, match="auto, reference, triton"):
         fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="fast")
-    monkeypatch.setattr(loss_module, "TRITON_INSTALLED", False)
-    with pytest.raises(BackendError, match=r"refusion-edge\[triton\]"):
-        weighted_loss(f, a, b, w, v, 0.3, "signed", "triton")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_planes_and_cotangents_may_lie_in_memory_in_any_way(engine: Engine) -> None:
+    given = planes(8, (1, 1, 2, 3))
+    apart = [plane.transpose(2, 3).contiguous().transpose(2, 3) for plane in given]
+    assert not any(plane.is_contiguous() for plane in apart)
+
+    def results(f: torch.Tensor, w: torch.Tensor, v: torch.Tensor, *rest: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [tensor.requires_grad_() for tensor in (f, w, v)]
+        loss = weighted_loss(f, *rest[:2], w, v, 0.3, "signed", engine)
+        return second_derivatives(loss, leaves, list(rest[2:]))
+
+    for one, other in zip(results(*apart), results(*given), strict=True):
+        assert torch.equal(one, other)
