@@ -30,7 +30,6 @@ def require(name: str, extra: str, purpose: str) -> Any:
         module: ModuleType = importlib.import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
-            f"expected the package {name} for {purpose}, got '{error}'; "
-            f"run: pip install 'refusion-edge[{extra}]'."
+            f"expected the package {name} for {purpose}, got '{error}'; run: pip install 'refusion-edge[{extra}]'."
         ) from error
     return module
