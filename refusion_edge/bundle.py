@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from refusion_edge.backends import BACKENDS, Engine
-from refusion_edge.errors import BundleError, OutputError, UsageError
+from refusion_edge.errors import BundleError, MisfitError, OutputError, UsageError
 from refusion_edge.files import output_error, write_atomically
 from refusion_edge.forms import FORMS, PRECISIONS, Precision
 from refusion_edge.graph import INPUT_A, INPUT_B, MAX_SIDE, OUTPUT
@@ -265,12 +265,12 @@ def check_target(bundle: EngineBundle) -> None:
     """Make sure that the engine of a bundle runs on this machine.
 
     Raises:
-        BundleError: It was built for another one; says which, what this one is, and the command to rebuild.
+        MisfitError: It was built for another one; says which, what this one is, and the command to rebuild.
     """
     here = this_machine()
     target = bundle.manifest.target
     if not target.fits(here):
-        raise BundleError(
+        raise MisfitError(
             f"expected an engine for this machine ({here}), got {bundle.path}, which was built for {target}; "
             f"rebuild it here: {bundle.manifest.rebuild_command(bundle.path)}."
         )

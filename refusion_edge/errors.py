@@ -56,6 +56,10 @@ class BundleError(RefusionError):
     exit_code = 4
 
 
+class MisfitError(BundleError):
+    """A sound engine for another machine, GPU, driver or compiler; building it again here would help."""
+
+
 class OutputError(RefusionError, OSError):
     """A result that cannot be written."""
 

@@ -140,7 +140,7 @@ def load(
 
     Raises:
         UsageError: The task or back end is unknown, or contradicts the source; the number of threads is out of range.
-        BundleError: The bundle is damaged or was built for another machine.
+        BundleError: The bundle is damaged, or was built for another machine (``MisfitError``).
         CheckpointError: The weights cannot be used.
         BackendError: The back end cannot be used here.
         GateError: The engine of the bundle runs for the first time and is too far from the reference.
@@ -203,7 +203,7 @@ def open_bundle(
 
     Raises:
         UsageError: It was built for another back end.
-        BundleError: It was built for another machine.
+        MisfitError: It was built for another machine.
         BackendError: The back end cannot be used here.
         GateError: It is too far from the reference.
     """

@@ -272,6 +272,51 @@ def test_build_verify_inspect_fuse_with_a_bundle(run_cli: Run, picture: Picture)
     assert one_sentence(err)
 
 
+def test_a_bundle_that_does_not_fit_is_rebuilt_only_when_told_to(run_cli: Run, picture: Picture) -> None:
+    make_pair(picture)
+    fuse = ("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "a bundle")
+    build = ("--task", "ir_vis", "--precision", "fp32", "--backend", "onnxruntime", "-o", "a bundle")
+    assert run_cli("build", *build)[0] == 0
+    manifest = Path("a bundle") / "manifest.json"
+    fitting = manifest.read_text()
+    assert run_cli(*fuse, "--rebuild")[0] == 0
+    assert manifest.read_text() == fitting
+
+    document = json.loads(fitting)
+    document["target"] = {"system": "linux", "architecture": "riscv64", "device": "any"}
+    manifest.write_text(json.dumps(document))
+    Path("f.png").unlink()
+    code, _, err = run_cli(*fuse)
+    assert code == 4
+    assert one_sentence(err)
+    assert not Path("f.png").exists()
+
+    code, _, err = run_cli(*fuse, "--rebuild")
+    assert code == 0
+    assert "rebuilding: expected an engine for this machine" in err
+    assert Path("f.png").exists()
+    assert {**json.loads(manifest.read_text()), "created": ""} == {**json.loads(fitting), "created": ""}
+    assert run_cli(*fuse)[0] == 0
+
+
+def test_what_cannot_be_rebuilt_stays_as_it_was(run_cli: Run, picture: Picture) -> None:
+    make_pair(picture)
+    assert run_cli("build", "--precision", "fp32", "--backend", "onnxruntime", "--size", "64x96", "-o", "bundle")[0] == 0
+    manifest = Path("bundle") / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["target"] = {"system": "linux", "architecture": "aarch64", "device": "NVIDIA Jetson Orin Nano"}
+    document["backend"] = "tensorrt"
+    manifest.write_text(json.dumps(document))
+    before = manifest.read_text()
+    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "bundle", "--rebuild")
+    assert code == 3
+    assert one_sentence(err.splitlines()[-1])
+    assert manifest.read_text() == before
+    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--rebuild")
+    assert code == 2
+    assert one_sentence(err)
+
+
 def test_verify_fails_with_exit_code_1(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_cli("build", "--task", "medical", "--precision", "fp16", "-o", "bundle", "--size", "32x32")[0] == 0
     monkeypatch.setitem(LIMITS, "fp16", Limits(psnr_db=300, ssim=1, max_error=0))

@@ -234,7 +234,7 @@ def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Ba
     """Run an engine on a back end that can be used here.
 
     Raises:
-        BundleError: The engine does not fit this machine.
+        MisfitError: The engine does not fit this machine.
         BackendError: The back end cannot load it, or not in its precision on this machine.
     """
     backend: Backend = _module(name).open_engine(engine, options)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_picture, add_task, add_threads, nonempty
+from refusion_edge.cli.rebuild import add_rebuild, rebuild_misfit
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
+    add_rebuild(parser)
     add_picture(parser)
     parser.add_argument("--format", choices=_FORMATS, default="png", help="file format in an output folder (default: png)")
     add_threads(parser)
@@ -55,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"expected a folder for the results of a folder, got the file {options.output}; choose a folder.")
     found = find_pairs(options.a, options.b)
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
+    rebuild_misfit(options)
     source = options.bundle or options.weights or options.task or "ir_vis"
     task = options.task if source != options.task else None
     if many:

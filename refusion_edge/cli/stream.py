@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty, number_between
+from refusion_edge.cli.rebuild import add_rebuild, rebuild_misfit
 
 if TYPE_CHECKING:
     from refusion_edge.calibration.tracking import OnlineRefinement
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.stream.session import StreamSession
 
+    rebuild_misfit(options)
     session = StreamSession(_settings(options), refinement=_refinement(options))
     say = remarks()
     try:
@@ -65,6 +67,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
+    add_rebuild(parser)
     add_threads(parser)
 
 
@@ -164,7 +167,7 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     from refusion_edge.stream.session import StreamSettings
 
     chosen = dict(vars(options))
-    for name in ("run", "verb", "json", "no_marks", "refine"):
+    for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):
         chosen.pop(name, None)
     chosen["outputs"] = tuple(chosen.pop("output") or ())
     return StreamSettings(**chosen, marks=not options.no_marks)

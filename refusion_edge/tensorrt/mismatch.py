@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from refusion_edge.cuda.driver import Device
-from refusion_edge.errors import BundleError
+from refusion_edge.errors import MisfitError
 from refusion_edge.tensorrt.flavour import FLAVOURS, Flavour, Log
 
 # First bytes of a plan; four numbers of the version stand at byte 24, as trtexec --getPlanVersionOnly reads them.
@@ -33,7 +33,7 @@ def plan_version(plan: bytes, flavour: Flavour) -> str | None:
 
 def explain(
     trt: Any, runtime: Any, plan: bytes, *, flavour: Flavour, device: Device, built_for: tuple[str, ...], log: Log, remedy: str
-) -> BundleError:
+) -> MisfitError:
     """Say what a plan that did not load is, what this machine is, and how to make one that fits.
 
     Args:
@@ -47,7 +47,7 @@ def explain(
         remedy: What to do, without a full stop.
     """
     reasons = list(_reasons(trt, runtime, plan, flavour, device, built_for)) or [log.first_error]
-    return BundleError(
+    return MisfitError(
         f"expected a plan for {flavour.title} {trt.__version__} on {device}, got one that does not load "
         f"({'; '.join(reasons)}); {remedy}."
     )

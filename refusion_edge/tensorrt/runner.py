@@ -51,7 +51,7 @@ class PlanRunner(StagesOnDevice):
 
     Raises:
         BackendError: There is no device, no driver layer, or too little memory.
-        BundleError: The plan does not fit this machine; says why.
+        MisfitError: The plan does not fit this machine; says why.
         MissingDependencyError: TensorRT is not installed.
     """
 
