@@ -185,11 +185,14 @@ def _empty_parts(parts: int, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty(*x.shape[:3], x.shape[3] // parts) for _ in range(parts))
 
 
-def _operands(parts: int, points: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
-    """Arrays of the inputs and of the taps, as lists, for each part."""
+def _operands(parts: int, points: Sequence[Tensor]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Arrays of the inputs and of the taps, a list of each for every part."""
     inputs, taps = _halves(points)
-    x_parts = zip(*(_even(x).chunk(parts, dim=-1) for x in inputs), strict=True)
-    taps_parts = zip(*(own.contiguous().chunk(parts) for own in taps), strict=True)
+    whole, whole_taps = [_even(x) for x in inputs], [own.contiguous() for own in taps]
+    if parts == 1:
+        return [_arrays(whole)], [_arrays(whole_taps)]
+    x_parts = zip(*(x.chunk(parts, dim=-1) for x in whole), strict=True)
+    taps_parts = zip(*(own.chunk(parts) for own in whole_taps), strict=True)
     return [_arrays(part) for part in x_parts], [_arrays(part) for part in taps_parts]
 
 
@@ -210,7 +213,11 @@ def _materialised(along: Sequence[Tensor | None], points: Sequence[Tensor]) -> t
 
 
 def _machine() -> dict[str, Any]:
-    return {"threads": torch.get_num_threads(), "isa": chosen_isa()}
+    return {"threads": torch.get_num_threads(), "isa": _isa()}
+
+
+# Looked up once: a step calls the kernels more than a hundred times.
+_isa = cache(chosen_isa)
 
 
 @cache

@@ -144,9 +144,7 @@ REFUSION_INLINE void convolve_row(const RowOf<Number> (&rows)[Operands][3], cons
 REFUSION_INLINE void add_taps_gradient(const RowOf<Vec> (&rows)[3], const RowOf<Vec>& slopes, int width, double* gradient) {
     Vec sums[3][3]{};
     Vec before{}, here = slopes.at(0);
-#pragma GCC unroll 1
-    for (int column = 0; column < width; ++column) {
-        const Vec after = column + 1 < width ? slopes.at(column + 1) : Vec{};
+    const auto add_column = [&](int column, Vec after) {
 #pragma GCC unroll 3
         for (int i = 0; i < 3; ++i) {
             const Vec x = rows[i].at(column);
@@ -156,9 +154,14 @@ REFUSION_INLINE void add_taps_gradient(const RowOf<Vec> (&rows)[3], const RowOf<
         }
         before = here;
         here = after;
-    }
+    };
+#pragma GCC unroll 1
+    for (int column = 0; column + 1 < width; ++column) add_column(column, slopes.at(column + 1));
+    add_column(width - 1, Vec{});
     for (int i = 0; i < 9; ++i) {
-        for (int k = 0; k < lanes; ++k) gradient[i * lanes + k] += static_cast<double>(lane(sums[i / 3][i % 3], k));
+        float along_row[lanes];
+        store(along_row, sums[i / 3][i % 3]);
+        for (int k = 0; k < lanes; ++k) gradient[i * lanes + k] += static_cast<double>(along_row[k]);
     }
 }
 
@@ -187,8 +190,10 @@ struct Spread {
                 Taps<Number> taps[Operands];
                 take_input_rows(band, row, channel, rows);
                 take_taps(band, channel, taps);
+                const PixelRow target = pixel_row(band.y, band.y_pitch, band, row, channel);
                 float* y = band.y + static_cast<std::ptrdiff_t>(row) * band.width * band.y_pitch + channel;
                 convolve_row(rows, taps, band.width, [&](int column, const Number(&sums)[Operands]) {
+                    target.fetch_below(column);
                     if constexpr (gated) {
                         store(y + column * band.y_pitch, wanted(gelu(sums[0]) * sums[1]));
                     } else {
@@ -207,7 +212,8 @@ struct Spread {
         take_taps(band, channel, taps);
         const PixelRow outer = pixel_row(band.y, band.y_pitch, band, row, channel);
         convolve_row(rows, taps, band.width, [&](int column, const Vec(&sums)[Operands]) {
-            const Vec slope = load(outer.data + column * outer.step);
+            const Vec slope = outer.at(column);
+            outer.fetch_below(column);
             const GeluWithSlope activated = gelu_with_slope(sums[0]);
             store(slopes[0] + column * lanes, slope * sums[Operands - 1] * activated.slope);
             store(slopes[Operands - 1] + column * lanes, slope * activated.value);
@@ -244,8 +250,12 @@ struct Spread {
                         for (int i = 0; i < 3; ++i) rows[0][i] = slope_row(n, row - 2 + i, channel);
                         const Taps<Vec> taps[1] = {turned(taps_of<Vec>(operand, channel))};
                         const std::ptrdiff_t pitch = operand.x_gradient_pitch;
+                        const PixelRow target = pixel_row(operand.x_gradient, pitch, band, row - 1, channel);
                         float* to = operand.x_gradient + static_cast<std::ptrdiff_t>(row - 1) * band.width * pitch + channel;
-                        convolve_row(rows, taps, band.width, [&](int column, const Vec(&sums)[1]) { store(to + column * pitch, sums[0]); });
+                        convolve_row(rows, taps, band.width, [&](int column, const Vec(&sums)[1]) {
+                            target.fetch_below(column);
+                            store(to + column * pitch, sums[0]);
+                        });
                     }
                 }
             }
