@@ -1,10 +1,10 @@
-"""Depthwise 3x3 convolutions with the channels innermost, alone or gated, as training needs them: forward, gradient, forward mode.
+"""Depthwise 3x3 convolutions with the channels innermost, alone or gated: what training needs of them.
 
     y = depthwise(x)        y = gelu(depthwise(gate)) * depthwise(update)
 
-In operations of torch a step of training makes some twenty passes over memory for a gated pair. The compiled kernels make three
-forward and five backward: they keep the inputs only, and compute the convolutions again when the gradient needs them. They do
-fp32 on a CPU; ``composed``, the formula, does everything else, and any derivative beyond the first.
+The compiled kernels read both inputs of a gated pair and write the result, then read inputs and slope and write both gradients:
+nothing lies in memory in between, the convolutions are computed again when the gradient needs them. They do values,
+gradients and the forward mode in fp32 on a CPU; ``composed``, the formula, does everything else, and all further derivatives.
 
 Source:
     Restormer (Zamir et al., CVPR 2022), the spatial half of attention's features and of the gated feed-forward.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -15,7 +14,7 @@ from refusion_edge.checkpoint import parse_checkpoint
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.forms import Precision
 from refusion_edge.graph import MAX_SIDE
-from refusion_edge.kernels.compiled import ISA_VARIABLE, MODULE, chosen_isa, load_module
+from refusion_edge.kernels.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import MAX_THREADS, processor, usable_cores
 from refusion_edge.parameters import PARAMETERS

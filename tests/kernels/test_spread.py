@@ -1,4 +1,4 @@
-"""Depthwise convolutions of training: kernels of every instruction set against the formula in float64, and when they are used."""
+"""Depthwise convolutions of training: every instruction set against the formula in float64, and when kernels are used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ except ImportError:
 # On first use torch 2.13 loads its own rules of forward mode through torch.jit, which it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 ISAS = tuple(MODULE.isas()) if MODULE else ()
-needs_kernels = pytest.mark.skipif(MODULE is None, reason="the compiled kernels are not built: pip install . -Cwheel.cmake=true")
+needs_kernels = pytest.mark.skipif(MODULE is None, reason="the kernels are not built; run: pip install . -Cwheel.cmake=true")
 # Pictures smaller than the taps, more rows than a band; channels for whole vectors, for narrower ones, and for single lanes.
 SHAPES = [(1, 1, 1, 1), (2, 1, 9, 5), (1, 7, 1, 8), (2, 3, 5, 64), (1, 131, 3, 37), (3, 6, 4, 16)]
 INPUTS = [1, 2]
