@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refusion_edge.kernels.spread import gated_depthwise
 from refusion_edge.parameters import NUM_BLOCKS, PARAMETERS
 from refusion_edge.train.layers import (
     Parameters,
@@ -61,8 +62,9 @@ def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> 
     x1 = x1 + projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"))
     x2 = x2 + projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"))
     both = torch.cat((x1, x2), dim=-1)
-    gate1, gate2 = expand(both, weight("project_E"), weight("project_E_d"), 2)
-    (update1,) = expand(x1, weight("project_E1"), weight("project_E1_d"), 1)
-    (update2,) = expand(x2, weight("project_E2"), weight("project_E2_d"), 1)
-    gated1, gated2 = F.gelu(gate1) * update1, F.gelu(gate2) * update2
+    inputs = [pointwise(both, part) for part in weight("project_E").chunk(2)]
+    spreads = weight("project_E_d").chunk(2)
+    update1, update2 = pointwise(x1, weight("project_E1")), pointwise(x2, weight("project_E2"))
+    gated1 = gated_depthwise(inputs[0], update1, spreads[0], weight("project_E1_d"))
+    gated2 = gated_depthwise(inputs[1], update2, spreads[1], weight("project_E2_d"))
     return both + pointwise(gated1, weight("project_out1")) + pointwise(gated2, weight("project_out2"))

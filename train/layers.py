@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from refusion_edge.kernels.channel_attention import NORM_FLOOR
 from refusion_edge.kernels.channel_products import channel_products
 from refusion_edge.kernels.layer_norm import EPSILON
+from refusion_edge.kernels.spread import depthwise_parts, gated_depthwise, suits_kernels
 from refusion_edge.parameters import EXPANSION, NUM_HEADS, Shape
 
 Parameters: TypeAlias = dict[str, Tensor]
@@ -43,11 +44,6 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
 
 
-def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution of every channel on its own, zero-padded, (B, H, W, C) to the same shape."""
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=weight.shape[0]).permute(0, 2, 3, 1)
-
-
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """1x1 convolution, (B, H, W, C) to (B, H, W, C')."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -69,12 +65,17 @@ def expand(x: Tensor, weight: Tensor, spread: Tensor, parts: int) -> tuple[Tenso
     Returns:
         The parts, each (B, H, W, C').
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not suits_kernels(x, weight, spread):
         # Part by part: each lies contiguous and fits the cache better, and no gradients have to be joined.
         pairs = zip(weight.chunk(parts), spread.chunk(parts), strict=True)
-        return tuple(depthwise(pointwise(x, own), own_spread) for own, own_spread in pairs)
-    # Fewer launches count for more on a GPU.
-    return depthwise(pointwise(x, weight), spread).chunk(parts, dim=-1)
+        return tuple(depthwise_parts(pointwise(x, own), own_spread, 1)[0] for own, own_spread in pairs)
+    # One product at a time is faster; the kernels write parts, and the gradients of parts, where they belong.
+    return depthwise_parts(pointwise(x, weight), spread, parts)
+
+
+def add_residual(x: Tensor, change: Tensor) -> Tensor:
+    """``x + change`` in the memory of ``change``, which must be nobody else's: new memory is cold, and costs more."""
+    return change.add_(x) if change.dtype == x.dtype else x + change
 
 
 def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor) -> Tensor:
@@ -130,11 +131,12 @@ def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     normalised = _norm(parameters, f"{name}.norm1", x)
     q, k, v = expand(normalised, parameters[f"{attention}.qkv.weight"], parameters[f"{attention}.qkv_dwconv.weight"], 3)
     temperature, projection = parameters[f"{attention}.temperature"], parameters[f"{attention}.project_out.weight"]
-    x = x + projected_attention(q, k, v, temperature, projection)
+    x = add_residual(x, projected_attention(q, k, v, temperature, projection))
     normalised = _norm(parameters, f"{name}.norm2", x)
     weight, spread = parameters[f"{feed_forward}.project_in.weight"], parameters[f"{feed_forward}.dwconv.weight"]
-    gate, update = expand(normalised, weight, spread, 2)
-    return x + pointwise(F.gelu(gate) * update, parameters[f"{feed_forward}.project_out.weight"])
+    gate, update = (pointwise(normalised, part) for part in weight.chunk(2))
+    gated = gated_depthwise(gate, update, *spread.chunk(2))
+    return add_residual(x, pointwise(gated, parameters[f"{feed_forward}.project_out.weight"]))
 
 
 def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:

@@ -36,14 +36,14 @@ class MaxNormalised(Optimizer):
 
 def adamw(parameters: Parameters) -> AdamW:
     """Optimiser of F and of R."""
-    return AdamW(parameters.values(), weight_decay=0.0)
+    return AdamW(parameters.values(), weight_decay=0.0, fused=True)
 
 
 def outer_optimiser(phi: Parameters, settings: MetaSettings) -> Optimizer:
     """Optimiser of P."""
     if settings.optimiser == "max-normalised":
         return MaxNormalised(phi.values(), lr=settings.learning_rate)
-    return AdamW(phi.values(), betas=settings.betas, eps=settings.eps, weight_decay=0.0)
+    return AdamW(phi.values(), betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True)
 
 
 def apply(optimiser: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:

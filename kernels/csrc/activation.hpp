@@ -5,12 +5,12 @@
 
 namespace refusion::REFUSION_ISA {
 
-// x * (1 + erf(x / sqrt(2))) / 2.
+// The normal distribution at x, (1 + erf(x / sqrt(2))) / 2, which is GELU's share of x.
 //
 // erf(x / sqrt(2)) / 2 = x P(x^2) / Q(x^2) on |x| <= 5.4, beyond which it is 1/2 in float. The ten coefficients are a
 // weighted minimax fit of our own with error 5.5e-9; all are positive, so no digit is lost in the sums. In float the
 // GELU is within 1.3e-6 of the exact one on [-8, 8], as is PyTorch's.
-REFUSION_INLINE Vec gelu(Vec x) {
+REFUSION_INLINE Vec normal_share(Vec x) {
     const Vec bounded = least(most(x, broadcast(-5.4f)), broadcast(5.4f));
     const Vec u = bounded * bounded;
     Vec p = broadcast(2.338667734e-08f);
@@ -25,8 +25,11 @@ REFUSION_INLINE Vec gelu(Vec x) {
     q = q * u + 2.837871680e-02f;
     q = q * u + 2.503179884e-01f;
     q = q * u + 1.0f;
-    return x * (bounded * p / q + 0.5f);
+    return bounded * p / q + 0.5f;
 }
+
+// x * (1 + erf(x / sqrt(2))) / 2.
+REFUSION_INLINE Vec gelu(Vec x) { return x * normal_share(x); }
 
 // e^x for x in [-87, 87], within 2 ulp: x = n ln 2 + r, a polynomial for e^r (Cephes, expf), n into the exponent.
 REFUSION_INLINE Vec exponential(Vec x) {
@@ -45,6 +48,20 @@ REFUSION_INLINE Vec exponential(Vec x) {
     const IntVec exponent = (as_int(rounded) - as_int(shifter)) + 127;
     return p * as_float(exponent << 23);
 }
+
+struct GeluWithSlope {
+    Vec value, slope;
+};
+
+// GELU and its derivative, the normal distribution plus x times its density. Beyond 13 the density is none in float.
+REFUSION_INLINE GeluWithSlope gelu_with_slope(Vec x) {
+    const Vec share = normal_share(x);
+    const Vec bounded = least(most(x, broadcast(-13.0f)), broadcast(13.0f));
+    const Vec density = 0.3989422804f * exponential(-0.5f * bounded * bounded);
+    return {x * share, share + bounded * density};
+}
+
+REFUSION_INLINE Vec gelu_slope(Vec x) { return gelu_with_slope(x).slope; }
 
 // 1 / (1 + e^-x), from 1.6e-38 to 1.
 REFUSION_INLINE Vec sigmoid(Vec x) {

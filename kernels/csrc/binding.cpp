@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <climits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "network.hpp"
 #include "parameters.hpp"
 #include "reference.hpp"
+#include "spreading.hpp"
 
 namespace nb = nanobind;
 using refusion::Network;
@@ -43,6 +45,7 @@ class Array {
     Py_ssize_t side(int axis) const { return buffer_.shape[axis]; }
     Py_ssize_t stride(int axis) const { return buffer_.strides[axis]; }
     void* data() const { return buffer_.buf; }
+    bool contiguous() const { return PyBuffer_IsContiguous(&buffer_, 'C') != 0; }
     refusion::PlaneView plane() const { return {buffer_.buf, buffer_.strides[0], buffer_.strides[1]}; }
 
   private:
@@ -85,6 +88,99 @@ void fuse_reference(nb::handle flat_object, nb::handle a_object, nb::handle b_ob
                              static_cast<double*>(fused.data()));
 }
 
+// The arrays of one depthwise convolution of a batch, in the order the pass takes them, held until it is done.
+class SpreadCall {
+  public:
+    SpreadCall(nb::handle y, bool writable) { y_ = features(y, writable); }
+
+    // Lists in which each input has its array: (B, H, W, C) for features, (C, 1, 3, 3) for taps.
+    void take_features(nb::list arrays, refusion::Features refusion::SpreadInput::*member, bool writable) {
+        for (std::size_t n = 0; n < grown(arrays); ++n) inputs_[n].*member = features(arrays[n], writable);
+    }
+    template <class Pointer>
+    void take_taps(nb::list arrays, Pointer refusion::SpreadInput::*member, bool writable) {
+        for (std::size_t n = 0; n < grown(arrays); ++n) inputs_[n].*member = static_cast<Pointer>(taps(arrays[n], writable));
+    }
+    void run(refusion::SpreadPass pass, int threads, const std::string& isa) const {
+        const nb::gil_scoped_release released;
+        refusion::spread(pass, shape_, inputs_, y_, threads, isa);
+    }
+
+  private:
+    std::size_t grown(const nb::list& arrays) {
+        if (arrays.size() < 1 || arrays.size() > refusion::kSpreadForms || (!inputs_.empty() && inputs_.size() != arrays.size())) {
+            throw std::invalid_argument("expected one or two inputs, and as many arrays in every list.");
+        }
+        inputs_.resize(arrays.size());
+        return arrays.size();
+    }
+    const Array& hold(nb::handle object, bool writable) {
+        held_.push_back(std::make_unique<Array>(object, 'f', 4, writable));
+        return *held_.back();
+    }
+    refusion::Features features(nb::handle object, bool writable) {
+        constexpr Py_ssize_t number = sizeof(float);
+        const Array& array = hold(object, writable);
+        const bool first = held_.size() == 1;
+        const int found[4] = {side(array, 0), side(array, 1), side(array, 2), side(array, 3)};
+        if (first) shape_ = {found[0], found[1], found[2], found[3]};
+        const Py_ssize_t pitch = array.stride(2);
+        if (found[0] != shape_.pictures || found[1] != shape_.height || found[2] != shape_.width || found[3] != shape_.channels) {
+            throw std::invalid_argument("expected features of one shape.");
+        }
+        if ((found[3] > 1 && array.stride(3) != number) || pitch % number != 0 || pitch < found[3] * number ||
+            (found[1] > 1 && array.stride(1) != pitch * found[2]) || (found[0] > 1 && array.stride(0) != pitch * found[2] * found[1])) {
+            throw std::invalid_argument("expected consecutive channels, and pixels at one distance from each other.");
+        }
+        return {static_cast<float*>(array.data()), pitch / number};
+    }
+    float* taps(nb::handle object, bool writable) {
+        const Array& array = hold(object, writable);
+        if (array.side(0) != shape_.channels || array.side(1) * array.side(2) * array.side(3) != 9 || !array.contiguous()) {
+            throw std::invalid_argument("expected contiguous taps, nine for every channel.");
+        }
+        return static_cast<float*>(array.data());
+    }
+    static int side(const Array& array, int axis) {
+        if (array.side(axis) < 1 || array.side(axis) > INT_MAX / 16) throw std::invalid_argument("expected features of a size in reach, and not empty.");
+        return static_cast<int>(array.side(axis));
+    }
+
+    std::vector<std::unique_ptr<Array>> held_;
+    refusion::BatchShape shape_{};
+    refusion::Features y_;
+    std::vector<refusion::SpreadInput> inputs_;
+};
+
+void spread(nb::list x, nb::list taps, nb::handle y, int threads, const std::string& isa) {
+    using refusion::SpreadInput;
+    SpreadCall call(y, true);
+    call.take_features(x, &SpreadInput::x, false);
+    call.take_taps(taps, &SpreadInput::taps, false);
+    call.run(refusion::SpreadPass::values, threads, isa);
+}
+
+void spread_tangent(nb::list x, nb::list taps, nb::list x_tangents, nb::list taps_tangents, nb::handle y, int threads, const std::string& isa) {
+    using refusion::SpreadInput;
+    SpreadCall call(y, true);
+    call.take_features(x, &SpreadInput::x, false);
+    call.take_taps(taps, &SpreadInput::taps, false);
+    call.take_features(x_tangents, &SpreadInput::x_tangent, false);
+    call.take_taps(taps_tangents, &SpreadInput::taps_tangent, false);
+    call.run(refusion::SpreadPass::tangents, threads, isa);
+}
+
+void spread_gradient(nb::list x, nb::list taps, nb::handle y_gradient, nb::list x_gradients, nb::list taps_gradients, int threads,
+                     const std::string& isa) {
+    using refusion::SpreadInput;
+    SpreadCall call(y_gradient, false);
+    call.take_features(x, &SpreadInput::x, false);
+    call.take_taps(taps, &SpreadInput::taps, false);
+    call.take_features(x_gradients, &SpreadInput::x_gradient, true);
+    call.take_taps(taps_gradients, &SpreadInput::taps_gradient, true);
+    call.run(refusion::SpreadPass::gradients, threads, isa);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -110,6 +206,11 @@ NB_MODULE(_native, m) {
         for (const refusion::Parameter& row : refusion::parameters()) rows.append(nb::make_tuple(row.name, nb::tuple(nb::cast(row.shape))));
         return rows;
     });
+    m.def("spread", &spread, nb::arg("x"), nb::arg("taps"), nb::arg("y"), nb::arg("threads") = 1, nb::arg("isa") = "");
+    m.def("spread_tangent", &spread_tangent, nb::arg("x"), nb::arg("taps"), nb::arg("x_tangents"), nb::arg("taps_tangents"), nb::arg("y"),
+          nb::arg("threads") = 1, nb::arg("isa") = "");
+    m.def("spread_gradient", &spread_gradient, nb::arg("x"), nb::arg("taps"), nb::arg("y_gradient"), nb::arg("x_gradients"),
+          nb::arg("taps_gradients"), nb::arg("threads") = 1, nb::arg("isa") = "");
     m.def("multiply_adds", [](const std::string& isa, long rounds) {
         const nb::gil_scoped_release released;
         return refusion::find_kernels(isa, refusion::Precision::fp32).multiply_adds(rounds);

@@ -82,6 +82,32 @@ struct Packing {
     int output_block;
 };
 
+// What one depthwise convolution of training reads and, for its derivatives, reads and writes besides. Pixels lie one after
+// another, row by row, each with its channels side by side; a pitch counts the numbers from one pixel to the next. Taps are
+// packed, see spread.hpp.
+struct SpreadOperand {
+    const float *x, *taps;
+    const float *x_tangent, *taps_tangent;
+    float* x_gradient;
+    double* taps_gradient;  // is added to
+    std::ptrdiff_t x_pitch, x_tangent_pitch, x_gradient_pitch;
+};
+
+// The rows [top, bottom) of a picture, at some channels, a multiple of the lanes.
+struct SpreadBand {
+    int height, width, channels;
+    int top, bottom;
+    SpreadOperand operands[2];
+    float* y;  // the result, its tangent, or its gradient, which is read
+    std::ptrdiff_t y_pitch;
+};
+
+// One convolution, or two of which the first gates the second: y = gelu(first) * second.
+inline constexpr int kSpreadForms = 2;
+
+// Numbers of scratch that the gradient of a band needs.
+inline std::ptrdiff_t spread_scratch(int width, int channels) { return std::ptrdiff_t{6} * width * channels; }
+
 struct Kernels {
     const char* isa;
     int lanes;
@@ -95,6 +121,10 @@ struct Kernels {
     void (*transform[3])(const Tile&, const FeatureView& from, const FeatureView& to, const BlockWeights&, float* scratch);
     // Last two convolutions.
     void (*project)(const Tile&, const FeatureView& from, const PlaneTarget& to, const DenseWeights&, float* scratch);
+    // Depthwise convolutions as training has them, by the number of operands less one.
+    void (*spread[kSpreadForms])(const SpreadBand&);
+    void (*spread_tangent[kSpreadForms])(const SpreadBand&);
+    void (*spread_gradient[kSpreadForms])(const SpreadBand&, float* scratch);
     // Multiply-adds that depend on nothing but arithmetic: `rounds` times a fixed count, which is returned.
     double (*multiply_adds)(long rounds);
 };

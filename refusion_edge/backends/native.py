@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -18,13 +14,10 @@ from refusion_edge.checkpoint import parse_checkpoint
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.forms import Precision
 from refusion_edge.graph import MAX_SIDE
+from refusion_edge.kernels.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.luminance import MIN_SIDE
 from refusion_edge.machine import MAX_THREADS, processor, usable_cores
 from refusion_edge.parameters import PARAMETERS
-
-MODULE = "refusion_edge.kernels._native"
-ISA_VARIABLE = "REFUSION_EDGE_ISA"
-"""Environment variable that names the instruction set to use instead of the fastest."""
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 
@@ -51,21 +44,6 @@ def instruction_sets(precision: Precision = "fp32") -> tuple[str, ...]:
         ImportError: The module is not built.
     """
     return tuple(load_module().isas(precision))
-
-
-def chosen_isa() -> str:
-    """The instruction set that the environment asks for; empty for the fastest."""
-    return os.environ.get(ISA_VARIABLE, "")
-
-
-def load_module() -> Any:
-    """Import the compiled module.
-
-    Raises:
-        ImportError: It is not built.
-    """
-    module: ModuleType = importlib.import_module(MODULE)
-    return module
 
 
 def flat_parameters(state: State) -> Float32Array:

@@ -25,6 +25,7 @@ from refusion_edge.fidelity import LIMITS, compare
 from refusion_edge.forms import Precision
 from refusion_edge.fuser import load, open_bundle, open_weights
 from refusion_edge.images import write_image
+from refusion_edge.kernels.compiled import ISA_VARIABLE
 from refusion_edge.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence
 
@@ -260,12 +261,12 @@ def test_wrong_settings_are_refused(random_state: State) -> None:
 
 
 def test_the_environment_names_the_instruction_set(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.ISA_VARIABLE, "scalar")
+    monkeypatch.setenv(ISA_VARIABLE, "scalar")
     with native.NativeBackend(random_state) as engine:
         assert engine.isa == "scalar"
     assert status("native").reason == "scalar kernels"
     assert status("native").lacks == ("bf16",)
-    monkeypatch.delenv(native.ISA_VARIABLE)
+    monkeypatch.delenv(ISA_VARIABLE)
     with native.NativeBackend(random_state) as engine:
         assert engine.isa == ISAS[0]
 
@@ -331,11 +332,11 @@ def test_half_the_bits_are_used_on_request_only(random_state: State, monkeypatch
     choice = choose_builder("auto", "bf16")
     assert f"auto chose native ({KERNELS_HERE})" in choice.reason
     (isa,) = native.instruction_sets("bf16")
-    monkeypatch.setenv(native.ISA_VARIABLE, isa)
+    monkeypatch.setenv(ISA_VARIABLE, isa)
     with native.NativeBackend(random_state, precision="bf16") as engine:
         assert engine.isa == isa
     assert (status("native").reason, status("native").lacks) == (f"{isa} kernels", ())
-    monkeypatch.setenv(native.ISA_VARIABLE, "avx2")
+    monkeypatch.setenv(ISA_VARIABLE, "avx2")
     with pytest.raises(
         UsageError, match=rf"an instruction set for bf16 that this processor has \({isa}\), got 'avx2'"
     ) as caught:
