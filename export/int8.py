@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -16,6 +16,9 @@ from refusion_edge.luminance import Planes, to_planes
 from refusion_edge.pairs import ImagePair
 from refusion_edge.quantisation import CalibrationTable, quantisable_layers
 from refusion_edge.tasks import Task
+
+# The handful of pairs that judge are not the worst that will come: those of one camera came out 8 dB below the worst of them.
+SPARE_DB = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def select_layers(
     limits: Limits,
     on_layer: Callable[[], None] = lambda: None,
 ) -> Selection:
-    """Quantise as many layers as the limits allow.
+    """Quantise as many layers as the limits allow, with ``SPARE_DB`` to spare if that can be had.
 
     All of them, if that passes. Otherwise a scan ranks the layers, and the fewest of the most sensitive ones stay in half
     precision, found by halving.
@@ -107,23 +110,32 @@ def select_layers(
         GateError: Not even one layer in INT8 keeps the limits.
     """
     layers = quantisable_layers()
+    spared = replace(limits, psnr_db=limits.psnr_db + SPARE_DB)
     everything = quantise(model, table)
-    found = jury.judge(everything)
-    if limits.hold(found):
+    found = {0: jury.judge(everything)}
+    if spared.hold(found[0]):
         return Selection(everything, layers, (), {})
     scan = scan_layers(model, table, jury, on_layer)
     ranked = tuple(scan)
-    fails, passes = 0, len(layers)
-    while passes - fails > 1:
-        middle = (fails + passes) // 2
-        found = jury.judge(quantise(model, table, keep=ranked[:middle]))
-        fails, passes = (fails, middle) if limits.hold(found) else (middle, passes)
-    if passes == len(layers):
+
+    def fewest_kept(wanted: Limits) -> int:
+        fails, passes = -1, len(layers)
+        while passes - fails > 1:
+            middle = (fails + passes) // 2
+            if middle not in found:
+                found[middle] = jury.judge(quantise(model, table, keep=ranked[:middle]))
+            fails, passes = (fails, middle) if wanted.hold(found[middle]) else (middle, passes)
+        return passes
+
+    count = fewest_kept(spared)
+    if count == len(layers):
+        count = fewest_kept(limits)
+    if count == len(layers):
         raise GateError(
-            f"expected an int8 engine close to the fp32 reference ({limits}), got {found} with one layer in INT8; nothing was "
-            "installed, build with --precision fp16."
+            f"expected an int8 engine close to the fp32 reference ({limits}), got {found[len(layers) - 1]} with one layer in "
+            "INT8; nothing was installed, build with --precision fp16."
         )
-    kept = ranked[:passes]
+    kept = ranked[:count]
     return Selection(quantise(model, table, keep=kept), tuple(layer for layer in layers if layer not in kept), kept, scan)
 
 

@@ -15,7 +15,7 @@ from scipy.signal import correlate
 from refusion_edge.arrays import Array, State
 from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import GateError
-from refusion_edge.export.int8 import Jury, scan_layers, select_layers
+from refusion_edge.export.int8 import SPARE_DB, Jury, scan_layers, select_layers
 from refusion_edge.export.quantise import quantise
 from refusion_edge.fidelity import LIMITS, Fidelity
 from refusion_edge.fuser import open_weights
@@ -127,6 +127,14 @@ def test_as_few_layers_as_possible_stay_in_half_precision(random_state: State, n
     assert selection.int8 == tuple(layer for layer in LAYERS if layer not in selection.kept)
     assert LIMITS["int8"].hold(jury.judge(selection.model))
     assert jury.judged <= 1 + (len(LAYERS) + 5 + 1 if needed else 1)
+
+
+def test_layers_are_chosen_with_something_to_spare_where_that_can_be_had(random_state: State) -> None:
+    limit, model = LIMITS["int8"].psnr_db, folded(random_state, "fp16")
+    one = {**dict.fromkeys(LAYERS, 0.0), LAYERS[3]: 80.0 - limit - SPARE_DB + 0.1}
+    assert select_layers(model, TABLE, FakeJury(one), LIMITS["int8"]).kept == (LAYERS[3],)
+    all_alike = dict.fromkeys(LAYERS, 80.0 - limit - SPARE_DB + 0.1)
+    assert len(select_layers(model, TABLE, FakeJury(all_alike), LIMITS["int8"]).int8) == 1
 
 
 def test_where_no_layer_can_be_int8_the_build_fails(random_state: State) -> None:
