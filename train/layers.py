@@ -77,9 +77,7 @@ def expand(x: Tensor, weight: Tensor, spread: Tensor, parts: int) -> tuple[Tenso
     return depthwise_parts(pointwise(x, weight), spread, parts)
 
 
-def projected_attention(
-    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor
-) -> Tensor:
+def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor) -> Tensor:
     """Attention between channels and the 1x1 projection after it, as one matrix per picture, and their residual.
 
     The same as ``refusion_edge.kernels.channel_attention`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
