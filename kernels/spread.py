@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from refusion_edge.kernels.compiled import chosen_isa, load_module
+from refusion_edge.errors import UsageError
+from refusion_edge.kernels.compiled import ISA_VARIABLE, chosen_isa, load_module
 
 
 def composed(parts: int, *points: Tensor) -> tuple[Tensor, ...]:
@@ -50,6 +51,9 @@ def depthwise_parts(x: Tensor, taps: Tensor, parts: int) -> tuple[Tensor, ...]:
 
     Returns:
         The parts, each (B, H, W, C).
+
+    Raises:
+        UsageError: The environment asks for an instruction set that this processor lacks, or that does not compute in fp32.
     """
     return _spread(parts, x, taps)
 
@@ -65,6 +69,9 @@ def gated_depthwise(gate: Tensor, update: Tensor, gate_taps: Tensor, update_taps
 
     Returns:
         (B, H, W, C).
+
+    Raises:
+        UsageError: The environment asks for an instruction set that this processor lacks, or that does not compute in fp32.
     """
     (y,) = _spread(1, gate, update, gate_taps, update_taps)
     return y
@@ -140,7 +147,7 @@ class _SpreadGradient(_ByFormula):
     @staticmethod
     def forward(parts: int, *slopes_and_points: Tensor) -> tuple[Tensor, ...]:
         slopes, points = slopes_and_points[:parts], slopes_and_points[parts:]
-        gradients = tuple(torch.empty(point.shape) for point in points)
+        gradients = tuple(point.new_empty(point.shape) for point in points)
         operands = (*_operands(parts, points), *_operands(parts, gradients))
         for own, x, taps, *written in zip(slopes, *operands, strict=True):
             _module().spread_gradient(x, taps, *_arrays((_even(own),)), *written, **_machine())
@@ -182,7 +189,7 @@ def _halves(points: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor
 
 
 def _empty_parts(parts: int, x: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(*x.shape[:3], x.shape[3] // parts) for _ in range(parts))
+    return tuple(x.new_empty(*x.shape[:3], x.shape[3] // parts) for _ in range(parts))
 
 
 def _operands(parts: int, points: Sequence[Tensor]) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -217,7 +224,14 @@ def _machine() -> dict[str, Any]:
 
 
 # Looked up once: a step calls the kernels more than a hundred times.
-_isa = cache(chosen_isa)
+@cache
+def _isa() -> str:
+    isa, usable = chosen_isa(), _module().isas()
+    if isa and isa not in usable:
+        raise UsageError(
+            f"expected {ISA_VARIABLE} to be one of {', '.join(usable)} for training, got {isa!r}; set one of them."
+        )
+    return isa
 
 
 @cache

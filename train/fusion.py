@@ -59,12 +59,12 @@ def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> 
     q1, k1, v1 = expand(x1, weight("qkv1"), weight("qkv1_dwconv"), 3)
     q2, k2, v2 = expand(x2, weight("qkv2"), weight("qkv2_dwconv"), 3)
     # Crossed: the queries of one source ask the keys of the other.
-    x1 = x1 + projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"))
-    x2 = x2 + projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"))
+    x1 = projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"), x1)
+    x2 = projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"), x2)
     both = torch.cat((x1, x2), dim=-1)
     inputs = [pointwise(both, part) for part in weight("project_E").chunk(2)]
     spreads = weight("project_E_d").chunk(2)
     update1, update2 = pointwise(x1, weight("project_E1")), pointwise(x2, weight("project_E2"))
     gated1 = gated_depthwise(inputs[0], update1, spreads[0], weight("project_E1_d"))
     gated2 = gated_depthwise(inputs[1], update2, spreads[1], weight("project_E2_d"))
-    return both + pointwise(gated1, weight("project_out1")) + pointwise(gated2, weight("project_out2"))
+    return pointwise(gated1, weight("project_out1"), both) + pointwise(gated2, weight("project_out2"))

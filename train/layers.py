@@ -44,13 +44,17 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
 
 
-def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """1x1 convolution, (B, H, W, C) to (B, H, W, C')."""
+def pointwise(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """1x1 convolution, (B, H, W, C) to (B, H, W, C'), and the residual it is added to, (B, H, W, C').
+
+    The convolution must depend on whatever the residual depends on, as that of a layer does: see ``_plus``.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         # oneDNN multiplies matrices as narrow as these faster than BLAS does. On one thread torch gives it a 1x1 kernel only
         # where that is dilated, which makes no difference to a 1x1 kernel.
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, dilation=2).permute(0, 2, 3, 1)
-    return F.linear(x, weight.flatten(1))
+        planes = F.conv2d(x.permute(0, 3, 1, 2), weight, dilation=2)
+        return _plus(planes, residual if residual is None else residual.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return _plus(F.linear(x, weight.flatten(1)), residual)
 
 
 def expand(x: Tensor, weight: Tensor, spread: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -73,13 +77,8 @@ def expand(x: Tensor, weight: Tensor, spread: Tensor, parts: int) -> tuple[Tenso
     return depthwise_parts(pointwise(x, weight), spread, parts)
 
 
-def add_residual(x: Tensor, change: Tensor) -> Tensor:
-    """``x + change`` in the memory of ``change``, which must be nobody else's: new memory is cold, and costs more."""
-    return change.add_(x) if change.dtype == x.dtype else x + change
-
-
-def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor) -> Tensor:
-    """Attention between channels and the 1x1 projection after it, as one matrix per picture.
+def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor) -> Tensor:
+    """Attention between channels and the 1x1 projection after it, as one matrix per picture, and their residual.
 
     The same as ``refusion_edge.kernels.channel_attention`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
     P A is a C x C matrix, so the H*W long features are multiplied once instead of twice.
@@ -90,6 +89,7 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
         v: Values, same shape.
         temperature: One factor per head, (N, 1, 1).
         projection: (C, C, 1, 1).
+        residual: (B, H, W, C); what the values come from.
 
     Returns:
         (B, H, W, C).
@@ -110,7 +110,7 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
         attention = scores.masked_fill(head[:, None] != head[None, :], float("-inf")).softmax(dim=-1)
         mixing = projection.flatten(1).to(wide) @ attention
     mixed = v.flatten(1, 2) @ mixing.to(v.dtype).transpose(1, 2)
-    return mixed.view(v.shape)
+    return _plus(mixed, residual.flatten(1, 2)).view(v.shape)
 
 
 def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -131,12 +131,12 @@ def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     normalised = _norm(parameters, f"{name}.norm1", x)
     q, k, v = expand(normalised, parameters[f"{attention}.qkv.weight"], parameters[f"{attention}.qkv_dwconv.weight"], 3)
     temperature, projection = parameters[f"{attention}.temperature"], parameters[f"{attention}.project_out.weight"]
-    x = add_residual(x, projected_attention(q, k, v, temperature, projection))
+    x = projected_attention(q, k, v, temperature, projection, x)
     normalised = _norm(parameters, f"{name}.norm2", x)
     weight, spread = parameters[f"{feed_forward}.project_in.weight"], parameters[f"{feed_forward}.dwconv.weight"]
     gate, update = (pointwise(normalised, part) for part in weight.chunk(2))
     gated = gated_depthwise(gate, update, *spread.chunk(2))
-    return add_residual(x, pointwise(gated, parameters[f"{feed_forward}.project_out.weight"]))
+    return pointwise(gated, parameters[f"{feed_forward}.project_out.weight"], x)
 
 
 def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:
@@ -176,3 +176,14 @@ def initialise(shapes: Mapping[str, Shape], generator: torch.Generator) -> Param
 def _norm(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     weight, bias = parameters[f"{name}.body.weight"], parameters[f"{name}.body.bias"]
     return F.layer_norm(x, (x.shape[-1],), weight, bias, EPSILON)
+
+
+def _plus(change: Tensor, residual: Tensor | None) -> Tensor:
+    """``change + residual`` in the memory of ``change``: new memory is cold, and costs more.
+
+    ``change`` must be nobody else's, no view, whose gradient would be copied twice, and, for transforms of ``torch.func``,
+    a function of all that the residual is a function of.
+    """
+    if residual is None:
+        return change
+    return change.add_(residual) if change.dtype == residual.dtype else change + residual

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <climits>
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -116,7 +117,9 @@ class SpreadCall {
     }
     const Array& hold(nb::handle object, bool writable) {
         held_.push_back(std::make_unique<Array>(object, 'f', 4, writable));
-        return *held_.back();
+        const Array& array = *held_.back();
+        if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) != 0) throw std::invalid_argument("expected aligned arrays.");
+        return array;
     }
     refusion::Features features(nb::handle object, bool writable) {
         constexpr Py_ssize_t number = sizeof(float);

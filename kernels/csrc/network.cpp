@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -15,7 +13,6 @@ namespace refusion {
 namespace {
 
 constexpr int kChannels = 2 * kDim;
-constexpr std::size_t kAlignment = 64;
 
 // Scratch of one thread, so that it stays in the second cache.
 constexpr int kScratchBytes = 768 << 10;
@@ -42,14 +39,6 @@ int product_count(BlockKind kind) {
 }
 
 }  // namespace
-
-Buffer::Buffer(std::size_t count) : count_(count) {
-    const std::size_t bytes = (count * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
-    if (data_ == nullptr) throw std::bad_alloc();
-}
-
-void Buffer::Free::operator()(float* data) const { std::free(data); }
 
 // One picture under way: its size, how it is cut, and where its features are.
 struct Network::Picture {

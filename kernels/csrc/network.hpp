@@ -2,10 +2,10 @@
 #pragma once
 
 #include <atomic>
-#include <memory>
 #include <mutex>
 #include <string>
 
+#include "buffer.hpp"
 #include "kernels.hpp"
 #include "packing.hpp"
 #include "plane.hpp"
@@ -16,23 +16,6 @@ namespace refusion {
 inline constexpr int kMinSide = 8;
 inline constexpr int kMaxSide = 16384;
 inline constexpr int kMaxThreads = 256;
-
-// 64-byte aligned numbers that are not set to anything. Throws std::bad_alloc.
-class Buffer {
-  public:
-    Buffer() = default;
-    explicit Buffer(std::size_t count);
-
-    float* data() const { return data_.get(); }
-    std::size_t count() const { return count_; }
-
-  private:
-    struct Free {
-        void operator()(float* data) const;
-    };
-    std::unique_ptr<float[], Free> data_;
-    std::size_t count_ = 0;
-};
 
 // Fuses pictures. Calls from several threads wait for one another.
 class Network {

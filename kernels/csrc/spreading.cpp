@@ -1,8 +1,8 @@
 #include "spreading.hpp"
 
 #include <algorithm>
-#include <cstdint>
 
+#include "buffer.hpp"
 #include "isa.hpp"
 #include "thread_pool.hpp"
 
@@ -13,7 +13,6 @@ namespace {
 // Rows of a band; the gradient computes two more.
 constexpr int kBandRows = 64;
 constexpr int kTaps = 9;
-constexpr std::size_t kAlignment = 64;
 
 // Channels that one instruction set takes, a multiple of its lanes.
 struct Share {
@@ -35,20 +34,6 @@ std::vector<Share> shares_of(int channels, const std::string& isa) {
     return shares;
 }
 
-// Numbers on their own cache lines.
-template <class Number>
-class Buffer {
-  public:
-    explicit Buffer(std::size_t count) : memory_(count + kAlignment / sizeof(Number)) {}
-    Number* data() {
-        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-        return memory_.data() + (kAlignment - address % kAlignment) % kAlignment / sizeof(Number);
-    }
-
-  private:
-    std::vector<Number> memory_;
-};
-
 // Calls visit(number in (channels, 9), number in packed taps) for all taps: packed, the taps of each vector's channels lie tap by tap.
 template <class Visit>
 void for_each_tap(const std::vector<Share>& shares, const Visit& visit) {
@@ -63,9 +48,10 @@ void for_each_tap(const std::vector<Share>& shares, const Visit& visit) {
     }
 }
 
-Buffer<float> packed(const std::vector<Share>& shares, int channels, const float* taps) {
-    Buffer<float> result(static_cast<std::size_t>(channels) * kTaps);
-    if (taps) for_each_tap(shares, [&](int from, int to) { result.data()[to] = taps[from]; });
+Buffer packed(const std::vector<Share>& shares, int channels, const float* taps) {
+    if (!taps) return {};
+    Buffer result(static_cast<std::size_t>(channels) * kTaps);
+    for_each_tap(shares, [&](int from, int to) { result.data()[to] = taps[from]; });
     return result;
 }
 
@@ -75,7 +61,7 @@ void spread(SpreadPass pass, const BatchShape& shape, const std::vector<SpreadIn
             const std::string& isa) {
     const std::vector<Share> shares = shares_of(shape.channels, isa);
     const std::size_t operands = inputs.size(), numbers_of_taps = static_cast<std::size_t>(shape.channels) * kTaps;
-    std::vector<Buffer<float>> taps, taps_tangents;
+    std::vector<Buffer> taps, taps_tangents;
     for (const SpreadInput& input : inputs) {
         taps.push_back(packed(shares, shape.channels, input.taps));
         taps_tangents.push_back(packed(shares, shape.channels, input.taps_tangent));
@@ -86,7 +72,7 @@ void spread(SpreadPass pass, const BatchShape& shape, const std::vector<SpreadIn
     const int units = shape.pictures * bands;
     const int workers = std::max(1, std::min(threads, units));
     const bool gradients = pass == SpreadPass::gradients;
-    std::vector<Buffer<float>> scratch;
+    std::vector<Buffer> scratch;
     const std::ptrdiff_t scratch_size = gradients && operands > 1 ? spread_scratch(shape.width, shape.channels) : 0;
     for (int worker = 0; worker < workers; ++worker) scratch.emplace_back(static_cast<std::size_t>(scratch_size));
     std::vector<double> taps_gradients(gradients ? numbers_of_taps * operands * static_cast<std::size_t>(units) : 0);
@@ -109,7 +95,7 @@ void spread(SpreadPass pass, const BatchShape& shape, const std::vector<SpreadIn
                 operand.x_tangent_pitch = input.x_tangent.pitch;
                 operand.x_gradient_pitch = input.x_gradient.pitch;
                 operand.taps = taps[n].data() + share.first * kTaps;
-                operand.taps_tangent = taps_tangents[n].data() + share.first * kTaps;
+                if (pass == SpreadPass::tangents) operand.taps_tangent = taps_tangents[n].data() + share.first * kTaps;
                 if (gradients) {
                     operand.taps_gradient =
                         taps_gradients.data() + (static_cast<std::size_t>(unit) * operands + n) * numbers_of_taps + share.first * kTaps;

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="this kernel is called from torch")
 
+from refusion_edge.errors import UsageError
 from refusion_edge.kernels import spread
+from refusion_edge.kernels.compiled import ISA_VARIABLE
 from refusion_edge.kernels.spread import composed, depthwise_parts, gated_depthwise, suits_kernels
 
 try:
@@ -214,8 +217,35 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         MODULE.spread([x, x], [taps], y)
     with pytest.raises(ValueError, match="format 'f'"):
         MODULE.spread([x.astype("f8")], [taps], y)
+    with pytest.raises(ValueError, match="aligned"):
+        MODULE.spread([np.frombuffer(bytes(x.nbytes + 1), "f4", offset=1).reshape(x.shape)], [taps], y)
     with pytest.raises(ValueError, match="got 'mmx'"):
         MODULE.spread([x], [taps], y, isa="mmx")
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["mmx", "avx512_bf16"])
+def test_an_instruction_set_that_cannot_be_used_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ISA_VARIABLE, name)
+    spread._isa.cache_clear()
+    try:
+        with pytest.raises(UsageError, match=f"for training, got '{name}'"):
+            depthwise_parts(*draw(1, (1, 4, 5, 8)), 1)
+    finally:
+        spread._isa.cache_clear()
+
+
+@needs_kernels
+def test_the_default_type_of_torch_makes_no_difference() -> None:
+    points = draw(2, (1, 4, 5, 8))
+    form = partial(spread._spread, 1)
+    expected = (*form(*points), *gradient(form, points, points[:1]), *torch.func.jvp(form, points, points)[1])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = (*form(*points), *gradient(form, points, points[:1]), *torch.func.jvp(form, points, points)[1])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_elsewhere_the_formula_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@
 //
 // VECTORS is a folder made by `python -m tests.native.vectors`. Every NAME.vector is fused with every instruction set and
 // must be within 2e-5, or within 50 dB PSNR in bf16. Then, for SECONDS, planes of random sizes, strides and alignments are fused with random numbers of
-// threads, from two threads at once, and damaged weights files are read.
+// threads, from two threads at once, damaged weights files are read, and the depthwise convolutions of training are computed.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -17,7 +17,6 @@
 #include <fstream>
 #include <memory>
 #include <random>
-#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -26,6 +25,8 @@
 #include "network.hpp"
 #include "reference.hpp"
 #include "refusion_edge.h"
+#include "require.hpp"
+#include "spread_fuzzer.hpp"
 #include "weights_file.hpp"
 
 namespace fs = std::filesystem;
@@ -36,10 +37,6 @@ namespace {
 constexpr double kTolerance = 2e-5;
 constexpr double kBf16Psnr = 50.0;  // the gate's limit; in dB
 constexpr auto kPixel = static_cast<std::ptrdiff_t>(sizeof(float));
-
-void require(bool holds, const std::string& what) {
-    if (!holds) throw std::runtime_error(what);
-}
 
 struct Vector {
     std::string name;
@@ -229,12 +226,16 @@ int main(int count, char** words) try {
     }
     require(!weights.empty(), std::string("no vectors in ") + words[1]);
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[2]));
-    Fuzzer fuzzer(weights, count == 4 ? static_cast<unsigned>(std::atoi(words[3])) : 1u);
+    const unsigned seed = count == 4 ? static_cast<unsigned>(std::atoi(words[3])) : 1u;
+    Fuzzer fuzzer(weights, seed);
+    spread_fuzzer::Fuzzer convolutions(seed);
     while (std::chrono::steady_clock::now() < end) {
         fuzzer.turn();
         for (int i = 0; i < 5; ++i) fuzzer.damage();
+        for (int i = 0; i < 5; ++i) convolutions.turn();
     }
-    std::printf("fuzzed: %ld pictures, %ld damaged weights files refused\n", fuzzer.turns, fuzzer.refused);
+    std::printf("fuzzed: %ld pictures, %ld damaged weights files refused, %ld batches of depthwise convolutions\n", fuzzer.turns, fuzzer.refused,
+                convolutions.turns);
     return 0;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "native_driver: %s\n", error.what());

@@ -67,6 +67,42 @@ def test_single_precision_takes_other_products_and_has_the_same_derivatives() ->
     assert (wide - single).abs().max() < 1e-4
 
 
+# As above.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_parameter_alone_can_be_transformed(dtype: torch.dtype) -> None:
+    theta = {name: tensor.to(dtype) for name, tensor in initial_fusion(torch.Generator().manual_seed(0)).items()}
+    v = {name: tensor.to(dtype) for name, tensor in initial_fusion(torch.Generator().manual_seed(1)).items()}
+    a, b = planes(2, 1, 1, 8, 9, dtype=dtype)
+    first = ("project_in_1", "FM.qkv1", "FM.project_mid1", "FM.project_E_d", "FM.project_out1", "FM.project_out2")
+    names = [f"{name}.weight" for name in (*first, "decoder.0.norm1.body", "decoder.0.ffn.project_out")]
+    for name in ("FM.temperature2", *names):
+
+        def fused(own: torch.Tensor, name: str = name) -> torch.Tensor:
+            return fuse({**theta, name: own}, a, b).sum()
+
+        slope = (torch.func.grad(fused)(theta[name]) * v[name]).sum()
+        along = torch.func.jvp(fused, (theta[name],), (v[name],))[1]
+        assert torch.allclose(slope, along, rtol=1e-3, atol=1e-4), name
+
+
+def test_residuals_take_no_copies_of_gradients_and_change_no_source() -> None:
+    theta = {name: tensor.requires_grad_() for name, tensor in initial_fusion(torch.Generator().manual_seed(0)).items()}
+    for dtype in (torch.float32, torch.float64):
+        sources = planes(2, 1, 1, 9, 8, dtype=dtype)
+        before = [source.clone() for source in sources]
+        point = {name: tensor.to(dtype) for name, tensor in theta.items()}
+        pending, seen = [fuse(point, *sources).grad_fn], set()
+        while pending:
+            node = pending.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                pending += [parent for parent, _ in node.next_functions]
+        # What an addition in the memory of a view becomes.
+        assert "CopySlices" not in {node.name() for node in seen}
+        assert all(torch.equal(*pair) for pair in zip(sources, before, strict=True))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 def test_parts_of_an_expansion_are_those_of_the_whole(dtype: torch.dtype, tolerance: float) -> None:
     draw = torch.Generator().manual_seed(2)
