@@ -162,10 +162,10 @@ def test_a_driver_that_is_newer_than_the_assembler_gets_what_the_assembler_takes
 ASSEMBLER = """\
 PTXAS error: Internal Triton PTX codegen error
 `ptxas` stderr:
-ptxas /tmp/one.ptx, line 5; fatal   : Unsupported .version 9.2; current version is '8.8'
+ptxas one.ptx, line 5; fatal   : Unsupported .version 9.2; current version is '8.8'
 ptxas fatal   : Ptx assembly aborted due to errors
 
-Repro command: ptxas -v --gpu-name=sm_87 /tmp/one.ptx -o /tmp/one.ptx.o
+Repro command: ptxas -v --gpu-name=sm_87 one.ptx -o one.ptx.o
 """
 
 
