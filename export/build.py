@@ -42,7 +42,7 @@ from refusion_edge.export.engines import (
     make_engine,
     open_judged,
 )
-from refusion_edge.export.int8 import Jury, Selection, select_layers
+from refusion_edge.export.int8 import SPARE_DB, Jury, Selection, select_layers
 from refusion_edge.export.plan import PhaseListener
 from refusion_edge.export.spec import BuildSpec, check_spec
 from refusion_edge.fidelity import LIMITS, worst
@@ -309,6 +309,7 @@ def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tupl
         **{name: sha256(data) for name, data in made_from.items()},
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),
+        "spare_db": SPARE_DB,
         "tools": _tools(),
     }
     return sha256(json.dumps(description, sort_keys=True).encode())
