@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+
+from refusion_edge.kernels.batch_products import dot_products, inner_products, multiply
 
 
 def channel_products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,10 +28,10 @@ def channel_products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return gram, q_squares, k_squares
 
 
-class _ChannelProducts(torch.autograd.Function):
+class _ChannelProducts(Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return q.transpose(1, 2) @ k, q.square().sum(dim=1), k.square().sum(dim=1)
+        return inner_products(q, k), dot_products(q, q), dot_products(k, k)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -40,12 +43,10 @@ class _ChannelProducts(torch.autograd.Function):
         q, k = ctx.saved_tensors
         # Sums over a picture stay in the precision of the forward pass, also where autocast would choose bf16.
         with torch.autocast(q.device.type, enabled=False):
-            by_q = (k @ gram.transpose(1, 2)).addcmul_(q, 2 * q_squares[:, None])
-            by_k = (q @ gram).addcmul_(k, 2 * k_squares[:, None])
-        return by_q, by_k
+            return multiply(k, gram, q, 2 * q_squares), multiply(q, gram.transpose(1, 2), k, 2 * k_squares)
 
     @staticmethod
     def jvp(ctx: Any, along_q: Tensor, along_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k = ctx.saved_tensors
-        gram = along_q.transpose(1, 2) @ k + q.transpose(1, 2) @ along_k
-        return gram, 2 * (q * along_q).sum(dim=1), 2 * (k * along_k).sum(dim=1)
+        gram = inner_products(along_q, k) + inner_products(q, along_k)
+        return gram, 2 * dot_products(q, along_q), 2 * dot_products(k, along_k)

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.kernels.spread import gated_depthwise
+from refusion_edge.kernels.expansion import expand, gated_sum
 from refusion_edge.parameters import NUM_BLOCKS, PARAMETERS
 from refusion_edge.train.layers import (
     Parameters,
     block,
     dense,
-    expand,
     initialise,
-    pointwise,
     projected_attention,
     to_features,
 )
@@ -56,15 +54,16 @@ def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> 
     def weight(name: str) -> Tensor:
         return parameters[f"FM.{name}.weight"]
 
-    q1, k1, v1 = expand(x1, weight("qkv1"), weight("qkv1_dwconv"), 3)
-    q2, k2, v2 = expand(x2, weight("qkv2"), weight("qkv2_dwconv"), 3)
+    q1, k1, v1 = expand(x1, None, weight("qkv1"), weight("qkv1_dwconv"), 3)
+    q2, k2, v2 = expand(x2, None, weight("qkv2"), weight("qkv2_dwconv"), 3)
     # Crossed: the queries of one source ask the keys of the other.
     x1 = projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"), x1)
     x2 = projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"), x2)
     both = torch.cat((x1, x2), dim=-1)
-    inputs = [pointwise(both, part) for part in weight("project_E").chunk(2)]
-    spreads = weight("project_E_d").chunk(2)
-    update1, update2 = pointwise(x1, weight("project_E1")), pointwise(x2, weight("project_E2"))
-    gated1 = gated_depthwise(inputs[0], update1, spreads[0], weight("project_E1_d"))
-    gated2 = gated_depthwise(inputs[1], update2, spreads[1], weight("project_E2_d"))
-    return pointwise(gated1, weight("project_out1"), both) + pointwise(gated2, weight("project_out2"))
+    gates, gate_taps = weight("project_E").chunk(2), weight("project_E_d").chunk(2)
+    features = both
+    for index, update in enumerate((x1, x2)):
+        source = index + 1
+        weights, taps = (gates[index], weight(f"project_E{source}")), (gate_taps[index], weight(f"project_E{source}_d"))
+        features = gated_sum((both, update), weights, taps, weight(f"project_out{source}"), features)
+    return features

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refusion_edge.kernels.batch_products import multiply
 from refusion_edge.kernels.channel_attention import NORM_FLOOR
 from refusion_edge.kernels.channel_products import channel_products
-from refusion_edge.kernels.layer_norm import EPSILON
-from refusion_edge.kernels.spread import depthwise_parts, gated_depthwise, suits_kernels
+from refusion_edge.kernels.expansion import expand, feed_forward
 from refusion_edge.parameters import EXPANSION, NUM_HEADS, Shape
 
 Parameters: TypeAlias = dict[str, Tensor]
@@ -42,39 +42,6 @@ def to_features(plane: Tensor, weight: Tensor) -> Tensor:
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """3x3 convolution of features, zero-padded, (B, H, W, C) to (B, H, W, C')."""
     return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
-
-
-def pointwise(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
-    """1x1 convolution, (B, H, W, C) to (B, H, W, C'), and the residual it is added to, (B, H, W, C').
-
-    The convolution must depend on whatever the residual depends on, as that of a layer does: see ``_plus``.
-    """
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        # oneDNN multiplies matrices as narrow as these faster than BLAS does. On one thread torch gives it a 1x1 kernel only
-        # where that is dilated, which makes no difference to a 1x1 kernel.
-        planes = F.conv2d(x.permute(0, 3, 1, 2), weight, dilation=2)
-        return _plus(planes, residual if residual is None else residual.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return _plus(F.linear(x, weight.flatten(1)), residual)
-
-
-def expand(x: Tensor, weight: Tensor, spread: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """1x1 convolution to more channels, a depthwise 3x3 one of them, and the result cut into parts of equal size.
-
-    Args:
-        x: (B, H, W, C).
-        weight: (parts * C', C, 1, 1).
-        spread: (parts * C', 1, 3, 3).
-        parts: Number of parts.
-
-    Returns:
-        The parts, each (B, H, W, C').
-    """
-    if x.device.type == "cpu" and not suits_kernels(x, weight, spread):
-        # Part by part: each lies contiguous and fits the cache better, and no gradients have to be joined.
-        pairs = zip(weight.chunk(parts), spread.chunk(parts), strict=True)
-        return tuple(depthwise_parts(pointwise(x, own), own_spread, 1)[0] for own, own_spread in pairs)
-    # One product at a time is faster; the kernels write parts, and the gradients of parts, where they belong.
-    return depthwise_parts(pointwise(x, weight), spread, parts)
 
 
 def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor) -> Tensor:
@@ -109,8 +76,7 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
         head = torch.arange(channels, device=v.device) // (channels // num_heads)
         attention = scores.masked_fill(head[:, None] != head[None, :], float("-inf")).softmax(dim=-1)
         mixing = projection.flatten(1).to(wide) @ attention
-    mixed = v.flatten(1, 2) @ mixing.to(v.dtype).transpose(1, 2)
-    return _plus(mixed, residual.flatten(1, 2)).view(v.shape)
+    return multiply(v.flatten(1, 2), mixing.to(v.dtype), residual.flatten(1, 2)).view(v.shape)
 
 
 def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -127,16 +93,13 @@ def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     Source:
         Restormer (Zamir et al., CVPR 2022); ``refusion_edge.model.TransformerBlock`` in the other memory layout.
     """
-    attention, feed_forward = f"{name}.attn", f"{name}.ffn"
-    normalised = _norm(parameters, f"{name}.norm1", x)
-    q, k, v = expand(normalised, parameters[f"{attention}.qkv.weight"], parameters[f"{attention}.qkv_dwconv.weight"], 3)
+    attention, gate = f"{name}.attn", f"{name}.ffn"
+    qkv, spread = parameters[f"{attention}.qkv.weight"], parameters[f"{attention}.qkv_dwconv.weight"]
+    q, k, v = expand(x, _norm(parameters, f"{name}.norm1"), qkv, spread, 3)
     temperature, projection = parameters[f"{attention}.temperature"], parameters[f"{attention}.project_out.weight"]
     x = projected_attention(q, k, v, temperature, projection, x)
-    normalised = _norm(parameters, f"{name}.norm2", x)
-    weight, spread = parameters[f"{feed_forward}.project_in.weight"], parameters[f"{feed_forward}.dwconv.weight"]
-    gate, update = (pointwise(normalised, part) for part in weight.chunk(2))
-    gated = gated_depthwise(gate, update, *spread.chunk(2))
-    return pointwise(gated, parameters[f"{feed_forward}.project_out.weight"], x)
+    project_in, spread = parameters[f"{gate}.project_in.weight"], parameters[f"{gate}.dwconv.weight"]
+    return feed_forward(x, _norm(parameters, f"{name}.norm2"), project_in, spread, parameters[f"{gate}.project_out.weight"])
 
 
 def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:
@@ -173,17 +136,5 @@ def initialise(shapes: Mapping[str, Shape], generator: torch.Generator) -> Param
     return parameters
 
 
-def _norm(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    weight, bias = parameters[f"{name}.body.weight"], parameters[f"{name}.body.bias"]
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, EPSILON)
-
-
-def _plus(change: Tensor, residual: Tensor | None) -> Tensor:
-    """``change + residual`` in the memory of ``change``: new memory is cold, and costs more.
-
-    ``change`` must be nobody else's, no view, whose gradient would be copied twice, and, for transforms of ``torch.func``,
-    a function of all that the residual is a function of.
-    """
-    if residual is None:
-        return change
-    return change.add_(residual) if change.dtype == residual.dtype else change + residual
+def _norm(parameters: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    return parameters[f"{name}.body.weight"], parameters[f"{name}.body.bias"]

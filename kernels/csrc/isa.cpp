@@ -1,5 +1,6 @@
 #include "isa.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -46,6 +47,15 @@ const Kernels& find_kernels(const std::string& isa, Precision precision) {
     }
     throw std::invalid_argument(std::string("expected an instruction set for ") + (precision == Precision::bf16 ? "bf16" : "fp32") +
                                 " that this processor has (" + names + "), got '" + isa + "'; choose one of them.");
+}
+
+const Kernels& kernels_that_fill(const std::string& isa, const std::vector<int>& channels) {
+    const Kernels& widest = find_kernels(isa, Precision::fp32);
+    for (const Kernels* kernels : usable_kernels(Precision::fp32)) {
+        const bool filled = std::all_of(channels.begin(), channels.end(), [&](int count) { return count % kernels->lanes == 0; });
+        if (filled && kernels->lanes <= widest.lanes) return *kernels;
+    }
+    return scalar_kernels();
 }
 
 Precision find_precision(const std::string& word) {

@@ -14,6 +14,9 @@ std::vector<const Kernels*> usable_kernels(Precision precision);
 // The kernels of one name, or the fastest if it is empty. Throws std::invalid_argument that says what is usable.
 const Kernels& find_kernels(const std::string& isa, Precision precision);
 
+// The fastest in fp32, out of the named one and those of shorter vectors, whose vectors all these channels fill. Throws as above.
+const Kernels& kernels_that_fill(const std::string& isa, const std::vector<int>& channels);
+
 // fp32 or bf16. Throws std::invalid_argument for another word.
 Precision find_precision(const std::string& word);
 

@@ -82,31 +82,85 @@ struct Packing {
     int output_block;
 };
 
-// What one depthwise convolution of training reads and, for its derivatives, reads and writes besides. Pixels lie one after
-// another, row by row, each with its channels side by side; a pitch counts the numbers from one pixel to the next. Taps are
-// packed, see spread.hpp.
+// Pixels one after another, each with its channels side by side; a pitch counts the numbers from one pixel to the next.
+template <class Number>
+struct Pixels {
+    Number* data;
+    std::ptrdiff_t pitch;
+
+    Number* at(std::ptrdiff_t pixel) const { return data + pixel * pitch; }
+};
+
+// y = x weights + factors * added, pixel by pixel: weights are inputs x outputs, outputs a multiple of the lanes.
+struct Product {
+    std::ptrdiff_t pixels;
+    int inputs, outputs;
+    Pixels<const float> x;
+    const float* weights;
+    std::ptrdiff_t weights_pitch;
+    Pixels<const float> added;  // absent: nothing is added; may be y itself
+    const float* factors;       // one per output; absent: 1
+    Pixels<float> y;
+};
+
+// sums += the outer products of a and b over all pixels, rows x columns: their channels. Columns are a multiple of the lanes.
+struct OuterProducts {
+    std::ptrdiff_t pixels;
+    int rows, columns;
+    Pixels<const float> a, b;
+    float* sums;
+    std::ptrdiff_t sums_pitch;
+};
+
+// sums += the products of a and b over all pixels, channel by channel, a multiple of the lanes.
+struct DotProducts {
+    std::ptrdiff_t pixels;
+    int channels;
+    Pixels<const float> a, b;
+    float* sums;
+};
+
+// Most channels of a layer norm of training.
+inline constexpr int kNormChannels = 256;
+
+// Layer norm over the channels of each pixel, a multiple of the lanes: y = normalised x * weight + bias.
+struct Norm {
+    std::ptrdiff_t pixels;
+    int channels;
+    Pixels<const float> x, x_tangent;
+    const float *weight, *bias, *weight_tangent, *bias_tangent;
+    Pixels<float> y, y_tangent;     // y_tangent is read for the gradient: it is that by y then
+    Pixels<const float> added;      // to the gradient by x; may be absent
+    Pixels<float> x_gradient;
+    double *weight_gradient, *bias_gradient;  // are added to
+};
+
+// Rows of a picture, or a ring of the last `period` of them.
+struct RowsView {
+    float* data;
+    std::ptrdiff_t row_pitch, pitch, channel_pitch;  // numbers from one row, pixel, channel to the next
+    int period;
+
+    float* at(int row, int channel) const { return data + row % period * row_pitch + channel * channel_pitch; }
+};
+
+// What one 3x3 convolution of every channel on its own reads and, for its derivatives, reads and writes besides. Taps are packed,
+// see spread.hpp.
 struct SpreadOperand {
-    const float *x, *taps;
-    const float *x_tangent, *taps_tangent;
-    float* x_gradient;
+    RowsView x, x_tangent;
+    RowsView slopes;      // gradient by the result of the convolution
+    RowsView x_gradient;
+    const float *taps, *taps_tangent;
     double* taps_gradient;  // is added to
-    std::ptrdiff_t x_pitch, x_tangent_pitch, x_gradient_pitch;
 };
 
-// The rows [top, bottom) of a picture, at some channels, a multiple of the lanes.
-struct SpreadBand {
+// One row of y, the convolution of one operand, or gelu(that of the first) * that of the second. Channels are a multiple of the lanes.
+struct SpreadRow {
     int height, width, channels;
-    int top, bottom;
+    int row;
     SpreadOperand operands[2];
-    float* y;  // the result, its tangent, or its gradient, which is read
-    std::ptrdiff_t y_pitch;
+    RowsView y, y_change;  // y_change: the tangent, which is written, or the gradient by y, which is read
 };
-
-// One convolution, or two of which the first gates the second: y = gelu(first) * second.
-inline constexpr int kSpreadForms = 2;
-
-// Numbers of scratch that the gradient of a band needs.
-inline std::ptrdiff_t spread_scratch(int width, int channels) { return std::ptrdiff_t{6} * width * channels; }
 
 struct Kernels {
     const char* isa;
@@ -121,10 +175,18 @@ struct Kernels {
     void (*transform[3])(const Tile&, const FeatureView& from, const FeatureView& to, const BlockWeights&, float* scratch);
     // Last two convolutions.
     void (*project)(const Tile&, const FeatureView& from, const PlaneTarget& to, const DenseWeights&, float* scratch);
-    // Depthwise convolutions as training has them, by the number of operands less one.
-    void (*spread[kSpreadForms])(const SpreadBand&);
-    void (*spread_tangent[kSpreadForms])(const SpreadBand&);
-    void (*spread_gradient[kSpreadForms])(const SpreadBand&, float* scratch);
+    // What training is made of. `spread*`: by the number of operands less one.
+    void (*product)(const Product&);
+    void (*add_outer_products)(const OuterProducts&);
+    void (*add_dot_products)(const DotProducts&);
+    void (*norm)(const Norm&);           // y
+    void (*norm_tangent)(const Norm&);   // y and y_tangent
+    void (*norm_gradient)(const Norm&);  // x_gradient, and what is added to the others
+    void (*spread[2])(const SpreadRow&);          // y
+    void (*spread_tangent[2])(const SpreadRow&);  // y and y_change
+    void (*gate_slopes)(const SpreadRow&);        // slopes of both operands, and y
+    void (*taps_gradient)(const SpreadRow&);      // of the first operand, what this row contributes
+    void (*spread_gradient)(const SpreadRow&);    // one row of x_gradient of the first operand
     // Multiply-adds that depend on nothing but arithmetic: `rounds` times a fixed count, which is returned.
     double (*multiply_adds)(long rounds);
 };

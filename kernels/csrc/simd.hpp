@@ -149,4 +149,22 @@ REFUSION_INLINE Neighbours neighbours(const float* row) {
 #endif
 }
 
+// The sum of all lanes, in every lane.
+REFUSION_INLINE Vec sum_of_lanes(Vec x) {
+#if REFUSION_LANES == 16
+    x += REFUSION_SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += REFUSION_SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    x += REFUSION_SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    x += REFUSION_SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif REFUSION_LANES == 8
+    x += REFUSION_SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += REFUSION_SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    x += REFUSION_SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+#elif REFUSION_LANES == 4
+    x += REFUSION_SHUFFLE(x, x, 2, 3, 0, 1);
+    x += REFUSION_SHUFFLE(x, x, 1, 0, 3, 2);
+#endif
+    return x;
+}
+
 }  // namespace refusion::REFUSION_ISA

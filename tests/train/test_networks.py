@@ -8,11 +8,9 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
-from refusion_edge.kernels.spread import composed
 from refusion_edge.model import FusionNetwork
 from refusion_edge.parameters import PARAMETERS
 from refusion_edge.train.fusion import fuse, initial_fusion
-from refusion_edge.train.layers import expand, pointwise
 from refusion_edge.train.proposal import ProposalSettings, initial_proposal, propose
 from refusion_edge.train.reconstruction import initial_reconstruction, reconstruct
 
@@ -22,7 +20,7 @@ def planes(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> list[
     return [torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("size_hw", [(8, 8), (17, 30)])
 def test_fusion_equals_the_reference(
     random_state: State, size_hw: tuple[int, int], dtype: torch.dtype, tolerance: float
@@ -101,15 +99,6 @@ def test_residuals_take_no_copies_of_gradients_and_change_no_source() -> None:
         # What an addition in the memory of a view becomes.
         assert "CopySlices" not in {node.name() for node in seen}
         assert all(torch.equal(*pair) for pair in zip(sources, before, strict=True))
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_parts_of_an_expansion_are_those_of_the_whole(dtype: torch.dtype, tolerance: float) -> None:
-    draw = torch.Generator().manual_seed(2)
-    shapes = ((2, 5, 7, 4), (12, 4, 1, 1), (12, 1, 3, 3))
-    x, weight, spread = (torch.rand(shape, generator=draw, dtype=torch.float64).to(dtype) for shape in shapes)
-    (whole,) = composed(1, pointwise(x.double(), weight.double()), spread.double())
-    assert torch.allclose(torch.cat(expand(x, weight, spread, 3), dim=-1).double(), whole, rtol=tolerance, atol=tolerance)
 
 
 def test_a_black_source_has_gradients() -> None:

@@ -1,0 +1,160 @@
+"""Matrix products over the pixels of each picture: what attention between channels is made of in training.
+
+Each is differentiable any number of times and in forward mode, because the derivatives of each are made of the others. The
+compiled kernels compute them in fp32 on a CPU, torch elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from refusion_edge.kernels.features import compiled_module, even, machine, suits_kernels
+
+
+def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
+    """``x W^T + factors * added`` of each picture.
+
+    Args:
+        x: (B, L, C) with L pixels, floating.
+        weights: W, (B, C', C), same dtype.
+        added: (B, L, C').
+        factors: One for each channel, (B, C'); absent: 1.
+
+    Returns:
+        (B, L, C').
+    """
+    y: Tensor = _Multiply.apply(x, weights, added, factors)
+    return y
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """``a^T b`` of each picture: (B, L, C) and (B, L, C') to (B, C, C')."""
+    sums: Tensor = _InnerProducts.apply(a, b)
+    return sums
+
+
+def dot_products(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
+    sums: Tensor = _DotProducts.apply(a, b)
+    return sums
+
+
+class _Multiply(Function):
+    @staticmethod
+    def forward(x: Tensor, weights: Tensor, added: Tensor | None, factors: Tensor | None) -> Tensor:
+        given = [tensor for tensor in (x, weights, added, factors) if tensor is not None]
+        if not suits_kernels(*given):
+            y = x @ weights.transpose(1, 2)
+            if added is None:
+                return y
+            return y.add_(added) if factors is None else y.addcmul_(added, factors[:, None])
+        y = x.new_empty(*x.shape[:2], weights.shape[1])
+        own_added = None if added is None else _array(even(added))
+        own_factors = None if factors is None else _array(factors.contiguous())
+        compiled_module().multiply(
+            _array(even(x)), _array(weights.contiguous()), own_added, own_factors, y.numpy(), **machine()
+        )
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, added, factors = ctx.saved_tensors
+        by_added = slope if factors is None else slope * factors[:, None]
+        by_factors = None if factors is None else dot_products(slope, added)
+        return (
+            multiply(slope, weights.transpose(1, 2)),
+            inner_products(slope, x),
+            None if added is None else by_added,
+            by_factors,
+        )
+
+    @staticmethod
+    def jvp(
+        ctx: Any, x_along: Tensor | None, weights_along: Tensor | None, added_along: Tensor | None, factors_along: Tensor | None
+    ) -> Tensor:
+        x, weights, added, factors = ctx.saved_tensors
+        moved = None if factors_along is None else added * factors_along[:, None]
+        if added_along is not None:
+            own = added_along if factors is None else added_along * factors[:, None]
+            moved = own if moved is None else moved + own
+        if x_along is not None:
+            moved = multiply(x_along, weights, moved)
+        return _one_at_least(moved) if weights_along is None else multiply(x, weights_along, moved)
+
+
+class _InnerProducts(Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        if not suits_kernels(a, b):
+            return a.transpose(1, 2) @ b
+        sums = a.new_empty(a.shape[0], a.shape[2], b.shape[2])
+        compiled_module().inner_products(_array(even(a)), _array(even(b)), sums.numpy(), **machine())
+        return sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return multiply(b, slopes), multiply(a, slopes.transpose(1, 2))
+
+    @staticmethod
+    def jvp(ctx: Any, a_along: Tensor | None, b_along: Tensor | None) -> Tensor:
+        a, b = ctx.saved_tensors
+        return _total(
+            None if a_along is None else inner_products(a_along, b), None if b_along is None else inner_products(a, b_along)
+        )
+
+
+class _DotProducts(Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        if not suits_kernels(a, b):
+            return (a * b).sum(dim=1)
+        sums = a.new_empty(a.shape[0], a.shape[2])
+        compiled_module().dot_products(_array(even(a)), _array(even(b)), sums.numpy(), **machine())
+        return sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return slopes[:, None] * b, slopes[:, None] * a
+
+    @staticmethod
+    def jvp(ctx: Any, a_along: Tensor | None, b_along: Tensor | None) -> Tensor:
+        a, b = ctx.saved_tensors
+        return _total(
+            None if a_along is None else dot_products(a_along, b), None if b_along is None else dot_products(a, b_along)
+        )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
+
+
+def _total(one: Tensor | None, other: Tensor | None) -> Tensor:
+    return _one_at_least(one if other is None else other) if one is None or other is None else one + other
+
+
+def _one_at_least(tangent: Tensor | None) -> Tensor:
+    if tangent is None:
+        raise RuntimeError("expected a direction along one of the inputs at least.")
+    return tangent
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().numpy()

@@ -1,0 +1,73 @@
+"""Features of training, with the channels innermost, as the compiled kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refusion_edge.errors import UsageError
+from refusion_edge.kernels.compiled import ISA_VARIABLE, chosen_isa, load_module
+
+
+def suits_kernels(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels are built, and compute in what these tensors are: fp32 on a CPU, and no autocast."""
+    return (
+        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0 for tensor in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and compiled_module() is not None
+    )
+
+
+def arrays(tensors: Sequence[Tensor]) -> list[Any]:
+    """NumPy's views of tensors."""
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def even(x: Tensor) -> Tensor:
+    """Features (B, ..., C) with consecutive channels, and all pixels at one distance from each other; a copy where need be."""
+    *_, pixel, channel = x.stride()
+    laid = channel == 1 and pixel >= x.shape[-1]
+    step = pixel
+    for count, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        laid = laid and stride == step
+        step *= count
+    return x if laid else x.contiguous()
+
+
+def machine() -> dict[str, Any]:
+    """Threads and instruction set, as the kernels are told.
+
+    Raises:
+        UsageError: The environment asks for an instruction set that this processor lacks, or that does not compute in fp32.
+    """
+    return {"threads": torch.get_num_threads(), "isa": training_isa()}
+
+
+# Looked up once: a step calls the kernels more than a hundred times.
+@cache
+def training_isa() -> str:
+    """The instruction set that the environment asks for, if training can use it; empty for the fastest.
+
+    Raises:
+        UsageError: See ``machine``.
+    """
+    isa, usable = chosen_isa(), compiled_module().isas()
+    if isa and isa not in usable:
+        raise UsageError(
+            f"expected {ISA_VARIABLE} to be one of {', '.join(usable)} for training, got {isa!r}; set one of them."
+        )
+    return isa
+
+
+@cache
+def compiled_module() -> Any:
+    """The compiled module, None where it is not built."""
+    try:
+        return load_module()
+    except ImportError:
+        return None
