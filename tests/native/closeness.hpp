@@ -7,6 +7,7 @@
 #include <functional>
 #include <future>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -28,11 +29,18 @@ class Closeness {
         std::uniform_int_distribution<int> several(2, 5);
         for (const refusion::Kernels* kernels : refusion::usable_kernels(refusion::Precision::fp32)) {
             const std::string isa = kernels->isa, what = name + " with " + isa;
-            const std::vector<blocks::Numbers> alone = work(1, isa, static_cast<unsigned>(random()));
+            const auto run = [&](int threads, unsigned seed) {
+                try {
+                    return work(threads, isa, seed);
+                } catch (const std::exception& error) {
+                    throw std::runtime_error(what + ": " + error.what());
+                }
+            };
+            const std::vector<blocks::Numbers> alone = run(1, static_cast<unsigned>(random()));
             require(alone.size() == expected.size(), what + ": another number of arrays");
             for (std::size_t n = 0; n < alone.size(); ++n) require_close(alone[n], expected[n], what + ", array " + std::to_string(n));
-            auto other = std::async(std::launch::async, work, several(random), isa, static_cast<unsigned>(random()));
-            const std::vector<blocks::Numbers> here = work(several(random), isa, static_cast<unsigned>(random())), there = other.get();
+            auto other = std::async(std::launch::async, run, several(random), static_cast<unsigned>(random()));
+            const std::vector<blocks::Numbers> here = run(several(random), static_cast<unsigned>(random())), there = other.get();
             for (std::size_t n = 0; n < alone.size(); ++n) {
                 const bool same = blocks::same_bits(alone[n], here[n]) && blocks::same_bits(alone[n], there[n]);
                 require(same, what + ", array " + std::to_string(n) + ": not what one thread makes of it");
