@@ -61,8 +61,6 @@ REFUSION_INLINE GeluWithSlope gelu_with_slope(Vec x) {
     return {x * share, share + bounded * density};
 }
 
-REFUSION_INLINE Vec gelu_slope(Vec x) { return gelu_with_slope(x).slope; }
-
 // 1 / (1 + e^-x), from 1.6e-38 to 1.
 REFUSION_INLINE Vec sigmoid(Vec x) {
     const Vec bounded = least(most(x, broadcast(-87.0f)), broadcast(87.0f));

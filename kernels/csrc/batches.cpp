@@ -65,7 +65,7 @@ void multiply(const BatchShape& shape, int inputs, int outputs, const Pixels<con
     }
     for_each_band(shape, threads, [&](int picture, std::ptrdiff_t first, std::ptrdiff_t pixels, int) {
         const std::ptrdiff_t pixel = picture * shape.pixels + first;
-        kernels.product({pixels, inputs, outputs, from(x, pixel), turned[static_cast<std::size_t>(picture)].data(), outputs, from(added, pixel),
+        kernels.product({pixels, inputs, outputs, from(x, pixel), turned[static_cast<std::size_t>(picture)].data(), from(added, pixel),
                          factors ? factors + static_cast<std::ptrdiff_t>(picture) * outputs : nullptr, from(y, pixel)});
     });
 }
@@ -75,7 +75,7 @@ void inner_products(const BatchShape& shape, int rows, int columns, const Pixels
     const Kernels& kernels = kernels_that_fill(isa, {columns});
     sum_over_pixels(shape, static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns), sums, threads,
                     [&](std::ptrdiff_t pixel, std::ptrdiff_t pixels, float* piece) {
-                        kernels.add_outer_products({pixels, rows, columns, from(a, pixel), from(b, pixel), piece, columns});
+                        kernels.add_outer_products({pixels, rows, columns, from(a, pixel), from(b, pixel), piece});
                     });
 }
 

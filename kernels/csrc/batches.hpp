@@ -1,6 +1,7 @@
 // Matrix products over the pixels of a batch of pictures: what attention between channels is made of in training.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "kernels.hpp"

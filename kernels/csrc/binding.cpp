@@ -98,11 +98,13 @@ class ExpansionCall {
     ExpansionCall(const Lists& points, nb::list y, bool gated, bool residual_is_input, bool writes_y) {
         require(points.size() == 6, "expected six lists of arrays.");
         const std::size_t inputs = points[0].size(), operands = points[2].size();
-        require(inputs >= 1 && inputs <= 2 && operands >= 1 && (inputs == 1 || inputs == operands), "expected one input, or one for each operand.");
+        require(inputs >= 1 && inputs <= 2 && operands >= 1 && (inputs == 1 || inputs == operands),
+                "expected one input, or one for each of two operands.");
         require(points[3].size() == operands && y.size() == (gated ? 1 : operands) && (!gated || operands == 2),
                 "expected weights and taps for each operand, and as many results, of a gated pair one.");
-        require(points[1].size() == (inputs == 1 ? points[1].size() / 2 * 2 : 0) && points[1].size() <= 2, "expected a norm of two arrays, of the only input.");
-        require(points[4].size() == (gated ? 1u : 0u) && points[5].size() <= points[4].size(), "expected weights back, and maybe a residual, for a gated pair alone.");
+        require(points[1].size() == 0 || (points[1].size() == 2 && inputs == 1), "expected a norm of two arrays, of the only input.");
+        require(points[4].size() == (gated ? 1u : 0u) && points[5].size() <= points[4].size(),
+                "expected weights back, and maybe a residual, for a gated pair alone.");
         job_.gated = gated;
         job_.residual_is_input = residual_is_input;
         job_.inputs.resize(inputs);

@@ -27,7 +27,7 @@ std::vector<int> channels_of(const Expansion& job) {
     return channels;
 }
 
-// Packed taps: for every run of `lanes` channels, tap by tap, those of its channels.
+// Where the taps of SpreadOperand lie.
 std::size_t packed_tap(int channel, int tap, int lanes) {
     return size(channel / lanes * kTaps + tap, lanes) + static_cast<std::size_t>(channel % lanes);
 }
@@ -86,7 +86,9 @@ struct Sums {
 class Rows {
   public:
     Rows() = default;
-    Rows(int rows, int width, int channels) : memory_(size(rows * width, channels)), view_{memory_.data(), width * static_cast<std::ptrdiff_t>(channels), channels, 1, rows} {}
+    Rows(int rows, int width, int channels)
+        : memory_(size(rows, width) * static_cast<std::size_t>(channels)),
+          view_{memory_.data(), width * static_cast<std::ptrdiff_t>(channels), channels, rows} {}
 
     const RowsView& view() const { return view_; }
     Pixels<float> row(int row) const { return {view_.at(row, 0), view_.pitch}; }
@@ -145,11 +147,11 @@ class Worker {
     // The rows of a whole picture.
     RowsView rows_of(const Pixels<float>& features) const {
         if (!features.data) return {};
-        return {features.at(first_), job_.width * features.pitch, features.pitch, 1, INT_MAX};
+        return {features.at(first_), job_.width * features.pitch, features.pitch, INT_MAX};
     }
 
     void multiply(int inputs, int outputs, const Pixels<float>& x, const float* weights, const Pixels<float>& added, const Pixels<float>& y) const {
-        kernels_.product({job_.width, inputs, outputs, read(x), weights, outputs, read(added), nullptr, y});
+        kernels_.product({job_.width, inputs, outputs, read(x), weights, read(added), nullptr, y});
     }
 
     // What the convolutions read: the input behind its norm.
@@ -288,7 +290,7 @@ class Worker {
     }
 
     void add_outer(int rows, int columns, const Pixels<float>& a, const Pixels<float>& b, std::vector<float>& sums) const {
-        kernels_.add_outer_products({job_.width, rows, columns, read(a), read(b), sums.data(), columns});
+        kernels_.add_outer_products({job_.width, rows, columns, read(a), read(b), sums.data()});
     }
 
     const ExpansionPass pass_;
@@ -301,11 +303,11 @@ class Worker {
     Rows wide_gradient_, spread_, spread_change_;
 };
 
-// The sum of what all bands found, in their order, wherever `target` is wanted.
+// The sum of what all bands found, in their order.
 template <class Of>
 void add_up(const std::vector<Sums>& bands, float* target, const Of& of) {
     const std::size_t count = of(bands[0]).size();
-    for (std::size_t i = 0; target && i < count; ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
         double sum = 0.0;
         for (const Sums& band : bands) sum += static_cast<double>(of(band)[i]);
         target[i] = static_cast<float>(sum);

@@ -34,18 +34,18 @@ enum class ExpansionPass { values, tangents, gradients };
 
 struct Expansion {
     int pictures = 0, height = 0, width = 0;
-    int channels = 0;                          // of every operand
-    std::vector<ExpansionInput> inputs;        // one, or one for each of two operands; all gradients are overwritten
-    TrainedParameter norm_weight, norm_bias;        // of the only input; without them it is taken as it is
+    int channels = 0;                         // of every operand
+    std::vector<ExpansionInput> inputs;       // one, or one for each of two operands; all gradients are overwritten
+    TrainedParameter norm_weight, norm_bias;  // of the only input; without them it is taken as it is
     std::vector<ExpansionOperand> operands;
     // What the pass is about: values or tangents, which are written, or the gradients by the values, which are read. One for
     // each operand; where the first of two operands gates the second, one: out * (gelu(first) * second) + residual.
     std::vector<Pixels<float>> y;
     bool gated = false;
     int outputs = 0;
-    TrainedParameter out;                           // outputs x channels
+    TrainedParameter out;  // outputs x channels
     Pixels<float> residual{}, residual_tangent{};
-    bool residual_is_input = false;            // so that the gradient by the input is one by the residual, too
+    bool residual_is_input = false;  // so that the gradient by the input is one by the residual, too
 };
 
 // The result does not depend on the number of threads, bit for bit. Throws std::invalid_argument for an unknown

@@ -52,7 +52,8 @@ struct HeadLayout {
 };
 
 // Weights of a block. Pointwise weights are packed: for every run of `output_block` outputs, input by input, the
-// weights of those outputs; in bf16 the 32 bits of a number hold those of two inputs, the first in the lower half. Biases are absent (null) where the block has no layer norm.
+// weights of those outputs; in bf16 the 32 bits of a number hold those of two inputs, the first in the lower half. Biases
+// are absent (null) where the block has no layer norm.
 struct BlockWeights {
     const float *query, *query_bias;    // groups x (channels / groups)^2
     const float *key, *key_bias;
@@ -97,7 +98,6 @@ struct Product {
     int inputs, outputs;
     Pixels<const float> x;
     const float* weights;
-    std::ptrdiff_t weights_pitch;
     Pixels<const float> added;  // absent: nothing is added; may be y itself
     const float* factors;       // one per output; absent: 1
     Pixels<float> y;
@@ -109,7 +109,6 @@ struct OuterProducts {
     int rows, columns;
     Pixels<const float> a, b;
     float* sums;
-    std::ptrdiff_t sums_pitch;
 };
 
 // sums += the products of a and b over all pixels, channel by channel, a multiple of the lanes.
@@ -129,8 +128,8 @@ struct Norm {
     int channels;
     Pixels<const float> x, x_tangent;
     const float *weight, *bias, *weight_tangent, *bias_tangent;
-    Pixels<float> y, y_tangent;     // y_tangent is read for the gradient: it is that by y then
-    Pixels<const float> added;      // to the gradient by x; may be absent
+    Pixels<float> y, y_tangent;  // for the gradient y_tangent is read: it is that by y then
+    Pixels<const float> added;   // to the gradient by x; may be absent
     Pixels<float> x_gradient;
     double *weight_gradient, *bias_gradient;  // are added to
 };
@@ -138,17 +137,17 @@ struct Norm {
 // Rows of a picture, or a ring of the last `period` of them.
 struct RowsView {
     float* data;
-    std::ptrdiff_t row_pitch, pitch, channel_pitch;  // numbers from one row, pixel, channel to the next
+    std::ptrdiff_t row_pitch, pitch;  // numbers from one row, from one pixel to the next; channels lie side by side
     int period;
 
-    float* at(int row, int channel) const { return data + row % period * row_pitch + channel * channel_pitch; }
+    float* at(int row, int channel) const { return data + row % period * row_pitch + channel; }
 };
 
-// What one 3x3 convolution of every channel on its own reads and, for its derivatives, reads and writes besides. Taps are packed,
-// see spread.hpp.
+// What one 3x3 convolution of every channel on its own reads and, for its derivatives, reads and writes besides. Taps are
+// packed: for every run of `lanes` channels, tap by tap, those of its channels.
 struct SpreadOperand {
     RowsView x, x_tangent;
-    RowsView slopes;      // gradient by the result of the convolution
+    RowsView slopes;  // gradient by the result of the convolution
     RowsView x_gradient;
     const float *taps, *taps_tangent;
     double* taps_gradient;  // is added to
@@ -179,9 +178,9 @@ struct Kernels {
     void (*product)(const Product&);
     void (*add_outer_products)(const OuterProducts&);
     void (*add_dot_products)(const DotProducts&);
-    void (*norm)(const Norm&);           // y
-    void (*norm_tangent)(const Norm&);   // y and y_tangent
-    void (*norm_gradient)(const Norm&);  // x_gradient, and what is added to the others
+    void (*norm)(const Norm&);                    // y
+    void (*norm_tangent)(const Norm&);            // y and y_tangent
+    void (*norm_gradient)(const Norm&);           // x_gradient, and what is added to the others
     void (*spread[2])(const SpreadRow&);          // y
     void (*spread_tangent[2])(const SpreadRow&);  // y and y_change
     void (*gate_slopes)(const SpreadRow&);        // slopes of both operands, and y

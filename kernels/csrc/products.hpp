@@ -11,13 +11,14 @@
 
 namespace refusion::REFUSION_ISA {
 
+// Some pixels of a product: `Vectors` vectors of their outputs, from `channel` on.
 template <int Pixels, int Vectors>
 REFUSION_INLINE void run_block(const Product& product, std::ptrdiff_t pixel, int channel) {
     const float* x = product.x.at(pixel);
     const float* weights = product.weights + channel;
     Vec sums[Pixels][Vectors]{};
 #pragma GCC unroll 1
-    for (int input = 0; input < product.inputs; ++input, weights += product.weights_pitch) {
+    for (int input = 0; input < product.inputs; ++input, weights += product.outputs) {
         Vec row[Vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) row[v] = load(weights + v * lanes);
@@ -42,7 +43,7 @@ REFUSION_INLINE void run_block(const Product& product, std::ptrdiff_t pixel, int
     }
 }
 
-// One row of a sum of outer products: rows are channels of a, columns channels of b.
+// Some rows, channels of a, of a sum of outer products: `Vectors` vectors of columns, channels of b, from `column` on.
 template <int Rows, int Vectors>
 REFUSION_INLINE void run_block(const OuterProducts& outer, std::ptrdiff_t row, int column) {
     const float *a = outer.a.data + row, *b = outer.b.data + column;
@@ -61,7 +62,7 @@ REFUSION_INLINE void run_block(const OuterProducts& outer, std::ptrdiff_t row, i
     }
     for (int r = 0; r < Rows; ++r) {
         for (int v = 0; v < Vectors; ++v) {
-            float* to = outer.sums + (row + r) * outer.sums_pitch + column + v * lanes;
+            float* to = outer.sums + (row + r) * outer.columns + column + v * lanes;
             store(to, load(to) + sums[r][v]);
         }
     }

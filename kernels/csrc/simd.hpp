@@ -101,7 +101,8 @@ REFUSION_INLINE Vec add_pair_products(Vec sum, float weights, Vec x) {
     std::memcpy(&bits, &weights, sizeof bits);
     const IntVec pairs = bits - IntVec{};
 #if defined(__ARM_NEON)
-    return reinterpret_cast<Vec>(vbfdotq_f32(reinterpret_cast<float32x4_t>(sum), reinterpret_cast<bfloat16x8_t>(pairs), reinterpret_cast<bfloat16x8_t>(x)));
+    return reinterpret_cast<Vec>(
+        vbfdotq_f32(reinterpret_cast<float32x4_t>(sum), reinterpret_cast<bfloat16x8_t>(pairs), reinterpret_cast<bfloat16x8_t>(x)));
 #else
     return reinterpret_cast<Vec>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(x)));

@@ -24,7 +24,10 @@ REFUSION_INLINE void add_product(Dual& sum, Dual x, Dual y) {
     sum.tangent += x.tangent * y.value;
     sum.tangent += x.value * y.tangent;
 }
-REFUSION_INLINE Dual gelu(Dual x) { return {gelu(x.value), gelu_slope(x.value) * x.tangent}; }
+REFUSION_INLINE Dual gelu(Dual x) {
+    const GeluWithSlope activated = gelu_with_slope(x.value);
+    return {activated.value, activated.slope * x.tangent};
+}
 
 // A row of pixels at some channels; the step is 0 where every pixel is the same.
 struct PixelRow {
@@ -71,7 +74,7 @@ REFUSION_INLINE RowOf<Dual> input_row<Dual>(const SpreadOperand& operand, int he
     return {pixel_row(operand.x, height, row, channel), pixel_row(operand.x_tangent, height, row, channel)};
 }
 
-// Packed taps: for every run of `lanes` channels, tap by tap, those of its channels.
+// Out of packed taps, see kernels.hpp.
 template <class Number>
 Taps<Number> taps_of(const SpreadOperand& operand, int channel);
 template <>

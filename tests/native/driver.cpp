@@ -3,8 +3,9 @@
 //   native_driver VECTORS SECONDS [SEED]
 //
 // VECTORS is a folder made by `python -m tests.native.vectors`. Every NAME.vector is fused with every instruction set and
-// must be within 2e-5, or within 50 dB PSNR in bf16. Then, for SECONDS, planes of random sizes, strides and alignments are fused with random numbers of
-// threads, from two threads at once, damaged weights files are read, and the depthwise convolutions of training are computed.
+// must be within 2e-5, or within 50 dB PSNR in bf16. Then, for SECONDS, planes of random sizes, strides and alignments are
+// fused with random numbers of threads, from two threads at once, damaged weights files are read, and the blocks of training
+// and the products over their pixels are computed.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -21,12 +22,13 @@
 #include <thread>
 #include <vector>
 
+#include "batches_fuzzer.hpp"
+#include "expansion_fuzzer.hpp"
 #include "isa.hpp"
 #include "network.hpp"
 #include "reference.hpp"
 #include "refusion_edge.h"
 #include "require.hpp"
-#include "spread_fuzzer.hpp"
 #include "weights_file.hpp"
 
 namespace fs = std::filesystem;
@@ -220,7 +222,8 @@ int main(int count, char** words) try {
         weights = entry.path();
         weights.replace_extension(".safetensors");
         const Vector vector = read_vector(entry.path());
-        std::printf("%-24s %4dx%-4d max error %.1e", vector.name.c_str(), vector.height, vector.width, check_vector(vector, weights, Precision::fp32));
+        const double error = check_vector(vector, weights, Precision::fp32);
+        std::printf("%-24s %4dx%-4d max error %.1e", vector.name.c_str(), vector.height, vector.width, error);
         if (!usable_kernels(Precision::bf16).empty()) std::printf(", in bf16 %.1e", check_vector(vector, weights, Precision::bf16));
         std::printf("\n");
     }
@@ -228,14 +231,17 @@ int main(int count, char** words) try {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[2]));
     const unsigned seed = count == 4 ? static_cast<unsigned>(std::atoi(words[3])) : 1u;
     Fuzzer fuzzer(weights, seed);
-    spread_fuzzer::Fuzzer convolutions(seed);
+    expansion_fuzzer::Fuzzer expansions(seed);
+    batches_fuzzer::Fuzzer batches(seed);
     while (std::chrono::steady_clock::now() < end) {
         fuzzer.turn();
         for (int i = 0; i < 5; ++i) fuzzer.damage();
-        for (int i = 0; i < 5; ++i) convolutions.turn();
+        for (int i = 0; i < 3; ++i) expansions.turn();
+        batches.turn();
     }
-    std::printf("fuzzed: %ld pictures, %ld damaged weights files refused, %ld batches of depthwise convolutions\n", fuzzer.turns, fuzzer.refused,
-                convolutions.turns);
+    std::printf("fuzzed: %ld pictures, %ld damaged weights files refused\n", fuzzer.turns, fuzzer.refused);
+    std::printf("%ld blocks of training within %.1e of the largest number, %ld products of batches within %.1e\n", expansions.turns,
+                expansions.worst(), batches.turns, batches.worst());
     return 0;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "native_driver: %s\n", error.what());
