@@ -99,7 +99,7 @@ class ExpansionCall {
         require(points.size() == 6, "expected six lists of arrays.");
         const std::size_t inputs = points[0].size(), operands = points[2].size();
         require(inputs >= 1 && inputs <= 2 && operands >= 1 && (inputs == 1 || inputs == operands),
-                "expected one input, or one for each of two operands.");
+                "expected one input, or one for each operand.");
         require(points[3].size() == operands && y.size() == (gated ? 1 : operands) && (!gated || operands == 2),
                 "expected weights and taps for each operand, and as many results, of a gated pair one.");
         require(points[1].size() == 0 || (points[1].size() == 2 && inputs == 1), "expected a norm of two arrays, of the only input.");

@@ -25,8 +25,8 @@ using refusion::ExpansionPass;
 using refusion::Pixels;
 using refusion::TrainedParameter;
 
-// What the tests in Python allow derivatives on their own sizes.
-constexpr double kTolerance = 5e-6;
+// Gradients come furthest, where the slopes of a gate are multiplied by inputs of 256 channels: 4.0e-6 in 3000 blocks.
+constexpr double kTolerance = 1e-5;
 
 enum class Residual { none, own, input };
 
