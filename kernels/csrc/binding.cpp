@@ -114,7 +114,8 @@ class ExpansionCall {
         for (std::size_t n = 0; n < operands; ++n) job_.operands[n].input = inputs == 1 ? 0 : n;
         if (gated) job_.outputs = side(hold(points[4][0], 4, false), 0);
         require(points[1].size() == 0 || job_.inputs[0].channels <= refusion::kNormChannels, "expected fewer channels.");
-        require(!residual_is_input || (inputs == 1 && gated && points[5].size() == 1 && job_.outputs == job_.inputs[0].channels), "expected a residual of the input's shape.");
+        require(!residual_is_input || (inputs == 1 && points[5].size() == 1 && job_.outputs == job_.inputs[0].channels),
+                "expected a residual of the input's shape.");
         const Array& first = hold(points[0][0], 4, false);
         job_.pictures = side(first, 0);
         job_.height = side(first, 1);

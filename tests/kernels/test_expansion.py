@@ -279,7 +279,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     refused("pixels at one distance", 0, [np.ascontiguousarray(x.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)])
     refused("contiguous parameters", 2, [own[:, :4] for own in fitting[2]])
     refused("contiguous parameters", 3, [own[:4] for own in fitting[3]])
-    refused("one for each of two operands", 0, [x, x, x])
+    refused("one for each operand", 0, [x, x, x])
     refused("a norm of two arrays", 1, [np.ones(8, np.float32)])
     refused("for a gated pair alone", 4, [fitting[2][0]])
     refused("residual of the input's shape", residual_is_input=True)
