@@ -6,6 +6,7 @@ compiled kernels compute them in fp32 on a CPU, torch elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,13 +33,13 @@ def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: T
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """``a^T b`` of each picture: (B, L, C) and (B, L, C') to (B, C, C')."""
-    sums: Tensor = _InnerProducts.apply(a, b)
+    sums: Tensor = _PixelSums.apply(False, a, b)
     return sums
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
     """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
-    sums: Tensor = _DotProducts.apply(a, b)
+    sums: Tensor = _PixelSums.apply(True, a, b)
     return sums
 
 
@@ -89,65 +90,43 @@ class _Multiply(Function):
         return _one_at_least(moved) if weights_along is None else multiply(x, weights_along, moved)
 
 
-class _InnerProducts(Function):
+class _PixelSums(Function):
+    """Sums over pixels of the products of all channels with all, or of each channel with its own."""
+
     @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
+    def forward(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
         if not suits_kernels(a, b):
-            return a.transpose(1, 2) @ b
-        sums = a.new_empty(a.shape[0], a.shape[2], b.shape[2])
-        compiled_module().inner_products(_array(even(a)), _array(even(b)), sums.numpy(), **machine())
+            return (a * b).sum(dim=1) if channelwise else a.transpose(1, 2) @ b
+        sums = a.new_empty(*a.shape[::2]) if channelwise else a.new_empty(*a.shape[::2], b.shape[2])
+        module = compiled_module()
+        kernel = module.dot_products if channelwise else module.inner_products
+        kernel(_array(even(a)), _array(even(b)), sums.numpy(), **machine())
         return sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs)
+        ctx.channelwise, *factors = inputs
+        _keep(ctx, factors)
 
     @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
         a, b = ctx.saved_tensors
-        return multiply(b, slopes), multiply(a, slopes.transpose(1, 2))
+        if ctx.channelwise:
+            return None, slopes[:, None] * b, slopes[:, None] * a
+        return None, multiply(b, slopes), multiply(a, slopes.transpose(1, 2))
 
     @staticmethod
-    def jvp(ctx: Any, a_along: Tensor | None, b_along: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, _: None, a_along: Tensor | None, b_along: Tensor | None) -> Tensor:
         a, b = ctx.saved_tensors
-        return _total(
-            None if a_along is None else inner_products(a_along, b), None if b_along is None else inner_products(a, b_along)
-        )
+        product = dot_products if ctx.channelwise else inner_products
+        by_a = None if a_along is None else product(a_along, b)
+        by_b = None if b_along is None else product(a, b_along)
+        return _one_at_least(by_a if by_b is None else by_b) if by_a is None or by_b is None else by_a + by_b
 
 
-class _DotProducts(Function):
-    @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
-        if not suits_kernels(a, b):
-            return (a * b).sum(dim=1)
-        sums = a.new_empty(a.shape[0], a.shape[2])
-        compiled_module().dot_products(_array(even(a)), _array(even(b)), sums.numpy(), **machine())
-        return sums
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs)
-
-    @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = ctx.saved_tensors
-        return slopes[:, None] * b, slopes[:, None] * a
-
-    @staticmethod
-    def jvp(ctx: Any, a_along: Tensor | None, b_along: Tensor | None) -> Tensor:
-        a, b = ctx.saved_tensors
-        return _total(
-            None if a_along is None else dot_products(a_along, b), None if b_along is None else dot_products(a, b_along)
-        )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...]) -> None:
+def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
     ctx.save_for_backward(*inputs)
     ctx.save_for_forward(*inputs)
-
-
-def _total(one: Tensor | None, other: Tensor | None) -> Tensor:
-    return _one_at_least(one if other is None else other) if one is None or other is None else one + other
 
 
 def _one_at_least(tangent: Tensor | None) -> Tensor:
