@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -27,20 +28,39 @@ def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: T
     Returns:
         (B, L, C').
     """
+    # Dynamo breaks its graph at every function that has a forward mode of its own.
+    if torch.compiler.is_compiling():
+        return _multiplied(x, weights, added, factors)
     y: Tensor = _Multiply.apply(x, weights, added, factors)
     return y
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """``a^T b`` of each picture: (B, L, C) and (B, L, C') to (B, C, C')."""
-    sums: Tensor = _PixelSums.apply(False, a, b)
-    return sums
+    return _pixel_sums(False, a, b)
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
     """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
-    sums: Tensor = _PixelSums.apply(True, a, b)
+    return _pixel_sums(True, a, b)
+
+
+def _pixel_sums(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _summed(channelwise, a, b)
+    sums: Tensor = _PixelSums.apply(channelwise, a, b)
     return sums
+
+
+def _multiplied(x: Tensor, weights: Tensor, added: Tensor | None, factors: Tensor | None) -> Tensor:
+    y = x @ weights.transpose(1, 2)
+    if added is None:
+        return y
+    return y.add_(added) if factors is None else y.addcmul_(added, factors[:, None])
+
+
+def _summed(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=1) if channelwise else a.transpose(1, 2) @ b
 
 
 class _Multiply(Function):
@@ -48,10 +68,7 @@ class _Multiply(Function):
     def forward(x: Tensor, weights: Tensor, added: Tensor | None, factors: Tensor | None) -> Tensor:
         given = [tensor for tensor in (x, weights, added, factors) if tensor is not None]
         if not suits_kernels(*given):
-            y = x @ weights.transpose(1, 2)
-            if added is None:
-                return y
-            return y.add_(added) if factors is None else y.addcmul_(added, factors[:, None])
+            return _multiplied(x, weights, added, factors)
         y = x.new_empty(*x.shape[:2], weights.shape[1])
         own_added = None if added is None else _array(even(added))
         own_factors = None if factors is None else _array(factors.contiguous())
@@ -96,7 +113,7 @@ class _PixelSums(Function):
     @staticmethod
     def forward(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
         if not suits_kernels(a, b):
-            return (a * b).sum(dim=1) if channelwise else a.transpose(1, 2) @ b
+            return _summed(channelwise, a, b)
         sums = a.new_empty(*a.shape[::2]) if channelwise else a.new_empty(*a.shape[::2], b.shape[2])
         module = compiled_module()
         kernel = module.dot_products if channelwise else module.inner_products

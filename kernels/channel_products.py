@@ -24,6 +24,9 @@ def channel_products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         ``q^T k``, (B, C, C), and the sums of squares of the channels of q and of k, each (B, C).
     """
+    # Dynamo breaks its graph at every function that has a forward mode of its own.
+    if torch.compiler.is_compiling():
+        return inner_products(q, k), dot_products(q, q), dot_products(k, k)
     gram, q_squares, k_squares = _ChannelProducts.apply(q, k)
     return gram, q_squares, k_squares
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -99,6 +101,19 @@ def test_residuals_take_no_copies_of_gradients_and_change_no_source() -> None:
         # What an addition in the memory of a view becomes.
         assert "CopySlices" not in {node.name() for node in seen}
         assert all(torch.equal(*pair) for pair in zip(sources, before, strict=True))
+
+
+def test_compilation_keeps_the_network_in_one_graph() -> None:
+    theta = {name: tensor.requires_grad_() for name, tensor in initial_fusion(torch.Generator().manual_seed(0)).items()}
+    sources = planes(2, 1, 1, 12, 16)
+
+    def gradients(function: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(function(theta, *sources).square().sum(), tuple(theta.values()))
+
+    # Traces the network and its gradient, without a compiler.
+    compiled = torch.compile(fuse, backend="aot_eager", fullgraph=True)
+    for one, other in zip(gradients(compiled), gradients(fuse), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_a_black_source_has_gradients() -> None:
