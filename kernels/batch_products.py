@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from refusion_edge.kernels.features import compiled_module, even, machine, suits_kernels
+from refusion_edge.kernels.features import array, compiled_module, even, machine, suits_kernels
+from refusion_edge.kernels.pointwise import plus
 
 
 def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
@@ -54,9 +55,7 @@ def _pixel_sums(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
 
 def _multiplied(x: Tensor, weights: Tensor, added: Tensor | None, factors: Tensor | None) -> Tensor:
     y = x @ weights.transpose(1, 2)
-    if added is None:
-        return y
-    return y.add_(added) if factors is None else y.addcmul_(added, factors[:, None])
+    return plus(y, added) if added is None or factors is None else y.addcmul_(added, factors[:, None])
 
 
 def _summed(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
@@ -70,11 +69,9 @@ class _Multiply(Function):
         if not suits_kernels(*given):
             return _multiplied(x, weights, added, factors)
         y = x.new_empty(*x.shape[:2], weights.shape[1])
-        own_added = None if added is None else _array(even(added))
-        own_factors = None if factors is None else _array(factors.contiguous())
-        compiled_module().multiply(
-            _array(even(x)), _array(weights.contiguous()), own_added, own_factors, y.numpy(), **machine()
-        )
+        own_added = None if added is None else array(even(added))
+        own_factors = None if factors is None else array(factors.contiguous())
+        compiled_module().multiply(array(even(x)), array(weights.contiguous()), own_added, own_factors, y.numpy(), **machine())
         return y
 
     @staticmethod
@@ -117,7 +114,7 @@ class _PixelSums(Function):
         sums = a.new_empty(*a.shape[::2]) if channelwise else a.new_empty(*a.shape[::2], b.shape[2])
         module = compiled_module()
         kernel = module.dot_products if channelwise else module.inner_products
-        kernel(_array(even(a)), _array(even(b)), sums.numpy(), **machine())
+        kernel(array(even(a)), array(even(b)), sums.numpy(), **machine())
         return sums
 
     @staticmethod
@@ -150,7 +147,3 @@ def _one_at_least(tangent: Tensor | None) -> Tensor:
     if tangent is None:
         raise RuntimeError("expected a direction along one of the inputs at least.")
     return tangent
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().numpy()

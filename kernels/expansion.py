@@ -28,6 +28,7 @@ from refusion_edge.kernels.features import arrays, compiled_module, even, machin
 from refusion_edge.kernels.layer_norm import EPSILON
 from refusion_edge.kernels.pointwise import pointwise
 
+# kNormChannels of the kernels.
 _MOST_NORM_CHANNELS = 256
 
 Lists: TypeAlias = tuple[list[Any], list[Any], list[Any], list[Any], list[Any], list[Any]]

@@ -23,9 +23,14 @@ def suits_kernels(*tensors: Tensor) -> bool:
     )
 
 
+def array(tensor: Tensor) -> Any:
+    """NumPy's view of a tensor."""
+    return tensor.detach().numpy()
+
+
 def arrays(tensors: Sequence[Tensor]) -> list[Any]:
     """NumPy's views of tensors."""
-    return [tensor.detach().numpy() for tensor in tensors]
+    return [array(tensor) for tensor in tensors]
 
 
 def even(x: Tensor) -> Tensor:

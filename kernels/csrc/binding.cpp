@@ -90,8 +90,22 @@ void fuse_reference(nb::handle flat_object, nb::handle a_object, nb::handle b_ob
                              static_cast<double*>(fused.data()));
 }
 
-// The arrays of one expansion of a batch, held until it is done.
-class ExpansionCall {
+// The arrays of a call, held until it is done.
+class HeldArrays {
+  public:
+    const Array& hold(nb::handle object, int dimensions, bool writable) {
+        held_.push_back(std::make_unique<Array>(object, 'f', dimensions, writable));
+        const Array& array = *held_.back();
+        if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) != 0) throw std::invalid_argument("expected aligned arrays.");
+        return array;
+    }
+
+  private:
+    std::vector<std::unique_ptr<Array>> held_;
+};
+
+// The arrays of one expansion of a batch.
+class ExpansionCall : HeldArrays {
   public:
     using Lists = std::vector<nb::list>;  // inputs, norm, weights, taps, out, residual: as `points` of refusion_edge.kernels.expansion
 
@@ -113,7 +127,7 @@ class ExpansionCall {
         for (std::size_t n = 0; n < inputs; ++n) job_.inputs[n].channels = side(hold(points[0][n], 4, false), 3);
         for (std::size_t n = 0; n < operands; ++n) job_.operands[n].input = inputs == 1 ? 0 : n;
         if (gated) job_.outputs = side(hold(points[4][0], 4, false), 0);
-        require(points[1].size() == 0 || job_.inputs[0].channels <= refusion::kNormChannels, "expected fewer channels.");
+        require(points[1].size() == 0 || job_.inputs[0].channels <= refusion::kNormChannels, "expected fewer channels of a norm.");
         require(!residual_is_input || (inputs == 1 && points[5].size() == 1 && job_.outputs == job_.inputs[0].channels),
                 "expected a residual of the input's shape.");
         const Array& first = hold(points[0][0], 4, false);
@@ -165,12 +179,6 @@ class ExpansionCall {
     static void require(bool met, const char* sentence) {
         if (!met) throw std::invalid_argument(sentence);
     }
-    const Array& hold(nb::handle object, int dimensions, bool writable) {
-        held_.push_back(std::make_unique<Array>(object, 'f', dimensions, writable));
-        const Array& array = *held_.back();
-        require(reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) == 0, "expected aligned arrays.");
-        return array;
-    }
     refusion::Pixels<float> features(nb::handle object, int channels, bool writable) {
         constexpr Py_ssize_t number = sizeof(float);
         const Array& array = hold(object, 4, writable);
@@ -195,7 +203,6 @@ class ExpansionCall {
         return static_cast<int>(array.side(axis));
     }
 
-    std::vector<std::unique_ptr<Array>> held_;
     refusion::Expansion job_;
 };
 
@@ -218,11 +225,12 @@ void expand_gradient(const ExpansionCall::Lists& points, nb::list slopes, const 
 }
 
 // Features (B, L, C) of one batch for products over its pixels.
-class BatchCall {
+class BatchCall : HeldArrays {
   public:
-    explicit BatchCall(nb::handle first) : first_(first, 'f', 3, false) {
-        if (first_.side(0) < 1 || first_.side(1) < 1) throw std::invalid_argument("expected features that are not empty.");
-        shape_ = {static_cast<int>(first_.side(0)), first_.side(1)};
+    explicit BatchCall(nb::handle object) {
+        const Array& first = hold(object, 3, false);
+        if (first.side(0) < 1 || first.side(0) > INT_MAX || first.side(1) < 1) throw std::invalid_argument("expected features that are not empty.");
+        shape_ = {static_cast<int>(first.side(0)), first.side(1)};
     }
     refusion::BatchShape shape() const { return shape_; }
 
@@ -258,14 +266,6 @@ class BatchCall {
     }
 
   private:
-    const Array& hold(nb::handle object, int dimensions, bool writable) {
-        held_.push_back(std::make_unique<Array>(object, 'f', dimensions, writable));
-        if (reinterpret_cast<std::uintptr_t>(held_.back()->data()) % alignof(float) != 0) throw std::invalid_argument("expected aligned arrays.");
-        return *held_.back();
-    }
-
-    Array first_;
-    std::vector<std::unique_ptr<Array>> held_;
     refusion::BatchShape shape_{};
 };
 

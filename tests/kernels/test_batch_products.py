@@ -178,3 +178,10 @@ def test_elsewhere_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in FUNCTIONS:
         points = draw(function, (2, 9, 16, 16))
         assert_close(function(*points), formula(function, *wide(points)))
+
+
+def test_what_is_added_in_a_wider_type_is_not_rounded() -> None:
+    x, weights, added, _ = draw(multiply, (2, 9, 16, 16))
+    narrow = x.bfloat16(), weights.bfloat16()
+    found = multiply(*narrow, added)
+    assert torch.equal(found, multiply(*narrow).float() + added)
