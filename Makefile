@@ -65,15 +65,15 @@ test-aarch64: build/vectors  ## Cross-compile the native kernels for aarch64 and
 	$(call DRIVER,aarch64,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/.ci/aarch64.cmake)
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/native_driver build/vectors $(FUZZ_SECONDS)
 
-build/vectors: $(VENV)/.test tests/native/vectors.py
-	$(BIN)/python -m tests.native.vectors build/vectors.partial
+build/vectors: $(VENV)/.test tests/kernels/cpu/native/vectors.py
+	$(BIN)/python -m tests.kernels.cpu.native.vectors build/vectors.partial
 	@rm -rf $@ && mv build/vectors.partial $@
 
 templates: $(VENV)/.test  ## Trace the ONNX templates that ship with the package anew.
-	$(BIN)/python -m refusion_edge.export.trace --output refusion_edge/graphs
+	$(BIN)/python -m refusion_edge.export.graph.trace --output refusion_edge/network/graphs
 
 samples: $(VENV)/.base  ## Render the sample pairs that ship with the package anew.
-	$(BIN)/python examples/render_samples.py --output refusion_edge/samples
+	$(BIN)/python examples/render_samples.py --output refusion_edge/images/samples
 
 clean:  ## Remove everything that was made here.
 	rm -rf $(VENV) build dist demo bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -85,7 +85,7 @@ $(VENV)/.venv:
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+$(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
 	@set -e; started=$$($(CLOCK)); echo "Installing into $(VENV) ..."; $(PIP) install --editable . $(BUILD); \
 		echo "Installed in $$(( $$($(CLOCK)) - started )) s"; echo
 	@touch $@

@@ -26,13 +26,13 @@ GRAPHS = (
 )
 REQUIRED = (
     "refusion_edge/py.typed",
-    *(f"refusion_edge/graphs/{graph}.onnx" for graph in GRAPHS),
-    *(f"refusion_edge/weights/{task}.safetensors" for task in TASKS),
-    *(f"refusion_edge/weights/{task}.md" for task in TASKS),
+    *(f"refusion_edge/network/graphs/{graph}.onnx" for graph in GRAPHS),
+    *(f"refusion_edge/network/weights/{task}.safetensors" for task in TASKS),
+    *(f"refusion_edge/network/weights/{task}.md" for task in TASKS),
     *(f"refusion_edge/{room}/__init__.py" for room in ("kernels", "export", "train", "calibration")),
     *(f"refusion_edge/train/presets/{preset}.toml" for preset in ("default", "paper")),
-    "refusion_edge/samples/ir_vis/ir/street.png",
-    "refusion_edge/vectors/ir_vis.npz",
+    "refusion_edge/images/samples/ir_vis/ir/street.png",
+    "refusion_edge/accuracy/vectors/ir_vis.npz",
     "refusion_edge/evaluation/page.html.j2",
 )
 MAX_MB = 4.0
@@ -92,7 +92,7 @@ def check_files(wheel: Path, *, native: bool = False) -> None:
     unexpected = {name for name in top if name != "refusion_edge" and not name.endswith(".dist-info")}
     unexpected |= {name for name in names if "/csrc/" in name}
     missing = [name for name in REQUIRED if name not in names]
-    compiled = {name for name in names if name.startswith("refusion_edge/kernels/_native.")}
+    compiled = {name for name in names if name.startswith("refusion_edge/kernels/cpu/_native.")}
     right_kind = len(compiled) == native and wheel.name.endswith("-py3-none-any.whl") != native
     if unexpected or missing or size_mb > MAX_MB or not right_kind:
         sys.exit(

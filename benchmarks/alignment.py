@@ -29,12 +29,12 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import cv2
 import numpy as np
 
-from refusion_edge.calibration.motion import apart_px
-from refusion_edge.calibration.scene import SceneAlignment, align_scene
+from refusion_edge.calibration.rig.motion import apart_px
+from refusion_edge.calibration.rig.scene import SceneAlignment, align_scene
 from refusion_edge.errors import AlignmentError
-from refusion_edge.pairs import ImagePair, find_pairs, read_pair
-from refusion_edge.rig import Matrix
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.pairs import ImagePair, find_pairs, read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.rig.model import Matrix
 
 GOOD_PX, WORST_PX, LEAST_GOOD = 1.0, 3.0, 0.8
 SAMPLE_MOVES = 5

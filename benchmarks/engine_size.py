@@ -14,18 +14,18 @@ import platform
 from pathlib import Path
 
 from refusion_edge import __version__
-from refusion_edge.calibration.ranges import collect, random_pairs
-from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.export.plan import compile_plan
-from refusion_edge.export.quantise import quantise
+from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version
+from refusion_edge.backends.tensorrt.settings import NO_SETTINGS
+from refusion_edge.calibration.int8 import collect, random_pairs
+from refusion_edge.export.graph.quantize import quantise
+from refusion_edge.export.targets.tensorrt import compile_plan
 from refusion_edge.files import write_atomically
-from refusion_edge.forms import GraphPrecision
-from refusion_edge.graph import fill, parse_size, read_template
-from refusion_edge.sizes import DYNAMIC
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.layouts import GraphPrecision
+from refusion_edge.network.weights import weights_path
+from refusion_edge.sizes import DYNAMIC, parse_size
 from refusion_edge.tasks import find_task
-from refusion_edge.tensorrt.flavour import TENSORRT_RTX, installed_version
-from refusion_edge.tensorrt.settings import NO_SETTINGS
-from refusion_edge.weights import weights_path
 
 # fp16, in MB of scratch memory at 640x480.
 GOAL_MB = 337

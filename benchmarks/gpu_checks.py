@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refusion_edge.accuracy.fidelity import compare
 from refusion_edge.arrays import Array, State
-from refusion_edge.fidelity import compare
-from refusion_edge.kernels import checks
-from refusion_edge.kernels.folding import fold
-from refusion_edge.kernels.network import fuse
-from refusion_edge.kernels.plan import make_plan
-from refusion_edge.kernels.weighted_loss import Engine, Term, weighted_loss
-from refusion_edge.model import FusionNetwork
-from refusion_edge.program import Tile
+from refusion_edge.cuda.program import Tile
+from refusion_edge.kernels.gpu import checks
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.triton_frame import fuse
+from refusion_edge.kernels.gpu.weighted_loss import Engine, Term, weighted_loss
+from refusion_edge.network.model import FusionNetwork
 
 Row = dict[str, Any]
 

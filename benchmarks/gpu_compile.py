@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from refusion_edge.program import Tile
+from refusion_edge.cuda.program import Tile
 
 _ANY_INTEGER, _ANY_FLOAT = 3, 0.5
 
@@ -83,9 +83,9 @@ def _pretend(architecture: int) -> None:
 
 
 def _compile_kernel(one: Wanted) -> None:
-    from refusion_edge.kernels.catalogue import SOURCES
-    from refusion_edge.kernels.network import launch_options
-    from refusion_edge.kernels.plan import make_plan
+    from refusion_edge.kernels.gpu.catalogue import SOURCES
+    from refusion_edge.kernels.gpu.schedule import make_plan
+    from refusion_edge.kernels.gpu.triton_frame import launch_options
 
     kernel = make_plan(one.dtype).kernels[one.name]
     arguments = [_ANY_INTEGER if parameter.type == "int32" else _memory(parameter.type[:-1]) for parameter in kernel.parameters]
@@ -93,7 +93,7 @@ def _compile_kernel(one: Wanted) -> None:
 
 
 def _compile_loss() -> None:
-    from refusion_edge.kernels import weighted_loss
+    from refusion_edge.kernels.gpu import weighted_loss
 
     for constants in weighted_loss.all_switches():
         for function in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):

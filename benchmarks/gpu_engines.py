@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import Backend
+from refusion_edge.backends.registry import Backend
 from refusion_edge.cuda.driver import Driver
 
 Row = dict[str, Any]

@@ -25,10 +25,10 @@ from typing import Any
 from benchmarks.kernel_work import frame_work
 from refusion_edge.backends.fused import choose_target
 from refusion_edge.cuda.driver import Device
-from refusion_edge.export.cubins import dump
+from refusion_edge.cuda.program import Program
+from refusion_edge.cuda.program_file import parse_program
+from refusion_edge.export.targets.cubins import dump
 from refusion_edge.files import write_atomically
-from refusion_edge.program import Program
-from refusion_edge.program_file import parse_program
 
 SCHEMA = "refusion-edge/gpu-model/1"
 SIZES_HW = ((480, 640), (1024, 1280))

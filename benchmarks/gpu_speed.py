@@ -14,11 +14,11 @@ from benchmarks.gpu_clock import Ceilings, count_kernels, medians_ms, recorded
 from benchmarks.kernel_work import frame_work, least_ms
 from benchmarks.official_layout import official_fuse
 from refusion_edge.arrays import Array, State
-from refusion_edge.kernels.checks import RELATIVE_ERROR, largest_error, launch, make_case
-from refusion_edge.kernels.folding import fold
-from refusion_edge.kernels.network import Frame, prepare
-from refusion_edge.kernels.plan import PLANES, make_plan
-from refusion_edge.program import Plan, Tile, lay_out
+from refusion_edge.cuda.program import Plan, Tile, lay_out
+from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.schedule import PLANES, make_plan
+from refusion_edge.kernels.gpu.triton_frame import Frame, prepare
 
 Row = dict[str, Any]
 

@@ -39,10 +39,10 @@ import numpy as np
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Array, State
+from refusion_edge.bench.report import describe_machine, describe_versions, now_utc
 from refusion_edge.errors import UsageError
 from refusion_edge.files import write_atomically
-from refusion_edge.graph import parse_size
-from refusion_edge.latency.report import describe_machine, describe_versions, now_utc
+from refusion_edge.sizes import parse_size
 
 SCHEMA = "refusion-edge/bench-gpu/1"
 TASK = "ir_vis"
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected at least one round, got {options.rounds}.")
     if trouble := problem():
         parser.error(f"expected a machine with a GPU, got none: {trouble}.")
-    from refusion_edge.checkpoint import read_checkpoint
-    from refusion_edge.weights import weights_path
+    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.weights import weights_path
 
     setting = Setting(sizes_hw, options.rounds, read_checkpoint(weights_path(TASK)).state, swept)
     document: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def chosen_kernels(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: There is no such kernel.
     """
-    from refusion_edge.kernels.plan import make_plan
+    from refusion_edge.kernels.gpu.schedule import make_plan
 
     names, known = tuple(filter(None, text.split(","))), make_plan().kernels
     if unknown := [name for name in names if name not in known]:
@@ -253,7 +253,7 @@ def _architecture() -> int:
 
 
 def _tiles() -> Any:
-    from refusion_edge.kernels.plan import tiles
+    from refusion_edge.kernels.gpu.schedule import tiles
 
     return tiles(_architecture())
 
@@ -300,8 +300,8 @@ def _onnxruntime(setting: Setting, size_hw: tuple[int, int]) -> Iterator[Row]:
     import torch
 
     from benchmarks.gpu_clock import medians_ms
-    from refusion_edge.forms import REFERENCE
-    from refusion_edge.graph import fill, read_template
+    from refusion_edge.network.graph import fill, read_template
+    from refusion_edge.network.layouts import REFERENCE
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return
@@ -338,8 +338,8 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
 
     from benchmarks.gpu_engines import time_engine, watch_for_leaks
     from refusion_edge.backends.fused import FusedBackend
-    from refusion_edge.export.program import make_program
-    from refusion_edge.program_file import program_bytes
+    from refusion_edge.cuda.program_file import program_bytes
+    from refusion_edge.export.targets.program import make_program
 
     program = program_bytes(make_program(setting.state, {"task": TASK}, [_architecture()], jobs=os.cpu_count() or 1))
     opening = functools.partial(_opened, FusedBackend, program)
@@ -355,10 +355,10 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
 
 def _tensorrt(setting: Setting) -> Iterator[Row]:
     from benchmarks.gpu_engines import time_engine
-    from refusion_edge.backends import status
-    from refusion_edge.backends.tensorrt import TrtBackend
-    from refusion_edge.backends.tensorrt_rtx import TrtRtxBackend
-    from refusion_edge.bundle import PLAN
+    from refusion_edge.backends.registry import status
+    from refusion_edge.backends.tensorrt.classic import TrtBackend
+    from refusion_edge.backends.tensorrt.rtx import TrtRtxBackend
+    from refusion_edge.bundle.manifest import PLAN
     from refusion_edge.export.build import BuildSpec, build
 
     for backend in (TrtBackend, TrtRtxBackend):

@@ -28,22 +28,23 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from refusion_edge.accuracy.fidelity import compare
+from refusion_edge.accuracy.gate import resized
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import status
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.backends.openvino import OpenVinoBackend
-from refusion_edge.checkpoint import read_checkpoint
-from refusion_edge.fidelity import compare
-from refusion_edge.forms import FORMS, REFERENCE, GraphForm, Precision
+from refusion_edge.backends.registry import status
 from refusion_edge.fuser import open_weights
-from refusion_edge.gate import resized
-from refusion_edge.graph import INPUT_A, INPUT_B, OPSET, OUTPUT, fill, parse_size, read_template
-from refusion_edge.luminance import to_planes
+from refusion_edge.images.color import to_planes
+from refusion_edge.images.pairs import ImagePair, read_pair
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import processor
-from refusion_edge.pairs import ImagePair, read_pair
-from refusion_edge.samples import sample_paths
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OPSET, OUTPUT, fill, read_template
+from refusion_edge.network.layouts import FORMS, REFERENCE, GraphForm, Precision
+from refusion_edge.network.weights import weights_path
+from refusion_edge.sizes import parse_size
 from refusion_edge.tasks import find_task
-from refusion_edge.weights import weights_path
 
 Fuse = Callable[[Float32Array, Float32Array], Float32Array]
 
@@ -102,7 +103,7 @@ def _rows(state: State, size_hw: tuple[int, int], variants: bool) -> list[Row]:
         Row("onnxruntime", "onnxruntime", partial(_open_ort, models["onnxruntime"])),
     ]
     if variants:
-        from refusion_edge.export.trace import trace
+        from refusion_edge.export.graph.trace import trace
 
         FORMS.update(_VARIANTS)
         for name in _VARIANTS:
@@ -126,7 +127,7 @@ def naive_export(state: State, size_hw: tuple[int, int]) -> bytes:
     import onnxsim
     import torch
 
-    from benchmarks.official import official_fuse
+    from benchmarks.official_layout import official_fuse
 
     class Official(torch.nn.Module):
         def __init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.program import Argument, Launch, Parameter, Plan
+from refusion_edge.cuda.program import Argument, Launch, Parameter, Plan
 
 # Beside matrices: norms and temperatures, which are not multiplied with every channel.
 _VECTORS = (".gain", ".bias", ".temperature")

@@ -9,7 +9,7 @@ from refusion_edge.arrays import Float32Array
 
 
 class MeanEngine:
-    """Fuses by the mean of both planes. Implements ``refusion_edge.backends.Backend``."""
+    """Fuses by the mean of both planes. Implements ``refusion_edge.backends.registry.Backend``."""
 
     name = "mean"
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from refusion_edge.tasks import find_task
+from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.collection import PairCollection, survey
 from refusion_edge.train.crops import PLAIN, crop_batch
 from refusion_edge.train.diagnostics import agreement
@@ -31,7 +32,6 @@ from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, fusion_gr
 from refusion_edge.train.session import choose_device
 from refusion_edge.train.sobel import gradient_magnitude
 from refusion_edge.train.state import initial_state, read_state, restore
-from refusion_edge.train.tone import ToneSettings
 
 
 def main() -> int:

@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import BACKENDS, Backend, Engine, RunOptions, native, open_engine, status
-from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.backends import native
+from refusion_edge.backends.registry import BACKENDS, Backend, Engine, RunOptions, open_engine, read_graph, status
 from refusion_edge.fuser import open_weights
-from refusion_edge.graph import fill, read_graph
 from refusion_edge.machine import processor
-from refusion_edge.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
-from refusion_edge.weights import weights_path
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import fill
+from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
+from refusion_edge.network.weights import weights_path
 
 SIZE_HW = (480, 640)
 SIZES_HW = ((120, 160), (240, 320), SIZE_HW, (720, 1280), (1080, 1920))

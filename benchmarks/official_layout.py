@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.parameters import NUM_BLOCKS
+from refusion_edge.network.parameters import NUM_BLOCKS
 
 
 def official_fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -28,25 +28,25 @@ from typing import Any
 import numpy as np
 
 from refusion_edge._optional import is_installed
+from refusion_edge.accuracy.gate import resized
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends import BACKENDS, status
-from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.backends.registry import BACKENDS, status
+from refusion_edge.bench.clock import SystemClock
+from refusion_edge.bench.load import read_load, require_room
+from refusion_edge.bench.memory import MemoryWatch
+from refusion_edge.bench.report import describe_machine, describe_versions, now_utc
+from refusion_edge.bench.statistics import Ratio, ratio, spread
 from refusion_edge.export.build import BuildSpec, build
-from refusion_edge.export.trace import silence
+from refusion_edge.export.graph.trace import silence
 from refusion_edge.files import write_atomically
 from refusion_edge.fuser import load as load_fuser
 from refusion_edge.fuser import open_weights
-from refusion_edge.gate import resized
-from refusion_edge.graph import parse_size
-from refusion_edge.latency.clock import SystemClock
-from refusion_edge.latency.load import read_load, require_room
-from refusion_edge.latency.memory import MemoryWatch
-from refusion_edge.latency.report import describe_machine, describe_versions, now_utc
-from refusion_edge.latency.statistics import Ratio, ratio, spread
-from refusion_edge.luminance import to_planes
-from refusion_edge.pairs import read_pair
-from refusion_edge.samples import sample_paths
-from refusion_edge.weights import weights_path
+from refusion_edge.images.color import to_planes
+from refusion_edge.images.pairs import read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.weights import weights_path
+from refusion_edge.sizes import parse_size
 
 SCHEMA = "refusion-edge/bench-peers/1"
 OURS = "onnxruntime"

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refusion_edge.bench.limits import Limits, roofline
+from refusion_edge.bench.lines import read_rows
+from refusion_edge.bench.measurement import Row
 from refusion_edge.errors import InputError
 from refusion_edge.files import write_atomically
-from refusion_edge.latency.limits import Limits, roofline
-from refusion_edge.latency.lines import read_rows
-from refusion_edge.latency.measurement import Row
-from refusion_edge.latency.work import work_per_pixel
+from refusion_edge.network.cost import work_per_pixel
 
 BEGIN, END = "<!-- fit: begin -->", "<!-- fit: end -->"
 LEAST_SIZES = 3

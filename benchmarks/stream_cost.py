@@ -22,17 +22,17 @@ import numpy as np
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.metrics.temporal import flicker
-from refusion_edge.rig import GAIN_METHODS, Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.rig.model import GAIN_METHODS, Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
-from refusion_edge.stream.freeze import FreezeWatch
-from refusion_edge.stream.gain import ThermalGain
-from refusion_edge.stream.matching import Limits, Matcher
-from refusion_edge.stream.motion import MotionMeter
-from refusion_edge.stream.output_range import OutputStretch
-from refusion_edge.stream.pairing import Pairer
-from refusion_edge.stream.processing import Geometry, Processor
-from refusion_edge.stream.synthetic import Painter, Scene
-from refusion_edge.warp import make_warp
+from refusion_edge.stream.pairing.failover import Limits, Matcher
+from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.pairing.pairer import Pairer
+from refusion_edge.stream.picture.gain import ThermalGain
+from refusion_edge.stream.picture.output_range import OutputStretch
+from refusion_edge.stream.picture.processor import Geometry, Processor
+from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.sources.synthetic import Painter, Scene
 
 LIMIT_MS = 4.0
 WIDTH, HEIGHT = 640, 480

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.fuser import Fuser
-from refusion_edge.stream.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession, StreamSettings
 from refusion_edge.tasks import find_task
 
 PERIOD_MS = 1000 / 30

@@ -29,13 +29,13 @@ import numpy as np
 
 from refusion_edge import load
 from refusion_edge.arrays import Float32Array, Uint8Array
-from refusion_edge.luminance import OUTPUT_RANGES, merge, to_output_range, to_planes
+from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range, to_planes
+from refusion_edge.images.pairs import ImagePair, find_images, find_pairs, read_pair
 from refusion_edge.metrics import Metric, find_metric, score
 from refusion_edge.metrics.planes import to_grey_plane
 from refusion_edge.metrics.structure import structural_similarity_gaussian
-from refusion_edge.pairs import ImagePair, find_images, find_pairs, read_pair
 from refusion_edge.tasks import Task, find_task
-from refusion_edge.train.defocus import defocused_pair
+from refusion_edge.train.augmentation import defocused_pair
 
 METRICS = {
     "ir_vis": ("SD", "SF", "AG", "SCD", "VIF", "Qabf", "MI"),

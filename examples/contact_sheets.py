@@ -18,11 +18,11 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.errors import OutputError
 from refusion_edge.fuser import Fuser, load
-from refusion_edge.images import write_image
-from refusion_edge.luminance import split, to_display_range
-from refusion_edge.montage import MontageRow, montage
-from refusion_edge.pairs import read_pair
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.color import split, to_display_range
+from refusion_edge.images.io import write_image
+from refusion_edge.images.montage import MontageRow, montage
+from refusion_edge.images.pairs import read_pair
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import TASKS
 
 _TILE_PX = 320

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.errors import RefusionError, UsageError
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 
 
 def main() -> int:

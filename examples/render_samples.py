@@ -16,7 +16,7 @@ import numpy as np
 from samples import desk, head, night, room, street
 from samples.canvas import Picture
 
-DEFAULT_OUTPUT = Path("refusion_edge/samples")
+DEFAULT_OUTPUT = Path("refusion_edge/images/samples")
 # OpenCV versions may round differently.
 TOLERANCE = 2
 

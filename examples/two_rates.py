@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.images import read_image, write_image
-from refusion_edge.pairs import ImagePair, read_pair
-from refusion_edge.samples import sample_paths
-from refusion_edge.stream.folders import TIMES_NAME
+from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.pairs import ImagePair, read_pair
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.stream.frames import MS, SECOND
+from refusion_edge.stream.sources.folders import TIMES_NAME
 
 _WINDOW = 3 / 4
 _COLDEST_COUNTS, _COUNTS_PER_LEVEL, _NOISE_COUNTS = 21_000.0, 12.0, 4.0

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Uint8Array
-from refusion_edge.images import read_image, write_image
-from refusion_edge.montage import MontageRow, montage
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.montage import MontageRow, montage
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import find_task
 from refusion_edge.train.crops import to_luma8
 from refusion_edge.train.losses import LossWeights

@@ -14,26 +14,18 @@ import cv2
 import numpy as np
 import onnx
 
-from refusion_edge import __version__
-from refusion_edge.backends import Choice, choose_builder, onnxruntime, status
-from refusion_edge.bundle import (
-    CALIBRATION,
-    MODEL,
-    WEIGHTS,
-    EngineBundle,
-    GateNotRun,
-    GateResult,
-    Manifest,
-    Quantised,
-    TensorSpec,
-    check_replaceable,
-    install_bundle,
-    read_bundle,
-    sha256,
-)
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
+from refusion_edge._version import __version__
+from refusion_edge.accuracy.fidelity import LIMITS, worst
+from refusion_edge.accuracy.gate import PairFidelity, measure, resized, sample_pairs, verdict
+from refusion_edge.backends import onnxruntime
+from refusion_edge.backends.registry import Choice, choose_builder, read_graph, status
+from refusion_edge.backends.tensorrt.product import FLAVOURS
+from refusion_edge.bundle.folder import EngineBundle, check_replaceable, install_bundle, read_bundle, sha256
+from refusion_edge.bundle.manifest import CALIBRATION, MODEL, WEIGHTS, GateNotRun, GateResult, Manifest, Quantised, TensorSpec
 from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
-from refusion_edge.export.engines import (
+from refusion_edge.export.graph.int8 import SPARE_DB, Jury, Selection, select_layers
+from refusion_edge.export.spec import BuildSpec, check_spec
+from refusion_edge.export.targets.engines import (
     EngineFile,
     Ingredients,
     cache_folder,
@@ -42,20 +34,16 @@ from refusion_edge.export.engines import (
     make_engine,
     open_judged,
 )
-from refusion_edge.export.int8 import SPARE_DB, Jury, Selection, select_layers
-from refusion_edge.export.plan import PhaseListener
-from refusion_edge.export.spec import BuildSpec, check_spec
-from refusion_edge.fidelity import LIMITS, worst
-from refusion_edge.forms import Precision
+from refusion_edge.export.targets.tensorrt import PhaseListener
 from refusion_edge.fuser import open_weights
-from refusion_edge.gate import PairFidelity, measure, resized, sample_pairs, verdict
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name, read_graph
-from refusion_edge.pairs import ImagePair, fingerprint
-from refusion_edge.quantisation import CalibrationTable, quantisable_layers
+from refusion_edge.images.pairs import ImagePair, fingerprint
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name
+from refusion_edge.network.layouts import Precision
+from refusion_edge.network.quantization import CalibrationTable, quantisable_layers
+from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.tasks import Task, find_task
-from refusion_edge.tensorrt.flavour import FLAVOURS
-from refusion_edge.weights import weights_path
 
 
 @dataclass(frozen=True, slots=True)

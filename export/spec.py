@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusion_edge.backends import AUTO, BACKENDS, status
+from refusion_edge.backends.registry import AUTO, BACKENDS, status
+from refusion_edge.backends.tensorrt.product import FLAVOURS, lacking, least_capability
+from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.errors import UsageError
-from refusion_edge.forms import Precision
-from refusion_edge.pairs import ImagePair
-from refusion_edge.quantisation import CalibrationTable
+from refusion_edge.images.pairs import ImagePair
+from refusion_edge.network.layouts import Precision
+from refusion_edge.network.quantization import CalibrationTable
 from refusion_edge.sizes import SizeRange
-from refusion_edge.tensorrt.flavour import FLAVOURS
-from refusion_edge.tensorrt.precisions import lacking, least_capability
-from refusion_edge.tensorrt.settings import NO_SETTINGS, PlanSettings
 
 _TENSORRT_FORMS = ("tensorrt-folded", "tensorrt-literal")
 
@@ -33,7 +32,7 @@ class BuildSpec:
         sizes_hw: Range of sizes for a compiled engine; None for the fixed size, or for a range of our choice.
         settings: How a plan is to be compiled; for TensorRT and TensorRT-RTX only.
         form: Graph form, or None for the back end's own.
-        calibration: Ranges for int8, from ``refusion_edge.calibration.ranges``; None for other precisions.
+        calibration: Ranges for int8, from ``refusion_edge.calibration.int8``; None for other precisions.
         judges: Pairs that an int8 engine is judged on besides the sample pairs; they were not calibrated with.
         architectures: GPU architectures that a program for the back end ``fused`` is compiled for, 87 for sm_87; None
             for that of this machine. For no other back end.

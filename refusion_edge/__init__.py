@@ -8,16 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from refusion_edge._version import __version__
 
 if TYPE_CHECKING:
-    from refusion_edge.bundle import EngineBundle, Manifest, read_bundle
-    from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
+    from refusion_edge.bundle.folder import EngineBundle, read_bundle
+    from refusion_edge.bundle.manifest import Manifest
     from refusion_edge.errors import RefusionError
     from refusion_edge.export.build import BuildReport, build
     from refusion_edge.export.spec import BuildSpec
     from refusion_edge.fuser import Fuser, load
-    from refusion_edge.images import read_image, write_image
+    from refusion_edge.images.io import read_image, write_image
+    from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
     from refusion_edge.tasks import TASKS, Task
 
 __all__ = [
@@ -45,20 +46,20 @@ _HOMES = {
     "TASKS": "tasks",
     "BuildReport": "export.build",
     "BuildSpec": "export.spec",
-    "Checkpoint": "checkpoint",
-    "EngineBundle": "bundle",
+    "Checkpoint": "network.checkpoint",
+    "EngineBundle": "bundle.folder",
     "Fuser": "fuser",
-    "Manifest": "bundle",
+    "Manifest": "bundle.manifest",
     "RefusionError": "errors",
     "Task": "tasks",
     "build": "export.build",
     "load": "fuser",
-    "read_bundle": "bundle",
-    "read_checkpoint": "checkpoint",
-    "read_image": "images",
-    "write_image": "images",
-    "write_pth": "checkpoint",
-    "write_safetensors": "checkpoint",
+    "read_bundle": "bundle.folder",
+    "read_checkpoint": "network.checkpoint",
+    "read_image": "images.io",
+    "write_image": "images.io",
+    "write_pth": "network.checkpoint",
+    "write_safetensors": "network.checkpoint",
 }
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Self
 
-from refusion_edge import backends
+from refusion_edge.accuracy.fidelity import LIMITS, worst
+from refusion_edge.accuracy.gate import measure, sample_pairs, verdict
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends import (
+from refusion_edge.backends import registry as backends
+from refusion_edge.backends.registry import (
     AUTO,
     Backend,
     LevelsBackend,
@@ -21,17 +23,16 @@ from refusion_edge.backends import (
     find_entry,
     require_usable,
 )
-from refusion_edge.bundle import WEIGHTS, EngineBundle, GateNotRun, check_target, read_bundle, record_gate
-from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
+from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
 from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError, not_finite
-from refusion_edge.fidelity import LIMITS, worst
-from refusion_edge.forms import REFERENCE
-from refusion_edge.gate import measure, sample_pairs, verdict
-from refusion_edge.graph import fill, read_template
-from refusion_edge.luminance import OUTPUT_RANGES, OutputRange, Planes, merge, to_output_range, to_planes
+from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, merge, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.layouts import REFERENCE
+from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
-from refusion_edge.weights import weights_path
 
 
 class Fuser:
@@ -40,7 +41,7 @@ class Fuser:
     Args:
         backend: What runs the network; closed together with the fuser.
         task: The task that its weights were trained for.
-        output_range: ``stretch`` or ``fixed``, see ``refusion_edge.luminance.to_output_range``.
+        output_range: ``stretch`` or ``fixed``, see ``refusion_edge.images.color.to_output_range``.
     """
 
     def __init__(self, backend: Backend, task: Task, output_range: OutputRange = "stretch") -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusion_edge.errors import UsageError
-from refusion_edge.graph import parse_size
+
+MIN_SIDE = 8
+# One axis of an image; beyond this the attention's sums were never tested.
+MAX_SIDE = 16384
+_LONGEST_SIZE = len("16384x16384")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +59,32 @@ def parse_sizes(text: str) -> tuple[tuple[int, int] | None, SizeRange | None]:
     if not (sizes_hw.holds(typical) and sizes_hw.holds(least)):
         raise UsageError(f"expected sizes that grow from the least over the typical to the largest, got '{text}'.")
     return None, sizes_hw
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Read ``480x640`` (height x width), or ``dynamic`` as None.
+
+    Raises:
+        UsageError: The text is neither, or a side is out of range.
+    """
+    if text == "dynamic":
+        return None
+    height, _, width = text.lower().partition("x")
+    # Bounded before it is read as a number: Python refuses to read thousands of digits.
+    if not (text.isascii() and height.isdecimal() and width.isdecimal() and len(text) <= _LONGEST_SIZE):
+        raise UsageError(f"expected a size as HEIGHTxWIDTH (480x640) or 'dynamic', got '{text}'.")
+    size_hw = int(height), int(width)
+    check_size(size_hw)
+    return size_hw
+
+
+def check_size(size_hw: tuple[int, int]) -> None:
+    """Make sure that the network can fuse images of this height and width.
+
+    Raises:
+        UsageError: A side is out of range.
+    """
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size_hw):
+        raise UsageError(
+            f"expected sides from {MIN_SIDE} to {MAX_SIDE} pixels, got {size_hw[0]}x{size_hw[1]}; choose another size."
+        )

@@ -18,8 +18,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if {"-mgpu", "gpu"} & set(sys.argv
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
-from refusion_edge.forms import FORMS
-from refusion_edge.parameters import PARAMETERS
+from refusion_edge.network.layouts import FORMS
+from refusion_edge.network.parameters import PARAMETERS
 
 # Time decides no test: a machine that is busy is slow at making examples, too.
 with contextlib.suppress(ImportError):

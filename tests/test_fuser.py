@@ -10,15 +10,15 @@ import pytest
 
 import refusion_edge
 from refusion_edge.arrays import Array, State
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.errors import BundleError, CheckpointError, GateError, InputError, ShapeError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load
-from refusion_edge.images import read_image
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.io import read_image
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
+from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
-from refusion_edge.weights import weights_path
 
 Picture = Callable[..., Array]
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, ShapeError
-from refusion_edge.images import read_image
-from refusion_edge.luminance import check_pair
-from refusion_edge.pairs import PairPaths, find_images, find_pairs
+from refusion_edge.images.color import check_pair
+from refusion_edge.images.io import read_image
+from refusion_edge.images.pairs import PairPaths, find_images, find_pairs
 from refusion_edge.tasks import Task
 from refusion_edge.train.crops import to_luma8
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Array, Float32Array
-from refusion_edge.luminance import split, to_display_range
-from refusion_edge.train.defocus import defocused_pair
-from refusion_edge.train.tone import ToneSettings, toned
+from refusion_edge.images.color import split, to_display_range
+from refusion_edge.train.augmentation import ToneSettings, defocused_pair, toned
 
 PLAIN = ToneSettings(share=0.0, gamma=1.0, least_gain=1.0, alike=True)
 """No tone curves: validation, and training on the pictures as they are."""

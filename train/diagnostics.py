@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Array, Uint8Array
-from refusion_edge.luminance import OUTPUT_RANGES, to_output_range
+from refusion_edge.images.color import OUTPUT_RANGES, to_output_range
 from refusion_edge.metrics import Metric, find_metric, score
+from refusion_edge.train.augmentation import defocused_pair
 from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
-from refusion_edge.train.defocus import defocused_pair
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import LossWeights, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks

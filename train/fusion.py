@@ -1,4 +1,4 @@
-"""The fusion network F for training: the function of ``refusion_edge.model`` in the channels-last layout."""
+"""The fusion network F for training: the function of ``refusion_edge.network.model`` in the channels-last layout."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.kernels.expansion import expand, gated_sum
-from refusion_edge.parameters import NUM_BLOCKS, PARAMETERS
-from refusion_edge.train.layers import (
-    Parameters,
-    block,
-    dense,
-    initialise,
-    projected_attention,
-    to_features,
-)
+from refusion_edge.kernels.cpu.expansion import expand, gated_sum
+from refusion_edge.network.parameters import NUM_BLOCKS, PARAMETERS
+from refusion_edge.train.layers import Parameters, block, dense, initialise, projected_attention, to_features
 
 
 def fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
     """Fuse two luma planes: ``F_theta(A, B)``.
 
     Args:
-        parameters: theta, the 86 parameters of ``refusion_edge.parameters``.
+        parameters: theta, the 86 parameters of ``refusion_edge.network.parameters``.
         a: Source a, (B, 1, H, W) floating, [0, 1].
         b: Source b, same shape and dtype.
 
     Returns:
-        Fused luma, (B, 1, H, W), (0, 1); equal to ``refusion_edge.model.FusionNetwork`` up to rounding.
+        Fused luma, (B, 1, H, W), (0, 1); equal to ``refusion_edge.network.model.FusionNetwork`` up to rounding.
     """
     features_a = to_features(a, parameters["project_in_1.weight"])
     features_b = to_features(b, parameters["project_in_2.weight"])

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.kernels.batch_products import multiply
-from refusion_edge.kernels.channel_attention import NORM_FLOOR
-from refusion_edge.kernels.channel_products import channel_products
-from refusion_edge.kernels.expansion import expand, feed_forward
-from refusion_edge.parameters import EXPANSION, NUM_HEADS, Shape
+from refusion_edge.kernels.cpu.batch_products import multiply
+from refusion_edge.kernels.cpu.channel_products import channel_products
+from refusion_edge.kernels.cpu.expansion import expand, feed_forward
+from refusion_edge.network.layers import NORM_FLOOR
+from refusion_edge.network.parameters import EXPANSION, NUM_HEADS, Shape
 
 Parameters: TypeAlias = dict[str, Tensor]
-"""Parameters of one network, name to tensor, in the layout of ``refusion_edge.model``."""
+"""Parameters of one network, name to tensor, in the layout of ``refusion_edge.network.model``."""
 
 
 def to_features(plane: Tensor, weight: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor) -> Tensor:
     """Attention between channels and the 1x1 projection after it, as one matrix per picture, and their residual.
 
-    The same as ``refusion_edge.kernels.channel_attention`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
+    The same as ``refusion_edge.network.layers`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
     P A is a C x C matrix, so the H*W long features are multiplied once instead of twice.
 
     Args:
@@ -91,7 +91,7 @@ def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
         (B, H, W, C).
 
     Source:
-        Restormer (Zamir et al., CVPR 2022); ``refusion_edge.model.TransformerBlock`` in the other memory layout.
+        Restormer (Zamir et al., CVPR 2022); ``refusion_edge.network.model.TransformerBlock`` in the other memory layout.
     """
     attention, gate = f"{name}.attn", f"{name}.ffn"
     qkv, spread = parameters[f"{attention}.qkv.weight"], parameters[f"{attention}.qkv_dwconv.weight"]

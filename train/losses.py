@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refusion_edge.errors import BackendError, UsageError
-from refusion_edge.kernels.language import TRITON_INSTALLED, is_interpreted
+from refusion_edge.kernels.gpu.language import TRITON_INSTALLED, is_interpreted
 from refusion_edge.train.priors import Logits
 from refusion_edge.train.sobel import gradient_magnitude, sobel
 
@@ -101,7 +101,7 @@ def fusion_loss(
     """
     w, v = weights.intensity, weights.gradient
     if _choose_engine(engine or LOSS_ENGINE, fused) == "triton":
-        from refusion_edge.kernels.weighted_loss import weighted_loss
+        from refusion_edge.kernels.gpu.weighted_loss import weighted_loss
 
         return weighted_loss(fused, a, b, w, v, gradient_coefficient, term, "triton", intensity)
     return _intensity_loss(fused, a, b, w, intensity) + gradient_coefficient * _gradient_loss(fused, a, b, v, term)

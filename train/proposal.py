@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refusion_edge.errors import UsageError
-from refusion_edge.parameters import Shape
+from refusion_edge.network.parameters import Shape
 from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialise, to_features
 from refusion_edge.train.losses import LossWeights
 from refusion_edge.train.priors import PRIORS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.parameters import DIM, NUM_BLOCKS, Shape
+from refusion_edge.network.parameters import DIM, NUM_BLOCKS, Shape
 from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialise, to_features
 
 _BRANCHES = ("a", "b")

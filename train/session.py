@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from refusion_edge import __version__
+from refusion_edge._version import __version__
 from refusion_edge.errors import BackendError, CheckpointError, UsageError
 from refusion_edge.files import output_error
 from refusion_edge.tasks import find_task
@@ -19,7 +19,7 @@ from refusion_edge.train.collection import Entry, PairCollection, Survey, split_
 from refusion_edge.train.diagnostics import hold, score_of
 from refusion_edge.train.log import RunLog
 from refusion_edge.train.loop import Outcome, Run, build_networks, train
-from refusion_edge.train.ranks import Ranks, join_ranks, leave_ranks
+from refusion_edge.train.process import Ranks, join_ranks, leave_ranks
 from refusion_edge.train.settings import Settings, resolve
 from refusion_edge.train.state import TrainingCheckpoint, find_checkpoints, initial_state, read_fusion, read_state, restore
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from refusion_edge.errors import UsageError
+from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.proposal import ProposalSettings
-from refusion_edge.train.tone import ToneSettings
 
 if sys.version_info >= (3, 11):
     import tomllib

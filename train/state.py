@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
-from refusion_edge.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import write_atomically
+from refusion_edge.network.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
 from refusion_edge.train.fusion import initial_fusion
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.optimisers import adamw, outer_optimiser

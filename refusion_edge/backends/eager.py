@@ -8,7 +8,7 @@ from typing_extensions import Self
 
 from refusion_edge._optional import is_installed, require
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import RunOptions, Status
+from refusion_edge.backends.registry import RunOptions, Status
 
 
 def probe() -> Status:
@@ -35,7 +35,7 @@ class EagerBackend:
 
     def __init__(self, state: State, *, threads: int = 0) -> None:
         self._torch = require("torch", "train", "the back end eager")
-        from refusion_edge.model import FusionNetwork
+        from refusion_edge.network.model import FusionNetwork
 
         if threads:
             self._torch.set_num_threads(threads)

@@ -17,18 +17,15 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge._optional import is_installed
-from refusion_edge.architectures import choose_architecture
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
-from refusion_edge.backends import Engine, RunOptions, Status
-from refusion_edge.cuda.arguments import pack
+from refusion_edge.backends.registry import Engine, RunOptions, Status
 from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
-from refusion_edge.cuda.stages import StagesOnDevice, StageTimer
+from refusion_edge.cuda.program import Buffer, Launch, Program, Target, aligned, cuda_text, lay_out, pack
+from refusion_edge.cuda.program_file import parse_program
+from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
-from refusion_edge.graph import MAX_SIDE
-from refusion_edge.luminance import MIN_SIDE
-from refusion_edge.machine import accelerator
-from refusion_edge.program import Buffer, Launch, Program, Target, aligned, cuda_text, lay_out
-from refusion_edge.program_file import parse_program
+from refusion_edge.machine import accelerator, choose_architecture
+from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _INPUT, _FUSED, _LEVELS = "planes", "fused", "levels"
 _VISIBLE = {
@@ -56,7 +53,7 @@ def probe_build() -> Status:
 
 
 def choose_target(program: Program, device: Device) -> Target:
-    """Choose the kernels for a device, see ``refusion_edge.architectures.choose_architecture``.
+    """Choose the kernels for a device, see ``refusion_edge.machine.choose_architecture``.
 
     Raises:
         BackendError: There are none, or the driver is too old for them.
@@ -154,7 +151,7 @@ class FusedBackend(StagesOnDevice):
     def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
         """Fuse two luma planes and stretch the result to 8 bits on the device; see ``LevelsBackend.fuse_to_levels``.
 
-        A level may differ by one from that of ``refusion_edge.luminance`` where a value is within rounding of a half.
+        A level may differ by one from that of ``refusion_edge.images.color`` where a value is within rounding of a half.
         """
         visible = self._run(a, b).visible
         # The sum is not finite if one value is not; the kernel's extremes pass over NaN.

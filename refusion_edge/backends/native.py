@@ -9,15 +9,14 @@ from typing_extensions import Self
 
 from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import Engine, RunOptions, Status, require_size
-from refusion_edge.checkpoint import parse_checkpoint
+from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError, ShapeError, UsageError
-from refusion_edge.forms import Precision
-from refusion_edge.graph import MAX_SIDE
-from refusion_edge.kernels.compiled import MODULE, chosen_isa, load_module
-from refusion_edge.luminance import MIN_SIDE
+from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, processor, usable_cores
-from refusion_edge.parameters import PARAMETERS
+from refusion_edge.network.checkpoint import parse_checkpoint
+from refusion_edge.network.layouts import Precision
+from refusion_edge.network.parameters import PARAMETERS
+from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 

@@ -9,9 +9,9 @@ import onnxruntime as ort
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import Engine, RunOptions, Status, require_size
+from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
 from refusion_edge.errors import BackendError
-from refusion_edge.graph import INPUT_A, INPUT_B, OUTPUT, PIXELS, fill, read_graph
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, PIXELS, fill
 
 _ERRORS_ONLY = 3
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from refusion_edge import __version__
+from refusion_edge._version import __version__
 from refusion_edge.errors import RefusionError
 
 VERBS = (

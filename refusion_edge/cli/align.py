@@ -12,8 +12,8 @@ from refusion_edge.cli.options import add_json, length_m, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
-    from refusion_edge.calibration.scene import SceneAlignment
-    from refusion_edge.rig import ParallaxModel, Rig, RigAlignment, RigSource, SourceName
+    from refusion_edge.calibration.rig.scene import SceneAlignment
+    from refusion_edge.rig.model import ParallaxModel, Rig, RigAlignment, RigSource, SourceName
 
 SUMMARY = "align an infrared and a visible camera, or check that they still are"
 
@@ -62,11 +62,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make(options: argparse.Namespace) -> int:
-    from refusion_edge.calibration.alignment import draw, summary, to_document
+    from refusion_edge.calibration.rig.alignment import draw, summary, to_document
     from refusion_edge.cli.console import write_json
     from refusion_edge.errors import UsageError
-    from refusion_edge.images import write_image
-    from refusion_edge.rig_file import read_rig, write_rig
+    from refusion_edge.images.io import write_image
+    from refusion_edge.rig.file import read_rig, write_rig
 
     old = read_rig(options.rig) if options.rig else None
     if options.output.exists() and not options.overwrite and not (options.rig and options.rig.samefile(options.output)):
@@ -90,7 +90,7 @@ def _make(options: argparse.Namespace) -> int:
 
 def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
     from refusion_edge.errors import UsageError
-    from refusion_edge.images import check_writable_suffix
+    from refusion_edge.images.io import check_writable_suffix
 
     kept = [name for name in ("onto", "ir_crop", "vis_crop") if old is not None and getattr(options, name, None) is not None]
     if kept:
@@ -108,9 +108,9 @@ def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
 def _aligned(
     options: argparse.Namespace, old: Rig | None, frames: list[dict[SourceName, Array]]
 ) -> tuple[Rig, list[RigAlignment], SceneAlignment | None]:
-    from refusion_edge.calibration.alignment import align_point_pairs, align_views, join_boards, make_views
-    from refusion_edge.calibration.coarse import SearchRange
-    from refusion_edge.calibration.points import read_points
+    from refusion_edge.calibration.rig.alignment import align_point_pairs, align_views, join_boards, make_views
+    from refusion_edge.calibration.rig.coarse import SearchRange
+    from refusion_edge.calibration.rig.points import read_points
 
     sources = _sources(options, old, frames[0])
     base = old.base if old else options.onto or "vis"
@@ -131,7 +131,7 @@ def _aligned(
 def _calibrated(
     options: argparse.Namespace, old: Rig | None, frames: list[dict[SourceName, Array]]
 ) -> tuple[Rig, list[RigAlignment], SceneAlignment | None]:
-    from refusion_edge.calibration.stereo import align_calibration, read_calibration
+    from refusion_edge.calibration.rig.stereo import align_calibration, read_calibration
     from refusion_edge.errors import UsageError
 
     if old:
@@ -162,8 +162,8 @@ def _finish(
     """The rig with its new alignments and everything that was said about it."""
     from dataclasses import replace
 
-    from refusion_edge.calibration.alignment import field_of_view_focal_px
-    from refusion_edge.rig import ParallaxModel, Rig
+    from refusion_edge.calibration.rig.alignment import field_of_view_focal_px
+    from refusion_edge.rig.model import ParallaxModel, Rig
 
     named = {name: replace(source, uri=getattr(options, f"{name}_uri") or source.uri) for name, source in sources.items()}
     if old is None:
@@ -181,7 +181,7 @@ def _finish(
 
 
 def _sources(options: argparse.Namespace, old: Rig | None, frames: dict[SourceName, Array]) -> dict[SourceName, RigSource]:
-    from refusion_edge.rig import SOURCE_NAMES, RigSource
+    from refusion_edge.rig.model import SOURCE_NAMES, RigSource
 
     if old:
         return {"ir": old.ir, "vis": old.vis}
@@ -194,7 +194,7 @@ def _sources(options: argparse.Namespace, old: Rig | None, frames: dict[SourceNa
 def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
     from refusion_edge.cli.options import require_both
     from refusion_edge.errors import InputError, UsageError
-    from refusion_edge.pairs import find_pairs, read_pair
+    from refusion_edge.images.pairs import find_pairs, read_pair
 
     require_both(options.ir, options.vis, "--ir and --vis")
     if not options.ir:
@@ -215,11 +215,11 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
 def _check(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from refusion_edge.calibration.alignment import SCHEMA, check_rig, draw
+    from refusion_edge.calibration.rig.alignment import SCHEMA, check_rig, draw
     from refusion_edge.cli.console import print_facts, write_json
-    from refusion_edge.images import check_writable_suffix, write_image
-    from refusion_edge.rig import distance_text
-    from refusion_edge.rig_file import read_rig
+    from refusion_edge.images.io import check_writable_suffix, write_image
+    from refusion_edge.rig.file import read_rig
+    from refusion_edge.rig.model import distance_text
 
     if options.overlay:
         check_writable_suffix(options.overlay)
@@ -248,9 +248,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scene: SceneAlignment | None) -> None:
-    from refusion_edge.calibration.alignment import parallax_table, summary
+    from refusion_edge.calibration.rig.alignment import parallax_table, summary
     from refusion_edge.cli.console import output, plain_table, print_facts
-    from refusion_edge.rig import distance_text
+    from refusion_edge.rig.model import distance_text
 
     facts: dict[str, object] = {}
     for alignment in made:

@@ -10,8 +10,8 @@ from refusion_edge.cli.options import add_json, length_m, nonempty, number_betwe
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
-    from refusion_edge.calibration.timing import MotionTrack, TimeOffset
-    from refusion_edge.rig import Rig
+    from refusion_edge.calibration.rig.timing import MotionTrack, TimeOffset
+    from refusion_edge.rig.model import Rig
     from refusion_edge.stream.frames import Side
 
 SUMMARY = "measure the time offset of a rig from motion that both cameras see"
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
     from dataclasses import asdict, replace
 
-    from refusion_edge.calibration.timing import measure_offset
+    from refusion_edge.calibration.rig.timing import measure_offset
     from refusion_edge.cli.console import print_facts, write_json
-    from refusion_edge.rig_file import read_rig, write_rig
+    from refusion_edge.rig.file import read_rig, write_rig
 
     rig = read_rig(options.rig)
     tracks = _tracks(options, rig)
@@ -70,9 +70,9 @@ def _facts(found: TimeOffset, rig: Rig) -> dict[str, object]:
 
 
 def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
-    from refusion_edge.calibration.timing import MotionTrack
+    from refusion_edge.calibration.rig.timing import MotionTrack
     from refusion_edge.errors import UsageError
-    from refusion_edge.warp import make_warp
+    from refusion_edge.rig.warp import make_warp
 
     warp = make_warp(rig, options.distance)
     views = {"ir": warp.ir, "vis": warp.vis}
@@ -82,7 +82,7 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
         tracks[side].add(views[side].apply(image), time_ns)
 
     if options.recording is not None:
-        from refusion_edge.stream.recording import read_recording
+        from refusion_edge.stream.outputs.recording import read_recording
 
         if options.ir or options.vis:
             raise UsageError("expected --recording alone, got --ir or --vis with it; leave them out.")
@@ -91,9 +91,9 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
             frame = recording.read(number)
             take(frame.side, frame.image, frame.time_ns)
         return tracks
-    from refusion_edge.stream.sources import open_source
+    from refusion_edge.stream.sources.registry import open_source
+    from refusion_edge.stream.sources.watching import watch
     from refusion_edge.stream.uri import parse_source
-    from refusion_edge.stream.watching import watch
 
     ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
     if ir is None or vis is None:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from refusion_edge.cli.options import add_json, add_picture, add_task, add_threads, require_both
 
 if TYPE_CHECKING:
-    from refusion_edge.latency.comparison import Comparison
-    from refusion_edge.latency.deadline import Deadline
-    from refusion_edge.latency.device_limits import DeviceLimits
-    from refusion_edge.latency.limits import Limits, Rates
-    from refusion_edge.latency.measurement import Row
-    from refusion_edge.latency.regression import Baseline, Change
-    from refusion_edge.latency.report import Report
-    from refusion_edge.latency.subjects import Subject
-    from refusion_edge.latency.windows import Plan
+    from refusion_edge.bench.comparison import Comparison
+    from refusion_edge.bench.deadline import Deadline
+    from refusion_edge.bench.device_limits import DeviceLimits
+    from refusion_edge.bench.limits import Limits, Rates
+    from refusion_edge.bench.measurement import Row
+    from refusion_edge.bench.regression import Baseline, Change
+    from refusion_edge.bench.report import Report
+    from refusion_edge.bench.subjects import Subject
+    from refusion_edge.bench.windows import Plan
 
 SUMMARY = "measure latency: stages, percentiles, comparisons, deadlines, regressions"
 
@@ -88,11 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
+    from refusion_edge.bench.page import render_page
+    from refusion_edge.bench.regression import changes as compare_with
+    from refusion_edge.bench.stages import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.cli.console import output, write_json
     from refusion_edge.files import write_atomically
-    from refusion_edge.latency.page import render_page
-    from refusion_edge.latency.regression import changes as compare_with
-    from refusion_edge.latency.stages import CPU, END_TO_END, STAGES, parse_stages
 
     _check(options)
     stages = parse_stages(options.stages) if options.stages else (*STAGES, END_TO_END, CPU)
@@ -120,7 +120,7 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse what cannot work, before anything is opened or measured."""
     from refusion_edge.errors import UsageError
     from refusion_edge.files import require_writable
-    from refusion_edge.pages import require_engine
+    from refusion_edge.report.html import require_engine
 
     require_both(options.a, options.b, "--a and --b")
     if bool(options.engines) == bool(options.compare):
@@ -150,10 +150,10 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     """What is measured; engines that are built for it live in a folder that is removed afterwards."""
     import tempfile
 
+    from refusion_edge.bench.subjects import Wanted, find_subjects
     from refusion_edge.errors import UsageError
-    from refusion_edge.graph import parse_size
-    from refusion_edge.latency.subjects import Wanted, find_subjects
-    from refusion_edge.pairs import PairPaths
+    from refusion_edge.images.pairs import PairPaths
+    from refusion_edge.sizes import parse_size
 
     sizes_hw = []
     for text in options.sizes.split(",") if options.sizes else ():
@@ -177,12 +177,12 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
 def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, folder: Path) -> list[Subject]:
     from dataclasses import replace
 
+    from refusion_edge.bench.subjects import find_subjects
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import UsageError
     from refusion_edge.export.build import build
     from refusion_edge.export.spec import BuildSpec
-    from refusion_edge.forms import PRECISIONS
-    from refusion_edge.latency.subjects import find_subjects
+    from refusion_edge.network.layouts import PRECISIONS
 
     names = {precision: precision for precision in PRECISIONS}
     subjects: list[Subject] = []
@@ -205,8 +205,8 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
 
 
 def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Baseline | None:
-    from refusion_edge.latency.regression import check_comparable, read_baseline
-    from refusion_edge.latency.report import describe_machine
+    from refusion_edge.bench.regression import check_comparable, read_baseline
+    from refusion_edge.bench.report import describe_machine
 
     if not options.against:
         return None
@@ -216,12 +216,12 @@ def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Basel
 
 
 def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
-    from refusion_edge.backends import BACKENDS
-    from refusion_edge.latency.clock import SystemClock
-    from refusion_edge.latency.comparison import compare
-    from refusion_edge.latency.load import read_load, require_room
-    from refusion_edge.latency.report import Report, describe_machine, describe_versions, now_utc
-    from refusion_edge.latency.subjects import require_comparable
+    from refusion_edge.backends.registry import BACKENDS
+    from refusion_edge.bench.clock import SystemClock
+    from refusion_edge.bench.comparison import compare
+    from refusion_edge.bench.load import read_load, require_room
+    from refusion_edge.bench.report import Report, describe_machine, describe_versions, now_utc
+    from refusion_edge.bench.subjects import require_comparable
 
     clock, plan, started = SystemClock(), _plan(options), now_utc()
     if options.compare:
@@ -248,12 +248,12 @@ def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
 
 def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[Limits | None, DeviceLimits | None]:
     """Limits of what the subjects run on: the processor, a CUDA device, or both."""
-    from refusion_edge.backends import BACKENDS
+    from refusion_edge.backends.registry import BACKENDS
+    from refusion_edge.bench.device_limits import measure_device_limits
+    from refusion_edge.bench.limits import measure_limits
     from refusion_edge.cli.console import remarks
     from refusion_edge.cuda import open_driver
     from refusion_edge.errors import BackendError
-    from refusion_edge.latency.device_limits import measure_device_limits
-    from refusion_edge.latency.limits import measure_limits
 
     if options.no_limits or options.compare or options.fps is not None:
         return None, None
@@ -276,11 +276,11 @@ def _sweep(
     versions: dict[str, str],
     limits_of: Callable[[str], Rates | None],
 ) -> tuple[Row, ...]:
+    from refusion_edge.bench.clock import SystemClock
+    from refusion_edge.bench.lines import SweepLog
+    from refusion_edge.bench.measurement import measure
+    from refusion_edge.bench.report import describe_machine
     from refusion_edge.cli.console import progress_bar, remarks
-    from refusion_edge.latency.clock import SystemClock
-    from refusion_edge.latency.lines import SweepLog
-    from refusion_edge.latency.measurement import measure
-    from refusion_edge.latency.report import describe_machine
 
     log = None
     if options.lines:
@@ -311,10 +311,10 @@ def _sweep(
 def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) -> tuple[Deadline, ...]:
     from dataclasses import replace
 
+    from refusion_edge.bench.clock import SystemClock
+    from refusion_edge.bench.deadline import hold
+    from refusion_edge.bench.measurement import open_pipeline
     from refusion_edge.cli.console import remarks
-    from refusion_edge.latency.clock import SystemClock
-    from refusion_edge.latency.deadline import hold
-    from refusion_edge.latency.measurement import open_pipeline
 
     clock = SystemClock()
     seconds = _DEADLINE_S if options.seconds is None else options.seconds
@@ -332,15 +332,15 @@ def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) 
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    from refusion_edge.latency.windows import Plan
+    from refusion_edge.bench.windows import Plan
 
     seconds = _WINDOWS_S if options.seconds is None or options.fps is not None else options.seconds
     return Plan(options.warmup_ms, options.warmup, options.iterations, seconds, options.tolerance / 100, options.windows)
 
 
 def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> None:
+    from refusion_edge.bench import wording
     from refusion_edge.cli.console import output
-    from refusion_edge.latency import wording
 
     console = output()
     machine = report.machine
@@ -365,9 +365,9 @@ def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> 
 
 
 def _print_rows(report: Report, stages: Sequence[str]) -> None:
+    from refusion_edge.bench import wording
+    from refusion_edge.bench.statistics import PERCENTILES, percentile_name
     from refusion_edge.cli.console import output, plain_table
-    from refusion_edge.latency import wording
-    from refusion_edge.latency.statistics import PERCENTILES, percentile_name
 
     console = output()
     figures = ("median", *map(percentile_name, PERCENTILES), "max")
@@ -393,11 +393,11 @@ def _print_rows(report: Report, stages: Sequence[str]) -> None:
 
 
 def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
+    from refusion_edge.bench import wording
+    from refusion_edge.bench.report import NOT_STABLE, stage_order
+    from refusion_edge.bench.stages import END_TO_END
+    from refusion_edge.bench.statistics import verdict
     from refusion_edge.cli.console import output, plain_table
-    from refusion_edge.latency import wording
-    from refusion_edge.latency.report import NOT_STABLE, stage_order
-    from refusion_edge.latency.stages import END_TO_END
-    from refusion_edge.latency.statistics import verdict
 
     console = output()
     if found.ratios is None or found.stages is None:
@@ -425,8 +425,8 @@ def _names(found: Comparison) -> tuple[str, str]:
 
 
 def _print_ages(deadline: Deadline) -> None:
+    from refusion_edge.bench import wording
     from refusion_edge.cli.console import output, plain_table
-    from refusion_edge.latency import wording
 
     ages = deadline.ages
     table = plain_table("age, ms", "median", *ages.percentiles_ms, "max")
@@ -440,8 +440,8 @@ def _print_ages(deadline: Deadline) -> None:
 
 
 def _print_changes(changes: Sequence[Change]) -> None:
+    from refusion_edge.bench import wording
     from refusion_edge.cli.console import output, plain_table
-    from refusion_edge.latency import wording
 
     table = plain_table("engine", "stage", "then (ms)", "now (ms)", "ratio")
     for change in changes:

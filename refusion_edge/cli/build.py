@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import add_json, add_task
-from refusion_edge.forms import PRECISIONS
+from refusion_edge.network.layouts import PRECISIONS
 
 if TYPE_CHECKING:
-    from refusion_edge.bundle import Compiled
+    from refusion_edge.bundle.manifest import Compiled
     from refusion_edge.export.build import BuildReport
 
 SUMMARY = "build an engine bundle from weights, and check its accuracy"
@@ -89,14 +89,14 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, then say where the bundle is, what the gate measured and what to type next."""
-    from refusion_edge.architectures import parse_architectures
+    from refusion_edge.backends.tensorrt.settings import PlanSettings
     from refusion_edge.cli.calibrate import calibrate
     from refusion_edge.cli.console import progress_bar, write_json
     from refusion_edge.cli.progress import BuildProgress
     from refusion_edge.export.build import build
     from refusion_edge.export.spec import BuildSpec
+    from refusion_edge.machine import parse_architectures
     from refusion_edge.sizes import parse_sizes
-    from refusion_edge.tensorrt.settings import PlanSettings
 
     size_hw, sizes_hw = parse_sizes(options.size)
     spec = BuildSpec(
@@ -135,9 +135,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(report: BuildReport) -> None:
-    from refusion_edge.bundle import GateNotRun
+    from refusion_edge.accuracy.fidelity import LIMITS
+    from refusion_edge.bundle.manifest import GateNotRun
     from refusion_edge.cli.console import output, plain_table
-    from refusion_edge.fidelity import LIMITS
 
     manifest = report.bundle.manifest
     console = output()
@@ -183,7 +183,7 @@ def _print_compiled(report: BuildReport, compiled: Compiled) -> None:
 
 
 def _document(report: BuildReport) -> dict[str, Any]:
-    from refusion_edge.fidelity import LIMITS
+    from refusion_edge.accuracy.fidelity import LIMITS
 
     compiled = report.bundle.manifest.compiled
     return {

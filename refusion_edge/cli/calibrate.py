@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from refusion_edge.cli.progress import BuildProgress
-    from refusion_edge.pairs import ImagePair, PairPaths
-    from refusion_edge.quantisation import CalibrationTable
+    from refusion_edge.images.pairs import ImagePair, PairPaths
+    from refusion_edge.network.quantization import CalibrationTable
     from refusion_edge.tasks import Task
 
 RANDOM = "random"
@@ -28,15 +28,15 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
         UsageError: The precision is not int8.
         InputError: There are too few pairs, or one cannot be used.
     """
-    from refusion_edge.backends import choose_builder
-    from refusion_edge.calibration.ranges import collect, planes_of, random_pairs
-    from refusion_edge.checkpoint import read_checkpoint
+    from refusion_edge.backends.registry import choose_builder
+    from refusion_edge.calibration.int8 import collect, planes_of, random_pairs
     from refusion_edge.errors import InputError, UsageError
-    from refusion_edge.graph import fill, read_template
-    from refusion_edge.pairs import read_pair
-    from refusion_edge.quantisation import read_table
+    from refusion_edge.images.pairs import read_pair
+    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.graph import fill, read_template
+    from refusion_edge.network.quantization import read_table
+    from refusion_edge.network.weights import weights_path
     from refusion_edge.tasks import find_task
-    from refusion_edge.weights import weights_path
 
     if options.precision != "int8":
         raise UsageError(f"expected --calib-data for --precision int8, got it for {options.precision}; leave it out.")
@@ -74,7 +74,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
 def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import InputError
-    from refusion_edge.pairs import find_pairs
+    from refusion_edge.images.pairs import find_pairs
 
     folders = source / task.folder_a, source / task.folder_b
     if not all(folder.is_dir() for folder in folders):
@@ -90,7 +90,7 @@ def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
 
 def _split(pairs: tuple[PairPaths, ...]) -> tuple[tuple[PairPaths, ...], tuple[PairPaths, ...]]:
     """Spread both parts over the whole folder, so that neither is one scene."""
-    from refusion_edge.calibration.ranges import MAX_PAIRS, check_count, spread
+    from refusion_edge.calibration.int8 import MAX_PAIRS, check_count, spread
 
     apart = set(spread(pairs, min(_JUDGES, len(pairs) // 5)))
     calibrating = [pair for index, pair in enumerate(pairs) if index not in apart]

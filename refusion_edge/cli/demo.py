@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Fuse, write every result and the montage, and say where they are."""
-    from refusion_edge.backends import usable_runners
-    from refusion_edge.bundle import read_bundle
+    from refusion_edge.backends.registry import usable_runners
+    from refusion_edge.bundle.folder import read_bundle
     from refusion_edge.cli.console import output, plain_table, progress_bar
     from refusion_edge.fuser import load
-    from refusion_edge.images import write_image
-    from refusion_edge.montage import MontageRow, montage
-    from refusion_edge.pairs import read_pair
-    from refusion_edge.samples import sample_paths
+    from refusion_edge.images.io import write_image
+    from refusion_edge.images.montage import MontageRow, montage
+    from refusion_edge.images.pairs import read_pair
+    from refusion_edge.images.samples import sample_paths
     from refusion_edge.tasks import TASKS
 
     bundled_task = read_bundle(options.bundle).manifest.task if options.bundle else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from refusion_edge.cli.options import add_json
 
 if TYPE_CHECKING:
-    from refusion_edge.backends import Status
+    from refusion_edge.backends.registry import Status
 
 SUMMARY = "show which back ends can be used here, and how to fix those that cannot"
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the machine and the table of back ends."""
-    from refusion_edge import __version__
-    from refusion_edge.backends import BACKENDS, build_status, status
+    from refusion_edge._version import __version__
+    from refusion_edge.backends.registry import BACKENDS, build_status, status
     from refusion_edge.cli.console import output, plain_table, print_facts, write_json
     from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 

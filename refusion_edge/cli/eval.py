@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
     from refusion_edge.cli.console import output, write_json
     from refusion_edge.errors import UsageError
-    from refusion_edge.pages import require_engine
+    from refusion_edge.report.html import require_engine
 
     if options.list:
         _print_metrics()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_task
-from refusion_edge.forms import FORMS, REFERENCE
+from refusion_edge.network.layouts import FORMS, REFERENCE
 
 if TYPE_CHECKING:
-    from refusion_edge.checkpoint import Checkpoint
+    from refusion_edge.network.checkpoint import Checkpoint
 
 SUMMARY = "write weights as ONNX (traced with torch), safetensors or official .pth"
 
@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert and write; for ONNX, print how far the graph is from the network in torch."""
-    from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
     from refusion_edge.cli.console import output
     from refusion_edge.errors import UsageError
-    from refusion_edge.weights import weights_path
+    from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
+    from refusion_edge.network.weights import weights_path
 
     if options.weights is None and options.task is None:
         raise UsageError("expected --task or --weights to say what to export, got neither; add one.")
@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _export_onnx(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
     from refusion_edge.cli.console import output, plain_table, remarks
-    from refusion_edge.export.onnx_model import export_onnx
-    from refusion_edge.graph import parse_size
+    from refusion_edge.export.graph.onnx_model import export_onnx
+    from refusion_edge.sizes import parse_size
 
     with remarks().status("tracing, simplifying, comparing with torch"):
         parity = export_onnx(checkpoint, options.output, options.form, options.precision, parse_size(options.size))

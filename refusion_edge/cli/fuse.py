@@ -11,7 +11,7 @@ from refusion_edge.cli.rebuild import add_rebuild, rebuild_misfit
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
-    from refusion_edge.pairs import PairPaths
+    from refusion_edge.images.pairs import PairPaths
 
 SUMMARY = "fuse two images, or two folders of images matched by stem"
 
@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import output
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.fuser import load
-    from refusion_edge.images import check_writable_suffix, write_image
-    from refusion_edge.pairs import find_pairs, is_collection, read_pair
+    from refusion_edge.images.io import check_writable_suffix, write_image
+    from refusion_edge.images.pairs import find_pairs, is_collection, read_pair
 
     many = is_collection(options.a)
     if not many:
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _say_choice(options: argparse.Namespace) -> None:
     """Say which back end auto chose and why; a bundle says for itself what it was built for."""
-    from refusion_edge.backends import AUTO, choose_runner
+    from refusion_edge.backends.registry import AUTO, choose_runner
     from refusion_edge.cli.console import output
 
     if options.backend == AUTO and options.bundle is None:
@@ -91,8 +91,8 @@ def _say_choice(options: argparse.Namespace) -> None:
 def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPaths, ...], unmatched: tuple[Path, ...]) -> int:
     from refusion_edge.cli.console import output, progress_bar, remarks
     from refusion_edge.errors import InputError
-    from refusion_edge.images import write_image
-    from refusion_edge.pairs import read_pair
+    from refusion_edge.images.io import write_image
+    from refusion_edge.images.pairs import read_pair
 
     failures: list[str] = []
     with progress_bar() as progress:

@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    from refusion_edge.bundle import SCHEMA, read_bundle
+    from refusion_edge.bundle.folder import read_bundle
+    from refusion_edge.bundle.manifest import SCHEMA
     from refusion_edge.machine import this_machine
 
     bundle = read_bundle(path)
@@ -51,9 +52,9 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _program(path: Path) -> dict[str, Any]:
-    from refusion_edge.bundle import sha256
-    from refusion_edge.program import cuda_text
-    from refusion_edge.program_file import SCHEMA, parse_program
+    from refusion_edge.bundle.folder import sha256
+    from refusion_edge.cuda.program import cuda_text
+    from refusion_edge.cuda.program_file import SCHEMA, parse_program
 
     data = path.read_bytes()
     program = parse_program(data, str(path))
@@ -72,8 +73,8 @@ def _program(path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path) -> dict[str, Any]:
-    from refusion_edge.bundle import sha256
-    from refusion_edge.checkpoint import SCHEMA, describe_format, read_checkpoint
+    from refusion_edge.bundle.folder import sha256
+    from refusion_edge.network.checkpoint import SCHEMA, describe_format, read_checkpoint
 
     checkpoint = read_checkpoint(path)
     return {

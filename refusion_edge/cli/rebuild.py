@@ -22,7 +22,7 @@ def rebuild_misfit(options: argparse.Namespace) -> None:
         UsageError: There is no bundle to build again.
         RefusionError: It cannot be opened for another reason, or not built here; the old bundle is as it was.
     """
-    from refusion_edge.bundle import read_bundle
+    from refusion_edge.bundle.folder import read_bundle
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import MisfitError, UsageError
     from refusion_edge.fuser import open_bundle

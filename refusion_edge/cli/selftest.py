@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from refusion_edge.cli.options import add_json
 
 if TYPE_CHECKING:
-    from refusion_edge.bundle import EngineBundle
-    from refusion_edge.forms import Precision
-    from refusion_edge.selftest import Check, SelfTest
+    from refusion_edge.bundle.folder import EngineBundle
+    from refusion_edge.network.layouts import Precision
+    from refusion_edge.selftest.checks import Check, SelfTest
     from refusion_edge.sizes import SizeRange
 
 SUMMARY = "test every back end on this device, and print a row to send"
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Test, then print the facts, a table, and the row."""
+    from refusion_edge.bench.report import now_utc
     from refusion_edge.cli.console import write_json
     from refusion_edge.errors import UsageError
-    from refusion_edge.graph import parse_size
-    from refusion_edge.latency.report import now_utc
-    from refusion_edge.selftest import SelfTest, backends_to_check, describe_device, timing_sizes, unchecked
+    from refusion_edge.selftest.checks import SelfTest, backends_to_check, describe_device, timing_sizes, unchecked
+    from refusion_edge.sizes import parse_size
 
     if not 0 < options.limit < float("inf"):
         raise UsageError(f"expected a limit above 0 seconds, got {options.limit:g}; choose another.")
@@ -72,10 +72,10 @@ def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: f
     import tempfile
     from dataclasses import replace
 
-    from refusion_edge import apart
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import RefusionError
-    from refusion_edge.selftest import check_backend, check_bundle
+    from refusion_edge.selftest import subprocess as apart
+    from refusion_edge.selftest.checks import check_backend, check_bundle
 
     checks = []
     with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder:
@@ -94,10 +94,10 @@ def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: f
 
 def build(backend: str, precision: Precision, sizes_hw: SizeRange, output: Path) -> EngineBundle:
     """Build one engine; called in the process that tests it."""
+    from refusion_edge.accuracy.vectors import TASK
+    from refusion_edge.backends.tensorrt.product import FLAVOURS
     from refusion_edge.export.build import build as build_engine
     from refusion_edge.export.spec import BuildSpec
-    from refusion_edge.tensorrt.flavour import FLAVOURS
-    from refusion_edge.vectors import TASK
 
     one_hw = sizes_hw.largest_hw if sizes_hw.least_hw == sizes_hw.largest_hw else None
     ranged = sizes_hw if one_hw is None and backend in FLAVOURS else None
@@ -106,7 +106,7 @@ def build(backend: str, precision: Precision, sizes_hw: SizeRange, output: Path)
 
 def _print(found: SelfTest) -> None:
     from refusion_edge.cli.console import output, plain_table, print_facts
-    from refusion_edge.selftest import HEADINGS
+    from refusion_edge.selftest.checks import HEADINGS
 
     facts, software = found.facts, found.facts.software
     print_facts(

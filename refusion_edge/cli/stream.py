@@ -9,8 +9,8 @@ from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty,
 from refusion_edge.cli.rebuild import add_rebuild, rebuild_misfit
 
 if TYPE_CHECKING:
-    from refusion_edge.calibration.tracking import OnlineRefinement
-    from refusion_edge.stream.session import StreamSettings
+    from refusion_edge.calibration.rig.tracking import OnlineRefinement
+    from refusion_edge.stream.run.session import StreamSettings
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report; also when it ends with an error or by a signal."""
     from refusion_edge.cli.console import remarks, write_json
-    from refusion_edge.stream.session import StreamSession
+    from refusion_edge.stream.run.session import StreamSession
 
     rebuild_misfit(options)
     session = StreamSession(_settings(options), refinement=_refinement(options))
@@ -164,7 +164,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> StreamSettings:
-    from refusion_edge.stream.session import StreamSettings
+    from refusion_edge.stream.run.session import StreamSettings
 
     chosen = dict(vars(options))
     for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):
@@ -176,7 +176,7 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
 def _refinement(options: argparse.Namespace) -> OnlineRefinement | None:
     if options.refine is None:
         return None
-    from refusion_edge.calibration.tracking import Bounds, OnlineRefinement
+    from refusion_edge.calibration.rig.tracking import Bounds, OnlineRefinement
 
     return OnlineRefinement(Bounds(shift_px=options.refine))
 

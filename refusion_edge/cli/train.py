@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import output, remarks
 
     torch = require("torch", "train", "training")
-    from refusion_edge.train.memory import keep_freed_memory
+    from refusion_edge.train.process import keep_freed_memory
     from refusion_edge.train.session import Console, Request, run_session
 
     keep_freed_memory()

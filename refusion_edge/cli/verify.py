@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from refusion_edge.cli.options import add_json, add_threads, require_both
 
 if TYPE_CHECKING:
-    from refusion_edge.bundle import EngineBundle
-    from refusion_edge.pairs import ImagePair
+    from refusion_edge.bundle.folder import EngineBundle
+    from refusion_edge.images.pairs import ImagePair
 
 SUMMARY = "re-run the accuracy gate of a bundle, on the sample pairs or on your own"
 
@@ -35,15 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
-    from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
-    from refusion_edge.checkpoint import read_checkpoint
+    from refusion_edge.accuracy.fidelity import LIMITS, worst
+    from refusion_edge.accuracy.gate import measure, resized
+    from refusion_edge.bundle.folder import read_bundle
+    from refusion_edge.bundle.manifest import MODEL, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
-    from refusion_edge.fidelity import LIMITS, worst
+    from refusion_edge.export.targets.cpu_proxy import stand_in
     from refusion_edge.fuser import open_bundle, open_weights
-    from refusion_edge.gate import measure, resized
-    from refusion_edge.pairs import find_pairs, read_pair
-    from refusion_edge.samples import sample_paths
-    from refusion_edge.stand_in import stand_in
+    from refusion_edge.images.pairs import find_pairs, read_pair
+    from refusion_edge.images.samples import sample_paths
+    from refusion_edge.network.checkpoint import read_checkpoint
     from refusion_edge.tasks import find_task
 
     require_both(options.a, options.b, "--a and --b")
@@ -95,14 +96,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[ImagePair]) -> int:
-    from refusion_edge.bundle import CALIBRATION, WEIGHTS
-    from refusion_edge.checkpoint import read_checkpoint
+    from refusion_edge.backends.registry import read_graph
+    from refusion_edge.bundle.manifest import CALIBRATION, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.errors import UsageError
-    from refusion_edge.export.int8 import Jury, scan_layers
+    from refusion_edge.export.graph.int8 import Jury, scan_layers
     from refusion_edge.fuser import open_weights
-    from refusion_edge.graph import fill, read_graph
-    from refusion_edge.quantisation import quantisable_layers, read_table
+    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.graph import fill
+    from refusion_edge.network.quantization import quantisable_layers, read_table
     from refusion_edge.tasks import find_task
 
     manifest = bundle.manifest

@@ -14,8 +14,8 @@ from refusion_edge.errors import BackendError
 
 # In order of preference: distribution, module to look for, home of our layer over it.
 _LAYERS = (
-    ("pycuda", "pycuda", "refusion_edge.cuda.pycuda_driver:PycudaDriver"),
-    ("cuda-bindings", "cuda.bindings", "refusion_edge.cuda.bindings_driver:BindingsDriver"),
+    ("pycuda", "pycuda", "refusion_edge.cuda.pycuda:PycudaDriver"),
+    ("cuda-bindings", "cuda.bindings", "refusion_edge.cuda.bindings:BindingsDriver"),
 )
 _NO_DEVICE = 100
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.

@@ -116,7 +116,7 @@ class Driver(Protocol):
             grid: Number of blocks along x, y and z.
             threads: Threads of a block, all along x.
             shared_bytes: Dynamic shared memory of a block.
-            arguments: As ``refusion_edge.cuda.arguments.pack`` lays them out; copied before this returns.
+            arguments: As ``refusion_edge.cuda.program.pack`` lays them out; copied before this returns.
             stream: Where.
         """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusion_edge.errors import InputError, UsageError
-from refusion_edge.pairs import PairPaths, find_images, find_pairs
+from refusion_edge.images.pairs import PairPaths, find_images, find_pairs
 
 _LISTED = 20
 

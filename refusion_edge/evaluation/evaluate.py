@@ -17,8 +17,8 @@ from refusion_edge.evaluation.report import Report, SweepResult
 from refusion_edge.evaluation.scoring import Sweep, core_count, score_cases, sweep_cases
 from refusion_edge.evaluation.statistics import mean_of_defined
 from refusion_edge.fuser import load
+from refusion_edge.images.pairs import PairPaths
 from refusion_edge.metrics import Metric
-from refusion_edge.pairs import PairPaths
 from refusion_edge.tasks import find_task
 
 Progress: TypeAlias = Callable[[str, int], Callable[[], None]]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from refusion_edge.errors import InputError
 from refusion_edge.evaluation.scoring import Sweep, defined_or_nan
 from refusion_edge.fuser import Fuser
-from refusion_edge.images import write_image
+from refusion_edge.images.io import write_image
+from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
 from refusion_edge.metrics import Metric, sweep_fusion
-from refusion_edge.pairs import ImagePair, PairPaths, read_pair
 
 
 def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, colour: bool, done: Callable[[], None]) -> None:

@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Uint8Array
-from refusion_edge.bootstrap import CONFIDENCE, RESAMPLES
 from refusion_edge.evaluation.cases import Case
 from refusion_edge.evaluation.report import UNDEFINED, Report, format_difference, format_value
 from refusion_edge.evaluation.statistics import image_quality
-from refusion_edge.images import read_image
-from refusion_edge.luminance import to_display_range
+from refusion_edge.images.color import to_display_range
+from refusion_edge.images.io import read_image
 from refusion_edge.metrics import CONVENTIONS, Metric
-from refusion_edge.pages import render
-from refusion_edge.plots import COLOURS, curves, distribution
+from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES
+from refusion_edge.report.html import render
+from refusion_edge.report.plots import COLOURS, curves, distribution
 
 _SHOWN = 3
 _TILE_HEIGHT = 200

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge import __version__
-from refusion_edge.bootstrap import CONFIDENCE, RESAMPLES, SEED
+from refusion_edge._version import __version__
 from refusion_edge.evaluation.cases import CaseList
 from refusion_edge.evaluation.scoring import Sweep
 from refusion_edge.evaluation.statistics import Difference, Summary, difference, ranks, summarise
 from refusion_edge.metrics import CONVENTIONS, Metric
+from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 from refusion_edge.tasks import Task
 
 SCHEMA = "refusion-edge/evaluation/1"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
 from refusion_edge.evaluation.cases import Case
-from refusion_edge.images import read_image
+from refusion_edge.images.io import read_image
 from refusion_edge.metrics import Metric, score, score_transition, sweep
 from refusion_edge.metrics.misregistration import Displacement
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.bootstrap import interval, resampling
+from refusion_edge.report.bootstrap import interval, resampling
 
 
 @dataclass(frozen=True, slots=True)

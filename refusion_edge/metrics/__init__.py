@@ -7,15 +7,7 @@ prints, ``score(a, b, fused, [find_metric("survey:Nabf")])`` a single one. The w
 from __future__ import annotations
 
 from refusion_edge.metrics.misregistration import displace, sweep, sweep_fusion
-from refusion_edge.metrics.registry import (
-    CONVENTIONS,
-    METRICS,
-    Metric,
-    find_metric,
-    metrics_of,
-    score,
-    score_transition,
-)
+from refusion_edge.metrics.registry import CONVENTIONS, METRICS, Metric, find_metric, metrics_of, score, score_transition
 
 __all__ = [
     "CONVENTIONS",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array
-from refusion_edge.luminance import to_display_range
+from refusion_edge.images.color import to_display_range
 
 Plane: TypeAlias = NDArray[np.float64]
 """Grey levels, (H, W) float64, whole numbers in [0, 255]."""
@@ -22,7 +22,7 @@ def to_grey_plane(image: Array, *, sensor: bool = False) -> Plane:
 
     Args:
         image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
-        sensor: Whether 16-bit or float grey is raw sensor data, see ``refusion_edge.luminance.to_display_range``.
+        sensor: Whether 16-bit or float grey is raw sensor data, see ``refusion_edge.images.color.to_display_range``.
 
     Returns:
         (H, W), whole numbers in [0, 255].

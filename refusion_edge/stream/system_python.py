@@ -26,7 +26,7 @@ def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Prog
     """Start a program.
 
     Args:
-        script: Its file beside this one.
+        script: Its file below ``refusion_edge/stream``, such as ``sources/gst_reader.py``.
         words: Its arguments, which every user of the machine can read.
         secrets: Variables of its environment, which only its user can read.
 

@@ -7,8 +7,8 @@ import inspect
 
 import pytest
 
-from refusion_edge import backends
-from refusion_edge.backends import BACKENDS, Backend, Status, choose_builder, choose_runner, require_usable, status
+from refusion_edge.backends import registry as backends
+from refusion_edge.backends.registry import BACKENDS, Backend, Status, choose_builder, choose_runner, require_usable, status
 from refusion_edge.errors import BackendError, UsageError
 from tests.conftest import one_sentence
 
@@ -65,7 +65,7 @@ def test_every_listed_module_keeps_the_protocol() -> None:
 
 
 def test_an_explicit_request_fails_where_it_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusion_edge.tensorrt.flavour.is_installed", lambda _: False)
+    monkeypatch.setattr("refusion_edge.backends.tensorrt.product.is_installed", lambda _: False)
     with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'tensorrt is not installed'; run: pip") as caught:
         choose_builder("tensorrt", "fp16")
     assert one_sentence(str(caught.value))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import State
-from refusion_edge.backends import status
 from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends.registry import status
 from refusion_edge.errors import BackendError, ShapeError, UsageError
-from refusion_edge.forms import REFERENCE
 from refusion_edge.fuser import open_weights
-from refusion_edge.graph import fill, read_template
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.layouts import REFERENCE
 from tests.conftest import TOLERANCE
 
 

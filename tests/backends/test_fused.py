@@ -11,20 +11,19 @@ import pytest
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends import LevelsBackend, Status
 from refusion_edge.backends import fused as fused_module
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
-from refusion_edge.backends.host_program import HostProgram
-from refusion_edge.cuda.arguments import pack, unpack
+from refusion_edge.backends.registry import LevelsBackend, Status
 from refusion_edge.cuda.driver import Device, HostBuffer
+from refusion_edge.cuda.program import Parameter, Program, pack, unpack
+from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser, open_weights
-from refusion_edge.luminance import to_output_range
-from refusion_edge.program import Parameter, Program
-from refusion_edge.program_file import program_bytes
+from refusion_edge.images.color import to_output_range
+from refusion_edge.kernels.gpu.simulated_device import HostProgram
 from refusion_edge.tasks import find_task
 from tests.conftest import TOLERANCE, one_sentence
-from tests.programs import hollow_program, hollow_target
+from tests.fakes.programs import hollow_program, hollow_target
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refusion_edge.accuracy.fidelity import LIMITS, compare
 from refusion_edge.arrays import Array, Float32Array, State
-from refusion_edge.backends import choose_builder, choose_runner, native, require_usable, status
-from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
-from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.backends import native
+from refusion_edge.backends.registry import choose_builder, choose_runner, require_usable, status
+from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
-from refusion_edge.fidelity import LIMITS, compare
-from refusion_edge.forms import Precision
 from refusion_edge.fuser import load, open_bundle, open_weights
-from refusion_edge.images import write_image
-from refusion_edge.kernels.compiled import ISA_VARIABLE
-from refusion_edge.parameters import PARAMETERS
+from refusion_edge.images.io import write_image
+from refusion_edge.kernels.cpu.compiled import ISA_VARIABLE
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.layouts import Precision
+from refusion_edge.network.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence
 
 if not status("native").usable:
@@ -70,7 +72,7 @@ def test_the_parameters_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("size_hw", [(8, 8), (11, 23)])
 def test_the_plain_version_is_the_network_in_double_precision(random_state: State, size_hw: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch", reason="the network is defined in torch")
-    from refusion_edge.model import FusionNetwork
+    from refusion_edge.network.model import FusionNetwork
 
     network = FusionNetwork().eval().double()
     network.load_state_dict({name: torch.from_numpy(array.copy()).double() for name, array in random_state.items()})
@@ -295,9 +297,9 @@ def test_no_memory_is_an_error_and_the_engine_lives_on() -> None:
     code = (
         "import resource, numpy as np\n"
         "from refusion_edge.backends.native import NativeBackend\n"
-        "from refusion_edge.checkpoint import read_checkpoint\n"
+        "from refusion_edge.network.checkpoint import read_checkpoint\n"
         "from refusion_edge.errors import BackendError\n"
-        "from refusion_edge.weights import weights_path\n"
+        "from refusion_edge.network.weights import weights_path\n"
         "engine = NativeBackend(read_checkpoint(weights_path('ir_vis')).state, threads=1)\n"
         "small, large = np.ones((1, 1, 16, 16), np.float32), np.ones((1, 1, 4096, 4096), np.float32)\n"
         "before = engine.fuse(small, small)\n"

@@ -9,7 +9,7 @@ import numpy as np
 
 from refusion_edge.arrays import State
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.graph import fill, read_template
+from refusion_edge.network.graph import fill, read_template
 from tests.conftest import ROOT
 
 
@@ -25,8 +25,8 @@ def test_a_large_picture_does_not_hold_its_memory_while_small_ones_follow() -> N
         "import gc\n"
         "import numpy as np\n"
         "from refusion_edge.fuser import open_weights\n"
-        "from refusion_edge.checkpoint import read_checkpoint\n"
-        "from refusion_edge.weights import weights_path\n"
+        "from refusion_edge.network.checkpoint import read_checkpoint\n"
+        "from refusion_edge.network.weights import weights_path\n"
         "def resident_mb():\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return int(next(line for line in lines if line.startswith('VmRSS')).split()[1]) / 1024\n"

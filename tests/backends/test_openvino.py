@@ -11,19 +11,19 @@ import pytest
 openvino = pytest.importorskip("openvino", reason="needs pip install 'refusion-edge[openvino]'")
 
 from refusion_edge.arrays import State
-from refusion_edge.backends import status
 from refusion_edge.backends.openvino import OpenVinoBackend
-from refusion_edge.bundle import read_bundle
-from refusion_edge.checkpoint import read_checkpoint
+from refusion_edge.backends.registry import status
+from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
-from refusion_edge.forms import REFERENCE, Precision
 from refusion_edge.fuser import load, open_weights
-from refusion_edge.graph import fill, read_template
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.layouts import REFERENCE, Precision
 from refusion_edge.tasks import TASKS
 from tests.conftest import TOLERANCE, one_sentence
-from tests.test_model import GOLDEN
+from tests.network.test_model import GOLDEN
 
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="needs a processor with bf16 instructions")

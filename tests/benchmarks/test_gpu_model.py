@@ -10,8 +10,8 @@ import pytest
 from benchmarks import gpu_model
 from benchmarks.gpu_model import CHIPS, SCHEMA, Chip, count, launch_ms, main, row_costs
 from refusion_edge.arrays import State
-from refusion_edge.program_file import program_bytes
-from tests.programs import hollow_program
+from refusion_edge.cuda.program_file import program_bytes
+from tests.fakes.programs import hollow_program
 
 CODE = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;

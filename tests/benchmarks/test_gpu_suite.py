@@ -20,13 +20,13 @@ from benchmarks.gpu_suite import PARTS, SCHEMA, Setting, chosen_parts, is_good, 
 from benchmarks.kernel_work import frame_work, least_ms
 from refusion_edge.arrays import State
 from refusion_edge.backends.fused import FusedBackend
-from refusion_edge.backends.host_program import HostProgram
-from refusion_edge.kernels.folding import fold
-from refusion_edge.kernels.language import TRITON_INSTALLED
-from refusion_edge.kernels.plan import make_plan, tiles
-from refusion_edge.program import Tile
-from refusion_edge.program_file import program_bytes
-from tests.programs import hollow_program
+from refusion_edge.cuda.program import Tile
+from refusion_edge.cuda.program_file import program_bytes
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
+from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.kernels.gpu.simulated_device import HostProgram
+from tests.fakes.programs import hollow_program
 
 needs_triton = pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
 

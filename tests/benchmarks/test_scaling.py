@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling import Device, describe, fit, put, straight_line
+from refusion_edge.bench.limits import Limits, roofline
+from refusion_edge.bench.lines import SweepLog
+from refusion_edge.bench.measurement import Row, WindowSummary
+from refusion_edge.bench.memory import MemoryUse
+from refusion_edge.bench.sensors import MachineState
+from refusion_edge.bench.statistics import spread
+from refusion_edge.bench.subjects import Identity
 from refusion_edge.errors import InputError
-from refusion_edge.latency.limits import Limits, roofline
-from refusion_edge.latency.lines import SweepLog
-from refusion_edge.latency.measurement import Row, WindowSummary
-from refusion_edge.latency.memory import MemoryUse
-from refusion_edge.latency.sensors import MachineState
-from refusion_edge.latency.statistics import spread
-from refusion_edge.latency.subjects import Identity
-from refusion_edge.latency.work import work_per_pixel
+from refusion_edge.network.cost import work_per_pixel
 from tests.conftest import ROOT, one_sentence
 
 CONFIGURATION = {"machine": {"processor": "P", "cores": 2}, "versions": {"numpy": "2"}}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
-from refusion_edge.pairs import ImagePair, read_pair
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.pairs import ImagePair, read_pair
+from refusion_edge.images.samples import sample_paths
 
 MOVE = np.array([[1.05, 0.03, -22.0], [-0.03, 1.05, 13.0], [0.0, 0.0, 1.0]])
 """A shift of some 20 pixels, a turn of 1.6 degrees and a scale of 1.05, base to moving."""

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
-from refusion_edge.calibration.motion import apart_px
-from refusion_edge.images import read_image, write_image
-from refusion_edge.pairs import ImagePair
-from refusion_edge.rig_file import read_rig
-from refusion_edge.warp import warp_points
+from refusion_edge.calibration.rig.motion import apart_px
+from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.pairs import ImagePair
+from refusion_edge.rig.file import read_rig
+from refusion_edge.rig.warp import warp_points
 from tests.calibration.conftest import MOVE
-from tests.calibration.test_points import board_picture
-from tests.calibration.test_stereo import write as write_calibration
+from tests.calibration.rig.test_points import board_picture
+from tests.calibration.rig.test_stereo import write as write_calibration
 from tests.conftest import files_below, one_sentence
 
 Run = Callable[..., tuple[int, str, str]]

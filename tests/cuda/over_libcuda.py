@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from refusion_edge import cuda
-from refusion_edge.cuda.arguments import pack
 from refusion_edge.cuda.driver import Driver
+from refusion_edge.cuda.program import Parameter, pack
 from refusion_edge.errors import BackendError
-from refusion_edge.program import Parameter
 from tests.conftest import one_sentence
 
 # What the one kernel of every module of tests/cuda/libcuda.c takes.

@@ -16,13 +16,13 @@ import pytest
 import refusion_edge.cuda
 from refusion_edge.arrays import State
 from refusion_edge.backends.fused import FusedBackend
-from refusion_edge.cuda.arguments import unpack
 from refusion_edge.cuda.driver import Driver
+from refusion_edge.cuda.program import unpack
+from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.errors import BackendError
-from refusion_edge.program_file import program_bytes
 from tests.conftest import one_sentence
 from tests.cuda.stand_ins import MS_BETWEEN_EVENTS, FakeLibrary, bindings, plain_library, pycuda
-from tests.programs import hollow_program
+from tests.fakes.programs import hollow_program
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def library() -> FakeLibrary:
 def open_layer(request: pytest.FixtureRequest, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Driver]:
     """Open a layer over the library that takes notes."""
     if request.param == "pycuda":
-        fake, names, home = pycuda(library), ("pycuda",), "refusion_edge.cuda.pycuda_driver"
+        fake, names, home = pycuda(library), ("pycuda",), "refusion_edge.cuda.pycuda"
     else:
-        fake, names, home = bindings(library), ("cuda", "cuda.bindings"), "refusion_edge.cuda.bindings_driver"
+        fake, names, home = bindings(library), ("cuda", "cuda.bindings"), "refusion_edge.cuda.bindings"
     for name in names:
         package = ModuleType(name)
         package.__path__ = []
@@ -241,7 +241,7 @@ def test_an_engine_that_does_not_open_says_so_and_leaks_nothing(
 
 def test_every_function_that_is_called_exists_in_cuda_bindings() -> None:
     real = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings, which can be imported without a driver")
-    source = Path(refusion_edge.cuda.__file__).with_name("bindings_driver.py").read_text()
+    source = Path(refusion_edge.cuda.__file__).with_name("bindings.py").read_text()
     used = set(re.findall(r"\bcu\.(\w+)", source))
     assert len(used) > 30
     assert [name for name in used if not hasattr(real, name)] == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
-from refusion_edge.images import write_image
+from refusion_edge.images.io import write_image
 
 NAMES = ("01", "02", "03", "04", "05")
 

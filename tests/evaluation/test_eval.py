@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
-from refusion_edge.images import read_image, write_image
+from refusion_edge.images.io import read_image, write_image
 from refusion_edge.metrics import METRICS, metrics_of, score
 from refusion_edge.tasks import TASKS
 from tests.conftest import one_sentence

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusion_edge.evaluation.statistics import (
-    Difference,
-    difference,
-    image_quality,
-    mean_of_defined,
-    ranks,
-    summarise,
-)
+from refusion_edge.evaluation.statistics import Difference, difference, image_quality, mean_of_defined, ranks, summarise
 
 NAN = math.nan
 

@@ -14,20 +14,21 @@ import numpy as np
 import onnx
 import pytest
 
+from refusion_edge.accuracy.fidelity import LIMITS, Limits
 from refusion_edge.arrays import State
-from refusion_edge.backends import BACKENDS
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.bundle import MODEL, WEIGHTS, read_bundle
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes, write_safetensors
+from refusion_edge.backends.registry import BACKENDS
+from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.errors import BackendError, CheckpointError, GateError, OutputError
 from refusion_edge.export.build import build
-from refusion_edge.export.engines import cache_folder
 from refusion_edge.export.spec import BuildSpec
-from refusion_edge.fidelity import LIMITS, Limits
-from refusion_edge.forms import Precision
-from refusion_edge.graph import form_name
+from refusion_edge.export.targets.engines import cache_folder
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes, write_safetensors
+from refusion_edge.network.graph import form_name
+from refusion_edge.network.layouts import Precision
+from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
-from refusion_edge.weights import weights_path
 from tests.conftest import ROOT, files_below, one_sentence
 
 SMALL = (64, 96)

@@ -11,24 +11,25 @@ import numpy as np
 import pytest
 
 from refusion_edge import cuda
+from refusion_edge.accuracy.fidelity import compare
 from refusion_edge.arrays import Array, State
-from refusion_edge.backends import Status, fused
-from refusion_edge.backends.host_program import HostProgram
-from refusion_edge.bundle import MODEL, PROGRAM, WEIGHTS, read_bundle
-from refusion_edge.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.backends import fused
+from refusion_edge.backends.registry import Status
+from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.bundle.manifest import MODEL, PROGRAM, WEIGHTS
 from refusion_edge.cuda.driver import Device
-from refusion_edge.cuda.host_driver import HostDriver
+from refusion_edge.cuda.program import Target
+from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
-from refusion_edge.export import program as program_module
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
-from refusion_edge.fidelity import compare
+from refusion_edge.export.targets import program as program_module
 from refusion_edge.fuser import Fuser, load, open_weights
-from refusion_edge.program import Target
-from refusion_edge.program_file import parse_program
+from refusion_edge.kernels.gpu.simulated_device import HostDriver, HostProgram
+from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.tasks import TASKS
 from tests.conftest import files_below, one_sentence
-from tests.programs import hollow_target
+from tests.fakes.programs import hollow_target
 
 SMALL = (64, 96)
 
@@ -161,10 +162,10 @@ def test_a_kernel_that_computes_wrongly_does_not_pass(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("task", ["IVIF", "MIF", "MFIF", "MEIF"])
 def test_half_precision_keeps_70_db_on_real_pairs_with_official_weights(shared_data: Path, task: str) -> None:
-    from refusion_edge.checkpoint import read_checkpoint
-    from refusion_edge.kernels.folding import fold
-    from refusion_edge.kernels.host import fuse_on_host
-    from refusion_edge.kernels.plan import FUSED, make_plan
+    from refusion_edge.kernels.gpu.folding import fold
+    from refusion_edge.kernels.gpu.reference_frame import fuse_on_host
+    from refusion_edge.kernels.gpu.schedule import FUSED, make_plan
+    from refusion_edge.network.checkpoint import read_checkpoint
 
     state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state
     golden = np.load(shared_data / f"reference/golden/{task}_crop_97x131.npz")

@@ -12,18 +12,18 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from scipy.signal import correlate
 
+from refusion_edge.accuracy.fidelity import LIMITS, Fidelity
+from refusion_edge.accuracy.gate import sample_pairs
 from refusion_edge.arrays import Array, State
-from refusion_edge.checkpoint import read_checkpoint
 from refusion_edge.errors import GateError
-from refusion_edge.export.int8 import SPARE_DB, Jury, scan_layers, select_layers
-from refusion_edge.export.quantise import quantise
-from refusion_edge.fidelity import LIMITS, Fidelity
+from refusion_edge.export.graph.int8 import SPARE_DB, Jury, scan_layers, select_layers
+from refusion_edge.export.graph.quantize import quantise
 from refusion_edge.fuser import open_weights
-from refusion_edge.gate import sample_pairs
-from refusion_edge.graph import fill, read_template
-from refusion_edge.quantisation import CalibrationTable, layer_nodes, quantisable_layers
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.quantization import CalibrationTable, layer_nodes, quantisable_layers
+from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import find_task
-from refusion_edge.weights import weights_path
 
 LAYERS = quantisable_layers()
 # Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any picture gives.

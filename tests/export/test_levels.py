@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.export.levels import add_levels
-from refusion_edge.graph import fill, read_template
-from refusion_edge.luminance import OutputRange, merge, to_output_range
+from refusion_edge.export.graph.uint8 import add_levels
+from refusion_edge.images.color import OutputRange, merge, to_output_range
+from refusion_edge.network.graph import fill, read_template
 
 RANGES: tuple[OutputRange, ...] = ("stretch", "fixed")
 

@@ -9,17 +9,16 @@ import pytest
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends.tensorrt.settings import PlanSettings
 from refusion_edge.errors import BackendError
-from refusion_edge.export.engines import extended
-from refusion_edge.export.levels import add_levels
-from refusion_edge.export.pixels import add_pixels
-from refusion_edge.export.plugins import make_model
-from refusion_edge.export.quantise import quantise
-from refusion_edge.graph import PIXELS, fill, read_template
-from refusion_edge.kernels.folding import fold
-from refusion_edge.luminance import split
-from refusion_edge.quantisation import CalibrationTable, quantisable_layers
-from refusion_edge.tensorrt.settings import PlanSettings
+from refusion_edge.export.graph.quantize import quantise
+from refusion_edge.export.graph.uint8 import add_levels, add_pixels
+from refusion_edge.export.targets.engines import extended
+from refusion_edge.export.targets.plugins import make_model
+from refusion_edge.images.color import split
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.network.graph import PIXELS, fill, read_template
+from refusion_edge.network.quantization import CalibrationTable, quantisable_layers
 
 HW = (13, 22)
 

@@ -11,14 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from refusion_edge.architectures import ARCHITECTURES, parse_architectures
+from refusion_edge.cuda.program import Binary, Parameter
 from refusion_edge.errors import BackendError
-from refusion_edge.export.compiler import PtxKernel, assembler_version, compile_plugin, complaint, plugin_order
-from refusion_edge.export.cubins import dump, run_compilers
-from refusion_edge.export.plugins import LARGEST_SHARED_BYTES, compile_plugins, plugin_kernels, plugin_tiles, ptx_version
-from refusion_edge.export.ptx import PtxError, parameters, rearranged
-from refusion_edge.kernels.language import TRITON_INSTALLED
-from refusion_edge.program import Binary, Parameter
+from refusion_edge.export.targets.compiler import PtxKernel, assembler_version, compile_plugin, complaint, plugin_order
+from refusion_edge.export.targets.cubins import dump, run_compilers
+from refusion_edge.export.targets.plugins import (
+    LARGEST_SHARED_BYTES,
+    compile_plugins,
+    plugin_kernels,
+    plugin_tiles,
+    ptx_version,
+)
+from refusion_edge.export.targets.ptx import PtxError, parameters, rearranged
+from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
+from refusion_edge.machine import ARCHITECTURES, parse_architectures
 from tests.conftest import one_sentence
 
 # Orin, and Hopper as one that has instructions of its own, in every run; all of them by `make test-architectures`.

@@ -11,12 +11,12 @@ for package in ("torch", "onnxscript", "onnxsim"):
 from refusion_edge.arrays import State
 from refusion_edge.backends.eager import EagerBackend
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.checkpoint import Checkpoint
 from refusion_edge.errors import GateError
-from refusion_edge.export.onnx_model import export_onnx
-from refusion_edge.export.trace import trace
-from refusion_edge.forms import REFERENCE, GraphPrecision
-from refusion_edge.graph import fill, read_template
+from refusion_edge.export.graph.onnx_model import export_onnx
+from refusion_edge.export.graph.trace import trace
+from refusion_edge.network.checkpoint import Checkpoint
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.layouts import REFERENCE, GraphPrecision
 from tests.conftest import TEMPLATES, TOLERANCE, files_below
 
 

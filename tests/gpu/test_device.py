@@ -9,7 +9,7 @@ import pytest
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.kernels.plan import make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import make_plan, tiles
 from tests.conftest import TOLERANCE
 
 torch = pytest.importorskip("torch", reason="what kernels are compared with needs torch")
@@ -65,7 +65,7 @@ def test_the_loss_matches_its_closed_forms_to_second_order() -> None:
 @pytest.mark.parametrize("order", ["value and gradient", "second order"])
 def test_the_loss_takes_at_most_three_launches(order: str) -> None:
     from benchmarks.gpu_clock import count_kernels
-    from refusion_edge.kernels.weighted_loss import weighted_loss
+    from refusion_edge.kernels.gpu.weighted_loss import weighted_loss
 
     f, w, v, a, b, u = (torch.from_numpy(random_planes(2, 1, 64, 64)).cuda() for _ in range(6))
     leaves = [f.requires_grad_(), w.requires_grad_()]
@@ -80,9 +80,9 @@ def test_the_loss_takes_at_most_three_launches(order: str) -> None:
 
 @pytest.mark.parametrize("size_hw", [(8, 8), (61, 83), (480, 640)])
 def test_the_network_from_the_kernels_is_the_network(random_state: State, architecture: int, size_hw: tuple[int, int]) -> None:
-    from refusion_edge.kernels.folding import fold
-    from refusion_edge.kernels.network import fuse
-    from refusion_edge.model import FusionNetwork
+    from refusion_edge.kernels.gpu.folding import fold
+    from refusion_edge.kernels.gpu.triton_frame import fuse
+    from refusion_edge.network.model import FusionNetwork
 
     a, b = (torch.from_numpy(plane)[None, None].cuda() for plane in random_planes(2, *size_hw))
     model = FusionNetwork().double().eval().cuda()
@@ -98,9 +98,9 @@ def test_the_network_from_the_kernels_is_the_network(random_state: State, archit
 @pytest.mark.parametrize("layer", ["pycuda", "cuda-bindings"])
 def test_the_back_end_fused_runs_behind_each_layer_at_any_size(random_state: State, architecture: int, layer: str) -> None:
     from refusion_edge.backends.fused import FusedBackend
-    from refusion_edge.export.program import make_program
+    from refusion_edge.cuda.program_file import program_bytes
+    from refusion_edge.export.targets.program import make_program
     from refusion_edge.fuser import open_weights
-    from refusion_edge.program_file import program_bytes
 
     if layer not in cuda.layers():
         pytest.skip(f"{layer} is not installed")

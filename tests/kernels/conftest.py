@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from refusion_edge.arrays import State
-from refusion_edge.kernels.folding import FoldedWeights, fold
-from refusion_edge.kernels.plan import make_plan
-from refusion_edge.program import Tile
+from refusion_edge.cuda.program import Tile
+from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
+from refusion_edge.kernels.gpu.schedule import make_plan
 
 TILES = dict.fromkeys(make_plan().kernels, Tile(16, 4, 1))
 

@@ -11,7 +11,7 @@ import pytest
 
 import refusion_edge
 from refusion_edge.arrays import Array
-from refusion_edge.images import read_image
+from refusion_edge.images.io import read_image
 from refusion_edge.metrics import find_metric, metrics_of, score
 from refusion_edge.metrics.planes import to_grey_plane
 from tests.metrics.conftest import FOLDERS, pair_paths

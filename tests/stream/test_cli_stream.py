@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.images import write_image
-from refusion_edge.rig import Rig, RigAlignment, RigSource, to_rows
-from refusion_edge.rig_file import write_rig
+from refusion_edge.images.io import write_image
+from refusion_edge.rig.file import write_rig
+from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.frames import SECOND
-from refusion_edge.stream.synthetic import Painter, Scene
+from refusion_edge.stream.sources.synthetic import Painter, Scene
 from tests.conftest import ROOT, one_sentence
 from tests.stream.conftest import camera, explained, frames_of, write_video
 

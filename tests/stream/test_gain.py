@@ -11,16 +11,16 @@ import pytest
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.fuser import Fuser, open_weights
-from refusion_edge.luminance import OUTPUT_RANGES, merge, to_display_range, to_output_range
+from refusion_edge.images.color import OUTPUT_RANGES, merge, to_display_range, to_output_range
 from refusion_edge.metrics.temporal import flicker
-from refusion_edge.rig import GAIN_METHODS, GainMethod
-from refusion_edge.stream.equalisation import Equaliser, limited
+from refusion_edge.rig.model import GAIN_METHODS, GainMethod
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
-from refusion_edge.stream.gain import ThermalGain
-from refusion_edge.stream.output_range import OutputStretch, VideoRange
-from refusion_edge.stream.processing import Processor
-from refusion_edge.stream.smoothing import SmoothedRange, inner_range
-from refusion_edge.stream.synthetic import Painter, Scene
+from refusion_edge.stream.picture.equalization import Equaliser, limited
+from refusion_edge.stream.picture.gain import ThermalGain
+from refusion_edge.stream.picture.output_range import OutputStretch, VideoRange
+from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.picture.smoothing import SmoothedRange, inner_range
+from refusion_edge.stream.sources.synthetic import Painter, Scene
 from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from refusion_edge.errors import MissingDependencyError, SourceLostError, UsageError
-from refusion_edge.stream import gstreamer
 from refusion_edge.stream.frames import Side
-from refusion_edge.stream.sources import Grab, open_source
+from refusion_edge.stream.sources import gstreamer
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.source import Grab
 from refusion_edge.stream.uri import parse_source
 from tests.conftest import one_sentence
 from tests.stream.conftest import camera, explained
@@ -109,7 +110,10 @@ def test_what_is_run_and_what_it_needs(monkeypatch: pytest.MonkeyPatch, text: st
     asked: list[str] = []
 
     def start(script: str, arguments: Sequence[str], secrets: dict[str, str]) -> object:
-        assert (script, arguments) == ("gst_reader.py", ())  # a pipeline may hold passwords: nothing on the command line
+        assert (script, arguments) == (
+            "sources/gst_reader.py",
+            (),
+        )  # a pipeline may hold passwords: nothing on the command line
         asked.extend(secrets.values())
         raise FileNotFoundError("/usr/bin/python3")
 

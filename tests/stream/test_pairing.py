@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from refusion_edge.errors import UsageError
 from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Pair, Side
-from refusion_edge.stream.matching import Limits, Matcher
-from refusion_edge.stream.pairing import NO_COUNTERPART, POLICIES, TIME_WENT_BACK, Outcome, Pairer, Policy
+from refusion_edge.stream.pairing.failover import Limits, Matcher
+from refusion_edge.stream.pairing.pairer import NO_COUNTERPART, POLICIES, TIME_WENT_BACK, Outcome, Pairer, Policy
 
 MakeFrame = Callable[..., Frame]
 PICTURE = np.zeros((2, 2), np.uint8)

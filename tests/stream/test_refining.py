@@ -15,13 +15,13 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.errors import AlignmentError, UsageError
 from refusion_edge.fuser import Fuser
-from refusion_edge.images import read_image, write_image
-from refusion_edge.pairs import read_pair
-from refusion_edge.rig import Matrix, Rig, RigAlignment, RigSource, to_rows
-from refusion_edge.rig_file import write_rig
-from refusion_edge.samples import sample_paths
-from refusion_edge.stream.refining import Verdict
-from refusion_edge.stream.session import StreamSession, StreamSettings
+from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.pairs import read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.rig.file import write_rig
+from refusion_edge.rig.model import Matrix, Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.stream.run.refinement import Verdict
+from refusion_edge.stream.run.session import StreamSession, StreamSettings
 from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend, camera
 

@@ -14,8 +14,9 @@ import pytest
 
 from refusion_edge.errors import OutputError, SourceLostError, UsageError
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.rtsp import RtspSink
-from refusion_edge.stream.sources import CLOCK_STREAM, open_source
+from refusion_edge.stream.outputs.rtsp import RtspSink
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.source import CLOCK_STREAM
 from refusion_edge.stream.uri import parse_output, parse_source
 from tests.conftest import one_sentence
 from tests.stream.conftest import camera

@@ -15,17 +15,18 @@ from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostError
-from refusion_edge.images import read_image
-from refusion_edge.rig import Rig, RigAlignment, RigSource, to_rows
-from refusion_edge.rig_file import write_rig
-from refusion_edge.stream.channel import Channel
+from refusion_edge.images.io import read_image
+from refusion_edge.rig.file import write_rig
+from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Side
-from refusion_edge.stream.matching import FROZEN_TOO_LONG, OTHER_SIZE, Limits, Matcher
-from refusion_edge.stream.pairing import Pairer
-from refusion_edge.stream.processing import Processor
-from refusion_edge.stream.runner import RunLimits, StreamRun
-from refusion_edge.stream.sinks import Sink
-from refusion_edge.stream.sources import CorruptFrameError, Grab, Source, open_source
+from refusion_edge.stream.outputs.sinks import Sink
+from refusion_edge.stream.pairing.failover import FROZEN_TOO_LONG, OTHER_SIZE, Limits, Matcher
+from refusion_edge.stream.pairing.pairer import Pairer
+from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.run.pipeline import RunLimits, StreamRun
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Distribution, Statistics
 from refusion_edge.stream.uri import parse_source
 from tests.stream.conftest import ListSink, MeanBackend, camera, explained

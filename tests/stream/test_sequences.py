@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from examples.two_rates import Swing, write_sequences
-from refusion_edge.pairs import PairPaths, read_pair
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.pairs import PairPaths, read_pair
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.stream.frames import MS, SECOND
-from refusion_edge.stream.pairing import Policy
-from refusion_edge.stream.recording import read_recording
+from refusion_edge.stream.outputs.recording import read_recording
+from refusion_edge.stream.pairing.pairer import Policy
 from tests.stream.conftest import explained
 
 SWING = Swing(seconds=2.0, period_s=2.0)

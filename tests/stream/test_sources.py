@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from refusion_edge.errors import InputError, RefusionError, ShapeError, SourceLostError, UsageError
-from refusion_edge.images import write_image
-from refusion_edge.stream.clock import ClockAnchor
+from refusion_edge.images.io import write_image
 from refusion_edge.stream.frames import MS, SECOND
-from refusion_edge.stream.freeze import FreezeWatch
-from refusion_edge.stream.motion import MotionMeter
-from refusion_edge.stream.pixels import unpack
-from refusion_edge.stream.sources import (
+from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.sources.captures import unpack
+from refusion_edge.stream.sources.clock import ClockAnchor
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.source import (
     CLOCK_CONTAINER,
     CLOCK_COUNT,
     CLOCK_RECORDED,
@@ -23,9 +24,8 @@ from refusion_edge.stream.sources import (
     CorruptFrameError,
     Grab,
     Source,
-    open_source,
 )
-from refusion_edge.stream.synthetic import Painter, Scene
+from refusion_edge.stream.sources.synthetic import Painter, Scene
 from refusion_edge.stream.uri import frame_pattern, host_and_port, parse_output, parse_source, redact
 from tests.conftest import one_sentence
 from tests.stream.conftest import camera, write_video

@@ -23,13 +23,13 @@ aiohttp = pytest.importorskip("aiohttp", reason="the browser view needs the extr
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import OutputError
-from refusion_edge.images import read_image
+from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.gain import ThermalGain
-from refusion_edge.stream.prometheus import to_prometheus
+from refusion_edge.stream.outputs.prometheus import to_prometheus
+from refusion_edge.stream.outputs.view import ViewSink
+from refusion_edge.stream.picture.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_output
-from refusion_edge.stream.view import ViewSink
 from tests.conftest import one_sentence
 from tests.stream.conftest import camera
 

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.arrays import Array
-from refusion_edge.images import write_image
-from refusion_edge.train import memory
+from refusion_edge.images.io import write_image
+from refusion_edge.train import process as memory
 
 SMALL = (
     "run.batch=1", "run.crop_px=16", "run.late_crop_px=16", "meta.every=2", "meta.accumulate=2", "meta.warm_up=0.2",

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from refusion_edge.samples import sample_paths
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import TASKS
 from tests.conftest import one_sentence
 from tests.train.conftest import SMALL

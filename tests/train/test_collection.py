@@ -12,11 +12,11 @@ pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
-from refusion_edge.images import write_image
+from refusion_edge.images.io import write_image
 from refusion_edge.tasks import find_task
+from refusion_edge.train.augmentation import defocused_pair
 from refusion_edge.train.collection import PairCollection, split_held, survey
 from refusion_edge.train.crops import crop_batch
-from refusion_edge.train.defocus import defocused_pair
 from tests.conftest import one_sentence
 
 IR_VIS, MULTI_FOCUS = find_task("ir_vis"), find_task("multi_focus")

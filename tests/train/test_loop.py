@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
-from refusion_edge.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.errors import CheckpointError, OutputError, TrainingError, UsageError
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.tasks import find_task
 from refusion_edge.train import loop
 from refusion_edge.train.collection import PairCollection, survey
@@ -30,7 +30,7 @@ from refusion_edge.train.diagnostics import collapse, diagnose, distances, hold
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.log import RunLog
 from refusion_edge.train.loop import BEST_NAME, FAILED_NAME, Outcome, Run, build_networks, train
-from refusion_edge.train.ranks import Ranks
+from refusion_edge.train.process import Ranks
 from refusion_edge.train.session import Console, Request, run_session
 from refusion_edge.train.settings import Settings, resolve
 from refusion_edge.train.state import find_checkpoints, initial_state, read_fusion, read_state

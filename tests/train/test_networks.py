@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
-from refusion_edge.model import FusionNetwork
-from refusion_edge.parameters import PARAMETERS
+from refusion_edge.network.model import FusionNetwork
+from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.train.fusion import fuse, initial_fusion
 from refusion_edge.train.proposal import ProposalSettings, initial_proposal, propose
 from refusion_edge.train.reconstruction import initial_reconstruction, reconstruct

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.errors import UsageError
-from refusion_edge.train.ranks import Ranks, join_ranks
+from refusion_edge.train.process import Ranks, join_ranks
 from refusion_edge.train.state import find_checkpoints, read_state
 from tests.conftest import ROOT
 from tests.train.conftest import SMALL
@@ -34,7 +34,7 @@ from refusion_edge.train.fusion import fuse
 from refusion_edge.train.meta import (
     Batch, FusionObjective, MetaRule, Networks, fusion_gradient, meta_gradient, reconstruction_gradient)
 from refusion_edge.train.proposal import ProposalSettings, propose
-from refusion_edge.train.ranks import join_ranks, leave_ranks
+from refusion_edge.train.process import join_ranks, leave_ranks
 from refusion_edge.train.reconstruction import reconstruct
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.errors import UsageError
+from refusion_edge.train.augmentation import ToneSettings, toned
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.settings import resolve
-from refusion_edge.train.tone import ToneSettings, toned
 from tests.train.conftest import PlanePairs
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -1,0 +1,148 @@
+"""Value ranges for INT8: the inputs of the layers that can be quantised, seen over real pairs by ONNX Runtime. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import GateError, InputError
+from refusion_edge.images.color import Planes, to_planes
+from refusion_edge.images.pairs import ImagePair, fingerprint
+from refusion_edge.network.graph import INPUT_A, INPUT_B
+from refusion_edge.network.quantization import CalibrationTable, Method, layer_nodes
+from refusion_edge.tasks import Task
+
+# Below this, a single odd picture decides about a range; above, ranges do not move any more.
+MIN_PAIRS, MAX_PAIRS = 16, 32
+# The middle of larger pictures is taken as it is: scaling would change the noise that the ranges have to hold.
+_LARGEST_HW = (288, 384)
+
+_BINS = 1024
+_LEVELS = 255
+_PERCENTILE = 99.99
+_ERRORS_ONLY = 3
+
+
+def collect(
+    model: onnx.ModelProto,
+    pairs: Iterable[ImagePair],
+    task: Task,
+    method: Method,
+    *,
+    random: bool = False,
+    on_pair: Callable[[], None] = lambda: None,
+) -> CalibrationTable:
+    """Collect ranges.
+
+    Args:
+        model: A filled fp32 model of the folded form and of any size.
+        pairs: At least ``MIN_PAIRS`` pairs, of which the first ``MAX_PAIRS`` are used.
+        task: Their task.
+        method: ``min-max``: the largest absolute value that was seen. ``percentile``: the one that 99.99 percent stay
+            below. ``entropy``: the one that loses least information (Kullback and Leibler).
+        random: Whether the pairs are random numbers; goes into the table.
+        on_pair: Called after each pair.
+
+    Raises:
+        InputError: There are too few pairs, or one cannot be fused; the message names it.
+        GateError: A layer sees nothing but zeros, or something that is no number.
+    """
+    inputs = {layer: node.input[0] for layer, node in layer_nodes(model).items()}
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    names = sorted(set(inputs.values()))
+    observed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    session = ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    collector = HistogramCollector(
+        method="entropy" if method == "entropy" else "percentile",
+        symmetric=True, num_bins=_BINS, num_quantized_bins=_LEVELS, percentile=_PERCENTILE, scenario="same",
+    )  # fmt: skip
+    largest = dict.fromkeys(names, 0.0)
+    used: list[ImagePair] = []
+    for pair in pairs:
+        # The middles of two sizes would have one size, and would be no pair.
+        planes_of(pair, task)
+        used.append(ImagePair(pair.name, _middle(pair.a), _middle(pair.b)))
+        planes = planes_of(used[-1], task)
+        values = dict(zip(names, session.run(names, {INPUT_A: planes.a, INPUT_B: planes.b}), strict=True))
+        for name, array in values.items():
+            largest[name] = max(largest[name], float(np.abs(array).max()))
+        if method != "min-max":
+            with _silence():
+                collector.collect(values)
+        on_pair()
+        if len(used) == MAX_PAIRS:
+            break
+    check_count(len(used))
+    limits = largest if method == "min-max" else _limits(collector)
+    ranges = {layer: limits[name] for layer, name in inputs.items()}
+    for layer, limit in ranges.items():
+        if not (np.isfinite(limit) and limit > 0):
+            raise GateError(f"expected values in front of the layer {layer}, got {limit:g} at most; check the weights.")
+    return CalibrationTable(method, ranges, len(used), fingerprint(used), random)
+
+
+def check_count(pairs: int) -> None:
+    """Make sure that there are enough pairs.
+
+    Raises:
+        InputError: There are fewer than ``MIN_PAIRS``.
+    """
+    if pairs < MIN_PAIRS:
+        raise InputError(
+            f"expected at least {MIN_PAIRS} pairs to calibrate with, got {pairs}; ranges from fewer do not hold for other "
+            "pictures, add more of the same cameras."
+        )
+
+
+def planes_of(pair: ImagePair, task: Task) -> Planes:
+    """Turn a pair into what the network is given.
+
+    Raises:
+        InputError: It cannot be fused; the message names it.
+    """
+    try:
+        return to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
+    except InputError as error:
+        raise type(error)(f"pair {pair.name}: {error}") from error
+
+
+def random_pairs(task: Task, count: int = MIN_PAIRS) -> Iterator[ImagePair]:
+    """Make pairs of noise, to try INT8 out where there are no pictures; their ranges mean nothing for pictures."""
+    draw = np.random.default_rng(len(task.name))
+    for index in range(count):
+        a, b = (draw.integers(0, 256, (48, 64), np.uint8) for _ in range(2))
+        yield ImagePair(f"random{index}", a, b)
+
+
+def spread(items: Sequence[object], count: int) -> list[int]:
+    """Indices of at most ``count`` items, evenly spread over all."""
+    return sorted({round(position) for position in np.linspace(0, len(items) - 1, min(count, len(items)))})
+
+
+def _limits(collector: HistogramCollector) -> dict[str, float]:
+    with _silence():
+        found = collector.compute_collection_result()
+    # Lower bound, upper bound, and what they were found in.
+    return {name: float(max(abs(bound) for bound in bounds[:2])) for name, bounds in found.items()}
+
+
+def _middle(image: Array) -> Array:
+    top, left = (max(0, (side - largest) // 2) for side, largest in zip(image.shape, _LARGEST_HW, strict=False))
+    return np.ascontiguousarray(image[top : top + _LARGEST_HW[0], left : left + _LARGEST_HW[1]])
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the collector's own progress off standard output, which is for results."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

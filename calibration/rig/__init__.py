@@ -1,0 +1,1 @@
+"""Finding the alignment of two cameras from pairs of images."""

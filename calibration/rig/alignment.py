@@ -1,0 +1,244 @@
+"""Rigs from pictures: what ``align`` does once it is clear which pictures and which way.
+
+Belongs here: views of a pair, the report of an alignment, and checking a rig on a later pair. How a homography is found is
+in ``scene``, ``points`` and ``stereo``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.calibration.rig.coarse import SearchRange
+from refusion_edge.calibration.rig.motion import Model, apart_px
+from refusion_edge.calibration.rig.overlay import overlay
+from refusion_edge.calibration.rig.points import PointPairs, align_points, checkerboard_points
+from refusion_edge.calibration.rig.scene import SceneAlignment, align_scene, require_evidence
+from refusion_edge.errors import AlignmentError
+from refusion_edge.rig.model import (
+    SOURCE_NAMES,
+    ParallaxModel,
+    Rig,
+    RigAlignment,
+    RigSource,
+    SourceName,
+    distance_text,
+    to_rows,
+)
+from refusion_edge.rig.warp import make_view, make_warp
+
+SCHEMA = "refusion-edge/alignment/1"
+
+PARALLAX_DISTANCES_M = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, math.inf)
+
+# What is left between two cameras that were aligned once is small.
+_CHECK_RANGE = SearchRange(shift=0.08, rotation_deg=2.0, scale=(0.95, 1.05))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Views:
+    """What both cameras show of one moment, straightened and cropped.
+
+    Attributes:
+        ir: Infrared view, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        vis: Visible view.
+        base: Source whose view the fused picture has.
+    """
+
+    ir: Array
+    vis: Array
+    base: SourceName
+
+    def of_base(self) -> Array:
+        """The base view."""
+        return self.ir if self.base == "ir" else self.vis
+
+    def of_moving(self) -> Array:
+        """The other view."""
+        return self.vis if self.base == "ir" else self.ir
+
+    @property
+    def base_size_wh(self) -> tuple[int, int]:
+        """Width and height of the base view."""
+        height, width = self.of_base().shape[:2]
+        return width, height
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckResult:
+    """What a later pair says about a rig.
+
+    Attributes:
+        offset_px: RMS over the base view of the distance between the rig's alignment and the scene's, in its pixels.
+        stated_px: Error that the rig states, or None.
+        scene: Alignment of the views as the rig warps them; its homography would be the identity for a perfect rig.
+    """
+
+    offset_px: float
+    stated_px: float | None
+    scene: SceneAlignment
+
+
+def make_views(sources: Mapping[SourceName, RigSource], frames: Mapping[SourceName, Array], base: SourceName) -> Views:
+    """Straighten and crop the frames of both cameras.
+
+    Raises:
+        RigError: A frame has another size than its source.
+    """
+    ir, vis = (make_view(name, sources[name]).apply(frames[name]) for name in SOURCE_NAMES)
+    return Views(ir, vis, base)
+
+
+def align_views(
+    views: Views, distance_m: float | None, *, model: Model | None = None, within: SearchRange | None = None
+) -> tuple[RigAlignment, SceneAlignment]:
+    """Align two views by the scene.
+
+    Raises:
+        AlignmentError: The scene gives too little evidence; names every reason.
+        InputError: A view holds NaN or infinities.
+    """
+    scene = align_scene(
+        views.of_base(),
+        views.of_moving(),
+        sensor_base=views.base == "ir",
+        sensor_moving=views.base == "vis",
+        model=model,
+        within=within,
+    )
+    require_evidence(scene)
+    method = (
+        f"from the scene ({scene.model}): standard error {scene.evidence.standard_error_px:.2f} px, halves of the picture "
+        f"{scene.evidence.halves_px:.2f} px apart, two measures {scene.evidence.measures_px:.2f} px apart"
+    )
+    return RigAlignment(distance_m, to_rows(scene.homography), scene.evidence.error_px, method), scene
+
+
+def align_point_pairs(
+    points: PointPairs, base: SourceName, size_wh: tuple[int, int], distance_m: float | None, *, model: Model, kind: str
+) -> RigAlignment:
+    """Align two views by points that both show.
+
+    Args:
+        points: The points.
+        base: Source whose view the fused picture has.
+        size_wh: Size of its view.
+        distance_m: Working distance, or None.
+        model: What the warp may do.
+        kind: What the points are, in words.
+
+    Raises:
+        AlignmentError: See ``align_points``.
+    """
+    ends = (points.vis, points.ir) if base == "vis" else (points.ir, points.vis)
+    found = align_points(*ends, size_wh, model)
+    if found.error_px is None or found.left_out_px is None:
+        method = f"not measured: {found.count} {kind} determine a {model} without one to spare"
+    else:
+        method = (
+            f"from {found.count} {kind} over {100 * found.coverage:.0f} % of the view ({model}): standard error over the whole "
+            f"view; left-out points {found.left_out_px:.2f} px off"
+        )
+    return RigAlignment(distance_m, to_rows(found.homography), found.error_px, method)
+
+
+def join_boards(pairs: list[tuple[Array, Array]], board: tuple[int, int]) -> PointPairs:
+    """Corners of one checkerboard in several pairs of views, all at one distance.
+
+    Raises:
+        AlignmentError: No pair shows the board in both views; a pair that does not is left out.
+    """
+    found: list[PointPairs] = []
+    last: AlignmentError | None = None
+    for ir, vis in pairs:
+        try:
+            found.append(checkerboard_points(ir, vis, board))
+        except AlignmentError as error:
+            last = error
+    if not found:
+        raise last or AlignmentError("expected at least one pair of pictures, got none; check the folders.")
+    return PointPairs(np.concatenate([each.ir for each in found]), np.concatenate([each.vis for each in found]))
+
+
+def check_rig(rig: Rig, frames: Mapping[SourceName, Array], distance_m: float | None = None) -> CheckResult:
+    """Measure how far a rig is off on a later pair.
+
+    Args:
+        rig: The rig.
+        frames: Frame of each source.
+        distance_m: Working distance of the pair; None for the only or the farthest one of the rig.
+
+    Raises:
+        RigError: The frames or the distance do not fit the rig.
+        AlignmentError: The pair gives too little evidence to tell.
+    """
+    ir, vis = make_warp(rig, distance_m).apply(frames["ir"], frames["vis"])
+    base, moved = (vis, ir) if rig.base == "vis" else (ir, vis)
+    scene = align_scene(
+        base, moved, sensor_base=rig.base == "ir", sensor_moving=rig.base == "vis", model="similarity", within=_CHECK_RANGE
+    )
+    require_evidence(scene)
+    stated = [a.error_px for a in rig.alignments if distance_m is None or a.distance_m == distance_m]
+    return CheckResult(apart_px(np.eye(3), scene.homography, rig.view_size_wh), stated[-1] if stated else None, scene)
+
+
+def draw(rig: Rig, frames: Mapping[SourceName, Array], distance_m: float | None, caption: str) -> Uint8Array:
+    """Draw both views over one another as the rig puts them, see ``overlay``."""
+    warp = make_warp(rig, distance_m)
+    aligned = dict(zip(SOURCE_NAMES, warp.apply(frames["ir"], frames["vis"]), strict=True))
+    before = make_view(rig.moving, rig.source(rig.moving)).apply(frames[rig.moving])
+    return overlay(
+        aligned[rig.base],
+        before,
+        aligned[rig.moving],
+        sensor_base=rig.base == "ir",
+        sensor_moving=rig.base == "vis",
+        caption=caption,
+    )
+
+
+def parallax_table(model: ParallaxModel, aligned_m: float) -> list[tuple[float, float]]:
+    """Misregistration in pixels by distance in metres, for views aligned at ``aligned_m``."""
+    return [(distance_m, model.error_px(distance_m, aligned_m)) for distance_m in PARALLAX_DISTANCES_M]
+
+
+def to_document(rig: Rig, alignment: RigAlignment, scene: SceneAlignment | None) -> dict[str, Any]:
+    """The result as strict JSON; far away is the text ``far``."""
+    table = (
+        [
+            {"distance_m": _json_distance(z), "error_px": error}
+            for z, error in parallax_table(rig.parallax, alignment.distance_m)
+        ]
+        if rig.parallax is not None and alignment.distance_m is not None
+        else None
+    )
+    return {
+        "schema": SCHEMA,
+        "base": rig.base,
+        "distance_m": _json_distance(alignment.distance_m),
+        "homography": alignment.homography,
+        "error_px": alignment.error_px,
+        "error_method": alignment.error_method,
+        "evidence": None if scene is None else asdict(scene.evidence),
+        "parallax": table,
+    }
+
+
+def summary(alignment: RigAlignment) -> str:
+    """Error and distance of an alignment in words."""
+    error = "error not measured" if alignment.error_px is None else f"error {alignment.error_px:.2f} px"
+    return f"{error} ({distance_text(alignment.distance_m)})"
+
+
+def field_of_view_focal_px(width_px: int, degrees: float) -> float:
+    """Focal length in pixels of a view from its horizontal field in degrees."""
+    return width_px / 2 / math.tan(math.radians(degrees) / 2)
+
+
+def _json_distance(distance_m: float | None) -> float | str | None:
+    return "far" if distance_m is not None and math.isinf(distance_m) else distance_m

@@ -1,0 +1,216 @@
+"""Alignment from points that both views show: picked by hand, or the corners of a checkerboard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.calibration.rig.motion import MODELS, Model, Numbers, basis_at, spread_px
+from refusion_edge.errors import AlignmentError, InputError
+from refusion_edge.images.color import split, to_display_range
+from refusion_edge.rig.model import Matrix
+from refusion_edge.rig.warp import warp_points
+
+COLUMNS = ("ir_x", "ir_y", "vis_x", "vis_y")
+
+# Points have to span at least this part of the base view: outside their hull nothing holds the homography.
+_LEAST_COVERAGE = 0.05
+# A point this many times the typical distance off, and by this many pixels, was picked wrongly.
+_STRAY, _STRAY_PX = 5.0, 5.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointPairs:
+    """The same points in two views.
+
+    Attributes:
+        ir: (N, 2) as (x, y), pixels of the infrared view.
+        vis: (N, 2) of the visible view.
+    """
+
+    ir: Numbers
+    vis: Numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointAlignment:
+    """A homography through points.
+
+    Attributes:
+        homography: Point of the base view to point of the moving view, (3, 3).
+        error_px: RMS over the base view of the standard error, or None if no point was left over to measure it with.
+        left_out_px: RMS of the distance of each point from the homography through the others, or None likewise.
+        coverage: Part of the base view inside the hull of the points.
+        count: Number of points.
+    """
+
+    homography: Matrix
+    error_px: float | None
+    left_out_px: float | None
+    coverage: float
+    count: int
+
+
+def read_points(path: Path) -> PointPairs:
+    """Read hand-picked points.
+
+    Args:
+        path: CSV file with the columns ``ir_x, ir_y, vis_x, vis_y`` in pixels; further columns are ignored.
+
+    Raises:
+        InputError: The file is missing, lacks a column, or holds something that is not a finite number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise InputError(f"expected a CSV file of points at {path}, got '{reason}'; check the path.") from error
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(
+            f"expected the columns {', '.join(COLUMNS)} in {path}, got no {', '.join(missing)}; name them in the first line."
+        )
+    rows: list[list[float]] = []
+    for row in reader:
+        try:
+            rows.append([float(row[column]) for column in COLUMNS])
+        except (TypeError, ValueError):
+            values = [row[column] for column in COLUMNS]
+            raise InputError(f"expected four numbers in line {reader.line_num} of {path}, got {values}; correct it.") from None
+    points = np.array(rows, np.float64).reshape(-1, 4)
+    if not np.isfinite(points).all():
+        raise InputError(f"expected finite coordinates in {path}, got NaN or infinity; correct them.")
+    return PointPairs(points[:, :2], points[:, 2:])
+
+
+def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model: Model = "homography") -> PointAlignment:
+    """Fit a motion model to points by least squares.
+
+    Args:
+        base: (N, 2) as (x, y) in the base view.
+        moving: (N, 2), the same points in the moving view.
+        size_wh: Size of the base view.
+        model: What the warp may do.
+
+    Raises:
+        AlignmentError: There are too few points, they lie on a line or in one corner, or one of them is far off.
+    """
+    least = MODELS[model] // 2
+    if len(base) < least:
+        raise AlignmentError(
+            f"expected at least {least} points for a {model}, got {len(base)}; pick more or use --model similarity."
+        )
+    homography = _through(base, moving, model)
+    coverage = float(cv2.contourArea(cv2.convexHull(base.astype(np.float32)))) / (size_wh[0] * size_wh[1])
+    if model != "similarity" and coverage < _LEAST_COVERAGE:
+        raise AlignmentError(
+            f"expected points over at least {100 * _LEAST_COVERAGE:.0f} % of the view, got {100 * coverage:.1f} % inside their "
+            "hull; pick points near all corners, not on one line."
+        )
+    if len(base) == least:
+        return PointAlignment(homography, None, None, coverage, len(base))
+    distances = np.array([_left_out(base, moving, index, model, homography) for index in range(len(base))])
+    worst = int(np.argmax(distances))
+    if distances[worst] > max(_STRAY_PX, _STRAY * float(np.median(distances))) or not np.isfinite(distances).all():
+        raise AlignmentError(
+            f"expected points that fit one {model}, got point {worst + 1} at {distances[worst]:.1f} px from where the others "
+            "put it; correct or remove it (objects at different distances do not fit together)."
+        )
+    back = warp_points(_inverse(homography), moving) - base
+    freedom = 2 * len(base) - MODELS[model]
+    variance = float((back**2).sum()) / freedom
+    rows = basis_at(base[:, 0], base[:, 1], size_wh, MODELS[model])
+    normal = np.einsum("ckn,cln->kl", rows, rows)
+    error_px = spread_px(variance * np.linalg.inv(normal), size_wh)
+    return PointAlignment(homography, error_px, math.sqrt(float((distances**2).mean())), coverage, len(base))
+
+
+def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointPairs:
+    """Find the inner corners of a checkerboard that both pictures show.
+
+    The board may be inverted in the infrared picture. Of the two ways round that corners can be numbered, the one with the
+    smaller rotation between the views is taken.
+
+    Args:
+        ir: Infrared picture, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        vis: Visible picture, the same.
+        board: Inner corners across and down.
+
+    Raises:
+        AlignmentError: A picture does not show the board.
+        InputError: A picture holds NaN or infinities.
+    """
+    corners_ir = _corners("ir", ir, board, sensor=True)
+    corners_vis = _corners("vis", vis, board, sensor=False)
+    if _turn(corners_vis, corners_ir) > math.pi / 2:
+        corners_ir = corners_ir[::-1]
+    return PointPairs(corners_ir, corners_vis)
+
+
+def _corners(name: str, picture: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
+    luma = split(to_display_range(picture, sensor=sensor))[0]
+    low, high = float(luma.min()), float(luma.max())
+    grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
+    for shown in (grey, 255 - grey):
+        # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.
+        found, corners = cv2.findChessboardCornersSB(shown, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
+        if found:
+            return np.asarray(corners, np.float64).reshape(-1, 2)
+    raise AlignmentError(
+        f"expected a checkerboard with {board[0]}x{board[1]} inner corners in the {name} picture, got none that was found; "
+        "show all of it, warm it for the infrared camera, and count the corners between the squares."
+    )
+
+
+def _turn(one: Numbers, other: Numbers) -> float:
+    """Angle by which the first-to-last directions of two point sets differ, [0, pi]."""
+    (x, y), (u, v) = one[-1] - one[0], other[-1] - other[0]
+    return abs(math.remainder(math.atan2(y, x) - math.atan2(v, u), 2 * math.pi))
+
+
+def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
+    matrix: Matrix | None = None
+    if model == "homography":
+        found, _ = cv2.findHomography(base, moving, 0)
+        matrix = None if found is None else np.asarray(found, np.float64)
+    else:
+        # Linear in its parameters: x' = p0 + p2 x - p3 y + ..., exactly solvable.
+        centre, count = base.mean(axis=0), MODELS[model]
+        x, y = (base - centre).T
+        one, none = np.ones_like(x), np.zeros_like(x)
+        columns = [(one, none), (none, one), (x, y), (-y, x), (x, -y), (y, x)][:count]
+        system = np.stack([np.concatenate(pair) for pair in columns], axis=1)
+        p = np.zeros(6)
+        solution, _, rank, _ = np.linalg.lstsq(system, moving.T.reshape(-1), rcond=None)
+        p[:count] = solution
+        linear = np.array([[p[2] + p[4], p[5] - p[3]], [p[3] + p[5], p[2] - p[4]]])
+        if rank == count:
+            matrix = np.eye(3)
+            matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ centre
+    if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+        raise AlignmentError(f"expected points that determine a {model}, got some on one line or one spot; pick others.")
+    scaled: Matrix = matrix / matrix[2, 2]
+    return scaled
+
+
+def _left_out(base: Numbers, moving: Numbers, index: int, model: Model, whole: Matrix) -> float:
+    """Distance in the base view of one point from the homography through the others."""
+    others = np.arange(len(base)) != index
+    try:
+        homography = _through(base[others], moving[others], model)
+    except AlignmentError:
+        homography = whole
+    back = warp_points(_inverse(homography), moving[index : index + 1])[0] - base[index]
+    return float(np.hypot(*back))
+
+
+def _inverse(homography: Matrix) -> Matrix:
+    return np.linalg.inv(homography).astype(np.float64)

@@ -1,0 +1,339 @@
+"""Alignment from the scene alone, with evidence: two measures, two halves and no second place that is as good.
+
+The search is in ``coarse``, the fine alignment in ``ecc``; here is what both have to show before a result is believed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.calibration.rig.coarse import SearchRange, search
+from refusion_edge.calibration.rig.ecc import Fit, fit
+from refusion_edge.calibration.rig.motion import Model, apart_px
+from refusion_edge.calibration.rig.structure import Mask, Scene, edge_strength, gradient_structure, scaled, to_scene, warped
+from refusion_edge.errors import AlignmentError
+from refusion_edge.rig.model import Matrix
+
+# Larger pictures are scaled down to this long side; alignment is then still finer than a pixel of the larger one's noise.
+_SIDE_PX = 640
+_CANDIDATES = 3
+# Scales of the fine alignment, and the blur in pixels that widens its reach.
+_LEVELS = ((0.25, 0.8), (0.5, 0.8))
+_LAST, _BY_STRENGTH = ((1.0, 1.0),), ((0.5, 0.0),)
+# A fit is repeated from where it ended until it moves the picture by less than this, at most so often.
+_SETTLED_PX, _MOST_ROUNDS = 0.05, 5
+# Other starts are so far beside the first one; results that correlate by less than this part of the best are no rivals of it.
+_BESIDE_PX, _AS_GOOD = 6.0, 0.97
+# A fit does not change areas by more than this.
+_LARGEST_ZOOM = 2.0
+# Results closer than this are one place.
+_SAME_PLACE_PX = 8.0
+# A homography replaces the similarity where it moves the picture by more than this many of its own standard errors and by
+# more than this many pixels, and where both halves of the picture give the same homography up to this.
+_REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
+# What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
+# benchmarks/alignment.py. Halves and measures disagree where a scene is deep, too; what tells a wrong place from a right one
+# is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
+_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
+_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
+_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
+_CHECKS = 6  # blocks across the picture in the two halves, which lie like the squares of a checkerboard
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What speaks for an alignment; distances are RMS over the base view in its pixels.
+
+    Attributes:
+        correlation: Correlation of the gradient structures, at most 1.
+        rival: Correlation times root of the overlap of the best other place over that of this one, at half scale; 0 if there
+            is none.
+        overlap: Part of the base view that the moving one covers.
+        standard_error_px: Standard error of the fit, from how much blocks of the picture disagree.
+        halves_px: Distance between the alignments of two interleaved halves of the picture.
+        measures_px: Distance between the alignment by direction of edges and the one by their strength.
+        starts_px: Largest distance at half scale between the best of five starts, which this one is from, and those that
+            correlate nearly as well.
+        scales_px: Distance between the alignments at half and at full scale.
+        model_px: Distance to what a homography would have given, beyond what its own halves disagree by, where the scene did
+            not confirm it; else 0.
+    """
+
+    correlation: float
+    rival: float
+    overlap: float
+    standard_error_px: float
+    halves_px: float
+    measures_px: float
+    starts_px: float
+    scales_px: float
+    model_px: float
+
+    @property
+    def error_px(self) -> float:
+        """The error that is stated: the standard error, half of each disagreement of two, and that of other starts."""
+        of_two = (self.halves_px, self.measures_px, self.scales_px, self.model_px)
+        return math.hypot(self.standard_error_px, self.starts_px, *(distance_px / 2 for distance_px in of_two))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneAlignment:
+    """Where the scene says that the views lie on one another.
+
+    Attributes:
+        homography: Point of the base view to point of the moving view, (3, 3).
+        model: Motion model.
+        evidence: What speaks for it.
+        doubts: Reasons not to believe it; none if it is good enough.
+    """
+
+    homography: Matrix
+    model: Model
+    evidence: Evidence
+    doubts: tuple[str, ...]
+
+
+def align_scene(
+    base: Array,
+    moving: Array,
+    *,
+    sensor_base: bool = False,
+    sensor_moving: bool = True,
+    model: Model | None = None,
+    within: SearchRange | None = None,
+) -> SceneAlignment:
+    """Find the homography between two views of one scene.
+
+    Args:
+        base: Picture of the base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        moving: Picture of the moving view, the same.
+        sensor_base: Whether 16-bit or float grey of ``base`` is raw sensor data.
+        sensor_moving: Whether that of ``moving`` is.
+        model: What the warp may do; None for a similarity, and a homography where the scene clearly asks for one.
+        within: Where to look.
+
+    Returns:
+        The best alignment found, with its doubts; see ``require_evidence``.
+
+    Raises:
+        AlignmentError: The pictures have so little structure that nothing could be tried.
+        InputError: A picture holds NaN or infinities.
+    """
+    whole, target = to_scene(base, sensor=sensor_base), to_scene(moving, sensor=sensor_moving)
+    small, up_base = scaled(whole, _SIDE_PX / max(whole.size_wh))
+    small_target, up_moving = scaled(target, _SIDE_PX / max(target.size_wh))
+    for name, scene in (("base", small), ("moving", small_target)):
+        if not np.ptp(scene.luma[scene.mask] if scene.mask.any() else scene.luma[:1, :1]) > 0:
+            raise AlignmentError(f"expected a scene in the {name} picture, got one grey value; point the cameras at a scene.")
+    found = _places(small, small_target, within or SearchRange())
+    if not found:
+        raise AlignmentError(
+            "expected edges that both pictures show, got too few to try an alignment; choose a scene with buildings, poles "
+            "or people, or use align points."
+        )
+    place = found[0]
+    start, starts_px = _best_of_starts(small, small_target, place.homography)
+    choice = _choose_model(small, small_target, start, model)
+    refined = refine(small, small_target, choice.homography, choice.model, levels=_LAST)
+    if refined is None:
+        raise AlignmentError("expected views that overlap, got too little in common; point both cameras at the same scene.")
+    homography, last = refined
+    zoom = float(up_base[0, 0])
+    evidence = Evidence(
+        correlation=last.correlation,
+        rival=found[1].weight / place.weight if len(found) > 1 else 0.0,
+        overlap=last.overlap,
+        standard_error_px=last.error_px * zoom,
+        halves_px=choice.halves_px * zoom,
+        measures_px=_measures_px(small, small_target, homography) * zoom,
+        starts_px=starts_px * zoom,
+        scales_px=apart_px(choice.homography, homography, small.size_wh) * zoom,
+        model_px=choice.model_px * zoom,
+    )
+    full = up_moving @ homography @ np.linalg.inv(up_base)
+    return SceneAlignment(full / full[2, 2], choice.model, evidence, _doubts(evidence, zoom))
+
+
+def require_evidence(alignment: SceneAlignment) -> None:
+    """Make sure that an alignment can be believed.
+
+    Raises:
+        AlignmentError: It cannot; names every reason.
+    """
+    if alignment.doubts:
+        raise AlignmentError(
+            f"expected enough evidence for an alignment, got {', and '.join(alignment.doubts)}; choose a scene with more edges "
+            "that both cameras see, or use align points or align checkerboard."
+        )
+
+
+def refine(
+    base: Scene,
+    moving: Scene,
+    homography: Matrix,
+    model: Model,
+    *,
+    levels: tuple[tuple[float, float], ...] = _LEVELS,
+    strength: bool = False,
+) -> tuple[Matrix, Fit] | None:
+    """Improve a homography from coarse to fine.
+
+    Args:
+        base: Base picture.
+        moving: Moving picture.
+        homography: Point of the base to point of the moving picture, to start from.
+        model: What each step may do.
+        levels: Scale of the base picture, and blur of the fields in pixels, of each step.
+        strength: Whether to go by the strength of edges instead of their direction.
+
+    Returns:
+        The homography and the last fit, whose numbers are in pixels of the last level; None where nothing could be fitted.
+    """
+    last: Fit | None = None
+    for factor, blur_px in levels:
+        small, up = scaled(base, factor)
+        for _ in range(_MOST_ROUNDS):
+            # To look a field up between its pixels smooths it, which raises the correlation by itself: a result is where it
+            # should be only when the last fit had nothing left to move.
+            last = fit(*_fields(small, moving, homography @ up, blur_px, strength), model=model)
+            if last is None or not _is_view(last.homography):
+                return None
+            homography = homography @ up @ last.homography @ np.linalg.inv(up)
+            if apart_px(np.eye(3), last.homography, small.size_wh) < _SETTLED_PX:
+                break
+    return None if last is None else (homography / homography[2, 2], last)
+
+
+def _is_view(motion: Matrix) -> bool:
+    """Tell whether a correction is one between two cameras, and not a collapse, a mirror or a blow-up."""
+    return bool(np.isfinite(motion).all()) and 1 / _LARGEST_ZOOM < np.linalg.det(motion[:2, :2]) < _LARGEST_ZOOM
+
+
+def _fields(
+    base: Scene, moving: Scene, homography: Matrix, blur_px: float, strength: bool
+) -> tuple[Float32Array, Mask, Float32Array, Mask]:
+    fields: list[tuple[Float32Array, Mask]] = []
+    for scene in (base, warped(moving, homography, base.size_wh)):
+        field, mask = gradient_structure(scene)
+        if strength and mask.any():
+            field = edge_strength(field, mask)
+        if blur_px:
+            field = cv2.GaussianBlur(field, (0, 0), blur_px).reshape(field.shape).astype(np.float32)
+        fields.append((field, mask))
+    (f, f_mask), (g, g_mask) = fields
+    return f, f_mask, g, g_mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A place and what speaks for it: correlation times the root of the overlap, as small overlaps agree by chance."""
+
+    homography: Matrix
+    weight: float
+
+
+def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
+    """Distinct places that the candidates of the search lead to, best first."""
+    places: list[_Place] = []
+
+    def is_known(homography: Matrix) -> bool:
+        return any(apart_px(homography, place.homography, base.size_wh) < _SAME_PLACE_PX for place in places)
+
+    for candidate in search(base, moving, within, _CANDIDATES):
+        near = refine(base, moving, candidate.homography, "similarity", levels=_LEVELS[:1])
+        # A coarse fit comes from farther away, and may leave a place that was right.
+        for start in (candidate.homography, *(() if near is None else near[:1])):
+            refined = None if is_known(start) else refine(base, moving, start, "similarity", levels=_LEVELS[1:])
+            if refined is not None and not is_known(refined[0]):
+                places.append(_Place(refined[0], refined[1].correlation * math.sqrt(refined[1].overlap)))
+    return sorted(places, key=lambda place: -place.weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """A motion model, the homography that it gave at half scale, and how far halves and a richer model are from it."""
+
+    model: Model
+    homography: Matrix
+    halves_px: float
+    model_px: float = 0.0
+
+
+def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model | None) -> _Choice:
+    """The asked-for model, or the simplest that the scene does not refute."""
+    if model == "similarity":
+        return _Choice(model, homography, _halves_px(base, moving, homography, model))
+    richer: Model = "homography" if model is None else model
+    better = refine(base, moving, homography, richer, levels=_LEVELS[1:])
+    if better is None and model is None:
+        return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"))
+    if better is None:
+        raise AlignmentError(f"expected edges that determine a {richer}, got too few; use --model similarity or align points.")
+    halves_px = _halves_px(base, moving, better[0], richer)
+    if model is not None:
+        return _Choice(richer, better[0], halves_px)
+    moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _LEVELS[1][0]
+    if moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX:
+        return _Choice(richer, better[0], halves_px)
+    # What its halves cannot agree on says nothing against the similarity.
+    beyond_px = math.sqrt(max(0.0, moved_px**2 - halves_px**2))
+    return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"), beyond_px)
+
+
+def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> float:
+    """Distance between the alignments of the two halves of a checkerboard, in pixels of the base."""
+    factor, blur_px = _LEVELS[-1]
+    small, up = scaled(base, factor)
+    field, mask, other, other_mask = _fields(small, moving, homography @ up, blur_px, strength=False)
+    height, width = mask.shape
+    block = max(width, height) / _CHECKS
+    rows, columns = (np.arange(side) // block for side in (height, width))
+    even = (rows[:, None] + columns[None, :]) % 2 == 0
+    halves = [fit(field, mask & half, other, other_mask, model=model) for half in (even, ~even)]
+    if halves[0] is None or halves[1] is None:
+        return float("inf")
+    return apart_px(halves[0].homography, halves[1].homography, small.size_wh) / factor
+
+
+def _measures_px(base: Scene, moving: Scene, homography: Matrix) -> float:
+    """Distance to the alignment by strength of edges, in pixels of the base."""
+    found = refine(base, moving, homography, "similarity", levels=_BY_STRENGTH, strength=True)
+    return float("inf") if found is None else apart_px(homography, found[0], base.size_wh)
+
+
+def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Matrix, float]:
+    """The best similarity at half scale of those from starts beside one, and how far equally good ones are off in pixels."""
+    ends: list[tuple[float, Matrix]] = []
+    for shift in ((0.0, 0.0), (_BESIDE_PX, 0.0), (-_BESIDE_PX, 0.0), (0.0, _BESIDE_PX), (0.0, -_BESIDE_PX)):
+        beside = np.eye(3)
+        beside[:2, 2] = shift
+        found = refine(base, moving, homography @ beside, "similarity", levels=_LEVELS[1:])
+        if found is not None:
+            ends.append((found[1].correlation, found[0]))
+    if not ends:
+        return homography, float("inf")
+    most, best = max(ends, key=lambda end: end[0])
+    as_good = [other for correlation, other in ends if correlation >= _AS_GOOD * most]
+    return best, max(apart_px(best, other, base.size_wh) for other in as_good)
+
+
+def _doubts(evidence: Evidence, zoom: float) -> tuple[str, ...]:
+    """Every reason not to believe the alignment; distances count in pixels of the picture that was aligned."""
+    found = {
+        f"edges that correlate only by {evidence.correlation:.2f}": evidence.correlation < _LEAST_CORRELATION,
+        f"an overlap of only {100 * evidence.overlap:.0f} % of the view": evidence.overlap < _LEAST_OVERLAP,
+        "another place that fits nearly as well": evidence.rival > _MOST_RIVAL,
+        f"two halves of the picture that disagree by {evidence.halves_px:.1f} px": evidence.halves_px > _MOST_HALVES_PX * zoom,
+        f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px": (
+            evidence.measures_px > _MOST_MEASURES_PX * zoom
+        ),
+        f"results that depend on the start by {evidence.starts_px:.1f} px": evidence.starts_px > _MOST_STARTS_PX * zoom,
+    }
+    most_px = min(_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
+    found[f"an error of {evidence.error_px:.1f} px"] = evidence.error_px > most_px and not any(found.values())
+    return tuple(reason for reason, holds in found.items() if holds)

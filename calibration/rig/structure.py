@@ -1,0 +1,163 @@
+"""What an infrared and a visible picture have in common: the direction of their edges, not their brightness.
+
+Belongs here: pictures to fields of gradient structure, masks of what a picture really shows, and scaling of both. The
+search for a warp is in ``coarse`` and ``ecc``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.images.color import split, to_display_range
+from refusion_edge.rig.model import Matrix
+
+Mask = NDArray[np.bool_]
+
+# Border of a warped or letter-boxed picture: one value, connected to the edge, at least this part of all pixels.
+_LEAST_BORDER = 0.002
+# Pixels beside the border of what is seen that gradients and filters spoil.
+_MARGIN_PX = 3
+_SMOOTHING_PX = 1.2
+# Structures up to about this size are brought to one contrast.
+_LOCAL_PX = 15.0
+_LOCAL_FLOOR = 0.03
+# Edges count half at this multiple of the median gradient.
+_HALF_EDGE = 2.0
+_LOG_OFFSET = 8.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A picture to align.
+
+    Attributes:
+        luma: (H, W) float32, [0, 255].
+        mask: (H, W), True where the picture shows something.
+    """
+
+    luma: Float32Array
+    mask: Mask
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.luma.shape[1], self.luma.shape[0]
+
+
+def to_scene(picture: Array, *, sensor: bool) -> Scene:
+    """Prepare a picture for alignment.
+
+    Args:
+        picture: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
+        sensor: Whether 16-bit or float grey is raw sensor data, see ``to_display_range``.
+
+    Raises:
+        InputError: See ``to_display_range``.
+    """
+    luma = split(to_display_range(picture, sensor=sensor))[0] * np.float32(255)
+    return Scene(luma, shown_part(picture if picture.ndim == 2 else picture.max(axis=2)))
+
+
+def scaled(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
+    """Scale a picture down.
+
+    Args:
+        scene: Picture.
+        factor: At most 1; sides are rounded.
+
+    Returns:
+        The smaller picture, and the matrix that takes its points to those of ``scene``, (3, 3).
+    """
+    width, height = scene.size_wh
+    if factor >= 1:
+        return scene, np.eye(3)
+    size = (max(round(width * factor), 8), max(round(height * factor), 8))
+    luma = cv2.resize(scene.luma, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    mask = cv2.resize(scene.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
+    step_x, step_y = width / size[0], height / size[1]
+    # The centre of a large pixel is the mean of the centres of those it was made of.
+    up = np.array([[step_x, 0, (step_x - 1) / 2], [0, step_y, (step_y - 1) / 2], [0, 0, 1]])
+    return Scene(luma, mask), up
+
+
+def warped(scene: Scene, homography: Matrix, size_wh: tuple[int, int]) -> Scene:
+    """Look a picture up through a homography.
+
+    Args:
+        scene: Picture.
+        homography: Point of the result to point of ``scene``.
+        size_wh: Width and height of the result.
+    """
+    # Where the result is coarser than the picture, blur first.
+    step = float(np.sqrt(abs(np.linalg.det(homography[:2, :2]))))
+    luma = cv2.GaussianBlur(scene.luma, (0, 0), 0.5 * step) if step > 1.2 else scene.luma
+    flags = cv2.WARP_INVERSE_MAP
+    looked_up = cv2.warpPerspective(luma, homography, size_wh, flags=flags | cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mask = cv2.warpPerspective(scene.mask.astype(np.uint8), homography, size_wh, flags=flags | cv2.INTER_NEAREST)
+    return Scene(looked_up.astype(np.float32), mask > 0)
+
+
+def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
+    """Direction of edges as a field that does not change when contrast is reversed.
+
+    The logarithm of the picture is brought to one local contrast, then its gradient g, as a complex number, to
+    ``g^2 / |g|^2 * |g|^2 / (|g|^2 + c^2)``: the doubled angle, so that bright-to-dark and dark-to-bright are one, with a
+    length that tells an edge from noise.
+
+    Args:
+        scene: Picture.
+
+    Returns:
+        (H, W, 2) float32 of length at most 1, 0 where nothing is known, and the mask of where it is known.
+    """
+    logarithm = np.log(scene.luma + _LOG_OFFSET).astype(np.float32)
+    known = scene.mask.astype(np.float32)
+    # Means over what is known only, so that a black border does not reach in.
+    weight = np.maximum(cv2.GaussianBlur(known, (0, 0), _LOCAL_PX), 1e-3)
+    mean = cv2.GaussianBlur(logarithm * known, (0, 0), _LOCAL_PX) / weight
+    variance = cv2.GaussianBlur((logarithm - mean) ** 2 * known, (0, 0), _LOCAL_PX) / weight
+    even = cv2.GaussianBlur((logarithm - mean) / np.sqrt(variance + _LOCAL_FLOOR**2), (0, 0), _SMOOTHING_PX)
+    x, y = cv2.Scharr(even, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(even, cv2.CV_32F, 0, 1, scale=1 / 32)
+    energy = x * x + y * y
+    mask = shrunk(scene.mask, _MARGIN_PX)
+    half = _HALF_EDGE**2 * float(np.median(energy[mask])) if mask.any() else 1.0
+    weight = mask / (energy + max(half, 1e-9))
+    return np.dstack(((x * x - y * y) * weight, 2 * x * y * weight)).astype(np.float32), mask
+
+
+def edge_strength(structure: Float32Array, mask: Mask) -> Float32Array:
+    """Strength of edges without their direction, around its mean: (H, W, 1) from (H, W, 2)."""
+    strength = np.linalg.norm(structure, axis=2)
+    centred: Float32Array = ((strength - strength[mask].mean()) * mask).astype(np.float32)[..., None]
+    return centred
+
+
+def shrunk(mask: Mask, margin_px: int) -> Mask:
+    """Take a margin off what a mask shows; beyond the edge of the picture nothing is shown."""
+    kernel = np.ones((2 * margin_px + 1, 2 * margin_px + 1), np.uint8)
+    eroded = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return eroded > 0
+
+
+def shown_part(grey: Array) -> Mask:
+    """Tell what a picture shows: all but borders of one value at its corners, as warps and letter boxes leave them.
+
+    Args:
+        grey: (H, W), any dtype.
+
+    Returns:
+        (H, W), True where there is a picture.
+    """
+    shown = np.ones(grey.shape, np.bool_)
+    for value in {grey[0, 0].item(), grey[0, -1].item(), grey[-1, 0].item(), grey[-1, -1].item()}:
+        _, labels, stats, _ = cv2.connectedComponentsWithStats((grey == value).astype(np.uint8), connectivity=4)
+        corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
+        for label in corners:
+            if stats[label, cv2.CC_STAT_AREA] >= _LEAST_BORDER * grey.size:
+                shown &= labels != label
+    return shown

@@ -1,0 +1,86 @@
+"""Exporting weights as an ONNX model, traced anew and compared with the network in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refusion_edge.accuracy.gate import resized
+from refusion_edge.backends.eager import EagerBackend
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.errors import GateError
+from refusion_edge.export.graph.trace import trace
+from refusion_edge.files import write_atomically
+from refusion_edge.images.color import to_planes
+from refusion_edge.images.pairs import read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.network.checkpoint import Checkpoint
+from refusion_edge.network.graph import fill
+from refusion_edge.network.layouts import GraphPrecision
+from refusion_edge.tasks import TASKS, find_task
+
+# Largest difference in the output, [0, 1]. fp32: two orders of summation; fp16: some ulps of half precision at 1.
+_LIMITS: dict[GraphPrecision, float] = {"fp32": 1e-4, "fp16": 1.6e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Distance of an exported graph to the network in torch, on one pair.
+
+    Attributes:
+        name: Name of the pair.
+        size_hw: Its height and width.
+        max_difference: Largest absolute difference of the output, [0, 1].
+        mean_difference: Mean absolute difference.
+    """
+
+    name: str
+    size_hw: tuple[int, int]
+    max_difference: float
+    mean_difference: float
+
+
+def export_onnx(
+    checkpoint: Checkpoint, output: Path, form: str, precision: GraphPrecision, size_hw: tuple[int, int] | None
+) -> list[Parity]:
+    """Trace, simplify, fill, compare with torch, and only then write.
+
+    Args:
+        checkpoint: Weights; compared on the sample pairs of their task, or of all tasks if it is not stated.
+        output: ONNX file to write.
+        form: Name of the graph form.
+        precision: Precision of the graph.
+        size_hw: Fixed height and width, or None for any size.
+
+    Returns:
+        Parity per sample pair.
+
+    Raises:
+        GateError: The graph differs too much; nothing is written.
+        MissingDependencyError: torch, onnxscript or onnxsim is not installed.
+        OutputError: The file cannot be written.
+        UsageError: There is no such form.
+    """
+    model = fill(trace(form, precision), checkpoint.state, size_hw).SerializeToString(deterministic=True)
+    tasks = [checkpoint.task] if checkpoint.task else list(TASKS)
+    results = []
+    with OrtBackend(model) as exported, EagerBackend(checkpoint.state) as eager:
+        for task in tasks:
+            for paths in sample_paths(task):
+                pair = read_pair(paths)
+                pair = pair if size_hw is None else resized(pair, size_hw)
+                planes = to_planes(pair.a, pair.b, sensor_a=find_task(task).ranged_a)
+                difference = np.abs(exported.fuse(planes.a, planes.b) - eager.fuse(planes.a, planes.b))
+                height, width = planes.a.shape[2:]
+                results.append(Parity(pair.name, (height, width), float(difference.max()), float(difference.mean())))
+    # Written so that NaN fails.
+    if not all(result.max_difference <= _LIMITS[precision] for result in results):
+        largest = max(result.max_difference for result in results)
+        raise GateError(
+            f"expected the {precision} graph within {_LIMITS[precision]:g} of the network in torch, got {largest:.2e}; "
+            "nothing was written, report this with the versions of torch, onnxsim and onnxruntime."
+        )
+    write_atomically(output, model)
+    return results

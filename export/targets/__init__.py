@@ -1,0 +1,1 @@
+"""From an ONNX model to what each back end loads."""

@@ -1,0 +1,175 @@
+"""The process that compiles one kernel after another: Triton decides at its first import whether it compiles or interprets.
+
+Nothing here may import a kernel or Triton before ``prepare_compiler`` has run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refusion_edge.cuda.program import Binary, Kernel, Parameter, Tile
+from refusion_edge.export.targets.ptx import PtxError, parameters, rearranged
+
+_TRITON_TYPES = {"float16*": "*fp16", "float32*": "*fp32", "uint8*": "*u8", "int32": "i32"}
+
+
+# Scratch memory of the whole grid and of its profile; null, because no kernel of ours takes any.
+_HIDDEN_POINTERS = 2
+
+# Of the assembler, behind its name and that of a file that is gone.
+_VERDICT = re.compile(r"ptxas\S* (?:\S+, )?((?:line \d+; )?(?:fatal|error) .*)")
+
+
+@dataclass(frozen=True, slots=True)
+class PtxKernel:
+    """A kernel as TensorRT takes it for a plugin.
+
+    Attributes:
+        symbol: Name of the function in the module.
+        tile: What it was compiled for.
+        shared_bytes: Dynamic shared memory.
+        text: The module, PTX.
+    """
+
+    symbol: str
+    tile: Tile
+    shared_bytes: int
+    text: str
+
+
+class CompileError(Exception):
+    """The line of what the compiler said that tells most; Triton's own exceptions do not travel between processes."""
+
+
+def prepare_compiler() -> None:
+    """Make this process one that compiles; called before it imports Triton."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    # Without lines a cubin has a quarter of the size.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+
+
+def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binary, int]:
+    """Compile one kernel in a prepared process.
+
+    Returns:
+        The kernel, and the least CUDA version of a driver that loads it.
+
+    Raises:
+        CompileError: It does not compile.
+    """
+    from refusion_edge.kernels.gpu.catalogue import SOURCES
+
+    return compile_function(SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile), tile, architecture)
+
+
+def compile_function(
+    function: Any, types: Mapping[str, str], constants: Mapping[str, int], tile: Tile, architecture: int
+) -> tuple[Binary, int]:
+    """Compile one Triton function in a prepared process; see ``compile_kernel``.
+
+    Args:
+        function: What ``triton.jit`` made.
+        types: Triton's types of its parameters by name; pointers are taken to be multiples of 256.
+        constants: Its compile-time constants.
+        tile: What it is compiled for; only the warps matter here.
+        architecture: 10 times the compute capability.
+    """
+    compiled = _compiled(function, types, constants, tile, architecture)
+    toolkit = str(importlib.import_module("triton.backends.nvidia.compiler").get_ptxas(architecture).version)
+    # Modules run on drivers of their toolkit's major version (CUDA minor version compatibility).
+    driver_version = int(toolkit.split(".", maxsplit=1)[0]) * 1000
+    metadata = compiled.metadata
+    return Binary(metadata.name, tile, metadata.shared, _HIDDEN_POINTERS, compiled.asm["cubin"]), driver_version
+
+
+def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: int) -> PtxKernel:
+    """Compile one kernel to PTX with the parameters that TensorRT hands to a plugin, in a prepared process.
+
+    Args:
+        kernel: The kernel.
+        tile: What it is compiled for.
+        architecture: 10 times the compute capability.
+        ptx_version: Newest version of PTX to write, 85 for 8.5; a driver takes those up to its own. An older one is written
+            where Triton brings an older assembler for the architecture, because it assembles whatever it writes.
+
+    Raises:
+        CompileError: It does not compile, or not to what is expected.
+    """
+    from refusion_edge.kernels.gpu.catalogue import SOURCES
+
+    function, types, constants = SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile)
+    version = min(ptx_version, assembler_version(architecture))
+    compiled = _compiled(function, types, constants, tile, architecture, ptx_version=version)
+    order = plugin_order(kernel.parameters)
+    try:
+        declared = parameters(compiled.asm["ptx"])
+        if len(declared) != len(order) + _HIDDEN_POINTERS:
+            raise PtxError(f"expected {len(order)} parameters and {_HIDDEN_POINTERS} hidden ones, got {len(declared)}")
+        text = rearranged(compiled.asm["ptx"], order)
+    except PtxError as error:
+        raise CompileError(str(error)) from None
+    return PtxKernel(compiled.metadata.name, tile, compiled.metadata.shared, text)
+
+
+def assembler_version(architecture: int) -> int:
+    """Newest version of PTX, 88 for 8.8, that the assembler takes that comes with Triton for an architecture."""
+    compiler = importlib.import_module("triton.backends.nvidia.compiler")
+    version: int = compiler.ptx_get_version(compiler.get_ptxas(architecture).version)
+    return version
+
+
+def plugin_order(declared: Sequence[Parameter]) -> tuple[int, ...]:
+    """Order of the parameters of a plugin: inputs, integers, outputs."""
+
+    def place(index: int) -> int:
+        parameter = declared[index]
+        return 2 if parameter.written else 1 if parameter.type == "int32" else 0
+
+    return tuple(sorted(range(len(declared)), key=place))
+
+
+def _compiled(
+    function: Any, types: Mapping[str, str], constants: Mapping[str, int], tile: Tile, architecture: int, **options: int
+) -> Any:
+    from refusion_edge.kernels.gpu.language import COMPILER_OPTIONS
+
+    triton = importlib.import_module("triton")
+    gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
+    place = {name: (index,) for index, name in enumerate(function.arg_names)}
+    source = triton.compiler.ASTSource(
+        fn=function,
+        signature={name: types.get(name, "constexpr") for name in function.arg_names},
+        constexprs={place[name]: value for name, value in constants.items()},
+        # Every buffer starts at a multiple of 256 bytes, which lets the compiler load 16 bytes at a time.
+        attrs={place[name]: [["tt.divisibility", 16]] for name, kind in types.items() if kind.startswith("*")},
+    )
+    try:
+        chosen = {"num_warps": tile.warps, **COMPILER_OPTIONS, **options}
+        # It prints the whole kernel where the assembler fails, and standard output is for results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            compiled = triton.compile(source, target=gpu_target, options=chosen)
+    except Exception as error:  # the compiler raises whatever its passes raise
+        raise CompileError(complaint(error)) from None
+    metadata = compiled.metadata
+    scratch = metadata.global_scratch_size, metadata.profile_scratch_size
+    if any(scratch):
+        raise CompileError(f"needs scratch memory of {scratch} bytes")
+    return compiled
+
+
+def complaint(error: Exception) -> str:
+    """The line of a compiler's exception that tells most: the assembler's own verdict, else the last line."""
+    lines = str(error).strip().splitlines()
+    verdicts = [match[1] for line in lines if (match := _VERDICT.match(line))]
+    return (verdicts or lines[-1:] or [type(error).__name__])[0]
+
+
+def _types(kernel: Kernel) -> dict[str, str]:
+    return {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}

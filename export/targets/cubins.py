@@ -1,0 +1,203 @@
+"""The Triton kernels compiled ahead of time, on any machine, with or without a GPU. Needs Triton; needs no torch.
+
+Kernels are compiled in processes of their own (``refusion_edge.export.targets.compiler``): a compiler that dies must not
+take the build with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import multiprocessing
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from refusion_edge.cuda.program import Binary, Target
+from refusion_edge.errors import BackendError
+from refusion_edge.export.targets.compiler import CompileError, compile_kernel, prepare_compiler
+from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
+from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.machine import ARCHITECTURES, parse_architectures
+
+# The slowest kernel takes some 10 s on a free core.
+_LONGEST_COMPILE_S = 900.0
+
+# The first CUDA toolkit whose assembler knows an architecture, where Triton 3.6 has an older one. CUDA 12 calls Thor sm_101.
+_FIRST_TOOLKITS = {110: "13.0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a compiled kernel takes, read from its module.
+
+    Attributes:
+        registers: Registers of a thread.
+        spilled: Loads and stores of local memory in its code.
+        shared_bytes: Shared memory of a program.
+        tensor_core: Instructions for the tensor cores: HMMA (mma), HGMMA (wgmma) and UTCHMMA (tcgen05).
+    """
+
+    registers: int
+    spilled: int
+    shared_bytes: int
+    tensor_core: int
+
+
+def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int, Target]:
+    """Compile every kernel of the network.
+
+    Args:
+        architectures: Out of ``ARCHITECTURES``.
+        jobs: Compilers at a time.
+
+    Returns:
+        The kernels by architecture.
+
+    Raises:
+        BackendError: Triton is not installed, its assembler is too old for an architecture, or a kernel does not compile.
+    """
+    plan, wanted = make_plan(), tuple(architectures)
+    require_assembler(wanted)
+    work = {
+        f"{name} for sm_{architecture}": (compile_kernel, (kernel, tiles(architecture)[name], architecture))
+        for architecture in wanted
+        for name, kernel in plan.kernels.items()
+    }
+    compiled = run_compilers(work, jobs=jobs)
+    targets = {}
+    for architecture in wanted:
+        found = {name: compiled[f"{name} for sm_{architecture}"] for name in plan.kernels}
+        binaries = {name: binary for name, (binary, _) in found.items()}
+        targets[architecture] = Target(architecture, max(toolkit for _, toolkit in found.values()), binaries)
+    return targets
+
+
+def require_assembler(architectures: Iterable[int]) -> None:
+    """Hold the assembler that Triton runs against the architectures, before anything is compiled.
+
+    Args:
+        architectures: 10 times the compute capabilities.
+
+    Raises:
+        BackendError: Triton is not installed, or its assembler does not know one of them.
+    """
+    _require_triton()
+    tool = importlib.import_module("triton.backends.nvidia.compiler").get_ptxas
+    for architecture in architectures:
+        first, found = _FIRST_TOOLKITS.get(architecture, "0.0"), str(tool(architecture).version)
+        if _numbers(found) < _numbers(first):
+            raise BackendError(
+                f"expected an assembler of CUDA {first} or newer for sm_{architecture}, got that of CUDA {found} with Triton "
+                f"{importlib.metadata.version('triton')}; install Triton 3.9, or name a newer ptxas in "
+                "TRITON_PTXAS_BLACKWELL_PATH and a newer cuobjdump in TRITON_CUOBJDUMP_PATH."
+            )
+
+
+def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]], *, jobs: int) -> dict[str, Any]:
+    """Run compilers, each in a prepared process.
+
+    Args:
+        work: What is compiled, such as ``stem for sm_87``, to a function and its arguments.
+        jobs: Compilers at a time.
+
+    Returns:
+        What each function returned.
+
+    Raises:
+        BackendError: Triton is not installed, or one does not compile, dies or hangs.
+    """
+    _require_triton()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=prepare_compiler) as pool:
+        waiting = {name: pool.submit(function, *arguments) for name, (function, arguments) in work.items()}
+        done = {}
+        for name, future in waiting.items():
+            try:
+                done[name] = future.result(_LONGEST_COMPILE_S)
+            except (BrokenProcessPool, FutureTimeoutError, CompileError) as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise BackendError(
+                    f"expected Triton {importlib.metadata.version('triton')} to compile the kernel {name}, got "
+                    f"'{str(error).strip() or type(error).__name__}'; try another version of Triton."
+                ) from error
+    return done
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _require_triton() -> None:
+    if not TRITON_INSTALLED:
+        raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
+
+
+def resources(binary: Binary) -> Resources:
+    """Read what a kernel takes from its module, with the tool that comes with Triton.
+
+    Raises:
+        BackendError: The tool is missing or does not understand the module.
+    """
+    usage, code = dump(binary, "-res-usage"), dump(binary, "-sass")
+    registers = re.search(r"REG:(\d+)", usage)
+    if registers is None:
+        raise BackendError(f"expected cuobjdump to name the registers of a kernel, got '{usage[:80]}'; install Triton anew.")
+
+    def count(pattern: str) -> int:
+        return len(re.findall(rf"\b(?:{pattern})\b", code))
+
+    return Resources(int(registers[1]), count("LDL|STL"), binary.shared_bytes, count("HMMA|HGMMA|UTCHMMA"))
+
+
+def dump(binary: Binary, option: str) -> str:
+    """What ``cuobjdump`` of Triton, or that in TRITON_CUOBJDUMP_PATH, prints of a module.
+
+    Args:
+        binary: The module.
+        option: ``-sass`` for its machine code, ``-res-usage`` for its resources.
+
+    Raises:
+        BackendError: The tool is missing or does not understand the module.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.image)
+        file.flush()
+        try:
+            tool = importlib.import_module("triton.knobs").nvidia.cuobjdump
+            return subprocess.run(
+                [tool.path, option, file.name], capture_output=True, text=True, check=True, timeout=120
+            ).stdout
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise BackendError(
+                f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew, or name a newer cuobjdump "
+                "in TRITON_CUOBJDUMP_PATH."
+            ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compile the kernels and print what each takes."""
+    parser = argparse.ArgumentParser(description="Compile the GPU kernels and print their resources; needs no GPU.")
+    parser.add_argument("--arch", default=",".join(f"sm_{architecture}" for architecture in ARCHITECTURES), help="sm_87,...")
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args(argv)
+    print(f"{'kernel':24} {'arch':7} {'tile':>12} {'registers':>9} {'spilled':>7} {'shared':>7} {'tensor':>6} {'kB':>4}")
+    for architecture, target in compile_targets(parse_architectures(options.arch), jobs=options.jobs).items():
+        for name, binary in target.binaries.items():
+            taken = resources(binary)
+            tile = f"{binary.tile.columns}x{binary.tile.rows}/{binary.tile.warps}"
+            print(
+                f"{name:24} sm_{architecture:<4} {tile:>12} {taken.registers:9} {taken.spilled:7} {taken.shared_bytes:7} "
+                f"{taken.tensor_core:6} {len(binary.image) // 1000:4}"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

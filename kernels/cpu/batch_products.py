@@ -1,0 +1,148 @@
+"""Matrix products over the pixels of each picture: what attention between channels is made of in training.
+
+Each is differentiable any number of times and in forward mode, because the derivatives of each are made of the others. The
+compiled kernels compute them in fp32 on a CPU, torch elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from refusion_edge.kernels.cpu.features import array, compiled_module, even, machine, plus, suits_kernels
+
+
+def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
+    """``x W^T + factors * added`` of each picture.
+
+    Args:
+        x: (B, L, C) with L pixels, floating.
+        weights: W, (B, C', C), same dtype.
+        added: (B, L, C').
+        factors: One for each channel, (B, C'); absent: 1.
+
+    Returns:
+        (B, L, C').
+    """
+    # Dynamo breaks its graph at every function that has a forward mode of its own.
+    if torch.compiler.is_compiling():
+        return _multiplied(x, weights, added, factors)
+    y: Tensor = _Multiply.apply(x, weights, added, factors)
+    return y
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """``a^T b`` of each picture: (B, L, C) and (B, L, C') to (B, C, C')."""
+    return _pixel_sums(False, a, b)
+
+
+def dot_products(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
+    return _pixel_sums(True, a, b)
+
+
+def _pixel_sums(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _summed(channelwise, a, b)
+    sums: Tensor = _PixelSums.apply(channelwise, a, b)
+    return sums
+
+
+def _multiplied(x: Tensor, weights: Tensor, added: Tensor | None, factors: Tensor | None) -> Tensor:
+    y = x @ weights.transpose(1, 2)
+    return plus(y, added) if added is None or factors is None else y.addcmul_(added, factors[:, None])
+
+
+def _summed(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=1) if channelwise else a.transpose(1, 2) @ b
+
+
+class _Multiply(Function):
+    @staticmethod
+    def forward(x: Tensor, weights: Tensor, added: Tensor | None, factors: Tensor | None) -> Tensor:
+        given = [tensor for tensor in (x, weights, added, factors) if tensor is not None]
+        if not suits_kernels(*given):
+            return _multiplied(x, weights, added, factors)
+        y = x.new_empty(*x.shape[:2], weights.shape[1])
+        own_added = None if added is None else array(even(added))
+        own_factors = None if factors is None else array(factors.contiguous())
+        compiled_module().multiply(array(even(x)), array(weights.contiguous()), own_added, own_factors, y.numpy(), **machine())
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, added, factors = ctx.saved_tensors
+        by_added = slope if factors is None else slope * factors[:, None]
+        by_factors = None if factors is None else dot_products(slope, added)
+        return (
+            multiply(slope, weights.transpose(1, 2)),
+            inner_products(slope, x),
+            None if added is None else by_added,
+            by_factors,
+        )
+
+    @staticmethod
+    def jvp(
+        ctx: Any, x_along: Tensor | None, weights_along: Tensor | None, added_along: Tensor | None, factors_along: Tensor | None
+    ) -> Tensor:
+        x, weights, added, factors = ctx.saved_tensors
+        moved = None if factors_along is None else added * factors_along[:, None]
+        if added_along is not None:
+            own = added_along if factors is None else added_along * factors[:, None]
+            moved = own if moved is None else moved + own
+        if x_along is not None:
+            moved = multiply(x_along, weights, moved)
+        return _one_at_least(moved) if weights_along is None else multiply(x, weights_along, moved)
+
+
+class _PixelSums(Function):
+    """Sums over pixels of the products of all channels with all, or of each channel with its own."""
+
+    @staticmethod
+    def forward(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
+        if not suits_kernels(a, b):
+            return _summed(channelwise, a, b)
+        sums = a.new_empty(*a.shape[::2]) if channelwise else a.new_empty(*a.shape[::2], b.shape[2])
+        module = compiled_module()
+        kernel = module.dot_products if channelwise else module.inner_products
+        kernel(array(even(a)), array(even(b)), sums.numpy(), **machine())
+        return sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.channelwise, *factors = inputs
+        _keep(ctx, factors)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        if ctx.channelwise:
+            return None, slopes[:, None] * b, slopes[:, None] * a
+        return None, multiply(b, slopes), multiply(a, slopes.transpose(1, 2))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, a_along: Tensor | None, b_along: Tensor | None) -> Tensor:
+        a, b = ctx.saved_tensors
+        product = dot_products if ctx.channelwise else inner_products
+        by_a = None if a_along is None else product(a_along, b)
+        by_b = None if b_along is None else product(a, b_along)
+        return _one_at_least(by_a if by_b is None else by_b) if by_a is None or by_b is None else by_a + by_b
+
+
+def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
+
+
+def _one_at_least(tangent: Tensor | None) -> Tensor:
+    if tangent is None:
+        raise RuntimeError("expected a direction along one of the inputs at least.")
+    return tangent

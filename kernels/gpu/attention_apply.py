@@ -1,0 +1,76 @@
+"""Channel attention with its residual, as one dense 3x3 convolution with the weights of this picture.
+
+``y = x + sum_t W_t n_t`` with the taps of ``mixing_weights`` and n the layer norm of x, or x itself in the fusion module.
+
+Layout: x (S, H, W, C); y the same, or in the fusion module (H, W, S C), the two sources side by side.
+
+Source:
+    Restormer (Zamir et al., CVPR 2022), transposed attention; ReFusion's fusion module (IJCV 2024).
+"""
+
+from __future__ import annotations
+
+from refusion_edge.arrays import Array
+from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.strip import (
+    convolve,
+    convolved,
+    first_normalised_rows,
+    first_rows,
+    nine_taps,
+    normalise,
+    normalised_row,
+    plain_row,
+)
+
+
+def attention_apply(x: Array, taps: Array, norm: tuple[Array, Array] | None) -> Array:
+    """Add attention to features.
+
+    Args:
+        x: Features, (H, W, C) floating.
+        taps: Mixing taps of this picture, (9, C, C).
+        norm: Gain and bias of the layer norm, each (C,), or None where there is none.
+
+    Returns:
+        (H, W, C), dtype of ``x``.
+    """
+    change = convolve(normalise(x, *norm) if norm else x, taps)
+    return (x + change).astype(x.dtype)
+
+
+@jit
+def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, width, C: tl.constexpr, JOINED: tl.constexpr,
+                           TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    stream = tl.program_id(2)
+    x0 = tl.program_id(0) * TILE
+    y0 = tl.program_id(1) * ROWS
+    plane = tl.cast(height, tl.int64) * width * C
+    x_ptr += stream * plane
+    STRIDE: tl.constexpr = 2 * C if JOINED else C
+    if JOINED:
+        y_ptr += stream * C
+    else:
+        y_ptr += stream * plane
+    taps = nine_taps(taps_ptr + stream * 9 * C * C, C, C, C)
+    x = x0 + tl.arange(0, TILE)
+    c = tl.arange(0, C)
+    gain = tl.load(gain_ptr + stream * C + c)
+    bias = tl.load(bias_ptr + stream * C + c)
+    if JOINED:
+        above, centre = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
+    else:
+        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+    for r in range(ROWS):
+        y = y0 + r
+        if JOINED:
+            below = plain_row(x_ptr, y + 1, x0, height, width, C, C, TILE)
+        else:
+            below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+        change = convolved(tl.zeros([TILE, C], tl.float32), above, centre, below, taps)
+        inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
+        row = tl.cast(y, tl.int64) * width
+        old = tl.load(x_ptr + row * C + x[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        new = (old + change).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + row * STRIDE + x[:, None] * STRIDE + c[None, :], new, mask=inside)
+        above, centre = centre, below

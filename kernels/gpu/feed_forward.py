@@ -1,0 +1,86 @@
+"""Gated feed-forward with its layer norm and residual.
+
+``y = x + P (gelu(sum_t G_t n_t) * sum_t U_t n_t)`` with n the layer norm of x and the gelu of ``gating``.
+
+Layout: x and y (S, H, W, C); gate and update taps (S, 9, C, 2 C) and projection (S, 2 C, C) in the dtype of the features,
+inputs before outputs; gain and bias (S, C) float32. The product of gate and update is rounded to the dtype of the
+features before it is projected.
+
+A program may go over its strip in PARTS passes, each with a part of the 2 C hidden channels, whose taps are all that has to
+lie in shared memory at a time. The sum is rounded to the dtype of the features after each.
+
+Source:
+    Restormer (Zamir et al., CVPR 2022), gated feed-forward, with expansion 2 as in ReFusion.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.kernels.gpu.gating import add_gated, add_gated_row
+from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.strip import (
+    convolve,
+    convolved,
+    first_normalised_rows,
+    matrix,
+    nine_taps,
+    normalise,
+    normalised_row,
+)
+
+
+def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1) -> Array:
+    """Transform features.
+
+    Args:
+        x: Features, (H, W, C) floating.
+        gain: Of the layer norm, (C,).
+        bias: Of the layer norm, (C,).
+        gate: Gate taps, (9, C, N).
+        update: Update taps, the same.
+        project: (N, C), inputs before outputs.
+        parts: Passes over the hidden channels.
+
+    Returns:
+        (H, W, C), dtype of ``x``.
+    """
+    normalised, y = normalise(x, gain, bias), x
+    operands = (np.split(gate, parts, axis=2), np.split(update, parts, axis=2), np.split(project, parts))
+    for gate_part, update_part, project_part in zip(*operands, strict=True):
+        y = add_gated(y, convolve(normalised, gate_part), convolve(normalised, update_part), project_part)
+    return y
+
+
+@jit
+def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project_ptr, y_ptr, height, width, C: tl.constexpr,
+                        PARTS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    N: tl.constexpr = 2 * C
+    M: tl.constexpr = N // PARTS
+    stream = tl.program_id(2)
+    x0 = tl.program_id(0) * TILE
+    y0 = tl.program_id(1) * ROWS
+    plane = tl.cast(height, tl.int64) * width * C
+    x_ptr += stream * plane
+    y_ptr += stream * plane
+    gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
+    bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))
+    for part in tl.static_range(PARTS):
+        gate_taps = nine_taps(gate_ptr + stream * 9 * C * N + part * M, C, M, N)
+        update_taps = nine_taps(update_ptr + stream * 9 * C * N + part * M, C, M, N)
+        project = matrix(project_ptr + stream * N * C + part * M * C, M, C, C)
+        # What the passes before have added lies in y.
+        base_ptr = x_ptr if part == 0 else y_ptr
+        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        for r in range(ROWS):
+            y = y0 + r
+            below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+            zero = tl.zeros([TILE, M], tl.float32)
+            gate = convolved(zero, above, centre, below, gate_taps)
+            update = convolved(zero, above, centre, below, update_taps)
+            add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
+            above, centre = centre, below
+        if part + 1 < PARTS:
+            # What one thread has stored, another may load in the next pass.
+            tl.debug_barrier()

@@ -1,0 +1,106 @@
+"""The last two convolutions: features to the fused plane.
+
+    z = leaky_relu(sum_t W_t x_t, slope 0.01)            32 to 16 channels
+    f[p] = sigmoid(sum_t <w_t, z[p + t]>)                16 channels to one plane
+
+The second also leaves the least and the largest value of each strip, which ``stretch`` needs.
+
+Layout: x (H, W, 2 C), z (H, W, C); taps (9, 2 C, C) in the dtype of the features; last weights (9, C) float32; fused
+(H, W) float32; extremes (strips, 2) float32.
+
+Source:
+    ReFusion's network (IJCV 2024): project_out_0, project_out_1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.strip import convolve, convolved, first_rows, nine_taps, plain_row
+
+NEGATIVE_SLOPE = 0.01
+
+
+def narrow(x: Array, taps: Array) -> Array:
+    """Halve the channels: convolution and leaky ReLU.
+
+    Args:
+        x: (H, W, 2 C) floating.
+        taps: (9, 2 C, C).
+
+    Returns:
+        (H, W, C), dtype of ``x``.
+    """
+    total = convolve(x, taps)
+    return np.where(total >= 0, total, NEGATIVE_SLOPE * total).astype(x.dtype)
+
+
+def to_plane(z: Array, weights: Array) -> Array:
+    """Make the fused plane.
+
+    Args:
+        z: (H, W, C) floating.
+        weights: (9, C).
+
+    Returns:
+        (H, W) in the wide dtype of ``z``, (0, 1).
+    """
+    logits = convolve(z, weights[:, :, None])[..., 0]
+    # The form that cannot overflow.
+    small = np.exp(-np.abs(logits))
+    plane: Array = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+    return plane
+
+
+@jit
+def narrow_kernel(x_ptr, taps_ptr, z_ptr, height, width, C: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):
+    BOTH: tl.constexpr = 2 * C
+    x0 = tl.program_id(0) * TILE
+    y0 = tl.program_id(1) * ROWS
+    x = x0 + tl.arange(0, TILE)
+    taps = nine_taps(taps_ptr, BOTH, C, C)
+    above, centre = first_rows(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
+    for r in range(ROWS):
+        y = y0 + r
+        below = plain_row(x_ptr, y + 1, x0, height, width, BOTH, BOTH, TILE)
+        total = convolved(tl.zeros([TILE, C], tl.float32), above, centre, below, taps)
+        total = tl.where(total >= 0, total, 0.01 * total)
+        inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
+        offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + tl.arange(0, C)[None, :]
+        tl.store(z_ptr + offset, total.to(z_ptr.dtype.element_ty), mask=inside)
+        above, centre = centre, below
+
+
+@jit
+def _weighted(total, row, weights_ptr, first: tl.constexpr, C: tl.constexpr):
+    for k in tl.static_range(3):
+        total += row[k].to(tl.float32) * tl.load(weights_ptr + (first + k) * C + tl.arange(0, C))[None, :]
+    return total
+
+
+@jit
+def to_plane_kernel(z_ptr, weights_ptr, fused_ptr, extremes_ptr, height, width, C: tl.constexpr, TILE: tl.constexpr,
+                    ROWS: tl.constexpr):  # fmt: skip
+    x0 = tl.program_id(0) * TILE
+    y0 = tl.program_id(1) * ROWS
+    x = x0 + tl.arange(0, TILE)
+    low = tl.full([TILE], float("inf"), tl.float32)
+    high = tl.full([TILE], float("-inf"), tl.float32)
+    above, centre = first_rows(z_ptr, y0, x0, height, width, C, C, TILE)
+    for r in range(ROWS):
+        y = y0 + r
+        below = plain_row(z_ptr, y + 1, x0, height, width, C, C, TILE)
+        total = _weighted(tl.zeros([TILE, C], tl.float32), above, weights_ptr, 0, C)
+        total = _weighted(total, centre, weights_ptr, 3, C)
+        total = _weighted(total, below, weights_ptr, 6, C)
+        fused = tl.sigmoid(tl.sum(total, axis=1))
+        inside = (x < width) & (y + tl.zeros([TILE], tl.int32) < height)
+        tl.store(fused_ptr + tl.cast(y, tl.int64) * width + x, fused, mask=inside)
+        low = tl.minimum(low, tl.where(inside, fused, float("inf")))
+        high = tl.maximum(high, tl.where(inside, fused, float("-inf")))
+        above, centre = centre, below
+    strip = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(extremes_ptr + 2 * strip, tl.min(low, axis=0))
+    tl.store(extremes_ptr + 2 * strip + 1, tl.max(high, axis=0))

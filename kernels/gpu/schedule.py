@@ -1,0 +1,167 @@
+"""The fusion network as a list of launches of the kernels: 25 for a frame.
+
+    planes -> stem -> 2 x encoder block (both sources in one launch) -> fusion module -> 2 x decoder block -> head -> stretch
+
+A block is four launches: statistics, mixing weights, apply, feed-forward. Every value has its own buffer here; those
+that are never alive together share memory (``refusion_edge.cuda.program.lay_out``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Parameter, Plan, Tile, with_lifetimes
+from refusion_edge.kernels.gpu.attention_statistics import partial_size
+from refusion_edge.kernels.gpu.catalogue import FEATURES, SOURCES
+from refusion_edge.network.parameters import DIM, NUM_BLOCKS
+
+PLANES, FUSED, LEVELS = "planes", "fused", "levels"
+"""Names of the input, (2, H, W) float32, and of the outputs, (H, W) float32 before any stretch and (H, W) uint8 after."""
+
+_BOTH = 2 * DIM
+
+# Source, constants, grid, streams; by the name of the kernel.
+_KERNELS: dict[str, tuple[str, dict[str, int], int]] = {
+    "stem": ("stem", {"C": DIM}, 2),
+    "encoder_statistics": ("attention_statistics", {"C": DIM, "CROSSED": 0}, 2),
+    "encoder_mixing": ("mixing_weights", {"C": DIM, "CHUNK": 32}, 2),
+    "encoder_apply": ("attention_apply", {"C": DIM, "JOINED": 0}, 2),
+    "encoder_feed_forward": ("feed_forward", {"C": DIM, "PARTS": 1}, 2),
+    "fusion_statistics": ("attention_statistics", {"C": DIM, "CROSSED": 1}, 2),
+    "fusion_apply": ("attention_apply", {"C": DIM, "JOINED": 1}, 2),
+    "fusion_gate_0": ("fusion_gate", {"C": DIM, "SOURCE": 0, "PARTS": 2}, 1),
+    "fusion_gate_1": ("fusion_gate", {"C": DIM, "SOURCE": 1, "PARTS": 2}, 1),
+    "decoder_statistics": ("attention_statistics", {"C": _BOTH, "CROSSED": 0}, 1),
+    "decoder_mixing": ("mixing_weights", {"C": _BOTH, "CHUNK": 16}, 1),
+    "decoder_apply": ("attention_apply", {"C": _BOTH, "JOINED": 0}, 1),
+    "decoder_feed_forward": ("feed_forward", {"C": _BOTH, "PARTS": 2}, 1),
+    "narrow": ("narrow", {"C": DIM}, 1),
+    "to_plane": ("to_plane", {"C": DIM}, 1),
+    "stretch": ("stretch", {}, 1),
+}
+
+# Kernels of 32 channels, whose sums and rows fill the registers in strips of 32 columns or more. With 16 columns two warps
+# share the outputs; with more warps than there are groups of 16 columns or 16 outputs, they would repeat each other's products.
+_NARROW = ("decoder_statistics", "decoder_feed_forward", "fusion_gate_0", "fusion_gate_1")
+
+
+def tiles(architecture: int) -> dict[str, Tile]:
+    """Choose the tile of every kernel for an architecture.
+
+    By compiled resources and the instruction counts of the kernels, not by timings on a device.
+
+    Args:
+        architecture: 10 times the compute capability.
+    """
+    if architecture == 90:
+        usual = crossed = Tile(64, 8, 4)
+    elif 100 <= architecture < 120:
+        # With 4 warps and 64 columns Triton 3.9 takes the tensor-memory path, which costs twice the instructions.
+        usual = crossed = Tile(32, 16, 2)
+    else:
+        # Six rows of two sources in registers: wider strips spill, and more warps repeat each other's products.
+        usual, crossed = Tile(64, 16, 4), Tile(16, 16, 1)
+    chosen = dict.fromkeys(_KERNELS, usual) | dict.fromkeys(_NARROW, Tile(16, usual.rows, 2))
+    chosen["fusion_statistics"] = crossed
+    if architecture == 90:
+        # With 64 columns and 4 warps it takes 55 kB of shared memory, more than a plugin may have.
+        chosen["decoder_apply"] = Tile(32, usual.rows, 2)
+    # Under 32 columns a warp, one assembler or the other aims at 72 or 64 registers and spills a few values for it.
+    chosen["to_plane"] = Tile(64, usual.rows, 2)
+    if architecture == 110:
+        chosen["fusion_apply"] = Tile(64, usual.rows, 2)
+    return chosen
+
+
+def make_plan(features: str = "float16") -> Plan:
+    """List the launches of one frame.
+
+    Args:
+        features: Dtype of the features; a program for a device uses float16, tests use others.
+    """
+    # Everything but the features is at least single precision; a float64 plan is float64 throughout.
+    wide = "float64" if features == "float64" else "float32"
+    kernels = {
+        name: Kernel(
+            name,
+            source,
+            tuple(_typed(parameter, features, wide) for parameter in SOURCES[source].parameters),
+            constants,
+            "streams" if source == "mixing_weights" else "strips",
+            streams,
+        )
+        for name, (source, constants, streams) in _KERNELS.items()
+    }
+    buffers = [Buffer(PLANES, wide, "input", per_pixel=2)]
+    launches: list[Launch] = []
+
+    def launch(kernel: str, **given: str) -> None:
+        names = {"height": "height", "width": "width", **given}
+        parameters = kernels[kernel].parameters
+        launches.append(
+            Launch(kernel, tuple(_argument(parameter, names[parameter.name.removesuffix("_ptr")]) for parameter in parameters))
+        )
+
+    def make(name: str, per_pixel: int) -> str:
+        buffers.append(Buffer(name, features, "scratch", per_pixel=per_pixel))
+        return name
+
+    def attend(x: str, y: str, kind: str, name: str, channels: int) -> None:
+        streams = kernels[f"{kind}_apply"].streams
+        strips, taps = f"{name}.strips", f"{name}.taps"
+        size = streams * partial_size(channels)
+        buffers.append(Buffer(strips, wide, "scratch", per_strip=size, strips_of=f"{kind}_statistics"))
+        buffers.append(Buffer(taps, features, "scratch", fixed=streams * 9 * channels * channels))
+        # The fusion module has no layer norm; its kernels do not read these two.
+        norm = {part: f"weights:{'encoder.0' if kind == 'fusion' else name}.norm1.{part}" for part in ("gain", "bias")}
+        launch(f"{kind}_statistics", x=x, query=f"weights:{name}.query", key=f"weights:{name}.key", partial=strips, **norm)
+        launch(
+            "decoder_mixing" if channels == _BOTH else "encoder_mixing",
+            partial=strips,
+            **{part: f"weights:{name}.{part}" for part in ("temperature", "value", "project")},
+            taps=taps,
+            strips=f"{kind}_statistics",
+        )
+        launch(f"{kind}_apply", x=x, taps=taps, y=y, **norm)
+
+    def block(x: str, kind: str, name: str, channels: int) -> str:
+        attended, transformed = make(f"{name}.attended", _BOTH), make(f"{name}.transformed", _BOTH)
+        attend(x, attended, kind, name, channels)
+        norm = {part: f"weights:{name}.norm2.{part}" for part in ("gain", "bias")}
+        taps = {part: f"weights:{name}.{part}" for part in ("gate", "update")}
+        launch(f"{kind}_feed_forward", x=attended, y=transformed, project=f"weights:{name}.output", **norm, **taps)
+        return transformed
+
+    x = make("stem", _BOTH)
+    launch("stem", planes=PLANES, weights="weights:stem.weights", features=x)
+    for index in range(NUM_BLOCKS):
+        x = block(x, "encoder", f"encoder.{index}", DIM)
+    joined, gated = make("fusion.joined", _BOTH), make("fusion.gated", _BOTH)
+    attend(x, joined, "fusion", "fusion", DIM)
+    for source, base in enumerate((joined, gated)):
+        taps = {part: f"weights:fusion.{source}.{part}" for part in ("own", "other", "update")}
+        launch(f"fusion_gate_{source}", x=joined, base=base, y=gated, project=f"weights:fusion.{source}.output", **taps)
+    x = gated
+    for index in range(NUM_BLOCKS):
+        x = block(x, "decoder", f"decoder.{index}", _BOTH)
+    z = make("head", DIM)
+    buffers.append(Buffer("extremes", wide, "scratch", per_strip=2, strips_of="to_plane"))
+    buffers.append(Buffer(FUSED, wide, "output", per_pixel=1))
+    buffers.append(Buffer(LEVELS, "uint8", "output", per_pixel=1))
+    launch("narrow", x=x, taps="weights:head.narrow", z=z)
+    launch("to_plane", z=z, weights="weights:head.plane", fused=FUSED, extremes="extremes")
+    launch("stretch", fused=FUSED, extremes="extremes", levels=LEVELS, strips="to_plane")
+    return Plan(kernels, with_lifetimes(buffers, tuple(launches)), tuple(launches))
+
+
+def _typed(parameter: Parameter, features: str, wide: str) -> Parameter:
+    types: Mapping[str, str] = {FEATURES: f"{features}*", "float32*": f"{wide}*"}
+    return Parameter(parameter.name, types.get(parameter.type, parameter.type), parameter.written)
+
+
+def _argument(parameter: Parameter, name: str) -> Argument:
+    if parameter.type == "int32":
+        return Argument("size" if parameter.name in ("height", "width") else "strips", name)
+    if name.startswith("weights:"):
+        return Argument("weights", name.removeprefix("weights:"))
+    return Argument("buffer", name)

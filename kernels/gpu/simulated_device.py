@@ -1,0 +1,362 @@
+"""A device that is none: its memory is NumPy arrays, and it checks everything that is asked of it.
+
+Memory starts as NaN. Using memory after its release or beyond its end, releasing it twice, naming a stream, event or
+graph that is not there, waiting while a graph is recorded, working in a thread that did not ask for it, and leaving
+anything behind are errors. What kernels do is
+not known here; ``refusion_edge.kernels.gpu.simulated_device`` knows it for the kernels of a program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sized
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from refusion_edge.arrays import Uint8Array, bytes_of
+from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory, recorded
+from refusion_edge.cuda.program import ALIGNMENT, POINTER_TYPES, Binary, Buffer, Kernel, Program, aligned, cuda_text, unpack
+from refusion_edge.errors import BackendError
+from refusion_edge.kernels.gpu.catalogue import run_on_host
+
+# All bits set is NaN in every floating dtype.
+POISON = 0xFF
+_GAP = 1 << 16
+
+
+class HostDriver:
+    """Stands in for a GPU. Implements ``Driver``.
+
+    Attributes:
+        calls: What was asked of it, in order, without what was only recorded.
+        is_open: Whether it was not closed yet.
+
+    Args:
+        device: What it pretends to be.
+        total: Bytes of memory that it pretends to have.
+    """
+
+    name = "host"
+
+    def __init__(self, device: Device, *, total: int = 1 << 40) -> None:
+        self.device = device
+        self.total = total
+        self.calls: list[str] = []
+        self.is_open = True
+        self._memory: dict[int, Uint8Array] = {}
+        self._hosts: dict[int, HostBuffer] = {}
+        self._events: dict[int, float] = {}
+        self._streams: set[int] = set()
+        self._graphs: dict[int, list[Callable[[], None]]] = {}
+        self._recording: list[Callable[[], None]] | None = None
+        self._threads = {threading.get_ident()}
+        self._end = 1 << 40
+        self._handles = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object = None, *exc: object) -> None:
+        self.calls.append("close")
+        self.is_open = False
+        if kind is None and self.held:
+            raise self.refusal("everything to be given back", self.held)
+
+    @property
+    def held(self) -> str:
+        """What was not given back yet, in words; empty if nothing."""
+        kinds: dict[str, Sized] = {"pointers": self._memory, "host buffers": self._hosts, "events": self._events,
+                 "streams": self._streams, "graphs": self._graphs}  # fmt: skip
+        return ", ".join(f"{len(kept)} {name}" for name, kept in kinds.items() if kept)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the calling thread use the device, see ``Driver.current``."""
+        here, before = threading.get_ident(), set(self._threads)
+        self._threads.add(here)
+        try:
+            yield
+        finally:
+            self._threads = before
+
+    def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
+        """Refuse: nothing is known of modules here."""
+        raise self.refusal("a module that this device knows", symbol)
+
+    def launch_kernel(
+        self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
+    ) -> None:
+        """Refuse: nothing is known of kernels here."""
+        raise self.refusal("a function that was loaded", str(function))
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of what it pretends to have."""
+        return self.total - sum(array.nbytes for array in self._memory.values()), self.total
+
+    def allocate(self, nbytes: int) -> int:
+        """Allocate memory, filled with NaN."""
+        free, total = self.memory()
+        if nbytes > free:
+            raise out_of_memory(nbytes, free, total)
+        self.calls.append(f"allocate {nbytes}")
+        return self._place(np.full(nbytes, POISON, np.uint8))
+
+    def free(self, pointer: int) -> None:
+        """Release memory."""
+        self.calls.append("free")
+        self._drop(self._memory, pointer, "memory")
+
+    def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
+        """Allocate memory of the processor, filled with NaN."""
+        self.calls.append(f"host {nbytes}{' mapped' if mapped else ''}")
+        array = np.full(nbytes, POISON, np.uint8)
+        owner = self._new_handle()
+        buffer = HostBuffer(array, self._place(array) if mapped else 0, owner)
+        self._hosts[owner] = buffer
+        return buffer
+
+    def free_host(self, buffer: HostBuffer) -> None:
+        """Release memory of the processor."""
+        self.calls.append("free host")
+        self._drop(self._hosts, buffer.owner, "a host buffer")
+        if buffer.pointer:
+            self._drop(self._memory, buffer.pointer, "mapped memory")
+
+    def create_stream(self) -> int:
+        """Make a stream."""
+        stream = self._new_handle()
+        self._streams.add(stream)
+        return stream
+
+    def destroy_stream(self, stream: int) -> None:
+        """Release a stream."""
+        self.calls.append("destroy stream")
+        self._check_stream(stream)
+        self._streams.remove(stream)
+
+    def upload(self, pointer: int, buffer: HostBuffer, stream: int) -> None:
+        """Copy a buffer into memory."""
+        self.start("upload", lambda: np.copyto(self.view(pointer, buffer.array.nbytes), buffer.array), stream)
+
+    def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
+        """Copy memory into a buffer."""
+        self.start("download", lambda: np.copyto(buffer.array, self.view(pointer, buffer.array.nbytes)), stream)
+
+    def synchronise(self, stream: int) -> None:
+        """Wait for nothing."""
+        self._check_stream(stream)
+        if self._recording is not None:
+            raise self.refusal("no waiting while a graph is recorded", "synchronise")
+        self.calls.append("synchronise")
+
+    def create_event(self) -> int:
+        """Make an event."""
+        event = self._new_handle()
+        self._events[event] = float("nan")
+        return event
+
+    def destroy_event(self, event: int) -> None:
+        """Release an event."""
+        self._drop(self._events, event, "an event")
+
+    def record(self, event: int, stream: int) -> None:
+        """Let an event take the processor's time."""
+        if event not in self._events:
+            raise self.refusal("an event that is there", str(event))
+        self.start("record", lambda: self._events.update({event: time.perf_counter()}), stream)
+
+    def elapsed_ms(self, first: int, last: int) -> float:
+        """Time between two events."""
+        return (self._events[last] - self._events[first]) * 1e3
+
+    def capture(self, stream: int, work: Callable[[], None]) -> Any:
+        """Record what work starts."""
+        self._check_stream(stream)
+        self.calls.append("capture")
+        handle = self._new_handle()
+        self._graphs[handle] = recorded(self._begin, work, self._finish)
+        return handle
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Run a graph."""
+        self._check_stream(stream)
+        if graph not in self._graphs:
+            raise self.refusal("a graph that was recorded", str(graph))
+        self.calls.append("launch")
+        for step in self._graphs[graph]:
+            step()
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Release a graph."""
+        self.calls.append("destroy graph")
+        self._drop(self._graphs, graph, "a graph")
+
+    def start(self, what: str, work: Callable[[], None], stream: int) -> None:
+        """Do work that is called ``what`` on a stream, now or, while a graph is recorded, when that is launched."""
+        self._check_stream(stream)
+        if self._recording is None:
+            self.calls.append(what)
+            work()
+        else:
+            self._recording.append(work)
+
+    def view(self, pointer: int, nbytes: int) -> Uint8Array:
+        """The bytes at a pointer, which may lie inside an allocation and have to end in it."""
+        for start, memory in self._memory.items():
+            if start <= pointer and pointer + nbytes <= start + memory.size:
+                if pointer % ALIGNMENT:
+                    raise self.refusal(f"an address at a multiple of {ALIGNMENT}", hex(pointer))
+                return memory[pointer - start : pointer - start + nbytes]
+        raise self.refusal(f"{nbytes} bytes of allocated memory at {pointer:#x}", "fewer")
+
+    def refusal(self, expected: str, got: str) -> BackendError:
+        """What was asked for is a mistake of whoever asked."""
+        return BackendError(f"expected {expected} on {self.device.name}, got {got}; this is a bug, report it.")
+
+    def _place(self, array: Uint8Array) -> int:
+        pointer = self._end
+        self._memory[pointer] = array
+        # Nothing lies behind an allocation, so that whoever runs over its end is seen.
+        self._end += aligned(array.nbytes) + _GAP
+        return pointer
+
+    def _new_handle(self) -> int:
+        self._handles += 1
+        return self._handles
+
+    def _drop(self, kept: dict[int, Any], handle: int, what: str) -> None:
+        if kept.pop(handle, None) is None:
+            raise self.refusal(f"{what} that is there, to release it", hex(handle))
+
+    def _check_stream(self, stream: int) -> None:
+        if threading.get_ident() not in self._threads:
+            raise self.refusal("a thread that the device is current in", threading.current_thread().name)
+        if stream not in self._streams:
+            raise self.refusal("a stream that was made", str(stream))
+
+    def _begin(self) -> None:
+        self._recording = []
+
+    def _finish(self) -> list[Callable[[], None]]:
+        steps, self._recording = self._recording or [], None
+        return steps
+
+
+# No driver is newer.
+_NEWEST_DRIVER = 99_990
+
+
+class HostProgram(HostDriver):
+    """Stands in for a GPU that runs one program. Implements ``Driver``.
+
+    Args:
+        program: The program that will run.
+        architecture: What it pretends to be.
+        driver_version: CUDA version of the driver that it pretends to have.
+        integrated: Whether it pretends to share its memory with the processor.
+    """
+
+    def __init__(
+        self, program: Program, architecture: int, *, driver_version: int = _NEWEST_DRIVER, integrated: bool = False
+    ) -> None:
+        capability = f"{architecture // 10}.{architecture % 10}"
+        super().__init__(Device("no device", capability, integrated, True, cuda_text(driver_version)))
+        self._program = program
+        self._functions: dict[int, tuple[Kernel, Binary]] = {}
+        self._frame = _Frame()
+
+    def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
+        """Find a module in the program and return its function."""
+        for target in self._program.targets.values():
+            for name, known in target.binaries.items():
+                if (known.image, known.symbol, known.shared_bytes) == (image, symbol, shared_bytes):
+                    handle = len(self._functions) + 1
+                    self._functions[handle] = self._program.plan.kernels[name], known
+                    return handle
+        raise self.refusal("a module of the program", symbol)
+
+    def launch_kernel(
+        self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
+    ) -> None:
+        """Check a launch and run it with the plain reference."""
+        kernel, binary = self._functions[function]
+        if (threads, shared_bytes) != (32 * binary.tile.warps, binary.shared_bytes):
+            expected = f"{32 * binary.tile.warps} threads and {binary.shared_bytes} bytes"
+            raise self.refusal(expected, f"{threads} and {shared_bytes}")
+        self.start(f"kernel {kernel.name}", lambda: self._run(kernel, binary, grid, arguments), stream)
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Run a graph, which has to be one whole frame."""
+        self._frame = _Frame()
+        super().launch(graph, stream)
+        if self._frame.index != len(self._program.plan.launches):
+            raise self.refusal(f"{len(self._program.plan.launches)} launches", str(self._frame.index))
+
+    def _run(self, kernel: Kernel, binary: Binary, grid: tuple[int, int, int], block: bytes) -> None:
+        frame, plan = self._frame, self._program.plan
+        launch = plan.launches[frame.index]
+        if launch.kernel != kernel.name:
+            raise self.refusal(f"the kernel {launch.kernel} as launch {frame.index}", kernel.name)
+        try:
+            values = unpack(kernel.parameters, block, binary.hidden_pointers)
+        except ValueError as error:
+            raise self.refusal(f"the arguments of {kernel.name}", str(error)) from error
+        given: dict[str, Any] = dict(kernel.constants)
+        for parameter, argument, value in zip(kernel.parameters, launch.arguments, values, strict=True):
+            if argument.kind == "size":
+                self._require_equal(f"the {argument.name}", frame.sizes.setdefault(argument.name, value), value)
+            given[parameter.name] = value
+        size_hw = frame.sizes["height"], frame.sizes["width"]
+        self._require_equal(f"the grid of {kernel.name}", kernel.launch_grid(binary.tile, size_hw), grid)
+        for parameter, argument, value in zip(kernel.parameters, launch.arguments, values, strict=True):
+            if argument.kind == "strips":
+                across, down = self._tiles[argument.name].strips(size_hw)
+                self._require_equal(f"strips of {argument.name}", across * down, value)
+            elif argument.kind == "weights":
+                array = self._program.weights[argument.name]
+                view = self.view(value, array.nbytes)
+                if not np.array_equal(view, bytes_of(array)):
+                    raise self.refusal(f"the weights {argument.name}", "other bytes")
+                given[parameter.name] = view.view(POINTER_TYPES[parameter.type])
+            elif argument.kind == "buffer":
+                view = self._buffer(plan.buffers[argument.name], value, size_hw)
+                given[parameter.name] = view.view(POINTER_TYPES[parameter.type])
+        run_on_host(kernel.source, given, kernel.streams)
+        for name in [name for name, (address, _) in frame.placed.items() if self._ends(plan.buffers[name])]:
+            address, size = frame.placed.pop(name)
+            self.view(address, size)[:] = POISON
+        frame.index += 1
+
+    @property
+    def _tiles(self) -> dict[str, Any]:
+        return {kernel.name: binary.tile for kernel, binary in self._functions.values()}
+
+    def _ends(self, buffer: Buffer) -> bool:
+        return buffer.role == "scratch" and buffer.last == self._frame.index
+
+    def _buffer(self, buffer: Buffer, address: int, size_hw: tuple[int, int]) -> Uint8Array:
+        size, placed = buffer.bytes(size_hw, self._tiles), self._frame.placed
+        if buffer.name not in placed:
+            for name, (start, length) in placed.items():
+                if start < address + size and address < start + length:
+                    raise self.refusal(f"memory of its own for {buffer.name}", f"that of {name}, which is alive")
+            placed[buffer.name] = address, size
+        self._require_equal(f"the address of {buffer.name}", placed[buffer.name][0], address)
+        return self.view(address, size)
+
+    def _require_equal(self, what: str, expected: object, got: object) -> None:
+        if expected != got:
+            raise self.refusal(f"{expected} for {what}", str(got))
+
+
+class _Frame:
+    """How far one frame has come: the next launch, the size of the picture, and where the buffers alive now lie."""
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.sizes: dict[str, int] = {}
+        self.placed: dict[str, tuple[int, int]] = {}

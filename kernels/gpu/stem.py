@@ -1,0 +1,51 @@
+"""The first convolution: a luma plane to 16 channels, one for each source.
+
+``y[p, c] = sum_t x[p + t] w[t, c]``, zero-padded.
+
+Layout: planes (2, H, W) float32, source a before source b; weights (2, 9, C) float32; features (2, H, W, C).
+
+Source:
+    ReFusion's network (IJCV 2024): project_in_1, project_in_2.
+"""
+
+from __future__ import annotations
+
+from refusion_edge.arrays import Array
+from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.strip import convolve, pixels
+
+
+def stem(plane: Array, weights: Array) -> Array:
+    """Make features of one luma plane.
+
+    Args:
+        plane: (H, W) floating.
+        weights: (9, C), taps in the order of rows.
+
+    Returns:
+        (H, W, C) in the wide dtype of ``plane``.
+    """
+    return convolve(plane[..., None], weights[:, None, :])
+
+
+@jit
+def stem_kernel(planes_ptr, weights_ptr, features_ptr, height, width, C: tl.constexpr, TILE: tl.constexpr,
+                ROWS: tl.constexpr):  # fmt: skip
+    stream = tl.program_id(2)
+    x0 = tl.program_id(0) * TILE
+    y0 = tl.program_id(1) * ROWS
+    size = tl.cast(height, tl.int64) * width
+    planes_ptr += stream * size
+    features_ptr += stream * size * C
+    c = tl.arange(0, C)
+    x = x0 + tl.arange(0, TILE)
+    for r in range(ROWS):
+        y = y0 + r
+        total = tl.zeros([TILE, C], tl.float32)
+        for tap in tl.static_range(9):
+            # One channel; the tensor of (TILE, 1) spreads over the outputs.
+            plane, _ = pixels(planes_ptr, y + tap // 3 - 1, x0, height, width, tap % 3 - 1, 1, 1, TILE)
+            total += plane * tl.load(weights_ptr + (stream * 9 + tap) * C + c)[None, :]
+        inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
+        offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + c[None, :]
+        tl.store(features_ptr + offset, total.to(features_ptr.dtype.element_ty), mask=inside)

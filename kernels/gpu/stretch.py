@@ -1,0 +1,56 @@
+"""The fused plane to 8 bits, stretched so that its least value is 0 and its largest 255.
+
+``u = floor(255 (f - min f) / (max f - min f) + 1/2)``; a constant plane becomes 0.
+
+Layout: fused (H, W) float32; extremes (strips, 2) float32 of ``head``; result (H, W) uint8.
+
+Source:
+    ReFusion, inference script: per-image min-max stretch before saving. ``refusion_edge.images.color`` rounds in float64;
+    the two may differ by one level where a value is within rounding of a half.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.kernels.gpu.language import jit, tl
+
+
+def stretch(fused: Array, extremes: Array) -> Uint8Array:
+    """Stretch a plane to 8 bits.
+
+    Args:
+        fused: (H, W) floating.
+        extremes: Least and largest value of each strip, (strips, 2).
+    """
+    low, high = extremes[:, 0].min(), extremes[:, 1].max()
+    if not high > low:
+        return np.zeros(fused.shape, np.uint8)
+    levels: Uint8Array = np.floor((fused - low) / (high - low) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+    return levels
+
+
+@jit
+def stretch_kernel(fused_ptr, extremes_ptr, levels_ptr, height, width, strips, TILE: tl.constexpr, ROWS: tl.constexpr):
+    CHUNK: tl.constexpr = 256
+    x = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    low = tl.full([CHUNK], float("inf"), tl.float32)
+    high = tl.full([CHUNK], float("-inf"), tl.float32)
+    start = strips * 0
+    while start < strips:
+        strip = start + tl.arange(0, CHUNK)
+        low = tl.minimum(low, tl.load(extremes_ptr + 2 * strip, mask=strip < strips, other=float("inf")))
+        high = tl.maximum(high, tl.load(extremes_ptr + 2 * strip + 1, mask=strip < strips, other=float("-inf")))
+        start += CHUNK
+    least = tl.min(low, axis=0)
+    span = tl.max(high, axis=0) - least
+    # A constant plane has no span; dividing by one leaves its zeros.
+    span = tl.where(span > 0, span, 1.0)
+    for r in range(ROWS):
+        y = tl.program_id(1) * ROWS + r
+        inside = (x < width) & (y + tl.zeros([TILE], tl.int32) < height)
+        offset = tl.cast(y, tl.int64) * width + x
+        fused = tl.load(fused_ptr + offset, mask=inside, other=0.0)
+        level = tl.floor((fused - least) / span * 255.0 + 0.5)
+        tl.store(levels_ptr + offset, tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint8), mask=inside)

@@ -1,0 +1,152 @@
+"""Walking down a strip of a picture: what the 3x3 kernels share.
+
+A program owns TILE columns and ROWS rows. It keeps the last three rows, each at three shifts, as loop-carried register
+tensors of (TILE, C), so that a row is normalised three times and not nine times, and convolves them by nine small
+matrix products with taps that stay in shared memory, because they are loaded before the loop. A tap is a shifted load;
+no intermediate has to be exchanged between threads.
+
+Layout: features are (S, H, W, C) row-major with S streams (1 or 2) and the channels innermost; taps are (9, C, N) in the
+order of rows, inputs before outputs. Offsets of rows are 64-bit: 16384 x 16384 x 32 numbers do not fit 32 bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+from refusion_edge.kernels.gpu.language import jit, tl
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def wide_dtype(x: Array) -> np.dtype[np.floating]:
+    """The dtype that sums of ``x`` are taken in: float64 for float64, else float32."""
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def convolve(x: Array, taps: Array) -> Array:
+    """Convolve with dense 3x3 taps, zero-padded: ``y[p] = sum_t x[p + t] taps[t]``.
+
+    Args:
+        x: (H, W, C) floating.
+        taps: (9, C, N), taps in the order of rows.
+
+    Returns:
+        (H, W, N) in the wide dtype of ``x``; the products are taken in that dtype, too.
+    """
+    height, width, _ = x.shape
+    wide = wide_dtype(x)
+    padded = np.pad(x.astype(wide), ((1, 1), (1, 1), (0, 0)))
+    total = np.zeros((height, width, taps.shape[2]), wide)
+    for tap, weights in enumerate(taps.astype(wide)):
+        row, column = divmod(tap, 3)
+        total += padded[row : row + height, column : column + width] @ weights
+    return total
+
+
+def normalise(x: Array, gain: Array, bias: Array) -> Array:
+    """Layer norm over the channels of each pixel, in the wide dtype of ``x``, rounded to the dtype of ``x``.
+
+    Args:
+        x: (H, W, C) floating.
+        gain: (C,).
+        bias: (C,).
+
+    Source:
+        Restormer (Zamir et al., CVPR 2022), the layer norm with bias: population variance, 1e-5 under the root.
+    """
+    values = x.astype(wide_dtype(x))
+    centred = values - values.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    normalised: Array = (centred / np.sqrt(variance + LAYER_NORM_EPSILON) * gain + bias).astype(x.dtype)
+    return normalised
+
+
+@jit
+def pixels(x_ptr, y, x0, height, width, dx: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
+    # TILE pixels of row y, shifted by dx, and which of them lie inside the picture; the others are zero.
+    x = x0 + dx + tl.arange(0, TILE)
+    row = y + tl.zeros([TILE], tl.int32)
+    inside = ((x >= 0) & (x < width) & (row >= 0) & (row < height))[:, None]
+    offset = tl.cast(y, tl.int64) * width * STRIDE
+    values = tl.load(x_ptr + offset + x[:, None] * STRIDE + tl.arange(0, C)[None, :], mask=inside, other=0.0)
+    return values, inside
+
+
+@jit
+def plain_row(x_ptr, y, x0, height, width, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
+    left, _ = pixels(x_ptr, y, x0, height, width, -1, C, STRIDE, TILE)
+    centre, _ = pixels(x_ptr, y, x0, height, width, 0, C, STRIDE, TILE)
+    right, _ = pixels(x_ptr, y, x0, height, width, 1, C, STRIDE, TILE)
+    return left, centre, right
+
+
+@jit
+def first_rows(x_ptr, y0, x0, height, width, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
+    # What a walk that begins at row y0 holds before it loads the row below.
+    above = plain_row(x_ptr, y0 - 1, x0, height, width, C, STRIDE, TILE)
+    return above, plain_row(x_ptr, y0, x0, height, width, C, STRIDE, TILE)
+
+
+@jit
+def normalised_pixels(x_ptr, y, x0, height, width, gain, bias, dx: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr):
+    values, inside = pixels(x_ptr, y, x0, height, width, dx, C, C, TILE)
+    wide = values.to(tl.float32)
+    centred = wide - (tl.sum(wide, axis=1) / C)[:, None]
+    variance = tl.sum(centred * centred, axis=1) / C
+    scaled = centred * tl.rsqrt(variance + 1e-5)[:, None] * gain[None, :]
+    # The padding is zero after the bias, not before it: the convolution pads what the norm returns.
+    if C == 16:
+        # What is centred is zero out there already. With more channels a masked bias would fill the registers.
+        scaled += tl.where(inside, bias[None, :], 0.0)
+    else:
+        scaled = tl.where(inside, scaled + bias[None, :], 0.0)
+    return scaled.to(x_ptr.dtype.element_ty)
+
+
+@jit
+def normalised_row(x_ptr, y, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
+    left = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, -1, C, TILE)
+    centre = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, 0, C, TILE)
+    right = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, 1, C, TILE)
+    return left, centre, right
+
+
+@jit
+def first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
+    above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
+    return above, normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+
+
+@jit
+def matrix(w_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    return tl.load(w_ptr + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :])
+
+
+@jit
+def nine_taps(w_ptr, C: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr):
+    # N of the STRIDE columns of (9, C, STRIDE).
+    size: tl.constexpr = C * STRIDE
+    return (
+        matrix(w_ptr, C, N, STRIDE),
+        matrix(w_ptr + size, C, N, STRIDE),
+        matrix(w_ptr + 2 * size, C, N, STRIDE),
+        matrix(w_ptr + 3 * size, C, N, STRIDE),
+        matrix(w_ptr + 4 * size, C, N, STRIDE),
+        matrix(w_ptr + 5 * size, C, N, STRIDE),
+        matrix(w_ptr + 6 * size, C, N, STRIDE),
+        matrix(w_ptr + 7 * size, C, N, STRIDE),
+        matrix(w_ptr + 8 * size, C, N, STRIDE),
+    )
+
+
+@jit
+def convolved(total, above, centre, below, taps):
+    # Half-precision operands go to the tensor cores; "ieee" keeps single precision what it is instead of TF32.
+    for k in tl.static_range(3):
+        total = tl.dot(above[k], taps[k], total, input_precision="ieee")
+    for k in tl.static_range(3):
+        total = tl.dot(centre[k], taps[3 + k], total, input_precision="ieee")
+    for k in tl.static_range(3):
+        total = tl.dot(below[k], taps[6 + k], total, input_precision="ieee")
+    return total

@@ -1,0 +1,1 @@
+"""How close an engine is to the fp32 reference, and the gate that it has to pass."""

@@ -1,0 +1,81 @@
+"""The accuracy gate: an engine against the fp32 reference, on real pictures, in the terms of pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+
+from refusion_edge.accuracy.fidelity import Fidelity, compare, worst
+from refusion_edge.arrays import Array
+from refusion_edge.backends.registry import Backend
+from refusion_edge.bundle.manifest import GateResult
+from refusion_edge.errors import GateError
+from refusion_edge.images.color import to_planes
+from refusion_edge.images.pairs import ImagePair, fingerprint, read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class PairFidelity:
+    """Fidelity of the fused picture of one pair.
+
+    Attributes:
+        name: Name of the pair.
+        fidelity: Distance to the reference, before any stretch.
+    """
+
+    name: str
+    fidelity: Fidelity
+
+
+def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], task: Task) -> Iterator[PairFidelity]:
+    """Fuse every pair with the engine and with the reference, and compare.
+
+    Raises:
+        InputError: A pair cannot be fused.
+        ShapeError: A pair does not fit a fixed-size engine.
+        GateError: The reference itself is no picture, but the same value everywhere.
+    """
+    for pair in pairs:
+        planes = to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
+        # Copied, because a back end may overwrite its result with the next call.
+        fused = engine.fuse(planes.a, planes.b)[0, 0].copy()
+        expected = reference.fuse(planes.a, planes.b)[0, 0]
+        if expected.min() == expected.max():
+            raise GateError(
+                f"expected a fused picture of pair {pair.name}, got the same value in every pixel; the weights are broken, "
+                "use others."
+            )
+        yield PairFidelity(pair.name, compare(fused, expected))
+
+
+def verdict(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> GateResult:
+    """Sum up what was measured on some pairs, as the manifest keeps it."""
+    overall = worst(result.fidelity for result in results)
+    return GateResult(
+        psnr_db=overall.psnr_db if math.isfinite(overall.psnr_db) else None,
+        ssim=overall.ssim,
+        max_error=overall.max_error,
+        pairs=len(results),
+        pairs_sha256=fingerprint(pairs),
+    )
+
+
+def sample_pairs(task: str, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
+    """Read the sample pairs of a task, scaled to the size of a fixed-size engine."""
+    pairs = tuple(read_pair(paths) for paths in sample_paths(task))
+    return pairs if size_hw is None else tuple(resized(pair, size_hw) for pair in pairs)
+
+
+def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:
+    """Scale a pair to the size of a fixed-size engine."""
+
+    def scale(image: Array) -> Array:
+        scaled: Array = cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA)
+        return scaled
+
+    return ImagePair(pair.name, scale(pair.a), scale(pair.b))

@@ -1,0 +1,411 @@
+"""Back ends: what can run a fused graph, and whether it can do so here.
+
+One visible table, by dotted name, so that nothing is imported to list them. An explicit request works or fails; only
+``auto`` chooses, and it says what it chose and why.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from typing_extensions import Self
+
+from refusion_edge.arrays import Float32Array, State, Uint8Array
+from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.network.layouts import Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+AUTO = "auto"
+
+
+class Backend(Protocol):
+    """Something that fuses. Use it as a context manager; one instance, one thread."""
+
+    name: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Fuse two luma planes.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+
+        Returns:
+            (1, 1, H, W), (0, 1), before any stretch. It may be overwritten by the next call.
+
+        Raises:
+            ShapeError: The graph has a fixed size and the planes have another one.
+        """
+
+
+@runtime_checkable
+class LevelsBackend(Backend, Protocol):
+    """A back end whose engine may give the fused plane as 8-bit levels, too, finished on the device.
+
+    Attributes:
+        levels_range: Their range, see ``refusion_edge.images.color.to_output_range``; None if this engine has none.
+    """
+
+    levels_range: str | None
+
+    def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+        """Fuse two luma planes to levels; only where there is a range.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+
+        Returns:
+            (H, W), new memory.
+
+        Raises:
+            ShapeError: The graph has a fixed size and the planes have another one.
+            GateError: The fused plane is not finite.
+        """
+
+
+@runtime_checkable
+class PixelsBackend(Backend, Protocol):
+    """A back end whose engine may take 8-bit sources as they are, and turns them into planes on the device.
+
+    Attributes:
+        takes_pixels: Whether this engine does: each source of ``fuse`` and of ``fuse_to_levels`` may then be uint8,
+            (1, 1, H, W), [0, 255].
+    """
+
+    takes_pixels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a back end loads: one file of a bundle, or the same in memory.
+
+    Attributes:
+        data: Its bytes.
+        precision: Precision that it computes in.
+        name: What to call it in messages.
+        size_hw: Height and width that every picture must have, or None for any, or for what the file says itself.
+        compute_capabilities: Devices that it was compiled for; empty if that was the compiler's own choice.
+        version_compatible: Whether it carries a runtime of its own, which is code that will be run.
+        remedy: What to do about an engine that does not fit this machine, without a full stop.
+    """
+
+    data: bytes
+    precision: Precision
+    name: str = "the engine"
+    size_hw: tuple[int, int] | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    remedy: str = "build it again on this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run, as far as a back end leaves that open.
+
+    Attributes:
+        threads: Threads on the CPU; 0 for the back end's own choice.
+        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
+    """
+
+    threads: int = 0
+    streaming: bool = False
+
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        module: Dotted name of the module; None where this release has no such back end. It has ``probe() -> Status``;
+            ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State,
+            RunOptions) -> Backend`` if it takes weights; and ``probe_build() -> Status`` if building needs something
+            else than running.
+        summary: What it is, in a few words.
+        forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
+        takes_weights: Whether it can run parameters in fp32 without building an engine first.
+        on_gpu: Whether its engines run on a CUDA device.
+    """
+
+    module: str | None
+    summary: str
+    forms: Mapping[Precision, str] = field(default_factory=dict)
+    takes_weights: bool = False
+    on_gpu: bool = False
+
+    @property
+    def builds(self) -> bool:
+        """Whether ``build`` makes bundles for it."""
+        return bool(self.forms)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Whether a back end can be used on this machine.
+
+    Attributes:
+        usable: Whether it can.
+        reason: Version if it can, the reason if it cannot.
+        fix: The line that changes this, or empty if nothing on this machine does.
+        lacks: Precisions that it builds, but cannot compute in on this machine, as far as that is known beforehand.
+    """
+
+    usable: bool
+    reason: str
+    fix: str = ""
+    lacks: tuple[Precision, ...] = ()
+
+
+_FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded", "int8": "tensorrt-folded"}
+# In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
+BACKENDS: dict[str, Entry] = {
+    "fused": Entry(
+        "refusion_edge.backends.fused",
+        "our compiled GPU kernels, without torch",
+        {"fp16": "tensorrt-literal"},
+        on_gpu=True,
+    ),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt.classic", "TensorRT engine", _FOLDED, on_gpu=True),
+    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt.rtx", "TensorRT-RTX engine", _FOLDED, on_gpu=True),
+    "native": Entry(
+        "refusion_edge.backends.native",
+        "our C++ kernels for the CPU",
+        {"fp32": "onnxruntime", "bf16": "onnxruntime"},
+        takes_weights=True,
+    ),
+    "openvino": Entry(
+        "refusion_edge.backends.openvino",
+        "OpenVINO on the CPU",
+        {"fp32": "openvino", "bf16": "openvino"},
+        takes_weights=True,
+    ),
+    "onnxruntime": Entry(
+        "refusion_edge.backends.onnxruntime",
+        "ONNX Runtime on the CPU",
+        # In fp16 it computes in fp32 between casts: no layout is faster than another.
+        {"fp32": "onnxruntime", "fp16": "tensorrt-literal"},
+        takes_weights=True,
+    ),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", takes_weights=True),
+}
+
+
+def status(name: str) -> Status:
+    """Find out whether a back end can be used here; changes nothing.
+
+    Raises:
+        UsageError: There is no such back end; the message suggests the nearest one.
+    """
+    entry = find_entry(name)
+    if entry.module is None:
+        from refusion_edge._version import __version__
+
+        return Status(usable=False, reason=f"not part of refusion-edge {__version__}")
+    probed: Status = importlib.import_module(entry.module).probe()
+    return probed
+
+
+def build_status(name: str) -> Status:
+    """Find out whether engines for a back end can be built here, which may be a machine that cannot run them.
+
+    Raises:
+        UsageError: There is no such back end; the message suggests the nearest one.
+    """
+    entry = find_entry(name)
+    if entry.module is not None:
+        module = importlib.import_module(entry.module)
+        if hasattr(module, "probe_build"):
+            probed: Status = module.probe_build()
+            return probed
+    return status(name)
+
+
+def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
+    """Run an engine on a back end that can be used here.
+
+    Raises:
+        MisfitError: The engine does not fit this machine.
+        BackendError: The back end cannot load it, or not in its precision on this machine.
+    """
+    backend: Backend = _module(name).open_engine(engine, options)
+    return backend
+
+
+def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Backend:
+    """Run the 86 parameters in fp32 on a back end that can be used here and takes them.
+
+    Raises:
+        BackendError: The back end cannot run them.
+    """
+    backend: Backend = _module(name).open_weights(state, options)
+    return backend
+
+
+def read_graph(backend: str, precision: Precision, form: str | None = None) -> onnx.ModelProto:
+    """Load the template that an engine is made from.
+
+    Args:
+        backend: A back end that builds engines.
+        precision: A precision that it builds.
+        form: Another graph form than the back end's own.
+    """
+    from refusion_edge.network.graph import graph_precision, read_template
+
+    return read_template(form or BACKENDS[backend].forms[precision], graph_precision(precision))
+
+
+def _module(name: str) -> Any:
+    module = find_entry(name).module
+    if module is None:
+        raise BackendError(f"expected a back end of this release, got '{name}'; run 'refusion-edge doctor'.")
+    return importlib.import_module(module)
+
+
+def find_entry(name: str) -> Entry:
+    """Look a back end up by its name.
+
+    Raises:
+        UsageError: There is no such back end; the message suggests the nearest one.
+    """
+    entry = BACKENDS.get(name)
+    if entry is None:
+        nearest = difflib.get_close_matches(name, [AUTO, *BACKENDS], n=1, cutoff=0.4)
+        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+        raise UsageError(f"expected one of the back ends {AUTO}, {', '.join(BACKENDS)}, got '{name}'{hint}.")
+    return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A back end and the reason for it.
+
+    Attributes:
+        name: Name of the back end.
+        reason: One sentence, to be shown to the user.
+    """
+
+    name: str
+    reason: str
+
+
+def choose_builder(name: str, precision: Precision) -> Choice:
+    """Choose the back end to build for.
+
+    Args:
+        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table
+            that builds in this precision.
+        precision: Precision of the engine.
+
+    Raises:
+        UsageError: There is no such back end, or it does not build engines, or not in this precision.
+        BackendError: It cannot be used here, or not in this precision, or none can.
+    """
+    if name != AUTO:
+        if not (forms := find_entry(name).forms):
+            builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
+            raise UsageError(
+                f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
+            )
+        if precision not in forms:
+            raise UsageError(
+                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; "
+                f"build with --precision {' or '.join(forms)}."
+            )
+        found = _require(name, build_status)
+        if precision in found.lacks:
+            rest = [other for other in forms if other not in found.lacks]
+            raise BackendError(
+                f"expected a precision that {name} computes in on this machine ({', '.join(rest)}), got '{precision}' with "
+                f"{found.reason}; build with --precision {' or '.join(rest)}."
+            )
+        return Choice(name, "as asked")
+    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
+
+
+def usable_runners() -> tuple[str, ...]:
+    """Names of all back ends that can run parameters here without an engine, in the order of preference."""
+    return tuple(name for name, entry in BACKENDS.items() if entry.takes_weights and status(name).usable)
+
+
+def choose_runner(name: str) -> Choice:
+    """Choose the back end that runs parameters in fp32, without an engine.
+
+    Args:
+        name: A back end, or ``auto`` for the first usable one of the table that can.
+
+    Raises:
+        UsageError: There is no such back end, or it needs an engine.
+        BackendError: It cannot be used here, or none can.
+    """
+    runners = [other for other, entry in BACKENDS.items() if entry.takes_weights]
+    if name == AUTO:
+        return _first_usable(runners, "fp32")
+    find_entry(name)
+    require_usable(name)
+    if name not in runners:
+        raise UsageError(
+            f"expected one of the back ends {', '.join(runners)} for weights, got '{name}', which needs an engine; "
+            f"run: refusion-edge build --backend {name}."
+        )
+    return Choice(name, "as asked")
+
+
+def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
+    rejected: dict[str, list[str]] = {}
+    for candidate in candidates:
+        found = status(candidate)
+        fits = precision in (BACKENDS[candidate].forms or ("fp32",)) and precision not in found.lacks
+        if found.usable and fits:
+            chosen = f"auto chose {candidate} ({found.reason})"
+            return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")
+        reason = found.reason if not found.usable else f"usable, but not in {precision}"
+        rejected.setdefault(reason, []).append(candidate)
+    raise BackendError(f"expected a usable back end, got none: {_listed(rejected)}; run 'refusion-edge doctor' for what to do.")
+
+
+def _listed(names_by_reason: dict[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+
+
+def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) -> None:
+    """Make sure that planes have the size of a fixed-size engine.
+
+    Raises:
+        ShapeError: They do not; the message says how to get an engine for them.
+    """
+    if built_for_hw is not None and built_for_hw != got_hw:
+        raise ShapeError(
+            f"expected pictures of {built_for_hw[1]}x{built_for_hw[0]} (width x height), for which this engine was "
+            f"built, got {got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic."
+        )
+
+
+def require_usable(name: str) -> None:
+    """Make sure that a back end can be used here.
+
+    Raises:
+        BackendError: It cannot; the message says why, what does change that, and what is usable instead.
+    """
+    _require(name, status)
+
+
+def _require(name: str, look: Callable[[str], Status]) -> Status:
+    found = look(name)
+    if found.usable:
+        return found
+    usable = [other for other in BACKENDS if other != name and status(other).usable]
+    remedy = f"run: {found.fix}" if found.fix else f"choose {' or '.join(usable)}" if usable else "see 'refusion-edge doctor'"
+    raise BackendError(f"expected the back end {name} to be usable here, got '{found.reason}'; {remedy}.")

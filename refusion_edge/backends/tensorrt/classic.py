@@ -1,0 +1,29 @@
+"""TensorRT on NVIDIA devices, 10.3 and newer."""
+
+from __future__ import annotations
+
+from refusion_edge.backends.registry import Engine, RunOptions, Status
+from refusion_edge.backends.tensorrt import product
+from refusion_edge.backends.tensorrt.runner import PlanRunner
+
+
+def probe() -> Status:
+    """Report the installed version, the driver and the device."""
+    return product.probe(product.TENSORRT)
+
+
+def probe_build() -> Status:
+    """Report whether plans can be built here."""
+    return product.probe_build(product.TENSORRT)
+
+
+def open_engine(engine: Engine, _options: RunOptions) -> TrtBackend:
+    """Run a plan."""
+    return TrtBackend.of(engine)
+
+
+class TrtBackend(PlanRunner):
+    """A TensorRT plan. Implements ``Backend``."""
+
+    name = "tensorrt"
+    flavour = product.TENSORRT

@@ -1,0 +1,179 @@
+"""TensorRT and TensorRT-RTX: what they are called, whether they can be used here, and what they say while they work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from refusion_edge import cuda
+from refusion_edge._optional import is_installed, require
+from refusion_edge.backends.registry import Status
+from refusion_edge.machine import accelerator
+from refusion_edge.network.layouts import Precision
+
+# Strong typing, the progress monitor and enqueueV3 are all there, and JetPack 6.2 has it.
+OLDEST = "10.3"
+
+_NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda error 2", "cudaerror 2:")
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """One of the two products.
+
+    Attributes:
+        name: Name of the back end.
+        title: Name in print.
+        module: Python module.
+        extra: Extra of refusion-edge that installs it.
+        tool: The vendor's command that compiles an ONNX model.
+        builds_without_gpu: Whether it compiles on a machine without a device.
+    """
+
+    name: str
+    title: str
+    module: str
+    extra: str
+    tool: str
+    builds_without_gpu: bool
+
+
+TENSORRT = Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", "trtexec", builds_without_gpu=False)
+TENSORRT_RTX = Flavour("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", "tensorrt_rtx", builds_without_gpu=True)
+FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
+
+
+def probe(flavour: Flavour) -> Status:
+    """Report whether plans can be run here, without loading the library."""
+    found = _probe_package(flavour)
+    if not found.usable:
+        return found
+    if problem := cuda.problem():
+        return Status(usable=False, reason=f"{found.reason} is installed, but {problem}")
+    if cuda.installed() is None:
+        reason = f"{found.reason} is installed, but neither pycuda nor cuda-bindings is"
+        return Status(usable=False, reason=reason, fix=_install(flavour))
+    reason = f"{found.reason}, {cuda.installed()}"
+    capability = cuda.compute_capability()
+    lacks = () if capability is None else lacking(flavour.name, capability)
+    if not lacks:
+        return Status(usable=True, reason=reason)
+    if "fp32" in lacks:
+        least = least_capability(flavour.name, "fp32")
+        reason = f"{found.reason} is installed, but it runs on compute capability {least} and newer, not on {capability}"
+        return Status(usable=False, reason=reason)
+    return Status(usable=True, reason=f"{reason}, compute capability {capability}", lacks=lacks)
+
+
+def probe_build(flavour: Flavour) -> Status:
+    """Report whether plans can be built here: TensorRT times its kernels on a device, TensorRT-RTX needs none."""
+    return _probe_package(flavour) if flavour.builds_without_gpu else probe(flavour)
+
+
+def _probe_package(flavour: Flavour) -> Status:
+    if not is_installed(flavour.module):
+        return Status(usable=False, reason=f"{flavour.module} is not installed", fix=_install(flavour))
+    return Status(usable=True, reason=f"{flavour.module} {installed_version(flavour)}")
+
+
+def _install(flavour: Flavour) -> str:
+    if flavour is TENSORRT and "jetson" in (accelerator() or "").lower():
+        # JetPack's own package; a virtual environment sees it only if it was made so.
+        return "sudo apt-get install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
+    return f"pip install 'refusion-edge[{flavour.extra}]'"
+
+
+def installed_version(flavour: Flavour) -> str:
+    """Version of the installed package, without loading the library."""
+    try:
+        return importlib.metadata.version(flavour.module)
+    except importlib.metadata.PackageNotFoundError:  # JetPack's own package has no metadata in some releases
+        return str(load(flavour).__version__)
+
+
+def load(flavour: Flavour) -> Any:
+    """Import the module of a flavour.
+
+    Raises:
+        MissingDependencyError: It is not installed or cannot be loaded.
+    """
+    return require(flavour.module, flavour.extra, f"the back end {flavour.name}")
+
+
+@dataclass(slots=True)
+class Log:
+    """What TensorRT said, kept instead of printed.
+
+    Attributes:
+        errors: Errors, oldest first.
+        warnings: Warnings.
+        notes: Everything else, down to the size of each layer's scratch memory.
+        sink: The ``ILogger`` to hand to TensorRT; has to outlive everything it was handed to.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sink: Any = None
+
+    @property
+    def everything(self) -> list[str]:
+        """All that was said: errors, warnings, notes."""
+        return [*self.errors, *self.warnings, *self.notes]
+
+    @property
+    def says_no_memory(self) -> bool:
+        """Whether the memory of the device did not suffice."""
+        said = " ".join(self.errors).lower()
+        return any(words in said for words in _NO_MEMORY)
+
+    @property
+    def first_error(self) -> str:
+        """First error in one line; those after it are consequences of it."""
+        return " ".join(self.errors[0].split()).rstrip(".") if self.errors else "no reason given"
+
+
+def open_log(trt: Any) -> Log:
+    """Make a log for the module of a flavour."""
+    log = Log()
+    severity = trt.ILogger.Severity
+    kept = {severity.INTERNAL_ERROR: log.errors, severity.ERROR: log.errors, severity.WARNING: log.warnings}
+
+    def keep(_: Any, level: Any, message: str) -> None:
+        kept.get(level, log.notes).append(message)
+
+    log.sink = implement(trt.ILogger, log=keep)
+    return log
+
+
+def implement(interface: Any, **methods: Callable[..., Any]) -> Any:
+    """Make an object that implements one of TensorRT's interfaces, which exist only once its module is loaded."""
+    return type(interface.__name__, (interface,), {"__init__": interface.__init__, **methods})()
+
+
+# 10 times the least compute capability, by NVIDIA's support matrices of TensorRT 10 and TensorRT-RTX 1. A release may ask for
+# more, and says so itself; Pascal and older have had none since TensorRT 10.
+_LEAST: Mapping[str, Mapping[Precision, int]] = {
+    "tensorrt": {"fp32": 70, "fp16": 70, "int8": 70},
+    "tensorrt-rtx": {"fp32": 75, "fp16": 75, "int8": 80},
+}
+
+
+def lacking(name: str, compute_capability: str) -> tuple[Precision, ...]:
+    """Precisions that a device does not compute in.
+
+    Args:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        compute_capability: Of the device, such as ``8.7``.
+    """
+    major, _, minor = compute_capability.partition(".")
+    here = 10 * int(major) + int(minor)
+    return tuple(precision for precision, least in _LEAST[name].items() if here < least)
+
+
+def least_capability(name: str, precision: Precision) -> str:
+    """Compute capability from which a device computes in a precision, such as ``8.0``."""
+    least = _LEAST[name][precision]
+    return f"{least // 10}.{least % 10}"

@@ -1,0 +1,29 @@
+"""TensorRT-RTX on NVIDIA RTX devices; its plans are built on any machine and compiled to the end where they are loaded."""
+
+from __future__ import annotations
+
+from refusion_edge.backends.registry import Engine, RunOptions, Status
+from refusion_edge.backends.tensorrt import product
+from refusion_edge.backends.tensorrt.runner import PlanRunner
+
+
+def probe() -> Status:
+    """Report the installed version, the driver and the device."""
+    return product.probe(product.TENSORRT_RTX)
+
+
+def probe_build() -> Status:
+    """Report whether plans can be built here."""
+    return product.probe_build(product.TENSORRT_RTX)
+
+
+def open_engine(engine: Engine, _options: RunOptions) -> TrtRtxBackend:
+    """Run a plan."""
+    return TrtRtxBackend.of(engine)
+
+
+class TrtRtxBackend(PlanRunner):
+    """A TensorRT-RTX plan. Implements ``Backend``."""
+
+    name = "tensorrt-rtx"
+    flavour = product.TENSORRT_RTX

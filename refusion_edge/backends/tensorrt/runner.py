@@ -1,0 +1,304 @@
+"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where TensorRT can be recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from typing_extensions import Self
+
+from refusion_edge import cuda
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.backends.registry import Engine
+from refusion_edge.backends.tensorrt.mismatch import explain
+from refusion_edge.backends.tensorrt.product import Flavour, load, open_log
+from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, on_its_device, out_of_memory
+from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
+from refusion_edge.errors import BackendError, ShapeError, not_finite
+from refusion_edge.network.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT, PIXELS
+from refusion_edge.sizes import SizeRange
+
+_SOURCES = (INPUT_A, INPUT_B)
+
+
+class _Way(NamedTuple):
+    """Inputs that are given and outputs that are wanted in a run; each such pair has a recorded graph of its own."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class PlanRunner(StagesOnDevice):
+    """Runs a plan of one flavour. Implements ``Backend``; the two back ends differ in name and flavour only.
+
+    On a discrete device, pictures go through page-locked memory and are copied. On one that shares the processor's
+    memory, the engine reads and writes page-locked memory in place.
+
+    Attributes:
+        device: The device.
+        sizes_hw: The sizes that the plan takes.
+        graph_problem: Why runs are not replayed from a recorded CUDA graph; empty if they are.
+        takes_pixels: Whether the plan takes 8-bit sources, too; see ``refusion_edge.backends.registry.PixelsBackend``.
+        levels_range: Range of the 8-bit levels that the plan gives besides the plane, ``stretch`` or ``fixed``; None for none.
+
+    Args:
+        plan: The plan's bytes; not needed any more afterwards.
+        driver: The device; None opens one. Closed together with the engine.
+        built_for: Compute capabilities that the plan was built for, to explain a refusal with.
+        version_compatible: Whether the plan carries a runtime of its own, which is code that will be run.
+        remedy: What to do about a plan that does not fit, without a full stop.
+
+    Raises:
+        BackendError: There is no device, no driver layer, or too little memory.
+        MisfitError: The plan does not fit this machine; says why.
+        MissingDependencyError: TensorRT is not installed.
+    """
+
+    name: str
+    flavour: ClassVar[Flavour]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """Run the plan of a bundle."""
+        return cls(
+            engine.data,
+            built_for=engine.compute_capabilities,
+            version_compatible=engine.version_compatible,
+            remedy=engine.remedy,
+        )
+
+    def __init__(
+        self,
+        plan: bytes,
+        *,
+        driver: Driver | None = None,
+        built_for: tuple[str, ...] = (),
+        version_compatible: bool = False,
+        remedy: str = "build it again on this machine",
+    ) -> None:
+        trt = load(self.flavour)
+        # What is entered last is released first: graph, buffers, context, engine, stream, device.
+        with contextlib.ExitStack() as owned:
+            self._driver = owned.enter_context(driver or cuda.open_driver())
+            self.device = self._driver.device
+            self._stream = self._driver.create_stream()
+            owned.callback(self._driver.destroy_stream, self._stream)
+            self._timer = StageTimer(self._driver, self._stream)
+            owned.callback(self._timer.close)
+            self._log = open_log(trt)
+            runtime = trt.Runtime(self._log.sink)
+            if version_compatible:
+                runtime.engine_host_code_allowed = True
+            engine = runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                if self._log.says_no_memory:
+                    raise out_of_memory(len(plan), *self._driver.memory())
+                raise explain(
+                    trt, runtime, plan, flavour=self.flavour, device=self.device, built_for=built_for, log=self._log,
+                    remedy=remedy,
+                )  # fmt: skip
+            self._trt, self._runtime, self._engine = trt, runtime, engine
+            owned.callback(self._drop_engine)
+            self._check_tensors()
+            self.sizes_hw = self._read_sizes()
+            # Scratch memory for the size in use, not for the largest that the plan allows.
+            self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if self._context is None:
+                raise BackendError(
+                    f"expected {self.flavour.title} to make a context on {self.device}, got '{self._log.first_error}' with "
+                    f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size."
+                )
+            owned.callback(self._drop_context)
+            self._size_hw: tuple[int, int] | None = None
+            self._graphs: dict[_Way, Any] = {}
+            self.graph_problem = ""
+            self._sized = owned.enter_context(contextlib.ExitStack())
+            self._owned = owned.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._owned.close()
+
+    def fuse(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Float32Array:
+        """Fuse two luma planes; see ``Backend.fuse`` and ``PixelsBackend``. The result is new memory."""
+        self._run(a, b, (OUTPUT,))
+        # A copy: page-locked memory goes away with the engine or the next size, and must not take a picture along.
+        return self._view(OUTPUT, np.float32).reshape(a.shape).copy()
+
+    def fuse_to_levels(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Uint8Array:
+        """Fuse two luma planes to 8-bit levels on the device; see ``LevelsBackend.fuse_to_levels``."""
+        if self.levels_range is None:
+            raise BackendError("expected an engine with 8-bit levels, got one without; build it with --levels stretch.")
+        levels = LEVELS[self.levels_range]
+        self._run(a, b, (levels, MEAN))
+        if not np.isfinite(self._view(MEAN, np.float32)).all():
+            raise not_finite(self.name)
+        return self._view(levels, np.uint8).reshape(a.shape[2:]).copy()
+
+    def _prepare_anew(self) -> None:
+        self._size_hw = None
+
+    @on_its_device
+    def _run(self, a: Array, b: Array, wanted: tuple[str, ...]) -> None:
+        """Run the engine and bring the outputs that are wanted back."""
+        height, width = a.shape[2:]
+        if (height, width) != self._size_hw:
+            self._prepare((height, width))
+        way = _Way(tuple(self._give(source, plane) for source, plane in zip(_SOURCES, (a, b), strict=True)), wanted)
+        graph = self._graphs.get(way)
+        if graph is None:
+            self._start(way)
+        else:
+            self._driver.launch(graph, self._stream)
+        self._driver.synchronise(self._stream)
+        if graph is None and not self.graph_problem:
+            # Recorded after a first run, because TensorRT sets things up in it that cannot be recorded.
+            self._record(way)
+
+    def _give(self, source: str, plane: Array) -> str:
+        """Lay a source ready in the input that takes it as it is, and return the name of that input."""
+        is_levels = plane.dtype == np.uint8
+        if is_levels and not self.takes_pixels:
+            raise BackendError(
+                "expected planes in float32 for an engine without 8-bit sources, got uint8; build it with --pixels."
+            )
+        used = PIXELS[source] if is_levels else source
+        np.copyto(self._view(used, np.uint8 if is_levels else np.float32).reshape(plane.shape), plane)
+        self._written.add(used)
+        if self.takes_pixels and (idle := source if is_levels else PIXELS[source]) in self._written:
+            # The engine adds the two.
+            self._hosts[idle].array[:] = 0
+            if not self._is_zero_copy:
+                self._driver.upload(self._pointers[idle], self._hosts[idle], self._stream)
+            self._written.remove(idle)
+        return used
+
+    def _view(self, name: str, dtype: type) -> Array:
+        """Page-locked memory of an input or output, flat."""
+        memory: Array = self._hosts[name].array.view(dtype)
+        return memory
+
+    def _record(self, way: _Way) -> None:
+        """Record a run for later ones; where that fails, go on starting it piece by piece, and remember why."""
+        try:
+            graph = self._driver.capture(self._stream, lambda: self._start(way))
+        except BackendError as error:
+            self.graph_problem = str(error)
+        else:
+            self._graphs[way] = graph
+            self._sized.callback(self._driver.destroy_graph, graph)
+
+    def _start(self, way: _Way) -> None:
+        if not self._is_zero_copy:
+            with self._timer.stage("h2d"):
+                for name in way.inputs:
+                    self._driver.upload(self._pointers[name], self._hosts[name], self._stream)
+        with self._timer.stage("infer"):
+            if not self._context.execute_async_v3(self._stream):
+                raise BackendError(
+                    f"expected {self.flavour.title} to run the engine on {self.device}, got '{self._log.first_error}'; build "
+                    "it again on this machine."
+                )
+        if not self._is_zero_copy:
+            with self._timer.stage("d2h"):
+                for name in way.outputs:
+                    self._driver.download(self._hosts[name], self._pointers[name], self._stream)
+
+    def _prepare(self, size_hw: tuple[int, int]) -> None:
+        """Give back what the last size used, then allocate and bind what this one needs."""
+        self._check_size(size_hw)
+        self._size_hw = None
+        self._sized.close()
+        height, width = size_hw
+        shape = (1, 1, height, width)
+        nbytes = dict.fromkeys((*_SOURCES, OUTPUT), 4 * height * width)
+        if self.takes_pixels:
+            nbytes |= dict.fromkeys(PIXELS.values(), height * width)
+        if self.levels_range is not None:
+            nbytes |= {LEVELS[self.levels_range]: height * width, MEAN: 4}
+        for name in self._inputs:
+            if not self._context.set_input_shape(name, shape):
+                raise BackendError(
+                    f"expected the engine to take {width}x{height}, got '{self._log.first_error}'; build it again."
+                )
+        self._graphs = {}
+        self._hosts: dict[str, HostBuffer] = {}
+        self._pointers: dict[str, int] = {}
+        # Nothing is known of new memory, which is not zero where the engine may have to find zero.
+        self._written = set(self._inputs)
+        with contextlib.ExitStack() as sized:
+            for name, size in nbytes.items():
+                self._bind(name, size, sized)
+            scratch = self._allocate(int(self._context.update_device_memory_size_for_shapes()), sized)
+            self._give_scratch(*scratch)
+            self._sized.push(sized.pop_all())
+        self._size_hw = size_hw
+
+    def _bind(self, name: str, nbytes: int, sized: contextlib.ExitStack) -> None:
+        host = self._driver.allocate_host(nbytes, mapped=self._is_zero_copy)
+        sized.callback(self._driver.free_host, host)
+        pointer = host.pointer if self._is_zero_copy else self._allocate(nbytes, sized)[0]
+        self._hosts[name], self._pointers[name] = host, pointer
+        self._context.set_tensor_address(name, pointer)
+
+    def _allocate(self, nbytes: int, sized: contextlib.ExitStack) -> tuple[int, int]:
+        if nbytes == 0:
+            return 0, 0
+        pointer = self._driver.allocate(nbytes)
+        sized.callback(self._driver.free, pointer)
+        return pointer, nbytes
+
+    def _give_scratch(self, pointer: int, nbytes: int) -> None:
+        if hasattr(self._context, "set_device_memory"):
+            self._context.set_device_memory(pointer, nbytes)
+        else:
+            self._context.device_memory = pointer
+
+    @property
+    def _is_zero_copy(self) -> bool:
+        return self.device.is_zero_copy
+
+    def _check_size(self, size_hw: tuple[int, int]) -> None:
+        if self.sizes_hw.holds(size_hw):
+            return
+        (least_h, least_w), (largest_h, largest_w) = self.sizes_hw.least_hw, self.sizes_hw.largest_hw
+        height, width = size_hw
+        takes = f"{largest_w}x{largest_h}"
+        if self.sizes_hw.least_hw != self.sizes_hw.largest_hw:
+            takes = f"{least_w}x{least_h} to {takes}"
+        raise ShapeError(
+            f"expected pictures of {takes} (width x height), for which this engine was built, got {width}x{height}; build one "
+            f"with --size {height}x{width}."
+        )
+
+    def _check_tensors(self) -> None:
+        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        self.levels_range = next((one for one, name in LEVELS.items() if name in names), None)
+        self.takes_pixels = names >= set(PIXELS.values())
+        self._inputs = (*_SOURCES, *(PIXELS.values() if self.takes_pixels else ()))
+        besides = set() if self.levels_range is None else {LEVELS[self.levels_range], MEAN}
+        wrong = [name for name in names if self._engine.get_tensor_dtype(name) != self._dtype(name)]
+        if names != {*self._inputs, OUTPUT, *besides} or wrong:
+            raise BackendError(
+                f"expected an engine with the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got "
+                f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'."
+            )
+
+    def _dtype(self, name: str) -> Any:
+        return self._trt.uint8 if name in (*LEVELS.values(), *PIXELS.values()) else self._trt.float32
+
+    def _read_sizes(self) -> SizeRange:
+        fixed = tuple(self._engine.get_tensor_shape(INPUT_A))
+        dynamic = min(fixed) < 0
+        shapes = self._engine.get_tensor_profile_shape(INPUT_A, 0) if dynamic else (fixed, fixed, fixed)
+        least, typical, largest = ((int(shape[2]), int(shape[3])) for shape in shapes)
+        return SizeRange(least, typical, largest)
+
+    def _drop_engine(self) -> None:
+        del self._engine, self._runtime
+
+    def _drop_context(self) -> None:
+        del self._context

@@ -1,0 +1,238 @@
+"""What is measured: an engine, the pictures it fuses, and the files that must stay as they are meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refusion_edge.accuracy.gate import resized
+from refusion_edge.backends.registry import AUTO, choose_runner
+from refusion_edge.bundle.folder import EngineBundle, read_bundle, sha256
+from refusion_edge.bundle.manifest import GateNotRun
+from refusion_edge.errors import BundleError, CheckpointError, UsageError
+from refusion_edge.fuser import Fuser, load
+from refusion_edge.images.color import OutputRange
+from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.weights import weights_path
+from refusion_edge.tasks import TASKS
+
+DEFAULT_HW = (480, 640)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one measurement from another.
+
+    Attributes:
+        name: What it is called in tables: a task, a bundle, a weights file.
+        task: Name of the task.
+        precision: Precision of the engine.
+        size_hw: Height and width of the pictures.
+        backend: Back end that runs it.
+        threads: Threads that were asked for, 0 for the back end's own choice.
+        colour: Whether the pictures keep the colour of the sources.
+        output_range: Output range, ``stretch`` or ``fixed``.
+    """
+
+    name: str
+    task: str
+    precision: str
+    size_hw: tuple[int, int]
+    backend: str
+    threads: int
+    colour: bool = True
+    output_range: OutputRange = "stretch"
+
+    @property
+    def size_text(self) -> str:
+        """``480x640`` (height x width)."""
+        return f"{self.size_hw[0]}x{self.size_hw[1]}"
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return self.size_hw[0] * self.size_hw[1]
+
+    @property
+    def label(self) -> str:
+        """All of it in a few words."""
+        finish = [] if self.colour else ["grey"]
+        finish += [] if self.output_range == "stretch" else [self.output_range]
+        return " ".join([self.name, self.precision, self.size_text, *finish])
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How near an engine's pictures are to those of the fp32 reference, by its accuracy gate.
+
+    Attributes:
+        psnr_db: PSNR in dB, None for equal pictures.
+        ssim: Structural similarity.
+    """
+
+    psnr_db: float | None
+    ssim: float
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One thing to measure.
+
+    Attributes:
+        identity: What it is.
+        origin: Folder of the bundle, weights file, or task.
+        files: SHA-256 of the files that it is made from, name to hex digits.
+        quality: Verdict of its gate; None for weights that run as they are.
+        open: Opens the fuser, to be used in a ``with`` statement.
+        source: Gives the pair of pictures.
+        captured: Whether getting the pair is a stage of its own.
+    """
+
+    identity: Identity
+    origin: str
+    files: dict[str, str]
+    quality: Quality | None
+    open: Callable[[], Fuser]
+    source: Callable[[], ImagePair]
+    captured: bool
+
+    def check_unchanged(self) -> None:
+        """Make sure that the files are those that were measured.
+
+        Raises:
+            BundleError: A bundle was changed.
+            CheckpointError: A weights file was changed.
+        """
+        name, origin = self.identity.name, self.origin
+        if Path(origin).is_dir():
+            if _bundle_files(read_bundle(origin)) != self.files:
+                raise BundleError(f"expected the bundle {name} to stay as it was, got another one meanwhile; measure again.")
+        elif _weights_files(origin) != self.files:
+            raise CheckpointError(f"expected the weights {name} to stay as they were, got others meanwhile; measure again.")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How subjects are made from names.
+
+    Attributes:
+        task: Task of weights that do not say; None if they do.
+        backend: Back end, or ``auto``.
+        threads: Threads, 0 for the back end's own choice.
+        sizes_hw: Sizes to measure at; empty for the size of a fixed engine, else 480x640.
+        pair: Files that are read anew for every picture; None for a sample pair that lies in memory.
+        colour: Whether the pictures keep the colour of the sources.
+        output_range: Output range.
+    """
+
+    task: str | None = None
+    backend: str = AUTO
+    threads: int = 0
+    sizes_hw: tuple[tuple[int, int], ...] = ()
+    pair: PairPaths | None = None
+    colour: bool = True
+    output_range: OutputRange = "stretch"
+
+
+def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subject, ...]:
+    """Make one subject for each size.
+
+    Args:
+        origin: Folder of a bundle, weights file, or task.
+        wanted: How.
+        name: What it is called in tables, if not by its origin.
+
+    Raises:
+        UsageError: The bundle has a fixed size and another one is wanted, or weights do not name their task.
+        BundleError: The bundle is damaged.
+        CheckpointError: The weights cannot be used.
+    """
+    bundle = read_bundle(origin) if Path(origin).is_dir() else None
+    if bundle is not None:
+        task, precision = bundle.manifest.task, bundle.manifest.precision
+        backend = bundle.manifest.backend if wanted.backend == AUTO else wanted.backend
+        gate = bundle.manifest.gate
+        quality = None if isinstance(gate, GateNotRun) else Quality(gate.psnr_db, gate.ssim)
+        files = _bundle_files(bundle)
+    else:
+        task, precision, quality = _task_of(origin, wanted.task), "fp32", None
+        backend = choose_runner(wanted.backend).name
+        files = _weights_files(origin)
+
+    def open_fuser() -> Fuser:
+        return load(origin, task=wanted.task, backend=backend, output_range=wanted.output_range, threads=wanted.threads)
+
+    subjects = []
+    for size_hw in _sizes(bundle, wanted):
+        identity = Identity(
+            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.colour, wanted.output_range
+        )
+        source = _file_source(wanted.pair) if wanted.pair else _memory_source(task, size_hw)
+        subjects.append(Subject(identity, origin, files, quality, open_fuser, source, captured=wanted.pair is not None))
+    return tuple(subjects)
+
+
+def require_comparable(subjects: Sequence[Subject]) -> None:
+    """Make sure that two subjects do the same work.
+
+    Raises:
+        UsageError: They are for different tasks or sizes; names the difference.
+    """
+    first, second = (subject.identity for subject in subjects)
+    for what, one, other in (("task", first.task, second.task), ("size", first.size_text, second.size_text)):
+        if one != other:
+            raise UsageError(
+                f"expected {first.name} and {second.name} to have one {what}, got {one} and {other}; compare like with like."
+            )
+
+
+def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int], ...]:
+    if wanted.pair is not None:
+        picture = read_pair(wanted.pair).a
+        return ((picture.shape[0], picture.shape[1]),)
+    if bundle is None:
+        return wanted.sizes_hw or (DEFAULT_HW,)
+    height, width = bundle.manifest.inputs[0].shape[2:]
+    if height is None or width is None:
+        return wanted.sizes_hw or (DEFAULT_HW,)
+    for size_hw in wanted.sizes_hw:
+        if size_hw != (height, width):
+            raise UsageError(
+                f"expected the size {height}x{width}, for which the bundle {bundle.path} was built, got "
+                f"{size_hw[0]}x{size_hw[1]}; leave --sizes out, or build one with --size dynamic."
+            )
+    return ((height, width),)
+
+
+def _task_of(name: str, asked: str | None) -> str:
+    known = name if name in TASKS and not Path(name).exists() else read_checkpoint(name).task
+    task = known or asked
+    if task is None:
+        raise UsageError(f"expected a task for {name}, got weights that do not name one; add --task ({', '.join(TASKS)}).")
+    return task
+
+
+def _memory_source(task: str, size_hw: tuple[int, int]) -> Callable[[], ImagePair]:
+    pair = resized(read_pair(sample_paths(task)[0]), size_hw)
+    return lambda: pair
+
+
+def _file_source(paths: PairPaths) -> Callable[[], ImagePair]:
+    return lambda: read_pair(paths)
+
+
+def _bundle_files(bundle: EngineBundle) -> dict[str, str]:
+    return dict(sorted(bundle.manifest.files.items()))
+
+
+def _weights_files(name: str) -> dict[str, str]:
+    path = weights_path(name) if name in TASKS and not Path(name).exists() else Path(name)
+    try:
+        return {path.name: sha256(path.read_bytes())}
+    except OSError as error:
+        raise CheckpointError(
+            f"expected the weights file {path}, got '{error.strerror}'; put it back and measure again."
+        ) from error

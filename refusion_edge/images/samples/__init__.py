@@ -1,0 +1,21 @@
+"""The sample pairs that ship with the package; ``examples/render_samples.py`` made them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from refusion_edge.images.pairs import PairPaths, find_pairs
+from refusion_edge.tasks import find_task
+
+
+def sample_paths(task_name: str) -> tuple[PairPaths, ...]:
+    """Files of the sample pairs of a task.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    task = find_task(task_name)
+    # Installed wheels are always unpacked, so the resources are files.
+    folder = Path(str(resources.files(__name__))) / task.name
+    return find_pairs(str(folder / task.folder_a), str(folder / task.folder_b)).pairs

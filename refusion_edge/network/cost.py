@@ -1,0 +1,50 @@
+"""How much arithmetic and how much memory traffic the network needs for a pixel, from the shapes of its parameters.
+
+Nothing is downsampled, so every operation runs once for each pixel of the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS, is_convolution
+
+_PLANE_BYTES = 4
+_FEATURE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What fusing one pixel takes.
+
+    Attributes:
+        flops: Floating-point operations, two for a multiplication with addition: convolutions and the products of attention.
+        least_bytes: Memory traffic if everything between two sums over the whole picture is one pass.
+    """
+
+    flops: float
+    least_bytes: float
+
+
+def work_per_pixel(precision: str) -> Work:
+    """Count the operations and the least traffic of one pixel.
+
+    Operations: each number of a convolution kernel is one multiplication with addition, because there is no stride. Attention
+    over C channels in N heads multiplies each of C rows with C / N columns, once for the scores and once for the values.
+    Norms, activations and softmax are left out; they are less than a tenth.
+
+    Traffic: attention needs sums over the whole picture before anything can be scaled by them, so the features have to be
+    written before such a sum and read after it, and nothing else ever has to. There are as many such points one after the
+    other as attentions on the way from a source to the result. Planes are float32 in every precision.
+
+    Args:
+        precision: That of the features in memory.
+    """
+    multiplications = sum(math.prod(shape) for name, shape in PARAMETERS.items() if is_convolution(name))
+    attentions = [(DIM, 2 * NUM_BLOCKS), (DIM, 2), (2 * DIM, NUM_BLOCKS)]  # encoders, fusion module, decoder
+    multiplications += sum(count * 2 * channels * channels // NUM_HEADS for channels, count in attentions)
+    points = 2 * NUM_BLOCKS + 1
+    # Two sources of DIM channels before the fusion module, one of 2 * DIM after it: the same width all the way.
+    features = points * 2 * (2 * DIM)
+    return Work(2.0 * multiplications, features * _FEATURE_BYTES[precision] + 3.0 * _PLANE_BYTES)

@@ -1,0 +1,98 @@
+"""INT8: which layers it can hold, and the value ranges that were measured for their inputs.
+
+A layer is a convolution, named after its parameter without ``.weight``. Only the dense 3x3 convolutions that fold a 1x1 and a
+depthwise one are quantised: they do nearly all the arithmetic, and depthwise ones gain nothing on tensor cores. The first and
+the last convolutions and everything between the folded ones stay in half precision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from refusion_edge.errors import InputError
+from refusion_edge.network.layouts import pairs
+
+if TYPE_CHECKING:
+    import onnx
+
+Method = Literal["entropy", "percentile", "min-max"]
+METHODS: tuple[Method, ...] = ("entropy", "percentile", "min-max")
+SCHEMA = "refusion-edge/calibration/1"
+
+# Symmetric: -128 is not used, so that a value and its negative are rounded alike.
+LARGEST = 127
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTable:
+    """Value ranges of the inputs of the layers that can be quantised.
+
+    Attributes:
+        method: How the ranges were chosen.
+        ranges: Layer to the largest absolute value that INT8 shall represent.
+        pairs: Number of pairs that were looked at.
+        data_sha256: Hash over their pixels.
+        random: Whether they were random numbers instead of pictures.
+    """
+
+    method: Method
+    ranges: Mapping[str, float]
+    pairs: int
+    data_sha256: str
+    random: bool = False
+
+    def to_json(self) -> str:
+        """Serialise; equal tables give equal text."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_table(text: str, source: str) -> CalibrationTable:
+    """Read a table back.
+
+    Args:
+        text: What ``to_json`` wrote.
+        source: Where it is from, for errors.
+
+    Raises:
+        InputError: It is no such table, or one for other layers.
+    """
+    try:
+        fields = json.loads(text)
+        schema = fields.pop("schema")
+        table = CalibrationTable(**fields)
+        sound = (
+            schema == SCHEMA
+            and table.method in METHODS
+            and set(table.ranges) == set(quantisable_layers())
+            and all(math.isfinite(value) and value > 0 for value in table.ranges.values())
+        )
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"expected a calibration table in {source}, got something else ({error}); calibrate again.") from error
+    if not sound:
+        raise InputError(
+            f"expected ranges of the schema {SCHEMA} for {len(quantisable_layers())} layers in {source}, got others; calibrate "
+            "again."
+        )
+    return table
+
+
+def quantisable_layers() -> tuple[str, ...]:
+    """Names of the layers that can be quantised, in the order of the network."""
+    return tuple(pair.point for pair in pairs())
+
+
+def layer_nodes(model: onnx.ModelProto) -> dict[str, Any]:
+    """Find the convolutions of a model that can be quantised.
+
+    Args:
+        model: A model of the folded form.
+
+    Returns:
+        Layer to its ``Conv`` node.
+    """
+    by_weight = {node.input[1]: node for node in model.graph.node if node.op_type == "Conv"}
+    return {layer: by_weight[f"{layer}.weight"] for layer in quantisable_layers()}

@@ -1,0 +1,39 @@
+"""Reports as one self-contained HTML page: the template engine, and the style that all pages share."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from refusion_edge._optional import require
+from refusion_edge._version import __version__
+
+
+def require_engine() -> None:
+    """Make sure that pages can be made, before the work that would fill one.
+
+    Raises:
+        MissingDependencyError: Jinja is not installed.
+    """
+    require("jinja2", "eval", "an HTML report")
+
+
+def render(package: str, template: str, **values: object) -> str:
+    """Fill a template.
+
+    Args:
+        package: Package that the template lies in.
+        template: Its file name.
+        values: What it speaks of; ``version`` and ``style`` are added.
+
+    Returns:
+        HTML that needs nothing from outside.
+
+    Raises:
+        MissingDependencyError: Jinja is not installed.
+    """
+    jinja2 = require("jinja2", "eval", "an HTML report")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
+    style = resources.files("refusion_edge.report").joinpath("page.css").read_text(encoding="utf-8")
+    html: str = environment.from_string(text).render(version=__version__, style=style, **values)
+    return html

@@ -1,0 +1,242 @@
+"""Frames of a rig to views that lie on one another: lens, crop and homography in one look-up.
+
+The tables are computed once for a rig and a working distance; applying them is one ``cv2.remap`` for each source that
+needs it. Coordinates and directions are those of ``rig``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.errors import RigError
+from refusion_edge.rig.model import Lens, Matrix, Rig, RigSource, SourceName, check_source, distance_text
+
+# Points this much outside the outermost pixel centres still count as seen: what rounding makes of the border.
+_BORDER_PX = 1e-3
+# Points per outline that bound where a lens model holds.
+_OUTLINE_POINTS = 64
+_NOWHERE = -1e4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceWarp:
+    """How frames of one source become the base view.
+
+    Attributes:
+        name: Name of the source, for messages.
+        size_wh: Width and height of the frames.
+        view_size_wh: Width and height of the base view.
+        left_top: Where the view starts in the frame, if it is only cut out.
+        reduction: Whole factor by which frames are averaged down first, so that fine detail does not alias.
+        tables: Columns and rows to look up in the reduced frame, (H, W) float32 each, or None to cut out. ``cv2.remap`` is
+            faster with them than with fixed-point ones, and from OpenCV 5 on exact instead of right to 1/64 pixel.
+        mask: (H, W) bool of the base view, True where the frame has pixels.
+    """
+
+    name: SourceName
+    size_wh: tuple[int, int]
+    view_size_wh: tuple[int, int]
+    left_top: tuple[int, int]
+    reduction: int
+    tables: tuple[Float32Array, Float32Array] | None
+    mask: NDArray[np.bool_]
+
+    def apply(self, frame: Array, out: Array | None = None) -> Array:
+        """Turn a frame into the base view.
+
+        Args:
+            frame: (H, W) or (H, W, C); uint8, uint16 or float32, of the size of the rig.
+            out: Buffer for the result, owned by the caller, or None for new memory.
+
+        Returns:
+            The view, same dtype and channels; ``out`` if it was given. 0 where the frame has no pixels. A view that is
+            only cut out shares memory with ``frame`` unless ``out`` is given.
+
+        Raises:
+            RigError: The frame has another size than the rig was made for.
+        """
+        width, height = self.size_wh
+        if frame.shape[:2] != (height, width):
+            raise RigError(
+                f"expected {self.name} frames of {width}x{height} as in the rig, got {frame.shape[1]}x{frame.shape[0]}; set "
+                "the camera to that size or run refusion-edge align again."
+            )
+        if self.tables is None:
+            (left, top), (view_width, view_height) = self.left_top, self.view_size_wh
+            view = frame[top : top + view_height, left : left + view_width]
+            if out is None:
+                return view
+            np.copyto(out, view)
+            return out
+        if self.reduction > 1:
+            frame = _reduce(frame, self.reduction)
+        warped: Array = cv2.remap(frame, *self.tables, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        return warped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RigWarp:
+    """How frames of both sources become views that lie on one another.
+
+    Attributes:
+        ir: Warp of infrared frames.
+        vis: Warp of visible frames.
+        mask: (H, W) bool of the base view, True where both sources have pixels.
+    """
+
+    ir: SourceWarp
+    vis: SourceWarp
+    mask: NDArray[np.bool_]
+
+    def apply(self, ir: Array, vis: Array) -> tuple[Array, Array]:
+        """Turn two frames into views of one size, see ``SourceWarp.apply``.
+
+        Raises:
+            RigError: A frame has another size than the rig was made for.
+        """
+        return self.ir.apply(ir), self.vis.apply(vis)
+
+
+def make_warp(rig: Rig, distance_m: float | None = None, *, correction: Matrix | None = None) -> RigWarp:
+    """Compute the tables of a rig at a working distance.
+
+    Args:
+        rig: The rig.
+        distance_m: Working distance in metres; None for the only or the farthest one of the rig.
+        correction: Point of the base view to the one that the rig's homography is asked for instead, (3, 3), as online
+            refinement finds it; none for the rig as it is.
+
+    Raises:
+        RigError: The rig was not aligned for this distance, or its homography puts the horizon of the moving source into
+            the base view or no pixel of it there.
+    """
+    homography = rig.homography(distance_m)
+    if correction is not None:
+        homography = homography @ correction
+    width, height = rig.view_size_wh
+    _check_horizon(homography, width, height)
+    identity = np.eye(3)
+    warps = {
+        name: _source_warp(name, rig.source(name), identity if name == rig.base else homography, rig.view_size_wh)
+        for name in (rig.base, rig.moving)
+    }
+    mask = warps["ir"].mask & warps["vis"].mask
+    if not mask.any():
+        distance = distance_text(distance_m)
+        raise RigError(f"expected views that overlap at the working distance ({distance}), got none in common; align again.")
+    return RigWarp(warps["ir"], warps["vis"], mask)
+
+
+def make_view(name: SourceName, source: RigSource) -> SourceWarp:
+    """Compute how frames of one source become its own view: lens removed, then cropped.
+
+    Raises:
+        RigError: The size, crop or lens of the source cannot be.
+    """
+    check_source(name, source)
+    return _source_warp(name, source, np.eye(3), source.view_xywh[2:])
+
+
+def warp_points(homography: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take points through a homography.
+
+    Args:
+        homography: (3, 3).
+        points: (N, 2) as (x, y).
+
+    Returns:
+        (N, 2); infinite or NaN on the horizon.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mapped = np.column_stack((points, np.ones(len(points)))) @ homography.T
+        result: NDArray[np.float64] = mapped[:, :2] / mapped[:, 2:]
+    return result
+
+
+def _source_warp(name: SourceName, source: RigSource, homography: Matrix, view_size_wh: tuple[int, int]) -> SourceWarp:
+    left, top, own_width, own_height = source.view_xywh
+    width, height = view_size_wh
+    if source.lens is None and own_width >= width and own_height >= height and np.array_equal(homography, np.eye(3)):
+        return SourceWarp(name, source.size_wh, view_size_wh, (left, top), 1, None, np.ones((height, width), np.bool_))
+    x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
+    straight = warp_points(homography, np.column_stack((x.ravel(), y.ravel()))) + np.array([left, top])
+    # What the crop hides stays hidden.
+    seen = _inside(straight, left, top, own_width, own_height)
+    points = straight
+    if source.lens is not None:
+        points, holds = _distort(source.lens, straight, source.size_wh)
+        seen &= holds & _inside(points, 0, 0, *source.size_wh)
+    reduction = _reduction(points.reshape(height, width, 2), seen.reshape(height, width))
+    # The centre of a reduced pixel is the mean of the centres of those it was made of. At the border, and where no whole
+    # block was left, the outermost pixel goes on; what is not seen goes far outside, where the look-up gives 0.
+    reduced = ((points + 0.5) / reduction - 0.5).clip(0, np.array(source.size_wh) // reduction - 1)
+    reduced[~seen] = _NOWHERE
+    columns, rows = (reduced[:, axis].reshape(height, width).astype(np.float32) for axis in (0, 1))
+    return SourceWarp(name, source.size_wh, view_size_wh, (left, top), reduction, (columns, rows), seen.reshape(height, width))
+
+
+def _inside(points: NDArray[np.float64], left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
+    x, y = points[:, 0] - left, points[:, 1] - top
+    inside: NDArray[np.bool_] = (x >= -_BORDER_PX) & (y >= -_BORDER_PX)
+    inside &= (x <= width - 1 + _BORDER_PX) & (y <= height - 1 + _BORDER_PX)
+    return inside
+
+
+def _distort(
+    lens: Lens, straight: NDArray[np.float64], size_wh: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Where points of the straight frame are in the frame, and whether the lens model was fitted there.
+
+    Polynomials fold back far outside the field they were fitted to, so only rays that the frame's outline bounds count.
+    """
+    matrix, coefficients = lens.matrix, np.array(lens.distortion)
+    rays = (straight - lens.centre_px) / lens.focal_px
+    outline = _outline(*size_wh)
+    if lens.model == "fisheye":
+        coefficients = coefficients if coefficients.size else np.zeros(4)
+        points = cv2.fisheye.distortPoints(rays[:, None], matrix, coefficients)
+        bound = cv2.fisheye.undistortPoints(outline[:, None], matrix, coefficients)
+    else:
+        cubes = np.column_stack((rays, np.ones(len(rays))))
+        points, _ = cv2.projectPoints(cubes, np.zeros(3), np.zeros(3), matrix, coefficients)
+        bound = cv2.undistortPoints(outline[:, None], matrix, coefficients)
+    radius = np.linalg.norm(bound.reshape(-1, 2), axis=1).max()
+    holds: NDArray[np.bool_] = np.linalg.norm(rays, axis=1) <= radius * (1 + 1e-6)
+    return points.reshape(-1, 2).astype(np.float64), holds
+
+
+def _outline(width: int, height: int) -> NDArray[np.float64]:
+    x, y = np.linspace(0, width - 1, _OUTLINE_POINTS), np.linspace(0, height - 1, _OUTLINE_POINTS)
+    sides = [(x, np.zeros_like(x)), (x, np.full_like(x, height - 1)), (np.zeros_like(y), y), (np.full_like(y, width - 1), y)]
+    return np.concatenate([np.column_stack(side) for side in sides])
+
+
+def _reduction(points: NDArray[np.float64], seen: NDArray[np.bool_]) -> int:
+    """Whole number of source pixels per pixel of the view, at least 1: the median over what is seen."""
+    if not seen.any():
+        return 1
+    across = np.linalg.norm(np.diff(points, axis=1), axis=2)[:-1]
+    down = np.linalg.norm(np.diff(points, axis=0), axis=2)[:, :-1]
+    both: Float32Array = np.minimum(across, down)[seen[:-1, :-1]]
+    return max(1, int(np.median(both) + 0.05)) if both.size else 1
+
+
+def _reduce(frame: Array, factor: int) -> Array:
+    """Average blocks of ``factor`` by ``factor`` pixels; what does not fill a block at the right and below is left out."""
+    height, width = (side // factor for side in frame.shape[:2])
+    reduced: Array = cv2.resize(frame[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
+    return reduced
+
+
+def _check_horizon(homography: Matrix, width: int, height: int) -> None:
+    corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], np.float64)
+    depth = corners @ homography[2]
+    if depth.min() * depth.max() <= 0:
+        raise RigError(
+            "expected a homography whose horizon is outside the base view, got one that crosses it; align again or correct it."
+        )

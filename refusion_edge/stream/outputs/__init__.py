@@ -1,0 +1,1 @@
+"""Where fused frames go: window, browser, video, RTSP, image folder, recording."""

@@ -1,0 +1,179 @@
+"""Raw pairs on disk, and their replay: the same frames in the same order give the same pairs and the same pictures.
+
+A recording is a folder: ``recording.json`` (how it was paired), ``frames.csv`` (all frames in the order in which they
+arrived), ``pairs.csv`` (pairs that were not shown, as the engine was busy), and the folders ``ir`` and ``vis`` with lossless
+PNG files and their own ``frames.csv``, so that each of them is a source of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from typing_extensions import Self
+
+from refusion_edge.errors import InputError, OutputError
+from refusion_edge.files import output_error, write_atomically
+from refusion_edge.images.io import read_image
+from refusion_edge.stream.frames import SIDES, Frame, Side
+from refusion_edge.stream.outputs.sinks import DiskWatch
+from refusion_edge.stream.sources.folders import TIMES_NAME
+
+SCHEMA = "refusion-edge/recording/1"
+_FRAME_COLUMNS = ("side", "file", "index", "time_ns", "arrived_ns", "unchanged_since_ns")
+# Lossless either way; the fastest setting is within a tenth of the size of the default for noisy pictures.
+_PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PairFate:
+    """A pair that was made and not shown.
+
+    Attributes:
+        number: Number of the pair.
+    """
+
+    number: int
+
+
+class Recorder:
+    """Writes a recording. One instance, one thread; every row is on disk before the next frame is taken.
+
+    Args:
+        folder: Where; it must not hold a recording yet.
+        settings: How frames are paired, for ``recording.json``.
+
+    Raises:
+        OutputError: The folder holds something, or cannot be made.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._files: dict[str, IO[str]] = {}
+        self._count = dict.fromkeys(SIDES, 0)
+        self._disk = DiskWatch(folder)
+
+    def __enter__(self) -> Self:
+        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
+            raise OutputError(f"expected a new or empty folder for the recording, got {self._folder}; choose another name.")
+        try:
+            for side in SIDES:
+                (self._folder / side).mkdir(parents=True, exist_ok=True)
+            document = {"schema": SCHEMA, **self._settings}
+            write_atomically(self._folder / "recording.json", (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+            self._start(TIMES_NAME, _FRAME_COLUMNS)
+            self._start("pairs.csv", ("not_shown",))
+            for side in SIDES:
+                self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def write(self, item: Frame | PairFate) -> None:
+        """Keep a frame, or the fate of a pair.
+
+        Raises:
+            OutputError: The disk is full or cannot be written; what was recorded stays whole.
+        """
+        try:
+            self._disk.check()
+            if isinstance(item, PairFate):
+                self._append("pairs.csv", (item.number,))
+                return
+            name = f"{self._count[item.side]:06d}.png"
+            encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
+            if not encoded or item.image.dtype not in (np.uint8, np.uint16):
+                raise OutputError(f"expected 8-bit or 16-bit frames to record, got {item.image.dtype}; record another source.")
+            (self._folder / item.side / name).write_bytes(data.tobytes())
+            self._count[item.side] += 1
+            row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns)
+            self._append(f"{item.side}/{TIMES_NAME}", (name, item.time_ns))
+            self._append(TIMES_NAME, (item.side, name, *row))
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
+
+    def _start(self, name: str, columns: tuple[str, ...]) -> None:
+        self._files[name] = (self._folder / name).open("w", newline="")
+        self._append(name, columns)
+
+    def _append(self, name: str, row: tuple[object, ...]) -> None:
+        file = self._files[name]
+        csv.writer(file, lineterminator="\n").writerow(row)
+        file.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recording that was read.
+
+    Attributes:
+        folder: Where it is.
+        settings: How its frames were paired, as in ``recording.json``.
+        rows: Frames in the order in which they arrived, as the columns of ``frames.csv``.
+        not_shown: Numbers of the pairs that were not shown.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    rows: tuple[tuple[Side, str, int, int, int, int], ...]
+    not_shown: frozenset[int]
+
+    def read(self, number: int) -> Frame:
+        """Read one frame by its place in ``rows``.
+
+        Raises:
+            InputError: Its picture is missing or damaged.
+        """
+        side, name, index, time_ns, arrived_ns, unchanged_since_ns = self.rows[number]
+        image = read_image(self.folder / side / name)
+        picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+        return Frame(side, picture, index, time_ns, arrived_ns, unchanged_since_ns)
+
+
+def read_recording(folder: Path) -> Recording:
+    """Read everything but the pictures of a recording. A last row that breaks off, as a crash leaves it, is left out.
+
+    Raises:
+        InputError: It is no recording, or a damaged one.
+    """
+    path = folder / "recording.json"
+    if not path.is_file():
+        raise InputError(f"expected a recording of 'stream --record' in {folder}, got no {path.name}; check the path.")
+    try:
+        settings = json.loads(path.read_text())
+        if settings.get("schema") != SCHEMA:
+            raise InputError(f"expected the schema {SCHEMA} in {path}, got '{settings.get('schema')}'; record it again.")
+        rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, len(_FRAME_COLUMNS)))
+        not_shown = frozenset(int(row[0]) for row in _rows(folder / "pairs.csv", 1))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"expected a whole recording in {folder}, got '{error}'; record it again.") from error
+    if not rows:
+        raise InputError(f"expected frames in the recording {folder}, got none; record it again.")
+    return Recording(folder, settings, rows, not_shown)
+
+
+def _rows(path: Path, columns: int) -> list[list[str]]:
+    with path.open(newline="") as file:
+        lines = file.read().split("\n")[1:]
+    return [row for row in csv.reader(lines[:-1]) if len(row) == columns]
+
+
+def _read_row(row: list[str]) -> tuple[Side, str, int, int, int, int]:
+    side: Side = "ir" if row[0] == "ir" else "vis"
+    if row[0] != side or Path(row[1]).name != row[1]:
+        raise ValueError(f"a row that starts with {row[0]}, {row[1]}")
+    index, time_ns, arrived_ns, unchanged_since_ns = (int(text) for text in row[2:])
+    return side, row[1], index, time_ns, arrived_ns, unchanged_since_ns

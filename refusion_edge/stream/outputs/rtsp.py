@@ -1,0 +1,100 @@
+"""RTSP output: a real server, GStreamer's, in a process of the system's Python.
+
+The server (``rtsp_server.py``) reads raw pictures from a pipe, see ``system_python``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import unquote, urlsplit
+
+import cv2
+import numpy as np
+from typing_extensions import Self
+
+from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
+from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.sources.captures import as_picture
+from refusion_edge.stream.system_python import Program, end, first_line, send, start
+from refusion_edge.stream.uri import Uri, host_and_port
+
+_PACKAGES = (
+    "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
+)
+_DEFAULT_PORT = 8554
+_START_S = 15.0
+_NEEDS_PACKAGES, _PORT_IN_USE = 3, 4
+
+
+class RtspSink:
+    """Serves the fused pictures as H.264 by RTSP. Implements ``Sink``.
+
+    Args:
+        uri: ``rtsp://[USER:PASSWORD@][HOST]:PORT/PATH``; 127.0.0.1 where there is no host, 8554 where there is no port.
+        rate_hz: Nominal pictures per second.
+        announce: Called with the address of the stream.
+    """
+
+    capacity, lossless = 1, False
+
+    def __init__(self, uri: Uri, *, rate_hz: float | None, announce: Callable[[str], object] = lambda _text: None) -> None:
+        self.name = str(uri)
+        self._host, self._port = host_and_port(uri, "127.0.0.1", _DEFAULT_PORT)
+        parts = urlsplit(uri.text)
+        self._path = parts.path if len(parts.path) > 1 else "/fused"
+        self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+        if self._credentials is not None and not all(self._credentials):
+            raise UsageError(f"expected rtsp://USER:PASSWORD@HOST:PORT/PATH, got a user without a password in {uri}.")
+        self._rate_hz = max(1, round(rate_hz or 30))
+        self._announce = announce
+        self._process: Program | None = None
+        self._size_wh = (0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None:
+            end(self._process)
+            self._process = None
+
+    def write(self, frame: FusedFrame) -> None:
+        """See ``Sink.write``; the first picture starts the server, as it needs its size."""
+        picture = as_picture(frame.image)
+        # H.264 in 4:2:0 has even sides.
+        even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
+        if self._process is None:
+            self._size_wh = (even.shape[1], even.shape[0])
+            self._process = self._start()
+        if (even.shape[1], even.shape[0]) != self._size_wh:
+            even = cv2.resize(even, self._size_wh, interpolation=cv2.INTER_AREA)
+        try:
+            send(self._process, np.ascontiguousarray(even).data)
+        except OSError as error:
+            code = end(self._process)
+            self._process = None
+            raise OutputError(
+                f"expected the server of {self.name} to run, got an end with code {code}; start it again."
+            ) from error
+
+    def _start(self) -> Program:
+        words = [self._host, str(self._port), self._path, *map(str, self._size_wh), str(self._rate_hz)]
+        secrets: dict[str, str] = {}
+        if self._credentials is not None:
+            secrets["REFUSION_EDGE_RTSP_USER"], secrets["REFUSION_EDGE_RTSP_PASSWORD"] = self._credentials
+        try:
+            process = start("outputs/rtsp_server.py", words, secrets)
+        except OSError as error:
+            raise MissingDependencyError(
+                f"{self.name} needs the system's Python ({error}); run: apt install {_PACKAGES}."
+            ) from error
+        answer = first_line(process, _START_S)
+        if answer == "ready":
+            self._announce(f"RTSP stream: rtsp://{self._host}:{self._port}{self._path}")
+            return process
+        code = end(process)
+        if code == _PORT_IN_USE:
+            raise OutputError(f"expected port {self._port} to be free for {self.name}, got one in use; choose another.")
+        if code == _NEEDS_PACKAGES or "needs" in answer:
+            raise MissingDependencyError(f"{self.name} needs GStreamer's RTSP server ({answer}); run: apt install {_PACKAGES}.")
+        raise OutputError(f"expected the server of {self.name} to start within {_START_S:g} s, got '{answer}'; try again.")

@@ -1,0 +1,365 @@
+"""The browser view: one page with both cameras and the fused picture, live figures, and endpoints for fleets.
+
+The server runs in a thread of its own. Pictures are encoded once, only while somebody watches, and every viewer gets the
+newest one when it has taken the one before: a slow viewer, or a hundred of them, never make the pipeline wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import json
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from importlib import resources
+from typing import Any
+
+import cv2
+from typing_extensions import Self
+
+from refusion_edge._optional import require
+from refusion_edge.arrays import Array
+from refusion_edge.errors import BackendError, OutputError, StreamError, UsageError
+from refusion_edge.rig.model import POLARITIES
+from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.outputs.prometheus import to_prometheus
+from refusion_edge.stream.picture.gain import ThermalGain
+from refusion_edge.stream.statistics import Statistics
+from refusion_edge.stream.uri import Uri, host_and_port, read_options
+
+PICTURES = ("fused", "ir", "vis")
+
+_DEFAULT_PORT = 8080
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_MOST_VIEWERS = 64
+_JPEG_QUALITY = 82
+_FIGURES_EVERY_S = 0.5
+_START_S = _STOP_S = 5.0
+_COOKIE = "refusion_edge_token"
+_PAGE_FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class ViewSink:
+    """Serves the stream to browsers. Implements ``Sink``.
+
+    ``/`` is the page, ``/ws`` what it listens to, ``/fused.mjpg`` a plain Motion JPEG, ``/status.json`` the report so far,
+    ``/metrics`` the same for Prometheus.
+
+    Args:
+        uri: ``view://HOST:PORT``; 127.0.0.1 and 8080 where they are left out, port 0 for any free one.
+        statistics: Figures to show.
+        gain: Its polarity can be switched from the page.
+        token: What viewers have to give; made up if None and the address is not this machine only.
+        announce: Called with the address of the page.
+
+    Attributes:
+        address: Host and port that are bound, once it was entered.
+    """
+
+    capacity, lossless = 1, False
+
+    def __init__(
+        self,
+        uri: Uri,
+        statistics: Statistics,
+        gain: ThermalGain,
+        *,
+        token: str | None = None,
+        announce: Callable[[str], object] = lambda _text: None,
+    ) -> None:
+        self.name = str(uri)
+        read_options(uri, ())
+        self._host, self._port = host_and_port(uri, "127.0.0.1", _DEFAULT_PORT)
+        self._local = self._host in _LOOPBACK
+        self._token = token or (None if self._local else secrets.token_urlsafe(16))
+        self._announce = announce
+        self._statistics, self._gain = statistics, gain
+        self._web = require("aiohttp.web", "stream", "the browser view")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready, self._stopped = threading.Event(), threading.Event()
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._wanted: dict[int, frozenset[str]] = {}
+        self._parts: dict[str, bytes] = {}
+        self._header: dict[str, Any] = {}
+        self._news = asyncio.Condition()
+        self._number = 0
+        self._ending = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._figures: dict[str, Any] = {}
+        self._figures_s = 0.0
+        self.address = (self._host, self._port)
+
+    def __enter__(self) -> Self:
+        listening = self._bind()
+        self.address = listening.getsockname()[:2]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, args=(self._loop, listening), name="view", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_START_S) or self._failure is not None:
+            raise StreamError(f"expected the browser view to start within {_START_S:g} s, got '{self._failure}'; try again.")
+        host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
+        token = f"/?token={self._token}" if self._token else "/"
+        self._announce(f"browser view: http://{host}:{self.address[1]}{token}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._thread is not None and self._loop is not None:
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._spawn, self._stop())
+            self._thread.join(_STOP_S)
+
+    def write(self, frame: FusedFrame) -> None:
+        """See ``Sink.write``. Costs nothing while nobody watches."""
+        wanted = frozenset().union(*self._wanted.copy().values())
+        if not wanted:
+            return
+        parts = {name: _jpeg(picture) for name in wanted if (picture := _picture(frame, name)) is not None}
+        header = {
+            "number": frame.number,
+            "mode": frame.mode,
+            "marks": list(frame.marks),
+            "skew_ms": None if frame.skew_ns is None else frame.skew_ns / MS,
+            "width": frame.image.shape[1],
+            "height": frame.image.shape[0],
+            "polarity": self._gain.polarity,
+            "figures": self._current_figures(),
+        }
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._spawn, self._publish(header, parts))
+
+    def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((self._host, self._port))
+        except OSError as error:
+            listening.close()
+            if error.errno == errno.EADDRINUSE:
+                raise OutputError(
+                    f"expected port {self._port} to be free for the browser view, got one in use; choose another with "
+                    f"-o view://{self._host}:{self._port + 1}."
+                ) from error
+            raise OutputError(
+                f"expected to listen on {self._host}:{self._port}, got '{error.strerror}'; choose another."
+            ) from error
+        except (UnicodeError, OverflowError) as error:
+            listening.close()
+            raise UsageError(f"expected an address of this machine in {self.name}, got another text; correct it.") from error
+        return listening
+
+    # In the thread of the server
+
+    def _serve(self, loop: asyncio.AbstractEventLoop, listening: socket.socket) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._run(listening))
+        except Exception as error:
+            self._failure = error
+            self._ready.set()
+        finally:
+            loop.close()
+
+    async def _run(self, listening: socket.socket) -> None:
+        web = self._web
+
+        async def guard(request: Any, handler: Any) -> Any:
+            return await self._guard(request, handler)
+
+        application = web.Application(middlewares=[web.middleware(guard)])
+        for path in _PAGE_FILES:
+            application.router.add_get(path, self._file)
+        application.router.add_get("/ws", self._socket)
+        application.router.add_get("/fused.mjpg", self._motion_jpeg)
+        application.router.add_get("/status.json", self._status)
+        application.router.add_get("/metrics", self._prometheus)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+        self._ready.set()
+        async with self._news:
+            await self._news.wait_for(lambda: self._ending)
+        await runner.cleanup()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        # A task that nobody refers to may be collected before it ran.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self) -> None:
+        self._ending = True
+        await self._wake()
+
+    async def _wake(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _publish(self, header: dict[str, Any], parts: dict[str, bytes]) -> None:
+        self._header, self._parts = header, parts
+        self._number += 1
+        await self._wake()
+
+    async def _next(self, seen: int) -> int:
+        async with self._news:
+            await self._news.wait_for(lambda: self._number > seen or self._ending)
+        return self._number
+
+    async def _guard(self, request: Any, handler: Any) -> Any:
+        """Let in who may: with the token where there is one, and never a foreign page that guessed the address."""
+        web = self._web
+        if self._local and request.url.host not in _LOOPBACK:
+            raise web.HTTPForbidden(text="this view is bound to this machine only; open it as http://127.0.0.1\n")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != request.host:
+            raise web.HTTPForbidden(text="another site may not use this view\n")
+        if self._token is not None and not hmac.compare_digest(self._given_token(request).encode(), self._token.encode()):
+            raise web.HTTPUnauthorized(
+                text="this view needs the token that the stream printed: add ?token=... to the address\n"
+            )
+        response = await handler(request)
+        if self._token is not None and "token" in request.query and not response.prepared:
+            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="Strict")
+        return response
+
+    def _given_token(self, request: Any) -> str:
+        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return str(request.query.get("token") or bearer or request.cookies.get(_COOKIE, ""))
+
+    async def _file(self, request: Any) -> Any:
+        name, kind = _PAGE_FILES[request.path]
+        text = resources.files("refusion_edge.stream.outputs").joinpath("page", name).read_text("utf-8")
+        return self._web.Response(text=text, content_type=kind, headers=_HEADERS)
+
+    async def _status(self, _request: Any) -> Any:
+        snapshot = await asyncio.to_thread(self._statistics.snapshot)
+        return self._web.json_response(
+            {"schema": "refusion-edge/stream-status/1", "viewers": len(self._wanted), **snapshot}, headers=_HEADERS
+        )
+
+    async def _prometheus(self, _request: Any) -> Any:
+        snapshot = await asyncio.to_thread(self._statistics.snapshot)
+        return self._web.Response(
+            text=to_prometheus(snapshot, viewers=len(self._wanted)), content_type="text/plain", headers=_HEADERS
+        )
+
+    async def _socket(self, request: Any) -> Any:
+        self._check_room()
+        answer = self._web.WebSocketResponse(heartbeat=10.0, max_msg_size=4096, compress=False)
+        await answer.prepare(request)
+        viewer = id(answer)
+        self._wanted[viewer] = frozenset({"fused"})
+        sender = asyncio.create_task(self._send_pictures(answer, viewer))
+        try:
+            async for message in answer:
+                if message.type == self._web.WSMsgType.TEXT:
+                    self._obey(viewer, message.data)
+        finally:
+            del self._wanted[viewer]
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+        return answer
+
+    async def _send_pictures(self, answer: Any, viewer: int) -> None:
+        seen = self._number
+        while not answer.closed:
+            seen = await self._next(seen)
+            if self._ending:
+                await answer.close(message=b"the stream has ended")
+                return
+            names = [name for name in PICTURES if name in self._wanted[viewer] and name in self._parts]
+            header = {**self._header, "pictures": {name: len(self._parts[name]) for name in names}}
+            text = json.dumps(header, allow_nan=False).encode()
+            await answer.send_bytes(b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names))))
+
+    def _obey(self, viewer: int, text: str) -> None:
+        """Take what the page asks for: which pictures, which polarity. Anything else is ignored."""
+        try:
+            asked = json.loads(text)
+        except ValueError:
+            return
+        if not isinstance(asked, Mapping):
+            return
+        wanted = asked.get("pictures")
+        if isinstance(wanted, list):
+            self._wanted[viewer] = frozenset(name for name in PICTURES if name in wanted)
+        for polarity in POLARITIES:
+            if asked.get("polarity") == polarity:
+                self._gain.polarity = polarity
+
+    async def _motion_jpeg(self, request: Any) -> Any:
+        self._check_room()
+        answer = self._web.StreamResponse(headers={**_HEADERS, "Content-Type": "multipart/x-mixed-replace; boundary=picture"})
+        await answer.prepare(request)
+        viewer, seen = id(answer), self._number
+        self._wanted[viewer] = frozenset({"fused"})
+        try:
+            while not self._ending:
+                seen = await self._next(seen)
+                part = self._parts.get("fused")
+                if part is not None and not self._ending:
+                    head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n"
+                    await answer.write(head.encode() + part + b"\r\n")
+        except ConnectionResetError:
+            pass
+        finally:
+            del self._wanted[viewer]
+        return answer
+
+    def _check_room(self) -> None:
+        if len(self._wanted) >= _MOST_VIEWERS:
+            raise self._web.HTTPServiceUnavailable(text=f"{_MOST_VIEWERS} viewers are watching, which is the limit\n")
+
+    def _current_figures(self) -> dict[str, Any]:
+        now_s = time.monotonic()
+        if now_s - self._figures_s >= _FIGURES_EVERY_S:
+            self._figures_s = now_s
+            snapshot = self._statistics.snapshot()
+            self._figures = {
+                "rate_hz": snapshot["pairs"]["rate_hz"],
+                "age": {key: snapshot["stages"]["age"][key] for key in ("p50_ms", "p99_ms")},
+                "infer_ms": snapshot["stages"]["infer"]["p50_ms"],
+                "misregistration_px": snapshot["skew"]["misregistration_px"]["p95"],
+                "refined_px": None if snapshot["refinement"] is None else snapshot["refinement"]["correction_px"],
+                "not_shown": sum(snapshot["pairs"]["drops"].values()),
+                "viewers": len(self._wanted),
+                "cameras": {
+                    side: {
+                        "rate_hz": camera["rate_hz"],
+                        "dropped": sum(camera["drops"].values()),
+                        "freezes": camera["freezes"],
+                        "state": camera["state"],
+                    }
+                    for side, camera in snapshot["cameras"].items()
+                },
+            }
+        return self._figures
+
+
+def _picture(frame: FusedFrame, name: str) -> Array | None:
+    if name == "ir":
+        return None if frame.ir is None else (frame.ir * 255 + 0.5).astype("uint8")
+    return frame.image if name == "fused" else frame.vis
+
+
+def _jpeg(picture: Array) -> bytes:
+    encoded, data = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+    if not encoded:
+        raise BackendError(f"expected an OpenCV that writes JPEG, got none for {picture.shape}; install opencv-python.")
+    return data.tobytes()

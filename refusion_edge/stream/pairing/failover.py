@@ -1,0 +1,140 @@
+"""Which frames are shown together, and what happens while one camera is lost or frozen.
+
+``Matcher`` knows no clock but the arrival times that frames carry, so that a replay of the same frames takes the same
+decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from refusion_edge.stream.frames import SECOND, SIDES, Frame, Pair, Side, other
+from refusion_edge.stream.pairing.pairer import Outcome, Pairer
+
+FROZEN_TOO_LONG = "content frozen beyond the limit"
+OTHER_SIZE = "size changed from that of the rig"
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When one camera goes on alone.
+
+    Attributes:
+        lost_after_ns: A camera without frames for so long is lost.
+        frozen_after_ns: An infrared camera whose content has not changed for so long counts as lost.
+    """
+
+    lost_after_ns: int = SECOND
+    frozen_after_ns: int = 2 * SECOND
+
+
+class Matcher:
+    """Pairs frames while both cameras deliver, and passes one on alone while the other is lost.
+
+    Args:
+        pairer: Pairs the frames of two cameras.
+        limits: When one camera goes on alone; None for sources that cannot be lost, such as files.
+        sizes_wh: Sizes that a rig was made for. A camera that had its size once and changes it is passed over until it has it
+            again; one that never had it is left to whoever uses the pair.
+
+    Attributes:
+        lost: Cameras that are lost now.
+        used: Frames of each camera that came into at least one pair.
+        faults: Cameras that are passed over although they deliver, and why, in words.
+    """
+
+    def __init__(self, pairer: Pairer, limits: Limits | None, sizes_wh: Mapping[Side, Size] | None = None) -> None:
+        self.pairer = pairer
+        self.lost: set[Side] = set()
+        self.used: dict[Side, int] = dict.fromkeys(SIDES, 0)
+        self.faults: dict[Side, str] = {}
+        self._limits = limits
+        self._sizes_wh = dict(sizes_wh or {})
+        self._fitted: set[Side] = set()
+        self._seen_ns: dict[Side, int | None] = dict.fromkeys(SIDES)
+        self._last_used: dict[Side, Frame | None] = dict.fromkeys(SIDES)
+        self._number = 0
+
+    def push(self, frame: Frame) -> Outcome:
+        """Take one more frame of either camera, in the order of arrival."""
+        if self._has_other_size(frame):
+            return self._pass_over(frame)
+        self.faults.pop(frame.side, None)
+        if self._limits is None:
+            self.lost.discard(frame.side)
+            return self._numbered(self._push(frame, Outcome()))
+        if frame.side == "ir" and frame.stale_ns > self._limits.frozen_after_ns:
+            return Outcome(dropped=((frame, FROZEN_TOO_LONG),))
+        before = self._lose(other(frame.side), frame.arrived_ns)
+        self._seen_ns[frame.side] = frame.arrived_ns
+        self.lost.discard(frame.side)
+        return self._numbered(self._push(frame, before))
+
+    def flush(self) -> Outcome:
+        """Decide on everything that still waits, as nothing more will come."""
+        return self._numbered(self.pairer.flush())
+
+    def _push(self, frame: Frame, before: Outcome) -> Outcome:
+        """Pair a frame, or pass it on alone; ``before`` was decided just before it."""
+        if other(frame.side) in self.lost:
+            return Outcome((*before.pairs, self._alone(frame)), before.dropped)
+        outcome = self.pairer.push(frame)
+        return Outcome((*before.pairs, *outcome.pairs), (*before.dropped, *outcome.dropped))
+
+    def _has_other_size(self, frame: Frame) -> bool:
+        wanted_wh = self._sizes_wh.get(frame.side)
+        if wanted_wh is None or frame.size_wh == wanted_wh:
+            self._fitted.add(frame.side)
+            return False
+        return frame.side in self._fitted
+
+    def _pass_over(self, frame: Frame) -> Outcome:
+        """Go on without a camera whose frames the rig does not fit any more."""
+        side = frame.side
+        (width, height), wanted_wh = frame.size_wh, self._sizes_wh[side]
+        self.faults[side] = f"{width}x{height} instead of {wanted_wh[0]}x{wanted_wh[1]}"
+        self._seen_ns[side] = frame.arrived_ns
+        if side in self.lost:
+            return Outcome(dropped=((frame, OTHER_SIZE),))
+        self.lost.add(side)
+        before = self._numbered(self.pairer.forget(side))
+        # What waited for this frame goes on alone; what is older than the last pair has had its chance.
+        last = self._last_used[other(side)]
+        waited = [
+            left for left, _ in before.dropped if left.side != side and (last is None or left.time_ns > last.time_ns)
+        ]  # fmt: skip
+        alone = self._numbered(Outcome(tuple(self._alone(left) for left in waited)))
+        dropped = tuple(each for each in before.dropped if each[0] not in waited)
+        return Outcome((*before.pairs, *alone.pairs), (*dropped, (frame, OTHER_SIZE)))
+
+    def _alone(self, frame: Frame) -> Pair:
+        ir, vis = (frame, None) if frame.side == "ir" else (None, frame)
+        return Pair(0, ir, vis, fault=self.faults.get(other(frame.side), ""))
+
+    def _lose(self, side: Side, now_ns: int) -> Outcome:
+        assert self._limits is not None
+        seen_ns = self._seen_ns[side]
+        if seen_ns is None:
+            self._seen_ns[side] = now_ns  # it has had no chance yet
+            return Outcome()
+        if now_ns - seen_ns <= self._limits.lost_after_ns:
+            return Outcome()
+        self.faults.pop(side, None)  # a camera that went silent is lost, whatever it was before
+        if side in self.lost:
+            return Outcome()
+        self.lost.add(side)
+        return self.pairer.forget(side)
+
+    def _numbered(self, outcome: Outcome) -> Outcome:
+        pairs = []
+        for pair in outcome.pairs:
+            pairs.append(replace(pair, number=self._number))
+            self._number += 1
+            for frame in (pair.ir, pair.vis):
+                if frame is not None and frame is not self._last_used[frame.side]:
+                    self.used[frame.side] += 1
+                    self._last_used[frame.side] = frame
+        return Outcome(tuple(pairs), outcome.dropped)

@@ -1,0 +1,1 @@
+"""From a pair of frames to a fused image: thermal gain, warp, color, output range."""

@@ -1,0 +1,55 @@
+"""The range of the fused video: stretched like single pictures, but steady over time."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+
+from refusion_edge.arrays import Float32Array, Uint8Array
+from refusion_edge.errors import UsageError
+from refusion_edge.stream.picture.smoothing import SmoothedRange, inner_range
+
+VideoRange = Literal["smooth", "stretch", "fixed"]
+VIDEO_RANGES: tuple[VideoRange, ...] = get_args(VideoRange)
+
+_PERCENTILES = (0.1, 99.9)
+_SAMPLED_PIXELS = 20_000
+_LEAST_RANGE = 0.02
+
+
+class OutputStretch:
+    """Brings the network's output to 8 bit. One instance, one stream; frames in order of time.
+
+    Args:
+        kind: ``smooth``: from the 0.1 to the 99.9 percentile, smoothed over time. ``stretch``: minimum to maximum of every
+            frame, as the official script does it for single pictures; flickers. ``fixed``: [0, 1].
+        time_constant_s: How slowly ``smooth`` follows.
+
+    Raises:
+        UsageError: There is no such range.
+    """
+
+    def __init__(self, kind: VideoRange = "smooth", *, time_constant_s: float = 1.0) -> None:
+        if kind not in VIDEO_RANGES:
+            raise UsageError(f"expected an output range out of {', '.join(VIDEO_RANGES)}, got '{kind}'.")
+        self.kind = kind
+        self._range = SmoothedRange(time_constant_s)
+
+    def apply(self, fused: Float32Array, time_ns: int) -> Uint8Array:
+        """Bring one fused plane, (H, W) finite, to (H, W) uint8."""
+        if self.kind == "fixed":
+            low, high = 0.0, 1.0
+        elif self.kind == "stretch":
+            low, high = float(fused.min()), float(fused.max())
+            high = high if high > low else low + 1.0
+        else:
+            step = math.ceil((fused.size / _SAMPLED_PIXELS) ** 0.5)
+            measured_low, measured_high = inner_range(fused[::step, ::step], _PERCENTILES)
+            spread = max(0.0, _LEAST_RANGE - (measured_high - measured_low)) / 2
+            low, high = self._range.update(measured_low - spread, measured_high + spread, time_ns)
+        scale = np.float32(255.0 / (high - low))
+        stretched = fused * scale
+        stretched += np.float32(0.5) - np.float32(low) * scale
+        return stretched.clip(0.0, 255.0, out=stretched).astype(np.uint8)

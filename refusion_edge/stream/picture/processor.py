@@ -1,0 +1,219 @@
+"""One pair of frames into one picture: gain, warp and colour around the network."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.backends.registry import Backend, LevelsBackend, PixelsBackend
+from refusion_edge.errors import ShapeError, not_finite
+from refusion_edge.rig.warp import RigWarp
+from refusion_edge.sizes import MIN_SIDE
+from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
+from refusion_edge.stream.picture.gain import ThermalGain
+from refusion_edge.stream.picture.output_range import OutputStretch
+
+# A picture that has not changed for longer than two frames of a slow camera is marked.
+_FROZEN_MARK_NS = 250_000_000
+_MARK_COLOUR, _MARK_SHADOW = (0, 220, 255), (0, 0, 0)
+
+Timer = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How the two views come to one size.
+
+    Attributes:
+        warp: The rig's, or None.
+        resize: Whether an infrared picture of another size is stretched to the visible one where there is no rig.
+    """
+
+    warp: RigWarp | None = None
+    resize: bool = False
+
+
+class Processor:
+    """Makes fused pictures of pairs. One instance, one thread; it owns what is smoothed over time.
+
+    The visible picture stays in 8 bit: its luma is fused, its chroma goes around the network. Infrared counts become luma
+    in float32 by one table, so that no bit of them is lost before the network.
+
+    Args:
+        backend: Runs the network; owned by the caller.
+        gain: Thermal gain control.
+        stretch: Output range.
+        geometry: How the two views come to one size.
+        colour: Whether the fused picture keeps the colour of the visible one.
+        marks: Whether frozen, held and missing cameras are written into the picture.
+        took: Called with the name and the nanoseconds of each stage.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        gain: ThermalGain | None = None,
+        stretch: OutputStretch | None = None,
+        geometry: Geometry | None = None,
+        colour: bool = True,
+        marks: bool = True,
+        took: Timer = lambda _stage, _elapsed_ns: None,
+    ) -> None:
+        self.gain = gain or ThermalGain()
+        self._backend = backend
+        self._stretch = stretch or OutputStretch()
+        self._geometry = geometry or Geometry()
+        self._colour = colour
+        self._marks = marks
+        self._took = took
+        self._size_wh: tuple[int, int] | None = None
+
+    def use_warp(self, warp: RigWarp) -> None:
+        """Warp the next pictures with other tables, between two of them and in the thread that makes them."""
+        self._geometry = replace(self._geometry, warp=warp)
+
+    def process(self, pair: Pair) -> FusedFrame:
+        """Make the picture of a pair, or pass the one camera on that is left.
+
+        Raises:
+            ShapeError: The two do not have one size and there is neither a rig nor leave to resize.
+            InputError: The infrared picture holds NaN or infinities.
+            GateError: The network's output is not finite.
+        """
+        started_ns = time.perf_counter_ns()
+        ir = None if pair.ir is None else self._infrared(pair.ir)
+        vis = None if pair.vis is None else self._visible(pair.vis)
+        ir, vis = self._to_one_size(ir, vis)
+        mode: Mode
+        if ir is None or vis is None:
+            mode = "infrared only" if vis is None else "visible only"
+            image = _levels(ir) if ir is not None else vis
+            assert image is not None
+            self._took("preprocess", time.perf_counter_ns() - started_ns)
+        else:
+            mode = "fused"
+            image = self._fuse(ir, vis, pair.newest.time_ns, started_ns)
+        if self._colour and image.ndim == 2 and mode == "infrared only":
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
+        elif not self._colour and image.ndim == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
+        marks = _marks(pair)
+        if marks and self._marks:
+            image = _write_marks(image, marks)
+        newest = pair.newest
+        return FusedFrame(
+            image, ir, vis, pair.number, newest.time_ns, newest.arrived_ns, mode, marks, pair.skew_ns
+        )  # fmt: skip
+
+    def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
+        ycrcb = cv2.cvtColor(vis, cv2.COLOR_BGR2YCrCb) if vis.ndim == 3 else None
+        grey = vis if ycrcb is None else cv2.extractChannel(ycrcb, 0)
+        takes_pixels = isinstance(self._backend, PixelsBackend) and self._backend.takes_pixels
+        luma: Array = grey if takes_pixels else grey * np.float32(1 / 255)
+        prepared_ns = time.perf_counter_ns()
+        if isinstance(self._backend, LevelsBackend) and self._backend.levels_range == self._stretch.kind:
+            image = self._backend.fuse_to_levels(ir[None, None], luma[None, None])
+            inferred_ns = time.perf_counter_ns()
+        else:
+            fused = self._backend.fuse(ir[None, None], luma[None, None])[0, 0]
+            inferred_ns = time.perf_counter_ns()
+            # The sum is not finite if one value is not, and is several times faster than looking at each.
+            if not np.isfinite(fused.sum()):
+                raise not_finite(self._backend.name)
+            image = self._stretch.apply(fused, time_ns)
+        if self._geometry.warp is not None:
+            # Where the other camera sees nothing, there is nothing to fuse.
+            np.copyto(image, grey, where=~self._geometry.warp.mask)
+        if ycrcb is not None and self._colour:
+            cv2.insertChannel(image, ycrcb, 0)
+            image = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2BGR).astype(np.uint8, copy=False)
+        self._took("preprocess", prepared_ns - started_ns)
+        self._took("infer", inferred_ns - prepared_ns)
+        self._took("postprocess", time.perf_counter_ns() - inferred_ns)
+        return image
+
+    def _infrared(self, frame: Frame) -> Float32Array:
+        self.gain.update(frame.image, frame.time_ns)
+        warp = self._geometry.warp
+        # Luma in float32 is warped faster than counts are.
+        luma = self.gain.apply(frame.image)
+        return luma if warp is None else warp.ir.apply(luma).astype(np.float32, copy=False)
+
+    def _visible(self, frame: Frame) -> Uint8Array:
+        warp = self._geometry.warp
+        image = frame.image if warp is None else warp.vis.apply(frame.image)
+        if image.dtype == np.uint8:
+            levels: Uint8Array = image
+            return levels
+        white = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
+        scaled: Uint8Array = np.rint((image.astype(np.float32) * np.float32(255 / white)).clip(0, 255)).astype(np.uint8)
+        return scaled
+
+    def _to_one_size(self, ir: Float32Array | None, vis: Uint8Array | None) -> tuple[Float32Array | None, Uint8Array | None]:
+        """Keep the size of the first pair for the whole run, whatever a camera changes to in the middle."""
+        if self._size_wh is None:
+            first: Array | None = vis if vis is not None else ir
+            assert first is not None
+            if ir is not None and vis is not None and ir.shape[:2] != vis.shape[:2] and not self._geometry.resize:
+                raise ShapeError(
+                    f"expected registered cameras of one size, got infrared {ir.shape[1]}x{ir.shape[0]} and visible "
+                    f"{vis.shape[1]}x{vis.shape[0]}; give --rig (see refusion-edge align), or --resize if both see "
+                    "the same view."
+                )
+            if min(first.shape[:2]) < MIN_SIDE:
+                raise ShapeError(
+                    f"expected cameras of at least {MIN_SIDE}x{MIN_SIDE}, got {first.shape[1]}x{first.shape[0]}; use larger "
+                    "pictures."
+                )
+            self._size_wh = (first.shape[1], first.shape[0])
+        return (
+            None if ir is None else np.asarray(_resized(ir, self._size_wh), np.float32),
+            None if vis is None else np.asarray(_resized(vis, self._size_wh), np.uint8),
+        )
+
+
+def _resized(picture: Array, size_wh: tuple[int, int]) -> Array:
+    if (picture.shape[1], picture.shape[0]) == size_wh:
+        return picture
+    shrinks = picture.shape[1] > size_wh[0]
+    return cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _levels(luma: Float32Array) -> Uint8Array:
+    """Turn luma in [0, 1] into grey levels."""
+    return (luma * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def _marks(pair: Pair) -> tuple[str, ...]:
+    marks = []
+    if pair.ir is None:
+        marks.append(f"infrared {pair.fault or 'lost'}")
+    elif pair.ir.stale_ns > _FROZEN_MARK_NS:
+        marks.append(f"infrared frozen for {pair.ir.stale_ns / 1e9:.1f} s")
+    if pair.vis is None:
+        marks.append(f"visible {pair.fault or 'lost'}")
+    if pair.held:
+        marks.append(f"held, {abs(pair.skew_ns or 0) / 1e6:.0f} ms apart")
+    return tuple(marks)
+
+
+def _write_marks(image: Uint8Array, marks: tuple[str, ...]) -> Uint8Array:
+    """Write the marks into the lower left corner of a copy."""
+    marked = image.copy()
+    widest_px = cv2.getTextSize(", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)[0][0]
+    scale = min(max(0.35, image.shape[1] / 1280), 0.95 * image.shape[1] / widest_px)
+    at = (round(8 * scale) + 2, image.shape[0] - round(12 * scale) - 2)
+    text, font, line = ", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, max(1, round(scale))
+    shadow, ink = (_MARK_SHADOW, _MARK_COLOUR) if image.ndim == 3 else ((0,), (255,))
+    # The same strokes around the text, as thicker letters are wider ones too since OpenCV 5.
+    for dx, dy in itertools.product((-line, 0, line), repeat=2):
+        cv2.putText(marked, text, (at[0] + dx, at[1] + dy), font, scale, shadow, line, cv2.LINE_AA)
+    cv2.putText(marked, text, at, font, scale, ink, line, cv2.LINE_AA)
+    return marked

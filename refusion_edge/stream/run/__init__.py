@@ -1,0 +1,1 @@
+"""A stream while it runs: threads, bounded queues, statistics, and one clear end."""

@@ -1,0 +1,123 @@
+"""GStreamer pipelines as sources: ``gst:`` and, on a Jetson, ``csi://``.
+
+The OpenCV of PyPI has no GStreamer, and no OpenCV gives the times of its buffers, so the pipeline runs in a program of the
+system's Python, see ``gst_reader``. 16-bit grey stays 16-bit.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+
+import numpy as np
+from typing_extensions import Self
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import MissingDependencyError, SourceLostError
+from refusion_edge.stream.frames import Side
+from refusion_edge.stream.sources.source import CLOCK_GSTREAMER, Grab
+from refusion_edge.stream.system_python import Program, end, first_line, start
+from refusion_edge.stream.uri import Uri, number_option, read_options, redact
+
+_PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
+_HEADER = struct.Struct("<10sIIIq")
+_FORMATS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "BGR": (np.uint8, (3,)), "GRAY8": (np.uint8, ()), "GRAY16_LE": (np.uint16, ()),
+}  # fmt: skip
+_START_S, _READ_S = 15.0, 5.0
+_DEFAULT_WH, _DEFAULT_RATE_HZ = (1280, 720), 30.0
+
+
+class GStreamerSource:
+    """A pipeline of GStreamer. Implements ``Source``.
+
+    ``gst:PIPELINE`` ends where its pictures are; conversion and sink are added. ``csi://N`` is the pipeline of NVIDIA's camera
+    stack for sensor N; its options are ``width``, ``height`` and ``rate``.
+    """
+
+    live = absolute = True
+
+    def __init__(self, uri: Uri, side: Side) -> None:
+        self.uri, self.side = uri, side
+        read_options(uri, ("width", "height", "rate"))
+        sizes = zip(("width", "height"), _DEFAULT_WH, strict=True)
+        self._size_wh = tuple(int(number_option(uri, name, default, least=1, most=16384)) for name, default in sizes)
+        self._rate_hz = number_option(uri, "rate", _DEFAULT_RATE_HZ, least=0.1, most=1000) if uri.scheme == "csi" else None
+        self._program: Program | None = None
+        self._index = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._program = start("sources/gst_reader.py", (), {"REFUSION_EDGE_PIPELINE": self._pipeline()})
+        except OSError as error:
+            raise MissingDependencyError(
+                f"{self.uri} needs the system's Python ({error}); run: apt install {_PACKAGES}."
+            ) from error
+        answer = first_line(self._program, _START_S)
+        if answer == "ready":
+            return self
+        self.__exit__()
+        if answer.startswith("needs "):
+            raise MissingDependencyError(
+                f"{self.uri} needs GStreamer's Python bindings ({answer}); run: apt install {_PACKAGES}."
+            )
+        raise SourceLostError(
+            f"expected a pipeline that starts at {self.uri}, got '{redact(answer)}'; try it with gst-launch-1.0."
+        )
+
+    def __exit__(self, *exc: object) -> None:
+        if self._program is not None:
+            end(self._program)
+            self._program = None
+
+    @property
+    def clock(self) -> str:
+        """See ``Source.clock``."""
+        return CLOCK_GSTREAMER
+
+    @property
+    def rate_hz(self) -> float | None:
+        """What was asked for."""
+        return self._rate_hz
+
+    def read(self) -> Grab | None:
+        """See ``Source.read``; a pipeline that comes to its end is one, a pipeline that fails is a lost camera."""
+        name, width, height, count, time_ns = _HEADER.unpack(self._take(_HEADER.size))
+        data = self._take(count)
+        kind = name.rstrip(b"\0").decode()
+        if kind == "end":
+            if not data:
+                return None
+            raise SourceLostError(
+                f"expected frames of {self.uri}, got '{redact(data.decode(errors='replace'))}'; check the camera."
+            )
+        dtype, channels = _FORMATS[kind]
+        image: Array = np.frombuffer(data, dtype).reshape(height, width, *channels)
+        self._index += 1
+        return Grab(image, self._index - 1, time_ns)
+
+    def _take(self, count: int) -> bytearray:
+        """Read so many bytes, within a bounded time."""
+        assert self._program is not None
+        assert self._program.stdout is not None
+        file, taken = self._program.stdout.fileno(), bytearray()
+        deadline_s = time.monotonic() + _READ_S
+        while len(taken) < count:
+            ready, _, _ = select.select([file], [], [], max(0.0, deadline_s - time.monotonic()))
+            part = os.read(file, count - len(taken)) if ready else b""
+            if not part:
+                raise SourceLostError(f"expected frames of {self.uri}, got none any more; check the camera and its cable.")
+            taken += part
+        return taken
+
+    def _pipeline(self) -> str:
+        if self.uri.scheme == "gst":
+            return self.uri.target
+        width, height = self._size_wh
+        rate = round(self._rate_hz or _DEFAULT_RATE_HZ)
+        return (
+            f"nvarguscamerasrc sensor-id={self.uri.target or 0} ! video/x-raw(memory:NVMM),width={width},height={height},"
+            f"framerate={rate}/1 ! nvvidconv ! video/x-raw,format=BGRx"
+        )

@@ -1,0 +1,58 @@
+"""Files beside a camera: played at their own speed, on the host's clock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from typing_extensions import Self
+
+from refusion_edge.stream.frames import SECOND
+from refusion_edge.stream.sources.source import Grab, Source
+
+
+class PacedSource:
+    """Plays a file as if it were a camera. Implements ``Source``.
+
+    Args:
+        source: The file.
+        from_zero_only: Whether its times are only moved to start at zero, beside another file, instead of being played.
+    """
+
+    def __init__(self, source: Source, *, from_zero_only: bool = False) -> None:
+        self._source = source
+        self._from_zero_only = from_zero_only
+        self.side, self.uri = source.side, source.uri
+        self.live = not from_zero_only
+        self.absolute = not from_zero_only
+        self._first_ns: int | None = None
+        self._start_ns = 0
+
+    def __enter__(self) -> Self:
+        self._source.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._source.__exit__(*exc)
+
+    @property
+    def clock(self) -> str:
+        """See ``Source.clock``."""
+        return f"{self._source.clock}, from its first frame" + ("" if self._from_zero_only else " played on the host's clock")
+
+    @property
+    def rate_hz(self) -> float | None:
+        """See ``Source.rate_hz``."""
+        return self._source.rate_hz
+
+    def read(self) -> Grab | None:
+        """See ``Source.read``; waits until it is time for the frame."""
+        grab = self._source.read()
+        if grab is None:
+            return None
+        if self._first_ns is None:
+            self._first_ns, self._start_ns = grab.time_ns, 0 if self._from_zero_only else time.monotonic_ns()
+        due_ns = self._start_ns + grab.time_ns - self._first_ns
+        if not self._from_zero_only:
+            time.sleep(max(0, due_ns - time.monotonic_ns()) / SECOND)
+        return replace(grab, time_ns=due_ns)

@@ -1,0 +1,184 @@
+"""Bundles of TensorRT from end to end, on a device that is not there: judged where built, or where they are loaded first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refusion_edge.accuracy.vectors import TASK, read_vectors
+from refusion_edge.arrays import Float32Array
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends.registry import Status, read_graph
+from refusion_edge.bundle.folder import EngineBundle, install_bundle, read_bundle
+from refusion_edge.bundle.manifest import MODEL, PLAN, GateNotRun, GateResult
+from refusion_edge.cli.selftest import build as build_for_selftest
+from refusion_edge.errors import BundleError, GateError, OutputError
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.fuser import open_bundle
+from refusion_edge.machine import Target, this_machine
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.graph import fill
+from refusion_edge.network.weights import weights_path
+from refusion_edge.selftest.checks import check_backend, describe_device, timing_sizes
+from refusion_edge.sizes import SizeRange
+from tests.backends.tensorrt.conftest import FakeTensorRT, refuse_to_record
+from tests.conftest import files_below, one_sentence
+
+SIZES = SizeRange((16, 16), (24, 32), (64, 96))
+
+
+@pytest.fixture
+def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
+    """TensorRT on a device that fuses medical pairs as the real network does."""
+    state = read_checkpoint(weights_path("medical")).state
+    fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.least_hw, SIZES.typical_hw, SIZES.largest_hw))
+    for probe in ("probe", "probe_build"):
+        monkeypatch.setattr(f"refusion_edge.backends.tensorrt.classic.{probe}", lambda: Status(usable=True, reason="fake"))
+    monkeypatch.setattr("refusion_edge.export.targets.engines.installed_version", lambda _: fake_trt.__version__)
+    with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
+        fake_trt.compute = network.fuse
+        yield fake_trt
+
+
+def built(**changes: object) -> EngineBundle:
+    spec = BuildSpec("medical", "fp16", backend="tensorrt", sizes_hw=SIZES, output=Path("x"))
+    return build(replace(spec, **changes)).bundle
+
+
+def test_an_engine_is_built_judged_on_its_device_and_run(device: FakeTensorRT) -> None:
+    manifest = built().manifest
+    assert isinstance(manifest.gate, GateResult)
+    assert manifest.engine == PLAN
+    assert manifest.target == this_machine()
+    assert manifest.tools["tensorrt"] == device.__version__
+    assert manifest.compiled is not None
+    assert manifest.compiled.compute_capabilities == ("8.6",)
+    assert manifest.compiled.scratch_bytes == 4096
+    a, b = (np.random.default_rng(1).random((1, 1, 20, 40), np.float32) for _ in range(2))
+    with open_bundle(read_bundle("x")) as engine:
+        assert engine.name == "tensorrt"
+        assert np.array_equal(engine.fuse(a, b), device.compute(a, b))
+
+
+def test_an_engine_that_is_wrong_on_its_device_is_not_installed(device: FakeTensorRT) -> None:
+    honest = device.compute
+    device.compute = lambda a, b: honest(a, b) + np.float32(0.05)
+    with pytest.raises(GateError, match="nothing was installed"):
+        built()
+    assert not Path("x").exists()
+    assert [name for name in files_below(Path("../cache")) if "bundles" in name] == []
+
+
+def unjudged() -> EngineBundle:
+    bundle = built()
+    gate = bundle.manifest.gate
+    assert isinstance(gate, GateResult)
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    return install_bundle(Path("x"), replace(bundle.manifest, gate=GateNotRun("no device there", gate)), files)
+
+
+def test_the_first_load_judges_and_the_second_does_not(device: FakeTensorRT) -> None:
+    unjudged()
+    runs: list[None] = []
+    honest = device.compute
+
+    def counted(a: Float32Array, b: Float32Array) -> Float32Array:
+        runs.append(None)
+        return honest(a, b)
+
+    device.compute = counted
+    for expected in (1, 1):
+        with open_bundle(read_bundle("x")):
+            assert len(runs) == expected
+    assert isinstance(read_bundle("x").manifest.gate, GateResult)
+
+
+def test_what_measures_the_engine_itself_is_not_stopped_by_the_gate(device: FakeTensorRT) -> None:
+    bundle = unjudged()
+    device.compute = lambda a, b: np.full_like(a, np.nan)
+    with open_bundle(bundle, judge=False) as engine:
+        assert engine.name == "tensorrt"
+    assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
+
+
+def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(device: FakeTensorRT) -> None:
+    unjudged()
+    device.compute = lambda a, b: np.full_like(a, np.nan)
+    for _ in range(2):
+        with pytest.raises(GateError, match="runs for the first time, close to the fp32 reference") as caught:
+            open_bundle(read_bundle("x"))
+        assert one_sentence(str(caught.value))
+        assert not device.driver.held
+        assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
+
+
+def test_a_verdict_that_cannot_be_kept_does_not_stop_the_engine(device: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = unjudged()
+
+    def refuse(*_: object) -> None:
+        raise OutputError("expected to write, got a read-only place; go on.")
+
+    monkeypatch.setattr("refusion_edge.bundle.folder.write_atomically", refuse)
+    with open_bundle(bundle) as engine:
+        assert engine.name == "tensorrt"
+    assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
+
+
+def test_a_bundle_of_another_device_says_how_to_rebuild_it(device: FakeTensorRT) -> None:
+    bundle = built()
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    orin = Target("linux", "aarch64", "NVIDIA Jetson Orin Nano")
+    moved = install_bundle(Path("x"), replace(bundle.manifest, target=orin), files)
+    with pytest.raises(
+        BundleError, match=r"was built for linux/aarch64 with NVIDIA Jetson Orin Nano; rebuild it here: "
+    ) as caught:
+        open_bundle(moved)
+    assert "--backend tensorrt --size 16x16:24x32:64x96" in str(caught.value)
+    here = install_bundle(Path("x"), bundle.manifest, files)
+    device.troubles["load"] = "Serialization assertion failed"
+    with pytest.raises(BundleError, match="does not load .*; rebuild it here: refusion-edge build --task medical") as caught:
+        open_bundle(here)
+    assert one_sentence(str(caught.value))
+
+
+def test_the_model_of_a_bundle_is_pure_onnx(device: FakeTensorRT) -> None:
+    bundle = built()
+    a, b = (np.random.default_rng(1).random((1, 1, 24, 32), np.float32) for _ in range(2))
+    with OrtBackend(bundle.read(MODEL), threads=1) as portable:
+        assert np.array_equal(portable.fuse(a, b), device.compute(a, b))
+
+
+def test_the_self_test_of_a_device_owner_passes_or_says_what_is_wrong(
+    device: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = read_vectors()
+    state = read_checkpoint(weights_path(TASK)).state
+    device.shape = (1, 1, *vectors.size_hw)
+    with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
+        device.compute = network.fuse
+        monkeypatch.setattr(device.driver, "capture", refuse_to_record)
+        good = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
+        assert (good.outcome, good.precision) == ("passed", "fp16"), good.reason
+        assert good.build_s is not None
+        assert good.latency is not None
+        assert good.latency.graph_problem == "expected a graph, got none; go on."
+        assert good.text.endswith(" without a CUDA graph")
+        assert "without" not in replace(good, latency=replace(good.latency, graph_problem="")).text
+        device.compute = lambda a, b: network.fuse(b, a)
+        swapped = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
+        assert swapped.outcome == "failed"
+        device.troubles["build"] = "Error Code 9: out of memory"
+        failed = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
+        assert (failed.outcome, failed.trace) == ("failed", "")
+        assert one_sentence(failed.reason)
+        assert "smaller --size" in failed.reason
+    # As on JetPack, whose package of the bindings has no metadata.
+    monkeypatch.setattr(device, "__spec__", ModuleSpec("tensorrt", None), raising=False)
+    facts = describe_device()
+    assert (facts.compute_capability, facts.bindings["tensorrt"]) == ("8.6", device.__version__)

@@ -1,0 +1,285 @@
+"""Our kernels as TensorRT plugins, on a TensorRT that is none: it checks what the real one checks, and runs the references."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from refusion_edge.accuracy.fidelity import LIMITS, compare
+from refusion_edge.arrays import State
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends.registry import Status
+from refusion_edge.cuda.program import Kernel
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.export.targets import engines, plugins
+from refusion_edge.export.targets.compiler import PtxKernel, plugin_order
+from refusion_edge.export.targets.plugins import NAMESPACE, make_model, plugin_kernels, plugin_tiles, ptx_version, register
+from refusion_edge.kernels.gpu.catalogue import run_on_host
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.reference_frame import fuse_on_host
+from refusion_edge.kernels.gpu.schedule import FUSED, make_plan
+from tests.backends.tensorrt.conftest import FakeTensorRT, release
+from tests.conftest import one_sentence
+
+SIZE_HW = (19, 70)  # odd, and wider than one strip
+ARCHITECTURE = 87
+
+
+class TensorDesc:
+    def __init__(self, shape_expr: tuple[int, ...], dtype: str) -> None:
+        self.shape_expr, self.dtype = shape_expr, dtype
+
+
+class AutoTuneCombination:
+    def __init__(self, io_types: str, layouts: str) -> None:
+        self.io_types, self.layouts = io_types.split(", "), layouts.split(", ")
+
+
+class SymInt32:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+class SymExprs(list[SymInt32]):
+    @classmethod
+    def from_tuple(cls, values: list[SymInt32]) -> SymExprs:
+        assert all(isinstance(value, SymInt32) for value in values)
+        return cls(values)
+
+
+class KernelLaunchParams:
+    def __init__(self) -> None:
+        self.grid_x = self.grid_y = self.grid_z = self.block_x = 1
+        self.shared_mem = 0
+
+
+class FakePlugins(ModuleType):
+    """The module ``tensorrt.plugin``: as strict about signatures as that of 10.9."""
+
+    TensorDesc, AutoTuneCombination, SymInt32 = TensorDesc, AutoTuneCombination, SymInt32
+    KernelLaunchParams, SymExprs, SymIntExprs = KernelLaunchParams, SymExprs, SymExprs
+
+    def __init__(self) -> None:
+        super().__init__("tensorrt.plugin")
+        self.op = SimpleNamespace()
+        self.defined: dict[str, dict[str, Any]] = {}
+
+    def cdiv(self, first: int, second: int) -> int:
+        return -(-first // second)
+
+    def from_shape_expr(self, shape: tuple[int, ...], dtype: str) -> TensorDesc:
+        return TensorDesc(shape, dtype)
+
+    def register(self, identifier: str) -> Callable[..., Any]:
+        namespace, name = identifier.split("::")
+        assert identifier not in self.defined, "TensorRT refuses to define a plugin twice"
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            signature = inspect.signature(function)
+            assert all(issubclass(one.annotation, TensorDesc) for one in signature.parameters.values())
+            assert typing.get_origin(signature.return_annotation) is tuple
+            outputs = typing.get_args(signature.return_annotation)
+            assert all(issubclass(one, TensorDesc) for one in outputs)
+            self.defined[identifier] = {"inputs": list(signature.parameters), "outputs": len(outputs), "describe": function}
+            spaces = vars(self.op).setdefault(namespace, SimpleNamespace())
+            vars(spaces)[name] = function
+            return function
+
+        return decorate
+
+    def autotune(self, identifier: str) -> Callable[..., Any]:
+        return self._add(identifier, "formats", ["outputs"])
+
+    def aot_impl(self, identifier: str) -> Callable[..., Any]:
+        return self._add(identifier, "launch", ["outputs", "tactic"])
+
+    def _add(self, identifier: str, key: str, more: list[str]) -> Callable[..., Any]:
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            signature = inspect.signature(function)
+            assert list(signature.parameters) == [*self.defined[identifier]["inputs"], *more]
+            assert typing.get_origin(signature.parameters["outputs"].annotation) is tuple
+            if key == "launch":
+                symbol, code, params, extra = typing.get_args(signature.return_annotation)
+                assert (symbol, code) == (str, str)
+                assert issubclass(params, KernelLaunchParams)
+                assert issubclass(extra, SymExprs)
+            self.defined[identifier][key] = function
+            return function
+
+        return decorate
+
+
+def hollow() -> dict[str, PtxKernel]:
+    """Kernels whose code is their name."""
+    return {
+        name: PtxKernel(f"{kernel.source}_kernel", plugin_tiles(ARCHITECTURE)[name], 64, f"code of {name}")
+        for name, kernel in plugin_kernels().items()
+    }
+
+
+@pytest.fixture
+def fake_plugins(monkeypatch: pytest.MonkeyPatch) -> FakePlugins:
+    fake = FakePlugins()
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", fake)
+    monkeypatch.setattr(plugins, "_COMPILED", {})
+    return fake
+
+
+DTYPES = {"float16": "FP16", "float32": "FP32"}
+
+
+def operator(kernel: Kernel, defined: dict[str, Any]) -> type[OpRun]:
+    """An ONNX operator that does with a plugin what TensorRT would do."""
+    ordered = [kernel.parameters[index] for index in plugin_order(kernel.parameters)]
+
+    def run(_: OpRun, *arrays: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
+        assert attributes == {"plugin_namespace": NAMESPACE, "aot": 1}
+        given = [TensorDesc(array.shape, str(array.dtype)) for array in arrays]
+        outputs = defined["describe"](*given)
+        (combination,) = defined["formats"](*given, outputs)
+        dtypes = [str(array.dtype) for array in arrays] + [one.dtype for one in outputs]
+        assert combination.io_types == [DTYPES[dtype] for dtype in dtypes]
+        inputs = [stored(array, layout) for array, layout in zip(arrays, combination.layouts, strict=False)]
+        written = [np.full(int(np.prod(one.shape_expr)), np.nan, one.dtype) for one in outputs]
+        symbol, code, launch, extra = defined["launch"](*given, outputs, 0)
+        assert (symbol, code) == (f"{kernel.source}_kernel", f"code of {kernel.name}")
+        tile = plugin_tiles(ARCHITECTURE)[kernel.name]
+        assert (launch.grid_x, launch.grid_y, launch.grid_z) == kernel.launch_grid(tile, SIZE_HW)
+        assert (launch.block_x, launch.shared_mem) == (32 * tile.warps, 64)
+        # What TensorRT hands over, in its order, meets the parameters in the order of the PTX.
+        handed = [*inputs, *(one.value for one in extra), *written]
+        arguments = dict(zip([parameter.name for parameter in ordered], handed, strict=True))
+        run_on_host(kernel.source, {**arguments, **kernel.constants}, kernel.streams)
+        layouts = combination.layouts[len(arrays) :]
+        return tuple(
+            loaded(array, one.shape_expr, layout) for array, one, layout in zip(written, outputs, layouts, strict=True)
+        )
+
+    return type(kernel.name, (OpRun,), {"op_domain": NAMESPACE, "_run": run})
+
+
+def stored(array: np.ndarray, layout: str) -> np.ndarray:
+    """Flat memory of a tensor; HWC8 of a multiple of 8 channels is channels last."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if layout == "HWC8" else array).reshape(-1)
+
+
+def loaded(memory: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
+    if layout == "LINEAR":
+        return memory.reshape(shape)
+    batch, channels, height, width = shape
+    assert channels % 8 == 0
+    return np.ascontiguousarray(memory.reshape(batch, height, width, channels).transpose(0, 3, 1, 2))
+
+
+def test_the_network_of_plugins_is_the_network(fake_plugins: FakePlugins, random_state: State) -> None:
+    register(release("10.9.0"), hollow())
+    folded = fold(random_state)
+    model = make_model(folded.rounded(np.dtype(np.float16)), None)
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node if node.domain == NAMESPACE]
+    assert set(kinds) == plugin_kernels().keys()
+    # 25 launches without the last, which stretches; nothing else computes.
+    assert len(kinds) == len(make_plan().launches) - 1 == 24
+    assert {node.op_type for node in model.graph.node if node.domain == ""} == {"Concat", "Identity"}
+    operators = [operator(kernel, fake_plugins.defined[f"{NAMESPACE}::{name}"]) for name, kernel in plugin_kernels().items()]
+    planes = np.random.default_rng(5).random((2, *SIZE_HW), np.float32)
+    (fused,) = ReferenceEvaluator(model, new_ops=operators).run(None, {"a": planes[:1, None], "b": planes[1:, None]})
+    exact = fuse_on_host(make_plan("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
+    assert fused.shape == (1, 1, *SIZE_HW)
+    assert fused.dtype == np.float32
+    found = compare(fused[0, 0], exact.astype(np.float32))
+    assert LIMITS["fp16"].hold(found), found
+
+
+def test_a_second_build_in_one_process_uses_its_own_kernels(fake_plugins: FakePlugins) -> None:
+    for symbol in ("first", "second"):
+        kernels = {name: PtxKernel(symbol, kernel.tile, 64, "") for name, kernel in hollow().items()}
+        register(release("10.9.0"), kernels)
+        launch = fake_plugins.defined[f"{NAMESPACE}::narrow"]["launch"]
+        features, taps = TensorDesc((1, 32, 8, 8), "float16"), TensorDesc((9, 32, 16), "float16")
+        assert launch(features, taps, (), 0)[0] == symbol
+
+
+@pytest.mark.parametrize("has_module", [False, True])
+def test_a_tensorrt_without_such_plugins_says_so(monkeypatch: pytest.MonkeyPatch, has_module: bool) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", ModuleType("tensorrt.plugin") if has_module else None)
+    with pytest.raises(BackendError, match=r"10\.9 or newer\), got 10\.3\.0; leave --plugins out") as caught:
+        register(release("10.3.0"), hollow())
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(("driver", "version"), [("12.0", 80), ("12.6", 85), ("13.2", 92), ("14.1", 92)])
+def test_the_ptx_is_one_that_the_driver_takes(driver: str, version: int) -> None:
+    assert ptx_version(driver) == version
+
+
+def test_a_driver_that_is_too_old_is_refused() -> None:
+    with pytest.raises(BackendError, match=r"CUDA 12\.0 or newer for plugins, got one for 11\.8"):
+        ptx_version("11.8")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp32"}, "--plugins with --precision fp16"),
+        ({"form": "tensorrt-literal"}, "the usual form"),
+    ],
+)
+def test_plugins_are_for_half_precision(options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.backends.tensorrt.classic.probe_build", lambda: Status(usable=True, reason="fake"))
+    settings = engines.BuildSpec("ir_vis").settings
+    spec = BuildSpec("ir_vis", backend="tensorrt", settings=type(settings)(plugins=True), **options)
+    with pytest.raises(UsageError, match=words) as caught:
+        build(spec)
+    assert one_sentence(str(caught.value))
+
+
+def test_a_bundle_with_plugins_is_built_judged_and_says_how_to_rebuild_it(
+    fake_trt: FakeTensorRT, fake_plugins: FakePlugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refusion_edge.backends.registry import read_graph
+    from refusion_edge.backends.tensorrt.settings import PlanSettings
+    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.graph import fill
+    from refusion_edge.network.weights import weights_path
+
+    parsed: list[onnx.ModelProto] = []
+    honest = fake_trt.OnnxParser
+
+    def parser(network: Any, log: Any) -> Any:
+        made = honest(network, log)
+        return SimpleNamespace(parse=lambda data: parsed.append(onnx.load_from_string(data)) or made.parse(data))
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(fake_trt, "OnnxParser", parser)
+    monkeypatch.setattr(
+        plugins, "compile_plugins", lambda architecture, version, jobs: asked.append((architecture, version)) or hollow()
+    )
+    for probe in ("tensorrt.probe", "tensorrt.probe_build", "fused.probe_build"):
+        monkeypatch.setattr(f"refusion_edge.backends.{probe}", lambda: Status(usable=True, reason="fake"))
+    monkeypatch.setattr("refusion_edge.export.targets.engines.installed_version", lambda _: fake_trt.__version__)
+    fake_trt.shape = (1, 1, 16, 24)
+    state = read_checkpoint(weights_path("medical")).state
+    with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
+        fake_trt.compute = network.fuse
+        spec = BuildSpec("medical", backend="tensorrt", size_hw=(16, 24), settings=PlanSettings(plugins=True), output=Path("x"))
+        manifest = build(spec).bundle.manifest
+    assert asked == [(86, 85)]
+    assert {node.op_type for node in parsed[0].graph.node if node.domain == NAMESPACE} == plugin_kernels().keys()
+    assert manifest.compiled is not None
+    assert (manifest.compiled.command, dict(manifest.compiled.options)) == ("", {"plugins": ""})
+    assert manifest.rebuild_command(Path("x")).endswith("--plugins")
+    assert manifest.tools["triton"] == "fake"

@@ -1,0 +1,267 @@
+"""Engines that TensorRT-RTX really builds, on a machine without a device; what needs one is not shown here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("tensorrt_rtx", reason="building needs the extra 'rtx' (pip install 'refusion-edge[rtx]')")
+
+from refusion_edge import cuda
+from refusion_edge.arrays import Array
+from refusion_edge.backends.registry import status
+from refusion_edge.backends.tensorrt.mismatch import plan_version
+from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version
+from refusion_edge.backends.tensorrt.settings import LevelsRange, PlanSettings
+from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.bundle.manifest import CALIBRATION, MODEL, PLAN, GateNotRun, GateResult
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.export.build import build
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.images.io import write_image
+from refusion_edge.sizes import SizeRange
+from tests.conftest import ROOT, files_below, one_sentence
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = (64, 96)
+ONLY_WITHOUT_DEVICE = pytest.mark.skipif(cuda.problem() is None, reason="shows what happens without a device, and there is one")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_is_built_and_the_manifest_says_what_was_not_done(precision: str) -> None:
+    report = build(BuildSpec("ir_vis", precision, backend="tensorrt-rtx", size_hw=SMALL))
+    bundle = read_bundle(report.bundle.path)
+    manifest = bundle.manifest
+    assert bundle.path == Path(f"bundles/ir_vis-{precision}-tensorrt-rtx-64x96")
+    assert sorted(manifest.files) == [PLAN, MODEL, "weights.safetensors"]
+    assert manifest.engine == PLAN
+    assert plan_version(bundle.read(PLAN), TENSORRT_RTX) == installed_version(TENSORRT_RTX)
+    assert manifest.tools["tensorrt_rtx"] == installed_version(TENSORRT_RTX)
+    assert manifest.compiled is not None
+    assert 1e6 < (manifest.compiled.scratch_bytes or 0) < 1e8
+    assert manifest.compiled.command == "tensorrt_rtx --onnx=model.onnx --saveEngine=engine.plan --skipInference"
+    if status("tensorrt-rtx").usable:
+        assert isinstance(manifest.gate, GateResult)
+    else:
+        assert isinstance(manifest.gate, GateNotRun)
+        assert status("tensorrt-rtx").reason == manifest.gate.not_run
+        assert manifest.gate.simulated.pairs == 2
+
+
+def test_settings_and_a_range_of_sizes_reach_the_manifest_and_the_command_that_rebuilds() -> None:
+    sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
+    settings = PlanSettings(workspace_mib=2000, level=2, compute_capabilities=("8.6", "8.9"))
+    report = build(BuildSpec("medical", "fp16", backend="tensorrt-rtx", sizes_hw=sizes_hw, settings=settings))
+    manifest = read_bundle(report.bundle.path).manifest
+    assert manifest.size_text == "16x16:64x96:96x128"
+    assert manifest.gate_hw == SMALL
+    assert manifest.inputs[0].shape == (1, 1, None, None)
+    assert manifest.compiled is not None
+    assert manifest.compiled.compute_capabilities == ("8.6", "8.9")
+    command = manifest.rebuild_command(Path("x"))
+    assert "--size 16x16:64x96:96x128" in command
+    assert command.endswith("--compute-capability 8.6,8.9 --opt-level 2 --workspace 2000")
+    assert "--workspace" not in manifest.rebuild_command(Path("x"), "onnxruntime")
+
+
+def test_engines_are_cached_by_all_that_they_depend_on() -> None:
+    plain = BuildSpec("medical", "fp32", backend="tensorrt-rtx", size_hw=SMALL, output=Path("x"))
+    assert [build(plain).cached for _ in range(2)] == [False, True]
+    other = BuildSpec(
+        "medical", "fp32", backend="tensorrt-rtx", size_hw=SMALL, output=Path("x"), settings=PlanSettings(level=1)
+    )
+    assert [build(other).cached for _ in range(2)] == [False, True]
+
+
+def test_what_it_cannot_build_is_told(run_cli: Run) -> None:
+    small = ("build", "--backend", "tensorrt-rtx", "--size", "64x96")
+    for words, code, hint in (
+        (("--workspace", "1"), 3, "with a limit of 1 MiB on the workspace"),
+        (("--compute-capability", "8.7"), 2, "builds for (7.5, 8.0, "),
+        (("--opt-level", "9"), 2, "from 0 to 5"),
+    ):
+        assert run_cli(*small, *words)[0] == code
+        _, _, err = run_cli(*small, *words)
+        assert hint in err
+        assert one_sentence(err)
+    assert [name for name in files_below(Path("..")) if name != "work"] == []
+
+
+def test_settings_of_a_compiler_are_refused_where_nothing_is_compiled() -> None:
+    with pytest.raises(UsageError, match="only for tensorrt and tensorrt-rtx, got them for onnxruntime"):
+        build(BuildSpec("medical", backend="onnxruntime", settings=PlanSettings(level=1)))
+
+
+@ONLY_WITHOUT_DEVICE
+def test_without_a_device_the_engine_is_built_but_not_run(run_cli: Run) -> None:
+    code, out, _ = run_cli("build", "--task", "medical", "--backend", "tensorrt-rtx", "--size", "64x96", "-o", "x")
+    assert code == 0
+    assert "The engine itself was not run: tensorrt_rtx" in out
+    assert "The same by hand, in x: tensorrt_rtx --onnx=model.onnx" in out
+    for verb in (("verify", "x"), ("fuse", "a.png", "b.png", "-o", "c.png", "--bundle", "x")):
+        code, _, err = run_cli(*verb)
+        assert code in (3, 4)
+        assert one_sentence(err)
+    code, out, _ = run_cli("inspect", "x", "--json", "-")
+    assert json.loads(out)["gate"]["not_run"].endswith("(libcuda.so.1 cannot be loaded)")
+    code, out, _ = run_cli("doctor")
+    assert "builds only" in out
+    with pytest.raises(BackendError, match="expected a CUDA device, got none"):
+        cuda.open_driver()
+
+
+def test_an_interrupted_build_ends_quickly_and_leaves_nothing() -> None:
+    """A real compiler, a real signal; sent when the compiler has reported its first phase."""
+    script = (
+        "import sys\n"
+        "from refusion_edge.cli import progress, main\n"
+        "told = progress.BuildProgress.started\n"
+        "def tell(self, *phase):\n"
+        "    print('begun', flush=True)\n"
+        "    told(self, *phase)\n"
+        "progress.BuildProgress.started = tell\n"
+        "sys.exit(main(['build', '--backend', 'tensorrt-rtx', '--no-cache', '-o', 'x']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    started = time.perf_counter()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; nothing half-written was left behind" in err
+    assert time.perf_counter() - started < 30
+    assert files_below(Path("..")) == ["work"]
+
+
+def calibration_folder(picture: Callable[..., Array], count: int) -> None:
+    for index in range(count):
+        write_image(f"data/ir/{index}.png", picture(24, 32))
+        write_image(f"data/vis/{index}.png", picture(24, 32, 3))
+
+
+INT8 = ("build", "--task", "ir_vis", "--precision", "int8", "--backend", "tensorrt-rtx", "--size", "24x32", "-o", "x")
+
+
+def test_an_int8_engine_is_built_from_a_folder_and_again_from_its_own_table(
+    run_cli: Run, picture: Callable[..., Array]
+) -> None:
+    calibration_folder(picture, 20)
+    write_image("data/ir/alone.png", picture(24, 32))
+    code, out, err = run_cli(*INT8, "--calib-data", "data")
+    assert code == 0, err
+    assert "1 files of data have no counterpart and are left out, such as alone.png" in err
+    assert "RANDOM" not in out
+    manifest = read_bundle("x").manifest
+    assert manifest.quantised is not None
+    assert manifest.quantised.pairs == 16
+    assert not manifest.quantised.random
+    gate = manifest.gate.simulated if isinstance(manifest.gate, GateNotRun) else manifest.gate
+    assert gate.pairs == 2 + 4
+    assert f"INT8 in {len(manifest.quantised.int8)} of 17 layers" in out
+    assert manifest.rebuild_command(Path("x")).endswith("--weights x/weights.safetensors --calib-data x/calibration.json")
+
+    code, out, err = run_cli(*INT8[:-1], "y", "--calib-data", f"x/{CALIBRATION}")
+    assert code == 0, err
+    assert read_bundle("y").read(CALIBRATION) == read_bundle("x").read(CALIBRATION)
+    code, out, _ = run_cli("inspect", "x")
+    assert "quantised.method" in out
+
+
+def test_noise_is_never_silent(run_cli: Run) -> None:
+    code, out, err = run_cli(*INT8, "--calib-data", "random")
+    # Ranges of noise may or may not pass the gate on pictures; either way nobody is told that it is a good engine.
+    assert (code, "RANDOM DATA" in out) in ((0, True), (1, False)), err
+    if code == 0:
+        quantised = read_bundle("x").manifest.quantised
+        assert quantised is not None
+        assert quantised.random
+
+
+def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Callable[..., Array]) -> None:
+    calibration_folder(picture, 15)
+    Path("empty/ir").mkdir(parents=True)
+    Path("empty/vis").mkdir()
+    Path("table.json").write_text("{}")
+    write_image("flat/ir/0.png", np.full((24, 32), 7, np.uint8))
+    for index in range(20):
+        write_image(f"flat/ir/{index}.png", picture(24, 32) if index else np.full((24, 32), 7, np.uint8))
+        write_image(f"flat/vis/{index}.png", picture(24, 32))
+    shutil.copytree("flat", "hollow")
+    for index in range(20):
+        Path(f"hollow/ir/{index}.png").write_bytes(b"")
+        write_image(f"strangers/ir/{index}.png", picture(24, 32))
+        write_image(f"strangers/vis/v{index}.png", picture(24, 32))
+        write_image(f"uneven/ir/{index}.png", picture(24, 32))
+        write_image(f"uneven/vis/{index}.png", picture(24, 40))
+    for words, code, hint in (
+        ((), 2, "add --calib-data DIR"),
+        (("--calib-data", "data"), 4, "at least 16 pairs to calibrate with, got 12"),
+        (("--calib-data", "nowhere"), 4, "expected the folders ir and vis in nowhere"),
+        (("--calib-data", "empty"), 4, "expected images in empty/ir, got none"),
+        (("--calib-data", "table.json"), 4, "expected a calibration table in table.json"),
+        (("--calib-data", "hollow"), 4, "got a file of zero bytes"),
+        (("--calib-data", "flat"), 4, "pair 0: expected a picture in source a, got the same value (7) in every pixel"),
+        (("--calib-data", "strangers"), 4, "expected files with equal stems in strangers/ir and strangers/vis"),
+        (("--calib-data", "uneven"), 4, "registered sources of one size, got a = 32x24 and b = 40x24"),
+        (("--calib-data", "data", "--precision", "fp16"), 2, "--calib-data for --precision int8, got it for fp16"),
+        (("--calib-data", "data", "--backend", "onnxruntime"), 2, "precision that onnxruntime builds (fp32, fp16)"),
+        (("--calib-data", "random", "--form", "literal"), 2, "takes in int8 (tensorrt-folded), got 'tensorrt-literal'"),
+    ):
+        got, _, err = run_cli(*INT8, *words)
+        assert (got, hint in err) == (code, True), err
+        assert one_sentence(err)
+    assert not Path("x").exists()
+
+
+def test_the_literal_form_is_one_option_apart() -> None:
+    forms = []
+    for form in ("tensorrt-folded", "tensorrt-literal"):
+        report = build(BuildSpec("medical", "fp16", backend="tensorrt-rtx", size_hw=(24, 32), output=Path(form), form=form))
+        forms.append(report.bundle.manifest.form)
+        assert report.bundle.manifest.compiled is not None
+    assert forms == ["tensorrt-folded", "tensorrt-literal"]
+    with pytest.raises(UsageError, match="takes in fp16 .tensorrt-literal., got 'tensorrt-folded'"):
+        build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
+
+
+@pytest.mark.parametrize(("levels", "pixels"), [("stretch", False), ("fixed", True)])
+def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: LevelsRange, pixels: bool) -> None:
+    settings = PlanSettings(levels=levels, pixels=pixels)
+    sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
+    bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", sizes_hw=sizes_hw, settings=settings)).bundle
+    graph = onnx.load_from_string(bundle.read(MODEL)).graph
+    assert [value.name for value in graph.input] == ["a", "b", *(["a_pixels", "b_pixels"] if pixels else [])]
+    assert [value.name for value in graph.output] == ["fused", f"levels_{levels}", "fused_mean"]
+    assert bundle.manifest.compiled is not None
+    assert bundle.manifest.compiled.command.startswith("tensorrt_rtx --onnx=model.onnx")
+    assert ("a_pixels:1x1x96x128" in bundle.manifest.compiled.command) == pixels
+    rebuilt = bundle.manifest.rebuild_command(bundle.path)
+    assert f" --levels {levels}" in rebuilt
+    assert rebuilt.endswith(("--pixels", f"--levels {levels}"))
+    assert (" --pixels" in rebuilt) == pixels
+
+
+def test_layers_are_judged_one_by_one(run_cli: Run) -> None:
+    assert run_cli(*INT8, "--calib-data", "random")[0] in (0, 1)
+    if not Path("x").exists():
+        pytest.skip("ranges of noise did not pass the gate, so there is no int8 bundle")
+    code, out, _ = run_cli("verify", "x", "--per-layer", "--json", "-")
+    assert code == 0
+    assert len(json.loads(out)["layers"]) == 17
+    code, out, _ = run_cli("verify", "x", "--simulate")
+    assert (code, "int8 on its model on the CPU against fp32" in out) == (0, True)

@@ -1,0 +1,111 @@
+"""Alignment from the scene: right to a fraction of a pixel, or refused with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array
+from refusion_edge.calibration.rig.coarse import SearchRange, search
+from refusion_edge.calibration.rig.motion import apart_px
+from refusion_edge.calibration.rig.scene import align_scene, refine, require_evidence
+from refusion_edge.calibration.rig.structure import to_scene
+from refusion_edge.errors import AlignmentError, InputError
+from refusion_edge.images.io import read_image
+from refusion_edge.images.pairs import ImagePair
+from tests.calibration.conftest import MOVE
+
+Move = Callable[..., Array]
+
+
+def size_of(pair: ImagePair) -> tuple[int, int]:
+    return pair.b.shape[1], pair.b.shape[0]
+
+
+def test_the_search_comes_close(street: ImagePair, moved: Move) -> None:
+    base, moving = to_scene(street.b, sensor=False), to_scene(moved(street.a), sensor=False)
+    best, *others = search(base, moving, SearchRange(), 3)
+    assert apart_px(MOVE, best.homography, size_of(street)) < 8
+    assert all(other.agreement <= best.agreement for other in others)
+
+
+def test_a_moved_view_is_found(street: ImagePair, moved: Move) -> None:
+    found = align_scene(street.b, moved(street.a))
+    require_evidence(found)
+    error_px = apart_px(MOVE, found.homography, size_of(street))
+    assert error_px < 0.4
+    assert error_px <= found.evidence.error_px
+    assert found.model == "similarity"
+
+
+def test_a_result_does_not_depend_on_where_the_fit_started(street: ImagePair, moved: Move) -> None:
+    base, moving = to_scene(street.b, sensor=False), to_scene(moved(street.a), sensor=False)
+    ends = []
+    for shift in ((0.0, 0.0), (5.0, -2.0), (-3.0, 4.0)):
+        start = MOVE.copy()
+        start[:2, 2] += shift
+        found = refine(base, moving, start, "similarity")
+        assert found is not None
+        ends.append(found[0])
+    assert max(apart_px(ends[0], end, size_of(street)) for end in ends) < 0.1
+
+
+def test_contrast_colour_depth_and_size_do_not_matter(street: ImagePair, moved: Move) -> None:
+    thermal = 20000 - 20 * moved(street.a).astype(np.uint16)
+    thermal[moved(np.full_like(street.a, 255)) < 255] = 0
+    small = cv2.resize(thermal, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    half = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
+    found = align_scene(street.b, small)
+    assert apart_px(half @ MOVE, found.homography, size_of(street)) < 1.0
+    assert found.doubts == ()
+
+
+def test_a_keystone_asks_for_a_homography(street: ImagePair, moved: Move) -> None:
+    keystone = MOVE @ np.array([[1, 0, 0], [0, 1, 0], [2e-4, -1e-4, 1.0]])
+    found = align_scene(street.b, moved(street.b[..., 1], keystone))
+    assert found.model == "homography"
+    assert apart_px(keystone, found.homography, size_of(street)) < 0.3
+    simple = align_scene(street.b, moved(street.b[..., 1], keystone), model="similarity")
+    assert simple.model == "similarity"
+    assert apart_px(keystone, simple.homography, size_of(street)) > 1
+
+
+def test_views_without_anything_in_common_are_refused(noise_scene: Callable[[int], Array]) -> None:
+    for seed in range(3):
+        found = align_scene(noise_scene(seed), noise_scene(seed + 100))
+        with pytest.raises(AlignmentError, match="expected enough evidence for an alignment, got .*; choose a scene"):
+            require_evidence(found)
+
+
+def test_a_pattern_that_repeats_is_refused() -> None:
+    y, x = np.indices((240, 320))
+    stripes = (128 + 100 * np.sin(x * 2 * np.pi / 20) * np.sin(y * 2 * np.pi / 20)).astype(np.uint8)
+    with pytest.raises(AlignmentError):
+        require_evidence(align_scene(stripes, stripes))
+
+
+def test_pictures_of_nothing_are_refused(street: ImagePair) -> None:
+    flat = np.full((120, 160), 9, np.uint8)
+    with pytest.raises(AlignmentError, match="expected a scene in the moving picture"):
+        align_scene(street.b, flat)
+    with pytest.raises(AlignmentError, match="expected a scene in the base picture"):
+        align_scene(flat, street.a)
+    bad = street.a.astype(np.float32) / 255
+    bad[3, 3] = np.nan
+    with pytest.raises(InputError, match="1 NaN"):
+        align_scene(street.b, bad)
+
+
+@pytest.mark.parametrize("name", ["roadscene__FLIR_00211.jpg", "roadscene__FLIR_08526.jpg"])
+def test_known_homographies_of_real_pairs_are_recovered(shared_data: Path, moved: Move, name: str) -> None:
+    ir, vis = (read_image(shared_data / "ir_vis" / "test" / side / name) for side in ("ir", "vis"))
+    size = vis.shape[1], vis.shape[0]
+    untouched, found = align_scene(vis, ir), align_scene(vis, moved(ir))
+    require_evidence(found)
+    # Relative to where the given pair is by itself, which is off by about a pixel.
+    assert apart_px(MOVE @ untouched.homography, found.homography, size) < 1.0
+    assert apart_px(MOVE, found.homography, size) < 3.0

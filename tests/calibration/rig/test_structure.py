@@ -1,0 +1,74 @@
+"""Gradient structure: blind to contrast, zero where nothing is known, in place at every scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array
+from refusion_edge.calibration.rig.structure import Scene, gradient_structure, scaled, shown_part, to_scene, warped
+from refusion_edge.rig.warp import warp_points
+from tests.calibration.conftest import MOVE
+
+
+def test_structure_does_not_change_when_contrast_is_reversed(noise_scene: Callable[[int], Array]) -> None:
+    luma = noise_scene(1).astype(np.float32)
+    mask = np.ones(luma.shape, np.bool_)
+    # Reversed in the logarithm, in which the structure is taken.
+    reverse = (100 * 100 / (luma + 8) - 8).astype(np.float32)
+    one, two = (gradient_structure(Scene(each, mask))[0] for each in (luma, reverse))
+    np.testing.assert_allclose(one, two, atol=2e-3)
+    assert np.linalg.norm(one, axis=2).max() <= 1
+    assert np.linalg.norm(one, axis=2).mean() > 0.1
+
+
+def test_structure_tells_directions_apart() -> None:
+    x, y = np.meshgrid(np.arange(64.0), np.arange(64.0))
+    mask = np.ones((64, 64), np.bool_)
+    for angle in (0.0, 0.5, 1.2, 2.9):
+        wave = 128 + 60 * np.sin(0.6 * (x * np.cos(angle) + y * np.sin(angle)))
+        field = gradient_structure(Scene(wave.astype(np.float32), mask))[0][16:-16, 16:-16]
+        doubled = np.arctan2(field[..., 1], field[..., 0])[np.linalg.norm(field, axis=2) > 0.3]
+        assert np.abs(np.angle(np.exp(1j * (doubled - 2 * angle)))).max() < 0.2
+
+
+def test_black_borders_are_not_part_of_the_scene(noise_scene: Callable[[int], Array], moved: Callable[..., Array]) -> None:
+    picture = moved(noise_scene(2))
+    scene = to_scene(picture, sensor=False)
+    y, x = np.indices(picture.shape)
+    inside = warp_points(np.linalg.inv(MOVE), np.column_stack((x.ravel(), y.ravel())).astype(float)).reshape(160, 200, 2)
+    covered = ((inside > 1) & (inside < (198, 158))).all(axis=2)
+    outside = ((inside < -2) | (inside > (201, 161))).any(axis=2)
+    assert scene.mask[covered].mean() > 0.995
+    assert not scene.mask[outside].any()
+    field, mask = gradient_structure(scene)
+    assert (field[~mask] == 0).all()
+    assert not (mask & ~scene.mask).any()
+
+
+def test_a_dark_object_in_the_middle_is_part_of_the_scene(noise_scene: Callable[[int], Array]) -> None:
+    picture = noise_scene(3)
+    picture[60:90, 50:100] = 0
+    assert shown_part(picture).all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.37, 1.0])
+def test_scaling_keeps_points_in_place(factor: float) -> None:
+    y, x = np.indices((150, 221)).astype(np.float32)
+    for plane, axis in ((x, 0), (y, 1)):
+        small, up = scaled(Scene(plane, np.ones((150, 221), np.bool_)), factor)
+        points = np.array([[10.0, 12.0], [40.0, 30.0]])
+        values = [small.luma[int(row), int(column)] for column, row in points]
+        np.testing.assert_allclose(values, warp_points(up, points)[:, axis], atol=0.05)
+
+
+def test_warping_looks_up_and_masks(noise_scene: Callable[[int], Array]) -> None:
+    scene = to_scene(noise_scene(4), sensor=False)
+    shift = np.array([[1, 0, 7.0], [0, 1, -5.0], [0, 0, 1]])
+    view = warped(scene, shift, (200, 160))
+    np.testing.assert_allclose(view.luma[5:, :-7], scene.luma[:-5, 7:], atol=1e-3)
+    assert view.mask[5:, :-7].all()
+    assert not view.mask[:5].any()
+    assert not view.mask[:, -7:].any()

@@ -1,0 +1,125 @@
+"""Ranges: what is looked at, how a limit is chosen, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from refusion_edge.arrays import State
+from refusion_edge.calibration.int8 import MAX_PAIRS, MIN_PAIRS, collect, random_pairs, spread
+from refusion_edge.errors import GateError, InputError
+from refusion_edge.images.color import to_planes
+from refusion_edge.images.pairs import ImagePair
+from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.quantization import METHODS, CalibrationTable, Method, layer_nodes, quantisable_layers, read_table
+from refusion_edge.tasks import find_task
+from tests.conftest import one_sentence
+
+TASK = find_task("ir_vis")
+
+
+@pytest.fixture(scope="module")
+def model(random_state: State) -> onnx.ModelProto:
+    return fill(read_template("tensorrt-folded", "fp32"), random_state)
+
+
+def small_pairs(count: int) -> list[ImagePair]:
+    draw = np.random.default_rng(5)
+    return [ImagePair(str(index), *(draw.integers(0, 256, (20, 28), np.uint8) for _ in range(2))) for index in range(count)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_range_is_what_the_layer_sees(model: onnx.ModelProto, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.calibration.int8._BINS", 256)
+    pairs = small_pairs(MIN_PAIRS)
+    told: list[None] = []
+    table = collect(model, iter(pairs), TASK, method, on_pair=lambda: told.append(None))
+    assert (table.method, table.pairs, table.random, len(told)) == (method, MIN_PAIRS, False, MIN_PAIRS)
+    assert set(table.ranges) == set(quantisable_layers())
+
+    layer = "decoder.1.ffn.project_in"
+    name = layer_nodes(model)[layer].input[0]
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    watched.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = ort.InferenceSession(watched.SerializeToString())
+    values = []
+    for pair in pairs:
+        planes = to_planes(pair.a, pair.b, sensor_a=True)
+        values.append(np.abs(session.run([name], {"a": planes.a, "b": planes.b})[0]).ravel())
+    seen = np.concatenate(values)
+    if method == "min-max":
+        assert table.ranges[layer] == pytest.approx(seen.max(), rel=1e-6)
+    elif method == "percentile":
+        # The limit is the edge of one of 256 bins, whose width is set by the first pair.
+        assert table.ranges[layer] == pytest.approx(np.percentile(seen, 99.99), abs=2 * float(values[0].max()) / 256)
+    else:
+        assert 0.2 * seen.max() < table.ranges[layer] <= seen.max() * 1.01
+
+
+def test_too_few_pairs_are_refused_and_too_many_are_not_looked_at(model: onnx.ModelProto) -> None:
+    with pytest.raises(InputError, match=f"at least {MIN_PAIRS} pairs to calibrate with, got {MIN_PAIRS - 1}") as caught:
+        collect(model, small_pairs(MIN_PAIRS - 1), TASK, "min-max")
+    assert one_sentence(str(caught.value))
+    assert collect(model, small_pairs(MAX_PAIRS + 3), TASK, "min-max").pairs == MAX_PAIRS
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        # Both are larger than what is looked at, so that their middles would have one size.
+        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "of one size, got a = 400x300"),
+        (ImagePair("odd", np.full((20, 28), 7, np.uint8), np.eye(20, 28, dtype=np.uint8)), "the same value"),
+    ],
+    ids=["sizes", "constant"],
+)
+def test_a_pair_that_cannot_be_fused_is_named(model: onnx.ModelProto, pair: ImagePair, words: str) -> None:
+    with pytest.raises(InputError, match=f"pair odd: expected .*{words}") as caught:
+        collect(model, [*small_pairs(1), pair], TASK, "min-max")
+    assert one_sentence(str(caught.value))
+
+
+def test_noise_is_marked_as_noise(model: onnx.ModelProto) -> None:
+    table = collect(model, random_pairs(TASK), TASK, "min-max", random=True)
+    assert table.random
+    assert table.pairs == MIN_PAIRS
+
+
+def test_broken_weights_are_told(random_state: State) -> None:
+    broken = {**random_state, "encoder1.0.norm1.body.weight": np.zeros(16, np.float32)}
+    broken["encoder1.0.norm1.body.bias"] = np.zeros(16, np.float32)
+    model = fill(read_template("tensorrt-folded", "fp32"), broken)
+    with pytest.raises(GateError, match=r"in front of the layer encoder1\.0\.attn\.qkv, got 0"):
+        collect(model, small_pairs(MIN_PAIRS), TASK, "min-max")
+
+
+def test_pairs_are_spread_over_the_whole_folder() -> None:
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread(range(3), 4) == [0, 1, 2]
+    assert spread(range(100), 1) == [0]
+
+
+def test_a_table_is_read_back_and_a_wrong_one_refused() -> None:
+    table = CalibrationTable("entropy", dict.fromkeys(quantisable_layers(), 2.5), 16, "0" * 64)
+    assert read_table(table.to_json(), "x") == table
+    fields = json.loads(table.to_json())
+    damaged = [
+        "",
+        "[]",
+        "[" * 100_000,
+        json.dumps({**fields, "schema": "refusion-edge/calibration/9"}),
+        json.dumps({**fields, "method": "guess"}),
+        json.dumps({**fields, "ranges": {"FM.qkv1": 1.0}}),
+        json.dumps({**fields, "ranges": dict.fromkeys(quantisable_layers(), -1.0)}),
+        json.dumps({**fields, "ranges": dict.fromkeys(quantisable_layers(), "wide")}),
+        json.dumps({**fields, "ranges": 5}),
+        json.dumps({**fields, "extra": 1}),
+    ]
+    for text in damaged:
+        with pytest.raises(InputError, match="calibrate again") as caught:
+            read_table(text, "x.json")
+        assert one_sentence(str(caught.value))

@@ -1,0 +1,23 @@
+"""Programs whose modules are no machine code: everything but the kernels themselves can be tested with them."""
+
+from __future__ import annotations
+
+from refusion_edge.arrays import State
+from refusion_edge.cuda.program import Binary, Program, Target
+from refusion_edge.export.targets.program import assemble
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+
+
+def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
+    cut = tiles(architecture)
+    binaries = {
+        name: Binary(f"{kernel.source}_kernel", cut[name], 1024 * index, 2, f"{name} for sm_{architecture}".encode())
+        for index, (name, kernel) in enumerate(make_plan().kernels.items())
+    }
+    return Target(architecture, driver_version, binaries)
+
+
+def hollow_program(state: State, *architectures: int) -> Program:
+    targets = {architecture: hollow_target(architecture) for architecture in architectures}
+    return assemble(fold(state), {"task": "medical", "precision": "fp16"}, targets)

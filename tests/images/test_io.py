@@ -1,0 +1,171 @@
+"""Image files: what is read is what was stored, and a damaged file is told from a good one."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import InputError, OutputError, UsageError
+from refusion_edge.images.io import read_image, write_image
+from tests.conftest import files_below, one_sentence
+
+Picture = Callable[..., Array]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_lossless_formats_there_and_back(picture: Picture, suffix: str, channels: int, dtype: type) -> None:
+    image = picture(21, 34, channels, dtype)
+    write_image(f"x{suffix}", image)
+    read = read_image(f"x{suffix}")
+    assert read.dtype == image.dtype
+    assert np.array_equal(read, image)
+
+
+def test_jpeg_keeps_colour_order_and_detail(picture: Picture) -> None:
+    image = picture(40, 56, 3)
+    write_image("x.jpg", image)
+    assert np.abs(read_image("x.jpg").astype(int) - image).mean() <= 3
+
+
+def test_float_tiff_is_read(picture: Picture) -> None:
+    image = picture(12, 15, 1, np.float32)
+    cv2.imwrite("x.tiff", image)
+    assert np.array_equal(read_image("x.tiff"), image)
+
+
+def test_alpha_is_dropped_and_colour_kept(picture: Picture) -> None:
+    image = picture(12, 15, 3)
+    alpha = np.full((12, 15), 128, np.uint8)
+    cv2.imwrite("x.png", np.dstack((image[..., ::-1], alpha)))
+    assert np.array_equal(read_image("x.png"), image)
+
+
+def test_palette_is_resolved() -> None:
+    """A palette picture of four red, green, blue and white pixels, written by hand."""
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0)
+    palette = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 255, 255, 255])
+    pixels = zlib.compress(b"\0\0\1\0\2\3")
+    Path("x.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"PLTE", palette) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+    assert read_image("x.png").tolist() == [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]]
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """Insert an EXIF segment that holds nothing but an orientation."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 1) + entry + b"\0\0\0\0"
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)],
+)
+def test_exif_orientation_is_applied(picture: Picture, orientation: int, turn: Callable[[Array], Array]) -> None:
+    write_image("flat.jpg", picture(24, 32, 3))
+    flat = read_image("flat.jpg")
+    Path("turned.jpg").write_bytes(with_orientation(Path("flat.jpg").read_bytes(), orientation))
+    assert np.array_equal(read_image("turned.jpg"), turn(flat))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".bmp", ".webp"])
+@pytest.mark.parametrize("cut", [0.5, 0.9, 0.99])
+def test_truncated_files_are_refused(picture: Picture, suffix: str, cut: float) -> None:
+    encoded, data = cv2.imencode(suffix, picture(60, 80, 3))
+    assert encoded
+    Path(f"x{suffix}").write_bytes(data.tobytes()[: int(data.size * cut)])
+    with pytest.raises(InputError) as caught:
+        read_image(f"x{suffix}")
+    assert one_sentence(str(caught.value))
+    assert f"x{suffix}" in str(caught.value)
+
+
+def test_thumbnail_does_not_hide_a_truncation(picture: Picture) -> None:
+    thumbnail = cv2.imencode(".jpg", picture(16, 16, 3))[1].tobytes()
+    whole = cv2.imencode(".jpg", picture(60, 80, 3))[1].tobytes()
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    Path("whole.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    assert read_image("whole.jpg").shape == (60, 80, 3)
+    Path("cut.jpg").write_bytes(whole[:2] + segment + whole[2:-300])
+    with pytest.raises(InputError, match="breaks off"):
+        read_image("cut.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.png", None, "got nothing"),
+        ("empty.png", b"", "zero bytes"),
+        ("text.png", b"not an image at all", "something else or a damaged file"),
+        ("clip.mp4", b"\0" * 100, "got the video"),
+    ],
+)
+def test_files_that_are_no_images(name: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_image(name)
+    assert one_sentence(str(caught.value))
+
+
+def test_a_file_of_several_pages_is_refused(picture: Picture) -> None:
+    cv2.imwritemulti("x.tiff", [picture(12, 12), picture(12, 12)])
+    with pytest.raises(InputError, match="got 2 pages; split"):
+        read_image("x.tiff")
+
+
+def test_folder_is_no_image() -> None:
+    Path("folder").mkdir()
+    with pytest.raises(InputError, match="got the folder"):
+        read_image("folder")
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x", "x.npy"])
+def test_unknown_output_formats_are_refused(picture: Picture, name: str) -> None:
+    with pytest.raises(UsageError, match="ending in"):
+        write_image(name, picture(9, 9))
+    assert files_below(Path()) == []
+
+
+def test_sixteen_bits_do_not_go_into_a_jpeg(picture: Picture) -> None:
+    with pytest.raises(OutputError, match="uint16"):
+        write_image("x.jpg", picture(9, 9, 1, np.uint16))
+    assert files_below(Path()) == []
+
+
+def test_unwritable_target_leaves_nothing_behind(picture: Picture) -> None:
+    Path("file").write_text("in the way")
+    with pytest.raises(OutputError, match="choose another place"):
+        write_image("file/x.png", picture(9, 9))
+    assert files_below(Path()) == ["file"]
+
+
+def test_full_disk_leaves_nothing_behind(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    def no_room(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_image("x.png", picture(9, 9))
+    before = Path("x.png").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", no_room)
+        with pytest.raises(OutputError, match="full disk"):
+            write_image("x.png", picture(9, 9))
+    assert files_below(Path()) == ["x.png"]
+    assert Path("x.png").read_bytes() == before

@@ -1,0 +1,249 @@
+// Runs the kernels without Python, for sanitizers and for other processors.
+//
+//   native_driver VECTORS SECONDS [SEED]
+//
+// VECTORS is a folder made by `python -m tests.kernels.cpu.native.vectors`. Every NAME.vector is fused with every instruction set and
+// must be within 2e-5, or within 50 dB PSNR in bf16. Then, for SECONDS, planes of random sizes, strides and alignments are
+// fused with random numbers of threads, from two threads at once, damaged weights files are read, and the blocks of training
+// and the products over their pixels are computed.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "batches_fuzzer.hpp"
+#include "expansion_fuzzer.hpp"
+#include "isa.hpp"
+#include "network.hpp"
+#include "reference.hpp"
+#include "refusion_edge.h"
+#include "require.hpp"
+#include "weights_file.hpp"
+
+namespace fs = std::filesystem;
+using namespace refusion;
+
+namespace {
+
+constexpr double kTolerance = 2e-5;
+constexpr double kBf16Psnr = 50.0;  // the gate's limit; in dB
+constexpr auto kPixel = static_cast<std::ptrdiff_t>(sizeof(float));
+
+struct Vector {
+    std::string name;
+    int height = 0, width = 0;
+    std::vector<float> a, b, fused;
+};
+
+Vector read_vector(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::int32_t sides[2];
+    file.read(reinterpret_cast<char*>(sides), sizeof sides);
+    Vector vector;
+    vector.name = path.stem().string();
+    vector.height = sides[0];
+    vector.width = sides[1];
+    for (std::vector<float>* plane : {&vector.a, &vector.b, &vector.fused}) {
+        plane->resize(static_cast<std::size_t>(sides[0]) * static_cast<std::size_t>(sides[1]));
+        file.read(reinterpret_cast<char*>(plane->data()), static_cast<std::streamsize>(plane->size() * sizeof(float)));
+    }
+    require(static_cast<bool>(file), "cannot read " + path.string());
+    return vector;
+}
+
+PlaneView contiguous(const std::vector<float>& plane, int width) { return {plane.data(), width * kPixel, kPixel}; }
+
+// All that this processor has, in any precision.
+std::vector<const Kernels*> all_kernels() {
+    std::vector<const Kernels*> all = usable_kernels(Precision::fp32);
+    for (const Kernels* kernels : usable_kernels(Precision::bf16)) all.push_back(kernels);
+    return all;
+}
+
+// Requires that a result is as close to the expected one as its precision allows, and returns the largest error.
+template <class Expected>
+double require_close(const std::vector<float>& fused, const std::vector<Expected>& expected, const Kernels& kernels, const std::string& what) {
+    double worst = 0, squares = 0;
+    for (std::size_t i = 0; i < fused.size(); ++i) {
+        const double error = std::abs(static_cast<double>(fused[i]) - static_cast<double>(expected[i]));
+        worst = error <= worst ? worst : error;  // takes NaN, too
+        squares += error * error;
+    }
+    const double psnr = -10 * std::log10(squares / static_cast<double>(fused.size()));
+    const bool close = kernels.packing.precision == Precision::bf16 ? psnr >= kBf16Psnr : worst <= kTolerance;
+    require(close, what + ": error " + std::to_string(worst) + ", PSNR " + std::to_string(psnr) + " dB with " + kernels.isa);
+    return worst;
+}
+
+double check_vector(const Vector& vector, const fs::path& weights, Precision precision) {
+    double worst = 0;
+    for (const Kernels* kernels : usable_kernels(precision)) {
+        for (int threads : {1, 3}) {
+            Network network(read_weights(weights.string()).data(), threads, kernels->isa, precision);
+            std::vector<float> fused(vector.fused.size(), NAN);
+            network.fuse(contiguous(vector.a, vector.width), contiguous(vector.b, vector.width), vector.height, vector.width,
+                         {fused.data(), vector.width * kPixel});
+            worst = std::max(worst, require_close(fused, vector.fused, *kernels, vector.name));
+        }
+    }
+    return worst;
+}
+
+// A plane in a block of memory of exactly its extent, so that one byte beyond it is beyond the block.
+struct Strided {
+    std::unique_ptr<char[]> memory;
+    PlaneView view{};
+
+    Strided(const std::vector<float>& plane, int height, int width, std::mt19937& random) {
+        const auto pick = [&](int low, int high) { return std::uniform_int_distribution<std::ptrdiff_t>(low, high)(random); };
+        std::ptrdiff_t column = kPixel * pick(1, 3) + (pick(0, 3) == 0 ? pick(0, 3) : 0);
+        std::ptrdiff_t row = column * (width - 1) + kPixel + pick(0, 9);
+        if (pick(0, 2) == 0) {  // columns first
+            row = kPixel + pick(0, 5);
+            column = row * (height - 1) + kPixel + pick(0, 5);
+        }
+        if (pick(0, 2) == 0) column = -column;
+        if (pick(0, 2) == 0) row = -row;
+        const std::ptrdiff_t rows = row * (height - 1), columns = column * (width - 1);
+        const std::ptrdiff_t lowest = std::min<std::ptrdiff_t>(rows, 0) + std::min<std::ptrdiff_t>(columns, 0);
+        const std::ptrdiff_t extent = std::abs(rows) + std::abs(columns) + kPixel, shift = pick(0, 3);
+        memory.reset(new char[static_cast<std::size_t>(extent + shift)]());
+        char* first = memory.get() + shift - lowest;
+        for (int r = 0; r < height; ++r) {
+            for (int c = 0; c < width; ++c) std::memcpy(first + r * row + c * column, &plane[static_cast<std::size_t>(r * width + c)], sizeof(float));
+        }
+        view = {first, row, column};
+    }
+};
+
+class Fuzzer {
+  public:
+    Fuzzer(const fs::path& weights, unsigned seed) : weights_(weights), flat_(read_weights(weights.string())), random_(seed) {}
+
+    void turn() {
+        const bool large = pick(0, 3) == 0;
+        const int height = large ? pick(8, 200) : pick(8, 30), width = large ? pick(8, 300) : pick(8, 40);
+        const std::vector<const Kernels*> all = all_kernels();
+        const Kernels& kernels = *all[static_cast<std::size_t>(pick(0, static_cast<int>(all.size()) - 1))];
+        const std::string what = std::to_string(height) + "x" + std::to_string(width);
+        const std::vector<float> a = plane(height, width), b = plane(height, width);
+        const std::vector<float> alone = fuse_alone(a, b, height, width, kernels);
+        if (!large) {
+            std::vector<double> exact(a.size());
+            fuse_reference(flat_.data(), contiguous(a, width), contiguous(b, width), height, width, exact.data());
+            require_close(alone, exact, kernels, what);
+        }
+        const Strided strided_a(a, height, width, random_), strided_b(b, height, width, random_);
+        Network network(flat_.data(), pick(1, 4), kernels.isa, kernels.packing.precision);
+        std::atomic<bool> equal{true};
+        const auto work = [&] {
+            // Rows apart, at any address, with a canary behind each.
+            const std::ptrdiff_t stride = width * kPixel + 3;
+            std::vector<char> target(static_cast<std::size_t>(stride * height), 'c');
+            network.fuse(strided_a.view, strided_b.view, height, width, {target.data(), stride});
+            for (int row = 0; row < height; ++row) {
+                const char* at = target.data() + row * stride;
+                if (std::memcmp(at, &alone[static_cast<std::size_t>(row * width)], static_cast<std::size_t>(width * kPixel)) != 0) equal = false;
+                for (int i = 0; i < 3; ++i) {
+                    if (at[width * kPixel + i] != 'c') equal = false;
+                }
+            }
+        };
+        std::thread other(work);
+        work();
+        other.join();
+        require(equal, what + " with " + kernels.isa + ": not what one thread makes of contiguous planes");
+        ++turns;
+    }
+
+    // A weights file with some bytes changed or the end cut off is read or refused, never more.
+    void damage() {
+        std::ifstream file(weights_, std::ios::binary);
+        std::string data((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+        const int header = static_cast<int>(std::min<std::size_t>(data.size(), 9000)) - 1;
+        for (int i = pick(1, 8); i > 0; --i) data[static_cast<std::size_t>(pick(0, header))] = static_cast<char>(pick(0, 255));
+        if (pick(0, 3) == 0) data.resize(static_cast<std::size_t>(pick(0, static_cast<int>(data.size()))));
+        const fs::path damaged = fs::temp_directory_path() / ("native_driver-" + std::to_string(random_()) + ".safetensors");
+        std::ofstream(damaged, std::ios::binary) << data;
+        refusion_edge* instance = refusion_edge_create(damaged.string().c_str(), 1, pick(REFUSION_EDGE_FP32, REFUSION_EDGE_BF16));
+        fs::remove(damaged);
+        if (instance == nullptr) {
+            require(std::strstr(refusion_edge_error(), "expected") != nullptr, "an error without a text");
+            ++refused;
+        }
+        refusion_edge_destroy(instance);
+    }
+
+    long turns = 0, refused = 0;
+
+  private:
+    int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+
+    std::vector<float> plane(int height, int width) {
+        std::vector<float> pixels(static_cast<std::size_t>(height) * static_cast<std::size_t>(width));
+        for (float& pixel : pixels) pixel = std::uniform_real_distribution<float>(0, 1)(random_);
+        return pixels;
+    }
+
+    std::vector<float> fuse_alone(const std::vector<float>& a, const std::vector<float>& b, int height, int width, const Kernels& kernels) {
+        Network network(flat_.data(), 1, kernels.isa, kernels.packing.precision);
+        std::vector<float> fused(a.size(), NAN);
+        network.fuse(contiguous(a, width), contiguous(b, width), height, width, {fused.data(), width * kPixel});
+        return fused;
+    }
+
+    fs::path weights_;
+    std::vector<float> flat_;
+    std::mt19937 random_;
+};
+
+}  // namespace
+
+int main(int count, char** words) try {
+    require(count == 3 || count == 4, "expected: native_driver VECTORS SECONDS [SEED]");
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
+    std::string isas;
+    for (const Kernels* kernels : all_kernels()) isas += std::string(" ") + kernels->isa;
+    std::printf("instruction sets:%s\n", isas.c_str());
+    fs::path weights;
+    for (const fs::directory_entry& entry : fs::directory_iterator(words[1])) {
+        if (entry.path().extension() != ".vector") continue;
+        weights = entry.path();
+        weights.replace_extension(".safetensors");
+        const Vector vector = read_vector(entry.path());
+        const double error = check_vector(vector, weights, Precision::fp32);
+        std::printf("%-24s %4dx%-4d max error %.1e", vector.name.c_str(), vector.height, vector.width, error);
+        if (!usable_kernels(Precision::bf16).empty()) std::printf(", in bf16 %.1e", check_vector(vector, weights, Precision::bf16));
+        std::printf("\n");
+    }
+    require(!weights.empty(), std::string("no vectors in ") + words[1]);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[2]));
+    const unsigned seed = count == 4 ? static_cast<unsigned>(std::atoi(words[3])) : 1u;
+    Fuzzer fuzzer(weights, seed);
+    expansion_fuzzer::Fuzzer expansions(seed);
+    batches_fuzzer::Fuzzer batches(seed);
+    while (std::chrono::steady_clock::now() < end) {
+        fuzzer.turn();
+        for (int i = 0; i < 5; ++i) fuzzer.damage();
+        for (int i = 0; i < 3; ++i) expansions.turn();
+        batches.turn();
+    }
+    std::printf("fuzzed: %ld pictures, %ld damaged weights files refused\n", fuzzer.turns, fuzzer.refused);
+    std::printf("%ld blocks of training within %.1e of the largest number, %ld products of batches within %.1e\n", expansions.turns,
+                expansions.worst(), batches.turns, batches.worst());
+    return 0;
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "native_driver: %s\n", error.what());
+    return 1;
+}

@@ -1,0 +1,164 @@
+"""Ahead-of-time compilation: what every kernel takes of an architecture, read from its module. Needs no GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("triton", reason="the GPU kernels are compiled by Triton: pip install 'refusion-edge[triton]'")
+
+from refusion_edge.arrays import State
+from refusion_edge.cuda.program import Binary, Target, Tile
+from refusion_edge.cuda.program_file import program_bytes
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.export.targets import cubins
+from refusion_edge.export.targets.cubins import compile_targets, require_assembler, resources
+from refusion_edge.export.targets.plugins import compile_plugins, plugin_kernels
+from refusion_edge.export.targets.program import assemble
+from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.machine import ARCHITECTURES, parse_architectures
+from tests.conftest import ROOT, one_sentence
+
+# One architecture in every run; all of them by `make test-architectures`, which takes some minutes for each.
+CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87"))
+
+# What a function gets without asking, which nobody says TensorRT does for its plugins, and what it gets at most on sm_86.
+SHARED_KIB = {"plugin": 48, "other": 99}
+WITHOUT_PRODUCTS = ("stem", "encoder_mixing", "decoder_mixing", "to_plane", "stretch")
+
+
+@functools.cache
+def compiled(architecture: int) -> Target:
+    """The kernels for an architecture, compiled once."""
+    return compile_targets([architecture], jobs=2)[architecture]
+
+
+def why_not(architecture: int) -> str:
+    """Why the assembler that came with Triton cannot be used; a test of its own holds it to this."""
+    try:
+        require_assembler([architecture])
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_every_kernel_compiles_and_fits(architecture: int) -> None:
+    if reason := why_not(architecture):
+        pytest.skip(reason)
+    target = compiled(architecture)
+    plan = make_plan()
+    assert target.binaries.keys() == plan.kernels.keys()
+    assert target.driver_version in (12000, 13000)
+    for name, binary in target.binaries.items():
+        taken = resources(binary)
+        assert binary.image.startswith(b"\x7fELF"), name
+        assert binary.symbol == f"{plan.kernels[name].source}_kernel", name
+        assert binary.hidden_pointers == 2, name
+        assert 0 < taken.registers <= 255, name
+        assert taken.spilled == 0, name
+        assert taken.shared_bytes <= SHARED_KIB["plugin" if name in plugin_kernels() else "other"] * 1024, name
+        assert (taken.tensor_core > 0) == (name not in WITHOUT_PRODUCTS), name
+        assert len(binary.image) < 150_000, name
+
+
+def test_a_program_for_all_of_them_is_small(random_state: State) -> None:
+    targets = {architecture: compiled(architecture) for architecture in CHOSEN if not why_not(architecture)}
+    program = assemble(fold(random_state), {"task": "medical"}, targets)
+    # Weights and manifest, and what the kernels of one architecture come to when they are compressed.
+    assert len(program_bytes(program)) <= 750_000 + 200_000 * len(targets) <= 2_150_000
+
+
+# In a process of its own, because in this one Triton interprets.
+COMPILE_LOSS = """
+import sys
+from refusion_edge.export.targets.compiler import compile_function, prepare_compiler
+prepare_compiler()
+from refusion_edge.export.targets.cubins import resources
+from refusion_edge.kernels import weighted_loss
+from refusion_edge.cuda.program import Tile
+numbers = {"height": "i32", "width": "i32", "coefficient": "fp32", "scale": "fp32"}
+for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):
+    types = {name: numbers.get(name, "*fp32") for name in kernel.arg_names if not name.isupper()}
+    constants = {"TERM": 1, "NORM": 0, "TILE": 128, "HAS_F": True, "HAS_W": True, "HAS_V": True}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    binary, _ = compile_function(kernel, types, constants, Tile(128, 1, 4), int(sys.argv[1]))
+    print(resources(binary).registers, resources(binary).spilled)
+"""
+
+
+def test_the_loss_kernels_compile_without_spilling() -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    if reason := why_not(CHOSEN[0]):
+        pytest.skip(reason)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", COMPILE_LOSS, str(CHOSEN[0])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    taken = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(taken) == 2
+    assert all(registers <= 255 and spilled == 0 for registers, spilled in taken)
+
+
+def test_a_kernel_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan()
+    kernel = plan.kernels["stretch"]
+    broken = type(kernel)("stretch", "stretch", kernel.parameters[:-1], {}, "strips", 1)
+    monkeypatch.setattr(cubins, "make_plan", lambda: type(plan)({"stretch": broken}, {}, ()))
+    with pytest.raises(BackendError, match="to compile the kernel stretch for sm_87, got") as caught:
+        compile_targets([87])
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("compile_something", [lambda: compile_targets([87, 110]), lambda: compile_plugins(110, 90)])
+def test_an_assembler_that_is_too_old_is_named_before_anything_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, compile_something: Callable[[], object]
+) -> None:
+    nvidia = importlib.import_module("triton.backends.nvidia.compiler")
+    monkeypatch.setattr(nvidia, "get_ptxas", lambda _: SimpleNamespace(version="12.9"))
+    monkeypatch.setattr(cubins, "ProcessPoolExecutor", None)
+    message = "an assembler of CUDA 13.0 or newer for sm_110, got that of CUDA 12.9 with Triton .*; install Triton 3.9, or name"
+    with pytest.raises(BackendError, match=message) as caught:
+        compile_something()
+    assert one_sentence(str(caught.value))
+    require_assembler([80, 86, 87, 89, 90, 120])
+    monkeypatch.setattr(nvidia, "get_ptxas", lambda _: SimpleNamespace(version="13.0"))
+    require_assembler(ARCHITECTURES)
+
+
+def test_a_module_that_the_disassembler_does_not_know_is_explained_and_another_one_can_be_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    binary = Binary("stem_kernel", Tile(16, 16, 1), 0, 2, b"no module")
+    with pytest.raises(BackendError, match="cuobjdump to read a compiled kernel, got .*TRITON_CUOBJDUMP_PATH") as caught:
+        resources(binary)
+    assert one_sentence(str(caught.value))
+    newer = tmp_path / "cuobjdump"
+    newer.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 99.0, REG:7'\n")
+    newer.chmod(0o755)
+    monkeypatch.setenv("TRITON_CUOBJDUMP_PATH", str(newer))
+    assert resources(binary).registers == 7
+
+
+def test_an_architecture_that_is_unknown_is_refused() -> None:
+    assert parse_architectures("sm_87, sm_110,sm_87") == (87, 110)
+    assert set(CHOSEN) <= set(ARCHITECTURES)
+    for text in ("", "sm_88", "87", "sm_87;sm_90", "sm_٨٧"):
+        with pytest.raises(UsageError, match="sm_87") as caught:
+            parse_architectures(text)
+        assert one_sentence(str(caught.value))
+
+
+def test_without_triton_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubins, "TRITON_INSTALLED", False)
+    with pytest.raises(BackendError, match=r"pip install 'refusion-edge\[triton\]'"):
+        compile_targets([87])

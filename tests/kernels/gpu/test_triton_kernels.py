@@ -1,0 +1,83 @@
+"""Every Triton kernel against its float64 reference, in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton", reason="the GPU kernels are written in Triton: pip install 'refusion-edge[triton]'")
+pytest.importorskip("torch", reason="Triton's interpreter takes torch tensors")
+
+from refusion_edge.errors import BackendError
+from refusion_edge.kernels.gpu import checks
+from refusion_edge.kernels.gpu.catalogue import SOURCES
+from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
+from refusion_edge.kernels.gpu.folding import FoldedWeights
+from refusion_edge.kernels.gpu.schedule import make_plan
+from tests.conftest import one_sentence
+from tests.kernels.conftest import TILES
+
+KERNELS = tuple(make_plan().kernels)
+# Below a tile; an odd size over several tiles; a single row.
+SIZES = ((3, 5), (5, 19), (1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_matches_its_float64_reference(folded: FoldedWeights, name: str, dtype: str) -> None:
+    for seed, size_hw in enumerate(SIZES if dtype == "float32" else SIZES[1:2]):
+        case = make_case(name, size_hw, dtype, folded, TILES, seed=seed)
+        assert largest_error(case, launch(case)) <= RELATIVE_ERROR[dtype]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_large_activations_stay_finite_and_right_and_a_repeat_gives_the_same_bits(folded: FoldedWeights, name: str) -> None:
+    case = make_case(name, (4, 17), "float16", folded, TILES, scale=20.0, seed=7)
+    first, second = launch(case), launch(case)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert largest_error(case, first) <= RELATIVE_ERROR["float16"]
+
+
+def test_black_features_give_even_mixing_weights_and_no_nan(folded: FoldedWeights) -> None:
+    case = make_case("encoder_mixing", (4, 4), "float32", folded, TILES)
+    case.operands["partial_ptr"][:] = 0
+    taps = launch(case)
+    assert np.isfinite(taps["taps_ptr"]).all()
+    assert largest_error(case, taps) <= RELATIVE_ERROR["float32"]
+
+
+def test_a_constant_plane_stretches_to_zero(folded: FoldedWeights) -> None:
+    case = make_case("stretch", (3, 5), "float32", folded, TILES)
+    case.operands["fused_ptr"][:] = 0.25
+    case.operands["extremes_ptr"][:] = 0.25
+    assert not launch(case)["levels_ptr"].any()
+
+
+@pytest.mark.parametrize(("place", "message"), [(-1, "got changes around fused_ptr"), (0, "got changes in z_ptr")])
+def test_a_kernel_that_writes_elsewhere_is_caught(
+    folded: FoldedWeights, monkeypatch: pytest.MonkeyPatch, place: int, message: str
+) -> None:
+    case = make_case("to_plane", (3, 5), "float32", folded, TILES)
+
+    class Wrong:
+        def __getitem__(self, grid: Any) -> Any:
+            def run(z: Any, weights: Any, fused: Any, extremes: Any, *_: Any, **__: Any) -> None:
+                (fused if place else z)[place] = 1.0
+
+            return run
+
+    source = dataclasses.replace(SOURCES["to_plane"], function=Wrong())
+    monkeypatch.setitem(checks.SOURCES, "to_plane", source)
+    with pytest.raises(BackendError, match=message) as caught:
+        launch(case)
+    assert one_sentence(str(caught.value))
+
+
+def test_an_error_that_is_no_number_is_not_lost(folded: FoldedWeights) -> None:
+    case = make_case("to_plane", (3, 5), "float32", folded, TILES)
+    results = launch(case)
+    results["fused_ptr"][2] = np.nan
+    assert not largest_error(case, results) <= 1

@@ -1,0 +1,81 @@
+"""A process of its own: results and errors come back, and one that crashes or hangs ends within its time, with its children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refusion_edge.errors import BackendError, InputError
+from refusion_edge.selftest.subprocess import run_apart
+from tests.conftest import one_sentence
+
+
+def double(number: int) -> int:
+    print("printed by a library")
+    return 2 * number
+
+
+def refuse() -> None:
+    raise InputError("expected something else, got this; go on.")
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave() -> None:
+    os._exit(7)
+
+
+def hang_with_a_child(note: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    note.write_text(str(child.pid))
+    time.sleep(600)
+
+
+def test_a_result_comes_back_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_apart(double, 21, limit_s=60) == 42
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "printed by a library" in printed.err
+
+
+def test_an_error_comes_back_as_it_was() -> None:
+    with pytest.raises(InputError, match="expected something else"):
+        run_apart(refuse, limit_s=60)
+
+
+@pytest.mark.parametrize(("work", "words"), [(crash, "SIGSEGV"), (leave, "exit code 7")])
+def test_a_crash_is_an_error(work: object, words: str) -> None:
+    with pytest.raises(BackendError, match=words) as caught:
+        run_apart(work, limit_s=60)
+    assert one_sentence(str(caught.value))
+
+
+def test_what_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    started = time.monotonic()
+    with pytest.raises(BackendError, match="within 5 s") as caught:
+        run_apart(hang_with_a_child, note, limit_s=5)
+    assert one_sentence(str(caught.value))
+    assert time.monotonic() - started < 60
+    assert not is_running(int(note.read_text()))
+
+
+def is_running(pid: int) -> bool:
+    # An orphan that was killed may wait for somebody to collect it.
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.1)
+    return True

@@ -1,0 +1,165 @@
+"""Several processes, on one machine or on many, that train as one on the joined batch.
+
+The networks are plain functions of their parameters, so nothing is wrapped: the few gradients that have to agree are
+averaged by hand, in one flat buffer each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+from torch import Tensor, distributed
+from typing_extensions import Self
+
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.train.layers import Parameters
+
+# Long enough for a rank that validates or reads a slow disk, short enough that a lost one is noticed.
+_TIMEOUT = datetime.timedelta(minutes=5)
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes of a run, and which of them this is.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: Where its tensors are.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes logs and checkpoints."""
+        return self.rank == 0
+
+    def average(self, tensors: Parameters) -> Parameters:
+        """Mean over all ranks, the same on each.
+
+        Raises:
+            BackendError: Another rank is gone.
+        """
+        if self.size == 1:
+            return tensors
+        buffer = torch.cat([tensor.flatten() for tensor in tensors.values()])
+        self._reduce(buffer, distributed.ReduceOp.SUM)
+        parts = torch.split(buffer / self.size, [tensor.numel() for tensor in tensors.values()])
+        return {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Largest of each value over all ranks, so that they take the same decisions.
+
+        Raises:
+            BackendError: Another rank is gone.
+        """
+        if self.size == 1:
+            return list(values)
+        buffer = torch.tensor(values, dtype=torch.float64, device=self.device)
+        self._reduce(buffer, distributed.ReduceOp.MAX)
+        return [float(value) for value in buffer]
+
+    def _reduce(self, buffer: Tensor, operation: distributed.ReduceOp.RedOpType) -> None:
+        try:
+            distributed.all_reduce(buffer, operation)
+        except RuntimeError as error:
+            raise BackendError(
+                f"expected all {self.size} ranks to answer, got a lost one (rank {self.rank} noticed: "
+                f"{str(error).splitlines()[0]}); start the run again with --resume."
+            ) from error
+
+
+def join_ranks(device: torch.device) -> Ranks:
+    """Join the processes that torchrun started, or stay alone where it did not.
+
+    NCCL on a GPU, gloo on a CPU.
+
+    Raises:
+        UsageError: Some of torchrun's variables are set and some are not.
+        BackendError: The others cannot be reached.
+    """
+    given = [name for name in _VARIABLES if name in os.environ]
+    if "WORLD_SIZE" not in given or os.environ["WORLD_SIZE"] == "1":
+        return Ranks(device=device)
+    if len(given) < len(_VARIABLES):
+        raise UsageError(f"expected the variables {', '.join(_VARIABLES)}, got {', '.join(given)} only; start with torchrun.")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    except RuntimeError as error:
+        raise BackendError(f"expected all ranks to meet, got '{error}'; check the address and the network.") from error
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """Leave the group, if there is one."""
+    if ranks.size > 1 and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Takes note of Ctrl-C and SIGTERM while it is open; a second one interrupts at once.
+
+    Attributes:
+        received: Name of the signal, or empty.
+    """
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        except ValueError:  # not in the main thread, where no signal arrives anyway
+            self._previous = {}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+# Names and numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_NEVER = 2**31 - 1
+_GROWTH_BYTES = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Have the process keep what it frees, for its own next allocations; it stays at its peak until it ends.
+
+    Changes the whole process, so only a program that owns it should call this.
+
+    Returns:
+        Whether the C library took the settings: glibc does, others have none.
+    """
+    if sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        return False
+    taken = [set_option(*option) for option in ((_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROWTH_BYTES), (_M_MMAP_MAX, 0))]
+    return all(taken)
