@@ -20,8 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("ir_vis", "medical", "multi_focus", "multi_exposure")
 GRAPHS = (
-    "onnxruntime-fp32",
-    "openvino-fp32",
+    "cpu-fp32",
     *(f"tensorrt-{form}-{bits}" for form in ("folded", "literal") for bits in ("fp32", "fp16")),
 )
 REQUIRED = (

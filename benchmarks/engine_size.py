@@ -17,7 +17,7 @@ from refusion_edge import __version__
 from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS
 from refusion_edge.calibration.int8 import collect, random_pairs
-from refusion_edge.export.graph.quantize import quantise
+from refusion_edge.export.graph.quantize import quantize
 from refusion_edge.export.targets.tensorrt import compile_plan
 from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import read_checkpoint
@@ -77,7 +77,7 @@ def _build(form: str, precision: str, size: str) -> Row:
     if precision == "int8":
         task = find_task(_TASK)
         observed = fill(read_template("tensorrt-folded", "fp32"), state)
-        model = quantise(model, collect(observed, random_pairs(task), task, "min-max", random=True))
+        model = quantize(model, collect(observed, random_pairs(task), task, "min-max", random=True))
     plan = compile_plan(TENSORRT_RTX, model.SerializeToString(), NO_SETTINGS, None if size_hw else DYNAMIC)
     return {"form": form, "precision": precision, "plan_bytes": len(plan.data), "scratch_bytes": plan.scratch_bytes}
 

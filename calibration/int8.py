@@ -1,4 +1,4 @@
-"""Value ranges for INT8: the inputs of the layers that can be quantised, seen over real pairs by ONNX Runtime. No torch."""
+"""Value ranges for INT8: the inputs of the layers that can be quantized, seen over real pairs by ONNX Runtime. No torch."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -16,33 +16,35 @@ import onnx
 
 from refusion_edge._version import __version__
 from refusion_edge.accuracy.fidelity import LIMITS, worst
-from refusion_edge.accuracy.gate import PairFidelity, measure, resized, sample_pairs, verdict
+from refusion_edge.accuracy.gate import PairFidelity, gate_result, measure, resized, sample_pairs
 from refusion_edge.backends import onnxruntime
-from refusion_edge.backends.registry import Choice, choose_builder, read_graph, status
-from refusion_edge.backends.tensorrt.product import FLAVOURS
-from refusion_edge.bundle.folder import EngineBundle, check_replaceable, install_bundle, read_bundle, sha256
-from refusion_edge.bundle.manifest import CALIBRATION, MODEL, WEIGHTS, GateNotRun, GateResult, Manifest, Quantised, TensorSpec
-from refusion_edge.errors import BundleError, CheckpointError, GateError, OutputError
-from refusion_edge.export.graph.int8 import SPARE_DB, Jury, Selection, select_layers
-from refusion_edge.export.spec import BuildSpec, check_spec
-from refusion_edge.export.targets.engines import (
-    EngineFile,
-    Ingredients,
-    cache_folder,
-    compiler_facts,
-    extended,
-    make_engine,
-    open_judged,
+from refusion_edge.backends.registry import Choice, choose_builder, open_engine, read_graph, status
+from refusion_edge.bundle.folder import EngineBundle, check_replaceable, install_bundle, sha256
+from refusion_edge.bundle.manifest import (
+    CALIBRATION,
+    MODEL,
+    WEIGHTS,
+    GateNotRun,
+    GateResult,
+    Manifest,
+    Quantized,
+    TensorSpec,
 )
-from refusion_edge.export.targets.tensorrt import PhaseListener
+from refusion_edge.bundle.model import checked_model
+from refusion_edge.errors import CheckpointError, GateError, UsageError
+from refusion_edge.export.cache import read_cached, store
+from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, Selection, select_layers
+from refusion_edge.export.graph.quantize import quantize
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.export.targets.builder import Builder, EngineFile, Inputs, PhaseListener
+from refusion_edge.export.targets.registry import BUILDERS
 from refusion_edge.fuser import open_weights
 from refusion_edge.images.pairs import ImagePair, fingerprint
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name
 from refusion_edge.network.layouts import Precision
-from refusion_edge.network.quantization import CalibrationTable, quantisable_layers
+from refusion_edge.network.quantization import CalibrationTable, quantizable_layers, read_table
 from refusion_edge.network.weights import weights_path
-from refusion_edge.sizes import DYNAMIC, SizeRange
 from refusion_edge.tasks import Task, find_task
 
 
@@ -89,8 +91,11 @@ def build(
     """
     task = find_task(spec.task)
     choice = choose_builder(spec.backend, spec.precision)
-    check_spec(spec, choice.name)
-    output = spec.output or default_output(spec, choice.name)
+    spec = replace(spec, backend=choice.name)
+    builder = BUILDERS[choice.name]
+    _check_calibration(spec)
+    builder.check(spec)
+    output = spec.output or default_output(spec)
     check_replaceable(output)
     stages = _Stages(on_stage)
 
@@ -99,50 +104,83 @@ def build(
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
     with stages.enter("graph"):
         template = read_graph(choice.name, spec.precision, spec.form)
-        filled = fill(template, checkpoint.state, spec.size_hw)
-        filled = extended(filled, spec.settings)
+        filled = builder.extend(fill(template, checkpoint.state, spec.size_hw), spec)
         model = filled.SerializeToString(deterministic=True)
-        sizes_hw = _sizes(spec, choice.name, stages.remarks)
-        pairs = _judges(spec, spec.size_hw if sizes_hw is None else sizes_hw.typical_hw)
-        key = _key(spec, choice.name, {"weights": weights, "model": model}, pairs)
+        sizes_hw = builder.sizes_hw(spec, stages.remarks)
+        pairs = _gate_pairs(spec, spec.size_hw if sizes_hw is None else sizes_hw.typical_hw)
+        key = _key(spec, builder, {"weights": weights, "model": model}, pairs)
+    found = status(choice.name)
 
-    cache = cache_folder() / "bundles" / key
-    cached = _from_cache(cache, key, stages.remarks) if spec.use_cache else None
+    sources = {WEIGHTS: sha256(weights)} if spec.calibration else {WEIGHTS: sha256(weights), MODEL: sha256(model)}
+    cached = read_cached(key, sources, stages.remarks) if spec.use_cache else None
     if cached is not None:
+        results = _evaluate_cached(builder, cached, checkpoint, pairs, stages)
         with stages.enter("install"):
             bundle = install_bundle(output, cached.manifest, {name: cached.read(name) for name in cached.manifest.files})
-        return BuildReport(choice, bundle, True, (), stages.seconds, tuple(stages.remarks))
+        return BuildReport(choice, bundle, True, results, stages.seconds, tuple(stages.remarks))
 
     files = {WEIGHTS: weights}
-    quantised = None
+    quantized = None
     if spec.calibration is not None:
         with stages.enter("layers"):
             selection = _select(spec.calibration, filled, checkpoint, pairs, task, listener)
-        model = selection.model.SerializeToString(deterministic=True)
-        files[CALIBRATION] = spec.calibration.to_json().encode()
-        quantised = _quantised(spec.calibration, selection)
-        stages.remarks.extend(_int8_remarks(quantised))
+            model, files[CALIBRATION] = (
+                selection.model.SerializeToString(deterministic=True),
+                spec.calibration.to_json().encode(),
+            )
+        quantized = _quantized(spec.calibration, selection)
+        stages.remarks.extend(_int8_remarks(quantized))
     with stages.enter("engine"):
-        made_from = Ingredients(checkpoint.state, weights, model, sizes_hw)
-        made = make_engine(spec, choice.name, made_from, listener, stages.remarks)
-    found = status(choice.name)
-    with (
-        stages.enter("gate"),
-        open_weights(checkpoint.state, optimised=False) as reference,
-        # An engine that cannot run here is judged by a stand-in for now, and itself where it is loaded first.
-        open_judged(choice.name, made, model) as engine,
-    ):
-        results = tuple(measure(engine, reference, pairs, task))
-    _require_passed(results, spec.precision)
-    gate = verdict(results, pairs)
+        made = builder.build(spec, Inputs(checkpoint.state, weights, model, sizes_hw), listener, stages.remarks)
+    with stages.enter("gate"):
+        results = _evaluate(builder, made, model, checkpoint, pairs, task)
+    gate = gate_result(results, pairs)
     with stages.enter("install"):
         files.update({MODEL: model, made.name: made.engine.data})
         judged = gate if found.usable else GateNotRun(found.reason, gate)
-        manifest = _manifest(spec, choice.name, form_name(template), key, files, made, judged, quantised)
+        manifest = _manifest(spec, form_name(template), key, files, made, judged, quantized)
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
-            _to_cache(cache, manifest, files, stages.remarks)
+            store(manifest, files, stages.remarks)
     return BuildReport(choice, bundle, False, results, stages.seconds, tuple(stages.remarks))
+
+
+def rebuild(
+    bundle: EngineBundle, on_stage: Callable[[str], None] = lambda _: None, listener: PhaseListener | None = None
+) -> BuildReport:
+    """Build the engine of a bundle again in its place, from its own weights and its own spec, for this machine.
+
+    Args:
+        bundle: The bundle.
+        on_stage: See ``build``.
+        listener: See ``build``.
+
+    Raises:
+        RefusionError: As ``build``; the old bundle is as it was.
+    """
+    manifest = bundle.manifest
+    table = None if manifest.quantized is None else _table_of(bundle)
+    wanted = {name: getattr(manifest.spec, name) for name in manifest.spec.__dataclass_fields__}
+    return build(BuildSpec(**wanted, weights=bundle.path / WEIGHTS, output=bundle.path, calibration=table), on_stage, listener)
+
+
+def model_of(bundle: EngineBundle) -> bytes:
+    """The ONNX model of a bundle, made again from its weights and its spec, and held against the file.
+
+    Raises:
+        MisfitError: The file holds another model.
+    """
+    manifest = bundle.manifest
+    state = read_checkpoint(bundle.path / WEIGHTS).state
+    template = read_graph(manifest.backend, manifest.precision, manifest.form)
+    model = BUILDERS[manifest.backend].extend(fill(template, state, manifest.spec.size_hw), manifest.spec)
+    if manifest.quantized is not None:
+        model = quantize(model, _table_of(bundle), keep=manifest.quantized.kept)
+    return checked_model(bundle.read(MODEL), model, bundle.path / MODEL, f"build it again: {bundle.rebuild_command()}")
+
+
+def _table_of(bundle: EngineBundle) -> CalibrationTable:
+    return read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
 
 
 class _Stages:
@@ -165,10 +203,42 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - started
 
 
-def _judges(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
-    """Pairs that the engine is judged on, scaled to the size that it has or is tuned for."""
-    judges = spec.judges if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.judges)
-    return (*sample_pairs(spec.task, size_hw), *judges)
+def _check_calibration(spec: BuildSpec) -> None:
+    if spec.calibration is None and spec.precision == "int8":
+        raise UsageError("an int8 engine needs calibration data; add --calib-data DIR")
+    if spec.calibration is not None and spec.precision != "int8":
+        raise UsageError(f"calibration data is for int8 engines only, and this one is {spec.precision}; leave --calib-data out")
+
+
+def _gate_pairs(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
+    """Pairs that the gate looks at, scaled to the size that the engine has or is tuned for."""
+    others = spec.judges if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.judges)
+    return (*sample_pairs(spec.task, size_hw), *others)
+
+
+def _evaluate(
+    builder: Builder, made: EngineFile, model: bytes, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
+) -> tuple[PairFidelity, ...]:
+    """Run the gate on an engine, or on its CPU proxy if it cannot run here; the engine then passes where it is first loaded."""
+    runs_here = status(builder.backend).usable
+    with (
+        open_weights(checkpoint.state, optimised=False) as reference,
+        open_engine(builder.backend, made.engine) if runs_here else builder.proxy(made.engine, model).open() as engine,
+    ):
+        results = tuple(measure(engine, reference, pairs, task))
+    _require_passed(results, made.engine.precision)
+    return results
+
+
+def _evaluate_cached(
+    builder: Builder, cached: EngineBundle, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], stages: _Stages
+) -> tuple[PairFidelity, ...]:
+    """Run the gate again on what a compiler made: it cannot be derived again, and files of a cache can be damaged."""
+    if not builder.compiles:
+        return ()
+    with stages.enter("gate"):
+        made, task = EngineFile(cached.manifest.engine, cached.engine()), find_task(cached.manifest.task)
+        return _evaluate(builder, made, model_of(cached), checkpoint, pairs, task)
 
 
 def _select(
@@ -180,49 +250,36 @@ def _select(
     listener: PhaseListener | None,
 ) -> Selection:
     with open_weights(checkpoint.state, optimised=False) as reference:
-        jury = Jury(reference, pairs, task)
+        evaluator = Evaluator(reference, pairs, task)
     if listener is None:
-        return select_layers(model, table, jury, LIMITS["int8"])
+        return select_layers(model, table, evaluator, LIMITS["int8"])
     scan, layers = "one layer at a time", itertools.count()
-    listener.started(scan, None, len(quantisable_layers()))
-    selection = select_layers(model, table, jury, LIMITS["int8"], lambda: listener.stepped(scan, next(layers)))
+    listener.started(scan, None, len(quantizable_layers()))
+    selection = select_layers(model, table, evaluator, LIMITS["int8"], lambda: listener.stepped(scan, next(layers)))
     listener.finished(scan)
     return selection
 
 
-def _quantised(table: CalibrationTable, selection: Selection) -> Quantised:
-    return Quantised(table.method, table.pairs, table.data_sha256, table.random, selection.int8, selection.kept)
+def _quantized(table: CalibrationTable, selection: Selection) -> Quantized:
+    return Quantized(table.method, table.pairs, table.data_sha256, table.random, selection.int8, selection.kept)
 
 
-def _int8_remarks(quantised: Quantised) -> Iterator[str]:
-    if quantised.random:
+def _int8_remarks(quantized: Quantized) -> Iterator[str]:
+    if quantized.random:
         yield (
             "RANDOM DATA: the ranges of this INT8 engine were measured on noise, not on pictures. It shows that such an engine "
             "builds, nothing else; calibrate with real pairs before you use it."
         )
-    kept = f"; more sensitive, and kept in fp16: {', '.join(quantised.kept)}" if quantised.kept else ""
-    yield f"INT8 in {len(quantised.int8)} of {len(quantised.int8) + len(quantised.kept)} layers{kept}."
+    kept = f"; more sensitive, and kept in fp16: {', '.join(quantized.kept)}" if quantized.kept else ""
+    yield f"INT8 in {len(quantized.int8)} of {len(quantized.int8) + len(quantized.kept)} layers{kept}."
 
 
-def _sizes(spec: BuildSpec, backend: str, remarks: list[str]) -> SizeRange | None:
-    """Range of sizes of the engine; None if it has one size, or takes any."""
-    if backend not in FLAVOURS or spec.size_hw is not None:
-        return None
-    if spec.sizes_hw is None:
-        remarks.append(
-            f"No size was given: the engine takes sizes from {DYNAMIC.least_hw[0]}x{DYNAMIC.least_hw[1]} to "
-            f"{DYNAMIC.largest_hw[0]}x{DYNAMIC.largest_hw[1]} (height x width). One of a fixed size (--size 480x640) is faster "
-            "and needs less memory."
-        )
-    return spec.sizes_hw or DYNAMIC
-
-
-def default_output(spec: BuildSpec, backend: str) -> Path:
-    """Name of the bundle folder where none was asked for."""
+def default_output(spec: BuildSpec) -> Path:
+    """Name of the bundle folder where none was asked for; the spec names the back end that was chosen."""
     size = "" if spec.size_hw is None else f"-{spec.size_hw[0]}x{spec.size_hw[1]}"
     if spec.sizes_hw is not None:
         size = f"-{spec.sizes_hw}".replace(":", "_")
-    return Path("bundles") / f"{spec.task}-{spec.precision}-{backend}{size}"
+    return Path("bundles") / f"{spec.task}-{spec.precision}-{spec.backend}{size}"
 
 
 def _read_weights(spec: BuildSpec) -> Checkpoint:
@@ -248,19 +305,16 @@ def _require_passed(results: tuple[PairFidelity, ...], precision: Precision) -> 
 
 def _manifest(
     spec: BuildSpec,
-    backend: str,
     form: str,
     key: str,
     files: dict[str, bytes],
     made: EngineFile,
     gate: GateResult | GateNotRun,
-    quantised: Quantised | None,
+    quantized: Quantized | None,
 ) -> Manifest:
     shape = (1, 1, *(spec.size_hw or (None, None)))
     return Manifest(
-        task=spec.task,
-        precision=spec.precision,
-        backend=backend,
+        spec=spec.engine,
         form=form,
         engine=made.name,
         key=key,
@@ -272,7 +326,7 @@ def _manifest(
         tools={**_tools(), **made.tools},
         files={name: sha256(data) for name, data in files.items()},
         compiled=made.compiled,
-        quantised=quantised,
+        quantized=quantized,
     )
 
 
@@ -286,39 +340,18 @@ def _tools() -> dict[str, str]:
     }
 
 
-def _key(spec: BuildSpec, backend: str, made_from: dict[str, bytes], pairs: tuple[ImagePair, ...]) -> str:
-    """Hash everything that the engine and the verdict on it depend on."""
+def _key(spec: BuildSpec, builder: Builder, sources: dict[str, bytes], pairs: tuple[ImagePair, ...]) -> str:
+    """Hash everything that the engine and the result of its gate depend on."""
     description = {
-        "backend": backend,
+        "backend": builder.backend,
         "precision": spec.precision,
         "size_hw": spec.size_hw,
-        "compiler": compiler_facts(spec, backend),
+        "compiler": builder.facts(spec),
         "calibration": None if spec.calibration is None else spec.calibration.to_json(),
-        **{name: sha256(data) for name, data in made_from.items()},
+        **{name: sha256(data) for name, data in sources.items()},
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),
         "spare_db": SPARE_DB,
         "tools": _tools(),
     }
     return sha256(json.dumps(description, sort_keys=True).encode())
-
-
-def _from_cache(cache: Path, key: str, remarks: list[str]) -> EngineBundle | None:
-    if not cache.exists():
-        return None
-    try:
-        bundle = read_bundle(cache)
-        if bundle.manifest.key == key:
-            return bundle
-        problem = "its manifest is for something else."
-    except BundleError as error:
-        problem = str(error)
-    remarks.append(f"A cached engine was ignored and is built anew: {problem}")
-    return None
-
-
-def _to_cache(cache: Path, manifest: Manifest, files: dict[str, bytes], remarks: list[str]) -> None:
-    try:
-        install_bundle(cache, manifest, files)
-    except OutputError as error:
-        remarks.append(f"The engine was built but could not be cached: {error}")

@@ -10,12 +10,13 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.accuracy.fidelity import LIMITS, worst
-from refusion_edge.accuracy.gate import measure, sample_pairs, verdict
+from refusion_edge.accuracy.gate import gate_result, measure, sample_pairs
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends import registry as backends
 from refusion_edge.backends.registry import (
     AUTO,
     Backend,
+    Choice,
     LevelsBackend,
     PixelsBackend,
     RunOptions,
@@ -42,14 +43,18 @@ class Fuser:
         backend: What runs the network; closed together with the fuser.
         task: The task that its weights were trained for.
         output_range: ``stretch`` or ``fixed``, see ``refusion_edge.images.color.to_output_range``.
+        choice: Which back end was chosen and why; None where nobody had to choose.
     """
 
-    def __init__(self, backend: Backend, task: Task, output_range: OutputRange = "stretch") -> None:
+    def __init__(
+        self, backend: Backend, task: Task, output_range: OutputRange = "stretch", choice: Choice | None = None
+    ) -> None:
         if output_range not in OUTPUT_RANGES:
             raise UsageError(f"expected an output range out of {', '.join(OUTPUT_RANGES)}, got '{output_range}'.")
         self.backend = backend
         self.task = task
         self.output_range = output_range
+        self.choice = choice
 
     def __enter__(self) -> Self:
         self.backend.__enter__()
@@ -128,7 +133,8 @@ def load(
 
     Args:
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
-            (safetensors of ours, official ``.pth``).
+            (safetensors of ours, official ``.pth``). The name of a task always means the task; a file or folder of that name
+            is ``./ir_vis``.
         task: Name of the task; needed only for weights files that do not say.
         backend: ``auto``: the one a bundle was built for, else the first of the table that is usable and takes weights.
             Otherwise the name of a back end.
@@ -149,14 +155,12 @@ def load(
     if not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for the back end's own choice.")
     name = os.fspath(source)
-    if name in TASKS and not Path(name).exists():
-        state = read_checkpoint(weights_path(name)).state
-        runner = open_weights(state, backend, threads=threads, streaming=streaming)
-        return Fuser(runner, _agreed_task(task, name, name), output_range)
-    if Path(name).is_file():
-        checkpoint = read_checkpoint(name)
-        agreed = _agreed_task(task, checkpoint.task, name)
-        return Fuser(open_weights(checkpoint.state, backend, threads=threads, streaming=streaming), agreed, output_range)
+    if name in TASKS or Path(name).is_file():
+        checkpoint = read_checkpoint(weights_path(name) if name in TASKS else name)
+        agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
+        choice = choose_runner(backend)
+        runner = backends.open_weights(choice.name, checkpoint.state, RunOptions(threads, streaming))
+        return Fuser(runner, agreed, output_range, choice)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
     return Fuser(open_bundle(bundle, backend, threads=threads, streaming=streaming), agreed, output_range)
@@ -210,11 +214,9 @@ def open_bundle(
     """
     built_for = bundle.manifest.backend
     if backend not in (AUTO, built_for):
-        find_entry(backend)
-        raise UsageError(
-            f"expected the back end {built_for} for the bundle {bundle.path}, got '{backend}'; "
-            f"build one for it: {bundle.manifest.rebuild_command(bundle.path, backend)}."
-        )
+        builds = bundle.manifest.precision in find_entry(backend).forms
+        remedy = f"build one for it: {bundle.rebuild_command(backend)}" if builds else "leave --backend out"
+        raise UsageError(f"the bundle {bundle.path} was built for {built_for}, not for {backend}; {remedy}")
     check_target(bundle)
     require_usable(built_for)
     running = backends.open_engine(built_for, bundle.engine(), RunOptions(threads, streaming))
@@ -235,12 +237,12 @@ def _judge(bundle: EngineBundle, engine: Backend) -> None:
     limits = LIMITS[manifest.precision]
     if not limits.hold(overall):
         raise GateError(
-            f"expected the engine of {bundle.path}, which runs for the first time, close to the fp32 reference ({limits}), got "
-            f"{overall}; do not use it, build with --precision fp32 on this machine."
+            f"the engine of {bundle.path}, which runs for the first time, is too far from the fp32 reference: {overall}, and "
+            f"the limits are {limits}; do not use it, build with --precision fp32 on this machine"
         )
     # In a place that cannot be written, it is judged again the next time.
     with contextlib.suppress(OutputError):
-        record_gate(bundle, verdict(results, pairs))
+        record_gate(bundle, gate_result(results, pairs))
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

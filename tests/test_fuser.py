@@ -133,12 +133,12 @@ def test_sources_that_contradict_are_refused(random_state: State) -> None:
         load("anonymous.safetensors")
     with pytest.raises(CheckpointError, match="which is for ir_vis"):
         load(weights_path("ir_vis"), task="medical")
-    with pytest.raises(BundleError, match="got nothing"):
+    with pytest.raises(BundleError, match="not there"):
         load("no_such_thing")
     with pytest.raises(UsageError, match="stretch, fixed"):
         load("ir_vis", output_range="wide")  # type: ignore[arg-type]
     build(BuildSpec("medical", "fp32", "onnxruntime", output=Path("bundle"), size_hw=(16, 16)))
-    with pytest.raises(UsageError, match="expected the back end onnxruntime for the bundle"):
+    with pytest.raises(UsageError, match="built for onnxruntime, not for eager"):
         load("bundle", backend="eager")
 
 
@@ -158,7 +158,7 @@ def test_broken_weights_make_no_picture(random_state: State, picture: Picture) -
     with pytest.raises(CheckpointError, match="within the range of float16, got .* in project_in_1.weight"):
         build(BuildSpec("ir_vis", "fp16", weights=Path("huge.safetensors"), size_hw=(32, 32)))
     write_safetensors("zero.safetensors", Checkpoint("ir_vis", {name: array * 0 for name, array in random_state.items()}))
-    with pytest.raises(GateError, match="same value in every pixel; the weights are broken"):
+    with pytest.raises(GateError, match="the weights are broken"):
         build(BuildSpec("ir_vis", "fp32", weights=Path("zero.safetensors"), size_hw=(32, 32)))
 
 
@@ -166,13 +166,6 @@ def test_threads_are_bounded() -> None:
     for threads in (-1, 100_000):
         with pytest.raises(UsageError, match="0 to 256 threads"):
             load("ir_vis", threads=threads)
-
-
-def test_a_folder_named_like_a_task_is_a_bundle() -> None:
-    """Names of tasks are short and likely names of folders; what lies there wins."""
-    build(BuildSpec("medical", "fp32", output=Path("ir_vis"), size_hw=(16, 16)))
-    with load("ir_vis") as fuser:
-        assert fuser.task.name == "medical"
 
 
 def test_weights_of_the_package_say_their_task() -> None:

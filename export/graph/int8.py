@@ -11,10 +11,10 @@ from refusion_edge.accuracy.fidelity import Fidelity, Limits, compare, worst
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.backends.registry import Backend
 from refusion_edge.errors import GateError
-from refusion_edge.export.graph.quantize import quantise
+from refusion_edge.export.graph.quantize import quantize
 from refusion_edge.images.color import Planes, to_planes
 from refusion_edge.images.pairs import ImagePair
-from refusion_edge.network.quantization import CalibrationTable, quantisable_layers
+from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
 from refusion_edge.tasks import Task
 
 # The handful of pairs that judge are not the worst that will come: those of one camera came out 8 dB below the worst of them.
@@ -38,7 +38,7 @@ class Selection:
     scan: Mapping[str, Fidelity]
 
 
-class Jury:
+class Evaluator:
     """Pairs whose fp32 results are computed once, to judge many models by.
 
     Attributes:
@@ -56,7 +56,7 @@ class Jury:
         self._planes: list[Planes] = [to_planes(pair.a, pair.b, sensor_a=task.ranged_a) for pair in pairs]
         self._expected = [reference.fuse(planes.a, planes.b)[0, 0].copy() for planes in self._planes]
 
-    def judge(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
+    def evaluate(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
         """Run a model on the first pairs, or on all, and give its worst figures."""
         with OrtBackend(model.SerializeToString()) as engine:
             return worst(
@@ -66,23 +66,23 @@ class Jury:
 
 
 def scan_layers(
-    model: onnx.ModelProto, table: CalibrationTable, jury: Jury, on_layer: Callable[[], None] = lambda: None
+    model: onnx.ModelProto, table: CalibrationTable, evaluator: Evaluator, on_layer: Callable[[], None] = lambda: None
 ) -> dict[str, Fidelity]:
-    """Quantise one layer at a time.
+    """Quantize one layer at a time.
 
     Args:
         model: A filled model of the folded form.
         table: Ranges.
-        jury: Judges.
+        evaluator: Judges.
         on_layer: Called after each layer.
 
     Returns:
         Layer to the fidelity with that layer alone in INT8, the most sensitive layer first.
     """
-    layers = quantisable_layers()
+    layers = quantizable_layers()
     found = {}
     for layer in layers:
-        found[layer] = jury.judge(quantise(model, table, keep=_others(layers, layer)), jury.scanned)
+        found[layer] = evaluator.evaluate(quantize(model, table, keep=_others(layers, layer)), evaluator.scanned)
         on_layer()
     return dict(sorted(found.items(), key=lambda item: item[1].psnr_db))
 
@@ -90,11 +90,11 @@ def scan_layers(
 def select_layers(
     model: onnx.ModelProto,
     table: CalibrationTable,
-    jury: Jury,
+    evaluator: Evaluator,
     limits: Limits,
     on_layer: Callable[[], None] = lambda: None,
 ) -> Selection:
-    """Quantise as many layers as the limits allow, with ``SPARE_DB`` to spare if that can be had.
+    """Quantize as many layers as the limits allow, with ``SPARE_DB`` to spare if that can be had.
 
     All of them, if that passes. Otherwise a scan ranks the layers, and the fewest of the most sensitive ones stay in half
     precision, found by halving.
@@ -102,20 +102,20 @@ def select_layers(
     Args:
         model: A filled fp16 model of the folded form.
         table: Ranges.
-        jury: Judges.
+        evaluator: Judges.
         limits: What has to be kept.
         on_layer: Called after each layer of the scan.
 
     Raises:
         GateError: Not even one layer in INT8 keeps the limits.
     """
-    layers = quantisable_layers()
+    layers = quantizable_layers()
     spared = replace(limits, psnr_db=limits.psnr_db + SPARE_DB)
-    everything = quantise(model, table)
-    found = {0: jury.judge(everything)}
+    everything = quantize(model, table)
+    found = {0: evaluator.evaluate(everything)}
     if spared.hold(found[0]):
         return Selection(everything, layers, (), {})
-    scan = scan_layers(model, table, jury, on_layer)
+    scan = scan_layers(model, table, evaluator, on_layer)
     ranked = tuple(scan)
 
     def fewest_kept(wanted: Limits) -> int:
@@ -123,7 +123,7 @@ def select_layers(
         while passes - fails > 1:
             middle = (fails + passes) // 2
             if middle not in found:
-                found[middle] = jury.judge(quantise(model, table, keep=ranked[:middle]))
+                found[middle] = evaluator.evaluate(quantize(model, table, keep=ranked[:middle]))
             fails, passes = (fails, middle) if wanted.hold(found[middle]) else (middle, passes)
         return passes
 
@@ -136,7 +136,7 @@ def select_layers(
             "INT8; nothing was installed, build with --precision fp16."
         )
     kept = ranked[:count]
-    return Selection(quantise(model, table, keep=kept), tuple(layer for layer in layers if layer not in kept), kept, scan)
+    return Selection(quantize(model, table, keep=kept), tuple(layer for layer in layers if layer not in kept), kept, scan)
 
 
 def _others(layers: Sequence[str], one: str) -> Container[str]:

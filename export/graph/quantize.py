@@ -17,12 +17,12 @@ from onnx import helper, numpy_helper
 from refusion_edge.arrays import Array
 from refusion_edge.network.quantization import LARGEST, CalibrationTable, layer_nodes
 
-# The first that quantises half precision.
+# The first that quantizes half precision.
 _OPSET = 19
 
 
-def quantise(model: onnx.ModelProto, table: CalibrationTable, keep: Container[str] = ()) -> onnx.ModelProto:
-    """Quantise the folded convolutions of a model.
+def quantize(model: onnx.ModelProto, table: CalibrationTable, keep: Container[str] = ()) -> onnx.ModelProto:
+    """Quantize the folded convolutions of a model.
 
     Args:
         model: A filled model of the folded form, fp32 or fp16; it is not changed.
@@ -32,12 +32,12 @@ def quantise(model: onnx.ModelProto, table: CalibrationTable, keep: Container[st
     Returns:
         The same model with weights and inputs of the other layers in INT8.
     """
-    quantised = onnx.ModelProto()
-    quantised.CopyFrom(model)
-    graph = quantised.graph
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    graph = quantized.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     before: dict[str, list[onnx.NodeProto]] = {}
-    for layer, node in layer_nodes(quantised).items():
+    for layer, node in layer_nodes(quantized).items():
         if layer in keep:
             continue
         weight = weights[f"{layer}.weight"]
@@ -55,15 +55,15 @@ def quantise(model: onnx.ModelProto, table: CalibrationTable, keep: Container[st
         before[node.name] = [
             helper.make_node(
                 "QuantizeLinear", [node.input[0], f"{layer}.input.scale", f"{layer}.input.zero"], [f"{layer}.input.int8"],
-                name=f"{layer}.input.quantise",
+                name=f"{layer}.input.quantize",
             ),
             helper.make_node(
                 "DequantizeLinear", [f"{layer}.input.int8", f"{layer}.input.scale", f"{layer}.input.zero"],
-                [f"{layer}.input.value"], name=f"{layer}.input.dequantise",
+                [f"{layer}.input.value"], name=f"{layer}.input.dequantize",
             ),
             helper.make_node(
                 "DequantizeLinear", [weight.name, f"{layer}.weight.scale", f"{layer}.weight.zero"], [f"{layer}.weight.value"],
-                name=f"{layer}.weight.dequantise", axis=0,
+                name=f"{layer}.weight.dequantize", axis=0,
             ),
         ]  # fmt: skip
         node.input[0], node.input[1] = f"{layer}.input.value", f"{layer}.weight.value"
@@ -71,10 +71,10 @@ def quantise(model: onnx.ModelProto, table: CalibrationTable, keep: Container[st
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
-    for opset in quantised.opset_import:
+    for opset in quantized.opset_import:
         if opset.domain == "":
             opset.version = max(opset.version, _OPSET)
-    return quantised
+    return quantized
 
 
 def _scale(largest: NDArray[np.floating], dtype: np.dtype[np.floating]) -> Array:

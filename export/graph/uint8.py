@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from refusion_edge.backends.tensorrt.settings import LevelsRange
+from refusion_edge.images.color import OutputRange
 from refusion_edge.network.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT, PIXELS
 
 _WHITE = 255.0
@@ -19,7 +19,7 @@ _WHITE = 255.0
 _OPSET = 18
 
 
-def add_levels(model: onnx.ModelProto, levels: LevelsRange) -> onnx.ModelProto:
+def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelProto:
     """Add two outputs to a model: the levels, and the mean of the plane, which is finite where the plane is.
 
     Args:
@@ -70,7 +70,7 @@ def add_levels(model: onnx.ModelProto, levels: LevelsRange) -> onnx.ModelProto:
 _WHITE = 255.0
 
 
-def add_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
+def add_uint8_input(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let a model take 8-bit sources, too.
 
     Args:

@@ -1,343 +1,169 @@
-"""Compiling an ONNX model to a plan, with TensorRT 10.3 and newer or with TensorRT-RTX, through one path.
-
-What a release offers is asked of its module, never guessed from its version. The compiler works in a thread of its own: it
-gives Python's lock back while it works, so that the main thread can show progress and take an interrupt, and no Python
-exception ever has to cross its C++ code.
-"""
+"""Engines of TensorRT and TensorRT-RTX: plans, with our kernels as plugins where that is asked for."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import threading
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
+import onnx
 
 from refusion_edge import cuda
-from refusion_edge.backends.tensorrt.product import OLDEST, Flavour, Log, implement, load, open_log
-from refusion_edge.backends.tensorrt.settings import PlanSettings, tool_command
-from refusion_edge.cuda.driver import memory_text
-from refusion_edge.errors import BackendError, OutputError, UsageError
-from refusion_edge.files import write_atomically
-from refusion_edge.network.graph import LEVELS, MEAN, OUTPUT
-from refusion_edge.sizes import SizeRange
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends.registry import BACKENDS, Engine, build_status, status
+from refusion_edge.backends.tensorrt.product import (
+    TENSORRT,
+    TENSORRT_RTX,
+    Flavour,
+    installed_version,
+    lacking,
+    least_capability,
+    load,
+)
+from refusion_edge.bundle.manifest import MODEL, PLAN, Compiled
+from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.cuda.driver import Device
+from refusion_edge.errors import UsageError
+from refusion_edge.export.cache import cache_folder
+from refusion_edge.export.graph.uint8 import add_uint8_input, add_uint8_output
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, refuse_architectures, refuse_form
+from refusion_edge.export.targets.fused import require_architecture
+from refusion_edge.export.targets.plan import compile_plan
+from refusion_edge.machine import Target, this_machine, usable_cores
+from refusion_edge.sizes import DYNAMIC, SizeRange
 
-_MIB = 1 << 20
-_POLL_S = 0.1
-_START_S = 1.0
-_SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes")
-_NO_TACTIC = ("no tactics", "could not find any implementation", "insufficient workspace")
-_REQUESTED = re.compile(r"Requested amount of GPU memory \((\d+) bytes\)")
-
-
-class PhaseListener(Protocol):
-    """Told how far the compiler is. Phases nest; called from the compiler's threads."""
-
-    def started(self, phase: str, parent: str | None, steps: int) -> None:
-        """Take note that a phase of so many steps begins."""
-
-    def stepped(self, phase: str, step: int) -> None:
-        """Take note that a step is done, counted from 0."""
-
-    def finished(self, phase: str) -> None:
-        """Take note that a phase ends."""
+_FORMS = ("tensorrt-folded", "tensorrt-literal")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A compiled engine.
+class PlanBuilder:
+    """Makes plans of one of the two products. Implements ``Builder``.
 
     Attributes:
-        data: Its bytes, which the vendor's tools load as they are.
-        scratch_bytes: Memory that one run needs besides inputs, output and weights, at the largest size; None if the
-            compiler did not say.
-        command: The vendor's command that compiles the same.
-        tools: Versions of what compiled it.
-        remarks: Sentences that the user should see.
+        product: Which one.
     """
 
-    data: bytes
-    scratch_bytes: int | None
-    command: str
-    tools: dict[str, str]
-    remarks: tuple[str, ...]
+    product: Flavour
 
+    compiles = True
 
-def compile_plan(
-    flavour: Flavour,
-    model: bytes,
-    settings: PlanSettings,
-    sizes_hw: SizeRange | None,
-    *,
-    timing_cache: Path | None = None,
-    listener: PhaseListener | None = None,
-    names: tuple[str, str] = ("model.onnx", "engine.plan"),
-) -> Plan:
-    """Compile a strongly typed ONNX model.
+    @property
+    def backend(self) -> str:
+        """Name of the back end."""
+        return self.product.name
 
-    Args:
-        flavour: Which compiler.
-        model: Serialised ONNX model with the inputs of the settings and the output ``fused``.
-        settings: How to compile it.
-        sizes_hw: Range of sizes for a model of dynamic size, None for one of fixed size.
-        timing_cache: File with timings of kernels, read if it is there and written afterwards; None for no such file.
-        listener: Told how far it is.
-        names: Names of the model and of the plan, for the command.
+    def check(self, spec: BuildSpec) -> None:
+        """See ``Builder.check``."""
+        name = self.product.name
+        refuse_architectures(spec, name)
+        refuse_form(spec, name, _FORMS if spec.precision != "int8" else (BACKENDS[name].forms["int8"],))
+        if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
+            asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
+            raise UsageError(f"--plugins needs --precision fp16 and the usual graph form, not {asked}; leave --plugins out")
+        spec.settings.check(self.product)
+        for capability in spec.settings.compute_capabilities:
+            lacks = lacking(name, capability)
+            if spec.precision in lacks:
+                others = [precision for precision in BACKENDS[name].forms if precision not in lacks]
+                remedy = f", or build with --precision {' or '.join(others)}" if others else ""
+                raise UsageError(
+                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} on, "
+                    f"and {capability} was asked for; leave it out{remedy}"
+                )
 
-    Raises:
-        BackendError: The compiler cannot start here, does not take the model, or found no kernels within the limits.
-        MissingDependencyError: It is not installed.
-        UsageError: It does not offer what was asked for.
-        KeyboardInterrupt: The user interrupted it; it was stopped first.
-    """
-    settings.check(flavour)
-    trt = load(flavour)
-    log = open_log(trt)
-    remarks: list[str] = []
-    builder = _open_builder(trt, flavour, log)
-    network, says_typed = _create_network(trt, flavour, builder)
-    config = builder.create_builder_config()
-    _apply(trt, flavour, settings, config)
-    cache = _attach_timing_cache(config, timing_cache, log, remarks)
-    cancel = threading.Event()
-    monitor = _attach_monitor(trt, config, listener, cancel)
-    parser = trt.OnnxParser(network, log.sink)
-    if not _in_thread(lambda: parser.parse(model), cancel):
-        raise BackendError(
-            f"expected {flavour.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
-            "with both versions."
-        )
-    _check_tensors(network, settings)
-    if sizes_hw is not None:
-        _add_profile(builder, config, settings, sizes_hw)
-    serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
-    if serialised is None:
-        largest_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.largest_hw
-        raise _build_problem(trt, flavour, settings, largest_hw, log)
-    if cache is not None and timing_cache is not None:
-        _save_timing_cache(timing_cache, cache, remarks)
-    # The compiler goes on calling the monitor until here.
-    del monitor
-    return Plan(
-        data=bytes(serialised),
-        scratch_bytes=_scratch(log),
-        command=tool_command(flavour, settings, sizes_hw, *names, says_typed=says_typed),
-        tools={flavour.module: str(trt.__version__)},
-        remarks=tuple(remarks),
-    )
-
-
-def _open_builder(trt: Any, flavour: Flavour, log: Log) -> Any:
-    try:
-        builder = trt.Builder(log.sink)
-    except (RuntimeError, TypeError) as error:  # pybind11's way to say that the constructor returned nothing
-        raise _no_builder(trt, flavour, log) from error
-    if builder is None:
-        raise _no_builder(trt, flavour, log)
-    return builder
-
-
-def _no_builder(trt: Any, flavour: Flavour, log: Log) -> BackendError:
-    return BackendError(
-        f"expected {flavour.title} {trt.__version__} to start its builder here, got '{log.first_error}'; check the "
-        "NVIDIA driver with 'refusion-edge doctor'."
-    )
-
-
-def _create_network(trt: Any, flavour: Flavour, builder: Any) -> tuple[Any, bool]:
-    """Make a strongly typed network, and tell whether that had to be asked for."""
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if typed is not None:
-        return builder.create_network(1 << int(typed)), True
-    # Without that flag, either every network is strongly typed (TensorRT 11), or none can be.
-    if hasattr(trt.BuilderFlag, "FP16"):
-        raise BackendError(
-            f"expected {flavour.title} {OLDEST} or newer, got {trt.__version__}, which has no strong typing; update it."
-        )
-    return builder.create_network(), False
-
-
-def _apply(trt: Any, flavour: Flavour, settings: PlanSettings, config: Any) -> None:
-    if settings.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
-    if settings.level is not None:
-        config.builder_optimization_level = settings.level
-    if settings.version_compatible:
-        _set_version_compatible(trt, flavour, config)
-    if settings.compute_capabilities:
-        _set_compute_capabilities(trt, flavour, settings.compute_capabilities, config)
-
-
-def _set_version_compatible(trt: Any, flavour: Flavour, config: Any) -> None:
-    flag = getattr(trt.BuilderFlag, "VERSION_COMPATIBLE", None)
-    if flag is None:
-        raise UsageError(
-            f"expected a {flavour.title} with version-compatible plans, got {trt.__version__}, which has none; leave "
-            "--version-compatible out."
-        )
-    config.set_flag(flag)
-
-
-def _set_compute_capabilities(trt: Any, flavour: Flavour, wanted: tuple[str, ...], config: Any) -> None:
-    offered = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
-    names = ["SM" + text.replace(".", "") for text in wanted]
-    for text, name in zip(wanted, names, strict=True):
-        if name not in offered:
-            raise UsageError(
-                f"expected compute capabilities that {flavour.title} {trt.__version__} builds for "
-                f"({', '.join(f'{one[2:-1]}.{one[-1]}' for one in offered)}), got {text}; choose others."
+    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
+        """See ``Builder.sizes_hw``: a plan needs bounds."""
+        if spec.size_hw is not None:
+            return None
+        if spec.sizes_hw is None:
+            least, largest = DYNAMIC.least_hw, DYNAMIC.largest_hw
+            remarks.append(
+                f"No size was given: the engine takes sizes from {least[0]}x{least[1]} to {largest[0]}x{largest[1]} (height x "
+                "width). One of a fixed size (--size 480x640) is faster and needs less memory."
             )
-    config.num_compute_capabilities = len(names)
-    for index, name in enumerate(names):
-        config.set_compute_capability(offered[name], index)
+        return spec.sizes_hw or DYNAMIC
 
+    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
+        """See ``Builder.extend``: uint8 inputs and outputs, where they are asked for."""
+        if spec.settings.uint8_input:
+            model = add_uint8_input(model)
+        return model if spec.settings.uint8_output is None else add_uint8_output(model, spec.settings.uint8_output)
 
-def _attach_timing_cache(config: Any, file: Path | None, log: Log, remarks: list[str]) -> Any:
-    """Attach the timings that were kept, or none; a file that cannot be used is said and made anew."""
-    if file is None:
-        return None
-    try:
-        kept = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        remarks.append(f"The timing cache {file} could not be read ({error.strerror}) and is made anew.")
-        kept = b""
-    said = len(log.errors) + len(log.warnings)
-    with warnings.catch_warnings(record=True) as complaints:
-        warnings.simplefilter("always")
-        cache = config.create_timing_cache(kept)
-        attached = cache is not None and config.set_timing_cache(cache, False)
-    if complaints:  # deprecated, because TensorRT-RTX times nothing while it builds
-        return None
-    if kept and (not attached or len(log.errors) + len(log.warnings) > said):
-        remarks.append(
-            f"The timing cache {file} is damaged or from another device or version; it was ignored and is made anew."
+    def facts(self, spec: BuildSpec) -> dict[str, Any]:
+        """See ``Builder.facts``."""
+        return {
+            "version": installed_version(self.product),
+            "sizes": None if spec.size_hw else str(spec.sizes_hw or DYNAMIC),
+            "settings": spec.settings.to_fields(),
+            "plugins": build_status("fused").reason if spec.settings.plugins else None,
+            "machine": asdict(this_machine()),
+            # An engine that could not be run is not taken for one that was.
+            "ran": status(self.product.name).usable,
+        }
+
+    def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
+        """See ``Builder.build``."""
+        product, here = self.product, this_machine()
+        compute_capabilities = spec.settings.compute_capabilities
+        model, tools = inputs.model, {}
+        if not product.builds_without_gpu:
+            with cuda.open_driver() as driver:
+                device = driver.device
+            compute_capabilities = (device.compute_capability,)
+            if spec.settings.plugins:
+                model, tools = self._with_plugins(spec, inputs, device), {"triton": build_status("fused").reason}
+        plan = compile_plan(
+            product, model, spec.settings, inputs.sizes_hw,
+            timing_cache=self._timing_cache(spec, here), listener=listener, names=(MODEL, PLAN),
+        )  # fmt: skip
+        remarks.extend(plan.remarks)
+        compiled = Compiled(
+            command=plan.command,
+            device=here.device,
+            compute_capabilities=compute_capabilities,
+            sizes=None if inputs.sizes_hw is None else str(inputs.sizes_hw),
+            scratch_bytes=plan.scratch_bytes,
         )
-        log.errors.clear()
-        cache = config.create_timing_cache(b"")
-        attached = config.set_timing_cache(cache, False)
-    return cache if attached else None
-
-
-def _save_timing_cache(file: Path, cache: Any, remarks: list[str]) -> None:
-    try:
-        write_atomically(file, bytes(cache.serialize()))
-    except OutputError as error:
-        remarks.append(f"The timing cache could not be kept: {error}")
-
-
-def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cancel: threading.Event) -> Any:
-    """Let the compiler say how far it is, and let it ask whether to go on; returns what has to outlive the build."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
-
-    def start(_: Any, phase: str, parent: str | None, steps: int) -> None:
-        if listener is not None:
-            listener.started(phase, parent, steps)
-
-    def step(_: Any, phase: str, number: int) -> bool:
-        if listener is not None:
-            listener.stepped(phase, number)
-        return not cancel.is_set()
-
-    def finish(_: Any, phase: str) -> None:
-        if listener is not None:
-            listener.finished(phase)
-
-    monitor = implement(trt.IProgressMonitor, phase_start=start, step_complete=step, phase_finish=finish)
-    config.progress_monitor = monitor
-    return monitor
-
-
-def _check_tensors(network: Any, settings: PlanSettings) -> None:
-    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
-    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
-    besides = [[], *([levels, MEAN] for levels in LEVELS.values())]
-    if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
-        raise BackendError(
-            f"expected a model with the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, got {len(inputs)} "
-            f"inputs and {len(outputs)} outputs; build from weights."
+        # A plan of TensorRT holds kernels that were timed on one device; one of RTX is compiled to the end where it is loaded.
+        target = Target(architecture=here.architecture) if product.builds_without_gpu else here
+        engine = Engine(
+            plan.data,
+            spec.precision,
+            PLAN,
+            spec.size_hw,
+            compute_capabilities,
+            version_compatible=spec.settings.version_compatible,
         )
+        return EngineFile(PLAN, engine, target, {**plan.tools, **tools}, compiled)
+
+    def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
+        """See ``Builder.proxy``: the model in ONNX Runtime, the same arithmetic up to the order of sums."""
+        return Proxy("its model on the CPU", lambda: OrtBackend(model, threads=threads))
+
+    def _with_plugins(self, spec: BuildSpec, inputs: Inputs, device: Device) -> bytes:
+        """Compile our kernels as plugins, make them known, and return the model that holds them."""
+        from refusion_edge.export.targets.plugins import compile_plugins, make_model, ptx_version, register, require_plugins
+        from refusion_edge.kernels.gpu.folding import fold
+
+        trt = load(self.product)
+        require_plugins(trt)
+        architecture = require_architecture(device, "leave --plugins out")
+        register(trt, compile_plugins(architecture, ptx_version(device.driver), jobs=usable_cores()))
+        model = self.extend(make_model(fold(inputs.state).rounded(np.dtype(np.float16)), spec.size_hw), spec)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
+
+    def _timing_cache(self, spec: BuildSpec, here: Target) -> Path | None:
+        if spec.settings.timing_cache is not None:
+            return spec.settings.timing_cache
+        if not spec.use_cache:
+            return None
+        device = re.sub(r"[^A-Za-z0-9]+", "-", here.device)
+        return cache_folder() / "timing" / f"{self.product.module}-{installed_version(self.product)}-{device}.cache"
 
 
-def _add_profile(builder: Any, config: Any, settings: PlanSettings, sizes_hw: SizeRange) -> None:
-    profile = builder.create_optimization_profile()
-    shapes = [(1, 1, *size) for size in (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw)]
-    for name in settings.inputs():
-        profile.set_shape(name, *shapes)
-    config.add_optimization_profile(profile)
-
-
-def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
-    """Run what does not listen to signals; an interrupt asks it to stop, and is raised once it has."""
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            if not cancel.is_set():
-                outcome.append(work())
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            done.set()
-
-    # Not Thread.join: interrupted in Python 3.11, it takes a running thread for one that has ended.
-    done = threading.Event()
-    thread = threading.Thread(target=run, name="compiler", daemon=True)
-    try:
-        thread.start()
-        while not done.wait(_POLL_S):
-            pass
-    except BaseException:
-        cancel.set()
-        # Interrupted while it started, there may be no thread; one that comes later finds that it is not wanted.
-        while not done.wait(_START_S) and thread.ident is not None:
-            pass
-        raise
-    if failure:
-        raise failure[0]
-    return outcome[0]
-
-
-def _parse_problem(parser: Any, log: Log) -> str:
-    if not parser.num_errors:
-        return log.first_error
-    error = parser.get_error(0)
-    node = error.node_name() if hasattr(error, "node_name") else ""
-    where = f" in the node {node} ({error.node_operator()})" if node else ""
-    return " ".join(error.desc().split()).rstrip(".") + where
-
-
-def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, largest_hw: tuple[int, int], log: Log) -> BackendError:
-    said = " ".join(log.errors).lower()
-    if log.says_no_memory:
-        wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
-        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{largest_hw[0]}x{largest_hw[1]}"
-        return BackendError(
-            f"expected {amount} device memory for {flavour.title} {trt.__version__} to build for {size}, got {_free_memory()}"
-            f"'{log.first_error}'; build for a smaller --size than {size}, or close other programs."
-        )
-    if any(words in said for words in _NO_TACTIC):
-        limit = "no limit" if settings.workspace_mib is None else f"a limit of {settings.workspace_mib} MiB"
-        return BackendError(
-            f"expected {flavour.title} {trt.__version__} to find a kernel for every operation, got none for one with {limit} "
-            f"on the workspace ({log.first_error}); raise or drop --workspace, or choose another --compute-capability."
-        )
-    asked = " and ".join(f"--{name}" for name in settings.options() if name in ("version-compatible", "compute-capability"))
-    remedy = f"leave {asked} out, or ask for something else" if asked else "see 'refusion-edge doctor', or report this"
-    return BackendError(f"expected {flavour.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
-
-
-def _free_memory() -> str:
-    """How much memory the device has, in words with a comma behind them; empty where there is no device."""
-    with contextlib.suppress(BackendError), cuda.open_driver() as driver:
-        return f"{memory_text(*driver.memory())}, "
-    return ""
-
-
-def _scratch(log: Log) -> int | None:
-    found = [int(match[1]) for note in log.notes if (match := _SCRATCH.match(note))]
-    return max(found, default=None)
+CLASSIC = PlanBuilder(TENSORRT)
+RTX = PlanBuilder(TENSORRT_RTX)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 
 from refusion_edge.accuracy.fidelity import Fidelity, compare, worst
-from refusion_edge.arrays import Array
+from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.backends.registry import Backend
 from refusion_edge.bundle.manifest import GateResult
 from refusion_edge.errors import GateError
@@ -18,18 +18,26 @@ from refusion_edge.images.pairs import ImagePair, fingerprint, read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import Task
 
+_BLOCKS = 4
+# Two fp32 references differ by some 1e-5 in a pixel, and by less in a mean.
+_SAME_MEAN = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class PairFidelity:
-    """Fidelity of the fused picture of one pair.
+    """Fidelity of the fused image of one pair.
 
     Attributes:
         name: Name of the pair.
         fidelity: Distance to the reference, before any stretch.
+        pair_sha256: Hash over the pixels of the pair.
+        reference: Means of the reference's fused image in 4x4 blocks, row by row, in [0, 1].
     """
 
     name: str
     fidelity: Fidelity
+    pair_sha256: str
+    reference: tuple[float, ...]
 
 
 def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], task: Task) -> Iterator[PairFidelity]:
@@ -38,7 +46,7 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
     Raises:
         InputError: A pair cannot be fused.
         ShapeError: A pair does not fit a fixed-size engine.
-        GateError: The reference itself is no picture, but the same value everywhere.
+        GateError: The reference itself has the same value everywhere.
     """
     for pair in pairs:
         planes = to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
@@ -47,13 +55,12 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
         expected = reference.fuse(planes.a, planes.b)[0, 0]
         if expected.min() == expected.max():
             raise GateError(
-                f"expected a fused picture of pair {pair.name}, got the same value in every pixel; the weights are broken, "
-                "use others."
+                f"the reference fuses the pair {pair.name} to the same value in every pixel: the weights are broken; use others"
             )
-        yield PairFidelity(pair.name, compare(fused, expected))
+        yield PairFidelity(pair.name, compare(fused, expected), fingerprint([pair]), _block_means(expected))
 
 
-def verdict(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> GateResult:
+def gate_result(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> GateResult:
     """Sum up what was measured on some pairs, as the manifest keeps it."""
     overall = worst(result.fidelity for result in results)
     return GateResult(
@@ -62,7 +69,36 @@ def verdict(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> Gate
         max_error=overall.max_error,
         pairs=len(results),
         pairs_sha256=fingerprint(pairs),
+        reference={result.pair_sha256: result.reference for result in results},
     )
+
+
+def changed_weights(results: Iterable[PairFidelity], built: GateResult) -> bool | None:
+    """Tell whether the reference differs from that of the build, which means that the weights are others.
+
+    The gate compares an engine with its own weights, and an engine that is nothing but its weights agrees with them whatever
+    happens to them.
+
+    Args:
+        results: What was measured now.
+        built: What was measured when the bundle was built.
+
+    Returns:
+        None if no pair was measured both times.
+    """
+    both = [
+        (result.reference, built.reference[result.pair_sha256])
+        for result in results
+        if result.pair_sha256 in built.reference
+    ]  # fmt: skip
+    if not both:
+        return None
+    return any(abs(now - then) > _SAME_MEAN for means in both for now, then in zip(*means, strict=True))
+
+
+def _block_means(plane: Float32Array) -> tuple[float, ...]:
+    blocks = cv2.resize(plane, (_BLOCKS, _BLOCKS), interpolation=cv2.INTER_AREA)
+    return tuple(round(float(mean), 6) for mean in blocks.ravel())
 
 
 def sample_pairs(task: str, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:

@@ -130,7 +130,7 @@ class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module; None where this release has no such back end. It has ``probe() -> Status``;
+        module: Dotted name of the module. It has ``probe() -> Status``;
             ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State,
             RunOptions) -> Backend`` if it takes weights; and ``probe_build() -> Status`` if building needs something
             else than running.
@@ -140,7 +140,7 @@ class Entry:
         on_gpu: Whether its engines run on a CUDA device.
     """
 
-    module: str | None
+    module: str
     summary: str
     forms: Mapping[Precision, str] = field(default_factory=dict)
     takes_weights: bool = False
@@ -183,20 +183,20 @@ BACKENDS: dict[str, Entry] = {
     "native": Entry(
         "refusion_edge.backends.native",
         "our C++ kernels for the CPU",
-        {"fp32": "onnxruntime", "bf16": "onnxruntime"},
+        {"fp32": "cpu", "bf16": "cpu"},
         takes_weights=True,
     ),
     "openvino": Entry(
         "refusion_edge.backends.openvino",
         "OpenVINO on the CPU",
-        {"fp32": "openvino", "bf16": "openvino"},
+        {"fp32": "cpu", "bf16": "cpu"},
         takes_weights=True,
     ),
     "onnxruntime": Entry(
         "refusion_edge.backends.onnxruntime",
         "ONNX Runtime on the CPU",
         # In fp16 it computes in fp32 between casts: no layout is faster than another.
-        {"fp32": "onnxruntime", "fp16": "tensorrt-literal"},
+        {"fp32": "cpu", "fp16": "tensorrt-literal"},
         takes_weights=True,
     ),
     "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", takes_weights=True),
@@ -209,12 +209,7 @@ def status(name: str) -> Status:
     Raises:
         UsageError: There is no such back end; the message suggests the nearest one.
     """
-    entry = find_entry(name)
-    if entry.module is None:
-        from refusion_edge._version import __version__
-
-        return Status(usable=False, reason=f"not part of refusion-edge {__version__}")
-    probed: Status = importlib.import_module(entry.module).probe()
+    probed: Status = _module(name).probe()
     return probed
 
 
@@ -224,13 +219,9 @@ def build_status(name: str) -> Status:
     Raises:
         UsageError: There is no such back end; the message suggests the nearest one.
     """
-    entry = find_entry(name)
-    if entry.module is not None:
-        module = importlib.import_module(entry.module)
-        if hasattr(module, "probe_build"):
-            probed: Status = module.probe_build()
-            return probed
-    return status(name)
+    module = _module(name)
+    probed: Status = module.probe_build() if hasattr(module, "probe_build") else module.probe()
+    return probed
 
 
 def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
@@ -268,10 +259,7 @@ def read_graph(backend: str, precision: Precision, form: str | None = None) -> o
 
 
 def _module(name: str) -> Any:
-    module = find_entry(name).module
-    if module is None:
-        raise BackendError(f"expected a back end of this release, got '{name}'; run 'refusion-edge doctor'.")
-    return importlib.import_module(module)
+    return importlib.import_module(find_entry(name).module)
 
 
 def find_entry(name: str) -> Entry:
@@ -295,10 +283,12 @@ class Choice:
     Attributes:
         name: Name of the back end.
         reason: One sentence, to be shown to the user.
+        automatic: Whether ``auto`` chose it.
     """
 
     name: str
     reason: str
+    automatic: bool = False
 
 
 def choose_builder(name: str, precision: Precision) -> Choice:
@@ -370,7 +360,8 @@ def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
         fits = precision in (BACKENDS[candidate].forms or ("fp32",)) and precision not in found.lacks
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
-            return Choice(candidate, f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}.")
+            reason = f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}."
+            return Choice(candidate, reason, automatic=True)
         reason = found.reason if not found.usable else f"usable, but not in {precision}"
         rejected.setdefault(reason, []).append(candidate)
     raise BackendError(f"expected a usable back end, got none: {_listed(rejected)}; run 'refusion-edge doctor' for what to do.")

@@ -208,7 +208,7 @@ def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int]
 
 
 def _task_of(name: str, asked: str | None) -> str:
-    known = name if name in TASKS and not Path(name).exists() else read_checkpoint(name).task
+    known = name if name in TASKS else read_checkpoint(name).task
     task = known or asked
     if task is None:
         raise UsageError(f"expected a task for {name}, got weights that do not name one; add --task ({', '.join(TASKS)}).")
@@ -229,7 +229,7 @@ def _bundle_files(bundle: EngineBundle) -> dict[str, str]:
 
 
 def _weights_files(name: str) -> dict[str, str]:
-    path = weights_path(name) if name in TASKS and not Path(name).exists() else Path(name)
+    path = weights_path(name) if name in TASKS else Path(name)
     try:
         return {path.name: sha256(path.read_bytes())}
     except OSError as error:

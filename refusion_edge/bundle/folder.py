@@ -21,15 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusion_edge.backends.registry import Engine
-from refusion_edge.bundle.manifest import (
-    MANIFEST,
-    GateResult,
-    Manifest,
-    read_manifest,
-)
+from refusion_edge.bundle.manifest import CALIBRATION, MANIFEST, MODEL, WEIGHTS, GateResult, Manifest, read_manifest
+from refusion_edge.bundle.model import checked_model
+from refusion_edge.bundle.spec import EngineSpec
 from refusion_edge.errors import BundleError, MisfitError, OutputError
 from refusion_edge.files import output_error, write_atomically
 from refusion_edge.machine import this_machine
+from refusion_edge.network.checkpoint import parse_checkpoint
+from refusion_edge.network.graph import fill, graph_precision, read_template
 
 _STAGING = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)$")
 
@@ -59,17 +58,37 @@ class EngineBundle:
 
         Raises:
             BundleError: The file is missing, unreadable or was changed.
+            MisfitError: It is an ONNX model that this release does not make of the weights beside it.
         """
-        manifest = self.manifest
-        height, width = manifest.inputs[0].shape[2:]
-        engine = Engine(
-            self.read(manifest.engine),
+        manifest, compiled = self.manifest, self.manifest.compiled
+        return Engine(
+            self._model() if manifest.engine == MODEL else self.read(manifest.engine),
             manifest.precision,
             name=str(self.path / manifest.engine),
-            size_hw=None if height is None or width is None else (height, width),
-            remedy=f"rebuild it here: {manifest.rebuild_command(self.path)}",
+            size_hw=manifest.spec.size_hw,
+            compute_capabilities=() if compiled is None else compiled.compute_capabilities,
+            version_compatible=manifest.spec.settings.version_compatible,
+            remedy=f"rebuild it here: {self.rebuild_command()}",
         )
-        return engine if manifest.compiled is None else manifest.compiled.describe(engine)
+
+    def _model(self) -> bytes:
+        manifest = self.manifest
+        state = parse_checkpoint(self.read(WEIGHTS), self.path / WEIGHTS).state
+        model = fill(read_template(manifest.form, graph_precision(manifest.precision)), state, manifest.spec.size_hw)
+        return checked_model(self.read(MODEL), model, self.path / MODEL, f"build it again: {self.rebuild_command()}")
+
+    def rebuild_command(self, backend: str | None = None) -> str:
+        """The command that builds this engine again, for the machine it is typed on, from the weights of this bundle.
+
+        Args:
+            backend: Another back end, or None for the same.
+        """
+        spec = self.manifest.spec
+        if backend not in (None, spec.backend):
+            # What was asked of one compiler means nothing to another.
+            spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw)
+        calibration = None if self.manifest.quantized is None else self.path / CALIBRATION
+        return spec.command(self.path / WEIGHTS, calibration=calibration)
 
 
 def read_bundle(path: str | os.PathLike[str]) -> EngineBundle:
@@ -96,7 +115,7 @@ def check_target(bundle: EngineBundle) -> None:
     if not target.fits(here):
         raise MisfitError(
             f"expected an engine for this machine ({here}), got {bundle.path}, which was built for {target}; "
-            f"rebuild it here: {bundle.manifest.rebuild_command(bundle.path)}."
+            f"rebuild it here: {bundle.rebuild_command()}."
         )
 
 

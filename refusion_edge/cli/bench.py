@@ -197,7 +197,7 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
                 one = plain.identity
                 target = folder / f"{len(subjects)}"
                 weights = Path(origin) if Path(origin).is_file() else None
-                spec = BuildSpec(one.task, precision, options.backend, one.size_hw, weights, target)
+                spec = BuildSpec(one.task, precision, options.backend, one.size_hw, weights=weights, output=target)
                 with remarks().status(f"building {origin} {precision} {one.size_text}"):
                     build(spec)
                 subjects += find_subjects(str(target), replace(wanted, sizes_hw=(), backend="auto"), name=origin)

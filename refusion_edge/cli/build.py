@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_task
+from refusion_edge.cli.options import add_json, add_renamed, add_task
 from refusion_edge.network.layouts import PRECISIONS
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.manifest import Compiled
     from refusion_edge.export.build import BuildReport
+    from refusion_edge.export.spec import BuildSpec
 
 SUMMARY = "build an engine bundle from weights, and check its accuracy"
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end to build for, see 'doctor' (default: auto)")
     parser.add_argument(
         "--size", default="dynamic", metavar="HxW",
-        help="fixed size, such as 480x640, dynamic (default), or LEAST:TYPICAL:LARGEST for TensorRT",
+        help="fixed size, such as 480x640, dynamic (default), or MIN:OPT:MAX for TensorRT",
     )  # fmt: skip
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="safetensors or official .pth (default: those of the package)"
@@ -50,20 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_compiler(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT and TensorRT-RTX")
     group.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of one kernel, in MiB")
-    group.add_argument("--opt-level", type=int, metavar="N", help="builder optimisation level, 0 (quick) to 5 (thorough)")
+    group.add_argument("--opt-level", type=int, metavar="N", help="builder optimization level, 0 (quick) to 5 (thorough)")
     group.add_argument(
         "--form", choices=("folded", "literal"), default="folded", help="layout of the convolutions (default: folded)"
     )
+    group.add_argument("--uint8-input", action="store_true", help="also accept uint8 sources, for grey images and cameras")
     group.add_argument(
-        "--pixels",
-        action="store_true",
-        help="let the engine take 8-bit sources as they are, too, for grey pictures and cameras",
+        "--uint8-output", choices=("stretch", "fixed"), help="also give uint8 results, in this output range, for grey images"
     )
-    group.add_argument(
-        "--levels",
-        choices=("stretch", "fixed"),
-        help="let the engine give 8-bit levels, too, for grey results",
-    )
+    add_renamed(group, "--pixels", "--uint8-input")
+    add_renamed(group, "--levels", "--uint8-output")
     group.add_argument(
         "--plugins", action="store_true", help="put our own kernels into the plan (TensorRT 10.9 and newer, fp16; needs Triton)"
     )
@@ -87,19 +84,15 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
-    """Build, then say where the bundle is, what the gate measured and what to type next."""
+def spec_of(options: argparse.Namespace) -> BuildSpec:
+    """What the options of ``build`` ask for, all but calibration data, which has to be read first."""
     from refusion_edge.backends.tensorrt.settings import PlanSettings
-    from refusion_edge.cli.calibrate import calibrate
-    from refusion_edge.cli.console import progress_bar, write_json
-    from refusion_edge.cli.progress import BuildProgress
-    from refusion_edge.export.build import build
     from refusion_edge.export.spec import BuildSpec
     from refusion_edge.machine import parse_architectures
     from refusion_edge.sizes import parse_sizes
 
     size_hw, sizes_hw = parse_sizes(options.size)
-    spec = BuildSpec(
+    return BuildSpec(
         task=options.task,
         precision=options.precision,
         form=None if options.form == "folded" else f"tensorrt-{options.form}",
@@ -111,16 +104,26 @@ def run(options: argparse.Namespace) -> int:
         sizes_hw=sizes_hw,
         settings=PlanSettings(
             workspace_mib=options.workspace,
-            level=options.opt_level,
+            optimization_level=options.opt_level,
             version_compatible=options.version_compatible,
             compute_capabilities=tuple(text for text in options.compute_capability.split(",") if text),
             timing_cache=options.timing_cache,
-            pixels=options.pixels,
-            levels=options.levels,
+            uint8_input=options.uint8_input,
+            uint8_output=options.uint8_output,
             plugins=options.plugins,
         ),
         architectures=None if options.arch is None else parse_architectures(options.arch),
     )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build, then say where the bundle is, what the gate measured and what to type next."""
+    from refusion_edge.cli.calibrate import calibrate
+    from refusion_edge.cli.console import progress_bar, write_json
+    from refusion_edge.cli.progress import BuildProgress
+    from refusion_edge.export.build import build
+
+    spec = spec_of(options)
     with progress_bar() as progress:
         shown = BuildProgress(progress)
         if options.calib_data is not None:
@@ -130,11 +133,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(options.json, _document(report))
     if options.json != "-":
-        _print(report)
+        print_report(report)
     return 0
 
 
-def _print(report: BuildReport) -> None:
+def print_report(report: BuildReport) -> None:
+    """Say what a build did, and what to type next."""
     from refusion_edge.accuracy.fidelity import LIMITS
     from refusion_edge.bundle.manifest import GateNotRun
     from refusion_edge.cli.console import output, plain_table
@@ -148,8 +152,8 @@ def _print(report: BuildReport) -> None:
             "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps; this bundle has fp16's rounding here, not its speed."
         )
     not_run = manifest.gate.not_run if isinstance(manifest.gate, GateNotRun) else None
-    if report.cached:
-        gate = manifest.gate.simulated if isinstance(manifest.gate, GateNotRun) else manifest.gate
+    if report.cached and not report.gate:
+        gate = manifest.gate.proxy if isinstance(manifest.gate, GateNotRun) else manifest.gate
         psnr = "equal" if gate.psnr_db is None else f"{gate.psnr_db:.1f} dB"
         whose = "its gate" if not_run is None else "the gate of its model on the CPU"
         console.print(f"Engine taken from the cache; {whose} had passed on {gate.pairs} pairs (PSNR {psnr}).")
@@ -159,6 +163,8 @@ def _print(report: BuildReport) -> None:
             fidelity = result.fidelity
             table.add_row(result.name, f"{fidelity.psnr_db:.1f}", f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}")
         limits = LIMITS[manifest.precision]
+        if report.cached:
+            console.print("Engine taken from the cache; its gate ran again.")
         whose = "" if not_run is None else ", the engine's model on the CPU,"
         console.print(f"Accuracy gate passed: {manifest.precision}{whose} against the fp32 reference ({limits}).")
         console.print(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_picture, add_task, add_threads, nonempty
-from refusion_edge.cli.rebuild import add_rebuild, rebuild_misfit
+from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -57,35 +57,35 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"expected a folder for the results of a folder, got the file {options.output}; choose a folder.")
     found = find_pairs(options.a, options.b)
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
-    rebuild_misfit(options)
     source = options.bundle or options.weights or options.task or "ir_vis"
     task = options.task if source != options.task else None
+
+    def opened() -> Fuser:
+        return load(source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads)
+
     if many:
-        with load(
-            source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads
-        ) as fuser:
-            _say_choice(options)
+        with open_or_rebuild(options, opened) as fuser:
+            _say_choice(fuser)
             return _fuse_folder(options, fuser, found.pairs, (*found.only_a, *found.only_b))
     # Read first: a wrong path should not wait for an engine.
     pair = read_pair(found.pairs[0])
-    with load(source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads) as fuser:
+    with open_or_rebuild(options, opened) as fuser:
         try:
             fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
         except InputError as error:
             raise type(error)(f"{options.a} and {options.b}: {error}") from error
     write_image(options.output, fused)
-    _say_choice(options)
+    _say_choice(fuser)
     output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'colour' if fused.ndim == 3 else 'grey'})")
     return 0
 
 
-def _say_choice(options: argparse.Namespace) -> None:
+def _say_choice(fuser: Fuser) -> None:
     """Say which back end auto chose and why; a bundle says for itself what it was built for."""
-    from refusion_edge.backends.registry import AUTO, choose_runner
     from refusion_edge.cli.console import output
 
-    if options.backend == AUTO and options.bundle is None:
-        output().print(f"Back end: {choose_runner(AUTO).reason}")
+    if fuser.choice is not None and fuser.choice.automatic:
+        output().print(f"Back end: {fuser.choice.reason}")
 
 
 def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPaths, ...], unmatched: tuple[Path, ...]) -> int:

@@ -44,10 +44,13 @@ def _bundle(path: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "bundle": str(path),
         "runs_here": "yes" if manifest.target.fits(this_machine()) else f"no, this is {this_machine()}",
+        "task": manifest.task,
+        "precision": manifest.precision,
+        "backend": manifest.backend,
         **{key: value for key, value in json.loads(manifest.to_json()).items() if key != "schema"},
         "target": str(manifest.target),
         "size": manifest.size_text,
-        "rebuild": manifest.rebuild_command(path),
+        "rebuild": bundle.rebuild_command(),
     }
 
 

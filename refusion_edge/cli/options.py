@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
@@ -25,6 +28,31 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON, to standard output for '-'")
+
+
+class _Renamed(argparse.Action):
+    """Hands the old spelling of an option on to the new one, with a warning."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, new: argparse.Action, **other: Any) -> None:
+        super().__init__(option_strings, new.dest, nargs=new.nargs, choices=new.choices, **other)
+        self.new = new
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Warn, and do what the new option does."""
+        new = self.new.option_strings[-1]
+        print(
+            f"refusion-edge: warning: {option_string} is now called {new}; the old name goes with the next release",
+            file=sys.stderr,
+        )
+        self.new(parser, namespace, values, new)
+
+
+def add_renamed(parser: argparse._ActionsContainer, old: str, new: str) -> None:
+    """Keep the old spelling of an option for one release: undocumented, and with a warning."""
+    action = next(action for action in parser._actions if new in action.option_strings)
+    parser.add_argument(old, action=_Renamed, new=action, dest=action.dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_picture(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_threads, require_both
+from refusion_edge.cli.options import add_json, add_renamed, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
@@ -21,13 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--a", metavar="PATH", help="source a of your own pairs: file, folder or quoted pattern")
     parser.add_argument("--b", metavar="PATH", help="source b of your own pairs")
     parser.add_argument(
-        "--simulate",
-        action="store_true",
-        help="judge what stands in for an engine on the CPU: the ONNX model of a plan, the launches of a program",
+        "--weights",
+        metavar="FILE",
+        help="compare with these weights instead of those in the bundle, which may have been damaged together with the engine",
     )
     parser.add_argument(
+        "--proxy",
+        action="store_true",
+        help="run the CPU proxy of an engine that needs a device: the ONNX model of a plan, the launches of a program",
+    )
+    add_renamed(parser, "--simulate", "--proxy")
+    parser.add_argument(
         "--per-layer", action="store_true",
-        help="int8 only: judge each layer alone in INT8, run on the CPU, the most sensitive first",
+        help="int8 only: run the gate with each layer alone in INT8, on the CPU; the most sensitive comes first",
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)
@@ -36,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
     from refusion_edge.accuracy.fidelity import LIMITS, worst
-    from refusion_edge.accuracy.gate import measure, resized
+    from refusion_edge.accuracy.gate import changed_weights, measure, resized
     from refusion_edge.bundle.folder import read_bundle
-    from refusion_edge.bundle.manifest import MODEL, WEIGHTS
+    from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
-    from refusion_edge.export.targets.cpu_proxy import stand_in
+    from refusion_edge.export.build import model_of
+    from refusion_edge.export.targets.registry import BUILDERS
     from refusion_edge.fuser import open_bundle, open_weights
     from refusion_edge.images.pairs import find_pairs, read_pair
     from refusion_edge.images.samples import sample_paths
@@ -57,10 +64,10 @@ def run(options: argparse.Namespace) -> int:
     if options.per_layer:
         return _per_layer(options, bundle, list(pairs))
 
-    state = read_checkpoint(bundle.path / WEIGHTS).state
+    state = read_checkpoint(options.weights or bundle.path / WEIGHTS).state
     instead = None
-    if options.simulate:
-        instead = stand_in(manifest.backend, bundle.engine(), bundle.read(MODEL), threads=options.threads)
+    if options.proxy:
+        instead = BUILDERS[manifest.backend].proxy(bundle.engine(), model_of(bundle), threads=options.threads)
     with (
         open_bundle(bundle, threads=options.threads, judge=False) if instead is None else instead.open() as engine,
         open_weights(state, threads=options.threads, optimised=False) as reference,
@@ -71,16 +78,20 @@ def run(options: argparse.Namespace) -> int:
         )
     overall = worst(result.fidelity for result in results)
     limits = LIMITS[manifest.precision]
-    passed = limits.hold(overall)
+    built = manifest.gate.proxy if isinstance(manifest.gate, GateNotRun) else manifest.gate
+    changed = changed_weights(results, built) if options.weights is None else None
+    passed = limits.hold(overall) and not changed
 
     if options.json:
         write_json(options.json, {
-            "schema": "refusion-edge/verify/1",
+            "schema": "refusion-edge/verify/2",
             "bundle": str(bundle.path),
             "precision": manifest.precision,
             "backend": manifest.backend,
-            "simulated": instead is not None,
+            "proxy": instead is not None,
             "passed": passed,
+            "weights": str(options.weights or "of the bundle"),
+            "weights_changed": changed,
             "limits": {"psnr_db": limits.psnr_db, "ssim": limits.ssim, "max_error": limits.max_error},
             "pairs": {result.name: _numbers(result.fidelity) for result in results},
         })  # fmt: skip
@@ -91,6 +102,12 @@ def run(options: argparse.Namespace) -> int:
             table.add_row(name, psnr, f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}")
         output().print(table)
         where = manifest.backend if instead is None else instead.name
+        if changed:
+            output().print(
+                "The weights of this bundle are not those that it was built from: they fuse the same pairs to other images."
+            )
+        elif changed is None and options.weights is None:
+            output().print("Note: nothing in the bundle shows how its weights fuse these pairs; they were taken as they are.")
         output().print(f"{'PASSED' if passed else 'FAILED'}: {manifest.precision} on {where} against fp32 ({limits})")
     return 0 if passed else 1
 
@@ -100,36 +117,36 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
     from refusion_edge.bundle.manifest import CALIBRATION, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.errors import UsageError
-    from refusion_edge.export.graph.int8 import Jury, scan_layers
+    from refusion_edge.export.graph.int8 import Evaluator, scan_layers
     from refusion_edge.fuser import open_weights
     from refusion_edge.network.checkpoint import read_checkpoint
     from refusion_edge.network.graph import fill
-    from refusion_edge.network.quantization import quantisable_layers, read_table
+    from refusion_edge.network.quantization import quantizable_layers, read_table
     from refusion_edge.tasks import find_task
 
     manifest = bundle.manifest
-    if manifest.quantised is None:
+    if manifest.quantized is None:
         raise UsageError(f"expected an int8 bundle for --per-layer, got one in {manifest.precision}; leave it out.")
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = fill(read_graph(manifest.backend, manifest.precision), state)
     with open_weights(state, threads=options.threads, optimised=False) as reference:
-        jury = Jury(reference, pairs, find_task(manifest.task))
+        evaluator = Evaluator(reference, pairs, find_task(manifest.task))
     with progress_bar() as progress:
-        bar = progress.add_task("one layer at a time", total=len(quantisable_layers()))
-        scan = scan_layers(model, table, jury, lambda: progress.advance(bar))
+        bar = progress.add_task("one layer at a time", total=len(quantizable_layers()))
+        scan = scan_layers(model, table, evaluator, lambda: progress.advance(bar))
     if options.json:
         write_json(options.json, {
             "schema": "refusion-edge/verify-layers/1",
             "bundle": str(bundle.path),
-            "pairs": min(len(pairs), jury.scanned),
+            "pairs": min(len(pairs), evaluator.scanned),
             "layers": {layer: _numbers(fidelity) for layer, fidelity in scan.items()},
-            "int8": list(manifest.quantised.int8),
+            "int8": list(manifest.quantized.int8),
         })  # fmt: skip
     if options.json != "-":
         table_of_layers = plain_table("layer alone in INT8", "PSNR (dB)", "SSIM", "max error (of 255)", "in this engine")
         for layer, fidelity in scan.items():
-            kind = "int8" if layer in manifest.quantised.int8 else "fp16"
+            kind = "int8" if layer in manifest.quantized.int8 else "fp16"
             table_of_layers.add_row(layer, f"{fidelity.psnr_db:.1f}", f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}", kind)
         output().print(table_of_layers)
     return 0

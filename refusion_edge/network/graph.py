@@ -15,7 +15,7 @@ import numpy as np
 
 from refusion_edge.arrays import State
 from refusion_edge.errors import CheckpointError, UsageError
-from refusion_edge.network.layouts import GraphPrecision, Precision, find_form, rewrite
+from refusion_edge.network.layouts import FORMS, GraphPrecision, Precision, find_form, form_named, rewrite
 from refusion_edge.sizes import check_size
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     """
     import onnx
 
-    if precision not in find_form(form).precisions:
-        available = ", ".join(find_form(form).precisions)
-        raise UsageError(f"expected a precision of the graph form {form} ({available}), got '{precision}'.")
+    form = form_named(form)
+    if precision not in FORMS[form].precisions:
+        raise UsageError(f"there is no {precision} template of the graph form {form}, only {', '.join(FORMS[form].precisions)}")
     data = resources.files("refusion_edge.network").joinpath("graphs", template_name(form, precision)).read_bytes()
     return onnx.load_model_from_string(data)
 

@@ -57,12 +57,14 @@ class GraphForm:
 
 
 FORMS: dict[str, GraphForm] = {
-    "onnxruntime": GraphForm(split=True, folded_norm=True, convolved_mixing=True, precisions=("fp32",)),
-    "openvino": GraphForm(split=True, folded_norm=True, convolved_mixing=True, precisions=("fp32",)),
+    "cpu": GraphForm(split=True, folded_norm=True, convolved_mixing=True, precisions=("fp32",)),
     "tensorrt-folded": GraphForm(dense=True, means=True),
     "tensorrt-literal": GraphForm(),
 }
 """Named forms."""
+
+# Names that release 0.1 gave to the one layout for CPUs.
+_FORMER_NAMES = {"onnxruntime": "cpu", "openvino": "cpu"}
 
 REFERENCE = "tensorrt-literal"
 """The form nearest to the official layout, which judges the others."""
@@ -127,15 +129,25 @@ def pairs() -> Iterator[Pair]:
         yield fusion_update_pair(source)
 
 
+def form_named(name: str) -> str:
+    """The name of a form, which may be given as release 0.1 called it.
+
+    Raises:
+        UsageError: There is no such form.
+    """
+    name = _FORMER_NAMES.get(name, name)
+    if name not in FORMS:
+        raise UsageError(f"unknown graph form '{name[:40]}'; choose one of {', '.join(FORMS)}")
+    return name
+
+
 def find_form(name: str) -> GraphForm:
     """Look a form up by its name.
 
     Raises:
         UsageError: There is no such form.
     """
-    if name not in FORMS:
-        raise UsageError(f"expected a graph form out of {', '.join(FORMS)}, got '{name}'.")
-    return FORMS[name]
+    return FORMS[form_named(name)]
 
 
 def fold_pair(point: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:

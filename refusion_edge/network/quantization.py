@@ -1,7 +1,7 @@
 """INT8: which layers it can hold, and the value ranges that were measured for their inputs.
 
 A layer is a convolution, named after its parameter without ``.weight``. Only the dense 3x3 convolutions that fold a 1x1 and a
-depthwise one are quantised: they do nearly all the arithmetic, and depthwise ones gain nothing on tensor cores. The first and
+depthwise one are quantized: they do nearly all the arithmetic, and depthwise ones gain nothing on tensor cores. The first and
 the last convolutions and everything between the folded ones stay in half precision.
 """
 
@@ -29,7 +29,7 @@ LARGEST = 127
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTable:
-    """Value ranges of the inputs of the layers that can be quantised.
+    """Value ranges of the inputs of the layers that can be quantized.
 
     Attributes:
         method: How the ranges were chosen.
@@ -67,26 +67,26 @@ def read_table(text: str, source: str) -> CalibrationTable:
         sound = (
             schema == SCHEMA
             and table.method in METHODS
-            and set(table.ranges) == set(quantisable_layers())
+            and set(table.ranges) == set(quantizable_layers())
             and all(math.isfinite(value) and value > 0 for value in table.ranges.values())
         )
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"expected a calibration table in {source}, got something else ({error}); calibrate again.") from error
     if not sound:
         raise InputError(
-            f"expected ranges of the schema {SCHEMA} for {len(quantisable_layers())} layers in {source}, got others; calibrate "
+            f"expected ranges of the schema {SCHEMA} for {len(quantizable_layers())} layers in {source}, got others; calibrate "
             "again."
         )
     return table
 
 
-def quantisable_layers() -> tuple[str, ...]:
-    """Names of the layers that can be quantised, in the order of the network."""
+def quantizable_layers() -> tuple[str, ...]:
+    """Names of the layers that can be quantized, in the order of the network."""
     return tuple(pair.point for pair in pairs())
 
 
 def layer_nodes(model: onnx.ModelProto) -> dict[str, Any]:
-    """Find the convolutions of a model that can be quantised.
+    """Find the convolutions of a model that can be quantized.
 
     Args:
         model: A model of the folded form.
@@ -95,4 +95,4 @@ def layer_nodes(model: onnx.ModelProto) -> dict[str, Any]:
         Layer to its ``Conv`` node.
     """
     by_weight = {node.input[1]: node for node in model.graph.node if node.op_type == "Conv"}
-    return {layer: by_weight[f"{layer}.weight"] for layer in quantisable_layers()}
+    return {layer: by_weight[f"{layer}.weight"] for layer in quantizable_layers()}

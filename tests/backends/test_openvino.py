@@ -29,7 +29,7 @@ HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILIT
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="needs a processor with bf16 instructions")
 
 
-def model(state: State, size_hw: tuple[int, int] | None = None, form: str = "openvino") -> bytes:
+def model(state: State, size_hw: tuple[int, int] | None = None, form: str = "cpu") -> bytes:
     data: bytes = fill(read_template(form, "fp32"), state, size_hw).SerializeToString()
     return data
 
@@ -96,7 +96,7 @@ def test_fixed_size_engine_says_how_to_get_another(random_state: State, rng: np.
 def test_every_task_and_precision_passes_its_gate(task: str, precision: Precision) -> None:
     report = build(BuildSpec(task, precision, "openvino", size_hw=(64, 96), output=Path("bundle")))
     manifest = read_bundle("bundle").manifest
-    assert (manifest.backend, manifest.precision, manifest.form) == ("openvino", precision, "openvino")
+    assert (manifest.backend, manifest.precision, manifest.form) == ("openvino", precision, "cpu")
     assert manifest.tools["openvino"] == openvino.__version__.split("-")[0]
     assert (report.gate[0].fidelity.psnr_db < 80) == (precision == "bf16")
     assert build(BuildSpec(task, precision, "openvino", size_hw=(64, 96), output=Path("again"))).cached
@@ -120,7 +120,7 @@ def test_verbs_work_with_it(run_cli: Callable[..., tuple[int, str, str]]) -> Non
     assert (code, "PASSED: fp32 on openvino" in out) == (0, True)
     code, out, _ = run_cli("inspect", "bundle")
     facts = dict(line.split(maxsplit=1) for line in out.splitlines() if " " in line)
-    assert (code, facts["form"], facts["backend"]) == (0, "openvino", "openvino")
+    assert (code, facts["form"], facts["backend"]) == (0, "cpu", "openvino")
 
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

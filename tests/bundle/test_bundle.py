@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +15,14 @@ from typing import Any
 
 import pytest
 
+from refusion_edge.backends.tensorrt.settings import PlanSettings
 from refusion_edge.bundle.folder import check_target, install_bundle, read_bundle, sha256
-from refusion_edge.bundle.manifest import MANIFEST, MODEL, WEIGHTS, GateResult, Manifest, TensorSpec
+from refusion_edge.bundle.manifest import MANIFEST, MODEL, SCHEMA, WEIGHTS, GateNotRun, GateResult, Manifest, TensorSpec
+from refusion_edge.bundle.spec import EngineSpec, parse_spec
+from refusion_edge.cli import build as cli_build
 from refusion_edge.errors import BundleError, OutputError
 from refusion_edge.machine import Target, this_machine
+from refusion_edge.sizes import SizeRange
 from tests.conftest import ROOT, files_below, one_sentence
 
 FILES = {MODEL: b"model", WEIGHTS: b"weights"}
@@ -25,10 +31,8 @@ FILES = {MODEL: b"model", WEIGHTS: b"weights"}
 def manifest(**changes: Any) -> Manifest:
     shape = (1, 1, None, None)
     plain = Manifest(
-        task="ir_vis",
-        precision="fp16",
-        backend="onnxruntime",
-        form="onnxruntime",
+        spec=EngineSpec("ir_vis", "fp16", "onnxruntime"),
+        form="cpu",
         engine=MODEL,
         key="0" * 64,
         target=Target(),
@@ -89,87 +93,173 @@ def cut_short(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"wei")
 
 
-def edit(**changes: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        fields = json.loads((folder / MANIFEST).read_text())
-        (folder / MANIFEST).write_text(json.dumps({**fields, **changes}))
-
-    return change
-
-
-def drop(field: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        fields = json.loads((folder / MANIFEST).read_text())
-        del fields[field]
-        (folder / MANIFEST).write_text(json.dumps(fields))
-
-    return change
-
-
 def cut_manifest(folder: Path) -> None:
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text[: len(text) // 2])
 
 
-def edit_gate(folder: Path) -> None:
-    fields = json.loads((folder / MANIFEST).read_text())
-    fields["gate"]["psnr_db"] = "high"
-    (folder / MANIFEST).write_text(json.dumps(fields))
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Change the fields of a manifest."""
 
-
-def edit_shape(*shape: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
+    def edited(folder: Path) -> None:
         fields = json.loads((folder / MANIFEST).read_text())
-        for spec in (*fields["inputs"], *fields["outputs"]):
-            spec["shape"] = list(shape)
+        change(fields)
         (folder / MANIFEST).write_text(json.dumps(fields))
 
-    return change
+    return edited
 
 
+def put(**changes: Any) -> Callable[[Path], None]:
+    return edit(lambda fields: fields.update(changes))
+
+
+def ask(**changes: Any) -> Callable[[Path], None]:
+    return edit(lambda fields: fields["spec"].update(changes))
+
+
+def shape(*sides: object) -> Callable[[Path], None]:
+    def change(fields: dict[str, Any]) -> None:
+        for tensor in (*fields["inputs"], *fields["outputs"]):
+            tensor["shape"] = list(sides)
+
+    return edit(change)
+
+
+def write(data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / MANIFEST).write_bytes(data) and None
+
+
+# What is done to a bundle, and what the error has to name: the file, the field or both values.
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "flipped byte": (flip_a_byte, "SHA-256"),
-    "truncated file": (cut_short, r"3 bytes\); it was changed or cut short"),
-    "missing file": (lambda folder: (folder / MODEL).unlink(), "No such file"),
-    "truncated manifest": (cut_manifest, "breaks off"),
-    "manifest without content": (lambda folder: (folder / MANIFEST).write_text(""), "breaks off"),
-    "manifest that is a list": (lambda folder: (folder / MANIFEST).write_text("[]"), "schema"),
-    "manifest that nests without end": (lambda folder: (folder / MANIFEST).write_text("[" * 200_000), "breaks off or is none"),
-    "manifest that is no text": (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe\x00"), "readable"),
-    "newer schema": (edit(schema="refusion-edge/bundle/99"), "bundle/99"),
-    "no schema": (drop("schema"), "got none"),
-    "missing field": (drop("gate"), "got others"),
-    "unknown field": (edit(colour="red"), "got others"),
-    "not a number": (edit(key=float("nan")), "NaN is not JSON"),
-    "unknown task": (edit(task="soup"), "one of the tasks"),
-    "unknown back end": (edit(backend="magic"), "back end that builds"),
-    "back end that builds nothing": (edit(backend="eager"), "back end that builds"),
-    "precision that the back end does not build": (edit(precision="bf16"), "a precision that onnxruntime builds"),
-    "unknown graph form": (edit(form="curved"), "one of the graph forms"),
-    "back end of a wrong kind": (edit(backend=[1]), "text for names"),
-    "engine that is not there": (edit(engine="engine.plan"), "hashes of the engine"),
-    "file outside the folder": (edit(files={"../x": "0", MODEL: "0", WEIGHTS: "0"}), "plain file names"),
-    "file name that no file can have": (edit(files={"x\0": "0", MODEL: "0", WEIGHTS: "0"}), "plain file names"),
-    "files of a wrong kind": (edit(files=[MODEL]), "names and texts"),
-    "hash of a wrong kind": (edit(files={MODEL: 5, WEIGHTS: "0"}), "names and texts"),
-    "tools of a wrong kind": (edit(tools=[1, 2]), "names and texts"),
-    "two hashes for the weights": (edit(weights_sha256="00"), "one hash for the weights"),
-    "gate of a wrong kind": (edit_gate, "numbers for the gate"),
-    "shape of a wrong kind": (edit_shape(1, 1, "a", None), "shape"),
-    "negative shape": (edit_shape(1, 1, -4, 10), "shape"),
-    "half a shape": (edit_shape(1, 1, None, 10), "shape"),
+    "flipped byte": (flip_a_byte, MODEL),
+    "truncated file": (cut_short, WEIGHTS),
+    "missing file": (lambda folder: (folder / MODEL).unlink(), MODEL),
+    "truncated manifest": (cut_manifest, MANIFEST),
+    "manifest without content": (write(b""), MANIFEST),
+    "manifest that is a list": (write(b"[]"), MANIFEST),
+    "manifest that nests without end": (write(b"[" * 200_000), MANIFEST),
+    "manifest that is huge": (write(b" " * (2 << 20)), MANIFEST),
+    "manifest that is no text": (write(b"\xff\xfe\x00"), MANIFEST),
+    "newer schema": (put(schema="refusion-edge/bundle/99"), "bundle/99"),
+    "schema of a wrong kind": (put(schema=["refusion-edge/bundle/2"]), SCHEMA),
+    "no schema": (edit(lambda fields: fields.pop("schema")), SCHEMA),
+    "missing field": (edit(lambda fields: fields.pop("gate")), "gate"),
+    "unknown field": (put(colour="red"), "colour"),
+    "not a number": (put(key=float("nan")), "NaN"),
+    "infinite accuracy": (edit(lambda fields: fields["gate"].update(ssim=float("inf"))), "Infinity"),
+    "no spec": (put(spec=None), MANIFEST),
+    "unknown task": (ask(task="soup"), "soup"),
+    "unknown back end": (ask(backend="magic"), "magic"),
+    "back end that builds nothing": (ask(backend="eager"), "back end"),
+    "precision that the back end does not build": (ask(precision="bf16"), "precision"),
+    "back end of a wrong kind": (ask(backend=[1]), "text"),
+    "unknown field of the spec": (ask(json="home"), "json"),
+    "unknown setting": (ask(settings={"json": "home"}), "json"),
+    "setting of a wrong kind": (ask(settings={"workspace_mib": "many"}), "workspace_mib"),
+    "setting that is true instead of one": (ask(settings={"workspace_mib": True}), "workspace_mib"),
+    "setting out of range": (ask(settings={"optimization_level": 77}), "77"),
+    "architecture that nobody has": (ask(architectures="sm_1"), "sm_1"),
+    "size that is a command": (ask(size="dynamic --json home"), "dynamic --json home"),
+    "two sizes": (ask(size="64x96"), "size"),
+    "unknown graph form": (put(form="curved"), "curved"),
+    "engine that is not there": (put(engine="engine.plan"), "engine"),
+    "file outside the folder": (put(files={"../x": "0", MODEL: "0", WEIGHTS: "0"}), "file names"),
+    "file name that no file can have": (put(files={"x\0": "0", MODEL: "0", WEIGHTS: "0"}), "file names"),
+    "files of a wrong kind": (put(files=[MODEL]), "files"),
+    "hash of a wrong kind": (put(files={MODEL: 5, WEIGHTS: "0"}), "files"),
+    "tools of a wrong kind": (put(tools=[1, 2]), "tools"),
+    "two hashes for the weights": (put(weights_sha256="00"), "weights"),
+    "gate of a wrong kind": (edit(lambda fields: fields["gate"].update(psnr_db="high")), "gate"),
+    "reference of a wrong kind": (edit(lambda fields: fields["gate"].update(reference={"a": [1, 2]})), "reference"),
+    "shape of a wrong kind": (shape(1, 1, "a", None), "shape"),
+    "negative shape": (shape(1, 1, -4, 10), "shape"),
+    "half a shape": (shape(1, 1, None, 10), "shape"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_told_in_one_sentence(damage: str) -> None:
-    change, words = DAMAGES[damage]
+def test_damage_is_told_in_one_line(damage: str) -> None:
+    change, named = DAMAGES[damage]
     install_bundle(Path("bundle"), manifest(), FILES)
     change(Path("bundle"))
-    with pytest.raises(BundleError, match=words) as caught:
+    with pytest.raises(BundleError) as caught:
         read_bundle("bundle")
     assert one_sentence(str(caught.value))
     assert "bundle" in str(caught.value)
+    assert named in str(caught.value)
+
+
+def test_a_manifest_of_the_first_release_is_read() -> None:
+    install_bundle(Path("bundle"), manifest(), FILES)
+    Path("bundle", MANIFEST).write_text((ROOT / "tests" / "data" / "manifest_1.json").read_text())
+    assert read_bundle("bundle").manifest == manifest(spec=EngineSpec("ir_vis", "fp16", "onnxruntime", form="cpu"))
+
+
+def first_plan(options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a TensorRT bundle as release 0.1 wrote them."""
+    fields: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "manifest_1.json").read_text())
+    compiled = {"command": "", "device": "", "compute_capabilities": [], "sizes": "16x16:24x32:48x64", "scratch_bytes": None}
+    gate = {"not_run": "no device", "simulated": fields["gate"]}
+    return {
+        **fields,
+        "backend": "tensorrt",
+        "form": "tensorrt-literal",
+        "gate": gate,
+        "compiled": {**compiled, "options": options},
+    }
+
+
+def test_the_options_of_a_plan_of_the_first_release_are_read() -> None:
+    install_bundle(Path("bundle"), manifest(), FILES)
+    options = {"workspace": "64", "opt-level": "3", "compute-capability": "8.6,8.9", "pixels": "", "levels": "fixed"}
+    Path("bundle", MANIFEST).write_text(json.dumps(first_plan(options)))
+    read = read_bundle("bundle").manifest
+    assert read.spec.settings == PlanSettings(
+        workspace_mib=64,
+        optimization_level=3,
+        compute_capabilities=("8.6", "8.9"),
+        uint8_input=True,
+        uint8_output="fixed",
+    )
+    assert (read.spec.form, read.spec.sizes_hw) == ("tensorrt-literal", SizeRange((16, 16), (24, 32), (48, 64)))
+    assert isinstance(read.gate, GateNotRun)
+
+
+@pytest.mark.parametrize("options", [{"json": "home"}, {"workspace": "many"}, {"levels": "--json home"}, {"weights": "; ls"}])
+def test_words_that_are_no_settings_never_reach_a_command(options: dict[str, Any]) -> None:
+    """Release 0.1 took options of ``build`` from the manifest as they were, files to overwrite among them."""
+    install_bundle(Path("bundle"), manifest(), FILES)
+    Path("bundle", MANIFEST).write_text(json.dumps(first_plan(options)))
+    with pytest.raises(BundleError) as caught:
+        read_bundle("bundle")
+    assert one_sentence(str(caught.value))
+
+
+SPECS = {
+    "plain": EngineSpec("medical", "fp32", "native"),
+    "fixed size": EngineSpec("ir_vis", "fp16", "onnxruntime", (48, 64)),
+    "range": EngineSpec(
+        "ir_vis", "fp16", "tensorrt", sizes_hw=SizeRange((16, 16), (24, 32), (48, 64)), form="tensorrt-literal"
+    ),
+    "settings": EngineSpec(
+        "ir_vis", "int8", "tensorrt-rtx", settings=PlanSettings(512, 2, True, ("8.6",), None, True, "fixed")
+    ),
+    "architectures": EngineSpec("ir_vis", "fp16", "fused", architectures=(87, 110)),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_spec_survives_the_manifest_and_its_own_command(name: str) -> None:
+    """The command that is printed builds the very same engine: nothing that was asked for is lost."""
+    spec = SPECS[name]
+    assert parse_spec(json.loads(json.dumps(spec.to_fields()))) == spec
+    program, verb, *words = shlex.split(spec.command(Path("a b; ls/weights.safetensors"), calibration=Path("c.json")))
+    assert (program, verb) == ("refusion-edge", "build")
+    parser = argparse.ArgumentParser()
+    cli_build.add_arguments(parser)
+    options = parser.parse_args(words)
+    assert (options.weights, options.calib_data) == (Path("a b; ls/weights.safetensors"), "c.json")
+    assert cli_build.spec_of(options).engine == spec
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty folder", "file"])
@@ -185,7 +275,7 @@ def test_what_is_no_bundle_is_told(what: str) -> None:
 
 def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
     jetson = Target("linux", "aarch64", "NVIDIA Jetson Orin Nano")
-    bundle = install_bundle(Path("bundle"), manifest(target=jetson, backend="tensorrt"), FILES)
+    bundle = install_bundle(Path("bundle"), manifest(target=jetson, spec=EngineSpec("ir_vis", "fp16", "tensorrt")), FILES)
     with pytest.raises(BundleError) as caught:
         check_target(bundle)
     message = str(caught.value)
@@ -193,7 +283,7 @@ def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
     assert f"this machine ({this_machine()})" in message
     assert "built for linux/aarch64 with NVIDIA Jetson Orin Nano" in message
     rebuild = "build --task ir_vis --precision fp16 --backend tensorrt --size dynamic --weights bundle/weights.safetensors"
-    assert f"rebuild it here: refusion-edge {rebuild}." in message
+    assert f"refusion-edge {rebuild}" in message
 
 
 def test_targets_fit_by_field() -> None:

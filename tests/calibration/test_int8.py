@@ -15,7 +15,7 @@ from refusion_edge.errors import GateError, InputError
 from refusion_edge.images.color import to_planes
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.quantization import METHODS, CalibrationTable, Method, layer_nodes, quantisable_layers, read_table
+from refusion_edge.network.quantization import METHODS, CalibrationTable, Method, layer_nodes, quantizable_layers, read_table
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
 
@@ -39,7 +39,7 @@ def test_a_range_is_what_the_layer_sees(model: onnx.ModelProto, method: Method, 
     told: list[None] = []
     table = collect(model, iter(pairs), TASK, method, on_pair=lambda: told.append(None))
     assert (table.method, table.pairs, table.random, len(told)) == (method, MIN_PAIRS, False, MIN_PAIRS)
-    assert set(table.ranges) == set(quantisable_layers())
+    assert set(table.ranges) == set(quantizable_layers())
 
     layer = "decoder.1.ffn.project_in"
     name = layer_nodes(model)[layer].input[0]
@@ -104,7 +104,7 @@ def test_pairs_are_spread_over_the_whole_folder() -> None:
 
 
 def test_a_table_is_read_back_and_a_wrong_one_refused() -> None:
-    table = CalibrationTable("entropy", dict.fromkeys(quantisable_layers(), 2.5), 16, "0" * 64)
+    table = CalibrationTable("entropy", dict.fromkeys(quantizable_layers(), 2.5), 16, "0" * 64)
     assert read_table(table.to_json(), "x") == table
     fields = json.loads(table.to_json())
     damaged = [
@@ -114,8 +114,8 @@ def test_a_table_is_read_back_and_a_wrong_one_refused() -> None:
         json.dumps({**fields, "schema": "refusion-edge/calibration/9"}),
         json.dumps({**fields, "method": "guess"}),
         json.dumps({**fields, "ranges": {"FM.qkv1": 1.0}}),
-        json.dumps({**fields, "ranges": dict.fromkeys(quantisable_layers(), -1.0)}),
-        json.dumps({**fields, "ranges": dict.fromkeys(quantisable_layers(), "wide")}),
+        json.dumps({**fields, "ranges": dict.fromkeys(quantizable_layers(), -1.0)}),
+        json.dumps({**fields, "ranges": dict.fromkeys(quantizable_layers(), "wide")}),
         json.dumps({**fields, "ranges": 5}),
         json.dumps({**fields, "extra": 1}),
     ]

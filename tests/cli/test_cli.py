@@ -247,9 +247,9 @@ def test_build_verify_inspect_fuse_with_a_bundle(run_cli: Run, picture: Picture)
     code, out, _ = run_cli("verify", "bundle")
     assert code == 0
     assert "PASSED: fp16 on onnxruntime" in out
-    code, _, err = run_cli("verify", "bundle", "--simulate")
+    code, _, err = run_cli("verify", "bundle", "--proxy")
     assert code == 2
-    assert "leave --simulate out" in err
+    assert "leave --proxy out" in err
     assert one_sentence(err)
 
     make_pair(picture)

@@ -84,12 +84,12 @@ def test_verify_can_judge_the_launches_where_there_is_no_device(run_cli: Callabl
     path = build(spec()).bundle.path
     code, _, err = run_cli("verify", path)
     assert (code, one_sentence(err)) == (3, True)
-    code, out, _ = run_cli("verify", path, "--simulate", "--json", "-")
+    code, out, _ = run_cli("verify", path, "--proxy", "--json", "-")
     document = json.loads(out)
     assert (code, document["simulated"], document["backend"]) == (0, True, "fused")
     # Half precision on the plain references: neither the reference itself nor the engine.
     assert all(70 <= pair["psnr_db"] < 110 for pair in document["pairs"].values())
-    assert "fp16 on its launches on the CPU against fp32" in run_cli("verify", path, "--simulate")[1]
+    assert "fp16 on its launches on the CPU against fp32" in run_cli("verify", path, "--proxy")[1]
 
 
 def test_a_bundle_is_refused_where_there_is_no_device() -> None:

@@ -1,4 +1,4 @@
-"""INT8: what is written into the graph, which layers are chosen, and that a quantised layer computes what it should."""
+"""INT8: what is written into the graph, which layers are chosen, and that a quantized layer computes what it should."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from refusion_edge.accuracy.fidelity import LIMITS, Fidelity
 from refusion_edge.accuracy.gate import sample_pairs
 from refusion_edge.arrays import Array, State
 from refusion_edge.errors import GateError
-from refusion_edge.export.graph.int8 import SPARE_DB, Jury, scan_layers, select_layers
-from refusion_edge.export.graph.quantize import quantise
+from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, scan_layers, select_layers
+from refusion_edge.export.graph.quantize import quantize
 from refusion_edge.fuser import open_weights
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.quantization import CalibrationTable, layer_nodes, quantisable_layers
+from refusion_edge.network.quantization import CalibrationTable, layer_nodes, quantizable_layers
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import find_task
 
-LAYERS = quantisable_layers()
+LAYERS = quantizable_layers()
 # Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any picture gives.
 TABLE = CalibrationTable("min-max", {layer: 2.0 if layer.startswith("FM") else 4.0 for layer in LAYERS}, 16, "0")
 HW = (21, 34)
@@ -46,14 +46,14 @@ def observe(model: onnx.ModelProto, names: Iterable[str], planes: Mapping[str, A
 
 
 @pytest.mark.parametrize("layer", ["encoder1.0.attn.qkv", "decoder.1.ffn.project_in", "FM.project_E"])
-def test_a_quantised_layer_computes_in_steps_of_its_scales(random_state: State, layer: str) -> None:
+def test_a_quantized_layer_computes_in_steps_of_its_scales(random_state: State, layer: str) -> None:
     """Against a convolution in float64 of rounded input and rounded weights, formulated without ONNX."""
     model = folded(random_state, "fp32")
-    quantised = quantise(model, TABLE, keep=set(LAYERS) - {layer})
+    quantized = quantize(model, TABLE, keep=set(LAYERS) - {layer})
     draw = np.random.default_rng(3)
     planes = {name: draw.random((1, 1, *HW), np.float32) for name in "ab"}
     node = layer_nodes(model)[layer]
-    seen, result = observe(quantised, [node.input[0], node.output[0]], planes)
+    seen, result = observe(quantized, [node.input[0], node.output[0]], planes)
 
     weight = next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == f"{layer}.weight")
     step = TABLE.ranges[layer] / 127
@@ -69,17 +69,17 @@ def test_a_quantised_layer_computes_in_steps_of_its_scales(random_state: State, 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_only_folded_convolutions_are_quantised_and_no_bias_is(random_state: State, precision: str) -> None:
+def test_only_folded_convolutions_are_quantized_and_no_bias_is(random_state: State, precision: str) -> None:
     model = folded(random_state, precision)
     before = model.SerializeToString(deterministic=True)
     kept = ("FM.qkv1", "decoder.0.attn.qkv")
-    quantised = quantise(model, TABLE, keep=kept)
+    quantized = quantize(model, TABLE, keep=kept)
     assert model.SerializeToString(deterministic=True) == before
-    onnx.checker.check_model(quantised, full_check=True)
-    weights = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    onnx.checker.check_model(quantized, full_check=True)
+    weights = {tensor.name: tensor for tensor in quantized.graph.initializer}
     in_int8 = {name.removesuffix(".weight") for name, tensor in weights.items() if tensor.data_type == TensorProto.INT8}
     assert {name for name in in_int8 if not name.endswith(".zero")} == set(LAYERS) - set(kept)
-    # TensorRT-RTX refuses a bias that is dequantised from int32.
+    # TensorRT-RTX refuses a bias that is dequantized from int32.
     assert not [tensor for tensor in weights.values() if tensor.data_type == TensorProto.INT32]
     kind = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
     assert {tensor.data_type for name, tensor in weights.items() if name.endswith(".scale")} == {kind}
@@ -93,22 +93,22 @@ def test_only_folded_convolutions_are_quantised_and_no_bias_is(random_state: Sta
 
 def test_weights_below_the_range_of_half_precision_become_zeros_not_nan(random_state: State) -> None:
     state = {**random_state, "FM.qkv1.weight": random_state["FM.qkv1.weight"] * np.float32(1e-9)}
-    quantised = quantise(folded(state, "fp16"), TABLE)
-    scale = next(numpy_helper.to_array(one) for one in quantised.graph.initializer if one.name == "FM.qkv1.weight.scale")
+    quantized = quantize(folded(state, "fp16"), TABLE)
+    scale = next(numpy_helper.to_array(one) for one in quantized.graph.initializer if one.name == "FM.qkv1.weight.scale")
     assert (scale > 0).all()
     planes = {name: np.random.default_rng(1).random((1, 1, *HW), np.float32) for name in "ab"}
-    (fused,) = observe(quantised, ["fused"], planes)
+    (fused,) = observe(quantized, ["fused"], planes)
     assert np.isfinite(fused).all()
 
 
-class FakeJury(Jury):
-    """Judges by a loss in dB that each quantised layer costs, which add up."""
+class FakeEvaluator(Evaluator):
+    """Judges by a loss in dB that each quantized layer costs, which add up."""
 
     def __init__(self, costs: Mapping[str, float]) -> None:
         self.costs = costs
         self.judged = 0
 
-    def judge(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
+    def evaluate(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
         self.judged += 1
         int8 = {
             tensor.name.removesuffix(".weight") for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8
@@ -120,33 +120,33 @@ class FakeJury(Jury):
 def test_as_few_layers_as_possible_stay_in_half_precision(random_state: State, needed: int) -> None:
     ranked = LAYERS[::-1]
     costs = {layer: 40.0 - 0.1 * index if index < needed else 0.1 / (index + 1) for index, layer in enumerate(ranked)}
-    jury = FakeJury(costs)
-    selection = select_layers(folded(random_state, "fp16"), TABLE, jury, LIMITS["int8"])
+    evaluator = FakeEvaluator(costs)
+    selection = select_layers(folded(random_state, "fp16"), TABLE, evaluator, LIMITS["int8"])
     assert selection.kept == ranked[:needed]
     assert set(selection.int8) | set(selection.kept) == set(LAYERS)
     assert selection.int8 == tuple(layer for layer in LAYERS if layer not in selection.kept)
-    assert LIMITS["int8"].hold(jury.judge(selection.model))
-    assert jury.judged <= 1 + (len(LAYERS) + 5 + 1 if needed else 1)
+    assert LIMITS["int8"].hold(evaluator.evaluate(selection.model))
+    assert evaluator.judged <= 1 + (len(LAYERS) + 5 + 1 if needed else 1)
 
 
 def test_layers_are_chosen_with_something_to_spare_where_that_can_be_had(random_state: State) -> None:
     limit, model = LIMITS["int8"].psnr_db, folded(random_state, "fp16")
     one = {**dict.fromkeys(LAYERS, 0.0), LAYERS[3]: 80.0 - limit - SPARE_DB + 0.1}
-    assert select_layers(model, TABLE, FakeJury(one), LIMITS["int8"]).kept == (LAYERS[3],)
+    assert select_layers(model, TABLE, FakeEvaluator(one), LIMITS["int8"]).kept == (LAYERS[3],)
     all_alike = dict.fromkeys(LAYERS, 80.0 - limit - SPARE_DB + 0.1)
-    assert len(select_layers(model, TABLE, FakeJury(all_alike), LIMITS["int8"]).int8) == 1
+    assert len(select_layers(model, TABLE, FakeEvaluator(all_alike), LIMITS["int8"]).int8) == 1
 
 
 def test_where_no_layer_can_be_int8_the_build_fails(random_state: State) -> None:
-    jury = FakeJury(dict.fromkeys(LAYERS, 40.0))
+    evaluator = FakeEvaluator(dict.fromkeys(LAYERS, 40.0))
     with pytest.raises(GateError, match="nothing was installed, build with --precision fp16"):
-        select_layers(folded(random_state, "fp16"), TABLE, jury, LIMITS["int8"])
+        select_layers(folded(random_state, "fp16"), TABLE, evaluator, LIMITS["int8"])
 
 
 def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> None:
-    jury = FakeJury({layer: float(index * 7 % 17) for index, layer in enumerate(LAYERS)})
+    evaluator = FakeEvaluator({layer: float(index * 7 % 17) for index, layer in enumerate(LAYERS)})
     told: list[Any] = []
-    scan = scan_layers(folded(random_state, "fp16"), TABLE, jury, lambda: told.append(None))
+    scan = scan_layers(folded(random_state, "fp16"), TABLE, evaluator, lambda: told.append(None))
     assert [fidelity.psnr_db for fidelity in scan.values()] == [80.0 - cost for cost in range(16, -1, -1)]
     assert set(scan) == set(LAYERS)
     assert len(told) == len(LAYERS)
@@ -155,10 +155,10 @@ def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> 
 def test_real_weights_pass_the_gate_on_pictures() -> None:
     state = read_checkpoint(weights_path("ir_vis")).state
     with open_weights(state, optimised=False) as reference:
-        jury = Jury(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
+        evaluator = Evaluator(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
     model = folded(state, "fp16")
-    selection = select_layers(model, TABLE, jury, LIMITS["int8"])
-    assert LIMITS["int8"].hold(jury.judge(selection.model))
+    selection = select_layers(model, TABLE, evaluator, LIMITS["int8"])
+    assert LIMITS["int8"].hold(evaluator.evaluate(selection.model))
     assert len(selection.int8) >= 12
     # It is really coarser than fp16, which is above 60 dB here.
-    assert jury.judge(selection.model).psnr_db < 60 < jury.judge(model).psnr_db
+    assert evaluator.evaluate(selection.model).psnr_db < 60 < evaluator.evaluate(model).psnr_db

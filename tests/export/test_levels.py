@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.export.graph.uint8 import add_levels
+from refusion_edge.export.graph.uint8 import add_uint8_output
 from refusion_edge.images.color import OutputRange, merge, to_output_range
 from refusion_edge.network.graph import fill, read_template
 
@@ -34,7 +34,7 @@ def run(model: onnx.ModelProto, plane: Float32Array) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("levels", RANGES)
 def test_levels_are_those_of_the_processor(levels: OutputRange, rng: np.random.Generator) -> None:
-    model = add_levels(passing_on(), levels)
+    model = add_uint8_output(passing_on(), levels)
     onnx.checker.check_model(model)
     planes = {
         "picture": rng.random((37, 53), np.float32),
@@ -60,11 +60,14 @@ def test_levels_are_those_of_the_processor(levels: OutputRange, rng: np.random.G
 def test_the_mean_shows_what_levels_hide(value: float) -> None:
     plane = np.full((16, 16), 0.5, np.float32)
     plane[3, 4] = value
-    assert not np.isfinite(run(add_levels(passing_on(), "stretch"), plane)["fused_mean"]).all()
+    assert not np.isfinite(run(add_uint8_output(passing_on(), "stretch"), plane)["fused_mean"]).all()
 
 
 def test_the_plane_itself_stays_what_it_was(random_state: State, rng: np.random.Generator) -> None:
     model = fill(read_template("tensorrt-folded", "fp16"), random_state)
     a, b = (rng.random((1, 1, 16, 24), np.float32) for _ in range(2))
-    with OrtBackend(model.SerializeToString()) as plain, OrtBackend(add_levels(model, "fixed").SerializeToString()) as more:
+    with (
+        OrtBackend(model.SerializeToString()) as plain,
+        OrtBackend(add_uint8_output(model, "fixed").SerializeToString()) as more,
+    ):
         assert np.array_equal(plain.fuse(a, b), more.fuse(a, b))

@@ -10,15 +10,16 @@ import pytest
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.backends.tensorrt.settings import PlanSettings
+from refusion_edge.bundle.spec import EngineSpec
 from refusion_edge.errors import BackendError
-from refusion_edge.export.graph.quantize import quantise
-from refusion_edge.export.graph.uint8 import add_levels, add_pixels
-from refusion_edge.export.targets.engines import extended
+from refusion_edge.export.graph.quantize import quantize
+from refusion_edge.export.graph.uint8 import add_uint8_input, add_uint8_output
 from refusion_edge.export.targets.plugins import make_model
+from refusion_edge.export.targets.tensorrt import CLASSIC
 from refusion_edge.images.color import split
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.network.graph import PIXELS, fill, read_template
-from refusion_edge.network.quantization import CalibrationTable, quantisable_layers
+from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
 
 HW = (13, 22)
 
@@ -45,7 +46,7 @@ def test_levels_and_planes_give_the_same_to_the_last_bit(
     name, _, precision = form.rpartition("-")
     plain = fill(read_template(name, "fp16" if precision == "fp16" else "fp32"), random_state, size_hw)
     before = plain.SerializeToString(deterministic=True)
-    model = add_pixels(plain)
+    model = add_uint8_input(plain)
     onnx.checker.check_model(model)
     assert plain.SerializeToString(deterministic=True) == before
     assert [value.name for value in model.graph.input] == ["a", "b", "a_pixels", "b_pixels"]
@@ -65,9 +66,9 @@ def test_levels_and_planes_give_the_same_to_the_last_bit(
 def test_what_runs_planes_on_the_processor_runs_such_a_model(random_state: State, levels: list[Array]) -> None:
     plain = fill(read_template("tensorrt-folded", "fp32"), random_state)
     a, b = (one / np.float32(255) for one in levels)
-    with OrtBackend(add_pixels(plain).SerializeToString()) as engine, OrtBackend(plain.SerializeToString()) as reference:
+    with OrtBackend(add_uint8_input(plain).SerializeToString()) as engine, OrtBackend(plain.SerializeToString()) as reference:
         assert np.array_equal(engine.fuse(a, b), reference.fuse(a, b))
-    half = add_pixels(plain)
+    half = add_uint8_input(plain)
     del half.graph.input[-1]
     with pytest.raises(BackendError, match="model"):
         OrtBackend(half.SerializeToString())
@@ -75,7 +76,8 @@ def test_what_runs_planes_on_the_processor_runs_such_a_model(random_state: State
 
 def test_it_goes_with_our_kernels(random_state: State) -> None:
     weights = fold(random_state).rounded(np.dtype(np.float16))
-    model = extended(make_model(weights, None), PlanSettings(pixels=True, levels="stretch", plugins=True))
+    settings = PlanSettings(uint8_input=True, uint8_output="stretch", plugins=True)
+    model = CLASSIC.extend(make_model(weights, None), EngineSpec("ir_vis", settings=settings))
     onnx.checker.check_model(model)
     (joined,) = (node for node in model.graph.node if node.op_type == "Concat")
     assert list(joined.input) == ["a.plane", "b.plane"]
@@ -83,8 +85,8 @@ def test_it_goes_with_our_kernels(random_state: State) -> None:
 
 def test_it_goes_with_levels_and_with_int8(random_state: State, levels: list[Array]) -> None:
     plain = fill(read_template("tensorrt-folded", "fp16"), random_state)
-    table = CalibrationTable("min-max", dict.fromkeys(quantisable_layers(), 4.0), 1, "0" * 64, random=True)
-    model = quantise(add_levels(add_pixels(plain), "fixed"), table)
+    table = CalibrationTable("min-max", dict.fromkeys(quantizable_layers(), 4.0), 1, "0" * 64, random=True)
+    model = quantize(add_uint8_output(add_uint8_input(plain), "fixed"), table)
     fused, shown, mean = run(model, a_pixels=levels[0], b_pixels=levels[1])
     assert np.array_equal(shown, np.ceil(fused.clip(0, 1) * np.float32(255) - np.float32(0.5)).astype(np.uint8))
     assert mean == pytest.approx(fused.mean(), abs=1e-3)

@@ -36,7 +36,7 @@ def test_template_has_every_parameter_as_input_and_no_weights(form: str, precisi
 
 
 def test_every_shipped_template_belongs_to_a_form_and_the_reference_takes_the_official_parameters() -> None:
-    shipped = {path.name for path in (ROOT / "refusion_edge" / "graphs").iterdir()}
+    shipped = {path.name for path in (ROOT / "refusion_edge" / "network" / "graphs").iterdir()}
     assert shipped == {template_name(form, precision) for form, precision in TEMPLATES}
     assert parameter_shapes(FORMS[REFERENCE]).items() == PARAMETERS.items()
 

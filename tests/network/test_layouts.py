@@ -98,6 +98,6 @@ def test_forms_that_would_leak_over_the_border_are_refused() -> None:
 
 
 def test_unknown_forms_are_refused_in_words() -> None:
-    with pytest.raises(UsageError, match="expected a graph form out of") as caught:
+    with pytest.raises(UsageError, match="curved") as caught:
         find_form("curved")
     assert one_sentence(str(caught.value))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, Flavour
 from refusion_edge.errors import UsageError
+from refusion_edge.images.color import OUTPUT_RANGES, OutputRange
 from refusion_edge.network.graph import INPUT_A, INPUT_B, PIXELS
 from refusion_edge.sizes import SizeRange
-
-LevelsRange = Literal["stretch", "fixed"]
 
 MAX_LEVEL = 5
 _MAX_WORKSPACE_MIB = 1 << 20
@@ -24,37 +23,38 @@ class PlanSettings:
 
     Attributes:
         workspace_mib: Most scratch memory that one kernel may use, in MiB.
-        level: Builder optimisation level, 0 (quick build) to 5 (fastest engine).
+        optimization_level: Builder optimization level, 0 (quick build) to 5 (fastest engine).
         version_compatible: Whether newer releases shall be able to load the plan; costs size and speed.
         compute_capabilities: Kinds of device to build for, such as ``8.6``; TensorRT-RTX only.
         timing_cache: File with timings of kernels, read and written; None for the one in the cache folder.
-        pixels: Whether the engine shall take 8-bit sources besides planes.
-        levels: Range of the 8-bit levels that the engine gives besides the fused plane; None for none.
-        plugins: Whether our own kernels shall be part of the plan, as plugins; TensorRT only.
+        uint8_input: Whether the engine also accepts uint8 sources.
+        uint8_output: Range of an additional uint8 output, ``stretch`` or ``fixed``; None for none.
+        plugins: Whether our own kernels are part of the plan, as plugins; TensorRT only.
     """
 
     workspace_mib: int | None = None
-    level: int | None = None
+    optimization_level: int | None = None
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
-    pixels: bool = False
-    levels: LevelsRange | None = None
+    uint8_input: bool = False
+    uint8_output: OutputRange | None = None
     plugins: bool = False
 
     def __post_init__(self) -> None:
-        if self.level is not None and not 0 <= self.level <= MAX_LEVEL:
-            raise UsageError(f"expected an optimisation level from 0 to {MAX_LEVEL}, got {self.level}; choose another.")
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= MAX_LEVEL:
+            raise UsageError(f"the builder optimization level {level} is out of range; choose one from 0 to {MAX_LEVEL}")
+        if self.uint8_output not in (None, *OUTPUT_RANGES):
+            raise UsageError(f"unknown output range '{self.uint8_output}'; choose {' or '.join(OUTPUT_RANGES)}")
         if self.workspace_mib is not None and not 1 <= self.workspace_mib <= _MAX_WORKSPACE_MIB:
             raise UsageError(
-                f"expected a workspace of 1 to {_MAX_WORKSPACE_MIB} MiB, got {self.workspace_mib}; choose another."
+                f"a workspace of {self.workspace_mib} MiB is out of range; choose one from 1 to {_MAX_WORKSPACE_MIB} MiB"
             )
         for text in self.compute_capabilities:
             major, _, minor = text.partition(".")
             if not (text.isascii() and major.isdecimal() and minor.isdecimal() and len(text) <= len("99.9")):
-                raise UsageError(
-                    f"expected compute capabilities such as 8.6,8.9, got '{text[:20]}'; see the device's data sheet."
-                )
+                raise UsageError(f"'{text[:20]}' is not a compute capability; name those of the devices, such as 8.6,8.9")
 
     def check(self, flavour: Flavour) -> None:
         """Make sure that a flavour can do what is asked.
@@ -64,37 +64,43 @@ class PlanSettings:
         """
         if self.compute_capabilities and flavour is not TENSORRT_RTX:
             raise UsageError(
-                f"expected --compute-capability only for tensorrt-rtx, got it for {flavour.name}, which builds for the device "
-                "of the machine it runs on; leave it out."
+                f"--compute-capability is for tensorrt-rtx only, as {flavour.name} builds for the device of this machine; "
+                "leave it out"
             )
         if self.plugins and flavour is TENSORRT_RTX:
             raise UsageError(
-                f"expected --plugins only for tensorrt, got it for {flavour.name}, which takes none that are compiled ahead of "
-                "time; leave it out."
+                f"--plugins is for tensorrt only, as {flavour.name} takes no plugins that are compiled ahead of time; "
+                "leave it out"
             )
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs of the engine."""
-        return (INPUT_A, INPUT_B, *(PIXELS.values() if self.pixels else ()))
+        return (INPUT_A, INPUT_B, *(PIXELS.values() if self.uint8_input else ()))
 
-    def options(self) -> dict[str, str]:
-        """What was asked for, as options of ``build`` without their dashes; empty text for an option without a value."""
-        options = {}
-        if self.workspace_mib is not None:
-            options["workspace"] = str(self.workspace_mib)
-        if self.level is not None:
-            options["opt-level"] = str(self.level)
-        if self.version_compatible:
-            options["version-compatible"] = ""
-        if self.compute_capabilities:
-            options["compute-capability"] = ",".join(self.compute_capabilities)
-        if self.pixels:
-            options["pixels"] = ""
-        if self.levels is not None:
-            options["levels"] = self.levels
-        if self.plugins:
-            options["plugins"] = ""
-        return options
+    def words(self) -> list[str]:
+        """The same as options of ``build``; not the timing cache, which changes nothing but the time a build takes."""
+        options: dict[str, object] = {
+            "--workspace": self.workspace_mib,
+            "--opt-level": self.optimization_level,
+            "--compute-capability": ",".join(self.compute_capabilities) or None,
+            "--uint8-output": self.uint8_output,
+        }
+        switches = {
+            "--version-compatible": self.version_compatible,
+            "--uint8-input": self.uint8_input,
+            "--plugins": self.plugins,
+        }
+        words = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+        return words + [name for name, asked in switches.items() if asked]
+
+    def to_fields(self) -> dict[str, Any]:
+        """What differs from the defaults, by name; not the timing cache."""
+        asked = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "timing_cache" and getattr(self, field.name) != field.default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
 
 
 NO_SETTINGS = PlanSettings()
@@ -125,8 +131,8 @@ def tool_command(
             words.append(f"--{which}Shapes=" + ",".join(f"{name}:1x1x{height}x{width}" for name in settings.inputs()))
     if settings.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{settings.workspace_mib}")
-    if settings.level is not None:
-        words.append(f"--builderOptimizationLevel={settings.level}")
+    if settings.optimization_level is not None:
+        words.append(f"--builderOptimizationLevel={settings.optimization_level}")
     if settings.version_compatible:
         words.append("--versionCompatible")
     if settings.compute_capabilities:

@@ -40,7 +40,7 @@ def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.least_hw, SIZES.typical_hw, SIZES.largest_hw))
     for probe in ("probe", "probe_build"):
         monkeypatch.setattr(f"refusion_edge.backends.tensorrt.classic.{probe}", lambda: Status(usable=True, reason="fake"))
-    monkeypatch.setattr("refusion_edge.export.targets.engines.installed_version", lambda _: fake_trt.__version__)
+    monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
     with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
         fake_trt.compute = network.fuse
         yield fake_trt

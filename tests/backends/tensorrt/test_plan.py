@@ -14,7 +14,7 @@ from refusion_edge.backends.tensorrt.mismatch import plan_version
 from refusion_edge.backends.tensorrt.product import TENSORRT
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.errors import BackendError, UsageError
-from refusion_edge.export.targets.tensorrt import Plan, compile_plan
+from refusion_edge.export.targets.plan import Plan, compile_plan
 from refusion_edge.sizes import DYNAMIC, SizeRange, parse_sizes
 from tests.backends.tensorrt.conftest import FakeTensorRT, release
 from tests.conftest import one_sentence
@@ -53,7 +53,7 @@ def test_strong_typing_is_asked_for_only_where_it_has_to_be(fake_trt: FakeTensor
 
 
 def test_every_setting_reaches_the_compiler_and_the_command(fake_trt: FakeTensorRT) -> None:
-    plan = compiled(PlanSettings(workspace_mib=512, level=4, version_compatible=True), RANGE)
+    plan = compiled(PlanSettings(workspace_mib=512, optimization_level=4, version_compatible=True), RANGE)
     assert fake_trt.asked[1:] == [
         ("limit", "WORKSPACE", 512 << 20),
         ("flag", "VERSION_COMPATIBLE"),
@@ -74,7 +74,7 @@ def test_every_setting_reaches_the_compiler_and_the_command(fake_trt: FakeTensor
 
 def test_8_bit_sources_have_the_sizes_of_the_others(fake_trt: FakeTensorRT) -> None:
     fake_trt.network_inputs = ["a", "b", "a_pixels", "b_pixels"]
-    plan = compiled(PlanSettings(pixels=True), RANGE)
+    plan = compiled(PlanSettings(uint8_input=True), RANGE)
     assert [asked[1] for asked in fake_trt.asked if asked[0] == "shape"] == ["a", "b", "a_pixels", "b_pixels"]
     assert "--minShapes=a:1x1x8x8,b:1x1x8x8,a_pixels:1x1x8x8,b_pixels:1x1x8x8" in plan.command.split()
     with pytest.raises(BackendError, match="a model with the inputs a, b and the output fused, got 4 inputs"):

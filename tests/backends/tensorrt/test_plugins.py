@@ -24,7 +24,7 @@ from refusion_edge.cuda.program import Kernel
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
-from refusion_edge.export.targets import engines, plugins
+from refusion_edge.export.targets import plugins
 from refusion_edge.export.targets.compiler import PtxKernel, plugin_order
 from refusion_edge.export.targets.plugins import NAMESPACE, make_model, plugin_kernels, plugin_tiles, ptx_version, register
 from refusion_edge.kernels.gpu.catalogue import run_on_host
@@ -240,7 +240,7 @@ def test_a_driver_that_is_too_old_is_refused() -> None:
 )
 def test_plugins_are_for_half_precision(options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusion_edge.backends.tensorrt.classic.probe_build", lambda: Status(usable=True, reason="fake"))
-    settings = engines.BuildSpec("ir_vis").settings
+    settings = BuildSpec("ir_vis").settings
     spec = BuildSpec("ir_vis", backend="tensorrt", settings=type(settings)(plugins=True), **options)
     with pytest.raises(UsageError, match=words) as caught:
         build(spec)
@@ -270,7 +270,7 @@ def test_a_bundle_with_plugins_is_built_judged_and_says_how_to_rebuild_it(
     )
     for probe in ("tensorrt.probe", "tensorrt.probe_build", "fused.probe_build"):
         monkeypatch.setattr(f"refusion_edge.backends.{probe}", lambda: Status(usable=True, reason="fake"))
-    monkeypatch.setattr("refusion_edge.export.targets.engines.installed_version", lambda _: fake_trt.__version__)
+    monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
     fake_trt.shape = (1, 1, 16, 24)
     state = read_checkpoint(weights_path("medical")).state
     with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
@@ -280,6 +280,6 @@ def test_a_bundle_with_plugins_is_built_judged_and_says_how_to_rebuild_it(
     assert asked == [(86, 85)]
     assert {node.op_type for node in parsed[0].graph.node if node.domain == NAMESPACE} == plugin_kernels().keys()
     assert manifest.compiled is not None
-    assert (manifest.compiled.command, dict(manifest.compiled.options)) == ("", {"plugins": ""})
-    assert manifest.rebuild_command(Path("x")).endswith("--plugins")
+    assert (manifest.compiled.command, manifest.spec.settings.plugins) == ("", True)
+    assert manifest.spec.command(Path("x")).endswith("--plugins")
     assert manifest.tools["triton"] == "fake"

@@ -23,12 +23,13 @@ from refusion_edge.arrays import Array
 from refusion_edge.backends.registry import status
 from refusion_edge.backends.tensorrt.mismatch import plan_version
 from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version
-from refusion_edge.backends.tensorrt.settings import LevelsRange, PlanSettings
+from refusion_edge.backends.tensorrt.settings import PlanSettings
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import CALIBRATION, MODEL, PLAN, GateNotRun, GateResult
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
+from refusion_edge.images.color import OutputRange
 from refusion_edge.images.io import write_image
 from refusion_edge.sizes import SizeRange
 from tests.conftest import ROOT, files_below, one_sentence
@@ -56,12 +57,12 @@ def test_an_engine_is_built_and_the_manifest_says_what_was_not_done(precision: s
     else:
         assert isinstance(manifest.gate, GateNotRun)
         assert status("tensorrt-rtx").reason == manifest.gate.not_run
-        assert manifest.gate.simulated.pairs == 2
+        assert manifest.gate.proxy.pairs == 2
 
 
 def test_settings_and_a_range_of_sizes_reach_the_manifest_and_the_command_that_rebuilds() -> None:
     sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
-    settings = PlanSettings(workspace_mib=2000, level=2, compute_capabilities=("8.6", "8.9"))
+    settings = PlanSettings(workspace_mib=2000, optimization_level=2, compute_capabilities=("8.6", "8.9"))
     report = build(BuildSpec("medical", "fp16", backend="tensorrt-rtx", sizes_hw=sizes_hw, settings=settings))
     manifest = read_bundle(report.bundle.path).manifest
     assert manifest.size_text == "16x16:64x96:96x128"
@@ -69,17 +70,18 @@ def test_settings_and_a_range_of_sizes_reach_the_manifest_and_the_command_that_r
     assert manifest.inputs[0].shape == (1, 1, None, None)
     assert manifest.compiled is not None
     assert manifest.compiled.compute_capabilities == ("8.6", "8.9")
-    command = manifest.rebuild_command(Path("x"))
+    assert manifest.spec == BuildSpec("medical", "fp16", "tensorrt-rtx", sizes_hw=sizes_hw, settings=settings).engine
+    command = report.bundle.rebuild_command()
     assert "--size 16x16:64x96:96x128" in command
-    assert command.endswith("--compute-capability 8.6,8.9 --opt-level 2 --workspace 2000")
-    assert "--workspace" not in manifest.rebuild_command(Path("x"), "onnxruntime")
+    assert command.endswith("--workspace 2000 --opt-level 2 --compute-capability 8.6,8.9")
+    assert "--workspace" not in report.bundle.rebuild_command("onnxruntime")
 
 
 def test_engines_are_cached_by_all_that_they_depend_on() -> None:
     plain = BuildSpec("medical", "fp32", backend="tensorrt-rtx", size_hw=SMALL, output=Path("x"))
     assert [build(plain).cached for _ in range(2)] == [False, True]
     other = BuildSpec(
-        "medical", "fp32", backend="tensorrt-rtx", size_hw=SMALL, output=Path("x"), settings=PlanSettings(level=1)
+        "medical", "fp32", backend="tensorrt-rtx", size_hw=SMALL, output=Path("x"), settings=PlanSettings(optimization_level=1)
     )
     assert [build(other).cached for _ in range(2)] == [False, True]
 
@@ -100,7 +102,7 @@ def test_what_it_cannot_build_is_told(run_cli: Run) -> None:
 
 def test_settings_of_a_compiler_are_refused_where_nothing_is_compiled() -> None:
     with pytest.raises(UsageError, match="only for tensorrt and tensorrt-rtx, got them for onnxruntime"):
-        build(BuildSpec("medical", backend="onnxruntime", settings=PlanSettings(level=1)))
+        build(BuildSpec("medical", backend="onnxruntime", settings=PlanSettings(optimization_level=1)))
 
 
 @ONLY_WITHOUT_DEVICE
@@ -167,13 +169,13 @@ def test_an_int8_engine_is_built_from_a_folder_and_again_from_its_own_table(
     assert "1 files of data have no counterpart and are left out, such as alone.png" in err
     assert "RANDOM" not in out
     manifest = read_bundle("x").manifest
-    assert manifest.quantised is not None
-    assert manifest.quantised.pairs == 16
-    assert not manifest.quantised.random
-    gate = manifest.gate.simulated if isinstance(manifest.gate, GateNotRun) else manifest.gate
+    assert manifest.quantized is not None
+    assert manifest.quantized.pairs == 16
+    assert not manifest.quantized.random
+    gate = manifest.gate.proxy if isinstance(manifest.gate, GateNotRun) else manifest.gate
     assert gate.pairs == 2 + 4
-    assert f"INT8 in {len(manifest.quantised.int8)} of 17 layers" in out
-    assert manifest.rebuild_command(Path("x")).endswith("--weights x/weights.safetensors --calib-data x/calibration.json")
+    assert f"INT8 in {len(manifest.quantized.int8)} of 17 layers" in out
+    assert read_bundle("x").rebuild_command().endswith("--weights x/weights.safetensors --calib-data x/calibration.json")
 
     code, out, err = run_cli(*INT8[:-1], "y", "--calib-data", f"x/{CALIBRATION}")
     assert code == 0, err
@@ -187,7 +189,7 @@ def test_noise_is_never_silent(run_cli: Run) -> None:
     # Ranges of noise may or may not pass the gate on pictures; either way nobody is told that it is a good engine.
     assert (code, "RANDOM DATA" in out) in ((0, True), (1, False)), err
     if code == 0:
-        quantised = read_bundle("x").manifest.quantised
+        quantised = read_bundle("x").manifest.quantized
         assert quantised is not None
         assert quantised.random
 
@@ -235,13 +237,13 @@ def test_the_literal_form_is_one_option_apart() -> None:
         forms.append(report.bundle.manifest.form)
         assert report.bundle.manifest.compiled is not None
     assert forms == ["tensorrt-folded", "tensorrt-literal"]
-    with pytest.raises(UsageError, match="takes in fp16 .tensorrt-literal., got 'tensorrt-folded'"):
+    with pytest.raises(UsageError, match="onnxruntime does not take the graph form tensorrt-folded"):
         build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
 
 
 @pytest.mark.parametrize(("levels", "pixels"), [("stretch", False), ("fixed", True)])
-def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: LevelsRange, pixels: bool) -> None:
-    settings = PlanSettings(levels=levels, pixels=pixels)
+def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: OutputRange, pixels: bool) -> None:
+    settings = PlanSettings(uint8_output=levels, uint8_input=pixels)
     sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
     bundle = build(BuildSpec("ir_vis", "fp16", backend="tensorrt-rtx", sizes_hw=sizes_hw, settings=settings)).bundle
     graph = onnx.load_from_string(bundle.read(MODEL)).graph
@@ -250,10 +252,9 @@ def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: Levels
     assert bundle.manifest.compiled is not None
     assert bundle.manifest.compiled.command.startswith("tensorrt_rtx --onnx=model.onnx")
     assert ("a_pixels:1x1x96x128" in bundle.manifest.compiled.command) == pixels
-    rebuilt = bundle.manifest.rebuild_command(bundle.path)
-    assert f" --levels {levels}" in rebuilt
-    assert rebuilt.endswith(("--pixels", f"--levels {levels}"))
-    assert (" --pixels" in rebuilt) == pixels
+    rebuilt = bundle.rebuild_command()
+    assert f" --uint8-output {levels}" in rebuilt
+    assert (" --uint8-input" in rebuilt) == pixels
 
 
 def test_layers_are_judged_one_by_one(run_cli: Run) -> None:
@@ -263,5 +264,5 @@ def test_layers_are_judged_one_by_one(run_cli: Run) -> None:
     code, out, _ = run_cli("verify", "x", "--per-layer", "--json", "-")
     assert code == 0
     assert len(json.loads(out)["layers"]) == 17
-    code, out, _ = run_cli("verify", "x", "--simulate")
+    code, out, _ = run_cli("verify", "x", "--proxy")
     assert (code, "int8 on its model on the CPU against fp32" in out) == (0, True)

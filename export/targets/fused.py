@@ -1,0 +1,121 @@
+"""Engines of the back end ``fused``: programs of our Triton kernels, compiled ahead of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from refusion_edge import cuda
+from refusion_edge._version import __version__
+from refusion_edge.backends.registry import BACKENDS, Backend, Engine, build_status, status
+from refusion_edge.bundle.folder import sha256
+from refusion_edge.bundle.manifest import PROGRAM
+from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.cuda.driver import Device
+from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.export.targets.builder import (
+    EngineFile,
+    Inputs,
+    PhaseListener,
+    Proxy,
+    refuse_compiler_options,
+    refuse_form,
+)
+from refusion_edge.machine import ARCHITECTURES, choose_architecture, usable_cores
+from refusion_edge.sizes import SizeRange
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramBuilder:
+    """Makes programs of our kernels. Implements ``Builder``."""
+
+    backend = "fused"
+    compiles = True
+
+    def check(self, spec: BuildSpec) -> None:
+        """See ``Builder.check``."""
+        refuse_compiler_options(spec, "fused")
+        refuse_form(spec, "fused", (BACKENDS["fused"].forms[spec.precision],))
+        if spec.architectures is None and not status("fused").usable:
+            raise UsageError(
+                "there is no GPU here to compile the kernels of fused for; name the architecture of the device, such as --arch "
+                "sm_87 for Orin"
+            )
+
+    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
+        """See ``Builder.sizes_hw``: any size, or the one that was asked for."""
+        return None
+
+    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
+        """See ``Builder.extend``: nothing is added."""
+        return model
+
+    def facts(self, spec: BuildSpec) -> dict[str, Any]:
+        """See ``Builder.facts``."""
+        return {
+            "version": build_status("fused").reason,
+            "architectures": spec.architectures,
+            # An engine that could not be run is not taken for one that was.
+            "ran": status("fused").usable,
+        }
+
+    def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
+        """See ``Builder.build``."""
+        from refusion_edge.cuda.program_file import program_bytes
+        from refusion_edge.export.targets.program import make_program
+
+        facts = {
+            "task": spec.task,
+            "precision": spec.precision,
+            "weights_sha256": sha256(inputs.weights),
+            "refusion-edge": __version__,
+        }
+        architectures = spec.architectures
+        if architectures is None:
+            with cuda.open_driver() as driver:
+                architectures = (require_architecture(driver.device, "build with another --backend"),)
+        data = program_bytes(make_program(inputs.state, facts, architectures, jobs=usable_cores()))
+        tools = {"compiler": build_status("fused").reason}
+        if not status("fused").usable:
+            remarks.append(
+                "This machine has no GPU that runs the kernels: the gate ran its launches with the reference of each kernel. "
+                "The kernels themselves are checked on the device, each time the program is loaded."
+            )
+        # It brings kernels for several architectures and chooses when it is loaded.
+        return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
+
+    def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
+        """See ``Builder.proxy``: the very launches of the program, each by the NumPy reference of its kernel."""
+        return Proxy("its launches on the CPU", lambda: _open_launches(engine))
+
+
+def require_architecture(device: Device, remedy: str) -> int:
+    """The architecture that our kernels are compiled for on a device.
+
+    Args:
+        device: The device.
+        remedy: What to do where there is none, without a full stop.
+
+    Raises:
+        BackendError: There are no kernels for it.
+    """
+    chosen = choose_architecture(ARCHITECTURES, device.architecture)
+    if chosen is None:
+        known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
+        raise BackendError(f"there are no kernels for {device}, only for {known}; {remedy}")
+    return chosen
+
+
+def _open_launches(engine: Engine) -> Backend:
+    from refusion_edge.backends.fused import FusedBackend
+    from refusion_edge.cuda.program_file import parse_program
+    from refusion_edge.kernels.gpu.simulated_device import HostProgram
+
+    program = parse_program(engine.data, engine.name)
+    return FusedBackend(engine.data, engine.name, HostProgram(program, min(program.targets)))
+
+
+FUSED = ProgramBuilder()

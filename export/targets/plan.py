@@ -1,0 +1,331 @@
+"""Compiling an ONNX model to a plan, with TensorRT 10.3 and newer or with TensorRT-RTX, through one path.
+
+What a release offers is asked of its module, never guessed from its version. The compiler works in a thread of its own: it
+gives Python's lock back while it works, so that the main thread can show progress and take an interrupt, and no Python
+exception ever has to cross its C++ code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refusion_edge import cuda
+from refusion_edge.backends.tensorrt.product import OLDEST, Flavour, Log, implement, load, open_log
+from refusion_edge.backends.tensorrt.settings import PlanSettings, tool_command
+from refusion_edge.cuda.driver import memory_text
+from refusion_edge.errors import BackendError, OutputError, UsageError
+from refusion_edge.export.targets.builder import PhaseListener
+from refusion_edge.files import write_atomically
+from refusion_edge.network.graph import LEVELS, MEAN, OUTPUT
+from refusion_edge.sizes import SizeRange
+
+_MIB = 1 << 20
+_POLL_S = 0.1
+_START_S = 1.0
+_SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes")
+_NO_TACTIC = ("no tactics", "could not find any implementation", "insufficient workspace")
+_REQUESTED = re.compile(r"Requested amount of GPU memory \((\d+) bytes\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled engine.
+
+    Attributes:
+        data: Its bytes, which the vendor's tools load as they are.
+        scratch_bytes: Memory that one run needs besides inputs, output and weights, at the largest size; None if the
+            compiler did not say.
+        command: The vendor's command that compiles the same.
+        tools: Versions of what compiled it.
+        remarks: Sentences that the user should see.
+    """
+
+    data: bytes
+    scratch_bytes: int | None
+    command: str
+    tools: dict[str, str]
+    remarks: tuple[str, ...]
+
+
+def compile_plan(
+    flavour: Flavour,
+    model: bytes,
+    settings: PlanSettings,
+    sizes_hw: SizeRange | None,
+    *,
+    timing_cache: Path | None = None,
+    listener: PhaseListener | None = None,
+    names: tuple[str, str] = ("model.onnx", "engine.plan"),
+) -> Plan:
+    """Compile a strongly typed ONNX model.
+
+    Args:
+        flavour: Which compiler.
+        model: Serialised ONNX model with the inputs of the settings and the output ``fused``.
+        settings: How to compile it.
+        sizes_hw: Range of sizes for a model of dynamic size, None for one of fixed size.
+        timing_cache: File with timings of kernels, read if it is there and written afterwards; None for no such file.
+        listener: Told how far it is.
+        names: Names of the model and of the plan, for the command.
+
+    Raises:
+        BackendError: The compiler cannot start here, does not take the model, or found no kernels within the limits.
+        MissingDependencyError: It is not installed.
+        UsageError: It does not offer what was asked for.
+        KeyboardInterrupt: The user interrupted it; it was stopped first.
+    """
+    settings.check(flavour)
+    trt = load(flavour)
+    log = open_log(trt)
+    remarks: list[str] = []
+    builder = _open_builder(trt, flavour, log)
+    network, says_typed = _create_network(trt, flavour, builder)
+    config = builder.create_builder_config()
+    _apply(trt, flavour, settings, config)
+    cache = _attach_timing_cache(config, timing_cache, log, remarks)
+    cancel = threading.Event()
+    monitor = _attach_monitor(trt, config, listener, cancel)
+    parser = trt.OnnxParser(network, log.sink)
+    if not _in_thread(lambda: parser.parse(model), cancel):
+        raise BackendError(
+            f"expected {flavour.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
+            "with both versions."
+        )
+    _check_tensors(network, settings)
+    if sizes_hw is not None:
+        _add_profile(builder, config, settings, sizes_hw)
+    serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
+    if serialised is None:
+        largest_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.largest_hw
+        raise _build_problem(trt, flavour, settings, largest_hw, log)
+    if cache is not None and timing_cache is not None:
+        _save_timing_cache(timing_cache, cache, remarks)
+    # The compiler goes on calling the monitor until here.
+    del monitor
+    return Plan(
+        data=bytes(serialised),
+        scratch_bytes=_scratch(log),
+        command=tool_command(flavour, settings, sizes_hw, *names, says_typed=says_typed),
+        tools={flavour.module: str(trt.__version__)},
+        remarks=tuple(remarks),
+    )
+
+
+def _open_builder(trt: Any, flavour: Flavour, log: Log) -> Any:
+    try:
+        builder = trt.Builder(log.sink)
+    except (RuntimeError, TypeError) as error:  # pybind11's way to say that the constructor returned nothing
+        raise _no_builder(trt, flavour, log) from error
+    if builder is None:
+        raise _no_builder(trt, flavour, log)
+    return builder
+
+
+def _no_builder(trt: Any, flavour: Flavour, log: Log) -> BackendError:
+    return BackendError(
+        f"expected {flavour.title} {trt.__version__} to start its builder here, got '{log.first_error}'; check the "
+        "NVIDIA driver with 'refusion-edge doctor'."
+    )
+
+
+def _create_network(trt: Any, flavour: Flavour, builder: Any) -> tuple[Any, bool]:
+    """Make a strongly typed network, and tell whether that had to be asked for."""
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if typed is not None:
+        return builder.create_network(1 << int(typed)), True
+    # Without that flag, either every network is strongly typed (TensorRT 11), or none can be.
+    if hasattr(trt.BuilderFlag, "FP16"):
+        raise BackendError(
+            f"expected {flavour.title} {OLDEST} or newer, got {trt.__version__}, which has no strong typing; update it."
+        )
+    return builder.create_network(), False
+
+
+def _apply(trt: Any, flavour: Flavour, settings: PlanSettings, config: Any) -> None:
+    if settings.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if settings.version_compatible:
+        _set_version_compatible(trt, flavour, config)
+    if settings.compute_capabilities:
+        _set_compute_capabilities(trt, flavour, settings.compute_capabilities, config)
+
+
+def _set_version_compatible(trt: Any, flavour: Flavour, config: Any) -> None:
+    flag = getattr(trt.BuilderFlag, "VERSION_COMPATIBLE", None)
+    if flag is None:
+        raise UsageError(
+            f"expected a {flavour.title} with version-compatible plans, got {trt.__version__}, which has none; leave "
+            "--version-compatible out."
+        )
+    config.set_flag(flag)
+
+
+def _set_compute_capabilities(trt: Any, flavour: Flavour, wanted: tuple[str, ...], config: Any) -> None:
+    offered = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
+    names = ["SM" + text.replace(".", "") for text in wanted]
+    for text, name in zip(wanted, names, strict=True):
+        if name not in offered:
+            raise UsageError(
+                f"expected compute capabilities that {flavour.title} {trt.__version__} builds for "
+                f"({', '.join(f'{one[2:-1]}.{one[-1]}' for one in offered)}), got {text}; choose others."
+            )
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        config.set_compute_capability(offered[name], index)
+
+
+def _attach_timing_cache(config: Any, file: Path | None, log: Log, remarks: list[str]) -> Any:
+    """Attach the timings that were kept, or none; a file that cannot be used is said and made anew."""
+    if file is None:
+        return None
+    try:
+        kept = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        remarks.append(f"The timing cache {file} could not be read ({error.strerror}) and is made anew.")
+        kept = b""
+    said = len(log.errors) + len(log.warnings)
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        cache = config.create_timing_cache(kept)
+        attached = cache is not None and config.set_timing_cache(cache, False)
+    if complaints:  # deprecated, because TensorRT-RTX times nothing while it builds
+        return None
+    if kept and (not attached or len(log.errors) + len(log.warnings) > said):
+        remarks.append(
+            f"The timing cache {file} is damaged or from another device or version; it was ignored and is made anew."
+        )
+        log.errors.clear()
+        cache = config.create_timing_cache(b"")
+        attached = config.set_timing_cache(cache, False)
+    return cache if attached else None
+
+
+def _save_timing_cache(file: Path, cache: Any, remarks: list[str]) -> None:
+    try:
+        write_atomically(file, bytes(cache.serialize()))
+    except OutputError as error:
+        remarks.append(f"The timing cache could not be kept: {error}")
+
+
+def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cancel: threading.Event) -> Any:
+    """Let the compiler say how far it is, and let it ask whether to go on; returns what has to outlive the build."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    def start(_: Any, phase: str, parent: str | None, steps: int) -> None:
+        if listener is not None:
+            listener.started(phase, parent, steps)
+
+    def step(_: Any, phase: str, number: int) -> bool:
+        if listener is not None:
+            listener.stepped(phase, number)
+        return not cancel.is_set()
+
+    def finish(_: Any, phase: str) -> None:
+        if listener is not None:
+            listener.finished(phase)
+
+    monitor = implement(trt.IProgressMonitor, phase_start=start, step_complete=step, phase_finish=finish)
+    config.progress_monitor = monitor
+    return monitor
+
+
+def _check_tensors(network: Any, settings: PlanSettings) -> None:
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+    besides = [[], *([levels, MEAN] for levels in LEVELS.values())]
+    if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
+        raise BackendError(
+            f"expected a model with the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, got {len(inputs)} "
+            f"inputs and {len(outputs)} outputs; build from weights."
+        )
+
+
+def _add_profile(builder: Any, config: Any, settings: PlanSettings, sizes_hw: SizeRange) -> None:
+    profile = builder.create_optimization_profile()
+    shapes = [(1, 1, *size) for size in (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw)]
+    for name in settings.inputs():
+        profile.set_shape(name, *shapes)
+    config.add_optimization_profile(profile)
+
+
+def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
+    """Run what does not listen to signals; an interrupt asks it to stop, and is raised once it has."""
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if not cancel.is_set():
+                outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            done.set()
+
+    # Not Thread.join: interrupted in Python 3.11, it takes a running thread for one that has ended.
+    done = threading.Event()
+    thread = threading.Thread(target=run, name="compiler", daemon=True)
+    try:
+        thread.start()
+        while not done.wait(_POLL_S):
+            pass
+    except BaseException:
+        cancel.set()
+        # Interrupted while it started, there may be no thread; one that comes later finds that it is not wanted.
+        while not done.wait(_START_S) and thread.ident is not None:
+            pass
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _parse_problem(parser: Any, log: Log) -> str:
+    if not parser.num_errors:
+        return log.first_error
+    error = parser.get_error(0)
+    node = error.node_name() if hasattr(error, "node_name") else ""
+    where = f" in the node {node} ({error.node_operator()})" if node else ""
+    return " ".join(error.desc().split()).rstrip(".") + where
+
+
+def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, largest_hw: tuple[int, int], log: Log) -> BackendError:
+    said = " ".join(log.errors).lower()
+    if log.says_no_memory:
+        wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
+        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{largest_hw[0]}x{largest_hw[1]}"
+        return BackendError(
+            f"expected {amount} device memory for {flavour.title} {trt.__version__} to build for {size}, got {_free_memory()}"
+            f"'{log.first_error}'; build for a smaller --size than {size}, or close other programs."
+        )
+    if any(words in said for words in _NO_TACTIC):
+        limit = "no limit" if settings.workspace_mib is None else f"a limit of {settings.workspace_mib} MiB"
+        return BackendError(
+            f"expected {flavour.title} {trt.__version__} to find a kernel for every operation, got none for one with {limit} "
+            f"on the workspace ({log.first_error}); raise or drop --workspace, or choose another --compute-capability."
+        )
+    asked = " and ".join(word for word in settings.words() if word in ("--version-compatible", "--compute-capability"))
+    remedy = f"leave {asked} out, or ask for something else" if asked else "see 'refusion-edge doctor', or report this"
+    return BackendError(f"expected {flavour.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
+
+
+def _free_memory() -> str:
+    """How much memory the device has, in words with a comma behind them; empty where there is no device."""
+    with contextlib.suppress(BackendError), cuda.open_driver() as driver:
+        return f"{memory_text(*driver.memory())}, "
+    return ""
+
+
+def _scratch(log: Log) -> int | None:
+    found = [int(match[1]) for note in log.notes if (match := _SCRATCH.match(note))]
+    return max(found, default=None)

@@ -1,0 +1,79 @@
+"""Engines that are the weights or the ONNX model as they are: their back ends compile them wherever they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from refusion_edge.backends import openvino
+from refusion_edge.backends.registry import BACKENDS, Engine
+from refusion_edge.bundle.manifest import MODEL, WEIGHTS
+from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.errors import UsageError
+from refusion_edge.export.spec import BuildSpec
+from refusion_edge.export.targets.builder import (
+    EngineFile,
+    Inputs,
+    PhaseListener,
+    Proxy,
+    refuse_architectures,
+    refuse_compiler_options,
+    refuse_form,
+)
+from refusion_edge.sizes import SizeRange
+
+
+@dataclass(frozen=True, slots=True)
+class PortableBuilder:
+    """Makes engines for a back end on the CPU. Implements ``Builder``.
+
+    Attributes:
+        backend: Name of the back end.
+        file: What it loads: ``model.onnx``, or the weights where its kernels are the network.
+        versions: Versions of what compiles the file where it is loaded, name to version.
+    """
+
+    backend: str
+    file: str = MODEL
+    versions: Callable[[], dict[str, str]] = dict
+
+    compiles = False
+
+    def check(self, spec: BuildSpec) -> None:
+        """See ``Builder.check``."""
+        refuse_compiler_options(spec, self.backend)
+        refuse_architectures(spec, self.backend)
+        refuse_form(spec, self.backend, (BACKENDS[self.backend].forms[spec.precision],))
+
+    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
+        """See ``Builder.sizes_hw``: any size, or the one that was asked for."""
+        return None
+
+    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
+        """See ``Builder.extend``: nothing is added."""
+        return model
+
+    def facts(self, spec: BuildSpec) -> dict[str, Any]:
+        """See ``Builder.facts``."""
+        return self.versions()
+
+    def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
+        """See ``Builder.build``."""
+        data, size_hw = (inputs.weights, spec.size_hw) if self.file == WEIGHTS else (inputs.model, None)
+        return EngineFile(self.file, Engine(data, spec.precision, self.file, size_hw), tools=self.versions())
+
+    def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
+        """See ``Builder.proxy``.
+
+        Raises:
+            UsageError: Always, as the engine needs no device.
+        """
+        raise UsageError(f"the back end {self.backend} runs on the CPU itself, so there is no proxy for it; leave --proxy out")
+
+
+ONNXRUNTIME = PortableBuilder("onnxruntime")
+OPENVINO = PortableBuilder("openvino", versions=lambda: {"openvino": openvino.version()})
+NATIVE = PortableBuilder("native", WEIGHTS)

@@ -1,0 +1,142 @@
+"""What an engine is asked to be: everything that `build` needs to know to build the same engine again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from refusion_edge.backends.registry import AUTO, BACKENDS
+from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
+from refusion_edge.machine import parse_architectures
+from refusion_edge.network.layouts import PRECISIONS, Precision, form_named
+from refusion_edge.sizes import SizeRange, parse_sizes
+from refusion_edge.tasks import TASKS
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """The engine that was asked for.
+
+    Attributes:
+        task: Name of the task.
+        precision: Precision of the engine.
+        backend: Back end, or ``auto``.
+        size_hw: Fixed height and width, or None for any size.
+        sizes_hw: Range of sizes for a compiled engine; None for the fixed size, or for a range of our choice.
+        form: Layout of the graph, or None for the back end's own.
+        settings: How a plan is to be compiled; for TensorRT and TensorRT-RTX only.
+        architectures: GPU architectures that a program for the back end ``fused`` is compiled for, 87 for sm_87; None
+            for that of this machine. For no other back end.
+    """
+
+    task: str
+    precision: Precision = "fp16"
+    backend: str = AUTO
+    size_hw: tuple[int, int] | None = None
+    sizes_hw: SizeRange | None = None
+    form: str | None = None
+    settings: PlanSettings = NO_SETTINGS
+    architectures: tuple[int, ...] | None = None
+
+    @property
+    def size_text(self) -> str:
+        """Size of the images as ``--size`` takes it: ``480x640`` (height x width), a range, or ``dynamic``."""
+        if self.sizes_hw is not None:
+            return str(self.sizes_hw)
+        return "dynamic" if self.size_hw is None else f"{self.size_hw[0]}x{self.size_hw[1]}"
+
+    def command(self, weights: Path, *, calibration: Path | None = None) -> str:
+        """The command that builds this engine, quoted for a shell.
+
+        Args:
+            weights: Weights file to build from.
+            calibration: Calibration table of an int8 engine.
+        """
+        words = ["refusion-edge", "build", "--task", self.task, "--precision", self.precision, "--backend", self.backend]
+        words += ["--size", self.size_text, "--weights", str(weights)]
+        if calibration is not None:
+            words += ["--calib-data", str(calibration)]
+        if self.form not in (None, BACKENDS[self.backend].forms.get(self.precision)):
+            words += ["--form", self.form.removeprefix("tensorrt-")]
+        if self.architectures is not None:
+            words += ["--arch", _architectures_text(self.architectures)]
+        return shlex.join([*words, *self.settings.words()])
+
+    def to_fields(self) -> dict[str, Any]:
+        """Serialise for a manifest; what was not asked for is left out."""
+        document: dict[str, Any] = {
+            "task": self.task,
+            "precision": self.precision,
+            "backend": self.backend,
+            "size": self.size_text,
+            "form": self.form,
+            "architectures": None if self.architectures is None else _architectures_text(self.architectures),
+            "settings": self.settings.to_fields() or None,
+        }
+        return {name: value for name, value in document.items() if value is not None}
+
+
+def parse_spec(document: Mapping[str, Any]) -> EngineSpec:
+    """Read what ``EngineSpec.to_fields`` wrote. Nothing in it is trusted.
+
+    Raises:
+        ValueError: A field is missing, unknown, of another type, or holds what this release does not know.
+        UsageError: A size, an architecture or a setting is out of range.
+    """
+    known = {"task", "precision", "backend", "size", "form", "architectures", "settings"}
+    if unknown := document.keys() - known:
+        raise ValueError(f"the spec holds the unknown field '{min(unknown)}'")
+    texts = {name: document.get(name, "") for name in known - {"settings"}}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError("a field of the spec is not text")
+    for name, choices in (("task", TASKS), ("precision", PRECISIONS), ("backend", BACKENDS)):
+        if texts[name] not in choices:
+            raise ValueError(f"the spec names the {name} '{texts[name]}', which is none of {', '.join(choices)}")
+    size_hw, sizes_hw = parse_sizes(texts["size"])
+    return EngineSpec(
+        task=texts["task"],
+        precision=texts["precision"],
+        backend=texts["backend"],
+        size_hw=size_hw,
+        sizes_hw=sizes_hw,
+        form=form_named(texts["form"]) if texts["form"] else None,
+        settings=parse_settings(document.get("settings", {})),
+        architectures=parse_architectures(texts["architectures"]) if texts["architectures"] else None,
+    )
+
+
+def parse_settings(document: object) -> PlanSettings:
+    """Read the settings of a spec.
+
+    Raises:
+        ValueError: It is no object, holds an unknown field, or a field of another type.
+        UsageError: A value is out of range.
+    """
+    if not isinstance(document, Mapping):
+        raise ValueError("the settings of the spec are not an object")
+    types: dict[str, Any] = {
+        "workspace_mib": int,
+        "optimization_level": int,
+        "version_compatible": bool,
+        "uint8_input": bool,
+        "uint8_output": str,
+        "plugins": bool,
+    }
+    assert types.keys() | {"compute_capabilities", "timing_cache"} == {field.name for field in fields(PlanSettings)}
+    values = dict(document)
+    capabilities = values.pop("compute_capabilities", [])
+    if not isinstance(capabilities, list) or not all(isinstance(text, str) for text in capabilities):
+        raise ValueError("compute_capabilities is not a list of texts")
+    for name, value in values.items():
+        if name not in types:
+            raise ValueError(f"the settings of the spec hold the unknown field '{name}'")
+        if type(value) is not types[name]:
+            raise ValueError(f"{name} is not of the type {types[name].__name__}")
+    return PlanSettings(**values, compute_capabilities=tuple(capabilities))
+
+
+def _architectures_text(architectures: tuple[int, ...]) -> str:
+    return ",".join(f"sm_{architecture}" for architecture in architectures)
