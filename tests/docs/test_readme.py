@@ -1,4 +1,4 @@
-"""The README: its commands work as they stand there, and its links lead somewhere."""
+"""The pages: the README's example runs, and links, files and modules that a page names exist."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def pictures() -> None:
-    """The files that the README speaks of."""
+def example_images() -> None:
+    """The files that the README names."""
     street = sample_paths("ir_vis")[1]
     write_image("infrared.png", read_image(street.a))
     write_image("visible.png", read_image(street.b))
 
 
-def test_python_example_runs(pictures: None) -> None:
+def test_python_example_runs(example_images: None) -> None:
     (code,) = blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 5
     exec(compile(code, "README.md", "exec"), {})
