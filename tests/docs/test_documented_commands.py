@@ -1,4 +1,4 @@
-"""Every command of the pages: it runs as it stands there, shortened where it would take long, or a named test runs its like."""
+"""Every command in the documentation runs as written, shortened where it would take long, or a named test covers it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHORTER = {
     "train": "--threads 1 --set run.steps=2 --set run.batch=1 --set run.crop_px=16 --set run.late_crop_px=16 "
     "--set validation.crops=1 --set validation.images=1",
 }
-"""Options that are added to a verb; the last one given counts."""
+"""Options added to a verb to shorten it; the last one given counts."""
 
 SIZES = "40x48"
 
@@ -53,7 +53,7 @@ ELSEWHERE = {
     "cmake": "tests/kernels/cpu/native/test_c_example.py",
     "build/c/fuse_pgm": "tests/kernels/cpu/native/test_c_example.py",
 }
-"""Commands that need minutes or several processes, by their beginning, and the test that runs their like."""
+"""Commands that need minutes or several processes, by their beginning, and the test that covers them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def documented_files(bundle: Path) -> None:
-    """The files that the pages speak of, in the working folder."""
+    """The files that the pages name, in the working folder."""
     street = sample_paths("ir_vis")[1]
     infrared, visible = read_image(street.a), read_image(street.b)
     for name in ("infrared.png", "ir.png", "later-ir.png"):
@@ -135,11 +135,11 @@ def test_commands_of_a_page_run_in_their_order(page: Path, documented_files: Non
             words += ["--sizes", SIZES]
         code, out, err = run_cli(verb, *words)
         if code == MissingDependencyError.exit_code or (absent and code == InputError.exit_code):
-            # An explicit request for what this machine lacks ends like this; what follows may need what it would have made.
+            # An explicit request for what this machine lacks ends like this; later commands may need what it would have made.
             assert one_sentence(err.splitlines()[-1]), (command.text, err)
             absent.append(command.text)
         else:
-            # Three iterations may well not be stable, nor hold a rate, which bench answers with 1.
+            # Three iterations may be unstable or miss the rate, which bench reports with 1.
             assert code == 0 or (verb == "bench" and code == 1 and "ms" in out), (command.text, code, err)
     if absent:
         pytest.skip(f"this machine lacks what these need: {'; '.join(absent)}")
@@ -147,7 +147,7 @@ def test_commands_of_a_page_run_in_their_order(page: Path, documented_files: Non
 
 @pytest.mark.parametrize("command", of("python"), ids=lambda command: command.text)
 def test_scripts_of_the_pages_know_their_options(command: Command) -> None:
-    """What they measure takes minutes; that they start and know these options does not."""
+    """Measuring takes minutes; starting and knowing these options does not."""
     flag, module, *words = command.words[1:]
     if flag == "-m" and module == "venv":
         return
@@ -160,7 +160,7 @@ def test_scripts_of_the_pages_know_their_options(command: Command) -> None:
         assert option in done.stdout, option
 
 
-def test_what_make_and_pip_are_asked_for_exists() -> None:
+def test_make_targets_and_extras_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for command in of("make"):
@@ -170,7 +170,7 @@ def test_what_make_and_pip_are_asked_for_exists() -> None:
             assert set(names.split(",")) <= set(extras), command.text
 
 
-def test_every_command_is_of_a_kind_that_is_tested() -> None:
+def test_every_command_is_of_a_tested_kind() -> None:
     # The last two are for the reader's machine: system packages, and the tests of a device.
     known = {"refusion-edge", "python", "python3", "make", "pip", ".", ".ci/run", "sudo", "pytest"}
     unknown = [command.text for command in ALL if command.words[0] not in known and not covered(command)]

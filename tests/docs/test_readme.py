@@ -1,8 +1,11 @@
-"""The README: its commands work as they stand there, and its links lead somewhere."""
+"""The pages: the README's example runs, and links, files and modules that a page names exist."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,35 @@ from refusion_edge.images.samples import sample_paths
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+CARDS = sorted((ROOT / "refusion_edge" / "network" / "weights").glob("*.md"))
+# Files and modules of the repository, as the pages name them; * stands for part of a name.
+FILE = re.compile(
+    r"(?<![\w./])((?:refusion_edge|kernels|export|train|calibration|tests|benchmarks|examples|docs)/[\w./*-]*[\w*/])"
+)
+MODULE = re.compile(r"(?<![\w./])((?:refusion_edge|benchmarks|examples)(?:\.\w+)+)")
+
+
+def label(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parent, _, last = name.rpartition(".")
+    with contextlib.suppress(ModuleNotFoundError):  # a parent that is no package
+        if find_spec(name) is not None:
+            return True
+    with contextlib.suppress(ModuleNotFoundError):
+        return hasattr(importlib.import_module(parent), last)
+    return False
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name after ``#``: headings in lower case, without punctuation, with hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def blocks(language: str) -> list[str]:
@@ -21,14 +52,14 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def pictures() -> None:
-    """The files that the README speaks of."""
+def example_images() -> None:
+    """The files that the README names."""
     street = sample_paths("ir_vis")[1]
     write_image("infrared.png", read_image(street.a))
     write_image("visible.png", read_image(street.b))
 
 
-def test_python_example_runs(pictures: None) -> None:
+def test_python_example_runs(example_images: None) -> None:
     (code,) = blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 5
     exec(compile(code, "README.md", "exec"), {})
@@ -46,7 +77,37 @@ def test_make_targets_exist() -> None:
         assert set(re.findall(r"^make ([a-z]+)", page.read_text(), re.MULTILINE)) <= targets, page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in [*DOCS, *CARDS]:
+        assert page.name == "README.md" or f"/{page.name})" in index or f"({page.name})" in index, page
+
+
+# The changelog names modules that moved.
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *CARDS] if page.name != "CHANGELOG.md"], ids=label)
+def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in FILE.findall(text):
+        assert "FORM-PRECISION" in name or any(ROOT.glob(name.rstrip("/"))), name
+    for name in MODULE.findall(text):
+        assert resolves(name), name
+
+
+def test_the_check_of_names_bites() -> None:
+    assert resolves("refusion_edge.calibration.rig.tracking.OnlineRefinement")
+    assert resolves("benchmarks.metrics")
+    assert not resolves("refusion_edge.latency.windows")
+    assert not resolves("refusion_edge.metrics.absent")
+    assert FILE.findall("`train/settings.py`, a/train/x and tests/cuda.") == ["train/settings.py", "tests/cuda"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not heading or heading in anchors(path), f"{target}#{heading}"
