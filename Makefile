@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 CLOCK = date +%s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-architectures lint wheel native test-sanitizers test-aarch64 templates samples clean
+.PHONY: help demo test test-all test-architectures lint wheel native test-sanitizers test-aarch64 templates samples clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ demo: $(VENV)/.base  ## Install, build an engine, fuse the sample pairs, write a
 	@echo "Shell:   . $(BIN)/activate"
 
 test: $(VENV)/.test  ## Install what the tests need and run them.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-all: $(VENV)/.test  ## Run every test.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-architectures: $(VENV)/.test  ## Run the GPU kernels in Triton's interpreter and compile them for every architecture.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.errors import OutputError, SourceLostError, UsageError
+from refusion_edge.stream import captures, rtsp
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.rtsp import RtspSink
 from refusion_edge.stream.sources.registry import open_source
@@ -27,12 +28,19 @@ PROBE = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.reposito
 def has_server() -> bool:
     command = ["/usr/bin/python3", "-I", "-c", PROBE]
     try:
-        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 0
     except OSError:
         return False
 
 
 needs_server = pytest.mark.skipif(not has_server(), reason="needs GStreamer's RTSP server from the system's packages")
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtsp, "_START_S", 300.0)
+    monkeypatch.setattr(captures, "_OPEN_TIMEOUT_MS", 300_000)
+    monkeypatch.setattr(captures, "_READ_TIMEOUT_MS", 300_000)
 
 
 def free_port() -> int:
@@ -62,7 +70,7 @@ def test_a_stream_is_served_and_read_by_rtsp() -> None:
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(300)
         assert said == [f"RTSP stream: rtsp://127.0.0.1:{port}/fused"]
         with (
             pytest.raises(SourceLostError, match="'not found'|unauthorised"),
@@ -79,7 +87,7 @@ def test_a_stream_is_served_and_read_by_rtsp() -> None:
         assert np.abs(grabs[-1].image.reshape(-1, 3).mean(axis=0) - (40, 90, 200)).max() < 12
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(300)
     assert not thread.is_alive()
 
 
