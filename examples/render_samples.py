@@ -1,138 +1,60 @@
-"""Render the sample pairs that ship with the package.
+"""Render the sample pairs of the package: drawn by the scenes in `examples/samples`, free of third-party material.
 
-Everything is drawn from scene descriptions in `examples/samples`, so the pictures are
-free of third-party material and every run gives the same pixels.
+python examples/render_samples.py [--output DIR] [--check]
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 # isort: split
-from samples import desk, head, night, room, street
-from samples.canvas import Picture
+from samples import head, interiors, streets
+from samples.paint import Picture
 
-DEFAULT_OUTPUT = Path("refusion_edge/images/samples")
+PAIRS = (
+    (streets.render_day, "ir_vis/ir/street.png", "ir_vis/vis/street.png"),
+    (streets.render_night, "ir_vis/ir/night.png", "ir_vis/vis/night.png"),
+    (head.render, "medical/func/brain.png", "medical/mri/brain.png"),
+    (interiors.render_desk, "multi_focus/near/desk.png", "multi_focus/far/desk.png"),
+    (interiors.render_room, "multi_exposure/under/room.png", "multi_exposure/over/room.png"),
+)
 # OpenCV versions may round differently.
 TOLERANCE = 2
 
 
-def render_all() -> Iterator[tuple[str, Picture]]:
-    """Render every sample.
-
-    Yields:
-        Path below the output folder and picture, grey or RGB.
-    """
-    infrared, visible = street.render()
-    yield "ir_vis/ir/street.png", infrared
-    yield "ir_vis/vis/street.png", visible
-    infrared, visible = night.render()
-    yield "ir_vis/ir/night.png", infrared
-    yield "ir_vis/vis/night.png", visible
-    functional, resonance = head.render()
-    yield "medical/func/brain.png", functional
-    yield "medical/mri/brain.png", resonance
-    near, far = desk.render()
-    yield "multi_focus/near/desk.png", near
-    yield "multi_focus/far/desk.png", far
-    under, over = room.render()
-    yield "multi_exposure/under/room.png", under
-    yield "multi_exposure/over/room.png", over
-
-
-def write_picture(path: Path, picture: Picture) -> None:
-    """Write a PNG file.
-
-    Args:
-        path: File to write; missing folders are created.
-        picture: Grey or RGB picture.
-
-    Raises:
-        OSError: If the picture cannot be encoded or written.
-    """
-    stored = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    if not done:
-        raise OSError(f"cannot encode {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
-
-
-def read_picture(path: Path) -> Picture | None:
-    """Read a PNG file as it is.
-
-    Args:
-        path: File.
-
-    Returns:
-        Grey or RGB picture, or nothing if there is no readable file.
-    """
-    if not path.is_file():
-        return None
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if stored is None:
-        return None
-    if stored.ndim == 3:
-        stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
-    return np.asarray(stored, np.uint8)
-
-
-def compare(path: Path, picture: Picture) -> str | None:
-    """Compare a stored file with its rendering.
-
-    Args:
-        path: Stored file.
-        picture: Rendering.
-
-    Returns:
-        What is wrong, or nothing if the file is up to date.
-    """
-    stored = read_picture(path)
-    if stored is None:
-        return "missing or unreadable"
-    if stored.shape != picture.shape:
-        return f"shape {stored.shape} instead of {picture.shape}"
+def compare(path: Path, picture: Picture) -> str:
+    """Say how a stored file differs from a picture (blue, green and red, or grey); "ok" if it does not."""
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.shape != picture.shape:
+        return f"expected a picture of shape {picture.shape}, got {stored if stored is None else stored.shape}"
     difference = int(np.abs(stored.astype(int) - picture.astype(int)).max())
-    if difference > TOLERANCE:
-        return f"max difference {difference} grey levels"
-    return None
+    return "ok" if difference <= TOLERANCE else f"differs by up to {difference} grey levels"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: Command line without the program name; default: that of the process.
-
-    Returns:
-        Exit status: 1 if a checked file is out of date.
-    """
-    parser = argparse.ArgumentParser(description="Render the sample pairs.")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the samples")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing, fail if a stored file differs from its rendering",
-    )
+    """Render all pairs; return 1 if a checked file is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("refusion_edge/images/samples"), help="folder of the samples")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a stored file differs from its rendering")
     options = parser.parse_args(arguments)
-    # One thread keeps sums in one order, hence the pixels identical on every machine.
+    # One thread adds in one order, hence the same pixels on every machine.
     cv2.setNumThreads(1)
     failed = False
-    for name, picture in render_all():
-        path = options.output / name
-        if options.check:
-            problem = compare(path, picture)
-            failed = failed or problem is not None
-            print(f"{name}: {problem or 'ok'}")
-        else:
-            write_picture(path, picture)
-            print(f"{name}: {path.stat().st_size} bytes")
-    return 1 if failed else 0
+    for render, *names in PAIRS:
+        for name, picture in zip(names, render(), strict=True):
+            path, stored = options.output / name, picture if picture.ndim == 2 else picture[..., ::-1]
+            if options.check:
+                result = compare(path, stored)
+                failed |= result != "ok"
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                failed |= not cv2.imwrite(str(path), stored, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+                result = f"{path.stat().st_size} bytes"
+            print(f"{name}: {result}")
+    return int(failed)
 
 
 if __name__ == "__main__":
