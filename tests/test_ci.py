@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from refusion_edge.stream import gstreamer, rtsp
+from refusion_edge.stream.outputs import rtsp
+from refusion_edge.stream.sources import gstreamer
 from tests.conftest import ROOT
 
 CI = ROOT / ".ci"

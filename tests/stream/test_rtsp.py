@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from refusion_edge.errors import OutputError, SourceLostError, UsageError
-from refusion_edge.stream import captures, rtsp
 from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.outputs import rtsp
 from refusion_edge.stream.outputs.rtsp import RtspSink
+from refusion_edge.stream.sources import captures
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CLOCK_STREAM
 from refusion_edge.stream.uri import parse_output, parse_source
