@@ -48,6 +48,7 @@ from refusion_edge.tasks import find_task
 
 Fuse = Callable[[Float32Array, Float32Array], Float32Array]
 
+_CPU = "cpu"
 _NAIVE = "naive"
 # The neighbours of the form for ONNX Runtime: what each of its rewrites is worth there.
 _VARIANTS = {
@@ -95,12 +96,12 @@ def main() -> int:
 
 def _rows(state: State, size_hw: tuple[int, int], variants: bool) -> list[Row]:
     naive = naive_export(state, size_hw)
-    models = {name: _filled(name, state, size_hw) for name in ("onnxruntime", "openvino", REFERENCE)}
+    models = {name: _filled(name, state, size_hw) for name in (_CPU, REFERENCE)}
     rows = [
         Row("onnxruntime", f"{_NAIVE}, default settings", partial(_open_plain_ort, naive)),
         Row("onnxruntime", _NAIVE, partial(_open_ort, naive)),
         Row("onnxruntime", REFERENCE, partial(_open_ort, models[REFERENCE])),
-        Row("onnxruntime", "onnxruntime", partial(_open_ort, models["onnxruntime"])),
+        Row("onnxruntime", _CPU, partial(_open_ort, models[_CPU])),
     ]
     if variants:
         from refusion_edge.export.graph.trace import trace
@@ -112,7 +113,7 @@ def _rows(state: State, size_hw: tuple[int, int], variants: bool) -> list[Row]:
     if status("openvino").usable:
         precisions: tuple[Precision, ...] = ("fp32", "bf16")
         for precision in precisions:
-            for graph, model in ((_NAIVE, naive), ("openvino", models["openvino"])):
+            for graph, model in ((_NAIVE, naive), (_CPU, models[_CPU])):
                 rows.append(Row(f"openvino {precision}", graph, partial(_open_openvino, model, precision)))
     return rows
 
