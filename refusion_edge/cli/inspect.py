@@ -98,8 +98,8 @@ def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             yield from _flattened(f"{name}.{key}", item)
     elif isinstance(value, list):
-        if any(isinstance(item, str) for item in value):
-            yield name, ", ".join(value)
+        if not any(isinstance(item, dict) for item in value):
+            yield name, ", ".join(map(str, value))
             return
         for tensor in value:
             yield f"{name}.{tensor['name']}", "x".join("any" if side is None else str(side) for side in tensor["shape"])

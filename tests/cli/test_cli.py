@@ -293,9 +293,9 @@ def test_a_bundle_that_does_not_fit_is_rebuilt_only_when_told_to(run_cli: Run, p
 
     code, _, err = run_cli(*fuse, "--rebuild")
     assert code == 0
-    assert "rebuilding: expected an engine for this machine" in err
+    assert "rebuilding" in err
     assert Path("f.png").exists()
-    assert {**json.loads(manifest.read_text()), "created": ""} == {**json.loads(fitting), "created": ""}
+    assert manifest.read_text() == fitting
     assert run_cli(*fuse)[0] == 0
 
 
@@ -305,7 +305,7 @@ def test_what_cannot_be_rebuilt_stays_as_it_was(run_cli: Run, picture: Picture) 
     manifest = Path("bundle") / "manifest.json"
     document = json.loads(manifest.read_text())
     document["target"] = {"system": "linux", "architecture": "aarch64", "device": "NVIDIA Jetson Orin Nano"}
-    document["backend"] = "tensorrt"
+    document["spec"] |= {"backend": "tensorrt"}
     manifest.write_text(json.dumps(document))
     before = manifest.read_text()
     code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "bundle", "--rebuild")
