@@ -15,6 +15,7 @@ from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends import registry as backends
 from refusion_edge.backends.registry import (
     AUTO,
+    DEFAULTS,
     Backend,
     LevelsBackend,
     PixelsBackend,
@@ -149,31 +150,28 @@ def load(
     if not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for the back end's own choice.")
     name = os.fspath(source)
+    options = RunOptions(threads, streaming)
     if name in TASKS and not Path(name).exists():
         state = read_checkpoint(weights_path(name)).state
-        runner = open_weights(state, backend, threads=threads, streaming=streaming)
-        return Fuser(runner, _agreed_task(task, name, name), output_range)
+        return Fuser(open_weights(state, backend, options), _agreed_task(task, name, name), output_range)
     if Path(name).is_file():
         checkpoint = read_checkpoint(name)
         agreed = _agreed_task(task, checkpoint.task, name)
-        return Fuser(open_weights(checkpoint.state, backend, threads=threads, streaming=streaming), agreed, output_range)
+        return Fuser(open_weights(checkpoint.state, backend, options), agreed, output_range)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, threads=threads, streaming=streaming), agreed, output_range)
+    return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
 
 
-def open_weights(
-    state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True, streaming: bool = False
-) -> Backend:
+def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAULTS, *, optimised: bool = True) -> Backend:
     """Run parameters in fp32 without building an engine first.
 
     Args:
         state: The 86 parameters.
         backend: One that takes weights, or ``auto`` for the first of them that is usable here.
-        threads: Threads of the back end; 0 for its own choice.
+        options: How to run.
         optimised: Off for the reference that engines are judged by: the graph in the layout of the official release,
             in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
-        streaming: See ``load``.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
@@ -183,13 +181,11 @@ def open_weights(
         from refusion_edge.backends.onnxruntime import OrtBackend
 
         model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=threads, optimised=False)
-    return backends.open_weights(choose_runner(backend).name, state, RunOptions(threads, streaming))
+        return OrtBackend(model, threads=options.threads, optimised=False)
+    return backends.open_weights(choose_runner(backend).name, state, options)
 
 
-def open_bundle(
-    bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, streaming: bool = False, judge: bool = True
-) -> Backend:
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, judge: bool = True) -> Backend:
     """Run the engine of a bundle.
 
     An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
@@ -198,8 +194,7 @@ def open_bundle(
     Args:
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
-        threads: Threads of the back end; 0 for its own choice.
-        streaming: See ``load``.
+        options: How to run.
         judge: Whether to run that gate; off only for what measures the engine itself.
 
     Raises:
@@ -217,7 +212,7 @@ def open_bundle(
         )
     check_target(bundle)
     require_usable(built_for)
-    running = backends.open_engine(built_for, bundle.engine(), RunOptions(threads, streaming))
+    running = backends.open_engine(built_for, bundle.engine(), options)
     if judge and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:
             on_failure.push(running.__exit__)

@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
     from refusion_edge.accuracy.fidelity import LIMITS, worst
     from refusion_edge.accuracy.gate import measure, resized
+    from refusion_edge.backends.registry import RunOptions
     from refusion_edge.bundle.folder import read_bundle
     from refusion_edge.bundle.manifest import MODEL, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
@@ -58,12 +59,12 @@ def run(options: argparse.Namespace) -> int:
         return _per_layer(options, bundle, list(pairs))
 
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    instead = None
+    how, instead = RunOptions(options.threads), None
     if options.simulate:
         instead = stand_in(manifest.backend, bundle.engine(), bundle.read(MODEL), threads=options.threads)
     with (
-        open_bundle(bundle, threads=options.threads, judge=False) if instead is None else instead.open() as engine,
-        open_weights(state, threads=options.threads, optimised=False) as reference,
+        open_bundle(bundle, options=how, judge=False) if instead is None else instead.open() as engine,
+        open_weights(state, options=how, optimised=False) as reference,
         progress_bar() as progress,
     ):
         results = list(
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[ImagePair]) -> int:
-    from refusion_edge.backends.registry import read_graph
+    from refusion_edge.backends.registry import RunOptions, read_graph
     from refusion_edge.bundle.manifest import CALIBRATION, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.errors import UsageError
@@ -113,7 +114,7 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = fill(read_graph(manifest.backend, manifest.precision), state)
-    with open_weights(state, threads=options.threads, optimised=False) as reference:
+    with open_weights(state, options=RunOptions(options.threads), optimised=False) as reference:
         jury = Jury(reference, pairs, find_task(manifest.task))
     with progress_bar() as progress:
         bar = progress.add_task("one layer at a time", total=len(quantisable_layers()))

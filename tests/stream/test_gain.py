@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
+from refusion_edge.backends.registry import RunOptions
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.fuser import Fuser, open_weights
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_display_range, to_output_range
@@ -234,7 +235,7 @@ def test_wrong_settings_and_pictures_are_refused() -> None:
 def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(random_state: State) -> None:
     _, vis, time_ns = list(walk(30))[-1]
     ir = (np.random.default_rng(0).random(vis.shape[:2]) * 255).astype(np.uint8)
-    with open_weights(random_state, threads=1) as backend:
+    with open_weights(random_state, options=RunOptions(threads=1)) as backend:
         expected = Fuser(backend, find_task("ir_vis")).fuse(ir, np.ascontiguousarray(vis[..., ::-1]))
         pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
         got = Processor(backend, stretch=OutputStretch("stretch"), marks=False).process(pair).image
