@@ -23,7 +23,8 @@ from refusion_edge.errors import BackendError, InputError, OutputError, UsageErr
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import MS, SECOND, FusedFrame
 from refusion_edge.stream.outputs.recording import read_recording
-from refusion_edge.stream.outputs.sinks import VIDEO_CODECS, SharedMemorySink, VideoSink, open_file_sink, read_shared
+from refusion_edge.stream.outputs.sinks import SharedMemorySink, read_shared
+from refusion_edge.stream.outputs.video import VIDEO_CODECS, VideoSink, open_file_sink
 from refusion_edge.stream.uri import parse_output
 from tests.conftest import ROOT, one_sentence
 from tests.stream.conftest import camera, explained, frames_of
@@ -72,8 +73,8 @@ def test_a_matroska_video_survives_a_power_cut() -> None:
 
 def test_a_disk_that_fills_up_keeps_what_was_written(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([10 << 30] * 2 + [1 << 20] * 1000)
-    monkeypatch.setattr("refusion_edge.stream.outputs.sinks.shutil.disk_usage", lambda _path: SimpleNamespace(free=next(free)))
-    monkeypatch.setattr("refusion_edge.stream.outputs.sinks._FREE_CHECK_S", 0.0)
+    monkeypatch.setattr("refusion_edge.stream.outputs.disk.shutil.disk_usage", lambda _path: SimpleNamespace(free=next(free)))
+    monkeypatch.setattr("refusion_edge.stream.outputs.disk._CHECK_S", 0.0)
     with pytest.raises(OutputError, match="1 MiB left") as caught:
         stream(**file_pair(30), outputs=("null://",), record="recording")
     assert one_sentence(str(caught.value))

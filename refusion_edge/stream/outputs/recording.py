@@ -7,6 +7,7 @@ PNG files and their own ``frames.csv``, so that each of them is a source of its 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import output_error, write_atomically
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import SIDES, Frame, Side
-from refusion_edge.stream.outputs.sinks import DiskWatch
+from refusion_edge.stream.outputs.disk import DiskWatch
 from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"
@@ -76,9 +77,14 @@ class Recorder:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        files, self._files = self._files, {}
+        with contextlib.ExitStack() as closing:
+            for file in files.values():
+                closing.callback(file.close)
+            try:
+                closing.close()
+            except OSError as error:
+                raise output_error(self._folder, error) from error
 
     def write(self, item: Frame | PairFate) -> None:
         """Keep a frame, or the fate of a pair.
@@ -95,7 +101,7 @@ class Recorder:
             encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
             if not encoded or item.image.dtype not in (np.uint8, np.uint16):
                 raise OutputError(f"expected 8-bit or 16-bit frames to record, got {item.image.dtype}; record another source.")
-            (self._folder / item.side / name).write_bytes(data.tobytes())
+            _write_whole(self._folder / item.side / name, data.tobytes())
             self._count[item.side] += 1
             row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns)
             self._append(f"{item.side}/{TIMES_NAME}", (name, item.time_ns))
@@ -111,6 +117,15 @@ class Recorder:
         file = self._files[name]
         csv.writer(file, lineterminator="\n").writerow(row)
         file.flush()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a new file, or leave none."""
+    try:
+        path.write_bytes(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

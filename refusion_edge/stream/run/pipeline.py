@@ -447,7 +447,9 @@ class StreamRun:
     # Writing
 
     def _write(self, sink: Sink, outbox: Channel[FusedFrame]) -> None:
-        try:
+        with contextlib.ExitStack() as stack:
+            # Windows have to be closed by the thread that opened them, and files say at the end whether they are whole.
+            stack.push(sink.__exit__)
             while (frame := outbox.get()) is not None:
                 started_ns = time.monotonic_ns()
                 sink.write(frame)
@@ -456,9 +458,6 @@ class StreamRun:
                 self._statistics.took("output", now_ns - started_ns)
                 if self._live:
                     self._statistics.took("age", now_ns - frame.time_ns)
-        finally:
-            # Windows have to be closed by the thread that opened them.
-            sink.__exit__(None, None, None)
 
     def _record(self) -> None:
         assert self._recorder is not None

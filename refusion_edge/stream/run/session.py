@@ -12,8 +12,10 @@ from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.rig.model import GainMethod, Polarity, Rig
 from refusion_edge.stream.frames import MS, SIDES
+from refusion_edge.stream.outputs.display import DisplaySink, has_display
 from refusion_edge.stream.outputs.recording import Recorder, Recording, read_recording
-from refusion_edge.stream.outputs.sinks import DisplaySink, NullSink, SharedMemorySink, Sink, has_display, open_file_sink
+from refusion_edge.stream.outputs.sinks import NullSink, SharedMemorySink, Sink
+from refusion_edge.stream.outputs.video import open_file_sink
 from refusion_edge.stream.pairing.failover import Limits, Matcher
 from refusion_edge.stream.pairing.pairer import Pairer, Policy
 from refusion_edge.stream.picture.gain import ThermalGain
