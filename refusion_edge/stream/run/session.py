@@ -27,7 +27,8 @@ from refusion_edge.stream.sources.pacing import PacedSource
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.statistics import Statistics
-from refusion_edge.stream.uri import Uri, frame_pattern, parse_output, parse_source, redact
+from refusion_edge.stream.uri import Uri, frame_pattern, parse_output, parse_source
+from refusion_edge.text import redact
 
 _DEFAULT_VIEW = "view://127.0.0.1:8080"
 _DEFAULT_TASK = "ir_vis"
