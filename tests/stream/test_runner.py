@@ -20,11 +20,11 @@ from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Side
 from refusion_edge.stream.outputs.sinks import Sink
-from refusion_edge.stream.pairing.failover import FROZEN_TOO_LONG, OTHER_SIZE, Limits, Matcher
+from refusion_edge.stream.pairing.failover import FROZEN_TOO_LONG, OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.picture.processor import Processor
 from refusion_edge.stream.run.channel import Channel
-from refusion_edge.stream.run.pipeline import RunLimits, StreamRun
+from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Distribution, Statistics
@@ -37,13 +37,13 @@ BOUND_S = 8.0
 
 def make_run(
     sink: Sink, *, backend: MeanBackend | None = None, sources: tuple[Source, Source] | None = None, **options: Any
-) -> tuple[StreamRun, Statistics]:
+) -> tuple[Pipeline, Statistics]:
     ir, vis = camera("ir", live=0, frames=40), camera("vis", live=0, frames=40)
     given = sources or (open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis"))
     statistics = Statistics()
-    matcher = Matcher(Pairer(), Limits() if any(source.live for source in given) else None)
+    failover = Failover(Pairer(), Limits() if any(source.live for source in given) else None)
     processor = Processor(backend or MeanBackend(), took=statistics.took)
-    return StreamRun(given, matcher, processor, [sink], statistics, **options), statistics
+    return Pipeline(given, failover, processor, [sink], statistics, **options), statistics
 
 
 def names_of_threads() -> set[str]:
@@ -120,21 +120,21 @@ def test_a_camera_that_changes_its_size_is_passed_over_until_it_has_it_again(
 def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_picture(
     make_frame: Callable[..., Frame],
 ) -> None:
-    matcher = Matcher(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (9, 9), "vis": (8, 8)})
-    pairs = [matcher.push(make_frame(side, time_ms)).pairs for time_ms in (0, 33, 66) for side in SIDES]
+    failover = Failover(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (9, 9), "vis": (8, 8)})
+    pairs = [failover.push(make_frame(side, time_ms)).pairs for time_ms in (0, 33, 66) for side in SIDES]
     assert [pair for made in pairs for pair in made if pair.ir and pair.vis]  # left to the warp, which refuses them
-    assert matcher.faults == {}
+    assert failover.faults == {}
 
 
 def test_a_fault_is_marked_and_ends_as_a_loss_where_the_camera_goes_silent(make_frame: Callable[..., Frame]) -> None:
-    matcher = Matcher(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (8, 8), "vis": (8, 8)})
+    failover = Failover(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (8, 8), "vis": (8, 8)})
     for side in SIDES:
-        matcher.push(make_frame(side, 0))
+        failover.push(make_frame(side, 0))
     small = replace(make_frame("ir", 33), image=np.zeros((4, 6), np.uint16))
-    assert matcher.push(small).dropped[0][1] == OTHER_SIZE
-    alone = matcher.push(make_frame("vis", 33)).pairs[-1]
+    assert failover.push(small).dropped[0][1] == OTHER_SIZE
+    alone = failover.push(make_frame("vis", 33)).pairs[-1]
     assert (alone.ir, alone.fault) == (None, "6x4 instead of 8x8")
-    silent = matcher.push(make_frame("vis", 200)).pairs[-1]
+    silent = failover.push(make_frame("vis", 200)).pairs[-1]
     assert (silent.ir, silent.fault) == (None, "")
 
 
@@ -341,8 +341,8 @@ def test_an_output_that_cannot_be_written_is_one_error(stream: Stream) -> None:
 # Parts
 
 
-def test_matcher_goes_on_alone_and_comes_back(make_frame: Callable[..., Frame]) -> None:
-    matcher = Matcher(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=200 * MS, frozen_after_ns=SECOND))
+def test_failover_goes_on_alone_and_comes_back(make_frame: Callable[..., Frame]) -> None:
+    failover = Failover(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=200 * MS, frozen_after_ns=SECOND))
     modes = []
     for number in range(60):
         time_ms = number * 33
@@ -350,7 +350,7 @@ def test_matcher_goes_on_alone_and_comes_back(make_frame: Callable[..., Frame]) 
         if not 20 <= number < 40:
             frames.append(make_frame("ir", time_ms + 1, number))
         for frame in frames:
-            modes += ["pair" if pair.ir and pair.vis else "alone" for pair in matcher.push(frame).pairs]
+            modes += ["pair" if pair.ir and pair.vis else "alone" for pair in failover.push(frame).pairs]
     first, last = modes.index("alone"), len(modes) - 1 - modes[::-1].index("alone")
     assert set(modes[:first]) == set(modes[last + 1 :]) == {"pair"}
     assert set(modes[first : last + 1]) == {"alone"}
@@ -358,13 +358,13 @@ def test_matcher_goes_on_alone_and_comes_back(make_frame: Callable[..., Frame]) 
 
 
 def test_frozen_infrared_counts_as_lost_past_the_limit(make_frame: Callable[..., Frame]) -> None:
-    matcher = Matcher(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=300 * MS))
+    failover = Failover(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=300 * MS))
     alone, causes = 0, set()
     for number in range(40):
         time_ms = number * 33
         ir = make_frame("ir", time_ms, number, stale_ms=time_ms)
         for frame in (ir, make_frame("vis", time_ms + 1, number)):
-            outcome = matcher.push(frame)
+            outcome = failover.push(frame)
             alone += sum(pair.ir is None for pair in outcome.pairs)
             causes |= {cause for _, cause in outcome.dropped}
     assert alone >= 20

@@ -12,7 +12,8 @@ from refusion_edge.errors import RefusionError, RigError
 from refusion_edge.rig.file import parse_rig, read_rig, write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource
 from refusion_edge.stream.outputs.recording import Recorder
-from refusion_edge.stream.run.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.stream.uri import parse_output, parse_source
 from tests.fakes.secret_names import SECRET
 from tests.stream.conftest import camera

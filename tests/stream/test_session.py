@@ -11,7 +11,8 @@ from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.export.build import build
 from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load
-from refusion_edge.stream.run.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
 from tests.stream.conftest import camera
 
 SPINNING = "session.intra_op.allow_spinning"
