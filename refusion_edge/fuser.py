@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.accuracy.fidelity import LIMITS, worst
 from refusion_edge.accuracy.gate import measure, sample_pairs, verdict
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends import registry as backends
+from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import (
     AUTO,
     DEFAULTS,
     Backend,
-    LevelsBackend,
-    PixelsBackend,
     RunOptions,
     choose_runner,
     find_entry,
@@ -26,8 +25,8 @@ from refusion_edge.backends.registry import (
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
-from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError, not_finite
-from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, merge, to_output_range, to_planes
+from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
@@ -81,8 +80,7 @@ class Fuser:
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
-        keep_pixels = isinstance(self.backend, PixelsBackend) and self.backend.takes_pixels
-        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=keep_pixels)
+        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=self._finisher.takes_uint8)
 
     def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
         """What ``fuse`` lets the back end do.
@@ -91,10 +89,7 @@ class Fuser:
             The fused plane, (1, 1, H, W) float32. Where the back end finishes on the device and nothing but levels of this
             range is wanted, (H, W) uint8 instead.
         """
-        is_grey = planes.chroma is None or not colour
-        if is_grey and isinstance(self.backend, LevelsBackend) and self.backend.levels_range == self.output_range:
-            return self.backend.fuse_to_levels(planes.a, planes.b)
-        return self.backend.fuse(planes.a, planes.b)
+        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not colour)
 
     def to_picture(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
         """What ``fuse`` does after the network.
@@ -107,13 +102,12 @@ class Fuser:
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
-        if output.dtype == np.uint8:
-            levels: Uint8Array = output.astype(np.uint8, copy=False)
-            return levels
-        fused = output[0, 0].astype(np.float32, copy=False)
-        if not np.isfinite(fused).all():
-            raise not_finite(self.backend.name)
-        return merge(to_output_range(fused, self.output_range), planes.chroma if colour else None)
+        luma = self._finisher.to_luma(output, partial(to_output_range, output_range=self.output_range))
+        return self._finisher.to_image(luma, planes.chroma if colour else None)
+
+    @property
+    def _finisher(self) -> Finisher:
+        return Finisher(self.backend, self.output_range, "rgb")
 
 
 def load(
