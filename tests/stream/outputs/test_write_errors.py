@@ -126,7 +126,7 @@ def test_only_a_whole_container_counts_as_whole(suffix: str) -> None:
 def test_a_killed_process_leaves_a_video_that_plays(suffix: str) -> None:
     code = (
         "import os, sys, signal\n"
-        "from tests.stream.test_write_errors import *\n"
+        "from tests.stream.outputs.test_write_errors import *\n"
         "VideoSink.__exit__ = lambda self, *exc: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"write_noise('cut{suffix}', 700 if '{suffix}' == '.mkv' else 400)\n"
     )
