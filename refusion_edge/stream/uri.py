@@ -13,6 +13,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 
 SOURCE_SCHEMES = ("csi", "v4l2", "rtsp", "rtsps", "http", "https", "file", "gst", "test")
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")

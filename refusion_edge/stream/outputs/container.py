@@ -58,10 +58,10 @@ def _matroska_is_whole(file: BinaryIO, size: int) -> bool:
 def _element(file: BinaryIO) -> tuple[int, int]:
     """Identity and size of an EBML element: numbers whose first byte tells their length by its leading zeros."""
     first = file.read(1)[0]
-    identity = int.from_bytes(bytes([first]) + file.read(8 - first.bit_length()))
+    identity = int.from_bytes(bytes([first]) + file.read(8 - first.bit_length()), "big")
     first = file.read(1)[0]
     more = 8 - first.bit_length()
-    length = int.from_bytes(bytes([first & (0x7F >> more)]) + file.read(more))
+    length = int.from_bytes(bytes([first & (0x7F >> more)]) + file.read(more), "big")
     return identity, length
 
 

@@ -7,10 +7,13 @@ goes on without a word, and every later picture is lost. So the limits are tried
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import time
 from pathlib import Path
+
+from typing_extensions import Self
 
 from refusion_edge.errors import OutputError
 from refusion_edge.files import output_error
@@ -23,6 +26,46 @@ _RESERVE_BYTES = 16 << 20
 _LIMITS = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 # The video library holds less than 512 KiB back, and even a picture without any change takes some 20 bytes.
 _MOST_STANDING = 30_000
+
+
+class Claim:
+    """Keeps every other stream away from a file or a folder while this one writes it. Leaving twice does no harm.
+
+    Args:
+        path: What is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        """Claim it; it must exist.
+
+        Raises:
+            OutputError: Another stream writes it, or it cannot be opened.
+        """
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise OutputError(f"cannot write {self._path}: another stream is writing it; choose another name") from error
+        except OSError:
+            pass  # this file system has no locks
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class DiskWatch:

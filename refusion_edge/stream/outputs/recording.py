@@ -22,7 +22,7 @@ from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import output_error, write_atomically
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import SIDES, Frame, Side
-from refusion_edge.stream.outputs.disk import DiskWatch
+from refusion_edge.stream.outputs.disk import Claim, DiskWatch
 from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"
@@ -58,25 +58,25 @@ class Recorder:
         self._settings = settings
         self._files: dict[str, IO[str]] = {}
         self._count = dict.fromkeys(SIDES, 0)
-        self._disk = DiskWatch(folder)
+        self._disk, self._claim = DiskWatch(folder), Claim(folder)
 
     def __enter__(self) -> Self:
-        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
-            raise OutputError(f"expected a new or empty folder for the recording, got {self._folder}; choose another name.")
         try:
-            for side in SIDES:
-                (self._folder / side).mkdir(parents=True, exist_ok=True)
-            document = {"schema": SCHEMA, **self._settings}
-            write_atomically(self._folder / "recording.json", (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
-            self._start(TIMES_NAME, _FRAME_COLUMNS)
-            self._start("pairs.csv", ("not_shown",))
-            for side in SIDES:
-                self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
+            if not self._folder.exists():
+                self._folder.mkdir(parents=True)
+            with contextlib.ExitStack() as on_failure:
+                on_failure.enter_context(self._claim)
+                on_failure.push(self.__exit__)
+                if not self._folder.is_dir() or any(self._folder.iterdir()):
+                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder; choose another name")
+                self._begin()
+                on_failure.pop_all()
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._claim.__exit__()
         files, self._files = self._files, {}
         with contextlib.ExitStack() as closing:
             for file in files.values():
@@ -108,6 +108,16 @@ class Recorder:
             self._append(TIMES_NAME, (item.side, name, *row))
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
+
+    def _begin(self) -> None:
+        for side in SIDES:
+            (self._folder / side).mkdir()
+        document = {"schema": SCHEMA, **self._settings}
+        write_atomically(self._folder / "recording.json", (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+        self._start(TIMES_NAME, _FRAME_COLUMNS)
+        self._start("pairs.csv", ("not_shown",))
+        for side in SIDES:
+            self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
 
     def _start(self, name: str, columns: tuple[str, ...]) -> None:
         self._files[name] = (self._folder / name).open("w", newline="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.files import output_error
 from refusion_edge.stream.frames import SECOND, FusedFrame
 from refusion_edge.stream.outputs.container import is_whole
-from refusion_edge.stream.outputs.disk import DiskWatch
+from refusion_edge.stream.outputs.disk import Claim, DiskWatch
 from refusion_edge.stream.outputs.sinks import FolderSink, Sink
 from refusion_edge.stream.sources.captures import as_picture, silence_opencv
 from refusion_edge.stream.uri import Uri, frame_pattern, read_options
@@ -54,7 +55,7 @@ class VideoSink:
         self._size_wh = (0, 0)
         self._first_ns = 0
         self._written = 0
-        self._disk = DiskWatch(self._path)
+        self._disk, self._claim = DiskWatch(self._path), Claim(self._path)
 
     def __enter__(self) -> Self:
         silence_opencv()
@@ -63,16 +64,18 @@ class VideoSink:
             self._path.touch()
         except OSError as error:
             raise output_error(self._path, error) from error
+        self._claim.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            if exc[0] is None:
-                self._check()
-        elif self._path.is_file() and self._path.stat().st_size == 0:
-            self._path.unlink()  # no picture ever came
+        with contextlib.closing(self._claim):
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
+                if exc[0] is None:
+                    self._check()
+            elif self._path.is_file() and self._path.stat().st_size == 0:
+                self._path.unlink()  # no picture ever came
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""

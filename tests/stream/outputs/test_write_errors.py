@@ -15,7 +15,7 @@ from refusion_edge.errors import OutputError
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs import disk
 from refusion_edge.stream.outputs.container import is_whole
-from refusion_edge.stream.outputs.recording import read_recording
+from refusion_edge.stream.outputs.recording import Recorder, read_recording
 from refusion_edge.stream.outputs.video import VIDEO_CODECS, VideoSink
 from refusion_edge.stream.uri import parse_output
 from tests.conftest import ROOT
@@ -133,3 +133,19 @@ def test_a_killed_process_leaves_a_video_that_plays(suffix: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert frames_of(f"cut{suffix}") >= 50  # the last 256 KiB are still in memory
+
+
+def test_two_streams_do_not_write_one_file() -> None:
+    with VideoSink(parse_output("one.mkv"), rate_hz=25, live=False) as first:
+        first.write(FusedFrame(np.zeros((48, 64, 3), np.uint8), None, None, 0, 0, 0, "fused"))
+        with pytest.raises(OutputError) as caught, VideoSink(parse_output("one.mkv"), rate_hz=25, live=False):
+            pass
+    assert caught.value.exit_code == 4
+    assert frames_of("one.mkv") == 1
+    write_noise("one.mkv", 3)
+    assert frames_of("one.mkv") == 3
+
+
+def test_two_streams_do_not_record_into_one_folder() -> None:
+    with Recorder(Path("recording"), {}), pytest.raises(OutputError), Recorder(Path("recording"), {}):
+        pass
