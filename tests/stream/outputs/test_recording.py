@@ -79,17 +79,28 @@ def test_a_recording_that_breaks_off_is_replayed_up_to_there(stream: Stream) -> 
     assert stream(replay="recording")[0]["pairs"]["shown"] >= 11
 
 
-def test_recordings_are_not_overwritten_and_checked(stream: Stream) -> None:
-    stream(**file_pair(), record="recording")
+def test_recordings_are_not_overwritten(stream: Stream) -> None:
+    stream(**file_pair(2), record="recording")
     with pytest.raises(OutputError):
-        stream(**file_pair(), record="recording")
-    with pytest.raises(InputError, match="expected a recording"):
+        stream(**file_pair(2), record="recording")
+    assert len(read_recording(Path("recording")).rows) == 4
+
+
+def test_what_is_no_recording_is_refused() -> None:
+    with pytest.raises(InputError):
         read_recording(Path("elsewhere"))
+
+
+def test_a_recording_of_another_schema_is_refused(stream: Stream) -> None:
+    stream(**file_pair(2), record="recording")
     document = json.loads(Path("recording/recording.json").read_text())
     Path("recording/recording.json").write_text(json.dumps(document | {"schema": "other/1"}))
-    with pytest.raises(InputError, match="schema"):
+    with pytest.raises(InputError):
         read_recording(Path("recording"))
-    with pytest.raises(UsageError, match="--replay alone"):
+
+
+def test_a_replay_has_no_other_sources(stream: Stream) -> None:
+    with pytest.raises(UsageError):
         stream(**file_pair(), replay="recording")
 
 
