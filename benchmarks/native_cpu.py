@@ -129,7 +129,7 @@ def _open(name: str, threads: int) -> Backend:
     state = read_checkpoint(path).state
     backend = name.removesuffix(_BF16)
     if backend == name:
-        return open_weights(state, name, threads=threads)
+        return open_weights(state, name, RunOptions(threads))
     data = path.read_bytes() if backend == "native" else fill(read_graph(backend, "bf16"), state).SerializeToString()
     return open_engine(backend, Engine(data, "bf16"), RunOptions(threads=threads))
 
@@ -138,7 +138,7 @@ def _cost_per_pixel(turns: int) -> bool:
     state = read_checkpoint(weights_path("ir_vis")).state
     pictures = {size_hw: _planes(size_hw) for size_hw in SIZES_HW}
     cpu_s: dict[tuple[int, int], list[float]] = {size_hw: [] for size_hw in SIZES_HW}
-    with open_weights(state, "native", threads=1) as engine:
+    with open_weights(state, "native", RunOptions(threads=1)) as engine:
         for _ in range(turns):
             for size_hw, planes in pictures.items():
                 # Small pictures several times, so that the clock has something to measure; memory is there already.

@@ -30,7 +30,7 @@ import numpy as np
 from refusion_edge._optional import is_installed
 from refusion_edge.accuracy.gate import resized
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends.registry import BACKENDS, status
+from refusion_edge.backends.registry import BACKENDS, RunOptions, status
 from refusion_edge.bench.clock import SystemClock
 from refusion_edge.bench.load import read_load, require_room
 from refusion_edge.bench.memory import MemoryWatch
@@ -232,10 +232,10 @@ def open_peer(name: str, setting: Setting) -> Iterator[Fuse]:
         request = compiled.create_infer_request()
         yield lambda a, b: request.infer({0: a, 1: b})[0]
     elif name in (OURS, "eager"):
-        with open_weights(state, name, threads=setting.threads) as backend:
+        with open_weights(state, name, RunOptions(setting.threads)) as backend:
             yield backend.fuse
     else:
-        with load_fuser(setting.folder / name, threads=setting.threads) as fuser:
+        with load_fuser(setting.folder / name, RunOptions(setting.threads)) as fuser:
             yield fuser.backend.fuse
 
 

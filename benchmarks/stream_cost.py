@@ -25,7 +25,7 @@ from refusion_edge.metrics.temporal import flicker
 from refusion_edge.rig.model import GAIN_METHODS, Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
-from refusion_edge.stream.pairing.failover import Limits, Matcher
+from refusion_edge.stream.pairing.failover import Failover, Limits
 from refusion_edge.stream.pairing.freeze import FreezeWatch
 from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.picture.gain import ThermalGain
@@ -70,7 +70,7 @@ def main() -> int:
 def _cost(gain: ThermalGain, pairs: int, *, rigged: bool) -> tuple[list[float], list[float]]:
     frames = _frames()
     processor = Processor(MeanEngine(), gain=gain, geometry=Geometry(make_warp(_rig()) if rigged else None))
-    matcher, freeze, motion = Matcher(Pairer(), Limits()), FreezeWatch(), MotionMeter()
+    failover, freeze, motion = Failover(Pairer(), Limits()), FreezeWatch(), MotionMeter()
     cpu_ms, wall_ms = [], []
     for number in range(pairs + 10):
         ir, vis = frames[number % len(frames)]
@@ -79,7 +79,7 @@ def _cost(gain: ThermalGain, pairs: int, *, rigged: bool) -> tuple[list[float], 
         for side, image, late_ns in (("ir", ir, 0), ("vis", vis, 2 * MS)):
             since_ns = freeze.add(image, time_ns) if side == "ir" else time_ns
             frame = Frame("ir" if side == "ir" else "vis", image, number, time_ns + late_ns, time_ns + late_ns, since_ns)
-            for pair in matcher.push(frame).pairs:
+            for pair in failover.push(frame).pairs:
                 if pair.number % _MOTION_EVERY < 2 and pair.vis is not None:
                     motion.add(pair.vis.image, pair.vis.time_ns)
                 processor.process(pair)

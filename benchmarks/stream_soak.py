@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.fuser import Fuser
-from refusion_edge.stream.run.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
 
 PERIOD_MS = 1000 / 30

@@ -11,8 +11,13 @@ from pathlib import Path
 from refusion_edge.errors import OutputError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write ``data`` under a temporary name in the same folder, then rename it to ``path``.
+
+    Args:
+        path: The file.
+        data: All of it.
+        mode: Who may read and write it, before the mask of the process.
 
     Raises:
         OutputError: The folder cannot be made or written, or the disk is full; nothing is left behind.
@@ -24,7 +29,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise output_error(path, error) from error

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.accuracy.fidelity import LIMITS, worst
 from refusion_edge.accuracy.gate import gate_result, measure, sample_pairs
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends import registry as backends
+from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import (
     AUTO,
+    DEFAULTS,
     Backend,
     Choice,
-    LevelsBackend,
-    PixelsBackend,
     RunOptions,
     choose_runner,
     find_entry,
@@ -26,8 +26,8 @@ from refusion_edge.backends.registry import (
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
-from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError, not_finite
-from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, merge, to_output_range, to_planes
+from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
@@ -85,8 +85,7 @@ class Fuser:
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
-        keep_pixels = isinstance(self.backend, PixelsBackend) and self.backend.takes_pixels
-        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=keep_pixels)
+        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=self._finisher.takes_uint8)
 
     def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
         """What ``fuse`` lets the back end do.
@@ -95,10 +94,7 @@ class Fuser:
             The fused plane, (1, 1, H, W) float32. Where the back end finishes on the device and nothing but levels of this
             range is wanted, (H, W) uint8 instead.
         """
-        is_grey = planes.chroma is None or not colour
-        if is_grey and isinstance(self.backend, LevelsBackend) and self.backend.levels_range == self.output_range:
-            return self.backend.fuse_to_levels(planes.a, planes.b)
-        return self.backend.fuse(planes.a, planes.b)
+        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not colour)
 
     def to_picture(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
         """What ``fuse`` does after the network.
@@ -111,13 +107,12 @@ class Fuser:
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
-        if output.dtype == np.uint8:
-            levels: Uint8Array = output.astype(np.uint8, copy=False)
-            return levels
-        fused = output[0, 0].astype(np.float32, copy=False)
-        if not np.isfinite(fused).all():
-            raise not_finite(self.backend.name)
-        return merge(to_output_range(fused, self.output_range), planes.chroma if colour else None)
+        luma = self._finisher.to_luma(output, partial(to_output_range, output_range=self.output_range))
+        return self._finisher.to_image(luma, planes.chroma if colour else None)
+
+    @property
+    def _finisher(self) -> Finisher:
+        return Finisher(self.backend, self.output_range, "rgb")
 
 
 def load(
@@ -155,29 +150,26 @@ def load(
     if not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for the back end's own choice.")
     name = os.fspath(source)
+    options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
         checkpoint = read_checkpoint(weights_path(name) if name in TASKS else name)
         agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
         choice = choose_runner(backend)
-        runner = backends.open_weights(choice.name, checkpoint.state, RunOptions(threads, streaming))
-        return Fuser(runner, agreed, output_range, choice)
+        return Fuser(backends.open_weights(choice.name, checkpoint.state, options), agreed, output_range, choice)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, threads=threads, streaming=streaming), agreed, output_range)
+    return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
 
 
-def open_weights(
-    state: State, backend: str = AUTO, *, threads: int = 0, optimised: bool = True, streaming: bool = False
-) -> Backend:
+def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAULTS, *, optimised: bool = True) -> Backend:
     """Run parameters in fp32 without building an engine first.
 
     Args:
         state: The 86 parameters.
         backend: One that takes weights, or ``auto`` for the first of them that is usable here.
-        threads: Threads of the back end; 0 for its own choice.
+        options: How to run.
         optimised: Off for the reference that engines are judged by: the graph in the layout of the official release,
             in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
-        streaming: See ``load``.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
@@ -187,13 +179,11 @@ def open_weights(
         from refusion_edge.backends.onnxruntime import OrtBackend
 
         model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=threads, optimised=False)
-    return backends.open_weights(choose_runner(backend).name, state, RunOptions(threads, streaming))
+        return OrtBackend(model, threads=options.threads, optimised=False)
+    return backends.open_weights(choose_runner(backend).name, state, options)
 
 
-def open_bundle(
-    bundle: EngineBundle, backend: str = AUTO, *, threads: int = 0, streaming: bool = False, judge: bool = True
-) -> Backend:
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, judge: bool = True) -> Backend:
     """Run the engine of a bundle.
 
     An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
@@ -202,8 +192,7 @@ def open_bundle(
     Args:
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
-        threads: Threads of the back end; 0 for its own choice.
-        streaming: See ``load``.
+        options: How to run.
         judge: Whether to run that gate; off only for what measures the engine itself.
 
     Raises:
@@ -219,7 +208,7 @@ def open_bundle(
         raise UsageError(f"the bundle {bundle.path} was built for {built_for}, not for {backend}; {remedy}")
     check_target(bundle)
     require_usable(built_for)
-    running = backends.open_engine(built_for, bundle.engine(), RunOptions(threads, streaming))
+    running = backends.open_engine(built_for, bundle.engine(), options)
     if judge and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:
             on_failure.push(running.__exit__)

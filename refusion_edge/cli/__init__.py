@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
 from refusion_edge.errors import RefusionError
+from refusion_edge.text import printable, redact
 
 VERBS = (
     "demo", "fuse", "stream", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor", "selftest",
@@ -37,20 +38,22 @@ exit codes:
 _USAGE, _INTERRUPTED = 2, 130
 # By then the callback that swallowed an interrupt has ended.
 _AGAIN_S = 0.02
+# An error is one line, however long the text is that it quotes from a file.
+_MOST_SHOWN = 2000
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one sentence, and names the nearest verb or option where one was mistyped."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message}; see '{self.prog} --help'.", file=sys.stderr)
+        print(f"{self.prog}: error: {printable(message, _MOST_SHOWN)}; see '{self.prog} --help'.", file=sys.stderr)
         raise SystemExit(_USAGE)
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             raise argparse.ArgumentError(
-                action, f"expected one of {', '.join(choices)}, got '{value}'{_nearest(str(value), choices)}"
+                action, f"expected one of {', '.join(choices)}, got '{redact(str(value))}'{_nearest(str(value), choices)}"
             )
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
@@ -58,9 +61,10 @@ class _Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             if not unknown[0].startswith("-"):
-                self.error(f"unexpected argument '{unknown[0]}' (a pattern such as 'ir/*.png' has to be quoted)")
+                self.error(f"unexpected argument '{redact(unknown[0])}' (a pattern such as 'ir/*.png' has to be quoted)")
             options = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unrecognised option '{unknown[0]}'{_nearest(unknown[0].partition('=')[0], options)}")
+            name = unknown[0].partition("=")[0]  # the value may be a password
+            self.error(f"unrecognised option '{name}'{_nearest(name, options)}")
         return parsed, unknown
 
 
@@ -93,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _INTERRUPTED
         if not isinstance(error, RefusionError):
             raise
-        print(f"refusion-edge: error: {error}", file=sys.stderr)
+        print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
         return error.exit_code
 
 

@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from refusion_edge.files import write_atomically
+from refusion_edge.text import printable
 
 # Nobody resizes a pipe; do not break lines that a program or a log will read.
 _PIPE_WIDTH = 200
+_MOST_SHOWN = 2000
 
 
 def output() -> Console:
@@ -24,8 +26,8 @@ def output() -> Console:
 
 
 def remarks() -> Console:
-    """Console for progress and remarks."""
-    return _console(stderr=True)
+    """Console for progress and remarks; what they quote from files cannot steer the terminal."""
+    return _console(stderr=True, kind=_Remarks)
 
 
 def progress_bar() -> Progress:
@@ -65,8 +67,13 @@ def write_json(target: str, document: dict[str, Any]) -> None:
         write_atomically(Path(target), text.encode())
 
 
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
+class _Remarks(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(each, _MOST_SHOWN) if isinstance(each, str) else each for each in objects), **options)
+
+
+def _console(*, stderr: bool, kind: type[Console] = Console) -> Console:
+    console = kind(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console

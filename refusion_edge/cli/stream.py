@@ -10,7 +10,7 @@ from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
 
 if TYPE_CHECKING:
     from refusion_edge.calibration.rig.tracking import OnlineRefinement
-    from refusion_edge.stream.run.session import StreamSettings
+    from refusion_edge.stream.run.settings import StreamSettings
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
@@ -167,7 +167,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> StreamSettings:
-    from refusion_edge.stream.run.session import StreamSettings
+    from refusion_edge.stream.run.settings import StreamSettings
 
     chosen = dict(vars(options))
     for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):

@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
     from refusion_edge.accuracy.fidelity import LIMITS, worst
     from refusion_edge.accuracy.gate import changed_weights, measure, resized
+    from refusion_edge.backends.registry import RunOptions
     from refusion_edge.bundle.folder import read_bundle
     from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
@@ -65,12 +66,12 @@ def run(options: argparse.Namespace) -> int:
         return _per_layer(options, bundle, list(pairs))
 
     state = read_checkpoint(options.weights or bundle.path / WEIGHTS).state
-    instead = None
+    how, instead = RunOptions(options.threads), None
     if options.proxy:
         instead = BUILDERS[manifest.backend].proxy(bundle.engine(), model_of(bundle), threads=options.threads)
     with (
-        open_bundle(bundle, threads=options.threads, judge=False) if instead is None else instead.open() as engine,
-        open_weights(state, threads=options.threads, optimised=False) as reference,
+        open_bundle(bundle, options=how, judge=False) if instead is None else instead.open() as engine,
+        open_weights(state, options=how, optimised=False) as reference,
         progress_bar() as progress,
     ):
         results = list(
@@ -113,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[ImagePair]) -> int:
-    from refusion_edge.backends.registry import read_graph
+    from refusion_edge.backends.registry import RunOptions, read_graph
     from refusion_edge.bundle.manifest import CALIBRATION, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.errors import UsageError
@@ -130,7 +131,7 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = fill(read_graph(manifest.backend, manifest.precision), state)
-    with open_weights(state, threads=options.threads, optimised=False) as reference:
+    with open_weights(state, options=RunOptions(options.threads), optimised=False) as reference:
         evaluator = Evaluator(reference, pairs, find_task(manifest.task))
     with progress_bar() as progress:
         bar = progress.add_task("one layer at a time", total=len(quantizable_layers()))

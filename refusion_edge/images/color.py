@@ -20,12 +20,16 @@ from refusion_edge.sizes import MIN_SIDE
 OutputRange = Literal["stretch", "fixed"]
 OUTPUT_RANGES: tuple[OutputRange, ...] = ("stretch", "fixed")
 
+ColorOrder = Literal["rgb", "bgr"]
+
 CHROMA_ZERO = 0.5
 
 _SENSOR_PERCENTILES = (0.1, 99.9)
 _WHITE = 255.0
 # Official rounding before the cut to integers: a half goes down.
 _ROUNDING = 0.499999999
+_TO_YCRCB = {"rgb": cv2.COLOR_RGB2YCrCb, "bgr": cv2.COLOR_BGR2YCrCb}
+_FROM_YCRCB = {"rgb": cv2.COLOR_YCrCb2RGB, "bgr": cv2.COLOR_YCrCb2BGR}
 # Resampled pictures overshoot a little.
 _FLOAT_MARGIN = 0.01
 
@@ -182,17 +186,51 @@ def to_output_range(fused: Float32Array, output_range: OutputRange) -> Float32Ar
     return stretched
 
 
-def merge(luma: Float32Array, chroma: Float32Array | None) -> Uint8Array:
+def split_uint8(picture: Uint8Array, order: ColorOrder) -> tuple[Uint8Array, Uint8Array | None]:
+    """Split an 8-bit picture in 8 bit, which is several times faster, and enough for video.
+
+    Args:
+        picture: (H, W), or (H, W, 3) in this order.
+        order: Order of its colours.
+
+    Returns:
+        Luma (H, W), and the picture as (Y, Cr, Cb), (H, W, 3), or None for one channel.
+    """
+    if picture.ndim == 2:
+        return picture, None
+    ycrcb = cv2.cvtColor(picture, _TO_YCRCB[order]).astype(np.uint8, copy=False)
+    return cv2.extractChannel(ycrcb, 0).astype(np.uint8, copy=False), ycrcb
+
+
+def merge_uint8(luma: Uint8Array, ycrcb: Uint8Array | None, order: ColorOrder) -> Uint8Array:
+    """Join luma and chroma in 8 bit.
+
+    Args:
+        luma: (H, W).
+        ycrcb: Chroma as ``split_uint8`` gives it, whose luma is overwritten; or None for grey.
+        order: Order of the colours that are wanted.
+
+    Returns:
+        (H, W), which is ``luma`` itself, or (H, W, 3) in this order.
+    """
+    if ycrcb is None:
+        return luma
+    cv2.insertChannel(luma, ycrcb, 0)
+    return cv2.cvtColor(ycrcb, _FROM_YCRCB[order]).astype(np.uint8, copy=False)
+
+
+def merge(luma: Float32Array, chroma: Float32Array | None, order: ColorOrder = "rgb") -> Uint8Array:
     """Join luma and chroma to an 8-bit picture; colours outside the gamut saturate.
 
     Args:
         luma: (H, W), [0, 255].
         chroma: (H, W, 2) as (Cr, Cb) around 0.5, or None for grey.
+        order: Order of the colours that are wanted.
 
     Returns:
-        (H, W) or (H, W, 3) RGB uint8.
+        (H, W), or (H, W, 3) in this order, uint8.
     """
-    picture = luma if chroma is None else cv2.cvtColor(np.dstack((luma, chroma)), cv2.COLOR_YCrCb2RGB)
+    picture = luma if chroma is None else cv2.cvtColor(np.dstack((luma, chroma)), _FROM_YCRCB[order])
     # In float64, where the official rounding constant is not yet a half.
     rounded: Uint8Array = np.floor(picture.clip(0.0, _WHITE).astype(np.float64) + _ROUNDING).astype(np.uint8)
     return rounded

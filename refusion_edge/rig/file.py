@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from refusion_edge.rig.model import (
     RigSource,
     Row,
 )
+from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 
 SCHEMA = "refusion-edge/rig/1"
 
@@ -68,10 +70,13 @@ def read_rig(path: str | os.PathLike[str]) -> Rig:
 def write_rig(path: str | os.PathLike[str], rig: Rig) -> None:
     """Write ``rig.yaml`` as a whole; reading it gives an equal rig, to the last digit.
 
+    Where a source has a password in it, only the owner may read the file.
+
     Raises:
         OutputError: The file cannot be written; nothing is left behind.
     """
-    write_atomically(Path(path), format_rig(rig).encode())
+    secret = any(source.uri is not None and secrets_in(source.uri) for source in (rig.ir, rig.vis))
+    write_atomically(Path(path), format_rig(rig).encode(), mode=0o600 if secret else 0o666)
 
 
 def format_rig(rig: Rig) -> str:
@@ -169,7 +174,9 @@ def _load_yaml(text: str | bytes) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or type(error).__name__
+        # A password that starts with an exclamation mark is a tag to YAML.
+        problem = re.sub(r"'!.*'", f"'!{HIDDEN}'", getattr(error, "problem", None) or type(error).__name__)
+        reason = printable(redact(problem), _SHOWN)
         raise RigError(f"expected YAML, got something else{where} ({reason}); correct it or make it again.") from error
 
 
@@ -281,8 +288,9 @@ def _integers(place: str, value: Any, count: int) -> tuple[int, ...]:
 def _shown(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**_SHOWN:
         return "a huge integer"
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'a mapping'} of {len(value)}"  # what is in it may be secret
+    return printable(redact(repr(value)), _SHOWN)
 
 
 def _plain(value: Any) -> Any:

@@ -10,16 +10,13 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from refusion_edge.errors import UsageError
+from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 
 SOURCE_SCHEMES = ("csi", "v4l2", "rtsp", "rtsps", "http", "https", "file", "gst", "test")
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")
-# Words whose value is nobody's business; GStreamer's rtspsrc spells them user-id and user-pw.
-_SECRET = re.compile(
-    r"(?i)\b(user-?id|user-?pw|user(?:name)?|pass(?:word|wd)?|pwd|token|secret|auth|(?:api)?-?key)(=)([^&\s!]+)"
-)
-_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s?#]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +36,20 @@ class Uri:
     text: str = ""
 
     def __str__(self) -> str:
-        return redact(self.text)
+        return printable(redact(self.text))
 
     __repr__ = __str__
+
+    def hide(self, text: str) -> str:
+        """Hide this name's secrets in a text that another program made of it."""
+        for secret in secrets_in(self.text):
+            text = text.replace(secret, HIDDEN)
+        return printable(redact(text))
 
     @property
     def path(self) -> Path:
         """The target as a path of the file system."""
         return Path(self.target)
-
-
-def redact(text: str) -> str:
-    """Replace user names, passwords and tokens in a text by ``***``; the rest stays as it is."""
-    return _SECRET.sub(r"\1\2***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def parse_source(text: str) -> Uri:
@@ -96,7 +94,9 @@ def read_options(uri: Uri, known: Sequence[str]) -> dict[str, str]:
     """
     for name in uri.options:
         if name not in known:
-            raise UsageError(f"expected one of the options {', '.join(known)} in {uri}, got '{name}'{_nearest(name, known)}.")
+            raise UsageError(
+                f"expected one of the options {', '.join(known)} in {uri}, got '{printable(name)}'{_nearest(name, known)}."
+            )
     return uri.options
 
 
@@ -114,7 +114,7 @@ def number_option(uri: Uri, name: str, default: float, *, least: float, most: fl
     except ValueError:
         value = float("nan")
     if not least <= value <= most:
-        raise UsageError(f"expected {name} from {least:g} to {most:g} in {uri}, got '{text}'; correct the number.")
+        raise UsageError(f"expected {name} from {least:g} to {most:g} in {uri}, got '{printable(text)}'; correct the number.")
     return value
 
 
@@ -130,7 +130,7 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     if scheme not in schemes:
         raise UsageError(
             f"expected {what} as one of {', '.join(f'{name}://' for name in schemes)}, a file or a folder, got "
-            f"'{redact(text)}'{_nearest(scheme, schemes, suffix='://')}."
+            f"'{printable(redact(text))}'{_nearest(scheme, schemes, suffix='://')}."
         )
     if scheme in ("rtsp", "rtsps", "http", "https"):
         return Uri(scheme, text, {}, text)

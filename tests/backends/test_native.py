@@ -17,7 +17,7 @@ import pytest
 from refusion_edge.accuracy.fidelity import LIMITS, compare
 from refusion_edge.arrays import Array, Float32Array, State
 from refusion_edge.backends import native
-from refusion_edge.backends.registry import choose_builder, choose_runner, require_usable, status
+from refusion_edge.backends.registry import RunOptions, choose_builder, choose_runner, require_usable, status
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.errors import BackendError, ShapeError, UsageError
@@ -379,7 +379,7 @@ def test_a_bundle_is_the_network_and_its_parameters(random_state: State) -> None
     assert MODEL in bundle.manifest.files
     a, b = planes(33, 40)
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    with open_bundle(bundle, threads=2) as engine, open_weights(state, "onnxruntime") as graph:
+    with open_bundle(bundle, options=RunOptions(threads=2)) as engine, open_weights(state, "onnxruntime") as graph:
         assert engine.name == "native"
         assert np.abs(engine.fuse(a, b) - graph.fuse(a, b)).max() <= TOLERANCE["fp32"]
 
@@ -394,7 +394,10 @@ def test_a_bundle_in_bf16_passes_its_gate(task: str) -> None:
     assert not build(BuildSpec(task, "fp32", "native", size_hw=(64, 96), output=Path("exact"))).cached
     a, b = planes(64, 96)
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    with open_bundle(bundle, threads=1) as engine, native.NativeBackend(state, precision="bf16", threads=2) as same:
+    with (
+        open_bundle(bundle, options=RunOptions(threads=1)) as engine,
+        native.NativeBackend(state, precision="bf16", threads=2) as same,
+    ):
         assert np.array_equal(engine.fuse(a, b), same.fuse(a, b))
 
 

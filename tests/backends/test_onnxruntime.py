@@ -24,6 +24,7 @@ def test_a_large_picture_does_not_hold_its_memory_while_small_ones_follow() -> N
     script = (
         "import gc\n"
         "import numpy as np\n"
+        "from refusion_edge.backends.registry import RunOptions\n"
         "from refusion_edge.fuser import open_weights\n"
         "from refusion_edge.network.checkpoint import read_checkpoint\n"
         "from refusion_edge.network.weights import weights_path\n"
@@ -31,7 +32,7 @@ def test_a_large_picture_does_not_hold_its_memory_while_small_ones_follow() -> N
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return int(next(line for line in lines if line.startswith('VmRSS')).split()[1]) / 1024\n"
         "state = read_checkpoint(weights_path('ir_vis')).state\n"
-        "with open_weights(state, 'onnxruntime', threads=1) as engine:\n"
+        "with open_weights(state, 'onnxruntime', RunOptions(threads=1)) as engine:\n"
         "    sizes = ((32, 32), (384, 384), (384, 384), (32, 32), (32, 32))\n"
         "    for height, width in sizes:\n"
         "        plane = np.zeros((1, 1, height, width), np.float32)\n"

@@ -16,7 +16,8 @@ from benchmarks.mean_engine import MeanEngine
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.fuser import Fuser
 from refusion_edge.stream.frames import MS, Frame, FusedFrame, Side
-from refusion_edge.stream.run.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
 
 SIZE = "width=64&height=48"

@@ -7,6 +7,7 @@ PNG files and their own ``frames.csv``, so that each of them is a source of its 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import output_error, write_atomically
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import SIDES, Frame, Side
-from refusion_edge.stream.outputs.sinks import DiskWatch
+from refusion_edge.stream.outputs.disk import Claim, DiskWatch
 from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"
@@ -57,28 +58,33 @@ class Recorder:
         self._settings = settings
         self._files: dict[str, IO[str]] = {}
         self._count = dict.fromkeys(SIDES, 0)
-        self._disk = DiskWatch(folder)
+        self._disk, self._claim = DiskWatch(folder), Claim(folder)
 
     def __enter__(self) -> Self:
-        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
-            raise OutputError(f"expected a new or empty folder for the recording, got {self._folder}; choose another name.")
         try:
-            for side in SIDES:
-                (self._folder / side).mkdir(parents=True, exist_ok=True)
-            document = {"schema": SCHEMA, **self._settings}
-            write_atomically(self._folder / "recording.json", (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
-            self._start(TIMES_NAME, _FRAME_COLUMNS)
-            self._start("pairs.csv", ("not_shown",))
-            for side in SIDES:
-                self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
+            if not self._folder.exists():
+                self._folder.mkdir(parents=True)
+            with contextlib.ExitStack() as on_failure:
+                on_failure.enter_context(self._claim)
+                on_failure.push(self.__exit__)
+                if not self._folder.is_dir() or any(self._folder.iterdir()):
+                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder; choose another name")
+                self._begin()
+                on_failure.pop_all()
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._claim.__exit__()
+        files, self._files = self._files, {}
+        with contextlib.ExitStack() as closing:
+            for file in files.values():
+                closing.callback(file.close)
+            try:
+                closing.close()
+            except OSError as error:
+                raise output_error(self._folder, error) from error
 
     def write(self, item: Frame | PairFate) -> None:
         """Keep a frame, or the fate of a pair.
@@ -95,13 +101,23 @@ class Recorder:
             encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
             if not encoded or item.image.dtype not in (np.uint8, np.uint16):
                 raise OutputError(f"expected 8-bit or 16-bit frames to record, got {item.image.dtype}; record another source.")
-            (self._folder / item.side / name).write_bytes(data.tobytes())
+            _write_whole(self._folder / item.side / name, data.tobytes())
             self._count[item.side] += 1
             row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns)
             self._append(f"{item.side}/{TIMES_NAME}", (name, item.time_ns))
             self._append(TIMES_NAME, (item.side, name, *row))
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
+
+    def _begin(self) -> None:
+        for side in SIDES:
+            (self._folder / side).mkdir()
+        document = {"schema": SCHEMA, **self._settings}
+        write_atomically(self._folder / "recording.json", (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+        self._start(TIMES_NAME, _FRAME_COLUMNS)
+        self._start("pairs.csv", ("not_shown",))
+        for side in SIDES:
+            self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
 
     def _start(self, name: str, columns: tuple[str, ...]) -> None:
         self._files[name] = (self._folder / name).open("w", newline="")
@@ -111,6 +127,15 @@ class Recorder:
         file = self._files[name]
         csv.writer(file, lineterminator="\n").writerow(row)
         file.flush()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a new file, or leave none."""
+    try:
+        path.write_bytes(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

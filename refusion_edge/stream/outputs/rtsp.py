@@ -5,6 +5,7 @@ The server (``rtsp_server.py``) reads raw pictures from a pipe, see ``system_pyt
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +17,7 @@ from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.sources.captures import as_picture
 from refusion_edge.stream.system_python import Program, end, first_line, send, start
-from refusion_edge.stream.uri import Uri, host_and_port
+from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port
 
 _PACKAGES = (
     "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
@@ -30,7 +31,8 @@ class RtspSink:
     """Serves the fused pictures as H.264 by RTSP. Implements ``Sink``.
 
     Args:
-        uri: ``rtsp://[USER:PASSWORD@][HOST]:PORT/PATH``; 127.0.0.1 where there is no host, 8554 where there is no port.
+        uri: ``rtsp://[USER:PASSWORD@][HOST]:PORT/PATH``; 127.0.0.1 where there is no host, 8554 where there is no port. A user
+            and a password are made up, and announced, where there are none and the address is not this machine only.
         rate_hz: Nominal pictures per second.
         announce: Called with the address of the stream.
     """
@@ -45,6 +47,10 @@ class RtspSink:
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         if self._credentials is not None and not all(self._credentials):
             raise UsageError(f"expected rtsp://USER:PASSWORD@HOST:PORT/PATH, got a user without a password in {uri}.")
+        # As with the browser view, nobody watches from another machine without having been let in.
+        self._made_up = self._credentials is None and self._host not in LOOPBACK
+        if self._made_up:
+            self._credentials = ("viewer", secrets.token_urlsafe(16))
         self._rate_hz = max(1, round(rate_hz or 30))
         self._announce = announce
         self._process: Program | None = None
@@ -79,18 +85,19 @@ class RtspSink:
 
     def _start(self) -> Program:
         words = [self._host, str(self._port), self._path, *map(str, self._size_wh), str(self._rate_hz)]
-        secrets: dict[str, str] = {}
+        variables: dict[str, str] = {}
         if self._credentials is not None:
-            secrets["REFUSION_EDGE_RTSP_USER"], secrets["REFUSION_EDGE_RTSP_PASSWORD"] = self._credentials
+            variables["REFUSION_EDGE_RTSP_USER"], variables["REFUSION_EDGE_RTSP_PASSWORD"] = self._credentials
         try:
-            process = start("outputs/rtsp_server.py", words, secrets)
+            process = start("outputs/rtsp_server.py", words, variables)
         except OSError as error:
             raise MissingDependencyError(
                 f"{self.name} needs the system's Python ({error}); run: apt install {_PACKAGES}."
             ) from error
         answer = first_line(process, _START_S)
         if answer == "ready":
-            self._announce(f"RTSP stream: rtsp://{self._host}:{self._port}{self._path}")
+            shown = ":".join(self._credentials) + "@" if self._made_up and self._credentials else ""
+            self._announce(f"RTSP stream: rtsp://{shown}{self._host}:{self._port}{self._path}")
             return process
         code = end(process)
         if code == _PORT_IN_USE:

@@ -30,16 +30,16 @@ from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.prometheus import to_prometheus
 from refusion_edge.stream.picture.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
-from refusion_edge.stream.uri import Uri, host_and_port, read_options
+from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 
 PICTURES = ("fused", "ir", "vis")
 
 _DEFAULT_PORT = 8080
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MOST_VIEWERS = 64
 _JPEG_QUALITY = 82
 _FIGURES_EVERY_S = 0.5
 _START_S = _STOP_S = 5.0
+_MOST_WAITING_S = 10.0
 _COOKIE = "refusion_edge_token"
 _PAGE_FILES = {
     "/": ("page.html", "text/html"),
@@ -85,7 +85,7 @@ class ViewSink:
         self.name = str(uri)
         read_options(uri, ())
         self._host, self._port = host_and_port(uri, "127.0.0.1", _DEFAULT_PORT)
-        self._local = self._host in _LOOPBACK
+        self._local = self._host in LOOPBACK
         self._token = token or (None if self._local else secrets.token_urlsafe(16))
         self._announce = announce
         self._statistics, self._gain = statistics, gain
@@ -224,12 +224,17 @@ class ViewSink:
     async def _guard(self, request: Any, handler: Any) -> Any:
         """Let in who may: with the token where there is one, and never a foreign page that guessed the address."""
         web = self._web
-        if self._local and request.url.host not in _LOOPBACK:
+        try:
+            host = request.url.host
+        except ValueError:
+            raise web.HTTPBadRequest(text="the address of this view has no such port\n") from None
+        if self._local and host not in LOOPBACK:
             raise web.HTTPForbidden(text="this view is bound to this machine only; open it as http://127.0.0.1\n")
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
             raise web.HTTPForbidden(text="another site may not use this view\n")
-        if self._token is not None and not hmac.compare_digest(self._given_token(request).encode(), self._token.encode()):
+        given = self._given_token(request).encode(errors="replace")  # a header may hold bytes that are no text
+        if self._token is not None and not hmac.compare_digest(given, self._token.encode()):
             raise web.HTTPUnauthorized(
                 text="this view needs the token that the stream printed: add ?token=... to the address\n"
             )
@@ -315,9 +320,11 @@ class ViewSink:
                 part = self._parts.get("fused")
                 if part is not None and not self._ending:
                     head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n"
-                    await answer.write(head.encode() + part + b"\r\n")
-        except ConnectionResetError:
-            pass
+                    # One that never reads would hold its place for ever.
+                    await asyncio.wait_for(answer.write(head.encode() + part + b"\r\n"), _MOST_WAITING_S)
+        except (ConnectionResetError, asyncio.TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
         finally:
             del self._wanted[viewer]
         return answer

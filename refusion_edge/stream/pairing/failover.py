@@ -1,6 +1,6 @@
 """Which frames are shown together, and what happens while one camera is lost or frozen.
 
-``Matcher`` knows no clock but the arrival times that frames carry, so that a replay of the same frames takes the same
+``Failover`` knows no clock but the arrival times that frames carry, so that a replay of the same frames takes the same
 decisions.
 """
 
@@ -31,7 +31,7 @@ class Limits:
     frozen_after_ns: int = 2 * SECOND
 
 
-class Matcher:
+class Failover:
     """Pairs frames while both cameras deliver, and passes one on alone while the other is lost.
 
     Args:

@@ -16,12 +16,10 @@ class FreezeWatch:
 
     Attributes:
         freezes: Runs of at least two identical pictures so far.
-        frozen_frames: Pictures in them that repeat the one before.
     """
 
     def __init__(self) -> None:
         self.freezes = 0
-        self.frozen_frames = 0
         self._before: Array | None = None
         self._since_ns = 0
         self._repeats = 0
@@ -29,7 +27,6 @@ class FreezeWatch:
     def add(self, picture: Array, time_ns: int) -> int:
         """Compare with the picture before, which is kept; returns since when the content has not changed."""
         if self._before is not None and np.array_equal(picture, self._before):
-            self.frozen_frames += 1
             self._repeats += 1
             self.freezes += self._repeats == 1
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Pair, Side, other
+from refusion_edge.stream.frames import SECOND, SIDES, Frame, Pair, Side, other
 
 Policy = Literal["nearest", "hold", "drop"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -130,10 +130,6 @@ class Pairer:
         periods = [rate.period_ns for rate in self._rates.values()]
         known = [period for period in periods if period is not None]
         return int(_SKEW_OF_PERIOD * min(known)) if len(known) == len(periods) else _UNKNOWN_SKEW_NS
-
-    def period_ns(self, side: Side) -> int | None:
-        """Median interval between the frames of a camera, or None before the second one."""
-        return self._rates[side].period_ns
 
     def push(self, frame: Frame) -> Outcome:
         """Take one more frame of either camera, in the order of arrival."""
@@ -270,8 +266,3 @@ class Pairer:
 
     def _time(self, frame: Frame) -> int:
         return frame.time_ns + self._offset_ns[frame.side]
-
-
-def ms(time_ns: int) -> float:
-    """Nanoseconds to milliseconds."""
-    return time_ns / MS

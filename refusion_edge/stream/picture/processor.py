@@ -6,13 +6,16 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.backends.registry import Backend, LevelsBackend, PixelsBackend
-from refusion_edge.errors import ShapeError, not_finite
+from refusion_edge.backends.finisher import Finisher
+from refusion_edge.backends.registry import Backend
+from refusion_edge.errors import ShapeError
+from refusion_edge.images.color import split_uint8
 from refusion_edge.rig.warp import RigWarp
 from refusion_edge.sizes import MIN_SIDE
 from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
@@ -67,8 +70,8 @@ class Processor:
         took: Timer = lambda _stage, _elapsed_ns: None,
     ) -> None:
         self.gain = gain or ThermalGain()
-        self._backend = backend
         self._stretch = stretch or OutputStretch()
+        self._finisher = Finisher(backend, self._stretch.kind, "bgr")
         self._geometry = geometry or Geometry()
         self._colour = colour
         self._marks = marks
@@ -113,27 +116,16 @@ class Processor:
         )  # fmt: skip
 
     def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
-        ycrcb = cv2.cvtColor(vis, cv2.COLOR_BGR2YCrCb) if vis.ndim == 3 else None
-        grey = vis if ycrcb is None else cv2.extractChannel(ycrcb, 0)
-        takes_pixels = isinstance(self._backend, PixelsBackend) and self._backend.takes_pixels
-        luma: Array = grey if takes_pixels else grey * np.float32(1 / 255)
+        grey, ycrcb = split_uint8(vis, "bgr")
+        luma: Array = grey if self._finisher.takes_uint8 else grey * np.float32(1 / 255)
         prepared_ns = time.perf_counter_ns()
-        if isinstance(self._backend, LevelsBackend) and self._backend.levels_range == self._stretch.kind:
-            image = self._backend.fuse_to_levels(ir[None, None], luma[None, None])
-            inferred_ns = time.perf_counter_ns()
-        else:
-            fused = self._backend.fuse(ir[None, None], luma[None, None])[0, 0]
-            inferred_ns = time.perf_counter_ns()
-            # The sum is not finite if one value is not, and is several times faster than looking at each.
-            if not np.isfinite(fused.sum()):
-                raise not_finite(self._backend.name)
-            image = self._stretch.apply(fused, time_ns)
+        output = self._finisher.infer(ir[None, None], luma[None, None])
+        inferred_ns = time.perf_counter_ns()
+        levels = self._finisher.to_luma(output, partial(self._stretch.apply, time_ns=time_ns))
         if self._geometry.warp is not None:
             # Where the other camera sees nothing, there is nothing to fuse.
-            np.copyto(image, grey, where=~self._geometry.warp.mask)
-        if ycrcb is not None and self._colour:
-            cv2.insertChannel(image, ycrcb, 0)
-            image = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2BGR).astype(np.uint8, copy=False)
+            np.copyto(levels, grey, where=~self._geometry.warp.mask)
+        image = self._finisher.to_image(levels, ycrcb if self._colour else None)
         self._took("preprocess", prepared_ns - started_ns)
         self._took("infer", inferred_ns - prepared_ns)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)

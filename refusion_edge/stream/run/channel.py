@@ -58,21 +58,6 @@ class Channel(Generic[Item]):
             self._closed = True
             self._changed.notify_all()
 
-    def abandon(self) -> list[Item]:
-        """Close, and give back what nobody took."""
-        with self._changed:
-            left = list(self._items)
-            self._items.clear()
-            self._closed = True
-            self._changed.notify_all()
-            return left
-
-    @property
-    def finished(self) -> bool:
-        """Whether it is closed and empty."""
-        with self._changed:
-            return self._closed and not self._items
-
     def __len__(self) -> int:
         with self._changed:
             return len(self._items)

@@ -15,6 +15,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.rig.model import Matrix, Rig
 from refusion_edge.rig.warp import RigWarp, make_warp, warp_points
 from refusion_edge.stream.frames import SECOND, FusedFrame
+from refusion_edge.stream.run.channel import Channel
 from refusion_edge.stream.statistics import Statistics
 
 Verdict = Literal["moved", "refused", "reset"]
@@ -116,6 +117,46 @@ class RigRefiner:
         if self._progress.correction_px == before.correction_px:
             return None
         return make_warp(self._rig, self._distance_m, correction=correction)
+
+
+class RigFollower:
+    """Takes pictures to a refiner, and its warps to the pictures after them.
+
+    One measurement at a time: the next one starts from pictures that were warped with what the last one found.
+
+    Args:
+        refiner: Measures.
+        beside: Whether it does so in a thread of its own (``run``), so that cameras do not wait; else at once, so that the same
+            files give the same pictures.
+    """
+
+    def __init__(self, refiner: RigRefiner, *, beside: bool) -> None:
+        self._refiner, self._beside = refiner, beside
+        self._to_measure: Channel[FusedFrame] = Channel(1, lossless=False)
+        self._measured: Channel[RigWarp | None] = Channel(1, lossless=False)
+        self._measuring = False
+
+    def next_warp(self, fused: FusedFrame) -> RigWarp | None:
+        """Show a picture; gives another warp for the ones after it, or None where nothing changes."""
+        if self._measuring and len(self._measured):
+            self._measuring = False
+            return self._measured.get()
+        if self._measuring or not self._refiner.wants(fused):
+            return None
+        if not self._beside:
+            return self._refiner.measure(fused)
+        self._measuring = True
+        self._to_measure.put(fused)
+        return None
+
+    def run(self) -> None:
+        """Measure what is shown until the end."""
+        while (fused := self._to_measure.get()) is not None:
+            self._measured.put(self._refiner.measure(fused))
+
+    def close(self) -> None:
+        """No more pictures will come."""
+        self._to_measure.close()
 
 
 def _displacement_px(correction: Matrix, size_wh: tuple[int, int]) -> float:

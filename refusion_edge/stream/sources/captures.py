@@ -38,7 +38,8 @@ from refusion_edge.stream.sources.source import (
     CorruptFrameError,
     Grab,
 )
-from refusion_edge.stream.uri import Uri, number_option, read_options, redact
+from refusion_edge.stream.uri import Uri, number_option, read_options
+from refusion_edge.text import printable
 
 _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 15_000, 5_000
 _RTSP_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay|max_delay;200000"
@@ -236,7 +237,7 @@ def _pixel_format(uri: Uri) -> PixelFormat:
     for name in PIXEL_FORMATS:
         if asked == name:
             return name
-    raise UsageError(f"expected a format out of {', '.join(PIXEL_FORMATS)} in {uri}, got '{asked}'.")
+    raise UsageError(f"expected a format out of {', '.join(PIXEL_FORMATS)} in {uri}, got '{printable(asked)}'.")
 
 
 def _device_sentence(uri: Uri, error: OSError) -> str:
@@ -265,7 +266,7 @@ def _check_network(uri: Uri) -> None:
             f"expected an answer of {uri} within {_OPEN_TIMEOUT_MS / 1000:g} s, got none; check the network."
         ) from error
     except OSError as error:
-        reason = redact(error.strerror or str(error)).lower()
+        reason = uri.hide(error.strerror or str(error)).lower()
         raise SourceLostError(f"expected a server at {uri}, got '{reason}'; check address and port.") from error
 
 

@@ -19,7 +19,7 @@ from refusion_edge.errors import MissingDependencyError, SourceLostError
 from refusion_edge.stream.frames import Side
 from refusion_edge.stream.sources.source import CLOCK_GSTREAMER, Grab
 from refusion_edge.stream.system_python import Program, end, first_line, start
-from refusion_edge.stream.uri import Uri, number_option, read_options, redact
+from refusion_edge.stream.uri import Uri, number_option, read_options
 
 _PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
 _HEADER = struct.Struct("<10sIIIq")
@@ -64,7 +64,7 @@ class GStreamerSource:
                 f"{self.uri} needs GStreamer's Python bindings ({answer}); run: apt install {_PACKAGES}."
             )
         raise SourceLostError(
-            f"expected a pipeline that starts at {self.uri}, got '{redact(answer)}'; try it with gst-launch-1.0."
+            f"expected a pipeline that starts at {self.uri}, got '{self.uri.hide(answer)}'; try it with gst-launch-1.0."
         )
 
     def __exit__(self, *exc: object) -> None:
@@ -91,7 +91,7 @@ class GStreamerSource:
             if not data:
                 return None
             raise SourceLostError(
-                f"expected frames of {self.uri}, got '{redact(data.decode(errors='replace'))}'; check the camera."
+                f"expected frames of {self.uri}, got '{self.uri.hide(data.decode(errors='replace'))}'; check the camera."
             )
         dtype, channels = _FORMATS[kind]
         image: Array = np.frombuffer(data, dtype).reshape(height, width, *channels)

@@ -17,7 +17,8 @@ from refusion_edge.fuser import Fuser
 from refusion_edge.rig.file import read_rig, write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.frames import MS, Side
-from refusion_edge.stream.run.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.uri import parse_source
 from refusion_edge.tasks import find_task

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,37 @@ from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostE
 from refusion_edge.images.io import read_image
 from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
-from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Side
+from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.sinks import Sink
-from refusion_edge.stream.pairing.failover import FROZEN_TOO_LONG, OTHER_SIZE, Limits, Matcher
+from refusion_edge.stream.pairing.failover import OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.picture.processor import Processor
-from refusion_edge.stream.run.channel import Channel
-from refusion_edge.stream.run.pipeline import RunLimits, StreamRun
+from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
-from refusion_edge.stream.statistics import Distribution, Statistics
+from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_source
 from tests.stream.conftest import ListSink, MeanBackend, camera, explained
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
+
+
 BOUND_S = 8.0
 
 
 def make_run(
     sink: Sink, *, backend: MeanBackend | None = None, sources: tuple[Source, Source] | None = None, **options: Any
-) -> tuple[StreamRun, Statistics]:
+) -> tuple[Pipeline, Statistics]:
     ir, vis = camera("ir", live=0, frames=40), camera("vis", live=0, frames=40)
     given = sources or (open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis"))
     statistics = Statistics()
-    matcher = Matcher(Pairer(), Limits() if any(source.live for source in given) else None)
+    failover = Failover(Pairer(), Limits() if any(source.live for source in given) else None)
     processor = Processor(backend or MeanBackend(), took=statistics.took)
-    return StreamRun(given, matcher, processor, [sink], statistics, **options), statistics
+    return Pipeline(given, failover, processor, [sink], statistics, **options), statistics
 
 
 def names_of_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
-
-
-# Files
 
 
 def test_every_frame_of_files_counts(stream: Stream) -> None:
@@ -117,34 +114,10 @@ def test_a_camera_that_changes_its_size_is_passed_over_until_it_has_it_again(
     assert len(pictures) == sum(modes.values())
 
 
-def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_picture(
-    make_frame: Callable[..., Frame],
-) -> None:
-    matcher = Matcher(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (9, 9), "vis": (8, 8)})
-    pairs = [matcher.push(make_frame(side, time_ms)).pairs for time_ms in (0, 33, 66) for side in SIDES]
-    assert [pair for made in pairs for pair in made if pair.ir and pair.vis]  # left to the warp, which refuses them
-    assert matcher.faults == {}
-
-
-def test_a_fault_is_marked_and_ends_as_a_loss_where_the_camera_goes_silent(make_frame: Callable[..., Frame]) -> None:
-    matcher = Matcher(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (8, 8), "vis": (8, 8)})
-    for side in SIDES:
-        matcher.push(make_frame(side, 0))
-    small = replace(make_frame("ir", 33), image=np.zeros((4, 6), np.uint16))
-    assert matcher.push(small).dropped[0][1] == OTHER_SIZE
-    alone = matcher.push(make_frame("vis", 33)).pairs[-1]
-    assert (alone.ir, alone.fault) == (None, "6x4 instead of 8x8")
-    silent = matcher.push(make_frame("vis", 200)).pairs[-1]
-    assert (silent.ir, silent.fault) == (None, "")
-
-
 def test_times_that_are_all_zero_are_refused_by_name(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir", live=0, frames=20, zero_times=1), vis=camera("vis", live=0, frames=20))
     assert report["cameras"]["ir"]["drops"]["time stamp went back or stood still"] == 19
     assert explained(report)
-
-
-# Live
 
 
 def test_a_camera_without_time_stamps_is_paired_by_arrival(stream: Stream) -> None:
@@ -218,9 +191,6 @@ def test_both_lost_ends_with_source_lost(stream: Stream) -> None:
         stream(ir=camera("ir", **lost), vis=camera("vis", **lost), give_up_s=0.5)
     assert caught.value.exit_code == 5
     assert time.monotonic() - started_s < BOUND_S
-
-
-# Failures
 
 
 class FailingBackend(MeanBackend):
@@ -336,65 +306,3 @@ def test_sizes_that_differ_need_a_rig_or_leave_to_resize(stream: Stream) -> None
 def test_an_output_that_cannot_be_written_is_one_error(stream: Stream) -> None:
     with pytest.raises(OutputError, match="expected to write"):
         stream(ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=("/proc/nothing/x.mp4",))
-
-
-# Parts
-
-
-def test_matcher_goes_on_alone_and_comes_back(make_frame: Callable[..., Frame]) -> None:
-    matcher = Matcher(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=200 * MS, frozen_after_ns=SECOND))
-    modes = []
-    for number in range(60):
-        time_ms = number * 33
-        frames = [make_frame("vis", time_ms, number)]
-        if not 20 <= number < 40:
-            frames.append(make_frame("ir", time_ms + 1, number))
-        for frame in frames:
-            modes += ["pair" if pair.ir and pair.vis else "alone" for pair in matcher.push(frame).pairs]
-    first, last = modes.index("alone"), len(modes) - 1 - modes[::-1].index("alone")
-    assert set(modes[:first]) == set(modes[last + 1 :]) == {"pair"}
-    assert set(modes[first : last + 1]) == {"alone"}
-    assert 12 <= last - first <= 16
-
-
-def test_frozen_infrared_counts_as_lost_past_the_limit(make_frame: Callable[..., Frame]) -> None:
-    matcher = Matcher(Pairer("drop", max_skew_ns=20 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=300 * MS))
-    alone, causes = 0, set()
-    for number in range(40):
-        time_ms = number * 33
-        ir = make_frame("ir", time_ms, number, stale_ms=time_ms)
-        for frame in (ir, make_frame("vis", time_ms + 1, number)):
-            outcome = matcher.push(frame)
-            alone += sum(pair.ir is None for pair in outcome.pairs)
-            causes |= {cause for _, cause in outcome.dropped}
-    assert alone >= 20
-    assert FROZEN_TOO_LONG in causes
-
-
-def test_channel_waits_or_drops_and_always_ends() -> None:
-    dropping: Channel[int] = Channel(2, lossless=False)
-    assert [dropping.put(number) for number in range(4)] == [None, None, 0, 1]
-    assert [dropping.get(), dropping.get(), dropping.get(0.01)] == [2, 3, None]
-    waiting: Channel[int] = Channel(1, lossless=True)
-    waiting.put(1)
-    late: list[int | None] = []
-    thread = threading.Thread(target=lambda: late.append(waiting.put(2)))
-    thread.start()
-    time.sleep(0.05)
-    assert thread.is_alive()
-    waiting.close()
-    thread.join(2)
-    assert late == [2]
-    assert waiting.get() == 1
-    assert waiting.get() is None
-
-
-def test_percentiles_are_right_to_one_percent() -> None:
-    values = np.random.default_rng(4).lognormal(2, 1, 20_000)
-    distribution = Distribution()
-    for value in values:
-        distribution.add(float(value))
-    for percent in (50, 90, 95, 99):
-        assert distribution.percentile(percent) == pytest.approx(np.percentile(values, percent), rel=0.02)
-    assert distribution.summary()["max_ms"] == values.max()
-    assert Distribution().percentile(50) is None

@@ -108,3 +108,19 @@ def test_a_port_in_use_ends_the_stream_with_one_sentence(stream: Callable[..., A
 def test_a_user_without_a_password_is_refused() -> None:
     with pytest.raises(UsageError, match="without a password"):
         RtspSink(parse_output("rtsp://user@127.0.0.1:8554/x"), rate_hz=30)
+
+
+@pytest.mark.parametrize(
+    ("uri", "asked"), [("rtsp://127.0.0.1:1/x", False), ("rtsp://0.0.0.0:1/x", True), ("rtsp://u:p@0.0.0.0:1/x", True)]
+)
+def test_viewers_of_other_machines_need_a_password(uri: str, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, str] = {}
+    said: list[str] = []
+    monkeypatch.setattr("refusion_edge.stream.outputs.rtsp.start", lambda _script, _words, variables: given.update(variables))
+    monkeypatch.setattr("refusion_edge.stream.outputs.rtsp.first_line", lambda *_words: "ready")
+    monkeypatch.setattr("refusion_edge.stream.outputs.rtsp.send", lambda *_words: None)
+    sink = RtspSink(parse_output(uri), rate_hz=20, announce=said.append)
+    sink.write(FusedFrame(np.zeros((8, 8, 3), np.uint8), None, None, 0, 0, 0, "fused"))
+    password = given.get("REFUSION_EDGE_RTSP_PASSWORD", "")
+    assert bool(password) is asked
+    assert (f":{password}@" in said[0]) == (asked and "u:p" not in uri)  # who chose it knows it

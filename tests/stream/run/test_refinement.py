@@ -21,7 +21,8 @@ from refusion_edge.images.samples import sample_paths
 from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Matrix, Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.run.refinement import Verdict
-from refusion_edge.stream.run.session import StreamSession, StreamSettings
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend, camera
 

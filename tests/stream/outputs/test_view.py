@@ -263,3 +263,34 @@ def test_the_stream_serves_and_ends_with_its_viewers(stream: Callable[..., Any])
     report, _ = stream(ir=camera("ir"), vis=camera("vis"), pictures=5, outputs=("view://127.0.0.1:0",))
     assert report["pairs"]["shown"] == 5
     assert not [thread for thread in threading.enumerate() if thread.name == "view"]
+
+
+@pytest.mark.parametrize(
+    "header", [b"Authorization: Bearer \xff\xfe", b"Host: 127.0.0.1:abc", b"Cookie: refusion_edge_token=\xff"]
+)
+def test_malformed_headers_are_answered_and_nothing_more(
+    served: Served, header: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    live = served(token="a token")
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        host = b"" if header.startswith(b"Host") else b"Host: 127.0.0.1\r\n"
+        connection.sendall(b"GET / HTTP/1.1\r\n" + host + header + b"\r\nConnection: close\r\n\r\n")
+        answer = connection.recv(1024)
+    assert answer.split()[1] in (b"400", b"401")
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    assert live.get("/?token=a%20token")[0] == 200
+
+
+def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._MOST_WAITING_S", 0.3)
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._jpeg", lambda _picture: bytes(1 << 20))
+    live = served()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(b"GET /fused.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        seen = set()
+        deadline_s = time.monotonic() + 30
+        while time.monotonic() < deadline_s and 0 not in seen - {None}:
+            viewers = json.loads(live.get("/status.json")[2])["viewers"]
+            seen.add(viewers if viewers or 1 in seen else None)
+            time.sleep(0.05)
+    assert {0, 1} <= seen

@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
+from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.errors import InputError, UsageError
-from refusion_edge.fuser import Fuser, open_weights
-from refusion_edge.images.color import OUTPUT_RANGES, merge, to_display_range, to_output_range
+from refusion_edge.images.color import to_display_range
 from refusion_edge.metrics.temporal import flicker
 from refusion_edge.rig.model import GAIN_METHODS, GainMethod
-from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
-from refusion_edge.stream.picture.equalization import Equaliser, limited
+from refusion_edge.stream.frames import MS, Frame, Pair
 from refusion_edge.stream.picture.gain import ThermalGain
-from refusion_edge.stream.picture.output_range import OutputStretch, VideoRange
+from refusion_edge.stream.picture.output_range import OutputStretch
 from refusion_edge.stream.picture.processor import Processor
-from refusion_edge.stream.picture.smoothing import SmoothedRange, inner_range
 from refusion_edge.stream.sources.synthetic import Painter, Scene
-from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend
 
 PERIOD_NS = 40 * MS
+
+
 # Static, noisy, and something hot that walks in after a second.
 SCENE = Scene(width=96, height=72, noise=3, walker=60, seed=3)
 
@@ -121,39 +119,6 @@ def test_a_cut_to_another_scene_is_followed_at_once_and_a_small_change_slowly(me
     assert np.abs(slow.apply(later) - before).max() < 0.02
 
 
-def test_tables_rise_everywhere_and_nowhere_too_fast() -> None:
-    shares = np.random.default_rng(4).gamma(0.2, size=(5, 64)).astype(np.float32)
-    shares /= shares.sum(axis=1, keepdims=True)
-    bounded = limited(shares, 2.5)
-    assert bounded.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    assert bounded.min() > 0
-    assert bounded.max() <= 2.5 / 64 + 1e-6
-    np.testing.assert_allclose(limited(shares, 1.0), 1 / 64, rtol=1e-5)
-
-
-def test_tiles_blend_as_four_tables_weighted_by_hand() -> None:
-    rng = np.random.default_rng(5)
-    luma = (rng.random((50, 67)) ** np.linspace(0.3, 3, 67)).astype(np.float32)
-    tiles = Equaliser(8, 0.0)
-    tiles.update(luma, (0.0, 1.0), 0, contrast=3.0, jumped=True)
-    got = tiles.apply(luma)
-    rows, columns = (np.arange(side) * 8 // side for side in luma.shape)
-    tables = np.empty((8, 8, 129))
-    for row in range(8):
-        for column in range(8):
-            inside = luma[np.ix_(rows == row, columns == column)]
-            shares = np.histogram(inside, np.linspace(0, 1, 129))[0].astype(np.float32) + np.float32(1e-3)
-            tables[row, column] = np.concatenate(([0], np.cumsum(limited(shares / shares.sum(), 3.0))))
-    for y, x in rng.integers(0, luma.shape, (200, 2)):
-        at_y, at_x = ((place + 0.5) * 8 / side - 0.5 for place, side in zip((y, x), luma.shape, strict=True))
-        expected = 0.0
-        for row in range(8):
-            for column in range(8):
-                share = max(0, 1 - abs(np.clip(at_y, 0, 7) - row)) * max(0, 1 - abs(np.clip(at_x, 0, 7) - column))
-                expected += share * np.interp(luma[y, x] * 128, np.arange(129), tables[row, column])
-        assert got[y, x] == pytest.approx(expected, abs=3e-3)
-
-
 def test_eight_bit_pictures_are_left_as_they_are(picture: Callable[..., Array]) -> None:
     shown = picture(30, 40)
     for method in GAIN_METHODS:
@@ -184,23 +149,6 @@ def test_a_new_scene_is_shown_at_once() -> None:
     assert 0.45 < luma.mean() < 0.55
 
 
-def test_smoothing_follows_with_its_time_constant() -> None:
-    smoothed = SmoothedRange(2.0)
-    assert smoothed.update(0, 100, 0) == (0, 100)
-    _, high = smoothed.update(0, 200, 2 * SECOND)
-    assert high == pytest.approx(100 + 100 * (1 - np.exp(-1)))
-    narrowing = SmoothedRange(2.0)
-    narrowing.update(0, 100, 0)
-    assert narrowing.update(0, 50, 20 * SECOND)[1] == pytest.approx(50 + 50 * np.exp(-1))
-    assert smoothed.update(0, 200, 2 * SECOND) == (0, pytest.approx(high))  # no time, no change
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 1000, 4999])
-def test_inner_range_is_that_of_numpy(count: int) -> None:
-    values = np.random.default_rng(count).normal(0, 100, count).astype(np.float32)
-    assert inner_range(values, (0.1, 99.9)) == pytest.approx(np.percentile(values.astype(np.float64), (0.1, 99.9)), rel=1e-6)
-
-
 def test_a_constant_or_noisy_wall_is_not_stretched_to_noise() -> None:
     wall = np.full((40, 40), 21_000, np.uint16)
     wall[::2] += 1
@@ -213,80 +161,9 @@ def test_a_constant_or_noisy_wall_is_not_stretched_to_noise() -> None:
     assert np.ptp(linear.apply(wall)) < 0.2
 
 
-def test_output_ranges() -> None:
-    fused = np.random.default_rng(0).random((40, 50)).astype(np.float32) * np.float32(0.5) + np.float32(0.2)
-    stretched = OutputStretch("stretch").apply(fused, 0)
-    assert (stretched.min(), stretched.max()) == (0, 255)
-    assert np.array_equal(OutputStretch("fixed").apply(fused, 0), np.floor(fused * 255 + 0.5).astype(np.uint8))
-    assert not OutputStretch("stretch").apply(np.full((8, 8), 0.3, np.float32), 0).any()
-    with pytest.raises(UsageError, match="smooth, stretch, fixed"):
-        OutputStretch("smoth")
-
-
 def test_wrong_settings_and_pictures_are_refused() -> None:
     for bad in ({"method": "agc"}, {"polarity": "grey"}, {"time_constant_s": -1.0}):
         with pytest.raises(UsageError, match="expected"):
             ThermalGain(**bad)
     with pytest.raises(InputError, match="NaN"):
         ThermalGain().update(np.full((9, 9), np.nan, np.float32), 0)
-
-
-def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(random_state: State) -> None:
-    _, vis, time_ns = list(walk(30))[-1]
-    ir = (np.random.default_rng(0).random(vis.shape[:2]) * 255).astype(np.uint8)
-    with open_weights(random_state, threads=1) as backend:
-        expected = Fuser(backend, find_task("ir_vis")).fuse(ir, np.ascontiguousarray(vis[..., ::-1]))
-        pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
-        got = Processor(backend, stretch=OutputStretch("stretch"), marks=False).process(pair).image
-    difference = np.abs(got[..., ::-1].astype(int) - expected)
-    assert difference.max() <= 4  # luma and chroma are kept in 8 bit: half a level each, times 1.8 for blue
-    assert difference.mean() < 1.0
-
-
-class DeviceLike(MeanBackend):
-    """Takes 8-bit luma and gives levels, as an engine does that was built so."""
-
-    takes_pixels = True
-
-    def __init__(self, levels_range: str | None) -> None:
-        super().__init__()
-        self.levels_range = levels_range
-        self.asked: list[tuple[str, str]] = []
-
-    def fuse(self, a: Array, b: Array) -> Float32Array:
-        self.asked.append(("plane", str(b.dtype)))
-        return super().fuse(a, b / np.float32(255))
-
-    def fuse_to_levels(self, a: Array, b: Array) -> Uint8Array:
-        self.asked.append(("levels", str(b.dtype)))
-        assert self.levels_range in OUTPUT_RANGES
-        return merge(to_output_range(super().fuse(a, b / np.float32(255))[0, 0], self.levels_range), None)
-
-
-@pytest.mark.parametrize(
-    ("kind", "built", "asked"),
-    [("stretch", "stretch", "levels"), ("fixed", "fixed", "levels"), ("fixed", "stretch", "plane"),
-     ("smooth", "fixed", "plane"), ("stretch", None, "plane")],
-)  # fmt: skip
-def test_the_device_finishes_the_picture_where_it_can(kind: VideoRange, built: str | None, asked: str) -> None:
-    ir, vis, time_ns = list(walk(30))[-1]
-    pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
-    backend = DeviceLike(built)
-    got, expected = (
-        Processor(one, stretch=OutputStretch(kind), marks=False).process(pair).image for one in (backend, MeanBackend())
-    )
-    assert backend.asked == [(asked, "uint8")]
-    # A half is rounded down here and up there, and chroma is joined in 8 bit.
-    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 2
-
-
-def test_marks_are_written_into_a_copy_only() -> None:
-    _, vis, time_ns = next(iter(walk(1)))
-    alone = Pair(0, None, Frame("vis", vis, 0, time_ns, 0, time_ns))
-    before = vis.copy()
-    marked = Processor(MeanBackend()).process(alone)
-    assert marked.mode == "visible only"
-    assert marked.marks == ("infrared lost",)
-    assert np.array_equal(vis, before)
-    assert not np.array_equal(marked.image, vis)
-    assert np.array_equal(Processor(MeanBackend(), marks=False).process(alone).image, vis)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refusion_edge.errors import UsageError
 from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Pair, Side
-from refusion_edge.stream.pairing.failover import Limits, Matcher
+from refusion_edge.stream.pairing.failover import Failover, Limits
 from refusion_edge.stream.pairing.pairer import NO_COUNTERPART, POLICIES, TIME_WENT_BACK, Outcome, Pairer, Policy
 
 MakeFrame = Callable[..., Frame]
@@ -178,18 +178,18 @@ def test_wrong_settings_are_refused(bad: dict[str, object]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(steps=steps_ms, stale=st.lists(st.booleans(), min_size=60, max_size=60))
 def test_every_frame_is_accounted_for_while_cameras_come_and_go(steps: list[tuple[Side, int]], stale: list[bool]) -> None:
-    matcher = Matcher(Pairer("nearest", max_skew_ns=40 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=200 * MS))
+    failover = Failover(Pairer("nearest", max_skew_ns=40 * MS), Limits(lost_after_ns=100 * MS, frozen_after_ns=200 * MS))
     now_ms, pushed, used, dropped, numbers = 0, Counter[Side](), Counter[Side](), Counter[Side](), []
     outcomes = []
     for number, (side, step_ms) in enumerate(steps):
         now_ms += abs(step_ms)
         time_ns = now_ms * MS
         pushed[side] += 1
-        outcomes.append(matcher.push(Frame(side, PICTURE, number, time_ns, time_ns, time_ns - stale[number] * SECOND)))
-    for outcome in (*outcomes, matcher.flush()):
+        outcomes.append(failover.push(Frame(side, PICTURE, number, time_ns, time_ns, time_ns - stale[number] * SECOND)))
+    for outcome in (*outcomes, failover.flush()):
         numbers += [pair.number for pair in outcome.pairs]
         dropped.update(one.side for one, _ in outcome.dropped)
-    used.update(matcher.used)
+    used.update(failover.used)
     assert numbers == list(range(len(numbers)))
     for side in SIDES:
         assert pushed[side] == used[side] + dropped[side]

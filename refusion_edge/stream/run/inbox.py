@@ -1,0 +1,56 @@
+"""Frames of two readers on their way to pairing, in one order."""
+
+from __future__ import annotations
+
+import threading
+
+from refusion_edge.stream.frames import SIDES, Frame, Side
+from refusion_edge.stream.run.channel import Channel
+
+_CAPACITY = 64
+
+
+class Inbox:
+    """Frames in the order of arrival from cameras, in the order of time from files; two threads put, one gets.
+
+    Args:
+        live: Whether they come from cameras, whose oldest frame is dropped where pairing is late; files wait.
+    """
+
+    def __init__(self, *, live: bool) -> None:
+        shared: Channel[Frame] = Channel(_CAPACITY, lossless=not live)
+        self._live = live
+        self._channels = {side: shared if live else Channel[Frame](_CAPACITY, lossless=True) for side in SIDES}
+        self._heads: dict[Side, Frame | None] = {}
+        self._open: set[Side] = set(SIDES)
+        self._lock = threading.Lock()
+
+    def put(self, frame: Frame) -> Frame | None:
+        """Add a frame; returns what was dropped for it, as ``Channel.put`` does."""
+        return self._channels[frame.side].put(frame)
+
+    def get(self) -> Frame | None:
+        """Take the next frame; None when both readers have ended."""
+        if self._live:
+            return self._channels["ir"].get()
+        for side in SIDES:
+            if self._heads.get(side) is None:
+                self._heads[side] = self._channels[side].get()
+        ready = [frame for frame in self._heads.values() if frame is not None]
+        if not ready:
+            return None
+        first = min(ready, key=lambda frame: frame.time_ns)
+        self._heads[first.side] = None
+        return first
+
+    def end(self, side: Side) -> None:
+        """Take note that a reader has ended; cameras share a channel, which closes with the second one."""
+        with self._lock:
+            self._open.discard(side)
+            if not self._live or not self._open:
+                self._channels[side].close()
+
+    def close(self) -> None:
+        """Take no more frames of either reader."""
+        for channel in self._channels.values():
+            channel.close()

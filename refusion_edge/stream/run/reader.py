@@ -1,0 +1,137 @@
+"""One camera: reading, frozen pictures, time stamps that stand still, losses and reconnects."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from refusion_edge.errors import SourceLostError
+from refusion_edge.stream.frames import Frame
+from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.run.inbox import Inbox
+from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
+from refusion_edge.stream.statistics import Statistics
+
+_BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+_DTYPES = (np.uint8, np.uint16, np.float32)
+# A live camera whose time stamps did not advance for so many frames in a row has none.
+_MOST_STANDING = 3
+
+
+class Reader:
+    """Reads a source to its end, or until the run stops, in a thread of its own.
+
+    Args:
+        source: The camera, entered; this thread leaves it, and enters it again after a loss.
+        inbox: Where its frames go.
+        statistics: Counters of the run.
+        stop: Ends the run.
+
+    Attributes:
+        delivered_s: When the last frame came, monotonic clock; 0 before the first one.
+    """
+
+    def __init__(self, source: Source, inbox: Inbox, statistics: Statistics, stop: threading.Event) -> None:
+        self.source = source
+        self.delivered_s = 0.0
+        self._inbox, self._statistics, self._stop = inbox, statistics, stop
+        self._camera = statistics.cameras[source.side]
+        self._freeze, self._stamps = FreezeWatch(), _Stamps()
+        # The next frame's number, or negative where nobody knows.
+        self._expected = -1 if source.live else 0
+
+    def run(self) -> None:
+        """Read.
+
+        Raises:
+            SourceLostError: A file, which nobody plugs in again, is lost.
+            InputError: The file is damaged.
+        """
+        source = self.source
+        try:
+            while not self._stop.is_set():
+                try:
+                    grab = source.read()
+                except CorruptFrameError as error:
+                    self._camera.frames_in += 1
+                    self._expected += self._expected >= 0  # the first one of a camera says nothing of those before it
+                    self._statistics.dropped(source.side, "damaged frame")
+                    self._statistics.note(source.side, str(error))
+                    continue
+                except SourceLostError as error:
+                    if not source.live:
+                        raise
+                    self._come_back(error)
+                    self._freeze, self._stamps, self._expected = FreezeWatch(), _Stamps(), -1
+                    continue
+                if grab is None:
+                    break
+                missing = max(0, grab.index - self._expected) if self._expected >= 0 else 0
+                self._expected = grab.index + 1
+                self._deliver(self._stamps.check(grab) if source.live else grab, missing)
+                if self._stamps.replaced:
+                    self._camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps stand still"
+        finally:
+            self._camera.state = "ended" if self._camera.state != "lost" else self._camera.state
+            source.__exit__(None, None, None)
+            self._inbox.end(source.side)
+
+    def _deliver(self, grab: Grab, missing: int) -> None:
+        side, image, camera = self.source.side, grab.image, self._camera
+        self._statistics.delivered(side, (image.shape[1], image.shape[0]), str(image.dtype), missing=missing)
+        camera.clock = self.source.clock
+        self.delivered_s = time.monotonic()
+        if image.dtype not in _DTYPES or image.ndim not in (2, 3):
+            self._statistics.dropped(side, "unknown pixel type")
+            return
+        freezes = self._freeze.freezes
+        unchanged_since_ns = self._freeze.add(image, grab.time_ns)
+        camera.frozen_frames += self._freeze.freezes > 0 and unchanged_since_ns != grab.time_ns
+        if self._freeze.freezes > freezes:
+            camera.freezes += 1
+            self._statistics.note(side, "frozen")
+        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), unchanged_since_ns)
+        overflow = self._inbox.put(frame)
+        if overflow is not None:
+            self._statistics.dropped(overflow.side, "stopped" if self._stop.is_set() else "queue of frames full")
+
+    def _come_back(self, error: SourceLostError) -> None:
+        """Open a lost camera again, with growing pauses, until it is there or the run ends."""
+        source, camera = self.source, self._camera
+        camera.losses += 1
+        camera.state = "lost"
+        self._statistics.note(source.side, f"lost: {error}")
+        source.__exit__(None, None, None)
+        for pause_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
+            if self._stop.wait(pause_s):
+                return
+            try:
+                source.__enter__()
+            except SourceLostError:
+                continue
+            camera.reconnects += 1
+            camera.state = "running"
+            self._statistics.note(source.side, "back")
+            return
+
+
+class _Stamps:
+    """Time stamps of a live camera, as long as they advance; the host's at arrival otherwise."""
+
+    def __init__(self) -> None:
+        self.replaced = False
+        self._latest_ns: int | None = None
+        self._standing = 0
+
+    def check(self, grab: Grab) -> Grab:
+        """Give the frame with a time that advances; single steps back are left for pairing to refuse."""
+        if not self.replaced:
+            stands = self._latest_ns is not None and grab.time_ns <= self._latest_ns
+            self._standing = self._standing + 1 if stands else 0
+            self._latest_ns = grab.time_ns if self._latest_ns is None else max(self._latest_ns, grab.time_ns)
+            self.replaced = self._standing >= _MOST_STANDING
+        return replace(grab, time_ns=time.monotonic_ns()) if self.replaced else grab

@@ -1,0 +1,165 @@
+"""What a user asks of a stream, as plain values, and how frames are paired after everyone has had their say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from refusion_edge.rig.model import GainMethod, Polarity, Rig
+from refusion_edge.stream.frames import MS, SIDES
+from refusion_edge.stream.pairing.failover import Failover, Limits
+from refusion_edge.stream.pairing.pairer import Pairer, Policy
+from refusion_edge.stream.picture.output_range import VideoRange
+from refusion_edge.text import redact
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """Options of the verb ``stream``, by the same names; None where the rig, a recording or a default decides.
+
+    Attributes:
+        ir: URI of the infrared source.
+        vis: URI of the visible source.
+        replay: Folder of a recording to replay instead.
+        outputs: URIs of outputs.
+        record: Folder to record raw frames to.
+        bundle: Engine bundle.
+        weights: Weights file.
+        task: Fusion task.
+        backend: Back end of the network.
+        threads: Threads of the back end; 0 for its own choice.
+        policy: Pairing policy.
+        max_skew_ms: Largest difference of time in a pair.
+        max_age_ms: How long the policy ``hold`` holds a frame.
+        offset_ms: What is added to time stamps of ir.
+        lost_after_ms: Silence after which a camera is lost.
+        max_freeze_ms: Unchanged infrared content after which the visible camera goes on alone.
+        give_up_s: How long both cameras may be lost.
+        rig: Rig file.
+        distance: Working distance of the rig in metres.
+        resize: Whether infrared pictures are stretched to the visible size where there is no rig.
+        gain: Gain control of 16-bit infrared.
+        polarity: What the infrared camera shows hot things as.
+        output_range: Output range of the fused video.
+        smooth_s: Time constant of gain and range.
+        grey: Whether the colour of the visible camera is left out.
+        marks: Whether losses, freezes and held frames are written into the picture.
+        headless: No window, even where there is a display.
+        duration_s: End after this time.
+        pictures: End after so many pictures.
+        token: Token that viewers have to give.
+        hash: Whether all pictures are hashed.
+    """
+
+    ir: str | None = None
+    vis: str | None = None
+    replay: str | None = None
+    outputs: tuple[str, ...] = ()
+    record: str | None = None
+    bundle: str | None = None
+    weights: str | None = None
+    task: str | None = None
+    backend: str = "auto"
+    threads: int = 0
+    policy: Policy | None = None
+    max_skew_ms: float | None = None
+    max_age_ms: float | None = None
+    offset_ms: float | None = None
+    lost_after_ms: float = 1000.0
+    max_freeze_ms: float = 2000.0
+    give_up_s: float = 30.0
+    rig: str | None = None
+    distance: float | None = None
+    resize: bool = False
+    gain: GainMethod | None = None
+    polarity: Polarity | None = None
+    output_range: VideoRange = "smooth"
+    smooth_s: float = 1.0
+    grey: bool = False
+    marks: bool = True
+    headless: bool = False
+    duration_s: float | None = None
+    pictures: int | None = None
+    token: str | None = None
+    hash: bool = False
+
+    def shown(self) -> dict[str, Any]:
+        """As plain values for the report, without credentials."""
+        return {
+            field.name: _without_credentials(getattr(self, field.name)) for field in fields(self) if field.name != "token"
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PairingSettings:
+    """How frames are paired, after rig, recording and defaults have had their say; kept in recordings.
+
+    Attributes:
+        policy: Pairing policy.
+        max_skew_ms: Largest difference of time in a pair, or None for a measured one.
+        max_age_ms: How long the policy ``hold`` holds a frame.
+        offset_ms: What is added to time stamps of ir.
+        lost_after_ms: Silence after which a camera is lost, or None where none can be.
+        max_freeze_ms: Unchanged infrared content after which the visible camera goes on alone.
+    """
+
+    policy: Policy
+    max_skew_ms: float | None
+    max_age_ms: float
+    offset_ms: float
+    lost_after_ms: float | None
+    max_freeze_ms: float
+
+    def failover(self, rig: Rig | None = None) -> Failover:
+        """Make what pairs by these settings.
+
+        Args:
+            rig: Rig that frames have to fit, or None.
+
+        Raises:
+            UsageError: The policy is unknown or a limit negative.
+        """
+        pairer = Pairer(
+            self.policy,
+            max_skew_ns=None if self.max_skew_ms is None else round(self.max_skew_ms * MS),
+            max_age_ns=round(self.max_age_ms * MS),
+            offset_ns=round(self.offset_ms * MS),
+        )
+        limits = None
+        if self.lost_after_ms is not None:
+            limits = Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS))
+        return Failover(pairer, limits, None if rig is None else {side: rig.source(side).size_wh for side in SIDES})
+
+
+def choose_pairing(
+    settings: StreamSettings, rig: Rig | None, recorded: Mapping[str, Any] | None, *, live: bool
+) -> PairingSettings:
+    """What holds: an option, else the recording, else the rig, else a default.
+
+    Args:
+        settings: What was asked for.
+        rig: Rig, or None.
+        recorded: The settings of the recording that is replayed, or None.
+        live: Whether cameras can be lost.
+    """
+    known = (recorded or {}).get("pairing", {})
+    chosen: dict[str, Any] = {
+        "policy": "nearest",
+        "max_skew_ms": None,
+        "max_age_ms": 500.0,
+        "offset_ms": (rig.time_offset_ms if rig else None) or 0.0,
+        "lost_after_ms": settings.lost_after_ms if live else None,
+        "max_freeze_ms": settings.max_freeze_ms,
+    }
+    chosen.update({name: known[name] for name in chosen if name in known})
+    for name in ("policy", "max_skew_ms", "max_age_ms", "offset_ms"):
+        asked = getattr(settings, name)
+        chosen[name] = chosen[name] if asked is None else asked
+    return PairingSettings(**chosen)
+
+
+def _without_credentials(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    return [redact(text) for text in value] if isinstance(value, tuple) else value

@@ -1,0 +1,94 @@
+"""What writes: one output with its queue, and the recorder with its own."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+from refusion_edge.stream.frames import Frame, FusedFrame
+from refusion_edge.stream.outputs.recording import PairFate, Recorder
+from refusion_edge.stream.outputs.sinks import Sink
+from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.statistics import Statistics
+
+_RECORDED = 128
+
+
+class Writer:
+    """Writes the pictures of one output in a thread of its own.
+
+    Args:
+        sink: The output, entered; this thread leaves it.
+        statistics: Counters of the run.
+        stop: Ends the run.
+        live: Whether the pictures come from cameras, which nothing may make wait.
+    """
+
+    def __init__(self, sink: Sink, statistics: Statistics, stop: threading.Event, *, live: bool) -> None:
+        self.sink = sink
+        self._statistics, self._stop, self._live = statistics, stop, live
+        self._waiting = Channel[FusedFrame](sink.capacity, lossless=sink.lossless and not live)
+
+    def put(self, frame: FusedFrame) -> None:
+        """Hand a picture over; the oldest one is dropped, and counted, where the output is busy."""
+        if self._waiting.put(frame) is not None:
+            self._statistics.dropped(f"output {self.sink.name}", "stopped" if self._stop.is_set() else "output busy")
+
+    def run(self) -> None:
+        """Write until the channel is closed and empty.
+
+        Raises:
+            OutputError: The output cannot be written, or turns out damaged when it is closed.
+        """
+        with contextlib.ExitStack() as stack:
+            # Windows have to be closed by the thread that opened them, and files say at the end whether they are whole.
+            stack.push(self.sink.__exit__)
+            while (frame := self._waiting.get()) is not None:
+                started_ns = time.monotonic_ns()
+                self.sink.write(frame)
+                now_ns = time.monotonic_ns()
+                self._statistics.wrote(self.sink.name)
+                self._statistics.took("output", now_ns - started_ns)
+                if self._live:
+                    self._statistics.took("age", now_ns - frame.time_ns)
+
+    def close(self) -> None:
+        """No more pictures will come."""
+        self._waiting.close()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class RecordWriter:
+    """Writes raw frames to a recording in a thread of its own.
+
+    Args:
+        recorder: The recording, entered.
+        statistics: Counters of the run.
+        live: Whether the frames come from cameras, which nothing may make wait.
+    """
+
+    def __init__(self, recorder: Recorder, statistics: Statistics, *, live: bool) -> None:
+        self.recorder = recorder
+        self._statistics = statistics
+        self._waiting: Channel[Frame | PairFate] = Channel(_RECORDED, lossless=not live)
+
+    def keep(self, item: Frame | PairFate) -> None:
+        """Hand a frame over, or the fate of a pair."""
+        if self._waiting.put(item) is not None and isinstance(item, Frame):
+            self._statistics.dropped("recording", "disk too slow")
+
+    def run(self) -> None:
+        """Write until the channel is closed and empty.
+
+        Raises:
+            OutputError: The recording cannot be written.
+        """
+        while (item := self._waiting.get()) is not None:
+            self.recorder.write(item)
+
+    def close(self) -> None:
+        """No more frames will come."""
+        self._waiting.close()

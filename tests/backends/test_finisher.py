@@ -1,0 +1,64 @@
+"""What is made of an engine's output, for single images and for video alike."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from benchmarks.mean_engine import MeanEngine
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.backends.finisher import Finisher
+from refusion_edge.errors import GateError
+from refusion_edge.images.color import merge, merge_uint8, split, split_uint8, to_output_range
+
+
+class LevelsEngine(MeanEngine):
+    """Finishes planes of the fixed range on its device, and takes 8-bit ones."""
+
+    levels_range, takes_pixels = "fixed", True
+
+    def fuse_to_levels(self, a: Array, b: Array) -> Uint8Array:
+        return np.full(a.shape[2:], 7, np.uint8)
+
+
+@pytest.fixture
+def planes(rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
+    a, b = rng.random((2, 1, 1, 12, 16)).astype(np.float32)
+    return a, b
+
+
+@pytest.mark.parametrize(("kind", "finished", "levels"), [("fixed", True, 1), ("fixed", False, 0), ("smooth", True, 0)])
+def test_the_device_finishes_only_what_is_wanted(
+    planes: tuple[Float32Array, Float32Array], kind: str, finished: bool, levels: bool
+) -> None:
+    finisher = Finisher(LevelsEngine(), kind, "bgr")
+    output = finisher.infer(*planes, finished=finished)
+    assert (output.dtype == np.uint8) == levels
+    assert finisher.takes_uint8
+    assert not Finisher(MeanEngine(), kind, "bgr").takes_uint8
+    if levels:
+        assert finisher.to_luma(output, lambda _plane: pytest.fail("it is finished")) is output
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_refused(planes: tuple[Float32Array, Float32Array], bad: float) -> None:
+    planes[0][0, 0, 3, 4] = bad
+    finisher = Finisher(MeanEngine(), "fixed", "rgb")
+    with pytest.raises(GateError):
+        finisher.to_luma(finisher.infer(*planes), partial(to_output_range, output_range="fixed"))
+
+
+def test_both_orders_are_one_image(rng: np.random.Generator) -> None:
+    picture = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    mirrored = np.ascontiguousarray(picture[..., ::-1])
+    luma, chroma = split(picture.astype(np.float32))
+    rgb, bgr = (Finisher(MeanEngine(), "fixed", order).to_image(luma * 255, chroma) for order in ("rgb", "bgr"))
+    assert np.array_equal(rgb, bgr[..., ::-1])
+    assert np.array_equal(rgb, merge(luma * 255, chroma))
+    for order, image in (("rgb", picture), ("bgr", mirrored)):
+        levels, ycrcb = split_uint8(image, order)
+        joined = Finisher(MeanEngine(), "fixed", order).to_image(levels.copy(), ycrcb)
+        assert np.array_equal(joined, merge_uint8(levels, ycrcb, order))
+        assert np.abs(merge_uint8(levels, ycrcb, order).astype(int) - image).max() <= 3

@@ -1,0 +1,112 @@
+"""Recordings and replays: a replay is the same to the last bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from refusion_edge.errors import InputError, OutputError, UsageError
+from refusion_edge.stream.frames import SECOND
+from refusion_edge.stream.outputs.recording import read_recording
+from tests.conftest import one_sentence
+from tests.stream.conftest import camera, explained
+
+Stream = Callable[..., tuple[dict[str, Any], Any]]
+
+
+def file_pair(frames: int = 12) -> dict[str, str]:
+    return {"ir": camera("ir", live=0, frames=frames), "vis": camera("vis", live=0, frames=frames)}
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([10 << 30] * 2 + [1 << 20] * 1000)
+    monkeypatch.setattr("refusion_edge.stream.outputs.disk.shutil.disk_usage", lambda _path: SimpleNamespace(free=next(free)))
+    monkeypatch.setattr("refusion_edge.stream.outputs.disk._CHECK_S", 0.0)
+    with pytest.raises(OutputError, match="1 MiB left") as caught:
+        stream(**file_pair(30), outputs=("null://",), record="recording")
+    assert one_sentence(str(caught.value))
+    recording = read_recording(Path("recording"))
+    assert len(recording.rows) == 2
+    assert recording.read(1).image.shape[:2] == (48, 64)
+
+
+def test_a_live_run_with_drops_is_replayed_to_the_last_bit(stream: Stream) -> None:
+    live, _ = stream(
+        ir=camera("ir", rate=9, freeze_every_ms=900, freeze_ms=300), vis=camera("vis", drop_every_ms=800),
+        policy="hold", record="recording", duration_s=3.0, delay_s=0.06, marks=False,
+    )  # fmt: skip
+    assert live["pairs"]["drops"]["engine busy"] > 5
+    replays = [stream(replay="recording", marks=False)[0] for _ in range(2)]
+    for replay in replays:
+        assert explained(replay)
+        assert replay["pairs"]["paired"] == live["pairs"]["paired"]
+        assert replay["skew"]["histogram_ms"] == live["skew"]["histogram_ms"]
+    assert replays[0]["output_sha256"] == replays[1]["output_sha256"]
+    # At the end of a live run, pairs that were made may not be shown any more; the replay shows them.
+    if not live["pairs"]["drops"].get("stopped"):
+        assert replays[0]["output_sha256"] == live["output_sha256"]
+
+
+def test_a_recording_of_files_is_replayed_to_the_same_pictures(stream: Stream) -> None:
+    first, _ = stream(**file_pair(20), record="recording")
+    second, _ = stream(replay="recording")
+    assert first["output_sha256"] == second["output_sha256"]
+    assert first["pairs"]["shown"] == second["pairs"]["shown"] == 20
+    other, _ = stream(replay="recording", policy="drop", max_skew_ms=0.0, gain="linear")
+    assert other["output_sha256"] != first["output_sha256"]
+
+
+def test_each_side_of_a_recording_is_a_source(stream: Stream) -> None:
+    stream(**file_pair(), record="recording")
+    report, _ = stream(ir="recording/ir", vis="recording/vis")
+    assert report["pairs"]["shown"] == 12
+    assert report["cameras"]["ir"]["clock"] == "recorded time stamps"
+    assert report["cameras"]["ir"]["dtype"] == "uint16"
+
+
+def test_a_recording_that_breaks_off_is_replayed_up_to_there(stream: Stream) -> None:
+    stream(**file_pair(), record="recording")
+    path = Path("recording/frames.csv")
+    path.write_text(path.read_text()[:-9])
+    assert len(read_recording(Path("recording")).rows) == 23
+    assert stream(replay="recording")[0]["pairs"]["shown"] >= 11
+
+
+def test_recordings_are_not_overwritten(stream: Stream) -> None:
+    stream(**file_pair(2), record="recording")
+    with pytest.raises(OutputError):
+        stream(**file_pair(2), record="recording")
+    assert len(read_recording(Path("recording")).rows) == 4
+
+
+def test_what_is_no_recording_is_refused() -> None:
+    with pytest.raises(InputError):
+        read_recording(Path("elsewhere"))
+
+
+def test_a_recording_of_another_schema_is_refused(stream: Stream) -> None:
+    stream(**file_pair(2), record="recording")
+    document = json.loads(Path("recording/recording.json").read_text())
+    Path("recording/recording.json").write_text(json.dumps(document | {"schema": "other/1"}))
+    with pytest.raises(InputError):
+        read_recording(Path("recording"))
+
+
+def test_a_replay_has_no_other_sources(stream: Stream) -> None:
+    with pytest.raises(UsageError):
+        stream(**file_pair(), replay="recording")
+
+
+def test_recorded_rows_carry_exact_times(stream: Stream) -> None:
+    stream(**file_pair(4), record="recording")
+    with Path("recording/frames.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["time_ns"]) for row in rows if row["side"] == "ir"] == [round(number * SECOND / 30) for number in range(4)]
+    assert threading.active_count() < 20

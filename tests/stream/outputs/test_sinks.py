@@ -1,0 +1,65 @@
+"""Image folders, shared memory, and what cannot be an output."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from multiprocessing import shared_memory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refusion_edge.errors import BackendError, OutputError, UsageError
+from refusion_edge.images.io import read_image
+from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.outputs.sinks import SharedMemorySink, read_shared
+from refusion_edge.stream.outputs.video import open_file_sink
+from refusion_edge.stream.uri import parse_output
+from tests.stream.conftest import camera
+
+Stream = Callable[..., tuple[dict[str, Any], Any]]
+
+
+def picture(number: int, time_ms: float = 0.0) -> FusedFrame:
+    image = np.full((48, 64, 3), (number * 7) % 256, np.uint8)
+    return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
+
+
+def file_pair(frames: int = 12) -> dict[str, str]:
+    return {"ir": camera("ir", live=0, frames=frames), "vis": camera("vis", live=0, frames=frames)}
+
+
+def test_image_folders_and_patterns(stream: Stream) -> None:
+    stream(**file_pair(), outputs=("pictures", "numbered/f_%04i.jpg"))
+    assert [path.name for path in sorted(Path("pictures").iterdir())] == [f"{number:06d}.png" for number in range(12)]
+    assert read_image("numbered/f_0011.jpg").shape == (48, 64, 3)
+
+
+def test_shared_memory_is_read_by_another_program() -> None:
+    name = f"refusion-test-{time.monotonic_ns()}"
+    with SharedMemorySink(parse_output(f"shm://{name}")) as sink:
+        sink.write(picture(5, 33))
+        attached = shared_memory.SharedMemory(name)
+        shown = read_shared(attached)
+        attached.close()
+        assert shown is not None
+        assert np.array_equal(shown[0], picture(5).image)
+        assert shown[1] == 33 * MS
+        with pytest.raises(OutputError, match="to be free"), SharedMemorySink(parse_output(f"shm://{name}")) as second:
+            second.write(picture(0))
+    with pytest.raises(FileNotFoundError):
+        shared_memory.SharedMemory(name)
+
+
+def test_outputs_that_cannot_be_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("out.xyz", "f_%04i.gif"):
+        with pytest.raises(UsageError, match="expected"):
+            open_file_sink(parse_output(text), rate_hz=None, live=False)
+    with pytest.raises(UsageError, match="did you mean 'view://'"):
+        parse_output("veiw://0")
+    for display in ("", ":97", "nonsense", "127.0.0.1:9"):
+        monkeypatch.setenv("DISPLAY", display)
+        with pytest.raises(BackendError, match="expected a display"):
+            stream(**file_pair(), outputs=("display://0",))

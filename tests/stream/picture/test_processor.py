@@ -1,0 +1,93 @@
+"""One pair of frames into one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
+from refusion_edge.backends.registry import RunOptions
+from refusion_edge.fuser import Fuser, open_weights
+from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
+from refusion_edge.stream.frames import MS, Frame, Pair
+from refusion_edge.stream.picture.output_range import OutputStretch, VideoRange
+from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.sources.synthetic import Painter, Scene
+from refusion_edge.tasks import find_task
+from tests.stream.conftest import MeanBackend
+
+PERIOD_NS = 40 * MS
+
+
+# Static, noisy, and something hot that walks in after a second.
+SCENE = Scene(width=96, height=72, noise=3, walker=60, seed=3)
+
+
+def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:
+    ir, vis = Painter(SCENE, "ir"), Painter(SCENE, "vis")
+    for number in range(frames):
+        time_ns = number * PERIOD_NS
+        yield ir.paint(time_ns), vis.paint(time_ns), time_ns
+
+
+def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(random_state: State) -> None:
+    _, vis, time_ns = list(walk(30))[-1]
+    ir = (np.random.default_rng(0).random(vis.shape[:2]) * 255).astype(np.uint8)
+    with open_weights(random_state, options=RunOptions(threads=1)) as backend:
+        expected = Fuser(backend, find_task("ir_vis")).fuse(ir, np.ascontiguousarray(vis[..., ::-1]))
+        pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
+        got = Processor(backend, stretch=OutputStretch("stretch"), marks=False).process(pair).image
+    difference = np.abs(got[..., ::-1].astype(int) - expected)
+    assert difference.max() <= 4  # luma and chroma are kept in 8 bit: half a level each, times 1.8 for blue
+    assert difference.mean() < 1.0
+
+
+class DeviceLike(MeanBackend):
+    """Takes 8-bit luma and gives levels, as an engine does that was built so."""
+
+    takes_pixels = True
+
+    def __init__(self, levels_range: str | None) -> None:
+        super().__init__()
+        self.levels_range = levels_range
+        self.asked: list[tuple[str, str]] = []
+
+    def fuse(self, a: Array, b: Array) -> Float32Array:
+        self.asked.append(("plane", str(b.dtype)))
+        return super().fuse(a, b / np.float32(255))
+
+    def fuse_to_levels(self, a: Array, b: Array) -> Uint8Array:
+        self.asked.append(("levels", str(b.dtype)))
+        assert self.levels_range in OUTPUT_RANGES
+        return merge(to_output_range(super().fuse(a, b / np.float32(255))[0, 0], self.levels_range), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "built", "asked"),
+    [("stretch", "stretch", "levels"), ("fixed", "fixed", "levels"), ("fixed", "stretch", "plane"),
+     ("smooth", "fixed", "plane"), ("stretch", None, "plane")],
+)  # fmt: skip
+def test_the_device_finishes_the_picture_where_it_can(kind: VideoRange, built: str | None, asked: str) -> None:
+    ir, vis, time_ns = list(walk(30))[-1]
+    pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
+    backend = DeviceLike(built)
+    got, expected = (
+        Processor(one, stretch=OutputStretch(kind), marks=False).process(pair).image for one in (backend, MeanBackend())
+    )
+    assert backend.asked == [(asked, "uint8")]
+    # A half is rounded down here and up there, and chroma is joined in 8 bit.
+    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 2
+
+
+def test_marks_are_written_into_a_copy_only() -> None:
+    _, vis, time_ns = next(iter(walk(1)))
+    alone = Pair(0, None, Frame("vis", vis, 0, time_ns, 0, time_ns))
+    before = vis.copy()
+    marked = Processor(MeanBackend()).process(alone)
+    assert marked.mode == "visible only"
+    assert marked.marks == ("infrared lost",)
+    assert np.array_equal(vis, before)
+    assert not np.array_equal(marked.image, vis)
+    assert np.array_equal(Processor(MeanBackend(), marks=False).process(alone).image, vis)

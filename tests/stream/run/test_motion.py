@@ -1,0 +1,16 @@
+"""How fast the scene moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from refusion_edge.stream.frames import MS
+from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.sources.synthetic import Painter, Scene
+
+
+def test_motion_is_measured_in_pixels_per_second() -> None:
+    painter = Painter(Scene(width=320, height=240, noise=1, pan=90, walker=0), "vis")
+    meter = MotionMeter()
+    assert meter.add(painter.paint(0), 0) is None
+    assert meter.add(painter.paint(40 * MS), 40 * MS) == pytest.approx(90, abs=15)

@@ -1,0 +1,57 @@
+"""Synthetic cameras."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from refusion_edge.stream.frames import SECOND
+from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.source import (
+    CLOCK_SYNTHETIC,
+    CorruptFrameError,
+    Grab,
+    Source,
+)
+from refusion_edge.stream.sources.synthetic import Painter, Scene
+from refusion_edge.stream.uri import parse_source
+from tests.stream.conftest import camera
+
+
+def opened(text: str, side: str = "ir") -> Source:
+    return open_source(parse_source(text), "ir" if side == "ir" else "vis")
+
+
+def read_all(text: str, side: str = "ir") -> list[Grab]:
+    with opened(text, side) as source:
+        return list(itertools.takewhile(lambda grab: grab is not None, iter(source.read, None)))
+
+
+def test_the_synthetic_pair_is_shifted_and_skewed_as_asked() -> None:
+    base, moved = Scene(width=120, height=80, noise=0), Scene(width=120, height=80, noise=0, dx=7, dy=-5)
+    one, two = Painter(base, "ir").paint(0), Painter(moved, "ir").paint(0)
+    assert one.dtype == np.uint16
+    assert np.array_equal(one[10:60, 10:100], two[5:55, 17:107])
+    panning = Painter(Scene(width=120, height=80, noise=0, pan=100, walker=0), "vis")
+    assert np.array_equal(panning.paint(0)[:, 50:], panning.paint(SECOND // 2)[:, :-50])
+
+
+def test_synthetic_faults_come_as_asked() -> None:
+    frozen = read_all(camera("ir", live=0, frames=90, freeze_every_ms=1000, freeze_ms=300))
+    watch = FreezeWatch()
+    repeats = [watch.add(grab.image, grab.time_ns) != grab.time_ns for grab in frozen]
+    assert (watch.freezes, sum(repeats)) == (2, 2 * 8)
+    gaps = read_all(camera("ir", live=0, frames=90, drop_every_ms=1000, drop_ms=200))
+    assert len(gaps) == 90 - 2 * 6
+    assert {grab.image.shape for grab in read_all(camera("vis", live=0, frames=8, resize_every=3), "vis")} == {
+        (48, 64, 3), (24, 32, 3),
+    }  # fmt: skip
+    with opened(camera("ir", live=0, frames=5, corrupt_every=2)) as source:
+        source.read()
+        with pytest.raises(CorruptFrameError):
+            source.read()
+        assert source.clock == CLOCK_SYNTHETIC
+    assert {grab.time_ns for grab in read_all(camera("ir", live=0, frames=4, zero_times=1))} == {0}

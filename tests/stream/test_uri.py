@@ -1,0 +1,64 @@
+"""Names of sources and outputs."""
+
+from __future__ import annotations
+
+import pytest
+
+from refusion_edge.errors import UsageError
+from refusion_edge.stream.uri import frame_pattern, host_and_port, parse_output, parse_source, redact
+from tests.conftest import one_sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "target"),
+    [
+        ("csi://0", "csi", "0"),
+        ("v4l2:///dev/video2?format=y16", "v4l2", "/dev/video2"),
+        ("/dev/video0", "v4l2", "/dev/video0"),
+        ("file://a%20b.mkv", "file", "a b.mkv"),
+        ("frames/f_%04i.png", "file", "frames/f_%04i.png"),
+        ("gst:v4l2src ! videoconvert", "gst", "v4l2src ! videoconvert"),
+        ("test://ir?rate=9", "test", "ir"),
+    ],
+)
+def test_sources_by_name(text: str, scheme: str, target: str) -> None:
+    uri = parse_source(text)
+    assert (uri.scheme, uri.target) == (scheme, target)
+
+
+@pytest.mark.parametrize(("text", "hint"), [("rstp://host/x", "rtsp://"), ("v4l://0", "v4l2://"), ("tset://ir", "test://")])
+def test_the_nearest_scheme_is_suggested(text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_source(text)
+    assert f"did you mean '{hint}'" in str(caught.value)
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://admin:geheim@10.0.0.7:554/live",
+        "rtsp://admin:ge%40heim@10.0.0.7/live?token=geheim",
+        "gst:rtspsrc location=rtsp://10.0.0.7/ user-id=admin user-pw=geheim ! decodebin",
+        "RTSP://admin:geheim@host/x",
+        "http://host/video?user=admin&password=geheim",
+    ],
+)
+def test_credentials_are_never_shown(text: str) -> None:
+    shown = redact(text)
+    assert "heim" not in shown
+    assert "admin" not in shown
+    assert ("10.0.0.7" in shown) == ("10.0.0.7" in text)
+    assert "heim" not in str(parse_source(text))
+    assert "heim" not in repr(parse_source(text))
+
+
+def test_patterns_and_ports() -> None:
+    assert frame_pattern("a/f_%04i.png") == "a/f_%04d.png"
+    assert frame_pattern("a/%d.png") == "a/%d.png"
+    assert frame_pattern("a/f.png") is None
+    assert host_and_port(parse_output("view://"), "127.0.0.1", 8080) == ("127.0.0.1", 8080)
+    assert host_and_port(parse_output("view://0.0.0.0:90"), "127.0.0.1", 8080) == ("0.0.0.0", 90)
+    assert host_and_port(parse_output("rtsp://@:8554/x"), "127.0.0.1", 1) == ("127.0.0.1", 8554)
+    with pytest.raises(UsageError, match="port"):
+        host_and_port(parse_output("view://x:99999"), "127.0.0.1", 1)
