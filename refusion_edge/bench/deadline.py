@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.bench.clock import NS_PER_MS, NS_PER_S, Clock, JumpWatch
 from refusion_edge.bench.statistics import Spread, spread
 from refusion_edge.bench.subjects import Identity
-from refusion_edge.bench.windows import Plan, warm_up
+from refusion_edge.bench.timing import NS_PER_MS, NS_PER_S, Clock, JumpWatch, Plan, warm_up
 from refusion_edge.errors import MeasurementError, UsageError
 
 _MINUTE_NS = 60 * NS_PER_S

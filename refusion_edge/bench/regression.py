@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refusion_edge.bench.measurement import Row
+from refusion_edge.bench.measurement import END_TO_END, Row
 from refusion_edge.bench.report import SCHEMA, Report, machine_differences, row_from_document
-from refusion_edge.bench.stages import END_TO_END
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.errors import InputError, UsageError
 

@@ -15,19 +15,14 @@ from typing import Any
 
 from refusion_edge._version import __version__
 from refusion_edge.backends.registry import status
-from refusion_edge.bench.comparison import Comparison
+from refusion_edge.bench.comparison import Comparison, Recommendation, from_comparison, from_rows
 from refusion_edge.bench.deadline import Deadline
-from refusion_edge.bench.device_limits import DeviceLimits
-from refusion_edge.bench.limits import Limits, Roofline
-from refusion_edge.bench.load import Load
-from refusion_edge.bench.measurement import Row, WindowSummary
-from refusion_edge.bench.memory import MemoryUse
-from refusion_edge.bench.recommendation import Recommendation, from_comparison, from_rows
-from refusion_edge.bench.sensors import MachineState
-from refusion_edge.bench.stages import END_TO_END, STAGES
+from refusion_edge.bench.limits import DeviceLimits, Limits, Roofline
+from refusion_edge.bench.measurement import END_TO_END, STAGES, Row, WindowSummary
+from refusion_edge.bench.sensors import MachineState, MemoryUse
 from refusion_edge.bench.statistics import PERCENTILES, Spread, percentile_name
 from refusion_edge.bench.subjects import Identity, Quality
-from refusion_edge.bench.windows import Plan
+from refusion_edge.bench.timing import Load, Plan
 from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 

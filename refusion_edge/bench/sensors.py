@@ -1,27 +1,35 @@
-"""Clocks, power mode, temperatures and energy, as far as the system tells: sysfs, Jetson power rails, RAPL, NVML."""
+"""Clocks, power mode, temperatures, energy and memory, as reported by sysfs, Jetson power rails, RAPL and NVML."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import importlib
+import os
 import re
+import resource
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from refusion_edge.bench import nvml
-
 NOT_AVAILABLE = "not available"
-
 ROOT = Path("/")
 _GPU_DEVFREQ = re.compile(r"gpu|ga10b|gv11b|gp10b|gm20b")
 # The rail that feeds the whole module, by board; where there is none, all rails of the board together.
 _WHOLE_BOARD = ("VDD_IN", "5V_IN", "POM_5V_IN", "VIN")
 _POLL_S = 0.1
 _UJ_PER_J, _MJ_PER_J, _MW_PER_W, _UW_PER_W = 1e6, 1e3, 1e3, 1e6
+_MIB = 1 << 20
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+_KIB_PER_MIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ class Energy:
 
 def read_state(root: Path = ROOT) -> MachineState:
     """Read what the system tells now."""
-    device = nvml.state()
+    device = device_state()
     clocks_mhz = {**_processor_clocks(root), **_device_clocks(root), **device.clocks_mhz}
     modes = [mode for mode in (_jetson_mode(root), _governor(root), device.power_mode) if mode]
     return MachineState(clocks_mhz, {**_temperatures(root), **device.temperatures_c}, ", ".join(modes) or NOT_AVAILABLE)
@@ -89,7 +97,7 @@ class CounterMeter:
     def __enter__(self) -> Self:
         self._used_j = 0.0
         self._counted_uj = {package: _number(package / "energy_uj") for package in self._packages}
-        self._device_mj = nvml.energy_mj()
+        self._device_mj = device_energy_mj()
         return self
 
     def __exit__(self, *exc: object) -> None: ...
@@ -105,7 +113,7 @@ class CounterMeter:
             self._used_j += (now_uj - before_uj + (wrapped_uj if now_uj < before_uj else 0.0)) / _UJ_PER_J
             self._counted_uj[package] = now_uj
             sources.append(f"RAPL {_text(package / 'name')}")
-        device_mj = nvml.energy_mj()
+        device_mj = device_energy_mj()
         if device_mj is not None and self._device_mj is not None:
             self._used_j += (device_mj - self._device_mj) / _MJ_PER_J
             self._device_mj = device_mj
@@ -253,3 +261,126 @@ def _number(path: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         return float(path.read_text())
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """State of the device.
+
+    Attributes:
+        clocks_mhz: ``gpu`` and ``gpu memory`` to their clocks.
+        temperatures_c: ``gpu`` to its temperature.
+        power_mode: Its power limit in words; empty if it has none.
+    """
+
+    clocks_mhz: dict[str, float] = field(default_factory=dict)
+    temperatures_c: dict[str, float] = field(default_factory=dict)
+    power_mode: str = ""
+
+
+def device_state() -> DeviceState:
+    """Clocks, temperature and power limit; empty where there is no such device."""
+    with _nvml_device() as (nvml, device):
+        if nvml is None:
+            return DeviceState()
+        clocks = {"gpu": nvml.NVML_CLOCK_SM, "gpu memory": nvml.NVML_CLOCK_MEM}
+        clocks_mhz = {name: _asked(nvml, nvml.nvmlDeviceGetClockInfo, device, kind) for name, kind in clocks.items()}
+        degrees = _asked(nvml, nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU)
+        limit_mw = _asked(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, device)
+        return DeviceState(
+            {name: float(clock) for name, clock in clocks_mhz.items() if clock is not None},
+            {} if degrees is None else {"gpu": float(degrees)},
+            "" if limit_mw is None else f"GPU limited to {limit_mw / 1e3:g} W",
+        )
+
+
+def device_energy_mj() -> float | None:
+    """Energy of the device since its driver was loaded, mJ; None where it is not counted."""
+    with _nvml_device() as (nvml, device):
+        counted = None if nvml is None else _asked(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, device)
+        return None if counted is None else float(counted)
+
+
+def device_memory_mib(pid: int) -> float | None:
+    """Device memory of a process, MiB; None where it cannot be read or the process uses none."""
+    with _nvml_device() as (nvml, device):
+        processes = [] if nvml is None else _asked(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, device) or []
+        used = [process.usedGpuMemory for process in processes if process.pid == pid and process.usedGpuMemory is not None]
+        return used[0] / _MIB if used else None
+
+
+@contextlib.contextmanager
+def _nvml_device() -> Iterator[tuple[Any, Any]]:
+    """The library and the first device, or two None."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # absent, or without a driver: its error class cannot be named without importing it
+        yield None, None
+        return
+    try:
+        device = _asked(nvml, nvml.nvmlDeviceGetHandleByIndex, 0)
+        yield (None, None) if device is None else (nvml, device)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
+    # Every device answers only some of the questions.
+    with contextlib.suppress(nvml.NVMLError):
+        return question(*arguments)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a measurement took.
+
+    Attributes:
+        peak_mib: Most resident memory of the process, MiB.
+        added_mib: The same above what was resident before the engine was opened; None where the system cannot tell.
+        device_mib: Memory of the process on the accelerator at the end, MiB; None where there is none or it cannot be read.
+    """
+
+    peak_mib: float
+    added_mib: float | None
+    device_mib: float | None
+
+
+class MemoryWatch:
+    """Watches the peak from ``with`` on."""
+
+    def __enter__(self) -> Self:
+        _give_back()
+        self._before_mib = _status_mib("VmRSS")
+        try:
+            _CLEAR.write_text(_RESET_PEAK)
+            self._is_reset = True
+        except OSError:
+            self._is_reset = False
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def use(self) -> MemoryUse:
+        """The peak so far."""
+        peak_mib = _status_mib("VmHWM")
+        if peak_mib is None or self._before_mib is None or not self._is_reset:
+            per_mib = _KIB_PER_MIB**2 if sys.platform == "darwin" else _KIB_PER_MIB
+            return MemoryUse(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mib, None, device_memory_mib(os.getpid()))
+        return MemoryUse(peak_mib, max(0.0, peak_mib - self._before_mib), device_memory_mib(os.getpid()))
+
+
+def _give_back() -> None:
+    """Return what earlier engines left to the allocator, which the next one would take unseen."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status_mib(field: str) -> float | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / _KIB_PER_MIB if found else None

@@ -14,13 +14,12 @@ from refusion_edge.cli.options import add_json, add_picture, add_task, add_threa
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
     from refusion_edge.bench.deadline import Deadline
-    from refusion_edge.bench.device_limits import DeviceLimits
-    from refusion_edge.bench.limits import Limits, Rates
+    from refusion_edge.bench.limits import DeviceLimits, Limits, Rates
     from refusion_edge.bench.measurement import Row
     from refusion_edge.bench.regression import Baseline, Change
     from refusion_edge.bench.report import Report
     from refusion_edge.bench.subjects import Subject
-    from refusion_edge.bench.windows import Plan
+    from refusion_edge.bench.timing import Plan
 
 SUMMARY = "measure latency: stages, percentiles, comparisons, deadlines, regressions"
 
@@ -88,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
+    from refusion_edge.bench.measurement import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.bench.page import render_page
     from refusion_edge.bench.regression import changes as compare_with
-    from refusion_edge.bench.stages import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.cli.console import output, write_json
     from refusion_edge.files import write_atomically
 
@@ -217,11 +216,10 @@ def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Basel
 
 def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
     from refusion_edge.backends.registry import BACKENDS
-    from refusion_edge.bench.clock import SystemClock
     from refusion_edge.bench.comparison import compare
-    from refusion_edge.bench.load import read_load, require_room
     from refusion_edge.bench.report import Report, describe_machine, describe_versions, now_utc
     from refusion_edge.bench.subjects import require_comparable
+    from refusion_edge.bench.timing import SystemClock, read_load, require_room
 
     clock, plan, started = SystemClock(), _plan(options), now_utc()
     if options.compare:
@@ -249,8 +247,7 @@ def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
 def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[Limits | None, DeviceLimits | None]:
     """Limits of what the subjects run on: the processor, a CUDA device, or both."""
     from refusion_edge.backends.registry import BACKENDS
-    from refusion_edge.bench.device_limits import measure_device_limits
-    from refusion_edge.bench.limits import measure_limits
+    from refusion_edge.bench.limits import measure_device_limits, measure_limits
     from refusion_edge.cli.console import remarks
     from refusion_edge.cuda import open_driver
     from refusion_edge.errors import BackendError
@@ -276,10 +273,10 @@ def _sweep(
     versions: dict[str, str],
     limits_of: Callable[[str], Rates | None],
 ) -> tuple[Row, ...]:
-    from refusion_edge.bench.clock import SystemClock
     from refusion_edge.bench.lines import SweepLog
     from refusion_edge.bench.measurement import measure
     from refusion_edge.bench.report import describe_machine
+    from refusion_edge.bench.timing import SystemClock
     from refusion_edge.cli.console import progress_bar, remarks
 
     log = None
@@ -311,9 +308,9 @@ def _sweep(
 def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) -> tuple[Deadline, ...]:
     from dataclasses import replace
 
-    from refusion_edge.bench.clock import SystemClock
     from refusion_edge.bench.deadline import hold
     from refusion_edge.bench.measurement import open_pipeline
+    from refusion_edge.bench.timing import SystemClock
     from refusion_edge.cli.console import remarks
 
     clock = SystemClock()
@@ -332,14 +329,14 @@ def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) 
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    from refusion_edge.bench.windows import Plan
+    from refusion_edge.bench.timing import Plan
 
     seconds = _WINDOWS_S if options.seconds is None or options.fps is not None else options.seconds
     return Plan(options.warmup_ms, options.warmup, options.iterations, seconds, options.tolerance / 100, options.windows)
 
 
 def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.cli.console import output
 
     console = output()
@@ -347,25 +344,25 @@ def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> 
     device = f", {machine.accelerator}" if machine.accelerator else ""
     console.print(f"{machine.processor}, {machine.cores} cores{device}; {report.clock}; {report.started}")
     console.print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    if text := wording.load_text(report):
+    if text := page.load_text(report):
         console.print(text)
     if report.rows:
         _print_rows(report, stages)
     if report.comparison is not None:
         _print_comparison(report.comparison, stages)
-    for text in wording.graph_texts(report):
+    for text in page.graph_texts(report):
         console.print(text)
     for advice in report.recommendations:
         console.print(f"\nINT8: {advice}")
     for deadline in report.deadlines:
-        console.print(f"\n{wording.deadline_text(deadline)}")
+        console.print(f"\n{page.deadline_text(deadline)}")
         _print_ages(deadline)
     if changes:
         _print_changes(changes)
 
 
 def _print_rows(report: Report, stages: Sequence[str]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.bench.statistics import PERCENTILES, percentile_name
     from refusion_edge.cli.console import output, plain_table
 
@@ -374,28 +371,28 @@ def _print_rows(report: Report, stages: Sequence[str]) -> None:
     console.print("\nend to end, ms")
     table = plain_table("engine", "back end", *figures, "pairs/s", "last/first", "peak MiB", "energy/pair", "of roofline")
     for row in report.rows:
-        times = [wording.stage_text(row, "end_to_end", figure) for figure in figures]
+        times = [page.stage_text(row, "end_to_end", figure) for figure in figures]
         table.add_row(
-            row.identity.label, row.identity.backend, *times, wording.throughput_text(row), wording.drift_text(row),
-            wording.memory_text(row), wording.energy_text(row), wording.roofline_text(row),
+            row.identity.label, row.identity.backend, *times, page.throughput_text(row), page.drift_text(row),
+            page.memory_text(row), page.energy_text(row), page.roofline_text(row),
         )  # fmt: skip
     console.print(table)
     console.print("\nstages, median ms")
     table = plain_table("engine", *stages)
     for row in report.rows:
-        table.add_row(row.identity.label, *(wording.stage_text(row, stage) for stage in stages))
+        table.add_row(row.identity.label, *(page.stage_text(row, stage) for stage in stages))
     console.print(table)
     console.print()
     for row in report.rows:
-        state = ", ".join(f"{name} {text}" for name, text in wording.state_texts(row.after).items())
-        console.print(f"{row.identity.label}: {wording.stability_text(row)}; {state}")
-    console.print(wording.limits_text(report))
+        state = ", ".join(f"{name} {text}" for name, text in page.state_texts(row.after).items())
+        console.print(f"{row.identity.label}: {page.stability_text(row)}; {state}")
+    console.print(page.limits_text(report))
 
 
 def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
+    from refusion_edge.bench.measurement import END_TO_END
     from refusion_edge.bench.report import NOT_STABLE, stage_order
-    from refusion_edge.bench.stages import END_TO_END
     from refusion_edge.bench.statistics import verdict
     from refusion_edge.cli.console import output, plain_table
 
@@ -410,8 +407,8 @@ def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
         if stage not in stages:
             continue
         ratio, (one, other) = found.ratios[stage], found.stages[stage]
-        interval = wording.ABSENT if ratio.low is None or ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
-        medians = wording.time_text(one.median_ms), wording.time_text(other.median_ms)
+        interval = page.ABSENT if ratio.low is None or ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+        medians = page.time_text(one.median_ms), page.time_text(other.median_ms)
         table.add_row(stage, *medians, f"{ratio.value:.2f}", interval)
     console.print(f"\n{found.turns} turns, medians, end to end: {verdict(first, second, found.ratios[END_TO_END])}")
     console.print(table)
@@ -425,28 +422,28 @@ def _names(found: Comparison) -> tuple[str, str]:
 
 
 def _print_ages(deadline: Deadline) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.cli.console import output, plain_table
 
     ages = deadline.ages
     table = plain_table("age, ms", "median", *ages.percentiles_ms, "max")
-    table.add_row("whole run", *map(wording.time_text, (ages.median_ms, *ages.percentiles_ms.values(), ages.max_ms)))
+    table.add_row("whole run", *map(page.time_text, (ages.median_ms, *ages.percentiles_ms.values(), ages.max_ms)))
     output().print(table)
     table = plain_table("minute", "frames", "missed", "median age, ms", "largest")
     for number, minute in enumerate(deadline.minutes, start=1):
-        largest = wording.time_text(minute.max_age_ms)
-        table.add_row(f"{number}", f"{minute.arrived}", f"{minute.missed}", wording.time_text(minute.median_age_ms), largest)
+        largest = page.time_text(minute.max_age_ms)
+        table.add_row(f"{number}", f"{minute.arrived}", f"{minute.missed}", page.time_text(minute.median_age_ms), largest)
     output().print(table)
 
 
 def _print_changes(changes: Sequence[Change]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.cli.console import output, plain_table
 
     table = plain_table("engine", "stage", "then (ms)", "now (ms)", "ratio")
     for change in changes:
-        times = wording.time_text(change.before_ms), wording.time_text(change.now_ms)
-        table.add_row(change.identity.label, change.stage, *times, wording.change_text(change))
+        times = page.time_text(change.before_ms), page.time_text(change.now_ms)
+        table.add_row(change.identity.label, change.stage, *times, page.change_text(change))
     output().print("\nagainst the earlier report")
     output().print(table)
 

@@ -29,8 +29,8 @@ from refusion_edge.accuracy.vectors import TASK, Vectors, read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.registry import BACKENDS, Backend, build_status, find_entry, status
 from refusion_edge.backends.tensorrt.product import FLAVOURS, installed_version
+from refusion_edge.bench.measurement import graph_problem
 from refusion_edge.bench.sensors import read_state
-from refusion_edge.bench.stages import graph_problem
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import WEIGHTS
 from refusion_edge.errors import RefusionError, UsageError

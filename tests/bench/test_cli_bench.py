@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from refusion_edge.bench import load
-from refusion_edge.bench.load import Load
+from refusion_edge.bench import timing
+from refusion_edge.bench.timing import Load
 from refusion_edge.cli import _parser
 from refusion_edge.images.io import write_image
 from tests.conftest import ROOT, files_below, one_sentence
@@ -110,7 +110,7 @@ def test_a_rate_is_held_or_not(run_cli: Cli) -> None:
 
 
 def test_a_loaded_machine_is_refused_or_marked(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "read_load", lambda clock: Load(7.1, 1.9, 2))
+    monkeypatch.setattr(timing, "read_load", lambda clock: Load(7.1, 1.9, 2))
     code, out, err = run_cli("bench", "ir_vis", "--sizes", "16x24", "--json", "b.json")
     assert (code, out) == (1, "")
     assert "load average of 7.1 and 1.9 of 2 cores" in err
