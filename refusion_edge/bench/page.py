@@ -8,8 +8,8 @@ import numpy as np
 
 from refusion_edge.bench.comparison import Comparison
 from refusion_edge.bench.deadline import Deadline
+from refusion_edge.bench.history import Change
 from refusion_edge.bench.measurement import CPU, END_TO_END, STAGES, Row, WindowSummary
-from refusion_edge.bench.regression import Change
 from refusion_edge.bench.report import NOT_STABLE, SYNCHRONISATION, Report, stage_order
 from refusion_edge.bench.sensors import NOT_AVAILABLE, MachineState
 from refusion_edge.bench.statistics import PERCENTILES, percentile_name, verdict

@@ -14,9 +14,9 @@ from refusion_edge.cli.options import add_json, add_picture, add_task, add_threa
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
     from refusion_edge.bench.deadline import Deadline
+    from refusion_edge.bench.history import Baseline, Change
     from refusion_edge.bench.limits import DeviceLimits, Limits, Rates
     from refusion_edge.bench.measurement import Row
-    from refusion_edge.bench.regression import Baseline, Change
     from refusion_edge.bench.report import Report
     from refusion_edge.bench.subjects import Subject
     from refusion_edge.bench.timing import Plan
@@ -87,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
+    from refusion_edge.bench.history import changes as compare_with
     from refusion_edge.bench.measurement import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.bench.page import render_page
-    from refusion_edge.bench.regression import changes as compare_with
     from refusion_edge.cli.console import output, write_json
     from refusion_edge.files import write_atomically
 
@@ -204,7 +204,7 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
 
 
 def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Baseline | None:
-    from refusion_edge.bench.regression import check_comparable, read_baseline
+    from refusion_edge.bench.history import check_comparable, read_baseline
     from refusion_edge.bench.report import describe_machine
 
     if not options.against:
@@ -273,7 +273,7 @@ def _sweep(
     versions: dict[str, str],
     limits_of: Callable[[str], Rates | None],
 ) -> tuple[Row, ...]:
-    from refusion_edge.bench.lines import SweepLog
+    from refusion_edge.bench.history import SweepLog
     from refusion_edge.bench.measurement import measure
     from refusion_edge.bench.report import describe_machine
     from refusion_edge.bench.timing import SystemClock

@@ -16,11 +16,10 @@ import pytest
 
 from refusion_edge.bench.comparison import compare
 from refusion_edge.bench.deadline import hold
+from refusion_edge.bench.history import SweepLog, changes, check_comparable, read_baseline, read_rows
 from refusion_edge.bench.limits import DeviceLimits, Limits
-from refusion_edge.bench.lines import SweepLog, read_rows
 from refusion_edge.bench.measurement import Row, measure
 from refusion_edge.bench.page import graph_texts, render_page
-from refusion_edge.bench.regression import changes, check_comparable, read_baseline
 from refusion_edge.bench.report import Report, describe_machine, describe_versions, now_utc, row_document, row_from_document
 from refusion_edge.bench.sensors import MachineState
 from refusion_edge.bench.subjects import Subject

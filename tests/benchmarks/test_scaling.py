@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling import Device, describe, fit, put, straight_line
+from refusion_edge.bench.history import SweepLog
 from refusion_edge.bench.limits import Limits, roofline
-from refusion_edge.bench.lines import SweepLog
 from refusion_edge.bench.measurement import Row, WindowSummary
 from refusion_edge.bench.sensors import MachineState, MemoryUse
 from refusion_edge.bench.statistics import spread

@@ -1,21 +1,132 @@
-"""Measurements against those of an earlier report."""
+"""Measurements kept on disk: sweeps that continue where they stopped, and comparison with an earlier report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refusion_edge.bench.measurement import END_TO_END, Row
-from refusion_edge.bench.report import SCHEMA, Report, machine_differences, row_from_document
+from refusion_edge.bench.report import SCHEMA, Report, machine_differences, row_document, row_from_document
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.errors import InputError, UsageError
+from refusion_edge.files import output_error, write_atomically
 
+LINES_SCHEMA = "refusion-edge/bench-lines/1"
 DEFAULT_THRESHOLD = 0.10
 # What has to be the same for two numbers to be about the same thing; the name and the files may change.
 _COMPARED = ("task", "size_text", "precision", "backend", "threads", "colour", "output_range")
+
+
+class SweepLog:
+    """A file of measurements that grows line by line. Each line is on the disk before the next measurement starts.
+
+    Args:
+        path: The file; it is made if it is not there, and continued if it is.
+        configuration: Everything that the numbers depend on; a file of another one is refused.
+
+    Raises:
+        UsageError: The file is of another configuration; names the difference.
+        InputError: The file is something else.
+        OutputError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
+        self._path = path
+        header = {"schema": LINES_SCHEMA, "configuration": json.loads(json.dumps(configuration, sort_keys=True))}
+        kept = _whole_lines(path)
+        self.rows: dict[Identity, Row] = {}
+        if kept:
+            _check_header(path, kept[0], header)
+            found = (_row(path, line) for line in kept[1:])
+            # What was not stable is measured again, perhaps at a quieter time.
+            self.rows = {row.identity: row for row in found if row.stages is not None}
+        # What a killed run left behind the last whole line goes away.
+        write_atomically(path, "".join(f"{line}\n" for line in kept or [_to_line(header)]).encode())
+
+    def add(self, row: Row) -> None:
+        """Append a measurement."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_to_line(row_document(row)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        self.rows[row.identity] = row
+
+
+def read_rows(path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
+    """Read a finished or unfinished file.
+
+    Returns:
+        Its configuration and its measurements.
+
+    Raises:
+        InputError: It is something else.
+    """
+    lines = _whole_lines(path)
+    if not lines:
+        raise InputError(f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got none; make them with bench --lines.")
+    return _header(path, lines[0])["configuration"], tuple(_row(path, line) for line in lines[1:])
+
+
+def _whole_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got '{error}'; name another file."
+        ) from error
+    *whole, unfinished = text.split("\n")
+    # The first line is never half-written, so this is somebody else's file.
+    if unfinished and not whole:
+        raise InputError(f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got something else; name another file.")
+    return whole
+
+
+def _check_header(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
+    found = _header(path, line)
+    differences = machine_differences(_flat(wanted["configuration"]), _flat(found["configuration"]))
+    if differences:
+        raise UsageError(
+            f"expected {path} to hold measurements of this configuration, got others ({'; '.join(differences[:3])}); name "
+            "another file for --lines."
+        )
+
+
+def _header(path: Path, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        schema = found["schema"]
+    except (ValueError, KeyError, TypeError):
+        schema = None
+    if schema != LINES_SCHEMA or not isinstance(found.get("configuration"), dict):
+        raise InputError(f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got something else; name another file.")
+    return dict(found)
+
+
+def _row(path: Path, line: str) -> Row:
+    try:
+        return row_from_document(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"expected a measurement in every line of {path}, got {line[:40]!r}; name another file.") from error
+
+
+def _to_line(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, allow_nan=False)
+
+
+def _flat(value: object, name: str = "") -> dict[str, Any]:
+    """Nested names joined with dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: one for inner, part in value.items() for key, one in _flat(part, f"{name}.{inner}".strip(".")).items()}
 
 
 @dataclass(frozen=True, slots=True)
