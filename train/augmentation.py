@@ -1,4 +1,7 @@
-"""Multi-focus pairs from sharp images: what one source shows blurred, the other shows sharp."""
+"""What happens to a crop before training: defocus, which makes a multi-focus pair of a sharp image, and tone curves.
+
+Both draw from the generator of the crop, so that a crop can be repeated.
+"""
 
 from __future__ import annotations
 
@@ -16,43 +19,6 @@ _LEAST_RADIUS_PX, _LARGEST_RADIUS_PX = 1.5, 9.0
 _CELLS = (2, 5)
 # Width of the transition at an object's edge, as the standard deviation of a Gaussian.
 _EDGE_PX = 1.5
-
-
-def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array, Uint8Array]:
-    """Blur complementary parts of a sharp image.
-
-    Args:
-        sharp: All in focus, (H, W) uint8.
-        draw: Source of the mask and the radius of the blur.
-
-    Returns:
-        Near and far: the first is sharp where a random mask is set and blurred by a disc elsewhere, the second the
-        other way round. Each (H, W) uint8. At every pixel away from the mask's edge, one of the two is the image.
-    """
-    plane = np.ascontiguousarray(sharp, dtype=np.float32)
-    blurred = cv2.filter2D(plane, -1, _disc(draw.uniform(_LEAST_RADIUS_PX, _LARGEST_RADIUS_PX)), borderType=cv2.BORDER_REFLECT)
-    mask = _mask(plane.shape[0], plane.shape[1], draw)
-    near, far = mask * plane + (1 - mask) * blurred, (1 - mask) * plane + mask * blurred
-    return np.rint(near).astype(np.uint8), np.rint(far).astype(np.uint8)
-
-
-def _disc(radius_px: float) -> Float32Array:
-    """Point spread of a lens out of focus: a disc, its edge pixels by their covered share; sums to 1."""
-    reach = int(np.ceil(radius_px))
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    covered = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
-    disc: Float32Array = (covered / covered.sum()).astype(np.float32)
-    return disc
-
-
-def _mask(height: int, width: int, draw: np.random.Generator) -> Float32Array:
-    cells = int(draw.integers(*_CELLS, endpoint=True))
-    noise = draw.random((cells, cells), dtype=np.float32)
-    relief = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    # Above the median: both sources are sharp on one half of the crop.
-    mask = (relief > np.median(relief)).astype(np.float32)
-    softened: Float32Array = cv2.GaussianBlur(mask, (0, 0), _EDGE_PX).astype(np.float32)
-    return softened
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +41,24 @@ class ToneSettings:
     alike: bool
 
 
+def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array, Uint8Array]:
+    """Blur complementary parts of a sharp image.
+
+    Args:
+        sharp: All in focus, (H, W) uint8.
+        draw: Source of the mask and the radius of the blur.
+
+    Returns:
+        Near and far: the first is sharp where a random mask is set and blurred by a disc elsewhere, the second the
+        other way round. Each (H, W) uint8. At every pixel away from the mask's edge, one of the two is the image.
+    """
+    plane = np.ascontiguousarray(sharp, dtype=np.float32)
+    blurred = cv2.filter2D(plane, -1, _disc(draw.uniform(_LEAST_RADIUS_PX, _LARGEST_RADIUS_PX)), borderType=cv2.BORDER_REFLECT)
+    mask = _mask(plane.shape[0], plane.shape[1], draw)
+    near, far = mask * plane + (1 - mask) * blurred, (1 - mask) * plane + mask * blurred
+    return np.rint(near).astype(np.uint8), np.rint(far).astype(np.uint8)
+
+
 def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> tuple[Float32Array, Float32Array]:
     """Put two crops on a scale of [0, 1], at times through curves ``gain * x ** exponent``.
 
@@ -93,6 +77,25 @@ def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> 
     curve_a = _curve(tone, draw)
     curve_b = curve_a if tone.alike else _curve(tone, draw)
     return _apply(plain[0], curve_a), _apply(plain[1], curve_b)
+
+
+def _disc(radius_px: float) -> Float32Array:
+    """Point spread of a lens out of focus: a disc, its edge pixels by their covered share; sums to 1."""
+    reach = int(np.ceil(radius_px))
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    covered = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
+    disc: Float32Array = (covered / covered.sum()).astype(np.float32)
+    return disc
+
+
+def _mask(height: int, width: int, draw: np.random.Generator) -> Float32Array:
+    cells = int(draw.integers(*_CELLS, endpoint=True))
+    noise = draw.random((cells, cells), dtype=np.float32)
+    relief = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    # Above the median: both sources are sharp on one half of the crop.
+    mask = (relief > np.median(relief)).astype(np.float32)
+    softened: Float32Array = cv2.GaussianBlur(mask, (0, 0), _EDGE_PX).astype(np.float32)
+    return softened
 
 
 def _curve(tone: ToneSettings, draw: np.random.Generator) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""Several processes, on one machine or on many, that train as one on the joined batch.
+"""The processes of a training run: the ranks that train together, the signals that stop one, and the memory that it keeps.
 
-The networks are plain functions of their parameters, so nothing is wrapped: the few gradients that have to agree are
-averaged by hand, in one flat buffer each.
+The networks are plain functions of their parameters, so nothing is wrapped for training on several ranks: the few gradients
+that have to agree are averaged by hand, in one flat buffer each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from refusion_edge.train.layers import Parameters
 # Long enough for a rank that validates or reads a slow disk, short enough that a lost one is noticed.
 _TIMEOUT = datetime.timedelta(minutes=5)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Names and numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_NEVER = 2**31 - 1
+_GROWTH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,6 @@ def leave_ranks(ranks: Ranks) -> None:
         distributed.destroy_process_group()
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 class StopSignal:
     """Takes note of Ctrl-C and SIGTERM while it is open; a second one interrupts at once.
 
@@ -140,12 +142,6 @@ class StopSignal:
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-
-
-# Names and numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_NEVER = 2**31 - 1
-_GROWTH_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> bool:
