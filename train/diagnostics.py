@@ -20,11 +20,10 @@ from refusion_edge.train.augmentation import defocused_pair
 from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.losses import LossWeights, reconstruction_loss
+from refusion_edge.train.losses import LossWeights, gradient_magnitude, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.settings import GuardSettings, Settings
-from refusion_edge.train.sobel import gradient_magnitude
 
 SHARP_PSNR = "PSNR-sharp"
 

@@ -21,7 +21,6 @@ from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.diagnostics import Held, agreement, collapse, diagnose, distances, examples, measure, score_of
-from refusion_edge.train.fusion import fuse
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.log import RunLog
 from refusion_edge.train.losses import LossWeights
@@ -34,12 +33,10 @@ from refusion_edge.train.meta import (
     meta_gradient,
     reconstruction_gradient,
 )
-from refusion_edge.train.optimisers import apply
+from refusion_edge.train.networks import ProposalSettings, fuse, propose, reconstruct
+from refusion_edge.train.optimization import action_at, apply, average_decay, crop_at, gradient_coefficient, learning_factor
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.process import Ranks, StopSignal
-from refusion_edge.train.proposal import ProposalSettings, propose
-from refusion_edge.train.reconstruction import reconstruct
-from refusion_edge.train.schedule import action_at, average_decay, crop_at, gradient_coefficient, learning_factor
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, checkpoint_path, find_checkpoints, save_state
 

@@ -7,19 +7,20 @@ pixel; source b counts for the rest, which is what a softmax over two maps means
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED, is_interpreted
-from refusion_edge.train.priors import Logits
-from refusion_edge.train.sobel import gradient_magnitude, sobel
+
+Logits: TypeAlias = tuple[Tensor, Tensor]
+"""Logits of source a for intensity and for gradient, each (B, 1, H, W)."""
 
 GradientTerm = Literal["signed", "magnitude", "signed-max"]
 IntensityTerm = Literal["squared", "absolute"]
-
 LossEngine = Literal["auto", "reference", "triton"]
 """``reference``: the formula in torch operations, which autograd differentiates. ``triton``: kernels with the gradient in
 the same pass and the second order in closed form. ``auto``: the kernels for planes on a CUDA device where Triton is
@@ -177,3 +178,22 @@ def reconstruction_loss(reconstructed_a: Tensor, reconstructed_b: Tensor, a: Ten
     gradient_b = gradient_magnitude(b) - gradient_magnitude(reconstructed_b)
     gradient = torch.maximum(gradient_a.abs(), gradient_b.abs())
     return ReconstructionLoss(intensity.square().mean(), gradient.square().mean())
+
+
+def sobel(x: Tensor) -> Tensor:
+    """Unnormalised 3x3 Sobel responses, zero-padded.
+
+    Args:
+        x: (B, 1, H, W).
+
+    Returns:
+        (B, 2, H, W): horizontal and vertical component, in the precision of ``x`` also under autocast.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        return F.conv2d(x, torch.stack((horizontal, horizontal.T))[:, None], padding=1)
+
+
+def gradient_magnitude(x: Tensor) -> Tensor:
+    """Sum of the two absolute Sobel responses, (B, 1, H, W)."""
+    return sobel(x).abs().sum(dim=1, keepdim=True)

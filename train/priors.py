@@ -6,16 +6,12 @@ Added to the logits of the loss proposal network they are where its learning sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.train.sobel import gradient_magnitude
-
-Logits: TypeAlias = tuple[Tensor, Tensor]
-"""Logits of source a for intensity and for gradient, each (B, 1, H, W)."""
+from refusion_edge.train.losses import Logits, gradient_magnitude
 
 # Logits per unit of intensity: nearly a hard choice of the larger one.
 _INTENSITY_SHARPNESS = 20.0

@@ -20,7 +20,7 @@ from refusion_edge.train.meta import (
     meta_gradient,
     reconstruction_gradient,
 )
-from refusion_edge.train.optimisers import apply
+from refusion_edge.train.optimization import apply
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, initial_state
 

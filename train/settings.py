@@ -18,7 +18,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm
 from refusion_edge.train.meta import Engine
-from refusion_edge.train.proposal import ProposalSettings
+from refusion_edge.train.networks import ProposalSettings
 
 if sys.version_info >= (3, 11):
     import tomllib

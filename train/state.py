@@ -25,11 +25,9 @@ from refusion_edge.arrays import State
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
-from refusion_edge.train.fusion import initial_fusion
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.optimisers import adamw, outer_optimiser
-from refusion_edge.train.proposal import initial_proposal
-from refusion_edge.train.reconstruction import initial_reconstruction
+from refusion_edge.train.networks import initial_fusion, initial_proposal, initial_reconstruction
+from refusion_edge.train.optimization import adamw, outer_optimiser
 from refusion_edge.train.settings import Settings
 
 _PATTERN = "step-*.safetensors"

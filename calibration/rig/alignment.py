@@ -1,7 +1,6 @@
-"""Rigs from pictures: what ``align`` does once it is clear which pictures and which way.
+"""The alignment of two cameras from images: views of a pair, the report and picture of an alignment, and checking a rig later.
 
-Belongs here: views of a pair, the report of an alignment, and checking a rig on a later pair. How a homography is found is
-in ``scene``, ``points`` and ``stereo``.
+How a homography is found is in ``scene``, ``points`` and ``stereo``.
 """
 
 from __future__ import annotations
@@ -11,15 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
-from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.calibration.rig.coarse import SearchRange
 from refusion_edge.calibration.rig.motion import Model, apart_px
-from refusion_edge.calibration.rig.overlay import overlay
 from refusion_edge.calibration.rig.points import PointPairs, align_points, checkerboard_points
 from refusion_edge.calibration.rig.scene import SceneAlignment, align_scene, require_evidence
+from refusion_edge.calibration.rig.structure import shown_part, shrunk
 from refusion_edge.errors import AlignmentError
+from refusion_edge.images.color import split, to_display_range
+from refusion_edge.images.montage import MontageRow, montage
 from refusion_edge.rig.model import (
     SOURCE_NAMES,
     ParallaxModel,
@@ -33,11 +35,14 @@ from refusion_edge.rig.model import (
 from refusion_edge.rig.warp import make_view, make_warp
 
 SCHEMA = "refusion-edge/alignment/1"
-
 PARALLAX_DISTANCES_M = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, math.inf)
-
 # What is left between two cameras that were aligned once is small.
 _CHECK_RANGE = SearchRange(shift=0.08, rotation_deg=2.0, scale=(0.95, 1.05))
+_PANEL_PX = 560
+_TILES = 8
+# Gradients at this percentile are drawn in full.
+_FULL_EDGE = 97.0
+_BORDER_PX = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,3 +247,55 @@ def field_of_view_focal_px(width_px: int, degrees: float) -> float:
 
 def _json_distance(distance_m: float | None) -> float | str | None:
     return "far" if distance_m is not None and math.isinf(distance_m) else distance_m
+
+
+def overlay(base: Array, moving: Array, aligned: Array, *, sensor_base: bool, sensor_moving: bool, caption: str) -> Uint8Array:
+    """Draw the edges of both views over one another, before and after, and the views in tiles.
+
+    Args:
+        base: Base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        moving: Moving view as it comes, of any size.
+        aligned: Moving view warped onto the base, of the size of ``base``.
+        sensor_base: Whether 16-bit or float grey of ``base`` is raw sensor data.
+        sensor_moving: Whether that of the moving view is.
+        caption: What to write over the result, such as its error.
+
+    Returns:
+        (H', W', 3) RGB uint8: base edges green, moving edges magenta, white where they coincide.
+    """
+    grey = _grey(base, sensor=sensor_base)
+    size = (grey.shape[1], grey.shape[0])
+    before = cv2.resize(_grey(moving, sensor=sensor_moving), size).astype(np.uint8)
+    after = _grey(aligned, sensor=sensor_moving)
+    rows = np.arange(size[1])[:, None] * _TILES // max(size)
+    columns = np.arange(size[0])[None, :] * _TILES // max(size)
+    tiles = np.where((rows + columns) % 2 == 0, grey, after)
+    blend = cv2.addWeighted(grey, 0.5, after, 0.5, 0)
+    return montage(
+        [
+            MontageRow(
+                (_edges(grey, before), _edges(grey, after)), ("edges before: base green, other magenta", f"after: {caption}")
+            ),
+            MontageRow((tiles, blend), ("tiles of both views after", "mean of both views after")),
+        ],
+        _PANEL_PX,
+    )
+
+
+def _edges(base: Uint8Array, other: Uint8Array) -> Uint8Array:
+    green, magenta = _strength(base), _strength(other)
+    return np.dstack((magenta, green, magenta))
+
+
+def _strength(grey: Uint8Array) -> Uint8Array:
+    # The border of what a warp covers is no edge of the scene.
+    shown = shrunk(shown_part(grey), _BORDER_PX)
+    smooth: Float32Array = cv2.GaussianBlur(np.log(grey.astype(np.float32) + 8), (0, 0), 1.2).astype(np.float32)
+    strength = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) * shown
+    full = max(float(np.percentile(strength[shown], _FULL_EDGE)) if shown.any() else 0.0, 1e-6)
+    return (strength / full * 255).clip(0, 255).astype(np.uint8)
+
+
+def _grey(picture: Array, *, sensor: bool) -> Uint8Array:
+    luma = split(to_display_range(picture, sensor=sensor))[0]
+    return np.rint(luma * 255).clip(0, 255).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases, find_sources
-from refusion_edge.evaluation.fusing import fuse_pairs, sweep_fuser
 from refusion_edge.evaluation.report import Report, SweepResult
-from refusion_edge.evaluation.scoring import Sweep, core_count, score_cases, sweep_cases
+from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, sweep_cases
 from refusion_edge.evaluation.statistics import mean_of_defined
-from refusion_edge.fuser import load
-from refusion_edge.images.pairs import PairPaths
-from refusion_edge.metrics import Metric
+from refusion_edge.fuser import Fuser, load
+from refusion_edge.images.io import write_image
+from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
+from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
 
 Progress: TypeAlias = Callable[[str, int], Callable[[], None]]
@@ -111,3 +112,71 @@ def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, 
         with load(engine, task=report.task.name) as fuser:
             by_method[name] = sweep_fuser(fuser, pairs, metrics, sweep, progress(f"misregistering: {name}", len(pairs)))
     return SweepResult(sweep, np.stack([mean_of_defined(by_method[method], axis=0) for method in report.methods]))
+
+
+def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, colour: bool, done: Callable[[], None]) -> None:
+    """Fuse pairs into PNG files with their names.
+
+    Args:
+        fuser: An open fuser.
+        pairs: Pairs to fuse.
+        folder: Where to write; made if needed.
+        colour: Whether to keep the colour of the sources.
+        done: Called after each pair.
+
+    Raises:
+        InputError: A pair cannot be fused; the message names it.
+        OutputError: The folder cannot be written.
+    """
+    for paths in pairs:
+        pair = read_pair(paths)
+        try:
+            fused = fuser.fuse(pair.a, pair.b, colour=colour)
+        except InputError as error:
+            raise type(error)(f"pair {pair.name}: {error}") from error
+        write_image(folder / f"{paths.name}.png", fused)
+        done()
+
+
+def sweep_fuser(
+    fuser: Fuser, pairs: Sequence[PairPaths], metrics: Sequence[Metric], misregistration: Sweep, done: Callable[[], None]
+) -> NDArray[np.float64]:
+    """Fuse with a displaced source a and score against the aligned sources, see ``refusion_edge.metrics.sweep_fusion``.
+
+    Args:
+        fuser: An open fuser.
+        pairs: Pairs to fuse.
+        metrics: What to compute.
+        misregistration: Offsets to try.
+        done: Called after each pair.
+
+    Returns:
+        (pairs, offsets, metrics); NaN where a metric is undefined.
+
+    Raises:
+        InputError: A pair cannot be fused; the message names it.
+        UsageError: An offset is too large for a picture.
+    """
+    rows = []
+    for paths in pairs:
+        pair = read_pair(paths)
+        try:
+            rows.append(_sweep_pair(fuser, pair, metrics, misregistration))
+        except InputError as error:
+            raise type(error)(f"pair {pair.name}: {error}") from error
+        done()
+    return np.stack(rows)
+
+
+def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep: Sweep) -> NDArray[np.float64]:
+    values: dict[Metric, list[float]] = {}
+    for colour in (False, True):
+        wanted = [metric for metric in metrics if (metric.convention == "vifb") == colour]
+        if not wanted:
+            continue
+        fuse = functools.partial(fuser.fuse, colour=colour)
+        sensor_a = fuser.task.ranged_a
+        points = sweep_fusion(pair.a, pair.b, fuse, wanted, sweep.offsets_px, sweep.kind, sensor_a=sensor_a)
+        for metric in wanted:
+            values[metric] = [defined_or_nan(point[metric]) for point in points]
+    return np.array([values[metric] for metric in metrics]).T

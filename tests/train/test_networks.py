@@ -12,9 +12,15 @@ from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
 from refusion_edge.network.model import FusionNetwork
 from refusion_edge.network.parameters import PARAMETERS
-from refusion_edge.train.fusion import fuse, initial_fusion
-from refusion_edge.train.proposal import ProposalSettings, initial_proposal, propose
-from refusion_edge.train.reconstruction import initial_reconstruction, reconstruct
+from refusion_edge.train.networks import (
+    ProposalSettings,
+    fuse,
+    initial_fusion,
+    initial_proposal,
+    initial_reconstruction,
+    propose,
+    reconstruct,
+)
 
 
 def planes(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -30,12 +30,12 @@ import sys
 from functools import partial
 import torch
 from safetensors.torch import save_file
-from refusion_edge.train.fusion import fuse
+from refusion_edge.train.networks import fuse
 from refusion_edge.train.meta import (
     Batch, FusionObjective, MetaRule, Networks, fusion_gradient, meta_gradient, reconstruction_gradient)
-from refusion_edge.train.proposal import ProposalSettings, propose
+from refusion_edge.train.networks import ProposalSettings, propose
 from refusion_edge.train.process import join_ranks, leave_ranks
-from refusion_edge.train.reconstruction import reconstruct
+from refusion_edge.train.networks import reconstruct
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state
 

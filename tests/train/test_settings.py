@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.errors import UsageError
 from refusion_edge.tasks import TASKS
-from refusion_edge.train.schedule import Action, action_at, average_decay, crop_at, gradient_coefficient, learning_factor
+from refusion_edge.train.optimization import Action, action_at, average_decay, crop_at, gradient_coefficient, learning_factor
 from refusion_edge.train.settings import PRESETS, Settings, resolve
 from tests.conftest import one_sentence
 

@@ -1,7 +1,9 @@
-"""The loss proposal network P: from the two sources to the weights of the fusion loss.
+"""The three networks of a run, as functions of their parameters.
 
-Two networks of one shape that share nothing: the first sees the intensities and proposes w, the second sees the
-gradient magnitudes and proposes v. Their parameters are named ``intensity.*`` and ``gradient.*``.
+- F, fusion: the function of ``refusion_edge.network.model`` in the channels-last layout.
+- R, reconstruction: from the fused plane alone back to both sources, by two branches that share no parameters.
+- P, loss proposal: from the two sources to the weights of the fusion loss, by two networks of the same shape that share no
+  parameters. ``intensity.*`` sees the intensities and proposes w; ``gradient.*`` sees the gradient magnitudes and proposes v.
 """
 
 from __future__ import annotations
@@ -14,15 +16,106 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refusion_edge.errors import UsageError
-from refusion_edge.network.parameters import Shape
-from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialise, to_features
-from refusion_edge.train.losses import LossWeights
+from refusion_edge.kernels.cpu.expansion import expand, gated_sum
+from refusion_edge.network.parameters import DIM, NUM_BLOCKS, PARAMETERS, Shape
+from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialise, projected_attention, to_features
+from refusion_edge.train.losses import LossWeights, gradient_magnitude
 from refusion_edge.train.priors import PRIORS
-from refusion_edge.train.sobel import gradient_magnitude
 
+_BRANCHES = ("a", "b")
 NETS = ("intensity", "gradient")
 _DIMS = (2, 4, 8, 16, 32, 64)
 _PRELU_START = 0.25
+
+
+def fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """Fuse two luma planes: ``F_theta(A, B)``.
+
+    Args:
+        parameters: theta, the 86 parameters of ``refusion_edge.network.parameters``.
+        a: Source a, (B, 1, H, W) floating, [0, 1].
+        b: Source b, same shape and dtype.
+
+    Returns:
+        Fused luma, (B, 1, H, W), (0, 1); equal to ``refusion_edge.network.model.FusionNetwork`` up to rounding.
+    """
+    features_a = to_features(a, parameters["project_in_1.weight"])
+    features_b = to_features(b, parameters["project_in_2.weight"])
+    for index in range(NUM_BLOCKS):
+        features_a = block(parameters, f"encoder1.{index}", features_a)
+        features_b = block(parameters, f"encoder2.{index}", features_b)
+    features = _fusion_module(parameters, features_a, features_b)
+    for index in range(NUM_BLOCKS):
+        features = block(parameters, f"decoder.{index}", features)
+    features = F.leaky_relu(dense(features, parameters["project_out_0.weight"]), negative_slope=0.01)
+    # Under autocast the features may be bf16; losses want the precision of the sources.
+    logits = dense(features, parameters["project_out_1.weight"]).permute(0, 3, 1, 2).to(a.dtype)
+    return torch.sigmoid(logits)
+
+
+def initial_fusion(generator: torch.Generator) -> Parameters:
+    """Draw theta for a run from scratch."""
+    return initialise(PARAMETERS, generator)
+
+
+def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> Tensor:
+    def weight(name: str) -> Tensor:
+        return parameters[f"FM.{name}.weight"]
+
+    q1, k1, v1 = expand(x1, None, weight("qkv1"), weight("qkv1_dwconv"), 3)
+    q2, k2, v2 = expand(x2, None, weight("qkv2"), weight("qkv2_dwconv"), 3)
+    # Crossed: the queries of one source ask the keys of the other.
+    x1 = projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"), x1)
+    x2 = projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"), x2)
+    both = torch.cat((x1, x2), dim=-1)
+    gates, gate_taps = weight("project_E").chunk(2), weight("project_E_d").chunk(2)
+    features = both
+    for index, update in enumerate((x1, x2)):
+        source = index + 1
+        weights, taps = (gates[index], weight(f"project_E{source}")), (gate_taps[index], weight(f"project_E{source}_d"))
+        features = gated_sum((both, update), weights, taps, weight(f"project_out{source}"), features)
+    return features
+
+
+def reconstruction_shapes() -> dict[str, Shape]:
+    """Names and shapes of rho; 17,296 numbers, as in the public derivative."""
+    return {name: shape for branch in _BRANCHES for name, shape in _branch_shapes(branch)}
+
+
+def initial_reconstruction(generator: torch.Generator) -> Parameters:
+    """Draw rho for a run from scratch."""
+    return initialise(reconstruction_shapes(), generator)
+
+
+def reconstruct(rho: Mapping[str, Tensor], fused: Tensor) -> tuple[Tensor, Tensor]:
+    """Reconstruct both sources from the fused plane: ``A', B' = R_rho(F)``.
+
+    Args:
+        rho: Parameters of R.
+        fused: (B, 1, H, W).
+
+    Returns:
+        Source a and source b by modality, whatever the order in which F saw them; each (B, 1, H, W), (0, 1).
+    """
+    first, second = (_branch(rho, branch, fused) for branch in _BRANCHES)
+    return first, second
+
+
+def _branch(rho: Mapping[str, Tensor], branch: str, fused: Tensor) -> Tensor:
+    features = to_features(fused, rho[f"{branch}.project_in.weight"])
+    for index in range(NUM_BLOCKS):
+        features = block(rho, f"{branch}.body.{index}", features)
+    features = F.leaky_relu(dense(features, rho[f"{branch}.project_out_0.weight"]), negative_slope=0.01)
+    logits = dense(features, rho[f"{branch}.project_out_1.weight"]).permute(0, 3, 1, 2).to(fused.dtype)
+    return torch.sigmoid(logits)
+
+
+def _branch_shapes(branch: str) -> Iterator[tuple[str, Shape]]:
+    yield f"{branch}.project_in.weight", (DIM, 1, 3, 3)
+    for index in range(NUM_BLOCKS):
+        yield from block_shapes(f"{branch}.body.{index}", DIM)
+    yield f"{branch}.project_out_0.weight", (DIM // 2, DIM, 3, 3)
+    yield f"{branch}.project_out_1.weight", (1, DIM // 2, 3, 3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,20 @@
-"""What happens at which point of a run, as functions of the step and of the progress in [0, 1].
+"""What a step does at which point of a run, and how its optimizers move the parameters.
 
-Progress is the share of the steps or of the time that is over, whichever is further.
+Progress, in [0, 1], is the share of the steps or of the time that has passed, whichever is larger.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from refusion_edge.train.layers import Parameters
 from refusion_edge.train.settings import LossSettings, MetaSettings, OptimiserSettings, RunSettings
 
 
@@ -64,3 +71,47 @@ def average_decay(settings: OptimiserSettings, run: RunSettings, step: int) -> f
     """Decay of the moving average of theta; shorter at first, so that the random start is forgotten."""
     longest = min(settings.ema, 0.99) if run.steps < 1000 else settings.ema
     return min(longest, (1 + step) / (10 + step))
+
+
+class MaxNormalised(Optimizer):
+    """Steps along the gradient divided by its largest entry over all parameters: no entry moves by more than the rate.
+
+    Source:
+        The outer update of ReFusion's public derivatives (C3SM, TDFusion).
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Take one step; a gradient of zero moves nothing."""
+        for group in self.param_groups:
+            moved = [tensor for tensor in group["params"] if tensor.grad is not None]
+            largest = max((tensor.grad.abs().max() for tensor in moved), default=None)
+            if largest is not None and largest > 0:
+                for tensor in moved:
+                    tensor.sub_(tensor.grad / largest, alpha=group["lr"])
+
+
+def adamw(parameters: Parameters) -> AdamW:
+    """Optimiser of F and of R."""
+    return AdamW(parameters.values(), weight_decay=0.0, fused=True)
+
+
+def outer_optimiser(phi: Parameters, settings: MetaSettings) -> Optimizer:
+    """Optimiser of P."""
+    if settings.optimiser == "max-normalised":
+        return MaxNormalised(phi.values(), lr=settings.learning_rate)
+    return AdamW(phi.values(), betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True)
+
+
+def apply(optimiser: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
+    """Move parameters in place along a gradient."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    for name, tensor in parameters.items():
+        tensor.grad = gradient[name]
+    optimiser.step()
+    for tensor in parameters.values():
+        tensor.grad = None
