@@ -73,7 +73,7 @@ class Scene:
     def f_step(self, variant: Networks) -> None:
         """One plain step of F."""
         step = fusion_gradient(variant, self.state.theta, self.batch, self.weights, self.objective)
-        apply(self.state.optimisers["fusion"], self.state.theta, step.gradient, 1e-6)
+        apply(self.state.optimizers["fusion"], self.state.theta, step.gradient, 1e-6)
 
     def cycle(self, engine: Engine) -> None:
         """One cycle with P."""

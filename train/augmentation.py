@@ -26,7 +26,7 @@ class ToneSettings:
     """Random tone curves of crops.
 
     The fusion loss is made of the sources as the network sees them, so any curve leaves it valid; what a few hundred
-    pictures never show, such as a visible image that is nearly black, is learned from curves.
+    images never show, such as a visible image that is nearly black, is learned from curves.
 
     Attributes:
         share: Share of the crops that get curves, [0, 1].

@@ -98,7 +98,7 @@ class PairCollection:
             candidate = (self._draws[which] + step) % len(self.entries)
             if candidate not in self._bad:
                 return candidate
-        raise InputError(f"expected at least one readable pair, got none out of {len(self.entries)}; check the disk.")
+        raise InputError(f"none of the {len(self.entries)} pairs can be read any more; check the disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def survey(
         InputError: There is no usable pair.
     """
     if not data.is_dir():
-        raise InputError(f"expected a folder with the pairs at {data}, got nothing; check the path.")
+        raise InputError(f"there is no folder {data}; check the path to the pairs")
     names = folder_a or task.folder_a, folder_b or task.folder_b
     found, reasons = _find(data, task, names)
     kept = [entry for entry in found if not entry.name.startswith(tuple(exclude))]
@@ -158,8 +158,8 @@ def survey(
     remarks = tuple(f"left out, {reason}: {len(names)} ({_some(names)})" for reason, names in reasons.items())
     if not usable:
         raise InputError(
-            f"expected pairs of at least {crop_px}x{crop_px} pixels below {data}, got none that can be used"
-            f"{' (' + '; '.join(remarks) + ')' if remarks else ''}; check the folder or use smaller crops."
+            f"no usable pairs of at least {crop_px}x{crop_px} pixels below "
+            f"{data}{' (' + '; '.join(remarks) + ')' if remarks else ''}; check the folder or use smaller crops"
         )
     return Survey(tuple(usable), remarks)
 
@@ -212,8 +212,8 @@ def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], 
         for folder in folders:
             if not folder.is_dir():
                 raise InputError(
-                    f"expected the folders {names[0]} and {names[1]} in {data}, got no {folder.name}; "
-                    "name them with --a and --b."
+                    f"{data} has no folder {folder.name}; pairs lie in {names[0]} and {names[1]}, or in folders named with "
+                    "--a and --b"
                 )
         found = find_pairs(str(folders[0]), str(folders[1]))
         entries += [_entry(pair) for pair in found.pairs]

@@ -17,7 +17,7 @@ from refusion_edge.images.color import split, to_display_range
 from refusion_edge.train.augmentation import ToneSettings, defocused_pair, toned
 
 PLAIN = ToneSettings(share=0.0, gamma=1.0, least_gain=1.0, alike=True)
-"""No tone curves: validation, and training on the pictures as they are."""
+"""No tone curves: validation, and training on the images as they are."""
 
 
 class CropSource(Protocol):
@@ -79,7 +79,7 @@ def crop_batch(
 
 
 def to_luma8(image: Array) -> Array:
-    """Luma of a picture as it is fused, rounded to 8 bit, (H, W) uint8."""
+    """Luma of an image as it is fused, rounded to 8 bit, (H, W) uint8."""
     luma, _ = split(to_display_range(image, sensor=False))
     return np.rint(luma * 255).astype(np.uint8)
 

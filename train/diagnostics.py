@@ -143,9 +143,9 @@ def measure(
         planes = [torch.from_numpy(plane[None, None] / np.float32(255)).to(device) for plane in (image.a, image.b)]
         fused = fuse(planes[0], planes[1])[0, 0].float().cpu().numpy()
         for output_range in OUTPUT_RANGES:
-            picture = _to_uint8(to_output_range(fused, output_range))
+            shown = _to_uint8(to_output_range(fused, output_range))
             suffix = "_stretched" if output_range == "stretch" else ""
-            for metric, value in score(image.a, image.b, picture, metrics).items():
+            for metric, value in score(image.a, image.b, shown, metrics).items():
                 values.setdefault(f"{metric.name}{suffix}", []).append(value)
         if image.sharp is not None:
             error = np.mean(np.square(fused * 255 - image.sharp.astype(np.float32)))
@@ -214,9 +214,9 @@ def examples(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     fused = networks.fuse(theta, a, b)
     weights: LossWeights = networks.propose(phi, a, b)
     reconstructed = networks.reconstruct(rho, fused)
-    pictures = (a, b, fused, weights.intensity, weights.gradient, *reconstructed)
+    images = (a, b, fused, weights.intensity, weights.gradient, *reconstructed)
     names = ("a", "b", "fused", "w", "v", "reconstructed_a", "reconstructed_b")
-    return {name: picture[0, 0].float().cpu() for name, picture in zip(names, pictures, strict=True)}
+    return {name: image[0, 0].float().cpu() for name, image in zip(names, images, strict=True)}
 
 
 def _held_image(collection: PairCollection, which: int, seed: int) -> HeldImage:
@@ -249,8 +249,8 @@ def _metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def _to_uint8(luma: Array) -> Uint8Array:
-    picture: Uint8Array = np.rint(luma.clip(0, 255)).astype(np.uint8)
-    return picture
+    shown: Uint8Array = np.rint(luma.clip(0, 255)).astype(np.uint8)
+    return shown
 
 
 def _mean(values: Tensor) -> float:

@@ -45,7 +45,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor) -> Tensor:
-    """Attention between channels and the 1x1 projection after it, as one matrix per picture, and their residual.
+    """Attention between channels and the 1x1 projection after it, as one matrix per image, and their residual.
 
     The same as ``refusion_edge.network.layers`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
     P A is a C x C matrix, so the H*W long features are multiplied once instead of twice.
@@ -63,12 +63,12 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
     """
     channels = v.shape[-1]
     num_heads = temperature.shape[0]
-    # Sums of squares over a picture need fp32 at least, also where autocast would choose bf16.
+    # Sums of squares over an image need fp32 at least, also where autocast would choose bf16.
     with torch.autocast(v.device.type, enabled=False):
         wide = torch.promote_types(v.dtype, torch.float32)
         queries, keys = q.flatten(1, 2).to(wide), k.flatten(1, 2).to(wide)
         gram, query_squares, key_squares = channel_products(queries, keys)
-        # Clamped below the root: the root of 0, for a channel of a black picture, would have no gradient but NaN.
+        # Clamped below the root: the root of 0, for a channel of a black image, would have no gradient but NaN.
         query_norms = query_squares.clamp(min=NORM_FLOOR**2).sqrt()
         key_norms = key_squares.clamp(min=NORM_FLOOR**2).sqrt()
         row_temperature = temperature.to(wide).expand(num_heads, channels // num_heads, 1).reshape(channels, 1)
@@ -124,7 +124,7 @@ def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.ffn.project_out.weight", (dim, hidden, 1, 1)
 
 
-def initialise(shapes: Mapping[str, Shape], generator: torch.Generator) -> Parameters:
+def initialize(shapes: Mapping[str, Shape], generator: torch.Generator) -> Parameters:
     """Draw parameters as PyTorch's own layers do: convolutions uniform in 1 / sqrt(fan-in), norms at 1 and 0."""
     parameters = {}
     for name, shape in shapes.items():

@@ -61,11 +61,11 @@ class RunLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
-    def show(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Add pictures to TensorBoard, each (H, W) in [0, 1]; without it, nothing."""
+    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
+        """Add images to TensorBoard, each (H, W) in [0, 1]; without it, nothing."""
         if self._board is not None:
-            for name, picture in pictures.items():
-                self._board.add_image(name, picture.clamp(0, 1), step, dataformats="HW")
+            for name, image in images.items():
+                self._board.add_image(name, image.clamp(0, 1), step, dataformats="HW")
 
 
 def _board(folder: Path) -> Any:

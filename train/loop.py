@@ -1,4 +1,4 @@
-"""The training loop: the one place that owns optimisers, checkpoints and the log."""
+"""The training loop: the one place that owns optimizers, checkpoints and the log."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def build_networks(settings: Settings) -> Networks:
     """
     machine = settings.machine
     if (machine.bf16 or machine.compile) and not torch.cuda.is_available():
-        raise UsageError("expected a CUDA device for machine.bf16 and machine.compile, got none; set both to false.")
+        raise UsageError("machine.bf16 and machine.compile need a CUDA device, and there is none; set both to false")
     proposal = settings.proposal
     if settings.meta.engine == "off":
         # The control run: P contributes nothing, so it is not evaluated.
@@ -129,7 +129,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
     """
     settings, ranks, device = run.settings, run.ranks, run.ranks.device
     if settings.meta.engine == "double" and ranks.size > 1:
-        raise UsageError(f"expected one rank for meta.engine = double, got {ranks.size}; set meta.engine=exact.")
+        raise UsageError(f"meta.engine = double runs on one rank only, and there are {ranks.size}; set meta.engine=exact")
     counters = state.counters
     draw = partial(
         crop_batch,
@@ -206,13 +206,13 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                     _accumulate(state, outer.gradient)
                     if counters.accumulated == meta.accumulate:
                         mean = {name: tensor / meta.accumulate for name, tensor in state.accumulated.items()}
-                        apply(state.optimisers["proposal"], state.phi, mean, meta.learning_rate * factor)
+                        apply(state.optimizers["proposal"], state.phi, mean, meta.learning_rate * factor)
                         _forget(state)
                 if action.update:
                     rate = settings.optimiser.learning_rate * factor
                     if progress >= settings.optimiser.fusion_frozen:
-                        apply(state.optimisers["fusion"], state.theta, fusion.gradient, rate)
-                    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, rate)
+                        apply(state.optimizers["fusion"], state.theta, fusion.gradient, rate)
+                    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
                     _follow(state, average_decay(settings.optimiser, settings.run, step))
                 # The same on every rank, so none has to be asked. A checkpoint never holds what no run can go on from.
                 if bad := _not_finite(state):
@@ -319,8 +319,8 @@ def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, b
     if run.ranks.is_first:
         write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     raise TrainingError(
-        f"expected finite numbers, got NaN or infinity in {', '.join(bad)} at step {step}; look at the batch in {path} and "
-        "resume from the last checkpoint with a smaller learning rate."
+        f"NaN or infinity in {', '.join(bad)} at step {step}; look at the batch in {path} and resume from the last "
+        "checkpoint with a smaller learning rate"
     )
 
 

@@ -1,4 +1,4 @@
-"""The fusion loss that weights parameterise, and the reconstruction loss that judges them.
+"""The fusion loss that weights parameterize, and the reconstruction loss that judges them.
 
 Planes are (B, 1, H, W) floating in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and say how much source a counts at a
 pixel; source b counts for the rest, which is what a softmax over two maps means.
@@ -113,11 +113,12 @@ def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
         return "triton" if fused.is_cuda and TRITON_INSTALLED and fused.dtype == torch.float32 else "reference"
     if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or is_interpreted())):
         raise BackendError(
-            f"expected Triton and planes on a CUDA device for the loss kernels, got planes on {fused.device}"
-            f"{'' if TRITON_INSTALLED else ' and no Triton'}; choose the engine reference, or move the run to a GPU."
+            "the loss kernels need Triton and planes on a CUDA device; the planes are on "
+            f"{fused.device}{'' if TRITON_INSTALLED else ' and Triton is not installed'}; choose the engine reference, or "
+            "move the run to a GPU"
         )
     if engine not in ("reference", "triton"):
-        raise UsageError(f"expected a loss engine out of auto, reference, triton, got '{engine}'.")
+        raise UsageError(f"there is no loss engine '{engine}'; choose from auto, reference, triton")
     return engine
 
 
@@ -181,7 +182,7 @@ def reconstruction_loss(reconstructed_a: Tensor, reconstructed_b: Tensor, a: Ten
 
 
 def sobel(x: Tensor) -> Tensor:
-    """Unnormalised 3x3 Sobel responses, zero-padded.
+    """Unnormalized 3x3 Sobel responses, zero-padded.
 
     Args:
         x: (B, 1, H, W).

@@ -125,7 +125,7 @@ class MetaRule:
         engine: Out of ``Engine``.
         inner_rate: Step a of the inner update.
         adapt_reconstruction: Whether R takes an inner step, too, before it judges.
-        centred: Whether the mean of J v over each picture, a plain shift of brightness, is left out. Changes the
+        centred: Whether the mean of J v over each image, a plain shift of brightness, is left out. Changes the
             objective.
     """
 
@@ -169,9 +169,9 @@ class MetaGradient:
 
     Attributes:
         loss: L_r on the meta-test batch after the inner update, scalar.
-        gradient: dL_r / dphi divided by the inner rate (a factor that an optimiser which normalises does not need, and
+        gradient: dL_r / dphi divided by the inner rate (a factor that an optimizer which normalizes does not need, and
             without which the numbers keep clear of underflow), mean over all ranks.
-        constant_share: Part of the energy of J v that is one constant per picture, [0, 1].
+        constant_share: Part of the energy of J v that is one constant per image, [0, 1].
     """
 
     loss: Tensor
@@ -248,7 +248,7 @@ def meta_gradient(
     if rule.engine == "pixel":
         loss, tangent = _pixel_tangent(networks, rho, train, weights, inner, objective, rule)
     elif rule.engine == "off":
-        raise UsageError("expected an engine with a meta-gradient, got 'off'; choose exact.")
+        raise UsageError("the engine 'off' has no meta-gradient; choose exact")
     else:
         ahead = _leaves(inner_step(theta, inner.gradient, rule.inner_rate))
         reconstructed = networks.reconstruct(rho, networks.fuse(ahead, test.first, test.second))

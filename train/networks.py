@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from refusion_edge.errors import UsageError
 from refusion_edge.kernels.cpu.expansion import expand, gated_sum
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, PARAMETERS, Shape
-from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialise, projected_attention, to_features
+from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialize, projected_attention, to_features
 from refusion_edge.train.losses import LossWeights, gradient_magnitude
 from refusion_edge.train.priors import PRIORS
 
@@ -55,7 +55,7 @@ def fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
 
 def initial_fusion(generator: torch.Generator) -> Parameters:
     """Draw theta for a run from scratch."""
-    return initialise(PARAMETERS, generator)
+    return initialize(PARAMETERS, generator)
 
 
 def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def reconstruction_shapes() -> dict[str, Shape]:
 
 def initial_reconstruction(generator: torch.Generator) -> Parameters:
     """Draw rho for a run from scratch."""
-    return initialise(reconstruction_shapes(), generator)
+    return initialize(reconstruction_shapes(), generator)
 
 
 def reconstruct(rho: Mapping[str, Tensor], fused: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,11 +144,11 @@ class ProposalSettings:
     def __post_init__(self) -> None:
         if self.dim not in _DIMS or self.blocks < 1:
             raise UsageError(
-                f"expected proposal.dim out of {', '.join(map(str, _DIMS))} and at least one block, "
-                f"got {self.dim} and {self.blocks}."
+                f"proposal.dim = {self.dim} with proposal.blocks = {self.blocks} is impossible; choose dim from "
+                f"{', '.join(map(str, _DIMS))} and at least one block"
             )
         if self.prior not in PRIORS:
-            raise UsageError(f"expected proposal.prior out of {', '.join(PRIORS)}, got '{self.prior}'.")
+            raise UsageError(f"there is no prior '{self.prior}'; choose proposal.prior from {', '.join(PRIORS)}")
 
 
 def proposal_shapes(settings: ProposalSettings) -> dict[str, Shape]:
@@ -158,7 +158,7 @@ def proposal_shapes(settings: ProposalSettings) -> dict[str, Shape]:
 
 def initial_proposal(settings: ProposalSettings, generator: torch.Generator) -> Parameters:
     """Draw phi for a run from scratch."""
-    phi = initialise(proposal_shapes(settings), generator)
+    phi = initialize(proposal_shapes(settings), generator)
     for net in NETS:
         phi[f"{net}.slope"].fill_(_PRELU_START)
         if settings.zero:

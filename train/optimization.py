@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.settings import LossSettings, MetaSettings, OptimiserSettings, RunSettings
+from refusion_edge.train.settings import LossSettings, MetaSettings, OptimizerSettings, RunSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def action_at(meta: MetaSettings, step: int, progress: float, *, learning: bool)
     return Action(meta=step % meta.every == 0, update=True)
 
 
-def learning_factor(settings: OptimiserSettings, step: int, progress: float) -> float:
+def learning_factor(settings: OptimizerSettings, step: int, progress: float) -> float:
     """Factor of all learning rates, (0, 1]."""
     rise = min(1.0, (step + 1) / settings.warm_up_steps) if settings.warm_up_steps else 1.0
     if settings.schedule == "steps":
@@ -67,13 +67,13 @@ def crop_at(run: RunSettings, progress: float) -> int:
     return run.late_crop_px if progress >= run.late_from else run.crop_px
 
 
-def average_decay(settings: OptimiserSettings, run: RunSettings, step: int) -> float:
+def average_decay(settings: OptimizerSettings, run: RunSettings, step: int) -> float:
     """Decay of the moving average of theta; shorter at first, so that the random start is forgotten."""
     longest = min(settings.ema, 0.99) if run.steps < 1000 else settings.ema
     return min(longest, (1 + step) / (10 + step))
 
 
-class MaxNormalised(Optimizer):
+class MaxNormalized(Optimizer):
     """Steps along the gradient divided by its largest entry over all parameters: no entry moves by more than the rate.
 
     Source:
@@ -95,23 +95,23 @@ class MaxNormalised(Optimizer):
 
 
 def adamw(parameters: Parameters) -> AdamW:
-    """Optimiser of F and of R."""
+    """Optimizer of F and of R."""
     return AdamW(parameters.values(), weight_decay=0.0, fused=True)
 
 
-def outer_optimiser(phi: Parameters, settings: MetaSettings) -> Optimizer:
-    """Optimiser of P."""
+def outer_optimizer(phi: Parameters, settings: MetaSettings) -> Optimizer:
+    """Optimizer of P."""
     if settings.optimiser == "max-normalised":
-        return MaxNormalised(phi.values(), lr=settings.learning_rate)
+        return MaxNormalized(phi.values(), lr=settings.learning_rate)
     return AdamW(phi.values(), betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True)
 
 
-def apply(optimiser: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
+def apply(optimizer: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
     """Move parameters in place along a gradient."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
     for name, tensor in parameters.items():
         tensor.grad = gradient[name]
-    optimiser.step()
+    optimizer.step()
     for tensor in parameters.values():
         tensor.grad = None

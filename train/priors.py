@@ -15,7 +15,7 @@ from refusion_edge.train.losses import Logits, gradient_magnitude
 
 # Logits per unit of intensity: nearly a hard choice of the larger one.
 _INTENSITY_SHARPNESS = 20.0
-# Width of the bell curve of well-exposedness around mid-grey (Mertens et al., 2007).
+# Width of the bell curve of well-exposedness around mid-gray (Mertens et al., 2007).
 _EXPOSURE_SIGMA = 0.2
 _FOCUS_WINDOW = 9
 # Mean gradients in focus and out of it differ by a few hundredths: a small factor would leave texture to an average.
@@ -45,7 +45,7 @@ def focused(a: Tensor, b: Tensor, _sharpness: float) -> Logits:
 
 
 def exposed(a: Tensor, b: Tensor, sharpness: float) -> Logits:
-    """The source closer to mid-grey, the stronger gradient."""
+    """The source closer to mid-gray, the stronger gradient."""
     exposedness = ((b - 0.5).square() - (a - 0.5).square()) / (2 * _EXPOSURE_SIGMA**2)
     return exposedness, stronger(a, b, sharpness)[1]
 

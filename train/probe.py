@@ -64,8 +64,8 @@ def update_step(networks: Networks, state: TrainingState, batch: Batch, objectiv
     weights = _weights(networks, state, batch)
     fusion = fusion_gradient(networks, state.theta, batch, weights, objective)
     judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch)
-    apply(state.optimisers["fusion"], state.theta, fusion.gradient, 1e-6)
-    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, 1e-6)
+    apply(state.optimizers["fusion"], state.theta, fusion.gradient, 1e-6)
+    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, 1e-6)
 
 
 def cycle_step(
@@ -77,9 +77,9 @@ def cycle_step(
     fusion = fusion_gradient(networks, state.theta, batch, weights, objective)
     outer = meta_gradient(networks, state.theta, phi, state.rho, batch, test, weights, fusion, objective, rule)
     judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch)
-    apply(state.optimisers["proposal"], state.phi, outer.gradient, 1e-6)
-    apply(state.optimisers["fusion"], state.theta, fusion.gradient, 1e-6)
-    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, 1e-6)
+    apply(state.optimizers["proposal"], state.phi, outer.gradient, 1e-6)
+    apply(state.optimizers["fusion"], state.theta, fusion.gradient, 1e-6)
+    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, 1e-6)
 
 
 def probe(
@@ -118,7 +118,7 @@ def probe(
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
         timings.append(Timing(crop_px, batch, update_s, cycle_s, peak))
     if not timings:
-        raise BackendError("expected memory for the smallest of the shapes, got too little; free some or use --device cpu.")
+        raise BackendError("not even the smallest shape fits into the GPU's memory; free some or use --device cpu")
     return timings
 
 

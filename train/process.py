@@ -81,8 +81,8 @@ class Ranks:
             distributed.all_reduce(buffer, operation)
         except RuntimeError as error:
             raise BackendError(
-                f"expected all {self.size} ranks to answer, got a lost one (rank {self.rank} noticed: "
-                f"{str(error).splitlines()[0]}); start the run again with --resume."
+                f"lost one of {self.size} ranks (noticed by rank {self.rank}: {str(error).splitlines()[0]}); start the run "
+                "again with --resume"
             ) from error
 
 
@@ -99,14 +99,16 @@ def join_ranks(device: torch.device) -> Ranks:
     if "WORLD_SIZE" not in given or os.environ["WORLD_SIZE"] == "1":
         return Ranks(device=device)
     if len(given) < len(_VARIABLES):
-        raise UsageError(f"expected the variables {', '.join(_VARIABLES)}, got {', '.join(given)} only; start with torchrun.")
+        raise UsageError(
+            f"only {', '.join(given)} of torchrun's variables {', '.join(_VARIABLES)} are set; start with torchrun"
+        )
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     except RuntimeError as error:
-        raise BackendError(f"expected all ranks to meet, got '{error}'; check the address and the network.") from error
+        raise BackendError(f"cannot reach all ranks: {error}; check the address and the network") from error
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
 
 

@@ -148,7 +148,7 @@ def choose_device(name: str) -> torch.device:
         BackendError: ``cuda`` is asked for and not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise BackendError("expected a CUDA device, got none that torch can use; train with --device cpu.")
+        raise BackendError("torch can use no CUDA device; train with --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -170,8 +170,7 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
         )
     if checkpoint.task != request.task:
         raise CheckpointError(
-            f"expected a run for {request.task} in {checkpoint.path}, got one for {checkpoint.task}; "
-            f"add --task {checkpoint.task}."
+            f"{checkpoint.path} is of a run for {checkpoint.task}, not {request.task}; add --task {checkpoint.task}"
         )
     if request.preset is None and not request.assignments:
         return checkpoint.settings
@@ -179,8 +178,8 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
     differences = asked.differences(checkpoint.settings)
     if differences:
         raise CheckpointError(
-            f"expected the settings of the run in {checkpoint.path}, got other ones: {'; '.join(differences)}; leave --preset "
-            "and --set away, or start a new run with --init."
+            f"the settings differ from those of the run in {checkpoint.path}: {'; '.join(differences)}; leave out --preset "
+            "and --set, or start a new run with --init"
         )
     return checkpoint.settings
 
@@ -222,13 +221,13 @@ class _Silent(RunLog):
 
 def _check(request: Request) -> None:
     if request.resume is not None and request.init is not None:
-        raise UsageError("expected one of --resume and --init, got both; --init starts a new run from weights.")
+        raise UsageError("--resume continues a run and --init starts a new one from weights; leave one out")
     if request.max_minutes is not None and not request.max_minutes > 0:
-        raise UsageError(f"expected --max-minutes above 0, got {request.max_minutes:g}.")
+        raise UsageError(f"--max-minutes has to be above 0, not {request.max_minutes:g}; choose a longer time")
     if request.resume is None and find_checkpoints(request.output):
         raise UsageError(
-            f"expected an unused folder for the run, got {request.output}, which holds checkpoints; "
-            f"go on with --resume {request.output} or choose another --output."
+            f"{request.output} holds the checkpoints of a run; continue it with --resume {request.output} or choose another "
+            "--output"
         )
 
 

@@ -38,7 +38,7 @@ class RunSettings:
         crop_px: Side of a crop.
         late_crop_px: Side of a crop in the last part of the run.
         late_from: Where that part begins, as a share of the run.
-        seed: Seed of initialisation and crops.
+        seed: Seed of initialization and crops.
     """
 
     steps: int
@@ -102,7 +102,7 @@ class MetaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimiserSettings:
+class OptimizerSettings:
     """Updates of F and R.
 
     Attributes:
@@ -202,7 +202,7 @@ class MachineSettings:
     """What only a GPU may do.
 
     Attributes:
-        bf16: Networks under bf16 autocast; losses, statistics and optimisers stay in float32.
+        bf16: Networks under bf16 autocast; losses, statistics and optimizers stay in float32.
         compile: ``torch.compile`` for F, except under forward-mode differentiation.
     """
 
@@ -218,7 +218,7 @@ class Settings:
     loss: LossSettings
     proposal: ProposalSettings
     meta: MetaSettings
-    optimiser: OptimiserSettings
+    optimiser: OptimizerSettings
     guard: GuardSettings
     validation: ValidationSettings
     checkpoint: CheckpointSettings
@@ -269,15 +269,15 @@ class Settings:
         repeats = {f"data.repeat.{beginning}": times for beginning, times in self.data.repeat.items()}
         crops = {"run.crop_px": run.crop_px, "run.late_crop_px": run.late_crop_px}
         _require(above_zero, lambda value: value > 0, "above 0")
-        _require(at_least_zero, lambda value: value >= 0, "of at least 0")
+        _require(at_least_zero, lambda value: value >= 0, "at least 0")
         _require(shares, lambda value: 0 <= value <= 1, "from 0 to 1")
-        _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "of at least 1")
-        _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "of at most 1")
-        _require(crops, lambda value: value >= _MIN_CROP, f"of at least {_MIN_CROP}")
+        _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "at least 1")
+        _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "at most 1")
+        _require(crops, lambda value: value >= _MIN_CROP, f"at least {_MIN_CROP}")
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
-                "expected float32 for the engine exact-fd, got machine.bf16 = true, which rounds its differences away; "
-                "set machine.bf16=false or meta.engine=exact."
+                "machine.bf16 = true rounds away the differences of the engine exact-fd; set machine.bf16=false or "
+                "meta.engine=exact"
             )
 
     def to_tables(self) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
         name, separator, text = assignment.partition("=")
         section, _, key = name.strip().partition(".")
         if not separator or not key:
-            raise UsageError(f"expected --set section.key=value, got '{assignment}'.")
+            raise UsageError(f"'{assignment}' is not an assignment; write --set section.key=value")
         _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
     return Settings.from_tables(tables)
 
@@ -337,7 +337,7 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
 def _require(values: Mapping[str, float], fits: Callable[[float], bool], expected: str) -> None:
     for name, value in values.items():
         if not fits(value):
-            raise UsageError(f"expected {name} {expected}, got {value}.")
+            raise UsageError(f"{name} has to be {expected}, not {value}; correct it")
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
@@ -346,10 +346,10 @@ def _read_preset(preset: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
-            f"expected one of the presets {', '.join(PRESETS)} or a TOML file, got '{preset}' ({error.strerror})."
+            f"cannot read the preset '{preset}': {error.strerror}; choose from {', '.join(PRESETS)} or name a TOML file"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"expected a TOML file in {path}, got something else ({error}).") from error
+        raise UsageError(f"{path} is not a TOML file: {error}; correct it") from error
 
 
 def _merge(tables: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -374,17 +374,19 @@ def _parse_value(text: str) -> Any:
 
 def _build(kind: Any, table: Any, name: str) -> Any:
     if not isinstance(table, Mapping):
-        raise UsageError(f"expected a table for the settings {name}, got {table!r}.")
+        raise UsageError(f"{name} has to be a table of settings, not {table!r}; write section.key=value")
     hints = get_type_hints(kind)
     known = [field.name for field in fields(kind)]
     for key in table:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            raise UsageError(f"expected one of {', '.join(known)} {f'in {name}' if name else 'as section'}, got '{key}'{hint}.")
+            raise UsageError(
+                f"there is no {f'setting {name}.' if name else 'section '}{key}{hint}; choose from {', '.join(known)}"
+            )
     missing = [key for key in known if key not in table]
     if missing:
-        raise UsageError(f"expected a value for {', '.join(_joined(name, key) for key in missing)}, got none.")
+        raise UsageError(f"no value for {', '.join(_joined(name, key) for key in missing)}; add it to the preset")
     return kind(**{key: _value(hints[key], table[key], _joined(name, key)) for key in known})
 
 
@@ -407,7 +409,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
     if not fits:
-        raise UsageError(f"expected {expected} for {name}, got {value!r}.")
+        raise UsageError(f"{name} has to be {expected}, not {value!r}; correct it")
     if origin is tuple:
         return tuple(_value(part, item, name) for part, item in zip(arguments, value, strict=True))
     if origin is dict:

@@ -27,7 +27,7 @@ from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.networks import initial_fusion, initial_proposal, initial_reconstruction
-from refusion_edge.train.optimization import adamw, outer_optimiser
+from refusion_edge.train.optimization import adamw, outer_optimizer
 from refusion_edge.train.settings import Settings
 
 _PATTERN = "step-*.safetensors"
@@ -56,7 +56,7 @@ class Counters:
 
 @dataclass(slots=True)
 class TrainingState:
-    """Parameters, optimisers and counters; the training loop changes them in place.
+    """Parameters, optimizers and counters; the training loop changes them in place.
 
     Attributes:
         theta: Parameters of F.
@@ -65,7 +65,7 @@ class TrainingState:
         healthy_phi: Those at the last validation that no guard objected to.
         rho: Parameters of R.
         accumulated: Sum of meta-gradients since the last outer update.
-        optimisers: ``fusion``, ``proposal`` and ``reconstruction``.
+        optimizers: ``fusion``, ``proposal`` and ``reconstruction``.
         counters: Where the run is.
     """
 
@@ -75,7 +75,7 @@ class TrainingState:
     healthy_phi: Parameters
     rho: Parameters
     accumulated: Parameters
-    optimisers: dict[str, Optimizer]
+    optimizers: dict[str, Optimizer]
     counters: Counters
 
     def groups(self) -> dict[str, Parameters]:
@@ -113,9 +113,9 @@ def initial_state(
     drawn = initial_fusion(generator)
     fusion = place(drawn if theta is None else theta)
     phi, rho = place(initial_proposal(settings.proposal, generator)), place(initial_reconstruction(generator))
-    optimisers = {"fusion": adamw(fusion), "proposal": outer_optimiser(phi, settings.meta), "reconstruction": adamw(rho)}
+    optimizers = {"fusion": adamw(fusion), "proposal": outer_optimizer(phi, settings.meta), "reconstruction": adamw(rho)}
     accumulated = {name: torch.zeros_like(tensor) for name, tensor in phi.items()}
-    return TrainingState(fusion, place(fusion), phi, place(phi), rho, accumulated, optimisers, Counters())
+    return TrainingState(fusion, place(fusion), phi, place(phi), rho, accumulated, optimizers, Counters())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def save_state(path: Path, state: TrainingState, *, task: str, settings: Setting
         OutputError: It cannot be written, for example because the disk is full; earlier ones stay as they are.
     """
     tensors = {f"{prefix}.{name}": tensor for prefix, group in state.groups().items() for name, tensor in group.items()}
-    tensors.update(_optimiser_tensors(state))
+    tensors.update(_optimizer_tensors(state))
     about = {
         "schema": TRAINING_SCHEMA,
         "task": task,
@@ -178,7 +178,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """
     found = find_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"expected checkpoints ({_PATTERN}) in {folder}, got none; give the folder of a run.")
+        raise CheckpointError(f"{folder} holds no checkpoints ({_PATTERN}); give the folder of a run")
     return found[-1]
 
 
@@ -198,20 +198,18 @@ def read_state(path: Path) -> TrainingCheckpoint:
         about = _metadata(data)
         tensors = load(data)
     except OSError as error:
-        raise CheckpointError(f"expected a checkpoint at {path}, got '{error.strerror}'; check the path.") from error
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from error
     except (SafetensorError, ValueError, KeyError, struct.error) as error:
-        raise CheckpointError(f"expected a training checkpoint in {path}, got a damaged or other file ({error}).") from error
+        raise CheckpointError(f"{path} is damaged or not a training checkpoint ({error}); give another one") from error
     if about.get("schema") != TRAINING_SCHEMA:
-        raise CheckpointError(
-            f"expected the schema {TRAINING_SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint."
-        )
+        raise CheckpointError(f"{path} has the schema {about.get('schema')}, not {TRAINING_SCHEMA}; give a training checkpoint")
     try:
         settings, counters = Settings.from_tables(about["settings"]), Counters(**about["counters"])
         return TrainingCheckpoint(path, about["task"], settings, counters, tuple(about["pairs"]), tensors)
     except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(
-            f"expected the settings and counters of this version in {path}, got other ones ({error}); resume with the version "
-            "that wrote it, or start a new run with --init."
+            f"{path} holds settings and counters of another version ({error}); resume with the version that wrote it, or "
+            "start a new run with --init"
         ) from error
 
 
@@ -226,25 +224,25 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
         for name, tensor in group.items():
             stored = tensors.pop(f"{prefix}.{name}", None)
             if stored is None or stored.shape != tensor.shape:
-                got = "nothing" if stored is None else f"the shape {tuple(stored.shape)}"
+                stored_text = "missing" if stored is None else f"of shape {tuple(stored.shape)}"
                 raise CheckpointError(
-                    f"expected {prefix}.{name} of shape {tuple(tensor.shape)} in {checkpoint.path}, got {got}; "
-                    "resume with the settings of the run."
+                    f"{prefix}.{name} in {checkpoint.path} is {stored_text}, but the run needs the shape "
+                    f"{tuple(tensor.shape)}; resume with the settings of the run"
                 )
             tensor.copy_(stored)
-    for label, parameters in _optimised(state):
+    for label, parameters in _optimized(state):
         for name, tensor in parameters.items():
             prefix = f"optim.{label}.{name}."
             entries = {key: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
             if entries:
                 # The counter of AdamW stays on the CPU, where it was made.
-                state.optimisers[label].state[tensor] = {
+                state.optimizers[label].state[tensor] = {
                     key.removeprefix(prefix): value if value.ndim == 0 else value.to(tensor.device)
                     for key, value in entries.items()
                 }
     if tensors:
         raise CheckpointError(
-            f"expected nothing else in {checkpoint.path}, got {next(iter(tensors))}; it is another network's."
+            f"{checkpoint.path} also holds {next(iter(tensors))}, which no network of this run has; give another checkpoint"
         )
     state.counters = checkpoint.counters
 
@@ -273,14 +271,14 @@ def _metadata(data: bytes) -> Mapping[str, Any]:
     return about
 
 
-def _optimised(state: TrainingState) -> Iterator[tuple[str, Parameters]]:
+def _optimized(state: TrainingState) -> Iterator[tuple[str, Parameters]]:
     yield from (("fusion", state.theta), ("proposal", state.phi), ("reconstruction", state.rho))
 
 
-def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
+def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
     return {
         f"optim.{label}.{name}.{key}": value
-        for label, parameters in _optimised(state)
+        for label, parameters in _optimized(state)
         for name, tensor in parameters.items()
-        for key, value in state.optimisers[label].state.get(tensor, {}).items()
+        for key, value in state.optimizers[label].state.get(tensor, {}).items()
     }

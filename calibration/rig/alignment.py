@@ -1,4 +1,4 @@
-"""The alignment of two cameras from images: views of a pair, the report and picture of an alignment, and checking a rig later.
+"""The alignment of two cameras from images: views of a pair, the report and image of an alignment, and checking a rig later.
 
 How a homography is found is in ``scene``, ``points`` and ``stereo``.
 """
@@ -52,7 +52,7 @@ class Views:
     Attributes:
         ir: Infrared view, (H, W) or (H, W, 3); uint8, uint16 or float32.
         vis: Visible view.
-        base: Source whose view the fused picture has.
+        base: Source whose view the fused image has.
     """
 
     ir: Array
@@ -118,7 +118,7 @@ def align_views(
     )
     require_evidence(scene)
     method = (
-        f"from the scene ({scene.model}): standard error {scene.evidence.standard_error_px:.2f} px, halves of the picture "
+        f"from the scene ({scene.model}): standard error {scene.evidence.standard_error_px:.2f} px, halves of the image "
         f"{scene.evidence.halves_px:.2f} px apart, two measures {scene.evidence.measures_px:.2f} px apart"
     )
     return RigAlignment(distance_m, to_rows(scene.homography), scene.evidence.error_px, method), scene
@@ -131,7 +131,7 @@ def align_point_pairs(
 
     Args:
         points: The points.
-        base: Source whose view the fused picture has.
+        base: Source whose view the fused image has.
         size_wh: Size of its view.
         distance_m: Working distance, or None.
         model: What the warp may do.
@@ -166,7 +166,7 @@ def join_boards(pairs: list[tuple[Array, Array]], board: tuple[int, int]) -> Poi
         except AlignmentError as error:
             last = error
     if not found:
-        raise last or AlignmentError("expected at least one pair of pictures, got none; check the folders.")
+        raise last or AlignmentError("there are no pairs of images; check the folders")
     return PointPairs(np.concatenate([each.ir for each in found]), np.concatenate([each.vis for each in found]))
 
 
@@ -208,7 +208,7 @@ def draw(rig: Rig, frames: Mapping[SourceName, Array], distance_m: float | None,
 
 
 def parallax_table(model: ParallaxModel, aligned_m: float) -> list[tuple[float, float]]:
-    """Misregistration in pixels by distance in metres, for views aligned at ``aligned_m``."""
+    """Misregistration in pixels by distance in meters, for views aligned at ``aligned_m``."""
     return [(distance_m, model.error_px(distance_m, aligned_m)) for distance_m in PARALLAX_DISTANCES_M]
 
 
@@ -256,25 +256,25 @@ def overlay(base: Array, moving: Array, aligned: Array, *, sensor_base: bool, se
         base: Base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
         moving: Moving view as it comes, of any size.
         aligned: Moving view warped onto the base, of the size of ``base``.
-        sensor_base: Whether 16-bit or float grey of ``base`` is raw sensor data.
+        sensor_base: Whether 16-bit or float gray of ``base`` is raw sensor data.
         sensor_moving: Whether that of the moving view is.
         caption: What to write over the result, such as its error.
 
     Returns:
         (H', W', 3) RGB uint8: base edges green, moving edges magenta, white where they coincide.
     """
-    grey = _grey(base, sensor=sensor_base)
-    size = (grey.shape[1], grey.shape[0])
-    before = cv2.resize(_grey(moving, sensor=sensor_moving), size).astype(np.uint8)
-    after = _grey(aligned, sensor=sensor_moving)
+    gray = _gray(base, sensor=sensor_base)
+    size = (gray.shape[1], gray.shape[0])
+    before = cv2.resize(_gray(moving, sensor=sensor_moving), size).astype(np.uint8)
+    after = _gray(aligned, sensor=sensor_moving)
     rows = np.arange(size[1])[:, None] * _TILES // max(size)
     columns = np.arange(size[0])[None, :] * _TILES // max(size)
-    tiles = np.where((rows + columns) % 2 == 0, grey, after)
-    blend = cv2.addWeighted(grey, 0.5, after, 0.5, 0)
+    tiles = np.where((rows + columns) % 2 == 0, gray, after)
+    blend = cv2.addWeighted(gray, 0.5, after, 0.5, 0)
     return montage(
         [
             MontageRow(
-                (_edges(grey, before), _edges(grey, after)), ("edges before: base green, other magenta", f"after: {caption}")
+                (_edges(gray, before), _edges(gray, after)), ("edges before: base green, other magenta", f"after: {caption}")
             ),
             MontageRow((tiles, blend), ("tiles of both views after", "mean of both views after")),
         ],
@@ -287,15 +287,15 @@ def _edges(base: Uint8Array, other: Uint8Array) -> Uint8Array:
     return np.dstack((magenta, green, magenta))
 
 
-def _strength(grey: Uint8Array) -> Uint8Array:
+def _strength(gray: Uint8Array) -> Uint8Array:
     # The border of what a warp covers is no edge of the scene.
-    shown = shrunk(shown_part(grey), _BORDER_PX)
-    smooth: Float32Array = cv2.GaussianBlur(np.log(grey.astype(np.float32) + 8), (0, 0), 1.2).astype(np.float32)
+    shown = shrunk(shown_part(gray), _BORDER_PX)
+    smooth: Float32Array = cv2.GaussianBlur(np.log(gray.astype(np.float32) + 8), (0, 0), 1.2).astype(np.float32)
     strength = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) * shown
     full = max(float(np.percentile(strength[shown], _FULL_EDGE)) if shown.any() else 0.0, 1e-6)
     return (strength / full * 255).clip(0, 255).astype(np.uint8)
 
 
-def _grey(picture: Array, *, sensor: bool) -> Uint8Array:
-    luma = split(to_display_range(picture, sensor=sensor))[0]
+def _gray(image: Array, *, sensor: bool) -> Uint8Array:
+    luma = split(to_display_range(image, sensor=sensor))[0]
     return np.rint(luma * 255).clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Exhaustive search for the shift, rotation and scale that lay one picture on another, on small copies."""
+"""Exhaustive search for the shift, rotation and scale that lay one image on another, on small copies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROTATION_STEP_DEG = 2.0
 _SCALE_STEP = 1.045
 # Overlaps below this part of the largest are not believed: few pixels agree by chance.
 _LEAST_OVERLAP = 0.25
-# Candidates that move the picture's outline by less than this part of its long side from one another are one.
+# Candidates that move the image's outline by less than this part of its long side from one another are one.
 _DISTINCT = 0.04
 
 
@@ -31,7 +31,7 @@ class SearchRange:
     Attributes:
         shift: Largest shift as a part of the width and height.
         rotation_deg: Largest rotation, both ways.
-        scale: Smallest and largest scale of the moving picture against the nominal one, which is the ratio of the widths.
+        scale: Smallest and largest scale of the moving image against the nominal one, which is the ratio of the widths.
     """
 
     shift: float = 0.2
@@ -41,11 +41,11 @@ class SearchRange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One place where the pictures agree.
+    """One place where the images agree.
 
     Attributes:
-        homography: Point of the base to point of the moving picture.
-        agreement: Normalised correlation of the gradient structure, at most 1.
+        homography: Point of the base to point of the moving image.
+        agreement: Normalized correlation of the gradient structure, at most 1.
     """
 
     homography: Matrix
@@ -55,12 +55,12 @@ class Candidate:
 def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[Candidate]:
     """Find where gradient structures agree best.
 
-    For each rotation and scale all shifts at once: correlation through the Fourier transform, normalised by the energy
+    For each rotation and scale all shifts at once: correlation through the Fourier transform, normalized by the energy
     that both fields have in the overlap.
 
     Args:
-        base: Base picture.
-        moving: Moving picture.
+        base: Base image.
+        moving: Moving image.
         within: Where to look.
         count: Number of candidates.
 
@@ -97,17 +97,17 @@ def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[
 
 
 def _poses(base: Scene, moving: Scene, within: SearchRange) -> Iterator[Matrix]:
-    """Homographies that turn and scale about the centres of both pictures."""
+    """Homographies that turn and scale about the centers of both images."""
     nominal = moving.size_wh[0] / base.size_wh[0]
     turns = 2 * math.ceil(within.rotation_deg / _ROTATION_STEP_DEG) + 1
     low, high = within.scale
     scales = max(1, math.ceil(math.log(high / low) / math.log(_SCALE_STEP))) + 1
-    centre, target = ((np.array(scene.size_wh) - 1) / 2 for scene in (base, moving))
+    center, target = ((np.array(scene.size_wh) - 1) / 2 for scene in (base, moving))
     for angle in np.deg2rad(np.linspace(-within.rotation_deg, within.rotation_deg, turns)):
         for scale in np.geomspace(low, high, scales) * nominal:
             pose = np.eye(3)
             pose[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            pose[:2, 2] = target - pose[:2, :2] @ centre
+            pose[:2, 2] = target - pose[:2, :2] @ center
             yield pose
 
 

@@ -1,7 +1,7 @@
 """Fine alignment by the enhanced correlation coefficient (ECC), with the error that follows from the data.
 
-OpenCV has ECC for one channel, without a similarity and, in most releases that we support, with a mask for one picture
-only. Fields of gradient structure have two channels, both pictures have borders, and a similarity is what a few common
+OpenCV has ECC for one channel, without a similarity and, in most releases that we support, with a mask for one image
+only. Fields of gradient structure have two channels, both images have borders, and a similarity is what a few common
 edges can determine; so the iteration is written out here. ``tests/calibration/rig/test_ecc.py`` compares it with OpenCV's.
 
 Source:
@@ -29,19 +29,19 @@ _SHORTEST_FRACTION = 0.1
 # A correlation below this says nothing; it bounds the length of a step.
 _LEAST_CORRELATION = 0.08
 _RIDGE = 1e-6
-# Blocks of at least this many pixels, and at most this many across the picture, count as independent.
+# Blocks of at least this many pixels, and at most this many across the image, count as independent.
 _BLOCK_PX, _BLOCKS = 32, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """A warp that maximises the correlation.
+    """A warp that maximizes the correlation.
 
     Attributes:
         homography: Point of the base field to point of the other field, (3, 3).
-        correlation: Normalised correlation in the overlap, at most 1.
+        correlation: Normalized correlation in the overlap, at most 1.
         overlap: Part of the base field that the other one covers.
-        covariance: Covariance of the last step's parameters, (K, K), from how much blocks of the picture disagree.
+        covariance: Covariance of the last step's parameters, (K, K), from how much blocks of the image disagree.
         size_wh: Size of the base field.
     """
 
@@ -169,7 +169,7 @@ def _step(overlay: _Overlay, homography: Matrix, basis: Float32Array) -> _Step:
 
 
 def _block_sums(scores: Float32Array) -> Numbers:
-    """Sums over blocks of the picture: (B, K) from (K, H, W)."""
+    """Sums over blocks of the image: (B, K) from (K, H, W)."""
     _, height, width = scores.shape
     block = max(_BLOCK_PX, max(height, width) // _BLOCKS)
     rows, columns = (np.arange(0, max(side - block // 2, 1), block) for side in (height, width))

@@ -71,23 +71,21 @@ def read_points(path: Path) -> PointPairs:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise InputError(f"expected a CSV file of points at {path}, got '{reason}'; check the path.") from error
+        raise InputError(f"cannot read the points in {path}: {reason}; check the path") from error
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(
-            f"expected the columns {', '.join(COLUMNS)} in {path}, got no {', '.join(missing)}; name them in the first line."
-        )
+        raise InputError(f"{path} has no column {', '.join(missing)}; name the columns {', '.join(COLUMNS)} in the first line")
     rows: list[list[float]] = []
     for row in reader:
         try:
             rows.append([float(row[column]) for column in COLUMNS])
         except (TypeError, ValueError):
             values = [row[column] for column in COLUMNS]
-            raise InputError(f"expected four numbers in line {reader.line_num} of {path}, got {values}; correct it.") from None
+            raise InputError(f"line {reader.line_num} of {path} does not hold four numbers but {values}; correct it") from None
     points = np.array(rows, np.float64).reshape(-1, 4)
     if not np.isfinite(points).all():
-        raise InputError(f"expected finite coordinates in {path}, got NaN or infinity; correct them.")
+        raise InputError(f"{path} holds coordinates that are NaN or infinite; correct them")
     return PointPairs(points[:, :2], points[:, 2:])
 
 
@@ -106,14 +104,15 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     least = MODELS[model] // 2
     if len(base) < least:
         raise AlignmentError(
-            f"expected at least {least} points for a {model}, got {len(base)}; pick more or use --model similarity."
+            f"{len(base)} points are too few for the model {model}, which needs at least {least}; pick more or use --model "
+            "similarity"
         )
     homography = _through(base, moving, model)
     coverage = float(cv2.contourArea(cv2.convexHull(base.astype(np.float32)))) / (size_wh[0] * size_wh[1])
     if model != "similarity" and coverage < _LEAST_COVERAGE:
         raise AlignmentError(
-            f"expected points over at least {100 * _LEAST_COVERAGE:.0f} % of the view, got {100 * coverage:.1f} % inside their "
-            "hull; pick points near all corners, not on one line."
+            f"the points cover only {100 * coverage:.1f} % of the view, and at least {100 * _LEAST_COVERAGE:.0f} % are "
+            "needed; pick points near all corners, not along one line"
         )
     if len(base) == least:
         return PointAlignment(homography, None, None, coverage, len(base))
@@ -121,8 +120,8 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     worst = int(np.argmax(distances))
     if distances[worst] > max(_STRAY_PX, _STRAY * float(np.median(distances))) or not np.isfinite(distances).all():
         raise AlignmentError(
-            f"expected points that fit one {model}, got point {worst + 1} at {distances[worst]:.1f} px from where the others "
-            "put it; correct or remove it (objects at different distances do not fit together)."
+            f"point {worst + 1} is {distances[worst]:.1f} px away from where the {model} of the others puts it; correct or "
+            "remove it (objects at different distances do not fit together)"
         )
     back = warp_points(_inverse(homography), moving) - base
     freedom = 2 * len(base) - MODELS[model]
@@ -134,19 +133,19 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
 
 
 def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointPairs:
-    """Find the inner corners of a checkerboard that both pictures show.
+    """Find the inner corners of a checkerboard that both images show.
 
-    The board may be inverted in the infrared picture. Of the two ways round that corners can be numbered, the one with the
+    The board may be inverted in the infrared image. Of the two ways round that corners can be numbered, the one with the
     smaller rotation between the views is taken.
 
     Args:
-        ir: Infrared picture, (H, W) or (H, W, 3); uint8, uint16 or float32.
-        vis: Visible picture, the same.
+        ir: Infrared image, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        vis: Visible image, the same.
         board: Inner corners across and down.
 
     Raises:
-        AlignmentError: A picture does not show the board.
-        InputError: A picture holds NaN or infinities.
+        AlignmentError: An image does not show the board.
+        InputError: An image holds NaN or infinities.
     """
     corners_ir = _corners("ir", ir, board, sensor=True)
     corners_vis = _corners("vis", vis, board, sensor=False)
@@ -155,18 +154,18 @@ def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointP
     return PointPairs(corners_ir, corners_vis)
 
 
-def _corners(name: str, picture: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
-    luma = split(to_display_range(picture, sensor=sensor))[0]
+def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
+    luma = split(to_display_range(image, sensor=sensor))[0]
     low, high = float(luma.min()), float(luma.max())
-    grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
-    for shown in (grey, 255 - grey):
+    gray: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
+    for shown in (gray, 255 - gray):
         # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.
         found, corners = cv2.findChessboardCornersSB(shown, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
         if found:
             return np.asarray(corners, np.float64).reshape(-1, 2)
     raise AlignmentError(
-        f"expected a checkerboard with {board[0]}x{board[1]} inner corners in the {name} picture, got none that was found; "
-        "show all of it, warm it for the infrared camera, and count the corners between the squares."
+        f"no checkerboard with {board[0]}x{board[1]} inner corners found in the {name} image; show all of it, warm it for "
+        "the infrared camera, and count the corners between the squares"
     )
 
 
@@ -183,8 +182,8 @@ def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
         matrix = None if found is None else np.asarray(found, np.float64)
     else:
         # Linear in its parameters: x' = p0 + p2 x - p3 y + ..., exactly solvable.
-        centre, count = base.mean(axis=0), MODELS[model]
-        x, y = (base - centre).T
+        center, count = base.mean(axis=0), MODELS[model]
+        x, y = (base - center).T
         one, none = np.ones_like(x), np.zeros_like(x)
         columns = [(one, none), (none, one), (x, y), (-y, x), (x, -y), (y, x)][:count]
         system = np.stack([np.concatenate(pair) for pair in columns], axis=1)
@@ -194,9 +193,9 @@ def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
         linear = np.array([[p[2] + p[4], p[5] - p[3]], [p[3] + p[5], p[2] - p[4]]])
         if rank == count:
             matrix = np.eye(3)
-            matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ centre
+            matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ center
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise AlignmentError(f"expected points that determine a {model}, got some on one line or one spot; pick others.")
+        raise AlignmentError(f"the points do not determine the model {model}: some lie on one line or in one spot; pick others")
     scaled: Matrix = matrix / matrix[2, 2]
     return scaled
 

@@ -34,7 +34,7 @@ class StereoCalibration:
     Attributes:
         lenses: Lens of camera 1 and of camera 2.
         rotation: R, (3, 3).
-        translation_m: T in metres, (3,).
+        translation_m: T in meters, (3,).
         error_px: Reprojection error as stated by the file, or None.
     """
 
@@ -50,7 +50,7 @@ def read_calibration(paths: list[Path], *, model: LensModel = "pinhole", unit_m:
     Args:
         paths: One or more files of ``cv2.FileStorage`` (YAML, XML or JSON) that hold M1, D1, M2, D2, R and T between them.
         model: Lens model that was calibrated.
-        unit_m: Length of the unit of T in metres; the one in which the squares of the board were measured.
+        unit_m: Length of the unit of T in meters; the one in which the squares of the board were measured.
 
     Raises:
         InputError: A file cannot be read, a matrix is missing or cannot be, or the baseline cannot be in this unit.
@@ -65,20 +65,20 @@ def read_calibration(paths: list[Path], *, model: LensModel = "pinhole", unit_m:
             store.release()
     missing = [f"{what} ({_NAMES[what][0]})" for what, matrix in found.items() if matrix is None]
     if missing:
-        raise InputError(f"expected a stereo calibration in {where}, got no {', '.join(missing)}; add the file that holds it.")
+        raise InputError(f"the stereo calibration in {where} lacks {', '.join(missing)}; add the file that holds it")
     known = {what: matrix for what, matrix in found.items() if matrix is not None}
     rotation, translation = known["rotation"], known["translation"].ravel() * unit_m
     if rotation.size == 3:
         rotation = np.asarray(cv2.Rodrigues(rotation.reshape(3, 1))[0], np.float64)
     if rotation.shape != (3, 3) or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-        raise InputError(f"expected R of {where} as a rotation, got {rotation.tolist()}; calibrate again.")
+        raise InputError(f"R in {where} is not a rotation: {rotation.tolist()}; calibrate again")
     if translation.shape != (3,) or not np.isfinite(translation).all():
-        raise InputError(f"expected T of {where} as three finite numbers, got {translation.tolist()}; calibrate again.")
+        raise InputError(f"T in {where} is not three finite numbers: {translation.tolist()}; calibrate again")
     baseline_m = float(np.linalg.norm(translation))
     if baseline_m > _LARGEST_BASELINE_M:
         raise InputError(
-            f"expected cameras at most {_LARGEST_BASELINE_M:g} m apart, got {baseline_m:g} m in {where}; T is probably in "
-            "millimetres, add --unit mm."
+            f"{where} puts the cameras {baseline_m:g} m apart, more than {_LARGEST_BASELINE_M:g} m; T is probably in "
+            "millimeters, add --unit mm"
         )
     lenses = tuple(_lens(known[f"matrix of camera {n}"], known[f"distortion of camera {n}"], model, where) for n in (1, 2))
     return StereoCalibration((lenses[0], lenses[1]), rotation, translation, error)
@@ -102,7 +102,7 @@ def align_calibration(
         sizes_wh: Frame sizes of camera 1 and camera 2.
         distances_m: Working distances, ``inf`` for far away.
         first: Which source camera 1 is.
-        base: Source whose view the fused picture has.
+        base: Source whose view the fused image has.
 
     Returns:
         Sources by name, alignments ordered by distance, and what the parallax follows from.
@@ -130,20 +130,18 @@ def align_calibration(
 
 def _open(path: Path) -> cv2.FileStorage:
     if not path.is_file():
-        raise InputError(f"expected an OpenCV calibration file at {path}, got nothing; check the path.")
+        raise InputError(f"there is no OpenCV calibration file at {path}; check the path")
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         store = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
         opened = store.isOpened() and store.root().isMap()
     except (cv2.error, SystemError) as error:
-        raise InputError(
-            f"expected an OpenCV calibration file in {path}, got something else; save it with FileStorage."
-        ) from error
+        raise InputError(f"{path} is not an OpenCV calibration file; save it with FileStorage") from error
     finally:
         cv2.utils.logging.setLogLevel(level)
     if not opened:
-        raise InputError(f"expected an OpenCV calibration file in {path}, got something else; save it with FileStorage.")
+        raise InputError(f"{path} is not an OpenCV calibration file; save it with FileStorage")
     return store
 
 
@@ -173,7 +171,7 @@ def _number(stores: list[cv2.FileStorage], name: str) -> float | None:
 def _lens(matrix: Numbers, distortion: Numbers, model: LensModel, where: str) -> Lens:
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or matrix[2, 2] != 1:
         raise InputError(
-            f"expected camera matrices of 3x3 with a last element of 1 in {where}, got {matrix.tolist()}; calibrate again."
+            f"{where} holds a camera matrix that is not 3x3 with a last element of 1: {matrix.tolist()}; calibrate again"
         )
     return Lens(
         model,

@@ -66,7 +66,7 @@ class OnlineRefinement:
         Args:
             base: Base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
             moved: Moving view, warped onto it with the rig and the present correction.
-            sensor_base: Whether 16-bit or float grey of ``base`` is raw sensor data.
+            sensor_base: Whether 16-bit or float gray of ``base`` is raw sensor data.
             sensor_moved: Whether that of ``moved`` is.
 
         Returns:

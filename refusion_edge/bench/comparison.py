@@ -27,7 +27,7 @@ _SURELY_FASTER = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One picture by each of the two.
+    """One image by each of the two.
 
     Attributes:
         first: Times of the first.

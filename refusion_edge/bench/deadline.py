@@ -46,7 +46,7 @@ class Deadline:
         arrived: Frames that came.
         dropped: Frames that were overtaken by a newer one before their turn.
         late: Frames that were finished more than one period after they came.
-        ages: Distribution of the age, from the arrival of a frame to its finished picture.
+        ages: Distribution of the age, from the arrival of a frame to its finished image.
         minutes: The same, minute by minute.
         graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, and without a device.
     """
@@ -97,7 +97,8 @@ def hold(
     total = int(fps * seconds) if 0 < fps <= MOST_FPS and 0 < seconds < float("inf") else 0
     if total < 1:
         raise UsageError(
-            f"expected a rate up to {MOST_FPS:g} and time for at least one frame, got --fps {fps:g} and --seconds {seconds:g}."
+            f"cannot hold --fps {fps:g} for --seconds {seconds:g}; choose a rate up to {MOST_FPS:g} and a time that holds "
+            "at least one frame"
         )
     warm_up(run, plan, clock)
     period_ns = NS_PER_S / fps
@@ -116,9 +117,7 @@ def hold(
         ages_ms[newest] = (clock.now_ns() - started_ns - newest * period_ns) / NS_PER_MS
         following = newest + 1
     if jump_ns := watch.jump_ns():
-        raise MeasurementError(
-            f"expected a steady clock, got a jump by {jump_ns / NS_PER_MS:+.0f} ms; keep the machine awake and measure again."
-        )
+        raise MeasurementError(f"the clock jumped by {jump_ns / NS_PER_MS:+.0f} ms; keep the machine awake and measure again")
     finished = ages_ms[~np.isnan(ages_ms)]
     return Deadline(
         identity=identity,

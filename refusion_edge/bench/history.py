@@ -70,7 +70,7 @@ def read_rows(path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
     """
     lines = _whole_lines(path)
     if not lines:
-        raise InputError(f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got none; make them with bench --lines.")
+        raise InputError(f"{path} is missing or empty; write measurements of the schema {LINES_SCHEMA} with bench --lines")
     return _header(path, lines[0])["configuration"], tuple(_row(path, line) for line in lines[1:])
 
 
@@ -81,12 +81,12 @@ def _whole_lines(path: Path) -> list[str]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got '{error}'; name another file."
+            f"cannot read JSON lines of the schema {LINES_SCHEMA} from {path}: {error}; name another file"
         ) from error
     *whole, unfinished = text.split("\n")
     # The first line is never half-written, so this is somebody else's file.
     if unfinished and not whole:
-        raise InputError(f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got something else; name another file.")
+        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file")
     return whole
 
 
@@ -95,8 +95,7 @@ def _check_header(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
     differences = machine_differences(_flat(wanted["configuration"]), _flat(found["configuration"]))
     if differences:
         raise UsageError(
-            f"expected {path} to hold measurements of this configuration, got others ({'; '.join(differences[:3])}); name "
-            "another file for --lines."
+            f"{path} holds measurements of another configuration: {'; '.join(differences[:3])}; name another file for --lines"
         )
 
 
@@ -107,7 +106,7 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         schema = None
     if schema != LINES_SCHEMA or not isinstance(found.get("configuration"), dict):
-        raise InputError(f"expected JSON lines of the schema {LINES_SCHEMA} in {path}, got something else; name another file.")
+        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file")
     return dict(found)
 
 
@@ -115,7 +114,7 @@ def _row(path: Path, line: str) -> Row:
     try:
         return row_from_document(json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"expected a measurement in every line of {path}, got {line[:40]!r}; name another file.") from error
+        raise InputError(f"a line of {path} is not a measurement: {line[:40]!r}; name another file") from error
 
 
 def _to_line(document: Mapping[str, Any]) -> str:
@@ -187,11 +186,9 @@ def read_baseline(path: Path) -> Baseline:
             raise ValueError(document["schema"])
         return Baseline(path, dict(document["machine"]), tuple(row_from_document(row) for row in document["rows"]))
     except OSError as error:
-        raise InputError(f"expected a report to compare with at {path}, got '{error.strerror}'; check --against.") from error
+        raise InputError(f"cannot read the earlier report {path}: {error.strerror}; check --against") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"expected a report of the schema {SCHEMA} in {path}, got something else ({error}); write one with bench --json."
-        ) from error
+        raise InputError(f"{path} is not a report of the schema {SCHEMA} ({error}); write one with bench --json") from error
 
 
 def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine: dict[str, Any]) -> None:
@@ -203,8 +200,7 @@ def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine
     differences = machine_differences(machine, baseline.machine)
     if differences:
         raise UsageError(
-            f"expected {baseline.path} to be measured on this machine, got another one ({'; '.join(differences)}); measure "
-            "both on one."
+            f"{baseline.path} was measured on another machine: {'; '.join(differences)}; measure both on one machine"
         )
     for identity in identities:
         _predecessor(baseline, identity)
@@ -237,8 +233,7 @@ def _predecessor(baseline: Baseline, identity: Identity) -> Row:
     differences = [machine_differences(wanted, candidate) for candidate in candidates]
     fewest = min(differences, key=len, default=["it is empty"])
     raise UsageError(
-        f"expected {baseline.path} to hold a measurement like {identity.label}, got none ({'; '.join(fewest)}); compare like "
-        "with like."
+        f"{baseline.path} holds no measurement comparable with {identity.label}: {'; '.join(fewest)}; compare like with like"
     )
 
 
@@ -246,7 +241,5 @@ def _median_ms(row: Row, stage: str) -> float | None:
     if row.stages is None:
         return None
     if stage not in row.stages:
-        raise UsageError(
-            f"expected the stage {stage} in {row.identity.label}, got {', '.join(row.stages)}; choose one of them."
-        )
+        raise UsageError(f"{row.identity.label} has no stage {stage}; choose from {', '.join(row.stages)}")
     return row.stages[stage].median_ms

@@ -52,11 +52,11 @@ class GraphReplaying(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """Times of one picture.
+    """Times of one image.
 
     Attributes:
         stages_ms: Stage to its time; a stage that was not there is absent.
-        end_to_end_ms: From the request for the pictures to the finished picture.
+        end_to_end_ms: From the request for the images to the finished image.
         cpu_ms: Processor time of the process for the same, all threads.
     """
 
@@ -77,7 +77,7 @@ class Pipeline:
         source: Gives the pair.
         captured: Whether getting the pair is a stage of its own; False if it just lies in memory.
         clock: The clock.
-        colour: Whether the picture keeps the colour of the sources.
+        colour: Whether the image keeps the color of the sources.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ def parse_stages(text: str) -> tuple[str, ...]:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            raise UsageError(f"expected stages out of {', '.join(known)}, got '{name}'{hint}.")
+            raise UsageError(f"there is no stage '{name}'{hint}; choose from {', '.join(known)}")
     return names
 
 
@@ -288,7 +288,10 @@ def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
     with subject.open() as fuser:
         wanted = subject.identity.backend
         if fuser.backend.name != wanted:
-            raise BackendError(f"expected the back end {wanted} to run {subject.identity.name}, got {fuser.backend.name}.")
+            raise BackendError(
+                f"{subject.identity.name} was to run on the back end {wanted} but opened on {fuser.backend.name}; choose it "
+                "with --backend"
+            )
         identity = subject.identity
         yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, colour=identity.colour)
 

@@ -10,14 +10,14 @@ from refusion_edge.bench.comparison import Comparison
 from refusion_edge.bench.deadline import Deadline
 from refusion_edge.bench.history import Change
 from refusion_edge.bench.measurement import CPU, END_TO_END, STAGES, Row, WindowSummary
-from refusion_edge.bench.report import NOT_STABLE, SYNCHRONISATION, Report, stage_order
+from refusion_edge.bench.report import NOT_STABLE, SYNCHRONIZATION, Report, stage_order
 from refusion_edge.bench.sensors import NOT_AVAILABLE, MachineState
 from refusion_edge.bench.statistics import PERCENTILES, percentile_name, verdict
 from refusion_edge.report.html import render
-from refusion_edge.report.plots import COLOURS, bars, curves, distribution, scatter
+from refusion_edge.report.plots import COLORS, bars, curves, distribution, scatter
 
 ABSENT = "-"
-# Equal pictures have no finite PSNR; drawn here, above all that a gate lets through.
+# Equal images have no finite PSNR; drawn here, above all that a gate lets through.
 _EQUAL_DB = 120.0
 
 
@@ -159,10 +159,10 @@ def render_page(report: Report, changes: Sequence[Change] = ()) -> str:
         changes=changes,
         **{text.__name__: text for text in _TEXTS},
         not_stable=NOT_STABLE,
-        synchronisation=SYNCHRONISATION,
+        synchronisation=SYNCHRONIZATION,
         figures=shown,
         stages=(*STAGES, END_TO_END, CPU),
-        colours=dict(zip(STAGES, COLOURS, strict=False)),
+        colors=dict(zip(STAGES, COLORS, strict=False)),
         distributions=_distributions(report),
         stage_bars=_stage_bars(report),
         quality=_quality(report),

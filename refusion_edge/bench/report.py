@@ -28,7 +28,7 @@ from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 
 SCHEMA = "refusion-edge/bench/1"
 NOT_STABLE = "not stable"
-SYNCHRONISATION = "the call of the back end returns when the device is done; it lies inside the measured time"
+SYNCHRONIZATION = "the call of the back end returns when the device is done; it lies inside the measured time"
 
 _GIT_TIMEOUT_S = 5
 
@@ -106,7 +106,7 @@ class Report:
             "machine": asdict(self.machine),
             "versions": self.versions,
             "clock": self.clock,
-            "synchronisation": SYNCHRONISATION,
+            "synchronisation": SYNCHRONIZATION,
             "plan": asdict(self.plan),
             "load_before": asdict(self.load_before),
             "load_after": asdict(self.load_after),

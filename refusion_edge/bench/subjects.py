@@ -1,4 +1,4 @@
-"""What is measured: an engine, the pictures it fuses, and the files that must stay as they are meanwhile."""
+"""What is measured: an engine, the images it fuses, and the files that must stay as they are meanwhile."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Identity:
         name: What it is called in tables: a task, a bundle, a weights file.
         task: Name of the task.
         precision: Precision of the engine.
-        size_hw: Height and width of the pictures.
+        size_hw: Height and width of the images.
         backend: Back end that runs it.
         threads: Threads that were asked for, 0 for the back end's own choice.
-        colour: Whether the pictures keep the colour of the sources.
+        colour: Whether the images keep the color of the sources.
         output_range: Output range, ``stretch`` or ``fixed``.
     """
 
@@ -66,10 +66,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How near an engine's pictures are to those of the fp32 reference, by its accuracy gate.
+    """How near an engine's images are to those of the fp32 reference, by its accuracy gate.
 
     Attributes:
-        psnr_db: PSNR in dB, None for equal pictures.
+        psnr_db: PSNR in dB, None for equal images.
         ssim: Structural similarity.
     """
 
@@ -87,7 +87,7 @@ class Subject:
         files: SHA-256 of the files that it is made from, name to hex digits.
         quality: Verdict of its gate; None for weights that run as they are.
         open: Opens the fuser, to be used in a ``with`` statement.
-        source: Gives the pair of pictures.
+        source: Gives the pair of images.
         captured: Whether getting the pair is a stage of its own.
     """
 
@@ -109,9 +109,9 @@ class Subject:
         name, origin = self.identity.name, self.origin
         if Path(origin).is_dir():
             if _bundle_files(read_bundle(origin)) != self.files:
-                raise BundleError(f"expected the bundle {name} to stay as it was, got another one meanwhile; measure again.")
+                raise BundleError(f"the bundle {name} was changed while it was measured; measure again")
         elif _weights_files(origin) != self.files:
-            raise CheckpointError(f"expected the weights {name} to stay as they were, got others meanwhile; measure again.")
+            raise CheckpointError(f"the weights {name} were changed while they were measured; measure again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ class Wanted:
         backend: Back end, or ``auto``.
         threads: Threads, 0 for the back end's own choice.
         sizes_hw: Sizes to measure at; empty for the size of a fixed engine, else 480x640.
-        pair: Files that are read anew for every picture; None for a sample pair that lies in memory.
-        colour: Whether the pictures keep the colour of the sources.
+        pair: Files that are read anew for every image; None for a sample pair that lies in memory.
+        colour: Whether the images keep the color of the sources.
         output_range: Output range.
     """
 
@@ -185,14 +185,14 @@ def require_comparable(subjects: Sequence[Subject]) -> None:
     for what, one, other in (("task", first.task, second.task), ("size", first.size_text, second.size_text)):
         if one != other:
             raise UsageError(
-                f"expected {first.name} and {second.name} to have one {what}, got {one} and {other}; compare like with like."
+                f"cannot compare {first.name} and {second.name}: their {what}s are {one} and {other}; compare like with like"
             )
 
 
 def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int], ...]:
     if wanted.pair is not None:
-        picture = read_pair(wanted.pair).a
-        return ((picture.shape[0], picture.shape[1]),)
+        image = read_pair(wanted.pair).a
+        return ((image.shape[0], image.shape[1]),)
     if bundle is None:
         return wanted.sizes_hw or (DEFAULT_HW,)
     height, width = bundle.manifest.inputs[0].shape[2:]
@@ -201,8 +201,8 @@ def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int]
     for size_hw in wanted.sizes_hw:
         if size_hw != (height, width):
             raise UsageError(
-                f"expected the size {height}x{width}, for which the bundle {bundle.path} was built, got "
-                f"{size_hw[0]}x{size_hw[1]}; leave --sizes out, or build one with --size dynamic."
+                f"cannot measure the bundle {bundle.path} at {size_hw[0]}x{size_hw[1]}: it was built for {height}x{width}; "
+                "leave out --sizes, or build one with --size dynamic"
             )
     return ((height, width),)
 
@@ -211,7 +211,7 @@ def _task_of(name: str, asked: str | None) -> str:
     known = name if name in TASKS and not Path(name).exists() else read_checkpoint(name).task
     task = known or asked
     if task is None:
-        raise UsageError(f"expected a task for {name}, got weights that do not name one; add --task ({', '.join(TASKS)}).")
+        raise UsageError(f"the weights {name} do not name their task; add --task ({', '.join(TASKS)})")
     return task
 
 
@@ -234,5 +234,5 @@ def _weights_files(name: str) -> dict[str, str]:
         return {path.name: sha256(path.read_bytes())}
     except OSError as error:
         raise CheckpointError(
-            f"expected the weights file {path}, got '{error.strerror}'; put it back and measure again."
+            f"cannot read the weights file {path}: {error.strerror}; put it back and measure again"
         ) from error

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
     for name, summary in (
         ("auto", "from the scene: common edges, with evidence or not at all"),
-        ("points", "from points picked by hand in both pictures"),
+        ("points", "from points picked by hand in both images"),
         ("checkerboard", "from a checkerboard that both cameras see, in one or more pairs at one distance"),
         ("calibration", "from a stereo calibration of OpenCV, for any distances"),
     ):
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             way.add_argument("points", type=Path, metavar="CSV", help="columns ir_x, ir_y, vis_x, vis_y in pixels of the views")
         if name == "calibration":
             _add_calibration(way)
-        _add_pictures(way, required=name != "calibration")
+        _add_images(way, required=name != "calibration")
         if name == "checkerboard":
             way.add_argument("--board", type=_board, required=True, metavar="9x6", help="inner corners across and down")
         if name in ("auto", "points", "checkerboard"):
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = ways.add_parser("check", help="measure how far a rig is off on a later pair", allow_abbrev=False)
     check.description = "measure how far a rig is off on a later pair; exit code 1 if it is too far, or if nobody can tell"
     check.add_argument("rig", type=Path, metavar="RIG", help="rig file")
-    _add_pictures(check, required=True)
+    _add_images(check, required=True)
     check.add_argument(
         "--distance", type=length_m, metavar="5m", help="working distance of the pair (default: the rig's farthest)"
     )
@@ -71,16 +71,16 @@ def _make(options: argparse.Namespace) -> int:
     old = read_rig(options.rig) if options.rig else None
     if options.output.exists() and not options.overwrite and not (options.rig and options.rig.samefile(options.output)):
         raise UsageError(
-            f"expected a free name for the rig, got the file {options.output}; add --rig {options.output} to put this distance "
-            "into it, or --overwrite."
+            f"the rig {options.output} exists; add this distance to it with --rig {options.output}, or replace it with "
+            "--overwrite"
         )
     _check_contradictions(options, old)
     frames = _read_frames(options)
     rig, made, scene = _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
-    picture = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
+    image = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
     write_rig(options.output, rig)
-    if picture is not None:
-        write_image(options.overlay, picture)
+    if image is not None:
+        write_image(options.overlay, image)
     if options.json:
         write_json(options.json, to_document(rig, made[-1], scene))
     if options.json != "-":
@@ -95,14 +95,14 @@ def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
     kept = [name for name in ("onto", "ir_crop", "vis_crop") if old is not None and getattr(options, name, None) is not None]
     if kept:
         option = f"--{kept[0].replace('_', '-')}"
-        raise UsageError(f"expected a rig that keeps its views, got {option} beside --rig; leave one of them out.")
+        raise UsageError(f"{option} would change the views of the rig given by --rig; leave one of the two out")
     has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
     if options.baseline is not None and options.fov is None and not has_lens:
-        raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
+        raise UsageError("--baseline needs the field of view; add --fov DEGREES of the base camera")
     if options.overlay:
         check_writable_suffix(options.overlay)
         if not options.ir:
-            raise UsageError("expected pictures to draw an overlay of, got none; add --ir and --vis.")
+            raise UsageError("--overlay needs images to draw; add --ir and --vis")
 
 
 def _aligned(
@@ -135,15 +135,13 @@ def _calibrated(
     from refusion_edge.errors import UsageError
 
     if old:
-        raise UsageError(
-            "expected a new rig from a calibration, got --rig; a calibration holds for all distances, leave it out."
-        )
+        raise UsageError("a stereo calibration holds for all distances and makes a new rig; leave out --rig")
     sizes = {
         name: (frames[0][name].shape[1], frames[0][name].shape[0]) if frames else getattr(options, f"{name}_size")
         for name in ("ir", "vis")
     }
     if None in sizes.values():
-        raise UsageError("expected the sizes of both cameras' frames, got none; add --ir-size and --vis-size, or pictures.")
+        raise UsageError("the frame sizes of the two cameras are unknown; add --ir-size and --vis-size, or images")
     calibration = read_calibration(options.files, model=options.lens, unit_m=options.unit)
     first, second = ("ir", "vis") if options.first == "ir" else ("vis", "ir")
     sources, alignments, parallax = align_calibration(
@@ -201,14 +199,14 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
         return []
     pairs = find_pairs(options.ir, options.vis).pairs
     if len(pairs) > 1 and options.way != "checkerboard":
-        raise UsageError(f"expected one picture of each camera, got {len(pairs)} pairs; name two files.")
+        raise UsageError(f"exactly one image of each camera is needed here, not {len(pairs)} pairs; name two files")
     frames: list[dict[SourceName, Array]] = []
     for paths in pairs:
         pair = read_pair(paths)
         frames.append({"ir": pair.a, "vis": pair.b})
     sizes = {(frame["ir"].shape[:2], frame["vis"].shape[:2]) for frame in frames}
     if len(sizes) > 1:
-        raise InputError("expected pictures of one size for each camera, got several; sort them into folders by size.")
+        raise InputError("the images of one camera have different sizes; sort them into folders by size")
     return frames
 
 
@@ -225,7 +223,7 @@ def _check(options: argparse.Namespace) -> int:
         check_writable_suffix(options.overlay)
     rig, frames = read_rig(options.rig), _read_frames(options)[0]
     if options.overlay:
-        # Before the check, which may end here: this is the picture to look at then.
+        # Before the check, which may end here: this is the image to look at then.
         write_image(options.overlay, draw(rig, frames, options.distance, "as the rig says"))
     result = check_rig(rig, frames, options.distance)
     passed = result.offset_px <= options.max_error
@@ -272,9 +270,9 @@ def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scen
     console.print(f"next: refusion-edge align check {options.output} --ir IR.png --vis VIS.png")
 
 
-def _add_pictures(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="picture of the infrared camera")
-    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="picture of the visible camera")
+def _add_images(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="image of the infrared camera")
+    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="image of the visible camera")
 
 
 def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:
@@ -302,7 +300,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unit", type=_unit, default=1.0, metavar="mm", help="unit of T: m, cm or mm (default: m)")
     parser.add_argument("--lens", choices=("pinhole", "fisheye"), default="pinhole", help="lens model (default: pinhole)")
     for name in ("ir", "vis"):
-        parser.add_argument(f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: the picture's)")
+        parser.add_argument(f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: the image's)")
 
 
 def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> None:
@@ -318,7 +316,7 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
             parser.add_argument(
                 f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of {name} frames to use (default: all)"
             )
-    parser.add_argument("--onto", choices=("vis", "ir"), help="view of the fused picture (default: vis)")
+    parser.add_argument("--onto", choices=("vis", "ir"), help="view of the fused image (default: vis)")
     parser.add_argument(
         "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
     )
@@ -347,35 +345,35 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
     return value
 
 
 def _positive(text: str) -> float:
     value = _number(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
     return value
 
 
 def _fraction(text: str) -> float:
     value = _positive(text)
     if value > 0.5:
-        raise argparse.ArgumentTypeError(f"expected a part of at most 0.5, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is above 0.5, the largest part")
     return value
 
 
 def _angle(text: str) -> float:
     value = _positive(text)
     if value >= 180:
-        raise argparse.ArgumentTypeError(f"expected an angle below 180 degrees, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not an angle below 180 degrees")
     return value
 
 
 def _scale_range(text: str) -> tuple[float, float]:
     low, separator, high = text.partition(",")
     if not separator or not 0.1 <= _positive(low) <= _positive(high) <= 10:
-        raise argparse.ArgumentTypeError(f"expected two scales from 0.1 to 10 such as 0.5,1.5, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not two scales from 0.1 to 10, such as 0.5,1.5")
     return float(low), float(high)
 
 
@@ -395,7 +393,7 @@ def _size(text: str) -> tuple[int, int]:
 def _board(text: str) -> tuple[int, int]:
     numbers = _whole(text, "x", 2, "inner corners as 9x6")
     if min(numbers) < 3 or max(numbers) > 64:
-        raise argparse.ArgumentTypeError(f"expected from 3 to 64 inner corners each way, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is out of range; count from 3 to 64 inner corners each way")
     return numbers[0], numbers[1]
 
 
@@ -407,5 +405,5 @@ def _crop(text: str) -> tuple[int, int, int, int]:
 def _whole(text: str, separator: str, count: int, what: str) -> list[int]:
     parts = text.split(separator)
     if len(parts) != count or not all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected {what}, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
     return [int(part) for part in parts]

@@ -47,10 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="precisions to build tasks and weights in, separated by commas (default: as they are)",
     )
-    parser.add_argument(
-        "--a", metavar="FILE", help="picture of source a, read for every iteration (default: a sample in memory)"
-    )
-    parser.add_argument("--b", metavar="FILE", help="picture of source b")
+    parser.add_argument("--a", metavar="FILE", help="image of source a, read for every iteration (default: a sample in memory)")
+    parser.add_argument("--b", metavar="FILE", help="image of source b")
     add_picture(parser)
     parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
     how = parser.add_argument_group("how long")
@@ -123,20 +121,18 @@ def _check(options: argparse.Namespace) -> None:
 
     require_both(options.a, options.b, "--a and --b")
     if bool(options.engines) == bool(options.compare):
-        raise UsageError(
-            "expected engines to measure or --compare A B, got neither or both; name a bundle, such as bundles/NAME."
-        )
+        raise UsageError("name either engines to measure, such as bundles/NAME, or two to compare with --compare A B")
     if options.a and options.sizes:
-        raise UsageError("expected --sizes or pictures of your own, got both; the pictures have their own size.")
+        raise UsageError("--sizes cannot be combined with --a and --b, whose images have their own size; leave one out")
     if options.fps is not None and (options.compare or options.lines or options.against):
-        raise UsageError("expected --fps without --compare, --lines and --against, got both; run them one after the other.")
+        raise UsageError("--fps cannot be combined with --compare, --lines or --against; run them one after the other")
     if options.compare and (options.lines or options.against or options.precisions or options.csv):
         raise UsageError(
-            "expected --compare without --lines, --against, --precisions and --csv, got both; build both engines first, and "
-            "write --json."
+            "--compare cannot be combined with --lines, --against, --precisions or --csv; build both engines first, and "
+            "write --json"
         )
     if options.compare and "," in (options.sizes or ""):
-        raise UsageError(f"expected one size for --compare, got '{options.sizes}'; compare size by size.")
+        raise UsageError(f"--compare takes one size, not '{options.sizes}'; compare size by size")
     for path in (options.json, options.csv, options.html, options.lines):
         if path and path != "-":
             require_writable(Path(path))
@@ -158,7 +154,7 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     for text in options.sizes.split(",") if options.sizes else ():
         size_hw = parse_size(text.strip())
         if size_hw is None:
-            raise UsageError("expected sizes as HEIGHTxWIDTH, got 'dynamic'; name the sizes to measure at.")
+            raise UsageError("'dynamic' is not a size to measure at; name sizes as HEIGHTxWIDTH")
         sizes_hw.append(size_hw)
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
@@ -187,12 +183,15 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     subjects: list[Subject] = []
     for origin in origins:
         if Path(origin).is_dir():
-            raise UsageError(f"expected a task or weights for --precisions, got the bundle {origin}, which has one precision.")
+            raise UsageError(
+                f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision; "
+                "leave one out"
+            )
         for plain in find_subjects(origin, replace(wanted, backend="auto")):
             for text in options.precisions.split(","):
                 precision = names.get(text.strip())
                 if precision is None:
-                    raise UsageError(f"expected precisions out of {', '.join(PRECISIONS)}, got '{text.strip()}'.")
+                    raise UsageError(f"there is no precision '{text.strip()}'; choose from {', '.join(PRECISIONS)}")
                 one = plain.identity
                 target = folder / f"{len(subjects)}"
                 weights = Path(origin) if Path(origin).is_file() else None
@@ -455,12 +454,12 @@ def _number(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
     return value
 
 
 def _count(text: str) -> int:
     """Read a number from 1 to a million."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000000, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000000")
     return int(text)

@@ -1,4 +1,4 @@
-"""Scoring whole folders of fused pictures: which files belong together, all cores, statistics, reports."""
+"""Scoring whole folders of fused images: which files belong together, all cores, statistics, reports."""
 
 from __future__ import annotations
 

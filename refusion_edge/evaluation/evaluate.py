@@ -52,7 +52,7 @@ def evaluate(
     Args:
         a: Folder or glob pattern of source a (infrared, functional, near, under).
         b: The same for source b (visible, MRI, far, over).
-        results: Method to the folder or glob pattern of its fused pictures.
+        results: Method to the folder or glob pattern of its fused images.
         metrics: What to compute; metrics over time take the cases, ordered by name, for frames.
         engines: Method to a bundle, weights file or task that fuses the sources first.
         folder: Where the results of engines are written; they have to stay until the report's page is made.
@@ -69,25 +69,25 @@ def evaluate(
     engines = engines or {}
     twice = results.keys() & engines.keys()
     if twice:
-        raise UsageError(f"expected every method to have its own name, got '{min(twice)}' twice; write NAME=DIR.")
+        raise UsageError(f"two methods have the name '{min(twice)}'; tell them apart with NAME=DIR")
     jobs = jobs or core_count()
-    folders, in_colour = dict(results), {}
+    folders, in_color = dict(results), {}
     if engines:
         if folder is None:
-            raise UsageError("expected a folder for what the engines fuse, got none; give one.")
+            raise UsageError("engines need a folder for what they fuse; give one")
         pairs, _ = find_sources(a, b, partial=partial)
-        wants_colour = any(metric.convention == "vifb" for metric in metrics)
+        wants_color = any(metric.convention == "vifb" for metric in metrics)
         for index, (name, engine) in enumerate(engines.items()):
             with load(engine, task=task) as fuser:
                 task = fuser.task.name
                 folders[name] = str(folder / f"{index}-luma")
-                fuse_pairs(fuser, pairs, Path(folders[name]), colour=False, done=progress(f"fusing: {name}", len(pairs)))
-                if wants_colour:
-                    in_colour[name] = str(folder / f"{index}-colour")
-                    done = progress(f"fusing in colour: {name}", len(pairs))
-                    fuse_pairs(fuser, pairs, Path(in_colour[name]), colour=True, done=done)
+                fuse_pairs(fuser, pairs, Path(folders[name]), color=False, done=progress(f"fusing: {name}", len(pairs)))
+                if wants_color:
+                    in_color[name] = str(folder / f"{index}-color")
+                    done = progress(f"fusing in color: {name}", len(pairs))
+                    fuse_pairs(fuser, pairs, Path(in_color[name]), color=True, done=done)
 
-    found = find_cases(a, b, folders, in_colour=in_colour, partial=partial)
+    found = find_cases(a, b, folders, in_color=in_color, partial=partial)
     chosen = find_task(task or DEFAULT_TASK)
     done = progress("scoring", len(found.cases))
     values = score_cases(found.cases, metrics, sensor_a=chosen.ranged_a, jobs=jobs, done=done)
@@ -114,14 +114,14 @@ def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, 
     return SweepResult(sweep, np.stack([mean_of_defined(by_method[method], axis=0) for method in report.methods]))
 
 
-def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, colour: bool, done: Callable[[], None]) -> None:
+def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color: bool, done: Callable[[], None]) -> None:
     """Fuse pairs into PNG files with their names.
 
     Args:
         fuser: An open fuser.
         pairs: Pairs to fuse.
         folder: Where to write; made if needed.
-        colour: Whether to keep the colour of the sources.
+        color: Whether to keep the color of the sources.
         done: Called after each pair.
 
     Raises:
@@ -131,7 +131,7 @@ def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, colour
     for paths in pairs:
         pair = read_pair(paths)
         try:
-            fused = fuser.fuse(pair.a, pair.b, colour=colour)
+            fused = fuser.fuse(pair.a, pair.b, colour=color)
         except InputError as error:
             raise type(error)(f"pair {pair.name}: {error}") from error
         write_image(folder / f"{paths.name}.png", fused)
@@ -155,7 +155,7 @@ def sweep_fuser(
 
     Raises:
         InputError: A pair cannot be fused; the message names it.
-        UsageError: An offset is too large for a picture.
+        UsageError: An offset is too large for an image.
     """
     rows = []
     for paths in pairs:
@@ -170,11 +170,11 @@ def sweep_fuser(
 
 def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep: Sweep) -> NDArray[np.float64]:
     values: dict[Metric, list[float]] = {}
-    for colour in (False, True):
-        wanted = [metric for metric in metrics if (metric.convention == "vifb") == colour]
+    for color in (False, True):
+        wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
         if not wanted:
             continue
-        fuse = functools.partial(fuser.fuse, colour=colour)
+        fuse = functools.partial(fuser.fuse, colour=color)
         sensor_a = fuser.task.ranged_a
         points = sweep_fusion(pair.a, pair.b, fuse, wanted, sweep.offsets_px, sweep.kind, sensor_a=sensor_a)
         for metric in wanted:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from refusion_edge._version import __version__
 from refusion_edge.evaluation.cases import CaseList
 from refusion_edge.evaluation.scoring import Sweep
-from refusion_edge.evaluation.statistics import Difference, Summary, difference, ranks, summarise
+from refusion_edge.evaluation.statistics import Difference, Summary, difference, ranks, summarize
 from refusion_edge.metrics import CONVENTIONS, Metric
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 from refusion_edge.tasks import Task
@@ -78,7 +78,7 @@ class Report:
 
     def summary(self, method: str, metric: Metric) -> Summary:
         """Mean and its like of a method in a metric."""
-        return summarise(self.of(method, metric))
+        return summarize(self.of(method, metric))
 
     def ranks(self, metric: Metric) -> dict[str, int | None]:
         """Method to its rank in a metric, 1 for the best."""

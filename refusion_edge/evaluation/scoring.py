@@ -58,7 +58,7 @@ def score_cases(
     Args:
         cases: Cases; in the order of time if a metric compares a frame with the one before.
         metrics: What to compute.
-        sensor_a: Whether 16-bit or float grey of source a is raw sensor data.
+        sensor_a: Whether 16-bit or float gray of source a is raw sensor data.
         jobs: Processes to use; 1 for none beside this one.
         done: Called after each case.
 
@@ -66,7 +66,7 @@ def score_cases(
         (methods, cases, metrics); NaN where a metric is undefined.
 
     Raises:
-        InputError: A picture cannot be used; the message names it.
+        InputError: An image cannot be used; the message names it.
     """
     previous: list[Case | None] = [None] * len(cases)
     if any(metric.reads == "transition" for metric in metrics):
@@ -98,8 +98,8 @@ def sweep_cases(
         (methods, cases, offsets, metrics); NaN where a metric is undefined.
 
     Raises:
-        InputError: A picture cannot be used; the message names it.
-        UsageError: An offset is too large for a picture.
+        InputError: An image cannot be used; the message names it.
+        UsageError: An offset is too large for an image.
     """
     work = [_Job(case, None, tuple(metrics), misregistration, sensor_a) for case in cases]
     return np.stack(list(_run(work, jobs, done)), axis=1)
@@ -132,10 +132,7 @@ def _in_processes(work: Sequence[_Job], workers: int) -> Iterator[NDArray[np.flo
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise InputError(
-            "expected every worker process to finish, got one that was killed, probably for lack of memory; use "
-            "fewer with --jobs."
-        ) from error
+        raise InputError("a worker process was killed, probably for lack of memory; use fewer with --jobs") from error
     finally:
         # The first failure ends the run; what waits is not worth computing.
         pool.shutdown(cancel_futures=True)
@@ -183,5 +180,5 @@ def _by_file(job: _Job, method: str) -> dict[Path, list[Metric]]:
     result = job.case.results[method]
     files: dict[Path, list[Metric]] = {}
     for metric in job.metrics:
-        files.setdefault(result.colour if metric.convention == "vifb" else result.luma, []).append(metric)
+        files.setdefault(result.color if metric.convention == "vifb" else result.luma, []).append(metric)
     return files

@@ -58,7 +58,7 @@ def mean_of_defined(values: NDArray[np.float64], axis: int) -> NDArray[np.float6
     return np.asarray(np.divide(total, count, out=np.full_like(total, math.nan), where=count > 0))
 
 
-def summarise(values: NDArray[np.float64]) -> Summary:
+def summarize(values: NDArray[np.float64]) -> Summary:
     """Sum up the values of one method, (images,)."""
     defined = values[~np.isnan(values)]
     count = len(defined)

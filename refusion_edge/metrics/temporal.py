@@ -7,7 +7,7 @@ import numpy as np
 from refusion_edge.metrics.planes import Plane
 
 Triple = tuple[Plane, Plane, Plane]
-"""Source a, source b and the fused picture of one moment, (H, W) each."""
+"""Source a, source b and the fused image of one moment, (H, W) each."""
 
 
 def flicker(previous: Triple, current: Triple) -> float:
@@ -21,7 +21,7 @@ def flicker(previous: Triple, current: Triple) -> float:
         current: The same of the next frame.
 
     Returns:
-        [0, 255] grey levels per frame, lower is better; 0 for a fused sequence that changes no more than its sources.
+        [0, 255] gray levels per frame, lower is better; 0 for a fused sequence that changes no more than its sources.
         The flicker of a sequence is the mean over its transitions. Convention ``sequence``.
 
     Source:

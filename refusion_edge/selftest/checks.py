@@ -62,7 +62,7 @@ class Latency:
     """Times of single calls of a back end, one after the other.
 
     Attributes:
-        size_hw: Height and width of the pictures.
+        size_hw: Height and width of the images.
         count: Number of calls.
         median_ms: Median.
         max_ms: Largest.
@@ -235,9 +235,7 @@ def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
     least_hw = read_vectors().size_hw
     size_hw = size_hw or least_hw
     if any(side < least for side, least in zip(size_hw, least_hw, strict=True)):
-        raise UsageError(
-            f"expected a size of at least {least_hw[0]}x{least_hw[1]}, got {size_hw[0]}x{size_hw[1]}; choose a larger one."
-        )
+        raise UsageError(f"a size of {size_hw[0]}x{size_hw[1]} is too small; choose at least {least_hw[0]}x{least_hw[1]}")
     return SizeRange(least_hw, size_hw, size_hw)
 
 
@@ -340,7 +338,7 @@ def _judged(check: Check, fidelity: Fidelity, latency: Latency) -> Check:
     limits = LIMITS[check.precision]
     if limits.hold(fidelity):
         return replace(check, outcome="passed", fidelity=fidelity, latency=latency)
-    reason = f"expected results close to the reference ({limits}), got {fidelity}; do not use this back end, report this."
+    reason = f"too far from the reference: {fidelity}, allowed {limits}; do not use this back end, and report this"
     return replace(check, outcome="failed", reason=reason, fidelity=fidelity, latency=latency)
 
 
@@ -363,7 +361,7 @@ def _times_s(run: Callable[[], object]) -> Iterator[float]:
 
 
 def _tiled(plane: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
-    """A plane of a size, with the values of pictures in it."""
+    """A plane of a size, with the values of images in it."""
     repeats = (-(-size // side) for size, side in zip(size_hw, plane.shape[2:], strict=True))
     return np.ascontiguousarray(np.tile(plane, (1, 1, *repeats))[..., : size_hw[0], : size_hw[1]])
 

@@ -39,13 +39,11 @@ def run_apart(work: Callable[..., _T], *arguments: object, limit_s: float) -> _T
     theirs.close()
     try:
         if not ours.poll(limit_s):
-            raise BackendError(f"expected an answer within {limit_s:g} s, got none; it was stopped, look at what it waits for.")
+            raise BackendError(f"no answer within {limit_s:g} s, so the process was stopped; find out what it waits for")
         good, outcome = ours.recv()
     except EOFError:
         process.join(_END_S)
-        raise BackendError(
-            f"expected a process that ends by itself, got one that {_ending(process.exitcode)}; report this with its output."
-        ) from None
+        raise BackendError(f"the process {_ending(process.exitcode)} without an answer; report this with its output") from None
     finally:
         _end(process)
         ours.close()

@@ -238,7 +238,7 @@ def test_a_damaged_line_is_named(make_row: Callable[..., Row]) -> None:
     path = Path("sweep.jsonl")
     SweepLog(path, {}).add(make_row(5.0))
     path.write_text(path.read_text() + '{"identity": {}}\n')
-    with pytest.raises(InputError, match="got '{\"identity\": {}}'") as caught:
+    with pytest.raises(InputError, match="identity") as caught:
         SweepLog(path, {})
     assert one_sentence(str(caught.value))
 

@@ -69,10 +69,10 @@ def test_a_bundle_is_held_against_its_own_reference(run_cli: Run) -> None:
     ("words", "expected", "hint"),
     [
         (("--backends", "tensort"), 2, "did you mean 'tensorrt'?"),
-        (("--size", "16x16"), 2, "at least 45x63"),
-        (("--size", "dynamic"), 2, "one size"),
-        (("--limit", "0"), 2, "above 0 seconds"),
-        (("--limit", "nan"), 2, "above 0 seconds"),
+        (("--size", "16x16"), 2, "45x63"),
+        (("--size", "dynamic"), 2, "'dynamic'"),
+        (("--limit", "0"), 2, "--limit 0"),
+        (("--limit", "nan"), 2, "--limit nan"),
         (("nothing",), 4, "build"),
     ],
 )

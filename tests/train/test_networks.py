@@ -166,9 +166,9 @@ def test_clipping_limits_what_is_added_to_the_prior() -> None:
 
 
 def test_settings_of_the_proposal_are_checked() -> None:
-    with pytest.raises(UsageError, match="got 12 and 1"):
+    with pytest.raises(UsageError, match="12 .*1"):
         ProposalSettings(dim=12)
-    with pytest.raises(UsageError, match="got 'brightest'"):
+    with pytest.raises(UsageError, match="'brightest'"):
         ProposalSettings(prior="brightest")
 
 

@@ -115,7 +115,7 @@ def test_a_lost_or_stopped_rank_ends_the_run_with_a_resumable_checkpoint(
     processes[1].communicate(timeout=PATIENCE_S)
     assert processes[0].returncode == (3 if fatal else 130), errors
     if fatal:
-        assert "expected all 2 ranks to answer" in errors
+        assert "one of 2 ranks" in errors
         assert "Traceback" not in errors
     else:
         assert "--resume run" in output
@@ -134,5 +134,5 @@ def test_one_rank_needs_no_group() -> None:
 
 def test_half_of_torchruns_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="start with torchrun"):
+    with pytest.raises(UsageError, match="torchrun"):
         join_ranks(torch.device("cpu"))
