@@ -13,7 +13,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 
-# Radii of the blur disc in pixels: below, nothing is to be seen; with 5 as the largest, what is blurred more was averaged.
+# Radii of the blur disc in pixels: smaller ones are invisible; with a maximum of 5, stronger blur was averaged away.
 _LEAST_RADIUS_PX, _LARGEST_RADIUS_PX = 1.5, 9.0
 # Cells of the noise that shapes the mask, along a side: a few objects, not texture.
 _CELLS = (2, 5)
@@ -25,14 +25,14 @@ _EDGE_PX = 1.5
 class ToneSettings:
     """Random tone curves of crops.
 
-    The fusion loss is made of the sources as the network sees them, so any curve leaves it valid; what a few hundred
-    images never show, such as a visible image that is nearly black, is learned from curves.
+    The fusion loss is made of the sources as the network sees them, so any curve leaves it valid; curves teach what a
+    few hundred images never show, such as a nearly black visible image.
 
     Attributes:
-        share: Share of the crops that get curves, [0, 1].
-        gamma: Largest exponent; drawn evenly on a logarithmic scale from its reciprocal up to it.
-        least_gain: Least factor, (0, 1]; drawn evenly from it up to 1.
-        alike: Whether both sources of a pair get the same curve, where their levels belong together.
+        share: Share of the crops that are transformed, [0, 1].
+        gamma: Largest exponent; drawn uniformly on a logarithmic scale between its reciprocal and itself.
+        least_gain: Smallest factor, (0, 1]; drawn uniformly between it and 1.
+        alike: Whether both sources of a pair share one curve, because their levels are related.
     """
 
     share: float
@@ -46,11 +46,11 @@ def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array,
 
     Args:
         sharp: All in focus, (H, W) uint8.
-        draw: Source of the mask and the radius of the blur.
+        draw: Random generator for the mask and the radius of the blur.
 
     Returns:
-        Near and far: the first is sharp where a random mask is set and blurred by a disc elsewhere, the second the
-        other way round. Each (H, W) uint8. At every pixel away from the mask's edge, one of the two is the image.
+        Near and far: the first is sharp where a random mask is set and blurred by a disc elsewhere, the second
+        vice versa. Each (H, W) uint8. Away from the edge of the mask, one of the two equals the image at every pixel.
     """
     plane = np.ascontiguousarray(sharp, dtype=np.float32)
     blurred = cv2.filter2D(plane, -1, _disc(draw.uniform(_LEAST_RADIUS_PX, _LARGEST_RADIUS_PX)), borderType=cv2.BORDER_REFLECT)
@@ -60,13 +60,13 @@ def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array,
 
 
 def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> tuple[Float32Array, Float32Array]:
-    """Put two crops on a scale of [0, 1], at times through curves ``gain * x ** exponent``.
+    """Scale two crops to [0, 1], some of them through curves ``gain * x ** exponent``.
 
     Args:
         a: Source a, (H, W) uint8.
         b: Source b, same shape.
-        tone: Which curves.
-        draw: Source of them.
+        tone: Settings of the curves.
+        draw: Random generator for the curves.
 
     Returns:
         Both crops, (H, W) float32, [0, 1].
@@ -80,7 +80,7 @@ def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> 
 
 
 def _disc(radius_px: float) -> Float32Array:
-    """Point spread of a lens out of focus: a disc, its edge pixels by their covered share; sums to 1."""
+    """Point spread function of a defocused lens: a disc, its edge pixels weighted by their covered share; sums to 1."""
     reach = int(np.ceil(radius_px))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     covered = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
@@ -92,7 +92,7 @@ def _mask(height: int, width: int, draw: np.random.Generator) -> Float32Array:
     cells = int(draw.integers(*_CELLS, endpoint=True))
     noise = draw.random((cells, cells), dtype=np.float32)
     relief = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    # Above the median: both sources are sharp on one half of the crop.
+    # Split at the median, so that each source is sharp on one half of the crop.
     mask = (relief > np.median(relief)).astype(np.float32)
     softened: Float32Array = cv2.GaussianBlur(mask, (0, 0), _EDGE_PX).astype(np.float32)
     return softened

@@ -1,8 +1,8 @@
 """Layers of the three networks as functions of tensors, with the channels innermost.
 
-Features are (B, H, W, C): a 1x1 convolution is then a plain matrix product, and the depthwise convolution of a CPU is
-several times faster than with the planes apart. Being functions of their parameters, the layers serve reverse mode,
-forward mode and the look-ahead parameters of meta-learning alike, without swapping anything inside modules.
+Features are (B, H, W, C): a 1x1 convolution is then a plain matrix product, and a depthwise convolution on a CPU is
+several times faster than in the planar layout. Being functions of their parameters, the layers serve reverse mode,
+forward mode and the look-ahead parameters of meta-learning alike, without exchanging tensors inside modules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def to_features(plane: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    # One input plane is laid out alike in both memory formats; saying so makes the output channels-last.
+    # A single input plane has the same layout in both memory formats; declaring it makes the output channels-last.
     return F.conv2d(plane.contiguous(memory_format=torch.channels_last), weight, padding=1).permute(0, 2, 3, 1).contiguous()
 
 
@@ -63,7 +63,7 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
     """
     channels = v.shape[-1]
     num_heads = temperature.shape[0]
-    # Sums of squares over an image need fp32 at least, also where autocast would choose bf16.
+    # Sums of squares over an image need fp32 at least, even where autocast would choose bf16.
     with torch.autocast(v.device.type, enabled=False):
         wide = torch.promote_types(v.dtype, torch.float32)
         queries, keys = q.flatten(1, 2).to(wide), k.flatten(1, 2).to(wide)

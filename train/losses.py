@@ -1,7 +1,7 @@
-"""The fusion loss that weights parameterize, and the reconstruction loss that judges them.
+"""The fusion loss, parameterized by weights, and the reconstruction loss that evaluates them.
 
-Planes are (B, 1, H, W) floating in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and say how much source a counts at a
-pixel; source b counts for the rest, which is what a softmax over two maps means.
+Planes are (B, 1, H, W) floating in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and give the share of source a at a pixel;
+source b has the rest, as in a softmax over two maps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ the same pass and the second order in closed form. ``auto``: the kernels for pla
 installed, else the reference."""
 
 LOSS_ENGINE: LossEngine = "auto"
-"""What ``fusion_loss`` uses where it is not told: the switch for a whole run."""
+"""Default of ``fusion_loss``: the switch for a whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class LossWeights:
         return cls(torch.sigmoid(logits[0]), torch.sigmoid(logits[1]))
 
     def detach(self) -> LossWeights:
-        """The same numbers without their history."""
+        """The same weights, detached from the graph."""
         return LossWeights(self.intensity.detach(), self.gradient.detach())
 
 
@@ -68,17 +68,16 @@ def fusion_loss(
 
     - ``squared``, the paper's: ``mse(w (a - f)) + mse((1 - w) (b - f))``. Its optimum is a weighted mean of the sources
       wherever w is neither 0 nor 1.
-    - ``absolute``: ``mean(w |a - f| + (1 - w) |b - f|)``. Its optimum is the source of larger weight itself, so that
-      textures pass unattenuated; what becomes of a pixel that both terms pull at is settled by c.
+    - ``absolute``: ``mean(w |a - f| + (1 - w) |b - f|)``. Its optimum is the source of larger weight itself, so
+      textures are not attenuated; c settles conflicts between the two terms at a pixel.
 
     L_grad is one of
 
-
-    - ``magnitude``, the paper's: ``mse(v (|grad a| - |grad f|)) + mse((1 - v) (|grad b| - |grad f|))``. It does not
-      see a contrast that is inverted.
+    - ``magnitude``, the paper's: ``mse(v (|grad a| - |grad f|)) + mse((1 - v) (|grad b| - |grad f|))``. It is
+      blind to inverted contrast.
     - ``signed``: ``mean(v |grad a - grad f|_1 + (1 - v) |grad b - grad f|_1)`` on the signed Sobel responses.
-    - ``signed-max``: ``mean |grad s - grad f|_1`` with s the source of larger gradient magnitude at the pixel; what
-      ``signed`` becomes where v is 0 or 1. The weights v have no effect on it.
+    - ``signed-max``: ``mean |grad s - grad f|_1`` with s the source of larger gradient magnitude at the pixel;
+      equals ``signed`` where v is 0 or 1 accordingly. The weights v have no effect on it.
 
     Args:
         fused: Network output f, (B, 1, H, W).
@@ -86,16 +85,16 @@ def fusion_loss(
         b: Source b, same shape.
         weights: Weights w and v of source a.
         gradient_coefficient: Factor c of the gradient term.
-        term: Which gradient term.
-        intensity: Which intensity term.
-        engine: How it is computed; None for ``LOSS_ENGINE``.
+        term: Gradient term.
+        intensity: Intensity term.
+        engine: How to compute it; None for ``LOSS_ENGINE``.
 
     Returns:
         Scalar.
 
     Raises:
         UsageError: There is no such engine.
-        BackendError: The kernels are asked for where they cannot run.
+        BackendError: The kernels are requested where they cannot run.
 
     Source:
         ReFusion's fusion loss (IJCV 2024); the signed gradient term follows TDFusion, with weights added.
@@ -143,7 +142,7 @@ def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: Gradien
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionLoss:
-    """The two terms of the reconstruction loss, which both have the coefficient 1.
+    """The two terms of the reconstruction loss, both with coefficient 1.
 
     Attributes:
         intensity: Scalar.
@@ -162,8 +161,8 @@ class ReconstructionLoss:
 def reconstruction_loss(reconstructed_a: Tensor, reconstructed_b: Tensor, a: Tensor, b: Tensor) -> ReconstructionLoss:
     """Distance of the reconstructed sources from the sources, the worse of the two at every pixel.
 
-    ``L_r = mean max(|a - a'|, |b - b'|)^2 + mean max(|ga - ga'|, |gb - gb'|)^2`` with g the gradient magnitude: a
-    fused plane that serves one source at the cost of the other is not excused by the mean.
+    ``L_r = mean max(|a - a'|, |b - b'|)^2 + mean max(|ga - ga'|, |gb - gb'|)^2`` with g the gradient magnitude: the
+    maximum penalizes a fused plane that serves one source at the cost of the other, which a mean would not.
 
     Args:
         reconstructed_a: a', (B, 1, H, W).

@@ -48,7 +48,7 @@ def fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
     for index in range(NUM_BLOCKS):
         features = block(parameters, f"decoder.{index}", features)
     features = F.leaky_relu(dense(features, parameters["project_out_0.weight"]), negative_slope=0.01)
-    # Under autocast the features may be bf16; losses want the precision of the sources.
+    # Under autocast the features may be bf16; the losses need the precision of the sources.
     logits = dense(features, parameters["project_out_1.weight"]).permute(0, 3, 1, 2).to(a.dtype)
     return torch.sigmoid(logits)
 
@@ -64,7 +64,7 @@ def _fusion_module(parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> 
 
     q1, k1, v1 = expand(x1, None, weight("qkv1"), weight("qkv1_dwconv"), 3)
     q2, k2, v2 = expand(x2, None, weight("qkv2"), weight("qkv2_dwconv"), 3)
-    # Crossed: the queries of one source ask the keys of the other.
+    # Cross-attention: the queries of one source meet the keys of the other.
     x1 = projected_attention(q2, k1, v1, parameters["FM.temperature1"], weight("project_mid1"), x1)
     x2 = projected_attention(q1, k2, v2, parameters["FM.temperature2"], weight("project_mid2"), x2)
     both = torch.cat((x1, x2), dim=-1)
@@ -95,7 +95,7 @@ def reconstruct(rho: Mapping[str, Tensor], fused: Tensor) -> tuple[Tensor, Tenso
         fused: (B, 1, H, W).
 
     Returns:
-        Source a and source b by modality, whatever the order in which F saw them; each (B, 1, H, W), (0, 1).
+        Source a and source b by modality, regardless of the order in which F saw them; each (B, 1, H, W), (0, 1).
     """
     first, second = (_branch(rho, branch, fused) for branch in _BRANCHES)
     return first, second
@@ -125,12 +125,12 @@ class ProposalSettings:
     Attributes:
         dim: Channels of each encoder, a power of two from 2 to 64; the trunk has twice as many. The paper's derivative has 16.
         blocks: Transformer blocks of each encoder and of the trunk. The paper's derivative has 2.
-        symmetric: Whether the logits of the swapped order are subtracted, so that P cannot prefer a slot.
-        zero: Whether the last convolution starts at zero, so that learning starts at the prior exactly.
-        prior: Name out of ``refusion_edge.train.priors.PRIORS``.
+        symmetric: Whether to subtract the logits of the swapped order, so that P cannot prefer either input.
+        zero: Whether the last convolution starts at zero, so that learning starts exactly at the prior.
+        prior: Name from ``refusion_edge.train.priors.PRIORS``.
         gradient_sharpness: Logits per unit of gradient magnitude in the prior. Sobel magnitudes of fine texture are a
-            few hundredths, those of edges up to 8: a small factor leaves texture undecided.
-        clip: Largest size of what P adds to the prior's logits; 0 for no limit.
+            few hundredths, those of edges up to 8: a small factor hardly affects texture.
+        clip: Largest magnitude that P adds to the logits of the prior; 0 for no limit.
     """
 
     dim: int = 8
@@ -187,11 +187,11 @@ def propose(settings: ProposalSettings, phi: Mapping[str, Tensor], a: Tensor, b:
 
 
 def _logits(settings: ProposalSettings, phi: Mapping[str, Tensor], net: str, first: Tensor, second: Tensor) -> Tensor:
-    """Logits of the first input, (2B, 1, H, W), of a batch whose halves are each other's swapped order."""
+    """Logits of the first input, (2B, 1, H, W), for a batch whose second half is the first in swapped order."""
     maps = _maps(settings, phi, net, first, second)
     logits = maps[:, :1] - maps[:, 1:]
     if settings.symmetric:
-        # Both orders are in the batch already, so the symmetry costs nothing.
+        # Both orders are already in the batch, so the symmetry is free.
         ordered, swapped = logits.chunk(2)
         logits = torch.cat((ordered - swapped, swapped - ordered))
     return logits.clamp(-settings.clip, settings.clip) if settings.clip else logits

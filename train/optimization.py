@@ -1,4 +1,4 @@
-"""What a step does at which point of a run, and how its optimizers move the parameters.
+"""The schedule of a run, and the optimizers that update the parameters.
 
 Progress, in [0, 1], is the share of the steps or of the time that has passed, whichever is larger.
 """
@@ -37,8 +37,8 @@ def action_at(meta: MetaSettings, step: int, progress: float, *, learning: bool)
     Args:
         meta: Settings of the learning of P.
         step: Number of the step, from 0.
-        progress: Share of the run that is over.
-        learning: Whether P may learn; it may not once a guard has frozen it.
+        progress: Share of the run that has passed.
+        learning: Whether P may learn; False once a guard has frozen it.
     """
     if meta.engine == "off" or not learning or progress < meta.warm_up:
         return Action(meta=False, update=True)
@@ -68,13 +68,13 @@ def crop_at(run: RunSettings, progress: float) -> int:
 
 
 def average_decay(settings: OptimizerSettings, run: RunSettings, step: int) -> float:
-    """Decay of the moving average of theta; shorter at first, so that the random start is forgotten."""
+    """Decay of the moving average of theta; shorter at first, to forget the random initialization."""
     longest = min(settings.ema, 0.99) if run.steps < 1000 else settings.ema
     return min(longest, (1 + step) / (10 + step))
 
 
 class MaxNormalized(Optimizer):
-    """Steps along the gradient divided by its largest entry over all parameters: no entry moves by more than the rate.
+    """Steps against the gradient divided by its largest entry over all parameters: no entry moves by more than the rate.
 
     Source:
         The outer update of ReFusion's public derivatives (C3SM, TDFusion).
@@ -85,7 +85,7 @@ class MaxNormalized(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Take one step; a gradient of zero moves nothing."""
+        """Take one step; a zero gradient changes nothing."""
         for group in self.param_groups:
             moved = [tensor for tensor in group["params"] if tensor.grad is not None]
             largest = max((tensor.grad.abs().max() for tensor in moved), default=None)
@@ -107,7 +107,7 @@ def outer_optimizer(phi: Parameters, settings: MetaSettings) -> Optimizer:
 
 
 def apply(optimizer: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
-    """Move parameters in place along a gradient."""
+    """Update parameters in place, given a gradient."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     for name, tensor in parameters.items():

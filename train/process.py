@@ -1,4 +1,4 @@
-"""The processes of a training run: the ranks that train together, the signals that stop one, and the memory that it keeps.
+"""The processes of a training run: the ranks that train together, the signals that stop one, and the memory it keeps.
 
 The networks are plain functions of their parameters, so nothing is wrapped for training on several ranks: the few gradients
 that have to agree are averaged by hand, in one flat buffer each.
@@ -22,7 +22,7 @@ from typing_extensions import Self
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.train.layers import Parameters
 
-# Long enough for a rank that validates or reads a slow disk, short enough that a lost one is noticed.
+# Long enough for a rank that validates or reads from a slow disk, short enough to notice a lost one.
 _TIMEOUT = datetime.timedelta(minutes=5)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,12 +34,12 @@ _GROWTH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The processes of a run, and which of them this is.
+    """The processes of a run, and the rank of this one.
 
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
-        device: Where its tensors are.
+        device: Device of its tensors.
     """
 
     rank: int = 0
@@ -55,7 +55,7 @@ class Ranks:
         """Mean over all ranks, the same on each.
 
         Raises:
-            BackendError: Another rank is gone.
+            BackendError: Another rank was lost.
         """
         if self.size == 1:
             return tensors
@@ -65,10 +65,10 @@ class Ranks:
         return {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """Largest of each value over all ranks, so that they take the same decisions.
+        """Largest of each value over all ranks, so that all ranks make the same decisions.
 
         Raises:
-            BackendError: Another rank is gone.
+            BackendError: Another rank was lost.
         """
         if self.size == 1:
             return list(values)
@@ -87,13 +87,13 @@ class Ranks:
 
 
 def join_ranks(device: torch.device) -> Ranks:
-    """Join the processes that torchrun started, or stay alone where it did not.
+    """Join the processes started by torchrun, or run alone without it.
 
     NCCL on a GPU, gloo on a CPU.
 
     Raises:
-        UsageError: Some of torchrun's variables are set and some are not.
-        BackendError: The others cannot be reached.
+        UsageError: Only some of torchrun's variables are set.
+        BackendError: The other ranks cannot be reached.
     """
     given = [name for name in _VARIABLES if name in os.environ]
     if "WORLD_SIZE" not in given or os.environ["WORLD_SIZE"] == "1":
@@ -119,7 +119,7 @@ def leave_ranks(ranks: Ranks) -> None:
 
 
 class StopSignal:
-    """Takes note of Ctrl-C and SIGTERM while it is open; a second one interrupts at once.
+    """Records Ctrl-C and SIGTERM while it is open; a second one interrupts immediately.
 
     Attributes:
         received: Name of the signal, or empty.
@@ -147,12 +147,12 @@ class StopSignal:
 
 
 def keep_freed_memory() -> bool:
-    """Have the process keep what it frees, for its own next allocations; it stays at its peak until it ends.
+    """Make the process keep freed memory for its own later allocations; it stays at its peak until it ends.
 
-    Changes the whole process, so only a program that owns it should call this.
+    Affects the whole process, so only a program that owns it should call this.
 
     Returns:
-        Whether the C library took the settings: glibc does, others have none.
+        Whether the C library accepted the settings; only glibc has them.
     """
     if sys.platform != "linux":
         return False

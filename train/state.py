@@ -1,4 +1,4 @@
-"""Everything that a run has to remember, and the checkpoints that hold it.
+"""The state of a training run, and the checkpoints that hold it.
 
 A checkpoint is one safetensors file: ``fusion.*``, ``fusion_ema.*``, ``proposal.*``, ``proposal_healthy.*``,
 ``reconstruction.*``, ``optim.*``, and in the metadata one JSON document with the settings and the counters. Crops are
@@ -35,14 +35,14 @@ _PATTERN = "step-*.safetensors"
 
 @dataclass(slots=True)
 class Counters:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
         step: Steps taken.
         elapsed_s: Seconds of training in all sessions.
         accumulated: Meta-gradients since the last outer update.
-        frozen: Why P does not learn any more, or empty.
-        reference: Guarded diagnostics when P began to learn, name to distance beyond the limit.
+        frozen: Why P no longer learns, or empty.
+        reference: Distances of the guarded diagnostics beyond their limits when P began to learn.
         best: Largest validation score, or None.
     """
 
@@ -56,17 +56,17 @@ class Counters:
 
 @dataclass(slots=True)
 class TrainingState:
-    """Parameters, optimizers and counters; the training loop changes them in place.
+    """Parameters, optimizers and counters; the training loop modifies them in place.
 
     Attributes:
         theta: Parameters of F.
         average: Their moving average, which is validated and exported.
         phi: Parameters of P.
-        healthy_phi: Those at the last validation that no guard objected to.
+        healthy_phi: phi at the last validation that passed the guards.
         rho: Parameters of R.
         accumulated: Sum of meta-gradients since the last outer update.
         optimizers: ``fusion``, ``proposal`` and ``reconstruction``.
-        counters: Where the run is.
+        counters: Progress of the run.
     """
 
     theta: Parameters
@@ -97,13 +97,13 @@ class TrainingState:
 def initial_state(
     settings: Settings, device: torch.device, theta: Parameters | None = None, dtype: torch.dtype = torch.float32
 ) -> TrainingState:
-    """Start a run.
+    """Initialize a run.
 
     Args:
-        settings: Settings; the seed decides all that is drawn.
-        device: Where the tensors go.
-        theta: Parameters of F to start from, or None for a start from scratch.
-        dtype: Precision of everything.
+        settings: Settings; the seed determines everything random.
+        device: Device of the tensors.
+        theta: Parameters of F to start from, or None to start from scratch.
+        dtype: Precision of all tensors.
     """
     generator = torch.Generator().manual_seed(settings.run.seed)
 
@@ -120,15 +120,15 @@ def initial_state(
 
 @dataclass(frozen=True, slots=True)
 class TrainingCheckpoint:
-    """A checkpoint as it was read.
+    """The contents of a checkpoint.
 
     Attributes:
-        path: Where from.
+        path: Its file.
         task: Name of the task.
         settings: Settings of the run.
-        counters: Where it was.
-        pairs: Names of the pairs that it trained on.
-        tensors: All tensors by their stored name.
+        counters: Progress of the run.
+        pairs: Names of the training pairs.
+        tensors: All tensors by stored name.
     """
 
     path: Path
@@ -140,10 +140,10 @@ class TrainingCheckpoint:
 
 
 def save_state(path: Path, state: TrainingState, *, task: str, settings: Settings, pairs: tuple[str, ...]) -> None:
-    """Write a checkpoint, under its name only once it is complete.
+    """Write a checkpoint; it appears under its name only when complete.
 
     Raises:
-        OutputError: It cannot be written, for example because the disk is full; earlier ones stay as they are.
+        OutputError: It cannot be written, for example because the disk is full; earlier ones are kept.
     """
     tensors = {f"{prefix}.{name}": tensor for prefix, group in state.groups().items() for name, tensor in group.items()}
     tensors.update(_optimizer_tensors(state))
@@ -189,7 +189,7 @@ def read_state(path: Path) -> TrainingCheckpoint:
         path: A checkpoint, or the folder of a run for its newest one.
 
     Raises:
-        CheckpointError: There is none, or it is damaged or something else.
+        CheckpointError: There is none, or it is damaged or not a checkpoint.
     """
     if path.is_dir():
         path = newest_checkpoint(path)
@@ -214,10 +214,10 @@ def read_state(path: Path) -> TrainingCheckpoint:
 
 
 def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
-    """Put a checkpoint into a state that was made with the same settings.
+    """Load a checkpoint into a state created with the same settings.
 
     Raises:
-        CheckpointError: The two do not fit.
+        CheckpointError: The two do not match.
     """
     tensors = dict(checkpoint.tensors)
     for prefix, group in state.groups().items():
@@ -235,7 +235,7 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
             prefix = f"optim.{label}.{name}."
             entries = {key: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
             if entries:
-                # The counter of AdamW stays on the CPU, where it was made.
+                # The step counter of AdamW stays on the CPU.
                 state.optimizers[label].state[tensor] = {
                     key.removeprefix(prefix): value if value.ndim == 0 else value.to(tensor.device)
                     for key, value in entries.items()
@@ -248,10 +248,10 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
 
 
 def read_fusion(path: Path) -> tuple[str | None, Parameters]:
-    """Read parameters of F to start from: a weights file of ours, an official ``.pth``, or a training checkpoint.
+    """Read parameters of F to start from: our weights file, an official ``.pth``, or a training checkpoint.
 
     Returns:
-        Name of the task, if the file says, and theta (the moving average of a training checkpoint).
+        Name of the task, if the file states it, and theta (the moving average of a training checkpoint).
 
     Raises:
         CheckpointError: It is none of these.

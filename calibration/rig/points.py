@@ -1,4 +1,4 @@
-"""Alignment from points that both views show: picked by hand, or the corners of a checkerboard."""
+"""Alignment from points visible in both views: picked by hand, or the corners of a checkerboard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from refusion_edge.rig.warp import warp_points
 
 COLUMNS = ("ir_x", "ir_y", "vis_x", "vis_y")
 
-# Points have to span at least this part of the base view: outside their hull nothing holds the homography.
+# Points have to span at least this part of the base view: outside their hull the homography is unconstrained.
 _LEAST_COVERAGE = 0.05
-# A point this many times the typical distance off, and by this many pixels, was picked wrongly.
+# A point off by this multiple of the typical distance, and by this many pixels, was picked wrongly.
 _STRAY, _STRAY_PX = 5.0, 5.0
 
 
@@ -45,8 +45,8 @@ class PointAlignment:
 
     Attributes:
         homography: Point of the base view to point of the moving view, (3, 3).
-        error_px: RMS over the base view of the standard error, or None if no point was left over to measure it with.
-        left_out_px: RMS of the distance of each point from the homography through the others, or None likewise.
+        error_px: RMS over the base view of the standard error, or None if there was no point to spare to measure it.
+        left_out_px: RMS distance of each point from the homography through the others, or None as above.
         coverage: Part of the base view inside the hull of the points.
         count: Number of points.
     """
@@ -65,12 +65,12 @@ def read_points(path: Path) -> PointPairs:
         path: CSV file with the columns ``ir_x, ir_y, vis_x, vis_y`` in pixels; further columns are ignored.
 
     Raises:
-        InputError: The file is missing, lacks a column, or holds something that is not a finite number.
+        InputError: The file is missing, lacks a column, or holds a value that is not a finite number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise InputError(f"cannot read the points in {path}: {reason}; check the path") from error
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
@@ -96,7 +96,7 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
         base: (N, 2) as (x, y) in the base view.
         moving: (N, 2), the same points in the moving view.
         size_wh: Size of the base view.
-        model: What the warp may do.
+        model: Motion model of the warp.
 
     Raises:
         AlignmentError: There are too few points, they lie on a line or in one corner, or one of them is far off.
@@ -133,10 +133,10 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
 
 
 def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointPairs:
-    """Find the inner corners of a checkerboard that both images show.
+    """Find the inner corners of a checkerboard visible in both images.
 
-    The board may be inverted in the infrared image. Of the two ways round that corners can be numbered, the one with the
-    smaller rotation between the views is taken.
+    The board may be inverted in the infrared image. Of the two ways to number the corners, the one with the smaller
+    rotation between the views is taken.
 
     Args:
         ir: Infrared image, (H, W) or (H, W, 3); uint8, uint16 or float32.

@@ -21,17 +21,17 @@ from refusion_edge.bench.timing import Clock, Plan, measure_windows
 from refusion_edge.network.layouts import Precision
 
 _INT8: Precision = "int8"
-# Measured one after the other, two equal engines differ by a little; turns (--compare) tell smaller differences.
+# Two equal engines measured one after the other differ slightly; turns (--compare) resolve smaller differences.
 _SURELY_FASTER = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One image by each of the two.
+    """One run of each engine.
 
     Attributes:
-        first: Times of the first.
-        second: Times of the second.
+        first: Times of the first engine.
+        second: Times of the second engine.
     """
 
     first: Lap
@@ -40,18 +40,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What two engines gave in turns. Where the windows did not agree, there is no number.
+    """Two engines measured in turns; without numbers if the windows did not agree.
 
     Attributes:
-        first: The one.
-        second: The other.
-        stable: Whether the ratio of the last three windows agrees.
-        windows: Ratio of the medians end to end, second over first, in each window.
-        turns: Turns in the last three windows.
-        stages: Stage to the distributions of both, for stages that both have; None if not stable.
-        ratios: The same stages to time of the second over time of the first; None if not stable.
-        qualities: Verdicts of the two accuracy gates, or None.
-        graph_problems: Why runs of the two were not replayed from a recorded CUDA graph; empty as in ``Row``.
+        first: First engine.
+        second: Second engine.
+        stable: Whether the ratios of the last three windows agree.
+        windows: Ratio of the end-to-end medians, second over first, for each window.
+        turns: Number of turns in the last three windows.
+        stages: Distributions of both engines for each stage that both have; None if not stable.
+        ratios: Time of the second over time of the first for the same stages; None if not stable.
+        qualities: Results of the two accuracy gates; None where a gate has not run.
+        graph_problems: Why their runs were not replayed from a recorded CUDA graph; empty as in ``Row``.
     """
 
     first: Identity
@@ -66,16 +66,16 @@ class Comparison:
 
 
 def compare(first: Subject, second: Subject, plan: Plan, clock: Clock) -> Comparison:
-    """Measure two subjects in turns; which one goes first changes from turn to turn.
+    """Measure two subjects in turns, alternating which one goes first.
 
     Args:
-        first: The one; both stay open at the same time.
-        second: The other.
-        plan: How long; what has to agree is the ratio.
+        first: First subject; both stay open at the same time.
+        second: Second subject.
+        plan: How long to measure; the ratios of the windows have to agree.
         clock: The clock.
 
     Raises:
-        UsageError: They are for different tasks or sizes; names the difference.
+        UsageError: Their tasks or sizes differ.
         MeasurementError: The clock keeps jumping.
     """
     require_comparable((first, second))
@@ -126,7 +126,7 @@ class Recommendation:
 
     Attributes:
         identity: The INT8 engine.
-        against: The engine that it was held against, the fastest one of another precision.
+        against: The engine it was compared with, the fastest of another precision.
         recommended: Whether to use it.
         reason: Why, or why not.
     """
@@ -142,12 +142,12 @@ class Recommendation:
 
 
 def from_rows(rows: Sequence[Row]) -> tuple[Recommendation, ...]:
-    """Judge every INT8 engine beside which one of another precision for the same task, size and back end was measured."""
-    return tuple(_judged_rows(rows))
+    """Advise on every INT8 engine measured along with one of another precision for the same task, size and back end."""
+    return tuple(_advice(rows))
 
 
 def from_comparison(found: Comparison | None) -> tuple[Recommendation, ...]:
-    """Judge an INT8 engine that was measured in turns with one of another precision."""
+    """Advise on an INT8 engine that was measured in turns with one of another precision."""
     if found is None or (found.first.precision == _INT8) == (found.second.precision == _INT8):
         return ()
     first_is_int8 = found.first.precision == _INT8
@@ -164,7 +164,7 @@ def from_comparison(found: Comparison | None) -> tuple[Recommendation, ...]:
     return (Recommendation(int8, other, recommended=faster, reason=reason),)
 
 
-def _judged_rows(rows: Sequence[Row]) -> Iterator[Recommendation]:
+def _advice(rows: Sequence[Row]) -> Iterator[Recommendation]:
     for row in rows:
         others = [
             (other.stages[END_TO_END].median_ms, other)
@@ -192,7 +192,7 @@ def _place(identity: Identity) -> tuple[object, ...]:
 
 
 def _gate_problem(quality: Quality | None) -> str:
-    """Why the accuracy of an engine speaks against it; empty if it does not."""
+    """Why the accuracy of an engine rules it out; empty if it does not."""
     if quality is None:
         return "its accuracy gate has not run on this engine"
     limits = LIMITS[_INT8]

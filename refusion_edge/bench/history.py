@@ -25,12 +25,12 @@ class SweepLog:
     """A file of measurements that grows line by line. Each line is on the disk before the next measurement starts.
 
     Args:
-        path: The file; it is made if it is not there, and continued if it is.
-        configuration: Everything that the numbers depend on; a file of another one is refused.
+        path: The file; created if it does not exist, continued if it does.
+        configuration: Everything the numbers depend on; a file with another configuration is refused.
 
     Raises:
-        UsageError: The file is of another configuration; names the difference.
-        InputError: The file is something else.
+        UsageError: The file holds another configuration; names the difference.
+        InputError: The file is not such a file.
         OutputError: It cannot be written.
     """
 
@@ -42,9 +42,9 @@ class SweepLog:
         if kept:
             _check_header(path, kept[0], header)
             found = (_row(path, line) for line in kept[1:])
-            # What was not stable is measured again, perhaps at a quieter time.
+            # Unstable measurements are repeated, perhaps when the machine is quieter.
             self.rows = {row.identity: row for row in found if row.stages is not None}
-        # What a killed run left behind the last whole line goes away.
+        # Drop the partial line that a killed run may have left.
         write_atomically(path, "".join(f"{line}\n" for line in kept or [_to_line(header)]).encode())
 
     def add(self, row: Row) -> None:
@@ -60,13 +60,13 @@ class SweepLog:
 
 
 def read_rows(path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
-    """Read a finished or unfinished file.
+    """Read the file of a finished or unfinished sweep.
 
     Returns:
         Its configuration and its measurements.
 
     Raises:
-        InputError: It is something else.
+        InputError: It is not such a file.
     """
     lines = _whole_lines(path)
     if not lines:
@@ -122,7 +122,7 @@ def _to_line(document: Mapping[str, Any]) -> str:
 
 
 def _flat(value: object, name: str = "") -> dict[str, Any]:
-    """Nested names joined with dots."""
+    """Flatten nested names, joined with dots."""
     if not isinstance(value, dict):
         return {name: value}
     return {key: one for inner, part in value.items() for key, one in _flat(part, f"{name}.{inner}".strip(".")).items()}
@@ -130,14 +130,14 @@ def _flat(value: object, name: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A measurement beside its predecessor.
+    """A measurement and its predecessor.
 
     Attributes:
         identity: What was measured.
-        stage: Stage that is compared.
-        before_ms: Median then; None if it was not stable.
-        now_ms: Median now; None if it is not stable.
-        threshold: Share by which it may be slower.
+        stage: Stage compared.
+        before_ms: Earlier median; None if it was not stable.
+        now_ms: Present median; None if it is not stable.
+        threshold: Slowdown allowed, as a share.
     """
 
     identity: Identity
@@ -148,12 +148,12 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """Time now over time then; None where one of them is not stable."""
+        """Present time over earlier time; None if either is not stable."""
         return None if self.before_ms is None or self.now_ms is None else self.now_ms / self.before_ms
 
     @property
     def is_regression(self) -> bool:
-        """Whether it became slower by more than the threshold; a number that cannot be given any more counts as one."""
+        """Whether it slowed down by more than the threshold, or is no longer stable."""
         if self.before_ms is None:
             return False
         return self.ratio is None or self.ratio > 1 + self.threshold
@@ -165,7 +165,7 @@ class Baseline:
 
     Attributes:
         path: Its file.
-        machine: The machine that it was measured on.
+        machine: The machine it was measured on.
         rows: Its measurements.
     """
 
@@ -178,7 +178,7 @@ def read_baseline(path: Path) -> Baseline:
     """Read the JSON of an earlier run.
 
     Raises:
-        InputError: It cannot be read, or is something else.
+        InputError: It cannot be read or is not a report.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -192,10 +192,10 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine: dict[str, Any]) -> None:
-    """Make sure that an earlier report is about the same things, before anything is measured.
+    """Check, before anything is measured, that an earlier report covers the same measurements.
 
     Raises:
-        UsageError: It is of another machine, or does not hold one of the measurements; names the difference.
+        UsageError: It is from another machine or lacks a measurement; names the difference.
     """
     differences = machine_differences(machine, baseline.machine)
     if differences:
@@ -207,16 +207,16 @@ def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine
 
 
 def changes(report: Report, baseline: Baseline, threshold: float, stage: str = END_TO_END) -> tuple[Change, ...]:
-    """Hold every measurement of a report against its predecessor.
+    """Compare every measurement of a report with its predecessor.
 
     Args:
-        report: What was measured now.
+        report: The present report.
         baseline: The earlier report.
-        threshold: Share by which a median may be slower.
+        threshold: Slowdown of a median allowed, as a share.
         stage: Stage to compare.
 
     Raises:
-        UsageError: The earlier report does not hold one of them; names the difference.
+        UsageError: The earlier report lacks one of them; names the difference.
     """
     found = []
     for row in report.rows:

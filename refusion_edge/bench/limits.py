@@ -39,7 +39,7 @@ _DEVICE_REPEATS = 5
 _COPY_PARAMETERS = (Parameter("target", "uint8*", written=True), Parameter("source", "uint8*"))
 _MATRIX_PARAMETERS = (Parameter("target", "float32*", written=True), Parameter("rounds", "int32"))
 LEAST_ARCHITECTURE = 80
-"""The first architecture that has the product which is timed."""
+"""The first architecture with the instruction that is timed."""
 
 # What both kernels begin with, and the number of a thread in the grid.
 _HEAD = f"""\
@@ -54,7 +54,7 @@ _INDEX = """\
 
 
 class Rates(Protocol):
-    """What arithmetic and memory can do at best, of a processor or of a device."""
+    """Best rates of arithmetic and memory of a processor or a device."""
 
     @property
     def matrix_gflops(self) -> float:
@@ -70,8 +70,8 @@ class Limits:
     """Best rates of several tries.
 
     Attributes:
-        matrix_gflops: float32 product of two 1024x1024 matrices by NumPy's library, which runs multiply-add instructions on
-            as many threads as it likes: what arithmetic can reach here, in 10^9 operations per second.
+        matrix_gflops: float32 product of two 1024x1024 matrices by NumPy's library, on as many threads as it chooses: what
+            arithmetic can reach here, in 10^9 operations per second.
         copy_gb_per_s: Bytes read plus bytes written by copies of 96 MiB, one on each usable core at the same time, in 10^9
             bytes per second.
         cores: Number of those cores.
@@ -84,13 +84,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """How near to the limits of the processor or the device that ran it a measurement came.
+    """How close a measurement came to the limits of the processor or device it ran on.
 
     Attributes:
-        gflops: Arithmetic that was done, in 10^9 operations per second.
-        least_traffic_gb_per_s: Least memory traffic over the time, in 10^9 bytes per second.
-        least_ms: Time that arithmetic or the least traffic needs at the limits, whichever is longer.
-        share: That time over the measured one.
+        gflops: Arithmetic performed, in 10^9 operations per second.
+        least_traffic_gb_per_s: Minimum memory traffic over the measured time, in 10^9 bytes per second.
+        least_ms: Time that arithmetic or the minimum traffic takes at the limits, whichever is longer.
+        share: That time over the measured time.
         bound: ``arithmetic`` or ``memory``.
     """
 
@@ -117,13 +117,13 @@ def measure_limits() -> Limits:
 
 
 def roofline(work: Work, pixels: int, infer_ms: float, limits: Rates) -> Roofline:
-    """Hold a measured time of the network against the limits.
+    """Compare a measured time of the network with the limits.
 
     Args:
-        work: What one pixel takes.
+        work: Arithmetic and traffic per pixel.
         pixels: Number of pixels.
         infer_ms: Measured time.
-        limits: What the processor or device that ran it can do.
+        limits: Limits of the processor or device that ran it.
 
     Source:
         Williams, Waterman, Patterson: Roofline, CACM 2009.
@@ -170,10 +170,10 @@ def measure_device_limits(driver: Driver) -> DeviceLimits | None:
         driver: The device.
 
     Returns:
-        Its limits; None if it is older than the product that is timed.
+        Its limits; None if it is too old for the instruction that is timed.
 
     Raises:
-        BackendError: The driver reports an error, or there are no 512 MiB of device memory.
+        BackendError: The driver reports an error, or 512 MiB of device memory are not available.
     """
     if driver.device.architecture < LEAST_ARCHITECTURE:
         return None
@@ -210,7 +210,7 @@ def measure_device_limits(driver: Driver) -> DeviceLimits | None:
             driver.launch_kernel(copy, (blocks, 1, 1), _THREADS, 0, pack(_COPY_PARAMETERS, (target, source), 0), stream)
 
         copy_ms = best_ms(move)
-        # Long enough that starting it does not count.
+        # Long enough for the launch overhead not to matter.
         rounds = _FIRST_ROUNDS
         while (matrix_ms := best_ms(functools.partial(multiply, rounds))) < _DEVICE_MIN_MS and rounds < _MOST_ROUNDS:
             rounds *= 2
@@ -222,8 +222,8 @@ def measure_device_limits(driver: Driver) -> DeviceLimits | None:
 def matrix_kernel() -> str:
     """PTX of ``matrix_rate(float32 *target, int32 rounds)``: products on registers, eight chains in each warp.
 
-    Each thread stores the sum of its results, so that no product can be left out; ``target`` has room for one float32 for
-    each thread of the grid.
+    Each thread stores the sum of its results, so that no product can be optimized away; ``target`` has room for one
+    float32 per thread of the grid.
     """
     sums = [[f"%c{chain}_{index}" for index in range(4)] for chain in range(_CHAINS)]
     names = [name for four in sums for name in four]
@@ -263,7 +263,7 @@ again:
 
 
 def copy_kernel() -> str:
-    """PTX of ``copy_rate(uint8 *target, uint8 *source)``: 16 bytes for each thread."""
+    """PTX of ``copy_rate(uint8 *target, uint8 *source)``: 16 bytes per thread."""
     return f"""\
 {_HEAD}
 .visible .entry copy_rate(.param .u64 target, .param .u64 source)
@@ -286,5 +286,5 @@ def copy_kernel() -> str:
 
 
 def _image(text: str) -> bytes:
-    # The driver reads PTX up to a null.
+    # The driver reads PTX up to a null byte.
     return text.encode() + b"\0"

@@ -1,4 +1,4 @@
-"""Measuring one engine: the stages of each run, windows, memory, energy, and how near it came to the limits."""
+"""Measure one engine: the stages of each run, stable windows, memory, energy, and how close it came to the limits."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _OUTLINE = 101
 
 @runtime_checkable
 class DeviceTimed(Protocol):
-    """A back end that can time its own stages on the device, with events."""
+    """A back end that times its own stages on the device with events."""
 
     def time_stages(self) -> None:
-        """Time the stages of every later call of ``fuse``."""
+        """Time the stages of every later call to ``fuse``."""
 
     def device_stages_ms(self) -> Mapping[str, float]:
-        """Times of ``h2d``, ``infer`` and ``d2h`` of the last call of ``fuse``; a stage it does not have is absent."""
+        """Times of ``h2d``, ``infer`` and ``d2h`` of the last call to ``fuse``; a stage it does not have is absent."""
 
 
 @runtime_checkable
@@ -52,12 +52,12 @@ class GraphReplaying(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """Times of one image.
+    """Times of one run.
 
     Attributes:
-        stages_ms: Stage to its time; a stage that was not there is absent.
-        end_to_end_ms: From the request for the images to the finished image.
-        cpu_ms: Processor time of the process for the same, all threads.
+        stages_ms: Time of each stage; a stage that did not take place is absent.
+        end_to_end_ms: From the request for the source images to the fused image.
+        cpu_ms: Processor time of the process over the same interval, all threads.
     """
 
     stages_ms: Mapping[str, float]
@@ -66,18 +66,18 @@ class Lap:
 
 
 class Pipeline:
-    """Fuses one pair again and again, noting the time of each stage.
+    """Fuses one pair repeatedly and times each stage.
 
-    Without a device, ``infer`` is the call of the back end by the host's clock, and there is no ``h2d`` and no ``d2h``. Where
-    the back end times its own stages on the device, those count; the call returns only when the device is done, so that the
-    end-to-end time holds everything.
+    Without a device, ``infer`` is the call to the back end by the host's clock, and ``h2d`` and ``d2h`` are absent. A back end
+    that times its own stages on the device supplies them instead. The call returns only when the device is done, so the
+    end-to-end time covers everything.
 
     Args:
         fuser: An open fuser.
-        source: Gives the pair.
-        captured: Whether getting the pair is a stage of its own; False if it just lies in memory.
+        source: Returns the pair.
+        captured: Whether reading the pair is a stage of its own; False if it is in memory already.
         clock: The clock.
-        colour: Whether the image keeps the color of the sources.
+        colour: Whether the fused image keeps the color of the sources.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Pipeline:
 
     @property
     def graph_problem(self) -> str:
-        """Why runs are not replayed from a recorded CUDA graph; empty if they are, and where there are no such graphs."""
+        """Why runs are not replayed from a recorded CUDA graph; empty if they are, or if the back end has none."""
         return graph_problem(self._fuser.backend)
 
     def run(self) -> Lap:
@@ -124,7 +124,7 @@ def graph_problem(backend: Backend) -> str:
 
 
 def times_of(laps: Sequence[Lap]) -> dict[str, NDArray[np.float64]]:
-    """Times by stage, ``end_to_end`` and ``cpu``, each (n,); a stage that is not in every lap is absent."""
+    """Times by stage, ``end_to_end`` and ``cpu``, each (n,); a stage missing from any lap is absent."""
     present = [stage for stage in STAGES if all(stage in lap.stages_ms for lap in laps)]
     return {
         **{stage: np.array([lap.stages_ms[stage] for lap in laps]) for stage in present},
@@ -134,15 +134,15 @@ def times_of(laps: Sequence[Lap]) -> dict[str, NDArray[np.float64]]:
 
 
 def median_end_to_end(laps: Sequence[Lap]) -> float:
-    """What the windows of a measurement have to agree on."""
+    """Median end-to-end time, on which the windows of a measurement have to agree."""
     return float(np.median([lap.end_to_end_ms for lap in laps]))
 
 
 def parse_stages(text: str) -> tuple[str, ...]:
-    """Read names of stages, separated by commas.
+    """Parse names of stages, separated by commas.
 
     Raises:
-        UsageError: One is unknown; the message suggests the nearest one.
+        UsageError: A name is unknown; the message suggests the nearest one.
     """
     known = (*STAGES, END_TO_END, CPU)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
@@ -156,10 +156,10 @@ def parse_stages(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class WindowSummary:
-    """One window in short.
+    """Summary of one window.
 
     Attributes:
-        started_s: When it started, after the warm-up.
+        started_s: Start, in seconds after the warm-up.
         count: Iterations.
         median_ms: Median of the end-to-end time.
         max_ms: Largest end-to-end time.
@@ -173,28 +173,28 @@ class WindowSummary:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one measurement gave. Where it was not stable, there is no number but the windows.
+    """One measurement; without numbers other than its windows if it was not stable.
 
     Attributes:
         identity: What was measured.
-        files: SHA-256 of what it is made from.
-        quality: Verdict of its accuracy gate, or None.
+        files: SHA-256 of the files it was loaded from.
+        quality: Result of its accuracy gate; None if it has not run.
         stable: Whether the last three windows agree.
         warmup_iterations: Iterations of the warm-up.
         warmup_ms: Time of the warm-up.
         windows: All windows.
-        jumps_ms: Jumps of the clock, whose windows were thrown away.
-        stages: Stage, ``end_to_end`` and ``cpu`` to their distributions over the last three windows.
-        outline_ms: 101 quantiles of the end-to-end time, from the least to the largest.
-        pairs_per_s: Pairs fused in a second, one after the other.
+        jumps_ms: Jumps of the clock; their windows were discarded.
+        stages: Distributions over the last three windows of each stage, ``end_to_end`` and ``cpu``.
+        outline_ms: 101 quantiles of the end-to-end time, from minimum to maximum.
+        pairs_per_s: Pairs fused per second, one after the other.
         drift: Median of the last window over that of the first.
         memory: Peak memory.
-        energy_mj: Energy of the machine for one pair, mJ; None where nothing counts it.
-        energy_source: What counted it; empty if nothing did.
+        energy_mj: Energy of the machine per pair, mJ; None if nothing measures it.
+        energy_source: What measured it; empty if nothing did.
         before: State of the machine before the warm-up.
         after: State of the machine after the last window.
-        roofline: How near the network came to the limits of the processor or device; None where they were not measured.
-        graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, and without a device.
+        roofline: How close the network came to the limits of the processor or device; None if these were not measured.
+        graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, or if no device is involved.
     """
 
     identity: Identity
@@ -223,19 +223,19 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) ->
 
     Args:
         subject: What to measure.
-        plan: How long.
+        plan: How long to measure.
         clock: The clock.
         limits: Limits of the processor or device that runs it, or None.
 
     Raises:
-        BackendError: Another back end would run than the one asked for.
-        BundleError: The bundle was changed meanwhile.
-        CheckpointError: The weights were changed meanwhile.
+        BackendError: It would run on another back end than requested.
+        BundleError: The bundle changed during the measurement.
+        CheckpointError: The weights changed during the measurement.
         MeasurementError: The clock keeps jumping.
     """
     before = read_state()
     with MemoryWatch() as memory, open_pipeline(subject, clock) as pipeline, open_meter() as meter:
-        # Energy of the windows only: the meter runs through the warm-up, and what it had read then is taken off.
+        # Energy of the windows only: what the meter read during the warm-up is subtracted.
         marks_j: list[float | None] = []
 
         def mark() -> None:
@@ -280,10 +280,10 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) ->
 
 @contextlib.contextmanager
 def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
-    """Open what a subject names, and close it at the end.
+    """Open the engine of a subject, and close it at the end.
 
     Raises:
-        BackendError: Another back end would run than the one asked for.
+        BackendError: It would run on another back end than requested.
     """
     with subject.open() as fuser:
         wanted = subject.identity.backend

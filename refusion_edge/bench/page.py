@@ -1,4 +1,4 @@
-"""The result of a benchmark in words, for tables and pages, and as one self-contained HTML page."""
+"""The result of a benchmark: as text for tables and pages, and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from refusion_edge.report.html import render
 from refusion_edge.report.plots import COLORS, bars, curves, distribution, scatter
 
 ABSENT = "-"
-# Equal images have no finite PSNR; drawn here, above all that a gate lets through.
+# Equal images have no finite PSNR; they are drawn at this value, above anything a gate measures.
 _EQUAL_DB = 120.0
 
 
 def time_text(value_ms: float | None) -> str:
-    """A time in ms with three digits, or a dash."""
+    """A time in ms to three digits, or a dash."""
     if value_ms is None:
         return ABSENT
     return f"{value_ms:.0f}" if value_ms >= 100 else f"{value_ms:.3g}"
 
 
 def stage_text(row: Row, stage: str, what: str = "median") -> str:
-    """Median, a percentile or the maximum of a stage; a dash for a stage that is not there."""
+    """Median, percentile or maximum of a stage; a dash if the stage is absent."""
     if row.stages is None:
         return NOT_STABLE
     found = row.stages.get(stage)
@@ -40,17 +40,17 @@ def stage_text(row: Row, stage: str, what: str = "median") -> str:
 
 
 def drift_text(row: Row) -> str:
-    """Last window against the first."""
+    """Median of the last window over that of the first."""
     return f"{row.drift:.2f}x"
 
 
 def energy_text(row: Row) -> str:
-    """Energy of one pair."""
+    """Energy per pair."""
     return NOT_AVAILABLE if row.energy_mj is None else f"{row.energy_mj:.3g} mJ"
 
 
 def memory_text(row: Row) -> str:
-    """Peak memory of the process and what the engine added to it."""
+    """Peak memory of the process, and the engine's share of it."""
     added = "" if row.memory.added_mib is None else f" (+{row.memory.added_mib:.0f})"
     return f"{row.memory.peak_mib:.0f}{added}"
 
@@ -61,12 +61,12 @@ def device_memory_text(row: Row) -> str:
 
 
 def roofline_text(row: Row) -> str:
-    """Share of what the processor or device can do."""
+    """Share of the limits of the processor or device."""
     return ABSENT if row.roofline is None else f"{row.roofline.share:.0%} ({row.roofline.bound})"
 
 
 def throughput_text(row: Row) -> str:
-    """Pairs in a second."""
+    """Pairs per second."""
     return NOT_STABLE if row.pairs_per_s is None else f"{row.pairs_per_s:.3g}"
 
 
@@ -82,15 +82,15 @@ def state_texts(state: MachineState) -> dict[str, str]:
 
 
 def stability_text(row: Row) -> str:
-    """How it was measured, in one line."""
+    """How the row was measured, in one line."""
     counted = sum(window.count for window in row.windows[-3:])
     what = f"{counted} iterations in the last 3 of {len(row.windows)} windows"
-    jumps = f", {len(row.jumps_ms)} more thrown away because the clock jumped" if row.jumps_ms else ""
+    jumps = f", {len(row.jumps_ms)} more discarded because the clock jumped" if row.jumps_ms else ""
     return f"warm-up {row.warmup_iterations} iterations in {row.warmup_ms:.0f} ms; {what}{jumps}"
 
 
 def graph_texts(report: Report) -> list[str]:
-    """A sentence for each engine whose runs were started piece by piece, because no CUDA graph of them could be recorded."""
+    """A line for each engine whose runs were launched kernel by kernel because no CUDA graph could be recorded."""
     found = [(row.identity, row.graph_problem) for row in report.rows]
     found += [(held.identity, held.graph_problem) for held in report.deadlines]
     if (both := report.comparison) is not None:
@@ -99,7 +99,7 @@ def graph_texts(report: Report) -> list[str]:
 
 
 def limits_text(report: Report) -> str:
-    """What the processor and the device can do."""
+    """The measured limits of the processor and the device."""
     texts = []
     if (limits := report.limits) is not None:
         texts.append(
@@ -115,14 +115,14 @@ def limits_text(report: Report) -> str:
 
 
 def load_text(report: Report) -> str:
-    """A warning where other programs disturbed the numbers, else nothing."""
+    """A warning if other programs disturbed the numbers, otherwise nothing."""
     if not report.loaded:
         return ""
-    return f"LOADED MACHINE: {report.load_before} before, {report.load_after} after; these numbers are not for quoting"
+    return f"LOADED MACHINE: {report.load_before} before, {report.load_after} after; do not quote these numbers"
 
 
 def deadline_text(found: Deadline) -> str:
-    """Whether the rate is held."""
+    """Whether the engine keeps up with the rate."""
     answer = "holds" if found.holds else "does NOT hold"
     return (
         f"{found.identity.label} {answer} {found.fps:g} fps for {found.seconds:g} s: {found.dropped + found.late} of "
@@ -132,21 +132,21 @@ def deadline_text(found: Deadline) -> str:
 
 
 def change_text(change: Change) -> str:
-    """What became of a number."""
+    """The ratio of a change, and whether it is a regression."""
     if change.ratio is None:
-        return f"{NOT_STABLE} {'then' if change.before_ms is None else 'now'}"
+        return f"{NOT_STABLE} {'before' if change.before_ms is None else 'now'}"
     return f"{change.ratio:.2f}x {'REGRESSION' if change.is_regression else 'ok'}"
 
 
 def render_page(report: Report, changes: Sequence[Change] = ()) -> str:
-    """Make the page: tables, distributions, stages, quality against latency, latency over time.
+    """Render the page: tables, distributions, stages, quality against latency, latency over time.
 
     Args:
-        report: What was found.
-        changes: Against an earlier report, if there was one.
+        report: The report.
+        changes: Changes since an earlier report, if one was given.
 
     Returns:
-        HTML that needs nothing from outside.
+        Self-contained HTML.
 
     Raises:
         MissingDependencyError: Jinja is not installed.

@@ -22,7 +22,7 @@ from typing_extensions import Self
 NOT_AVAILABLE = "not available"
 ROOT = Path("/")
 _GPU_DEVFREQ = re.compile(r"gpu|ga10b|gv11b|gp10b|gm20b")
-# The rail that feeds the whole module, by board; where there is none, all rails of the board together.
+# The rail that feeds the whole module, by board; without one, all rails of the board are summed.
 _WHOLE_BOARD = ("VDD_IN", "5V_IN", "POM_5V_IN", "VIN")
 _POLL_S = 0.1
 _UJ_PER_J, _MJ_PER_J, _MW_PER_W, _UW_PER_W = 1e6, 1e3, 1e3, 1e6
@@ -34,12 +34,12 @@ _KIB_PER_MIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class MachineState:
-    """State of the machine at one moment; what the system does not tell is absent.
+    """State of the machine at one moment; readings the system does not provide are absent.
 
     Attributes:
         clocks_mhz: Processor and device clocks by name.
         temperatures_c: Temperatures by zone.
-        power_mode: Power mode and governor in words, or ``not available``.
+        power_mode: Power mode and governor as text, or ``not available``.
     """
 
     clocks_mhz: dict[str, float] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Energy:
 
     Attributes:
         joules: Energy.
-        source: What was counted.
+        source: What measured it.
     """
 
     joules: float
@@ -61,7 +61,7 @@ class Energy:
 
 
 def read_state(root: Path = ROOT) -> MachineState:
-    """Read what the system tells now."""
+    """Read the present state."""
     device = device_state()
     clocks_mhz = {**_processor_clocks(root), **_device_clocks(root), **device.clocks_mhz}
     modes = [mode for mode in (_jetson_mode(root), _governor(root), device.power_mode) if mode]
@@ -69,18 +69,18 @@ def read_state(root: Path = ROOT) -> MachineState:
 
 
 class EnergyMeter(Protocol):
-    """Counts energy from ``with`` on."""
+    """Measures energy from ``with`` on."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
 
     def read(self) -> Energy | None:
-        """Energy so far; None where nothing counts it."""
+        """Energy so far; None if nothing measures it."""
 
 
 def open_meter(root: Path = ROOT) -> EnergyMeter:
-    """The meters of this machine: the rails of a Jetson, else the counters of processor and device."""
+    """The meter of this machine: the power rails of a Jetson, or else the counters of processor and device."""
     rails = _rails(root)
     return RailMeter(rails) if rails else CounterMeter(root)
 
@@ -88,7 +88,7 @@ def open_meter(root: Path = ROOT) -> EnergyMeter:
 class CounterMeter:
     """Counters that the hardware keeps: RAPL of the processor packages, NVML of the first device. Implements ``EnergyMeter``.
 
-    They count everything that runs on the machine, at rest or not.
+    They count the energy of everything on the machine, idle or not.
     """
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -103,7 +103,7 @@ class CounterMeter:
     def __exit__(self, *exc: object) -> None: ...
 
     def read(self) -> Energy | None:
-        """Energy so far; a counter that has started again from 0 is followed if read often enough."""
+        """Energy so far; a counter that wraps around is followed if it is read often enough."""
         sources = []
         for package, before_uj in self._counted_uj.items():
             now_uj = _number(package / "energy_uj")
@@ -123,12 +123,12 @@ class CounterMeter:
 
 @dataclass(frozen=True, slots=True)
 class Rail:
-    """A measured power rail.
+    """A monitored power rail.
 
     Attributes:
         name: Its label.
         folder: Folder of its monitor.
-        channel: Its number there.
+        channel: Its channel number there.
     """
 
     name: str
@@ -148,7 +148,7 @@ class Rail:
 
 
 class RailMeter:
-    """Power rails that are read ten times a second by a thread and summed up. Implements ``EnergyMeter``."""
+    """Power rails, read ten times a second by a thread and integrated. Implements ``EnergyMeter``."""
 
     def __init__(self, rails: tuple[Rail, ...]) -> None:
         self._rails = rails
@@ -167,7 +167,7 @@ class RailMeter:
         self._thread.join(timeout=1.0)
 
     def read(self) -> Energy | None:
-        """Energy so far; None once a rail could not be read."""
+        """Energy so far; None after a rail could not be read."""
         self._add()
         with self._lock:
             names = " + ".join(rail.name for rail in self._rails)
@@ -215,7 +215,7 @@ def _temperatures(root: Path) -> dict[str, float]:
 
 
 def _jetson_mode(root: Path) -> str:
-    """Name of the mode that nvpmodel has set."""
+    """Name of the mode set by nvpmodel."""
     status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
     if status is None:
         return ""
@@ -232,7 +232,7 @@ def _governor(root: Path) -> str:
 
 
 def _rapl_packages(root: Path) -> tuple[Path, ...]:
-    """Whole packages; their parts, which have two numbers, are counted in them."""
+    """Whole packages; their subdomains, which have two numbers, are included in them."""
     folder = root / "sys/class/powercap"
     return tuple(sorted(path for path in folder.glob("intel-rapl:*") if path.name.count(":") == 1))
 
@@ -265,12 +265,12 @@ def _number(path: Path) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """State of the device.
+    """State of the first NVIDIA device.
 
     Attributes:
         clocks_mhz: ``gpu`` and ``gpu memory`` to their clocks.
         temperatures_c: ``gpu`` to its temperature.
-        power_mode: Its power limit in words; empty if it has none.
+        power_mode: Its power limit as text; empty if it has none.
     """
 
     clocks_mhz: dict[str, float] = field(default_factory=dict)
@@ -279,7 +279,7 @@ class DeviceState:
 
 
 def device_state() -> DeviceState:
-    """Clocks, temperature and power limit; empty where there is no such device."""
+    """Clocks, temperature and power limit; empty without an NVIDIA device."""
     with _nvml_device() as (nvml, device):
         if nvml is None:
             return DeviceState()
@@ -295,14 +295,14 @@ def device_state() -> DeviceState:
 
 
 def device_energy_mj() -> float | None:
-    """Energy of the device since its driver was loaded, mJ; None where it is not counted."""
+    """Energy of the device since its driver was loaded, mJ; None if it is not counted."""
     with _nvml_device() as (nvml, device):
         counted = None if nvml is None else _asked(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, device)
         return None if counted is None else float(counted)
 
 
 def device_memory_mib(pid: int) -> float | None:
-    """Device memory of a process, MiB; None where it cannot be read or the process uses none."""
+    """Device memory of a process, MiB; None if it cannot be read or the process uses none."""
     with _nvml_device() as (nvml, device):
         processes = [] if nvml is None else _asked(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, device) or []
         used = [process.usedGpuMemory for process in processes if process.pid == pid and process.usedGpuMemory is not None]
@@ -311,11 +311,11 @@ def device_memory_mib(pid: int) -> float | None:
 
 @contextlib.contextmanager
 def _nvml_device() -> Iterator[tuple[Any, Any]]:
-    """The library and the first device, or two None."""
+    """The library and the first device, or (None, None)."""
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # absent, or without a driver: its error class cannot be named without importing it
+    except Exception:  # absent, or without a driver; its error class cannot be named without importing it
         yield None, None
         return
     try:
@@ -326,7 +326,7 @@ def _nvml_device() -> Iterator[tuple[Any, Any]]:
 
 
 def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
-    # Every device answers only some of the questions.
+    # No device supports every query.
     with contextlib.suppress(nvml.NVMLError):
         return question(*arguments)
     return None
@@ -334,12 +334,12 @@ def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What a measurement took.
+    """Memory used during a measurement.
 
     Attributes:
-        peak_mib: Most resident memory of the process, MiB.
-        added_mib: The same above what was resident before the engine was opened; None where the system cannot tell.
-        device_mib: Memory of the process on the accelerator at the end, MiB; None where there is none or it cannot be read.
+        peak_mib: Peak resident memory of the process, MiB.
+        added_mib: Peak above what was resident before the engine was opened; None if the system does not report it.
+        device_mib: Accelerator memory of the process at the end, MiB; None without an accelerator or if it cannot be read.
     """
 
     peak_mib: float
@@ -348,7 +348,7 @@ class MemoryUse:
 
 
 class MemoryWatch:
-    """Watches the peak from ``with`` on."""
+    """Tracks peak memory from ``with`` on."""
 
     def __enter__(self) -> Self:
         _give_back()
@@ -372,7 +372,7 @@ class MemoryWatch:
 
 
 def _give_back() -> None:
-    """Return what earlier engines left to the allocator, which the next one would take unseen."""
+    """Return memory that earlier engines left with the allocator, where the next one would reuse it unnoticed."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

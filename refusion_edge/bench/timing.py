@@ -1,4 +1,4 @@
-"""Time, and when to trust it: the clock and its jumps, the load of the machine, and windows that have to agree."""
+"""Timing that can be trusted: a clock that reports its jumps, the load of the machine, and windows that have to agree."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from refusion_edge.machine import usable_cores
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
-# Two clocks of one machine are read one after the other, and one of them may be corrected by a little.
+# The two clocks are read one after the other, and one of them may be corrected slightly.
 _TOLERATED_NS, _TOLERATED_SHARE = 20 * NS_PER_MS, 0.005
 ROOT = Path("/")
-# Cores that others may keep busy, out of all: beyond this, medians move by more than they are worth.
+# Share of the cores that other programs may keep busy; beyond it medians are no longer meaningful.
 _MOST_BUSY = 0.2
 _SAMPLE_NS = NS_PER_S // 2
 AGREEING = 3
@@ -26,7 +26,7 @@ Lap = TypeVar("Lap")
 
 
 class Clock(Protocol):
-    """What tells the time; replaced by a made-up one in tests."""
+    """A clock; tests use a simulated one."""
 
     name: str
 
@@ -34,13 +34,13 @@ class Clock(Protocol):
         """Wall time on a monotonic clock."""
 
     def witness_ns(self) -> int:
-        """Time on a second, independent clock that only serves to notice jumps of the first."""
+        """Time on a second, independent clock, used only to notice jumps of the first."""
 
     def cpu_ns(self) -> int:
         """Processor time of this process, all threads."""
 
     def sleep_until(self, moment_ns: int) -> None:
-        """Wait until ``now_ns`` has reached a moment."""
+        """Wait until ``now_ns`` reaches a moment."""
 
 
 class SystemClock:
@@ -53,7 +53,7 @@ class SystemClock:
         return time.perf_counter_ns()
 
     def witness_ns(self) -> int:
-        """Time since the machine was started, sleep included where the system counts it; see ``Clock``."""
+        """Time since the machine was started, including sleep where the system counts it; see ``Clock``."""
         if hasattr(time, "CLOCK_BOOTTIME"):
             return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return time.time_ns()
@@ -63,13 +63,13 @@ class SystemClock:
         return time.process_time_ns()
 
     def sleep_until(self, moment_ns: int) -> None:
-        """Sleep for most of the time, then look at the clock; see ``Clock``."""
+        """Sleep for most of the time, then poll the clock; see ``Clock``."""
         while (left_ns := moment_ns - time.perf_counter_ns()) > 0:
             time.sleep(max(0.0, (left_ns - NS_PER_MS // 2) / NS_PER_S))
 
 
 class JumpWatch:
-    """Tells whether the clock jumped since the watch was made or last asked.
+    """Reports whether the clock has jumped since the watch was created or last read.
 
     Args:
         clock: The clock.
@@ -80,7 +80,7 @@ class JumpWatch:
         self._now_ns, self._witness_ns = clock.now_ns(), clock.witness_ns()
 
     def jump_ns(self) -> int:
-        """How far the two clocks have come apart, 0 if by no more than reading and correcting them explains."""
+        """How far the two clocks have drifted apart; 0 if reading and correcting them explains it."""
         now_ns, witness_ns = self._clock.now_ns(), self._clock.witness_ns()
         elapsed_ns, witnessed_ns = now_ns - self._now_ns, witness_ns - self._witness_ns
         self._now_ns, self._witness_ns = now_ns, witness_ns
@@ -94,9 +94,9 @@ class Load:
     """How busy the machine is.
 
     Attributes:
-        average: The system's load average over the last minute; None where it has none.
-        busy_cores: Cores kept busy by everything but this process, over half a second; None where the system cannot tell.
-        cores: Cores that this process may use.
+        average: Load average over the last minute; None if the system has none.
+        busy_cores: Cores kept busy by other processes over half a second; None if the system does not report it.
+        cores: Cores available to this process.
     """
 
     average: float | None
@@ -105,7 +105,7 @@ class Load:
 
     @property
     def is_too_high(self) -> bool:
-        """Whether numbers measured now would say more about other programs than about ours."""
+        """Whether other programs would distort a measurement."""
         return self.busy_cores is not None and self.busy_cores > _MOST_BUSY * self.cores
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class Load:
 
 
 def read_load(clock: Clock, root: Path = ROOT) -> Load:
-    """Watch the machine for half a second."""
+    """Observe the machine for half a second."""
     started_ns, busy_ticks, own_ns = clock.now_ns(), _busy_ticks(root), clock.cpu_ns()
     clock.sleep_until(started_ns + _SAMPLE_NS)
     seconds = (clock.now_ns() - started_ns) / NS_PER_S
@@ -128,10 +128,10 @@ def read_load(clock: Clock, root: Path = ROOT) -> Load:
 
 
 def require_room(load: Load) -> None:
-    """Make sure that the machine can be measured.
+    """Check that the machine is idle enough to be measured.
 
     Raises:
-        MeasurementError: Other programs keep it too busy; says how busy.
+        MeasurementError: Other programs keep it too busy.
     """
     if load.is_too_high:
         raise MeasurementError(
@@ -148,7 +148,7 @@ def _average(root: Path) -> float | None:
 
 
 def _busy_ticks(root: Path) -> float | None:
-    """Ticks in which any core did anything, stolen time of a virtual machine included."""
+    """Ticks in which any core was busy, including the stolen time of a virtual machine."""
     try:
         fields = [float(field) for field in (root / "proc/stat").read_text().splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):
@@ -168,12 +168,12 @@ class Plan:
     """How long to measure.
 
     Attributes:
-        warmup_ms: Warm-up lasts at least this long ...
-        warmup_iterations: ... and at least so many iterations.
-        iterations: The three windows that count hold at least so many iterations together ...
-        seconds: ... and last at least this long together.
-        tolerance: The largest figure of three windows that agree is at most this share above the smallest.
-        most_windows: After so many windows it is not stable.
+        warmup_ms: Minimum duration of the warm-up.
+        warmup_iterations: Minimum number of its iterations.
+        iterations: Minimum number of iterations in the last three windows together.
+        seconds: Minimum duration of the last three windows together.
+        tolerance: Three windows agree if the largest figure exceeds the smallest by at most this share.
+        most_windows: A measurement that has not settled after this many windows is not stable.
     """
 
     warmup_ms: float = 200.0
@@ -189,9 +189,9 @@ class Window(Generic[Lap]):
     """One window.
 
     Attributes:
-        started_s: When it started, after the end of the warm-up.
-        laps: What each iteration gave.
-        figure: What has to agree.
+        started_s: Start, in seconds after the warm-up.
+        laps: Result of each iteration.
+        figure: The figure that has to agree.
     """
 
     started_s: float
@@ -208,7 +208,7 @@ class Series(Generic[Lap]):
         warmup_ms: How long they took.
         windows: The windows, in order.
         stable: Whether the last three agree.
-        jumps_ms: Jumps of the clock that were noticed; the windows they fell into are not among ``windows``.
+        jumps_ms: Jumps of the clock; the windows in which they occurred are not in ``windows``.
     """
 
     warmup_iterations: int
@@ -219,12 +219,12 @@ class Series(Generic[Lap]):
 
     @property
     def laps(self) -> tuple[Lap, ...]:
-        """Iterations that count: those of the last three windows."""
+        """Iterations of the last three windows, which are the ones that count."""
         return tuple(lap for window in self.windows[-AGREEING:] for lap in window.laps)
 
     @property
     def drift(self) -> float:
-        """Figure of the last window over that of the first: above 1, it has become slower."""
+        """Figure of the last window over that of the first; above 1 if it slowed down."""
         return self.windows[-1].figure / self.windows[0].figure
 
 
@@ -234,9 +234,9 @@ def measure_windows(
     """Warm up, then measure windows until the last three agree or there are too many.
 
     Args:
-        run: One iteration.
-        figure: From the iterations of a window to what has to agree, above 0.
-        plan: How long.
+        run: Runs one iteration.
+        figure: Computes the figure that has to agree, above 0, from the iterations of a window.
+        plan: How long to measure.
         clock: The clock.
         at_start: Called before each window.
 
@@ -277,7 +277,7 @@ def warm_up(run: Callable[[], object], plan: Plan, clock: Clock) -> tuple[int, f
         run()
         iterations += 1
         if clock.now_ns() < started_ns:
-            break  # it went backwards, and would never get there
+            break  # the clock went backwards, and might never get there
     return iterations, (clock.now_ns() - started_ns) / NS_PER_MS
 
 
@@ -288,7 +288,7 @@ def _one_window(run: Callable[[], Lap], plan: Plan, clock: Clock) -> tuple[Lap, 
     while len(laps) < least or clock.now_ns() - began_ns < least_ns:
         laps.append(run())
         if clock.now_ns() < began_ns:
-            break  # it went backwards; the watch reports it
+            break  # the clock went backwards; the watch reports it
     return tuple(laps)
 
 

@@ -1,4 +1,4 @@
-"""``bench``: how long fusing takes here, in numbers that can be trusted, compared and reproduced."""
+"""``bench``: measure fusion latency in numbers that can be trusted, compared and reproduced."""
 
 from __future__ import annotations
 
@@ -29,62 +29,75 @@ _WINDOWS_S, _DEADLINE_S = 3.0, 60.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bench``."""
     parser.epilog = (
-        "Windows are repeated until three agree; if they never do, the table says 'not stable' instead of a number and the "
-        "exit code is 1, as for a rate that is not held and for a regression. One engine is open at a time, two with --compare."
+        "Measurement windows are repeated until three agree. If they never do, the table shows 'not stable' instead of a "
+        "number and the exit code is 1, as it is for a missed frame rate or a regression. One engine is open at a time, two "
+        "with --compare."
     )
     parser.add_argument(
-        "engines", nargs="*", metavar="ENGINE", help="bundle, task or weights file; several are measured in turn"
+        "engines", nargs="*", metavar="ENGINE", help="bundle, task or weights file; several are measured one after the other"
     )
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="measure two engines in turns and give their ratio")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="measure two engines in alternation and report their ratio"
+    )
     add_task(parser)
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of tasks and weights (default: auto)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end for tasks and weights (default: auto)")
     add_threads(parser)
-    parser.add_argument(
-        "--sizes", metavar="SIZES", help="sizes as HxW, separated by commas (default: of the engine, or 480x640)"
-    )
+    parser.add_argument("--sizes", metavar="SIZES", help="sizes HxW, separated by commas (default: the engine's, or 480x640)")
     parser.add_argument(
         "--precisions",
         metavar="NAMES",
-        help="precisions to build tasks and weights in, separated by commas (default: as they are)",
+        help="precisions in which to build tasks and weights, separated by commas (default: run them directly)",
     )
-    parser.add_argument("--a", metavar="FILE", help="image of source a, read for every iteration (default: a sample in memory)")
+    parser.add_argument(
+        "--a", metavar="FILE", help="image of source a, read in every iteration (default: a sample held in memory)"
+    )
     parser.add_argument("--b", metavar="FILE", help="image of source b")
     add_picture(parser)
     parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
-    how = parser.add_argument_group("how long")
-    how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="least time of the warm-up (default: 200)")
-    how.add_argument("--warmup", type=_count, default=10, metavar="N", help="least iterations of the warm-up (default: 10)")
-    how.add_argument("--iterations", type=_count, default=200, metavar="N", help="least iterations that count (default: 200)")
+    how = parser.add_argument_group("duration")
+    how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="minimum warm-up time (default: 200)")
+    how.add_argument("--warmup", type=_count, default=10, metavar="N", help="minimum warm-up iterations (default: 10)")
+    how.add_argument("--iterations", type=_count, default=200, metavar="N", help="minimum iterations measured (default: 200)")
     how.add_argument(
         "--seconds",
         type=_number,
         metavar="S",
-        help="least time that counts (default: 3); with --fps, the whole time (default: 60)",
+        help="minimum time measured (default: 3); with --fps, the total time (default: 60)",
     )
     how.add_argument(
-        "--tolerance", type=_number, default=5.0, metavar="PERCENT", help="how far windows may differ (default: 5)"
+        "--tolerance",
+        type=_number,
+        default=5.0,
+        metavar="PERCENT",
+        help="largest difference between windows that agree (default: 5)",
     )
-    how.add_argument("--windows", type=_count, default=10, metavar="N", help="most windows before giving up (default: 10)")
-    how.add_argument("--loaded", action="store_true", help="measure although other programs keep the machine busy")
-    how.add_argument("--no-limits", action="store_true", help="do not measure what the processor and the device can do at best")
-    rate = parser.add_argument_group("a fixed rate")
-    rate.add_argument("--fps", type=_number, metavar="RATE", help="tell whether this rate is held, with misses and ages")
+    how.add_argument("--windows", type=_count, default=10, metavar="N", help="windows to try before giving up (default: 10)")
+    how.add_argument("--loaded", action="store_true", help="measure even if other programs keep the machine busy")
+    how.add_argument("--no-limits", action="store_true", help="do not measure the limits of the processor and the device")
+    rate = parser.add_argument_group("fixed frame rate")
     rate.add_argument(
-        "--misses", type=_number, default=0.1, metavar="PERCENT", help="frames that may be dropped or late (default: 0.1)"
+        "--fps", type=_number, metavar="RATE", help="check whether this frame rate is sustained; reports missed frames and ages"
+    )
+    rate.add_argument(
+        "--misses", type=_number, default=0.1, metavar="PERCENT", help="frames allowed to be dropped or late (default: 0.1)"
     )
     results = parser.add_argument_group("results")
-    results.add_argument("--against", metavar="FILE", help="JSON of an earlier run; exit code 1 for a regression")
     results.add_argument(
-        "--threshold", type=_number, default=10.0, metavar="PERCENT", help="how much slower is a regression (default: 10)"
+        "--against", metavar="FILE", help="compare with the JSON of an earlier run; exit code 1 for a regression"
     )
-    results.add_argument("--lines", metavar="FILE", help="keep every measurement of a long sweep, and go on where it stopped")
+    results.add_argument(
+        "--threshold", type=_number, default=10.0, metavar="PERCENT", help="slowdown that counts as a regression (default: 10)"
+    )
+    results.add_argument(
+        "--lines", metavar="FILE", help="store each measurement of a long sweep, and continue where it stopped"
+    )
     add_json(parser)
     results.add_argument("--csv", metavar="FILE", help="write every stage of every measurement as CSV")
-    results.add_argument("--html", metavar="FILE", help="write one self-contained page with tables and plots")
+    results.add_argument("--html", metavar="FILE", help="write a self-contained page with tables and plots")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     from refusion_edge.bench.history import changes as compare_with
     from refusion_edge.bench.measurement import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.bench.page import render_page
@@ -108,13 +121,13 @@ def run(options: argparse.Namespace) -> int:
         _print(report, changes, stages)
         written = [path for path in (options.csv, options.json, options.html) if path]
         output().print(
-            f"\nwrote {', '.join(written)}" if written else "\nNext: add --html bench.html for plots, --json for programs"
+            f"\nwrote {', '.join(written)}" if written else "\nnext: add --html bench.html for plots, or --json for programs"
         )
     return 0 if report.passed and not any(change.is_regression for change in changes) else 1
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what cannot work, before anything is opened or measured."""
+    """Reject impossible combinations before anything is opened or measured."""
     from refusion_edge.errors import UsageError
     from refusion_edge.files import require_writable
     from refusion_edge.report.html import require_engine
@@ -142,7 +155,7 @@ def _check(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
-    """What is measured; engines that are built for it live in a folder that is removed afterwards."""
+    """What is measured; engines built for it live in a temporary folder."""
     import tempfile
 
     from refusion_edge.bench.subjects import Wanted, find_subjects
@@ -244,7 +257,7 @@ def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
 
 
 def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[Limits | None, DeviceLimits | None]:
-    """Limits of what the subjects run on: the processor, a CUDA device, or both."""
+    """Limits of the hardware the subjects run on: the processor, a CUDA device, or both."""
     from refusion_edge.backends.registry import BACKENDS
     from refusion_edge.bench.limits import measure_device_limits, measure_limits
     from refusion_edge.cli.console import remarks
@@ -260,8 +273,8 @@ def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[L
             with open_driver() as driver:
                 device_limits = measure_device_limits(driver)
         except BackendError as error:
-            # The times are what was asked for; a device that is too full for the copies can still be timed.
-            remarks().print(f"Limits of the device not measured: {error}")
+            # The times matter most; a device without memory for the copies can still be timed.
+            remarks().print(f"limits of the device not measured: {error}")
     return measure_limits() if False in on_gpu else None, device_limits
 
 
@@ -291,7 +304,7 @@ def _sweep(
         }
         log = SweepLog(Path(options.lines), configuration)
         if log.rows:
-            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are measured already")
+            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are already measured")
     rows: list[Row] = []
     with progress_bar() as progress:
         for subject in progress.track(subjects, description="measuring"):
@@ -398,10 +411,10 @@ def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
     console = output()
     if found.ratios is None or found.stages is None:
         ratios = ", ".join(f"{value:.2f}" for value in found.windows)
-        console.print(f"\n{NOT_STABLE}: {len(found.windows)} windows gave the ratios {ratios}")
+        console.print(f"\n{NOT_STABLE}: {len(found.windows)} windows, with the ratios {ratios}")
         return
     first, second = _names(found)
-    table = plain_table("stage", f"{first} (ms)", f"{second} (ms)", "ratio", "95 % interval")
+    table = plain_table("stage", f"{first} (ms)", f"{second} (ms)", "ratio", "95% interval")
     for stage in stage_order(found.ratios):
         if stage not in stages:
             continue
@@ -409,12 +422,12 @@ def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
         interval = page.ABSENT if ratio.low is None or ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
         medians = page.time_text(one.median_ms), page.time_text(other.median_ms)
         table.add_row(stage, *medians, f"{ratio.value:.2f}", interval)
-    console.print(f"\n{found.turns} turns, medians, end to end: {verdict(first, second, found.ratios[END_TO_END])}")
+    console.print(f"\n{found.turns} turns, end-to-end medians: {verdict(first, second, found.ratios[END_TO_END])}")
     console.print(table)
 
 
 def _names(found: Comparison) -> tuple[str, str]:
-    """Names that tell the two apart."""
+    """Names that distinguish the two."""
     if found.first.label == found.second.label:
         return f"A ({found.first.label})", f"B ({found.second.label})"
     return found.first.label, found.second.label
@@ -439,16 +452,16 @@ def _print_changes(changes: Sequence[Change]) -> None:
     from refusion_edge.bench import page
     from refusion_edge.cli.console import output, plain_table
 
-    table = plain_table("engine", "stage", "then (ms)", "now (ms)", "ratio")
+    table = plain_table("engine", "stage", "before (ms)", "now (ms)", "ratio")
     for change in changes:
         times = page.time_text(change.before_ms), page.time_text(change.now_ms)
         table.add_row(change.identity.label, change.stage, *times, page.change_text(change))
-    output().print("\nagainst the earlier report")
+    output().print("\ncompared with the earlier report")
     output().print(table)
 
 
 def _number(text: str) -> float:
-    """Read a number that is not negative."""
+    """Parse a number of at least 0."""
     try:
         value = float(text)
     except ValueError:
@@ -459,7 +472,7 @@ def _number(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    """Read a number from 1 to a million."""
+    """Parse a whole number from 1 to a million."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000000")
     return int(text)

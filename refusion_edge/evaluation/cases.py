@@ -1,4 +1,4 @@
-"""Which files are scored together: the two sources of a case and what each method made of them."""
+"""Matching files: the two sources of a case and the result of each method."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a method made of one pair.
+    """The result of a method for one pair.
 
     Attributes:
-        luma: File that conventions on gray images read.
-        color: File that conventions on color planes read; the same one where a method has only one.
+        luma: File read by conventions on gray images.
+        color: File read by conventions on color planes; the same if a method has only one.
     """
 
     luma: Path
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CaseList:
-    """What sources and results have in common.
+    """The cases common to sources and results.
 
     Attributes:
         methods: Names of the methods, in the order given.
@@ -58,12 +58,12 @@ class CaseList:
 
 
 def find_sources(a: str, b: str, *, partial: bool = False) -> tuple[tuple[PairPaths, ...], tuple[Path, ...]]:
-    """Match the two folders of sources.
+    """Match the files of the two sources.
 
     Args:
         a: Folder or glob pattern of source a.
         b: The same for source b.
-        partial: Whether to go on without the files that have no counterpart.
+        partial: Whether to ignore files without a counterpart.
 
     Returns:
         The pairs, and the files without a counterpart.
@@ -82,14 +82,14 @@ def find_cases(
 ) -> CaseList:
     """Match sources and the results of several methods by stem.
 
-    The results of a method may all carry one tail after the stem of their sources, as in ``carLight_GFF.jpg``.
+    The results of a method may share a suffix after the stem of their sources, as in ``carLight_GFF.jpg``.
 
     Args:
         a: Folder or glob pattern of source a.
         b: The same for source b.
         results: Method to the folder or glob pattern of its results.
-        in_color: The same for methods whose results exist in color as well; it has to hold the same stems.
-        partial: Whether to go on without the files that have no counterpart.
+        in_color: The same for methods whose results also exist in color; with the same stems.
+        partial: Whether to ignore files without a counterpart.
 
     Raises:
         InputError: Nothing matches, or a counterpart is missing and ``partial`` is not set.
@@ -116,7 +116,10 @@ def find_cases(
 
 
 def _match(names: list[str], source: str) -> dict[str, Path]:
-    """Name of a pair to the result in ``source``, by the tail that fits most; no tail wins a tie, one goes with one."""
+    """Map names of pairs to results in ``source`` by the most frequent suffix.
+
+    No suffix wins a tie, and a single file matches a single name.
+    """
     files = find_images(source)
     if len(names) == len(files) == 1:
         return dict(zip(names, files.values(), strict=True))

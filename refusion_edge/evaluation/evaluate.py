@@ -1,4 +1,4 @@
-"""From folders and engines to a report."""
+"""Evaluate folders of results, and engines that fuse the sources first."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
 
 Progress: TypeAlias = Callable[[str, int], Callable[[], None]]
-"""From a description and a number of steps to what is called after each step."""
+"""Takes a description and a number of steps; returns a function to call after each step."""
 
 DEFAULT_TASK = "ir_vis"
 
 
 def silent(description: str, steps: int) -> Callable[[], None]:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
     return lambda: None
 
 
@@ -52,19 +52,19 @@ def evaluate(
     Args:
         a: Folder or glob pattern of source a (infrared, functional, near, under).
         b: The same for source b (visible, MRI, far, over).
-        results: Method to the folder or glob pattern of its fused images.
-        metrics: What to compute; metrics over time take the cases, ordered by name, for frames.
-        engines: Method to a bundle, weights file or task that fuses the sources first.
-        folder: Where the results of engines are written; they have to stay until the report's page is made.
-        task: Fusion task; that of the engines, else ``ir_vis``, if None.
-        partial: Whether to score what is complete when counterparts are missing.
+        results: Folder or glob pattern of the fused images of each method.
+        metrics: What to compute; metrics over time treat the cases, ordered by name, as frames.
+        engines: Bundle, weights file or task of each method that fuses the sources first.
+        folder: Folder for the results of engines; they are needed until the page of the report is rendered.
+        task: Fusion task; if None, that of the engines, or else ``ir_vis``.
+        partial: Whether to score the complete cases if counterparts are missing.
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
-        progress: Told about every step.
+        progress: Called for every step.
 
     Raises:
-        UsageError: No method is given, a name occurs twice, or the engines are for different tasks.
-        InputError: Files do not fit together or cannot be used; the message names them.
+        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ.
+        InputError: Files do not match or cannot be used; the message names them.
     """
     engines = engines or {}
     twice = results.keys() & engines.keys()
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, progress: Progress) -> SweepResult:
-    """Sweep over finished results as they are, and over engines by fusing anew."""
+    """Sweep over finished results directly, and over engines by fusing again."""
     cases, metrics, sensor_a = report.found.cases, report.metrics, report.task.ranged_a
     by_method: dict[str, NDArray[np.float64]] = {}
     finished = [method for method in report.methods if method not in engines]
@@ -115,12 +115,12 @@ def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, 
 
 
 def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color: bool, done: Callable[[], None]) -> None:
-    """Fuse pairs into PNG files with their names.
+    """Fuse pairs and write the results as PNG files of the same names.
 
     Args:
         fuser: An open fuser.
         pairs: Pairs to fuse.
-        folder: Where to write; made if needed.
+        folder: Output folder; created if needed.
         color: Whether to keep the color of the sources.
         done: Called after each pair.
 

@@ -39,17 +39,17 @@ class _Cell:
 
 
 def render_page(report: Report) -> str:
-    """Make the page: ranking, tables with the best three marked, differences, plots, montages, values per image.
+    """Render the page: ranking, tables with the best three marked, differences, plots, montages, values per image.
 
     Args:
-        report: The files of its cases are read once more, for the montages.
+        report: The report; the files of its cases are read again for the montages.
 
     Returns:
-        HTML that needs nothing from outside.
+        Self-contained HTML.
 
     Raises:
         MissingDependencyError: Jinja is not installed.
-        InputError: An image has gone or changed since it was scored.
+        InputError: An image was removed or changed since it was scored.
     """
     ranked = [method for method, _ in report.ranking()]
     return render(
@@ -131,7 +131,7 @@ def _montage(case: Case, method: str, quality: float) -> _Montage:
 
 
 def _tile(image: Array) -> Uint8Array:
-    """An image of the common height, (200, W, 3) uint8."""
+    """An image scaled to the common height, (200, W, 3) uint8."""
     shown = np.round(to_display_range(image, sensor=True)).astype(np.uint8)
     width = max(1, round(shown.shape[1] * _TILE_HEIGHT / shown.shape[0]))
     resized = cv2.resize(shown, (width, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)

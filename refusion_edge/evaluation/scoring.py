@@ -46,7 +46,7 @@ class _Job:
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0))
 
 
@@ -56,10 +56,10 @@ def score_cases(
     """Score every method on every case.
 
     Args:
-        cases: Cases; in the order of time if a metric compares a frame with the one before.
+        cases: Cases; in chronological order if a metric compares consecutive frames.
         metrics: What to compute.
         sensor_a: Whether 16-bit or float gray of source a is raw sensor data.
-        jobs: Processes to use; 1 for none beside this one.
+        jobs: Number of processes; 1 for this one only.
         done: Called after each case.
 
     Returns:
@@ -84,7 +84,7 @@ def sweep_cases(
     jobs: int,
     done: Callable[[], None],
 ) -> NDArray[np.float64]:
-    """Score every method on every case against a source a that is displaced, see ``refusion_edge.metrics.sweep``.
+    """Score every method on every case against a displaced source a, see ``refusion_edge.metrics.sweep``.
 
     Args:
         cases: Cases.
@@ -106,7 +106,7 @@ def sweep_cases(
 
 
 def defined_or_nan(value: float) -> float:
-    """Make every kind of undefined (infinite too) NaN."""
+    """Turn any undefined value, including infinities, into NaN."""
     return value if math.isfinite(value) else math.nan
 
 

@@ -1,4 +1,4 @@
-"""Metrics of how the edges of the sources arrive in the fused image: Qabf and Nabf."""
+"""Metrics of how well the fused image preserves the edges of the sources: Qabf and Nabf."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def edge_preservation(a: Plane, b: Plane, fused: Plane) -> float:
 
     Source:
         Xydeas, Petrovic: Objective image fusion performance measure, Electron. Lett. 36(4), 2000; the case of equal
-        strengths as in the code that everyone uses (Xiaobo Qu), whose numbers are the published ones.
+        strengths as in the widely used code of Xiaobo Qu, whose numbers are the published ones.
     """
     edges_a, edges_b, edges_fused = (_edges(plane) for plane in (a, b, fused))
     weight = float(np.sum(edges_a.strength)) + float(np.sum(edges_b.strength))

@@ -1,4 +1,4 @@
-"""How sensitive a result is to cameras that are not aligned: metrics against misregistration in pixels."""
+"""Sensitivity to misaligned cameras: metrics as a function of misregistration in pixels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def displace(image: Array, offset_px: float, kind: Displacement = "shift") -> Ar
 
     Args:
         image: (H, W) or (H, W, 3); uint8, uint16 or float32.
-        offset_px: How far to move, in pixels, fractions included (linear interpolation).
+        offset_px: Displacement in pixels; may be fractional (linear interpolation).
         kind: See ``Displacement``; with ``skew`` the rows between the first and the last move in proportion.
 
     Returns:
-        Same shape and dtype, new memory; the border is repeated into what becomes visible.
+        Same shape and dtype, new memory; the border is replicated into the exposed area.
     """
     height, width = image.shape[:2]
     # Row y moves by slope * y + start.
@@ -46,7 +46,7 @@ def sweep(
     *,
     sensor_a: bool = False,
 ) -> list[dict[Metric, float]]:
-    """Score a finished result against a source a that is displaced: how much the metric makes of misregistration.
+    """Score a finished result against a displaced source a: how sensitive the metric is to misregistration.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
@@ -58,7 +58,7 @@ def sweep(
         sensor_a: As in ``refusion_edge.metrics.score``.
 
     Returns:
-        Metric to value, one for each offset. All are taken over the same columns: those that no offset pushes out.
+        Values of each metric, one per offset. All are computed over the same columns: those that remain at every offset.
 
     Raises:
         UsageError: An offset is not finite or leaves too little of the image.
@@ -81,19 +81,19 @@ def sweep_fusion(
     *,
     sensor_a: bool = False,
 ) -> list[dict[Metric, float]]:
-    """Fuse with a displaced source a and score against the aligned sources: how much misregistration costs a method.
+    """Fuse with a displaced source a and score against the aligned sources: how much a method suffers from misregistration.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
         b: Source b, same height and width.
-        fuse: From source a and source b to the fused image, for example ``Fuser.fuse``.
+        fuse: Fuses source a and source b, for example ``Fuser.fuse``.
         metrics: What to compute.
         offsets_px: Displacements of source a in pixels.
         kind: ``shift`` or ``skew``.
         sensor_a: As in ``refusion_edge.metrics.score``.
 
     Returns:
-        Metric to value, one for each offset, over the same columns as in ``sweep``.
+        Values of each metric, one per offset, over the same columns as in ``sweep``.
 
     Raises:
         UsageError: An offset is not finite or leaves too little of the image.

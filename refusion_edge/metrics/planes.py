@@ -1,4 +1,4 @@
-"""From images to the planes of gray levels that metrics are defined on."""
+"""Conversion of images to planes of gray levels, on which metrics are defined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHITE = 255.0
 
 
 def to_gray_plane(image: Array, *, sensor: bool = False) -> Plane:
-    """Turn an image into its plane of rounded luma.
+    """Convert an image to a plane of rounded luma.
 
     Args:
         image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
@@ -43,7 +43,7 @@ def to_gray_plane(image: Array, *, sensor: bool = False) -> Plane:
 
 
 def to_color_planes(image: Array, *, sensor: bool = False) -> Plane:
-    """Turn an image into its color planes.
+    """Convert an image to its color planes.
 
     Args:
         image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].

@@ -1,6 +1,6 @@
-"""The table of all metrics: name and convention to function, direction, range and paper.
+"""The table of all metrics: function, direction, range and paper for each name and convention.
 
-The same name means different formulas in different papers, so a metric is only ever named together with its
+The same name stands for different formulas in different papers, so a metric is always named together with its
 convention: ``SSIM (evaluator)`` and ``SSIM (vifb)`` are two metrics.
 """
 
@@ -62,10 +62,10 @@ class Metric:
         low: Least possible value.
         high: Largest possible value.
         unit: Unit of the value, empty for a pure number.
-        reads: What the function is given.
-        function: From planes to a value; NaN or infinity where the metric is undefined.
-        paper: Who defined it.
-        alias: Further name, as the convention's own tables have it, or empty.
+        reads: What the function takes.
+        function: Computes the value from planes; NaN or infinity if the metric is undefined.
+        paper: Paper that defines it.
+        alias: Name in the convention's own tables if different, or empty.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Metric:
 
     @property
     def bounds(self) -> str:
-        """Range in words."""
+        """Range as text."""
         low, high = (f"{bound:.5g}" if math.isfinite(bound) else "any" for bound in (self.low, self.high))
         return f"{low} to {high}" if (low, high) != ("any", "any") else "any"
 
@@ -93,7 +93,7 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """Name together with its convention, as it is typed."""
+        """Name together with its convention, as typed on the command line."""
         return f"{self.convention}:{self.name}"
 
 
@@ -209,15 +209,15 @@ def metrics_of(convention: str) -> tuple[Metric, ...]:
 
 
 def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
-    """Look a metric up.
+    """Look up a metric.
 
     Args:
         name: ``SSIM``, or with its convention ``vifb:SSIM``; also the alias, such as ``vifb:Entropy``. Upper or lower case.
-        convention: Where to look first if the name does not say; a metric that only one other convention has is found
-            as well.
+        convention: Convention to search first if the name has none; a metric that exists in only one other convention is
+            also found.
 
     Raises:
-        UsageError: There is no such metric, or it has to be said which one is meant; the message suggests the nearest.
+        UsageError: There is no such metric, or the name is ambiguous; the message suggests the nearest.
     """
     prefix, separator, bare = name.rpartition(":")
     named = [metric for metric in _ALL if bare and bare.lower() in (metric.name.lower(), metric.alias.lower())]
@@ -268,10 +268,10 @@ def score_transition(
     *,
     sensor_a: bool = False,
 ) -> dict[Metric, float]:
-    """Score one frame of a sequence, see ``score``; metrics over time compare it with the frame before.
+    """Score one frame of a sequence, see ``score``; metrics over time compare it with the previous frame.
 
     Args:
-        previous: Source a, source b and fused image of the frame before.
+        previous: Source a, source b and fused image of the previous frame.
         current: The same of this frame.
         metrics: What to compute.
         sensor_a: As in ``score``.
@@ -289,7 +289,7 @@ def score_transition(
 
 
 class _Images:
-    """The three images of one moment, turned into planes once for each way of reading them."""
+    """The three images of one moment, converted once to each kind of planes."""
 
     def __init__(self, a: Array, b: Array, fused: Array, *, sensor_a: bool) -> None:
         if not a.shape[:2] == b.shape[:2] == fused.shape[:2]:

@@ -1,4 +1,4 @@
-"""Structural similarity and what is built on it: SSIM in its variants, MS-SSIM, Qy."""
+"""Structural similarity and metrics built on it: variants of SSIM, MS-SSIM, Qy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refusion_edge.metrics.windows import filter_inside, fits, gaussian, halve, 
 _K1, _K2 = 0.01, 0.03
 
 _UNIFORM_SIZE = 7
-# scikit-image up to 0.19 took float images to span [-1, 1], whatever they hold.
+# scikit-image up to 0.19 assumed float images to span [-1, 1], whatever they held.
 _ASSUMED_RANGE = 2.0
 
 _GAUSSIAN = gaussian(11, 1.5)

@@ -13,8 +13,8 @@ Triple = tuple[Plane, Plane, Plane]
 def flicker(previous: Triple, current: Triple) -> float:
     """Flicker: mean over all pixels of max(0, |dF| - max(|dA|, |dB|)), d the change of luma from one frame to the next.
 
-    What the fused sequence changes beyond what either source changes at the same place: a brightness jump of the
-    output range, a mask that flips, amplified noise. A scene that moves is no flicker.
+    The change of the fused sequence beyond that of either source at the same place: a brightness jump of the output range,
+    a flipping mask, amplified noise. A moving scene is not flicker.
 
     Args:
         previous: Source a, source b and fused of one frame.

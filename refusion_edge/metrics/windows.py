@@ -1,6 +1,6 @@
 """Windows and filters in float64, separable wherever the window is.
 
-OpenCV filters whole images; where a metric counts only windows that lie inside the image, the rim is cut off
+OpenCV filters whole images; where a metric counts only windows inside the image, the border is cropped
 afterwards.
 """
 
@@ -64,6 +64,6 @@ def halve(plane: Plane) -> Plane:
 
 
 def _inside(filtered: Plane, width: int, height: int) -> Plane:
-    """Cut off the rim where windows of odd width and height reach over the plane."""
+    """Crop the border where windows of odd width and height extend beyond the plane."""
     y, x = height // 2, width // 2
     return filtered[y : filtered.shape[0] - y, x : filtered.shape[1] - x]

@@ -25,11 +25,11 @@ def distribution(values: Mapping[str, NDArray[np.float64]], labels: Mapping[str,
     """Draw several sets of values as points, quartile boxes and means.
 
     Args:
-        values: Name to its values, NaN where undefined; one row for each name, in this order.
-        labels: Name to the text beside its row.
+        values: Values of each name, NaN where undefined; one row per name, in this order.
+        labels: Text next to the row of each name.
 
     Returns:
-        An ``<svg>`` element, or an empty text if nothing is defined.
+        An ``<svg>`` element, or an empty string if nothing is defined.
     """
     defined = {method: row[~np.isnan(row)] for method, row in values.items()}
     everything = np.concatenate(list(defined.values()))
@@ -63,12 +63,12 @@ def curves(positions: Sequence[float], values: Mapping[str, NDArray[np.float64]]
     """Draw one curve for each name.
 
     Args:
-        positions: Where the values stand on the horizontal axis, ascending.
-        values: Name to its values, one for each position; NaN where undefined.
+        positions: Horizontal positions of the values, ascending.
+        values: Values of each name, one per position; NaN where undefined.
         unit: Unit of the positions.
 
     Returns:
-        An ``<svg>`` element, or an empty text if nothing is defined.
+        An ``<svg>`` element, or an empty string if nothing is defined.
     """
     everything = np.concatenate(list(values.values()))
     everything = everything[~np.isnan(everything)]
@@ -93,14 +93,14 @@ def curves(positions: Sequence[float], values: Mapping[str, NDArray[np.float64]]
 
 
 def bars(values: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> str:
-    """Draw one bar for each name, made of parts that add up.
+    """Draw one stacked bar per name.
 
     Args:
-        values: Name to its parts, each with its length.
-        kinds: All kinds of parts that there may be; the first has the first of ``COLORS``, and so on.
+        values: Parts of the bar of each name, with their lengths.
+        kinds: All kinds of parts; the first has the first of ``COLORS``, and so on.
 
     Returns:
-        An ``<svg>`` element, or an empty text if there is nothing to draw.
+        An ``<svg>`` element, or an empty string if there is nothing to draw.
     """
     longest = max((sum(parts.values()) for parts in values.values()), default=0.0)
     if not longest:
@@ -124,14 +124,14 @@ def bars(values: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> str
 
 
 def scatter(points: Mapping[str, tuple[float, float]], *, unit: str) -> str:
-    """Draw one named point for each name.
+    """Draw one labeled point per name.
 
     Args:
-        points: Name to where it stands, across and up.
+        points: Horizontal and vertical position of each name.
         unit: Unit of the horizontal axis.
 
     Returns:
-        An ``<svg>`` element, or an empty text if there is no point.
+        An ``<svg>`` element, or an empty string if there are no points.
     """
     if not points:
         return ""
@@ -147,7 +147,7 @@ def scatter(points: Mapping[str, tuple[float, float]], *, unit: str) -> str:
         width = _LETTER * len(name)
         anchor, left = ("end", frame.x(x) - 9 - width) if x > across[-1] / 2 else ("start", frame.x(x) + 9)
         down = frame.y(y) + 4
-        # A label that would cover another one moves towards the middle of the plot.
+        # A label that would cover another one moves toward the middle of the plot.
         step = _LETTER_HEIGHT if down < frame.height / 2 else -_LETTER_HEIGHT
         while any(abs(down - other) < _LETTER_HEIGHT and left < end and start < left + width for start, end, other in taken):
             down += step
