@@ -333,7 +333,7 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
         "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
     )
     parser.add_argument(
-        "--fov", type=_angle, metavar="DEGREES", help="horizontal field of the --onto camera, for the parallax table"
+        "--fov", type=_angle, metavar="DEGREES", help="horizontal field of view of the --onto camera, for the parallax table"
     )
     for name in ("ir", "vis"):
         parser.add_argument(f"--{name}-uri", type=nonempty, metavar="URI", help=f"source of the {name} frames")

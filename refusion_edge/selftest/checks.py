@@ -118,19 +118,19 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What the device is.
+    """Description of the device.
 
     Attributes:
-        device: Accelerator in words, else the processor.
-        compute_capability: Such as ``8.7``; None where no CUDA device was reached.
-        memory: How the device is reached and what it shares with the processor, in words; empty without one.
+        device: Name of the accelerator, or else of the processor.
+        compute_capability: Such as ``8.7``; None if no CUDA device was found.
+        memory: Whether the device shares memory with the processor, and its driver interface, as text; empty without one.
         system: Operating system and architecture.
         distribution: Name of the distribution.
-        cores: Processor cores that can be used.
+        cores: Processor cores available.
         software: NVIDIA's software.
-        bindings: Version of the Python packages of TensorRT, by package; None where one is missing.
+        bindings: Version of the Python packages of TensorRT, by package; None if missing.
         python: Version of Python.
-        power_mode: Power mode and governor in words, or ``not available``.
+        power_mode: Power mode and governor as text, or ``not available``.
     """
 
     device: str
@@ -147,12 +147,12 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """Everything that was found.
+    """The result of the self-test.
 
     Attributes:
-        started: When it was started, ISO 8601 in UTC.
-        facts: The device.
-        checks: One for each back end and bundle.
+        started: Start, ISO 8601 in UTC.
+        facts: Description of the device.
+        checks: One per back end and bundle.
     """
 
     started: str
@@ -258,9 +258,9 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
 
     Args:
         name: The back end.
-        sizes_hw: From the size of the vectors to the size that is timed.
+        sizes_hw: Range from the size of the vectors to the size to time at.
         build: Builds the engine.
-        folder: An existing folder to build in.
+        folder: Existing folder to build in.
 
     Raises:
         UsageError: There is no such back end.
@@ -292,9 +292,9 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
 
 
 def check_bundle(path: Path) -> Check:
-    """Hold the engine of a bundle against the fp32 reference of its own weights on the sample pairs, and time it.
+    """Compare the engine of a bundle with the fp32 reference of its own weights on the sample pairs, and time it.
 
-    For engines that were built on another machine, such as programs of our kernels.
+    For engines built on another machine, such as programs of our kernels.
 
     Raises:
         BundleError: It is not a bundle, or a damaged one.
@@ -321,7 +321,7 @@ def _guarded(blank: Check, run: Callable[[], Check]) -> Check:
         return run()
     except RefusionError as error:
         return replace(blank, outcome="failed", reason=str(error))
-    except Exception as error:  # what a release that nobody has tried raises is what is to be found out
+    except Exception as error:  # an untested release may raise anything, and that is what the self-test reports
         reason = f"{type(error).__name__}: {error}"
         return replace(blank, outcome="failed", reason=reason, trace=traceback.format_exc())
 
