@@ -346,10 +346,10 @@ def _read_preset(preset: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
-            f"cannot read the preset '{preset}': {error.strerror}; choose from {', '.join(PRESETS)} or name a TOML file"
+            f"expected one of the presets {', '.join(PRESETS)} or a TOML file, got '{preset}' ({error.strerror})."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a TOML file: {error}; correct it") from error
+        raise UsageError(f"expected a TOML file in {path}, got something else ({error}).") from error
 
 
 def _merge(tables: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -374,24 +374,22 @@ def _parse_value(text: str) -> Any:
 
 def _build(kind: Any, table: Any, name: str) -> Any:
     if not isinstance(table, Mapping):
-        raise UsageError(f"{name} has to be a table of settings, not {table!r}; write section.key=value")
+        raise UsageError(f"expected a table for the settings {name}, got {table!r}.")
     hints = get_type_hints(kind)
     known = [field.name for field in fields(kind)]
     for key in table:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            raise UsageError(
-                f"there is no {f'setting {name}.' if name else 'section '}{key}{hint}; choose from {', '.join(known)}"
-            )
+            raise UsageError(f"expected one of {', '.join(known)} {f'in {name}' if name else 'as section'}, got '{key}'{hint}.")
     missing = [key for key in known if key not in table]
     if missing:
-        raise UsageError(f"no value for {', '.join(_joined(name, key) for key in missing)}; add it to the preset")
+        raise UsageError(f"expected a value for {', '.join(_joined(name, key) for key in missing)}, got none.")
     return kind(**{key: _value(hints[key], table[key], _joined(name, key)) for key in known})
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """Check a value against the type of its field; integers are accepted as floats."""
+    """Check a value against the type of its field; whole numbers count as floating ones."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _build(kind, value, name)
@@ -409,7 +407,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
     if not fits:
-        raise UsageError(f"{name} has to be {expected}, not {value!r}; correct it")
+        raise UsageError(f"expected {expected} for {name}, got {value!r}.")
     if origin is tuple:
         return tuple(_value(part, item, name) for part, item in zip(arguments, value, strict=True))
     if origin is dict:

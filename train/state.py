@@ -198,18 +198,20 @@ def read_state(path: Path) -> TrainingCheckpoint:
         about = _metadata(data)
         tensors = load(data)
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from error
+        raise CheckpointError(f"expected a checkpoint at {path}, got '{error.strerror}'; check the path.") from error
     except (SafetensorError, ValueError, KeyError, struct.error) as error:
-        raise CheckpointError(f"{path} is damaged or not a training checkpoint ({error}); give another one") from error
+        raise CheckpointError(f"expected a training checkpoint in {path}, got a damaged or other file ({error}).") from error
     if about.get("schema") != TRAINING_SCHEMA:
-        raise CheckpointError(f"{path} has the schema {about.get('schema')}, not {TRAINING_SCHEMA}; give a training checkpoint")
+        raise CheckpointError(
+            f"expected the schema {TRAINING_SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint."
+        )
     try:
         settings, counters = Settings.from_tables(about["settings"]), Counters(**about["counters"])
         return TrainingCheckpoint(path, about["task"], settings, counters, tuple(about["pairs"]), tensors)
     except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(
-            f"{path} holds settings and counters of another version ({error}); resume with the version that wrote it, or "
-            "start a new run with --init"
+            f"expected the settings and counters of this version in {path}, got other ones ({error}); resume with the version "
+            "that wrote it, or start a new run with --init."
         ) from error
 
 
@@ -230,7 +232,7 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
                     f"{tuple(tensor.shape)}; resume with the settings of the run"
                 )
             tensor.copy_(stored)
-    for label, parameters in _optimized(state):
+    for label, parameters in _optimised(state):
         for name, tensor in parameters.items():
             prefix = f"optim.{label}.{name}."
             entries = {key: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
@@ -271,14 +273,14 @@ def _metadata(data: bytes) -> Mapping[str, Any]:
     return about
 
 
-def _optimized(state: TrainingState) -> Iterator[tuple[str, Parameters]]:
+def _optimised(state: TrainingState) -> Iterator[tuple[str, Parameters]]:
     yield from (("fusion", state.theta), ("proposal", state.phi), ("reconstruction", state.rho))
 
 
 def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
     return {
         f"optim.{label}.{name}.{key}": value
-        for label, parameters in _optimized(state)
+        for label, parameters in _optimised(state)
         for name, tensor in parameters.items()
         for key, value in state.optimizers[label].state.get(tensor, {}).items()
     }

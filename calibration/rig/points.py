@@ -70,22 +70,24 @@ def read_points(path: Path) -> PointPairs:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"cannot read the points in {path}: {reason}; check the path") from error
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise InputError(f"expected a CSV file of points at {path}, got '{reason}'; check the path.") from error
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"{path} has no column {', '.join(missing)}; name the columns {', '.join(COLUMNS)} in the first line")
+        raise InputError(
+            f"expected the columns {', '.join(COLUMNS)} in {path}, got no {', '.join(missing)}; name them in the first line."
+        )
     rows: list[list[float]] = []
     for row in reader:
         try:
             rows.append([float(row[column]) for column in COLUMNS])
         except (TypeError, ValueError):
             values = [row[column] for column in COLUMNS]
-            raise InputError(f"line {reader.line_num} of {path} does not hold four numbers but {values}; correct it") from None
+            raise InputError(f"expected four numbers in line {reader.line_num} of {path}, got {values}; correct it.") from None
     points = np.array(rows, np.float64).reshape(-1, 4)
     if not np.isfinite(points).all():
-        raise InputError(f"{path} holds coordinates that are NaN or infinite; correct them")
+        raise InputError(f"expected finite coordinates in {path}, got NaN or infinity; correct them.")
     return PointPairs(points[:, :2], points[:, 2:])
 
 
@@ -157,8 +159,8 @@ def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointP
 def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
     luma = split(to_display_range(image, sensor=sensor))[0]
     low, high = float(luma.min()), float(luma.max())
-    gray: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
-    for shown in (gray, 255 - gray):
+    grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
+    for shown in (grey, 255 - grey):
         # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.
         found, corners = cv2.findChessboardCornersSB(shown, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
         if found:

@@ -132,18 +132,20 @@ def align_calibration(
 
 def _open(path: Path) -> cv2.FileStorage:
     if not path.is_file():
-        raise InputError(f"there is no OpenCV calibration file at {path}; check the path")
+        raise InputError(f"expected an OpenCV calibration file at {path}, got nothing; check the path.")
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         store = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
         opened = store.isOpened() and store.root().isMap()
     except (cv2.error, SystemError) as error:
-        raise InputError(f"{path} is not an OpenCV calibration file; save it with FileStorage") from error
+        raise InputError(
+            f"expected an OpenCV calibration file in {path}, got something else; save it with FileStorage."
+        ) from error
     finally:
         cv2.utils.logging.setLogLevel(level)
     if not opened:
-        raise InputError(f"{path} is not an OpenCV calibration file; save it with FileStorage")
+        raise InputError(f"expected an OpenCV calibration file in {path}, got something else; save it with FileStorage.")
     return store
 
 

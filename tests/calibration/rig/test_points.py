@@ -84,10 +84,10 @@ def test_points_are_read_with_further_columns_and_spaces() -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        (b"x,y\n1,2\n", "ir_x, ir_y, vis_x, vis_y"),
-        (b"", "ir_x"),
-        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3\n", "line 2"),
-        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,lots\n", "line 2"),
+        (b"x,y\n1,2\n", "no ir_x, ir_y, vis_x, vis_y"),
+        (b"", "no ir_x"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3\n", "in line 2"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,lots\n", "in line 2"),
         (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,inf\n", "finite"),
         (b"\xff\xfe\x00", "no text"),
         (None, "No such file"),

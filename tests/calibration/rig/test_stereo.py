@@ -94,7 +94,7 @@ def test_a_calibration_that_cannot_be_is_refused(changes: dict[str, Array | None
 @pytest.mark.parametrize("text", [b"", b"hello", b"%YAML:1.0\n---\n[1, 2]\n", b"\x00\xff", b"<?xml?><a>"])
 def test_what_is_no_calibration_is_refused(text: bytes) -> None:
     Path("stereo.yml").write_bytes(text)
-    with pytest.raises(InputError, match=r"stereo\.yml"):
+    with pytest.raises(InputError, match="expected"):
         read_calibration([Path("stereo.yml")])
-    with pytest.raises(InputError, match=r"none\.yml"):
+    with pytest.raises(InputError, match="got nothing"):
         read_calibration([Path("none.yml")])

@@ -62,7 +62,7 @@ def test_a_known_offset_is_found_within_its_stated_error(ir: str, vis: str, rate
         ("walker=0&noise=0", 12, "ir has only 1 "),
         ("walker=0&pan=40", 12, "offsets"),
         ("", 2, "at least 3 s"),
-        ("clock_ms=700", 12, "500 ms"),
+        ("clock_ms=700", 12, "504 ms"),
     ],
 )
 def test_what_tells_no_offset_is_refused_with_the_reason(words: str, seconds: int, reason: str) -> None:
