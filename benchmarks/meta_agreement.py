@@ -28,9 +28,9 @@ from refusion_edge.train.collection import PairCollection, survey
 from refusion_edge.train.crops import PLAIN, crop_batch
 from refusion_edge.train.diagnostics import agreement
 from refusion_edge.train.loop import build_networks
+from refusion_edge.train.losses import gradient_magnitude
 from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, fusion_gradient, meta_gradient
 from refusion_edge.train.session import choose_device
-from refusion_edge.train.sobel import gradient_magnitude
 from refusion_edge.train.state import initial_state, read_state, restore
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.plain_metrics import PLAIN
 from refusion_edge.arrays import Uint8Array
 from refusion_edge.metrics import metrics_of, score
-from refusion_edge.metrics.planes import to_grey_plane
+from refusion_edge.metrics.planes import to_gray_plane
 
 LIMIT_S, LEAST_RATIO = 0.35, 8.0
 
@@ -34,7 +34,7 @@ def main() -> int:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     a, b, fused = _triple()
-    planes = [to_grey_plane(image) for image in (a, b, fused)]
+    planes = [to_gray_plane(image) for image in (a, b, fused)]
     metrics = metrics_of("evaluator")
     score(a, b, fused, metrics)  # warm-up
 

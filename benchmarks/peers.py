@@ -31,11 +31,10 @@ from refusion_edge._optional import is_installed
 from refusion_edge.accuracy.gate import resized
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.registry import BACKENDS, RunOptions, status
-from refusion_edge.bench.clock import SystemClock
-from refusion_edge.bench.load import read_load, require_room
-from refusion_edge.bench.memory import MemoryWatch
 from refusion_edge.bench.report import describe_machine, describe_versions, now_utc
+from refusion_edge.bench.sensors import MemoryWatch
 from refusion_edge.bench.statistics import Ratio, ratio, spread
+from refusion_edge.bench.timing import SystemClock, read_load, require_room
 from refusion_edge.export.build import BuildSpec, build
 from refusion_edge.export.graph.trace import silence
 from refusion_edge.files import write_atomically

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refusion_edge.bench.history import read_rows
 from refusion_edge.bench.limits import Limits, roofline
-from refusion_edge.bench.lines import read_rows
 from refusion_edge.bench.measurement import Row
 from refusion_edge.errors import InputError
 from refusion_edge.files import write_atomically

@@ -27,7 +27,7 @@ from benchmarks.official_layout import official_fuse
 from refusion_edge.network.model import FusionNetwork
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, Engine, FusionObjective, MetaRule, Networks, fusion_gradient
-from refusion_edge.train.optimisers import apply
+from refusion_edge.train.optimization import apply
 from refusion_edge.train.probe import cycle_step, update_step
 from refusion_edge.train.process import keep_freed_memory
 from refusion_edge.train.settings import resolve
@@ -73,7 +73,7 @@ class Scene:
     def f_step(self, variant: Networks) -> None:
         """One plain step of F."""
         step = fusion_gradient(variant, self.state.theta, self.batch, self.weights, self.objective)
-        apply(self.state.optimisers["fusion"], self.state.theta, step.gradient, 1e-6)
+        apply(self.state.optimizers["fusion"], self.state.theta, step.gradient, 1e-6)
 
     def cycle(self, engine: Engine) -> None:
         """One cycle with P."""

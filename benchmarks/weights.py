@@ -32,7 +32,7 @@ from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range, to_planes
 from refusion_edge.images.pairs import ImagePair, find_images, find_pairs, read_pair
 from refusion_edge.metrics import Metric, find_metric, score
-from refusion_edge.metrics.planes import to_grey_plane
+from refusion_edge.metrics.planes import to_gray_plane
 from refusion_edge.metrics.structure import structural_similarity_gaussian
 from refusion_edge.tasks import Task, find_task
 from refusion_edge.train.augmentation import defocused_pair
@@ -141,7 +141,7 @@ def test_cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
 def _defocused(data: Path, count: int) -> Iterator[Case]:
     pictures = find_images(str(data / "ir_vis" / "test" / "vis"))
     for index, stem in enumerate([stem for stem in pictures if stem.startswith("roadscene")][:count]):
-        sharp = np.rint(to_grey_plane(cv2.imread(str(pictures[stem]), cv2.IMREAD_GRAYSCALE))).astype(np.uint8)
+        sharp = np.rint(to_gray_plane(cv2.imread(str(pictures[stem]), cv2.IMREAD_GRAYSCALE))).astype(np.uint8)
         near, far = defocused_pair(sharp, np.random.default_rng(index))
         yield Case("defocus", ImagePair(stem, near, far), sharp)
 
@@ -160,7 +160,7 @@ def measure(fuse: Fuse, task: Task, case: Case) -> Values:
         return {"PSNR": 10 * np.log10(255**2 / max(error, 1e-12)), "SSIM": similarity, "swap": swap}
     values: Values = {}
     if task.name == "medical":
-        grey_a, grey_b = (np.rint(to_grey_plane(image)).astype(np.uint8) for image in (a, b))
+        grey_a, grey_b = (np.rint(to_gray_plane(image)).astype(np.uint8) for image in (a, b))
         head = _head(grey_a, grey_b)
         black = stretched[~head & (np.maximum(grey_a, grey_b) == 0)]
         values["black"] = float(black.mean()) if black.size else 0.0

@@ -25,8 +25,8 @@ from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import find_task
 from refusion_edge.train.crops import to_luma8
 from refusion_edge.train.losses import LossWeights
+from refusion_edge.train.networks import propose
 from refusion_edge.train.priors import PRIORS
-from refusion_edge.train.proposal import propose
 from refusion_edge.train.state import TrainingCheckpoint, initial_state, read_state, restore
 
 _TILE_PX = 220

@@ -1,4 +1,4 @@
-"""Training of the fusion network. Needs torch.
+"""Training of the fusion network; requires torch.
 
 Belongs here: losses, crops, the training loop. Does not belong here: inference back ends and export.
 """

@@ -1,4 +1,7 @@
-"""Multi-focus pairs from sharp images: what one source shows blurred, the other shows sharp."""
+"""What happens to a crop before training: defocus, which makes a multi-focus pair of a sharp image, and tone curves.
+
+Both draw from the generator of the crop, so that a crop can be repeated.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 
-# Radii of the blur disc in pixels: below, nothing is to be seen; with 5 as the largest, what is blurred more was averaged.
+# Radii of the blur disc in pixels: smaller ones are invisible; with a maximum of 5, stronger blur was averaged away.
 _LEAST_RADIUS_PX, _LARGEST_RADIUS_PX = 1.5, 9.0
 # Cells of the noise that shapes the mask, along a side: a few objects, not texture.
 _CELLS = (2, 5)
@@ -18,16 +21,36 @@ _CELLS = (2, 5)
 _EDGE_PX = 1.5
 
 
+@dataclass(frozen=True, slots=True)
+class ToneSettings:
+    """Random tone curves of crops.
+
+    The fusion loss is made of the sources as the network sees them, so any curve leaves it valid; curves teach what a
+    few hundred images never show, such as a nearly black visible image.
+
+    Attributes:
+        share: Share of the crops that are transformed, [0, 1].
+        gamma: Largest exponent; drawn uniformly on a logarithmic scale between its reciprocal and itself.
+        least_gain: Smallest factor, (0, 1]; drawn uniformly between it and 1.
+        alike: Whether both sources of a pair share one curve, because their levels are related.
+    """
+
+    share: float
+    gamma: float
+    least_gain: float
+    alike: bool
+
+
 def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array, Uint8Array]:
     """Blur complementary parts of a sharp image.
 
     Args:
         sharp: All in focus, (H, W) uint8.
-        draw: Source of the mask and the radius of the blur.
+        draw: Random generator for the mask and the radius of the blur.
 
     Returns:
-        Near and far: the first is sharp where a random mask is set and blurred by a disc elsewhere, the second the
-        other way round. Each (H, W) uint8. At every pixel away from the mask's edge, one of the two is the image.
+        Near and far: the first is sharp where a random mask is set and blurred by a disc elsewhere, the second
+        vice versa. Each (H, W) uint8. Away from the edge of the mask, one of the two equals the image at every pixel.
     """
     plane = np.ascontiguousarray(sharp, dtype=np.float32)
     blurred = cv2.filter2D(plane, -1, _disc(draw.uniform(_LEAST_RADIUS_PX, _LARGEST_RADIUS_PX)), borderType=cv2.BORDER_REFLECT)
@@ -36,8 +59,28 @@ def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array,
     return np.rint(near).astype(np.uint8), np.rint(far).astype(np.uint8)
 
 
+def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> tuple[Float32Array, Float32Array]:
+    """Scale two crops to [0, 1], some of them through curves ``gain * x ** exponent``.
+
+    Args:
+        a: Source a, (H, W) uint8.
+        b: Source b, same shape.
+        tone: Settings of the curves.
+        draw: Random generator for the curves.
+
+    Returns:
+        Both crops, (H, W) float32, [0, 1].
+    """
+    plain = a.astype(np.float32) / np.float32(255), b.astype(np.float32) / np.float32(255)
+    if draw.random() >= tone.share:
+        return plain
+    curve_a = _curve(tone, draw)
+    curve_b = curve_a if tone.alike else _curve(tone, draw)
+    return _apply(plain[0], curve_a), _apply(plain[1], curve_b)
+
+
 def _disc(radius_px: float) -> Float32Array:
-    """Point spread of a lens out of focus: a disc, its edge pixels by their covered share; sums to 1."""
+    """Point spread function of a defocused lens: a disc, its edge pixels weighted by their covered share; sums to 1."""
     reach = int(np.ceil(radius_px))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     covered = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
@@ -49,50 +92,10 @@ def _mask(height: int, width: int, draw: np.random.Generator) -> Float32Array:
     cells = int(draw.integers(*_CELLS, endpoint=True))
     noise = draw.random((cells, cells), dtype=np.float32)
     relief = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    # Above the median: both sources are sharp on one half of the crop.
+    # Split at the median, so that each source is sharp on one half of the crop.
     mask = (relief > np.median(relief)).astype(np.float32)
     softened: Float32Array = cv2.GaussianBlur(mask, (0, 0), _EDGE_PX).astype(np.float32)
     return softened
-
-
-@dataclass(frozen=True, slots=True)
-class ToneSettings:
-    """Random tone curves of crops.
-
-    The fusion loss is made of the sources as the network sees them, so any curve leaves it valid; what a few hundred
-    pictures never show, such as a visible image that is nearly black, is learned from curves.
-
-    Attributes:
-        share: Share of the crops that get curves, [0, 1].
-        gamma: Largest exponent; drawn evenly on a logarithmic scale from its reciprocal up to it.
-        least_gain: Least factor, (0, 1]; drawn evenly from it up to 1.
-        alike: Whether both sources of a pair get the same curve, where their levels belong together.
-    """
-
-    share: float
-    gamma: float
-    least_gain: float
-    alike: bool
-
-
-def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> tuple[Float32Array, Float32Array]:
-    """Put two crops on a scale of [0, 1], at times through curves ``gain * x ** exponent``.
-
-    Args:
-        a: Source a, (H, W) uint8.
-        b: Source b, same shape.
-        tone: Which curves.
-        draw: Source of them.
-
-    Returns:
-        Both crops, (H, W) float32, [0, 1].
-    """
-    plain = a.astype(np.float32) / np.float32(255), b.astype(np.float32) / np.float32(255)
-    if draw.random() >= tone.share:
-        return plain
-    curve_a = _curve(tone, draw)
-    curve_b = curve_a if tone.alike else _curve(tone, draw)
-    return _apply(plain[0], curve_a), _apply(plain[1], curve_b)
 
 
 def _curve(tone: ToneSettings, draw: np.random.Generator) -> tuple[float, float]:

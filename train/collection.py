@@ -1,6 +1,6 @@
-"""The pairs of a training folder: found, checked once, and kept in memory as far as they fit.
+"""The pairs of a training folder: found, checked once, and cached in memory as far as they fit.
 
-Belongs here: which files are used and which are not, and why. Does not belong here: drawing crops.
+Belongs here: which files are used and why others are not. Does not belong here: drawing crops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing to draw crops from.
+    """A pair or a sharp image to draw crops from.
 
     Attributes:
         name: Stem of the files.
@@ -41,14 +41,14 @@ class Entry:
 
 @dataclass(slots=True)
 class PairCollection:
-    """Pairs to draw crops from; a file that turns bad on the way is reported once and then left out.
+    """Pairs to draw crops from; a file that becomes unreadable is reported once and then left out.
 
     Attributes:
-        entries: What there is.
+        entries: The pairs and sharp images.
         cache_bytes: Memory for decoded planes.
         sharp_scale: Factor by which sharp images are resized.
-        report: Takes a remark on a file that turned bad.
-        repeat: Beginnings of names, and how many times as often such entries are drawn; the first that fits counts.
+        report: Called with a remark about an unreadable file.
+        repeat: Prefixes of names, and how many times as often such entries are drawn; the first match applies.
     """
 
     entries: tuple[Entry, ...]
@@ -68,11 +68,11 @@ class PairCollection:
         return len(self._draws)
 
     def is_sharp(self, which: int) -> bool:
-        """Tell whether an entry is a sharp image; one that has turned bad counts as what replaces it."""
+        """Tell whether an entry, or the one that replaces it if unreadable, is a sharp image."""
         return self.entries[self._usable(which)].b is None
 
     def planes(self, which: int) -> tuple[Array, Array]:
-        """Luma of both sources, each (H, W) uint8; of the next usable entry where this one has turned bad.
+        """Luma of both sources, each (H, W) uint8; of the next usable entry if this one is unreadable.
 
         Raises:
             InputError: No entry can be read any more.
@@ -98,16 +98,16 @@ class PairCollection:
             candidate = (self._draws[which] + step) % len(self.entries)
             if candidate not in self._bad:
                 return candidate
-        raise InputError(f"expected at least one readable pair, got none out of {len(self.entries)}; check the disk.")
+        raise InputError(f"none of the {len(self.entries)} pairs can be read any more; check the disk")
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a folder holds for training.
+    """The usable contents of a training folder.
 
     Attributes:
         entries: Usable pairs and sharp images, ordered by name.
-        remarks: What was left out, counted and listed, one sentence per reason.
+        remarks: What was left out, one sentence per reason.
     """
 
     entries: tuple[Entry, ...]
@@ -125,24 +125,24 @@ def survey(
     sharp_scale: float = 1.0,
     progress: Callable[[Iterable[Entry]], Iterable[Entry]] = iter,
 ) -> Survey:
-    """Find the pairs of a folder and check every file once.
+    """Find the pairs in a folder and check every file once.
 
     Args:
         data: Folder that holds the two folders of the task; for ``multi_focus`` also, or only, a folder ``sharp`` of
-            images that are in focus everywhere.
+            all-in-focus images.
         task: The task.
         crop_px: Side of the largest crop.
         folder_a: Name of the folder of source a, if not the task's own.
         folder_b: The same for source b.
-        exclude: Beginnings of names to leave out.
+        exclude: Prefixes of names to leave out.
         sharp_scale: Factor by which sharp images are resized.
-        progress: Shows the way through the files.
+        progress: Wraps the files to show progress.
 
     Raises:
         InputError: There is no usable pair.
     """
     if not data.is_dir():
-        raise InputError(f"expected a folder with the pairs at {data}, got nothing; check the path.")
+        raise InputError(f"there is no folder {data}; check the path to the pairs")
     names = folder_a or task.folder_a, folder_b or task.folder_b
     found, reasons = _find(data, task, names)
     kept = [entry for entry in found if not entry.name.startswith(tuple(exclude))]
@@ -158,18 +158,18 @@ def survey(
     remarks = tuple(f"left out, {reason}: {len(names)} ({_some(names)})" for reason, names in reasons.items())
     if not usable:
         raise InputError(
-            f"expected pairs of at least {crop_px}x{crop_px} pixels below {data}, got none that can be used"
-            f"{' (' + '; '.join(remarks) + ')' if remarks else ''}; check the folder or use smaller crops."
+            f"no usable pairs of at least {crop_px}x{crop_px} pixels below "
+            f"{data}{' (' + '; '.join(remarks) + ')' if remarks else ''}; check the folder or use smaller crops"
         )
     return Survey(tuple(usable), remarks)
 
 
 def split_held(entries: Sequence[Entry], share: float) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """Hold entries back for validation, evenly spaced and always the same ones.
+    """Hold back entries for validation, evenly spaced and always the same.
 
     Args:
         entries: Ordered by name.
-        share: Share to hold back, [0, 0.5]; at least one is, and a single entry serves both ends.
+        share: Share to hold back, [0, 0.5]; at least one entry is held back, and a single entry serves both purposes.
 
     Returns:
         Entries to train on and entries that are held back.
@@ -182,7 +182,7 @@ def split_held(entries: Sequence[Entry], share: float) -> tuple[tuple[Entry, ...
 
 
 def read_planes(entry: Entry, sharp_scale: float = 1.0) -> tuple[Array, Array]:
-    """Read the luma of both sources, each (H, W) uint8; twice the same for a sharp image.
+    """Read the luma of both sources, each (H, W) uint8; the same plane twice for a sharp image.
 
     Raises:
         InputError: A file cannot be used.
@@ -212,8 +212,8 @@ def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], 
         for folder in folders:
             if not folder.is_dir():
                 raise InputError(
-                    f"expected the folders {names[0]} and {names[1]} in {data}, got no {folder.name}; "
-                    "name them with --a and --b."
+                    f"{data} has no folder {folder.name}; pairs lie in {names[0]} and {names[1]}, or in folders named with "
+                    "--a and --b"
                 )
         found = find_pairs(str(folders[0]), str(folders[1]))
         entries += [_entry(pair) for pair in found.pairs]

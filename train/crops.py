@@ -1,7 +1,7 @@
 """Random crops of pairs, drawn by counter.
 
-Crop n depends on the seed and on n only, so that a run can be repeated, resumed or spread over several machines exactly
-without any generator state.
+Crop n depends only on the seed and on n, so a run can be repeated, resumed or spread over several machines exactly,
+without generator state.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from refusion_edge.images.color import split, to_display_range
 from refusion_edge.train.augmentation import ToneSettings, defocused_pair, toned
 
 PLAIN = ToneSettings(share=0.0, gamma=1.0, least_gain=1.0, alike=True)
-"""No tone curves: validation, and training on the pictures as they are."""
+"""No tone curves: validation, and training on unmodified images."""
 
 
 class CropSource(Protocol):
-    """Something that crops can be drawn from."""
+    """A source of crops."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -30,7 +30,7 @@ class CropSource(Protocol):
         """Luma of source a and source b of a pair, each (H, W) uint8."""
 
     def is_sharp(self, which: int) -> bool:
-        """Tell whether both planes are one sharp image, from which a multi-focus pair is made."""
+        """Tell whether the pair is a single sharp image, from which a multi-focus pair is made."""
 
 
 def crop_batch(
@@ -44,7 +44,7 @@ def crop_batch(
     start: int = 0,
     tone: ToneSettings = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """Draw the crops of one step, flipped and transposed at random, both sources alike.
+    """Draw the crops of one step, flipped and transposed at random, both sources in the same way.
 
     Args:
         pairs: Planes to draw from; every pair is equally likely.
@@ -52,9 +52,9 @@ def crop_batch(
         batch: Number of crops B.
         crop_px: Side S of a crop.
         seed: Seed of the run.
-        stream: Further counter, to keep meta-train, meta-test and validation apart.
-        start: Number of the first crop within the step; several ranks draw the parts of one joined batch.
-        tone: Tone curves to apply, by default none.
+        stream: Second counter, which separates meta-train, meta-test and validation.
+        start: Number of the first crop within the step; several ranks draw parts of one joint batch.
+        tone: Tone curves to apply; none by default.
 
     Returns:
         Source a and source b, each (B, 1, S, S) float32, [0, 1].
@@ -79,7 +79,7 @@ def crop_batch(
 
 
 def to_luma8(image: Array) -> Array:
-    """Luma of a picture as it is fused, rounded to 8 bit, (H, W) uint8."""
+    """Luma of an image as it is fused, rounded to 8 bits, (H, W) uint8."""
     luma, _ = split(to_display_range(image, sensor=False))
     return np.rint(luma * 255).astype(np.uint8)
 

@@ -1,6 +1,6 @@
-"""What tells a healthy run from one that only lowers its loss, measured on pairs that are held back.
+"""Diagnostics on held-back pairs that distinguish a healthy run from one that merely lowers its loss.
 
-Each number caught a failure once; docs/training.md says which.
+Each of them has caught a failure; docs/training.md lists which.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from refusion_edge.train.augmentation import defocused_pair
 from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.losses import LossWeights, reconstruction_loss
+from refusion_edge.train.losses import LossWeights, gradient_magnitude, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.settings import GuardSettings, Settings
-from refusion_edge.train.sobel import gradient_magnitude
 
 SHARP_PSNR = "PSNR-sharp"
 
 _LOGGED_METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "VIF", "Qabf", "SSIM")
-# Guarded diagnostics of what F makes, which P moves only through the loss.
+# Guarded diagnostics of the output of F, which P affects only through the loss.
 _OF_FUSION = ("swap", "share", "position")
-# Pixels count for the position between the sources where these differ by more than this.
+# The position between the sources is measured at pixels where they differ by more than this.
 _DISTINCT = 0.1
 # Counter stream of held crops, apart from those of training.
 _STREAM = 7
@@ -44,7 +43,7 @@ class HeldImage:
     Attributes:
         a: Luma of source a, (H, W) uint8.
         b: Luma of source b, same size.
-        sharp: The image in focus everywhere, if the sources were made from one.
+        sharp: The all-in-focus image, if the sources were made from one.
     """
 
     a: Array
@@ -54,11 +53,11 @@ class HeldImage:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What validation looks at, the same throughout a run.
+    """The data of the validation, the same throughout a run.
 
     Attributes:
         batch: Fixed crops in both orders.
-        prior: What the prior alone proposes for the crops with source a first.
+        prior: Weights proposed by the prior alone for the crops with source a first.
         images: Whole images.
     """
 
@@ -68,7 +67,7 @@ class Held:
 
 
 def hold(collection: PairCollection, settings: Settings, device: torch.device) -> Held:
-    """Draw the fixed crops and pick the images of the validation."""
+    """Draw the fixed crops and choose the images for validation."""
     crops = crop_batch(
         collection,
         0,
@@ -129,14 +128,14 @@ def measure(
     """Mean fusion metrics over the held images.
 
     Args:
-        fuse: From two planes (1, 1, H, W) in [0, 1] to the fused one.
+        fuse: Fuses two planes (1, 1, H, W) in [0, 1].
         held: The images.
-        names: Metrics that decide on the best weights; those that are logged anyway come on top.
+        names: Metrics that decide on the best weights, in addition to those that are always logged.
         device: Where to fuse.
 
     Returns:
         ``NAME`` of the unstretched output and ``NAME_stretched`` of the output stretched to its range as the official
-        script does it; ``PSNR-sharp`` over the images that were made from a sharp one.
+        script does it; ``PSNR-sharp`` over the images made from a sharp one.
     """
     metrics = _metrics((*_LOGGED_METRICS, *names))
     values: dict[str, list[float]] = {}
@@ -144,9 +143,9 @@ def measure(
         planes = [torch.from_numpy(plane[None, None] / np.float32(255)).to(device) for plane in (image.a, image.b)]
         fused = fuse(planes[0], planes[1])[0, 0].float().cpu().numpy()
         for output_range in OUTPUT_RANGES:
-            picture = _to_uint8(to_output_range(fused, output_range))
+            shown = _to_uint8(to_output_range(fused, output_range))
             suffix = "_stretched" if output_range == "stretch" else ""
-            for metric, value in score(image.a, image.b, picture, metrics).items():
+            for metric, value in score(image.a, image.b, shown, metrics).items():
                 values.setdefault(f"{metric.name}{suffix}", []).append(value)
         if image.sharp is not None:
             error = np.mean(np.square(fused * 255 - image.sharp.astype(np.float32)))
@@ -156,10 +155,10 @@ def measure(
 
 
 def score_of(found: dict[str, float], factors: dict[str, float]) -> float:
-    """The number that decides which weights are the best; a metric that does not exist for these pairs counts as 0.
+    """The score that decides which weights are best; a metric that does not exist for these pairs counts as 0.
 
     Raises:
-        UsageError: A name is no metric.
+        UsageError: A name is not a metric.
     """
     names = {name: name if name == SHARP_PSNR else find_metric(name).name for name in factors}
     return sum(factor * found.get(names[name], 0.0) for name, factor in factors.items())
@@ -178,12 +177,12 @@ def distances(found: dict[str, float], limits: GuardSettings) -> dict[str, float
 
 
 def collapse(found: dict[str, float], limits: GuardSettings, reference: dict[str, float]) -> str:
-    """Say which guarded diagnostic left its limits through P; empty if none did.
+    """Name the guarded diagnostic that P drove beyond its limits; empty if there is none.
 
-    What P did not cause is no reason to freeze it. F from scratch may be beyond a limit for a while: what was beyond
-    its limit when P began to learn has to become worse by a margin. And what F makes of the sources follows the prior
-    first: where one source is the brighter or the sharper one nearly everywhere, a healthy share is close to 0 or 1. So
-    a diagnostic of F counts as beyond its limits no further than P has moved the weights from the prior, less the margin.
+    P is frozen only for what it caused. An untrained F may be beyond a limit for a while, so a diagnostic beyond its limit
+    when P began to learn has to worsen by a margin. And F follows the prior first: where one source is brighter or sharper
+    nearly everywhere, a healthy share is close to 0 or 1. So a diagnostic of F counts as beyond its limits by no more than P
+    has moved the weights from the prior, less the margin.
     """
     reach = max(found["w_moved"], found["v_moved"]) - limits.margin
 
@@ -215,9 +214,9 @@ def examples(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     fused = networks.fuse(theta, a, b)
     weights: LossWeights = networks.propose(phi, a, b)
     reconstructed = networks.reconstruct(rho, fused)
-    pictures = (a, b, fused, weights.intensity, weights.gradient, *reconstructed)
+    images = (a, b, fused, weights.intensity, weights.gradient, *reconstructed)
     names = ("a", "b", "fused", "w", "v", "reconstructed_a", "reconstructed_b")
-    return {name: picture[0, 0].float().cpu() for name, picture in zip(names, pictures, strict=True)}
+    return {name: image[0, 0].float().cpu() for name, image in zip(names, images, strict=True)}
 
 
 def _held_image(collection: PairCollection, which: int, seed: int) -> HeldImage:
@@ -234,7 +233,7 @@ def _of_weights(name: str, both: Tensor) -> dict[str, float]:
         name: _mean(forth),
         f"{name}_spread": _mean(forth.std(dim=(1, 2, 3))),
         f"{name}_between": forth.mean(dim=(1, 2, 3)).std(correction=0).item(),
-        # As second input, source a has what the first leaves.
+        # As second input, source a has the rest of the weight.
         f"{name}_slot": (forth.mean() - (1 - back).mean()).item(),
     }
 
@@ -250,8 +249,8 @@ def _metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def _to_uint8(luma: Array) -> Uint8Array:
-    picture: Uint8Array = np.rint(luma.clip(0, 255)).astype(np.uint8)
-    return picture
+    shown: Uint8Array = np.rint(luma.clip(0, 255)).astype(np.uint8)
+    return shown
 
 
 def _mean(values: Tensor) -> float:

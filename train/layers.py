@@ -1,8 +1,8 @@
 """Layers of the three networks as functions of tensors, with the channels innermost.
 
-Features are (B, H, W, C): a 1x1 convolution is then a plain matrix product, and the depthwise convolution of a CPU is
-several times faster than with the planes apart. Being functions of their parameters, the layers serve reverse mode,
-forward mode and the look-ahead parameters of meta-learning alike, without swapping anything inside modules.
+Features are (B, H, W, C): a 1x1 convolution is then a plain matrix product, and a depthwise convolution on a CPU is
+several times faster than in the planar layout. Being functions of their parameters, the layers serve reverse mode,
+forward mode and the look-ahead parameters of meta-learning alike, without exchanging tensors inside modules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def to_features(plane: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    # One input plane is laid out alike in both memory formats; saying so makes the output channels-last.
+    # A single input plane has the same layout in both memory formats; declaring it makes the output channels-last.
     return F.conv2d(plane.contiguous(memory_format=torch.channels_last), weight, padding=1).permute(0, 2, 3, 1).contiguous()
 
 
@@ -45,7 +45,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, residual: Tensor) -> Tensor:
-    """Attention between channels and the 1x1 projection after it, as one matrix per picture, and their residual.
+    """Attention between channels and the 1x1 projection after it, as one matrix per image, and their residual.
 
     The same as ``refusion_edge.network.layers`` followed by a 1x1 convolution P: ``P (A v) = (P A) v``, and
     P A is a C x C matrix, so the H*W long features are multiplied once instead of twice.
@@ -63,12 +63,12 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, pr
     """
     channels = v.shape[-1]
     num_heads = temperature.shape[0]
-    # Sums of squares over a picture need fp32 at least, also where autocast would choose bf16.
+    # Sums of squares over an image need fp32 at least, even where autocast would choose bf16.
     with torch.autocast(v.device.type, enabled=False):
         wide = torch.promote_types(v.dtype, torch.float32)
         queries, keys = q.flatten(1, 2).to(wide), k.flatten(1, 2).to(wide)
         gram, query_squares, key_squares = channel_products(queries, keys)
-        # Clamped below the root: the root of 0, for a channel of a black picture, would have no gradient but NaN.
+        # Clamped below the root: the root of 0, for a channel of a black image, would have no gradient but NaN.
         query_norms = query_squares.clamp(min=NORM_FLOOR**2).sqrt()
         key_norms = key_squares.clamp(min=NORM_FLOOR**2).sqrt()
         row_temperature = temperature.to(wide).expand(num_heads, channels // num_heads, 1).reshape(channels, 1)
@@ -124,7 +124,7 @@ def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.ffn.project_out.weight", (dim, hidden, 1, 1)
 
 
-def initialise(shapes: Mapping[str, Shape], generator: torch.Generator) -> Parameters:
+def initialize(shapes: Mapping[str, Shape], generator: torch.Generator) -> Parameters:
     """Draw parameters as PyTorch's own layers do: convolutions uniform in 1 / sqrt(fan-in), norms at 1 and 0."""
     parameters = {}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""The record of a run: JSON lines always, TensorBoard where it is installed."""
+"""The log of a run: always JSON lines, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """Writes the record of a run; use it as a context manager.
+    """Writes the log of a run; use it as a context manager.
 
     Args:
         folder: Folder of the run; lines are appended to its ``log.jsonl``.
@@ -39,9 +39,9 @@ class RunLog:
         """Append one line, and scalars to TensorBoard.
 
         Args:
-            event: What the line is about: ``start``, ``step``, ``validation``, ``guard``, ``remark``, ``stop``.
+            event: Kind of line: ``start``, ``step``, ``validation``, ``guard``, ``remark``, ``stop``.
             step: Step it belongs to.
-            values: Names to values; numbers that are not finite become null.
+            values: Named values; non-finite numbers become null.
 
         Raises:
             OutputError: The line cannot be written.
@@ -51,7 +51,7 @@ class RunLog:
         }
         line = json.dumps({"event": event, "step": step, **clean}, allow_nan=False)
         try:
-            # Opened for each line, so that a run that is killed leaves whole lines.
+            # Opened for each line, so that a killed run leaves whole lines.
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
@@ -61,11 +61,11 @@ class RunLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
-    def show(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Add pictures to TensorBoard, each (H, W) in [0, 1]; without it, nothing."""
+    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
+        """Add images to TensorBoard, each (H, W) in [0, 1]; does nothing without it."""
         if self._board is not None:
-            for name, picture in pictures.items():
-                self._board.add_image(name, picture.clamp(0, 1), step, dataformats="HW")
+            for name, image in images.items():
+                self._board.add_image(name, image.clamp(0, 1), step, dataformats="HW")
 
 
 def _board(folder: Path) -> Any:

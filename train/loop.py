@@ -1,4 +1,4 @@
-"""The training loop: the one place that owns optimisers, checkpoints and the log."""
+"""The training loop, the sole owner of optimizers, checkpoints and the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.diagnostics import Held, agreement, collapse, diagnose, distances, examples, measure, score_of
-from refusion_edge.train.fusion import fuse
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.log import RunLog
 from refusion_edge.train.losses import LossWeights
@@ -34,19 +33,17 @@ from refusion_edge.train.meta import (
     meta_gradient,
     reconstruction_gradient,
 )
-from refusion_edge.train.optimisers import apply
+from refusion_edge.train.networks import ProposalSettings, fuse, propose, reconstruct
+from refusion_edge.train.optimization import action_at, apply, average_decay, crop_at, gradient_coefficient, learning_factor
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.process import Ranks, StopSignal
-from refusion_edge.train.proposal import ProposalSettings, propose
-from refusion_edge.train.reconstruction import reconstruct
-from refusion_edge.train.schedule import action_at, average_decay, crop_at, gradient_coefficient, learning_factor
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, checkpoint_path, find_checkpoints, save_state
 
 BEST_NAME = "best.safetensors"
 FAILED_NAME = "failed-batch.safetensors"
 
-# Meta-gradients that the agreement is taken over.
+# Number of meta-gradients that the agreement covers.
 _RECENT = 8
 _LOG_EVERY = 10
 # Counter streams of the crops.
@@ -55,16 +52,16 @@ _TRAIN, _TEST = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a training run works with.
+    """Inputs of a training run.
 
     Attributes:
         task: Name of the task.
         settings: Its settings.
         collection: Pairs to train on.
-        held: What it is validated on.
-        folder: Where checkpoints and the log go.
-        ranks: The processes that train together.
-        max_s: Length of the run in seconds of training, or infinity; the schedule follows the time then.
+        held: Data of the validation.
+        folder: Folder of checkpoints and the log.
+        ranks: Processes that train together.
+        max_s: Length of the run in seconds of training, or infinity; if finite, the schedule follows the time.
     """
 
     task: str
@@ -81,9 +78,9 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        step: Steps taken in all.
-        finished: Whether it ran to its end.
-        reason: What stopped it before, or empty.
+        step: Total number of steps taken.
+        finished: Whether the schedule was completed.
+        reason: What stopped it early, or empty.
         checkpoint: Its last checkpoint.
         is_first: Whether this process wrote it.
     """
@@ -96,14 +93,14 @@ class Outcome:
 
 
 def build_networks(settings: Settings) -> Networks:
-    """Make the three networks of a run.
+    """Build the three networks of a run.
 
     Raises:
-        UsageError: bf16 or compilation is asked for without a GPU.
+        UsageError: bf16 or compilation is requested without a GPU.
     """
     machine = settings.machine
     if (machine.bf16 or machine.compile) and not torch.cuda.is_available():
-        raise UsageError("expected a CUDA device for machine.bf16 and machine.compile, got none; set both to false.")
+        raise UsageError("machine.bf16 and machine.compile need a CUDA device, and there is none; set both to false")
     proposal = settings.proposal
     if settings.meta.engine == "off":
         # The control run: P contributes nothing, so it is not evaluated.
@@ -115,24 +112,24 @@ def build_networks(settings: Settings) -> Networks:
 
 
 def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, report: Callable[[float, str], None]) -> Outcome:  # noqa: PLR0912, PLR0915 # one loop, to be read from top to bottom
-    """Train until the end of the schedule or until told to stop; every way out leaves a checkpoint.
+    """Train until the schedule ends or a signal arrives; a checkpoint is left in either case.
 
     Args:
-        run: What to work with.
+        run: Inputs of the run.
         networks: The three networks.
-        state: Where to start; changed in place.
-        log: Record of the run.
-        report: Is given the progress in [0, 1] and the state of the run in a few words.
+        state: State to start from; modified in place.
+        log: Log of the run.
+        report: Called with the progress in [0, 1] and a short description of the state.
 
     Raises:
-        UsageError: The engine is for one rank only, and there are more.
-        TrainingError: A loss or a parameter is not a number any more; the batch is stored beside the checkpoints.
-        BackendError: Another rank is gone.
+        UsageError: The engine supports one rank only, and there are more.
+        TrainingError: A loss or a parameter became NaN or infinite; the batch is stored next to the checkpoints.
+        BackendError: Another rank was lost.
         OutputError: A checkpoint cannot be written; earlier ones stay.
     """
     settings, ranks, device = run.settings, run.ranks, run.ranks.device
     if settings.meta.engine == "double" and ranks.size > 1:
-        raise UsageError(f"expected one rank for meta.engine = double, got {ranks.size}; set meta.engine=exact.")
+        raise UsageError(f"meta.engine = double runs on one rank only, and there are {ranks.size}; set meta.engine=exact")
     counters = state.counters
     draw = partial(
         crop_batch,
@@ -145,7 +142,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
     recent: deque[Tensor] = deque(maxlen=_RECENT)
     already_s, started = counters.elapsed_s, time.monotonic()
     progress, saved = 0.0, -1
-    # The latest of each, so that a line of the log has the last meta cycle whichever step it is written at.
+    # The latest of each, so that every line of the log includes the last meta cycle.
     values: dict[str, float] = {}
 
     def save_checkpoint() -> Path:
@@ -168,7 +165,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 if asked or progress >= 1:
                     break
 
-                # What this step does, and how strongly.
+                # What this step does, and at which rates.
                 step = counters.step
                 action = action_at(settings.meta, step, progress, learning=not counters.frozen)
                 factor = learning_factor(settings.optimiser, step, progress)
@@ -209,15 +206,15 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                     _accumulate(state, outer.gradient)
                     if counters.accumulated == meta.accumulate:
                         mean = {name: tensor / meta.accumulate for name, tensor in state.accumulated.items()}
-                        apply(state.optimisers["proposal"], state.phi, mean, meta.learning_rate * factor)
+                        apply(state.optimizers["proposal"], state.phi, mean, meta.learning_rate * factor)
                         _forget(state)
                 if action.update:
                     rate = settings.optimiser.learning_rate * factor
                     if progress >= settings.optimiser.fusion_frozen:
-                        apply(state.optimisers["fusion"], state.theta, fusion.gradient, rate)
-                    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, rate)
+                        apply(state.optimizers["fusion"], state.theta, fusion.gradient, rate)
+                    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
                     _follow(state, average_decay(settings.optimiser, settings.run, step))
-                # The same on every rank, so none has to be asked. A checkpoint never holds what no run can go on from.
+                # The same on every rank, so no exchange is needed. A checkpoint never holds a state that cannot be resumed.
                 if bad := _not_finite(state):
                     _give_up(run, batch, test, weights, bad, step)
                 counters.step += 1
@@ -232,7 +229,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 if counters.step % settings.checkpoint.every == 0:
                     save_checkpoint()
         except BackendError:
-            # Steps are pure until their updates, so what is in memory is the state after the last whole step.
+            # Steps are pure until their updates, so memory holds the state after the last complete step.
             if ranks.is_first:
                 save_checkpoint()
             raise
@@ -248,7 +245,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
 
 
 def export(run: Run, state: TrainingState, path: Path) -> None:
-    """Write the averaged weights of F as a plain weights file, which every other command takes.
+    """Write the averaged weights of F as a plain weights file, which every other command accepts.
 
     Raises:
         OutputError: It cannot be written.
@@ -270,7 +267,7 @@ def learns(settings: Settings, progress: float) -> bool:
 
 
 def _validate(run: Run, networks: Networks, state: TrainingState, log: RunLog, *, learning: bool) -> None:
-    """Measure, keep the best weights, and freeze P where it has collapsed; the first rank decides for all."""
+    """Measure, keep the best weights, and freeze P if it has collapsed; the first rank decides for all."""
     counters, settings = state.counters, run.settings
     verdict = 0.0
     if run.ranks.is_first:
@@ -314,7 +311,7 @@ def _not_finite(state: TrainingState) -> list[str]:
 
 
 def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, bad: list[str], step: int) -> NoReturn:
-    """Store the batches that broke the run, and stop."""
+    """Store the batches that made the run fail, and raise."""
     path = run.folder / FAILED_NAME
     tensors = {"first": batch.first, "second": batch.second, "w": weights.intensity, "v": weights.gradient}
     if test is not None:
@@ -322,8 +319,8 @@ def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, b
     if run.ranks.is_first:
         write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     raise TrainingError(
-        f"expected finite numbers, got NaN or infinity in {', '.join(bad)} at step {step}; look at the batch in {path} and "
-        "resume from the last checkpoint with a smaller learning rate."
+        f"NaN or infinity in {', '.join(bad)} at step {step}; look at the batch in {path} and resume from the last "
+        "checkpoint with a smaller learning rate"
     )
 
 

@@ -1,32 +1,33 @@
-"""The fusion loss that weights parameterise, and the reconstruction loss that judges them.
+"""The fusion loss, parameterized by weights, and the reconstruction loss that evaluates them.
 
-Planes are (B, 1, H, W) floating in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and say how much source a counts at a
-pixel; source b counts for the rest, which is what a softmax over two maps means.
+Planes are (B, 1, H, W) floating in [0, 1]. Weights are (B, 1, H, W) in [0, 1] and give the share of source a at a pixel;
+source b has the rest, as in a softmax over two maps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED, is_interpreted
-from refusion_edge.train.priors import Logits
-from refusion_edge.train.sobel import gradient_magnitude, sobel
+
+Logits: TypeAlias = tuple[Tensor, Tensor]
+"""Logits of source a for intensity and for gradient, each (B, 1, H, W)."""
 
 GradientTerm = Literal["signed", "magnitude", "signed-max"]
 IntensityTerm = Literal["squared", "absolute"]
-
 LossEngine = Literal["auto", "reference", "triton"]
 """``reference``: the formula in torch operations, which autograd differentiates. ``triton``: kernels with the gradient in
 the same pass and the second order in closed form. ``auto``: the kernels for planes on a CUDA device where Triton is
 installed, else the reference."""
 
 LOSS_ENGINE: LossEngine = "auto"
-"""What ``fusion_loss`` uses where it is not told: the switch for a whole run."""
+"""Default of ``fusion_loss``: the switch for a whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class LossWeights:
         return cls(torch.sigmoid(logits[0]), torch.sigmoid(logits[1]))
 
     def detach(self) -> LossWeights:
-        """The same numbers without their history."""
+        """The same weights, detached from the graph."""
         return LossWeights(self.intensity.detach(), self.gradient.detach())
 
 
@@ -67,17 +68,16 @@ def fusion_loss(
 
     - ``squared``, the paper's: ``mse(w (a - f)) + mse((1 - w) (b - f))``. Its optimum is a weighted mean of the sources
       wherever w is neither 0 nor 1.
-    - ``absolute``: ``mean(w |a - f| + (1 - w) |b - f|)``. Its optimum is the source of larger weight itself, so that
-      textures pass unattenuated; what becomes of a pixel that both terms pull at is settled by c.
+    - ``absolute``: ``mean(w |a - f| + (1 - w) |b - f|)``. Its optimum is the source of larger weight itself, so
+      textures are not attenuated; c settles conflicts between the two terms at a pixel.
 
     L_grad is one of
 
-
-    - ``magnitude``, the paper's: ``mse(v (|grad a| - |grad f|)) + mse((1 - v) (|grad b| - |grad f|))``. It does not
-      see a contrast that is inverted.
+    - ``magnitude``, the paper's: ``mse(v (|grad a| - |grad f|)) + mse((1 - v) (|grad b| - |grad f|))``. It is
+      blind to inverted contrast.
     - ``signed``: ``mean(v |grad a - grad f|_1 + (1 - v) |grad b - grad f|_1)`` on the signed Sobel responses.
-    - ``signed-max``: ``mean |grad s - grad f|_1`` with s the source of larger gradient magnitude at the pixel; what
-      ``signed`` becomes where v is 0 or 1. The weights v have no effect on it.
+    - ``signed-max``: ``mean |grad s - grad f|_1`` with s the source of larger gradient magnitude at the pixel;
+      equals ``signed`` where v is 0 or 1 accordingly. The weights v have no effect on it.
 
     Args:
         fused: Network output f, (B, 1, H, W).
@@ -85,16 +85,16 @@ def fusion_loss(
         b: Source b, same shape.
         weights: Weights w and v of source a.
         gradient_coefficient: Factor c of the gradient term.
-        term: Which gradient term.
-        intensity: Which intensity term.
-        engine: How it is computed; None for ``LOSS_ENGINE``.
+        term: Gradient term.
+        intensity: Intensity term.
+        engine: How to compute it; None for ``LOSS_ENGINE``.
 
     Returns:
         Scalar.
 
     Raises:
         UsageError: There is no such engine.
-        BackendError: The kernels are asked for where they cannot run.
+        BackendError: The kernels are requested where they cannot run.
 
     Source:
         ReFusion's fusion loss (IJCV 2024); the signed gradient term follows TDFusion, with weights added.
@@ -112,11 +112,12 @@ def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
         return "triton" if fused.is_cuda and TRITON_INSTALLED and fused.dtype == torch.float32 else "reference"
     if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or is_interpreted())):
         raise BackendError(
-            f"expected Triton and planes on a CUDA device for the loss kernels, got planes on {fused.device}"
-            f"{'' if TRITON_INSTALLED else ' and no Triton'}; choose the engine reference, or move the run to a GPU."
+            "the loss kernels need Triton and planes on a CUDA device; the planes are on "
+            f"{fused.device}{'' if TRITON_INSTALLED else ' and Triton is not installed'}; choose the engine reference, or "
+            "move the run to a GPU"
         )
     if engine not in ("reference", "triton"):
-        raise UsageError(f"expected a loss engine out of auto, reference, triton, got '{engine}'.")
+        raise UsageError(f"there is no loss engine '{engine}'; choose from auto, reference, triton")
     return engine
 
 
@@ -141,7 +142,7 @@ def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: Gradien
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionLoss:
-    """The two terms of the reconstruction loss, which both have the coefficient 1.
+    """The two terms of the reconstruction loss, both with coefficient 1.
 
     Attributes:
         intensity: Scalar.
@@ -160,8 +161,8 @@ class ReconstructionLoss:
 def reconstruction_loss(reconstructed_a: Tensor, reconstructed_b: Tensor, a: Tensor, b: Tensor) -> ReconstructionLoss:
     """Distance of the reconstructed sources from the sources, the worse of the two at every pixel.
 
-    ``L_r = mean max(|a - a'|, |b - b'|)^2 + mean max(|ga - ga'|, |gb - gb'|)^2`` with g the gradient magnitude: a
-    fused plane that serves one source at the cost of the other is not excused by the mean.
+    ``L_r = mean max(|a - a'|, |b - b'|)^2 + mean max(|ga - ga'|, |gb - gb'|)^2`` with g the gradient magnitude: the
+    maximum penalizes a fused plane that serves one source at the cost of the other, which a mean would not.
 
     Args:
         reconstructed_a: a', (B, 1, H, W).
@@ -177,3 +178,22 @@ def reconstruction_loss(reconstructed_a: Tensor, reconstructed_b: Tensor, a: Ten
     gradient_b = gradient_magnitude(b) - gradient_magnitude(reconstructed_b)
     gradient = torch.maximum(gradient_a.abs(), gradient_b.abs())
     return ReconstructionLoss(intensity.square().mean(), gradient.square().mean())
+
+
+def sobel(x: Tensor) -> Tensor:
+    """Unnormalized 3x3 Sobel responses, zero-padded.
+
+    Args:
+        x: (B, 1, H, W).
+
+    Returns:
+        (B, 2, H, W): horizontal and vertical component, in the precision of ``x`` also under autocast.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        return F.conv2d(x, torch.stack((horizontal, horizontal.T))[:, None], padding=1)
+
+
+def gradient_magnitude(x: Tensor) -> Tensor:
+    """Sum of the two absolute Sobel responses, (B, 1, H, W)."""
+    return sobel(x).abs().sum(dim=1, keepdim=True)

@@ -5,7 +5,7 @@ Three networks take part: F_theta fuses, P_phi proposes the weights of the fusio
 - Inner update: ``theta' = theta - a dL_f(F_theta, w_phi) / dtheta`` on the meta-train batch (``inner_step``).
 - Outer update: phi moves against ``dL_r(R_rho(F_theta')) / dphi`` on the meta-test batch (``meta_gradient``).
 - Fusion and reconstruction update: theta moves against ``dL_f / dtheta`` (``fusion_gradient``), rho against
-  ``dL_r / drho`` on the fused plane as it is (``reconstruction_gradient``).
+  ``dL_r / drho`` on the current fused plane (``reconstruction_gradient``).
 
 The outer gradient does not need a second-order graph. P enters the fusion loss only through weights that do not depend
 on F, so with f = F_theta on meta-train and J its Jacobian in theta
@@ -13,7 +13,7 @@ on F, so with f = F_theta on meta-train and J its Jacobian in theta
     dL_r(theta') / dphi = -a d/dphi < dL_f/df (f, w_phi), J v >,    v = dL_r / dtheta'
 
 where f and J v are constants: J v is one forward-mode product, and only the loss itself is differentiated twice. This
-is the exact gradient, not a first-order approximation; dropping the mixed derivative would leave zero.
+is the exact gradient, not a first-order approximation; without the mixed derivative, nothing would remain.
 
 Source:
     Bai et al., "ReFusion: Learning Image Fusion from Reconstruction with Learnable Loss via Meta-Learning", IJCV 2024.
@@ -48,7 +48,7 @@ definition, by a second-order graph. ``off``: P stays at its prior."""
 Average: TypeAlias = Callable[[Parameters], Parameters]
 """Mean of tensors over all ranks."""
 
-# Step of the central difference in units of the norm of theta; larger steps meet the curvature, smaller ones rounding.
+# Step of the central difference in units of the norm of theta; larger steps suffer from curvature, smaller ones from rounding.
 _DIFFERENCE_STEP = {torch.float32: 1e-4, torch.float64: 1e-6}
 
 
@@ -65,7 +65,7 @@ class Networks:
         fuse: ``(theta, first, second)`` to the fused plane.
         propose: ``(phi, a, b)`` to the weights of [(A, B), (B, A)].
         reconstruct: ``(rho, fused)`` to both sources by modality.
-        fuse_forward_mode: As ``fuse``, able to run under ``torch.func.jvp``, which a compiled function may not be.
+        fuse_forward_mode: As ``fuse``, able to run under ``torch.func.jvp``, which a compiled function may not support.
     """
 
     fuse: Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
@@ -83,8 +83,8 @@ class Batch:
     Attributes:
         first: First input of F, (2B, 1, H, W): A, then B.
         second: Second input of F: B, then A.
-        a: Source a, (2B, 1, H, W), twice the same.
-        b: Source b, twice the same.
+        a: Source a, (2B, 1, H, W), repeated.
+        b: Source b, repeated.
     """
 
     first: Tensor
@@ -103,9 +103,9 @@ class FusionObjective:
     """The fusion loss L_f at one moment of a run.
 
     Attributes:
-        term: Which gradient term.
+        term: Gradient term.
         coefficient: Its factor.
-        intensity: Which intensity term.
+        intensity: Intensity term.
     """
 
     term: GradientTerm
@@ -122,10 +122,10 @@ class MetaRule:
     """How the outer gradient is taken.
 
     Attributes:
-        engine: Out of ``Engine``.
+        engine: One of ``Engine``.
         inner_rate: Step a of the inner update.
-        adapt_reconstruction: Whether R takes an inner step, too, before it judges.
-        centred: Whether the mean of J v over each picture, a plain shift of brightness, is left out. Changes the
+        adapt_reconstruction: Whether R also takes an inner step before it evaluates.
+        centred: Whether the mean of J v over each image, a plain shift of brightness, is left out. Changes the
             objective.
     """
 
@@ -137,10 +137,10 @@ class MetaRule:
 
 @dataclass(frozen=True, slots=True)
 class FusionGradient:
-    """F on a batch, and how theta should move.
+    """F on a batch, and the gradient of theta.
 
     Attributes:
-        fused: Fused planes, (2B, 1, H, W), without history.
+        fused: Fused planes, (2B, 1, H, W), detached.
         loss: L_f, scalar.
         gradient: dL_f / dtheta, mean over all ranks.
     """
@@ -152,7 +152,7 @@ class FusionGradient:
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionGradient:
-    """R on a batch, and how rho should move.
+    """The loss of R on a batch, and the gradient of rho.
 
     Attributes:
         loss: Both terms of L_r.
@@ -165,13 +165,13 @@ class ReconstructionGradient:
 
 @dataclass(frozen=True, slots=True)
 class MetaGradient:
-    """How phi should move.
+    """The gradient of phi.
 
     Attributes:
         loss: L_r on the meta-test batch after the inner update, scalar.
-        gradient: dL_r / dphi divided by the inner rate (a factor that an optimiser which normalises does not need, and
-            without which the numbers keep clear of underflow), mean over all ranks.
-        constant_share: Part of the energy of J v that is one constant per picture, [0, 1].
+        gradient: dL_r / dphi divided by the inner rate (a factor that normalizing optimizers
+            ignore; without it the numbers stay clear of underflow), mean over all ranks.
+        constant_share: Part of the energy of J v that is one constant per image, [0, 1].
     """
 
     loss: Tensor
@@ -187,7 +187,7 @@ def fusion_gradient(
     objective: FusionObjective,
     average: Average = alone,
 ) -> FusionGradient:
-    """Differentiate the fusion loss by theta, the weights being constants."""
+    """Differentiate the fusion loss with respect to theta, with constant weights."""
     leaves = _leaves(theta)
     fused = networks.fuse(leaves, batch.first, batch.second)
     loss = objective(fused, batch, weights.detach())
@@ -197,7 +197,7 @@ def fusion_gradient(
 def reconstruction_gradient(
     networks: Networks, rho: Parameters, fused: Tensor, batch: Batch, average: Average = alone
 ) -> ReconstructionGradient:
-    """Differentiate the reconstruction loss by rho, the fused plane being a constant."""
+    """Differentiate the reconstruction loss with respect to rho, with a constant fused plane."""
     leaves = _leaves(rho)
     loss = reconstruction_loss(*networks.reconstruct(leaves, fused.detach()), batch.a, batch.b)
     gradient = average(_gradient(loss.total, leaves))
@@ -222,7 +222,7 @@ def meta_gradient(
     rule: MetaRule,
     average: Average = alone,
 ) -> MetaGradient:
-    """Differentiate the reconstruction loss after the inner update by phi.
+    """Differentiate the reconstruction loss after the inner update with respect to phi.
 
     Args:
         networks: The three networks.
@@ -235,8 +235,8 @@ def meta_gradient(
         inner: ``fusion_gradient`` of ``train`` with these weights.
         objective: The fusion loss.
         rule: Engine, inner rate and switches.
-        average: Mean over all ranks. Of the inner gradient, v and the outer gradient together it makes several ranks
-            equal to one rank on the joined batch.
+        average: Mean over all ranks. Applied to the inner gradient, v and the outer gradient, it makes several ranks
+            equivalent to one rank on the joint batch.
 
     Raises:
         UsageError: The engine is ``off``, which has no gradient.
@@ -248,7 +248,7 @@ def meta_gradient(
     if rule.engine == "pixel":
         loss, tangent = _pixel_tangent(networks, rho, train, weights, inner, objective, rule)
     elif rule.engine == "off":
-        raise UsageError("expected an engine with a meta-gradient, got 'off'; choose exact.")
+        raise UsageError("the engine 'off' has no meta-gradient; choose exact")
     else:
         ahead = _leaves(inner_step(theta, inner.gradient, rule.inner_rate))
         reconstructed = networks.reconstruct(rho, networks.fuse(ahead, test.first, test.second))
@@ -332,7 +332,7 @@ def _leaves(parameters: Parameters) -> Parameters:
 
 
 def _gradient(loss: Tensor, parameters: Parameters) -> Parameters:
-    # Zeros, not an error, where a parameter has no part: the term signed-max leaves half of P without effect.
+    # Zeros instead of an error for unused parameters: with the term signed-max, half of P has no effect.
     gradients = torch.autograd.grad(loss, tuple(parameters.values()), materialize_grads=True)
     return dict(zip(parameters, gradients, strict=True))
 

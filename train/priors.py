@@ -1,28 +1,24 @@
-"""What the loss should prefer before anything is learned: logits that say how much more source a counts than source b.
+"""Priors of the loss: logits of the preference for source a over source b before anything is learned.
 
-Added to the logits of the loss proposal network they are where its learning starts, and where a control run stays.
+They are added to the logits of the loss proposal network: learning starts from them, and a control run stays at them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.train.sobel import gradient_magnitude
+from refusion_edge.train.losses import Logits, gradient_magnitude
 
-Logits: TypeAlias = tuple[Tensor, Tensor]
-"""Logits of source a for intensity and for gradient, each (B, 1, H, W)."""
-
-# Logits per unit of intensity: nearly a hard choice of the larger one.
+# Logits per unit of intensity: close to a hard choice of the brighter source.
 _INTENSITY_SHARPNESS = 20.0
-# Width of the bell curve of well-exposedness around mid-grey (Mertens et al., 2007).
+# Width of the bell curve of well-exposedness around mid-gray (Mertens et al., 2007).
 _EXPOSURE_SIGMA = 0.2
 _FOCUS_WINDOW = 9
-# Mean gradients in focus and out of it differ by a few hundredths: a small factor would leave texture to an average.
+# Mean gradients in focus and out of it differ by a few hundredths: a small factor would average texture.
 _FOCUS_SHARPNESS = 200.0
 
 
@@ -49,7 +45,7 @@ def focused(a: Tensor, b: Tensor, _sharpness: float) -> Logits:
 
 
 def exposed(a: Tensor, b: Tensor, sharpness: float) -> Logits:
-    """The source closer to mid-grey, the stronger gradient."""
+    """The source closer to mid-gray, the stronger gradient."""
     exposedness = ((b - 0.5).square() - (a - 0.5).square()) / (2 * _EXPOSURE_SIGMA**2)
     return exposedness, stronger(a, b, sharpness)[1]
 

@@ -1,4 +1,4 @@
-"""How long a step takes on this machine, and which crop and batch it should train with."""
+"""Time training steps on this machine, and propose a crop and batch size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refusion_edge.train.meta import (
     meta_gradient,
     reconstruction_gradient,
 )
-from refusion_edge.train.optimisers import apply
+from refusion_edge.train.optimization import apply
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, initial_state
 
@@ -31,13 +31,13 @@ _REPEATS = 2
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Cost of the steps of one shape.
+    """Cost of a step for one crop and batch size.
 
     Attributes:
         crop_px: Side of a crop.
         batch: Pairs per step.
         update_s: Seconds of a step that updates F and R.
-        cycle_s: Seconds of a step that is a meta cycle as well.
+        cycle_s: Seconds of a step that is also a meta cycle.
         peak_mib: Peak memory on a GPU, or None.
     """
 
@@ -48,14 +48,14 @@ class Timing:
     peak_mib: float | None
 
     def run_s(self, settings: Settings) -> float:
-        """Seconds that the steps of a run would take."""
+        """Seconds that the steps of a run take."""
         meta = settings.meta
         cycles = 0.0 if meta.engine == "off" else (1 - meta.warm_up) * (0.5 if meta.phase else 1 / meta.every)
         return settings.run.steps * (self.update_s + cycles * (self.cycle_s - self.update_s))
 
     @property
     def pixels_per_s(self) -> float:
-        """Pixels of the pairs that a second of updates learns from."""
+        """Pixels processed per second of updates."""
         return self.batch * self.crop_px**2 / self.update_s
 
 
@@ -64,8 +64,8 @@ def update_step(networks: Networks, state: TrainingState, batch: Batch, objectiv
     weights = _weights(networks, state, batch)
     fusion = fusion_gradient(networks, state.theta, batch, weights, objective)
     judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch)
-    apply(state.optimisers["fusion"], state.theta, fusion.gradient, 1e-6)
-    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, 1e-6)
+    apply(state.optimizers["fusion"], state.theta, fusion.gradient, 1e-6)
+    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, 1e-6)
 
 
 def cycle_step(
@@ -77,15 +77,15 @@ def cycle_step(
     fusion = fusion_gradient(networks, state.theta, batch, weights, objective)
     outer = meta_gradient(networks, state.theta, phi, state.rho, batch, test, weights, fusion, objective, rule)
     judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch)
-    apply(state.optimisers["proposal"], state.phi, outer.gradient, 1e-6)
-    apply(state.optimisers["fusion"], state.theta, fusion.gradient, 1e-6)
-    apply(state.optimisers["reconstruction"], state.rho, judged.gradient, 1e-6)
+    apply(state.optimizers["proposal"], state.phi, outer.gradient, 1e-6)
+    apply(state.optimizers["fusion"], state.theta, fusion.gradient, 1e-6)
+    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, 1e-6)
 
 
 def probe(
     settings: Settings, networks: Networks, pairs: CropSource, device: torch.device, shapes: Sequence[tuple[int, int]]
 ) -> list[Timing]:
-    """Time steps of several shapes; a shape that does not fit into the GPU's memory is left out.
+    """Time steps of several shapes; shapes that do not fit into GPU memory are left out.
 
     Args:
         settings: Settings of the run.
@@ -98,7 +98,7 @@ def probe(
         Best of two calls after one warm-up call each, on the wall clock, with the device idle at both ends.
 
     Raises:
-        BackendError: No shape fits into the GPU's memory.
+        BackendError: No shape fits into GPU memory.
     """
     objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
     engine = "exact" if settings.meta.engine == "off" else settings.meta.engine
@@ -118,7 +118,7 @@ def probe(
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
         timings.append(Timing(crop_px, batch, update_s, cycle_s, peak))
     if not timings:
-        raise BackendError("expected memory for the smallest of the shapes, got too little; free some or use --device cpu.")
+        raise BackendError("not even the smallest shape fits into the GPU's memory; free some or use --device cpu")
     return timings
 
 
@@ -130,7 +130,7 @@ def shapes_for(device: torch.device, least_side_px: int) -> list[tuple[int, int]
 
 
 def propose_shape(timings: Sequence[Timing], settings: Settings, max_s: float) -> Timing:
-    """The shape that learns from most pixels per second among those whose run fits into the time; else the fastest run.
+    """The shape with most pixels per second whose run fits into the time, or else the one with the fastest run.
 
     Args:
         timings: At least one.

@@ -1,7 +1,7 @@
-"""Several processes, on one machine or on many, that train as one on the joined batch.
+"""The processes of a training run: the ranks that train together, the signals that stop one, and the memory it keeps.
 
-The networks are plain functions of their parameters, so nothing is wrapped: the few gradients that have to agree are
-averaged by hand, in one flat buffer each.
+The networks are plain functions of their parameters, so nothing is wrapped for training on several ranks: the few gradients
+that have to agree are averaged by hand, in one flat buffer each.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ from typing_extensions import Self
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.train.layers import Parameters
 
-# Long enough for a rank that validates or reads a slow disk, short enough that a lost one is noticed.
+# Long enough for a rank that validates or reads from a slow disk, short enough to notice a lost one.
 _TIMEOUT = datetime.timedelta(minutes=5)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Names and numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_NEVER = 2**31 - 1
+_GROWTH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The processes of a run, and which of them this is.
+    """The processes of a run, and the rank of this one.
 
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
-        device: Where its tensors are.
+        device: Device of its tensors.
     """
 
     rank: int = 0
@@ -50,7 +55,7 @@ class Ranks:
         """Mean over all ranks, the same on each.
 
         Raises:
-            BackendError: Another rank is gone.
+            BackendError: Another rank was lost.
         """
         if self.size == 1:
             return tensors
@@ -60,10 +65,10 @@ class Ranks:
         return {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """Largest of each value over all ranks, so that they take the same decisions.
+        """Largest of each value over all ranks, so that all ranks make the same decisions.
 
         Raises:
-            BackendError: Another rank is gone.
+            BackendError: Another rank was lost.
         """
         if self.size == 1:
             return list(values)
@@ -76,32 +81,34 @@ class Ranks:
             distributed.all_reduce(buffer, operation)
         except RuntimeError as error:
             raise BackendError(
-                f"expected all {self.size} ranks to answer, got a lost one (rank {self.rank} noticed: "
-                f"{str(error).splitlines()[0]}); start the run again with --resume."
+                f"lost one of {self.size} ranks (noticed by rank {self.rank}: {str(error).splitlines()[0]}); start the run "
+                "again with --resume"
             ) from error
 
 
 def join_ranks(device: torch.device) -> Ranks:
-    """Join the processes that torchrun started, or stay alone where it did not.
+    """Join the processes started by torchrun, or run alone without it.
 
     NCCL on a GPU, gloo on a CPU.
 
     Raises:
-        UsageError: Some of torchrun's variables are set and some are not.
-        BackendError: The others cannot be reached.
+        UsageError: Only some of torchrun's variables are set.
+        BackendError: The other ranks cannot be reached.
     """
     given = [name for name in _VARIABLES if name in os.environ]
     if "WORLD_SIZE" not in given or os.environ["WORLD_SIZE"] == "1":
         return Ranks(device=device)
     if len(given) < len(_VARIABLES):
-        raise UsageError(f"expected the variables {', '.join(_VARIABLES)}, got {', '.join(given)} only; start with torchrun.")
+        raise UsageError(
+            f"only {', '.join(given)} of torchrun's variables {', '.join(_VARIABLES)} are set; start with torchrun"
+        )
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     except RuntimeError as error:
-        raise BackendError(f"expected all ranks to meet, got '{error}'; check the address and the network.") from error
+        raise BackendError(f"cannot reach all ranks: {error}; check the address and the network") from error
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
 
 
@@ -111,11 +118,8 @@ def leave_ranks(ranks: Ranks) -> None:
         distributed.destroy_process_group()
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 class StopSignal:
-    """Takes note of Ctrl-C and SIGTERM while it is open; a second one interrupts at once.
+    """Records Ctrl-C and SIGTERM while it is open; a second one interrupts immediately.
 
     Attributes:
         received: Name of the signal, or empty.
@@ -142,19 +146,13 @@ class StopSignal:
         self.received = signal.Signals(number).name
 
 
-# Names and numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_NEVER = 2**31 - 1
-_GROWTH_BYTES = 64 << 20
-
-
 def keep_freed_memory() -> bool:
-    """Have the process keep what it frees, for its own next allocations; it stays at its peak until it ends.
+    """Make the process keep freed memory for its own later allocations; it stays at its peak until it ends.
 
-    Changes the whole process, so only a program that owns it should call this.
+    Affects the whole process, so only a program that owns it should call this.
 
     Returns:
-        Whether the C library took the settings: glibc does, others have none.
+        Whether the C library accepted the settings; only glibc has them.
     """
     if sys.platform != "linux":
         return False

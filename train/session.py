@@ -1,4 +1,4 @@
-"""A training session from what was asked for: data, settings, networks and a state, new, resumed or fine-tuned."""
+"""A training session from a request: data, settings, networks, and a new, resumed or fine-tuned state."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from refusion_edge.train.process import Ranks, join_ranks, leave_ranks
 from refusion_edge.train.settings import Settings, resolve
 from refusion_edge.train.state import TrainingCheckpoint, find_checkpoints, initial_state, read_fusion, read_state, restore
 
-# Share of a fine-tuning run in which R learns to read the given F before F moves.
+# Share of a fine-tuning run in which R adapts to the given F before F is trained.
 _FROZEN_WHEN_GIVEN = "optimiser.fusion_frozen=0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for.
+    """The request of a training session.
 
     Attributes:
         task: Name of the task.
         data: Folder with the two folders of the task.
         output: Folder of the run.
-        preset: Preset or TOML file, or None for ``default``, or for that of the run that is resumed.
+        preset: Preset or TOML file, or None for ``default``, or for the preset of the resumed run.
         assignments: ``section.key=value`` on top of it.
         folder_a: Folder of source a below ``data``, if not the task's own name.
         folder_b: The same for source b.
-        exclude: Beginnings of names to leave out.
+        exclude: Prefixes of names to leave out.
         init: Weights of F to start from.
-        resume: Folder of a run, or one of its checkpoints, to go on with.
+        resume: Folder of a run, or one of its checkpoints, to continue from.
         max_minutes: Training time in all sessions, or None for no limit.
         device: ``auto``, ``cpu`` or ``cuda``.
         deterministic: Whether only deterministic algorithms may be used.
@@ -64,12 +64,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """Where a session speaks.
+    """Output channels of a session.
 
     Attributes:
-        remark: Takes a sentence.
-        files: Shows the way through the files.
-        progress: Is given the progress in [0, 1] and the state in a few words.
+        remark: Called with a sentence.
+        files: Wraps the files to show progress.
+        progress: Called with the progress in [0, 1] and a short description of the state.
     """
 
     remark: Callable[[str], None]
@@ -78,21 +78,21 @@ class Console:
 
 
 def run_session(request: Request, console: Console) -> Outcome:
-    """Train as asked.
+    """Run a training session.
 
     Raises:
         UsageError: Options contradict each other, or a setting does not fit.
         InputError: There are no usable pairs.
-        CheckpointError: The run to resume is of another task or configuration, or damaged.
-        BackendError: The device is not there, or another rank is gone.
-        TrainingError: The loss is not a number any more.
+        CheckpointError: The run to resume has another task or configuration, or is damaged.
+        BackendError: The device is not available, or another rank was lost.
+        TrainingError: The loss became NaN or infinite.
         OutputError: A file cannot be written.
     """
     _check(request)
     checkpoint = None if request.resume is None else read_state(request.resume)
     device = choose_device(request.device)
     settings = session_settings(request, checkpoint, device)
-    score_of({}, settings.validation.score)  # a metric that does not exist should not be found out at the first validation
+    score_of({}, settings.validation.score)  # report an unknown metric now, not at the first validation
     networks = build_networks(settings)
     ranks = join_ranks(device)
     if request.deterministic:
@@ -145,23 +145,23 @@ def choose_device(name: str) -> torch.device:
     """Choose where to train.
 
     Raises:
-        BackendError: ``cuda`` is asked for and not there.
+        BackendError: ``cuda`` is requested but not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise BackendError("expected a CUDA device, got none that torch can use; train with --device cpu.")
+        raise BackendError("torch can use no CUDA device; train with --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32; what bf16 autocast leaves in fp32 can bear it
+        torch.set_float32_matmul_precision("high")  # TF32 is accurate enough for what bf16 autocast leaves in fp32
     return torch.device(name)
 
 
 def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, device: torch.device) -> Settings:
-    """Settings as asked for, or those of the run that is resumed.
+    """The requested settings, or those of the resumed run.
 
     Raises:
         UsageError: A setting does not fit.
-        CheckpointError: The run to resume has another task, or other settings than those asked for.
+        CheckpointError: The run to resume has another task, or settings other than those requested.
     """
     given = (_FROZEN_WHEN_GIVEN,) if request.init is not None else ()
     if checkpoint is None:
@@ -170,8 +170,7 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
         )
     if checkpoint.task != request.task:
         raise CheckpointError(
-            f"expected a run for {request.task} in {checkpoint.path}, got one for {checkpoint.task}; "
-            f"add --task {checkpoint.task}."
+            f"{checkpoint.path} is of a run for {checkpoint.task}, not {request.task}; add --task {checkpoint.task}"
         )
     if request.preset is None and not request.assignments:
         return checkpoint.settings
@@ -179,8 +178,8 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
     differences = asked.differences(checkpoint.settings)
     if differences:
         raise CheckpointError(
-            f"expected the settings of the run in {checkpoint.path}, got other ones: {'; '.join(differences)}; leave --preset "
-            "and --set away, or start a new run with --init."
+            f"the settings differ from those of the run in {checkpoint.path}: {'; '.join(differences)}; leave out --preset "
+            "and --set, or start a new run with --init"
         )
     return checkpoint.settings
 
@@ -211,7 +210,7 @@ def _make_folder(path: Path) -> None:
 
 
 class _Silent(RunLog):
-    """Log of the ranks that do not write."""
+    """The log of ranks that do not write one."""
 
     def __init__(self, folder: Path) -> None:
         self._path, self._board = folder, None
@@ -222,13 +221,13 @@ class _Silent(RunLog):
 
 def _check(request: Request) -> None:
     if request.resume is not None and request.init is not None:
-        raise UsageError("expected one of --resume and --init, got both; --init starts a new run from weights.")
+        raise UsageError("--resume continues a run and --init starts a new one from weights; leave one out")
     if request.max_minutes is not None and not request.max_minutes > 0:
-        raise UsageError(f"expected --max-minutes above 0, got {request.max_minutes:g}.")
+        raise UsageError(f"--max-minutes has to be above 0, not {request.max_minutes:g}; choose a longer time")
     if request.resume is None and find_checkpoints(request.output):
         raise UsageError(
-            f"expected an unused folder for the run, got {request.output}, which holds checkpoints; "
-            f"go on with --resume {request.output} or choose another --output."
+            f"{request.output} holds the checkpoints of a run; continue it with --resume {request.output} or choose another "
+            "--output"
         )
 
 

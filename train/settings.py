@@ -1,7 +1,7 @@
-"""Settings of a training run: presets as files, overrides by task, by device and by hand, all checked once.
+"""Settings of a training run: preset files with overrides by task, device and command line, all validated once.
 
-A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]`` holds what a task changes and
-``[cuda.SECTION]`` what a GPU changes. The resolved settings are stored in every checkpoint.
+A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]`` overrides it for a task and
+``[cuda.SECTION]`` for a GPU. The resolved settings are stored in every checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm
 from refusion_edge.train.meta import Engine
-from refusion_edge.train.proposal import ProposalSettings
+from refusion_edge.train.networks import ProposalSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,8 +37,8 @@ class RunSettings:
         batch: Pairs per step and rank; each is fused in both orders.
         crop_px: Side of a crop.
         late_crop_px: Side of a crop in the last part of the run.
-        late_from: Where that part begins, as a share of the run.
-        seed: Seed of initialisation and crops.
+        late_from: Start of that part, as a share of the run.
+        seed: Seed of initialization and crops.
     """
 
     steps: int
@@ -54,9 +54,9 @@ class LossSettings:
     """The fusion loss.
 
     Attributes:
-        intensity: Which intensity term.
-        gradient: Which gradient term.
-        coefficient: Its factor once it has risen.
+        intensity: Intensity term.
+        gradient: Gradient term.
+        coefficient: Its factor after the rise.
         coefficient_start: Share of that factor at the start.
         coefficient_rise: Share of the run over which it rises linearly.
     """
@@ -73,14 +73,14 @@ class MetaSettings:
     """Learning of P.
 
     Attributes:
-        engine: How the meta-gradient is taken; ``off`` for a control run at the prior.
-        every: Every so many updates of F and R, one is a meta cycle as well and shares its crops and its pass of F.
-        phase: If not 0, meta cycles and updates alternate in phases of so many steps instead.
+        engine: How the meta-gradient is computed; ``off`` for a control run at the prior.
+        every: One in this many updates of F and R is also a meta cycle, which shares its crops and its pass of F.
+        phase: If not 0, meta cycles and updates alternate in phases of this many steps instead.
         warm_up: Share of the run before P starts to learn.
         inner_rate: Step of the inner update, times the schedule.
-        adapt_reconstruction: Whether R takes an inner step, too.
+        adapt_reconstruction: Whether R also takes an inner step.
         centred: Whether the brightness shift is left out of J v.
-        accumulate: Meta-gradients that are averaged for one outer update.
+        accumulate: Number of meta-gradients averaged for one outer update.
         optimiser: ``adamw``, or ``max-normalised``: the gradient divided by its largest entry.
         learning_rate: Peak step of the outer update, times the schedule.
         betas: Decays of AdamW.
@@ -102,7 +102,7 @@ class MetaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimiserSettings:
+class OptimizerSettings:
     """Updates of F and R.
 
     Attributes:
@@ -114,8 +114,8 @@ class OptimiserSettings:
         decay_every: Share of the run between two such steps.
         ema: Decay of the moving average of theta, which is what is validated and exported; 0 for none. At most 0.99
             in runs below 1,000 steps.
-        fusion_frozen: Share of the run at its start in which F stays as it is and R learns to read it; for F that
-            was trained before.
+        fusion_frozen: Share of the run at its start in which F is frozen while R adapts to it; for an F that was
+            trained before.
     """
 
     learning_rate: float
@@ -135,10 +135,10 @@ class GuardSettings:
     Attributes:
         slot: Largest difference of the mean weight of source a between both orders.
         swap: Largest mean change of the output when the inputs are swapped.
-        share: Least and largest share of source a in the output.
-        position: Least and largest position between the darker (0) and the brighter (1) source.
-        margin: How much further a diagnostic may go that was beyond its limit before P began to learn, and how far P may
-            move the weights before ``swap``, ``share`` and ``position`` count as its doing.
+        share: Smallest and largest share of source a in the output.
+        position: Smallest and largest position between the darker (0) and the brighter (1) source.
+        margin: How much further a diagnostic may go if it was beyond its limit before P began to learn, and how far P may
+            move the weights before ``swap``, ``share`` and ``position`` are attributed to it.
     """
 
     slot: float
@@ -150,14 +150,14 @@ class GuardSettings:
 
 @dataclass(frozen=True, slots=True)
 class ValidationSettings:
-    """Validation on pairs that are held back.
+    """Validation on held-back pairs.
 
     Attributes:
         every: Steps between two validations.
-        held: Share of the pairs that is held back.
+        held: Share of the pairs to hold back.
         crops: Fixed crops for the diagnostics.
         images: Whole images for the metrics.
-        score: Metrics whose sum, with these factors, decides which weights are the best; ``PSNR-sharp`` is the PSNR
+        score: Metrics whose sum, with these factors, decides which weights are best; ``PSNR-sharp`` is the PSNR
             against the sharp image where defocus is synthetic.
     """
 
@@ -173,8 +173,8 @@ class CheckpointSettings:
     """Checkpoints.
 
     Attributes:
-        every: Steps between two.
-        keep: How many are kept.
+        every: Steps between two checkpoints.
+        keep: Number of checkpoints kept.
     """
 
     every: int
@@ -186,10 +186,10 @@ class DataSettings:
     """Pairs in memory.
 
     Attributes:
-        cache_mib: Memory for decoded luma planes; what does not fit is read again when it is drawn.
-        sharp_scale: Factor by which sharp images are resized before defocus is synthesised.
-        repeat: Beginnings of names, and how many times as often such pairs are drawn, so that a small set is not drowned
-            by a large one.
+        cache_mib: Memory for decoded luma planes; what does not fit is read again when drawn.
+        sharp_scale: Factor by which sharp images are resized before defocus is synthesized.
+        repeat: Prefixes of names, and how many times as often such pairs are drawn, so that a large set does not drown out
+            a small one.
     """
 
     cache_mib: int
@@ -199,10 +199,10 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class MachineSettings:
-    """What only a GPU may do.
+    """Options that need a GPU.
 
     Attributes:
-        bf16: Networks under bf16 autocast; losses, statistics and optimisers stay in float32.
+        bf16: Networks under bf16 autocast; losses, statistics and optimizers stay in float32.
         compile: ``torch.compile`` for F, except under forward-mode differentiation.
     """
 
@@ -218,7 +218,7 @@ class Settings:
     loss: LossSettings
     proposal: ProposalSettings
     meta: MetaSettings
-    optimiser: OptimiserSettings
+    optimiser: OptimizerSettings
     guard: GuardSettings
     validation: ValidationSettings
     checkpoint: CheckpointSettings
@@ -269,24 +269,24 @@ class Settings:
         repeats = {f"data.repeat.{beginning}": times for beginning, times in self.data.repeat.items()}
         crops = {"run.crop_px": run.crop_px, "run.late_crop_px": run.late_crop_px}
         _require(above_zero, lambda value: value > 0, "above 0")
-        _require(at_least_zero, lambda value: value >= 0, "of at least 0")
+        _require(at_least_zero, lambda value: value >= 0, "at least 0")
         _require(shares, lambda value: 0 <= value <= 1, "from 0 to 1")
-        _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "of at least 1")
-        _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "of at most 1")
-        _require(crops, lambda value: value >= _MIN_CROP, f"of at least {_MIN_CROP}")
+        _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "at least 1")
+        _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "at most 1")
+        _require(crops, lambda value: value >= _MIN_CROP, f"at least {_MIN_CROP}")
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
-                "expected float32 for the engine exact-fd, got machine.bf16 = true, which rounds its differences away; "
-                "set machine.bf16=false or meta.engine=exact."
+                "machine.bf16 = true rounds away the differences of the engine exact-fd; set machine.bf16=false or "
+                "meta.engine=exact"
             )
 
     def to_tables(self) -> dict[str, Any]:
-        """Plain tables that ``from_tables`` takes back."""
+        """Plain tables, the inverse of ``from_tables``."""
         return asdict(self)
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any]) -> Settings:
-        """Check plain tables and make settings of them.
+        """Validate plain tables and convert them to settings.
 
         Raises:
             UsageError: A name is unknown or missing, or a value has the wrong type or range.
@@ -295,7 +295,7 @@ class Settings:
         return settings
 
     def differences(self, other: Settings) -> list[str]:
-        """What distinguishes these settings from others, as ``name = value (other value)``."""
+        """Differences from other settings, as ``name = value (other value)``."""
         mine, theirs = dict(_flat(self.to_tables())), dict(_flat(other.to_tables()))
         names = sorted(mine.keys() | theirs.keys())
         return [
@@ -315,7 +315,7 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
         preset: Name of a preset, or path of a TOML file of the same form.
         task: Name of the task.
         device: ``cpu`` or ``cuda``.
-        assignments: ``section.key=value``, the value in TOML's notation; a bare word counts as text.
+        assignments: ``section.key=value``, the value in TOML notation; a bare word counts as text.
 
     Raises:
         UsageError: The preset does not exist or is not TOML, a name is unknown, or a value does not fit.
@@ -329,7 +329,7 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
         name, separator, text = assignment.partition("=")
         section, _, key = name.strip().partition(".")
         if not separator or not key:
-            raise UsageError(f"expected --set section.key=value, got '{assignment}'.")
+            raise UsageError(f"'{assignment}' is not an assignment; write --set section.key=value")
         _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
     return Settings.from_tables(tables)
 
@@ -337,7 +337,7 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
 def _require(values: Mapping[str, float], fits: Callable[[float], bool], expected: str) -> None:
     for name, value in values.items():
         if not fits(value):
-            raise UsageError(f"expected {name} {expected}, got {value}.")
+            raise UsageError(f"{name} has to be {expected}, not {value}; correct it")
 
 
 def _read_preset(preset: str) -> dict[str, Any]:

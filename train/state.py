@@ -1,4 +1,4 @@
-"""Everything that a run has to remember, and the checkpoints that hold it.
+"""The state of a training run, and the checkpoints that hold it.
 
 A checkpoint is one safetensors file: ``fusion.*``, ``fusion_ema.*``, ``proposal.*``, ``proposal_healthy.*``,
 ``reconstruction.*``, ``optim.*``, and in the metadata one JSON document with the settings and the counters. Crops are
@@ -25,11 +25,9 @@ from refusion_edge.arrays import State
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
-from refusion_edge.train.fusion import initial_fusion
 from refusion_edge.train.layers import Parameters
-from refusion_edge.train.optimisers import adamw, outer_optimiser
-from refusion_edge.train.proposal import initial_proposal
-from refusion_edge.train.reconstruction import initial_reconstruction
+from refusion_edge.train.networks import initial_fusion, initial_proposal, initial_reconstruction
+from refusion_edge.train.optimization import adamw, outer_optimizer
 from refusion_edge.train.settings import Settings
 
 _PATTERN = "step-*.safetensors"
@@ -37,14 +35,14 @@ _PATTERN = "step-*.safetensors"
 
 @dataclass(slots=True)
 class Counters:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
         step: Steps taken.
         elapsed_s: Seconds of training in all sessions.
         accumulated: Meta-gradients since the last outer update.
-        frozen: Why P does not learn any more, or empty.
-        reference: Guarded diagnostics when P began to learn, name to distance beyond the limit.
+        frozen: Why P no longer learns, or empty.
+        reference: Distances of the guarded diagnostics beyond their limits when P began to learn.
         best: Largest validation score, or None.
     """
 
@@ -58,17 +56,17 @@ class Counters:
 
 @dataclass(slots=True)
 class TrainingState:
-    """Parameters, optimisers and counters; the training loop changes them in place.
+    """Parameters, optimizers and counters; the training loop modifies them in place.
 
     Attributes:
         theta: Parameters of F.
         average: Their moving average, which is validated and exported.
         phi: Parameters of P.
-        healthy_phi: Those at the last validation that no guard objected to.
+        healthy_phi: phi at the last validation that passed the guards.
         rho: Parameters of R.
         accumulated: Sum of meta-gradients since the last outer update.
-        optimisers: ``fusion``, ``proposal`` and ``reconstruction``.
-        counters: Where the run is.
+        optimizers: ``fusion``, ``proposal`` and ``reconstruction``.
+        counters: Progress of the run.
     """
 
     theta: Parameters
@@ -77,7 +75,7 @@ class TrainingState:
     healthy_phi: Parameters
     rho: Parameters
     accumulated: Parameters
-    optimisers: dict[str, Optimizer]
+    optimizers: dict[str, Optimizer]
     counters: Counters
 
     def groups(self) -> dict[str, Parameters]:
@@ -99,13 +97,13 @@ class TrainingState:
 def initial_state(
     settings: Settings, device: torch.device, theta: Parameters | None = None, dtype: torch.dtype = torch.float32
 ) -> TrainingState:
-    """Start a run.
+    """Initialize a run.
 
     Args:
-        settings: Settings; the seed decides all that is drawn.
-        device: Where the tensors go.
-        theta: Parameters of F to start from, or None for a start from scratch.
-        dtype: Precision of everything.
+        settings: Settings; the seed determines everything random.
+        device: Device of the tensors.
+        theta: Parameters of F to start from, or None to start from scratch.
+        dtype: Precision of all tensors.
     """
     generator = torch.Generator().manual_seed(settings.run.seed)
 
@@ -115,22 +113,22 @@ def initial_state(
     drawn = initial_fusion(generator)
     fusion = place(drawn if theta is None else theta)
     phi, rho = place(initial_proposal(settings.proposal, generator)), place(initial_reconstruction(generator))
-    optimisers = {"fusion": adamw(fusion), "proposal": outer_optimiser(phi, settings.meta), "reconstruction": adamw(rho)}
+    optimizers = {"fusion": adamw(fusion), "proposal": outer_optimizer(phi, settings.meta), "reconstruction": adamw(rho)}
     accumulated = {name: torch.zeros_like(tensor) for name, tensor in phi.items()}
-    return TrainingState(fusion, place(fusion), phi, place(phi), rho, accumulated, optimisers, Counters())
+    return TrainingState(fusion, place(fusion), phi, place(phi), rho, accumulated, optimizers, Counters())
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingCheckpoint:
-    """A checkpoint as it was read.
+    """The contents of a checkpoint.
 
     Attributes:
-        path: Where from.
+        path: Its file.
         task: Name of the task.
         settings: Settings of the run.
-        counters: Where it was.
-        pairs: Names of the pairs that it trained on.
-        tensors: All tensors by their stored name.
+        counters: Progress of the run.
+        pairs: Names of the training pairs.
+        tensors: All tensors by stored name.
     """
 
     path: Path
@@ -142,13 +140,13 @@ class TrainingCheckpoint:
 
 
 def save_state(path: Path, state: TrainingState, *, task: str, settings: Settings, pairs: tuple[str, ...]) -> None:
-    """Write a checkpoint, under its name only once it is complete.
+    """Write a checkpoint; it appears under its name only when complete.
 
     Raises:
-        OutputError: It cannot be written, for example because the disk is full; earlier ones stay as they are.
+        OutputError: It cannot be written, for example because the disk is full; earlier ones are kept.
     """
     tensors = {f"{prefix}.{name}": tensor for prefix, group in state.groups().items() for name, tensor in group.items()}
-    tensors.update(_optimiser_tensors(state))
+    tensors.update(_optimizer_tensors(state))
     about = {
         "schema": TRAINING_SCHEMA,
         "task": task,
@@ -180,7 +178,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """
     found = find_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"expected checkpoints ({_PATTERN}) in {folder}, got none; give the folder of a run.")
+        raise CheckpointError(f"{folder} holds no checkpoints ({_PATTERN}); give the folder of a run")
     return found[-1]
 
 
@@ -191,7 +189,7 @@ def read_state(path: Path) -> TrainingCheckpoint:
         path: A checkpoint, or the folder of a run for its newest one.
 
     Raises:
-        CheckpointError: There is none, or it is damaged or something else.
+        CheckpointError: There is none, or it is damaged or not a checkpoint.
     """
     if path.is_dir():
         path = newest_checkpoint(path)
@@ -218,20 +216,20 @@ def read_state(path: Path) -> TrainingCheckpoint:
 
 
 def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
-    """Put a checkpoint into a state that was made with the same settings.
+    """Load a checkpoint into a state created with the same settings.
 
     Raises:
-        CheckpointError: The two do not fit.
+        CheckpointError: The two do not match.
     """
     tensors = dict(checkpoint.tensors)
     for prefix, group in state.groups().items():
         for name, tensor in group.items():
             stored = tensors.pop(f"{prefix}.{name}", None)
             if stored is None or stored.shape != tensor.shape:
-                got = "nothing" if stored is None else f"the shape {tuple(stored.shape)}"
+                stored_text = "missing" if stored is None else f"of shape {tuple(stored.shape)}"
                 raise CheckpointError(
-                    f"expected {prefix}.{name} of shape {tuple(tensor.shape)} in {checkpoint.path}, got {got}; "
-                    "resume with the settings of the run."
+                    f"{prefix}.{name} in {checkpoint.path} is {stored_text}, but the run needs the shape "
+                    f"{tuple(tensor.shape)}; resume with the settings of the run"
                 )
             tensor.copy_(stored)
     for label, parameters in _optimised(state):
@@ -239,23 +237,23 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
             prefix = f"optim.{label}.{name}."
             entries = {key: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
             if entries:
-                # The counter of AdamW stays on the CPU, where it was made.
-                state.optimisers[label].state[tensor] = {
+                # The step counter of AdamW stays on the CPU.
+                state.optimizers[label].state[tensor] = {
                     key.removeprefix(prefix): value if value.ndim == 0 else value.to(tensor.device)
                     for key, value in entries.items()
                 }
     if tensors:
         raise CheckpointError(
-            f"expected nothing else in {checkpoint.path}, got {next(iter(tensors))}; it is another network's."
+            f"{checkpoint.path} also holds {next(iter(tensors))}, which no network of this run has; give another checkpoint"
         )
     state.counters = checkpoint.counters
 
 
 def read_fusion(path: Path) -> tuple[str | None, Parameters]:
-    """Read parameters of F to start from: a weights file of ours, an official ``.pth``, or a training checkpoint.
+    """Read parameters of F to start from: our weights file, an official ``.pth``, or a training checkpoint.
 
     Returns:
-        Name of the task, if the file says, and theta (the moving average of a training checkpoint).
+        Name of the task, if the file states it, and theta (the moving average of a training checkpoint).
 
     Raises:
         CheckpointError: It is none of these.
@@ -279,10 +277,10 @@ def _optimised(state: TrainingState) -> Iterator[tuple[str, Parameters]]:
     yield from (("fusion", state.theta), ("proposal", state.phi), ("reconstruction", state.rho))
 
 
-def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
+def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
     return {
         f"optim.{label}.{name}.{key}": value
         for label, parameters in _optimised(state)
         for name, tensor in parameters.items()
-        for key, value in state.optimisers[label].state.get(tensor, {}).items()
+        for key, value in state.optimizers[label].state.get(tensor, {}).items()
     }

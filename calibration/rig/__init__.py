@@ -1,1 +1,1 @@
-"""Finding the alignment of two cameras from pairs of images."""
+"""The geometric alignment of the two cameras, and the offset between their clocks, measured from images."""

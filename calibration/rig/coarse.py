@@ -1,4 +1,4 @@
-"""Exhaustive search for the shift, rotation and scale that lay one picture on another, on small copies."""
+"""Exhaustive search, on small copies, for the shift, rotation and scale that map one image onto another."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from refusion_edge.rig.warp import warp_points
 _SIDE_PX = 160
 _ROTATION_STEP_DEG = 2.0
 _SCALE_STEP = 1.045
-# Overlaps below this part of the largest are not believed: few pixels agree by chance.
+# Overlaps below this part of the largest are ignored: a few pixels can agree by chance.
 _LEAST_OVERLAP = 0.25
-# Candidates that move the picture's outline by less than this part of its long side from one another are one.
+# Candidates whose image outlines differ by less than this part of the long side count as one.
 _DISTINCT = 0.04
 
 
 @dataclass(frozen=True, slots=True)
 class SearchRange:
-    """Where to look.
+    """Range of the search.
 
     Attributes:
         shift: Largest shift as a part of the width and height.
-        rotation_deg: Largest rotation, both ways.
-        scale: Smallest and largest scale of the moving picture against the nominal one, which is the ratio of the widths.
+        rotation_deg: Largest rotation in either direction.
+        scale: Smallest and largest scale of the moving image relative to the nominal one, the ratio of the widths.
     """
 
     shift: float = 0.2
@@ -41,11 +41,11 @@ class SearchRange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One place where the pictures agree.
+    """An alignment at which the images agree.
 
     Attributes:
-        homography: Point of the base to point of the moving picture.
-        agreement: Normalised correlation of the gradient structure, at most 1.
+        homography: Point of the base to point of the moving image.
+        agreement: Normalized correlation of the gradient structure, at most 1.
     """
 
     homography: Matrix
@@ -53,15 +53,15 @@ class Candidate:
 
 
 def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[Candidate]:
-    """Find where gradient structures agree best.
+    """Find the alignments at which the gradient structures agree best.
 
-    For each rotation and scale all shifts at once: correlation through the Fourier transform, normalised by the energy
-    that both fields have in the overlap.
+    For each rotation and scale, all shifts are tried at once: correlation through the Fourier transform, normalized by the
+    energy of both fields in the overlap.
 
     Args:
-        base: Base picture.
-        moving: Moving picture.
-        within: Where to look.
+        base: Base image.
+        moving: Moving image.
+        within: Range of the search.
         count: Number of candidates.
 
     Returns:
@@ -83,7 +83,7 @@ def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[
         turned, turned_mask = gradient_structure(warped(moving, pose @ up, (width, height)))
         other = _complex(turned)
         product = np.fft.ifft2(field_hat * np.fft.fft2(other, shape)).real
-        # Both are real, so that one transform gives the two.
+        # Both are real, so one transform computes the two.
         energies = np.fft.ifft2(
             energy_hat * np.fft.fft2(_real(turned_mask), shape) + 1j * mask_hat * np.fft.fft2(np.abs(other) ** 2, shape)
         )
@@ -97,17 +97,17 @@ def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[
 
 
 def _poses(base: Scene, moving: Scene, within: SearchRange) -> Iterator[Matrix]:
-    """Homographies that turn and scale about the centres of both pictures."""
+    """Homographies that rotate and scale about the centers of both images."""
     nominal = moving.size_wh[0] / base.size_wh[0]
     turns = 2 * math.ceil(within.rotation_deg / _ROTATION_STEP_DEG) + 1
     low, high = within.scale
     scales = max(1, math.ceil(math.log(high / low) / math.log(_SCALE_STEP))) + 1
-    centre, target = ((np.array(scene.size_wh) - 1) / 2 for scene in (base, moving))
+    center, target = ((np.array(scene.size_wh) - 1) / 2 for scene in (base, moving))
     for angle in np.deg2rad(np.linspace(-within.rotation_deg, within.rotation_deg, turns)):
         for scale in np.geomspace(low, high, scales) * nominal:
             pose = np.eye(3)
             pose[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            pose[:2, 2] = target - pose[:2, :2] @ centre
+            pose[:2, 2] = target - pose[:2, :2] @ center
             yield pose
 
 

@@ -1,8 +1,8 @@
-"""Fine alignment by the enhanced correlation coefficient (ECC), with the error that follows from the data.
+"""Fine alignment by the enhanced correlation coefficient (ECC), with an error estimated from the data.
 
-OpenCV has ECC for one channel, without a similarity and, in most releases that we support, with a mask for one picture
-only. Fields of gradient structure have two channels, both pictures have borders, and a similarity is what a few common
-edges can determine; so the iteration is written out here. ``tests/calibration/rig/test_ecc.py`` compares it with OpenCV's.
+OpenCV implements ECC for one channel, without a similarity and, in most supported releases, with a mask for one image
+only. Fields of gradient structure have two channels, both images have borders, and a few common edges determine no more
+than a similarity, so the iteration is implemented here. ``tests/calibration/rig/test_ecc.py`` compares it with OpenCV's.
 
 Source:
     Evangelidis and Psarakis, Parametric image alignment using enhanced correlation coefficient maximization, PAMI 2008,
@@ -26,22 +26,22 @@ _MOST_STEPS = 15
 _CONVERGED_PX = 0.02
 _LONGEST_STEP_PX = 3.0
 _SHORTEST_FRACTION = 0.1
-# A correlation below this says nothing; it bounds the length of a step.
+# Lower correlations are meaningless; this bounds the length of a step.
 _LEAST_CORRELATION = 0.08
 _RIDGE = 1e-6
-# Blocks of at least this many pixels, and at most this many across the picture, count as independent.
+# Blocks of at least this many pixels, and at most this many across the image, count as independent.
 _BLOCK_PX, _BLOCKS = 32, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """A warp that maximises the correlation.
+    """A warp that maximizes the correlation.
 
     Attributes:
         homography: Point of the base field to point of the other field, (3, 3).
-        correlation: Normalised correlation in the overlap, at most 1.
+        correlation: Normalized correlation in the overlap, at most 1.
         overlap: Part of the base field that the other one covers.
-        covariance: Covariance of the last step's parameters, (K, K), from how much blocks of the picture disagree.
+        covariance: Covariance of the last step's parameters, (K, K), from the disagreement between blocks of the image.
         size_wh: Size of the base field.
     """
 
@@ -60,18 +60,18 @@ class Fit:
 def fit(
     base: Float32Array, base_mask: Mask, other: Float32Array, other_mask: Mask, *, model: Model, start: Matrix | None = None
 ) -> Fit | None:
-    """Maximise the correlation of two fields over a warp of the second.
+    """Maximize the correlation of two fields over a warp of the second.
 
     Args:
         base: (H, W, C) float32; with the mask applied it should have a mean of about 0.
         base_mask: (H, W), True where ``base`` is known.
         other: (H', W', C).
         other_mask: (H', W').
-        model: What the warp may do.
-        start: Homography to start from; none moves nothing.
+        model: Motion model of the warp.
+        start: Homography to start from; the identity if None.
 
     Returns:
-        The best warp met, or None where the fields have too little in common to take one step.
+        The best warp found, or None if the fields have too little in common for a single step.
     """
     height, width = base_mask.shape
     count = MODELS[model]
@@ -86,7 +86,7 @@ def fit(
         if overlay is None or np.count_nonzero(overlay.mask) < 8 * count:
             break
         if best is not None and overlay.correlation < best.overlay.correlation:
-            # Too far: back, and a shorter way in the same direction.
+            # Too far: step back, and take a shorter step in the same direction.
             fraction /= 2
             if fraction < _SHORTEST_FRACTION:
                 break
@@ -105,7 +105,7 @@ def fit(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Overlay:
-    """Both fields where both are known, (C, H, W), and sums of their products."""
+    """Both fields where both are known, (C, H, W), and the sums of their products."""
 
     f: Float32Array
     g: Float32Array
@@ -130,7 +130,7 @@ class _Step:
 
 
 def _overlay(base: Float32Array, base_mask: Mask, other: Float32Array, other_mask: Mask, homography: Matrix) -> _Overlay | None:
-    """Look the other field up; None where one of them is 0 all over what they share."""
+    """Sample the other field; None if either is 0 throughout the overlap."""
     count, height, width = base.shape
     flags = cv2.WARP_INVERSE_MAP
     looked_up = cv2.warpPerspective(other, homography, (width, height), flags=flags | cv2.INTER_LINEAR)
@@ -169,7 +169,7 @@ def _step(overlay: _Overlay, homography: Matrix, basis: Float32Array) -> _Step:
 
 
 def _block_sums(scores: Float32Array) -> Numbers:
-    """Sums over blocks of the picture: (B, K) from (K, H, W)."""
+    """Sums over blocks of the image: (B, K) from (K, H, W)."""
     _, height, width = scores.shape
     block = max(_BLOCK_PX, max(height, width) // _BLOCKS)
     rows, columns = (np.arange(0, max(side - block // 2, 1), block) for side in (height, width))
@@ -178,7 +178,7 @@ def _block_sums(scores: Float32Array) -> Numbers:
 
 
 def _scatter(scores: Numbers) -> Numbers:
-    """Covariance of the sum of independent block scores, with the usual correction for few blocks."""
+    """Covariance of the sum of independent block scores, with the usual small-sample correction."""
     used = np.count_nonzero(np.abs(scores).sum(axis=1))
     freedom = max(used - scores.shape[1] / 2, 1.0)
     scatter: Numbers = scores.T @ scores * (used / freedom)

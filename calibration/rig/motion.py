@@ -1,6 +1,6 @@
-"""Motion models: what a warp between two views may do, and how far two warps are apart.
+"""Motion models of the warp between two views, and the distance between two warps.
 
-Points are (x, y) in pixels. Parameters are displacements in pixels at one half of the long side from the centre, so that
+Points are (x, y) in pixels. Parameters are displacements in pixels at half the long side from the center, so that
 all of them have one size and one meaning.
 """
 
@@ -29,7 +29,7 @@ def basis_at(x: NDArray[np.float64], y: NDArray[np.float64], size_wh: tuple[int,
     Args:
         x: Horizontal coordinates, any shape.
         y: Vertical coordinates, same shape.
-        size_wh: Size of the picture.
+        size_wh: Size of the image.
         count: Number of parameters, K.
 
     Returns:
@@ -49,34 +49,34 @@ def motion_matrix(parameters: Numbers, size_wh: tuple[int, int]) -> Matrix:
 
     Args:
         parameters: (K,).
-        size_wh: Size of the picture.
+        size_wh: Size of the image.
     """
     width, height = size_wh
     radius = max(size_wh) / 2
-    normalise = np.array([[1 / radius, 0, -(width - 1) / 2 / radius], [0, 1 / radius, -(height - 1) / 2 / radius], [0, 0, 1]])
+    normalize = np.array([[1 / radius, 0, -(width - 1) / 2 / radius], [0, 1 / radius, -(height - 1) / 2 / radius], [0, 0, 1]])
     p = np.zeros(8)
     p[: len(parameters)] = parameters / radius
     motion = np.array([[1 + p[2] + p[4], p[5] - p[3], p[0]], [p[3] + p[5], 1 + p[2] - p[4], p[1]], [-p[6], -p[7], 1]])
-    composed: Matrix = np.linalg.inv(normalise) @ motion @ normalise
+    composed: Matrix = np.linalg.inv(normalize) @ motion @ normalize
     return composed
 
 
 def spread_px(covariance: Numbers, size_wh: tuple[int, int]) -> float:
-    """RMS over a picture of the standard error of the displacement, from the covariance (K, K) of the parameters."""
+    """RMS over an image of the standard error of the displacement, given the covariance (K, K) of the parameters."""
     points = grid(size_wh)
     basis = basis_at(points[:, 0], points[:, 1], size_wh, len(covariance))
     return float(np.sqrt(np.einsum("ckn,kl,cln->n", basis, covariance, basis).mean()))
 
 
 def distance_px(one: Matrix, other: Matrix, size_wh: tuple[int, int]) -> float:
-    """RMS over a picture of the distance between where two homographies take its points, in pixels of their target."""
+    """RMS over an image of the distance between the points two homographies map to, in pixels of their target."""
     points = grid(size_wh)
     apart = warp_points(one, points) - warp_points(other, points)
     return float(np.sqrt((apart**2).sum(axis=1).mean()))
 
 
 def grid(size_wh: tuple[int, int]) -> Numbers:
-    """Evenly spread points of a picture, (225, 2), the corners among them."""
+    """Evenly spaced points of an image, (225, 2), including the corners."""
     x, y = np.meshgrid(*(np.linspace(0, side - 1, _GRID) for side in size_wh))
     return np.column_stack((x.ravel(), y.ravel()))
 

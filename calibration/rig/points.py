@@ -1,4 +1,4 @@
-"""Alignment from points that both views show: picked by hand, or the corners of a checkerboard."""
+"""Alignment from points visible in both views: picked by hand, or the corners of a checkerboard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from refusion_edge.rig.warp import warp_points
 
 COLUMNS = ("ir_x", "ir_y", "vis_x", "vis_y")
 
-# Points have to span at least this part of the base view: outside their hull nothing holds the homography.
+# Points have to span at least this part of the base view: outside their hull the homography is unconstrained.
 _LEAST_COVERAGE = 0.05
-# A point this many times the typical distance off, and by this many pixels, was picked wrongly.
+# A point off by this multiple of the typical distance, and by this many pixels, was picked wrongly.
 _STRAY, _STRAY_PX = 5.0, 5.0
 
 
@@ -45,8 +45,8 @@ class PointAlignment:
 
     Attributes:
         homography: Point of the base view to point of the moving view, (3, 3).
-        error_px: RMS over the base view of the standard error, or None if no point was left over to measure it with.
-        left_out_px: RMS of the distance of each point from the homography through the others, or None likewise.
+        error_px: RMS over the base view of the standard error, or None if there was no point to spare to measure it.
+        left_out_px: RMS distance of each point from the homography through the others, or None as above.
         coverage: Part of the base view inside the hull of the points.
         count: Number of points.
     """
@@ -65,7 +65,7 @@ def read_points(path: Path) -> PointPairs:
         path: CSV file with the columns ``ir_x, ir_y, vis_x, vis_y`` in pixels; further columns are ignored.
 
     Raises:
-        InputError: The file is missing, lacks a column, or holds something that is not a finite number.
+        InputError: The file is missing, lacks a column, or holds a value that is not a finite number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -98,7 +98,7 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
         base: (N, 2) as (x, y) in the base view.
         moving: (N, 2), the same points in the moving view.
         size_wh: Size of the base view.
-        model: What the warp may do.
+        model: Motion model of the warp.
 
     Raises:
         AlignmentError: There are too few points, they lie on a line or in one corner, or one of them is far off.
@@ -106,14 +106,15 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     least = MODELS[model] // 2
     if len(base) < least:
         raise AlignmentError(
-            f"expected at least {least} points for a {model}, got {len(base)}; pick more or use --model similarity."
+            f"{len(base)} points are too few for the model {model}, which needs at least {least}; pick more or use --model "
+            "similarity"
         )
     homography = _through(base, moving, model)
     coverage = float(cv2.contourArea(cv2.convexHull(base.astype(np.float32)))) / (size_wh[0] * size_wh[1])
     if model != "similarity" and coverage < _LEAST_COVERAGE:
         raise AlignmentError(
-            f"expected points over at least {100 * _LEAST_COVERAGE:.0f} % of the view, got {100 * coverage:.1f} % inside their "
-            "hull; pick points near all corners, not on one line."
+            f"the points cover only {100 * coverage:.1f} % of the view, and at least {100 * _LEAST_COVERAGE:.0f} % are "
+            "needed; pick points near all corners, not along one line"
         )
     if len(base) == least:
         return PointAlignment(homography, None, None, coverage, len(base))
@@ -121,8 +122,8 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     worst = int(np.argmax(distances))
     if distances[worst] > max(_STRAY_PX, _STRAY * float(np.median(distances))) or not np.isfinite(distances).all():
         raise AlignmentError(
-            f"expected points that fit one {model}, got point {worst + 1} at {distances[worst]:.1f} px from where the others "
-            "put it; correct or remove it (objects at different distances do not fit together)."
+            f"point {worst + 1} is {distances[worst]:.1f} px away from where the {model} of the others puts it; correct or "
+            "remove it (objects at different distances do not fit together)"
         )
     back = warp_points(_inverse(homography), moving) - base
     freedom = 2 * len(base) - MODELS[model]
@@ -134,19 +135,19 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
 
 
 def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointPairs:
-    """Find the inner corners of a checkerboard that both pictures show.
+    """Find the inner corners of a checkerboard visible in both images.
 
-    The board may be inverted in the infrared picture. Of the two ways round that corners can be numbered, the one with the
-    smaller rotation between the views is taken.
+    The board may be inverted in the infrared image. Of the two ways to number the corners, the one with the smaller
+    rotation between the views is taken.
 
     Args:
-        ir: Infrared picture, (H, W) or (H, W, 3); uint8, uint16 or float32.
-        vis: Visible picture, the same.
+        ir: Infrared image, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        vis: Visible image, the same.
         board: Inner corners across and down.
 
     Raises:
-        AlignmentError: A picture does not show the board.
-        InputError: A picture holds NaN or infinities.
+        AlignmentError: An image does not show the board.
+        InputError: An image holds NaN or infinities.
     """
     corners_ir = _corners("ir", ir, board, sensor=True)
     corners_vis = _corners("vis", vis, board, sensor=False)
@@ -155,8 +156,8 @@ def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointP
     return PointPairs(corners_ir, corners_vis)
 
 
-def _corners(name: str, picture: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
-    luma = split(to_display_range(picture, sensor=sensor))[0]
+def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
+    luma = split(to_display_range(image, sensor=sensor))[0]
     low, high = float(luma.min()), float(luma.max())
     grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
     for shown in (grey, 255 - grey):
@@ -165,8 +166,8 @@ def _corners(name: str, picture: Array, board: tuple[int, int], *, sensor: bool)
         if found:
             return np.asarray(corners, np.float64).reshape(-1, 2)
     raise AlignmentError(
-        f"expected a checkerboard with {board[0]}x{board[1]} inner corners in the {name} picture, got none that was found; "
-        "show all of it, warm it for the infrared camera, and count the corners between the squares."
+        f"no checkerboard with {board[0]}x{board[1]} inner corners found in the {name} image; show all of it, warm it for "
+        "the infrared camera, and count the corners between the squares"
     )
 
 
@@ -183,8 +184,8 @@ def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
         matrix = None if found is None else np.asarray(found, np.float64)
     else:
         # Linear in its parameters: x' = p0 + p2 x - p3 y + ..., exactly solvable.
-        centre, count = base.mean(axis=0), MODELS[model]
-        x, y = (base - centre).T
+        center, count = base.mean(axis=0), MODELS[model]
+        x, y = (base - center).T
         one, none = np.ones_like(x), np.zeros_like(x)
         columns = [(one, none), (none, one), (x, y), (-y, x), (x, -y), (y, x)][:count]
         system = np.stack([np.concatenate(pair) for pair in columns], axis=1)
@@ -194,9 +195,9 @@ def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
         linear = np.array([[p[2] + p[4], p[5] - p[3]], [p[3] + p[5], p[2] - p[4]]])
         if rank == count:
             matrix = np.eye(3)
-            matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ centre
+            matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ center
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise AlignmentError(f"expected points that determine a {model}, got some on one line or one spot; pick others.")
+        raise AlignmentError(f"the points do not determine the model {model}: some lie on one line or in one spot; pick others")
     scaled: Matrix = matrix / matrix[2, 2]
     return scaled
 

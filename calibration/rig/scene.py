@@ -1,6 +1,6 @@
-"""Alignment from the scene alone, with evidence: two measures, two halves and no second place that is as good.
+"""Alignment from the scene alone, accepted only with evidence: two measures and two halves agree, and no rival fits as well.
 
-The search is in ``coarse``, the fine alignment in ``ecc``; here is what both have to show before a result is believed.
+The search is in ``coarse``, the fine alignment in ``ecc``; this module decides when to trust their result.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from refusion_edge.calibration.rig.structure import Mask, Scene, edge_strength, 
 from refusion_edge.errors import AlignmentError
 from refusion_edge.rig.model import Matrix
 
-# Larger pictures are scaled down to this long side; alignment is then still finer than a pixel of the larger one's noise.
+# Larger images are scaled down to this long side, which still aligns them to within the noise of a full-scale pixel.
 _SIDE_PX = 640
 _CANDIDATES = 3
 # Scales of the fine alignment, and the blur in pixels that widens its reach.
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
 _LAST, _BY_STRENGTH = ((1.0, 1.0),), ((0.5, 0.0),)
-# A fit is repeated from where it ended until it moves the picture by less than this, at most so often.
+# A fit is repeated from its result until it moves the image by less than this, up to this many times.
 _SETTLED_PX, _MOST_ROUNDS = 0.05, 5
 # Other starts are so far beside the first one; results that correlate by less than this part of the best are no rivals of it.
 _BESIDE_PX, _AS_GOOD = 6.0, 0.97
-# A fit does not change areas by more than this.
+# A fit does not change areas by more than this factor.
 _LARGEST_ZOOM = 2.0
-# Results closer than this are one place.
+# Results closer than this count as one.
 _SAME_PLACE_PX = 8.0
-# A homography replaces the similarity where it moves the picture by more than this many of its own standard errors and by
-# more than this many pixels, and where both halves of the picture give the same homography up to this.
+# A homography replaces the similarity where it moves the image by more than this many of its own standard errors and by
+# more than this many pixels, and where both halves of the image give the same homography up to this.
 _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
 # benchmarks/alignment.py. Halves and measures disagree where a scene is deep, too; what tells a wrong place from a right one
@@ -42,20 +42,20 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 _LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
 _MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
 _MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
-_CHECKS = 6  # blocks across the picture in the two halves, which lie like the squares of a checkerboard
+_CHECKS = 6  # blocks across the image in the two halves, which lie like the squares of a checkerboard
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What speaks for an alignment; distances are RMS over the base view in its pixels.
+    """Evidence for an alignment; distances are RMS over the base view, in its pixels.
 
     Attributes:
         correlation: Correlation of the gradient structures, at most 1.
         rival: Correlation times root of the overlap of the best other place over that of this one, at half scale; 0 if there
             is none.
         overlap: Part of the base view that the moving one covers.
-        standard_error_px: Standard error of the fit, from how much blocks of the picture disagree.
-        halves_px: Distance between the alignments of two interleaved halves of the picture.
+        standard_error_px: Standard error of the fit, from the disagreement between blocks of the image.
+        halves_px: Distance between the alignments of two interleaved halves of the image.
         measures_px: Distance between the alignment by direction of edges and the one by their strength.
         starts_px: Largest distance at half scale between the best of five starts, which this one is from, and those that
             correlate nearly as well.
@@ -83,13 +83,13 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SceneAlignment:
-    """Where the scene says that the views lie on one another.
+    """An alignment found from the scene.
 
     Attributes:
         homography: Point of the base view to point of the moving view, (3, 3).
         model: Motion model.
-        evidence: What speaks for it.
-        doubts: Reasons not to believe it; none if it is good enough.
+        evidence: Evidence for it.
+        doubts: Reasons not to trust it; empty if it is good enough.
     """
 
     homography: Matrix
@@ -110,38 +110,38 @@ def align_scene(
     """Find the homography between two views of one scene.
 
     Args:
-        base: Picture of the base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
-        moving: Picture of the moving view, the same.
-        sensor_base: Whether 16-bit or float grey of ``base`` is raw sensor data.
+        base: Image of the base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
+        moving: Image of the moving view, in the same formats.
+        sensor_base: Whether 16-bit or float gray of ``base`` is raw sensor data.
         sensor_moving: Whether that of ``moving`` is.
-        model: What the warp may do; None for a similarity, and a homography where the scene clearly asks for one.
-        within: Where to look.
+        model: Motion model of the warp; None for a similarity, or a homography where the scene clearly requires one.
+        within: Range of the search.
 
     Returns:
         The best alignment found, with its doubts; see ``require_evidence``.
 
     Raises:
-        AlignmentError: The pictures have so little structure that nothing could be tried.
-        InputError: A picture holds NaN or infinities.
+        AlignmentError: The images have too little structure to try.
+        InputError: An image holds NaN or infinities.
     """
     whole, target = to_scene(base, sensor=sensor_base), to_scene(moving, sensor=sensor_moving)
     small, up_base = scaled(whole, _SIDE_PX / max(whole.size_wh))
     small_target, up_moving = scaled(target, _SIDE_PX / max(target.size_wh))
     for name, scene in (("base", small), ("moving", small_target)):
         if not np.ptp(scene.luma[scene.mask] if scene.mask.any() else scene.luma[:1, :1]) > 0:
-            raise AlignmentError(f"expected a scene in the {name} picture, got one grey value; point the cameras at a scene.")
+            raise AlignmentError(f"the {name} image has one gray level in every pixel; point the cameras at a scene")
     found = _places(small, small_target, within or SearchRange())
     if not found:
         raise AlignmentError(
-            "expected edges that both pictures show, got too few to try an alignment; choose a scene with buildings, poles "
-            "or people, or use align points."
+            "the two images share too few edges to try an alignment; choose a scene with buildings, poles or people, or "
+            "use align points"
         )
     place = found[0]
     start, starts_px = _best_of_starts(small, small_target, place.homography)
     choice = _choose_model(small, small_target, start, model)
     refined = refine(small, small_target, choice.homography, choice.model, levels=_LAST)
     if refined is None:
-        raise AlignmentError("expected views that overlap, got too little in common; point both cameras at the same scene.")
+        raise AlignmentError("the two views hardly overlap; point both cameras at the same scene")
     homography, last = refined
     zoom = float(up_base[0, 0])
     evidence = Evidence(
@@ -160,15 +160,15 @@ def align_scene(
 
 
 def require_evidence(alignment: SceneAlignment) -> None:
-    """Make sure that an alignment can be believed.
+    """Check that an alignment can be trusted.
 
     Raises:
-        AlignmentError: It cannot; names every reason.
+        AlignmentError: It cannot be; names every reason.
     """
     if alignment.doubts:
         raise AlignmentError(
-            f"expected enough evidence for an alignment, got {', and '.join(alignment.doubts)}; choose a scene with more edges "
-            "that both cameras see, or use align points or align checkerboard."
+            f"too little evidence for an alignment: {', and '.join(alignment.doubts)}; choose a scene with more edges that "
+            "both cameras see, or use align points or align checkerboard"
         )
 
 
@@ -181,18 +181,18 @@ def refine(
     levels: tuple[tuple[float, float], ...] = _LEVELS,
     strength: bool = False,
 ) -> tuple[Matrix, Fit] | None:
-    """Improve a homography from coarse to fine.
+    """Refine a homography from coarse to fine.
 
     Args:
-        base: Base picture.
-        moving: Moving picture.
-        homography: Point of the base to point of the moving picture, to start from.
-        model: What each step may do.
-        levels: Scale of the base picture, and blur of the fields in pixels, of each step.
-        strength: Whether to go by the strength of edges instead of their direction.
+        base: Base image.
+        moving: Moving image.
+        homography: Point of the base to point of the moving image, to start from.
+        model: Motion model of each step.
+        levels: Scale of the base image, and blur of the fields in pixels, of each step.
+        strength: Whether to use the strength of edges instead of their direction.
 
     Returns:
-        The homography and the last fit, whose numbers are in pixels of the last level; None where nothing could be fitted.
+        The homography and the last fit, whose numbers are in pixels of the last level; None if nothing could be fitted.
     """
     last: Fit | None = None
     for factor, blur_px in levels:
@@ -210,7 +210,7 @@ def refine(
 
 
 def _is_view(motion: Matrix) -> bool:
-    """Tell whether a correction is one between two cameras, and not a collapse, a mirror or a blow-up."""
+    """Tell whether a correction is plausible between two cameras: no collapse, mirror image or blow-up."""
     return bool(np.isfinite(motion).all()) and 1 / _LARGEST_ZOOM < np.linalg.det(motion[:2, :2]) < _LARGEST_ZOOM
 
 
@@ -231,14 +231,14 @@ def _fields(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Place:
-    """A place and what speaks for it: correlation times the root of the overlap, as small overlaps agree by chance."""
+    """An alignment and its score: correlation times the root of the overlap, as small overlaps agree by chance."""
 
     homography: Matrix
     weight: float
 
 
 def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
-    """Distinct places that the candidates of the search lead to, best first."""
+    """Distinct alignments that the candidates of the search converge to, best first."""
     places: list[_Place] = []
 
     def is_known(homography: Matrix) -> bool:
@@ -246,7 +246,7 @@ def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
 
     for candidate in search(base, moving, within, _CANDIDATES):
         near = refine(base, moving, candidate.homography, "similarity", levels=_LEVELS[:1])
-        # A coarse fit comes from farther away, and may leave a place that was right.
+        # A coarse fit has a longer reach and may leave an alignment that was right.
         for start in (candidate.homography, *(() if near is None else near[:1])):
             refined = None if is_known(start) else refine(base, moving, start, "similarity", levels=_LEVELS[1:])
             if refined is not None and not is_known(refined[0]):
@@ -256,7 +256,7 @@ def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Choice:
-    """A motion model, the homography that it gave at half scale, and how far halves and a richer model are from it."""
+    """A motion model, its homography at half scale, and the distances of the halves and of a richer model from it."""
 
     model: Model
     homography: Matrix
@@ -265,7 +265,7 @@ class _Choice:
 
 
 def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model | None) -> _Choice:
-    """The asked-for model, or the simplest that the scene does not refute."""
+    """The requested model, or the simplest one that the scene does not refute."""
     if model == "similarity":
         return _Choice(model, homography, _halves_px(base, moving, homography, model))
     richer: Model = "homography" if model is None else model
@@ -273,14 +273,14 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
     if better is None and model is None:
         return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"))
     if better is None:
-        raise AlignmentError(f"expected edges that determine a {richer}, got too few; use --model similarity or align points.")
+        raise AlignmentError(f"too few edges to determine the model {richer}; use --model similarity or align points")
     halves_px = _halves_px(base, moving, better[0], richer)
     if model is not None:
         return _Choice(richer, better[0], halves_px)
     moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _LEVELS[1][0]
     if moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX:
         return _Choice(richer, better[0], halves_px)
-    # What its halves cannot agree on says nothing against the similarity.
+    # What its halves disagree on is no evidence against the similarity.
     beyond_px = math.sqrt(max(0.0, moved_px**2 - halves_px**2))
     return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"), beyond_px)
 
@@ -301,7 +301,7 @@ def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> 
 
 
 def _measures_px(base: Scene, moving: Scene, homography: Matrix) -> float:
-    """Distance to the alignment by strength of edges, in pixels of the base."""
+    """Distance to the alignment by edge strength, in pixels of the base."""
     found = refine(base, moving, homography, "similarity", levels=_BY_STRENGTH, strength=True)
     return float("inf") if found is None else apart_px(homography, found[0], base.size_wh)
 
@@ -323,12 +323,12 @@ def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Mat
 
 
 def _doubts(evidence: Evidence, zoom: float) -> tuple[str, ...]:
-    """Every reason not to believe the alignment; distances count in pixels of the picture that was aligned."""
+    """Every reason not to trust the alignment; distances are in pixels of the image that was aligned."""
     found = {
         f"edges that correlate only by {evidence.correlation:.2f}": evidence.correlation < _LEAST_CORRELATION,
         f"an overlap of only {100 * evidence.overlap:.0f} % of the view": evidence.overlap < _LEAST_OVERLAP,
-        "another place that fits nearly as well": evidence.rival > _MOST_RIVAL,
-        f"two halves of the picture that disagree by {evidence.halves_px:.1f} px": evidence.halves_px > _MOST_HALVES_PX * zoom,
+        "another alignment that fits nearly as well": evidence.rival > _MOST_RIVAL,
+        f"two halves of the image that disagree by {evidence.halves_px:.1f} px": evidence.halves_px > _MOST_HALVES_PX * zoom,
         f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px": (
             evidence.measures_px > _MOST_MEASURES_PX * zoom
         ),

@@ -1,4 +1,4 @@
-"""Alignment from a calibration of both cameras, as OpenCV's stereo calibration writes it."""
+"""Alignment from a stereo calibration of both cameras in OpenCV's format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refusion_edge.calibration.rig.motion import Numbers
 from refusion_edge.errors import InputError
 from refusion_edge.rig.model import Lens, LensModel, Matrix, ParallaxModel, RigAlignment, RigSource, SourceName, to_rows
 
-# Names under which programs store what stereoCalibrate returns, the samples of OpenCV first.
+# Names under which programs store the results of stereoCalibrate, those of OpenCV's samples first.
 _NAMES = {
     "matrix of camera 1": ("M1", "K1", "cameraMatrix1", "camera_matrix_1", "camera_matrix1"),
     "distortion of camera 1": ("D1", "distCoeffs1", "dist_coeffs_1", "distortion_coefficients_1", "distCoeffs_1"),
@@ -23,7 +23,7 @@ _NAMES = {
     "translation": ("T", "translation"),
 }
 _ERROR_NAMES = ("rms", "reprojection_error", "avg_reprojection_error", "stereo_reprojection_error")
-# Nobody mounts two cameras farther apart than this on one rig; a larger number is in another unit.
+# No rig has its cameras farther apart than this; a larger number is in another unit.
 _LARGEST_BASELINE_M = 3.0
 
 
@@ -34,7 +34,7 @@ class StereoCalibration:
     Attributes:
         lenses: Lens of camera 1 and of camera 2.
         rotation: R, (3, 3).
-        translation_m: T in metres, (3,).
+        translation_m: T in meters, (3,).
         error_px: Reprojection error as stated by the file, or None.
     """
 
@@ -49,11 +49,11 @@ def read_calibration(paths: list[Path], *, model: LensModel = "pinhole", unit_m:
 
     Args:
         paths: One or more files of ``cv2.FileStorage`` (YAML, XML or JSON) that hold M1, D1, M2, D2, R and T between them.
-        model: Lens model that was calibrated.
-        unit_m: Length of the unit of T in metres; the one in which the squares of the board were measured.
+        model: Lens model of the calibration.
+        unit_m: Unit of T in meters: the unit in which the squares of the board were measured.
 
     Raises:
-        InputError: A file cannot be read, a matrix is missing or cannot be, or the baseline cannot be in this unit.
+        InputError: A file cannot be read, a matrix is missing or invalid, or the baseline is impossible in this unit.
     """
     stores = [_open(path) for path in paths]
     where = ", ".join(map(str, paths))
@@ -65,20 +65,20 @@ def read_calibration(paths: list[Path], *, model: LensModel = "pinhole", unit_m:
             store.release()
     missing = [f"{what} ({_NAMES[what][0]})" for what, matrix in found.items() if matrix is None]
     if missing:
-        raise InputError(f"expected a stereo calibration in {where}, got no {', '.join(missing)}; add the file that holds it.")
+        raise InputError(f"the stereo calibration in {where} lacks {', '.join(missing)}; add the file that holds it")
     known = {what: matrix for what, matrix in found.items() if matrix is not None}
     rotation, translation = known["rotation"], known["translation"].ravel() * unit_m
     if rotation.size == 3:
         rotation = np.asarray(cv2.Rodrigues(rotation.reshape(3, 1))[0], np.float64)
     if rotation.shape != (3, 3) or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-        raise InputError(f"expected R of {where} as a rotation, got {rotation.tolist()}; calibrate again.")
+        raise InputError(f"R in {where} is not a rotation: {rotation.tolist()}; calibrate again")
     if translation.shape != (3,) or not np.isfinite(translation).all():
-        raise InputError(f"expected T of {where} as three finite numbers, got {translation.tolist()}; calibrate again.")
+        raise InputError(f"T in {where} is not three finite numbers: {translation.tolist()}; calibrate again")
     baseline_m = float(np.linalg.norm(translation))
     if baseline_m > _LARGEST_BASELINE_M:
         raise InputError(
-            f"expected cameras at most {_LARGEST_BASELINE_M:g} m apart, got {baseline_m:g} m in {where}; T is probably in "
-            "millimetres, add --unit mm."
+            f"{where} puts the cameras {baseline_m:g} m apart, more than {_LARGEST_BASELINE_M:g} m; T is probably in "
+            "millimeters, add --unit mm"
         )
     lenses = tuple(_lens(known[f"matrix of camera {n}"], known[f"distortion of camera {n}"], model, where) for n in (1, 2))
     return StereoCalibration((lenses[0], lenses[1]), rotation, translation, error)
@@ -101,11 +101,11 @@ def align_calibration(
         calibration: Both cameras.
         sizes_wh: Frame sizes of camera 1 and camera 2.
         distances_m: Working distances, ``inf`` for far away.
-        first: Which source camera 1 is.
-        base: Source whose view the fused picture has.
+        first: Source that is camera 1.
+        base: Source whose view the fused image has.
 
     Returns:
-        Sources by name, alignments ordered by distance, and what the parallax follows from.
+        Sources by name, alignments ordered by distance, and the model of the parallax.
     """
     second: SourceName = "vis" if first == "ir" else "ir"
     sources = {
@@ -121,7 +121,9 @@ def align_calibration(
         homography = of_moving.matrix @ plane @ np.linalg.inv(of_base.matrix)
         stated = calibration.error_px is not None
         method = (
-            "reprojection error stated by the calibration file" if stated else "not measured: the calibration file states none"
+            "reprojection error stated by the calibration file"
+            if stated
+            else "not measured: the calibration file states no error"
         )
         alignments.append(RigAlignment(distance_m, to_rows(homography), calibration.error_px, method))
     parallax = ParallaxModel(of_base.focal_px[0], float(np.linalg.norm(translation)))
@@ -173,7 +175,7 @@ def _number(stores: list[cv2.FileStorage], name: str) -> float | None:
 def _lens(matrix: Numbers, distortion: Numbers, model: LensModel, where: str) -> Lens:
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or matrix[2, 2] != 1:
         raise InputError(
-            f"expected camera matrices of 3x3 with a last element of 1 in {where}, got {matrix.tolist()}; calibrate again."
+            f"{where} holds a camera matrix that is not 3x3 with a last element of 1: {matrix.tolist()}; calibrate again"
         )
     return Lens(
         model,

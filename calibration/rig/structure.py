@@ -1,7 +1,7 @@
-"""What an infrared and a visible picture have in common: the direction of their edges, not their brightness.
+"""The structure shared by an infrared and a visible image: the direction of their edges, not their brightness.
 
-Belongs here: pictures to fields of gradient structure, masks of what a picture really shows, and scaling of both. The
-search for a warp is in ``coarse`` and ``ecc``.
+Belongs here: fields of gradient structure, masks of valid image content, and scaling of both. The search for a warp is in
+``coarse`` and ``ecc``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from refusion_edge.rig.model import Matrix
 
 Mask = NDArray[np.bool_]
 
-# Border of a warped or letter-boxed picture: one value, connected to the edge, at least this part of all pixels.
+# Border of a warped or letterboxed image: a single value, connected to the edge, at least this part of all pixels.
 _LEAST_BORDER = 0.002
-# Pixels beside the border of what is seen that gradients and filters spoil.
+# Pixels next to the border of the content that gradients and filters spoil.
 _MARGIN_PX = 3
 _SMOOTHING_PX = 1.2
-# Structures up to about this size are brought to one contrast.
+# Structures up to about this size are normalized to uniform contrast.
 _LOCAL_PX = 15.0
 _LOCAL_FLOOR = 0.03
 # Edges count half at this multiple of the median gradient.
@@ -33,11 +33,11 @@ _LOG_OFFSET = 8.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A picture to align.
+    """An image prepared for alignment.
 
     Attributes:
         luma: (H, W) float32, [0, 255].
-        mask: (H, W), True where the picture shows something.
+        mask: (H, W), True where the image has content.
     """
 
     luma: Float32Array
@@ -49,29 +49,29 @@ class Scene:
         return self.luma.shape[1], self.luma.shape[0]
 
 
-def to_scene(picture: Array, *, sensor: bool) -> Scene:
-    """Prepare a picture for alignment.
+def to_scene(image: Array, *, sensor: bool) -> Scene:
+    """Prepare an image for alignment.
 
     Args:
-        picture: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
-        sensor: Whether 16-bit or float grey is raw sensor data, see ``to_display_range``.
+        image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
+        sensor: Whether 16-bit or float gray is raw sensor data, see ``to_display_range``.
 
     Raises:
         InputError: See ``to_display_range``.
     """
-    luma = split(to_display_range(picture, sensor=sensor))[0] * np.float32(255)
-    return Scene(luma, shown_part(picture if picture.ndim == 2 else picture.max(axis=2)))
+    luma = split(to_display_range(image, sensor=sensor))[0] * np.float32(255)
+    return Scene(luma, shown_part(image if image.ndim == 2 else image.max(axis=2)))
 
 
 def scaled(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
-    """Scale a picture down.
+    """Scale an image down.
 
     Args:
-        scene: Picture.
+        scene: Image.
         factor: At most 1; sides are rounded.
 
     Returns:
-        The smaller picture, and the matrix that takes its points to those of ``scene``, (3, 3).
+        The smaller image, and the matrix that maps its points to those of ``scene``, (3, 3).
     """
     width, height = scene.size_wh
     if factor >= 1:
@@ -80,20 +80,20 @@ def scaled(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
     luma = cv2.resize(scene.luma, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     mask = cv2.resize(scene.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
     step_x, step_y = width / size[0], height / size[1]
-    # The centre of a large pixel is the mean of the centres of those it was made of.
+    # The center of a large pixel is the mean of the centers of its constituents.
     up = np.array([[step_x, 0, (step_x - 1) / 2], [0, step_y, (step_y - 1) / 2], [0, 0, 1]])
     return Scene(luma, mask), up
 
 
 def warped(scene: Scene, homography: Matrix, size_wh: tuple[int, int]) -> Scene:
-    """Look a picture up through a homography.
+    """Warp an image by a homography.
 
     Args:
-        scene: Picture.
+        scene: Image.
         homography: Point of the result to point of ``scene``.
         size_wh: Width and height of the result.
     """
-    # Where the result is coarser than the picture, blur first.
+    # If the result is coarser than the image, blur first.
     step = float(np.sqrt(abs(np.linalg.det(homography[:2, :2]))))
     luma = cv2.GaussianBlur(scene.luma, (0, 0), 0.5 * step) if step > 1.2 else scene.luma
     flags = cv2.WARP_INVERSE_MAP
@@ -103,21 +103,21 @@ def warped(scene: Scene, homography: Matrix, size_wh: tuple[int, int]) -> Scene:
 
 
 def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
-    """Direction of edges as a field that does not change when contrast is reversed.
+    """Direction of edges as a field that is invariant to reversed contrast.
 
-    The logarithm of the picture is brought to one local contrast, then its gradient g, as a complex number, to
-    ``g^2 / |g|^2 * |g|^2 / (|g|^2 + c^2)``: the doubled angle, so that bright-to-dark and dark-to-bright are one, with a
-    length that tells an edge from noise.
+    The logarithm of the image is normalized to uniform local contrast; its gradient g, as a complex number, then becomes
+    ``g^2 / |g|^2 * |g|^2 / (|g|^2 + c^2)``: the doubled angle, which makes bright-to-dark and dark-to-bright equal, with a
+    length that separates edges from noise.
 
     Args:
-        scene: Picture.
+        scene: Image.
 
     Returns:
-        (H, W, 2) float32 of length at most 1, 0 where nothing is known, and the mask of where it is known.
+        (H, W, 2) float32 of length at most 1, 0 where it is unknown, and the mask of where it is known.
     """
     logarithm = np.log(scene.luma + _LOG_OFFSET).astype(np.float32)
     known = scene.mask.astype(np.float32)
-    # Means over what is known only, so that a black border does not reach in.
+    # Means over known pixels only, so that a black border does not bleed in.
     weight = np.maximum(cv2.GaussianBlur(known, (0, 0), _LOCAL_PX), 1e-3)
     mean = cv2.GaussianBlur(logarithm * known, (0, 0), _LOCAL_PX) / weight
     variance = cv2.GaussianBlur((logarithm - mean) ** 2 * known, (0, 0), _LOCAL_PX) / weight
@@ -131,33 +131,33 @@ def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
 
 
 def edge_strength(structure: Float32Array, mask: Mask) -> Float32Array:
-    """Strength of edges without their direction, around its mean: (H, W, 1) from (H, W, 2)."""
+    """Strength of edges without their direction, minus its mean: (H, W, 1) from (H, W, 2)."""
     strength = np.linalg.norm(structure, axis=2)
     centred: Float32Array = ((strength - strength[mask].mean()) * mask).astype(np.float32)[..., None]
     return centred
 
 
 def shrunk(mask: Mask, margin_px: int) -> Mask:
-    """Take a margin off what a mask shows; beyond the edge of the picture nothing is shown."""
+    """Erode a mask by a margin; beyond the edge of the image it counts as empty."""
     kernel = np.ones((2 * margin_px + 1, 2 * margin_px + 1), np.uint8)
     eroded = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return eroded > 0
 
 
-def shown_part(grey: Array) -> Mask:
-    """Tell what a picture shows: all but borders of one value at its corners, as warps and letter boxes leave them.
+def shown_part(gray: Array) -> Mask:
+    """Mask of image content: everything but borders of a single value at the corners, as left by warps and letterboxes.
 
     Args:
-        grey: (H, W), any dtype.
+        gray: (H, W), any dtype.
 
     Returns:
-        (H, W), True where there is a picture.
+        (H, W), True where there is an image.
     """
-    shown = np.ones(grey.shape, np.bool_)
-    for value in {grey[0, 0].item(), grey[0, -1].item(), grey[-1, 0].item(), grey[-1, -1].item()}:
-        _, labels, stats, _ = cv2.connectedComponentsWithStats((grey == value).astype(np.uint8), connectivity=4)
+    shown = np.ones(gray.shape, np.bool_)
+    for value in {gray[0, 0].item(), gray[0, -1].item(), gray[-1, 0].item(), gray[-1, -1].item()}:
+        _, labels, stats, _ = cv2.connectedComponentsWithStats((gray == value).astype(np.uint8), connectivity=4)
         corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
         for label in corners:
-            if stats[label, cv2.CC_STAT_AREA] >= _LEAST_BORDER * grey.size:
+            if stats[label, cv2.CC_STAT_AREA] >= _LEAST_BORDER * gray.size:
                 shown &= labels != label
     return shown

@@ -1,8 +1,8 @@
-"""The constant offset between the clocks of two cameras, from the motion that both see.
+"""The constant offset between the clocks of two cameras, from motion that both see.
 
-Infrared and visible pictures look different, but what moves, moves in both at one moment. How much the picture changes is
-measured in coarse cells, so that something that crosses the view at an even speed tells a time, too, and the two views need
-not lie on one another closely.
+Infrared and visible frames look different, but motion appears in both at the same moment. Change is measured in coarse
+cells, so that even an object crossing the view at constant speed marks a time, and the two views need not be aligned
+closely.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _MS, _SECOND = 1e6, 1e9
 _FEWEST_SAMPLES, _SHORTEST_S = 24, 3.0
 # Steps of the common grid within one period of the faster camera.
 _STEPS = 8
-# Intervals longer than this many periods hold a drop-out: how much changed in them says nothing.
+# Intervals longer than this many periods contain a dropout; the change in them is meaningless.
 _LONGEST_INTERVAL = 1.6
-# A peak is where the correlation stays above this part of its top; another place above it is a rival.
+# A peak is where the correlation stays above this part of its maximum; another lag above it is a rival.
 _LEAST_CORRELATION, _MOST_RIVAL = 0.3, 0.8
 _BLOCKS = 8
-# Of the faster camera's period: known less well, an offset does not help pairing.
+# In periods of the faster camera: a less precise offset does not help pairing.
 _MOST_ERROR_PERIODS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class TimeOffset:
-    """An offset that was measured.
+    """A measured offset.
 
     Attributes:
-        offset_ms: What has to be added to time stamps of ir so that they agree with those of vis.
-        error_ms: Its standard error, from how much parts of the time disagree.
-        correlation: Correlation of the motion in both pictures at this offset, at most 1.
+        offset_ms: Added to the time stamps of ir, makes them agree with those of vis.
+        error_ms: Its standard error, from the disagreement between parts of the recording.
+        correlation: Correlation of the motion in both cameras at this offset, at most 1.
         duration_s: Time over which both cameras were compared.
     """
 
@@ -51,22 +51,22 @@ class TimeOffset:
 
 
 class MotionTrack:
-    """Small copies of the frames of one camera, and when they were taken. One instance, one thread."""
+    """Small copies of the frames of one camera, with their times. Not thread-safe."""
 
     def __init__(self) -> None:
         self._times_ns: list[int] = []
         self._thumbnails: list[Float32Array] = []
 
-    def add(self, picture: Array, time_ns: int) -> None:
+    def add(self, frame: Array, time_ns: int) -> None:
         """Keep a frame.
 
-        A frame that repeats the one before (a closed shutter), and one whose time does not advance, is left out.
+        A frame that repeats the previous one (a closed shutter) or whose time does not advance is left out.
 
         Args:
-            picture: View of the camera, (H, W) or (H, W, 3); uint8, uint16 or float32.
+            frame: View of the camera, (H, W) or (H, W, 3); uint8, uint16 or float32.
             time_ns: When it was taken.
         """
-        plane = picture if picture.ndim == 2 else picture[..., 1]
+        plane = frame if frame.ndim == 2 else frame[..., 1]
         small = cv2.resize(plane, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA).astype(np.float32)
         if self._times_ns and (time_ns <= self._times_ns[-1] or np.array_equal(small, self._thumbnails[-1])):
             return
@@ -79,13 +79,13 @@ class MotionTrack:
         return float(np.median(np.diff(self._times_ns))) if len(self._times_ns) > 1 else 0.0
 
     def activity(self, interval_ns: float) -> tuple[Numbers, Numbers]:
-        """How much the picture changed in each cell over about an interval.
+        """Change in each cell over about one interval.
 
         Args:
             interval_ns: Interval; the nearest whole number of frames is taken.
 
         Returns:
-            Middles of the intervals in nanoseconds, (N,), and the square root of the mean change, (N, 48).
+            Centers of the intervals in nanoseconds, (N,), and the square root of the mean change, (N, 48).
         """
         times, step = np.array(self._times_ns, np.float64), max(1, round(interval_ns / self.period_ns))
         stack = np.stack(self._thumbnails)
@@ -95,7 +95,7 @@ class MotionTrack:
         rows, columns = _CELLS
         width, height = _THUMBNAIL_WH
         blocks = changes.reshape(len(changes), rows, height // rows, columns, width // columns)
-        # The root, as one flash of the whole picture should not outweigh everything else.
+        # The root, so that one flash of the whole frame does not outweigh everything else.
         means = np.sqrt(blocks.mean(axis=(2, 4))).reshape(len(changes), -1)
         return ((times[step:] + times[:-step]) / 2)[steady], means.astype(np.float64)
 
@@ -109,34 +109,32 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     Args:
         ir: Frames of the infrared camera.
         vis: Frames of the visible camera over the same time.
-        most_ms: Largest offset that is looked for, both ways.
+        most_ms: Largest offset searched for, in either direction.
 
     Raises:
-        AlignmentError: There is too little time, or no motion that tells the offset; says which.
+        AlignmentError: The recording is too short, or its motion does not determine the offset; says which.
     """
     tracks = {"ir": ir, "vis": vis}
     for name, track in tracks.items():
         if len(track) < _FEWEST_SAMPLES:
             raise AlignmentError(
-                f"expected at least {_FEWEST_SAMPLES} different frames of {name}, got {len(track)}; record for longer, and see "
-                "that the camera delivers new pictures."
+                f"{name} has only {len(track)} different frames, and at least {_FEWEST_SAMPLES} are needed; record for "
+                "longer, and check that the camera delivers new frames"
             )
     slow_ns, fast_ns = (choose(track.period_ns for track in tracks.values()) for choose in (max, min))
     step_ns = fast_ns / _STEPS
-    # Both over the interval of the slower camera, so that both see the same motion with the same blur in time.
+    # Both over the interval of the slower camera, so that both have the same temporal blur.
     series = [track.activity(slow_ns) for track in (ir, vis)]
     first, last = (choose(times[end] for times, _ in series) for choose, end in ((max, 0), (min, -1)))
     if last - first < _SHORTEST_S * _SECOND:
         raise AlignmentError(
-            f"expected at least {_SHORTEST_S:g} s in which both cameras deliver, got {max(0.0, last - first) / _SECOND:.1f} s; "
-            "record both at the same time, for longer."
+            f"both cameras deliver at the same time for only {max(0.0, last - first) / _SECOND:.1f} s, and at least "
+            f"{_SHORTEST_S:g} s are needed; record both together, for longer"
         )
     grid = np.arange(first, last, step_ns)
     ir_plane, vis_plane = (_on_grid(times, values, grid) for times, values in series)
     if min(ir_plane.std(), vis_plane.std()) <= 0:
-        raise AlignmentError(
-            "expected motion that both cameras see, got none; let somebody walk through the view or wave a hand."
-        )
+        raise AlignmentError("no motion that both cameras see; have somebody walk through the view or wave a hand")
     most = min(math.ceil(most_ms * _MS / step_ns), len(grid) // 3)
     everywhere = np.ones(len(grid), np.bool_)
     curve = _correlation(ir_plane, vis_plane, everywhere, most)
@@ -144,18 +142,16 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     correlation = float(curve[best])
     if correlation < _LEAST_CORRELATION:
         raise AlignmentError(
-            f"expected motion that both cameras see, got a correlation of only {correlation:.2f}; let somebody walk through "
-            "the view or wave a hand."
+            f"the motion that the two cameras see correlates by only {correlation:.2f}; have somebody walk through the view "
+            "or wave a hand"
         )
     if not _is_one_peak(curve >= _MOST_RIVAL * correlation):
         raise AlignmentError(
-            "expected motion that happens once, got motion that repeats or is even, so that several offsets fit; let somebody "
-            "walk through the view, stop, and turn."
+            "the motion repeats or is even, so that several offsets fit; have somebody walk through the view, stop, and turn"
         )
     if best in (0, 2 * most):
         raise AlignmentError(
-            f"expected an offset within {most * step_ns / _MS:.0f} ms, got one beyond it; look for a larger one, or check the "
-            "clocks."
+            f"the offset is larger than {most * step_ns / _MS:.0f} ms; search for a larger one, or check the clocks"
         )
     offset_ns = (_refined(curve, best) - most) * step_ns
     parts = [
@@ -167,27 +163,27 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     error_ns = math.hypot(error_ns, step_ns / math.sqrt(12))
     if error_ns > _MOST_ERROR_PERIODS * fast_ns:
         raise AlignmentError(
-            f"expected an offset known to {_MOST_ERROR_PERIODS * fast_ns / _MS:.1f} ms, got {offset_ns / _MS:.1f} ms that "
-            f"may be off by {error_ns / _MS:.1f} ms; record more motion."
+            f"the offset of {offset_ns / _MS:.1f} ms may be off by {error_ns / _MS:.1f} ms, more than "
+            f"{_MOST_ERROR_PERIODS * fast_ns / _MS:.1f} ms; record more motion"
         )
     return TimeOffset(offset_ns / _MS, error_ns / _MS, correlation, float(last - first) / _SECOND)
 
 
 def _is_one_peak(high: NDArray[np.bool_]) -> bool:
-    """Whether the high lags are neighbours and end before the last one, at one side at least."""
+    """Whether the lags of high correlation are adjacent, and end before the last lag on at least one side."""
     changes = np.flatnonzero(np.diff(high.astype(np.int8)))
     return 1 <= len(changes) <= 2 - int(high[0] or high[-1])
 
 
 def _on_grid(times: Numbers, values: Numbers, grid: Numbers) -> Numbers:
-    """Interpolate to the grid and take the mean of each cell out, (C, T)."""
+    """Interpolate to the grid and subtract the mean of each cell, (C, T)."""
     plane = np.stack([np.interp(grid, times, cell) for cell in values.T])
     centred: Numbers = plane - plane.mean(axis=1, keepdims=True)
     return centred
 
 
 def _correlation(ir: Numbers, vis: Numbers, kept: NDArray[np.bool_], most: int) -> Numbers:
-    """Normalised correlation of ir at a time with vis at that time plus a lag, (2 * most + 1,), over the kept times of ir."""
+    """Normalized correlation of ir at a time with vis at that time plus a lag, (2 * most + 1,), over the kept times of ir."""
     count = ir.shape[1]
     size = cv2.getOptimalDFTSize(count + most)
     lags = np.arange(-most, most + 1)
@@ -204,7 +200,7 @@ def _correlation(ir: Numbers, vis: Numbers, kept: NDArray[np.bool_], most: int) 
 
 
 def _refined(curve: Numbers, best: int) -> float:
-    """Place of a maximum between the points: the parabola through its neighbours at half a period of the faster camera."""
+    """Position of a maximum between the points: the parabola through its neighbors at half a period of the faster camera."""
     reach = min(_STEPS // 2, best, len(curve) - 1 - best)
     if reach == 0:
         return float(best)

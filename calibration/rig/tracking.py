@@ -1,7 +1,7 @@
 """Bounded online refinement: small corrections of a rig while it runs, from the frames themselves.
 
-Mounts warm up, bend and get bumped. A correction is only believed with the evidence that ``align auto`` asks for, moves
-slowly, and never leaves its bounds around the alignment of the rig. It is off unless asked for.
+Mounts warm up, bend and get bumped. A correction needs the evidence that ``align auto`` requires, moves slowly, and never
+leaves its bounds around the alignment of the rig. It is off by default.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Bounds:
 
     Attributes:
         shift_px: Largest RMS displacement of the base view by the whole correction, in its pixels.
-        smoothing: Part of a newly measured displacement that is taken over, (0, 1].
-        refusals: After this many measurements in a row without evidence or out of bounds, the correction goes back to none.
+        smoothing: Part of a newly measured displacement that is applied, (0, 1].
+        refusals: Consecutive measurements without evidence or out of bounds after which the correction is reset.
     """
 
     shift_px: float = 20.0
@@ -37,9 +37,9 @@ class Bounds:
 class OnlineRefinement:
     """A correction of the rig's homography that follows slow changes.
 
-    A stream warps with ``make_warp(rig, distance_m, correction=refinement.correction)`` and calls ``update`` now and then,
-    in any one thread, with the two views that came out; an update takes as long as an ``align auto`` of that size. Implements
-    ``stream.refining.Refinement``.
+    A stream warps with ``make_warp(rig, distance_m, correction=refinement.correction)`` and calls ``update`` from
+    time to time, from a single thread, with the two resulting views; an update takes as long as an ``align auto`` of that size.
+    Implements ``stream.run.refinement.Refinement``.
 
     Args:
         bounds: How far and how fast.
@@ -52,26 +52,26 @@ class OnlineRefinement:
 
     @property
     def correction(self) -> Matrix:
-        """Point of the base view to the point of the base view that the rig's homography is to be asked for, (3, 3)."""
+        """Maps a point of the base view to the one to pass to the rig's homography, (3, 3)."""
         return self._correction.copy()
 
     @property
     def bound_px(self) -> float:
-        """Largest displacement by the correction, RMS over the base view."""
+        """Largest RMS displacement by the correction over the base view."""
         return self.bounds.shift_px
 
     def update(self, base: Array, moved: Array, *, sensor_base: bool = False, sensor_moved: bool = True) -> Verdict:
-        """Measure what is left between two views and take over a part of it.
+        """Measure the remaining misalignment of two views and apply a part of it.
 
         Args:
             base: Base view, (H, W) or (H, W, 3); uint8, uint16 or float32.
             moved: Moving view, warped onto it with the rig and the present correction.
-            sensor_base: Whether 16-bit or float grey of ``base`` is raw sensor data.
+            sensor_base: Whether 16-bit or float gray of ``base`` is raw sensor data.
             sensor_moved: Whether that of ``moved`` is.
 
         Returns:
             ``moved`` if the correction was changed, ``refused`` if there was no evidence or the bounds would be left, and
-            ``reset`` when that happened so often that the correction went back to none.
+            ``reset`` if that happened so often that the correction was dropped.
         """
         size_wh = (base.shape[1], base.shape[0])
         within = SearchRange(shift=min(0.2, 1.5 * self.bounds.shift_px / max(size_wh)), rotation_deg=1.0, scale=(0.98, 1.02))

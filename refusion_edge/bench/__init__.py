@@ -1,4 +1,4 @@
-"""Measuring how long fusing takes: windows that have to agree, stages, comparisons, deadlines, sensors, reports.
+"""Latency of fusion: stages, stable windows, comparisons, frame rates, machine sensors and reports.
 
 Belongs here: everything between an open fuser and a report. Does not belong here: building engines, live cameras.
 """

@@ -1,4 +1,4 @@
-"""Whether a camera's rate can be held: frames that come at fixed times, the newest one counts, ages and misses."""
+"""Whether the engine keeps up with a camera: frames arrive at a fixed rate, and the newest one is fused."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.bench.clock import NS_PER_MS, NS_PER_S, Clock, JumpWatch
 from refusion_edge.bench.statistics import Spread, spread
 from refusion_edge.bench.subjects import Identity
-from refusion_edge.bench.windows import Plan, warm_up
+from refusion_edge.bench.timing import NS_PER_MS, NS_PER_S, Clock, JumpWatch, Plan, warm_up
 from refusion_edge.errors import MeasurementError, UsageError
 
 _MINUTE_NS = 60 * NS_PER_S
@@ -23,9 +22,9 @@ class Minute:
     """One minute of the run.
 
     Attributes:
-        arrived: Frames that came.
-        missed: Of those, dropped or late.
-        median_age_ms: Median age of the finished ones; None if there was none.
+        arrived: Frames that arrived.
+        missed: Frames of these that were dropped or late.
+        median_age_ms: Median age of the finished frames; None if none was finished.
         max_age_ms: Largest age.
     """
 
@@ -37,19 +36,19 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """What a run at a fixed rate gave.
+    """Result of a run at a fixed rate.
 
     Attributes:
         identity: What was measured.
-        fps: Frames in a second.
-        seconds: How long.
+        fps: Frames per second.
+        seconds: Duration.
         allowed_share: Share of the frames that may be missed.
-        arrived: Frames that came.
-        dropped: Frames that were overtaken by a newer one before their turn.
-        late: Frames that were finished more than one period after they came.
-        ages: Distribution of the age, from the arrival of a frame to its finished picture.
-        minutes: The same, minute by minute.
-        graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, and without a device.
+        arrived: Frames that arrived.
+        dropped: Frames replaced by a newer one before their turn.
+        late: Frames finished more than one period after their arrival.
+        ages: Distribution of the age, from the arrival of a frame to its fused image.
+        minutes: The same minute by minute.
+        graph_problem: Why runs were not replayed from a recorded CUDA graph; empty if they were, or if no device is involved.
     """
 
     identity: Identity
@@ -70,25 +69,25 @@ class Deadline:
 
     @property
     def holds(self) -> bool:
-        """Whether the rate is held."""
+        """Whether the engine keeps up with the rate."""
         return self.missed_share <= self.allowed_share
 
 
 def hold(
     run: Callable[[], object], identity: Identity, *, fps: float, seconds: float, allowed_share: float, plan: Plan, clock: Clock
 ) -> Deadline:
-    """Fuse frames that come at a fixed rate.
+    """Fuse frames that arrive at a fixed rate.
 
-    A frame that comes while the engine is busy waits; a newer one takes its place. Frames come exactly on time, so what is
-    measured is the engine with what is around it, not a camera.
+    A frame that arrives while the engine is busy waits until a newer one replaces it. Frames arrive exactly on time, so this
+    measures the engine and its pre- and postprocessing, not a camera.
 
     Args:
         run: Fuses one frame.
-        identity: What it is.
+        identity: What is measured.
         fps: Rate, up to 1000.
-        seconds: How long.
+        seconds: Duration.
         allowed_share: Share of the frames that may be missed.
-        plan: Its warm-up comes first.
+        plan: Only its warm-up is used.
         clock: The clock.
 
     Raises:
@@ -98,7 +97,8 @@ def hold(
     total = int(fps * seconds) if 0 < fps <= MOST_FPS and 0 < seconds < float("inf") else 0
     if total < 1:
         raise UsageError(
-            f"expected a rate up to {MOST_FPS:g} and time for at least one frame, got --fps {fps:g} and --seconds {seconds:g}."
+            f"cannot hold --fps {fps:g} for --seconds {seconds:g}; choose a rate up to {MOST_FPS:g} and a time that holds "
+            "at least one frame"
         )
     warm_up(run, plan, clock)
     period_ns = NS_PER_S / fps
@@ -117,9 +117,7 @@ def hold(
         ages_ms[newest] = (clock.now_ns() - started_ns - newest * period_ns) / NS_PER_MS
         following = newest + 1
     if jump_ns := watch.jump_ns():
-        raise MeasurementError(
-            f"expected a steady clock, got a jump by {jump_ns / NS_PER_MS:+.0f} ms; keep the machine awake and measure again."
-        )
+        raise MeasurementError(f"the clock jumped by {jump_ns / NS_PER_MS:+.0f} ms; keep the machine awake and measure again")
     finished = ages_ms[~np.isnan(ages_ms)]
     return Deadline(
         identity=identity,

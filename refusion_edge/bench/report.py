@@ -1,4 +1,4 @@
-"""The result of a benchmark and its forms for programs: strict JSON, there and back, and CSV."""
+"""The result of a benchmark, and its conversion to and from strict JSON and to CSV."""
 
 from __future__ import annotations
 
@@ -15,38 +15,33 @@ from typing import Any
 
 from refusion_edge._version import __version__
 from refusion_edge.backends.registry import status
-from refusion_edge.bench.comparison import Comparison
+from refusion_edge.bench.comparison import Comparison, Recommendation, from_comparison, from_rows
 from refusion_edge.bench.deadline import Deadline
-from refusion_edge.bench.device_limits import DeviceLimits
-from refusion_edge.bench.limits import Limits, Roofline
-from refusion_edge.bench.load import Load
-from refusion_edge.bench.measurement import Row, WindowSummary
-from refusion_edge.bench.memory import MemoryUse
-from refusion_edge.bench.recommendation import Recommendation, from_comparison, from_rows
-from refusion_edge.bench.sensors import MachineState
-from refusion_edge.bench.stages import END_TO_END, STAGES
+from refusion_edge.bench.limits import DeviceLimits, Limits, Roofline
+from refusion_edge.bench.measurement import END_TO_END, STAGES, Row, WindowSummary
+from refusion_edge.bench.sensors import MachineState, MemoryUse
 from refusion_edge.bench.statistics import PERCENTILES, Spread, percentile_name
 from refusion_edge.bench.subjects import Identity, Quality
-from refusion_edge.bench.windows import Plan
+from refusion_edge.bench.timing import Load, Plan
 from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 
 SCHEMA = "refusion-edge/bench/1"
 NOT_STABLE = "not stable"
-SYNCHRONISATION = "the call of the back end returns when the device is done; it lies inside the measured time"
+SYNCHRONIZATION = "the call to the back end returns when the device is done, and is part of the measured time"
 
 _GIT_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it was measured.
+    """The machine a report was measured on.
 
     Attributes:
         system: Operating system and architecture.
         processor: Name of the processor.
-        cores: Cores that the process may use.
-        accelerator: NVIDIA device, or None.
+        cores: Cores available to the process.
+        accelerator: Name of the NVIDIA device, or None.
     """
 
     system: str
@@ -57,18 +52,18 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
-        started: When it started, ISO 8601 in UTC.
-        machine: Where.
-        versions: What took part, name to version.
+        started: Start, ISO 8601 in UTC.
+        machine: The machine.
+        versions: Versions of everything involved.
         clock: Name of the clock.
-        plan: How long everything was measured.
-        load_before: How busy the machine was before.
-        load_after: How busy it was after.
-        limits: What the processor can do at best; None if it was not measured.
-        device_limits: The same of the CUDA device; None if nothing ran on one, or it was not measured.
+        plan: How long each measurement lasted.
+        load_before: Load of the machine before.
+        load_after: Load of the machine after.
+        limits: Limits of the processor; None if not measured.
+        device_limits: Limits of the CUDA device; None if not measured or nothing ran on one.
         rows: Measurements.
         comparison: Two engines in turns, or None.
         deadlines: Runs at a fixed rate.
@@ -100,18 +95,18 @@ class Report:
 
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:
-        """Which INT8 engines are worth having here."""
+        """Which INT8 engines are worth using on this machine."""
         return (*from_rows(self.rows), *from_comparison(self.comparison))
 
     def to_document(self) -> dict[str, Any]:
-        """Everything as strict JSON; what was not measured or is not stable is null."""
+        """The report as strict JSON; null for what was not measured or is not stable."""
         return {
             "schema": SCHEMA,
             "started": self.started,
             "machine": asdict(self.machine),
             "versions": self.versions,
             "clock": self.clock,
-            "synchronisation": SYNCHRONISATION,
+            "synchronisation": SYNCHRONIZATION,
             "plan": asdict(self.plan),
             "load_before": asdict(self.load_before),
             "load_after": asdict(self.load_after),
@@ -126,7 +121,7 @@ class Report:
         }
 
     def to_csv(self) -> str:
-        """One line for each measurement and stage; empty fields are not available, or not stable."""
+        """CSV with one line per measurement and stage; empty fields are not available or not stable."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names = [percentile_name(percent) for percent in PERCENTILES]
@@ -149,17 +144,17 @@ class Report:
 
 
 def now_utc() -> str:
-    """The time, ISO 8601 in UTC, to the second."""
+    """The current time, ISO 8601 in UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def describe_machine() -> Machine:
-    """Describe the machine that this runs on."""
+    """Describe this machine."""
     return Machine(str(this_machine()), processor(), usable_cores(), accelerator())
 
 
 def describe_versions(backends: set[str]) -> dict[str, str]:
-    """Versions of what takes part; the commit where the package runs from a checkout."""
+    """Versions of everything involved; with the commit if the package runs from a checkout."""
     versions = {"refusion-edge": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in ("numpy", "opencv-python") if _is_distributed(package)}
     versions |= {name: status(name).reason for name in sorted(backends)}
@@ -178,7 +173,7 @@ def row_from_document(document: Mapping[str, Any]) -> Row:
     """The inverse of ``row_document``.
 
     Raises:
-        KeyError, TypeError: It is something else.
+        KeyError, TypeError: It is not a measurement.
     """
     fields = dict(document)
     fields["identity"] = _identity(fields["identity"])
@@ -195,7 +190,7 @@ def row_from_document(document: Mapping[str, Any]) -> Row:
 
 
 def machine_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What differs between two descriptions, in words."""
+    """Differences between two descriptions, in words."""
     return [
         f"{name} {theirs.get(name)} there and {ours.get(name)} here"
         for name in sorted(ours.keys() | theirs.keys())
@@ -204,7 +199,7 @@ def machine_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> l
 
 
 def stage_order(names: Mapping[str, object]) -> list[str]:
-    """Names of stages in the order of time, totals last."""
+    """Names of stages in chronological order, totals last."""
     return [stage for stage in STAGES if stage in names] + [name for name in names if name not in STAGES]
 
 
@@ -262,7 +257,7 @@ def _is_distributed(package: str) -> bool:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package runs from, marked where it was changed."""
+    """Commit of the checkout that the package runs from, marked if it is modified."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

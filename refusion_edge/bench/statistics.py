@@ -1,4 +1,4 @@
-"""What is said of many times: percentiles with enough samples behind them, and ratios with their interval."""
+"""Summaries of measured times: percentiles backed by enough samples, and ratios with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refusion_edge.report.bootstrap import interval, median_ratios
 
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
 
-# Below so many pairs an interval says little.
+# With fewer pairs an interval means little.
 _LEAST_PAIRS = 10
 
 
@@ -23,7 +23,7 @@ class Spread:
         count: Number of samples.
         mean_ms: Mean.
         median_ms: Median.
-        percentiles_ms: ``p90`` and so on to the value, None where fewer than one sample lies beyond it.
+        percentiles_ms: Value of ``p90`` and so on; None where fewer than one sample lies beyond it.
         max_ms: Largest value.
     """
 
@@ -35,10 +35,10 @@ class Spread:
 
 
 def spread(times_ms: NDArray[np.float64]) -> Spread:
-    """Sum up times, (n,), at least one.
+    """Summarize times, (n,), at least one.
 
-    A percentile is the smallest sample that at least so many percent of the samples do not exceed, so it was really measured.
-    It is given only if at least one sample is expected beyond it: p99 from 100 samples on, p99.9 from 1000 on.
+    A percentile is the smallest sample that is not exceeded by at least that percentage of the samples, so it is a measured
+    value. It is given only if at least one sample is expected beyond it: p99 needs 100 samples, p99.9 needs 1000.
     """
     count = len(times_ms)
     return Spread(
@@ -51,12 +51,12 @@ def spread(times_ms: NDArray[np.float64]) -> Spread:
 
 
 def percentile_name(percent: float) -> str:
-    """``p99.9`` and the like."""
+    """Name of a percentile, such as ``p99.9``."""
     return f"p{percent:g}"
 
 
 def _percentile(times_ms: NDArray[np.float64], percent: float) -> float | None:
-    # In whole tenths of a percent: 99.9 / 100 is not what it looks like in binary.
+    # In whole tenths of a percent: 99.9 / 100 is inexact in binary.
     per_mille, count = round(10 * percent), len(times_ms)
     if count * (1000 - per_mille) < 1000:
         return None
@@ -66,10 +66,10 @@ def _percentile(times_ms: NDArray[np.float64], percent: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How much longer one thing takes than another, measured in turns.
+    """How much longer one engine takes than another, measured in turns.
 
     Attributes:
-        value: Median of the one over median of the other.
+        value: Median of one over median of the other.
         low: Lower end of the paired bootstrap interval; None below ten pairs.
         high: Upper end.
         pairs: Number of pairs.
@@ -82,16 +82,16 @@ class Ratio:
 
     @property
     def distinct(self) -> bool:
-        """Whether the interval leaves out 1."""
+        """Whether the interval excludes 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
 def ratio(above_ms: NDArray[np.float64], below_ms: NDArray[np.float64]) -> Ratio:
-    """Compare two things that were measured in turns.
+    """Compare two engines that were measured in turns.
 
     Args:
-        above_ms: (n,), times of what stands above the line, in the order measured.
-        below_ms: (n,), times of the other, each measured right beside its counterpart.
+        above_ms: Times of the numerator, (n,), in the order measured.
+        below_ms: Times of the denominator, (n,), each measured right next to its counterpart.
     """
     value = float(np.median(above_ms) / np.median(below_ms))
     if len(above_ms) < _LEAST_PAIRS:
@@ -100,11 +100,11 @@ def ratio(above_ms: NDArray[np.float64], below_ms: NDArray[np.float64]) -> Ratio
 
 
 def verdict(first: str, second: str, found: Ratio) -> str:
-    """Say how much faster the first is than the second.
+    """State how much faster the first is than the second.
 
     Args:
-        first: Name of what stands below the line.
-        second: Name of what stands above it.
+        first: Name of the denominator.
+        second: Name of the numerator.
         found: Time of the second over time of the first.
     """
     if found.low is None or found.high is None:

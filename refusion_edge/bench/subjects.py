@@ -1,4 +1,4 @@
-"""What is measured: an engine, the pictures it fuses, and the files that must stay as they are meanwhile."""
+"""What is measured: an engine, the images it fuses, and its files, which must not change during the measurement."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ DEFAULT_HW = (480, 640)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells one measurement from another.
+    """What identifies a measurement.
 
     Attributes:
-        name: What it is called in tables: a task, a bundle, a weights file.
+        name: Its name in tables: a task, a bundle or a weights file.
         task: Name of the task.
         precision: Precision of the engine.
-        size_hw: Height and width of the pictures.
-        backend: Back end that runs it.
-        threads: Threads that were asked for, 0 for the back end's own choice.
-        colour: Whether the pictures keep the colour of the sources.
+        size_hw: Height and width of the images.
+        backend: Back end it runs on.
+        threads: Threads requested; 0 for the back end's own choice.
+        colour: Whether the images keep the color of the sources.
         output_range: Output range, ``stretch`` or ``fixed``.
     """
 
@@ -58,7 +58,7 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """All of it in a few words."""
+        """The identity in a few words."""
         finish = [] if self.colour else ["grey"]
         finish += [] if self.output_range == "stretch" else [self.output_range]
         return " ".join([self.name, self.precision, self.size_text, *finish])
@@ -66,10 +66,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How near an engine's pictures are to those of the fp32 reference, by its accuracy gate.
+    """How close an engine's images are to those of the fp32 reference, according to its accuracy gate.
 
     Attributes:
-        psnr_db: PSNR in dB, None for equal pictures.
+        psnr_db: PSNR in dB; None for equal images.
         ssim: Structural similarity.
     """
 
@@ -79,16 +79,16 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One thing to measure.
+    """One engine to measure, with its images.
 
     Attributes:
-        identity: What it is.
+        identity: Its identity.
         origin: Folder of the bundle, weights file, or task.
-        files: SHA-256 of the files that it is made from, name to hex digits.
-        quality: Verdict of its gate; None for weights that run as they are.
+        files: SHA-256 of the files it is loaded from, name to hex digits.
+        quality: Result of its accuracy gate; None for weights that run directly.
         open: Opens the fuser, to be used in a ``with`` statement.
-        source: Gives the pair of pictures.
-        captured: Whether getting the pair is a stage of its own.
+        source: Returns the pair of images.
+        captured: Whether reading the pair is a stage of its own.
     """
 
     identity: Identity
@@ -100,31 +100,31 @@ class Subject:
     captured: bool
 
     def check_unchanged(self) -> None:
-        """Make sure that the files are those that were measured.
+        """Check that the files are still those that were measured.
 
         Raises:
-            BundleError: A bundle was changed.
-            CheckpointError: A weights file was changed.
+            BundleError: The bundle changed.
+            CheckpointError: The weights file changed.
         """
         name, origin = self.identity.name, self.origin
         if Path(origin).is_dir():
             if _bundle_files(read_bundle(origin)) != self.files:
-                raise BundleError(f"expected the bundle {name} to stay as it was, got another one meanwhile; measure again.")
+                raise BundleError(f"the bundle {name} was changed while it was measured; measure again")
         elif _weights_files(origin) != self.files:
-            raise CheckpointError(f"expected the weights {name} to stay as they were, got others meanwhile; measure again.")
+            raise CheckpointError(f"the weights {name} were changed while they were measured; measure again")
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How subjects are made from names.
+    """Options for turning names into subjects.
 
     Attributes:
-        task: Task of weights that do not say; None if they do.
+        task: Task of weights that do not name theirs.
         backend: Back end, or ``auto``.
         threads: Threads, 0 for the back end's own choice.
-        sizes_hw: Sizes to measure at; empty for the size of a fixed engine, else 480x640.
-        pair: Files that are read anew for every picture; None for a sample pair that lies in memory.
-        colour: Whether the pictures keep the colour of the sources.
+        sizes_hw: Sizes to measure at; empty for the size of a fixed engine, or else 480x640.
+        pair: Files read again for every run; None for a sample pair held in memory.
+        colour: Whether the images keep the color of the sources.
         output_range: Output range.
     """
 
@@ -138,15 +138,15 @@ class Wanted:
 
 
 def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subject, ...]:
-    """Make one subject for each size.
+    """Create one subject per size.
 
     Args:
         origin: Folder of a bundle, weights file, or task.
-        wanted: How.
-        name: What it is called in tables, if not by its origin.
+        wanted: Options.
+        name: Its name in tables; its origin if empty.
 
     Raises:
-        UsageError: The bundle has a fixed size and another one is wanted, or weights do not name their task.
+        UsageError: The bundle has a fixed size other than the one requested, or the weights do not name their task.
         BundleError: The bundle is damaged.
         CheckpointError: The weights cannot be used.
     """
@@ -176,23 +176,23 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
 
 
 def require_comparable(subjects: Sequence[Subject]) -> None:
-    """Make sure that two subjects do the same work.
+    """Check that two subjects do the same work.
 
     Raises:
-        UsageError: They are for different tasks or sizes; names the difference.
+        UsageError: Their tasks or sizes differ.
     """
     first, second = (subject.identity for subject in subjects)
     for what, one, other in (("task", first.task, second.task), ("size", first.size_text, second.size_text)):
         if one != other:
             raise UsageError(
-                f"expected {first.name} and {second.name} to have one {what}, got {one} and {other}; compare like with like."
+                f"cannot compare {first.name} and {second.name}: their {what}s are {one} and {other}; compare like with like"
             )
 
 
 def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int], ...]:
     if wanted.pair is not None:
-        picture = read_pair(wanted.pair).a
-        return ((picture.shape[0], picture.shape[1]),)
+        image = read_pair(wanted.pair).a
+        return ((image.shape[0], image.shape[1]),)
     if bundle is None:
         return wanted.sizes_hw or (DEFAULT_HW,)
     height, width = bundle.manifest.inputs[0].shape[2:]
@@ -201,8 +201,8 @@ def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int]
     for size_hw in wanted.sizes_hw:
         if size_hw != (height, width):
             raise UsageError(
-                f"expected the size {height}x{width}, for which the bundle {bundle.path} was built, got "
-                f"{size_hw[0]}x{size_hw[1]}; leave --sizes out, or build one with --size dynamic."
+                f"cannot measure the bundle {bundle.path} at {size_hw[0]}x{size_hw[1]}: it was built for {height}x{width}; "
+                "leave out --sizes, or build one with --size dynamic"
             )
     return ((height, width),)
 
@@ -211,7 +211,7 @@ def _task_of(name: str, asked: str | None) -> str:
     known = name if name in TASKS else read_checkpoint(name).task
     task = known or asked
     if task is None:
-        raise UsageError(f"expected a task for {name}, got weights that do not name one; add --task ({', '.join(TASKS)}).")
+        raise UsageError(f"the weights {name} do not name their task; add --task ({', '.join(TASKS)})")
     return task
 
 
@@ -234,5 +234,5 @@ def _weights_files(name: str) -> dict[str, str]:
         return {path.name: sha256(path.read_bytes())}
     except OSError as error:
         raise CheckpointError(
-            f"expected the weights file {path}, got '{error.strerror}'; put it back and measure again."
+            f"cannot read the weights file {path}: {error.strerror}; put it back and measure again"
         ) from error

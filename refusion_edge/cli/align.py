@@ -1,4 +1,4 @@
-"""``align``: make and check the file of a camera rig."""
+"""``align``: create and check the file of a camera rig."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from refusion_edge.calibration.rig.scene import SceneAlignment
     from refusion_edge.rig.model import ParallaxModel, Rig, RigAlignment, RigSource, SourceName
 
-SUMMARY = "align an infrared and a visible camera, or check that they still are"
+SUMMARY = "align an infrared and a visible camera, or check their alignment"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the ways of ``align`` and their options."""
+    """Add the methods of ``align`` and their options."""
     ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
     for name, summary in (
-        ("auto", "from the scene: common edges, with evidence or not at all"),
-        ("points", "from points picked by hand in both pictures"),
-        ("checkerboard", "from a checkerboard that both cameras see, in one or more pairs at one distance"),
-        ("calibration", "from a stereo calibration of OpenCV, for any distances"),
+        ("auto", "from edges that both cameras see in the scene; fails without sufficient evidence"),
+        ("points", "from points picked by hand in both images"),
+        ("checkerboard", "from a checkerboard that both cameras see, in one or more pairs of images at one distance"),
+        ("calibration", "from an OpenCV stereo calibration, for any distances"),
     ):
         way = ways.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name == "points":
             way.add_argument("points", type=Path, metavar="CSV", help="columns ir_x, ir_y, vis_x, vis_y in pixels of the views")
         if name == "calibration":
             _add_calibration(way)
-        _add_pictures(way, required=name != "calibration")
+        _add_images(way, required=name != "calibration")
         if name == "checkerboard":
             way.add_argument("--board", type=_board, required=True, metavar="9x6", help="inner corners across and down")
         if name in ("auto", "points", "checkerboard"):
@@ -42,20 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _add_making(way, several_distances=name == "calibration")
     timing = ways.add_parser("time", help=align_time.SUMMARY, allow_abbrev=False)
     align_time.add_arguments(timing)
-    check = ways.add_parser("check", help="measure how far a rig is off on a later pair", allow_abbrev=False)
-    check.description = "measure how far a rig is off on a later pair; exit code 1 if it is too far, or if nobody can tell"
-    check.add_argument("rig", type=Path, metavar="RIG", help="rig file")
-    _add_pictures(check, required=True)
-    check.add_argument(
-        "--distance", type=length_m, metavar="5m", help="working distance of the pair (default: the rig's farthest)"
+    check = ways.add_parser("check", help="measure the misalignment of a rig on a later pair of images", allow_abbrev=False)
+    check.description = (
+        "measure the misalignment of a rig on a later pair of images; exit code 1 if it is too large or cannot be determined"
     )
-    check.add_argument("--max-error", type=_positive, default=3.0, metavar="PX", help="largest offset that passes (default: 3)")
-    check.add_argument("--overlay", type=Path, metavar="PNG", help="also draw both views over one another")
+    check.add_argument("rig", type=Path, metavar="RIG", help="rig file")
+    _add_images(check, required=True)
+    check.add_argument(
+        "--distance", type=length_m, metavar="5m", help="working distance of the pair (default: the farthest one of the rig)"
+    )
+    check.add_argument(
+        "--max-error", type=_positive, default=3.0, metavar="PX", help="largest misalignment that passes (default: 3)"
+    )
+    check.add_argument("--overlay", type=Path, metavar="PNG", help="also draw both views on top of each other")
     add_json(check)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Align or check, print, write."""
+    """Align or check; print and write the result."""
     if options.way == "time":
         return align_time.run(options)
     return _check(options) if options.way == "check" else _make(options)
@@ -71,16 +75,16 @@ def _make(options: argparse.Namespace) -> int:
     old = read_rig(options.rig) if options.rig else None
     if options.output.exists() and not options.overwrite and not (options.rig and options.rig.samefile(options.output)):
         raise UsageError(
-            f"expected a free name for the rig, got the file {options.output}; add --rig {options.output} to put this distance "
-            "into it, or --overwrite."
+            f"the rig {options.output} exists; add this distance to it with --rig {options.output}, or replace it with "
+            "--overwrite"
         )
     _check_contradictions(options, old)
     frames = _read_frames(options)
     rig, made, scene = _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
-    picture = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
+    image = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
     write_rig(options.output, rig)
-    if picture is not None:
-        write_image(options.overlay, picture)
+    if image is not None:
+        write_image(options.overlay, image)
     if options.json:
         write_json(options.json, to_document(rig, made[-1], scene))
     if options.json != "-":
@@ -95,14 +99,14 @@ def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
     kept = [name for name in ("onto", "ir_crop", "vis_crop") if old is not None and getattr(options, name, None) is not None]
     if kept:
         option = f"--{kept[0].replace('_', '-')}"
-        raise UsageError(f"expected a rig that keeps its views, got {option} beside --rig; leave one of them out.")
+        raise UsageError(f"{option} would change the views of the rig given by --rig; leave one of the two out")
     has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
     if options.baseline is not None and options.fov is None and not has_lens:
-        raise UsageError("expected the field of view beside --baseline, got none; add --fov DEGREES of the base camera.")
+        raise UsageError("--baseline needs the field of view; add --fov DEGREES of the base camera")
     if options.overlay:
         check_writable_suffix(options.overlay)
         if not options.ir:
-            raise UsageError("expected pictures to draw an overlay of, got none; add --ir and --vis.")
+            raise UsageError("--overlay needs images to draw; add --ir and --vis")
 
 
 def _aligned(
@@ -135,15 +139,13 @@ def _calibrated(
     from refusion_edge.errors import UsageError
 
     if old:
-        raise UsageError(
-            "expected a new rig from a calibration, got --rig; a calibration holds for all distances, leave it out."
-        )
+        raise UsageError("a stereo calibration holds for all distances and makes a new rig; leave out --rig")
     sizes = {
         name: (frames[0][name].shape[1], frames[0][name].shape[0]) if frames else getattr(options, f"{name}_size")
         for name in ("ir", "vis")
     }
     if None in sizes.values():
-        raise UsageError("expected the sizes of both cameras' frames, got none; add --ir-size and --vis-size, or pictures.")
+        raise UsageError("the frame sizes of the two cameras are unknown; add --ir-size and --vis-size, or images")
     calibration = read_calibration(options.files, model=options.lens, unit_m=options.unit)
     first, second = ("ir", "vis") if options.first == "ir" else ("vis", "ir")
     sources, alignments, parallax = align_calibration(
@@ -159,7 +161,7 @@ def _finish(
     alignments: list[RigAlignment],
     parallax: ParallaxModel | None,
 ) -> Rig:
-    """The rig with its new alignments and everything that was said about it."""
+    """The rig with its new alignments and the properties given as options."""
     from dataclasses import replace
 
     from refusion_edge.calibration.rig.alignment import field_of_view_focal_px
@@ -201,14 +203,14 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
         return []
     pairs = find_pairs(options.ir, options.vis).pairs
     if len(pairs) > 1 and options.way != "checkerboard":
-        raise UsageError(f"expected one picture of each camera, got {len(pairs)} pairs; name two files.")
+        raise UsageError(f"exactly one image of each camera is needed here, not {len(pairs)} pairs; name two files")
     frames: list[dict[SourceName, Array]] = []
     for paths in pairs:
         pair = read_pair(paths)
         frames.append({"ir": pair.a, "vis": pair.b})
     sizes = {(frame["ir"].shape[:2], frame["vis"].shape[:2]) for frame in frames}
     if len(sizes) > 1:
-        raise InputError("expected pictures of one size for each camera, got several; sort them into folders by size.")
+        raise InputError("the images of one camera have different sizes; sort them into folders by size")
     return frames
 
 
@@ -225,8 +227,8 @@ def _check(options: argparse.Namespace) -> int:
         check_writable_suffix(options.overlay)
     rig, frames = read_rig(options.rig), _read_frames(options)[0]
     if options.overlay:
-        # Before the check, which may end here: this is the picture to look at then.
-        write_image(options.overlay, draw(rig, frames, options.distance, "as the rig says"))
+        # Before the check, which may fail: the overlay shows why.
+        write_image(options.overlay, draw(rig, frames, options.distance, "as aligned by the rig"))
     result = check_rig(rig, frames, options.distance)
     passed = result.offset_px <= options.max_error
     if options.json:
@@ -243,7 +245,7 @@ def _check(options: argparse.Namespace) -> int:
             }
         )
         verdict = "PASSED" if passed else "FAILED"
-        print(f"{verdict}: at most {options.max_error:g} px wanted" + ("" if passed else "; run refusion-edge align again"))
+        print(f"{verdict}: at most {options.max_error:g} px allowed" + ("" if passed else "; run refusion-edge align again"))
     return 0 if passed else 1
 
 
@@ -267,42 +269,52 @@ def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scen
             table.add_row(distance_text(at_m), f"{error_px:.1f}")
         console.print(table)
     else:
-        console.print("parallax: not known; add --distance, --baseline and --fov to see what other distances cost")
+        console.print("parallax: unknown; add --distance, --baseline and --fov to see the error at other distances")
     console.print(f"wrote {options.output}" + (f" and {options.overlay}" if options.overlay else ""))
     console.print(f"next: refusion-edge align check {options.output} --ir IR.png --vis VIS.png")
 
 
-def _add_pictures(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="picture of the infrared camera")
-    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="picture of the visible camera")
+def _add_images(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="image from the infrared camera")
+    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="image from the visible camera")
 
 
 def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:
-    default = "a similarity, and a homography where the scene asks for it" if auto else "homography"
+    default = "a similarity, or a homography if the scene requires it" if auto else "homography"
     parser.add_argument(
         "--model", choices=("similarity", "affine", "homography"), default=None if auto else "homography",
-        help=f"what the warp may do (default: {default})",
+        help=f"motion model of the warp (default: {default})",
     )  # fmt: skip
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-shift", type=_fraction, default=0.2, metavar="PART", help="of the width (default: 0.2)")
-    parser.add_argument("--max-rotation", type=_angle, default=5.0, metavar="DEGREES", help="both ways (default: 5)")
+    parser.add_argument(
+        "--max-shift", type=_fraction, default=0.2, metavar="PART", help="largest shift, as a part of the width (default: 0.2)"
+    )
+    parser.add_argument(
+        "--max-rotation", type=_angle, default=5.0, metavar="DEGREES", help="largest rotation in either direction (default: 5)"
+    )
     parser.add_argument(
         "--scale-range", type=_scale_range, default=(0.85, 1.18), metavar="LOW,HIGH",
-        help="scale of the moved view against the ratio of the widths (default: 0.85,1.18)",
+        help="scale of the moving view relative to the ratio of the widths (default: 0.85,1.18)",
     )  # fmt: skip
 
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="YAML, XML or JSON of cv2.FileStorage with M1, D1, M2, D2, R and T"
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="YAML, XML or JSON file of cv2.FileStorage with M1, D1, M2, D2, R and T",
     )
-    parser.add_argument("--first", choices=("ir", "vis"), default="ir", help="which one camera 1 is (default: ir)")
+    parser.add_argument("--first", choices=("ir", "vis"), default="ir", help="which camera is camera 1 (default: ir)")
     parser.add_argument("--unit", type=_unit, default=1.0, metavar="mm", help="unit of T: m, cm or mm (default: m)")
     parser.add_argument("--lens", choices=("pinhole", "fisheye"), default="pinhole", help="lens model (default: pinhole)")
     for name in ("ir", "vis"):
-        parser.add_argument(f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: the picture's)")
+        parser.add_argument(
+            f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: that of the image)"
+        )
 
 
 def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> None:
@@ -311,33 +323,39 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
             "--distance", type=_distances, default=[math.inf], metavar="2m,5m,far", help="working distances (default: far)"
         )
     else:
-        parser.add_argument(
-            "--distance", type=length_m, metavar="5m", help="distance of the scene, or far; states what it holds for"
-        )
+        parser.add_argument("--distance", type=length_m, metavar="5m", help="distance for which the alignment holds, or far")
         for name in ("ir", "vis"):
             parser.add_argument(
-                f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of {name} frames to use (default: all)"
+                f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of the {name} frames to use (default: all)"
             )
-    parser.add_argument("--onto", choices=("vis", "ir"), help="view of the fused picture (default: vis)")
+    parser.add_argument("--onto", choices=("vis", "ir"), help="camera whose view the fused image has (default: vis)")
     parser.add_argument(
         "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
     )
     parser.add_argument(
-        "--fov", type=_angle, metavar="DEGREES", help="horizontal field of the --onto camera, for the parallax table"
+        "--fov", type=_angle, metavar="DEGREES", help="horizontal field of view of the --onto camera, for the parallax table"
     )
     for name in ("ir", "vis"):
-        parser.add_argument(f"--{name}-uri", type=nonempty, metavar="URI", help=f"where {name} frames will come from")
+        parser.add_argument(f"--{name}-uri", type=nonempty, metavar="URI", help=f"source of the {name} frames")
     parser.add_argument(
-        "--polarity", choices=("white", "black", "auto"), help="how the infrared camera shows hot (default: white)"
+        "--polarity", choices=("white", "black", "auto"), help="shade of hot objects in the infrared image (default: white)"
     )
-    parser.add_argument("--gain", choices=("linear", "percentile", "plateau", "clahe"), help="gain (default: percentile)")
     parser.add_argument(
-        "--time-offset-ms", type=_number, metavar="MS", help="added to infrared time stamps to agree with visible ones"
+        "--gain", choices=("linear", "percentile", "plateau", "clahe"), help="infrared gain mode (default: percentile)"
     )
-    parser.add_argument("--rig", type=Path, metavar="RIG", help="rig that gets one more distance, with its crops and lenses")
-    parser.add_argument("-o", "--output", type=Path, default=Path("rig.yaml"), metavar="RIG", help="default: rig.yaml")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file of that name")
-    parser.add_argument("--overlay", type=Path, metavar="PNG", help="also draw both views over one another, before and after")
+    parser.add_argument(
+        "--time-offset-ms", type=_number, metavar="MS", help="offset added to infrared time stamps to match the visible ones"
+    )
+    parser.add_argument(
+        "--rig", type=Path, metavar="RIG", help="existing rig to which this distance is added; keeps its crops and lenses"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("rig.yaml"), metavar="RIG", help="rig file to write (default: rig.yaml)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--overlay", type=Path, metavar="PNG", help="also draw both views on top of each other, before and after"
+    )
     add_json(parser)
 
 
@@ -347,35 +365,35 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
     return value
 
 
 def _positive(text: str) -> float:
     value = _number(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
     return value
 
 
 def _fraction(text: str) -> float:
     value = _positive(text)
     if value > 0.5:
-        raise argparse.ArgumentTypeError(f"expected a part of at most 0.5, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is above 0.5, the largest part")
     return value
 
 
 def _angle(text: str) -> float:
     value = _positive(text)
     if value >= 180:
-        raise argparse.ArgumentTypeError(f"expected an angle below 180 degrees, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not an angle below 180 degrees")
     return value
 
 
 def _scale_range(text: str) -> tuple[float, float]:
     low, separator, high = text.partition(",")
     if not separator or not 0.1 <= _positive(low) <= _positive(high) <= 10:
-        raise argparse.ArgumentTypeError(f"expected two scales from 0.1 to 10 such as 0.5,1.5, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not two scales from 0.1 to 10, such as 0.5,1.5")
     return float(low), float(high)
 
 
@@ -395,7 +413,7 @@ def _size(text: str) -> tuple[int, int]:
 def _board(text: str) -> tuple[int, int]:
     numbers = _whole(text, "x", 2, "inner corners as 9x6")
     if min(numbers) < 3 or max(numbers) > 64:
-        raise argparse.ArgumentTypeError(f"expected from 3 to 64 inner corners each way, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is out of range; count from 3 to 64 inner corners each way")
     return numbers[0], numbers[1]
 
 
@@ -407,5 +425,5 @@ def _crop(text: str) -> tuple[int, int, int, int]:
 def _whole(text: str, separator: str, count: int, what: str) -> list[int]:
     parts = text.split(separator)
     if len(parts) != count or not all(part.isascii() and part.isdecimal() and len(part) <= 5 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected {what}, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
     return [int(part) for part in parts]

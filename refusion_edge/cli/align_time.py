@@ -1,4 +1,4 @@
-"""``align time``: measure the offset between the clocks of two cameras, and put it into their rig."""
+"""``align time``: measure the clock offset between two cameras and write it into their rig."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ _SCHEMA = "refusion-edge/time-offset/1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``align time``."""
     parser.description = (
-        "measure how far the clocks of two cameras are apart, from a recording of 'stream --record' or from both cameras for a "
-        "while, and write it into the rig; something has to move through the view, best there and back"
+        "measure the clock offset between two cameras, from a recording of 'stream --record' or live from both, and write it "
+        "into the rig; something has to move through the view, ideally back and forth"
     )
-    parser.add_argument("rig", type=Path, metavar="RIG", help="rig file, of cameras that are aligned already")
+    parser.add_argument("rig", type=Path, metavar="RIG", help="rig file of two aligned cameras")
     parser.add_argument("--recording", type=Path, metavar="DIR", help="recording of 'stream --record'")
-    parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: what the rig says)")
-    parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: what the rig says)")
-    parser.add_argument("--distance", type=length_m, metavar="5m", help="working distance (default: the rig's farthest)")
+    parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: that of the rig)")
+    parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: that of the rig)")
     parser.add_argument(
-        "--duration-s", type=_seconds, default=20.0, metavar="S", help="for how long sources are read (default: 20)"
+        "--distance", type=length_m, metavar="5m", help="working distance (default: the farthest one of the rig)"
     )
     parser.add_argument(
-        "--max-offset-ms", type=_milliseconds, default=500.0, metavar="MS", help="largest offset to look for (default: 500)"
+        "--duration-s", type=_seconds, default=20.0, metavar="S", help="how long to read the sources (default: 20)"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="where the rig is written (default: in its place)")
+    parser.add_argument(
+        "--max-offset-ms", type=_milliseconds, default=500.0, metavar="MS", help="largest offset to search for (default: 500)"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="rig file to write (default: overwrite RIG)")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, write."""
+    """Measure; print and write the result."""
     from dataclasses import asdict, replace
 
     from refusion_edge.calibration.rig.timing import measure_offset
@@ -85,7 +87,7 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
         from refusion_edge.stream.outputs.recording import read_recording
 
         if options.ir or options.vis:
-            raise UsageError("expected --recording alone, got --ir or --vis with it; leave them out.")
+            raise UsageError("--recording holds both sources; leave out --ir and --vis")
         recording = read_recording(options.recording)
         for number in range(len(recording.rows)):
             frame = recording.read(number)
@@ -97,10 +99,10 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
 
     ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
     if ir is None or vis is None:
-        raise UsageError("expected two sources, got fewer; give --ir and --vis, a rig that names them, or --recording.")
+        raise UsageError("two sources are needed; give --ir and --vis, a rig that names them, or --recording")
     sources = open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis")
     if sources[0].live != sources[1].live:
-        raise UsageError("expected two cameras or two files, got one of each, whose clocks have nothing to do with each other.")
+        raise UsageError("the clocks of a camera and a file are unrelated; give two cameras or two files")
     watch(sources, options.duration_s, take)
     return tracks
 

@@ -1,4 +1,4 @@
-"""``bench``: how long fusing takes here, in numbers that can be trusted, compared and reproduced."""
+"""``bench``: measure fusion latency in numbers that can be trusted, compared and reproduced."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from refusion_edge.cli.options import add_json, add_picture, add_task, add_threa
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
     from refusion_edge.bench.deadline import Deadline
-    from refusion_edge.bench.device_limits import DeviceLimits
-    from refusion_edge.bench.limits import Limits, Rates
+    from refusion_edge.bench.history import Baseline, Change
+    from refusion_edge.bench.limits import DeviceLimits, Limits, Rates
     from refusion_edge.bench.measurement import Row
-    from refusion_edge.bench.regression import Baseline, Change
     from refusion_edge.bench.report import Report
     from refusion_edge.bench.subjects import Subject
-    from refusion_edge.bench.windows import Plan
+    from refusion_edge.bench.timing import Plan
 
 SUMMARY = "measure latency: stages, percentiles, comparisons, deadlines, regressions"
 
@@ -30,67 +29,78 @@ _WINDOWS_S, _DEADLINE_S = 3.0, 60.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bench``."""
     parser.epilog = (
-        "Windows are repeated until three agree; if they never do, the table says 'not stable' instead of a number and the "
-        "exit code is 1, as for a rate that is not held and for a regression. One engine is open at a time, two with --compare."
+        "Measurement windows are repeated until three agree. If they never do, the table shows 'not stable' instead of a "
+        "number and the exit code is 1, as it is for a missed frame rate or a regression. One engine is open at a time, two "
+        "with --compare."
     )
     parser.add_argument(
-        "engines", nargs="*", metavar="ENGINE", help="bundle, task or weights file; several are measured in turn"
+        "engines", nargs="*", metavar="ENGINE", help="bundle, task or weights file; several are measured one after the other"
     )
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="measure two engines in turns and give their ratio")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="measure two engines in alternation and report their ratio"
+    )
     add_task(parser)
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of tasks and weights (default: auto)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end for tasks and weights (default: auto)")
     add_threads(parser)
-    parser.add_argument(
-        "--sizes", metavar="SIZES", help="sizes as HxW, separated by commas (default: of the engine, or 480x640)"
-    )
+    parser.add_argument("--sizes", metavar="SIZES", help="sizes HxW, separated by commas (default: the engine's, or 480x640)")
     parser.add_argument(
         "--precisions",
         metavar="NAMES",
-        help="precisions to build tasks and weights in, separated by commas (default: as they are)",
+        help="precisions in which to build tasks and weights, separated by commas (default: run them directly)",
     )
     parser.add_argument(
-        "--a", metavar="FILE", help="picture of source a, read for every iteration (default: a sample in memory)"
+        "--a", metavar="FILE", help="image of source a, read in every iteration (default: a sample held in memory)"
     )
-    parser.add_argument("--b", metavar="FILE", help="picture of source b")
+    parser.add_argument("--b", metavar="FILE", help="image of source b")
     add_picture(parser)
     parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
-    how = parser.add_argument_group("how long")
-    how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="least time of the warm-up (default: 200)")
-    how.add_argument("--warmup", type=_count, default=10, metavar="N", help="least iterations of the warm-up (default: 10)")
-    how.add_argument("--iterations", type=_count, default=200, metavar="N", help="least iterations that count (default: 200)")
+    how = parser.add_argument_group("duration")
+    how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="minimum warm-up time (default: 200)")
+    how.add_argument("--warmup", type=_count, default=10, metavar="N", help="minimum warm-up iterations (default: 10)")
+    how.add_argument("--iterations", type=_count, default=200, metavar="N", help="minimum iterations measured (default: 200)")
     how.add_argument(
         "--seconds",
         type=_number,
         metavar="S",
-        help="least time that counts (default: 3); with --fps, the whole time (default: 60)",
+        help="minimum time measured (default: 3); with --fps, the total time (default: 60)",
     )
     how.add_argument(
-        "--tolerance", type=_number, default=5.0, metavar="PERCENT", help="how far windows may differ (default: 5)"
+        "--tolerance",
+        type=_number,
+        default=5.0,
+        metavar="PERCENT",
+        help="largest difference between windows that agree (default: 5)",
     )
-    how.add_argument("--windows", type=_count, default=10, metavar="N", help="most windows before giving up (default: 10)")
-    how.add_argument("--loaded", action="store_true", help="measure although other programs keep the machine busy")
-    how.add_argument("--no-limits", action="store_true", help="do not measure what the processor and the device can do at best")
-    rate = parser.add_argument_group("a fixed rate")
-    rate.add_argument("--fps", type=_number, metavar="RATE", help="tell whether this rate is held, with misses and ages")
+    how.add_argument("--windows", type=_count, default=10, metavar="N", help="windows to try before giving up (default: 10)")
+    how.add_argument("--loaded", action="store_true", help="measure even if other programs keep the machine busy")
+    how.add_argument("--no-limits", action="store_true", help="do not measure the limits of the processor and the device")
+    rate = parser.add_argument_group("fixed frame rate")
     rate.add_argument(
-        "--misses", type=_number, default=0.1, metavar="PERCENT", help="frames that may be dropped or late (default: 0.1)"
+        "--fps", type=_number, metavar="RATE", help="check whether this frame rate is sustained; reports missed frames and ages"
+    )
+    rate.add_argument(
+        "--misses", type=_number, default=0.1, metavar="PERCENT", help="frames allowed to be dropped or late (default: 0.1)"
     )
     results = parser.add_argument_group("results")
-    results.add_argument("--against", metavar="FILE", help="JSON of an earlier run; exit code 1 for a regression")
     results.add_argument(
-        "--threshold", type=_number, default=10.0, metavar="PERCENT", help="how much slower is a regression (default: 10)"
+        "--against", metavar="FILE", help="compare with the JSON of an earlier run; exit code 1 for a regression"
     )
-    results.add_argument("--lines", metavar="FILE", help="keep every measurement of a long sweep, and go on where it stopped")
+    results.add_argument(
+        "--threshold", type=_number, default=10.0, metavar="PERCENT", help="slowdown that counts as a regression (default: 10)"
+    )
+    results.add_argument(
+        "--lines", metavar="FILE", help="store each measurement of a long sweep, and continue where it stopped"
+    )
     add_json(parser)
     results.add_argument("--csv", metavar="FILE", help="write every stage of every measurement as CSV")
-    results.add_argument("--html", metavar="FILE", help="write one self-contained page with tables and plots")
+    results.add_argument("--html", metavar="FILE", help="write a self-contained page with tables and plots")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
+    from refusion_edge.bench.history import changes as compare_with
+    from refusion_edge.bench.measurement import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.bench.page import render_page
-    from refusion_edge.bench.regression import changes as compare_with
-    from refusion_edge.bench.stages import CPU, END_TO_END, STAGES, parse_stages
     from refusion_edge.cli.console import output, write_json
     from refusion_edge.files import write_atomically
 
@@ -111,33 +121,31 @@ def run(options: argparse.Namespace) -> int:
         _print(report, changes, stages)
         written = [path for path in (options.csv, options.json, options.html) if path]
         output().print(
-            f"\nwrote {', '.join(written)}" if written else "\nNext: add --html bench.html for plots, --json for programs"
+            f"\nwrote {', '.join(written)}" if written else "\nnext: add --html bench.html for plots, or --json for programs"
         )
     return 0 if report.passed and not any(change.is_regression for change in changes) else 1
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what cannot work, before anything is opened or measured."""
+    """Reject impossible combinations before anything is opened or measured."""
     from refusion_edge.errors import UsageError
     from refusion_edge.files import require_writable
     from refusion_edge.report.html import require_engine
 
     require_both(options.a, options.b, "--a and --b")
     if bool(options.engines) == bool(options.compare):
-        raise UsageError(
-            "expected engines to measure or --compare A B, got neither or both; name a bundle, such as bundles/NAME."
-        )
+        raise UsageError("name either engines to measure, such as bundles/NAME, or two to compare with --compare A B")
     if options.a and options.sizes:
-        raise UsageError("expected --sizes or pictures of your own, got both; the pictures have their own size.")
+        raise UsageError("--sizes cannot be combined with --a and --b, whose images have their own size; leave one out")
     if options.fps is not None and (options.compare or options.lines or options.against):
-        raise UsageError("expected --fps without --compare, --lines and --against, got both; run them one after the other.")
+        raise UsageError("--fps cannot be combined with --compare, --lines or --against; run them one after the other")
     if options.compare and (options.lines or options.against or options.precisions or options.csv):
         raise UsageError(
-            "expected --compare without --lines, --against, --precisions and --csv, got both; build both engines first, and "
-            "write --json."
+            "--compare cannot be combined with --lines, --against, --precisions or --csv; build both engines first, and "
+            "write --json"
         )
     if options.compare and "," in (options.sizes or ""):
-        raise UsageError(f"expected one size for --compare, got '{options.sizes}'; compare size by size.")
+        raise UsageError(f"--compare takes one size, not '{options.sizes}'; compare size by size")
     for path in (options.json, options.csv, options.html, options.lines):
         if path and path != "-":
             require_writable(Path(path))
@@ -147,7 +155,7 @@ def _check(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
-    """What is measured; engines that are built for it live in a folder that is removed afterwards."""
+    """What is measured; engines built for it live in a temporary folder."""
     import tempfile
 
     from refusion_edge.bench.subjects import Wanted, find_subjects
@@ -159,7 +167,7 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     for text in options.sizes.split(",") if options.sizes else ():
         size_hw = parse_size(text.strip())
         if size_hw is None:
-            raise UsageError("expected sizes as HEIGHTxWIDTH, got 'dynamic'; name the sizes to measure at.")
+            raise UsageError("'dynamic' is not a size to measure at; name sizes as HEIGHTxWIDTH")
         sizes_hw.append(size_hw)
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
@@ -188,12 +196,15 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     subjects: list[Subject] = []
     for origin in origins:
         if Path(origin).is_dir():
-            raise UsageError(f"expected a task or weights for --precisions, got the bundle {origin}, which has one precision.")
+            raise UsageError(
+                f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision; "
+                "leave one out"
+            )
         for plain in find_subjects(origin, replace(wanted, backend="auto")):
             for text in options.precisions.split(","):
                 precision = names.get(text.strip())
                 if precision is None:
-                    raise UsageError(f"expected precisions out of {', '.join(PRECISIONS)}, got '{text.strip()}'.")
+                    raise UsageError(f"there is no precision '{text.strip()}'; choose from {', '.join(PRECISIONS)}")
                 one = plain.identity
                 target = folder / f"{len(subjects)}"
                 weights = Path(origin) if Path(origin).is_file() else None
@@ -205,7 +216,7 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
 
 
 def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Baseline | None:
-    from refusion_edge.bench.regression import check_comparable, read_baseline
+    from refusion_edge.bench.history import check_comparable, read_baseline
     from refusion_edge.bench.report import describe_machine
 
     if not options.against:
@@ -217,11 +228,10 @@ def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Basel
 
 def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
     from refusion_edge.backends.registry import BACKENDS
-    from refusion_edge.bench.clock import SystemClock
     from refusion_edge.bench.comparison import compare
-    from refusion_edge.bench.load import read_load, require_room
     from refusion_edge.bench.report import Report, describe_machine, describe_versions, now_utc
     from refusion_edge.bench.subjects import require_comparable
+    from refusion_edge.bench.timing import SystemClock, read_load, require_room
 
     clock, plan, started = SystemClock(), _plan(options), now_utc()
     if options.compare:
@@ -247,10 +257,9 @@ def _measure(options: argparse.Namespace, subjects: list[Subject]) -> Report:
 
 
 def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[Limits | None, DeviceLimits | None]:
-    """Limits of what the subjects run on: the processor, a CUDA device, or both."""
+    """Limits of the hardware the subjects run on: the processor, a CUDA device, or both."""
     from refusion_edge.backends.registry import BACKENDS
-    from refusion_edge.bench.device_limits import measure_device_limits
-    from refusion_edge.bench.limits import measure_limits
+    from refusion_edge.bench.limits import measure_device_limits, measure_limits
     from refusion_edge.cli.console import remarks
     from refusion_edge.cuda import open_driver
     from refusion_edge.errors import BackendError
@@ -264,8 +273,8 @@ def _limits(options: argparse.Namespace, subjects: Sequence[Subject]) -> tuple[L
             with open_driver() as driver:
                 device_limits = measure_device_limits(driver)
         except BackendError as error:
-            # The times are what was asked for; a device that is too full for the copies can still be timed.
-            remarks().print(f"Limits of the device not measured: {error}")
+            # The times matter most; a device without memory for the copies can still be timed.
+            remarks().print(f"limits of the device not measured: {error}")
     return measure_limits() if False in on_gpu else None, device_limits
 
 
@@ -276,10 +285,10 @@ def _sweep(
     versions: dict[str, str],
     limits_of: Callable[[str], Rates | None],
 ) -> tuple[Row, ...]:
-    from refusion_edge.bench.clock import SystemClock
-    from refusion_edge.bench.lines import SweepLog
+    from refusion_edge.bench.history import SweepLog
     from refusion_edge.bench.measurement import measure
     from refusion_edge.bench.report import describe_machine
+    from refusion_edge.bench.timing import SystemClock
     from refusion_edge.cli.console import progress_bar, remarks
 
     log = None
@@ -295,7 +304,7 @@ def _sweep(
         }
         log = SweepLog(Path(options.lines), configuration)
         if log.rows:
-            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are measured already")
+            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are already measured")
     rows: list[Row] = []
     with progress_bar() as progress:
         for subject in progress.track(subjects, description="measuring"):
@@ -311,9 +320,9 @@ def _sweep(
 def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) -> tuple[Deadline, ...]:
     from dataclasses import replace
 
-    from refusion_edge.bench.clock import SystemClock
     from refusion_edge.bench.deadline import hold
     from refusion_edge.bench.measurement import open_pipeline
+    from refusion_edge.bench.timing import SystemClock
     from refusion_edge.cli.console import remarks
 
     clock = SystemClock()
@@ -332,14 +341,14 @@ def _hold(options: argparse.Namespace, subjects: Sequence[Subject], plan: Plan) 
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    from refusion_edge.bench.windows import Plan
+    from refusion_edge.bench.timing import Plan
 
     seconds = _WINDOWS_S if options.seconds is None or options.fps is not None else options.seconds
     return Plan(options.warmup_ms, options.warmup, options.iterations, seconds, options.tolerance / 100, options.windows)
 
 
 def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.cli.console import output
 
     console = output()
@@ -347,25 +356,25 @@ def _print(report: Report, changes: Sequence[Change], stages: Sequence[str]) -> 
     device = f", {machine.accelerator}" if machine.accelerator else ""
     console.print(f"{machine.processor}, {machine.cores} cores{device}; {report.clock}; {report.started}")
     console.print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    if text := wording.load_text(report):
+    if text := page.load_text(report):
         console.print(text)
     if report.rows:
         _print_rows(report, stages)
     if report.comparison is not None:
         _print_comparison(report.comparison, stages)
-    for text in wording.graph_texts(report):
+    for text in page.graph_texts(report):
         console.print(text)
     for advice in report.recommendations:
         console.print(f"\nINT8: {advice}")
     for deadline in report.deadlines:
-        console.print(f"\n{wording.deadline_text(deadline)}")
+        console.print(f"\n{page.deadline_text(deadline)}")
         _print_ages(deadline)
     if changes:
         _print_changes(changes)
 
 
 def _print_rows(report: Report, stages: Sequence[str]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.bench.statistics import PERCENTILES, percentile_name
     from refusion_edge.cli.console import output, plain_table
 
@@ -374,96 +383,96 @@ def _print_rows(report: Report, stages: Sequence[str]) -> None:
     console.print("\nend to end, ms")
     table = plain_table("engine", "back end", *figures, "pairs/s", "last/first", "peak MiB", "energy/pair", "of roofline")
     for row in report.rows:
-        times = [wording.stage_text(row, "end_to_end", figure) for figure in figures]
+        times = [page.stage_text(row, "end_to_end", figure) for figure in figures]
         table.add_row(
-            row.identity.label, row.identity.backend, *times, wording.throughput_text(row), wording.drift_text(row),
-            wording.memory_text(row), wording.energy_text(row), wording.roofline_text(row),
+            row.identity.label, row.identity.backend, *times, page.throughput_text(row), page.drift_text(row),
+            page.memory_text(row), page.energy_text(row), page.roofline_text(row),
         )  # fmt: skip
     console.print(table)
     console.print("\nstages, median ms")
     table = plain_table("engine", *stages)
     for row in report.rows:
-        table.add_row(row.identity.label, *(wording.stage_text(row, stage) for stage in stages))
+        table.add_row(row.identity.label, *(page.stage_text(row, stage) for stage in stages))
     console.print(table)
     console.print()
     for row in report.rows:
-        state = ", ".join(f"{name} {text}" for name, text in wording.state_texts(row.after).items())
-        console.print(f"{row.identity.label}: {wording.stability_text(row)}; {state}")
-    console.print(wording.limits_text(report))
+        state = ", ".join(f"{name} {text}" for name, text in page.state_texts(row.after).items())
+        console.print(f"{row.identity.label}: {page.stability_text(row)}; {state}")
+    console.print(page.limits_text(report))
 
 
 def _print_comparison(found: Comparison, stages: Sequence[str]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
+    from refusion_edge.bench.measurement import END_TO_END
     from refusion_edge.bench.report import NOT_STABLE, stage_order
-    from refusion_edge.bench.stages import END_TO_END
     from refusion_edge.bench.statistics import verdict
     from refusion_edge.cli.console import output, plain_table
 
     console = output()
     if found.ratios is None or found.stages is None:
         ratios = ", ".join(f"{value:.2f}" for value in found.windows)
-        console.print(f"\n{NOT_STABLE}: {len(found.windows)} windows gave the ratios {ratios}")
+        console.print(f"\n{NOT_STABLE}: {len(found.windows)} windows, with the ratios {ratios}")
         return
     first, second = _names(found)
-    table = plain_table("stage", f"{first} (ms)", f"{second} (ms)", "ratio", "95 % interval")
+    table = plain_table("stage", f"{first} (ms)", f"{second} (ms)", "ratio", "95% interval")
     for stage in stage_order(found.ratios):
         if stage not in stages:
             continue
         ratio, (one, other) = found.ratios[stage], found.stages[stage]
-        interval = wording.ABSENT if ratio.low is None or ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
-        medians = wording.time_text(one.median_ms), wording.time_text(other.median_ms)
+        interval = page.ABSENT if ratio.low is None or ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+        medians = page.time_text(one.median_ms), page.time_text(other.median_ms)
         table.add_row(stage, *medians, f"{ratio.value:.2f}", interval)
-    console.print(f"\n{found.turns} turns, medians, end to end: {verdict(first, second, found.ratios[END_TO_END])}")
+    console.print(f"\n{found.turns} turns, end-to-end medians: {verdict(first, second, found.ratios[END_TO_END])}")
     console.print(table)
 
 
 def _names(found: Comparison) -> tuple[str, str]:
-    """Names that tell the two apart."""
+    """Names that distinguish the two."""
     if found.first.label == found.second.label:
         return f"A ({found.first.label})", f"B ({found.second.label})"
     return found.first.label, found.second.label
 
 
 def _print_ages(deadline: Deadline) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.cli.console import output, plain_table
 
     ages = deadline.ages
     table = plain_table("age, ms", "median", *ages.percentiles_ms, "max")
-    table.add_row("whole run", *map(wording.time_text, (ages.median_ms, *ages.percentiles_ms.values(), ages.max_ms)))
+    table.add_row("whole run", *map(page.time_text, (ages.median_ms, *ages.percentiles_ms.values(), ages.max_ms)))
     output().print(table)
     table = plain_table("minute", "frames", "missed", "median age, ms", "largest")
     for number, minute in enumerate(deadline.minutes, start=1):
-        largest = wording.time_text(minute.max_age_ms)
-        table.add_row(f"{number}", f"{minute.arrived}", f"{minute.missed}", wording.time_text(minute.median_age_ms), largest)
+        largest = page.time_text(minute.max_age_ms)
+        table.add_row(f"{number}", f"{minute.arrived}", f"{minute.missed}", page.time_text(minute.median_age_ms), largest)
     output().print(table)
 
 
 def _print_changes(changes: Sequence[Change]) -> None:
-    from refusion_edge.bench import wording
+    from refusion_edge.bench import page
     from refusion_edge.cli.console import output, plain_table
 
-    table = plain_table("engine", "stage", "then (ms)", "now (ms)", "ratio")
+    table = plain_table("engine", "stage", "before (ms)", "now (ms)", "ratio")
     for change in changes:
-        times = wording.time_text(change.before_ms), wording.time_text(change.now_ms)
-        table.add_row(change.identity.label, change.stage, *times, wording.change_text(change))
-    output().print("\nagainst the earlier report")
+        times = page.time_text(change.before_ms), page.time_text(change.now_ms)
+        table.add_row(change.identity.label, change.stage, *times, page.change_text(change))
+    output().print("\ncompared with the earlier report")
     output().print(table)
 
 
 def _number(text: str) -> float:
-    """Read a number that is not negative."""
+    """Parse a number of at least 0."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
     return value
 
 
 def _count(text: str) -> int:
-    """Read a number from 1 to a million."""
+    """Parse a whole number from 1 to a million."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000000, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to 1000000")
     return int(text)

@@ -1,4 +1,4 @@
-"""``doctor``: what can be used on this machine, and the line that fixes what cannot. Changes nothing."""
+"""``doctor``: show what can be used on this machine, and how to fix what cannot. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refusion_edge.cli.options import add_json
 if TYPE_CHECKING:
     from refusion_edge.backends.registry import Status
 
-SUMMARY = "show which back ends can be used here, and how to fix those that cannot"
+SUMMARY = "show which back ends work on this machine, and how to fix the others"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +43,12 @@ def run(options: argparse.Namespace) -> int:
         console = output()
         print_facts({name.replace("_", " "): value for name, value in machine.items()})
         console.print()
-        table = plain_table("back end", "usable", "what it is", "why", "fix")
+        table = plain_table("back end", "usable", "description", "status", "fix")
         for name, one in found.items():
             table.add_row(name, _answer(one, builds[name]), BACKENDS[name].summary, one.reason, one.fix)
         console.print(table)
         console.print()
-        console.print("Next: refusion-edge build --task ir_vis --precision fp16")
+        console.print("next: refusion-edge build --task ir_vis --precision fp16")
     return 0
 
 

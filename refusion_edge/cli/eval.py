@@ -1,4 +1,4 @@
-"""``eval``: score folders of fused images, rank methods, write reports."""
+"""``eval``: score folders of fused images, rank methods and write reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from refusion_edge.evaluation.scoring import Sweep
     from refusion_edge.metrics import Metric
 
-SUMMARY = "score fused images with the metrics of the field, and rank methods"
+SUMMARY = "score fused images with established metrics, and rank methods"
 
 _MARKS = {1: "¹", 2: "²", 3: "³"}
 
@@ -23,13 +23,17 @@ _MARKS = {1: "¹", 2: "²", 3: "³"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``eval``."""
     parser.epilog = (
-        "Files belong together by stem; results may carry one more tail, as in name_METHOD.png. A method's folder can be a "
-        "quoted pattern ('results/*_GFF.jpg'). Metrics are named NAME or CONVENTION:NAME; --list shows them all."
+        "Files are matched by stem; the results of a method may share a suffix, as in name_METHOD.png. A method's folder can "
+        "be a quoted pattern ('results/*_GFF.jpg'). Metrics are named NAME or CONVENTION:NAME; --list shows them all."
     )
     parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or under-exposed")
     parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or over-exposed")
     parser.add_argument(
-        "--fused", action="append", default=[], metavar="[NAME=]DIR", help="results of a method; repeat it to rank several"
+        "--fused",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="results of a method; repeatable, to rank several methods",
     )
     parser.add_argument(
         "--bundle", action="append", default=[], metavar="[NAME=]BUNDLE",
@@ -40,23 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--convention", default="evaluator", metavar="NAMES", help="conventions, separated by commas (default: evaluator)"
     )
     parser.add_argument("--metrics", metavar="NAMES", help="metrics, separated by commas (default: all of the convention)")
-    parser.add_argument("--partial", action="store_true", help="score what is complete although counterparts are missing")
-    parser.add_argument("--shifts", metavar="PIXELS", help="also sweep over misregistrations of source a, such as 0,1,2,4,8")
+    parser.add_argument("--partial", action="store_true", help="score the complete cases even if counterparts are missing")
+    parser.add_argument("--shifts", metavar="PIXELS", help="also sweep over displacements of source a, such as 0,1,2,4,8")
     parser.add_argument(
         "--shift-kind", choices=("shift", "skew"), default="shift",
-        help="shift: source a as a whole; skew: its last row to the right, its first to the left (default: shift)",
+        help="shift: all of source a; skew: its last row to the right and its first to the left (default: shift)",
     )  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", help="write the values per image as CSV")
-    parser.add_argument("--html", metavar="FILE", help="write one self-contained page with tables, plots and montages")
+    parser.add_argument("--html", metavar="FILE", help="write a self-contained page with tables, plots and montages")
     add_json(parser)
     parser.add_argument(
         "--jobs", type=thread_count, default=0, metavar="N", help="processes for scoring (default: one per core)"
     )
-    parser.add_argument("--list", action="store_true", help="list all metrics with convention, range and direction, and stop")
+    parser.add_argument("--list", action="store_true", help="list all metrics with convention, range and direction, and exit")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score, print, write."""
+    """Score; print and write the results."""
     import tempfile
 
     from refusion_edge.cli.console import output, write_json
@@ -67,10 +71,10 @@ def run(options: argparse.Namespace) -> int:
         _print_metrics()
         return 0
     if options.a is None or options.b is None:
-        raise UsageError("expected the folders of both sources, got none or one; add --ir DIR and --vis DIR (or --a and --b).")
+        raise UsageError("the folders of both sources are needed; add --ir DIR and --vis DIR (or --a and --b)")
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
-        # Before the work, not after it.
+        # Fail before the work, not after it.
         require_engine()
 
     from refusion_edge.evaluation import evaluate
@@ -124,12 +128,12 @@ def _sweep(options: argparse.Namespace) -> Sweep | None:
     try:
         offsets = sorted({float(text) for text in options.shifts.split(",")})
     except ValueError:
-        raise UsageError(f"expected --shifts as numbers of pixels separated by commas, got '{options.shifts}'.") from None
+        raise UsageError(f"--shifts takes numbers of pixels separated by commas, not '{options.shifts}'; write 0,1,2") from None
     return Sweep(tuple(offsets), options.shift_kind)
 
 
 def _named(sources: list[str], option: str) -> dict[str, str]:
-    """Name of the method to its folder; the folder's own name where none is given."""
+    """Map method names to folders; a method without a name takes that of its folder."""
     from refusion_edge.errors import UsageError
 
     named: dict[str, str] = {}
@@ -138,9 +142,9 @@ def _named(sources: list[str], option: str) -> dict[str, str]:
         if not separator or Path(source).exists():
             name, path = Path(source).name, source
         if not name or not path:
-            raise UsageError(f"expected {option} NAME=DIR, got '{source}'.")
+            raise UsageError(f"'{source}' does not name its method; write {option} NAME=DIR")
         if name in named:
-            raise UsageError(f"expected every method to have its own name, got '{name}' twice; write {option} NAME=DIR.")
+            raise UsageError(f"two methods have the name '{name}'; tell them apart with {option} NAME=DIR")
         named[name] = path
     return named
 
@@ -188,7 +192,7 @@ def _print_report(report: Report) -> None:
             table.add_row(method, *(_mean(report, method, metric, several) for metric in metrics))
         console.print(table)
     if any(report.summary(method, metric).undefined for method in report.methods for metric in report.metrics):
-        console.print(f"\n* {UNDEFINED} on some images, which are not counted")
+        console.print(f"\n* {UNDEFINED} on some images, which are not included")
     if several:
         _print_comparison(report)
     if report.misregistration is not None:
@@ -215,7 +219,7 @@ def _print_comparison(report: Report) -> None:
         table.add_row(method, UNDEFINED if rank is None else f"{rank:.2f}")
     console.print(table)
     leader, *others = (method for method, _ in ranking)
-    console.print(f"\n{leader} minus the others, with paired bootstrap 95 % intervals; ! where the interval leaves out 0")
+    console.print(f"\n{leader} minus the others, with 95% intervals from a paired bootstrap; ! marks intervals that exclude 0")
     table = plain_table("metric", *others)
     for metric in report.metrics:
         cells = []

@@ -1,4 +1,4 @@
-"""``inspect``: what is in a bundle, in a weights file or in a program file."""
+"""``inspect``: describe a bundle, a weights file or a program file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from refusion_edge.cli.options import add_json
 
-SUMMARY = "show what is in an engine bundle, a weights file or a program file"
+SUMMARY = "describe an engine bundle, a weights file or a program file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check and describe; a damaged file ends with its error."""
+    """Check and describe a file; a damaged one ends with an error."""
     from refusion_edge.cli.console import print_facts, write_json
 
     path = Path(options.path)

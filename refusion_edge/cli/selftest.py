@@ -1,4 +1,4 @@
-"""``selftest``: what this device is, and whether every back end is right on it; prints a row for the table of platforms."""
+"""``selftest``: test every back end on this device and print a row for the table of platforms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from refusion_edge.selftest.checks import Check, SelfTest
     from refusion_edge.sizes import SizeRange
 
-SUMMARY = "test every back end on this device, and print a row to send"
+SUMMARY = "test every back end on this device, and print a row for the table of platforms"
 
 _LIMIT_S = 3600.0
 _FAILED, _ABSENT = 1, 3
@@ -25,20 +25,21 @@ _FAILED, _ABSENT = 1, 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``selftest``."""
     parser.epilog = (
-        "Every back end that is there builds a small engine, which is held against stored vectors and timed for a second, each "
-        "in a process of its own. Exit code 1 if one that is there fails, 3 if one that was asked for is not there."
+        "Every available back end builds a small engine, which is compared with stored vectors and timed for a second, each "
+        "in a process of its own. The exit code is 1 if an available back end fails, and 3 if a requested one is not "
+        "available."
     )
-    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="also test engines that were built elsewhere")
+    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="also test engines built elsewhere")
     parser.add_argument("--backends", default="", metavar="NAMES", help="back ends, separated by commas (default: all)")
-    parser.add_argument("--size", metavar="HxW", help="size to time at (default: that of the stored vectors, which is small)")
+    parser.add_argument("--size", metavar="HxW", help="size to time at (default: the small one of the stored vectors)")
     parser.add_argument(
-        "--limit", type=float, default=_LIMIT_S, metavar="S", help="longest time for one back end, in seconds (default: 3600)"
+        "--limit", type=float, default=_LIMIT_S, metavar="S", help="time limit per back end, in seconds (default: 3600)"
     )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Test, then print the facts, a table, and the row."""
+    """Test; print the facts, a table and the row."""
     from refusion_edge.bench.report import now_utc
     from refusion_edge.cli.console import write_json
     from refusion_edge.errors import UsageError
@@ -46,12 +47,12 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.sizes import parse_size
 
     if not 0 < options.limit < float("inf"):
-        raise UsageError(f"expected a limit above 0 seconds, got {options.limit:g}; choose another.")
+        raise UsageError(f"--limit {options.limit:g} is not above 0 seconds; choose a larger limit")
     asked = [name.strip() for name in options.backends.split(",") if name.strip()]
     names = backends_to_check(asked)
     size_hw = parse_size(options.size) if options.size else None
     if options.size and size_hw is None:
-        raise UsageError("expected one size as HEIGHTxWIDTH, got 'dynamic'; name the size to time at.")
+        raise UsageError("'dynamic' is not a size to time at; name one as HEIGHTxWIDTH")
     sizes_hw = timing_sizes(size_hw)
     blanks = {subject: unchecked(subject) for subject in (*names, *options.bundles)}
     found = SelfTest(now_utc(), describe_device(), _checked(blanks, sizes_hw, options.limit))
@@ -74,8 +75,8 @@ def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: f
 
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import RefusionError
-    from refusion_edge.selftest import subprocess as apart
     from refusion_edge.selftest.checks import check_backend, check_bundle
+    from refusion_edge.selftest.subprocess import run_in_subprocess
 
     checks = []
     with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder:
@@ -83,9 +84,9 @@ def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: f
             try:
                 with remarks().status(f"testing {subject}"):
                     if isinstance(subject, Path):
-                        check = apart.run_apart(check_bundle, subject, limit_s=limit_s)
+                        check = run_in_subprocess(check_bundle, subject, limit_s=limit_s)
                     else:
-                        check = apart.run_apart(check_backend, subject, sizes_hw, build, Path(folder), limit_s=limit_s)
+                        check = run_in_subprocess(check_backend, subject, sizes_hw, build, Path(folder), limit_s=limit_s)
             except RefusionError as error:
                 check = replace(blank, outcome="failed", reason=str(error))
             checks.append(check)

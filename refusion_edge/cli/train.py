@@ -1,4 +1,4 @@
-"""``train``: learn the weights of a task from a folder of pairs."""
+"""``train``: train the network for a task on a folder of pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SUMMARY = "train the fusion network on a folder of pairs"
 
 _INTERRUPTED = 130
-# The bar counts thousandths of the run: its end is a step or a time, whichever comes first.
+# The bar counts thousandths of the run, which ends at a step or a time, whichever comes first.
 _BAR_STEPS = 1000
 
 
@@ -26,34 +26,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
     folders = "; ".join(f"{task.name}: {task.folder_a}/ {task.folder_b}/" for task in TASKS.values())
     parser.epilog = (
-        f"The folder holds one folder per source, files of a pair sharing their stem ({folders}). For multi_focus a folder "
-        "sharp/ of images in focus everywhere may be added, or stand alone: pairs are made from them. "
-        "On several processes: torchrun --nproc-per-node N -m refusion_edge train ..."
+        f"The folder holds one folder per source; the two files of a pair share their stem ({folders}). For multi_focus, a "
+        "folder sharp/ of all-in-focus images may be added or stand alone: pairs are made from them. To train with several "
+        "processes: torchrun --nproc-per-node N -m refusion_edge train ..."
     )
     parser.add_argument("--task", required=True, choices=TASKS, help="fusion task")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the folders of both sources")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder that holds the folders of both sources")
     parser.add_argument("--a", metavar="NAME", help="folder of source a below --data (default: the task's)")
     parser.add_argument("--b", metavar="NAME", help="folder of source b below --data (default: the task's)")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="PREFIX", help="leave out names that start so; repeatable"
+        "--exclude", action="append", default=[], metavar="PREFIX", help="leave out names that start with this; repeatable"
     )
     parser.add_argument("--preset", metavar="NAME", help="default, paper, or a TOML file of the same form (default: default)")
     parser.add_argument(
-        "--set", action="append", default=[], dest="assignments", metavar="K=V", help="section.key=value; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="K=V",
+        help="override a setting: section.key=value; repeatable",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run (default: runs/TASK)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, metavar="FILE", help="fine-tune these weights: safetensors or official .pth")
-    start.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="end after this time; the schedule follows it")
+    start.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="stop after this time; the schedule adapts to it")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")
     parser.add_argument("--deterministic", action="store_true", help="use deterministic algorithms only")
-    parser.add_argument("--probe", action="store_true", help="time steps of several shapes, propose crop and batch, and stop")
+    parser.add_argument(
+        "--probe", action="store_true", help="time steps of several shapes, propose a crop and batch size, and exit"
+    )
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, then say where the weights are and what to type next."""
+    """Train; print where the weights are and what to type next."""
     from refusion_edge._optional import require
     from refusion_edge.cli.console import output, remarks
 

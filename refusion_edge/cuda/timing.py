@@ -53,7 +53,7 @@ class StageTimer:
 
 
 class StagesOnDevice(ABC):
-    """A back end that times its stages on the device when asked to; see ``refusion_edge.bench.stages.DeviceTimed``."""
+    """A back end that times its stages on the device when asked to; see ``refusion_edge.bench.measurement.DeviceTimed``."""
 
     _timer: StageTimer
 

@@ -1,4 +1,4 @@
-"""Scoring whole folders of fused pictures: which files belong together, all cores, statistics, reports."""
+"""Evaluation of whole folders of fused images: matching files, scoring on all cores, statistics and reports."""
 
 from __future__ import annotations
 

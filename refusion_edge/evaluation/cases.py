@@ -1,4 +1,4 @@
-"""Which files are scored together: the two sources of a case and what each method made of them."""
+"""Matching files: the two sources of a case and the result of each method."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a method made of one pair.
+    """The result of a method for one pair.
 
     Attributes:
-        luma: File that conventions on grey pictures read.
-        colour: File that conventions on colour planes read; the same one where a method has only one.
+        luma: File read by conventions on gray images.
+        color: File read by conventions on color planes; the same if a method has only one.
     """
 
     luma: Path
-    colour: Path
+    color: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CaseList:
-    """What sources and results have in common.
+    """The cases common to sources and results.
 
     Attributes:
         methods: Names of the methods, in the order given.
@@ -58,12 +58,12 @@ class CaseList:
 
 
 def find_sources(a: str, b: str, *, partial: bool = False) -> tuple[tuple[PairPaths, ...], tuple[Path, ...]]:
-    """Match the two folders of sources.
+    """Match the files of the two sources.
 
     Args:
         a: Folder or glob pattern of source a.
         b: The same for source b.
-        partial: Whether to go on without the files that have no counterpart.
+        partial: Whether to ignore files without a counterpart.
 
     Returns:
         The pairs, and the files without a counterpart.
@@ -78,47 +78,48 @@ def find_sources(a: str, b: str, *, partial: bool = False) -> tuple[tuple[PairPa
 
 
 def find_cases(
-    a: str, b: str, results: Mapping[str, str], *, in_colour: Mapping[str, str] | None = None, partial: bool = False
+    a: str, b: str, results: Mapping[str, str], *, in_color: Mapping[str, str] | None = None, partial: bool = False
 ) -> CaseList:
     """Match sources and the results of several methods by stem.
 
-    The results of a method may all carry one tail after the stem of their sources, as in ``carLight_GFF.jpg``.
+    The results of a method may share a suffix after the stem of their sources, as in ``carLight_GFF.jpg``.
 
     Args:
         a: Folder or glob pattern of source a.
         b: The same for source b.
         results: Method to the folder or glob pattern of its results.
-        in_colour: The same for methods whose results exist in colour as well; it has to hold the same stems.
-        partial: Whether to go on without the files that have no counterpart.
+        in_color: The same for methods whose results also exist in color; with the same stems.
+        partial: Whether to ignore files without a counterpart.
 
     Raises:
         InputError: Nothing matches, or a counterpart is missing and ``partial`` is not set.
         UsageError: No method is given.
     """
     if not results:
-        raise UsageError("expected at least one folder of fused images, got none; add --fused DIR or --bundle DIR.")
+        raise UsageError("there are no fused images to score; add --fused DIR or --bundle DIR")
     pairs, left_out = find_sources(a, b, partial=partial)
     names = [pair.name for pair in pairs]
     luma = {method: _match(names, source) for method, source in results.items()}
-    colour = luma | {method: _match(names, source) for method, source in (in_colour or {}).items()}
+    color = luma | {method: _match(names, source) for method, source in (in_color or {}).items()}
     missing = [Path(results[method], f"{name}.*") for method, files in luma.items() for name in names if name not in files]
     matched = {file for files in luma.values() for file in files.values()}
     surplus = [file for source in results.values() for file in find_images(source).values() if file not in matched]
     _require_all((*missing, *surplus), partial)
     cases = tuple(
-        Case(pair.name, pair.a, pair.b, {method: Result(luma[method][pair.name], colour[method][pair.name]) for method in luma})
+        Case(pair.name, pair.a, pair.b, {method: Result(luma[method][pair.name], color[method][pair.name]) for method in luma})
         for pair in pairs
         if all(pair.name in files for files in luma.values())
     )
     if not cases:
-        raise InputError(
-            f"expected an image that every one of {', '.join(results)} has a result for, got none; compare the folders."
-        )
+        raise InputError(f"no image has a result of every method ({', '.join(results)}); compare the folders")
     return CaseList(tuple(results), cases, (*left_out, *missing, *surplus))
 
 
 def _match(names: list[str], source: str) -> dict[str, Path]:
-    """Name of a pair to the result in ``source``, by the tail that fits most; no tail wins a tie, one goes with one."""
+    """Map names of pairs to results in ``source`` by the most frequent suffix.
+
+    No suffix wins a tie, and a single file matches a single name.
+    """
     files = find_images(source)
     if len(names) == len(files) == 1:
         return dict(zip(names, files.values(), strict=True))
@@ -132,13 +133,13 @@ def _match(names: list[str], source: str) -> dict[str, Path]:
     best = sorted(tail for tail, count in hits.items() if count == most)
     if not best:
         raise InputError(
-            f"expected results in {source} whose stems are those of the sources ({names[0]}, ...), got none "
-            f"({next(iter(files))}, ...); rename them."
+            f"no result in {source} has the stem of a source: there is {next(iter(files))}, but {names[0]} among the "
+            "sources; rename the results"
         )
     if len(best) > 1 and best[0]:
         raise InputError(
-            f"expected one result for each source in {source}, got several kinds, ending in {', '.join(best)}; "
-            f"name one with a pattern, such as '{source}/*{best[0]}.*'."
+            f"{source} holds several kinds of results, ending in {', '.join(best)}; choose one with a pattern, such as "
+            f"'{source}/*{best[0]}.*'"
         )
     return {name: files[name + best[0]] for name in names if name + best[0] in files}
 
@@ -148,6 +149,5 @@ def _require_all(unmatched: Iterable[Path], partial: bool) -> None:
     if paths and not partial:
         more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
         raise InputError(
-            f"expected a counterpart for every image, got none for {', '.join(paths[:_LISTED])}{more}; add the "
-            "missing files, or score the others with --partial."
+            f"no counterpart for {', '.join(paths[:_LISTED])}{more}; add the missing files, or score the others with --partial"
         )

@@ -1,7 +1,8 @@
-"""From folders and engines to a report."""
+"""Evaluate folders of results, and engines that fuse the sources first."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,25 +11,25 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases, find_sources
-from refusion_edge.evaluation.fusing import fuse_pairs, sweep_fuser
 from refusion_edge.evaluation.report import Report, SweepResult
-from refusion_edge.evaluation.scoring import Sweep, core_count, score_cases, sweep_cases
+from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, sweep_cases
 from refusion_edge.evaluation.statistics import mean_of_defined
-from refusion_edge.fuser import load
-from refusion_edge.images.pairs import PairPaths
-from refusion_edge.metrics import Metric
+from refusion_edge.fuser import Fuser, load
+from refusion_edge.images.io import write_image
+from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
+from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
 
 Progress: TypeAlias = Callable[[str, int], Callable[[], None]]
-"""From a description and a number of steps to what is called after each step."""
+"""Takes a description and a number of steps; returns a function to call after each step."""
 
 DEFAULT_TASK = "ir_vis"
 
 
 def silent(description: str, steps: int) -> Callable[[], None]:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
     return lambda: None
 
 
@@ -51,42 +52,42 @@ def evaluate(
     Args:
         a: Folder or glob pattern of source a (infrared, functional, near, under).
         b: The same for source b (visible, MRI, far, over).
-        results: Method to the folder or glob pattern of its fused pictures.
-        metrics: What to compute; metrics over time take the cases, ordered by name, for frames.
-        engines: Method to a bundle, weights file or task that fuses the sources first.
-        folder: Where the results of engines are written; they have to stay until the report's page is made.
-        task: Fusion task; that of the engines, else ``ir_vis``, if None.
-        partial: Whether to score what is complete when counterparts are missing.
+        results: Folder or glob pattern of the fused images of each method.
+        metrics: What to compute; metrics over time treat the cases, ordered by name, as frames.
+        engines: Bundle, weights file or task of each method that fuses the sources first.
+        folder: Folder for the results of engines; they are needed until the page of the report is rendered.
+        task: Fusion task; if None, that of the engines, or else ``ir_vis``.
+        partial: Whether to score the complete cases if counterparts are missing.
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
-        progress: Told about every step.
+        progress: Called for every step.
 
     Raises:
-        UsageError: No method is given, a name occurs twice, or the engines are for different tasks.
-        InputError: Files do not fit together or cannot be used; the message names them.
+        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ.
+        InputError: Files do not match or cannot be used; the message names them.
     """
     engines = engines or {}
     twice = results.keys() & engines.keys()
     if twice:
-        raise UsageError(f"expected every method to have its own name, got '{min(twice)}' twice; write NAME=DIR.")
+        raise UsageError(f"two methods have the name '{min(twice)}'; tell them apart with NAME=DIR")
     jobs = jobs or core_count()
-    folders, in_colour = dict(results), {}
+    folders, in_color = dict(results), {}
     if engines:
         if folder is None:
-            raise UsageError("expected a folder for what the engines fuse, got none; give one.")
+            raise UsageError("engines need a folder for what they fuse; give one")
         pairs, _ = find_sources(a, b, partial=partial)
-        wants_colour = any(metric.convention == "vifb" for metric in metrics)
+        wants_color = any(metric.convention == "vifb" for metric in metrics)
         for index, (name, engine) in enumerate(engines.items()):
             with load(engine, task=task) as fuser:
                 task = fuser.task.name
                 folders[name] = str(folder / f"{index}-luma")
-                fuse_pairs(fuser, pairs, Path(folders[name]), colour=False, done=progress(f"fusing: {name}", len(pairs)))
-                if wants_colour:
-                    in_colour[name] = str(folder / f"{index}-colour")
-                    done = progress(f"fusing in colour: {name}", len(pairs))
-                    fuse_pairs(fuser, pairs, Path(in_colour[name]), colour=True, done=done)
+                fuse_pairs(fuser, pairs, Path(folders[name]), color=False, done=progress(f"fusing: {name}", len(pairs)))
+                if wants_color:
+                    in_color[name] = str(folder / f"{index}-color")
+                    done = progress(f"fusing in color: {name}", len(pairs))
+                    fuse_pairs(fuser, pairs, Path(in_color[name]), color=True, done=done)
 
-    found = find_cases(a, b, folders, in_colour=in_colour, partial=partial)
+    found = find_cases(a, b, folders, in_color=in_color, partial=partial)
     chosen = find_task(task or DEFAULT_TASK)
     done = progress("scoring", len(found.cases))
     values = score_cases(found.cases, metrics, sensor_a=chosen.ranged_a, jobs=jobs, done=done)
@@ -97,7 +98,7 @@ def evaluate(
 
 
 def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, progress: Progress) -> SweepResult:
-    """Sweep over finished results as they are, and over engines by fusing anew."""
+    """Sweep over finished results directly, and over engines by fusing again."""
     cases, metrics, sensor_a = report.found.cases, report.metrics, report.task.ranged_a
     by_method: dict[str, NDArray[np.float64]] = {}
     finished = [method for method in report.methods if method not in engines]
@@ -111,3 +112,71 @@ def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, 
         with load(engine, task=report.task.name) as fuser:
             by_method[name] = sweep_fuser(fuser, pairs, metrics, sweep, progress(f"misregistering: {name}", len(pairs)))
     return SweepResult(sweep, np.stack([mean_of_defined(by_method[method], axis=0) for method in report.methods]))
+
+
+def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color: bool, done: Callable[[], None]) -> None:
+    """Fuse pairs and write the results as PNG files of the same names.
+
+    Args:
+        fuser: An open fuser.
+        pairs: Pairs to fuse.
+        folder: Output folder; created if needed.
+        color: Whether to keep the color of the sources.
+        done: Called after each pair.
+
+    Raises:
+        InputError: A pair cannot be fused; the message names it.
+        OutputError: The folder cannot be written.
+    """
+    for paths in pairs:
+        pair = read_pair(paths)
+        try:
+            fused = fuser.fuse(pair.a, pair.b, colour=color)
+        except InputError as error:
+            raise type(error)(f"pair {pair.name}: {error}") from error
+        write_image(folder / f"{paths.name}.png", fused)
+        done()
+
+
+def sweep_fuser(
+    fuser: Fuser, pairs: Sequence[PairPaths], metrics: Sequence[Metric], misregistration: Sweep, done: Callable[[], None]
+) -> NDArray[np.float64]:
+    """Fuse with a displaced source a and score against the aligned sources, see ``refusion_edge.metrics.sweep_fusion``.
+
+    Args:
+        fuser: An open fuser.
+        pairs: Pairs to fuse.
+        metrics: What to compute.
+        misregistration: Offsets to try.
+        done: Called after each pair.
+
+    Returns:
+        (pairs, offsets, metrics); NaN where a metric is undefined.
+
+    Raises:
+        InputError: A pair cannot be fused; the message names it.
+        UsageError: An offset is too large for an image.
+    """
+    rows = []
+    for paths in pairs:
+        pair = read_pair(paths)
+        try:
+            rows.append(_sweep_pair(fuser, pair, metrics, misregistration))
+        except InputError as error:
+            raise type(error)(f"pair {pair.name}: {error}") from error
+        done()
+    return np.stack(rows)
+
+
+def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep: Sweep) -> NDArray[np.float64]:
+    values: dict[Metric, list[float]] = {}
+    for color in (False, True):
+        wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
+        if not wanted:
+            continue
+        fuse = functools.partial(fuser.fuse, colour=color)
+        sensor_a = fuser.task.ranged_a
+        points = sweep_fusion(pair.a, pair.b, fuse, wanted, sweep.offsets_px, sweep.kind, sensor_a=sensor_a)
+        for metric in wanted:
+            values[metric] = [defined_or_nan(point[metric]) for point in points]
+    return np.array([values[metric] for metric in metrics]).T

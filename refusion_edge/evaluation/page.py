@@ -17,7 +17,7 @@ from refusion_edge.images.io import read_image
 from refusion_edge.metrics import CONVENTIONS, Metric
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES
 from refusion_edge.report.html import render
-from refusion_edge.report.plots import COLOURS, curves, distribution
+from refusion_edge.report.plots import COLORS, curves, distribution
 
 _SHOWN = 3
 _TILE_HEIGHT = 200
@@ -39,17 +39,17 @@ class _Cell:
 
 
 def render_page(report: Report) -> str:
-    """Make the page: ranking, tables with the best three marked, differences, plots, montages, values per image.
+    """Render the page: ranking, tables with the best three marked, differences, plots, montages, values per image.
 
     Args:
-        report: The files of its cases are read once more, for the montages.
+        report: The report; the files of its cases are read again for the montages.
 
     Returns:
-        HTML that needs nothing from outside.
+        Self-contained HTML.
 
     Raises:
         MissingDependencyError: Jinja is not installed.
-        InputError: A picture has gone or changed since it was scored.
+        InputError: An image was removed or changed since it was scored.
     """
     ranked = [method for method, _ in report.ranking()]
     return render(
@@ -61,7 +61,7 @@ def render_page(report: Report) -> str:
         resamples=f"{RESAMPLES:,}",
         undefined=UNDEFINED,
         ranked=ranked,
-        ranking=[(method, COLOURS[index % len(COLOURS)], rank) for index, (method, rank) in enumerate(report.ranking())],
+        ranking=[(method, COLORS[index % len(COLORS)], rank) for index, (method, rank) in enumerate(report.ranking())],
         mean=lambda method, metric: _mean_cell(report, method, metric),
         difference=lambda first, second, metric: _difference_cell(report, first, second, metric),
         plot=lambda metric: _plot(report, ranked, metric),
@@ -123,7 +123,7 @@ def _extremes(report: Report, method: str) -> dict[str, list[_Montage]]:
 
 
 def _montage(case: Case, method: str, quality: float) -> _Montage:
-    tiles = [_tile(read_image(path)) for path in (case.a, case.b, case.results[method].colour)]
+    tiles = [_tile(read_image(path)) for path in (case.a, case.b, case.results[method].color)]
     gap = np.full((_TILE_HEIGHT, 6, 3), 255, np.uint8)
     row = np.concatenate([tiles[0], gap, tiles[1], gap, tiles[2]], axis=1)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
@@ -131,10 +131,10 @@ def _montage(case: Case, method: str, quality: float) -> _Montage:
 
 
 def _tile(image: Array) -> Uint8Array:
-    """A picture of the common height, (200, W, 3) uint8."""
-    picture = np.round(to_display_range(image, sensor=True)).astype(np.uint8)
-    width = max(1, round(picture.shape[1] * _TILE_HEIGHT / picture.shape[0]))
-    resized = cv2.resize(picture, (width, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
+    """An image scaled to the common height, (200, W, 3) uint8."""
+    shown = np.round(to_display_range(image, sensor=True)).astype(np.uint8)
+    width = max(1, round(shown.shape[1] * _TILE_HEIGHT / shown.shape[0]))
+    resized = cv2.resize(shown, (width, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(resized, cv2.COLOR_GRAY2RGB) if resized.ndim == 2 else resized, np.uint8)
 
 

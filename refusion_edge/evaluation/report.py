@@ -1,4 +1,4 @@
-"""The result of an evaluation, and its forms for programs: JSON and CSV."""
+"""The result of an evaluation, and its JSON and CSV forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from refusion_edge._version import __version__
 from refusion_edge.evaluation.cases import CaseList
 from refusion_edge.evaluation.scoring import Sweep
-from refusion_edge.evaluation.statistics import Difference, Summary, difference, ranks, summarise
+from refusion_edge.evaluation.statistics import Difference, Summary, difference, ranks, summarize
 from refusion_edge.metrics import CONVENTIONS, Metric
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 from refusion_edge.tasks import Task
@@ -29,10 +29,10 @@ _MOST_DECIMALS = 6
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What misregistration does.
+    """Effect of misregistration.
 
     Attributes:
-        sweep: What was tried.
+        sweep: Offsets tried.
         means: (methods, offsets, metrics), means over the images; NaN where undefined.
     """
 
@@ -42,11 +42,11 @@ class SweepResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
         task: Fusion task.
-        found: Methods, cases and what was left out.
+        found: Methods, cases and files left out.
         metrics: Metrics.
         values: (methods, cases, metrics), NaN where undefined.
         misregistration: Result of the sweep, or None.
@@ -65,7 +65,7 @@ class Report:
 
     @property
     def conventions(self) -> tuple[str, ...]:
-        """Conventions that occur, in the order of their table."""
+        """Conventions in use, in the order of their table."""
         return tuple(name for name in CONVENTIONS if any(metric.convention == name for metric in self.metrics))
 
     def metrics_in(self, convention: str) -> tuple[Metric, ...]:
@@ -77,8 +77,8 @@ class Report:
         return self.values[self.methods.index(method), :, self.metrics.index(metric)]
 
     def summary(self, method: str, metric: Metric) -> Summary:
-        """Mean and its like of a method in a metric."""
-        return summarise(self.of(method, metric))
+        """Summary of a method in a metric."""
+        return summarize(self.of(method, metric))
 
     def ranks(self, metric: Metric) -> dict[str, int | None]:
         """Method to its rank in a metric, 1 for the best."""
@@ -99,7 +99,7 @@ class Report:
         return difference(self.of(first, metric), self.of(second, metric))
 
     def to_document(self) -> dict[str, Any]:
-        """Everything as strict JSON: undefined values are null, every number stands beside its convention."""
+        """Everything as strict JSON: undefined values are null, every number is given with its convention."""
         return {
             "schema": SCHEMA,
             "task": self.task.name,
@@ -154,7 +154,7 @@ class Report:
 
 
 def format_value(value: float | None) -> str:
-    """A value with as many digits as tables of the field have, or the word for none."""
+    """A value with the digits customary in tables, or ``undefined``."""
     if value is None or math.isnan(value):
         return UNDEFINED
     if value == 0:
@@ -164,7 +164,7 @@ def format_value(value: float | None) -> str:
 
 
 def format_difference(value: float) -> str:
-    """A difference with its sign and three digits."""
+    """A signed difference to three digits."""
     return f"{value:+.3g}" if abs(value) < 1000 else f"{value:+.0f}"
 
 

@@ -46,7 +46,7 @@ class _Job:
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0))
 
 
@@ -56,17 +56,17 @@ def score_cases(
     """Score every method on every case.
 
     Args:
-        cases: Cases; in the order of time if a metric compares a frame with the one before.
+        cases: Cases; in chronological order if a metric compares consecutive frames.
         metrics: What to compute.
-        sensor_a: Whether 16-bit or float grey of source a is raw sensor data.
-        jobs: Processes to use; 1 for none beside this one.
+        sensor_a: Whether 16-bit or float gray of source a is raw sensor data.
+        jobs: Number of processes; 1 for this one only.
         done: Called after each case.
 
     Returns:
         (methods, cases, metrics); NaN where a metric is undefined.
 
     Raises:
-        InputError: A picture cannot be used; the message names it.
+        InputError: An image cannot be used; the message names it.
     """
     previous: list[Case | None] = [None] * len(cases)
     if any(metric.reads == "transition" for metric in metrics):
@@ -84,7 +84,7 @@ def sweep_cases(
     jobs: int,
     done: Callable[[], None],
 ) -> NDArray[np.float64]:
-    """Score every method on every case against a source a that is displaced, see ``refusion_edge.metrics.sweep``.
+    """Score every method on every case against a displaced source a, see ``refusion_edge.metrics.sweep``.
 
     Args:
         cases: Cases.
@@ -98,15 +98,15 @@ def sweep_cases(
         (methods, cases, offsets, metrics); NaN where a metric is undefined.
 
     Raises:
-        InputError: A picture cannot be used; the message names it.
-        UsageError: An offset is too large for a picture.
+        InputError: An image cannot be used; the message names it.
+        UsageError: An offset is too large for an image.
     """
     work = [_Job(case, None, tuple(metrics), misregistration, sensor_a) for case in cases]
     return np.stack(list(_run(work, jobs, done)), axis=1)
 
 
 def defined_or_nan(value: float) -> float:
-    """Make every kind of undefined (infinite too) NaN."""
+    """Turn any undefined value, including infinities, into NaN."""
     return value if math.isfinite(value) else math.nan
 
 
@@ -132,10 +132,7 @@ def _in_processes(work: Sequence[_Job], workers: int) -> Iterator[NDArray[np.flo
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise InputError(
-            "expected every worker process to finish, got one that was killed, probably for lack of memory; use "
-            "fewer with --jobs."
-        ) from error
+        raise InputError("a worker process was killed, probably for lack of memory; use fewer with --jobs") from error
     finally:
         # The first failure ends the run; what waits is not worth computing.
         pool.shutdown(cancel_futures=True)
@@ -183,5 +180,5 @@ def _by_file(job: _Job, method: str) -> dict[Path, list[Metric]]:
     result = job.case.results[method]
     files: dict[Path, list[Metric]] = {}
     for metric in job.metrics:
-        files.setdefault(result.colour if metric.convention == "vifb" else result.luma, []).append(metric)
+        files.setdefault(result.color if metric.convention == "vifb" else result.luma, []).append(metric)
     return files

@@ -1,4 +1,4 @@
-"""Means, ranks and paired differences of per-image values; undefined values are NaN and never counted."""
+"""Means, ranks and paired differences of per-image values; undefined values are NaN and excluded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Summary:
     """Values of one method in one metric.
 
     Attributes:
-        mean: Mean over the images where the metric is defined; None if it is nowhere.
+        mean: Mean over the images where the metric is defined; None if it is defined on none.
         standard_error: Standard error of that mean; None below two images.
         images: Images where the metric is defined.
         undefined: Images where it is not.
@@ -46,20 +46,20 @@ class Difference:
 
     @property
     def distinct(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 def mean_of_defined(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Mean over one axis without what is undefined; NaN where nothing is defined."""
+    """Mean over one axis, ignoring undefined values; NaN where nothing is defined."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=axis)
     total = np.where(defined, values, 0).sum(axis=axis)
     return np.asarray(np.divide(total, count, out=np.full_like(total, math.nan), where=count > 0))
 
 
-def summarise(values: NDArray[np.float64]) -> Summary:
-    """Sum up the values of one method, (images,)."""
+def summarize(values: NDArray[np.float64]) -> Summary:
+    """Summarize the values of one method, (images,)."""
     defined = values[~np.isnan(values)]
     count = len(defined)
     return Summary(
@@ -73,7 +73,7 @@ def summarise(values: NDArray[np.float64]) -> Summary:
 def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Difference:
     """Compare two methods on the same images.
 
-    The interval is the percentile bootstrap: images are drawn with replacement, both methods on the same ones, from a
+    The interval is the percentile bootstrap: images are drawn with replacement, the same for both methods, with a
     fixed seed, so that the same values always give the same interval.
 
     Args:
@@ -88,7 +88,7 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
 
 
 def ranks(means: list[float | None], *, higher_is_better: bool) -> list[int | None]:
-    """Rank methods by their means, 1 for the best; equal means share the better rank, undefined ones have none."""
+    """Rank methods by their means, 1 for the best; equal means share the better rank, undefined ones have no rank."""
     sign = 1 if higher_is_better else -1
     return [
         None if own is None else 1 + sum(other is not None and sign * other > sign * own for other in means) for own in means
@@ -96,7 +96,7 @@ def ranks(means: list[float | None], *, higher_is_better: bool) -> list[int | No
 
 
 def image_quality(values: NDArray[np.float64], higher_is_better: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Order the images of one method from bad to good.
+    """Rate the images of one method from worst to best.
 
     Args:
         values: (images, metrics), NaN where undefined.

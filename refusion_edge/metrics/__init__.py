@@ -1,4 +1,4 @@
-"""Fusion metrics that say which convention they follow.
+"""Fusion metrics, each named together with the convention it follows.
 
 ``score(a, b, fused)`` gives what most papers print, ``score(a, b, fused, metrics_of("vifb"))`` what the VIFB benchmark
 prints, ``score(a, b, fused, [find_metric("survey:Nabf")])`` a single one. The whole table is in ``registry``.

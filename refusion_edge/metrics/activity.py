@@ -1,4 +1,4 @@
-"""Metrics of the fused picture alone: how much contrast and detail it shows, whether or not a source has it."""
+"""Metrics of the fused image alone: how much contrast and detail it shows, whether or not a source has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def standard_deviation(fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        [0, 127.5] grey levels, higher is better. Conventions ``evaluator`` and ``vifb`` (there called Variance).
+        [0, 127.5] gray levels, higher is better. Conventions ``evaluator`` and ``vifb`` (there called Variance).
 
     Source:
         Rao: In-fibre Bragg grating sensors, Meas. Sci. Technol. 8, 1997, as cited by fusion surveys.
@@ -27,13 +27,13 @@ def standard_deviation(fused: Plane) -> float:
 
 
 def spatial_frequency(fused: Plane) -> float:
-    """Spatial frequency: sqrt(mean dx^2 + mean dy^2), dx and dy differences of neighbours.
+    """Spatial frequency: sqrt(mean dx^2 + mean dy^2), dx and dy differences of neighbors.
 
     Args:
         fused: (H, W).
 
     Returns:
-        [0, 255 sqrt(2)] grey levels, higher is better. Convention ``evaluator``: each mean over its own number of
+        [0, 255 sqrt(2)] gray levels, higher is better. Convention ``evaluator``: each mean over its own number of
         differences, H (W - 1) and (H - 1) W.
 
     Source:
@@ -42,14 +42,14 @@ def spatial_frequency(fused: Plane) -> float:
     return math.sqrt(float(np.mean(np.diff(fused, axis=1) ** 2)) + float(np.mean(np.diff(fused, axis=0) ** 2)))
 
 
-def spatial_frequency_of_colour(fused: Plane) -> float:
-    """Spatial frequency of the three planes side by side as one picture: sqrt((sum dx^2 + sum dy^2) / (3 H W)).
+def spatial_frequency_of_color(fused: Plane) -> float:
+    """Spatial frequency of the three planes side by side as one image: sqrt((sum dx^2 + sum dy^2) / (3 H W)).
 
     Args:
         fused: (3, H, W).
 
     Returns:
-        Grey levels, higher is better. Convention ``vifb`` (Spatial_frequency). The two seams between the planes count
+        Gray levels, higher is better. Convention ``vifb`` (Spatial_frequency). The two seams between the planes count
         as differences, as they do in the published numbers.
 
     Source:
@@ -67,7 +67,7 @@ def average_gradient(fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        [0, 255] grey levels, higher is better. Convention ``evaluator``: mean over all N pixels.
+        [0, 255] gray levels, higher is better. Convention ``evaluator``: mean over all N pixels.
 
     Source:
         Cui, Feng, Xu, Li, Chen: Detail preserved fusion of visible and infrared images using regional saliency
@@ -83,7 +83,7 @@ def average_gradient_inside(fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        Grey levels, higher is better. Convention ``vifb`` (Avg_gradient).
+        Gray levels, higher is better. Convention ``vifb`` (Avg_gradient).
 
     Source:
         Cui et al., 2015; divisor as in the VIFB benchmark (metricsAvg_gradient.m).

@@ -1,4 +1,4 @@
-"""Metrics of how the edges of the sources arrive in the fused picture: Qabf and Nabf."""
+"""Metrics of how well the fused image preserves the edges of the sources: Qabf and Nabf."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from refusion_edge.metrics.planes import Plane
 from refusion_edge.metrics.windows import sobel
 
-# Xydeas and Petrovic, 2000: gain, slope and centre of the sigmoids of strength and of orientation.
+# Xydeas and Petrovic, 2000: gain, slope and center of the sigmoids of strength and of orientation.
 _STRENGTH = (0.9994, -15.0, 0.5)
 _ORIENTATION = (0.9879, -22.0, 0.8)
 
@@ -40,12 +40,12 @@ def edge_preservation(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [0, 0.975], higher is better; undefined (NaN) if both sources are constant. Conventions ``evaluator`` and
-        ``vifb``: outside the picture is 0, the angle is atan(gy / gx) in [-pi/2, pi/2] so that O can be negative, and
+        ``vifb``: outside the image is 0, the angle is atan(gy / gx) in [-pi/2, pi/2] so that O can be negative, and
         where both strengths are equal G is that strength instead of 1.
 
     Source:
         Xydeas, Petrovic: Objective image fusion performance measure, Electron. Lett. 36(4), 2000; the case of equal
-        strengths as in the code that everyone uses (Xiaobo Qu), whose numbers are the published ones.
+        strengths as in the widely used code of Xiaobo Qu, whose numbers are the published ones.
     """
     edges_a, edges_b, edges_fused = (_edges(plane) for plane in (a, b, fused))
     weight = float(np.sum(edges_a.strength)) + float(np.sum(edges_b.strength))
@@ -116,5 +116,5 @@ def _artifact_preservation(source: _Edges, fused: _Edges) -> Plane:
 
 
 def _sigmoid(x: Plane, parameters: tuple[float, float, float]) -> Plane:
-    gain, slope, centre = parameters
-    return gain / (1 + np.exp(slope * (x - centre)))
+    gain, slope, center = parameters
+    return gain / (1 + np.exp(slope * (x - center)))

@@ -1,4 +1,4 @@
-"""MEF-SSIM: structural similarity for multi-exposure fusion, against what an ideal fusion of the patches would be."""
+"""MEF-SSIM: structural similarity of a multi-exposure fusion to an ideal fusion of the patches."""
 
 from __future__ import annotations
 

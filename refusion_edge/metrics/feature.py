@@ -18,7 +18,7 @@ _CHUNK = 1024
 
 
 def feature_information(a: Plane, b: Plane, fused: Plane) -> float:
-    """Feature mutual information of the grey levels: the mean over 3x3 windows of (n(A,F) + n(B,F)) / 2.
+    """Feature mutual information of the gray levels: the mean over 3x3 windows of (n(A,F) + n(B,F)) / 2.
 
     In each window the nine features of X, stretched to [0, 1] and divided by their sum, are taken for a distribution
     p_X over the nine positions. n(X,F) = 2 (H(X) + H(F) - H(X,F)) / (H(X) + H(F)); the joint distribution mixes
@@ -64,7 +64,7 @@ def feature_information_gradient(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def feature_information_cosine(a: Plane, b: Plane, fused: Plane) -> float:
-    """Feature mutual information of cosine coefficients: ``feature_information`` of the 2-D DCT of the whole picture.
+    """Feature mutual information of cosine coefficients: ``feature_information`` of the 2-D DCT of the whole image.
 
     Args:
         a: Source a, (H, W).
@@ -95,20 +95,20 @@ def _windows(features: Plane) -> Plane:
 
 
 def _shared(x: Plane, fused: Plane) -> float:
-    """Mean over all windows of the normalised mutual information of x and fused."""
+    """Mean over all windows of the normalized mutual information of x and fused."""
     total = 0.0
     for start in range(0, len(x), _CHUNK):
-        total += float(np.sum(_normalised(x[start : start + _CHUNK], fused[start : start + _CHUNK])))
+        total += float(np.sum(_normalized(x[start : start + _CHUNK], fused[start : start + _CHUNK])))
     return total / len(x)
 
 
-def _normalised(x: Plane, y: Plane) -> Plane:
-    """Normalised mutual information of each pair of windows, (count,)."""
+def _normalized(x: Plane, y: Plane) -> Plane:
+    """Normalized mutual information of each pair of windows, (count,)."""
     p, q = _distribution(x), _distribution(y)
     marginal = _entropy(p) + _entropy(q)
     shared = marginal - _entropy(_joint(p, q).reshape(-1, _COUNT**2))
-    normalised = np.divide(2 * shared, marginal, out=np.zeros_like(shared), where=marginal > 0)
-    return np.where((x == y).all(axis=1), 1.0, normalised)
+    normalized = np.divide(2 * shared, marginal, out=np.zeros_like(shared), where=marginal > 0)
+    return np.where((x == y).all(axis=1), 1.0, normalized)
 
 
 def _distribution(windows: Plane) -> Plane:

@@ -1,4 +1,4 @@
-"""Metrics of information theory, on histograms of grey levels."""
+"""Metrics of information theory, on histograms of gray levels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _TSALLIS_ORDER = 1.85
 
 
 def entropy(fused: Plane) -> float:
-    """Entropy of the fused picture: -sum p log2 p over its 256 grey levels.
+    """Entropy of the fused image: -sum p log2 p over its 256 gray levels.
 
     Args:
         fused: (H, W).
 
     Returns:
-        [0, 8] bit, higher is better; 0 for a constant picture. Conventions ``evaluator`` and ``vifb`` (Entropy).
+        [0, 8] bit, higher is better; 0 for a constant image. Conventions ``evaluator`` and ``vifb`` (Entropy).
 
     Source:
         Roberts, van Aardt, Ahmed: Assessment of image fusion procedures using entropy, J. Appl. Remote Sens. 2, 2008.
@@ -38,7 +38,7 @@ def mutual_information(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        [0, 2 * 8 ln 2] nat (times 1.4427 for bit), higher is better. Convention ``evaluator``: exact grey levels.
+        [0, 2 * 8 ln 2] nat (times 1.4427 for bit), higher is better. Convention ``evaluator``: exact gray levels.
 
     Source:
         Qu, Zhang, Yan: Information measure for performance of image fusion, Electron. Lett. 38(7), 2002.
@@ -47,7 +47,7 @@ def mutual_information(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def mutual_information_stretched(a: Plane, b: Plane, fused: Plane) -> float:
-    """Mutual information with both sources after each picture was stretched to 0..255.
+    """Mutual information with both sources after each image was stretched to 0..255.
 
     Args:
         a: Source a, (H, W).
@@ -56,7 +56,7 @@ def mutual_information_stretched(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [0, 2 * 8 ln 2] nat, higher is better. Convention ``vifb`` (Mutinf). Equal to ``mutual_information`` if every
-        picture spans 0..255; otherwise the stretch can merge grey levels.
+        image spans 0..255; otherwise the stretch can merge gray levels.
 
     Source:
         Qu, Zhang, Yan, 2002; stretch as in the VIFB benchmark (metricsMutinf.m).
@@ -73,8 +73,8 @@ def cross_entropy(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        Bit, lower is better; 0 for equal histograms. Can be negative and is 0 without a common grey level, because
-        levels that occur in one picture only are left out. Conventions ``vifb`` (Cross_entropy) and ``survey`` (CE).
+        Bit, lower is better; 0 for equal histograms. Can be negative and is 0 without a common gray level, because
+        levels that occur in one image only are left out. Conventions ``vifb`` (Cross_entropy) and ``survey`` (CE).
 
     Source:
         Bulanon, Burks, Alchanatis: Image fusion of visible and thermal images for fruit detection, Biosyst. Eng. 103,
@@ -83,8 +83,8 @@ def cross_entropy(a: Plane, b: Plane, fused: Plane) -> float:
     return (_divergence(_histogram(a), _histogram(fused)) + _divergence(_histogram(b), _histogram(fused))) / 2
 
 
-def normalised_mutual_information(a: Plane, b: Plane, fused: Plane) -> float:
-    """Normalised mutual information: 2 (I(F;A) / (H(F) + H(A)) + I(F;B) / (H(F) + H(B))), pictures stretched first.
+def normalized_mutual_information(a: Plane, b: Plane, fused: Plane) -> float:
+    """Normalized mutual information: 2 (I(F;A) / (H(F) + H(A)) + I(F;B) / (H(F) + H(B))), images stretched first.
 
     Args:
         a: Source a, (H, W).
@@ -92,7 +92,7 @@ def normalised_mutual_information(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        [0, 2], higher is better; undefined (NaN) if the fused picture and a source are both constant. Convention
+        [0, 2], higher is better; undefined (NaN) if the fused image and a source are both constant. Convention
         ``survey`` (NMI, Q_MI).
 
     Source:
@@ -118,7 +118,7 @@ def tsallis_information(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        At least 0, higher is better. Convention ``survey`` (TE), pictures stretched first.
+        At least 0, higher is better. Convention ``survey`` (TE), images stretched first.
 
     Source:
         Cvejic, Canagarajah, Bull: Image fusion metric based on mutual information and Tsallis entropy, Electron. Lett.
@@ -131,7 +131,7 @@ def tsallis_information(a: Plane, b: Plane, fused: Plane) -> float:
 def nonlinear_correlation(a: Plane, b: Plane, fused: Plane) -> float:
     """Nonlinear correlation information entropy: 1 + sum (r / 3) log256(r / 3) over the eigenvalues r of the matrix of NCC.
 
-    NCC(X,Y) = H'(X) + H'(Y) - H'(X,Y) with entropies to base 256, pictures stretched first; the diagonal is 1.
+    NCC(X,Y) = H'(X) + H'(Y) - H'(X,Y) with entropies to base 256, images stretched first; the diagonal is 1.
 
     Args:
         a: Source a, (H, W).
@@ -149,7 +149,7 @@ def nonlinear_correlation(a: Plane, b: Plane, fused: Plane) -> float:
     bits = math.log2(_LEVELS)
     ab, af, bf = (_mutual_information(x, y) / bits for x, y in ((a, b), (a, fused), (b, fused)))
     shares = np.linalg.eigvalsh(np.array([[1.0, ab, af], [ab, 1.0, bf], [af, bf, 1.0]])) / 3
-    # Equal pictures give eigenvalues of 0, which rounding can push below.
+    # Equal images give eigenvalues of 0, which rounding can push below.
     shares = shares[shares > 0]
     return 1 + float(np.sum(shares * np.log2(shares))) / bits
 
@@ -159,7 +159,7 @@ def _histogram(plane: Plane) -> NDArray[np.float64]:
 
 
 def _joint_histogram(x: Plane, y: Plane) -> NDArray[np.float64]:
-    """Count pairs of grey levels; returns probabilities, (256, 256), x along the rows."""
+    """Count pairs of gray levels; returns probabilities, (256, 256), x along the rows."""
     pairs = x.astype(np.intp) * _LEVELS + y.astype(np.intp)
     return np.bincount(pairs.ravel(), minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / x.size
 

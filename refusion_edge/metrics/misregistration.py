@@ -1,4 +1,4 @@
-"""How sensitive a result is to cameras that are not aligned: metrics against misregistration in pixels."""
+"""Sensitivity to misaligned cameras: metrics as a function of misregistration in pixels."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from refusion_edge.errors import UsageError
 from refusion_edge.metrics.registry import Metric, score
 
 Displacement = Literal["shift", "skew"]
-"""``shift``: the whole picture moves to the right. ``skew``: its last row moves to the right and its first to the left."""
+"""``shift``: the whole image moves to the right. ``skew``: its last row moves to the right and its first to the left."""
 
 
 def displace(image: Array, offset_px: float, kind: Displacement = "shift") -> Array:
-    """Misregister a picture.
+    """Misregister an image.
 
     Args:
         image: (H, W) or (H, W, 3); uint8, uint16 or float32.
-        offset_px: How far to move, in pixels, fractions included (linear interpolation).
+        offset_px: Displacement in pixels; may be fractional (linear interpolation).
         kind: See ``Displacement``; with ``skew`` the rows between the first and the last move in proportion.
 
     Returns:
-        Same shape and dtype, new memory; the border is repeated into what becomes visible.
+        Same shape and dtype, new memory; the border is replicated into the exposed area.
     """
     height, width = image.shape[:2]
     # Row y moves by slope * y + start.
@@ -46,22 +46,22 @@ def sweep(
     *,
     sensor_a: bool = False,
 ) -> list[dict[Metric, float]]:
-    """Score a finished result against a source a that is displaced: how much the metric makes of misregistration.
+    """Score a finished result against a displaced source a: how sensitive the metric is to misregistration.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
         b: Source b, same height and width.
-        fused: Fused picture, same height and width.
+        fused: Fused image, same height and width.
         metrics: What to compute.
         offsets_px: Displacements of source a in pixels.
         kind: ``shift`` or ``skew``.
         sensor_a: As in ``refusion_edge.metrics.score``.
 
     Returns:
-        Metric to value, one for each offset. All are taken over the same columns: those that no offset pushes out.
+        Values of each metric, one per offset. All are computed over the same columns: those that remain at every offset.
 
     Raises:
-        UsageError: An offset is not finite or leaves too little of the picture.
+        UsageError: An offset is not finite or leaves too little of the image.
         ShapeError: The three differ in size.
     """
     inner = _inner_columns(a.shape[1], offsets_px)
@@ -81,23 +81,23 @@ def sweep_fusion(
     *,
     sensor_a: bool = False,
 ) -> list[dict[Metric, float]]:
-    """Fuse with a displaced source a and score against the aligned sources: how much misregistration costs a method.
+    """Fuse with a displaced source a and score against the aligned sources: how much a method suffers from misregistration.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
         b: Source b, same height and width.
-        fuse: From source a and source b to the fused picture, for example ``Fuser.fuse``.
+        fuse: Fuses source a and source b, for example ``Fuser.fuse``.
         metrics: What to compute.
         offsets_px: Displacements of source a in pixels.
         kind: ``shift`` or ``skew``.
         sensor_a: As in ``refusion_edge.metrics.score``.
 
     Returns:
-        Metric to value, one for each offset, over the same columns as in ``sweep``.
+        Values of each metric, one per offset, over the same columns as in ``sweep``.
 
     Raises:
-        UsageError: An offset is not finite or leaves too little of the picture.
-        ShapeError: The pictures differ in size.
+        UsageError: An offset is not finite or leaves too little of the image.
+        ShapeError: The images differ in size.
     """
     inner = _inner_columns(a.shape[1], offsets_px)
     return [
@@ -108,8 +108,8 @@ def sweep_fusion(
 
 def _inner_columns(width: int, offsets_px: Sequence[float]) -> slice:
     if not all(math.isfinite(offset) for offset in offsets_px):
-        raise UsageError(f"expected finite offsets in pixels, got {', '.join(map(str, offsets_px))}.")
+        raise UsageError(f"offsets have to be finite numbers of pixels, not {', '.join(map(str, offsets_px))}; correct them")
     margin = math.ceil(max((abs(offset) for offset in offsets_px), default=0))
     if 2 * margin >= width / 2:
-        raise UsageError(f"expected offsets below a quarter of the width of {width} pixels, got {margin}; use smaller ones.")
+        raise UsageError(f"offsets of {margin} pixels reach a quarter of the width of {width} pixels; use smaller ones")
     return slice(margin, width - margin)

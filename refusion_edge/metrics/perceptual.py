@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refusion_edge.metrics.planes import Plane, stretch
 from refusion_edge.metrics.windows import filter_same, sobel
 
-# Chen and Blum: cycles per picture that make one unit of the sensitivity's argument, and its constants.
+# Chen and Blum: cycles per image that make one unit of the sensitivity's argument, and its constants.
 _CHEN_BLUM_CYCLES = 15.0
 _CHEN_BLUM_WIDE, _CHEN_BLUM_NARROW, _CHEN_BLUM_SHARE = 15.3870, 1.3456, 0.7622
 _CONTRAST_SIGMAS = (2.0, 4.0)
@@ -27,7 +27,7 @@ _SALIENCY_EXPONENT = 5
 def chen_blum(a: Plane, b: Plane, fused: Plane) -> float:
     """Chen-Blum quality, Qcb: the mean of l_A Q_A + l_B Q_B over all pixels.
 
-    Pictures are stretched to 0..255 and filtered by the contrast sensitivity exp(-(r/15.387)^2) - 0.7622
+    Images are stretched to 0..255 and filtered by the contrast sensitivity exp(-(r/15.387)^2) - 0.7622
     exp(-(r/1.3456)^2). C = |G_2 * x / (G_4 * x) - 1| is the local contrast, C' = C^3 / (C^2 + 1e-4) the masked one,
     Q_X = min / max of C'_X and C'_F, l_X = C'_X^2 / (C'_A^2 + C'_B^2).
 
@@ -38,7 +38,7 @@ def chen_blum(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [0, 1], higher is better; undefined (NaN) if one of the three is constant. Conventions ``vifb`` and ``survey``: r in
-        units of 15 cycles per picture; Gaussians of 31x31 samples with factor 1 / (2 pi sigma^2), outside is 0.
+        units of 15 cycles per image; Gaussians of 31x31 samples with factor 1 / (2 pi sigma^2), outside is 0.
 
     Source:
         Chen, Blum: A new automated quality assessment algorithm for image fusion, Image Vis. Comput. 27(10), 2009;
@@ -46,7 +46,7 @@ def chen_blum(a: Plane, b: Plane, fused: Plane) -> float:
     """
     radius = _radial_frequency(fused.shape, _CHEN_BLUM_CYCLES)
     sensitivity = np.exp(-((radius / _CHEN_BLUM_WIDE) ** 2)) - _CHEN_BLUM_SHARE * np.exp(-((radius / _CHEN_BLUM_NARROW) ** 2))
-    # A constant picture has no contrast: 0 / 0 here, NaN in the end.
+    # A constant image has no contrast: 0 / 0 here, NaN in the end.
     with np.errstate(divide="ignore", invalid="ignore"):
         contrast_a, contrast_b, contrast_fused = (_masked_contrast(plane, sensitivity) for plane in (a, b, fused))
         ratio_a, ratio_b = (
@@ -59,7 +59,7 @@ def chen_blum(a: Plane, b: Plane, fused: Plane) -> float:
 def chen_varshney(a: Plane, b: Plane, fused: Plane) -> float:
     """Chen-Varshney quality, Qcv: sum(l_A D_A + l_B D_B) / sum(l_A + l_B) over 16x16 blocks.
 
-    Pictures are stretched to 0..255. D_X is the mean square, over a block, of X - F filtered by the contrast
+    Images are stretched to 0..255. D_X is the mean square, over a block, of X - F filtered by the contrast
     sensitivity 2.6 (0.0192 + 0.144 r) exp(-(0.144 r)^1.1); l_X is the sum of the Sobel strength of X to the power 5.
 
     Args:
@@ -69,7 +69,7 @@ def chen_varshney(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         At least 0, lower is better; undefined (NaN) if both sources are constant. Conventions ``vifb`` and ``survey``: r in
-        units of 4 cycles per picture; blocks that reach over the picture are filled with 0, for sums and for means.
+        units of 4 cycles per image; blocks that reach over the image are filled with 0, for sums and for means.
 
     Source:
         Chen, Varshney: A human perception inspired quality metric for image fusion based on regional information, Inf.
@@ -89,7 +89,7 @@ def chen_varshney(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _radial_frequency(shape: tuple[int, ...], cycles: float) -> NDArray[np.float64]:
-    """Frequencies of ``numpy.fft.rfft2`` in units of ``cycles`` per picture (not per degree), (H, W // 2 + 1)."""
+    """Frequencies of ``numpy.fft.rfft2`` in units of ``cycles`` per image (not per degree), (H, W // 2 + 1)."""
     height, width = shape
     y, x = np.fft.fftfreq(height, 1 / height), np.fft.rfftfreq(width, 1 / width)
     return np.asarray(np.hypot(y[:, None], x[None, :]) / cycles)

@@ -1,6 +1,6 @@
-"""The table of all metrics: name and convention to function, direction, range and paper.
+"""The table of all metrics: function, direction, range and paper for each name and convention.
 
-The same name means different formulas in different papers, so a metric is only ever named together with its
+The same name stands for different formulas in different papers, so a metric is always named together with its
 convention: ``SSIM (evaluator)`` and ``SSIM (vifb)`` are two metrics.
 """
 
@@ -29,7 +29,7 @@ from refusion_edge.metrics import (
     temporal,
     visual,
 )
-from refusion_edge.metrics.planes import Plane, to_colour_planes, to_grey_plane
+from refusion_edge.metrics.planes import Plane, to_color_planes, to_gray_plane
 
 Direction = Literal["higher", "lower"]
 """Which values are better."""
@@ -37,15 +37,15 @@ Direction = Literal["higher", "lower"]
 Reads = Literal["fused", "sources", "planes", "transition"]
 """What a function is given.
 
-``fused``: the fused plane; ``sources``: both sources and the fused plane; ``planes``: the fused colour planes at once;
+``fused``: the fused plane; ``sources``: both sources and the fused plane; ``planes``: the fused color planes at once;
 ``transition``: the triples of two successive frames.
 """
 
 CONVENTIONS: dict[str, str] = {
-    "evaluator": "grey pictures, as printed by CDDFuse, EMMA, ReFusion and their family",
-    "vifb": "mean over the colour planes, as printed by the VIFB benchmark",
-    "survey": "grey pictures, the further metrics of survey toolkits",
-    "sequence": "grey frames in order, per transition from one to the next",
+    "evaluator": "gray images, as printed by CDDFuse, EMMA, ReFusion and their family",
+    "vifb": "mean over the color planes, as printed by the VIFB benchmark",
+    "survey": "gray images, the further metrics of survey toolkits",
+    "sequence": "gray frames in order, per transition from one to the next",
 }
 DEFAULT_CONVENTION = "evaluator"
 
@@ -62,10 +62,10 @@ class Metric:
         low: Least possible value.
         high: Largest possible value.
         unit: Unit of the value, empty for a pure number.
-        reads: What the function is given.
-        function: From planes to a value; NaN or infinity where the metric is undefined.
-        paper: Who defined it.
-        alias: Further name, as the convention's own tables have it, or empty.
+        reads: What the function takes.
+        function: Computes the value from planes; NaN or infinity if the metric is undefined.
+        paper: Paper that defines it.
+        alias: Name in the convention's own tables if different, or empty.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Metric:
 
     @property
     def bounds(self) -> str:
-        """Range in words."""
+        """Range as text."""
         low, high = (f"{bound:.5g}" if math.isfinite(bound) else "any" for bound in (self.low, self.high))
         return f"{low} to {high}" if (low, high) != ("any", "any") else "any"
 
@@ -93,7 +93,7 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """Name together with its convention, as it is typed."""
+        """Name together with its convention, as typed on the command line."""
         return f"{self.convention}:{self.name}"
 
 
@@ -140,7 +140,7 @@ _ALL = (
     Metric("EI", "vifb", "edge intensity", "higher", 0, 1020 * math.sqrt(2), "levels", "fused",
            activity.edge_intensity, "Rajalingam and Priya, 2018", "Edge_intensity"),
     Metric("SF", "vifb", "spatial frequency, with seams", "higher", 0, 255 * math.sqrt(2), "levels", "planes",
-           activity.spatial_frequency_of_colour, "Zhang et al. (VIFB), 2020", "Spatial_frequency"),
+           activity.spatial_frequency_of_color, "Zhang et al. (VIFB), 2020", "Spatial_frequency"),
     Metric("RMSE", "vifb", "norm of the error over N", "lower", 0, 255, "levels", "sources",
            similarity.norm_per_pixel, "Zhang et al. (VIFB), 2020", "Rmse"),
     Metric("PSNR", "vifb", "peak over norm of the error", "higher", -_INF, _INF, "dB", "sources",
@@ -157,8 +157,8 @@ _ALL = (
            information.cross_entropy, "Bulanon et al., 2009"),
     Metric("EI", "survey", "edge intensity", "higher", 0, 1020 * math.sqrt(2), "levels", "fused",
            activity.edge_intensity, "Rajalingam and Priya, 2018"),
-    Metric("NMI", "survey", "normalised mutual information", "higher", 0, 2, "", "sources",
-           information.normalised_mutual_information, "Hossny et al., 2008", "Qmi"),
+    Metric("NMI", "survey", "normalized mutual information", "higher", 0, 2, "", "sources",
+           information.normalized_mutual_information, "Hossny et al., 2008", "Qmi"),
     Metric("TE", "survey", "Tsallis mutual information", "higher", 0, _INF, "", "sources",
            information.tsallis_information, "Cvejic et al., 2006", "Qte"),
     Metric("QNCIE", "survey", "nonlinear correlation information entropy", "higher", 0, 1, "", "sources",
@@ -203,21 +203,21 @@ def metrics_of(convention: str) -> tuple[Metric, ...]:
     """
     if convention not in CONVENTIONS:
         raise UsageError(
-            f"expected a convention out of {', '.join(CONVENTIONS)}, got '{convention}'{_nearest(convention, CONVENTIONS)}."
+            f"there is no convention '{convention}'{_nearest(convention, CONVENTIONS)}; choose from {', '.join(CONVENTIONS)}"
         )
     return tuple(metric for metric in _ALL if metric.convention == convention)
 
 
 def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
-    """Look a metric up.
+    """Look up a metric.
 
     Args:
         name: ``SSIM``, or with its convention ``vifb:SSIM``; also the alias, such as ``vifb:Entropy``. Upper or lower case.
-        convention: Where to look first if the name does not say; a metric that only one other convention has is found
-            as well.
+        convention: Convention to search first if the name has none; a metric that exists in only one other convention is
+            also found.
 
     Raises:
-        UsageError: There is no such metric, or it has to be said which one is meant; the message suggests the nearest.
+        UsageError: There is no such metric, or the name is ambiguous; the message suggests the nearest.
     """
     prefix, separator, bare = name.rpartition(":")
     named = [metric for metric in _ALL if bare and bare.lower() in (metric.name.lower(), metric.alias.lower())]
@@ -229,40 +229,36 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        raise UsageError(
-            f"expected one metric, got '{name}', which can be {' or '.join(metric.key for metric in candidates)}; "
-            "write one of these."
-        )
+        raise UsageError(f"'{name}' could be {' or '.join(metric.key for metric in candidates)}; write one of these")
     if named:
         raise UsageError(
-            f"expected a metric of the convention {prefix}, got '{name}', which exists as "
-            f"{' and '.join(metric.key for metric in named)}."
+            f"the convention {prefix} has no metric '{name}'; it exists as {' and '.join(metric.key for metric in named)}"
         )
     known = [text for metric in _ALL for text in (metric.name, metric.alias) if text]
-    raise UsageError(f"expected a metric, got '{name}'{_nearest(bare, known)}; there are {', '.join(METRICS)}.")
+    raise UsageError(f"there is no metric '{name}'{_nearest(bare, known)}; choose from {', '.join(METRICS)}")
 
 
 def score(
     a: Array, b: Array, fused: Array, metrics: Sequence[Metric] | None = None, *, sensor_a: bool = False
 ) -> dict[Metric, float]:
-    """Score one fused picture.
+    """Score one fused image.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
         b: Source b, same height and width.
-        fused: Fused picture, same height and width.
+        fused: Fused image, same height and width.
         metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
-        sensor_a: Whether 16-bit or float grey of source a is raw sensor data, as ``Task.ranged_a`` says.
+        sensor_a: Whether 16-bit or float gray of source a is raw sensor data, as ``Task.ranged_a`` says.
 
     Returns:
         Metric to value, in the order asked for; NaN or infinite where a metric is undefined.
 
     Raises:
         ShapeError: The three differ in height or width.
-        InputError: A picture holds NaN or infinities.
+        InputError: An image holds NaN or infinities.
     """
-    pictures = _Pictures(a, b, fused, sensor_a=sensor_a)
-    return _score(metrics_of(DEFAULT_CONVENTION) if metrics is None else metrics, pictures, None)
+    images = _Images(a, b, fused, sensor_a=sensor_a)
+    return _score(metrics_of(DEFAULT_CONVENTION) if metrics is None else metrics, images, None)
 
 
 def score_transition(
@@ -272,65 +268,65 @@ def score_transition(
     *,
     sensor_a: bool = False,
 ) -> dict[Metric, float]:
-    """Score one frame of a sequence, see ``score``; metrics over time compare it with the frame before.
+    """Score one frame of a sequence, see ``score``; metrics over time compare it with the previous frame.
 
     Args:
-        previous: Source a, source b and fused picture of the frame before.
+        previous: Source a, source b and fused image of the previous frame.
         current: The same of this frame.
         metrics: What to compute.
         sensor_a: As in ``score``.
 
     Raises:
-        ShapeError: Pictures differ in height or width.
-        InputError: A picture holds NaN or infinities.
+        ShapeError: Images differ in height or width.
+        InputError: An image holds NaN or infinities.
     """
     if previous[0].shape[:2] != current[0].shape[:2]:
         raise ShapeError(
-            f"expected frames of one size, got {_size(previous[0])} and then "
-            f"{_size(current[0])} (width x height); score them apart."
+            f"frames of different sizes, {_size(previous[0])} and then {_size(current[0])} (width x height), have no change "
+            "over time; score them apart"
         )
-    return _score(metrics, _Pictures(*current, sensor_a=sensor_a), _Pictures(*previous, sensor_a=sensor_a))
+    return _score(metrics, _Images(*current, sensor_a=sensor_a), _Images(*previous, sensor_a=sensor_a))
 
 
-class _Pictures:
-    """The three pictures of one moment, turned into planes once for each way of reading them."""
+class _Images:
+    """The three images of one moment, converted once to each kind of planes."""
 
     def __init__(self, a: Array, b: Array, fused: Array, *, sensor_a: bool) -> None:
         if not a.shape[:2] == b.shape[:2] == fused.shape[:2]:
             raise ShapeError(
-                f"expected sources and result of one size, got a = {_size(a)}, b = {_size(b)}, fused = "
-                f"{_size(fused)} (width x height); score them as they were fused, without resizing."
+                f"sources and result differ in size: a is {_size(a)}, b is {_size(b)}, fused is {_size(fused)} (width x "
+                "height); score them as they were fused, without resizing"
             )
         self._images = ((a, sensor_a), (b, False), (fused, False))
 
     @functools.cached_property
-    def grey(self) -> temporal.Triple:
+    def gray(self) -> temporal.Triple:
         """(H, W) each."""
-        a, b, fused = (to_grey_plane(image, sensor=sensor) for image, sensor in self._images)
+        a, b, fused = (to_gray_plane(image, sensor=sensor) for image, sensor in self._images)
         return a, b, fused
 
     @functools.cached_property
-    def colour(self) -> tuple[Plane, Plane, Plane]:
-        """(1, H, W) each if all three are grey, else (3, H, W) each."""
-        planes = [to_colour_planes(image, sensor=sensor) for image, sensor in self._images]
+    def color(self) -> tuple[Plane, Plane, Plane]:
+        """(1, H, W) each if all three are gray, else (3, H, W) each."""
+        planes = [to_color_planes(image, sensor=sensor) for image, sensor in self._images]
         count = max(map(len, planes))
         a, b, fused = (np.broadcast_to(plane, (count, *plane.shape[1:])) for plane in planes)
         return a, b, fused
 
 
-def _score(metrics: Sequence[Metric], pictures: _Pictures, previous: _Pictures | None) -> dict[Metric, float]:
-    return {metric: _value(metric, pictures, previous) for metric in metrics}
+def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> dict[Metric, float]:
+    return {metric: _value(metric, images, previous) for metric in metrics}
 
 
-def _value(metric: Metric, pictures: _Pictures, previous: _Pictures | None) -> float:
+def _value(metric: Metric, images: _Images, previous: _Images | None) -> float:
     if metric.reads == "transition":
-        return math.nan if previous is None else metric.function(previous.grey, pictures.grey)
+        return math.nan if previous is None else metric.function(previous.gray, images.gray)
     if metric.convention == "vifb":
-        a, b, fused = pictures.colour
+        a, b, fused = images.color
         if metric.reads == "planes":
             return metric.function(np.broadcast_to(fused, (3, *fused.shape[1:])))
         return float(np.mean([_of_plane(metric, *triple) for triple in zip(a, b, fused, strict=True)]))
-    return _of_plane(metric, *pictures.grey)
+    return _of_plane(metric, *images.gray)
 
 
 def _of_plane(metric: Metric, a: Plane, b: Plane, fused: Plane) -> float:

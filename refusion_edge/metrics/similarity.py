@@ -1,4 +1,4 @@
-"""Metrics of pixelwise error and correlation between the fused picture and its sources."""
+"""Metrics of pixelwise error and correlation between the fused image and its sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mean_squared_error(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        [0, 65025] squared grey levels, lower is better. Convention ``evaluator``.
+        [0, 65025] squared gray levels, lower is better. Convention ``evaluator``.
 
     Source:
         Evaluator of the CDDFuse repository (Zhao et al., CVPR 2023).
@@ -35,8 +35,8 @@ def peak_signal_to_noise(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        dB, higher is better. Undefined (infinite) where all three are equal or the fused picture is black. Convention
-        ``evaluator``: the peak is the maximum of the fused picture, not 255.
+        dB, higher is better. Undefined (infinite) where all three are equal or the fused image is black. Convention
+        ``evaluator``: the peak is the maximum of the fused image, not 255.
 
     Source:
         Evaluator of the CDDFuse repository (Zhao et al., CVPR 2023).
@@ -58,7 +58,7 @@ def norm_per_pixel(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [0, 255 / sqrt(N)], lower is better. Convention ``vifb`` (Rmse). It is the true RMSE divided by sqrt(N), so it
-        depends on the size of the picture; kept because it is what was published.
+        depends on the size of the image; kept because it is what was published.
 
     Source:
         Zhang, Ye, Xiao: VIFB, CVPR Workshops 2020 (metricsRmse.m); Jagalingam, Hegde: A review of quality metrics for

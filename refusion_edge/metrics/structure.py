@@ -1,4 +1,4 @@
-"""Structural similarity and what is built on it: SSIM in its variants, MS-SSIM, Qy."""
+"""Structural similarity and metrics built on it: variants of SSIM, MS-SSIM, Qy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refusion_edge.metrics.windows import filter_inside, fits, gaussian, halve, 
 _K1, _K2 = 0.01, 0.03
 
 _UNIFORM_SIZE = 7
-# scikit-image up to 0.19 took float pictures to span [-1, 1], whatever they hold.
+# scikit-image up to 0.19 assumed float images to span [-1, 1], whatever they held.
 _ASSUMED_RANGE = 2.0
 
 _GAUSSIAN = gaussian(11, 1.5)
@@ -24,7 +24,7 @@ _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _YANG_WINDOW = gaussian(7, 1.5)
 _YANG_SIMILAR = 0.75
 _YANG_STABILISER = 2e-16
-# Rounding leaves variances of this size in flat windows; the stabiliser above is smaller still.
+# Rounding leaves variances of this size in flat windows; the stabilizer above is smaller still.
 _FLAT_VARIANCE = 1e-8
 
 
@@ -38,20 +38,20 @@ class _Moments:
     variance_y: NDArray[np.floating]
     covariance: NDArray[np.floating]
 
-    def luminance(self, stabiliser: float) -> NDArray[np.floating]:
+    def luminance(self, stabilizer: float) -> NDArray[np.floating]:
         """First factor of SSIM: (2 mx my + C) / (mx^2 + my^2 + C)."""
-        return (2 * self.mean_x * self.mean_y + stabiliser) / (self.mean_x**2 + self.mean_y**2 + stabiliser)
+        return (2 * self.mean_x * self.mean_y + stabilizer) / (self.mean_x**2 + self.mean_y**2 + stabilizer)
 
-    def contrast_structure(self, stabiliser: float) -> NDArray[np.floating]:
+    def contrast_structure(self, stabilizer: float) -> NDArray[np.floating]:
         """Second factor of SSIM: (2 sxy + C) / (sx^2 + sy^2 + C)."""
-        return (2 * self.covariance + stabiliser) / (self.variance_x + self.variance_y + stabiliser)
+        return (2 * self.covariance + stabilizer) / (self.variance_x + self.variance_y + stabilizer)
 
 
 def structural_similarity(a: Plane, b: Plane, fused: Plane) -> float:
     """Structural similarity as fusion papers print it: SSIM(A,F) + SSIM(B,F) with a data range of 2.
 
     SSIM is the mean of (2 mx my + C1)(2 sxy + C2) / ((mx^2 + my^2 + C1)(sx^2 + sy^2 + C2)) over 7x7 windows inside the
-    picture, sample covariances, C1 = (0.01 L)^2, C2 = (0.03 L)^2.
+    image, sample covariances, C1 = (0.01 L)^2, C2 = (0.03 L)^2.
 
     Args:
         a: Source a, (H, W).
@@ -60,11 +60,11 @@ def structural_similarity(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [-2, 2], higher is better; undefined (NaN) below 7x7 pixels. Convention ``evaluator``: L = 2 although the
-        pictures span 255, which leaves flat windows without a stabiliser; some papers print the mean of the two.
+        images span 255, which leaves flat windows without a stabilizer; some papers print the mean of the two.
 
     Source:
         Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004; parameters are the defaults of scikit-image 0.19 on
-        float pictures, which the Evaluator of the CDDFuse repository relies on.
+        float images, which the Evaluator of the CDDFuse repository relies on.
     """
     return _uniform_similarity(a, fused, _ASSUMED_RANGE) + _uniform_similarity(b, fused, _ASSUMED_RANGE)
 
@@ -96,7 +96,7 @@ def structural_similarity_gaussian(a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [-2, 2], higher is better; undefined (NaN) below 11x11 pixels. Convention ``vifb`` (Ssim): population moments,
-        windows inside the picture.
+        windows inside the image.
 
     Source:
         Wang, Bovik, Sheikh, Simoncelli: Image quality assessment: from error visibility to structural similarity,
@@ -130,7 +130,7 @@ def yang_similarity(a: Plane, b: Plane, fused: Plane) -> float:
     """Yang's Qy: the mean over windows of l SSIM(A,F) + (1 - l) SSIM(B,F) where the sources agree, else of the larger.
 
     The sources agree where SSIM(A,B) >= 0.75; l = s_A^2 / (s_A^2 + s_B^2). Windows in which both sources are flat and
-    agree have no l and are left out. 7x7 Gaussian windows, sigma 1.5, without stabilisers.
+    agree have no l and are left out. 7x7 Gaussian windows, sigma 1.5, without stabilizers.
 
     Args:
         a: Source a, (H, W).
@@ -147,7 +147,7 @@ def yang_similarity(a: Plane, b: Plane, fused: Plane) -> float:
     if not fits(fused, len(_YANG_WINDOW)):
         return math.nan
     sources, with_a, with_b = (_yang_moments(x, y) for x, y in ((a, b), (a, fused), (b, fused)))
-    similarity, similarity_a, similarity_b = (_unstabilised(moments) for moments in (sources, with_a, with_b))
+    similarity, similarity_a, similarity_b = (_unstabilized(moments) for moments in (sources, with_a, with_b))
     texture = sources.variance_x + sources.variance_y
     share = np.divide(sources.variance_x, texture, out=np.full_like(texture, math.nan), where=texture > 0)
     weighted = share * similarity_a + (1 - share) * similarity_b
@@ -202,7 +202,7 @@ def _multi_scale(x: Plane, y: Plane) -> float:
 
 
 def _moments(x: Plane, y: Plane, window: Plane) -> _Moments:
-    """Population moments in windows inside the picture."""
+    """Population moments in windows inside the image."""
     mean_x, mean_y = filter_inside(x, window), filter_inside(y, window)
     return _Moments(
         mean_x,
@@ -221,5 +221,5 @@ def _yang_moments(x: Plane, y: Plane) -> _Moments:
     return moments
 
 
-def _unstabilised(moments: _Moments) -> Plane:
+def _unstabilized(moments: _Moments) -> Plane:
     return moments.luminance(_YANG_STABILISER) * moments.contrast_structure(_YANG_STABILISER)

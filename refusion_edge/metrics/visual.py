@@ -53,7 +53,7 @@ def _fidelity(reference: Plane, distorted: Plane) -> float:
 
 
 def _information(reference: Plane, distorted: Plane, window: Plane) -> tuple[float, float]:
-    """Information (in nat) of the reference that arrives, and that there is."""
+    """Information in nat of the reference that is preserved, and in total."""
     mean_r, mean_d = filter_inside(reference, window), filter_inside(distorted, window)
     variance_r = np.maximum(filter_inside(reference * reference, window) - mean_r * mean_r, 0)
     variance_d = np.maximum(filter_inside(distorted * distorted, window) - mean_d * mean_d, 0)

@@ -1,6 +1,6 @@
 """Windows and filters in float64, separable wherever the window is.
 
-OpenCV filters whole pictures; where a metric counts only windows that lie inside the picture, the rim is cut off
+OpenCV filters whole images; where a metric counts only windows inside the image, the border is cropped
 afterwards.
 """
 
@@ -14,7 +14,7 @@ from refusion_edge.metrics.planes import Plane
 
 
 def gaussian(size: int, sigma: float) -> NDArray[np.float64]:
-    """Sample a Gaussian at ``size`` whole positions around its centre; the sum is 1."""
+    """Sample a Gaussian at ``size`` whole positions around its center; the sum is 1."""
     positions = np.arange(size) - (size - 1) / 2
     weights = np.exp(-(positions**2) / (2 * sigma**2))
     return np.asarray(weights / weights.sum())
@@ -42,7 +42,7 @@ def sum_inside(plane: Plane, width: int, height: int) -> Plane:
 
 
 def sobel(plane: Plane, border: int) -> tuple[Plane, Plane]:
-    """Differentiate with the 3x3 Sobel operator, not normalised.
+    """Differentiate with the 3x3 Sobel operator, not normalized.
 
     Args:
         plane: (H, W).
@@ -64,6 +64,6 @@ def halve(plane: Plane) -> Plane:
 
 
 def _inside(filtered: Plane, width: int, height: int) -> Plane:
-    """Cut off the rim where windows of odd width and height reach over the plane."""
+    """Crop the border where windows of odd width and height extend beyond the plane."""
     y, x = height // 2, width // 2
     return filtered[y : filtered.shape[0] - y, x : filtered.shape[1] - x]

@@ -1,1 +1,1 @@
-"""What every report is made of: HTML pages, plots, confidence intervals."""
+"""Building blocks of reports: HTML pages, plots and confidence intervals."""

@@ -1,4 +1,4 @@
-"""Bootstrap intervals, always from the same random numbers, so that the same values give the same interval."""
+"""Bootstrap intervals with a fixed seed: the same values always give the same interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESAMPLES = 10_000
 SEED = 20_240_806
 CONFIDENCE = 0.95
 
-# Resamples that are in memory at a time when medians are taken, in numbers.
+# Numbers held in memory at a time while medians are computed.
 _CHUNK = 4_000_000
 
 
@@ -35,12 +35,12 @@ def resampling(count: int) -> NDArray[np.float64]:
 def median_ratios(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ratio of the medians in each resample of paired measurements that follow one another in time.
 
-    Runs of consecutive pairs are drawn, not single pairs: what disturbs a machine lasts longer than one measurement, and
+    Runs of consecutive pairs are drawn, not single pairs: disturbances of a machine outlast single measurements, and
     intervals from single draws would be too narrow.
 
     Args:
-        above: (n,), what stands above the line, in the order measured.
-        below: (n,), its counterparts.
+        above: Numerators, (n,), in the order measured.
+        below: Denominators, (n,).
 
     Returns:
         (RESAMPLES,).

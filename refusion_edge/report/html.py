@@ -1,4 +1,4 @@
-"""Reports as one self-contained HTML page: the template engine, and the style that all pages share."""
+"""Reports as self-contained HTML pages: the template engine and the shared style."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from refusion_edge._version import __version__
 
 
 def require_engine() -> None:
-    """Make sure that pages can be made, before the work that would fill one.
+    """Check that pages can be rendered, before the work whose results they show.
 
     Raises:
         MissingDependencyError: Jinja is not installed.
@@ -21,12 +21,12 @@ def render(package: str, template: str, **values: object) -> str:
     """Fill a template.
 
     Args:
-        package: Package that the template lies in.
+        package: Package that contains the template.
         template: Its file name.
-        values: What it speaks of; ``version`` and ``style`` are added.
+        values: Its variables; ``version`` and ``style`` are added.
 
     Returns:
-        HTML that needs nothing from outside.
+        Self-contained HTML.
 
     Raises:
         MissingDependencyError: Jinja is not installed.

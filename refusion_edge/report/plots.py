@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = ("#3b6ea8", "#d1772f", "#4b9560", "#b8475d", "#7d68b0", "#8a6a4f", "#c270a6", "#6f7a86", "#a3962f", "#3a9fae")
+COLORS = ("#3b6ea8", "#d1772f", "#4b9560", "#b8475d", "#7d68b0", "#8a6a4f", "#c270a6", "#6f7a86", "#a3962f", "#3a9fae")
 
 _WIDTH, _LABEL, _RIGHT = 560, 130, 64
 _ROW, _TOP, _BOTTOM = 30, 8, 26
@@ -25,11 +25,11 @@ def distribution(values: Mapping[str, NDArray[np.float64]], labels: Mapping[str,
     """Draw several sets of values as points, quartile boxes and means.
 
     Args:
-        values: Name to its values, NaN where undefined; one row for each name, in this order.
-        labels: Name to the text beside its row.
+        values: Values of each name, NaN where undefined; one row per name, in this order.
+        labels: Text next to the row of each name.
 
     Returns:
-        An ``<svg>`` element, or an empty text if nothing is defined.
+        An ``<svg>`` element, or an empty string if nothing is defined.
     """
     defined = {method: row[~np.isnan(row)] for method, row in values.items()}
     everything = np.concatenate(list(defined.values()))
@@ -40,7 +40,7 @@ def distribution(values: Mapping[str, NDArray[np.float64]], labels: Mapping[str,
     parts = [_open(height), _vertical_grid(ticks, height)]
     for index, (method, row) in enumerate(defined.items()):
         middle = _TOP + _ROW * (index + 0.5)
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         parts.append(_text(_LABEL - 10, middle + 4, _shorten(method), "end"))
         if not row.size:
             continue
@@ -49,11 +49,11 @@ def distribution(values: Mapping[str, NDArray[np.float64]], labels: Mapping[str,
         low, median, high = (_x(float(value), ticks) for value in np.quantile(row, (0.25, 0.5, 0.75)))
         mean = _x(float(row.mean()), ticks)
         parts.append(
-            f'<path d="{points}" stroke="{colour}" stroke-width="4" stroke-linecap="round" opacity="0.4"/>'
-            f'<rect x="{low:.1f}" y="{middle - 8:.1f}" width="{high - low:.1f}" height="16" rx="3" fill="{colour}" '
-            f'fill-opacity="0.15" stroke="{colour}"/>'
-            f'<path d="M{median:.1f} {middle - 8:.1f}v16" stroke="{colour}" stroke-width="1.5"/>'
-            f'<path d="M{mean:.1f} {middle - 5:.1f}l5 5l-5 5l-5 -5z" fill="{colour}" stroke="var(--page)"/>'
+            f'<path d="{points}" stroke="{color}" stroke-width="4" stroke-linecap="round" opacity="0.4"/>'
+            f'<rect x="{low:.1f}" y="{middle - 8:.1f}" width="{high - low:.1f}" height="16" rx="3" fill="{color}" '
+            f'fill-opacity="0.15" stroke="{color}"/>'
+            f'<path d="M{median:.1f} {middle - 8:.1f}v16" stroke="{color}" stroke-width="1.5"/>'
+            f'<path d="M{mean:.1f} {middle - 5:.1f}l5 5l-5 5l-5 -5z" fill="{color}" stroke="var(--page)"/>'
         )
         parts.append(_text(_WIDTH - _RIGHT + 8, middle + 4, labels[method], "start"))
     return "".join([*parts, "</svg>"])
@@ -63,12 +63,12 @@ def curves(positions: Sequence[float], values: Mapping[str, NDArray[np.float64]]
     """Draw one curve for each name.
 
     Args:
-        positions: Where the values stand on the horizontal axis, ascending.
-        values: Name to its values, one for each position; NaN where undefined.
+        positions: Horizontal positions of the values, ascending.
+        values: Values of each name, one per position; NaN where undefined.
         unit: Unit of the positions.
 
     Returns:
-        An ``<svg>`` element, or an empty text if nothing is defined.
+        An ``<svg>`` element, or an empty string if nothing is defined.
     """
     everything = np.concatenate(list(values.values()))
     everything = everything[~np.isnan(everything)]
@@ -79,7 +79,7 @@ def curves(positions: Sequence[float], values: Mapping[str, NDArray[np.float64]]
     shown = positions if len(positions) <= _MOST_LABELS else positions[:: -(-len(positions) // _MOST_LABELS)]
     parts += [_text(frame.x(position), frame.height - 8, f"{position:.4g} {unit}", "middle") for position in shown]
     for index, (name, row) in enumerate(values.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         known = [
             (frame.x(position), frame.y(value)) for position, value in zip(positions, row, strict=True) if not math.isnan(value)
         ]
@@ -87,20 +87,20 @@ def curves(positions: Sequence[float], values: Mapping[str, NDArray[np.float64]]
             continue
         line = "L".join(f"{across:.1f} {down:.1f}" for across, down in known)
         dots = "".join(f"M{across:.1f} {down:.1f}h0" for across, down in known)
-        parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></path>')
-        parts.append(f'<path d="{dots}" stroke="{colour}" stroke-width="6" stroke-linecap="round"/>')
+        parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"><title>{escape(name)}</title></path>')
+        parts.append(f'<path d="{dots}" stroke="{color}" stroke-width="6" stroke-linecap="round"/>')
     return "".join([*parts, "</svg>"])
 
 
 def bars(values: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> str:
-    """Draw one bar for each name, made of parts that add up.
+    """Draw one stacked bar per name.
 
     Args:
-        values: Name to its parts, each with its length.
-        kinds: All kinds of parts that there may be; the first has the first of ``COLOURS``, and so on.
+        values: Parts of the bar of each name, with their lengths.
+        kinds: All kinds of parts; the first has the first of ``COLORS``, and so on.
 
     Returns:
-        An ``<svg>`` element, or an empty text if there is nothing to draw.
+        An ``<svg>`` element, or an empty string if there is nothing to draw.
     """
     longest = max((sum(parts.values()) for parts in values.values()), default=0.0)
     if not longest:
@@ -114,24 +114,24 @@ def bars(values: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> str
         end = 0.0
         for kind, length in parts.items():
             start, end = end, end + length
-            colour = COLOURS[kinds.index(kind) % len(COLOURS)]
+            color = COLORS[kinds.index(kind) % len(COLORS)]
             drawn.append(
                 f'<rect x="{_x(start, ticks):.1f}" y="{top}" width="{_x(end, ticks) - _x(start, ticks):.1f}" height="18" '
-                f'fill="{colour}"><title>{escape(kind)} {length:.3g}</title></rect>'
+                f'fill="{color}"><title>{escape(kind)} {length:.3g}</title></rect>'
             )
         drawn.append(_text(_x(end, ticks) + 6, top + 13, f"{end:.3g}", "start"))
     return "".join([*drawn, "</svg>"])
 
 
 def scatter(points: Mapping[str, tuple[float, float]], *, unit: str) -> str:
-    """Draw one named point for each name.
+    """Draw one labeled point per name.
 
     Args:
-        points: Name to where it stands, across and up.
+        points: Horizontal and vertical position of each name.
         unit: Unit of the horizontal axis.
 
     Returns:
-        An ``<svg>`` element, or an empty text if there is no point.
+        An ``<svg>`` element, or an empty string if there are no points.
     """
     if not points:
         return ""
@@ -142,12 +142,12 @@ def scatter(points: Mapping[str, tuple[float, float]], *, unit: str) -> str:
     drawn += [_text(frame.x(tick), frame.height - 8, f"{tick:g} {unit}", "middle") for tick in across]
     taken: list[tuple[float, float, float]] = []
     for index, (name, (x, y)) in enumerate(points.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        drawn.append(f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="5" fill="{colour}"/>')
+        color = COLORS[index % len(COLORS)]
+        drawn.append(f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="5" fill="{color}"/>')
         width = _LETTER * len(name)
         anchor, left = ("end", frame.x(x) - 9 - width) if x > across[-1] / 2 else ("start", frame.x(x) + 9)
         down = frame.y(y) + 4
-        # A label that would cover another one moves towards the middle of the plot.
+        # A label that would cover another one moves toward the middle of the plot.
         step = _LETTER_HEIGHT if down < frame.height / 2 else -_LETTER_HEIGHT
         while any(abs(down - other) < _LETTER_HEIGHT and left < end and start < left + width for start, end, other in taken):
             down += step

@@ -1,1 +1,1 @@
-"""The self-test of a device: what it is, and whether each back end builds, runs and is accurate there."""
+"""The self-test of a device: its description, and whether each back end builds, runs and is accurate on it."""

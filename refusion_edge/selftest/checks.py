@@ -1,7 +1,7 @@
-"""The self-test: what this device is, and whether each back end builds, is right and runs on it.
+"""The checks of the self-test: whether each back end builds, runs and is accurate on this device.
 
-Every back end is held against stored vectors, so that nothing is taken for right because it agrees with something else on the
-same machine. Times are short and for orientation; ``bench`` measures. What compiles engines is given by the caller.
+Every back end is compared with stored vectors, never with another back end of the same machine. Times are only indicative;
+``bench`` measures latency. The caller supplies the function that builds engines.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from refusion_edge.accuracy.vectors import TASK, Vectors, read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.registry import BACKENDS, Backend, build_status, find_entry, status
 from refusion_edge.backends.tensorrt.product import FLAVOURS, installed_version
+from refusion_edge.bench.measurement import graph_problem
 from refusion_edge.bench.sensors import read_state
-from refusion_edge.bench.stages import graph_problem
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import WEIGHTS
 from refusion_edge.errors import RefusionError, UsageError
@@ -62,11 +62,11 @@ class Latency:
     """Times of single calls of a back end, one after the other.
 
     Attributes:
-        size_hw: Height and width of the pictures.
+        size_hw: Height and width of the images.
         count: Number of calls.
         median_ms: Median.
         max_ms: Largest.
-        graph_problem: Why the calls were not replays of a recorded CUDA graph; empty if they were, and without a device.
+        graph_problem: Why the calls were not replays of a recorded CUDA graph; empty if they were, or if no device is involved.
     """
 
     size_hw: tuple[int, int]
@@ -78,18 +78,18 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found out about one back end or bundle.
+    """Result for one back end or bundle.
 
     Attributes:
         name: Back end, or folder of the bundle.
         backend: Back end.
-        precision: Precision of what ran.
-        outcome: ``passed``; ``failed``; ``built`` where engines can be built but not run; ``absent`` where it cannot be used.
-        reason: Version, or why not.
-        build_s: Time that the build took; None if there was none.
-        fidelity: Distance to the stored vectors, of a bundle to its fp32 reference; None if nothing ran.
+        precision: Precision of the engine that ran.
+        outcome: ``passed``; ``failed``; ``built`` if engines can be built but not run; ``absent`` if it cannot be used.
+        reason: Version, or why it failed or is absent.
+        build_s: Duration of the build; None if nothing was built.
+        fidelity: Distance to the stored vectors, or of a bundle to its fp32 reference; None if nothing ran.
         latency: Times; None if nothing ran.
-        trace: Traceback of an error that nobody foresaw; else empty.
+        trace: Traceback of an unexpected error, or empty.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Check:
 
     @property
     def text(self) -> str:
-        """What goes into the row: accuracy and time, or what went wrong."""
+        """Text for the row: accuracy and time, or what went wrong."""
         what = f"{self.backend} {self.precision}"
         if self.outcome == "built":
             return f"{what}: built, not run"
@@ -118,19 +118,19 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What the device is.
+    """Description of the device.
 
     Attributes:
-        device: Accelerator in words, else the processor.
-        compute_capability: Such as ``8.7``; None where no CUDA device was reached.
-        memory: How the device is reached and what it shares with the processor, in words; empty without one.
+        device: Name of the accelerator, or else of the processor.
+        compute_capability: Such as ``8.7``; None if no CUDA device was found.
+        memory: Whether the device shares memory with the processor, and its driver interface, as text; empty without one.
         system: Operating system and architecture.
         distribution: Name of the distribution.
-        cores: Processor cores that can be used.
+        cores: Processor cores available.
         software: NVIDIA's software.
-        bindings: Version of the Python packages of TensorRT, by package; None where one is missing.
+        bindings: Version of the Python packages of TensorRT, by package; None if missing.
         python: Version of Python.
-        power_mode: Power mode and governor in words, or ``not available``.
+        power_mode: Power mode and governor as text, or ``not available``.
     """
 
     device: str
@@ -147,12 +147,12 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """Everything that was found.
+    """The result of the self-test.
 
     Attributes:
-        started: When it was started, ISO 8601 in UTC.
-        facts: The device.
-        checks: One for each back end and bundle.
+        started: Start, ISO 8601 in UTC.
+        facts: Description of the device.
+        checks: One per back end and bundle.
     """
 
     started: str
@@ -161,12 +161,12 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing that is there failed."""
+        """Whether nothing that is available failed."""
         return all(check.outcome != "failed" for check in self.checks)
 
     @property
     def row(self) -> str:
-        """One row of the table of platforms, in Markdown; what is absent is left out of it."""
+        """One row of the table of platforms, in Markdown, without what is absent."""
         facts, software = self.facts, self.facts.software
         capability = f" ({facts.compute_capability})" if facts.compute_capability else ""
         bindings = [f"{name} {version}" for name, version in facts.bindings.items() if version]
@@ -204,11 +204,11 @@ class SelfTest:
 
 
 def describe_device() -> DeviceFacts:
-    """Find out what this device is; starts the CUDA driver where there is one."""
+    """Describe this device; starts the CUDA driver if there is one."""
     capability, memory = None, ""
     with contextlib.suppress(RefusionError, ImportError), cuda.open_driver() as driver:
         capability = driver.device.compute_capability
-        memory = f"{'shared with' if driver.device.is_zero_copy else 'apart from'} the processor, through {driver.name}"
+        memory = f"{'shared with' if driver.device.is_zero_copy else 'separate from'} the processor, through {driver.name}"
     return DeviceFacts(
         device=accelerator() or processor(),
         compute_capability=capability,
@@ -224,10 +224,10 @@ def describe_device() -> DeviceFacts:
 
 
 def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
-    """Sizes of an engine that takes the stored vectors and is timed at a size.
+    """Size range of an engine that accepts the stored vectors and is timed at a given size.
 
     Args:
-        size_hw: The size, or None for that of the vectors.
+        size_hw: Size to time at, or None for that of the vectors.
 
     Raises:
         UsageError: It is smaller than the vectors.
@@ -235,18 +235,16 @@ def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
     least_hw = read_vectors().size_hw
     size_hw = size_hw or least_hw
     if any(side < least for side, least in zip(size_hw, least_hw, strict=True)):
-        raise UsageError(
-            f"expected a size of at least {least_hw[0]}x{least_hw[1]}, got {size_hw[0]}x{size_hw[1]}; choose a larger one."
-        )
+        raise UsageError(f"a size of {size_hw[0]}x{size_hw[1]} is too small; choose at least {least_hw[0]}x{least_hw[1]}")
     return SizeRange(least_hw, size_hw, size_hw)
 
 
 def unchecked(subject: str | Path) -> Check:
-    """What there is to say of a back end or a bundle before it is checked.
+    """The entry of a back end or bundle before it is checked.
 
     Raises:
         UsageError: There is no such back end.
-        BundleError: It is no bundle, or a damaged one.
+        BundleError: It is not a bundle, or a damaged one.
     """
     if isinstance(subject, Path):
         manifest = read_bundle(subject).manifest
@@ -256,13 +254,13 @@ def unchecked(subject: str | Path) -> Check:
 
 
 def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) -> Check:
-    """Build a small engine for a back end, hold it against the stored vectors, and time it.
+    """Build a small engine for a back end, compare it with the stored vectors, and time it.
 
     Args:
         name: The back end.
-        sizes_hw: From the size of the vectors to the size that is timed.
+        sizes_hw: Range from the size of the vectors to the size to time at.
         build: Builds the engine.
-        folder: An existing folder to build in.
+        folder: Existing folder to build in.
 
     Raises:
         UsageError: There is no such back end.
@@ -294,12 +292,12 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
 
 
 def check_bundle(path: Path) -> Check:
-    """Hold the engine of a bundle against the fp32 reference of its own weights on the sample pairs, and time it.
+    """Compare the engine of a bundle with the fp32 reference of its own weights on the sample pairs, and time it.
 
-    For engines that were built on another machine, such as programs of our kernels.
+    For engines built on another machine, such as programs of our kernels.
 
     Raises:
-        BundleError: It is no bundle, or a damaged one.
+        BundleError: It is not a bundle, or a damaged one.
     """
     bundle, blank = read_bundle(path), unchecked(path)
     manifest = bundle.manifest
@@ -313,7 +311,7 @@ def check_bundle(path: Path) -> Check:
             results = list(measure(engine, reference, pairs, task))
             planes = to_planes(pairs[0].a, pairs[0].b, sensor_a=task.ranged_a)
             latency = _timed(engine, planes.a, planes.b)
-        return _judged(blank, worst(result.fidelity for result in results), latency)
+        return _evaluated(blank, worst(result.fidelity for result in results), latency)
 
     return _guarded(blank, run)
 
@@ -323,7 +321,7 @@ def _guarded(blank: Check, run: Callable[[], Check]) -> Check:
         return run()
     except RefusionError as error:
         return replace(blank, outcome="failed", reason=str(error))
-    except Exception as error:  # what a release that nobody has tried raises is what is to be found out
+    except Exception as error:  # an untested release may raise anything, and that is what the self-test reports
         reason = f"{type(error).__name__}: {error}"
         return replace(blank, outcome="failed", reason=reason, trace=traceback.format_exc())
 
@@ -333,14 +331,14 @@ def _ran(check: Check, backend: Backend, vectors: Vectors, size_hw: tuple[int, i
     with backend:
         fidelity = compare(backend.fuse(a, b)[0, 0].copy(), vectors.fused)
         latency = _timed(backend, _tiled(a, size_hw), _tiled(b, size_hw))
-    return _judged(check, fidelity, latency)
+    return _evaluated(check, fidelity, latency)
 
 
-def _judged(check: Check, fidelity: Fidelity, latency: Latency) -> Check:
+def _evaluated(check: Check, fidelity: Fidelity, latency: Latency) -> Check:
     limits = LIMITS[check.precision]
     if limits.hold(fidelity):
         return replace(check, outcome="passed", fidelity=fidelity, latency=latency)
-    reason = f"expected results close to the reference ({limits}), got {fidelity}; do not use this back end, report this."
+    reason = f"too far from the reference: {fidelity}, allowed {limits}; do not use this back end, and report this"
     return replace(check, outcome="failed", reason=reason, fidelity=fidelity, latency=latency)
 
 
@@ -363,13 +361,13 @@ def _times_s(run: Callable[[], object]) -> Iterator[float]:
 
 
 def _tiled(plane: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
-    """A plane of a size, with the values of pictures in it."""
+    """A plane of a given size, tiled with a real one."""
     repeats = (-(-size // side) for size, side in zip(size_hw, plane.shape[2:], strict=True))
     return np.ascontiguousarray(np.tile(plane, (1, 1, *repeats))[..., : size_hw[0], : size_hw[1]])
 
 
 def _bindings(backend: str) -> str | None:
-    """What the package of a back end says of itself, where it is installed."""
+    """Version reported by the package of a back end, if it is installed."""
     flavour = FLAVOURS[backend]
     with contextlib.suppress(RefusionError):
         return installed_version(flavour) if is_installed(flavour.module) else None

@@ -1,6 +1,6 @@
-"""What NVIDIA software a machine says it has, read from files: no library is loaded, nothing is run.
+"""The NVIDIA software installed on a machine, read from files: no library is loaded and nothing is run.
 
-On a Jetson the versions of JetPack, L4T, CUDA and TensorRT belong together; elsewhere most of them are absent.
+On a Jetson the versions of JetPack, L4T, CUDA and TensorRT go together; elsewhere most of them are absent.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ ROOT = Path("/")
 
 _L4T = re.compile(r"^# R(?P<major>\d+) \(release\), REVISION: (?P<minor>[\d.]+)", re.MULTILINE)
 _DRIVER = re.compile(r"Kernel Module\s+(?:for \S+\s+)?(?P<version>\d+(?:\.\d+)+)")
-# Debian packages that name a version each; of TensorRT's library there is one per major version.
+# Debian packages with one version each; TensorRT's library has one per major version.
 _JETPACK, _TENSORRT = "nvidia-jetpack", re.compile(r"libnvinfer\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """Versions of NVIDIA's software; None for what the machine does not tell.
+    """Versions of NVIDIA's software; None for what cannot be determined.
 
     Attributes:
         jetpack: JetPack, such as ``6.2+b77``.
@@ -40,7 +40,7 @@ class Software:
 
 
 def read_software(root: Path = ROOT) -> Software:
-    """Read the versions that a system tells."""
+    """Read the versions installed on a system."""
     packages = dict(_packages(root))
     release = _L4T.search(_text(root / "etc/nv_tegra_release"))
     driver = _DRIVER.search(_text(root / "proc/driver/nvidia/version"))

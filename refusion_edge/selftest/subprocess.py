@@ -1,4 +1,4 @@
-"""Running a function in a process of its own, so that what it loads can crash or hang without taking the caller with it."""
+"""Run a function in a process of its own, so that a crash or hang does not affect the caller."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _T = TypeVar("_T")
 _END_S = 10.0
 
 
-def run_apart(work: Callable[..., _T], *arguments: object, limit_s: float) -> _T:
+def run_in_subprocess(work: Callable[..., _T], *arguments: object, limit_s: float) -> _T:
     """Call a function in a fresh process and return what it returns.
 
-    The process shares no state with this one; what it prints goes to standard error. When the time is over, or when this
-    process is interrupted, it is ended together with every process that it started.
+    The process shares no state with this one; what it prints goes to standard error. When the time is up, or when
+    this process is interrupted, it is killed together with every process it started.
 
     Args:
-        work: A function of a module; it and its arguments and result travel between processes.
+        work: A module-level function; it, its arguments and its result are pickled.
         arguments: Its arguments.
-        limit_s: Longest time, in seconds.
+        limit_s: Time limit in seconds.
 
     Raises:
         BackendError: It crashed or took longer.
@@ -34,18 +34,16 @@ def run_apart(work: Callable[..., _T], *arguments: object, limit_s: float) -> _T
     # Spawned, not forked: a CUDA context does not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_deliver, args=(theirs, work, arguments), name=f"apart-{work.__name__}")
+    process = context.Process(target=_deliver, args=(theirs, work, arguments), name=f"subprocess-{work.__name__}")
     process.start()
     theirs.close()
     try:
         if not ours.poll(limit_s):
-            raise BackendError(f"expected an answer within {limit_s:g} s, got none; it was stopped, look at what it waits for.")
+            raise BackendError(f"no answer within {limit_s:g} s, so the process was stopped; find out what it waits for")
         good, outcome = ours.recv()
     except EOFError:
         process.join(_END_S)
-        raise BackendError(
-            f"expected a process that ends by itself, got one that {_ending(process.exitcode)}; report this with its output."
-        ) from None
+        raise BackendError(f"the process {_ending(process.exitcode)} without an answer; report this with its output") from None
     finally:
         _end(process)
         ours.close()
@@ -56,7 +54,7 @@ def run_apart(work: Callable[..., _T], *arguments: object, limit_s: float) -> _T
 
 
 def _deliver(answer: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
-    # A group of its own, so that it can be ended with all that it starts.
+    # A process group of its own, so that it can be killed with everything it starts.
     os.setpgid(0, 0)
     os.dup2(2, 1)
     try:
@@ -68,7 +66,7 @@ def _deliver(answer: Connection, work: Callable[..., Any], arguments: tuple[obje
 
 def _end(process: multiprocessing.process.BaseProcess) -> None:
     if process.pid is not None:
-        # Also where it has ended: what it started may be alive.
+        # Even if it has ended: processes it started may be alive.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     if process.is_alive():

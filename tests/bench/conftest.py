@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.bench.clock import NS_PER_MS
 from refusion_edge.bench.subjects import Identity, Quality, Subject
-from refusion_edge.bench.windows import Plan
+from refusion_edge.bench.timing import NS_PER_MS, Plan
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.tasks import find_task
+
+Write = Callable[[dict[str, object]], Path]
 
 QUICK = Plan(warmup_ms=0, warmup_iterations=1, iterations=9, seconds=0, tolerance=0.05, most_windows=6)
 
@@ -112,3 +114,17 @@ def make_subject(clock: MadeUpClock) -> Callable[..., Subject]:
         )
 
     return make
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write files below a root: ``write({"sys/x": 1})``."""
+
+    def put(files: dict[str, object]) -> Path:
+        for name, value in files.items():
+            path = tmp_path / "root" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{value}\n")
+        return tmp_path / "root"
+
+    return put

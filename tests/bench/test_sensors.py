@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from refusion_edge.bench import nvml
-from refusion_edge.bench.load import Load, read_load, require_room
-from refusion_edge.bench.memory import MemoryWatch
-from refusion_edge.bench.sensors import NOT_AVAILABLE, CounterMeter, MachineState, RailMeter, open_meter, read_state
-from refusion_edge.errors import MeasurementError
-from tests.bench.conftest import MadeUpClock
-from tests.conftest import one_sentence
-
-Write = Callable[[dict[str, object]], Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write files below a root: ``write({"sys/x": 1})``."""
-
-    def put(files: dict[str, object]) -> Path:
-        for name, value in files.items():
-            path = tmp_path / "root" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{value}\n")
-        return tmp_path / "root"
-
-    return put
+from refusion_edge.bench import sensors
+from refusion_edge.bench.sensors import (
+    NOT_AVAILABLE,
+    CounterMeter,
+    MachineState,
+    MemoryWatch,
+    RailMeter,
+    open_meter,
+    read_state,
+)
+from tests.bench.conftest import Write
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +61,6 @@ def test_a_jetson_tells_clocks_mode_and_temperatures(write: Write) -> None:
 
 
 def test_the_rail_of_the_whole_board_counts_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from refusion_edge.bench import sensors
-
     meter = open_meter(jetson(write))
     assert isinstance(meter, RailMeter)
     monkeypatch.setattr(sensors, "_POLL_S", 3600.0)
@@ -153,7 +138,7 @@ def fake_nvml() -> types.ModuleType:
 
 
 def test_the_library_of_a_device_is_asked_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nvml.state() == nvml.DeviceState()
+    assert sensors.device_state() == sensors.DeviceState()
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
     found = read_state(tmp_path)
     assert found.clocks_mhz == {"gpu": 1380, "gpu memory": 2619}
@@ -162,8 +147,8 @@ def test_the_library_of_a_device_is_asked_where_it_is_there(tmp_path: Path, monk
         energy = meter.read()
     assert energy is not None
     assert (energy.joules, energy.source) == (0.25, "NVML device 0")
-    assert nvml.memory_mib(41) == 300
-    assert nvml.memory_mib(42) is None
+    assert sensors.device_memory_mib(41) == 300
+    assert sensors.device_memory_mib(42) is None
 
 
 def test_memory_counts_from_where_the_watch_begins() -> None:
@@ -179,32 +164,3 @@ def test_memory_counts_from_where_the_watch_begins() -> None:
     assert after.peak_mib == pytest.approx(held.peak_mib, abs=8)
     if held.added_mib is not None:
         assert held.added_mib > 40
-
-
-def test_a_busy_machine_is_refused_with_its_load(write: Write, clock: MadeUpClock) -> None:
-    root = write({"proc/loadavg": "3.50 1 1 1/1 1", "proc/stat": "cpu  100 0 50 800 50 0 0 0 0 0"})
-
-    class Busy(MadeUpClock):
-        """While it waits, other programs use 90 ticks, ours 20 and the disk some idle ones."""
-
-        def sleep_until(self, moment_ns: int) -> None:
-            super().sleep_until(moment_ns)
-            self.pass_ms(0, cpu_ms=200)
-            write({"proc/stat": "cpu  200 0 60 870 60 0 0 0 0 0"})
-
-    found = read_load(Busy(), root)
-    assert found.average == 3.5
-    # 110 ticks of 10 ms in half a second, less 0.2 s of our own.
-    assert found.busy_cores == pytest.approx((1.1 - 0.2) / 0.5)
-    with pytest.raises(MeasurementError) as caught:
-        require_room(Load(3.5, 1.8, 2))
-    assert "a load average of 3.5 and 1.8 of 2 cores" in str(caught.value)
-    assert one_sentence(str(caught.value))
-    require_room(Load(3.5, 0.3, 2))
-
-
-def test_an_unknown_load_is_no_reason_to_refuse(tmp_path: Path, clock: MadeUpClock) -> None:
-    found = read_load(clock, tmp_path)
-    assert (found.average, found.busy_cores) == (None, None)
-    assert str(found) == "an unknown load"
-    require_room(found)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling import Device, describe, fit, put, straight_line
+from refusion_edge.bench.history import SweepLog
 from refusion_edge.bench.limits import Limits, roofline
-from refusion_edge.bench.lines import SweepLog
 from refusion_edge.bench.measurement import Row, WindowSummary
-from refusion_edge.bench.memory import MemoryUse
-from refusion_edge.bench.sensors import MachineState
+from refusion_edge.bench.sensors import MachineState, MemoryUse
 from refusion_edge.bench.statistics import spread
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.errors import InputError

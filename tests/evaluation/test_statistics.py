@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusion_edge.evaluation.statistics import Difference, difference, image_quality, mean_of_defined, ranks, summarise
+from refusion_edge.evaluation.statistics import Difference, difference, image_quality, mean_of_defined, ranks, summarize
 
 NAN = math.nan
 
 
 def test_undefined_values_are_counted_and_left_out() -> None:
-    summary = summarise(np.array([1.0, NAN, 3.0]))
+    summary = summarize(np.array([1.0, NAN, 3.0]))
     assert (summary.mean, summary.images, summary.undefined) == (2.0, 2, 1)
     assert summary.standard_error == pytest.approx(1.0)
-    nothing = summarise(np.array([NAN]))
+    nothing = summarize(np.array([NAN]))
     assert (nothing.mean, nothing.standard_error, nothing.undefined) == (None, None, 1)
-    assert summarise(np.array([4.0])).standard_error is None
+    assert summarize(np.array([4.0])).standard_error is None
 
 
 def test_equal_means_share_a_rank() -> None:

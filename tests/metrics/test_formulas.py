@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.plain_metrics import PLAIN
 from refusion_edge.metrics import activity, edges, exposure, feature, information, similarity, structure, visual
-from refusion_edge.metrics.planes import Plane, stretch, to_colour_planes, to_grey_plane
+from refusion_edge.metrics.planes import Plane, stretch, to_color_planes, to_gray_plane
 from refusion_edge.metrics.registry import metrics_of, score
 
 signal = pytest.importorskip("scipy.signal", reason="independent formulations need SciPy")
@@ -221,7 +221,7 @@ def test_information_agrees_with_scipy(triple: Triple) -> None:
     sa, sb, sf = stretch(a), stretch(b), stretch(fused)
     h = {id(plane): float(entropy(probabilities(plane), base=2)) for plane in (sa, sb, sf)}
     expected = sum(2 * shared(x, sf) / (h[id(x)] + h[id(sf)]) for x in (sa, sb))
-    assert information.normalised_mutual_information(a, b, fused) == pytest.approx(expected)
+    assert information.normalized_mutual_information(a, b, fused) == pytest.approx(expected)
     matrix = np.eye(3)
     for (i, x), (j, y) in ((p, q) for p in enumerate((sa, sb, sf)) for q in enumerate((sa, sb, sf)) if p[0] != q[0]):
         matrix[i, j] = shared(x, y) / 8
@@ -265,7 +265,7 @@ def test_values_of_a_2x2_picture() -> None:
 
 def test_seams_between_the_colour_planes_count() -> None:
     planes = np.stack([np.zeros((1, 2)), np.full((1, 2), 4.0), np.full((1, 2), 7.0)])
-    assert activity.spatial_frequency_of_colour(planes) == pytest.approx(math.sqrt((16 + 9) / 6))
+    assert activity.spatial_frequency_of_color(planes) == pytest.approx(math.sqrt((16 + 9) / 6))
 
 
 def test_edge_intensity_of_a_ramp_is_eight_steps() -> None:
@@ -281,9 +281,9 @@ def test_stretch_rounds_half_up() -> None:
 
 def test_grey_is_weighted_and_rounded() -> None:
     image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]], np.uint8)
-    assert to_grey_plane(image).tolist() == [[76, 150, 29, 9]]
-    assert to_colour_planes(image).shape == (3, 1, 4)
-    assert to_colour_planes(image[:, 3:]).shape == (1, 1, 1)
+    assert to_gray_plane(image).tolist() == [[76, 150, 29, 9]]
+    assert to_color_planes(image).shape == (3, 1, 4)
+    assert to_color_planes(image[:, 3:]).shape == (1, 1, 1)
 
 
 def test_grey_and_its_colour_copy_score_the_same(triple: Triple) -> None:

@@ -46,7 +46,7 @@ def triples(draw: st.DrawFn, least: int = 8, most: int = 48) -> tuple[Array, ...
 @given(triples())
 def test_values_lie_in_the_stated_range_or_are_undefined(pictures: tuple[Array, ...]) -> None:
     for metric, value in score(*pictures, ALL).items():
-        # The Evaluator's SSIM has next to no stabiliser and float32 moments: in flat windows anything can come out.
+        # The Evaluator's SSIM has next to no stabilizer and float32 moments: in flat windows anything can come out.
         slack = math.inf if metric.key == "evaluator:SSIM" else SLACK
         assert not math.isfinite(value) or metric.low - slack <= value <= metric.high + slack, (metric.label, value)
 

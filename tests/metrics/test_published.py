@@ -13,7 +13,7 @@ import refusion_edge
 from refusion_edge.arrays import Array
 from refusion_edge.images.io import read_image
 from refusion_edge.metrics import find_metric, metrics_of, score
-from refusion_edge.metrics.planes import to_grey_plane
+from refusion_edge.metrics.planes import to_gray_plane
 from tests.metrics.conftest import FOLDERS, pair_paths
 
 VIFB = (
@@ -55,7 +55,7 @@ def test_the_average_of_both_sources_scores_what_the_evaluator_gave_it(
         names.append("Exploratorium")  # its greys are often near a half
     for name in names:
         a, b = (read_image(path) for path in pair_paths(shared_data, dataset, name))
-        average = np.round((to_grey_plane(a) + to_grey_plane(b)) / 2).astype(np.uint8)
+        average = np.round((to_gray_plane(a) + to_gray_plane(b)) / 2).astype(np.uint8)
         assert_known(a, b, average, known_values[dataset, "average", name], SIX_DIGITS)
 
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from refusion_edge.report.plots import COLOURS, bars, curves, distribution, scatter
+from refusion_edge.report.plots import COLORS, bars, curves, distribution, scatter
 
 
 def texts(svg: str) -> list[tuple[str, float, float]]:
@@ -20,7 +20,7 @@ def texts(svg: str) -> list[tuple[str, float, float]]:
 def test_parts_of_a_bar_add_up_and_keep_their_colour() -> None:
     svg = bars({"one": {"b": 3.0, "c": 1.0}, "two": {"c": 2.0}}, ("a", "b", "c"))
     found = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="18" fill="(#\w+)"><title>(\w)', svg)
-    assert [(colour, kind) for *_, colour, kind in found] == [(COLOURS[1], "b"), (COLOURS[2], "c"), (COLOURS[2], "c")]
+    assert [(colour, kind) for *_, colour, kind in found] == [(COLORS[1], "b"), (COLORS[2], "c"), (COLORS[2], "c")]
     first, second, third = ((float(x), float(width)) for x, _, width, *_ in found)
     assert first[0] + first[1] == second[0]
     assert first[1] / third[1] == 1.5

@@ -27,7 +27,7 @@ from refusion_edge.selftest.checks import (
     timing_sizes,
 )
 from refusion_edge.selftest.software import Software
-from refusion_edge.selftest.subprocess import run_apart
+from refusion_edge.selftest.subprocess import run_in_subprocess
 from tests.conftest import ROOT, files_below, one_sentence
 
 Run = Callable[..., tuple[int, str, str]]
@@ -69,10 +69,10 @@ def test_a_bundle_is_held_against_its_own_reference(run_cli: Run) -> None:
     ("words", "expected", "hint"),
     [
         (("--backends", "tensort"), 2, "did you mean 'tensorrt'?"),
-        (("--size", "16x16"), 2, "at least 45x63"),
-        (("--size", "dynamic"), 2, "one size"),
-        (("--limit", "0"), 2, "above 0 seconds"),
-        (("--limit", "nan"), 2, "above 0 seconds"),
+        (("--size", "16x16"), 2, "45x63"),
+        (("--size", "dynamic"), 2, "'dynamic'"),
+        (("--limit", "0"), 2, "--limit 0"),
+        (("--limit", "nan"), 2, "--limit nan"),
         (("nothing",), 4, "build"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_mistake_is_one_sentence(run_cli: Run, words: tuple[str, ...], expecte
 
 
 def test_what_was_asked_for_and_is_not_there_is_exit_code_3(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusion_edge.selftest.subprocess.run_apart", lambda work, *words, limit_s: work(*words))
+    monkeypatch.setattr("refusion_edge.selftest.subprocess.run_in_subprocess", lambda work, *words, limit_s: work(*words))
     monkeypatch.setattr(
         "refusion_edge.backends.tensorrt.classic.probe_build", lambda: Status(usable=False, reason="no such thing")
     )
@@ -101,7 +101,7 @@ def test_a_back_end_that_is_wrong_fails_and_the_others_go_on(run_cli: Run, monke
             raise BackendError("expected a process that ends by itself, got one that was ended by SIGSEGV; report this.")
         return work(name, *words)
 
-    monkeypatch.setattr("refusion_edge.selftest.subprocess.run_apart", answer)
+    monkeypatch.setattr("refusion_edge.selftest.subprocess.run_in_subprocess", answer)
     monkeypatch.setattr("refusion_edge.backends.onnxruntime.OrtBackend.fuse", lambda _, a, b: np.full_like(a, np.nan))
     code, out, _ = run_cli("selftest", "--backends", "onnxruntime,eager")
     assert code == 1
@@ -146,7 +146,7 @@ def test_an_error_that_nobody_foresaw_is_kept_with_its_traceback(monkeypatch: py
 
 
 def test_a_check_travels_between_processes(tmp_path: Path) -> None:
-    check = run_apart(check_backend, "tensorrt", timing_sizes(None), build, tmp_path, limit_s=120)
+    check = run_in_subprocess(check_backend, "tensorrt", timing_sizes(None), build, tmp_path, limit_s=120)
     assert check.name == "tensorrt"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from refusion_edge.errors import BackendError, InputError
-from refusion_edge.selftest.subprocess import run_apart
+from refusion_edge.selftest.subprocess import run_in_subprocess
 from tests.conftest import one_sentence
 
 
@@ -22,7 +22,7 @@ def double(number: int) -> int:
 
 
 def refuse() -> None:
-    raise InputError("expected something else, got this; go on.")
+    raise InputError("a mistake of the caller")
 
 
 def crash() -> None:
@@ -40,21 +40,21 @@ def hang_with_a_child(note: Path) -> None:
 
 
 def test_a_result_comes_back_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_apart(double, 21, limit_s=60) == 42
+    assert run_in_subprocess(double, 21, limit_s=60) == 42
     printed = capfd.readouterr()
     assert printed.out == ""
     assert "printed by a library" in printed.err
 
 
 def test_an_error_comes_back_as_it_was() -> None:
-    with pytest.raises(InputError, match="expected something else"):
-        run_apart(refuse, limit_s=60)
+    with pytest.raises(InputError, match="a mistake of the caller"):
+        run_in_subprocess(refuse, limit_s=60)
 
 
 @pytest.mark.parametrize(("work", "words"), [(crash, "SIGSEGV"), (leave, "exit code 7")])
 def test_a_crash_is_an_error(work: object, words: str) -> None:
     with pytest.raises(BackendError, match=words) as caught:
-        run_apart(work, limit_s=60)
+        run_in_subprocess(work, limit_s=60)
     assert one_sentence(str(caught.value))
 
 
@@ -62,7 +62,7 @@ def test_what_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     started = time.monotonic()
     with pytest.raises(BackendError, match="within 5 s") as caught:
-        run_apart(hang_with_a_child, note, limit_s=5)
+        run_in_subprocess(hang_with_a_child, note, limit_s=5)
     assert one_sentence(str(caught.value))
     assert time.monotonic() - started < 60
     assert not is_running(int(note.read_text()))

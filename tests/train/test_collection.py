@@ -70,7 +70,7 @@ def test_a_file_that_turns_bad_is_reported_once_and_replaced(folder_of_pairs: Ca
     assert "01.png" in said[0]
     crop_batch(collection, 0, batch=8, crop_px=16, seed=0)
     (data / "vis/00.png").unlink()
-    with pytest.raises(InputError, match="expected at least one readable pair"):
+    with pytest.raises(InputError, match="disk"):
         collection.planes(0)
 
 

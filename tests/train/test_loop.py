@@ -157,7 +157,7 @@ def test_the_reference_engine_is_for_one_rank(folder_of_pairs: Callable[..., Pat
     held = hold(collection, settings, torch.device("cpu"))
     run = Run("ir_vis", settings, collection, held, Path("run"), Ranks(0, 2))
     state = initial_state(settings, torch.device("cpu"))
-    with pytest.raises(UsageError, match="expected one rank"):
+    with pytest.raises(UsageError, match="double"):
         train(run, build_networks(settings), state, RunLog(Path("run")), lambda *_: None)
 
 
@@ -303,15 +303,15 @@ def test_resuming_what_does_not_fit_is_refused(folder_of_pairs: Callable[..., Pa
     data = folder_of_pairs("data")
     run_session(request(data, "run", "run.steps=2", "meta.engine=off"), quiet())
     run = Path("run")
-    with pytest.raises(CheckpointError, match="got one for ir_vis"):
+    with pytest.raises(CheckpointError, match="ir_vis"):
         run_session(Request("medical", data, run, resume=run), quiet())
     with pytest.raises(CheckpointError, match=r"run\.steps = 3 \(2\)"):
         run_session(request(data, "run", "run.steps=3", "meta.engine=off", resume=run), quiet())
-    with pytest.raises(UsageError, match="holds checkpoints"):
+    with pytest.raises(UsageError, match="run"):
         run_session(request(data, "run", "run.steps=2"), quiet())
-    with pytest.raises(UsageError, match="got both"):
+    with pytest.raises(UsageError, match="--init"):
         run_session(request(data, "x", resume=run, init=run), quiet())
-    with pytest.raises(CheckpointError, match="got none"):
+    with pytest.raises(CheckpointError, match="data"):
         run_session(Request("ir_vis", data, run, resume=data), quiet())
     newest = find_checkpoints(run)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -327,7 +327,7 @@ def test_a_checkpoint_of_another_version_is_refused(folder_of_pairs: Callable[..
     newest = find_checkpoints(Path("run"))[-1]
     data = newest.read_bytes()
     newest.write_bytes(data.replace(b"late_from", b"late_fron"))
-    with pytest.raises(CheckpointError, match="this version") as caught:
+    with pytest.raises(CheckpointError, match="late_fron") as caught:
         read_state(newest)
     assert one_sentence(str(caught.value))
 
@@ -352,5 +352,5 @@ def test_changed_pairs_are_remarked_on_when_resuming(folder_of_pairs: Callable[.
 def test_gpu_features_are_refused_without_a_gpu(folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for switch in ("machine.bf16=true", "machine.compile=true"):
-        with pytest.raises(UsageError, match="expected a CUDA device"):
+        with pytest.raises(UsageError, match="CUDA"):
             run_session(request(folder_of_pairs("data"), "run", switch), quiet())

@@ -6,8 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from refusion_edge.train.losses import LossWeights, fusion_loss, reconstruction_loss
-from refusion_edge.train.sobel import gradient_magnitude
+from refusion_edge.train.losses import LossWeights, fusion_loss, gradient_magnitude, reconstruction_loss
 
 
 @pytest.fixture

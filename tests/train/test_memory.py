@@ -37,5 +37,5 @@ def test_freed_memory_is_found_in_place_again() -> None:
 
 
 def test_a_library_without_the_settings_is_left_alone() -> None:
-    words = "import sys; sys.platform = 'win32'; from refusion_edge.train.process import keep_freed_memory as k; assert not k()"
+    words = "import sys; from refusion_edge.train.process import keep_freed_memory as k; sys.platform = 'win32'; assert not k()"
     subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -7,10 +7,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.tasks import TASKS
-from refusion_edge.train.losses import LossWeights
+from refusion_edge.train.losses import LossWeights, gradient_magnitude, sobel
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.settings import resolve
-from refusion_edge.train.sobel import gradient_magnitude, sobel
 
 
 def weights_of(prior: str, a: torch.Tensor, b: torch.Tensor) -> LossWeights:

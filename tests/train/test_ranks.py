@@ -30,12 +30,12 @@ import sys
 from functools import partial
 import torch
 from safetensors.torch import save_file
-from refusion_edge.train.fusion import fuse
+from refusion_edge.train.networks import fuse
 from refusion_edge.train.meta import (
     Batch, FusionObjective, MetaRule, Networks, fusion_gradient, meta_gradient, reconstruction_gradient)
-from refusion_edge.train.proposal import ProposalSettings, propose
+from refusion_edge.train.networks import ProposalSettings, propose
 from refusion_edge.train.process import join_ranks, leave_ranks
-from refusion_edge.train.reconstruction import reconstruct
+from refusion_edge.train.networks import reconstruct
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state
 
@@ -115,7 +115,7 @@ def test_a_lost_or_stopped_rank_ends_the_run_with_a_resumable_checkpoint(
     processes[1].communicate(timeout=PATIENCE_S)
     assert processes[0].returncode == (3 if fatal else 130), errors
     if fatal:
-        assert "expected all 2 ranks to answer" in errors
+        assert "one of 2 ranks" in errors
         assert "Traceback" not in errors
     else:
         assert "--resume run" in output
@@ -134,5 +134,5 @@ def test_one_rank_needs_no_group() -> None:
 
 def test_half_of_torchruns_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="start with torchrun"):
+    with pytest.raises(UsageError, match="torchrun"):
         join_ranks(torch.device("cpu"))

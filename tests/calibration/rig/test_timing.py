@@ -59,11 +59,11 @@ def test_a_known_offset_is_found_within_its_stated_error(ir: str, vis: str, rate
 @pytest.mark.parametrize(
     ("words", "seconds", "reason"),
     [
-        ("walker=0", 12, "a correlation of only"),
-        ("walker=0&noise=0", 12, "different frames of ir, got 1"),
-        ("walker=0&pan=40", 12, "motion that repeats or is even"),
+        ("walker=0", 12, r"0\.\d\d"),
+        ("walker=0&noise=0", 12, "ir has only 1 "),
+        ("walker=0&pan=40", 12, "offsets"),
         ("", 2, "at least 3 s"),
-        ("clock_ms=700", 12, "expected"),
+        ("clock_ms=700", 12, "504 ms"),
     ],
 )
 def test_what_tells_no_offset_is_refused_with_the_reason(words: str, seconds: int, reason: str) -> None:
@@ -79,7 +79,7 @@ def test_constant_pictures_have_no_motion() -> None:
         for each in tracks:
             # Every frame changes by as much as the one before: new noise of one kind.
             each.add(rng.integers(0, 255, (48, 64)).astype(np.uint8), number * 33 * MS)
-    with pytest.raises(AlignmentError, match="walk through the view"):
+    with pytest.raises(AlignmentError, match="wave|offsets"):
         measure_offset(*tracks)
 
 
@@ -135,11 +135,11 @@ def test_live_cameras_and_a_recording_of_them_agree(run_cli: Run, rig: Path) -> 
 @pytest.mark.parametrize(
     ("words", "code", "hint"),
     [
-        ((), 2, "give --ir and --vis"),
-        (("--ir", uri("ir"), "--vis", uri("vis", live=1)), 2, "two cameras or two files"),
-        (("--recording", "nowhere"), 4, "expected a recording"),
-        (("--recording", "nowhere", "--ir", uri("ir")), 2, "--recording alone"),
-        (("--ir", uri("ir", "walker=0"), "--vis", uri("vis", "walker=0")), 1, "walk through the view"),
+        ((), 2, "--recording"),
+        (("--ir", uri("ir"), "--vis", uri("vis", live=1)), 2, "clocks"),
+        (("--recording", "nowhere"), 4, "nowhere"),
+        (("--recording", "nowhere", "--ir", uri("ir")), 2, "--ir and --vis"),
+        (("--ir", uri("ir", "walker=0"), "--vis", uri("vis", "walker=0")), 1, "motion"),
         (("--ir", uri("ir").replace("width=160", "width=80"), "--vis", uri("vis")), 4, "80x120"),
         (("--ir", "/dev/video97", "--vis", "/dev/video98"), 5, "/dev/video97"),
         (("--ir", uri("ir"), "--vis", uri("vis"), "--duration-s", "1"), 2, "from 3 to 600"),

@@ -6,13 +6,13 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from refusion_edge.bench.clock import JumpWatch, SystemClock
-from refusion_edge.bench.windows import Plan, Series, measure_windows
+from refusion_edge.bench.timing import JumpWatch, Load, Plan, Series, SystemClock, measure_windows, read_load, require_room
 from refusion_edge.errors import MeasurementError
-from tests.bench.conftest import QUICK, MadeUpClock
+from tests.bench.conftest import QUICK, MadeUpClock, Write
 from tests.conftest import one_sentence
 
 
@@ -83,7 +83,7 @@ def test_a_clock_that_keeps_jumping_ends_the_run(clock: MadeUpClock, by_ms: floa
             clock.jump_ms(by_ms, seen=True)
             yield 5.0
 
-    with pytest.raises(MeasurementError, match="got 3 jumps") as caught:
+    with pytest.raises(MeasurementError, match="3 times") as caught:
         series_of(clock, times())
     assert one_sentence(str(caught.value))
 
@@ -121,3 +121,32 @@ def test_every_window_is_announced(clock: MadeUpClock, monkeypatch: pytest.Monke
     start: Callable[[], None] = lambda: announced.append(clock.now_ns())  # noqa: E731
     found = measure_windows(run, statistics.median, QUICK, clock, start)
     assert len(announced) == len(found.windows) == 3
+
+
+def test_a_busy_machine_is_refused_with_its_load(write: Write, clock: MadeUpClock) -> None:
+    root = write({"proc/loadavg": "3.50 1 1 1/1 1", "proc/stat": "cpu  100 0 50 800 50 0 0 0 0 0"})
+
+    class Busy(MadeUpClock):
+        """While it waits, other programs use 90 ticks, ours 20 and the disk some idle ones."""
+
+        def sleep_until(self, moment_ns: int) -> None:
+            super().sleep_until(moment_ns)
+            self.pass_ms(0, cpu_ms=200)
+            write({"proc/stat": "cpu  200 0 60 870 60 0 0 0 0 0"})
+
+    found = read_load(Busy(), root)
+    assert found.average == 3.5
+    # 110 ticks of 10 ms in half a second, less 0.2 s of our own.
+    assert found.busy_cores == pytest.approx((1.1 - 0.2) / 0.5)
+    with pytest.raises(MeasurementError) as caught:
+        require_room(Load(3.5, 1.8, 2))
+    assert "a load average of 3.5 and 1.8 of 2 cores" in str(caught.value)
+    assert one_sentence(str(caught.value))
+    require_room(Load(3.5, 0.3, 2))
+
+
+def test_an_unknown_load_is_no_reason_to_refuse(tmp_path: Path, clock: MadeUpClock) -> None:
+    found = read_load(clock, tmp_path)
+    assert (found.average, found.busy_cores) == (None, None)
+    assert str(found) == "an unknown load"
+    require_room(found)
