@@ -16,14 +16,14 @@ from refusion_edge.backends.fused import FusedBackend, choose_target, probe
 from refusion_edge.backends.registry import LevelsBackend, Status
 from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.program import Parameter, Program, pack, unpack
-from refusion_edge.cuda.program_file import program_bytes
+from refusion_edge.cuda.program_file import parse_program, program_bytes
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
 from refusion_edge.fuser import Fuser, open_weights
 from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.gpu.simulated_device import HostProgram
 from refusion_edge.tasks import find_task
 from tests.conftest import TOLERANCE, one_sentence
-from tests.fakes.programs import hollow_program, hollow_target
+from tests.fakes.programs import hollow_program, hollow_target, stored_program
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,13 @@ def test_levels_of_what_is_not_finite_are_refused(program: Program, monkeypatch:
         with pytest.raises(GateError, match="finite numbers from the network, got NaN or infinity from fused") as caught:
             engine.fuse_to_levels(a, b)
         assert one_sentence(str(caught.value))
+
+
+def test_a_program_of_an_earlier_version_runs_and_passes_its_self_test() -> None:
+    stored = stored_program()
+    device = HostProgram(parse_program(stored), 87)
+    with FusedBackend(stored, driver=device) as engine:
+        assert np.isfinite(engine.fuse(*pair(9, 17))).all()
 
 
 def test_sources_are_not_changed_and_may_be_read_only(program: Program) -> None:

@@ -18,7 +18,7 @@ from refusion_edge.cuda.program import Program
 from refusion_edge.cuda.program_file import MAGIC, parse_program, program_bytes
 from refusion_edge.errors import BundleError
 from tests.conftest import one_sentence
-from tests.fakes.programs import hollow_program
+from tests.fakes.programs import hollow_program, stored_program
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,13 @@ def test_what_is_read_is_what_was_written(program: Program, data: bytes) -> None
     assert np.array_equal(read.self_test.fused, program.self_test.fused)
     assert program_bytes(read) == data
     assert parse_program(rewritten(data, lambda _: None)).plan == program.plan
+
+
+def test_a_file_of_an_earlier_version_is_read_and_written_byte_for_byte() -> None:
+    stored = stored_program()
+    read = parse_program(stored)
+    assert set(read.targets) == {87}
+    assert program_bytes(read) == stored
 
 
 def test_a_flipped_byte_is_seen_wherever_it_is(data: bytes, rng: np.random.Generator) -> None:

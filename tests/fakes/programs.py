@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
+
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Binary, Program, Target
 from refusion_edge.export.targets.program import assemble
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from tests.conftest import ROOT
 
 
 def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
@@ -21,3 +24,8 @@ def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
 def hollow_program(state: State, *architectures: int) -> Program:
     targets = {architecture: hollow_target(architecture) for architecture in architectures}
     return assemble(fold(state), {"task": "medical", "precision": "fp16"}, targets)
+
+
+def stored_program() -> bytes:
+    """A program file that an earlier version wrote, see tests/data/README.md."""
+    return lzma.decompress((ROOT / "tests/data/program_2.rfx.xz").read_bytes())
