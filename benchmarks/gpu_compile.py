@@ -83,8 +83,7 @@ def _pretend(architecture: int) -> None:
 
 
 def _compile_kernel(one: Wanted) -> None:
-    from refusion_edge.kernels.gpu.catalogue import SOURCES
-    from refusion_edge.kernels.gpu.schedule import make_plan
+    from refusion_edge.kernels.gpu.schedule import SOURCES, make_plan
     from refusion_edge.kernels.gpu.triton_frame import launch_options
 
     kernel = make_plan(one.dtype).kernels[one.name]

@@ -64,7 +64,7 @@ def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binar
     Raises:
         CompileError: It does not compile.
     """
-    from refusion_edge.kernels.gpu.catalogue import SOURCES
+    from refusion_edge.kernels.gpu.schedule import SOURCES
 
     return compile_function(SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile), tile, architecture)
 
@@ -102,7 +102,7 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
     Raises:
         CompileError: It does not compile, or not to what is expected.
     """
-    from refusion_edge.kernels.gpu.catalogue import SOURCES
+    from refusion_edge.kernels.gpu.schedule import SOURCES
 
     function, types, constants = SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile)
     version = min(ptx_version, assembler_version(architecture))

@@ -10,8 +10,12 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
     convolve,
     convolved,
@@ -24,7 +28,7 @@ from refusion_edge.kernels.gpu.strip import (
 )
 
 
-def attention_apply(x: Array, taps: Array, norm: tuple[Array, Array] | None) -> Array:
+def attention_apply_reference(x: Array, taps: Array, norm: tuple[Array, Array] | None) -> Array:
     """Add attention to features.
 
     Args:
@@ -74,3 +78,25 @@ def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, w
         new = (old + change).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + row * STRIDE + x[:, None] * STRIDE + c[None, :], new, mask=inside)
         above, centre = centre, below
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels, joined = arguments["C"], arguments["JOINED"]
+    x = features(arguments, "x_ptr", channels)
+    taps = arguments["taps_ptr"].reshape(streams, 9, channels, channels)
+    y = features(arguments, "y_ptr", 2, channels) if joined else features(arguments, "y_ptr", channels)
+    for stream in range(streams):
+        norm = None if joined else layer_norm_parameters(arguments, stream)
+        applied = attention_apply_reference(x[stream], taps[stream], norm)
+        if joined:
+            y[0, :, :, stream] = applied
+        else:
+            y[stream] = applied
+
+
+SOURCE = Source(
+    "attention_apply",
+    attention_apply_kernel,
+    (*pointers("x"), *float32_pointers("gain", "bias"), *pointers("taps"), *pointers("y", written=True), *SIZE),
+    _launch_reference,
+)

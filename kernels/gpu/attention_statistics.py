@@ -16,10 +16,14 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
     convolve,
     convolved,
@@ -51,7 +55,7 @@ def partial_size(channels: int) -> int:
     return (dim * dim + 2 * dim) * NUM_HEADS
 
 
-def attention_statistics(
+def attention_statistics_reference(
     query_features: Array, key_features: Array, query: Array, key: Array, norm: tuple[Array, Array] | None
 ) -> Array:
     """Sum products and squares of queries and keys over one picture.
@@ -177,3 +181,30 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
     base = partial_ptr + tl.cast(strip, tl.int64) * SUMS * 8 + tl.arange(0, 8)
     for n in tl.static_range(SUMS):
         tl.store(base + n * 8, tl.sum(sums[n], axis=0))
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels, crossed = arguments["C"], arguments["CROSSED"]
+    x = features(arguments, "x_ptr", channels)
+    query, key = (arguments[name].reshape(streams, 9, channels, channels) for name in ("query_ptr", "key_ptr"))
+    partial = arguments["partial_ptr"].reshape(streams, -1, partial_size(channels))
+    partial[:] = 0
+    for stream in range(streams):
+        asking = x[1 - stream if crossed else stream]
+        norm = None if crossed else layer_norm_parameters(arguments, stream)
+        sums = attention_statistics_reference(asking, x[stream], query[stream], key[stream], norm)
+        partial[stream, 0] = sums.ravel()
+
+
+SOURCE = Source(
+    "attention_statistics",
+    attention_statistics_kernel,
+    (
+        *pointers("x"),
+        *float32_pointers("gain", "bias"),
+        *pointers("query", "key"),
+        *float32_pointers("partial", written=True),
+        *SIZE,
+    ),
+    _launch_reference,
+)

@@ -15,11 +15,15 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.gating import add_gated, add_gated_row
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
     convolve,
     convolved,
@@ -31,7 +35,9 @@ from refusion_edge.kernels.gpu.strip import (
 )
 
 
-def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1) -> Array:
+def feed_forward_reference(
+    x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1
+) -> Array:
     """Transform features.
 
     Args:
@@ -84,3 +90,28 @@ def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels = arguments["C"]
+    x, y = (features(arguments, name, channels) for name in ("x_ptr", "y_ptr"))
+    gate, update = (arguments[name].reshape(streams, 9, channels, 2 * channels) for name in ("gate_ptr", "update_ptr"))
+    project = arguments["project_ptr"].reshape(streams, 2 * channels, channels)
+    for stream in range(streams):
+        gain, bias = layer_norm_parameters(arguments, stream)
+        taps = gate[stream], update[stream]
+        y[stream] = feed_forward_reference(x[stream], gain, bias, *taps, project[stream], arguments["PARTS"])
+
+
+SOURCE = Source(
+    "feed_forward",
+    feed_forward_kernel,
+    (
+        *pointers("x"),
+        *float32_pointers("gain", "bias"),
+        *pointers("gate", "update", "project"),
+        *pointers("y", written=True),
+        *SIZE,
+    ),
+    _launch_reference,
+)

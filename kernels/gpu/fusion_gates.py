@@ -15,15 +15,19 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.gating import add_gated, add_gated_row
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, pointers
 from refusion_edge.kernels.gpu.strip import convolve, convolved, first_rows, matrix, nine_taps, plain_row
 
 
-def fusion_gate(
+def fusion_gate_reference(
     x: Array, base: Array, own: Array, other: Array, update: Array, project: Array, source: int, parts: int = 1
 ) -> Array:
     """Add the gate of one source.
@@ -85,3 +89,19 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()
+
+
+def _launch_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    channels = arguments["C"]
+    x, base, y = (features(arguments, name, 2 * channels)[0] for name in ("x_ptr", "base_ptr", "y_ptr"))
+    own, other, update = (arguments[name].reshape(9, channels, 4 * channels) for name in ("own_ptr", "other_ptr", "update_ptr"))
+    project = arguments["project_ptr"].reshape(4 * channels, 2 * channels)
+    y[:] = fusion_gate_reference(x, base, own, other, update, project, arguments["SOURCE"], arguments["PARTS"])
+
+
+SOURCE = Source(
+    "fusion_gate",
+    fusion_gate_kernel,
+    (*pointers("x", "base", "own", "other", "update", "project"), *pointers("y", written=True), *SIZE),
+    _launch_reference,
+)

@@ -14,16 +14,20 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
 from refusion_edge.kernels.gpu.strip import convolve, convolved, first_rows, nine_taps, plain_row
 
 NEGATIVE_SLOPE = 0.01
 
 
-def narrow(x: Array, taps: Array) -> Array:
+def narrow_reference(x: Array, taps: Array) -> Array:
     """Halve the channels: convolution and leaky ReLU.
 
     Args:
@@ -37,7 +41,7 @@ def narrow(x: Array, taps: Array) -> Array:
     return np.where(total >= 0, total, NEGATIVE_SLOPE * total).astype(x.dtype)
 
 
-def to_plane(z: Array, weights: Array) -> Array:
+def to_plane_reference(z: Array, weights: Array) -> Array:
     """Make the fused plane.
 
     Args:
@@ -104,3 +108,30 @@ def to_plane_kernel(z_ptr, weights_ptr, fused_ptr, extremes_ptr, height, width, 
     strip = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(extremes_ptr + 2 * strip, tl.min(low, axis=0))
     tl.store(extremes_ptr + 2 * strip + 1, tl.max(high, axis=0))
+
+
+def _launch_narrow_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    channels = arguments["C"]
+    taps = arguments["taps_ptr"].reshape(9, 2 * channels, channels)
+    features(arguments, "z_ptr", channels)[0] = narrow_reference(features(arguments, "x_ptr", 2 * channels)[0], taps)
+
+
+def _launch_to_plane_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    channels = arguments["C"]
+    fused = features(arguments, "fused_ptr")[0]
+    fused[:] = to_plane_reference(features(arguments, "z_ptr", channels)[0], arguments["weights_ptr"].reshape(9, channels))
+    arguments["extremes_ptr"].reshape(-1, 2)[:] = fused.min(), fused.max()
+
+
+NARROW = Source(
+    "narrow",
+    narrow_kernel,
+    (*pointers("x", "taps"), *pointers("z", written=True), *SIZE),
+    _launch_narrow_reference,
+)
+TO_PLANE = Source(
+    "to_plane",
+    to_plane_kernel,
+    (*pointers("z"), *float32_pointers("weights"), *float32_pointers("fused", "extremes", written=True), *SIZE),
+    _launch_to_plane_reference,
+)

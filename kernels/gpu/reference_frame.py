@@ -9,8 +9,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import Argument, Plan, Tile
-from refusion_edge.kernels.gpu.catalogue import run_on_host
-from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES
+from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES, SOURCES
 
 # References do not walk strips; one strip is as good as many.
 _TILE = Tile(1 << 20, 1 << 20, 1)
@@ -43,5 +42,5 @@ def fuse_on_host(plan: Plan, weights: Mapping[str, Array], planes: Array) -> dic
         kernel = plan.kernels[launch.kernel]
         pairs = zip(kernel.parameters, launch.arguments, strict=True)
         given = {parameter.name: value(argument) for parameter, argument in pairs}
-        run_on_host(kernel.source, {**given, **kernel.constants}, kernel.streams)
+        SOURCES[kernel.source].run_reference({**given, **kernel.constants}, kernel.streams)
     return {name: buffers[name].reshape(size_hw) for name in (FUSED, LEVELS)}

@@ -11,12 +11,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Parameter, Plan, Tile, with_lifetimes
+from refusion_edge.kernels.gpu import (
+    attention_apply,
+    attention_statistics,
+    feed_forward,
+    fusion_gates,
+    head,
+    mixing_weights,
+    stem,
+    stretch,
+)
 from refusion_edge.kernels.gpu.attention_statistics import partial_size
-from refusion_edge.kernels.gpu.catalogue import FEATURES, SOURCES
+from refusion_edge.kernels.gpu.source import FEATURES, Source
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS
 
 PLANES, FUSED, LEVELS = "planes", "fused", "levels"
 """Names of the input, (2, H, W) float32, and of the outputs, (H, W) float32 before any stretch and (H, W) uint8 after."""
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        stem.SOURCE,
+        attention_statistics.SOURCE,
+        mixing_weights.SOURCE,
+        attention_apply.SOURCE,
+        feed_forward.SOURCE,
+        fusion_gates.SOURCE,
+        head.NARROW,
+        head.TO_PLANE,
+        stretch.SOURCE,
+    )
+}
+"""Every kernel source by name."""
 
 _BOTH = 2 * DIM
 

@@ -21,7 +21,7 @@ from refusion_edge.arrays import Uint8Array, bytes_of
 from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory, recorded
 from refusion_edge.cuda.program import ALIGNMENT, POINTER_TYPES, Binary, Buffer, Kernel, Program, aligned, cuda_text, unpack
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu.catalogue import run_on_host
+from refusion_edge.kernels.gpu.schedule import SOURCES
 
 # All bits set is NaN in every floating dtype.
 POISON = 0xFF
@@ -325,7 +325,7 @@ class HostProgram(HostDriver):
             elif argument.kind == "buffer":
                 view = self._buffer(plan.buffers[argument.name], value, size_hw)
                 given[parameter.name] = view.view(POINTER_TYPES[parameter.type])
-        run_on_host(kernel.source, given, kernel.streams)
+        SOURCES[kernel.source].run_reference(given, kernel.streams)
         for name in [name for name, (address, _) in frame.placed.items() if self._ends(plan.buffers[name])]:
             address, size = frame.placed.pop(name)
             self.view(address, size)[:] = POISON

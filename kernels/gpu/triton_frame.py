@@ -17,9 +17,8 @@ from torch import Tensor
 from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import Argument, Kernel, Launch, Plan, Tile
 from refusion_edge.errors import BackendError, ShapeError
-from refusion_edge.kernels.gpu.catalogue import SOURCES
 from refusion_edge.kernels.gpu.language import COMPILER_OPTIONS, TRITON_INSTALLED, is_interpreted
-from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES
+from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES, SOURCES
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Kernel:
 
     Attributes:
         name: Name in this program.
-        source: Name of the source (``refusion_edge.kernels.gpu.catalogue``).
+        source: Name of the source (``refusion_edge.kernels.gpu.schedule.SOURCES``).
         parameters: In order.
         constants: Compile-time constants without those of the tile.
         grid: ``strips``: one program for each strip and stream. ``streams``: one for each stream.

@@ -27,10 +27,9 @@ from refusion_edge.export.spec import BuildSpec
 from refusion_edge.export.targets import engines, plugins
 from refusion_edge.export.targets.compiler import PtxKernel, plugin_order
 from refusion_edge.export.targets.plugins import NAMESPACE, make_model, plugin_kernels, plugin_tiles, ptx_version, register
-from refusion_edge.kernels.gpu.catalogue import run_on_host
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.reference_frame import fuse_on_host
-from refusion_edge.kernels.gpu.schedule import FUSED, make_plan
+from refusion_edge.kernels.gpu.schedule import FUSED, SOURCES, make_plan
 from tests.backends.tensorrt.conftest import FakeTensorRT, release
 from tests.conftest import one_sentence
 
@@ -162,7 +161,7 @@ def operator(kernel: Kernel, defined: dict[str, Any]) -> type[OpRun]:
         # What TensorRT hands over, in its order, meets the parameters in the order of the PTX.
         handed = [*inputs, *(one.value for one in extra), *written]
         arguments = dict(zip([parameter.name for parameter in ordered], handed, strict=True))
-        run_on_host(kernel.source, {**arguments, **kernel.constants}, kernel.streams)
+        SOURCES[kernel.source].run_reference({**arguments, **kernel.constants}, kernel.streams)
         layouts = combination.layouts[len(arrays) :]
         return tuple(
             loaded(array, one.shape_expr, layout) for array, one, layout in zip(written, outputs, layouts, strict=True)

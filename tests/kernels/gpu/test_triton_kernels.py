@@ -13,10 +13,9 @@ pytest.importorskip("torch", reason="Triton's interpreter takes torch tensors")
 
 from refusion_edge.errors import BackendError
 from refusion_edge.kernels.gpu import checks
-from refusion_edge.kernels.gpu.catalogue import SOURCES
 from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.kernels.gpu.folding import FoldedWeights
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import SOURCES, make_plan
 from tests.conftest import one_sentence
 from tests.kernels.conftest import TILES
 
