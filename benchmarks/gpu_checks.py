@@ -19,7 +19,7 @@ from refusion_edge.arrays import Array, State
 from refusion_edge.cuda.program import Tile
 from refusion_edge.kernels.gpu import checks
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.kernels.gpu.triton_frame import fuse
 from refusion_edge.kernels.gpu.weighted_loss import Engine, Term, weighted_loss
 from refusion_edge.network.model import FusionNetwork
@@ -47,7 +47,7 @@ def check_kernels(
         names: Which kernels; empty for all.
     """
     folded = fold(state)
-    for name in names or make_plan().kernels:
+    for name in names or make_schedule().kernels:
         for dtype, limit in KERNEL_LIMITS.items():
             for seed, size_hw in enumerate(sizes_hw):
                 case = checks.make_case(name, size_hw, dtype, folded, tiles, seed=seed)
@@ -121,7 +121,7 @@ def check_frame(state: State, tiles: Mapping[str, Tile], planes: Array, device: 
     a, b = (torch.from_numpy(plane)[None, None].to(device) for plane in planes)
     with torch.inference_mode():
         exact = model(a.double(), b.double())[0, 0].cpu().numpy()
-    fused = fuse(make_plan(), fold(state).rounded(np.dtype(np.float16)), tiles, a, b, fill=math.nan).plane.cpu().numpy()
+    fused = fuse(make_schedule(), fold(state).rounded(np.dtype(np.float16)), tiles, a, b, fill=math.nan).plane.cpu().numpy()
     psnr_db = compare(fused, exact.astype(np.float32)).psnr_db
     yield {
         "check": "frame", "name": "PSNR in dB, at least", "dtype": "float16", "size_hw": list(planes.shape[1:]),

@@ -83,10 +83,10 @@ def _pretend(architecture: int) -> None:
 
 
 def _compile_kernel(one: Wanted) -> None:
-    from refusion_edge.kernels.gpu.schedule import SOURCES, make_plan
+    from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
     from refusion_edge.kernels.gpu.triton_frame import launch_options
 
-    kernel = make_plan(one.dtype).kernels[one.name]
+    kernel = make_schedule(one.dtype).kernels[one.name]
     arguments = [_ANY_INTEGER if parameter.type == "int32" else _memory(parameter.type[:-1]) for parameter in kernel.parameters]
     SOURCES[kernel.source].function.warmup(*arguments, grid=(1, 1, 1), **launch_options(kernel, one.tile))
 

@@ -113,7 +113,7 @@ def count(program: Program) -> dict[str, Any]:
     Returns:
         The document of the schema ``refusion-edge/gpu-model/1``.
     """
-    works = frame_work(program.plan, program.weights)
+    works = frame_work(program.schedule, program.weights)
     costs: dict[int, list[dict[str, Any]]] = {}
     for chip in CHIPS:
         if chip.architecture in program.targets and chip.architecture not in costs:
@@ -123,9 +123,9 @@ def count(program: Program) -> dict[str, Any]:
             code = {name: dump(binary, "-sass") for name, binary in binaries.items()}
             costs[chip.architecture] = []
             for work in works:
-                tile, streams = binaries[work.kernel].tile, program.plan.kernels[work.kernel].streams
+                tile, streams = binaries[work.kernel].tile, program.schedule.kernels[work.kernel].streams
                 per_strip_row = streams * tile.warps / tile.columns
-                is_walk = program.plan.kernels[work.kernel].grid == "strips"
+                is_walk = program.schedule.kernels[work.kernel].grid == "strips"
                 instructions, products = row_costs(code[work.kernel], tile.rows) if is_walk else (0.0, 0.0)
                 cost = Cost(work.kernel, instructions * per_strip_row, products * per_strip_row, work.bytes)
                 costs[chip.architecture].append(asdict(cost))

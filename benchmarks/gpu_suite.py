@@ -155,9 +155,9 @@ def chosen_kernels(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: There is no such kernel.
     """
-    from refusion_edge.kernels.gpu.schedule import make_plan
+    from refusion_edge.kernels.gpu.schedule import make_schedule
 
-    names, known = tuple(filter(None, text.split(","))), make_plan().kernels
+    names, known = tuple(filter(None, text.split(","))), make_schedule().kernels
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"expected kernels out of {', '.join(known)}, got {', '.join(unknown)}.")
     return names

@@ -24,7 +24,7 @@ from refusion_edge.cuda.program import Binary, Target
 from refusion_edge.errors import BackendError
 from refusion_edge.export.targets.compiler import CompileError, compile_kernel, prepare_compiler
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
-from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
 
 # The slowest kernel takes some 10 s on a free core.
@@ -64,17 +64,17 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
     Raises:
         BackendError: Triton is not installed, its assembler is too old for an architecture, or a kernel does not compile.
     """
-    plan, wanted = make_plan(), tuple(architectures)
+    schedule, wanted = make_schedule(), tuple(architectures)
     require_assembler(wanted)
     work = {
         f"{name} for sm_{architecture}": (compile_kernel, (kernel, tiles(architecture)[name], architecture))
         for architecture in wanted
-        for name, kernel in plan.kernels.items()
+        for name, kernel in schedule.kernels.items()
     }
     compiled = run_compilers(work, jobs=jobs)
     targets = {}
     for architecture in wanted:
-        found = {name: compiled[f"{name} for sm_{architecture}"] for name in plan.kernels}
+        found = {name: compiled[f"{name} for sm_{architecture}"] for name in schedule.kernels}
         binaries = {name: binary for name, (binary, _) in found.items()}
         targets[architecture] = Target(architecture, max(toolkit for _, toolkit in found.values()), binaries)
     return targets

@@ -27,7 +27,7 @@ from refusion_edge.errors import BackendError
 from refusion_edge.export.targets.compiler import PtxKernel, compile_plugin, plugin_order
 from refusion_edge.export.targets.cubins import require_assembler, run_compilers
 from refusion_edge.kernels.gpu.attention_statistics import partial_size
-from refusion_edge.kernels.gpu.schedule import FUSED, PLANES, make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import FUSED, PLANES, make_schedule, tiles
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
 
 NAMESPACE = "refusion_edge"
@@ -50,7 +50,7 @@ _COMPILED: dict[str, PtxKernel] = {}
 
 def plugin_kernels() -> dict[str, Kernel]:
     """The kernels that become plugins, by name; the stretch to 8 bits is no part of the network."""
-    return {name: kernel for name, kernel in make_plan().kernels.items() if name != "stretch"}
+    return {name: kernel for name, kernel in make_schedule().kernels.items() if name != "stretch"}
 
 
 def plugin_tiles(architecture: int) -> dict[str, Tile]:
@@ -142,10 +142,10 @@ def make_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) ->
         weights: Folded weights, taps in half precision (``FoldedWeights.rounded``).
         size_hw: Fixed height and width, or None for any.
     """
-    plan, graph = make_plan(), _Graph()
+    schedule, graph = make_schedule(), _Graph()
     graph.add("Concat", [INPUT_A, INPUT_B], PLANES, axis=0)
-    for launch in plan.launches:
-        kernel = plan.kernels[launch.kernel]
+    for launch in schedule.launches:
+        kernel = schedule.kernels[launch.kernel]
         if kernel.name in plugin_kernels():
             _plugin_node(graph, kernel, launch, weights)
     shape = [1, 1, *(size_hw or ("height", "width"))]

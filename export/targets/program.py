@@ -13,8 +13,8 @@ from refusion_edge.cuda.program import Program, SelfTest, Target
 from refusion_edge.errors import CheckpointError
 from refusion_edge.export.targets.cubins import compile_targets
 from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
-from refusion_edge.kernels.gpu.reference_frame import fuse_on_host
-from refusion_edge.kernels.gpu.schedule import FUSED, make_plan
+from refusion_edge.kernels.gpu.reference_frame import fuse_reference
+from refusion_edge.kernels.gpu.schedule import FUSED, make_schedule
 
 # Small, odd, and wider than one strip of any architecture.
 _SELF_TEST_SIZE_HW = (19, 70)
@@ -57,6 +57,6 @@ def assemble(folded: FoldedWeights, model: Mapping[str, str], targets: Mapping[i
     height, width = _SELF_TEST_SIZE_HW
     noise = np.random.default_rng(0).random((2, height, width)).astype(np.float32)
     planes = np.stack([cv2.GaussianBlur(plane, (5, 5), 1.0) for plane in noise])
-    exact = fuse_on_host(make_plan("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
+    exact = fuse_reference(make_schedule("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
     test = SelfTest(planes, exact.astype(np.float32), _SELF_TEST_TOLERANCE)
-    return Program(dict(model), make_plan(), weights, dict(targets), test)
+    return Program(dict(model), make_schedule(), weights, dict(targets), test)

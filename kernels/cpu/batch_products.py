@@ -1,7 +1,12 @@
-"""Matrix products over the pixels of each picture: what attention between channels is made of in training.
+"""Matrix products over the pixels of each image in a batch: what attention between channels is made of in training.
+
+    multiply:          y = x W^T + factors * added
+    inner_products:    a^T b
+    dot_products:      the diagonal of a^T b
+    channel_products:  q^T k, and the squared norms of the channels of q and of k
 
 Each is differentiable any number of times and in forward mode, because the derivatives of each are made of the others. The
-compiled kernels compute them in fp32 on a CPU, torch elsewhere.
+compiled kernels compute them in fp32 on a CPU; elsewhere torch does.
 """
 
 from __future__ import annotations
@@ -43,6 +48,26 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
     """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
     return _pixel_sums(True, a, b)
+
+
+def channel_products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply the channels of two features with each other and with themselves, over the whole picture.
+
+    The gradient takes one product and one multiply-add for each of q and k, where autograd would take two more passes
+    for the squares and one to add both parts. Differentiable any number of times, and in forward mode.
+
+    Args:
+        q: Queries, (B, L, C) with L pixels, fp32 or wider.
+        k: Keys, same shape and dtype.
+
+    Returns:
+        ``q^T k``, (B, C, C), and the sums of squares of the channels of q and of k, each (B, C).
+    """
+    # Dynamo breaks its graph at every function that has a forward mode of its own.
+    if torch.compiler.is_compiling():
+        return inner_products(q, k), dot_products(q, q), dot_products(k, k)
+    gram, q_squares, k_squares = _ChannelProducts.apply(q, k)
+    return gram, q_squares, k_squares
 
 
 def _pixel_sums(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
@@ -135,6 +160,30 @@ class _PixelSums(Function):
         by_a = None if a_along is None else product(a_along, b)
         by_b = None if b_along is None else product(a, b_along)
         return _one_at_least(by_a if by_b is None else by_b) if by_a is None or by_b is None else by_a + by_b
+
+
+class _ChannelProducts(Function):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return inner_products(q, k), dot_products(q, q), dot_products(k, k)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gram: Tensor, q_squares: Tensor, k_squares: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        # Sums over a picture stay in the precision of the forward pass, also where autocast would choose bf16.
+        with torch.autocast(q.device.type, enabled=False):
+            return multiply(k, gram, q, 2 * q_squares), multiply(q, gram.transpose(1, 2), k, 2 * k_squares)
+
+    @staticmethod
+    def jvp(ctx: Any, along_q: Tensor, along_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        gram = inner_products(along_q, k) + inner_products(q, along_k)
+        return gram, 2 * dot_products(q, along_q), 2 * dot_products(k, along_k)
 
 
 def _keep(ctx: Any, inputs: Sequence[Any]) -> None:

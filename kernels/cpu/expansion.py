@@ -1,8 +1,8 @@
 """What the blocks of training consist of, with the channels innermost, as one node of the graph each.
 
-    expand:        y = depthwise(W norm(x))
-    feed_forward:  y = W_out (gelu(depthwise(W_gate norm(x))) * depthwise(W_update norm(x))) + x
-    gated_sum:     the same of two inputs, without the norm, and with a residual of its own
+    expand:              y = depthwise(W norm(x))
+    gated_feed_forward:  y = W_out (gelu(depthwise(W_gate norm(x))) * depthwise(W_update norm(x))) + x
+    gated_sum:           the same of two inputs, without the norm, and with a residual of its own
 
 The compiled kernels go through a picture row by row. A few rows of everything between the inputs and the result exist at a
 time and never leave the caches; the gradient computes them again. They do values, gradients and the forward mode in fp32 on
@@ -86,7 +86,7 @@ def expand(x: Tensor, norm: tuple[Tensor, Tensor] | None, weight: Tensor, taps: 
     return _apply(Form(1, norm is not None, parts), x, *(norm or ()), weight, taps)
 
 
-def feed_forward(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, taps: Tensor, out: Tensor) -> Tensor:
+def gated_feed_forward(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, taps: Tensor, out: Tensor) -> Tensor:
     """Gated feed-forward behind a layer norm, and the residual.
 
     Args:
@@ -190,7 +190,7 @@ class _Expansion(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *along: Tensor | None) -> tuple[Tensor, ...]:
         points = ctx.saved_tensors
-        found: tuple[Tensor, ...] = _ExpansionTangent.apply(ctx.form, *points, *_materialised(along, points))
+        found: tuple[Tensor, ...] = _ExpansionTangent.apply(ctx.form, *points, *_materialized(along, points))
         return found
 
 
@@ -204,7 +204,7 @@ class _ByFormula(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *along: Tensor | None) -> tuple[Tensor, ...]:
         points = ctx.saved_tensors
-        found: tuple[Tensor, ...] = torch.func.jvp(partial(ctx.formula, ctx.form), points, _materialised(along, points))[1]
+        found: tuple[Tensor, ...] = torch.func.jvp(partial(ctx.formula, ctx.form), points, _materialized(along, points))[1]
         return found
 
 
@@ -274,7 +274,7 @@ def _lists(form: Form, tensors: Sequence[Tensor]) -> Lists:
     )
 
 
-def _materialised(along: Sequence[Tensor | None], points: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _materialized(along: Sequence[Tensor | None], points: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.zeros_like(point) if one is None else one for one, point in zip(along, points, strict=True))
 
 

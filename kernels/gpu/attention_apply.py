@@ -17,13 +17,13 @@ from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
-    convolve,
+    convolve_reference,
     convolved,
-    first_normalised_rows,
+    first_normalized_rows,
     first_rows,
+    layer_norm_reference,
     nine_taps,
-    normalise,
-    normalised_row,
+    normalized_row,
     plain_row,
 )
 
@@ -39,7 +39,7 @@ def attention_apply_reference(x: Array, taps: Array, norm: tuple[Array, Array] |
     Returns:
         (H, W, C), dtype of ``x``.
     """
-    change = convolve(normalise(x, *norm) if norm else x, taps)
+    change = convolve_reference(layer_norm_reference(x, *norm) if norm else x, taps)
     return (x + change).astype(x.dtype)
 
 
@@ -62,22 +62,22 @@ def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, w
     gain = tl.load(gain_ptr + stream * C + c)
     bias = tl.load(bias_ptr + stream * C + c)
     if JOINED:
-        above, centre = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
+        above, center = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
     else:
-        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, center = first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         if JOINED:
             below = plain_row(x_ptr, y + 1, x0, height, width, C, C, TILE)
         else:
-            below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-        change = convolved(tl.zeros([TILE, C], tl.float32), above, centre, below, taps)
+            below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+        change = convolved(tl.zeros([TILE, C], tl.float32), above, center, below, taps)
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         row = tl.cast(y, tl.int64) * width
         old = tl.load(x_ptr + row * C + x[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
         new = (old + change).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + row * STRIDE + x[:, None] * STRIDE + c[None, :], new, mask=inside)
-        above, centre = centre, below
+        above, center = center, below
 
 
 def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:

@@ -25,13 +25,13 @@ from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
-    convolve,
+    convolve_reference,
     convolved,
-    first_normalised_rows,
+    first_normalized_rows,
     first_rows,
+    layer_norm_reference,
     nine_taps,
-    normalise,
-    normalised_row,
+    normalized_row,
     plain_row,
     wide_dtype,
 )
@@ -74,7 +74,7 @@ def attention_statistics_reference(
     dim = channels // NUM_HEADS
     columns = np.argsort(head_columns(channels))
     q, k = (
-        convolve(normalise(x, *norm) if norm else x, taps)[..., columns].reshape(-1, NUM_HEADS, dim)
+        convolve_reference(layer_norm_reference(x, *norm) if norm else x, taps)[..., columns].reshape(-1, NUM_HEADS, dim)
         for x, taps in ((query_features, query), (key_features, key))
     )
     gram = np.einsum("phi,phj->ijh", q, k, optimize=True).reshape(dim * dim, NUM_HEADS)
@@ -132,12 +132,12 @@ def _accumulated(s, q, k, D: tl.constexpr):
 
 
 @jit
-def _with_row(sums, above_q, centre_q, below_q, above_k, centre_k, below_k, query, key, inside, C: tl.constexpr,
+def _with_row(sums, above_q, center_q, below_q, above_k, center_k, below_k, query, key, inside, C: tl.constexpr,
               TILE: tl.constexpr, D: tl.constexpr):  # fmt: skip
     zero = tl.zeros([TILE, C], tl.float32)
-    # A pixel outside the picture has neighbours inside it, so its sum is not zero by itself.
-    q = tl.where(inside, convolved(zero, above_q, centre_q, below_q, query), 0.0)
-    k = tl.where(inside, convolved(zero, above_k, centre_k, below_k, key), 0.0)
+    # A pixel outside the picture has neighbors inside it, so its sum is not zero by itself.
+    q = tl.where(inside, convolved(zero, above_q, center_q, below_q, query), 0.0)
+    k = tl.where(inside, convolved(zero, above_k, center_k, below_k, key), 0.0)
     return _accumulated(sums, _channels_of_heads(q, TILE, D), _channels_of_heads(k, TILE, D), D)
 
 
@@ -157,26 +157,26 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
     sums = _zeros(TILE, D)
     if CROSSED:
         x_query_ptr = x_ptr + (1 - stream) * plane
-        above_q, centre_q = first_rows(x_query_ptr, y0, x0, height, width, C, C, TILE)
-        above, centre = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
+        above_q, center_q = first_rows(x_query_ptr, y0, x0, height, width, C, C, TILE)
+        above, center = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below_q = plain_row(x_query_ptr, y + 1, x0, height, width, C, C, TILE)
             below = plain_row(x_key_ptr, y + 1, x0, height, width, C, C, TILE)
             inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            sums = _with_row(sums, above_q, centre_q, below_q, above, centre, below, query, key, inside, C, TILE, D)
-            above_q, centre_q = centre_q, below_q
-            above, centre = centre, below
+            sums = _with_row(sums, above_q, center_q, below_q, above, center, below, query, key, inside, C, TILE, D)
+            above_q, center_q = center_q, below_q
+            above, center = center, below
     else:
         gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
         bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))
-        above, centre = first_normalised_rows(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, center = first_normalized_rows(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
         for r in range(ROWS):
             y = y0 + r
-            below = normalised_row(x_key_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+            below = normalized_row(x_key_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
             inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            sums = _with_row(sums, above, centre, below, above, centre, below, query, key, inside, C, TILE, D)
-            above, centre = centre, below
+            sums = _with_row(sums, above, center, below, above, center, below, query, key, inside, C, TILE, D)
+            above, center = center, below
     strip = (stream * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     base = partial_ptr + tl.cast(strip, tl.int64) * SUMS * 8 + tl.arange(0, 8)
     for n in tl.static_range(SUMS):

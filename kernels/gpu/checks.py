@@ -16,7 +16,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import Argument, Kernel, Tile
 from refusion_edge.errors import BackendError
 from refusion_edge.kernels.gpu.folding import FoldedWeights
-from refusion_edge.kernels.gpu.schedule import SOURCES, make_plan
+from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
 from refusion_edge.kernels.gpu.triton_frame import launch_options
 
 RELATIVE_ERROR = {"float32": 2e-6, "float16": 2.5e-3}
@@ -78,9 +78,9 @@ def make_case(
         scale: Standard deviation of the features.
         seed: Of the operands.
     """
-    plan = make_plan(dtype)
-    kernel = plan.kernels[name]
-    launch = next(launch for launch in plan.launches if launch.kernel == name)
+    schedule = make_schedule(dtype)
+    kernel = schedule.kernels[name]
+    launch = next(launch for launch in schedule.launches if launch.kernel == name)
     weights = folded.rounded(np.dtype(dtype))
     draw = np.random.default_rng(seed)
 
@@ -88,7 +88,7 @@ def make_case(
         if argument.kind == "weights":
             return weights[argument.name].ravel()
         if argument.kind == "buffer":
-            buffer = plan.buffers[argument.name]
+            buffer = schedule.buffers[argument.name]
             values = draw.standard_normal(buffer.elements(size_hw, tiles)) * scale
             if argument.name.endswith((".strips", "planes", "extremes")):
                 values = np.abs(values)

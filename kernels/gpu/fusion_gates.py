@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.kernels.gpu.gating import add_gated, add_gated_row
+from refusion_edge.kernels.gpu.gating import add_gated_reference, add_gated_row
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, pointers
-from refusion_edge.kernels.gpu.strip import convolve, convolved, first_rows, matrix, nine_taps, plain_row
+from refusion_edge.kernels.gpu.strip import convolve_reference, convolved, first_rows, matrix, nine_taps, plain_row
 
 
 def fusion_gate_reference(
@@ -51,8 +51,8 @@ def fusion_gate_reference(
     y = base
     operands = (*(np.split(taps, parts, axis=2) for taps in (own, other, update)), np.split(project, parts))
     for own_part, other_part, update_part, project_part in zip(*operands, strict=True):
-        gate = convolve(of_source, own_part) + convolve(of_other, other_part)
-        y = add_gated(y, gate, convolve(of_source, update_part), project_part)
+        gate = convolve_reference(of_source, own_part) + convolve_reference(of_other, other_part)
+        y = add_gated_reference(y, gate, convolve_reference(of_source, update_part), project_part)
     return y
 
 
@@ -73,19 +73,19 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
         project = matrix(project_ptr + part * M * BOTH, M, BOTH, BOTH)
         # What the passes before have added lies in y.
         sum_ptr = base_ptr if part == 0 else y_ptr
-        above, centre = first_rows(source_ptr, y0, x0, height, width, C, BOTH, TILE)
-        above_other, centre_other = first_rows(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        above, center = first_rows(source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        above_other, center_other = first_rows(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
             below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
             zero = tl.zeros([TILE, M], tl.float32)
-            gate = convolved(zero, above, centre, below, own_taps)
-            gate = convolved(gate, above_other, centre_other, below_other, other_taps)
-            update = convolved(zero, above, centre, below, update_taps)
+            gate = convolved(zero, above, center, below, own_taps)
+            gate = convolved(gate, above_other, center_other, below_other, other_taps)
+            update = convolved(zero, above, center, below, update_taps)
             add_gated_row(sum_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
-            above, centre = centre, below
-            above_other, centre_other = centre_other, below_other
+            above, center = center, below
+            above_other, center_other = center_other, below_other
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Parameter, Plan, Tile, with_lifetimes
+from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Parameter, Schedule, Tile, with_lifetimes
 from refusion_edge.kernels.gpu import (
     attention_apply,
     attention_statistics,
@@ -99,13 +99,13 @@ def tiles(architecture: int) -> dict[str, Tile]:
     return chosen
 
 
-def make_plan(features: str = "float16") -> Plan:
+def make_schedule(features: str = "float16") -> Schedule:
     """List the launches of one frame.
 
     Args:
         features: Dtype of the features; a program for a device uses float16, tests use others.
     """
-    # Everything but the features is at least single precision; a float64 plan is float64 throughout.
+    # Everything but the features is at least single precision; a float64 schedule is float64 throughout.
     wide = "float64" if features == "float64" else "float32"
     kernels = {
         name: Kernel(
@@ -177,7 +177,7 @@ def make_plan(features: str = "float16") -> Plan:
     launch("narrow", x=x, taps="weights:head.narrow", z=z)
     launch("to_plane", z=z, weights="weights:head.plane", fused=FUSED, extremes="extremes")
     launch("stretch", fused=FUSED, extremes="extremes", levels=LEVELS, strips="to_plane")
-    return Plan(kernels, with_lifetimes(buffers, tuple(launches)), tuple(launches))
+    return Schedule(kernels, with_lifetimes(buffers, tuple(launches)), tuple(launches))
 
 
 def _typed(parameter: Parameter, features: str, wide: str) -> Parameter:

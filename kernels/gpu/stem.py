@@ -16,7 +16,7 @@ from typing import Any
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
-from refusion_edge.kernels.gpu.strip import convolve, pixels
+from refusion_edge.kernels.gpu.strip import convolve_reference, pixels
 
 
 def stem_reference(plane: Array, weights: Array) -> Array:
@@ -29,7 +29,7 @@ def stem_reference(plane: Array, weights: Array) -> Array:
     Returns:
         (H, W, C) in the wide dtype of ``plane``.
     """
-    return convolve(plane[..., None], weights[:, None, :])
+    return convolve_reference(plane[..., None], weights[:, None, :])
 
 
 @jit

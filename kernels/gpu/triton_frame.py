@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Array
-from refusion_edge.cuda.program import Argument, Kernel, Launch, Plan, Tile
+from refusion_edge.cuda.program import Argument, Kernel, Launch, Schedule, Tile
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.gpu.language import COMPILER_OPTIONS, TRITON_INSTALLED, is_interpreted
 from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES, SOURCES
@@ -39,29 +39,29 @@ class Frame:
     """Everything that one picture size needs on a device.
 
     Attributes:
-        plan: Launches of one frame.
+        schedule: Launches of one frame.
         tiles: Tile of every kernel.
         size_hw: Height and width.
-        buffers: Flat memory of every buffer of the plan, by name.
+        buffers: Flat memory of every buffer of the schedule, by name.
         weights: Folded weights, by name.
     """
 
-    plan: Plan
+    schedule: Schedule
     tiles: Mapping[str, Tile]
     size_hw: tuple[int, int]
     buffers: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
 
     def start(self, launch: Launch) -> None:
-        """Start one launch of the plan."""
-        kernel, tile = self.plan.kernels[launch.kernel], self.tiles[launch.kernel]
+        """Start one launch of the schedule."""
+        kernel, tile = self.schedule.kernels[launch.kernel], self.tiles[launch.kernel]
         function = SOURCES[kernel.source].function
         arguments = map(self._value, launch.arguments)
         function[kernel.launch_grid(tile, self.size_hw)](*arguments, **launch_options(kernel, tile))
 
     def run(self) -> None:
-        """Start all launches of the plan; the sources are those in its buffer of planes."""
-        for launch in self.plan.launches:
+        """Start all launches of the schedule; the sources are those in its buffer of planes."""
+        for launch in self.schedule.launches:
             self.start(launch)
 
     def _value(self, argument: Argument) -> Any:
@@ -74,7 +74,7 @@ class Frame:
 
 
 def prepare(
-    plan: Plan,
+    schedule: Schedule,
     weights: Mapping[str, Array],
     tiles: Mapping[str, Tile],
     size_hw: tuple[int, int],
@@ -86,21 +86,21 @@ def prepare(
     memory = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in weights.items()}
     buffers = {
         name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=device)
-        for name, buffer in plan.buffers.items()
+        for name, buffer in schedule.buffers.items()
     }
     for buffer in buffers.values():
         buffer.fill_(fill if buffer.is_floating_point() else 0)
-    return Frame(plan, tiles, size_hw, buffers, memory)
+    return Frame(schedule, tiles, size_hw, buffers, memory)
 
 
 def fuse(
-    plan: Plan, weights: Mapping[str, Array], tiles: Mapping[str, Tile], a: Tensor, b: Tensor, *, fill: float = 0.0
+    schedule: Schedule, weights: Mapping[str, Array], tiles: Mapping[str, Tile], a: Tensor, b: Tensor, *, fill: float = 0.0
 ) -> FusedPicture:
     """Fuse two luma planes with the Triton kernels.
 
     Args:
-        plan: Launches of one frame.
-        weights: Folded weights in the dtypes of the plan.
+        schedule: Launches of one frame.
+        weights: Folded weights in the dtypes of the schedule.
         tiles: Tile of every kernel.
         a: Source a, (1, 1, H, W) float32, contiguous, [0, 1].
         b: Source b, same shape and device.
@@ -115,7 +115,7 @@ def fuse(
     for name, plane in (("a", a), ("b", b)):
         _check(name, plane, a)
     size_hw = a.shape[2], a.shape[3]
-    frame = prepare(plan, weights, tiles, size_hw, a.device, fill=fill)
+    frame = prepare(schedule, weights, tiles, size_hw, a.device, fill=fill)
     frame.buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
     # Triton launches on the current device, whatever its arguments lie on.
     with torch.cuda.device_of(a):

@@ -27,7 +27,7 @@ intensity they are a symmetric 2x2 matrix of each pixel: ``ff = 2 (w^2 + (1-w)^2
 A third derivative is refused.
 
 Layout: everything (B, 1, H, W), contiguous, one dtype. A program of the kernels owns a row of TILE pixels and reads a
-window of 5x5 around each, because S* h at a pixel needs Sf at its neighbours.
+window of 5x5 around each, because S* h at a pixel needs Sf at its neighbors.
 
 Source:
     ReFusion's fusion loss (IJCV 2024) and TDFusion's signed gradient term, as ``refusion_edge.train.losses`` defines
@@ -407,7 +407,7 @@ def _gradient_term(f_ptr, v_ptr, a_ptr, b_ptr, y, x, height, width, TERM: tl.con
 
 @jit
 def _transposed(total, h_x, h_y, y, x, height, width, DY: tl.constexpr, DX: tl.constexpr):
-    # The response at a neighbour holds this pixel with the weight of the opposite direction.
+    # The response at a neighbor holds this pixel with the weight of the opposite direction.
     inside = (x >= 0) & (x < width) & (y + tl.zeros_like(x) >= 0) & (y + tl.zeros_like(x) < height)
     weight_x: tl.constexpr = -DX * (2 - DY * DY)
     weight_y: tl.constexpr = -DY * (2 - DX * DX)

@@ -169,14 +169,14 @@ class FusedBackend(StagesOnDevice):
         planes = frame.visible[_INPUT].array.view(np.float32).reshape(2, *size_hw)
         planes[0], planes[1] = a[0, 0], b[0, 0]
         self._driver.launch(frame.graph, self._stream)
-        self._driver.synchronise(self._stream)
+        self._driver.synchronize(self._stream)
         return frame
 
     def _prepare(self, size_hw: tuple[int, int]) -> _Frame:
         """Give back what the last size used, then allocate and record what this one needs."""
         self._frame = None
         self._sized.close()
-        tiles, buffers, driver = self._target.tiles, self._program.plan.buffers, self._driver
+        tiles, buffers, driver = self._target.tiles, self._program.schedule.buffers, self._driver
         scratch = lay_out(buffers.values(), size_hw, tiles)
         sizes = {name: buffers[name].bytes(size_hw, tiles) for name in _VISIBLE}
         in_place = self.device.is_zero_copy
@@ -198,13 +198,13 @@ class FusedBackend(StagesOnDevice):
         return self._frame
 
     def _start(self, size_hw: tuple[int, int], addresses: dict[str, int], visible: dict[str, HostBuffer]) -> None:
-        driver, stream, plan = self._driver, self._stream, self._program.plan
+        driver, stream, schedule = self._driver, self._stream, self._program.schedule
         if not self.device.is_zero_copy:
             with self._timer.stage("h2d"):
                 driver.upload(addresses[_INPUT], visible[_INPUT], stream)
         with self._timer.stage("infer"):
-            for launch in plan.launches:
-                kernel, binary = plan.kernels[launch.kernel], self._target.binaries[launch.kernel]
+            for launch in schedule.launches:
+                kernel, binary = schedule.kernels[launch.kernel], self._target.binaries[launch.kernel]
                 arguments = pack(kernel.parameters, self._values(launch, size_hw, addresses), binary.hidden_pointers)
                 grid, threads = kernel.launch_grid(binary.tile, size_hw), 32 * binary.tile.warps
                 driver.launch_kernel(self._functions[launch.kernel], grid, threads, binary.shared_bytes, arguments, stream)
@@ -238,7 +238,7 @@ class FusedBackend(StagesOnDevice):
                 staging.array[offset - start : offset - start + array.nbytes] = bytes_of(array)
                 offset += aligned(array.nbytes)
             driver.upload(start, staging, self._stream)
-            driver.synchronise(self._stream)
+            driver.synchronize(self._stream)
         finally:
             driver.free_host(staging)
         return addresses
@@ -260,8 +260,8 @@ def _check_visible(program: Program, name: str) -> None:
     def facts(buffer: Buffer) -> tuple[str, str, int]:
         return buffer.role, buffer.dtype, buffer.per_pixel
 
-    found = {key: facts(buffer) for key, buffer in program.plan.buffers.items() if buffer.role != "scratch"}
-    extents = [buffer.per_strip + buffer.fixed for buffer in program.plan.buffers.values() if buffer.role != "scratch"]
+    found = {key: facts(buffer) for key, buffer in program.schedule.buffers.items() if buffer.role != "scratch"}
+    extents = [buffer.per_strip + buffer.fixed for buffer in program.schedule.buffers.values() if buffer.role != "scratch"]
     if found != _VISIBLE or any(extents):
         raise BundleError(f"expected the input planes and the outputs fused and levels in {name}, got others; build it again.")
 

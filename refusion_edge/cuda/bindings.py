@@ -123,7 +123,7 @@ class BindingsDriver:
         """Start to copy from the device into a buffer."""
         _call(cu.cuMemcpyDtoHAsync, buffer.owner, pointer, buffer.array.nbytes, stream)
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         """Wait for a stream."""
         _call(cu.cuStreamSynchronize, stream)
 

@@ -147,7 +147,7 @@ class Driver(Protocol):
     def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
         """Start to copy from the device into a buffer."""
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         """Wait until everything that was started on a stream is done."""
 
     def create_event(self) -> int:

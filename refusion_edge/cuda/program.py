@@ -155,7 +155,7 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Schedule:
     """What has to be launched for one frame.
 
     Attributes:
@@ -229,14 +229,14 @@ class Program:
 
     Attributes:
         model: What it computes: task, precision, hash of the weights, versions of the tools; texts by name.
-        plan: Kernels, buffers, launches.
+        schedule: Kernels, buffers, launches.
         weights: Arrays by name.
         targets: By architecture.
         self_test: What to check before the first frame.
     """
 
     model: Mapping[str, str]
-    plan: Plan
+    schedule: Schedule
     weights: Mapping[str, Array]
     targets: Mapping[int, Target]
     self_test: SelfTest

@@ -37,8 +37,8 @@ from refusion_edge.cuda.program import (
     Kernel,
     Launch,
     Parameter,
-    Plan,
     Program,
+    Schedule,
     SelfTest,
     Target,
     Tile,
@@ -86,9 +86,9 @@ def program_bytes(program: Program) -> bytes:
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "model": dict(sorted(program.model.items())),
-        "kernels": [asdict(kernel) for kernel in program.plan.kernels.values()],
-        "buffers": [asdict(buffer) for buffer in program.plan.buffers.values()],
-        "launches": [asdict(launch) for launch in program.plan.launches],
+        "kernels": [asdict(kernel) for kernel in program.schedule.kernels.values()],
+        "buffers": [asdict(buffer) for buffer in program.schedule.buffers.values()],
+        "launches": [asdict(launch) for launch in program.schedule.launches],
         "weights": {"blob": blob(packed), "arrays": weights},
         "self_test": {
             "height": test.fused.shape[0],
@@ -166,12 +166,12 @@ class _Reader:
         model = self._get(manifest, "model", dict)
         self._require(all(isinstance(text, str) for text in model.values()), "texts in the field model", "others")
         weights = self._weights(self._get(manifest, "weights", dict))
-        plan = self._plan(manifest)
-        self._check_launches(plan, weights)
-        targets = [self._target(fields, plan) for fields in self._list(manifest, "targets")]
+        schedule = self._schedule(manifest)
+        self._check_launches(schedule, weights)
+        targets = [self._target(fields, schedule) for fields in self._list(manifest, "targets")]
         self._unique([str(target.architecture) for target in targets], "targets")
         test = self._self_test(self._get(manifest, "self_test", dict))
-        return Program(model, plan, weights, {target.architecture: target for target in targets}, test)
+        return Program(model, schedule, weights, {target.architecture: target for target in targets}, test)
 
     def _manifest(self, data: bytes) -> dict[str, Any]:
         if len(data) < _HEADER.size or data[:8] != MAGIC:
@@ -221,7 +221,7 @@ class _Reader:
         self._require(whole and len(data) == length, f"{length} bytes in {what}", "more or less")
         return data
 
-    def _plan(self, manifest: dict[str, Any]) -> Plan:
+    def _schedule(self, manifest: dict[str, Any]) -> Schedule:
         kernels = [self._kernel(fields) for fields in self._list(manifest, "kernels")]
         self._unique([kernel.name for kernel in kernels], "kernels")
         by_name = {kernel.name: kernel for kernel in kernels}
@@ -234,7 +234,7 @@ class _Reader:
             )
             for fields in self._list(manifest, "launches")
         )
-        return Plan(by_name, {buffer.name: buffer for buffer in buffers}, launches)
+        return Schedule(by_name, {buffer.name: buffer for buffer in buffers}, launches)
 
     def _kernel(self, fields: dict[str, Any]) -> Kernel:
         parameters = tuple(
@@ -275,38 +275,38 @@ class _Reader:
         self._require(kind in _ARGUMENT_KINDS, f"one of {', '.join(_ARGUMENT_KINDS)} for an argument", f"'{kind}'"[:60])
         return Argument(_ARGUMENT_KINDS[kind], name)
 
-    def _check_launches(self, plan: Plan, weights: Mapping[str, Array]) -> None:
+    def _check_launches(self, schedule: Schedule, weights: Mapping[str, Array]) -> None:
         """Every argument has the type of its parameter, and nothing is read before it was written."""
-        written = {name for name, buffer in plan.buffers.items() if buffer.role == "input"}
-        for index, launch in enumerate(plan.launches):
-            kernel = plan.kernels.get(launch.kernel)
+        written = {name for name, buffer in schedule.buffers.items() if buffer.role == "input"}
+        for index, launch in enumerate(schedule.launches):
+            kernel = schedule.kernels.get(launch.kernel)
             if kernel is None or len(kernel.parameters) != len(launch.arguments):
                 self._refuse(f"a kernel and its arguments in launch {index}", f"'{launch.kernel}'"[:60])
             for parameter, argument in zip(kernel.parameters, launch.arguments, strict=True):
                 where = f"{parameter.name} of launch {index}"
-                found = self._type(plan, weights, argument)
+                found = self._type(schedule, weights, argument)
                 self._require(found == parameter.type, f"{parameter.type} for {where}", f"{found} ({argument.name[:40]})")
                 if argument.kind == "buffer" and not parameter.written:
                     self._require(argument.name in written, f"something in {argument.name} for {where}", "nothing yet")
-                may_write = argument.kind == "buffer" and plan.buffers[argument.name].role != "input"
+                may_write = argument.kind == "buffer" and schedule.buffers[argument.name].role != "input"
                 self._require(may_write or not parameter.written, f"memory that may be written for {where}", argument.name[:40])
             pairs = zip(kernel.parameters, launch.arguments, strict=True)
             written |= {argument.name for parameter, argument in pairs if parameter.written}
-        self._require(written == set(plan.buffers), "every buffer to be written", "others")
-        lifetimes = with_lifetimes(plan.buffers.values(), plan.launches) if self._all_used(plan) else {}
-        self._require(lifetimes == plan.buffers, "the lifetimes that follow from the launches", "others")
+        self._require(written == set(schedule.buffers), "every buffer to be written", "others")
+        lifetimes = with_lifetimes(schedule.buffers.values(), schedule.launches) if self._all_used(schedule) else {}
+        self._require(lifetimes == schedule.buffers, "the lifetimes that follow from the launches", "others")
 
-    def _all_used(self, plan: Plan) -> bool:
-        used = {argument.name for launch in plan.launches for argument in launch.arguments if argument.kind == "buffer"}
-        return used == set(plan.buffers)
+    def _all_used(self, schedule: Schedule) -> bool:
+        used = {argument.name for launch in schedule.launches for argument in launch.arguments if argument.kind == "buffer"}
+        return used == set(schedule.buffers)
 
-    def _type(self, plan: Plan, weights: Mapping[str, Array], argument: Argument) -> str:
+    def _type(self, schedule: Schedule, weights: Mapping[str, Array], argument: Argument) -> str:
         """The type of parameter that an argument fits, or empty where it names nothing."""
         if argument.kind == "buffer":
-            return f"{plan.buffers[argument.name].dtype}*" if argument.name in plan.buffers else ""
+            return f"{schedule.buffers[argument.name].dtype}*" if argument.name in schedule.buffers else ""
         if argument.kind == "weights":
             return f"{weights[argument.name].dtype.name}*" if argument.name in weights else ""
-        known = ("height", "width") if argument.kind == "size" else tuple(plan.kernels)
+        known = ("height", "width") if argument.kind == "size" else tuple(schedule.kernels)
         return "int32" if argument.name in known else ""
 
     def _weights(self, fields: dict[str, Any]) -> dict[str, Array]:
@@ -328,12 +328,12 @@ class _Reader:
             arrays[entry["name"]] = flat.astype(dtype).reshape(shape)
         return arrays
 
-    def _target(self, fields: dict[str, Any], plan: Plan) -> Target:
+    def _target(self, fields: dict[str, Any], schedule: Schedule) -> Target:
         architecture = self._number(fields, "architecture", 10, 999)
         kernels = self._get(fields, "kernels", dict)
-        self._require(kernels.keys() == plan.kernels.keys(), f"every kernel for sm_{architecture}", "others")
+        self._require(kernels.keys() == schedule.kernels.keys(), f"every kernel for sm_{architecture}", "others")
         binaries = {}
-        for name in plan.kernels:
+        for name in schedule.kernels:
             entry = self._get(kernels, name, dict)
             binaries[name] = Binary(
                 self._get(entry, "symbol", str),

@@ -142,7 +142,7 @@ class PycudaDriver:
         with _explained():
             cu.memcpy_dtoh_async(buffer.array, pointer, self._streams[stream])
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         """Wait for a stream."""
         with _explained():
             self._streams[stream].synchronize()

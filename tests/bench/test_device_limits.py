@@ -13,7 +13,7 @@ from refusion_edge.bench.device_limits import copy_kernel, matrix_kernel, measur
 from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.program import Parameter, unpack
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu.simulated_device import HostDriver
+from refusion_edge.kernels.gpu.simulated_device import SimulatedDevice
 
 # Operations of one instruction mma.m16n8k16, and how often the loop of the kernel names it.
 PRODUCT_FLOPS = 4096
@@ -24,7 +24,7 @@ PARAMETERS = {
 }
 
 
-class RatedDriver(HostDriver):
+class RatedDriver(SimulatedDevice):
     """A device that multiplies and copies at given rates, and starts kernels in 10 us.
 
     Args:

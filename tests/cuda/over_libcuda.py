@@ -60,7 +60,7 @@ def copy_in_a_graph(driver: Driver, mapped: bool) -> None:
     for value in (3, 7):
         there.array[:] = np.arange(300) % 251 + value % 5
         driver.launch(graph, stream)
-        driver.synchronise(stream)
+        driver.synchronize(stream)
         assert np.array_equal(back.array, there.array)
     driver.destroy_graph(graph)
     for pointer in (first, second):

@@ -77,7 +77,7 @@ def test_what_is_uploaded_comes_back_and_everything_is_released(driver: Driver, 
         pointer = driver.allocate(64)
         driver.upload(pointer, there, stream)
         driver.download(back, pointer, stream)
-        driver.synchronise(stream)
+        driver.synchronize(stream)
         assert np.array_equal(back.array, np.arange(64))
         for buffer in (there, back):
             driver.free_host(buffer)
@@ -194,7 +194,7 @@ def test_what_the_driver_refuses_is_one_sentence(driver: Driver, library: FakeLi
 
     def work() -> None:
         driver.launch(driver.capture(stream, lambda: None), stream)
-        driver.synchronise(stream)
+        driver.synchronize(stream)
 
     with pytest.raises(BackendError, match=rf"to succeed, got (CUDA_ERROR_UNKNOWN|'{fail} failed')") as caught:
         work()
@@ -212,7 +212,7 @@ def test_a_frame_is_recorded_once_and_everything_is_given_back(
         for _ in range(3):
             engine.fuse(plane, plane)
         names = library.calls
-        assert names.count("cuLaunchKernel") == len(program.plan.launches) == 25
+        assert names.count("cuLaunchKernel") == len(program.schedule.launches) == 25
         assert names.count("cuGraphLaunch") == 3
         assert names.index("cuStreamBeginCapture") < names.index("cuLaunchKernel") < names.index("cuStreamEndCapture")
         assert names.count("cuMemcpyHtoDAsync") == 1  # the weights; an integrated device reads pictures where they are
@@ -221,7 +221,7 @@ def test_a_frame_is_recorded_once_and_everything_is_given_back(
         engine.fuse(plane[..., :64], plane[..., :64])
         assert [kept for kept in library.held.values() if isinstance(kept, str)].count("graph") == 1
     assert library.held == {}
-    stem = program.plan.kernels["stem"]
+    stem = program.schedule.kernels["stem"]
     assert unpack(stem.parameters, library.launches[0][-1], 2)[-2:] == [20, 70]
 
 

@@ -61,7 +61,7 @@ def rewritten(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_what_is_read_is_what_was_written(program: Program, data: bytes) -> None:
     read = parse_program(data)
-    assert read.plan == program.plan
+    assert read.schedule == program.schedule
     assert read.targets == program.targets
     assert read.model == program.model
     assert read.weights.keys() == program.weights.keys()
@@ -71,7 +71,7 @@ def test_what_is_read_is_what_was_written(program: Program, data: bytes) -> None
     assert np.array_equal(read.self_test.planes, program.self_test.planes)
     assert np.array_equal(read.self_test.fused, program.self_test.fused)
     assert program_bytes(read) == data
-    assert parse_program(rewritten(data, lambda _: None)).plan == program.plan
+    assert parse_program(rewritten(data, lambda _: None)).schedule == program.schedule
 
 
 def test_a_file_of_an_earlier_version_is_read_and_written_byte_for_byte() -> None:
@@ -106,7 +106,7 @@ def test_something_else_is_refused(data: bytes) -> None:
 
 def test_kernels_are_compressed_and_found_again(random_state: State) -> None:
     plain = hollow_program(random_state, 87)
-    images = {name: name.encode() * 5000 for name in plain.plan.kernels}
+    images = {name: name.encode() * 5000 for name in plain.schedule.kernels}
     binaries = {name: dataclasses.replace(one, image=images[name]) for name, one in plain.targets[87].binaries.items()}
     targets = {87: dataclasses.replace(plain.targets[87], binaries=binaries)}
     data = program_bytes(dataclasses.replace(plain, targets=targets))

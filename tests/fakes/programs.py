@@ -8,7 +8,7 @@ from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Binary, Program, Target
 from refusion_edge.export.targets.program import assemble
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from tests.conftest import ROOT
 
 
@@ -16,7 +16,7 @@ def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
     cut = tiles(architecture)
     binaries = {
         name: Binary(f"{kernel.source}_kernel", cut[name], 1024 * index, 2, f"{name} for sm_{architecture}".encode())
-        for index, (name, kernel) in enumerate(make_plan().kernels.items())
+        for index, (name, kernel) in enumerate(make_schedule().kernels.items())
     }
     return Target(architecture, driver_version, binaries)
 

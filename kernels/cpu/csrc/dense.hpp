@@ -101,7 +101,7 @@ inline void project(const Tile& tile, const FeatureView& from, const PlaneTarget
             for (int c = 0; c < N; ++c) {
 #pragma GCC unroll 3
                 for (int dy = 0; dy < 3; ++dy) {
-                    const Neighbours x = neighbours(narrow + (4 * c + ((row - 3 + dy) & 3)) * pitch + v * lanes);
+                    const Neighbors x = neighbors(narrow + (4 * c + ((row - 3 + dy) & 3)) * pitch + v * lanes);
                     const float* weight = w.last + 9 * c + 3 * dy;
                     sums[dy] += x.left * weight[0];
                     sums[dy] += x.middle * weight[1];

@@ -122,7 +122,7 @@ struct DotProducts {
 // Most channels of a layer norm of training.
 inline constexpr int kNormChannels = 256;
 
-// Layer norm over the channels of each pixel, a multiple of the lanes: y = normalised x * weight + bias.
+// Layer norm over the channels of each pixel, a multiple of the lanes: y = normalized x * weight + bias.
 struct Norm {
     std::ptrdiff_t pixels;
     int channels;

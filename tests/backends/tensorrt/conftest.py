@@ -19,7 +19,7 @@ from refusion_edge.backends.tensorrt.product import FLAVOURS
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import BackendError
 from refusion_edge.images.color import merge, to_output_range
-from refusion_edge.kernels.gpu.simulated_device import HostDriver
+from refusion_edge.kernels.gpu.simulated_device import SimulatedDevice
 
 DESKTOP = Device("RTX of the tests", "8.6", integrated=False, maps_host_memory=True, driver="12.6")
 JETSON = Device("Orin of the tests", "8.7", integrated=True, maps_host_memory=True, driver="12.6")
@@ -82,7 +82,7 @@ class FakeTensorRT:
     def __init__(self, version: str = "10.3.0", **members: Any) -> None:
         self.__version__ = version
         self.asked: list[tuple[Any, ...]] = []
-        self.driver = HostDriver(DESKTOP, total=1 << 30)
+        self.driver = SimulatedDevice(DESKTOP, total=1 << 30)
         self.troubles: dict[str, str] = {}
         self.shape: tuple[int, ...] = (1, 1, -1, -1)
         self.profile = ((1, 1, 8, 8), (1, 1, 16, 24), (1, 1, 64, 96))

@@ -28,8 +28,8 @@ from refusion_edge.export.targets import engines, plugins
 from refusion_edge.export.targets.compiler import PtxKernel, plugin_order
 from refusion_edge.export.targets.plugins import NAMESPACE, make_model, plugin_kernels, plugin_tiles, ptx_version, register
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.reference_frame import fuse_on_host
-from refusion_edge.kernels.gpu.schedule import FUSED, SOURCES, make_plan
+from refusion_edge.kernels.gpu.reference_frame import fuse_reference
+from refusion_edge.kernels.gpu.schedule import FUSED, SOURCES, make_schedule
 from tests.backends.tensorrt.conftest import FakeTensorRT, release
 from tests.conftest import one_sentence
 
@@ -191,12 +191,12 @@ def test_the_network_of_plugins_is_the_network(fake_plugins: FakePlugins, random
     kinds = [node.op_type for node in model.graph.node if node.domain == NAMESPACE]
     assert set(kinds) == plugin_kernels().keys()
     # 25 launches without the last, which stretches; nothing else computes.
-    assert len(kinds) == len(make_plan().launches) - 1 == 24
+    assert len(kinds) == len(make_schedule().launches) - 1 == 24
     assert {node.op_type for node in model.graph.node if node.domain == ""} == {"Concat", "Identity"}
     operators = [operator(kernel, fake_plugins.defined[f"{NAMESPACE}::{name}"]) for name, kernel in plugin_kernels().items()]
     planes = np.random.default_rng(5).random((2, *SIZE_HW), np.float32)
     (fused,) = ReferenceEvaluator(model, new_ops=operators).run(None, {"a": planes[:1, None], "b": planes[1:, None]})
-    exact = fuse_on_host(make_plan("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
+    exact = fuse_reference(make_schedule("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
     assert fused.shape == (1, 1, *SIZE_HW)
     assert fused.dtype == np.float32
     found = compare(fused[0, 0], exact.astype(np.float32))

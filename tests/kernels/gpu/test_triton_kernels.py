@@ -15,11 +15,11 @@ from refusion_edge.errors import BackendError
 from refusion_edge.kernels.gpu import checks
 from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.kernels.gpu.folding import FoldedWeights
-from refusion_edge.kernels.gpu.schedule import SOURCES, make_plan
+from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
 from tests.conftest import one_sentence
 from tests.kernels.conftest import TILES
 
-KERNELS = tuple(make_plan().kernels)
+KERNELS = tuple(make_schedule().kernels)
 # Below a tile; an odd size over several tiles; a single row.
 SIZES = ((3, 5), (5, 19), (1, 2))
 

@@ -110,8 +110,8 @@ struct Depthwise {
     }
 };
 
-// The normalised channels of each pixel, which are along the direction what the product rule says.
-inline Moving normalised(const Moving& x, std::size_t channels) {
+// The normalized channels of each pixel, which are along the direction what the product rule says.
+inline Moving normalized(const Moving& x, std::size_t channels) {
     Moving y(x.value.size());
     for (std::size_t first = 0; first < x.value.size(); first += channels) {
         double mean = 0, moved = 0, variance = 0, along = 0;
@@ -153,7 +153,7 @@ class Expected {
         for (int kind = 0; kind < kKinds; ++kind) {
             for (const Moving& list : at[kind]) gradient_[kind].emplace_back(list.value.size());
         }
-        normalise();
+        normalize();
         std::vector<Moving> sums;
         for (std::size_t n = 0; n < at[kWeights].size(); ++n) {
             wide_.push_back(product(expansion(n), narrow_[shape.input_of(n)], at[kWeights][n], numbers(shape.channels)));
@@ -184,11 +184,11 @@ class Expected {
     Depthwise spread() const { return {shape_.pictures, shape_.height, shape_.width, shape_.channels}; }
     Scaling scaling() const { return {numbers(shape_.inputs[0]), static_cast<std::size_t>(shape_.inputs[0])}; }
 
-    void normalise() {
+    void normalize() {
         narrow_ = at_[kInputs];
         if (!shape_.norm) return;
         const Moving &weight = at_[kNorm][0], &bias = at_[kNorm][1];
-        narrow_[0] = product(scaling(), normalised(at_[kInputs][0], bias.value.size()), weight, numbers(shape_.inputs[0]));
+        narrow_[0] = product(scaling(), normalized(at_[kInputs][0], bias.value.size()), weight, numbers(shape_.inputs[0]));
         for (std::size_t i = 0; i < narrow_[0].value.size(); ++i) {
             narrow_[0].value[i] += bias.value[i % bias.value.size()];
             narrow_[0].tangent[i] += bias.tangent[i % bias.value.size()];
@@ -235,13 +235,13 @@ class Expected {
         }
         if (shape_.norm) {
             for (std::size_t i = 0; i < by_narrow[0].size(); ++i) gradient_[kNorm][1][i % gradient_[kNorm][1].size()] += by_narrow[0][i];
-            // The derivatives of a pixel's normalised channels by its channels are symmetric: gradients are tangents along slopes.
+            // The derivatives of a pixel's normalized channels by its channels are symmetric: gradients are tangents along slopes.
             const std::size_t channels = gradient_[kNorm][0].size();
             Moving x = at_[kInputs][0];
             std::fill(x.tangent.begin(), x.tangent.end(), 0.0);
-            const Exact seen = normalised(x, channels).value;
+            const Exact seen = normalized(x, channels).value;
             exact::add_gradients(scaling(), seen, at_[kNorm][0].value, by_narrow[0], x.tangent, gradient_[kNorm][0]);
-            by_narrow[0] = normalised(x, channels).tangent;
+            by_narrow[0] = normalized(x, channels).tangent;
         }
         for (std::size_t n = 0; n < by_narrow.size(); ++n) {
             for (std::size_t i = 0; i < by_narrow[n].size(); ++i) gradient_[kInputs][n][i] += by_narrow[n][i];
@@ -363,7 +363,7 @@ class Fuzzer {
     }
 
     void draw_shape() {
-        // Pictures without a neighbour on some side, small ones, and those of several bands of rows.
+        // Pictures without a neighbor on some side, small ones, and those of several bands of rows.
         const int kind = pick(0, 5);
         const bool flat = kind == 0 || kind == 1, narrow = kind == 0 || kind == 2, high = kind == 3;
         shape_.pictures = pick(1, 3);
