@@ -16,7 +16,6 @@
 #include "isa.hpp"
 #include "network.hpp"
 #include "parameters.hpp"
-#include "reference.hpp"
 
 namespace nb = nanobind;
 using refusion::Network;
@@ -75,19 +74,6 @@ void fuse(Network& network, nb::handle a_object, nb::handle b_object, nb::handle
     if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(float))) throw std::invalid_argument("expected consecutive columns to write to.");
     const nb::gil_scoped_release released;
     network.fuse(a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)), {fused.data(), fused.stride(0)});
-}
-
-void fuse_reference(nb::handle flat_object, nb::handle a_object, nb::handle b_object, nb::handle fused_object) {
-    const Array flat(flat_object, 'f', 1, false), a(a_object, 'f', 2, false), b(b_object, 'f', 2, false), fused(fused_object, 'd', 2, true);
-    require_same_size(a, b);
-    require_same_size(a, fused);
-    const float* parameters = require_parameters(flat);
-    if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(double)) || fused.stride(0) != fused.side(1) * fused.stride(1)) {
-        throw std::invalid_argument("expected a contiguous array to write to.");
-    }
-    const nb::gil_scoped_release released;
-    refusion::fuse_reference(parameters, a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)),
-                             static_cast<double*>(fused.data()));
 }
 
 // The arrays of a call, held until it is done.
@@ -316,7 +302,6 @@ NB_MODULE(_native, m) {
         .def("fuse", &fuse, nb::arg("a"), nb::arg("b"), nb::arg("fused"))
         .def_prop_ro("isa", &Network::isa)
         .def_prop_ro("threads", &Network::threads);
-    m.def("fuse_reference", &fuse_reference, nb::arg("parameters"), nb::arg("a"), nb::arg("b"), nb::arg("fused"));
     m.def("isas", [](const std::string& precision) {
         std::vector<std::string> names;
         for (const refusion::Kernels* kernels : refusion::usable_kernels(refusion::find_precision(precision))) names.emplace_back(kernels->isa);

@@ -26,7 +26,7 @@
 #include "expansion_fuzzer.hpp"
 #include "isa.hpp"
 #include "network.hpp"
-#include "reference.hpp"
+#include "network_oracle.hpp"
 #include "refusion_edge.h"
 #include "require.hpp"
 #include "weights_file.hpp"

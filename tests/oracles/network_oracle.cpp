@@ -1,4 +1,4 @@
-#include "reference.hpp"
+#include "network_oracle.hpp"
 
 #include <algorithm>
 #include <cmath>
