@@ -19,7 +19,7 @@ from refusion_edge.cuda.program import Parameter, pack
 from refusion_edge.errors import BackendError
 from tests.conftest import one_sentence
 
-# What the one kernel of every module of tests/cuda/libcuda.c takes.
+# What the one kernel of every module of tests/fakes/libcuda.c takes.
 COPY = (Parameter("to", "uint8*", written=True), Parameter("from", "uint8*"), Parameter("count", "int32"))
 
 

@@ -21,7 +21,7 @@ from refusion_edge.cuda.program import unpack
 from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.errors import BackendError
 from tests.conftest import one_sentence
-from tests.cuda.stand_ins import MS_BETWEEN_EVENTS, FakeLibrary, bindings, plain_library, pycuda
+from tests.fakes.cuda_libraries import MS_BETWEEN_EVENTS, FakeLibrary, bindings, plain_library, pycuda
 from tests.fakes.programs import hollow_program
 
 

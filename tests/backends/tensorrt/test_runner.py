@@ -22,8 +22,8 @@ from refusion_edge.images.color import OutputRange, merge, to_output_range
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.kernels.gpu.simulated_device import SimulatedDevice
 from refusion_edge.tasks import find_task
-from tests.backends.tensorrt.conftest import DESKTOP, JETSON, FakeTensorRT, plan_bytes, refuse_to_record
 from tests.conftest import one_sentence
+from tests.fakes.tensorrt import DESKTOP, JETSON, FakeTensorRT, plan_bytes, refuse_to_record
 
 HW = (16, 24)
 NBYTES = 4 * HW[0] * HW[1]
