@@ -193,5 +193,5 @@ def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
 
 def _one_at_least(tangent: Tensor | None) -> Tensor:
     if tangent is None:
-        raise RuntimeError("expected a direction along one of the inputs at least.")
+        raise RuntimeError("forward mode needs a tangent of at least one input")
     return tangent

@@ -1,4 +1,4 @@
-"""A whole frame with the plain references of the kernels, every value in memory of its own."""
+"""A whole frame with the NumPy references of the kernels; no two buffers share memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import Argument, Schedule, Tile
 from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES, SOURCES
 
-# References do not walk strips; one strip is as good as many.
+# References do not walk strips, so one strip covers the image.
 _TILE = Tile(1 << 20, 1 << 20, 1)
 
 

@@ -1,9 +1,9 @@
-"""The fusion network as a list of launches of the kernels: 25 for a frame.
+"""The fusion network as a schedule of kernel launches, 25 for a frame.
 
     planes -> stem -> 2 x encoder block (both sources in one launch) -> fusion module -> 2 x decoder block -> head -> stretch
 
-A block is four launches: statistics, mixing weights, apply, feed-forward. Every value has its own buffer here; those
-that are never alive together share memory (``refusion_edge.cuda.program.lay_out``).
+A block is four launches: statistics, mixing weights, apply, feed-forward. Every value has its own buffer here; buffers that are
+never in use at the same time share memory (``refusion_edge.cuda.program.lay_out``).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _NARROW = ("decoder_statistics", "decoder_feed_forward", "fusion_gate_0", "fusio
 def tiles(architecture: int) -> dict[str, Tile]:
     """Choose the tile of every kernel for an architecture.
 
-    By compiled resources and the instruction counts of the kernels, not by timings on a device.
+    Chosen by the compiled resources and instruction counts of the kernels; timings on a device are still missing.
 
     Args:
         architecture: 10 times the compute capability.

@@ -80,12 +80,12 @@ def time_and_refuse(driver: Driver) -> None:
     for event in events:
         driver.destroy_event(event)
     driver.destroy_stream(stream)
-    for refused, words in (
-        (lambda: driver.allocate(1 << 40), "MiB of device memory, got 1 MiB free of 1024"),
-        (lambda: driver.load(b"no module", "copy_kernel", 0), "to succeed, got "),
-        (lambda: driver.load(b"\x7fELFcopy_kernel\0", "other_kernel", 0), "to succeed, got "),
+    for refused, numbers in (
+        (lambda: driver.allocate(1 << 40), "1 MiB free of 1024"),
+        (lambda: driver.load(b"no module", "copy_kernel", 0), None),
+        (lambda: driver.load(b"\x7fELFcopy_kernel\0", "other_kernel", 0), None),
     ):
-        with pytest.raises(BackendError, match=words) as caught:
+        with pytest.raises(BackendError, match=numbers) as caught:
             refused()
         assert one_sentence(str(caught.value))
 

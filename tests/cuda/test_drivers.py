@@ -88,18 +88,14 @@ def test_what_is_uploaded_comes_back_and_everything_is_released(driver: Driver, 
 
 def test_too_little_memory_is_told_in_numbers(driver: Driver, library: FakeLibrary) -> None:
     library.fails.add("cuMemAlloc")
-    with pytest.raises(
-        BackendError, match=r"expected 64 MiB of device memory, got 1 MiB free of 8; .*smaller --size"
-    ) as caught:
+    with pytest.raises(BackendError, match=r"64 MiB .*1 MiB free of 8;") as caught:
         driver.allocate(64 << 20)
     assert one_sentence(str(caught.value))
 
 
 def test_too_little_page_locked_memory_is_told_in_numbers(driver: Driver, library: FakeLibrary) -> None:
     library.fails.add("cuMemHostAlloc")
-    with pytest.raises(
-        BackendError, match=r"expected 64 MiB of page-locked memory, got \d+ MiB free of \d+; .*smaller"
-    ) as caught:
+    with pytest.raises(BackendError, match=r"page-locked memory: 64 MiB .*\d+ MiB free of \d+;") as caught:
         driver.allocate_host(64 << 20, mapped=True)
     assert one_sentence(str(caught.value))
 
@@ -196,7 +192,7 @@ def test_what_the_driver_refuses_is_one_sentence(driver: Driver, library: FakeLi
         driver.launch(driver.capture(stream, lambda: None), stream)
         driver.synchronize(stream)
 
-    with pytest.raises(BackendError, match=rf"to succeed, got (CUDA_ERROR_UNKNOWN|'{fail} failed')") as caught:
+    with pytest.raises(BackendError, match=rf"CUDA_ERROR_UNKNOWN|{fail} failed") as caught:
         work()
     assert one_sentence(str(caught.value))
     assert "recorded" not in [kept for kept in library.held.values() if isinstance(kept, str)]

@@ -129,7 +129,7 @@ def test_a_second_build_in_one_process_uses_its_own_kernels(fake_plugins: FakePl
 @pytest.mark.parametrize("has_module", [False, True])
 def test_a_tensorrt_without_such_plugins_says_so(monkeypatch: pytest.MonkeyPatch, has_module: bool) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", ModuleType("tensorrt.plugin") if has_module else None)
-    with pytest.raises(BackendError, match=r"10\.9 or newer\), got 10\.3\.0; leave --plugins out") as caught:
+    with pytest.raises(BackendError, match=r"10\.9 .*10\.3\.0") as caught:
         register(release("10.3.0"), hollow())
     assert one_sentence(str(caught.value))
 
@@ -140,7 +140,7 @@ def test_the_ptx_is_one_that_the_driver_takes(driver: str, version: int) -> None
 
 
 def test_a_driver_that_is_too_old_is_refused() -> None:
-    with pytest.raises(BackendError, match=r"CUDA 12\.0 or newer for plugins, got one for 11\.8"):
+    with pytest.raises(BackendError, match=r"12\.0 .*11\.8"):
         ptx_version("11.8")
 
 

@@ -114,7 +114,7 @@ def test_a_kernel_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPa
     kernel = schedule.kernels["stretch"]
     broken = type(kernel)("stretch", "stretch", kernel.parameters[:-1], {}, "strips", 1)
     monkeypatch.setattr(cubins, "make_schedule", lambda: type(schedule)({"stretch": broken}, {}, ()))
-    with pytest.raises(BackendError, match="to compile the kernel stretch for sm_87, got") as caught:
+    with pytest.raises(BackendError, match="stretch for sm_87") as caught:
         compile_targets([87])
     assert one_sentence(str(caught.value))
 
@@ -126,8 +126,7 @@ def test_an_assembler_that_is_too_old_is_named_before_anything_is_compiled(
     nvidia = importlib.import_module("triton.backends.nvidia.compiler")
     monkeypatch.setattr(nvidia, "get_ptxas", lambda _: SimpleNamespace(version="12.9"))
     monkeypatch.setattr(cubins, "ProcessPoolExecutor", None)
-    message = "an assembler of CUDA 13.0 or newer for sm_110, got that of CUDA 12.9 with Triton .*; install Triton 3.9, or name"
-    with pytest.raises(BackendError, match=message) as caught:
+    with pytest.raises(BackendError, match=r"sm_110 .*CUDA 13\.0 .*CUDA 12\.9") as caught:
         compile_something()
     assert one_sentence(str(caught.value))
     require_assembler([80, 86, 87, 89, 90, 120])
@@ -139,7 +138,7 @@ def test_a_module_that_the_disassembler_does_not_know_is_explained_and_another_o
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     binary = Binary("stem_kernel", Tile(16, 16, 1), 0, 2, b"no module")
-    with pytest.raises(BackendError, match="cuobjdump to read a compiled kernel, got .*TRITON_CUOBJDUMP_PATH") as caught:
+    with pytest.raises(BackendError, match="TRITON_CUOBJDUMP_PATH") as caught:
         resources(binary)
     assert one_sentence(str(caught.value))
     newer = tmp_path / "cuobjdump"

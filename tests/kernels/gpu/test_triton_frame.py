@@ -61,20 +61,20 @@ def test_triton_kernels_make_the_network(random_state: State) -> None:
 
 @pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "fact"),
     [
-        (lambda x: x.repeat(2, 1, 1, 1), r"one pair at a time, got \(2, 1, 8, 8\); fuse the pairs of a batch one after"),
-        (lambda x: x[..., None], r"as \(1, 1, H, W\), one pair at a time, got \(1, 1, 8, 8, 1\)"),
-        (lambda x: x.double(), r"as float32, got torch.float64; convert it with .float\(\)"),
-        (lambda x: x.transpose(2, 3), r"contiguous in memory, got strides .*; call .contiguous\(\)"),
-        (lambda x: x[:, :, :-1].contiguous(), r"of one size on one device, got \(1, 1, 8, 8\)"),
-        (lambda x: x.to("meta"), "on one device, got .* on cpu and .* on meta"),
+        (lambda x: x.repeat(2, 1, 1, 1), r"\(2, 1, 8, 8\)"),
+        (lambda x: x[..., None], r"\(1, 1, 8, 8, 1\)"),
+        (lambda x: x.double(), "torch.float64"),
+        (lambda x: x.transpose(2, 3), "strides"),
+        (lambda x: x[:, :, :-1].contiguous(), r"\(1, 1, 8, 8\).*\(1, 1, 7, 8\)"),
+        (lambda x: x.to("meta"), "on cpu .*on meta"),
     ],
 )
-def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
+def test_what_does_not_fit_is_refused(make: object, fact: str) -> None:
     x = torch.rand(1, 1, 8, 8) + torch.arange(8.0)
     for name, pair in (("b", (x, make(x))), ("a", (make(x), x))):
-        with pytest.raises(ShapeError, match=message if name == "b" else "expected") as caught:
+        with pytest.raises(ShapeError, match=fact if name == "b" else None) as caught:
             network.fuse(make_schedule(), {}, {}, *pair)
         assert one_sentence(str(caught.value))
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
 @pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
 def test_sources_that_are_not_on_a_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "is_interpreted", lambda: False)
-    with pytest.raises(ShapeError, match=r"source a on a CUDA device, got it on cpu; move it with .cuda\(\)") as caught:
+    with pytest.raises(ShapeError, match="source a is on cpu") as caught:
         network.fuse(make_schedule(), {}, {}, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
     assert one_sentence(str(caught.value))
 
