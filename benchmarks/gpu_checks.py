@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import gpu_cases
 from refusion_edge.accuracy.fidelity import compare
 from refusion_edge.arrays import Array, State
 from refusion_edge.cuda.program import Tile
-from refusion_edge.kernels.gpu import checks
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.kernels.gpu.triton_frame import fuse
@@ -50,17 +50,17 @@ def check_kernels(
     for name in names or make_schedule().kernels:
         for dtype, limit in KERNEL_LIMITS.items():
             for seed, size_hw in enumerate(sizes_hw):
-                case = checks.make_case(name, size_hw, dtype, folded, tiles, seed=seed)
+                case = gpu_cases.make_case(name, size_hw, dtype, folded, tiles, seed=seed)
                 row: Row = {"check": "kernel", "name": name, "dtype": dtype, "size_hw": list(size_hw), "limit": limit}
                 try:
-                    first, second = checks.launch(case, device), checks.launch(case, device)
+                    first, second = gpu_cases.launch(case, device), gpu_cases.launch(case, device)
                 except Exception as error:
                     # In single precision some taps do not fit the shared memory of a small device; nobody runs that.
                     if dtype != "float32" or type(error).__name__ != "OutOfResources":
                         raise
                     yield {**row, "error": None, "good": True, "remark": str(error).splitlines()[0]}
                     break
-                error_found = checks.largest_error(case, first)
+                error_found = gpu_cases.largest_error(case, first)
                 same = all(np.array_equal(first[key], second[key]) for key in first)
                 yield {
                     **row,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu_cases import RELATIVE_ERROR, largest_error, launch, make_case
 from benchmarks.gpu_checks import TERMS, loss_to_second_order
 from benchmarks.gpu_clock import Ceilings, count_kernels, medians_ms, recorded
 from benchmarks.kernel_work import frame_work, least_ms
 from benchmarks.official_layout import official_fuse
 from refusion_edge.arrays import Array, State
 from refusion_edge.cuda.program import Schedule, Tile, lay_out
-from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.schedule import PLANES, make_schedule
 from refusion_edge.kernels.gpu.triton_frame import Frame, prepare

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("triton", reason="the GPU kernels are written in Triton: pip install 'refusion-edge[triton]'")
 pytest.importorskip("torch", reason="Triton's interpreter takes torch tensors")
 
+from benchmarks import gpu_cases
+from benchmarks.gpu_cases import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu import checks
-from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.kernels.gpu.folding import FoldedWeights
 from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
 from tests.conftest import one_sentence
@@ -69,7 +69,7 @@ def test_a_kernel_that_writes_elsewhere_is_caught(
             return run
 
     source = dataclasses.replace(SOURCES["to_plane"], function=Wrong())
-    monkeypatch.setitem(checks.SOURCES, "to_plane", source)
+    monkeypatch.setitem(gpu_cases.SOURCES, "to_plane", source)
     with pytest.raises(BackendError, match=message) as caught:
         launch(case)
     assert one_sentence(str(caught.value))
