@@ -1,4 +1,4 @@
-"""What the GPU benchmark checks before it measures: every kernel, the loss to second order, the whole frame.
+"""The checks of the GPU benchmark before it measures: every kernel, the loss to second order, the whole frame.
 
 Each check is a row of plain values with an ``error``, a ``limit`` and whether it is ``good``. Runs on a CUDA device, and on
 the CPU in Triton's interpreter (``TRITON_INTERPRET=1``), where small sizes take minutes. Needs torch and Triton.
@@ -42,7 +42,7 @@ def check_kernels(
     Args:
         state: The 86 parameters.
         tiles: Tile of every kernel.
-        sizes_hw: Height and width of each picture.
+        sizes_hw: Height and width of each image.
         device: Torch's name of the device.
         names: Which kernels; empty for all.
     """
@@ -55,7 +55,7 @@ def check_kernels(
                 try:
                     first, second = gpu_cases.launch(case, device), gpu_cases.launch(case, device)
                 except Exception as error:
-                    # In single precision some taps do not fit the shared memory of a small device; nobody runs that.
+                    # In single precision some taps do not fit the shared memory of a small device; nothing runs that.
                     if dtype != "float32" or type(error).__name__ != "OutOfResources":
                         raise
                     yield {**row, "error": None, "good": True, "remark": str(error).splitlines()[0]}

@@ -1,6 +1,6 @@
-"""Compiling what the GPU benchmark will launch, on all cores and into Triton's cache, where a launch finds it.
+"""Compiling the kernels of the GPU benchmark on all cores, into Triton's cache, where the launches find them.
 
-A launch compiles its kernel by itself, one after the other in one process: minutes in which the device waits.
+Otherwise each launch compiles its own kernel, one after the other in one process, and the device waits for minutes.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def time_engine(name: str, driver: Driver, open_engine: OpenEngine, sizes_hw: li
         name: What to call it.
         driver: The device; closed with the engine.
         open_engine: Opens the engine on a driver.
-        sizes_hw: Height and width of each picture.
+        sizes_hw: Height and width of each image.
         rounds: Frames that count, after three that do not.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the GPU benchmark times with torch: whole frames beside others, every launch, the loss, and other tiles."""
+"""The timings of the GPU benchmark with torch: whole frames, every launch, the loss, and other tiles."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def roofline_ms(schedule: Schedule, state: State, size_hw: tuple[int, int], ceil
 
 
 def time_launches(state: State, tiles: Mapping[str, Tile], planes: Array, rounds: int, ceilings: Ceilings) -> Iterator[Row]:
-    """Time every kernel by itself, ten launches in a graph; small pictures stay in the cache of the device meanwhile."""
+    """Time every kernel by itself, ten launches in a graph; small images stay in the cache of the device meanwhile."""
     frame = ready_frame(state, tiles, planes, "cuda")
     frame.run()
     works = dict(

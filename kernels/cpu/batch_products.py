@@ -22,7 +22,7 @@ from refusion_edge.kernels.cpu.features import array, compiled_module, even, mac
 
 
 def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
-    """``x W^T + factors * added`` of each picture.
+    """``x W^T + factors * added`` of each image.
 
     Args:
         x: (B, L, C) with L pixels, floating.
@@ -41,17 +41,17 @@ def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: T
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """``a^T b`` of each picture: (B, L, C) and (B, L, C') to (B, C, C')."""
+    """``a^T b`` of each image: (B, L, C) and (B, L, C') to (B, C, C')."""
     return _pixel_sums(False, a, b)
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
+    """The sum of ``a * b`` over the pixels of each image, channel by channel: twice (B, L, C) to (B, C)."""
     return _pixel_sums(True, a, b)
 
 
 def channel_products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Multiply the channels of two features with each other and with themselves, over the whole picture.
+    """Multiply the channels of two features with each other and with themselves, over the whole image.
 
     The gradient takes one product and one multiply-add for each of q and k, where autograd would take two more passes
     for the squares and one to add both parts. Differentiable any number of times, and in forward mode.
@@ -175,7 +175,7 @@ class _ChannelProducts(Function):
     @staticmethod
     def backward(ctx: Any, gram: Tensor, q_squares: Tensor, k_squares: Tensor) -> tuple[Tensor, Tensor]:
         q, k = ctx.saved_tensors
-        # Sums over a picture stay in the precision of the forward pass, also where autocast would choose bf16.
+        # Sums over an image stay in the precision of the forward pass, also where autocast would choose bf16.
         with torch.autocast(q.device.type, enabled=False):
             return multiply(k, gram, q, 2 * q_squares), multiply(q, gram.transpose(1, 2), k, 2 * k_squares)
 

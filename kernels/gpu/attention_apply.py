@@ -1,4 +1,4 @@
-"""Channel attention with its residual, as one dense 3x3 convolution with the weights of this picture.
+"""Channel attention with its residual, as one dense 3x3 convolution with the weights of this image.
 
 ``y = x + sum_t W_t n_t`` with the taps of ``mixing_weights`` and n the layer norm of x, or x itself in the fusion module.
 
@@ -33,7 +33,7 @@ def attention_apply_reference(x: Array, taps: Array, norm: tuple[Array, Array] |
 
     Args:
         x: Features, (H, W, C) floating.
-        taps: Mixing taps of this picture, (9, C, C).
+        taps: Mixing taps of this image, (9, C, C).
         norm: Gain and bias of the layer norm, each (C,), or None where there is none.
 
     Returns:

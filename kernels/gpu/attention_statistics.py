@@ -1,4 +1,4 @@
-"""What channel attention needs to know of a whole picture: products of queries and keys, and their norms.
+"""The statistics of channel attention over a whole image: products of queries and keys, and their norms.
 
 Per head h of D channels, with ``q = sum_t Wq_t n_t`` and ``k = sum_t Wk_t n_t`` (taps t of the folded convolutions) and
 n the layer norm of the features, or the features themselves in the fusion module:
@@ -58,7 +58,7 @@ def partial_size(channels: int) -> int:
 def attention_statistics_reference(
     query_features: Array, key_features: Array, query: Array, key: Array, norm: tuple[Array, Array] | None
 ) -> Array:
-    """Sum products and squares of queries and keys over one picture.
+    """Sum products and squares of queries and keys over one image.
 
     Args:
         query_features: Features that ask, (H, W, C) floating.
@@ -135,7 +135,7 @@ def _accumulated(s, q, k, D: tl.constexpr):
 def _with_row(sums, above_q, center_q, below_q, above_k, center_k, below_k, query, key, inside, C: tl.constexpr,
               TILE: tl.constexpr, D: tl.constexpr):  # fmt: skip
     zero = tl.zeros([TILE, C], tl.float32)
-    # A pixel outside the picture has neighbors inside it, so its sum is not zero by itself.
+    # A pixel outside the image has neighbors inside it, so its sum is not zero by itself.
     q = tl.where(inside, convolved(zero, above_q, center_q, below_q, query), 0.0)
     k = tl.where(inside, convolved(zero, above_k, center_k, below_k, key), 0.0)
     return _accumulated(sums, _channels_of_heads(q, TILE, D), _channels_of_heads(k, TILE, D), D)

@@ -1,4 +1,4 @@
-"""The mixing weights of channel attention, folded into one dense 3x3 convolution per picture.
+"""The mixing weights of channel attention, folded into one dense 3x3 convolution per image.
 
 From the sums of ``attention_statistics`` over all strips, per head h:
 
@@ -36,7 +36,7 @@ def mixing_weights_reference(sums: Array, temperature: Array, value: Array, proj
     """Fold attention into dense taps.
 
     Args:
-        sums: Statistics of one picture, (D D + 2 D, 8).
+        sums: Statistics of one image, (D D + 2 D, 8).
         temperature: One factor per head, (8,).
         value: Value taps, (9, C, C), natural channels.
         project: Output projection, (C, C), inputs before outputs.

@@ -1,4 +1,4 @@
-"""The fused plane to 8 bits, stretched so that its least value is 0 and its largest 255.
+"""The fused plane stretched to 8 bits: its least value becomes 0 and its largest 255.
 
 ``u = floor(255 (f - min f) / (max f - min f) + 1/2)``; a constant plane becomes 0.
 

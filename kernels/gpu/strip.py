@@ -1,4 +1,4 @@
-"""Walking down a strip of a picture: what the 3x3 kernels share.
+"""Walking down a strip of an image, as all 3x3 kernels do.
 
 A program owns TILE columns and ROWS rows. It keeps the last three rows, each at three shifts, as loop-carried register
 tensors of (TILE, C), so that a row is normalized three times and not nine times, and convolves them by nine small
@@ -64,7 +64,7 @@ def layer_norm_reference(x: Array, gain: Array, bias: Array) -> Array:
 
 @jit
 def pixels(x_ptr, y, x0, height, width, dx: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
-    # TILE pixels of row y, shifted by dx, and which of them lie inside the picture; the others are zero.
+    # TILE pixels of row y, shifted by dx, and which of them lie inside the image; the others are zero.
     x = x0 + dx + tl.arange(0, TILE)
     row = y + tl.zeros([TILE], tl.int32)
     inside = ((x >= 0) & (x < width) & (row >= 0) & (row < height))[:, None]

@@ -1,4 +1,4 @@
-"""Programs whose modules are no machine code: everything but the kernels themselves can be tested with them."""
+"""Programs with text in place of machine code, to test everything except the kernels themselves."""
 
 from __future__ import annotations
 

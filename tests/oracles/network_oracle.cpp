@@ -10,7 +10,7 @@
 namespace refusion {
 namespace {
 
-// Channels of a picture, channel by channel, row by row.
+// Channels of an image, channel by channel, row by row.
 struct Features {
     int channels, height, width;
     std::vector<double> values;

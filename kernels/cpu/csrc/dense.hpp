@@ -7,7 +7,7 @@
 
 namespace refusion::REFUSION_ISA {
 
-// Copies one row of a plane, columns [first, first + count), zeros outside the picture. Returns whether all are finite.
+// Copies one row of a plane, columns [first, first + count), zeros outside the image. Returns whether all are finite.
 inline bool gather_row(const PlaneView& plane, const Tile& tile, int row, int first, int count, float* to) {
     const int begin = first < 0 ? -first : 0;
     const int end = tile.width - first < count ? tile.width - first : count;

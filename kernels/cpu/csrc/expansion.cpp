@@ -122,8 +122,8 @@ class Worker {
         if (tangents || gradients) spread_change_ = Rows(1, width, channels);
     }
 
-    void run(int picture, int top, int bottom, Sums* sums) {
-        first_ = static_cast<std::ptrdiff_t>(picture) * job_.height * job_.width;
+    void run(int image, int top, int bottom, Sums* sums) {
+        first_ = static_cast<std::ptrdiff_t>(image) * job_.height * job_.width;
         const int reach = pass_ == ExpansionPass::gradients ? 2 : 1;
         for (int next = top - reach; next < bottom + reach; ++next) {
             if (inside(next)) widen(next);
@@ -144,7 +144,7 @@ class Worker {
         if (!features.data) return features;
         return {features.at(first_ + static_cast<std::ptrdiff_t>(row) * job_.width), features.pitch};
     }
-    // The rows of a whole picture.
+    // The rows of a whole image.
     RowsView rows_of(const Pixels<float>& features) const {
         if (!features.data) return {};
         return {features.at(first_), job_.width * features.pitch, features.pitch, INT_MAX};
@@ -297,7 +297,7 @@ class Worker {
     const Expansion& job_;
     const Kernels& kernels_;
     const Packed& packed_;
-    std::ptrdiff_t first_ = 0;  // pixel of the picture
+    std::ptrdiff_t first_ = 0;  // pixel of the image
     Rows normalized_, normalized_tangent_, normalized_gradient_;
     std::vector<Rows> wide_, wide_tangent_, slopes_;
     Rows wide_gradient_, spread_, spread_change_;
@@ -319,9 +319,9 @@ void add_up(const std::vector<Sums>& bands, float* target, const Of& of) {
 void expand(ExpansionPass pass, const Expansion& job, int threads, const std::string& isa) {
     const Kernels& kernels = kernels_that_fill(isa, channels_of(job));
     const Packed packed(job, kernels.lanes);
-    // Which rows form a band follows from the picture alone, and so does the order of all sums.
+    // Which rows form a band follows from the image alone, and so does the order of all sums.
     const int bands = (job.height + kBandRows - 1) / kBandRows, band_rows = (job.height + bands - 1) / bands;
-    const int units = job.pictures * bands;
+    const int units = job.images * bands;
     const bool gradients = pass == ExpansionPass::gradients;
     std::vector<Worker> workers;
     for (int worker = 0; worker < std::max(1, std::min(threads, units)); ++worker) workers.emplace_back(pass, job, kernels, packed);
