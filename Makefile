@@ -41,7 +41,7 @@ test-all: $(VENV)/.test  ## Run every test.
 
 test-architectures: $(VENV)/.test  ## Run the GPU kernels in Triton's interpreter and compile them for every architecture.
 	@$(PIP) install '$(TRITON)'
-	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels tests/export/test_ptx.py $(ARGS)
+	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels tests/export/targets/test_ptx.py $(ARGS)
 
 lint: $(VENV)/.lint  ## Lint, format check and strict types.
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What the GPU benchmark checks before it measures: every kernel, the loss to second order, the whole frame.
+"""The checks of the GPU benchmark before it measures: every kernel, the loss to second order, the whole frame.
 
 Each check is a row of plain values with an ``error``, a ``limit`` and whether it is ``good``. Runs on a CUDA device, and on
 the CPU in Triton's interpreter (``TRITON_INTERPRET=1``), where small sizes take minutes. Needs torch and Triton.
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import gpu_cases
 from refusion_edge.accuracy.fidelity import compare
 from refusion_edge.arrays import Array, State
 from refusion_edge.cuda.program import Tile
-from refusion_edge.kernels.gpu import checks
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.kernels.gpu.triton_frame import fuse
 from refusion_edge.kernels.gpu.weighted_loss import Engine, Term, weighted_loss
 from refusion_edge.network.model import FusionNetwork
@@ -42,25 +42,25 @@ def check_kernels(
     Args:
         state: The 86 parameters.
         tiles: Tile of every kernel.
-        sizes_hw: Height and width of each picture.
+        sizes_hw: Height and width of each image.
         device: Torch's name of the device.
         names: Which kernels; empty for all.
     """
     folded = fold(state)
-    for name in names or make_plan().kernels:
+    for name in names or make_schedule().kernels:
         for dtype, limit in KERNEL_LIMITS.items():
             for seed, size_hw in enumerate(sizes_hw):
-                case = checks.make_case(name, size_hw, dtype, folded, tiles, seed=seed)
+                case = gpu_cases.make_case(name, size_hw, dtype, folded, tiles, seed=seed)
                 row: Row = {"check": "kernel", "name": name, "dtype": dtype, "size_hw": list(size_hw), "limit": limit}
                 try:
-                    first, second = checks.launch(case, device), checks.launch(case, device)
+                    first, second = gpu_cases.launch(case, device), gpu_cases.launch(case, device)
                 except Exception as error:
-                    # In single precision some taps do not fit the shared memory of a small device; nobody runs that.
+                    # In single precision some taps do not fit the shared memory of a small device; nothing runs that.
                     if dtype != "float32" or type(error).__name__ != "OutOfResources":
                         raise
                     yield {**row, "error": None, "good": True, "remark": str(error).splitlines()[0]}
                     break
-                error_found = checks.largest_error(case, first)
+                error_found = gpu_cases.largest_error(case, first)
                 same = all(np.array_equal(first[key], second[key]) for key in first)
                 yield {
                     **row,
@@ -121,7 +121,7 @@ def check_frame(state: State, tiles: Mapping[str, Tile], planes: Array, device: 
     a, b = (torch.from_numpy(plane)[None, None].to(device) for plane in planes)
     with torch.inference_mode():
         exact = model(a.double(), b.double())[0, 0].cpu().numpy()
-    fused = fuse(make_plan(), fold(state).rounded(np.dtype(np.float16)), tiles, a, b, fill=math.nan).plane.cpu().numpy()
+    fused = fuse(make_schedule(), fold(state).rounded(np.dtype(np.float16)), tiles, a, b, fill=math.nan).plane.cpu().numpy()
     psnr_db = compare(fused, exact.astype(np.float32)).psnr_db
     yield {
         "check": "frame", "name": "PSNR in dB, at least", "dtype": "float16", "size_hw": list(planes.shape[1:]),

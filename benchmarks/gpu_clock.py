@@ -1,4 +1,4 @@
-"""Times of a CUDA device's own clock, through torch: in turns, with graphs, medians."""
+"""Timing with the clock of a CUDA device, through torch: in turns, with graphs, medians."""
 
 from __future__ import annotations
 

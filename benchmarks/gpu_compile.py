@@ -1,6 +1,6 @@
-"""Compiling what the GPU benchmark will launch, on all cores and into Triton's cache, where a launch finds it.
+"""Compiling the kernels of the GPU benchmark on all cores, into Triton's cache, where the launches find them.
 
-A launch compiles its kernel by itself, one after the other in one process: minutes in which the device waits.
+Otherwise each launch compiles its own kernel, one after the other in one process, and the device waits for minutes.
 """
 
 from __future__ import annotations
@@ -83,11 +83,10 @@ def _pretend(architecture: int) -> None:
 
 
 def _compile_kernel(one: Wanted) -> None:
-    from refusion_edge.kernels.gpu.catalogue import SOURCES
-    from refusion_edge.kernels.gpu.schedule import make_plan
+    from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
     from refusion_edge.kernels.gpu.triton_frame import launch_options
 
-    kernel = make_plan(one.dtype).kernels[one.name]
+    kernel = make_schedule(one.dtype).kernels[one.name]
     arguments = [_ANY_INTEGER if parameter.type == "int32" else _memory(parameter.type[:-1]) for parameter in kernel.parameters]
     SOURCES[kernel.source].function.warmup(*arguments, grid=(1, 1, 1), **launch_options(kernel, one.tile))
 

@@ -58,9 +58,9 @@ class TimedDriver:
         self._driver.record(self._events[1], stream)
         self._running = True
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         """Wait, and note the time of the graph that was waited for."""
-        self._driver.synchronise(stream)
+        self._driver.synchronize(stream)
         if self._running and self._events is not None:
             self.graphs_ms.append(self._driver.elapsed_ms(*self._events))
             self._running = False
@@ -73,7 +73,7 @@ def time_engine(name: str, driver: Driver, open_engine: OpenEngine, sizes_hw: li
         name: What to call it.
         driver: The device; closed with the engine.
         open_engine: Opens the engine on a driver.
-        sizes_hw: Height and width of each picture.
+        sizes_hw: Height and width of each image.
         rounds: Frames that count, after three that do not.
 
     Returns:

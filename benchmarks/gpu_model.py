@@ -1,4 +1,4 @@
-"""A model of the frame time on devices that nobody measured, from the instructions and bytes of the compiled kernels.
+"""A model of the frame time on devices that have not been measured, from the instructions and bytes of the compiled kernels.
 
 python -m benchmarks.gpu_model PROGRAM.rfx [--json FILE]    count, with the disassembler that comes with Triton
 python -m benchmarks.gpu_model --table FILE                 print the table of docs/gpu.md from such a JSON
@@ -8,7 +8,7 @@ Make the program with ``refusion-edge build --task ir_vis --backend fused --arch
 Every launch takes the longest of three times: its instructions through four schedulers of each multiprocessor, one each per
 clock; its products through the tensor cores; its bytes through memory. A frame is the sum of its launches. Latencies,
 bank conflicts, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound; caches
-are, too, and where one holds a whole picture, memory may take less. Beside it stands the time at 60 % of these rates, which is
+are, too, and where one holds a whole image, memory may take less. Beside it stands the time at 60 % of these rates, which is
 a guess.
 """
 
@@ -73,7 +73,7 @@ CHIPS = (
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one launch takes for each pixel of the picture.
+    """What one launch takes for each pixel of the image.
 
     Attributes:
         kernel: Name of the kernel.
@@ -93,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", type=Path, nargs="?", help="a program file")
     parser.add_argument("--json", type=Path, help="write the counts as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table from such a JSON, and count nothing")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table from such a JSON instead of counting")
     options = parser.parse_args(argv)
     if (options.program is None) == (options.table is None):
-        parser.error("expected a program file or --table FILE")
+        parser.error("name a program file or --table FILE")
     if options.table:
         document = json.loads(options.table.read_text())
     else:
@@ -113,7 +113,7 @@ def count(program: Program) -> dict[str, Any]:
     Returns:
         The document of the schema ``refusion-edge/gpu-model/1``.
     """
-    works = frame_work(program.plan, program.weights)
+    works = frame_work(program.schedule, program.weights)
     costs: dict[int, list[dict[str, Any]]] = {}
     for chip in CHIPS:
         if chip.architecture in program.targets and chip.architecture not in costs:
@@ -123,9 +123,9 @@ def count(program: Program) -> dict[str, Any]:
             code = {name: dump(binary, "-sass") for name, binary in binaries.items()}
             costs[chip.architecture] = []
             for work in works:
-                tile, streams = binaries[work.kernel].tile, program.plan.kernels[work.kernel].streams
+                tile, streams = binaries[work.kernel].tile, program.schedule.kernels[work.kernel].streams
                 per_strip_row = streams * tile.warps / tile.columns
-                is_walk = program.plan.kernels[work.kernel].grid == "strips"
+                is_walk = program.schedule.kernels[work.kernel].grid == "strips"
                 instructions, products = row_costs(code[work.kernel], tile.rows) if is_walk else (0.0, 0.0)
                 cost = Cost(work.kernel, instructions * per_strip_row, products * per_strip_row, work.bytes)
                 costs[chip.architecture].append(asdict(cost))

@@ -1,4 +1,4 @@
-"""What the GPU benchmark times with torch: whole frames beside others, every launch, the loss, and other tiles."""
+"""The timings of the GPU benchmark with torch: whole frames, every launch, the loss, and other tiles."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu_cases import RELATIVE_ERROR, largest_error, launch, make_case
 from benchmarks.gpu_checks import TERMS, loss_to_second_order
 from benchmarks.gpu_clock import Ceilings, count_kernels, medians_ms, recorded
 from benchmarks.kernel_work import frame_work, least_ms
 from benchmarks.official_layout import official_fuse
 from refusion_edge.arrays import Array, State
-from refusion_edge.cuda.program import Plan, Tile, lay_out
-from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
+from refusion_edge.cuda.program import Schedule, Tile, lay_out
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import PLANES, make_plan
+from refusion_edge.kernels.gpu.schedule import PLANES, make_schedule
 from refusion_edge.kernels.gpu.triton_frame import Frame, prepare
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ def ready_frame(state: State, tiles: Mapping[str, Tile], planes: Array, device: 
     """
     weights = fold(state).rounded(np.dtype(np.float16))
     height, width = planes.shape[1:]
-    frame = prepare(make_plan(), weights, tiles, (height, width), torch.device(device))
+    frame = prepare(make_schedule(), weights, tiles, (height, width), torch.device(device))
     frame.buffers[PLANES].copy_(torch.from_numpy(planes.ravel()))
     return frame
 
@@ -76,26 +76,28 @@ def time_frames(state: State, tiles: Mapping[str, Tile], planes: Array, rounds: 
     works["official, torch.compile fp16"] = official(half, compiled, torch.float16)
     found = medians_ms(works, rounds)
     size_hw = planes.shape[1], planes.shape[2]
-    least = roofline_ms(frame.plan, state, size_hw, ceilings)
-    scratch = lay_out(frame.plan.buffers.values(), size_hw, tiles).size
+    least = roofline_ms(frame.schedule, state, size_hw, ceilings)
+    scratch = lay_out(frame.schedule.buffers.values(), size_hw, tiles).size
     for name, time_ms in found.items():
         row = {"name": name, "size_hw": list(size_hw), "ms": time_ms, "beside_ours": time_ms / found[OURS]}
         yield {**row, "roofline_ms": least, "scratch_bytes": scratch} if name == OURS else row
 
 
-def roofline_ms(plan: Plan, state: State, size_hw: tuple[int, int], ceilings: Ceilings) -> float:
+def roofline_ms(schedule: Schedule, state: State, size_hw: tuple[int, int], ceilings: Ceilings) -> float:
     """Time that a frame takes at least, launch by launch, at the measured rates."""
-    works = frame_work(plan, fold(state).rounded(np.dtype(np.float16)))
+    works = frame_work(schedule, fold(state).rounded(np.dtype(np.float16)))
     pixels = size_hw[0] * size_hw[1]
     return sum(least_ms(work, pixels, ceilings.bytes_per_s, ceilings.flops_per_s) for work in works)
 
 
 def time_launches(state: State, tiles: Mapping[str, Tile], planes: Array, rounds: int, ceilings: Ceilings) -> Iterator[Row]:
-    """Time every kernel by itself, ten launches in a graph; small pictures stay in the cache of the device meanwhile."""
+    """Time every kernel by itself, ten launches in a graph; small images stay in the cache of the device meanwhile."""
     frame = ready_frame(state, tiles, planes, "cuda")
     frame.run()
-    works = dict(zip(frame.plan.launches, frame_work(frame.plan, fold(state).rounded(np.dtype(np.float16))), strict=True))
-    first = {launch.kernel: launch for launch in reversed(frame.plan.launches)}
+    works = dict(
+        zip(frame.schedule.launches, frame_work(frame.schedule, fold(state).rounded(np.dtype(np.float16))), strict=True)
+    )
+    first = {launch.kernel: launch for launch in reversed(frame.schedule.launches)}
     graphs = {name: recorded(lambda launch=one: [frame.start(launch) for _ in range(10)]) for name, one in first.items()}
     found = medians_ms(graphs, rounds)
     for name, time_ms in found.items():
@@ -104,7 +106,7 @@ def time_launches(state: State, tiles: Mapping[str, Tile], planes: Array, rounds
         yield {
             "name": name, "size_hw": list(planes.shape[1:]), "ms": time_ms / 10, "roofline_ms": least,
             "bytes_per_pixel": work.bytes, "flops_per_pixel": work.flops,
-            "launches": sum(launch.kernel == name for launch in frame.plan.launches),
+            "launches": sum(launch.kernel == name for launch in frame.schedule.launches),
             "tile": [tile.columns, tile.rows, tile.warps],
         }  # fmt: skip
 
@@ -141,7 +143,7 @@ def time_sweep(state: State, tiles: Mapping[str, Tile], planes: Array, rounds: i
         names: Which kernels; empty for all.
     """
     folded = fold(state)
-    for name in names or make_plan().kernels:
+    for name in names or make_schedule().kernels:
         works, remarks = {}, {}
         for tile in sweep_tiles(name, tiles[name]):
             cut = {**tiles, name: tile}
@@ -150,7 +152,7 @@ def time_sweep(state: State, tiles: Mapping[str, Tile], planes: Array, rounds: i
                 error = largest_error(case, launch(case, "cuda"))
                 remarks[tile] = "" if error <= 2 * RELATIVE_ERROR["float16"] else f"wrong by {error:.1e}"
                 frame = ready_frame(state, cut, planes, "cuda")
-                one = next(one for one in frame.plan.launches if one.kernel == name)
+                one = next(one for one in frame.schedule.launches if one.kernel == name)
                 works[tile] = recorded(lambda frame=frame, one=one: [frame.start(one) for _ in range(10)])
             except Exception as refused:  # whatever the compiler raises for a tile that is too large
                 remarks[tile] = (str(refused).strip().splitlines() or [type(refused).__name__])[0]

@@ -1,4 +1,4 @@
-"""One command for a machine with a GPU: check every kernel, the loss and the whole frame, then time them beside others.
+"""One command for a machine with a GPU: check every kernel, the loss and the whole frame, then time them next to alternatives.
 
 python -m benchmarks.gpu_suite [--parts PART,...] [--sizes 480x640,1024x1280] [--rounds 50] [--kernels NAME,...] [--json FILE]
 python -m benchmarks.gpu_suite --table FILE
@@ -73,7 +73,7 @@ class Setting:
     """What the parts share.
 
     Attributes:
-        sizes_hw: Height and width of each timed picture.
+        sizes_hw: Height and width of each timed image.
         rounds: Rounds that count.
         state: The 86 parameters.
         swept: Kernels of the sweep; empty for all.
@@ -96,11 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts and print, or print the tables of an earlier run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(name for name in PARTS if name != "sweep"))
-    parser.add_argument("--sizes", default="480x640,1024x1280", help="height x width of each timed picture")
+    parser.add_argument("--sizes", default="480x640,1024x1280", help="height x width of each timed image")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--kernels", default="", metavar="NAME,...", help="kernels of the sweep (default: all)")
     parser.add_argument("--json", type=Path, help="write everything as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables from such a JSON, and measure nothing")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables from such a JSON instead of measuring")
     options = parser.parse_args(argv)
     if options.table:
         print(tables(json.loads(options.table.read_text())), end="")
@@ -110,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         parser.error(str(error))
     if options.rounds < 1:
-        parser.error(f"expected at least one round, got {options.rounds}.")
+        parser.error(f"--rounds is {options.rounds} but must be at least 1")
     if trouble := problem():
-        parser.error(f"expected a machine with a GPU, got none: {trouble}.")
+        parser.error(f"this benchmark needs a GPU: {trouble}")
     from refusion_edge.network.checkpoint import read_checkpoint
     from refusion_edge.network.weights import weights_path
 
@@ -133,7 +133,7 @@ def chosen_parts(text: str) -> list[str]:
     """
     names = list(PARTS) if text == "all" else text.split(",")
     if unknown := [name for name in names if name not in PARTS]:
-        raise UsageError(f"expected parts out of {', '.join(PARTS)}, got {', '.join(unknown)}.")
+        raise UsageError(f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
     return [name for name in PARTS if name in names]
 
 
@@ -141,11 +141,11 @@ def chosen_sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Read a list of sizes, height x width.
 
     Raises:
-        UsageError: One is no size.
+        UsageError: One of them is not a fixed size.
     """
     sizes_hw = tuple(size_hw for one in text.split(",") if (size_hw := parse_size(one)) is not None)
     if len(sizes_hw) != len(text.split(",")):
-        raise UsageError(f"expected fixed sizes as HEIGHTxWIDTH, got '{text}'.")
+        raise UsageError(f"'{text}' is not a list of sizes; write HEIGHTxWIDTH, separated by commas")
     return sizes_hw
 
 
@@ -155,16 +155,16 @@ def chosen_kernels(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: There is no such kernel.
     """
-    from refusion_edge.kernels.gpu.schedule import make_plan
+    from refusion_edge.kernels.gpu.schedule import make_schedule
 
-    names, known = tuple(filter(None, text.split(","))), make_plan().kernels
+    names, known = tuple(filter(None, text.split(","))), make_schedule().kernels
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"expected kernels out of {', '.join(known)}, got {', '.join(unknown)}.")
+        raise UsageError(f"there is no kernel {', '.join(unknown)}; choose from {', '.join(known)}")
     return names
 
 
 def problem() -> str | None:
-    """Say why nothing can be measured here, or None."""
+    """The reason why nothing can be measured here, or None."""
     if trouble := cuda.problem():
         return trouble
     for name in ("torch", "triton"):

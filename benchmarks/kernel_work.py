@@ -1,4 +1,4 @@
-"""How much arithmetic and memory traffic every launch of a frame takes for a pixel, read from the plan and its weights."""
+"""How much arithmetic and memory traffic every launch of a frame takes for a pixel, read from the schedule and its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.cuda.program import Argument, Launch, Parameter, Plan
+from refusion_edge.cuda.program import Argument, Launch, Parameter, Schedule
 
 # Beside matrices: norms and temperatures, which are not multiplied with every channel.
 _VECTORS = (".gain", ".bias", ".temperature")
@@ -29,14 +29,14 @@ class LaunchWork:
     flops: int
 
 
-def frame_work(plan: Plan, weights: Mapping[str, Array]) -> list[LaunchWork]:
-    """Count the work of every launch of a plan, in order.
+def frame_work(schedule: Schedule, weights: Mapping[str, Array]) -> list[LaunchWork]:
+    """Count the work of every launch of a schedule, in order.
 
     Args:
-        plan: Launches of one frame.
-        weights: Folded weights in the dtypes of the plan.
+        schedule: Launches of one frame.
+        weights: Folded weights in the dtypes of the schedule.
     """
-    return [_launch_work(plan, weights, launch) for launch in plan.launches]
+    return [_launch_work(schedule, weights, launch) for launch in schedule.launches]
 
 
 def least_ms(work: LaunchWork, pixels: int, bytes_per_s: float, flops_per_s: float) -> float:
@@ -44,28 +44,28 @@ def least_ms(work: LaunchWork, pixels: int, bytes_per_s: float, flops_per_s: flo
     return 1e3 * pixels * max(work.bytes / bytes_per_s, work.flops / flops_per_s)
 
 
-def _launch_work(plan: Plan, weights: Mapping[str, Array], launch: Launch) -> LaunchWork:
-    kernel = plan.kernels[launch.kernel]
+def _launch_work(schedule: Schedule, weights: Mapping[str, Array], launch: Launch) -> LaunchWork:
+    kernel = schedule.kernels[launch.kernel]
     if kernel.grid != "strips":
         return LaunchWork(kernel.name, 0, 0)
     pairs = list(zip(kernel.parameters, launch.arguments, strict=True))
-    nbytes = sum(_bytes(plan, argument) for _, argument in pairs)
-    products = sum(_matrix_size(plan, weights, parameter, argument) for parameter, argument in pairs)
+    nbytes = sum(_bytes(schedule, argument) for _, argument in pairs)
+    products = sum(_matrix_size(schedule, weights, parameter, argument) for parameter, argument in pairs)
     if kernel.source == "attention_statistics":
         dim = kernel.constants["C"] // 8
         products += kernel.streams * 8 * (dim * dim + 2 * dim)
     return LaunchWork(kernel.name, nbytes, 2 * products)
 
 
-def _bytes(plan: Plan, argument: Argument) -> int:
+def _bytes(schedule: Schedule, argument: Argument) -> int:
     if argument.kind != "buffer":
         return 0
-    buffer = plan.buffers[argument.name]
+    buffer = schedule.buffers[argument.name]
     return buffer.per_pixel * np.dtype(buffer.dtype).itemsize
 
 
-def _matrix_size(plan: Plan, weights: Mapping[str, Array], parameter: Parameter, argument: Argument) -> int:
+def _matrix_size(schedule: Schedule, weights: Mapping[str, Array], parameter: Parameter, argument: Argument) -> int:
     if argument.kind == "weights" and not argument.name.endswith(_VECTORS):
         return weights[argument.name].size
     # Taps that were made for this picture.
-    return plan.buffers[argument.name].fixed if argument.kind == "buffer" and not parameter.written else 0
+    return schedule.buffers[argument.name].fixed if argument.kind == "buffer" and not parameter.written else 0

@@ -1,4 +1,4 @@
-"""Operations of the fusion network, one per file, each with a plain version that anyone can read.
+"""Operations of the fusion network, one per file, each with a readable reference.
 
 Belongs here: single operations on tensors. Does not belong here: frames, files, configurations.
 """

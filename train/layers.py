@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refusion_edge.kernels.cpu.batch_products import multiply
-from refusion_edge.kernels.cpu.channel_products import channel_products
-from refusion_edge.kernels.cpu.expansion import expand, feed_forward
+from refusion_edge.kernels.cpu.batch_products import channel_products, multiply
+from refusion_edge.kernels.cpu.expansion import expand, gated_feed_forward
 from refusion_edge.network.layers import NORM_FLOOR
 from refusion_edge.network.parameters import EXPANSION, NUM_HEADS, Shape
 
@@ -99,7 +98,9 @@ def block(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     temperature, projection = parameters[f"{attention}.temperature"], parameters[f"{attention}.project_out.weight"]
     x = projected_attention(q, k, v, temperature, projection, x)
     project_in, spread = parameters[f"{gate}.project_in.weight"], parameters[f"{gate}.dwconv.weight"]
-    return feed_forward(x, _norm(parameters, f"{name}.norm2"), project_in, spread, parameters[f"{gate}.project_out.weight"])
+    return gated_feed_forward(
+        x, _norm(parameters, f"{name}.norm2"), project_in, spread, parameters[f"{gate}.project_out.weight"]
+    )
 
 
 def block_shapes(name: str, dim: int) -> Iterator[tuple[str, Shape]]:

@@ -1,4 +1,4 @@
-"""The process that compiles one kernel after another: Triton decides at its first import whether it compiles or interprets.
+"""Compiling one kernel after another in a separate process, because Triton decides at import whether it compiles or interprets.
 
 Nothing here may import a kernel or Triton before ``prepare_compiler`` has run.
 """
@@ -20,20 +20,20 @@ from refusion_edge.export.targets.ptx import PtxError, parameters, rearranged
 _TRITON_TYPES = {"float16*": "*fp16", "float32*": "*fp32", "uint8*": "*u8", "int32": "i32"}
 
 
-# Scratch memory of the whole grid and of its profile; null, because no kernel of ours takes any.
+# Pointers to scratch memory of the grid and of its profile; null, because our kernels use neither.
 _HIDDEN_POINTERS = 2
 
-# Of the assembler, behind its name and that of a file that is gone.
+# The verdict of the assembler, without its name and that of a temporary file.
 _VERDICT = re.compile(r"ptxas\S* (?:\S+, )?((?:line \d+; )?(?:fatal|error) .*)")
 
 
 @dataclass(frozen=True, slots=True)
 class PtxKernel:
-    """A kernel as TensorRT takes it for a plugin.
+    """A kernel in the form that TensorRT takes for a plugin.
 
     Attributes:
         symbol: Name of the function in the module.
-        tile: What it was compiled for.
+        tile: The tile it was compiled for.
         shared_bytes: Dynamic shared memory.
         text: The module, PTX.
     """
@@ -45,13 +45,13 @@ class PtxKernel:
 
 
 class CompileError(Exception):
-    """The line of what the compiler said that tells most; Triton's own exceptions do not travel between processes."""
+    """The most informative line of a compiler error; Triton's own exceptions cannot be sent between processes."""
 
 
 def prepare_compiler() -> None:
-    """Make this process one that compiles; called before it imports Triton."""
+    """Let Triton compile in this process; called before Triton is imported."""
     os.environ.pop("TRITON_INTERPRET", None)
-    # Without lines a cubin has a quarter of the size.
+    # Line information would quadruple the size of a cubin.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 
 
@@ -59,12 +59,12 @@ def compile_kernel(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binar
     """Compile one kernel in a prepared process.
 
     Returns:
-        The kernel, and the least CUDA version of a driver that loads it.
+        The kernel, and the oldest CUDA version of a driver that loads it.
 
     Raises:
         CompileError: It does not compile.
     """
-    from refusion_edge.kernels.gpu.catalogue import SOURCES
+    from refusion_edge.kernels.gpu.schedule import SOURCES
 
     return compile_function(SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile), tile, architecture)
 
@@ -75,34 +75,34 @@ def compile_function(
     """Compile one Triton function in a prepared process; see ``compile_kernel``.
 
     Args:
-        function: What ``triton.jit`` made.
-        types: Triton's types of its parameters by name; pointers are taken to be multiples of 256.
+        function: Returned by ``triton.jit``.
+        types: Triton's types of its parameters by name; pointers are assumed to be multiples of 256.
         constants: Its compile-time constants.
-        tile: What it is compiled for; only the warps matter here.
+        tile: Only its warps matter here.
         architecture: 10 times the compute capability.
     """
     compiled = _compiled(function, types, constants, tile, architecture)
     toolkit = str(importlib.import_module("triton.backends.nvidia.compiler").get_ptxas(architecture).version)
-    # Modules run on drivers of their toolkit's major version (CUDA minor version compatibility).
+    # Modules run on drivers of the same major version as their toolkit (CUDA minor version compatibility).
     driver_version = int(toolkit.split(".", maxsplit=1)[0]) * 1000
     metadata = compiled.metadata
     return Binary(metadata.name, tile, metadata.shared, _HIDDEN_POINTERS, compiled.asm["cubin"]), driver_version
 
 
 def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: int) -> PtxKernel:
-    """Compile one kernel to PTX with the parameters that TensorRT hands to a plugin, in a prepared process.
+    """Compile one kernel to PTX with the parameters that TensorRT passes to a plugin, in a prepared process.
 
     Args:
         kernel: The kernel.
-        tile: What it is compiled for.
+        tile: The tile to compile for.
         architecture: 10 times the compute capability.
-        ptx_version: Newest version of PTX to write, 85 for 8.5; a driver takes those up to its own. An older one is written
-            where Triton brings an older assembler for the architecture, because it assembles whatever it writes.
+        ptx_version: Newest version of PTX to write, 85 for 8.5, because a driver takes versions up to its own. The version is
+            older where Triton comes with an older assembler, because Triton assembles whatever it writes.
 
     Raises:
-        CompileError: It does not compile, or not to what is expected.
+        CompileError: It does not compile, or its parameters are not those of the kernel.
     """
-    from refusion_edge.kernels.gpu.catalogue import SOURCES
+    from refusion_edge.kernels.gpu.schedule import SOURCES
 
     function, types, constants = SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile)
     version = min(ptx_version, assembler_version(architecture))
@@ -111,7 +111,9 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
     try:
         declared = parameters(compiled.asm["ptx"])
         if len(declared) != len(order) + _HIDDEN_POINTERS:
-            raise PtxError(f"expected {len(order)} parameters and {_HIDDEN_POINTERS} hidden ones, got {len(declared)}")
+            raise PtxError(
+                f"the PTX declares {len(declared)} parameters instead of {len(order)} and {_HIDDEN_POINTERS} hidden ones"
+            )
         text = rearranged(compiled.asm["ptx"], order)
     except PtxError as error:
         raise CompileError(str(error)) from None
@@ -119,7 +121,7 @@ def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: i
 
 
 def assembler_version(architecture: int) -> int:
-    """Newest version of PTX, 88 for 8.8, that the assembler takes that comes with Triton for an architecture."""
+    """Newest version of PTX that Triton's assembler for an architecture takes, 88 for 8.8."""
     compiler = importlib.import_module("triton.backends.nvidia.compiler")
     version: int = compiler.ptx_get_version(compiler.get_ptxas(architecture).version)
     return version
@@ -152,7 +154,7 @@ def _compiled(
     )
     try:
         chosen = {"num_warps": tile.warps, **COMPILER_OPTIONS, **options}
-        # It prints the whole kernel where the assembler fails, and standard output is for results.
+        # If the assembler fails, Triton prints the whole kernel, and standard output is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = triton.compile(source, target=gpu_target, options=chosen)
     except Exception as error:  # the compiler raises whatever its passes raise
@@ -165,7 +167,7 @@ def _compiled(
 
 
 def complaint(error: Exception) -> str:
-    """The line of a compiler's exception that tells most: the assembler's own verdict, else the last line."""
+    """The most informative line of a compiler's exception: the verdict of the assembler, or else the last line."""
     lines = str(error).strip().splitlines()
     verdicts = [match[1] for line in lines if (match := _VERDICT.match(line))]
     return (verdicts or lines[-1:] or [type(error).__name__])[0]

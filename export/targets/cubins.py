@@ -1,7 +1,7 @@
-"""The Triton kernels compiled ahead of time, on any machine, with or without a GPU. Needs Triton; needs no torch.
+"""Ahead-of-time compilation of the Triton kernels to machine code, on any machine. Needs Triton, but neither a GPU nor torch.
 
-Kernels are compiled in processes of their own (``refusion_edge.export.targets.compiler``): a compiler that dies must not
-take the build with it.
+Kernels are compiled in separate processes (``refusion_edge.export.targets.compiler``), so that a compiler that crashes does not
+take the build down with it.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from refusion_edge.cuda.program import Binary, Target
 from refusion_edge.errors import BackendError
 from refusion_edge.export.targets.compiler import CompileError, compile_kernel, prepare_compiler
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
-from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
 
-# The slowest kernel takes some 10 s on a free core.
+# The slowest kernel takes about 10 s on an idle core.
 _LONGEST_COMPILE_S = 900.0
 
-# The first CUDA toolkit whose assembler knows an architecture, where Triton 3.6 has an older one. CUDA 12 calls Thor sm_101.
+# First CUDA toolkit whose assembler supports an architecture, if that of Triton 3.6 is older. CUDA 12 calls Thor sm_101.
 _FIRST_TOOLKITS = {110: "13.0"}
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a compiled kernel takes, read from its module.
+    """Resources that a compiled kernel takes, read from its module.
 
     Attributes:
-        registers: Registers of a thread.
-        spilled: Loads and stores of local memory in its code.
-        shared_bytes: Shared memory of a program.
-        tensor_core: Instructions for the tensor cores: HMMA (mma), HGMMA (wgmma) and UTCHMMA (tcgen05).
+        registers: Registers per thread.
+        spilled: Loads from and stores to local memory in its code.
+        shared_bytes: Shared memory per program.
+        tensor_core: Tensor-core instructions: HMMA (mma), HGMMA (wgmma) and UTCHMMA (tcgen05).
     """
 
     registers: int
@@ -56,7 +56,7 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
 
     Args:
         architectures: Out of ``ARCHITECTURES``.
-        jobs: Compilers at a time.
+        jobs: Number of compilers that run at a time.
 
     Returns:
         The kernels by architecture.
@@ -64,30 +64,30 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
     Raises:
         BackendError: Triton is not installed, its assembler is too old for an architecture, or a kernel does not compile.
     """
-    plan, wanted = make_plan(), tuple(architectures)
+    schedule, wanted = make_schedule(), tuple(architectures)
     require_assembler(wanted)
     work = {
         f"{name} for sm_{architecture}": (compile_kernel, (kernel, tiles(architecture)[name], architecture))
         for architecture in wanted
-        for name, kernel in plan.kernels.items()
+        for name, kernel in schedule.kernels.items()
     }
     compiled = run_compilers(work, jobs=jobs)
     targets = {}
     for architecture in wanted:
-        found = {name: compiled[f"{name} for sm_{architecture}"] for name in plan.kernels}
+        found = {name: compiled[f"{name} for sm_{architecture}"] for name in schedule.kernels}
         binaries = {name: binary for name, (binary, _) in found.items()}
         targets[architecture] = Target(architecture, max(toolkit for _, toolkit in found.values()), binaries)
     return targets
 
 
 def require_assembler(architectures: Iterable[int]) -> None:
-    """Hold the assembler that Triton runs against the architectures, before anything is compiled.
+    """Check that the assembler of Triton supports the architectures, before anything is compiled.
 
     Args:
         architectures: 10 times the compute capabilities.
 
     Raises:
-        BackendError: Triton is not installed, or its assembler does not know one of them.
+        BackendError: Triton is not installed, or its assembler does not support one of them.
     """
     _require_triton()
     tool = importlib.import_module("triton.backends.nvidia.compiler").get_ptxas
@@ -95,9 +95,9 @@ def require_assembler(architectures: Iterable[int]) -> None:
         first, found = _FIRST_TOOLKITS.get(architecture, "0.0"), str(tool(architecture).version)
         if _numbers(found) < _numbers(first):
             raise BackendError(
-                f"expected an assembler of CUDA {first} or newer for sm_{architecture}, got that of CUDA {found} with Triton "
-                f"{importlib.metadata.version('triton')}; install Triton 3.9, or name a newer ptxas in "
-                "TRITON_PTXAS_BLACKWELL_PATH and a newer cuobjdump in TRITON_CUOBJDUMP_PATH."
+                f"sm_{architecture} needs the assembler of CUDA {first} or newer, but Triton "
+                f"{importlib.metadata.version('triton')} comes with that of CUDA {found}; install Triton 3.9, or set "
+                "TRITON_PTXAS_BLACKWELL_PATH to a newer ptxas and TRITON_CUOBJDUMP_PATH to a newer cuobjdump"
             )
 
 
@@ -105,14 +105,14 @@ def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
     """Run compilers, each in a prepared process.
 
     Args:
-        work: What is compiled, such as ``stem for sm_87``, to a function and its arguments.
-        jobs: Compilers at a time.
+        work: Function and arguments by what is compiled, such as ``stem for sm_87``.
+        jobs: Number of compilers that run at a time.
 
     Returns:
-        What each function returned.
+        The result of each function.
 
     Raises:
-        BackendError: Triton is not installed, or one does not compile, dies or hangs.
+        BackendError: Triton is not installed, or a compiler fails, crashes or hangs.
     """
     _require_triton()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=prepare_compiler) as pool:
@@ -124,8 +124,8 @@ def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
             except (BrokenProcessPool, FutureTimeoutError, CompileError) as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise BackendError(
-                    f"expected Triton {importlib.metadata.version('triton')} to compile the kernel {name}, got "
-                    f"'{str(error).strip() or type(error).__name__}'; try another version of Triton."
+                    f"Triton {importlib.metadata.version('triton')} cannot compile the kernel {name} "
+                    f"({str(error).strip() or type(error).__name__}); try another version of Triton"
                 ) from error
     return done
 
@@ -136,19 +136,19 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _require_triton() -> None:
     if not TRITON_INSTALLED:
-        raise BackendError("expected Triton to compile the GPU kernels, got none; run: pip install 'refusion-edge[triton]'.")
+        raise BackendError("compiling the GPU kernels needs Triton; run: pip install 'refusion-edge[triton]'")
 
 
 def resources(binary: Binary) -> Resources:
-    """Read what a kernel takes from its module, with the tool that comes with Triton.
+    """Read the resources of a kernel from its module, with the tool that comes with Triton.
 
     Raises:
-        BackendError: The tool is missing or does not understand the module.
+        BackendError: The tool is missing or cannot read the module.
     """
     usage, code = dump(binary, "-res-usage"), dump(binary, "-sass")
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
-        raise BackendError(f"expected cuobjdump to name the registers of a kernel, got '{usage[:80]}'; install Triton anew.")
+        raise BackendError(f"cuobjdump does not report the registers of a kernel, only '{usage[:80]}'; reinstall Triton")
 
     def count(pattern: str) -> int:
         return len(re.findall(rf"\b(?:{pattern})\b", code))
@@ -157,14 +157,14 @@ def resources(binary: Binary) -> Resources:
 
 
 def dump(binary: Binary, option: str) -> str:
-    """What ``cuobjdump`` of Triton, or that in TRITON_CUOBJDUMP_PATH, prints of a module.
+    """Output of ``cuobjdump``, of Triton or in TRITON_CUOBJDUMP_PATH, for a module.
 
     Args:
         binary: The module.
         option: ``-sass`` for its machine code, ``-res-usage`` for its resources.
 
     Raises:
-        BackendError: The tool is missing or does not understand the module.
+        BackendError: The tool is missing or cannot read the module.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.image)
@@ -176,16 +176,22 @@ def dump(binary: Binary, option: str) -> str:
             ).stdout
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise BackendError(
-                f"expected cuobjdump to read a compiled kernel, got '{error}'; install Triton anew, or name a newer cuobjdump "
-                "in TRITON_CUOBJDUMP_PATH."
+                f"cuobjdump cannot read a compiled kernel ({error}); reinstall Triton, or set TRITON_CUOBJDUMP_PATH to a newer "
+                "cuobjdump"
             ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compile the kernels and print what each takes."""
-    parser = argparse.ArgumentParser(description="Compile the GPU kernels and print their resources; needs no GPU.")
-    parser.add_argument("--arch", default=",".join(f"sm_{architecture}" for architecture in ARCHITECTURES), help="sm_87,...")
-    parser.add_argument("--jobs", type=int, default=1)
+    """Compile the kernels and print their resources."""
+    parser = argparse.ArgumentParser(
+        prog="python -m refusion_edge.export.targets.cubins",
+        description="Compile the GPU kernels and print the resources that each one takes. Needs Triton but no GPU.",
+    )
+    everything = ",".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
+    parser.add_argument(
+        "--arch", default=everything, metavar="LIST", help="architectures, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="compilers to run at a time (default: %(default)s)")
     options = parser.parse_args(argv)
     print(f"{'kernel':24} {'arch':7} {'tile':>12} {'registers':>9} {'spilled':>7} {'shared':>7} {'tensor':>6} {'kB':>4}")
     for architecture, target in compile_targets(parse_architectures(options.arch), jobs=options.jobs).items():

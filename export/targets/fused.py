@@ -112,10 +112,10 @@ def require_architecture(device: Device, remedy: str) -> int:
 def _open_launches(engine: Engine) -> Backend:
     from refusion_edge.backends.fused import FusedBackend
     from refusion_edge.cuda.program_file import parse_program
-    from refusion_edge.kernels.gpu.simulated_device import HostProgram
+    from refusion_edge.kernels.gpu.simulated_device import SimulatedProgramDevice
 
     program = parse_program(engine.data, engine.name)
-    return FusedBackend(engine.data, engine.name, HostProgram(program, min(program.targets)))
+    return FusedBackend(engine.data, engine.name, SimulatedProgramDevice(program, min(program.targets)))
 
 
 FUSED = ProgramBuilder()

@@ -1,12 +1,12 @@
 """Our GPU kernels inside a TensorRT engine: quickly deployable plugins, compiled ahead of time (TensorRT 10.9 and newer).
 
-The engine holds the compiled kernels, so that it loads without Python, without Triton and without this package. Every plugin is
-made from the same table as the programs of the back end ``fused`` (``refusion_edge.kernels.gpu.schedule``), and takes no more
-than the 48 KiB of shared memory that TensorRT can be relied on to launch.
+The engine contains the compiled kernels, so that it loads without Python, Triton and this package. The plugins come from the
+same table as the programs of the back end ``fused`` (``refusion_edge.kernels.gpu.schedule``) and take at most 48 KiB of shared
+memory, which TensorRT can be relied on to launch.
 
 Features are (streams, C, H, W) half precision in the format HWC8, which for 16 and 32 channels is the layout of the kernels;
-everything else is linear. Partial sums, which a program of ours keeps in scratch memory, are outputs of one plugin and inputs
-of the next, because a plugin has no scratch memory.
+everything else is linear. Partial sums, which our programs keep in scratch memory, are outputs of one plugin and inputs of the
+next, because a plugin has no scratch memory.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from refusion_edge.errors import BackendError
 from refusion_edge.export.targets.compiler import PtxKernel, compile_plugin, plugin_order
 from refusion_edge.export.targets.cubins import require_assembler, run_compilers
 from refusion_edge.kernels.gpu.attention_statistics import partial_size
-from refusion_edge.kernels.gpu.schedule import FUSED, PLANES, make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import FUSED, PLANES, make_schedule, tiles
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
 
 NAMESPACE = "refusion_edge"
 LARGEST_SHARED_BYTES = 48 * 1024
-"""Nobody says whether TensorRT asks the driver for more, which it would have to."""
+"""It is undocumented whether TensorRT requests more of the driver, as it would have to."""
 
-# Tiles that take less shared memory than those of the back end ``fused``, which asks the driver for more.
+# Tiles that take less shared memory than those of the back end ``fused``, which requests more of the driver.
 _SMALLER = {(90, "decoder_apply"): Tile(16, 8, 2)}
 _FEATURES = ("features_ptr", "base_ptr", "x_ptr", "y_ptr", "z_ptr")
 _OPSET = 18
-# Version of PTX that a driver for a version of CUDA takes.
+# Newest version of PTX that a driver for a version of CUDA takes.
 _PTX_VERSIONS = {
     (12, 0): 80, (12, 1): 81, (12, 2): 82, (12, 3): 83, (12, 4): 84, (12, 5): 85, (12, 6): 85, (12, 7): 86, (12, 8): 87,
     (12, 9): 88, (13, 0): 90, (13, 1): 91, (13, 2): 92,
 }  # fmt: skip
 
-# TensorRT keeps a plugin's definition for the life of the process; what it compiles to is looked up here when it asks.
+# TensorRT keeps the definition of a plugin for the life of the process; its compiled kernel is looked up here on demand.
 _COMPILED: dict[str, PtxKernel] = {}
 
 
 def plugin_kernels() -> dict[str, Kernel]:
-    """The kernels that become plugins, by name; the stretch to 8 bits is no part of the network."""
-    return {name: kernel for name, kernel in make_plan().kernels.items() if name != "stretch"}
+    """The kernels that become plugins, by name: all but the stretch to 8 bits, which is not part of the network."""
+    return {name: kernel for name, kernel in make_schedule().kernels.items() if name != "stretch"}
 
 
 def plugin_tiles(architecture: int) -> dict[str, Tile]:
@@ -63,7 +63,7 @@ def ptx_version(driver: str) -> int:
     """Newest version of PTX that a driver takes, 85 for 8.5.
 
     Args:
-        driver: Version of CUDA that the driver knows, such as ``12.6``.
+        driver: CUDA version of the driver, such as ``12.6``.
 
     Raises:
         BackendError: The driver is older than CUDA 12.
@@ -71,7 +71,7 @@ def ptx_version(driver: str) -> int:
     major, _, minor = driver.partition(".")
     fitting = [version for cuda, version in _PTX_VERSIONS.items() if cuda <= (int(major), int(minor))]
     if not fitting:
-        raise BackendError(f"expected a driver for CUDA 12.0 or newer for plugins, got one for {driver}; leave --plugins out.")
+        raise BackendError(f"plugins need a driver for CUDA 12.0 or newer, but this one is for {driver}; omit --plugins")
     return max(fitting)
 
 
@@ -81,10 +81,10 @@ def compile_plugins(architecture: int, version: int, *, jobs: int = 1) -> dict[s
     Args:
         architecture: 10 times the compute capability.
         version: Of PTX, from ``ptx_version``.
-        jobs: Compilers at a time.
+        jobs: Number of compilers that run at a time.
 
     Raises:
-        BackendError: Triton is not installed, its assembler does not know the architecture, a kernel does not compile, or it
+        BackendError: Triton is not installed, its assembler does not support the architecture, or a kernel does not compile or
             needs too much shared memory.
     """
     require_assembler([architecture])
@@ -97,17 +97,17 @@ def compile_plugins(architecture: int, version: int, *, jobs: int = 1) -> dict[s
     for name, kernel in compiled.items():
         if kernel.shared_bytes > LARGEST_SHARED_BYTES:
             raise BackendError(
-                f"expected a plugin {name} within {LARGEST_SHARED_BYTES} bytes of shared memory, got {kernel.shared_bytes} on "
-                f"sm_{architecture}; leave --plugins out."
+                f"the plugin {name} takes {kernel.shared_bytes} bytes of shared memory on sm_{architecture}, more than the "
+                f"{LARGEST_SHARED_BYTES} that a plugin may take; omit --plugins"
             )
     return compiled
 
 
 def require_plugins(trt: Any) -> Any:
-    """Module ``tensorrt.plugin`` of a TensorRT that takes plugins compiled ahead of time.
+    """The module ``tensorrt.plugin``.
 
     Raises:
-        BackendError: This one does not.
+        BackendError: This TensorRT takes no plugins that are compiled ahead of time.
     """
     try:
         plugin: Any = importlib.import_module("tensorrt.plugin")
@@ -115,14 +115,14 @@ def require_plugins(trt: Any) -> Any:
         plugin = None
     if plugin is None or not hasattr(plugin, "aot_impl"):
         raise BackendError(
-            f"expected a TensorRT with plugins that are compiled ahead of time (10.9 or newer), got {trt.__version__}; leave "
-            "--plugins out."
+            f"plugins that are compiled ahead of time need TensorRT 10.9 or newer, but this is {trt.__version__}; omit "
+            "--plugins"
         )
     return plugin
 
 
 def register(trt: Any, compiled: Mapping[str, PtxKernel]) -> None:
-    """Make the plugins known to TensorRT, before it parses a model with them.
+    """Register the plugins with TensorRT, before it parses a model with them.
 
     Raises:
         BackendError: This TensorRT has no such plugins.
@@ -142,10 +142,10 @@ def make_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) ->
         weights: Folded weights, taps in half precision (``FoldedWeights.rounded``).
         size_hw: Fixed height and width, or None for any.
     """
-    plan, graph = make_plan(), _Graph()
+    schedule, graph = make_schedule(), _Graph()
     graph.add("Concat", [INPUT_A, INPUT_B], PLANES, axis=0)
-    for launch in plan.launches:
-        kernel = plan.kernels[launch.kernel]
+    for launch in schedule.launches:
+        kernel = schedule.kernels[launch.kernel]
         if kernel.name in plugin_kernels():
             _plugin_node(graph, kernel, launch, weights)
     shape = [1, 1, *(size_hw or ("height", "width"))]
@@ -203,7 +203,7 @@ def _define(trt: Any, plugin: Any, kernel: Kernel) -> None:
 def _sign(
     function: Callable[..., Any], inputs: Sequence[Parameter], description: Any, more: Mapping[str, Any], gives: Any
 ) -> None:
-    """Give a function the signature that TensorRT reads: one parameter for each input, and more."""
+    """Give a function the signature that TensorRT reads: one parameter for each input, then ``more``."""
     named = {parameter.name: description for parameter in inputs} | dict(more)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in named.items()]
@@ -215,7 +215,7 @@ def output_shapes(kernel: Kernel, tile: Tile, inputs: Sequence[Any], cdiv: Calla
 
     Args:
         kernel: The kernel.
-        tile: What it is compiled for.
+        tile: The tile it is compiled for.
         inputs: Shapes of its inputs; their sides may be symbolic.
         cdiv: Division that rounds up.
     """
@@ -257,7 +257,7 @@ def _is_features(parameter: Parameter) -> bool:
 
 
 class _Graph:
-    """Nodes and initializers of a model, and the tensor that holds each buffer at the moment."""
+    """Nodes and initializers of a model, and the tensor that currently holds each buffer."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -270,7 +270,7 @@ class _Graph:
         return output
 
     def constant(self, name: str, array: Array) -> str:
-        """Add an initializer, unless it is there, and return its name."""
+        """Add an initializer unless it exists, and return its name."""
         if name not in self.initializers:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
@@ -280,7 +280,7 @@ class _Graph:
         return self._tensors[buffer]
 
     def write(self, buffer: str) -> str:
-        """Name of a new tensor that holds a buffer from now on; a buffer that is written twice is two tensors."""
+        """Name a new tensor that holds a buffer from now on; a buffer that is written twice becomes two tensors."""
         known = self._tensors.get(buffer)
         self._tensors[buffer] = f"{buffer}.plugin" if known is None else f"{known}.next"
         return self._tensors[buffer]

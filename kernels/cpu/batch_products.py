@@ -1,7 +1,12 @@
-"""Matrix products over the pixels of each picture: what attention between channels is made of in training.
+"""Matrix products over the pixels of each image in a batch: what attention between channels is made of in training.
+
+    multiply:          y = x W^T + factors * added
+    inner_products:    a^T b
+    dot_products:      the diagonal of a^T b
+    channel_products:  q^T k, and the squared norms of the channels of q and of k
 
 Each is differentiable any number of times and in forward mode, because the derivatives of each are made of the others. The
-compiled kernels compute them in fp32 on a CPU, torch elsewhere.
+compiled kernels compute them in fp32 on a CPU; elsewhere torch does.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from refusion_edge.kernels.cpu.features import array, compiled_module, even, mac
 
 
 def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
-    """``x W^T + factors * added`` of each picture.
+    """``x W^T + factors * added`` of each image.
 
     Args:
         x: (B, L, C) with L pixels, floating.
@@ -36,13 +41,33 @@ def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: T
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """``a^T b`` of each picture: (B, L, C) and (B, L, C') to (B, C, C')."""
+    """``a^T b`` of each image: (B, L, C) and (B, L, C') to (B, C, C')."""
     return _pixel_sums(False, a, b)
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of ``a * b`` over the pixels of each picture, channel by channel: twice (B, L, C) to (B, C)."""
+    """The sum of ``a * b`` over the pixels of each image, channel by channel: twice (B, L, C) to (B, C)."""
     return _pixel_sums(True, a, b)
+
+
+def channel_products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply the channels of two features with each other and with themselves, over the whole image.
+
+    The gradient takes one product and one multiply-add for each of q and k, where autograd would take two more passes
+    for the squares and one to add both parts. Differentiable any number of times, and in forward mode.
+
+    Args:
+        q: Queries, (B, L, C) with L pixels, fp32 or wider.
+        k: Keys, same shape and dtype.
+
+    Returns:
+        ``q^T k``, (B, C, C), and the sums of squares of the channels of q and of k, each (B, C).
+    """
+    # Dynamo breaks its graph at every function that has a forward mode of its own.
+    if torch.compiler.is_compiling():
+        return inner_products(q, k), dot_products(q, q), dot_products(k, k)
+    gram, q_squares, k_squares = _ChannelProducts.apply(q, k)
+    return gram, q_squares, k_squares
 
 
 def _pixel_sums(channelwise: bool, a: Tensor, b: Tensor) -> Tensor:
@@ -137,6 +162,30 @@ class _PixelSums(Function):
         return _one_at_least(by_a if by_b is None else by_b) if by_a is None or by_b is None else by_a + by_b
 
 
+class _ChannelProducts(Function):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return inner_products(q, k), dot_products(q, q), dot_products(k, k)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gram: Tensor, q_squares: Tensor, k_squares: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        # Sums over an image stay in the precision of the forward pass, also where autocast would choose bf16.
+        with torch.autocast(q.device.type, enabled=False):
+            return multiply(k, gram, q, 2 * q_squares), multiply(q, gram.transpose(1, 2), k, 2 * k_squares)
+
+    @staticmethod
+    def jvp(ctx: Any, along_q: Tensor, along_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        gram = inner_products(along_q, k) + inner_products(q, along_k)
+        return gram, 2 * dot_products(q, along_q), 2 * dot_products(k, along_k)
+
+
 def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
     ctx.save_for_backward(*inputs)
     ctx.save_for_forward(*inputs)
@@ -144,5 +193,5 @@ def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
 
 def _one_at_least(tangent: Tensor | None) -> Tensor:
     if tangent is None:
-        raise RuntimeError("expected a direction along one of the inputs at least.")
+        raise RuntimeError("forward mode needs a tangent of at least one input")
     return tangent

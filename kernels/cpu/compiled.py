@@ -1,4 +1,4 @@
-"""The compiled module of C++ kernels, which an installation may lack."""
+"""The compiled module of the C++ kernels, which is optional. Imports no torch, because running an engine must not."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def load_module() -> Any:
 
 
 def chosen_isa() -> str:
-    """The instruction set that the environment asks for; empty for the fastest."""
+    """Instruction set named by the environment; empty for the fastest."""
     return os.environ.get(ISA_VARIABLE, "")

@@ -1,12 +1,12 @@
-"""What the blocks of training consist of, with the channels innermost, as one node of the graph each.
+"""The building blocks of the network in training, each one node of the graph, with the channels innermost.
 
-    expand:        y = depthwise(W norm(x))
-    feed_forward:  y = W_out (gelu(depthwise(W_gate norm(x))) * depthwise(W_update norm(x))) + x
-    gated_sum:     the same of two inputs, without the norm, and with a residual of its own
+    expand:              y = depthwise(W norm(x))
+    gated_feed_forward:  y = W_out (gelu(depthwise(W_gate norm(x))) * depthwise(W_update norm(x))) + x
+    gated_sum:           the same of two inputs, without the norm, and with a residual of its own
 
-The compiled kernels go through a picture row by row. A few rows of everything between the inputs and the result exist at a
-time and never leave the caches; the gradient computes them again. They do values, gradients and the forward mode in fp32 on
-a CPU; ``composed``, the formula, does everything else, and all further derivatives.
+The compiled kernels go through an image row by row. Only a few rows of each intermediate exist at a time and never leave the
+caches; the gradient recomputes them. The kernels provide values, gradients and the forward mode in fp32 on a CPU; ``composed``,
+the formula, does everything else, and all further derivatives.
 
 Source:
     Restormer (Zamir et al., CVPR 2022), features of the attention and gated feed-forward; ReFusion's fusion module.
@@ -35,7 +35,7 @@ Lists: TypeAlias = tuple[list[Any], list[Any], list[Any], list[Any], list[Any], 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Which expansion, and so what its points are: inputs, norm, weights, taps, weights back, residual, in this order.
+    """Which block to compute, and so what its points are: inputs, norm, weights, taps, weights back, residual, in this order.
 
     Attributes:
         inputs: 1, or 2 where each operand of a gate has its own. Each has weights, (N, C, 1, 1), and taps, (N, 1, 3, 3).
@@ -68,7 +68,7 @@ class Form:
 
 
 def expand(x: Tensor, norm: tuple[Tensor, Tensor] | None, weight: Tensor, taps: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Layer norm, 1x1 convolution to more channels, depthwise 3x3 one of them, and the result cut into parts.
+    """Layer norm, 1x1 convolution to more channels, depthwise 3x3 convolution, and the result cut into parts.
 
     Args:
         x: (B, H, W, C), floating.
@@ -86,8 +86,8 @@ def expand(x: Tensor, norm: tuple[Tensor, Tensor] | None, weight: Tensor, taps: 
     return _apply(Form(1, norm is not None, parts), x, *(norm or ()), weight, taps)
 
 
-def feed_forward(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, taps: Tensor, out: Tensor) -> Tensor:
-    """Gated feed-forward behind a layer norm, and the residual.
+def gated_feed_forward(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, taps: Tensor, out: Tensor) -> Tensor:
+    """Layer norm, gated feed-forward and residual.
 
     Args:
         x: (B, H, W, C), floating.
@@ -112,7 +112,7 @@ def gated_sum(
     out: Tensor,
     residual: Tensor,
 ) -> Tensor:
-    """What a gate made of one input lets pass of another, and the residual it is added to.
+    """Gate one input with another, project the product and add a residual.
 
     Args:
         inputs: What the gate and what the update is made of, (B, H, W, C) each with its own C, floating.
@@ -131,7 +131,7 @@ def gated_sum(
 
 
 def composed(form: Form, *points: Tensor) -> tuple[Tensor, ...]:
-    """What the kernels compute, in operations of torch."""
+    """The same functions in torch operations."""
     inputs, norm, weights, taps, out, residual = form.split(points)
     x = [F.layer_norm(inputs[0], norm[0].shape, norm[0], norm[1], EPSILON)] if norm else inputs
     if form.inputs == 1:
@@ -190,7 +190,7 @@ class _Expansion(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *along: Tensor | None) -> tuple[Tensor, ...]:
         points = ctx.saved_tensors
-        found: tuple[Tensor, ...] = _ExpansionTangent.apply(ctx.form, *points, *_materialised(along, points))
+        found: tuple[Tensor, ...] = _ExpansionTangent.apply(ctx.form, *points, *_materialized(along, points))
         return found
 
 
@@ -204,7 +204,7 @@ class _ByFormula(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *along: Tensor | None) -> tuple[Tensor, ...]:
         points = ctx.saved_tensors
-        found: tuple[Tensor, ...] = torch.func.jvp(partial(ctx.formula, ctx.form), points, _materialised(along, points))[1]
+        found: tuple[Tensor, ...] = torch.func.jvp(partial(ctx.formula, ctx.form), points, _materialized(along, points))[1]
         return found
 
 
@@ -274,7 +274,7 @@ def _lists(form: Form, tensors: Sequence[Tensor]) -> Lists:
     )
 
 
-def _materialised(along: Sequence[Tensor | None], points: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _materialized(along: Sequence[Tensor | None], points: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.zeros_like(point) if one is None else one for one, point in zip(along, points, strict=True))
 
 

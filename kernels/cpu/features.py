@@ -1,4 +1,4 @@
-"""Features of training, with the channels innermost, as the compiled kernels take them."""
+"""Training features, with the channels innermost, in the form that the compiled kernels take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refusion_edge.kernels.cpu.compiled import ISA_VARIABLE, chosen_isa, load_mo
 
 
 def suits_kernels(*tensors: Tensor) -> bool:
-    """Whether the compiled kernels are built, and compute in what these tensors are: fp32 on a CPU, and no autocast."""
+    """Whether the compiled kernels are built and can take these tensors: fp32, on a CPU, without autocast."""
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
@@ -35,7 +35,7 @@ def arrays(tensors: Sequence[Tensor]) -> list[Any]:
 
 
 def even(x: Tensor) -> Tensor:
-    """Features (B, ..., C) with consecutive channels, and all pixels at one distance from each other; a copy where need be."""
+    """Features (B, ..., C) with consecutive channels and evenly spaced pixels; copied only if necessary."""
     *_, pixel, channel = x.stride()
     laid = channel == 1 and pixel >= x.shape[-1]
     step = pixel
@@ -46,7 +46,7 @@ def even(x: Tensor) -> Tensor:
 
 
 def machine() -> dict[str, Any]:
-    """Threads and instruction set, as the kernels are told.
+    """Threads and instruction set, as keyword arguments of the kernels.
 
     Raises:
         UsageError: The environment asks for an instruction set that this processor lacks, or that does not compute in fp32.
@@ -65,7 +65,7 @@ def training_isa() -> str:
     isa, usable = chosen_isa(), compiled_module().isas()
     if isa and isa not in usable:
         raise UsageError(
-            f"expected {ISA_VARIABLE} to be one of {', '.join(usable)} for training, got {isa!r}; set one of them."
+            f"{ISA_VARIABLE} is {isa!r}, which cannot be used for training here; set it to one of {', '.join(usable)}"
         )
     return isa
 

@@ -1,4 +1,4 @@
-"""Channel attention with its residual, as one dense 3x3 convolution with the weights of this picture.
+"""Channel attention with its residual, as one dense 3x3 convolution with the weights of this image.
 
 ``y = x + sum_t W_t n_t`` with the taps of ``mixing_weights`` and n the layer norm of x, or x itself in the fusion module.
 
@@ -10,32 +10,36 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
-    convolve,
+    convolve_reference,
     convolved,
-    first_normalised_rows,
+    first_normalized_rows,
     first_rows,
+    layer_norm_reference,
     nine_taps,
-    normalise,
-    normalised_row,
+    normalized_row,
     plain_row,
 )
 
 
-def attention_apply(x: Array, taps: Array, norm: tuple[Array, Array] | None) -> Array:
+def attention_apply_reference(x: Array, taps: Array, norm: tuple[Array, Array] | None) -> Array:
     """Add attention to features.
 
     Args:
         x: Features, (H, W, C) floating.
-        taps: Mixing taps of this picture, (9, C, C).
+        taps: Mixing taps of this image, (9, C, C).
         norm: Gain and bias of the layer norm, each (C,), or None where there is none.
 
     Returns:
         (H, W, C), dtype of ``x``.
     """
-    change = convolve(normalise(x, *norm) if norm else x, taps)
+    change = convolve_reference(layer_norm_reference(x, *norm) if norm else x, taps)
     return (x + change).astype(x.dtype)
 
 
@@ -58,19 +62,41 @@ def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, w
     gain = tl.load(gain_ptr + stream * C + c)
     bias = tl.load(bias_ptr + stream * C + c)
     if JOINED:
-        above, centre = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
+        above, center = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
     else:
-        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, center = first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         if JOINED:
             below = plain_row(x_ptr, y + 1, x0, height, width, C, C, TILE)
         else:
-            below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-        change = convolved(tl.zeros([TILE, C], tl.float32), above, centre, below, taps)
+            below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+        change = convolved(tl.zeros([TILE, C], tl.float32), above, center, below, taps)
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         row = tl.cast(y, tl.int64) * width
         old = tl.load(x_ptr + row * C + x[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
         new = (old + change).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + row * STRIDE + x[:, None] * STRIDE + c[None, :], new, mask=inside)
-        above, centre = centre, below
+        above, center = center, below
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels, joined = arguments["C"], arguments["JOINED"]
+    x = features(arguments, "x_ptr", channels)
+    taps = arguments["taps_ptr"].reshape(streams, 9, channels, channels)
+    y = features(arguments, "y_ptr", 2, channels) if joined else features(arguments, "y_ptr", channels)
+    for stream in range(streams):
+        norm = None if joined else layer_norm_parameters(arguments, stream)
+        applied = attention_apply_reference(x[stream], taps[stream], norm)
+        if joined:
+            y[0, :, :, stream] = applied
+        else:
+            y[stream] = applied
+
+
+SOURCE = Source(
+    "attention_apply",
+    attention_apply_kernel,
+    (*pointers("x"), *float32_pointers("gain", "bias"), *pointers("taps"), *pointers("y", written=True), *SIZE),
+    _launch_reference,
+)

@@ -1,4 +1,4 @@
-"""What channel attention needs to know of a whole picture: products of queries and keys, and their norms.
+"""The statistics of channel attention over a whole image: products of queries and keys, and their norms.
 
 Per head h of D channels, with ``q = sum_t Wq_t n_t`` and ``k = sum_t Wk_t n_t`` (taps t of the folded convolutions) and
 n the layer norm of the features, or the features themselves in the fusion module:
@@ -16,18 +16,22 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
-    convolve,
+    convolve_reference,
     convolved,
-    first_normalised_rows,
+    first_normalized_rows,
     first_rows,
+    layer_norm_reference,
     nine_taps,
-    normalise,
-    normalised_row,
+    normalized_row,
     plain_row,
     wide_dtype,
 )
@@ -51,10 +55,10 @@ def partial_size(channels: int) -> int:
     return (dim * dim + 2 * dim) * NUM_HEADS
 
 
-def attention_statistics(
+def attention_statistics_reference(
     query_features: Array, key_features: Array, query: Array, key: Array, norm: tuple[Array, Array] | None
 ) -> Array:
-    """Sum products and squares of queries and keys over one picture.
+    """Sum products and squares of queries and keys over one image.
 
     Args:
         query_features: Features that ask, (H, W, C) floating.
@@ -70,7 +74,7 @@ def attention_statistics(
     dim = channels // NUM_HEADS
     columns = np.argsort(head_columns(channels))
     q, k = (
-        convolve(normalise(x, *norm) if norm else x, taps)[..., columns].reshape(-1, NUM_HEADS, dim)
+        convolve_reference(layer_norm_reference(x, *norm) if norm else x, taps)[..., columns].reshape(-1, NUM_HEADS, dim)
         for x, taps in ((query_features, query), (key_features, key))
     )
     gram = np.einsum("phi,phj->ijh", q, k, optimize=True).reshape(dim * dim, NUM_HEADS)
@@ -128,12 +132,12 @@ def _accumulated(s, q, k, D: tl.constexpr):
 
 
 @jit
-def _with_row(sums, above_q, centre_q, below_q, above_k, centre_k, below_k, query, key, inside, C: tl.constexpr,
+def _with_row(sums, above_q, center_q, below_q, above_k, center_k, below_k, query, key, inside, C: tl.constexpr,
               TILE: tl.constexpr, D: tl.constexpr):  # fmt: skip
     zero = tl.zeros([TILE, C], tl.float32)
-    # A pixel outside the picture has neighbours inside it, so its sum is not zero by itself.
-    q = tl.where(inside, convolved(zero, above_q, centre_q, below_q, query), 0.0)
-    k = tl.where(inside, convolved(zero, above_k, centre_k, below_k, key), 0.0)
+    # A pixel outside the image has neighbors inside it, so its sum is not zero by itself.
+    q = tl.where(inside, convolved(zero, above_q, center_q, below_q, query), 0.0)
+    k = tl.where(inside, convolved(zero, above_k, center_k, below_k, key), 0.0)
     return _accumulated(sums, _channels_of_heads(q, TILE, D), _channels_of_heads(k, TILE, D), D)
 
 
@@ -153,27 +157,54 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
     sums = _zeros(TILE, D)
     if CROSSED:
         x_query_ptr = x_ptr + (1 - stream) * plane
-        above_q, centre_q = first_rows(x_query_ptr, y0, x0, height, width, C, C, TILE)
-        above, centre = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
+        above_q, center_q = first_rows(x_query_ptr, y0, x0, height, width, C, C, TILE)
+        above, center = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below_q = plain_row(x_query_ptr, y + 1, x0, height, width, C, C, TILE)
             below = plain_row(x_key_ptr, y + 1, x0, height, width, C, C, TILE)
             inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            sums = _with_row(sums, above_q, centre_q, below_q, above, centre, below, query, key, inside, C, TILE, D)
-            above_q, centre_q = centre_q, below_q
-            above, centre = centre, below
+            sums = _with_row(sums, above_q, center_q, below_q, above, center, below, query, key, inside, C, TILE, D)
+            above_q, center_q = center_q, below_q
+            above, center = center, below
     else:
         gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
         bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))
-        above, centre = first_normalised_rows(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, center = first_normalized_rows(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
         for r in range(ROWS):
             y = y0 + r
-            below = normalised_row(x_key_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+            below = normalized_row(x_key_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
             inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            sums = _with_row(sums, above, centre, below, above, centre, below, query, key, inside, C, TILE, D)
-            above, centre = centre, below
+            sums = _with_row(sums, above, center, below, above, center, below, query, key, inside, C, TILE, D)
+            above, center = center, below
     strip = (stream * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     base = partial_ptr + tl.cast(strip, tl.int64) * SUMS * 8 + tl.arange(0, 8)
     for n in tl.static_range(SUMS):
         tl.store(base + n * 8, tl.sum(sums[n], axis=0))
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels, crossed = arguments["C"], arguments["CROSSED"]
+    x = features(arguments, "x_ptr", channels)
+    query, key = (arguments[name].reshape(streams, 9, channels, channels) for name in ("query_ptr", "key_ptr"))
+    partial = arguments["partial_ptr"].reshape(streams, -1, partial_size(channels))
+    partial[:] = 0
+    for stream in range(streams):
+        asking = x[1 - stream if crossed else stream]
+        norm = None if crossed else layer_norm_parameters(arguments, stream)
+        sums = attention_statistics_reference(asking, x[stream], query[stream], key[stream], norm)
+        partial[stream, 0] = sums.ravel()
+
+
+SOURCE = Source(
+    "attention_statistics",
+    attention_statistics_kernel,
+    (
+        *pointers("x"),
+        *float32_pointers("gain", "bias"),
+        *pointers("query", "key"),
+        *float32_pointers("partial", written=True),
+        *SIZE,
+    ),
+    _launch_reference,
+)

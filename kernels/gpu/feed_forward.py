@@ -15,23 +15,29 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.kernels.gpu.gating import add_gated, add_gated_row
+from refusion_edge.kernels.gpu.gating import add_gated_reference, add_gated_row
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
-    convolve,
+    convolve_reference,
     convolved,
-    first_normalised_rows,
+    first_normalized_rows,
+    layer_norm_reference,
     matrix,
     nine_taps,
-    normalise,
-    normalised_row,
+    normalized_row,
 )
 
 
-def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1) -> Array:
+def feed_forward_reference(
+    x: Array, gain: Array, bias: Array, gate: Array, update: Array, project: Array, parts: int = 1
+) -> Array:
     """Transform features.
 
     Args:
@@ -46,10 +52,12 @@ def feed_forward(x: Array, gain: Array, bias: Array, gate: Array, update: Array,
     Returns:
         (H, W, C), dtype of ``x``.
     """
-    normalised, y = normalise(x, gain, bias), x
+    normalized, y = layer_norm_reference(x, gain, bias), x
     operands = (np.split(gate, parts, axis=2), np.split(update, parts, axis=2), np.split(project, parts))
     for gate_part, update_part, project_part in zip(*operands, strict=True):
-        y = add_gated(y, convolve(normalised, gate_part), convolve(normalised, update_part), project_part)
+        y = add_gated_reference(
+            y, convolve_reference(normalized, gate_part), convolve_reference(normalized, update_part), project_part
+        )
     return y
 
 
@@ -72,15 +80,40 @@ def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project
         project = matrix(project_ptr + stream * N * C + part * M * C, M, C, C)
         # What the passes before have added lies in y.
         base_ptr = x_ptr if part == 0 else y_ptr
-        above, centre = first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        above, center = first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
         for r in range(ROWS):
             y = y0 + r
-            below = normalised_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+            below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
             zero = tl.zeros([TILE, M], tl.float32)
-            gate = convolved(zero, above, centre, below, gate_taps)
-            update = convolved(zero, above, centre, below, update_taps)
+            gate = convolved(zero, above, center, below, gate_taps)
+            update = convolved(zero, above, center, below, update_taps)
             add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
-            above, centre = centre, below
+            above, center = center, below
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels = arguments["C"]
+    x, y = (features(arguments, name, channels) for name in ("x_ptr", "y_ptr"))
+    gate, update = (arguments[name].reshape(streams, 9, channels, 2 * channels) for name in ("gate_ptr", "update_ptr"))
+    project = arguments["project_ptr"].reshape(streams, 2 * channels, channels)
+    for stream in range(streams):
+        gain, bias = layer_norm_parameters(arguments, stream)
+        taps = gate[stream], update[stream]
+        y[stream] = feed_forward_reference(x[stream], gain, bias, *taps, project[stream], arguments["PARTS"])
+
+
+SOURCE = Source(
+    "feed_forward",
+    feed_forward_kernel,
+    (
+        *pointers("x"),
+        *float32_pointers("gain", "bias"),
+        *pointers("gate", "update", "project"),
+        *pointers("y", written=True),
+        *SIZE,
+    ),
+    _launch_reference,
+)

@@ -1,11 +1,11 @@
-"""Folding the network's weights into what the GPU kernels convolve with. Pure NumPy.
+"""Folding the network's weights into the operands of the GPU kernels. NumPy only.
 
 A 1x1 convolution W followed by a depthwise 3x3 convolution d is one dense 3x3 convolution, exactly, because neither has
 a bias and zero padding of the one is zero padding of the other:
 
     taps[t, c, o] = W[o, c] d[o, t]
 
-The projection behind channel attention folds into per-picture taps later (``mixing_weights``). 278 k multiply-adds per
+The projection behind channel attention folds into per-image taps later (``mixing_weights``). 278 k multiply-adds per
 pixel instead of 60 k, but they are matrix products, and no intermediate leaves the registers.
 
 Blocks of the two encoders are stacked, source a before source b, because one launch serves both.

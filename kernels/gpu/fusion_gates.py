@@ -15,15 +15,19 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.kernels.gpu.gating import add_gated, add_gated_row
+from refusion_edge.kernels.gpu.gating import add_gated_reference, add_gated_row
 from refusion_edge.kernels.gpu.language import jit, tl
-from refusion_edge.kernels.gpu.strip import convolve, convolved, first_rows, matrix, nine_taps, plain_row
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, pointers
+from refusion_edge.kernels.gpu.strip import convolve_reference, convolved, first_rows, matrix, nine_taps, plain_row
 
 
-def fusion_gate(
+def fusion_gate_reference(
     x: Array, base: Array, own: Array, other: Array, update: Array, project: Array, source: int, parts: int = 1
 ) -> Array:
     """Add the gate of one source.
@@ -47,8 +51,8 @@ def fusion_gate(
     y = base
     operands = (*(np.split(taps, parts, axis=2) for taps in (own, other, update)), np.split(project, parts))
     for own_part, other_part, update_part, project_part in zip(*operands, strict=True):
-        gate = convolve(of_source, own_part) + convolve(of_other, other_part)
-        y = add_gated(y, gate, convolve(of_source, update_part), project_part)
+        gate = convolve_reference(of_source, own_part) + convolve_reference(of_other, other_part)
+        y = add_gated_reference(y, gate, convolve_reference(of_source, update_part), project_part)
     return y
 
 
@@ -69,19 +73,35 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
         project = matrix(project_ptr + part * M * BOTH, M, BOTH, BOTH)
         # What the passes before have added lies in y.
         sum_ptr = base_ptr if part == 0 else y_ptr
-        above, centre = first_rows(source_ptr, y0, x0, height, width, C, BOTH, TILE)
-        above_other, centre_other = first_rows(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        above, center = first_rows(source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        above_other, center_other = first_rows(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
             below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
             zero = tl.zeros([TILE, M], tl.float32)
-            gate = convolved(zero, above, centre, below, own_taps)
-            gate = convolved(gate, above_other, centre_other, below_other, other_taps)
-            update = convolved(zero, above, centre, below, update_taps)
+            gate = convolved(zero, above, center, below, own_taps)
+            gate = convolved(gate, above_other, center_other, below_other, other_taps)
+            update = convolved(zero, above, center, below, update_taps)
             add_gated_row(sum_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
-            above, centre = centre, below
-            above_other, centre_other = centre_other, below_other
+            above, center = center, below
+            above_other, center_other = center_other, below_other
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()
+
+
+def _launch_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    channels = arguments["C"]
+    x, base, y = (features(arguments, name, 2 * channels)[0] for name in ("x_ptr", "base_ptr", "y_ptr"))
+    own, other, update = (arguments[name].reshape(9, channels, 4 * channels) for name in ("own_ptr", "other_ptr", "update_ptr"))
+    project = arguments["project_ptr"].reshape(4 * channels, 2 * channels)
+    y[:] = fusion_gate_reference(x, base, own, other, update, project, arguments["SOURCE"], arguments["PARTS"])
+
+
+SOURCE = Source(
+    "fusion_gate",
+    fusion_gate_kernel,
+    (*pointers("x", "base", "own", "other", "update", "project"), *pointers("y", written=True), *SIZE),
+    _launch_reference,
+)

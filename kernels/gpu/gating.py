@@ -1,9 +1,9 @@
-"""What the feed-forward and the gates of the fusion module share: ``gelu(gate) * update``, projected, added to features.
+"""Gating, shared by the feed-forward and the fusion module: ``gelu(gate) * update``, projected and added to features.
 
     y = base + P (gelu(gate) * update)
 
-with the exact gelu, and for features in half precision one within 1.8e-4 of it, which is less than the rounding of its
-product: that product is rounded to the dtype of the features before it is projected.
+The gelu is exact, except for features in half precision, where an approximation is within 1.8e-4 of it: less than the rounding
+of the product, which is rounded to the dtype of the features before it is projected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ERF = _exact_erf(_ERF_AT)
 def gelu_reference(x: Array) -> Array:
     """``x (1 + erf(x / sqrt 2)) / 2`` in the dtype of ``x``."""
     scaled = x / math.sqrt(2.0)
-    # Single precision is for whole pictures, where a call per number would take minutes.
+    # Single precision is used for whole images, where one call per number would take minutes.
     erf = _exact_erf(scaled) if x.dtype == np.float64 else np.interp(scaled, _ERF_AT, _ERF)
     activated: Array = (0.5 * x * (1.0 + erf)).astype(x.dtype)
     return activated
@@ -42,13 +42,13 @@ def tail(t):  # an array in the reference, a tensor in the kernel
     )
 
 
-def gelu_of_half(x: Array) -> Array:
-    """``gelu_reference`` as features in half precision get it: within 1.8e-4, in a third of the instructions."""
+def half_gelu_reference(x: Array) -> Array:
+    """The approximation for features in half precision: within 1.8e-4 of ``gelu_reference``, in a third of the instructions."""
     activated: Array = np.maximum(x, 0) - tail(np.minimum(np.abs(x), x.dtype.type(REACH)))
     return activated
 
 
-def add_gated(base: Array, gate: Array, update: Array, project: Array) -> Array:
+def add_gated_reference(base: Array, gate: Array, update: Array, project: Array) -> Array:
     """Add gated features.
 
     Args:
@@ -61,7 +61,7 @@ def add_gated(base: Array, gate: Array, update: Array, project: Array) -> Array:
         (H, W, C), dtype of ``base``. New memory.
     """
     wide = wide_dtype(base)
-    activated = gelu_of_half(gate) if base.dtype == np.float16 else gelu_reference(gate)
+    activated = half_gelu_reference(gate) if base.dtype == np.float16 else gelu_reference(gate)
     hidden = (activated * update).astype(base.dtype)
     y: Array = (base + hidden.astype(wide) @ project.astype(wide)).astype(base.dtype)
     return y
@@ -73,7 +73,7 @@ _tail = jit(tail)
 @jit
 def _gelu(x, dtype: tl.constexpr):
     if dtype == tl.float16:
-        # What is no number has to stay none, and the minimum below drops it.
+        # NaN must stay NaN, and the minimum below would drop it.
         return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - _tail(tl.minimum(tl.abs(x), 3.95))
     else:
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))

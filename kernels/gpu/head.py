@@ -14,16 +14,20 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
-from refusion_edge.kernels.gpu.strip import convolve, convolved, first_rows, nine_taps, plain_row
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
+from refusion_edge.kernels.gpu.strip import convolve_reference, convolved, first_rows, nine_taps, plain_row
 
 NEGATIVE_SLOPE = 0.01
 
 
-def narrow(x: Array, taps: Array) -> Array:
+def narrow_reference(x: Array, taps: Array) -> Array:
     """Halve the channels: convolution and leaky ReLU.
 
     Args:
@@ -33,11 +37,11 @@ def narrow(x: Array, taps: Array) -> Array:
     Returns:
         (H, W, C), dtype of ``x``.
     """
-    total = convolve(x, taps)
+    total = convolve_reference(x, taps)
     return np.where(total >= 0, total, NEGATIVE_SLOPE * total).astype(x.dtype)
 
 
-def to_plane(z: Array, weights: Array) -> Array:
+def to_plane_reference(z: Array, weights: Array) -> Array:
     """Make the fused plane.
 
     Args:
@@ -47,7 +51,7 @@ def to_plane(z: Array, weights: Array) -> Array:
     Returns:
         (H, W) in the wide dtype of ``z``, (0, 1).
     """
-    logits = convolve(z, weights[:, :, None])[..., 0]
+    logits = convolve_reference(z, weights[:, :, None])[..., 0]
     # The form that cannot overflow.
     small = np.exp(-np.abs(logits))
     plane: Array = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
@@ -61,16 +65,16 @@ def narrow_kernel(x_ptr, taps_ptr, z_ptr, height, width, C: tl.constexpr, TILE: 
     y0 = tl.program_id(1) * ROWS
     x = x0 + tl.arange(0, TILE)
     taps = nine_taps(taps_ptr, BOTH, C, C)
-    above, centre = first_rows(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
+    above, center = first_rows(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
     for r in range(ROWS):
         y = y0 + r
         below = plain_row(x_ptr, y + 1, x0, height, width, BOTH, BOTH, TILE)
-        total = convolved(tl.zeros([TILE, C], tl.float32), above, centre, below, taps)
+        total = convolved(tl.zeros([TILE, C], tl.float32), above, center, below, taps)
         total = tl.where(total >= 0, total, 0.01 * total)
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + tl.arange(0, C)[None, :]
         tl.store(z_ptr + offset, total.to(z_ptr.dtype.element_ty), mask=inside)
-        above, centre = centre, below
+        above, center = center, below
 
 
 @jit
@@ -88,19 +92,46 @@ def to_plane_kernel(z_ptr, weights_ptr, fused_ptr, extremes_ptr, height, width, 
     x = x0 + tl.arange(0, TILE)
     low = tl.full([TILE], float("inf"), tl.float32)
     high = tl.full([TILE], float("-inf"), tl.float32)
-    above, centre = first_rows(z_ptr, y0, x0, height, width, C, C, TILE)
+    above, center = first_rows(z_ptr, y0, x0, height, width, C, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         below = plain_row(z_ptr, y + 1, x0, height, width, C, C, TILE)
         total = _weighted(tl.zeros([TILE, C], tl.float32), above, weights_ptr, 0, C)
-        total = _weighted(total, centre, weights_ptr, 3, C)
+        total = _weighted(total, center, weights_ptr, 3, C)
         total = _weighted(total, below, weights_ptr, 6, C)
         fused = tl.sigmoid(tl.sum(total, axis=1))
         inside = (x < width) & (y + tl.zeros([TILE], tl.int32) < height)
         tl.store(fused_ptr + tl.cast(y, tl.int64) * width + x, fused, mask=inside)
         low = tl.minimum(low, tl.where(inside, fused, float("inf")))
         high = tl.maximum(high, tl.where(inside, fused, float("-inf")))
-        above, centre = centre, below
+        above, center = center, below
     strip = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(extremes_ptr + 2 * strip, tl.min(low, axis=0))
     tl.store(extremes_ptr + 2 * strip + 1, tl.max(high, axis=0))
+
+
+def _launch_narrow_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    channels = arguments["C"]
+    taps = arguments["taps_ptr"].reshape(9, 2 * channels, channels)
+    features(arguments, "z_ptr", channels)[0] = narrow_reference(features(arguments, "x_ptr", 2 * channels)[0], taps)
+
+
+def _launch_to_plane_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    channels = arguments["C"]
+    fused = features(arguments, "fused_ptr")[0]
+    fused[:] = to_plane_reference(features(arguments, "z_ptr", channels)[0], arguments["weights_ptr"].reshape(9, channels))
+    arguments["extremes_ptr"].reshape(-1, 2)[:] = fused.min(), fused.max()
+
+
+NARROW = Source(
+    "narrow",
+    narrow_kernel,
+    (*pointers("x", "taps"), *pointers("z", written=True), *SIZE),
+    _launch_narrow_reference,
+)
+TO_PLANE = Source(
+    "to_plane",
+    to_plane_kernel,
+    (*pointers("z"), *float32_pointers("weights"), *float32_pointers("fused", "extremes", written=True), *SIZE),
+    _launch_to_plane_reference,
+)

@@ -1,7 +1,7 @@
-"""The language that the GPU kernels are written in: Triton where it is installed, and a stand-in where it is not.
+"""``jit`` and ``tl`` of Triton, or placeholders where Triton is not installed.
 
-A kernel lives in one file with its plain reference. The reference must be usable on machines without Triton, so the
-files take ``jit`` and ``tl`` from here. Without Triton the decorated functions exist and cannot be launched.
+A kernel shares a file with its NumPy reference, which must also work without Triton; so these files import ``jit`` and ``tl``
+from here. Without Triton the decorated functions exist but cannot be launched.
 
 The sources keep to what Triton 3.6 and 3.9 share, in the compiler and in the interpreter: no annotation of a
 parameter but ``tl.constexpr``, no loop bound that is a tensor (the interpreter of 3.6 fails on it with NumPy 2.4), no
@@ -23,19 +23,19 @@ tl: Any = importlib.import_module("triton.language") if TRITON_INSTALLED else No
 
 
 COMPILER_OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
-"""How the kernels are compiled, ahead of time and at a launch. One stage, because with more the pipeliner copies the taps into
-shared memory anew for every row; fused multiply-adds, with which the accuracy was measured and whose default differs between
-versions of Triton."""
+"""How the kernels are compiled, ahead of time and at a launch. One stage, because with more of them the pipeliner copies the
+taps into shared memory again for every row. Fused multiply-adds, because the accuracy was measured with them and the default
+differs between versions of Triton."""
 
-# Compiled for any value, as ahead of time, and not anew for what is 1 or a multiple of 16: what is checked is what ships.
+# As ahead of time, compiled once for any value instead of again for 1 and for multiples of 16: the checks run what ships.
 _ANY_VALUE = ("height", "width", "strips")
 
 
 def is_interpreted() -> bool:
-    """Whether Triton runs kernels on the processor: by its own switch, which it reads when a kernel is imported."""
+    """Whether Triton interprets kernels on the CPU; it reads this environment variable when a kernel is imported."""
     return TRITON_INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Make a Triton kernel, or leave the function as it is where Triton is not installed."""
+    """Make a Triton kernel; without Triton, return the function unchanged."""
     return importlib.import_module("triton").jit(function, do_not_specialize=_ANY_VALUE) if TRITON_INSTALLED else function

@@ -1,4 +1,4 @@
-"""The mixing weights of channel attention, folded into one dense 3x3 convolution per picture.
+"""The mixing weights of channel attention, folded into one dense 3x3 convolution per image.
 
 From the sums of ``attention_statistics`` over all strips, per head h:
 
@@ -17,21 +17,26 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array
+from refusion_edge.cuda.program import Parameter
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import Source, float32_pointers, pointers
 from refusion_edge.network.parameters import NUM_HEADS
 
 # Below the root, what the network clamps norms to: 1e-12 squared.
 SQUARED_NORM_FLOOR = 1e-24
 
 
-def mixing_weights(sums: Array, temperature: Array, value: Array, project: Array) -> Array:
+def mixing_weights_reference(sums: Array, temperature: Array, value: Array, project: Array) -> Array:
     """Fold attention into dense taps.
 
     Args:
-        sums: Statistics of one picture, (D D + 2 D, 8).
+        sums: Statistics of one image, (D D + 2 D, 8).
         temperature: One factor per head, (8,).
         value: Value taps, (9, C, C), natural channels.
         project: Output projection, (C, C), inputs before outputs.
@@ -90,3 +95,26 @@ def mixing_weights_kernel(partial_ptr, temperature_ptr, value_ptr, project_ptr, 
         value = tl.load(value_ptr + place + output[:, None] * C + channel[None, :])
         folded = tl.dot(value, mixed, input_precision="ieee")
         tl.store(taps_ptr + place + output[:, None] * C + output[None, :], folded.to(taps_ptr.dtype.element_ty))
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels = arguments["C"]
+    partial = arguments["partial_ptr"].reshape(streams, arguments["strips"], -1, 8)
+    temperature = arguments["temperature_ptr"].reshape(streams, 8)
+    value, taps = (arguments[name].reshape(streams, 9, channels, channels) for name in ("value_ptr", "taps_ptr"))
+    project = arguments["project_ptr"].reshape(streams, channels, channels)
+    for stream in range(streams):
+        sums = partial[stream].sum(axis=0)
+        taps[stream] = mixing_weights_reference(sums, temperature[stream], value[stream], project[stream])
+
+
+SOURCE = Source(
+    "mixing_weights",
+    mixing_weights_kernel,
+    (
+        *float32_pointers("partial", "temperature", "value", "project"),
+        *pointers("taps", written=True),
+        Parameter("strips", "int32"),
+    ),
+    _launch_reference,
+)

@@ -1,4 +1,4 @@
-"""A whole frame with the plain references of the kernels, every value in memory of its own."""
+"""A whole frame with the NumPy references of the kernels; no two buffers share memory."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import Any
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.cuda.program import Argument, Plan, Tile
-from refusion_edge.kernels.gpu.catalogue import run_on_host
-from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES
+from refusion_edge.cuda.program import Argument, Schedule, Tile
+from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES, SOURCES
 
-# References do not walk strips; one strip is as good as many.
+# References do not walk strips, so one strip covers the image.
 _TILE = Tile(1 << 20, 1 << 20, 1)
 
 
-def fuse_on_host(plan: Plan, weights: Mapping[str, Array], planes: Array) -> dict[str, Array]:
+def fuse_reference(schedule: Schedule, weights: Mapping[str, Array], planes: Array) -> dict[str, Array]:
     """Fuse two luma planes.
 
     Args:
-        plan: Launches of one frame.
-        weights: Folded weights in the dtypes of the plan.
+        schedule: Launches of one frame.
+        weights: Folded weights in the dtypes of the schedule.
         planes: (2, H, W), source a before source b, [0, 1].
 
     Returns:
         ``fused``, (H, W) floating, before any stretch, and ``levels``, (H, W) uint8, after.
     """
     size_hw = planes.shape[1], planes.shape[2]
-    tiles = dict.fromkeys(plan.kernels, _TILE)
-    buffers = {name: np.zeros(buffer.elements(size_hw, tiles), buffer.dtype) for name, buffer in plan.buffers.items()}
+    tiles = dict.fromkeys(schedule.kernels, _TILE)
+    buffers = {name: np.zeros(buffer.elements(size_hw, tiles), buffer.dtype) for name, buffer in schedule.buffers.items()}
     buffers[PLANES][:] = planes.ravel()
 
     def value(argument: Argument) -> Any:
@@ -39,9 +38,9 @@ def fuse_on_host(plan: Plan, weights: Mapping[str, Array], planes: Array) -> dic
             return 1
         return buffers[argument.name] if argument.kind == "buffer" else weights[argument.name].ravel()
 
-    for launch in plan.launches:
-        kernel = plan.kernels[launch.kernel]
+    for launch in schedule.launches:
+        kernel = schedule.kernels[launch.kernel]
         pairs = zip(kernel.parameters, launch.arguments, strict=True)
         given = {parameter.name: value(argument) for parameter, argument in pairs}
-        run_on_host(kernel.source, {**given, **kernel.constants}, kernel.streams)
+        SOURCES[kernel.source].run_reference({**given, **kernel.constants}, kernel.streams)
     return {name: buffers[name].reshape(size_hw) for name in (FUSED, LEVELS)}

@@ -1,22 +1,48 @@
-"""The fusion network as a list of launches of the kernels: 25 for a frame.
+"""The fusion network as a schedule of kernel launches, 25 for a frame.
 
     planes -> stem -> 2 x encoder block (both sources in one launch) -> fusion module -> 2 x decoder block -> head -> stretch
 
-A block is four launches: statistics, mixing weights, apply, feed-forward. Every value has its own buffer here; those
-that are never alive together share memory (``refusion_edge.cuda.program.lay_out``).
+A block is four launches: statistics, mixing weights, apply, feed-forward. Every value has its own buffer here; buffers that are
+never in use at the same time share memory (``refusion_edge.cuda.program.lay_out``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Parameter, Plan, Tile, with_lifetimes
+from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Parameter, Schedule, Tile, with_lifetimes
+from refusion_edge.kernels.gpu import (
+    attention_apply,
+    attention_statistics,
+    feed_forward,
+    fusion_gates,
+    head,
+    mixing_weights,
+    stem,
+    stretch,
+)
 from refusion_edge.kernels.gpu.attention_statistics import partial_size
-from refusion_edge.kernels.gpu.catalogue import FEATURES, SOURCES
+from refusion_edge.kernels.gpu.source import FEATURES, Source
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS
 
 PLANES, FUSED, LEVELS = "planes", "fused", "levels"
 """Names of the input, (2, H, W) float32, and of the outputs, (H, W) float32 before any stretch and (H, W) uint8 after."""
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        stem.SOURCE,
+        attention_statistics.SOURCE,
+        mixing_weights.SOURCE,
+        attention_apply.SOURCE,
+        feed_forward.SOURCE,
+        fusion_gates.SOURCE,
+        head.NARROW,
+        head.TO_PLANE,
+        stretch.SOURCE,
+    )
+}
+"""Every kernel source by name."""
 
 _BOTH = 2 * DIM
 
@@ -48,7 +74,7 @@ _NARROW = ("decoder_statistics", "decoder_feed_forward", "fusion_gate_0", "fusio
 def tiles(architecture: int) -> dict[str, Tile]:
     """Choose the tile of every kernel for an architecture.
 
-    By compiled resources and the instruction counts of the kernels, not by timings on a device.
+    Chosen by the compiled resources and instruction counts of the kernels; timings on a device are still missing.
 
     Args:
         architecture: 10 times the compute capability.
@@ -73,13 +99,13 @@ def tiles(architecture: int) -> dict[str, Tile]:
     return chosen
 
 
-def make_plan(features: str = "float16") -> Plan:
+def make_schedule(features: str = "float16") -> Schedule:
     """List the launches of one frame.
 
     Args:
         features: Dtype of the features; a program for a device uses float16, tests use others.
     """
-    # Everything but the features is at least single precision; a float64 plan is float64 throughout.
+    # Everything but the features is at least single precision; a float64 schedule is float64 throughout.
     wide = "float64" if features == "float64" else "float32"
     kernels = {
         name: Kernel(
@@ -151,7 +177,7 @@ def make_plan(features: str = "float16") -> Plan:
     launch("narrow", x=x, taps="weights:head.narrow", z=z)
     launch("to_plane", z=z, weights="weights:head.plane", fused=FUSED, extremes="extremes")
     launch("stretch", fused=FUSED, extremes="extremes", levels=LEVELS, strips="to_plane")
-    return Plan(kernels, with_lifetimes(buffers, tuple(launches)), tuple(launches))
+    return Schedule(kernels, with_lifetimes(buffers, tuple(launches)), tuple(launches))
 
 
 def _typed(parameter: Parameter, features: str, wide: str) -> Parameter:

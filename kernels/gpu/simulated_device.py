@@ -1,9 +1,9 @@
-"""A device that is none: its memory is NumPy arrays, and it checks everything that is asked of it.
+"""A simulated CUDA device: memory is NumPy arrays, kernels are their references, and every request is checked.
 
-Memory starts as NaN. Using memory after its release or beyond its end, releasing it twice, naming a stream, event or
-graph that is not there, waiting while a graph is recorded, working in a thread that did not ask for it, and leaving
-anything behind are errors. What kernels do is
-not known here; ``refusion_edge.kernels.gpu.simulated_device`` knows it for the kernels of a program.
+Fresh memory holds NaN. Using memory after its release or beyond its end, releasing anything twice, naming an unknown stream,
+event or graph, waiting while a graph is recorded, working in a thread where the device is not current, and leaving anything
+allocated are errors. ``SimulatedDevice`` has memory, streams and graphs but runs no kernels; ``SimulatedProgramDevice`` runs
+those of one program, which is how ``build`` measures the accuracy of a program on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from refusion_edge.arrays import Uint8Array, bytes_of
 from refusion_edge.cuda.driver import Device, HostBuffer, out_of_memory, recorded
 from refusion_edge.cuda.program import ALIGNMENT, POINTER_TYPES, Binary, Buffer, Kernel, Program, aligned, cuda_text, unpack
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu.catalogue import run_on_host
+from refusion_edge.kernels.gpu.schedule import SOURCES
 
 # All bits set is NaN in every floating dtype.
 POISON = 0xFF
 _GAP = 1 << 16
 
 
-class HostDriver:
-    """Stands in for a GPU. Implements ``Driver``.
+class DeviceMisuseError(BackendError):
+    """A request that a real device would answer later with a crash, with wrong results, or not at all."""
+
+
+class SimulatedDevice:
+    """A simulated CUDA device without kernels. Implements ``Driver``.
 
     Attributes:
-        calls: What was asked of it, in order, without what was only recorded.
-        is_open: Whether it was not closed yet.
+        calls: The requests in order, without those that were only recorded.
+        is_open: Whether it has not been closed yet.
 
     Args:
-        device: What it pretends to be.
-        total: Bytes of memory that it pretends to have.
+        device: The device to simulate.
+        total: Bytes of memory.
     """
 
-    name = "host"
+    name = "simulated"
 
     def __init__(self, device: Device, *, total: int = 1 << 40) -> None:
         self.device = device
@@ -64,11 +68,11 @@ class HostDriver:
         self.calls.append("close")
         self.is_open = False
         if kind is None and self.held:
-            raise self.refusal("everything to be given back", self.held)
+            raise self.misuse(f"{self.held} were not released")
 
     @property
     def held(self) -> str:
-        """What was not given back yet, in words; empty if nothing."""
+        """What has not been released yet, in words; empty if nothing."""
         kinds: dict[str, Sized] = {"pointers": self._memory, "host buffers": self._hosts, "events": self._events,
                  "streams": self._streams, "graphs": self._graphs}  # fmt: skip
         return ", ".join(f"{len(kept)} {name}" for name, kept in kinds.items() if kept)
@@ -84,17 +88,17 @@ class HostDriver:
             self._threads = before
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
-        """Refuse: nothing is known of modules here."""
-        raise self.refusal("a module that this device knows", symbol)
+        """Refuse: this device has no kernels."""
+        raise self.misuse(f"the module of {symbol} is unknown")
 
     def launch_kernel(
         self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
     ) -> None:
-        """Refuse: nothing is known of kernels here."""
-        raise self.refusal("a function that was loaded", str(function))
+        """Refuse: this device has no kernels."""
+        raise self.misuse(f"the function {function} was never loaded")
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of what it pretends to have."""
+        """Free and total bytes."""
         return self.total - sum(array.nbytes for array in self._memory.values()), self.total
 
     def allocate(self, nbytes: int) -> int:
@@ -108,10 +112,10 @@ class HostDriver:
     def free(self, pointer: int) -> None:
         """Release memory."""
         self.calls.append("free")
-        self._drop(self._memory, pointer, "memory")
+        self._drop(self._memory, pointer, "the memory")
 
     def allocate_host(self, nbytes: int, *, mapped: bool) -> HostBuffer:
-        """Allocate memory of the processor, filled with NaN."""
+        """Allocate host memory, filled with NaN."""
         self.calls.append(f"host {nbytes}{' mapped' if mapped else ''}")
         array = np.full(nbytes, POISON, np.uint8)
         owner = self._new_handle()
@@ -120,11 +124,11 @@ class HostDriver:
         return buffer
 
     def free_host(self, buffer: HostBuffer) -> None:
-        """Release memory of the processor."""
+        """Release host memory."""
         self.calls.append("free host")
-        self._drop(self._hosts, buffer.owner, "a host buffer")
+        self._drop(self._hosts, buffer.owner, "the host buffer")
         if buffer.pointer:
-            self._drop(self._memory, buffer.pointer, "mapped memory")
+            self._drop(self._memory, buffer.pointer, "the mapped memory")
 
     def create_stream(self) -> int:
         """Make a stream."""
@@ -146,12 +150,12 @@ class HostDriver:
         """Copy memory into a buffer."""
         self.start("download", lambda: np.copyto(buffer.array, self.view(pointer, buffer.array.nbytes)), stream)
 
-    def synchronise(self, stream: int) -> None:
-        """Wait for nothing."""
+    def synchronize(self, stream: int) -> None:
+        """Check that waiting is allowed; work is done as soon as it is started."""
         self._check_stream(stream)
         if self._recording is not None:
-            raise self.refusal("no waiting while a graph is recorded", "synchronise")
-        self.calls.append("synchronise")
+            raise self.misuse("a stream cannot be waited for while a graph is recorded")
+        self.calls.append("synchronize")
 
     def create_event(self) -> int:
         """Make an event."""
@@ -161,12 +165,12 @@ class HostDriver:
 
     def destroy_event(self, event: int) -> None:
         """Release an event."""
-        self._drop(self._events, event, "an event")
+        self._drop(self._events, event, "the event")
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the processor's time."""
+        """Record the host's time in an event."""
         if event not in self._events:
-            raise self.refusal("an event that is there", str(event))
+            raise self.misuse(f"the event {event} does not exist")
         self.start("record", lambda: self._events.update({event: time.perf_counter()}), stream)
 
     def elapsed_ms(self, first: int, last: int) -> float:
@@ -174,7 +178,7 @@ class HostDriver:
         return (self._events[last] - self._events[first]) * 1e3
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """Record what work starts."""
+        """Record a graph, see ``Driver.capture``."""
         self._check_stream(stream)
         self.calls.append("capture")
         handle = self._new_handle()
@@ -185,7 +189,7 @@ class HostDriver:
         """Run a graph."""
         self._check_stream(stream)
         if graph not in self._graphs:
-            raise self.refusal("a graph that was recorded", str(graph))
+            raise self.misuse(f"the graph {graph} does not exist")
         self.calls.append("launch")
         for step in self._graphs[graph]:
             step()
@@ -193,10 +197,16 @@ class HostDriver:
     def destroy_graph(self, graph: Any) -> None:
         """Release a graph."""
         self.calls.append("destroy graph")
-        self._drop(self._graphs, graph, "a graph")
+        self._drop(self._graphs, graph, "the graph")
 
     def start(self, what: str, work: Callable[[], None], stream: int) -> None:
-        """Do work that is called ``what`` on a stream, now or, while a graph is recorded, when that is launched."""
+        """Do some work on a stream: at once, or, while a graph is recorded, whenever the graph is launched.
+
+        Args:
+            what: What the work is called in ``calls``.
+            work: Does it.
+            stream: Where.
+        """
         self._check_stream(stream)
         if self._recording is None:
             self.calls.append(what)
@@ -205,22 +215,22 @@ class HostDriver:
             self._recording.append(work)
 
     def view(self, pointer: int, nbytes: int) -> Uint8Array:
-        """The bytes at a pointer, which may lie inside an allocation and have to end in it."""
+        """View memory; the bytes must lie within one allocation."""
         for start, memory in self._memory.items():
             if start <= pointer and pointer + nbytes <= start + memory.size:
                 if pointer % ALIGNMENT:
-                    raise self.refusal(f"an address at a multiple of {ALIGNMENT}", hex(pointer))
+                    raise self.misuse(f"the address {pointer:#x} is not a multiple of {ALIGNMENT}")
                 return memory[pointer - start : pointer - start + nbytes]
-        raise self.refusal(f"{nbytes} bytes of allocated memory at {pointer:#x}", "fewer")
+        raise self.misuse(f"fewer than {nbytes} bytes are allocated at {pointer:#x}")
 
-    def refusal(self, expected: str, got: str) -> BackendError:
-        """What was asked for is a mistake of whoever asked."""
-        return BackendError(f"expected {expected} on {self.device.name}, got {got}; this is a bug, report it.")
+    def misuse(self, what: str) -> DeviceMisuseError:
+        """Make the error for a wrong request."""
+        return DeviceMisuseError(f"{what} on {self.device.name}; this is a bug, please report it")
 
     def _place(self, array: Uint8Array) -> int:
         pointer = self._end
         self._memory[pointer] = array
-        # Nothing lies behind an allocation, so that whoever runs over its end is seen.
+        # A gap after each allocation, so that running over its end is noticed.
         self._end += aligned(array.nbytes) + _GAP
         return pointer
 
@@ -230,13 +240,13 @@ class HostDriver:
 
     def _drop(self, kept: dict[int, Any], handle: int, what: str) -> None:
         if kept.pop(handle, None) is None:
-            raise self.refusal(f"{what} that is there, to release it", hex(handle))
+            raise self.misuse(f"{what} {handle:#x} is to be released but does not exist")
 
     def _check_stream(self, stream: int) -> None:
         if threading.get_ident() not in self._threads:
-            raise self.refusal("a thread that the device is current in", threading.current_thread().name)
+            raise self.misuse(f"no device is current in the thread {threading.current_thread().name}")
         if stream not in self._streams:
-            raise self.refusal("a stream that was made", str(stream))
+            raise self.misuse(f"the stream {stream} does not exist")
 
     def _begin(self) -> None:
         self._recording = []
@@ -246,25 +256,25 @@ class HostDriver:
         return steps
 
 
-# No driver is newer.
+# Newer than any real driver.
 _NEWEST_DRIVER = 99_990
 
 
-class HostProgram(HostDriver):
-    """Stands in for a GPU that runs one program. Implements ``Driver``.
+class SimulatedProgramDevice(SimulatedDevice):
+    """A simulated CUDA device that runs one program with its reference kernels. Implements ``Driver``.
 
     Args:
         program: The program that will run.
-        architecture: What it pretends to be.
-        driver_version: CUDA version of the driver that it pretends to have.
-        integrated: Whether it pretends to share its memory with the processor.
+        architecture: 10 times the compute capability to simulate.
+        driver_version: CUDA version of the simulated driver.
+        integrated: Whether to simulate a GPU that shares its memory with the processor.
     """
 
     def __init__(
         self, program: Program, architecture: int, *, driver_version: int = _NEWEST_DRIVER, integrated: bool = False
     ) -> None:
         capability = f"{architecture // 10}.{architecture % 10}"
-        super().__init__(Device("no device", capability, integrated, True, cuda_text(driver_version)))
+        super().__init__(Device("the simulated device", capability, integrated, True, cuda_text(driver_version)))
         self._program = program
         self._functions: dict[int, tuple[Kernel, Binary]] = {}
         self._frame = _Frame()
@@ -275,41 +285,42 @@ class HostProgram(HostDriver):
             for name, known in target.binaries.items():
                 if (known.image, known.symbol, known.shared_bytes) == (image, symbol, shared_bytes):
                     handle = len(self._functions) + 1
-                    self._functions[handle] = self._program.plan.kernels[name], known
+                    self._functions[handle] = self._program.schedule.kernels[name], known
                     return handle
-        raise self.refusal("a module of the program", symbol)
+        raise self.misuse(f"the module of {symbol} is not part of the program")
 
     def launch_kernel(
         self, function: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, arguments: bytes, stream: int
     ) -> None:
-        """Check a launch and run it with the plain reference."""
+        """Check a launch and run it with the NumPy reference."""
         kernel, binary = self._functions[function]
         if (threads, shared_bytes) != (32 * binary.tile.warps, binary.shared_bytes):
-            expected = f"{32 * binary.tile.warps} threads and {binary.shared_bytes} bytes"
-            raise self.refusal(expected, f"{threads} and {shared_bytes}")
+            compiled_for = f"{32 * binary.tile.warps} threads and {binary.shared_bytes} bytes of shared memory"
+            raise self.misuse(f"{kernel.name} was compiled for {compiled_for} and launched with {threads} and {shared_bytes}")
         self.start(f"kernel {kernel.name}", lambda: self._run(kernel, binary, grid, arguments), stream)
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Run a graph, which has to be one whole frame."""
+        """Run a graph, which must be one whole frame."""
         self._frame = _Frame()
         super().launch(graph, stream)
-        if self._frame.index != len(self._program.plan.launches):
-            raise self.refusal(f"{len(self._program.plan.launches)} launches", str(self._frame.index))
+        if self._frame.index != len(self._program.schedule.launches):
+            launches = len(self._program.schedule.launches)
+            raise self.misuse(f"a frame of {launches} launches ended after {self._frame.index}")
 
     def _run(self, kernel: Kernel, binary: Binary, grid: tuple[int, int, int], block: bytes) -> None:
-        frame, plan = self._frame, self._program.plan
-        launch = plan.launches[frame.index]
+        frame, schedule = self._frame, self._program.schedule
+        launch = schedule.launches[frame.index]
         if launch.kernel != kernel.name:
-            raise self.refusal(f"the kernel {launch.kernel} as launch {frame.index}", kernel.name)
+            raise self.misuse(f"launch {frame.index} should be {launch.kernel} but is {kernel.name}")
         try:
             values = unpack(kernel.parameters, block, binary.hidden_pointers)
         except ValueError as error:
-            raise self.refusal(f"the arguments of {kernel.name}", str(error)) from error
-        given: dict[str, Any] = dict(kernel.constants)
+            raise self.misuse(f"the arguments of {kernel.name} are malformed ({error})") from error
+        arguments: dict[str, Any] = dict(kernel.constants)
         for parameter, argument, value in zip(kernel.parameters, launch.arguments, values, strict=True):
             if argument.kind == "size":
                 self._require_equal(f"the {argument.name}", frame.sizes.setdefault(argument.name, value), value)
-            given[parameter.name] = value
+            arguments[parameter.name] = value
         size_hw = frame.sizes["height"], frame.sizes["width"]
         self._require_equal(f"the grid of {kernel.name}", kernel.launch_grid(binary.tile, size_hw), grid)
         for parameter, argument, value in zip(kernel.parameters, launch.arguments, values, strict=True):
@@ -320,13 +331,13 @@ class HostProgram(HostDriver):
                 array = self._program.weights[argument.name]
                 view = self.view(value, array.nbytes)
                 if not np.array_equal(view, bytes_of(array)):
-                    raise self.refusal(f"the weights {argument.name}", "other bytes")
-                given[parameter.name] = view.view(POINTER_TYPES[parameter.type])
+                    raise self.misuse(f"{kernel.name} received other bytes than the weights {argument.name}")
+                arguments[parameter.name] = view.view(POINTER_TYPES[parameter.type])
             elif argument.kind == "buffer":
-                view = self._buffer(plan.buffers[argument.name], value, size_hw)
-                given[parameter.name] = view.view(POINTER_TYPES[parameter.type])
-        run_on_host(kernel.source, given, kernel.streams)
-        for name in [name for name, (address, _) in frame.placed.items() if self._ends(plan.buffers[name])]:
+                view = self._buffer(schedule.buffers[argument.name], value, size_hw)
+                arguments[parameter.name] = view.view(POINTER_TYPES[parameter.type])
+        SOURCES[kernel.source].run_reference(arguments, kernel.streams)
+        for name in [name for name, (address, _) in frame.placed.items() if self._ends(schedule.buffers[name])]:
             address, size = frame.placed.pop(name)
             self.view(address, size)[:] = POISON
         frame.index += 1
@@ -343,18 +354,18 @@ class HostProgram(HostDriver):
         if buffer.name not in placed:
             for name, (start, length) in placed.items():
                 if start < address + size and address < start + length:
-                    raise self.refusal(f"memory of its own for {buffer.name}", f"that of {name}, which is alive")
+                    raise self.misuse(f"{buffer.name} overlaps {name}, which is still in use,")
             placed[buffer.name] = address, size
         self._require_equal(f"the address of {buffer.name}", placed[buffer.name][0], address)
         return self.view(address, size)
 
     def _require_equal(self, what: str, expected: object, got: object) -> None:
         if expected != got:
-            raise self.refusal(f"{expected} for {what}", str(got))
+            raise self.misuse(f"{what} should be {expected} but is {got}")
 
 
 class _Frame:
-    """How far one frame has come: the next launch, the size of the picture, and where the buffers alive now lie."""
+    """Progress of one frame: the next launch, the size of the image, and where the buffers now in use lie."""
 
     def __init__(self) -> None:
         self.index = 0

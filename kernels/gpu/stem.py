@@ -10,12 +10,16 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
-from refusion_edge.kernels.gpu.strip import convolve, pixels
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
+from refusion_edge.kernels.gpu.strip import convolve_reference, pixels
 
 
-def stem(plane: Array, weights: Array) -> Array:
+def stem_reference(plane: Array, weights: Array) -> Array:
     """Make features of one luma plane.
 
     Args:
@@ -25,7 +29,7 @@ def stem(plane: Array, weights: Array) -> Array:
     Returns:
         (H, W, C) in the wide dtype of ``plane``.
     """
-    return convolve(plane[..., None], weights[:, None, :])
+    return convolve_reference(plane[..., None], weights[:, None, :])
 
 
 @jit
@@ -49,3 +53,19 @@ def stem_kernel(planes_ptr, weights_ptr, features_ptr, height, width, C: tl.cons
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + c[None, :]
         tl.store(features_ptr + offset, total.to(features_ptr.dtype.element_ty), mask=inside)
+
+
+def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:
+    channels = arguments["C"]
+    planes, y = features(arguments, "planes_ptr"), features(arguments, "features_ptr", channels)
+    weights = arguments["weights_ptr"].reshape(streams, 9, channels)
+    for stream in range(streams):
+        y[stream] = stem_reference(planes[stream], weights[stream])
+
+
+SOURCE = Source(
+    "stem",
+    stem_kernel,
+    (*float32_pointers("planes", "weights"), *pointers("features", written=True), *SIZE),
+    _launch_reference,
+)

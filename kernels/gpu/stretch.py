@@ -1,4 +1,4 @@
-"""The fused plane to 8 bits, stretched so that its least value is 0 and its largest 255.
+"""The fused plane stretched to 8 bits: its least value becomes 0 and its largest 255.
 
 ``u = floor(255 (f - min f) / (max f - min f) + 1/2)``; a constant plane becomes 0.
 
@@ -11,13 +11,18 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.cuda.program import Parameter
 from refusion_edge.kernels.gpu.language import jit, tl
+from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
 
 
-def stretch(fused: Array, extremes: Array) -> Uint8Array:
+def stretch_reference(fused: Array, extremes: Array) -> Uint8Array:
     """Stretch a plane to 8 bits.
 
     Args:
@@ -54,3 +59,21 @@ def stretch_kernel(fused_ptr, extremes_ptr, levels_ptr, height, width, strips, T
         fused = tl.load(fused_ptr + offset, mask=inside, other=0.0)
         level = tl.floor((fused - least) / span * 255.0 + 0.5)
         tl.store(levels_ptr + offset, tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint8), mask=inside)
+
+
+def _launch_reference(arguments: Mapping[str, Any], _streams: int) -> None:
+    extremes = arguments["extremes_ptr"].reshape(arguments["strips"], 2)
+    features(arguments, "levels_ptr")[0] = stretch_reference(features(arguments, "fused_ptr")[0], extremes)
+
+
+SOURCE = Source(
+    "stretch",
+    stretch_kernel,
+    (
+        *float32_pointers("fused", "extremes"),
+        *pointers("levels", type="uint8*", written=True),
+        *SIZE,
+        Parameter("strips", "int32"),
+    ),
+    _launch_reference,
+)

@@ -1,7 +1,7 @@
-"""Walking down a strip of a picture: what the 3x3 kernels share.
+"""Walking down a strip of an image, as all 3x3 kernels do.
 
 A program owns TILE columns and ROWS rows. It keeps the last three rows, each at three shifts, as loop-carried register
-tensors of (TILE, C), so that a row is normalised three times and not nine times, and convolves them by nine small
+tensors of (TILE, C), so that a row is normalized three times and not nine times, and convolves them by nine small
 matrix products with taps that stay in shared memory, because they are loaded before the loop. A tap is a shifted load;
 no intermediate has to be exchanged between threads.
 
@@ -24,7 +24,7 @@ def wide_dtype(x: Array) -> np.dtype[np.floating]:
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
-def convolve(x: Array, taps: Array) -> Array:
+def convolve_reference(x: Array, taps: Array) -> Array:
     """Convolve with dense 3x3 taps, zero-padded: ``y[p] = sum_t x[p + t] taps[t]``.
 
     Args:
@@ -44,7 +44,7 @@ def convolve(x: Array, taps: Array) -> Array:
     return total
 
 
-def normalise(x: Array, gain: Array, bias: Array) -> Array:
+def layer_norm_reference(x: Array, gain: Array, bias: Array) -> Array:
     """Layer norm over the channels of each pixel, in the wide dtype of ``x``, rounded to the dtype of ``x``.
 
     Args:
@@ -56,15 +56,15 @@ def normalise(x: Array, gain: Array, bias: Array) -> Array:
         Restormer (Zamir et al., CVPR 2022), the layer norm with bias: population variance, 1e-5 under the root.
     """
     values = x.astype(wide_dtype(x))
-    centred = values - values.mean(axis=-1, keepdims=True)
-    variance = (centred * centred).mean(axis=-1, keepdims=True)
-    normalised: Array = (centred / np.sqrt(variance + LAYER_NORM_EPSILON) * gain + bias).astype(x.dtype)
-    return normalised
+    centered = values - values.mean(axis=-1, keepdims=True)
+    variance = (centered * centered).mean(axis=-1, keepdims=True)
+    normalized: Array = (centered / np.sqrt(variance + LAYER_NORM_EPSILON) * gain + bias).astype(x.dtype)
+    return normalized
 
 
 @jit
 def pixels(x_ptr, y, x0, height, width, dx: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
-    # TILE pixels of row y, shifted by dx, and which of them lie inside the picture; the others are zero.
+    # TILE pixels of row y, shifted by dx, and which of them lie inside the image; the others are zero.
     x = x0 + dx + tl.arange(0, TILE)
     row = y + tl.zeros([TILE], tl.int32)
     inside = ((x >= 0) & (x < width) & (row >= 0) & (row < height))[:, None]
@@ -76,9 +76,9 @@ def pixels(x_ptr, y, x0, height, width, dx: tl.constexpr, C: tl.constexpr, STRID
 @jit
 def plain_row(x_ptr, y, x0, height, width, C: tl.constexpr, STRIDE: tl.constexpr, TILE: tl.constexpr):
     left, _ = pixels(x_ptr, y, x0, height, width, -1, C, STRIDE, TILE)
-    centre, _ = pixels(x_ptr, y, x0, height, width, 0, C, STRIDE, TILE)
+    center, _ = pixels(x_ptr, y, x0, height, width, 0, C, STRIDE, TILE)
     right, _ = pixels(x_ptr, y, x0, height, width, 1, C, STRIDE, TILE)
-    return left, centre, right
+    return left, center, right
 
 
 @jit
@@ -89,15 +89,15 @@ def first_rows(x_ptr, y0, x0, height, width, C: tl.constexpr, STRIDE: tl.constex
 
 
 @jit
-def normalised_pixels(x_ptr, y, x0, height, width, gain, bias, dx: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr):
+def normalized_pixels(x_ptr, y, x0, height, width, gain, bias, dx: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr):
     values, inside = pixels(x_ptr, y, x0, height, width, dx, C, C, TILE)
     wide = values.to(tl.float32)
-    centred = wide - (tl.sum(wide, axis=1) / C)[:, None]
-    variance = tl.sum(centred * centred, axis=1) / C
-    scaled = centred * tl.rsqrt(variance + 1e-5)[:, None] * gain[None, :]
+    centered = wide - (tl.sum(wide, axis=1) / C)[:, None]
+    variance = tl.sum(centered * centered, axis=1) / C
+    scaled = centered * tl.rsqrt(variance + 1e-5)[:, None] * gain[None, :]
     # The padding is zero after the bias, not before it: the convolution pads what the norm returns.
     if C == 16:
-        # What is centred is zero out there already. With more channels a masked bias would fill the registers.
+        # What is centered is zero out there already. With more channels a masked bias would fill the registers.
         scaled += tl.where(inside, bias[None, :], 0.0)
     else:
         scaled = tl.where(inside, scaled + bias[None, :], 0.0)
@@ -105,17 +105,17 @@ def normalised_pixels(x_ptr, y, x0, height, width, gain, bias, dx: tl.constexpr,
 
 
 @jit
-def normalised_row(x_ptr, y, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
-    left = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, -1, C, TILE)
-    centre = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, 0, C, TILE)
-    right = normalised_pixels(x_ptr, y, x0, height, width, gain, bias, 1, C, TILE)
-    return left, centre, right
+def normalized_row(x_ptr, y, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
+    left = normalized_pixels(x_ptr, y, x0, height, width, gain, bias, -1, C, TILE)
+    center = normalized_pixels(x_ptr, y, x0, height, width, gain, bias, 0, C, TILE)
+    right = normalized_pixels(x_ptr, y, x0, height, width, gain, bias, 1, C, TILE)
+    return left, center, right
 
 
 @jit
-def first_normalised_rows(x_ptr, y0, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
-    above = normalised_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
-    return above, normalised_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+def first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C: tl.constexpr, TILE: tl.constexpr):
+    above = normalized_row(x_ptr, y0 - 1, x0, height, width, gain, bias, C, TILE)
+    return above, normalized_row(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
 
 
 @jit
@@ -141,12 +141,12 @@ def nine_taps(w_ptr, C: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @jit
-def convolved(total, above, centre, below, taps):
+def convolved(total, above, center, below, taps):
     # Half-precision operands go to the tensor cores; "ieee" keeps single precision what it is instead of TF32.
     for k in tl.static_range(3):
         total = tl.dot(above[k], taps[k], total, input_precision="ieee")
     for k in tl.static_range(3):
-        total = tl.dot(centre[k], taps[3 + k], total, input_precision="ieee")
+        total = tl.dot(center[k], taps[3 + k], total, input_precision="ieee")
     for k in tl.static_range(3):
         total = tl.dot(below[k], taps[6 + k], total, input_precision="ieee")
     return total

@@ -1,4 +1,4 @@
-"""The whole network from the Triton kernels, with torch for memory: for development and for checking kernels on a GPU.
+"""A whole frame with the Triton kernels and torch for memory: for developing kernels and for checking them on a GPU.
 
 Runs on a CUDA device, or on the CPU in Triton's interpreter (``TRITON_INTERPRET=1`` before the first import). Users run
 the back end ``fused``, which needs neither torch nor Triton.
@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Array
-from refusion_edge.cuda.program import Argument, Kernel, Launch, Plan, Tile
+from refusion_edge.cuda.program import Argument, Kernel, Launch, Schedule, Tile
 from refusion_edge.errors import BackendError, ShapeError
-from refusion_edge.kernels.gpu.catalogue import SOURCES
 from refusion_edge.kernels.gpu.language import COMPILER_OPTIONS, TRITON_INSTALLED, is_interpreted
-from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES
+from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, PLANES, SOURCES
 
 
 @dataclass(frozen=True, slots=True)
-class FusedPicture:
-    """What the network makes of a pair.
+class FusedImage:
+    """A fused pair.
 
     Attributes:
         plane: (H, W), the network's output, before any stretch.
@@ -37,32 +36,32 @@ class FusedPicture:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything that one picture size needs on a device.
+    """Everything that one image size needs on a device.
 
     Attributes:
-        plan: Launches of one frame.
+        schedule: Launches of one frame.
         tiles: Tile of every kernel.
         size_hw: Height and width.
-        buffers: Flat memory of every buffer of the plan, by name.
+        buffers: Flat memory of every buffer of the schedule, by name.
         weights: Folded weights, by name.
     """
 
-    plan: Plan
+    schedule: Schedule
     tiles: Mapping[str, Tile]
     size_hw: tuple[int, int]
     buffers: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
 
     def start(self, launch: Launch) -> None:
-        """Start one launch of the plan."""
-        kernel, tile = self.plan.kernels[launch.kernel], self.tiles[launch.kernel]
+        """Start one launch of the schedule."""
+        kernel, tile = self.schedule.kernels[launch.kernel], self.tiles[launch.kernel]
         function = SOURCES[kernel.source].function
         arguments = map(self._value, launch.arguments)
         function[kernel.launch_grid(tile, self.size_hw)](*arguments, **launch_options(kernel, tile))
 
     def run(self) -> None:
-        """Start all launches of the plan; the sources are those in its buffer of planes."""
-        for launch in self.plan.launches:
+        """Start all launches of the schedule; the sources are those in its buffer of planes."""
+        for launch in self.schedule.launches:
             self.start(launch)
 
     def _value(self, argument: Argument) -> Any:
@@ -75,7 +74,7 @@ class Frame:
 
 
 def prepare(
-    plan: Plan,
+    schedule: Schedule,
     weights: Mapping[str, Array],
     tiles: Mapping[str, Tile],
     size_hw: tuple[int, int],
@@ -87,62 +86,61 @@ def prepare(
     memory = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in weights.items()}
     buffers = {
         name: torch.empty(buffer.elements(size_hw, tiles), dtype=getattr(torch, buffer.dtype), device=device)
-        for name, buffer in plan.buffers.items()
+        for name, buffer in schedule.buffers.items()
     }
     for buffer in buffers.values():
         buffer.fill_(fill if buffer.is_floating_point() else 0)
-    return Frame(plan, tiles, size_hw, buffers, memory)
+    return Frame(schedule, tiles, size_hw, buffers, memory)
 
 
 def fuse(
-    plan: Plan, weights: Mapping[str, Array], tiles: Mapping[str, Tile], a: Tensor, b: Tensor, *, fill: float = 0.0
-) -> FusedPicture:
+    schedule: Schedule, weights: Mapping[str, Array], tiles: Mapping[str, Tile], a: Tensor, b: Tensor, *, fill: float = 0.0
+) -> FusedImage:
     """Fuse two luma planes with the Triton kernels.
 
     Args:
-        plan: Launches of one frame.
-        weights: Folded weights in the dtypes of the plan.
+        schedule: Launches of one frame.
+        weights: Folded weights in the dtypes of the schedule.
         tiles: Tile of every kernel.
         a: Source a, (1, 1, H, W) float32, contiguous, [0, 1].
         b: Source b, same shape and device.
-        fill: What fresh buffers hold; NaN in tests, so that a value that nobody wrote is seen.
+        fill: Initial value of the buffers; NaN in tests, so that reading an unwritten value is noticed.
 
     Raises:
         ShapeError: Shape, dtype or memory layout does not fit.
         BackendError: Triton is not installed.
     """
     if not TRITON_INSTALLED:
-        raise BackendError("expected Triton for its kernels, got none; run: pip install 'refusion-edge[triton]'.")
+        raise BackendError("Triton is not installed; run: pip install 'refusion-edge[triton]'")
     for name, plane in (("a", a), ("b", b)):
         _check(name, plane, a)
     size_hw = a.shape[2], a.shape[3]
-    frame = prepare(plan, weights, tiles, size_hw, a.device, fill=fill)
+    frame = prepare(schedule, weights, tiles, size_hw, a.device, fill=fill)
     frame.buffers[PLANES].copy_(torch.cat((a.flatten(), b.flatten())))
     # Triton launches on the current device, whatever its arguments lie on.
     with torch.cuda.device_of(a):
         frame.run()
-    return FusedPicture(frame.buffers[FUSED].reshape(size_hw), frame.buffers[LEVELS].reshape(size_hw))
+    return FusedImage(frame.buffers[FUSED].reshape(size_hw), frame.buffers[LEVELS].reshape(size_hw))
 
 
 def launch_options(kernel: Kernel, tile: Tile) -> dict[str, Any]:
-    """What Triton takes beside the arguments: compile-time constants, warps, and how it compiles."""
+    """Options of a launch: compile-time constants, warps, and compiler options."""
     return {**kernel.constants_for(tile), "num_warps": tile.warps, **COMPILER_OPTIONS}
 
 
 def _check(name: str, plane: Tensor, other: Tensor) -> None:
     if plane.dim() != 4 or plane.shape[:2] != (1, 1):
         raise ShapeError(
-            f"expected source {name} as (1, 1, H, W), one pair at a time, got {tuple(plane.shape)}; fuse the pairs of a batch "
-            "one after the other."
+            f"source {name} has the shape {tuple(plane.shape)} instead of (1, 1, H, W); fuse the pairs of a batch one by one"
         )
     if plane.dtype != torch.float32:
-        raise ShapeError(f"expected source {name} as float32, got {plane.dtype}; convert it with .float().")
+        raise ShapeError(f"source {name} is {plane.dtype} instead of float32; convert it with .float()")
     if not plane.is_contiguous():
-        raise ShapeError(f"expected source {name} contiguous in memory, got strides {plane.stride()}; call .contiguous().")
+        raise ShapeError(f"source {name} is not contiguous in memory (strides {plane.stride()}); call .contiguous()")
     if not (plane.is_cuda or is_interpreted()):
-        raise ShapeError(f"expected source {name} on a CUDA device, got it on {plane.device}; move it with .cuda().")
+        raise ShapeError(f"source {name} is on {plane.device} and not on a CUDA device; move it with .cuda()")
     if plane.shape != other.shape or plane.device != other.device:
         raise ShapeError(
-            f"expected both sources of one size on one device, got {tuple(other.shape)} on {other.device} and "
-            f"{tuple(plane.shape)} on {plane.device}; align the pictures or move one."
+            f"the sources are {tuple(other.shape)} on {other.device} and {tuple(plane.shape)} on {plane.device}; bring them to "
+            "one size on one device"
         )

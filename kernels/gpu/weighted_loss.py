@@ -27,7 +27,7 @@ intensity they are a symmetric 2x2 matrix of each pixel: ``ff = 2 (w^2 + (1-w)^2
 A third derivative is refused.
 
 Layout: everything (B, 1, H, W), contiguous, one dtype. A program of the kernels owns a row of TILE pixels and reads a
-window of 5x5 around each, because S* h at a pixel needs Sf at its neighbours.
+window of 5x5 around each, because S* h at a pixel needs Sf at its neighbors.
 
 Source:
     ReFusion's fusion loss (IJCV 2024) and TDFusion's signed gradient term, as ``refusion_edge.train.losses`` defines
@@ -101,12 +101,12 @@ def weighted_loss(
         BackendError: Triton is asked for and not installed.
     """
     for what, got, known in (
-        ("a gradient term", term, _TERMS),
-        ("an intensity term", norm, _NORMS),
-        ("an engine", engine, _ENGINES),
+        ("gradient term", term, _TERMS),
+        ("intensity term", norm, _NORMS),
+        ("engine", engine, _ENGINES),
     ):
         if got not in known:
-            raise UsageError(f"expected {what} out of {', '.join(known)}, got '{got}'.")
+            raise UsageError(f"there is no {what} '{got}' for the fusion loss; choose one of {', '.join(known)}")
     _check_planes(fused, a, b)
     for name, weight in (("intensity", intensity), ("gradient", gradient)):
         _check_weights(name, weight, fused)
@@ -120,41 +120,40 @@ def weighted_loss(
 
 def _check_planes(fused: Tensor, a: Tensor, b: Tensor) -> None:
     if fused.dim() != 4 or fused.shape[1] != 1 or not fused.numel():
-        raise ShapeError(f"expected planes of (B, 1, H, W), got {tuple(fused.shape)}; add the missing dimensions.")
+        raise ShapeError(f"the loss takes planes of shape (B, 1, H, W), not {tuple(fused.shape)}; reshape them")
     if not fused.is_floating_point():
-        raise ShapeError(f"expected floating planes in [0, 1], got {fused.dtype}; convert them with .float().")
+        raise ShapeError(f"the loss takes floating-point planes in [0, 1], not {fused.dtype}; convert them")
     for name, tensor in (("source a", a), ("source b", b)):
         if tensor.shape != fused.shape or tensor.dtype != fused.dtype or tensor.device != fused.device:
             raise ShapeError(
-                f"expected {name} like the fused plane ({tuple(fused.shape)} {fused.dtype} on {fused.device}), got "
-                f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; convert one of them."
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device} but the fused plane is "
+                f"{tuple(fused.shape)} {fused.dtype} on {fused.device}; convert one of them"
             )
         if tensor.requires_grad:
-            raise UsageError(f"expected {name} to be a constant, got one that requires a gradient; detach it.")
+            raise UsageError(f"the loss has no gradient with respect to {name}, which requires one; detach it")
 
 
 def _check_weights(name: str, weight: Tensor, fused: Tensor) -> None:
     if weight.device != fused.device:
         raise ShapeError(
-            f"expected the weights of the {name} on {fused.device} like the fused plane, got them on {weight.device}; move "
-            "them."
+            f"the {name} weights are on {weight.device} but the fused plane is on {fused.device}; move one of them"
         )
     sides = zip(reversed(weight.shape), reversed(fused.shape), strict=False)
     if weight.dim() > fused.dim() or any(side not in (1, whole) for side, whole in sides):
         raise ShapeError(
-            f"expected weights of the {name} that spread over the fused plane {tuple(fused.shape)}, got {tuple(weight.shape)}; "
-            "compute them from its sources."
+            f"the {name} weights {tuple(weight.shape)} do not broadcast to the fused plane {tuple(fused.shape)}; compute them "
+            "from the same sources"
         )
 
 
 def _require_kernels(fused: Tensor) -> None:
     if not TRITON_INSTALLED:
-        raise BackendError("expected Triton for the loss kernel, got none; run: pip install 'refusion-edge[triton]'.")
+        raise BackendError("the loss kernel needs Triton, which is not installed; run: pip install 'refusion-edge[triton]'")
     if not (fused.is_cuda or is_interpreted()):
-        raise ShapeError(f"expected planes on a CUDA device for the loss kernel, got them on {fused.device}; move them.")
+        raise ShapeError(f"the loss kernel takes planes on a CUDA device, not on {fused.device}; move them")
     # Squares of small differences, and sums of them over all pixels, are not for half precision.
     if fused.dtype not in (torch.float32, torch.float64):
-        raise ShapeError(f"expected planes of float32 for the loss kernel, got {fused.dtype}; convert them with .float().")
+        raise ShapeError(f"the loss kernel takes float32 planes, not {fused.dtype}; convert them with .float()")
 
 
 class _Loss(torch.autograd.Function):
@@ -230,8 +229,8 @@ class _SecondOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         raise TrainingError(
-            "expected at most two derivatives of the fusion loss, got a third; use the engine 'reference', which torch "
-            "differentiates any number of times."
+            "the closed forms of the fusion loss stop at the second derivative; use the engine 'reference', which torch "
+            "differentiates any number of times"
         )
 
 
@@ -407,7 +406,7 @@ def _gradient_term(f_ptr, v_ptr, a_ptr, b_ptr, y, x, height, width, TERM: tl.con
 
 @jit
 def _transposed(total, h_x, h_y, y, x, height, width, DY: tl.constexpr, DX: tl.constexpr):
-    # The response at a neighbour holds this pixel with the weight of the opposite direction.
+    # The response at a neighbor holds this pixel with the weight of the opposite direction.
     inside = (x >= 0) & (x < width) & (y + tl.zeros_like(x) >= 0) & (y + tl.zeros_like(x) < height)
     weight_x: tl.constexpr = -DX * (2 - DY * DY)
     weight_y: tl.constexpr = -DY * (2 - DX * DX)

@@ -1,8 +1,8 @@
-"""Our GPU kernels from a program file, through the CUDA driver: no torch, no Triton, no TensorRT on the device.
+"""Our GPU kernels from a program file, through the CUDA driver: the device needs neither torch nor Triton nor TensorRT.
 
-For each picture size there is one allocation for everything between input and output, and one CUDA graph with all
-launches, so that a frame is one call. On an integrated GPU (Jetson) input and output are page-locked memory that the
-kernels read and write in place; on others the graph copies them.
+Each image size has one allocation for everything between input and output and one CUDA graph of all launches, so that a frame
+is one call. On an integrated GPU (Jetson), input and output are page-locked memory that the kernels read and write in place;
+on other GPUs the graph copies them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VISIBLE = {
 
 
 def probe() -> Status:
-    """Report whether a layer over the CUDA driver and a device are there; the driver is loaded only if the layer is."""
+    """Report whether a layer over the CUDA driver is installed and finds a device."""
     layer = cuda.installed()
     if layer is None:
         return Status(usable=False, reason="neither pycuda nor cuda-bindings is installed", fix=cuda.FIX)
@@ -46,7 +46,7 @@ def probe() -> Status:
 
 
 def probe_build() -> Status:
-    """Report whether programs can be compiled here, which needs Triton and no device."""
+    """Report whether programs can be compiled here; that takes Triton but no device."""
     if not is_installed("triton"):
         return Status(usable=False, reason="Triton is not installed", fix="pip install 'refusion-edge[triton]'")
     return Status(usable=True, reason=f"Triton {importlib.metadata.version('triton')}")
@@ -56,22 +56,21 @@ def choose_target(program: Program, device: Device) -> Target:
     """Choose the kernels for a device, see ``refusion_edge.machine.choose_architecture``.
 
     Raises:
-        BackendError: There are none, or the driver is too old for them.
+        BackendError: The program has none, or the driver is too old for them.
     """
     here = device.architecture
     chosen = choose_architecture(program.targets, here)
     if chosen is None:
-        known = ", ".join(f"sm_{one}" for one in sorted(program.targets))
+        known = ", ".join(f"sm_{architecture}" for architecture in sorted(program.targets))
         raise BackendError(
-            f"expected kernels for this device ({device.name}, sm_{here}) in the program, got {known}; build it with "
-            f"'refusion-edge build --backend fused --arch sm_{here}'."
+            f"the program has kernels for {known} but none for this device ({device.name}, sm_{here}); build it with "
+            f"'refusion-edge build --backend fused --arch sm_{here}'"
         )
     target = program.targets[chosen]
     if device.driver_version < target.driver_version:
         raise BackendError(
-            f"expected a driver for CUDA {cuda_text(target.driver_version)} or newer for these kernels, got one for "
-            f"{device.driver}; update the driver (on Jetson: JetPack), or build with an older "
-            "version of Triton."
+            f"these kernels need a driver for CUDA {cuda_text(target.driver_version)} or newer, but this one is for "
+            f"{device.driver}; update the driver (on Jetson: JetPack) or build with an older version of Triton"
         )
     return target
 
@@ -83,7 +82,7 @@ def open_engine(engine: Engine, _options: RunOptions) -> FusedBackend:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """What belongs to one picture size.
+    """Memory and graph of one image size.
 
     Attributes:
         size_hw: Height and width.
@@ -101,16 +100,16 @@ class FusedBackend(StagesOnDevice):
 
     Attributes:
         device: The device.
-        levels_range: Range of the levels that its last kernel makes.
+        levels_range: Range of the uint8 output of its last kernel.
 
     Args:
         data: Bytes of a program file.
         name: What to call it in messages.
-        driver: The device, or None for the first CUDA device. It is closed with the back end.
+        driver: The device, or None for the first CUDA device; closed together with the back end.
 
     Raises:
         BundleError: The program file is damaged.
-        BackendError: There is no device that it fits, or its kernels do not give what they should there.
+        BackendError: There is no device, it has no kernels for it, or they fail the self-test there.
     """
 
     name = "fused"
@@ -119,7 +118,7 @@ class FusedBackend(StagesOnDevice):
     def __init__(self, data: bytes, name: str = "the program file", driver: Driver | None = None) -> None:
         self._program = parse_program(data, name)
         _check_visible(self._program, name)
-        # What is entered last is released first: graph and buffers of the size in use, weights, stream, device.
+        # Released in reverse order: graph and buffers of the size in use, weights, stream, device.
         with contextlib.ExitStack() as owned:
             self._driver = owned.enter_context(driver or cuda.open_driver())
             self.device = self._driver.device
@@ -169,14 +168,14 @@ class FusedBackend(StagesOnDevice):
         planes = frame.visible[_INPUT].array.view(np.float32).reshape(2, *size_hw)
         planes[0], planes[1] = a[0, 0], b[0, 0]
         self._driver.launch(frame.graph, self._stream)
-        self._driver.synchronise(self._stream)
+        self._driver.synchronize(self._stream)
         return frame
 
     def _prepare(self, size_hw: tuple[int, int]) -> _Frame:
-        """Give back what the last size used, then allocate and record what this one needs."""
+        """Release the memory and graph of the last size, then allocate and record those of this one."""
         self._frame = None
         self._sized.close()
-        tiles, buffers, driver = self._target.tiles, self._program.plan.buffers, self._driver
+        tiles, buffers, driver = self._target.tiles, self._program.schedule.buffers, self._driver
         scratch = lay_out(buffers.values(), size_hw, tiles)
         sizes = {name: buffers[name].bytes(size_hw, tiles) for name in _VISIBLE}
         in_place = self.device.is_zero_copy
@@ -198,13 +197,13 @@ class FusedBackend(StagesOnDevice):
         return self._frame
 
     def _start(self, size_hw: tuple[int, int], addresses: dict[str, int], visible: dict[str, HostBuffer]) -> None:
-        driver, stream, plan = self._driver, self._stream, self._program.plan
+        driver, stream, schedule = self._driver, self._stream, self._program.schedule
         if not self.device.is_zero_copy:
             with self._timer.stage("h2d"):
                 driver.upload(addresses[_INPUT], visible[_INPUT], stream)
         with self._timer.stage("infer"):
-            for launch in plan.launches:
-                kernel, binary = plan.kernels[launch.kernel], self._target.binaries[launch.kernel]
+            for launch in schedule.launches:
+                kernel, binary = schedule.kernels[launch.kernel], self._target.binaries[launch.kernel]
                 arguments = pack(kernel.parameters, self._values(launch, size_hw, addresses), binary.hidden_pointers)
                 grid, threads = kernel.launch_grid(binary.tile, size_hw), 32 * binary.tile.warps
                 driver.launch_kernel(self._functions[launch.kernel], grid, threads, binary.shared_bytes, arguments, stream)
@@ -226,7 +225,7 @@ class FusedBackend(StagesOnDevice):
         return values
 
     def _upload_weights(self, owned: contextlib.ExitStack) -> dict[str, int]:
-        """Copy all weights into one allocation and return where each lies."""
+        """Copy all weights into one allocation and return their addresses."""
         arrays, driver = self._program.weights, self._driver
         staging = driver.allocate_host(sum(aligned(array.nbytes) for array in arrays.values()), mapped=False)
         try:
@@ -238,21 +237,21 @@ class FusedBackend(StagesOnDevice):
                 staging.array[offset - start : offset - start + array.nbytes] = bytes_of(array)
                 offset += aligned(array.nbytes)
             driver.upload(start, staging, self._stream)
-            driver.synchronise(self._stream)
+            driver.synchronize(self._stream)
         finally:
             driver.free_host(staging)
         return addresses
 
     def _test_itself(self) -> None:
-        """Fuse the pictures of the file and compare: a kernel that is wrong on this very device is found here."""
+        """Fuse the images of the self-test and compare, which finds kernels that compute wrongly on this very device."""
         test = self._program.self_test
         fused = self.fuse(test.planes[:1, None], test.planes[1:, None])[0, 0]
         error = float(np.abs(fused - test.fused).max())
-        # Not the other way round: nothing is larger than NaN.
+        # Not "error > tolerance", which is false for NaN.
         if not error <= test.tolerance:
             raise BackendError(
-                f"expected the kernels to be within {test.tolerance:g} of the reference on {self.device.name} "
-                f"(sm_{self.device.architecture}), got {error:g}; use another back end and report this."
+                f"the kernels are off by {error:g} on {self.device.name} (sm_{self.device.architecture}), more than the "
+                f"{test.tolerance:g} allowed; use another back end and report this"
             )
 
 
@@ -260,23 +259,23 @@ def _check_visible(program: Program, name: str) -> None:
     def facts(buffer: Buffer) -> tuple[str, str, int]:
         return buffer.role, buffer.dtype, buffer.per_pixel
 
-    found = {key: facts(buffer) for key, buffer in program.plan.buffers.items() if buffer.role != "scratch"}
-    extents = [buffer.per_strip + buffer.fixed for buffer in program.plan.buffers.values() if buffer.role != "scratch"]
+    found = {key: facts(buffer) for key, buffer in program.schedule.buffers.items() if buffer.role != "scratch"}
+    extents = [buffer.per_strip + buffer.fixed for buffer in program.schedule.buffers.values() if buffer.role != "scratch"]
     if found != _VISIBLE or any(extents):
-        raise BundleError(f"expected the input planes and the outputs fused and levels in {name}, got others; build it again.")
+        raise BundleError(f"{name} has other inputs and outputs than planes, fused and levels; build it again")
 
 
 def _checked_size(a: Float32Array, b: Float32Array) -> tuple[int, int]:
     for name, plane in (("a", a), ("b", b)):
         if plane.ndim != 4 or plane.shape[:2] != (1, 1) or plane.dtype != np.float32:
             raise ShapeError(
-                f"expected source {name} as (1, 1, H, W) float32, one pair at a time, got {plane.shape} {plane.dtype}; convert "
-                "it, or fuse the pairs of a batch one after the other."
+                f"source {name} is {plane.shape} {plane.dtype} instead of (1, 1, H, W) float32; convert it, or fuse the pairs "
+                "of a batch one after the other"
             )
     height, width = a.shape[2:]
     if a.shape != b.shape or not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
         raise ShapeError(
-            f"expected two planes of one size, {MIN_SIDE} to {MAX_SIDE} pixels a side, got {a.shape[2:]} and {b.shape[2:]}; "
-            "align or resize them first."
+            f"the sources are {a.shape[2:]} and {b.shape[2:]} but must have one size, {MIN_SIDE} to {MAX_SIDE} pixels a side; "
+            "align or resize them first"
         )
     return height, width

@@ -214,7 +214,7 @@ def measure_device_limits(driver: Driver) -> DeviceLimits | None:
         rounds = _FIRST_ROUNDS
         while (matrix_ms := best_ms(functools.partial(multiply, rounds))) < _DEVICE_MIN_MS and rounds < _MOST_ROUNDS:
             rounds *= 2
-        driver.synchronise(stream)
+        driver.synchronize(stream)
     flops = _MATRIX_BLOCKS * (_THREADS // 32) * _CHAINS * rounds * _PRODUCT_FLOPS
     return DeviceLimits(driver.device.name, flops / matrix_ms / 1e6, 2 * _DEVICE_COPY_BYTES / copy_ms / 1e6)
 

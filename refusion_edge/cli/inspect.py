@@ -65,8 +65,8 @@ def _program(path: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "program": str(path),
         **program.model,
-        "launches": len(program.plan.launches),
-        "kernels": len(program.plan.kernels),
+        "launches": len(program.schedule.launches),
+        "kernels": len(program.schedule.kernels),
         "targets": {
             f"sm_{architecture}": f"driver for CUDA {cuda_text(target.driver_version)} or newer"
             for architecture, target in program.targets.items()

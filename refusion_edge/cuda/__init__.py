@@ -1,4 +1,4 @@
-"""The CUDA driver, as far as running engines and kernels needs it, through pycuda or cuda-bindings, whichever is installed.
+"""The part of the CUDA driver that running engines and kernels needs, through pycuda or cuda-bindings.
 
 Belongs here: devices, modules, memory, streams, events, graphs. Does not belong here: what runs on them.
 """
@@ -22,23 +22,23 @@ _NO_DEVICE = 100
 _MAJOR, _MINOR = 75, 76
 
 FIX = "pip install 'refusion-edge[fused]'"
-"""What installs a layer over the driver; pycuda, which has no wheels, takes its place where it is there."""
+"""Installs cuda-bindings; pycuda, which has no wheels, is preferred where it is installed."""
 
 
 def problem() -> str | None:
-    """Say why no CUDA device can be used here, or None if one can."""
+    """The reason why no CUDA device can be used here, or None if one can."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "there is no NVIDIA driver here (libcuda.so.1 cannot be loaded)"
+        return "there is no NVIDIA driver (libcuda.so.1 cannot be loaded)"
     code = library.cuInit(0)
     if code == _NO_DEVICE:
-        return "the NVIDIA driver finds no device here"
-    return f"the NVIDIA driver does not start here (cuInit gives {code})" if code else None
+        return "the NVIDIA driver finds no device"
+    return f"the NVIDIA driver does not start (cuInit returns {code})" if code else None
 
 
 def compute_capability() -> str | None:
-    """Compute capability of the first device, such as ``8.7``, or None if there is none; makes no context on it."""
+    """Compute capability of the first device, such as ``8.7``, or None without a device; creates no context."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -55,12 +55,12 @@ def compute_capability() -> str | None:
 
 
 def layers() -> tuple[str, ...]:
-    """Names of the driver layers that are installed, the preferred one first, without importing them."""
+    """Names of the installed driver layers, the preferred one first; imports none of them."""
     return tuple(name for name, module, _ in _LAYERS if _is_installed(module))
 
 
 def installed() -> str | None:
-    """Name of the first driver layer that is installed, without importing it."""
+    """Name of the preferred driver layer, or None if none is installed; does not import it."""
     return next(iter(layers()), None)
 
 
@@ -74,17 +74,16 @@ def open_driver(name: str | None = None) -> Driver:
         BackendError: There is no device, or no such layer.
     """
     if trouble := problem():
-        raise BackendError(f"expected a CUDA device, got none: {trouble}; run 'refusion-edge doctor' for what can be used.")
+        raise BackendError(f"no CUDA device can be used: {trouble}; run 'refusion-edge doctor' to see what can")
     for candidate, module, home in _LAYERS:
         if name in (None, candidate) and _is_installed(module):
             file, _, implementation = home.partition(":")
             opened: Driver = getattr(importlib.import_module(file), implementation)()
             return opened
-    raise BackendError(
-        f"expected {name or 'pycuda or cuda-bindings'} to reach the CUDA driver, got neither installed; run: {FIX}."
-    )
+    missing = f"{name} is not installed" if name else "neither pycuda nor cuda-bindings is installed"
+    raise BackendError(f"{missing}, and nothing else reaches the CUDA driver; run: {FIX}")
 
 
 def _is_installed(module: str) -> bool:
-    # The parent of a dotted name is imported by looking for it, and may be missing itself.
+    # Looking for a dotted name imports its parent, which may be missing itself.
     return is_installed(module.partition(".")[0]) and is_installed(module)

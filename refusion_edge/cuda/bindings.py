@@ -45,7 +45,7 @@ class BindingsDriver:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Let the calling thread use the device, see ``Driver.current``."""
+        """Make the device current in the calling thread, see ``Driver.current``."""
         if threading.get_ident() == self._thread:
             yield
             return
@@ -108,7 +108,7 @@ class BindingsDriver:
         _call(cu.cuMemFreeHost, buffer.owner)
 
     def create_stream(self) -> int:
-        """Make a stream."""
+        """Create a stream."""
         return int(_call(cu.cuStreamCreate, cu.CUstream_flags.CU_STREAM_NON_BLOCKING.value))
 
     def destroy_stream(self, stream: int) -> None:
@@ -116,19 +116,19 @@ class BindingsDriver:
         _call(cu.cuStreamDestroy, stream)
 
     def upload(self, pointer: int, buffer: HostBuffer, stream: int) -> None:
-        """Start to copy a buffer to the device."""
+        """Start copying a buffer to the device."""
         _call(cu.cuMemcpyHtoDAsync, pointer, buffer.owner, buffer.array.nbytes, stream)
 
     def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
-        """Start to copy from the device into a buffer."""
+        """Start copying from the device into a buffer."""
         _call(cu.cuMemcpyDtoHAsync, buffer.owner, pointer, buffer.array.nbytes, stream)
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         """Wait for a stream."""
         _call(cu.cuStreamSynchronize, stream)
 
     def create_event(self) -> int:
-        """Make an event."""
+        """Create an event."""
         return int(_call(cu.cuEventCreate, cu.CUevent_flags.CU_EVENT_DEFAULT.value))
 
     def destroy_event(self, event: int) -> None:
@@ -136,7 +136,7 @@ class BindingsDriver:
         _call(cu.cuEventDestroy, event)
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time, see ``Driver.record``."""
+        """Record the time, see ``Driver.record``."""
         if self._is_capturing:
             # Without the flag, an event in a graph only orders; outside of a graph, the flag is refused.
             _call(cu.cuEventRecordWithFlags, event, stream, cu.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL.value)
@@ -201,4 +201,4 @@ def _call(function: Any, *arguments: Any) -> Any:
 
 def _check(code: Any, what: str) -> None:
     if code != cu.CUresult.CUDA_SUCCESS:
-        raise BackendError(f"expected {what} to succeed, got {code.name} from the CUDA driver; see 'refusion-edge doctor'.")
+        raise BackendError(f"the CUDA driver failed in {what} with {code.name}; see 'refusion-edge doctor'")

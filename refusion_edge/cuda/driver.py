@@ -1,4 +1,4 @@
-"""What a layer over the CUDA driver offers: one device, one thread at a time, modules, memory, streams, events, graphs."""
+"""The interface of a layer over the CUDA driver: one device, its modules, memory, streams, events and graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 SHARED_BYTES_WITHOUT_ASKING = 48 * 1024
-"""More dynamic shared memory than this has to be asked for, function by function."""
+"""More dynamic shared memory than this must be requested for each function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Device:
     Attributes:
         name: Its name.
         compute_capability: Such as ``8.7``.
-        integrated: Whether it shares its memory with the processor, as on a Jetson.
-        maps_host_memory: Whether it can read and write the processor's memory in place.
-        driver: Version of CUDA that the driver knows, such as ``13.0``.
+        integrated: Whether it shares its memory with the CPU, as on a Jetson.
+        maps_host_memory: Whether it can read and write host memory in place.
+        driver: CUDA version of the driver, such as ``13.0``.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Device:
 
     @property
     def driver_version(self) -> int:
-        """Version of CUDA that the driver knows, as it reports it: 12060 for 12.6."""
+        """CUDA version of the driver, as it reports it: 12060 for 12.6."""
         major, _, minor = self.driver.partition(".")
         return 1000 * int(major) + 10 * int(minor)
 
@@ -63,12 +63,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class HostBuffer:
-    """Page-locked memory of the processor, which the device reaches without a detour.
+    """Page-locked host memory, which the device can access directly.
 
     Attributes:
         array: The memory, uint8, (nbytes,).
-        pointer: Where the device sees it, or 0 if it does not.
-        owner: What the layer needs to release it.
+        pointer: Its address on the device, or 0 if it is not mapped.
+        owner: A handle with which the layer releases it.
     """
 
     array: Uint8Array
@@ -79,10 +79,10 @@ class HostBuffer:
 class Driver(Protocol):
     """One device. Use it as a context manager; one instance, one thread at a time.
 
-    It is open in the thread that made it. Other threads may use it within ``current``, and do not close it.
+    It is open in the thread that created it. Other threads may use it within ``current`` but must not close it.
 
-    Pointers, streams, functions and events are plain integers. Modules are unloaded with the driver; everything else is
-    released by whoever made it.
+    Pointers, streams, functions and events are plain integers. Modules are unloaded with the driver; everything else must be
+    released by the caller.
 
     Raises from every method: BackendError, if the driver reports an error.
     """
@@ -95,7 +95,7 @@ class Driver(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def current(self) -> contextlib.AbstractContextManager[None]:
-        """Let the calling thread use the device, as the thread that made it always can."""
+        """Make the device current in the calling thread; in the thread that created the driver it always is."""
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
         """Load a module and return one of its functions.
@@ -121,7 +121,7 @@ class Driver(Protocol):
         """
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory that are free, and all of them."""
+        """Free and total bytes of device memory."""
 
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, aligned to 256 bytes."""
@@ -133,37 +133,37 @@ class Driver(Protocol):
         """Allocate page-locked memory; ``mapped`` makes it visible to the device."""
 
     def free_host(self, buffer: HostBuffer) -> None:
-        """Release page-locked memory; nobody may touch its array any more."""
+        """Release page-locked memory; its array must not be used afterwards."""
 
     def create_stream(self) -> int:
-        """Make a stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
 
     def destroy_stream(self, stream: int) -> None:
         """Release a stream."""
 
     def upload(self, pointer: int, buffer: HostBuffer, stream: int) -> None:
-        """Start to copy a buffer to the device."""
+        """Start copying a buffer to the device."""
 
     def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
-        """Start to copy from the device into a buffer."""
+        """Start copying from the device into a buffer."""
 
-    def synchronise(self, stream: int) -> None:
-        """Wait until everything that was started on a stream is done."""
+    def synchronize(self, stream: int) -> None:
+        """Wait until all work on a stream is done."""
 
     def create_event(self) -> int:
-        """Make an event that keeps the time."""
+        """Create an event that records a time."""
 
     def destroy_event(self, event: int) -> None:
         """Release an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time when the device comes to it; recorded into a graph, in every run of the graph."""
+        """Record the time when the device reaches this point of the stream; within a graph, in every run of the graph."""
 
     def elapsed_ms(self, first: int, last: int) -> float:
         """Wait for the later of two recorded events and return the milliseconds between them."""
 
     def capture(self, stream: int, work: Callable[[], None]) -> Any:
-        """Record what ``work`` starts on a stream, without running it, and return the graph."""
+        """Record the work that ``work`` starts on a stream, without running it, and return the graph."""
 
     def launch(self, graph: Any, stream: int) -> None:
         """Start a recorded graph."""
@@ -182,7 +182,7 @@ _Engine = TypeVar("_Engine", bound=_OnDriver)
 def on_its_device(
     method: Callable[Concatenate[_Engine, _P], _T],
 ) -> Callable[Concatenate[_Engine, _P], _T]:
-    """Make the device of an engine's driver current during a method, so that any thread may call it."""
+    """Make the device of an engine current during a method, so that any thread may call it."""
 
     @functools.wraps(method)
     def run(engine: _Engine, /, *arguments: _P.args, **options: _P.kwargs) -> _T:
@@ -193,12 +193,12 @@ def on_its_device(
 
 
 def recorded(begin: Callable[[], None], work: Callable[[], None], end: Callable[[], Any]) -> Any:
-    """Record work between begin and end and return what end gives; recording ends even where the work fails."""
+    """Record work between ``begin`` and ``end`` and return the result of ``end``, which is called even if the work fails."""
     begin()
     try:
         work()
     except BaseException:
-        # The stream is of no use before; the first error is the one to report.
+        # Until recording has ended the stream cannot be used; the first error is the one to report.
         with contextlib.suppress(BackendError):
             end()
         raise
@@ -206,20 +206,20 @@ def recorded(begin: Callable[[], None], work: Callable[[], None], end: Callable[
 
 
 def memory_text(free: int, total: int) -> str:
-    """How much memory there is, in words."""
+    """Free and total memory in words."""
     return f"{free / _MIB:.0f} MiB free of {total / _MIB:.0f}"
 
 
 def out_of_memory(nbytes: int, free: int, total: int, kind: str = "device memory") -> BackendError:
-    """Say how much memory was wanted, how much there is, and what takes less."""
+    """Make the error for too little memory: how much is needed, how much there is, and how to need less."""
     return BackendError(
-        f"expected {nbytes / _MIB:.0f} MiB of {kind}, got {memory_text(free, total)}; close other programs, or fuse smaller "
-        "pictures (for TensorRT, build for a smaller --size)."
+        f"not enough {kind}: {nbytes / _MIB:.0f} MiB are needed, {memory_text(free, total)}; close other programs, or fuse "
+        "smaller images (for TensorRT, build for a smaller --size)"
     )
 
 
 def no_host_memory(nbytes: int) -> BackendError:
-    """The same for page-locked memory of the processor, which on an integrated device is that of the device."""
+    """The same for page-locked host memory, which on an integrated device is also that of the device."""
     page = os.sysconf("SC_PAGE_SIZE")
     free, total = (page * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
     return out_of_memory(nbytes, free, total, "page-locked memory")

@@ -1,8 +1,8 @@
-"""A program for a GPU: which kernels run in which order on which buffers. Types and arithmetic only, no device.
+"""A program for a GPU: its kernels, its buffers, and the schedule of launches. Types and arithmetic only, no device.
 
-The same program is run in three ways: through Triton in development (``refusion_edge.kernels.gpu.triton_frame``), through the
-CUDA driver on a device (``refusion_edge.backends.fused``), and with the plain reference of every kernel where there is
-no GPU (``refusion_edge.kernels.gpu.simulated_device``).
+The same schedule runs in three ways: through Triton in development (``refusion_edge.kernels.gpu.triton_frame``), through the
+CUDA driver on a device (``refusion_edge.backends.fused``), and on a simulated device with the reference of every kernel
+(``refusion_edge.kernels.gpu.simulated_device``).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ POINTER_TYPES: dict[str, np.dtype[np.generic]] = {
     "float64*": np.dtype(np.float64),
     "uint8*": np.dtype(np.uint8),
 }
-"""Types of pointer parameters to the dtype they point at; the only other type of a parameter is ``int32``."""
+"""Pointer types and the dtypes they point at; the only other type of a parameter is ``int32``."""
 
 ALIGNMENT = 256
-"""Every buffer and every weight starts at a multiple of this many bytes; the kernels are compiled for at least 16."""
+"""Every buffer and every weight starts at a multiple of this many bytes; the kernels need at least 16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program of a kernel works on.
+    """The part of an image that one program of a kernel works on.
 
     Attributes:
         columns: Columns of a strip, a power of two of at least 16.
@@ -42,7 +42,7 @@ class Tile:
     warps: int
 
     def strips(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Number of strips across and down a picture."""
+        """Number of strips across and down an image."""
         return -(-size_hw[1] // self.columns), -(-size_hw[0] // self.rows)
 
 
@@ -53,7 +53,7 @@ class Parameter:
     Attributes:
         name: Its name in the source.
         type: ``int32`` or a key of ``POINTER_TYPES``.
-        written: Whether the kernel writes what it points at.
+        written: Whether the kernel writes to it.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Kernel:
 
     Attributes:
         name: Name in this program.
-        source: Name of the source (``refusion_edge.kernels.gpu.catalogue``).
+        source: Name of the source (``refusion_edge.kernels.gpu.schedule.SOURCES``).
         parameters: In order.
-        constants: Compile-time constants without those of the tile.
+        constants: Compile-time constants, except those of the tile.
         grid: ``strips``: one program for each strip and stream. ``streams``: one for each stream.
         streams: Number of streams.
     """
@@ -82,22 +82,22 @@ class Kernel:
     streams: int
 
     def constants_for(self, tile: Tile) -> dict[str, int]:
-        """All compile-time constants: its own and those of its tile."""
+        """All compile-time constants, including those of the tile."""
         of_tile = {"TILE": tile.columns, "ROWS": tile.rows} if self.grid == "strips" else {}
         return {**self.constants, **of_tile}
 
     def launch_grid(self, tile: Tile, size_hw: tuple[int, int]) -> tuple[int, int, int]:
-        """Number of programs along x, y and z for a picture."""
+        """Number of programs along x, y and z for an image."""
         return (*tile.strips(size_hw), self.streams) if self.grid == "strips" else (self.streams, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """What a launch hands to one parameter.
+    """The value of one parameter in a launch.
 
     Attributes:
-        kind: ``buffer`` or ``weights`` for a pointer; ``size`` for the height or width of the picture; ``strips`` for the
-            number of strips that a kernel cuts the picture into.
+        kind: ``buffer`` or ``weights`` for a pointer; ``size`` for the height or width of the image; ``strips`` for the
+            number of strips that a kernel cuts the image into.
         name: Of the buffer, of the weights, ``height`` or ``width``, or of the kernel.
     """
 
@@ -120,7 +120,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Device memory whose size follows the picture.
+    """Device memory whose size depends on that of the image.
 
     Attributes:
         name: Name in this program.
@@ -129,9 +129,9 @@ class Buffer:
         per_pixel: Elements for each pixel.
         per_strip: Elements for each strip of ``strips_of``.
         strips_of: A kernel, or empty.
-        fixed: Elements beside those.
-        first: First launch that uses it; an input is alive before.
-        last: Last launch that uses it; an output is alive after.
+        fixed: Further elements, independent of the size.
+        first: First launch that uses it; an input is in use before.
+        last: Last launch that uses it; an output is in use after.
     """
 
     name: str
@@ -145,18 +145,18 @@ class Buffer:
     last: int = 0
 
     def elements(self, size_hw: tuple[int, int], tiles: Mapping[str, Tile]) -> int:
-        """Number of elements for a picture."""
+        """Number of elements for an image size."""
         across, down = tiles[self.strips_of].strips(size_hw) if self.strips_of else (0, 0)
         return size_hw[0] * size_hw[1] * self.per_pixel + across * down * self.per_strip + self.fixed
 
     def bytes(self, size_hw: tuple[int, int], tiles: Mapping[str, Tile]) -> int:
-        """Size in bytes for a picture."""
+        """Size in bytes for an image size."""
         return self.elements(size_hw, tiles) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What has to be launched for one frame.
+class Schedule:
+    """The launches of one frame.
 
     Attributes:
         kernels: By name.
@@ -175,7 +175,7 @@ class Binary:
 
     Attributes:
         symbol: Name of the function in the module.
-        tile: What it was compiled for.
+        tile: The tile it was compiled for.
         shared_bytes: Dynamic shared memory.
         hidden_pointers: Trailing pointers that Triton adds to the parameters; always null.
         image: The module (cubin).
@@ -210,12 +210,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """A small picture and what becomes of it.
+    """A small pair of images and its correct result.
 
     Attributes:
         planes: (2, H, W) float32, source a before source b, [0, 1].
         fused: (H, W) float32.
-        tolerance: Largest absolute difference.
+        tolerance: Largest permitted absolute difference.
     """
 
     planes: Array
@@ -225,30 +225,30 @@ class SelfTest:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything that a device needs for a frame.
+    """Everything that a device needs to fuse.
 
     Attributes:
-        model: What it computes: task, precision, hash of the weights, versions of the tools; texts by name.
-        plan: Kernels, buffers, launches.
+        model: Task, precision, hash of the weights, versions of the tools; texts by name.
+        schedule: Kernels, buffers, launches.
         weights: Arrays by name.
         targets: By architecture.
-        self_test: What to check before the first frame.
+        self_test: Checked before the first frame.
     """
 
     model: Mapping[str, str]
-    plan: Plan
+    schedule: Schedule
     weights: Mapping[str, Array]
     targets: Mapping[int, Target]
     self_test: SelfTest
 
 
 def cuda_text(version: int) -> str:
-    """A CUDA version as people write it: ``12.6`` for 12060."""
+    """Write a CUDA version: ``12.6`` for 12060."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def with_lifetimes(buffers: Iterable[Buffer], launches: tuple[Launch, ...]) -> dict[str, Buffer]:
-    """Note in every buffer the first and the last launch that uses it."""
+    """Set the first and the last launch that use each buffer."""
     used: dict[str, list[int]] = {}
     for index, launch in enumerate(launches):
         for argument in launch.arguments:
@@ -269,7 +269,7 @@ def aligned(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where the scratch buffers of one picture size lie in one allocation.
+    """Offsets of the scratch buffers of one image size within one allocation.
 
     Attributes:
         offsets: Bytes from its start, by name of the buffer.
@@ -281,9 +281,9 @@ class Arena:
 
 
 def lay_out(buffers: Iterable[Buffer], size_hw: tuple[int, int], tiles: Mapping[str, Tile]) -> Arena:
-    """Place scratch buffers so that two of them share bytes only if they are never alive together.
+    """Place scratch buffers so that two of them share bytes only if they are never in use at the same time.
 
-    Large ones first, each at the lowest place that is free during its life.
+    Large buffers come first, each at the lowest offset that is free while it is in use.
     """
     placed: list[tuple[Buffer, int, int]] = []
     scratch = [(buffer, aligned(buffer.bytes(size_hw, tiles))) for buffer in buffers if buffer.role == "scratch"]
@@ -299,7 +299,7 @@ def lay_out(buffers: Iterable[Buffer], size_hw: tuple[int, int], tiles: Mapping[
 
 
 def _taken(placed: list[tuple[Buffer, int, int]], buffer: Buffer) -> Iterator[tuple[int, int]]:
-    """Byte ranges that are in use during the life of a buffer, by their start."""
+    """Byte ranges taken while a buffer is in use, by their start."""
     alive = (
         (offset, offset + size) for other, offset, size in placed if other.first <= buffer.last and buffer.first <= other.last
     )
@@ -307,7 +307,7 @@ def _taken(placed: list[tuple[Buffer, int, int]], buffer: Buffer) -> Iterator[tu
 
 
 def pack(parameters: Sequence[Parameter], values: Sequence[int], hidden_pointers: int) -> bytes:
-    """Lay arguments out as a function takes them.
+    """Pack arguments into the block that a launch takes.
 
     Args:
         parameters: Parameters of the kernel.
@@ -324,7 +324,7 @@ def pack(parameters: Sequence[Parameter], values: Sequence[int], hidden_pointers
 
 
 def unpack(parameters: Sequence[Parameter], block: bytes, hidden_pointers: int) -> list[int]:
-    """Read a block of arguments back.
+    """Unpack a block of arguments.
 
     Raises:
         ValueError: The block has another length, or a hidden pointer is not null.
@@ -336,5 +336,5 @@ def unpack(parameters: Sequence[Parameter], block: bytes, hidden_pointers: int) 
         values.append(int.from_bytes(block[offset : offset + size], "little", signed=not is_pointer))
         offset += size
     if offset != len(block) or any(values[len(parameters) :]):
-        raise ValueError(f"{len(block)} bytes of arguments where {offset} with null at the end were due")
+        raise ValueError(f"{len(block)} bytes where {offset} ending in null pointers are due")
     return values[: len(parameters)]

@@ -8,10 +8,10 @@
     32 32  SHA-256 of the manifest
     64     manifest, JSON in UTF-8; then blobs, each at a multiple of 256, zeros between
 
-Kernels are compressed with zlib (RFC 1950); weights and pictures, which would not become smaller, are not.
+Kernels are compressed with zlib (RFC 1950); weights and images, which would hardly shrink, are not.
 
-A file comes from anywhere, so nothing in it is believed: every blob has its hash, and every name, type, length, launch
-and lifetime is checked before a device sees it.
+A file may come from anywhere, so nothing in it is trusted: every blob has a hash, and every name, type, length, launch and
+lifetime is checked before a device sees it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from refusion_edge.cuda.program import (
     Kernel,
     Launch,
     Parameter,
-    Plan,
     Program,
+    Schedule,
     SelfTest,
     Target,
     Tile,
@@ -86,9 +86,9 @@ def program_bytes(program: Program) -> bytes:
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "model": dict(sorted(program.model.items())),
-        "kernels": [asdict(kernel) for kernel in program.plan.kernels.values()],
-        "buffers": [asdict(buffer) for buffer in program.plan.buffers.values()],
-        "launches": [asdict(launch) for launch in program.plan.launches],
+        "kernels": [asdict(kernel) for kernel in program.schedule.kernels.values()],
+        "buffers": [asdict(buffer) for buffer in program.schedule.buffers.values()],
+        "launches": [asdict(launch) for launch in program.schedule.launches],
         "weights": {"blob": blob(packed), "arrays": weights},
         "self_test": {
             "height": test.fused.shape[0],
@@ -130,7 +130,7 @@ def parse_program(data: bytes, name: str = "the program file") -> Program:
         name: What to call it in messages.
 
     Raises:
-        BundleError: It is not a program file, was changed or cut short, is of another version, or contradicts itself.
+        BundleError: It is not a program file, was changed or truncated, has another version, or contradicts itself.
     """
     return _Reader(name).program(data)
 
@@ -150,7 +150,7 @@ def _pack(weights: Mapping[str, Array]) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 class _Reader:
-    """Turns JSON into the types of a program, and refuses what does not fit.
+    """Turns JSON into a program and refuses whatever does not fit.
 
     Args:
         name: What to call the file in messages.
@@ -164,36 +164,36 @@ class _Reader:
         manifest = self._manifest(data)
         self._require(manifest.get("schema") == SCHEMA, f"the schema {SCHEMA}", f"{manifest.get('schema')}"[:60], unknown=True)
         model = self._get(manifest, "model", dict)
-        self._require(all(isinstance(text, str) for text in model.values()), "texts in the field model", "others")
+        self._require(all(isinstance(text, str) for text in model.values()), "texts in the field model", "something else")
         weights = self._weights(self._get(manifest, "weights", dict))
-        plan = self._plan(manifest)
-        self._check_launches(plan, weights)
-        targets = [self._target(fields, plan) for fields in self._list(manifest, "targets")]
+        schedule = self._schedule(manifest)
+        self._check_launches(schedule, weights)
+        targets = [self._target(fields, schedule) for fields in self._list(manifest, "targets")]
         self._unique([str(target.architecture) for target in targets], "targets")
         test = self._self_test(self._get(manifest, "self_test", dict))
-        return Program(model, plan, weights, {target.architecture: target for target in targets}, test)
+        return Program(model, schedule, weights, {target.architecture: target for target in targets}, test)
 
     def _manifest(self, data: bytes) -> dict[str, Any]:
         if len(data) < _HEADER.size or data[:8] != MAGIC:
             self._refuse("a program file (.rfx)", f"{len(data)} bytes of something else")
         _, version, zero, length, size, digest = _HEADER.unpack_from(data)
         self._require(version == _VERSION, f"version {_VERSION} of the header", str(version), unknown=True)
-        self._require(size == len(data), f"{size} bytes", f"{len(data)}; it was cut short or added to")
+        self._require(size == len(data), f"a file of {size} bytes", f"{len(data)} bytes")
         end = _HEADER.size + length
-        self._require(zero == 0 and end <= size, "a sound header", "a damaged one")
+        self._require(zero == 0 and end <= size, "a valid header", "a damaged one")
         text = data[_HEADER.size : end]
-        self._require(hashlib.sha256(text).digest() == digest, "the manifest that was written", "one that was changed")
+        self._require(hashlib.sha256(text).digest() == digest, "the original manifest", "a changed one")
         try:
             manifest = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            self._refuse("JSON in the manifest", str(error))
+            self._refuse("JSON in the manifest", f"something else ({error})")
         self._require(isinstance(manifest, dict), "an object in the manifest", type(manifest).__name__)
         fields: dict[str, Any] = manifest
         self._split(data, end, self._list(fields, "blobs"))
         return fields
 
     def _split(self, data: bytes, end: int, entries: list[dict[str, Any]]) -> None:
-        """Cut the blobs off the file, each where the one before it ends."""
+        """Read the blobs, each behind the one before it."""
         for index, entry in enumerate(entries):
             start = aligned(end)
             size = self._number(entry, "size", 1, len(data))
@@ -201,10 +201,10 @@ class _Reader:
             self._require(not any(data[end:start]), "zeros between the blobs", "something else")
             found = hashlib.sha256(blob).hexdigest()
             if found != self._get(entry, "sha256", str):
-                self._refuse(f"the SHA-256 {entry['sha256'][:12]}... of blob {index}", f"{found[:12]}...; it was changed")
+                self._refuse(f"the SHA-256 {entry['sha256'][:12]}... of blob {index}", f"{found[:12]}...")
             self._blobs.append(self._decoded(entry, blob, f"blob {index}"))
             end = start + size
-        self._require(aligned(end) == len(data) and not any(data[end:]), "the file to end after its blobs", "more or less")
+        self._require(aligned(end) == len(data) and not any(data[end:]), "the end of the file", "more bytes or fewer")
 
     def _decoded(self, entry: dict[str, Any], stored: bytes, what: str) -> bytes:
         length = self._number(entry, "length", 1, _LONGEST_BLOB)
@@ -213,15 +213,15 @@ class _Reader:
         else:
             decoder = zlib.decompressobj()
             try:
-                # No more than was announced, whatever would come out.
+                # Never more than the stated length, however much the stream would yield.
                 data = decoder.decompress(stored, length)
             except zlib.error as error:
-                self._refuse(f"zlib data in {what}", f"'{error}'")
+                self._refuse(f"zlib data in {what}", f"something else ({error})")
             whole = decoder.eof and not decoder.unused_data
-        self._require(whole and len(data) == length, f"{length} bytes in {what}", "more or less")
+        self._require(whole and len(data) == length, f"{length} bytes of {what}", "more or fewer")
         return data
 
-    def _plan(self, manifest: dict[str, Any]) -> Plan:
+    def _schedule(self, manifest: dict[str, Any]) -> Schedule:
         kernels = [self._kernel(fields) for fields in self._list(manifest, "kernels")]
         self._unique([kernel.name for kernel in kernels], "kernels")
         by_name = {kernel.name: kernel for kernel in kernels}
@@ -234,7 +234,7 @@ class _Reader:
             )
             for fields in self._list(manifest, "launches")
         )
-        return Plan(by_name, {buffer.name: buffer for buffer in buffers}, launches)
+        return Schedule(by_name, {buffer.name: buffer for buffer in buffers}, launches)
 
     def _kernel(self, fields: dict[str, Any]) -> Kernel:
         parameters = tuple(
@@ -247,7 +247,7 @@ class _Reader:
         )
         self._unique([parameter.name for parameter in parameters], "parameters")
         constants = self._get(fields, "constants", dict)
-        self._require(all(type(value) is int for value in constants.values()), "integers for constants", "others")
+        self._require(all(type(value) is int for value in constants.values()), "integer constants", "others")
         grid = self._choice(fields, "grid", ("strips", "streams"))
         streams = self._number(fields, "streams", 1, _MOST_STREAMS)
         name, source = self._get(fields, "name", str), self._get(fields, "source", str)
@@ -275,38 +275,38 @@ class _Reader:
         self._require(kind in _ARGUMENT_KINDS, f"one of {', '.join(_ARGUMENT_KINDS)} for an argument", f"'{kind}'"[:60])
         return Argument(_ARGUMENT_KINDS[kind], name)
 
-    def _check_launches(self, plan: Plan, weights: Mapping[str, Array]) -> None:
-        """Every argument has the type of its parameter, and nothing is read before it was written."""
-        written = {name for name, buffer in plan.buffers.items() if buffer.role == "input"}
-        for index, launch in enumerate(plan.launches):
-            kernel = plan.kernels.get(launch.kernel)
+    def _check_launches(self, schedule: Schedule, weights: Mapping[str, Array]) -> None:
+        """Check that every argument has the type of its parameter and that nothing is read before it was written."""
+        written = {name for name, buffer in schedule.buffers.items() if buffer.role == "input"}
+        for index, launch in enumerate(schedule.launches):
+            kernel = schedule.kernels.get(launch.kernel)
             if kernel is None or len(kernel.parameters) != len(launch.arguments):
                 self._refuse(f"a kernel and its arguments in launch {index}", f"'{launch.kernel}'"[:60])
             for parameter, argument in zip(kernel.parameters, launch.arguments, strict=True):
                 where = f"{parameter.name} of launch {index}"
-                found = self._type(plan, weights, argument)
+                found = self._type(schedule, weights, argument)
                 self._require(found == parameter.type, f"{parameter.type} for {where}", f"{found} ({argument.name[:40]})")
                 if argument.kind == "buffer" and not parameter.written:
-                    self._require(argument.name in written, f"something in {argument.name} for {where}", "nothing yet")
-                may_write = argument.kind == "buffer" and plan.buffers[argument.name].role != "input"
+                    self._require(argument.name in written, f"the contents of {argument.name} for {where}", "nothing yet")
+                may_write = argument.kind == "buffer" and schedule.buffers[argument.name].role != "input"
                 self._require(may_write or not parameter.written, f"memory that may be written for {where}", argument.name[:40])
             pairs = zip(kernel.parameters, launch.arguments, strict=True)
             written |= {argument.name for parameter, argument in pairs if parameter.written}
-        self._require(written == set(plan.buffers), "every buffer to be written", "others")
-        lifetimes = with_lifetimes(plan.buffers.values(), plan.launches) if self._all_used(plan) else {}
-        self._require(lifetimes == plan.buffers, "the lifetimes that follow from the launches", "others")
+        self._require(written == set(schedule.buffers), "launches that write every buffer", "others")
+        lifetimes = with_lifetimes(schedule.buffers.values(), schedule.launches) if self._all_used(schedule) else {}
+        self._require(lifetimes == schedule.buffers, "the lifetimes that follow from the launches", "others")
 
-    def _all_used(self, plan: Plan) -> bool:
-        used = {argument.name for launch in plan.launches for argument in launch.arguments if argument.kind == "buffer"}
-        return used == set(plan.buffers)
+    def _all_used(self, schedule: Schedule) -> bool:
+        used = {argument.name for launch in schedule.launches for argument in launch.arguments if argument.kind == "buffer"}
+        return used == set(schedule.buffers)
 
-    def _type(self, plan: Plan, weights: Mapping[str, Array], argument: Argument) -> str:
-        """The type of parameter that an argument fits, or empty where it names nothing."""
+    def _type(self, schedule: Schedule, weights: Mapping[str, Array], argument: Argument) -> str:
+        """The parameter type that an argument fits, or an empty string if its name is unknown."""
         if argument.kind == "buffer":
-            return f"{plan.buffers[argument.name].dtype}*" if argument.name in plan.buffers else ""
+            return f"{schedule.buffers[argument.name].dtype}*" if argument.name in schedule.buffers else ""
         if argument.kind == "weights":
             return f"{weights[argument.name].dtype.name}*" if argument.name in weights else ""
-        known = ("height", "width") if argument.kind == "size" else tuple(plan.kernels)
+        known = ("height", "width") if argument.kind == "size" else tuple(schedule.kernels)
         return "int32" if argument.name in known else ""
 
     def _weights(self, fields: dict[str, Any]) -> dict[str, Array]:
@@ -328,12 +328,12 @@ class _Reader:
             arrays[entry["name"]] = flat.astype(dtype).reshape(shape)
         return arrays
 
-    def _target(self, fields: dict[str, Any], plan: Plan) -> Target:
+    def _target(self, fields: dict[str, Any], schedule: Schedule) -> Target:
         architecture = self._number(fields, "architecture", 10, 999)
         kernels = self._get(fields, "kernels", dict)
-        self._require(kernels.keys() == plan.kernels.keys(), f"every kernel for sm_{architecture}", "others")
+        self._require(kernels.keys() == schedule.kernels.keys(), f"every kernel for sm_{architecture}", "others")
         binaries = {}
-        for name in plan.kernels:
+        for name in schedule.kernels:
             entry = self._get(kernels, name, dict)
             binaries[name] = Binary(
                 self._get(entry, "symbol", str),
@@ -355,16 +355,16 @@ class _Reader:
         self._require(0 < tolerance <= 0.1, "a tolerance of at most 0.1 for the self-test", str(tolerance))
         planes, fused = self._blob(fields, "planes"), self._blob(fields, "fused")
         right = len(planes) == 8 * height * width and len(fused) == 4 * height * width
-        self._require(right, f"pictures of {width}x{height} for the self-test", "others")
-        pictures = [np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, height, width) for data in (planes, fused)]
-        return SelfTest(pictures[0], pictures[1][0], tolerance)
+        self._require(right, f"images of {width}x{height} for the self-test", "others")
+        images = [np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, height, width) for data in (planes, fused)]
+        return SelfTest(images[0], images[1][0], tolerance)
 
     def _blob(self, fields: dict[str, Any], key: str) -> bytes:
         return self._blobs[self._number(fields, key, 0, len(self._blobs) - 1)]
 
     def _get(self, fields: dict[str, Any], key: str, kind: type[Value]) -> Value:
         value = fields.get(key) if isinstance(fields, dict) else None
-        # By its exact type: a truth value is no number here.
+        # By exact type: a truth value is not a number here.
         if type(value) is not kind:
             self._refuse(f"{kind.__name__} in the field {key}", type(value).__name__)
         return value
@@ -387,13 +387,13 @@ class _Reader:
     def _unique(self, names: list[str], what: str) -> None:
         self._require(len(set(names)) == len(names), f"{what} with different names", "one twice")
 
-    def _require(self, sound: bool, expected: str, got: str, *, unknown: bool = False) -> None:
+    def _require(self, sound: bool, due: str, found: str, *, unknown: bool = False) -> None:
         if not sound:
-            self._refuse(expected, got, unknown=unknown)
+            self._refuse(due, found, unknown=unknown)
 
-    def _refuse(self, expected: str, got: str, *, unknown: bool = False) -> NoReturn:
-        remedy = "build it again with this version of refusion-edge, or install the one that made it"
-        raise BundleError(f"expected {expected} in {self._name}, got {got}; {remedy if unknown else 'build it again'}.")
+    def _refuse(self, due: str, found: str, *, unknown: bool = False) -> NoReturn:
+        remedy = "build it again with this version of refusion-edge, or install the version that built it"
+        raise BundleError(f"{self._name} has {found} where {due} should be; {remedy if unknown else 'build it again'}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

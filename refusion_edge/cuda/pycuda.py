@@ -1,4 +1,4 @@
-"""The CUDA driver through pycuda. Graphs, and events that can go into them, are asked of the driver's library itself."""
+"""The CUDA driver through pycuda; graphs, and the events that can be part of them, go to the driver library directly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PycudaDriver:
             self._context = self._device.retain_primary_context()
             self._context.push()
         self._library = ctypes.CDLL("libcuda.so.1")
-        # pycuda releases what nobody refers to any more; the integers that we hand out do not count.
+        # pycuda releases objects without references, and the integers that we hand out are none to pycuda.
         self._allocations: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
         self._functions: dict[int, Any] = {}
@@ -49,12 +49,12 @@ class PycudaDriver:
             kept.clear()
         self._context.pop()
         self._context.detach()
-        # To release it, pycuda makes it current once more, and believes that this ends with the release.
+        # To release it, pycuda makes the context current once more and leaves it so.
         self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Let the calling thread use the device, see ``Driver.current``."""
+        """Make the device current in the calling thread, see ``Driver.current``."""
         if threading.get_ident() == self._thread:
             yield
             return
@@ -63,7 +63,7 @@ class PycudaDriver:
         try:
             yield
         finally:
-            # pycuda ends the program where a thread ends that left a context behind.
+            # pycuda aborts the process when a thread ends with a context that is still current.
             self._context.pop()
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
@@ -122,7 +122,7 @@ class PycudaDriver:
             buffer.owner.free()
 
     def create_stream(self) -> int:
-        """Make a stream."""
+        """Create a stream."""
         with _explained():
             stream = cu.Stream(_NON_BLOCKING)
         self._streams[int(stream.handle)] = stream
@@ -133,23 +133,23 @@ class PycudaDriver:
         del self._streams[stream]
 
     def upload(self, pointer: int, buffer: HostBuffer, stream: int) -> None:
-        """Start to copy a buffer to the device."""
+        """Start copying a buffer to the device."""
         with _explained():
             cu.memcpy_htod_async(pointer, buffer.array, self._streams[stream])
 
     def download(self, buffer: HostBuffer, pointer: int, stream: int) -> None:
-        """Start to copy from the device into a buffer."""
+        """Start copying from the device into a buffer."""
         with _explained():
             cu.memcpy_dtoh_async(buffer.array, pointer, self._streams[stream])
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         """Wait for a stream."""
         with _explained():
             self._streams[stream].synchronize()
 
     def create_event(self) -> int:
-        """Make an event."""
-        # Not pycuda's own, which does not tell its handle, without which it cannot go into a graph.
+        """Create an event."""
+        # Not a pycuda event, which hides the handle that recording it into a graph needs.
         event = ctypes.c_void_p()
         self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_TIMING))
         return int(event.value or 0)
@@ -159,7 +159,7 @@ class PycudaDriver:
         self._call("cuEventDestroy_v2", ctypes.c_void_p(event))
 
     def record(self, event: int, stream: int) -> None:
-        """Let an event take the time, see ``Driver.record``."""
+        """Record the time, see ``Driver.record``."""
         place = ctypes.c_void_p(event), ctypes.c_void_p(stream)
         if self._is_capturing:
             # Without the flag, an event in a graph only orders; outside of a graph, the flag is refused.
@@ -206,7 +206,7 @@ class PycudaDriver:
             said = ctypes.c_char_p()
             self._library.cuGetErrorName(code, ctypes.byref(said))
             reason = (said.value or f"error {code}".encode()).decode()
-            raise BackendError(f"expected {name} to succeed, got {reason} from the CUDA driver; see 'refusion-edge doctor'.")
+            raise BackendError(f"the CUDA driver failed in {name} with {reason}; see 'refusion-edge doctor'")
 
     def _describe(self) -> Device:
         attribute = cu.device_attribute
@@ -223,9 +223,9 @@ class PycudaDriver:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what pycuda raises into our error."""
+    """Turn exceptions of pycuda into ours."""
     try:
         yield
     except cu.Error as error:
         said = " ".join(str(error).split())
-        raise BackendError(f"expected the CUDA driver to succeed, got '{said}'; see 'refusion-edge doctor'.") from error
+        raise BackendError(f"the CUDA driver failed: {said}; see 'refusion-edge doctor'") from error

@@ -1,4 +1,4 @@
-"""Times of the stages of a run, taken by the device itself with an event before and one after each."""
+"""Times of the stages of a run, measured on the device with an event before and after each."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from refusion_edge.cuda.driver import Driver
 
 
 class StageTimer:
-    """Keeps the times of the stages of the last run on a stream.
+    """Times the stages of a run on a stream.
 
-    It is off at first, because events become part of a recorded graph; what was recorded before ``start`` does not tell times.
+    It is off at first, because events become part of a recorded graph; graphs recorded before ``start`` have none.
 
     Args:
         driver: The device.
@@ -36,7 +36,7 @@ class StageTimer:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is started on the stream meanwhile."""
+        """Time the work started on the stream within this context."""
         if not self._is_on:
             yield
             return
@@ -60,7 +60,7 @@ class StagesOnDevice(ABC):
     def time_stages(self) -> None:
         """Time the stages of every later run."""
         self._timer.start()
-        # Recorded graphs hold no events.
+        # The graphs recorded so far hold no events.
         self._prepare_anew()
 
     def device_stages_ms(self) -> dict[str, float]:
@@ -69,4 +69,4 @@ class StagesOnDevice(ABC):
 
     @abstractmethod
     def _prepare_anew(self) -> None:
-        """Let the next run prepare everything that belongs to a size."""
+        """Make the next run prepare its size again."""

@@ -30,6 +30,7 @@ from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence
+from tests.oracles.network import fuse_in_double
 
 if not status("native").usable:
     pytest.skip(f"native: {status('native').reason}; {status('native').fix}", allow_module_level=True)
@@ -52,13 +53,6 @@ def planes(height: int, width: int, seed: int = 1) -> tuple[Float32Array, Float3
     return a, b
 
 
-def reference(state: State, a: Array, b: Array) -> Array:
-    """The network in double precision, from the module's own plain version."""
-    fused = np.full(a.shape, np.nan)
-    MODULE.fuse_reference(native.flat_parameters(state), a[0, 0], b[0, 0], fused[0, 0])
-    return fused
-
-
 @pytest.fixture(params=PRECISIONS)
 def engine(random_state: State, request: pytest.FixtureRequest) -> Iterator[native.NativeBackend]:
     with native.NativeBackend(random_state, precision=request.param, threads=2) as engine:
@@ -69,23 +63,10 @@ def test_the_parameters_are_those_of_the_table() -> None:
     assert [(name, tuple(shape)) for name, shape in MODULE.parameters()] == list(PARAMETERS.items())
 
 
-@pytest.mark.parametrize("size_hw", [(8, 8), (11, 23)])
-def test_the_plain_version_is_the_network_in_double_precision(random_state: State, size_hw: tuple[int, int]) -> None:
-    torch = pytest.importorskip("torch", reason="the network is defined in torch")
-    from refusion_edge.network.model import FusionNetwork
-
-    network = FusionNetwork().eval().double()
-    network.load_state_dict({name: torch.from_numpy(array.copy()).double() for name, array in random_state.items()})
-    a, b = planes(*size_hw)
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(a).double(), torch.from_numpy(b).double()).numpy()
-    assert np.abs(reference(random_state, a, b) - expected).max() <= 1e-12
-
-
 @pytest.mark.parametrize("size_hw", SIZES)
 def test_every_instruction_set_agrees_with_double_precision(random_state: State, size_hw: tuple[int, int]) -> None:
     a, b = planes(*size_hw)
-    expected = reference(random_state, a, b)
+    expected = fuse_in_double(random_state, a, b)
     assert expected.std() > 0.05  # a saturated output would agree with anything
     for isa in ISAS:
         with native.NativeBackend(random_state, threads=1, isa=isa) as engine:
@@ -122,7 +103,7 @@ def test_whole_pictures_equal_the_official_release(shared_data: Path, task: str)
 def test_bf16_differs_from_double_precision_by_its_rounding_only(random_state: State, size_hw: tuple[int, int]) -> None:
     a, b = planes(*size_hw)
     with native.NativeBackend(random_state, precision="bf16", threads=1) as engine:
-        fidelity = compare(engine.fuse(a, b)[0, 0], reference(random_state, a, b)[0, 0].astype(np.float32))
+        fidelity = compare(engine.fuse(a, b)[0, 0], fuse_in_double(random_state, a, b)[0, 0].astype(np.float32))
     # These parameters amplify rounding more than trained ones: 50 to 53 dB. A channel in the wrong place makes less than 20.
     assert 48 < fidelity.psnr_db < 60
     assert fidelity.ssim > LIMITS["bf16"].ssim

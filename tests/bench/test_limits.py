@@ -14,7 +14,7 @@ from refusion_edge.bench.limits import Limits, copy_kernel, matrix_kernel, measu
 from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.program import Parameter, unpack
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu.simulated_device import HostDriver
+from refusion_edge.kernels.gpu.simulated_device import SimulatedDevice
 from refusion_edge.network.cost import Work, work_per_pixel
 
 # Operations of one instruction mma.m16n8k16, and how often the loop of the kernel names it.
@@ -60,7 +60,7 @@ def test_limits_of_this_machine_are_measured() -> None:
     assert found.cores >= 1
 
 
-class RatedDriver(HostDriver):
+class RatedDriver(SimulatedDevice):
     """A device that multiplies and copies at given rates, and starts kernels in 10 us.
 
     Args:
@@ -130,7 +130,7 @@ def test_a_device_without_the_product_is_not_measured() -> None:
 
 def test_too_little_memory_is_an_error_that_leaves_nothing_behind() -> None:
     with RatedDriver(1e13, 1e11, total=300 << 20) as driver:
-        with pytest.raises(BackendError, match="256 MiB of device memory, got 44 MiB free of 300"):
+        with pytest.raises(BackendError, match="256 MiB .*44 MiB free of 300"):
             measure_device_limits(driver)
         assert driver.held == ""
 

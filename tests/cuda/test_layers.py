@@ -1,4 +1,4 @@
-"""The real layers over the CUDA driver, as far as they are installed, over a libcuda that is compiled here and is none."""
+"""The real layers over the CUDA driver, as far as they are installed, over a fake libcuda that the test compiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_what_a_layer_hands_to_the_driver_is_what_it_takes(layer: str, tmp_path:
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs a C compiler on Linux")
-    source, library = Path(__file__).with_name("libcuda.c"), tmp_path / "libcuda.so.1"
+    source, library = ROOT / "tests/fakes/libcuda.c", tmp_path / "libcuda.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", library, source], check=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(tmp_path)}
     command = [sys.executable, "-m", "tests.cuda.over_libcuda", layer]

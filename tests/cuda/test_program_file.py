@@ -18,7 +18,7 @@ from refusion_edge.cuda.program import Program
 from refusion_edge.cuda.program_file import MAGIC, parse_program, program_bytes
 from refusion_edge.errors import BundleError
 from tests.conftest import one_sentence
-from tests.fakes.programs import hollow_program
+from tests.fakes.programs import hollow_program, stored_program
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def rewritten(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_what_is_read_is_what_was_written(program: Program, data: bytes) -> None:
     read = parse_program(data)
-    assert read.plan == program.plan
+    assert read.schedule == program.schedule
     assert read.targets == program.targets
     assert read.model == program.model
     assert read.weights.keys() == program.weights.keys()
@@ -71,7 +71,14 @@ def test_what_is_read_is_what_was_written(program: Program, data: bytes) -> None
     assert np.array_equal(read.self_test.planes, program.self_test.planes)
     assert np.array_equal(read.self_test.fused, program.self_test.fused)
     assert program_bytes(read) == data
-    assert parse_program(rewritten(data, lambda _: None)).plan == program.plan
+    assert parse_program(rewritten(data, lambda _: None)).schedule == program.schedule
+
+
+def test_a_file_of_an_earlier_version_is_read_and_written_byte_for_byte() -> None:
+    stored = stored_program()
+    read = parse_program(stored)
+    assert set(read.targets) == {87}
+    assert program_bytes(read) == stored
 
 
 def test_a_flipped_byte_is_seen_wherever_it_is(data: bytes, rng: np.random.Generator) -> None:
@@ -89,9 +96,9 @@ def test_a_file_that_was_cut_short_is_refused(data: bytes, length: int) -> None:
 
 
 def test_something_else_is_refused(data: bytes) -> None:
-    assert "a program file (.rfx)" in refused(b"PK\x03\x04" * 50)
-    assert "added to" in refused(data + bytes(256))
-    assert "install the one that made it" in refused(data[:8] + b"\x02" + data[9:])
+    refused(b"PK\x03\x04" * 50)
+    assert f"{len(data) + 256} bytes" in refused(data + bytes(256))
+    assert "version 1" in refused(data[:8] + b"\x02" + data[9:])
     packed = zlib.compress(b"stem for sm_87", 9)
     assert packed in data
     assert "SHA-256" in refused(data.replace(packed, zlib.compress(b"stem for sm_88", 9)))
@@ -99,7 +106,7 @@ def test_something_else_is_refused(data: bytes) -> None:
 
 def test_kernels_are_compressed_and_found_again(random_state: State) -> None:
     plain = hollow_program(random_state, 87)
-    images = {name: name.encode() * 5000 for name in plain.plan.kernels}
+    images = {name: name.encode() * 5000 for name in plain.schedule.kernels}
     binaries = {name: dataclasses.replace(one, image=images[name]) for name, one in plain.targets[87].binaries.items()}
     targets = {87: dataclasses.replace(plain.targets[87], binaries=binaries)}
     data = program_bytes(dataclasses.replace(plain, targets=targets))
@@ -111,9 +118,7 @@ def test_kernels_are_compressed_and_found_again(random_state: State) -> None:
 @pytest.mark.parametrize("version", [1, 3])
 def test_an_unknown_schema_is_refused(data: bytes, version: int) -> None:
     newer = rewritten(data, lambda manifest: manifest.update(schema=f"refusion-edge/program/{version}"))
-    assert f"got refusion-edge/program/{version}; build it again with this version of refusion-edge, or install" in refused(
-        newer
-    )
+    assert f"refusion-edge/program/{version}" in refused(newer)
 
 
 def launch(manifest: dict[str, Any], index: int) -> dict[str, Any]:

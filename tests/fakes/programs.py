@@ -1,19 +1,22 @@
-"""Programs whose modules are no machine code: everything but the kernels themselves can be tested with them."""
+"""Programs with text in place of machine code, to test everything except the kernels themselves."""
 
 from __future__ import annotations
+
+import lzma
 
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Binary, Program, Target
 from refusion_edge.export.targets.program import assemble
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
+from tests.conftest import ROOT
 
 
 def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
     cut = tiles(architecture)
     binaries = {
         name: Binary(f"{kernel.source}_kernel", cut[name], 1024 * index, 2, f"{name} for sm_{architecture}".encode())
-        for index, (name, kernel) in enumerate(make_plan().kernels.items())
+        for index, (name, kernel) in enumerate(make_schedule().kernels.items())
     }
     return Target(architecture, driver_version, binaries)
 
@@ -21,3 +24,8 @@ def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
 def hollow_program(state: State, *architectures: int) -> Program:
     targets = {architecture: hollow_target(architecture) for architecture in architectures}
     return assemble(fold(state), {"task": "medical", "precision": "fp16"}, targets)
+
+
+def stored_program() -> bytes:
+    """A program file that an earlier version wrote, see tests/data/README.md."""
+    return lzma.decompress((ROOT / "tests/data/program_2.rfx.xz").read_bytes())

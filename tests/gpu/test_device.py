@@ -9,7 +9,7 @@ import pytest
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.kernels.gpu.schedule import make_plan, tiles
+from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from tests.conftest import TOLERANCE
 
 torch = pytest.importorskip("torch", reason="what kernels are compared with needs torch")
@@ -46,7 +46,7 @@ def random_planes(*shape: int) -> Float32Array:
     return np.random.default_rng(5).random(shape, np.float32)
 
 
-@pytest.mark.parametrize("name", make_plan().kernels)
+@pytest.mark.parametrize("name", make_schedule().kernels)
 def test_every_kernel_matches_its_reference_and_repeats_itself(random_state: State, architecture: int, name: str) -> None:
     from benchmarks.gpu_checks import check_kernels
 
@@ -90,7 +90,7 @@ def test_the_network_from_the_kernels_is_the_network(random_state: State, archit
     with torch.inference_mode():
         expected = model(a.double(), b.double())[0, 0]
     weights = fold(random_state).rounded(np.dtype(np.float16))
-    picture = fuse(make_plan(), weights, tiles(architecture), a, b, fill=float("nan"))
+    picture = fuse(make_schedule(), weights, tiles(architecture), a, b, fill=float("nan"))
     assert float((picture.plane - expected).abs().max()) <= TOLERANCE["fp16"]
     assert (int(picture.levels.min()), int(picture.levels.max())) == (0, 255)
 

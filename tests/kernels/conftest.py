@@ -7,9 +7,9 @@ import pytest
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Tile
 from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import make_schedule
 
-TILES = dict.fromkeys(make_plan().kernels, Tile(16, 4, 1))
+TILES = dict.fromkeys(make_schedule().kernels, Tile(16, 4, 1))
 
 
 @pytest.fixture(scope="session")

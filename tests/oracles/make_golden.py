@@ -34,7 +34,7 @@ def main() -> None:
         paths = sample_paths(task)[0]
         a, b = (np.ascontiguousarray(read_image(path)[CROP]) for path in (paths.a, paths.b))
         with load(task, output_range="fixed") as fuser:
-            arrays |= {f"{task}_a": a, f"{task}_b": b, f"{task}_fused": fuser.fuse(a, b, colour=False)}
+            arrays |= {f"{task}_a": a, f"{task}_b": b, f"{task}_fused": fuser.fuse(a, b, color=False)}
     np.savez_compressed(FOLDER / "golden_fused.npz", **arrays)
     make_vectors().write(vectors.folder())
 

@@ -16,7 +16,6 @@
 #include "isa.hpp"
 #include "network.hpp"
 #include "parameters.hpp"
-#include "reference.hpp"
 
 namespace nb = nanobind;
 using refusion::Network;
@@ -77,19 +76,6 @@ void fuse(Network& network, nb::handle a_object, nb::handle b_object, nb::handle
     network.fuse(a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)), {fused.data(), fused.stride(0)});
 }
 
-void fuse_reference(nb::handle flat_object, nb::handle a_object, nb::handle b_object, nb::handle fused_object) {
-    const Array flat(flat_object, 'f', 1, false), a(a_object, 'f', 2, false), b(b_object, 'f', 2, false), fused(fused_object, 'd', 2, true);
-    require_same_size(a, b);
-    require_same_size(a, fused);
-    const float* parameters = require_parameters(flat);
-    if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(double)) || fused.stride(0) != fused.side(1) * fused.stride(1)) {
-        throw std::invalid_argument("expected a contiguous array to write to.");
-    }
-    const nb::gil_scoped_release released;
-    refusion::fuse_reference(parameters, a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)),
-                             static_cast<double*>(fused.data()));
-}
-
 // The arrays of a call, held until it is done.
 class HeldArrays {
   public:
@@ -131,7 +117,7 @@ class ExpansionCall : HeldArrays {
         require(!residual_is_input || (inputs == 1 && points[5].size() == 1 && job_.outputs == job_.inputs[0].channels),
                 "expected a residual of the input's shape.");
         const Array& first = hold(points[0][0], 4, false);
-        job_.pictures = side(first, 0);
+        job_.images = side(first, 0);
         job_.height = side(first, 1);
         job_.width = side(first, 2);
         take(points, &refusion::ExpansionInput::x, &refusion::TrainedParameter::value, &refusion::Expansion::residual, false);
@@ -182,12 +168,12 @@ class ExpansionCall : HeldArrays {
     refusion::Pixels<float> features(nb::handle object, int channels, bool writable) {
         constexpr Py_ssize_t number = sizeof(float);
         const Array& array = hold(object, 4, writable);
-        require(array.side(0) == job_.pictures && array.side(1) == job_.height && array.side(2) == job_.width && array.side(3) == channels,
+        require(array.side(0) == job_.images && array.side(1) == job_.height && array.side(2) == job_.width && array.side(3) == channels,
                 "expected features of one size, and channels as the weights have them.");
         const Py_ssize_t pitch = array.stride(2);
         require((channels == 1 || array.stride(3) == number) && pitch % number == 0 && pitch >= channels * number &&
                     (job_.height == 1 || array.stride(1) == pitch * job_.width) &&
-                    (job_.pictures == 1 || array.stride(0) == pitch * job_.width * job_.height),
+                    (job_.images == 1 || array.stride(0) == pitch * job_.width * job_.height),
                 "expected consecutive channels, and pixels at one distance from each other.");
         return {static_cast<float*>(array.data()), pitch / number};
     }
@@ -238,13 +224,13 @@ class BatchCall : HeldArrays {
         constexpr Py_ssize_t number = sizeof(float);
         const Array& array = hold(object, 3, writable);
         const Py_ssize_t pitch = array.stride(1);
-        if (array.side(0) != shape_.pictures || array.side(1) != shape_.pixels || array.side(2) < 1 || array.side(2) > INT_MAX / 16 ||
+        if (array.side(0) != shape_.images || array.side(1) != shape_.pixels || array.side(2) < 1 || array.side(2) > INT_MAX / 16 ||
             (*channels != 0 && array.side(2) != *channels)) {
             throw std::invalid_argument("expected features of one batch, with channels as the products have them.");
         }
         *channels = static_cast<int>(array.side(2));
         if ((*channels > 1 && array.stride(2) != number) || pitch % number != 0 || pitch < *channels * number ||
-            (shape_.pictures > 1 && array.stride(0) != pitch * shape_.pixels)) {
+            (shape_.images > 1 && array.stride(0) != pitch * shape_.pixels)) {
             throw std::invalid_argument("expected consecutive channels, and pixels at one distance from each other.");
         }
         return {static_cast<float*>(array.data()), pitch / number};
@@ -259,8 +245,8 @@ class BatchCall : HeldArrays {
         if (object.is_none()) return nullptr;
         const int dimensions = rows ? 3 : 2;
         const Array& array = hold(object, dimensions, writable);
-        if (array.side(0) != shape_.pictures || (rows && array.side(1) != rows) || array.side(dimensions - 1) != columns || !array.contiguous()) {
-            throw std::invalid_argument("expected contiguous numbers for each picture, as many as the channels ask for.");
+        if (array.side(0) != shape_.images || (rows && array.side(1) != rows) || array.side(dimensions - 1) != columns || !array.contiguous()) {
+            throw std::invalid_argument("expected contiguous numbers for each image, as many as the channels ask for.");
         }
         return static_cast<float*>(array.data());
     }
@@ -316,7 +302,6 @@ NB_MODULE(_native, m) {
         .def("fuse", &fuse, nb::arg("a"), nb::arg("b"), nb::arg("fused"))
         .def_prop_ro("isa", &Network::isa)
         .def_prop_ro("threads", &Network::threads);
-    m.def("fuse_reference", &fuse_reference, nb::arg("parameters"), nb::arg("a"), nb::arg("b"), nb::arg("fused"));
     m.def("isas", [](const std::string& precision) {
         std::vector<std::string> names;
         for (const refusion::Kernels* kernels : refusion::usable_kernels(refusion::find_precision(precision))) names.emplace_back(kernels->isa);

@@ -309,7 +309,7 @@ struct Transform {
         store(to + pitch_, Operand::of([&](int i) { return rows[i].bottom; }));
     }
 
-    // Rows top + 2t - 4 and top + 2t - 3: the last projection and the residual, into the picture.
+    // Rows top + 2t - 4 and top + 2t - 3: the last projection and the residual, into the image.
     void finish(int t) {
         const int pitch = pitch_, core = core_;
         for (int i = 0; i < 2; ++i) {

@@ -30,7 +30,7 @@ bool attempt(const Work& work) noexcept {
         work();
         return true;
     } catch (const std::bad_alloc&) {
-        set_error("expected enough memory, got none; fuse smaller pictures.");
+        set_error("expected enough memory, got none; fuse smaller images.");
     } catch (const std::exception& error) {
         set_error(error.what());
     } catch (...) {
@@ -72,12 +72,12 @@ int refusion_edge_fuse(refusion_edge* instance, const float* a, ptrdiff_t a_row_
     }) ? 0 : 1;
 }
 
-int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int height, int width, int stretch, uint8_t* picture,
-                           ptrdiff_t picture_row_stride) {
+int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int height, int width, int stretch, uint8_t* image,
+                           ptrdiff_t image_row_stride) {
     return attempt([&] {
-        require(fused != nullptr && picture != nullptr, kNoPlane);
+        require(fused != nullptr && image != nullptr, kNoPlane);
         require(height > 0 && width > 0, "expected a plane of at least one pixel, got none; pass its size.");
-        refusion::to_uint8(fused, fused_row_stride, height, width, stretch != 0, picture, picture_row_stride);
+        refusion::to_uint8(fused, fused_row_stride, height, width, stretch != 0, image, image_row_stride);
     }) ? 0 : 1;
 }
 

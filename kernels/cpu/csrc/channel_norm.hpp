@@ -17,13 +17,13 @@ REFUSION_INLINE Moments moments(const float* x, int channels) {
     const Vec mean = sum_of_lanes(sum) * share;
     Vec squares{};
     for (int c = 0; c < channels; c += lanes) {
-        const Vec centred = load(x + c) - mean;
-        squares += centred * centred;
+        const Vec centered = load(x + c) - mean;
+        squares += centered * centered;
     }
     return {mean, 1.0f / square_root(sum_of_lanes(squares) * share + 1e-5f)};
 }
 
-// Means over the channels of a change, and of its product with the normalised x: what the norm takes out of it.
+// Means over the channels of a change, and of its product with the normalized x: what the norm takes out of it.
 struct Lost {
     Vec mean, projection;
 };
@@ -56,11 +56,11 @@ static void norm_tangent(const Norm& job) {
         const Moments at = moments(x, job.channels);
         const Lost less = lost(x, job.channels, at, [&](int c) { return load(along + c); });
         for (int c = 0; c < job.channels; c += lanes) {
-            const Vec normalised = (load(x + c) - at.mean) * at.scale;
-            const Vec moved = (load(along + c) - less.mean - normalised * less.projection) * at.scale;
-            store(job.y.at(pixel) + c, normalised * load(job.weight + c) + load(job.bias + c));
+            const Vec normalized = (load(x + c) - at.mean) * at.scale;
+            const Vec moved = (load(along + c) - less.mean - normalized * less.projection) * at.scale;
+            store(job.y.at(pixel) + c, normalized * load(job.weight + c) + load(job.bias + c));
             store(job.y_tangent.at(pixel) + c,
-                  moved * load(job.weight + c) + normalised * load(job.weight_tangent + c) + load(job.bias_tangent + c));
+                  moved * load(job.weight + c) + normalized * load(job.weight_tangent + c) + load(job.bias_tangent + c));
         }
     }
 }
@@ -74,10 +74,10 @@ static void norm_gradient(const Norm& job) {
         const Moments at = moments(x, job.channels);
         const Lost less = lost(x, job.channels, at, [&](int c) { return load(slope + c) * load(job.weight + c); });
         for (int c = 0; c < job.channels; c += lanes) {
-            const Vec normalised = (load(x + c) - at.mean) * at.scale, own = load(slope + c);
-            store(weight_sums + c, load(weight_sums + c) + own * normalised);
+            const Vec normalized = (load(x + c) - at.mean) * at.scale, own = load(slope + c);
+            store(weight_sums + c, load(weight_sums + c) + own * normalized);
             store(bias_sums + c, load(bias_sums + c) + own);
-            Vec found = (own * load(job.weight + c) - less.mean - normalised * less.projection) * at.scale;
+            Vec found = (own * load(job.weight + c) - less.mean - normalized * less.projection) * at.scale;
             if (job.added.data) found += load(job.added.at(pixel) + c);
             store(job.x_gradient.at(pixel) + c, found);
         }

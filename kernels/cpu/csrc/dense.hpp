@@ -7,7 +7,7 @@
 
 namespace refusion::REFUSION_ISA {
 
-// Copies one row of a plane, columns [first, first + count), zeros outside the picture. Returns whether all are finite.
+// Copies one row of a plane, columns [first, first + count), zeros outside the image. Returns whether all are finite.
 inline bool gather_row(const PlaneView& plane, const Tile& tile, int row, int first, int count, float* to) {
     const int begin = first < 0 ? -first : 0;
     const int end = tile.width - first < count ? tile.width - first : count;
@@ -101,7 +101,7 @@ inline void project(const Tile& tile, const FeatureView& from, const PlaneTarget
             for (int c = 0; c < N; ++c) {
 #pragma GCC unroll 3
                 for (int dy = 0; dy < 3; ++dy) {
-                    const Neighbours x = neighbours(narrow + (4 * c + ((row - 3 + dy) & 3)) * pitch + v * lanes);
+                    const Neighbors x = neighbors(narrow + (4 * c + ((row - 3 + dy) & 3)) * pitch + v * lanes);
                     const float* weight = w.last + 9 * c + 3 * dy;
                     sums[dy] += x.left * weight[0];
                     sums[dy] += x.middle * weight[1];

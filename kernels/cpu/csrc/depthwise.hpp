@@ -27,7 +27,7 @@ REFUSION_INLINE RowPair depthwise(const Rows& rows, int column, const float* tap
     RowPair sum{};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        const Neighbours x = neighbours(rows.row[i] + column);
+        const Neighbors x = neighbors(rows.row[i] + column);
         if (i < 3) {
             sum.top += x.left * taps[3 * i];
             sum.top += x.middle * taps[3 * i + 1];

@@ -108,9 +108,9 @@ class Worker {
         const int width = job.width, channels = job.channels;
         const bool tangents = pass == ExpansionPass::tangents, gradients = pass == ExpansionPass::gradients;
         if (job.norm_weight.value) {
-            normalised_ = Rows(kRing, width, job.inputs[0].channels);
-            if (tangents) normalised_tangent_ = Rows(kRing, width, job.inputs[0].channels);
-            if (gradients) normalised_gradient_ = Rows(1, width, job.inputs[0].channels);
+            normalized_ = Rows(kRing, width, job.inputs[0].channels);
+            if (tangents) normalized_tangent_ = Rows(kRing, width, job.inputs[0].channels);
+            if (gradients) normalized_gradient_ = Rows(1, width, job.inputs[0].channels);
         }
         for (std::size_t n = 0; n < job.operands.size(); ++n) {
             wide_.emplace_back(kRing, width, channels);
@@ -122,8 +122,8 @@ class Worker {
         if (tangents || gradients) spread_change_ = Rows(1, width, channels);
     }
 
-    void run(int picture, int top, int bottom, Sums* sums) {
-        first_ = static_cast<std::ptrdiff_t>(picture) * job_.height * job_.width;
+    void run(int image, int top, int bottom, Sums* sums) {
+        first_ = static_cast<std::ptrdiff_t>(image) * job_.height * job_.width;
         const int reach = pass_ == ExpansionPass::gradients ? 2 : 1;
         for (int next = top - reach; next < bottom + reach; ++next) {
             if (inside(next)) widen(next);
@@ -144,7 +144,7 @@ class Worker {
         if (!features.data) return features;
         return {features.at(first_ + static_cast<std::ptrdiff_t>(row) * job_.width), features.pitch};
     }
-    // The rows of a whole picture.
+    // The rows of a whole image.
     RowsView rows_of(const Pixels<float>& features) const {
         if (!features.data) return {};
         return {features.at(first_), job_.width * features.pitch, features.pitch, INT_MAX};
@@ -156,10 +156,10 @@ class Worker {
 
     // What the convolutions read: the input behind its norm.
     Pixels<float> narrow(std::size_t input, int row) const {
-        return job_.norm_weight.value ? normalised_.row(row) : at(job_.inputs[input].x, row);
+        return job_.norm_weight.value ? normalized_.row(row) : at(job_.inputs[input].x, row);
     }
     Pixels<float> narrow_tangent(std::size_t input, int row) const {
-        return job_.norm_weight.value ? normalised_tangent_.row(row) : at(job_.inputs[input].x_tangent, row);
+        return job_.norm_weight.value ? normalized_tangent_.row(row) : at(job_.inputs[input].x_tangent, row);
     }
     Norm norm_of(int row) const {
         const ExpansionInput& input = job_.inputs[0];
@@ -177,12 +177,12 @@ class Worker {
         const bool tangents = pass_ == ExpansionPass::tangents;
         if (job_.norm_weight.value) {
             Norm norm = norm_of(row);
-            norm.y = normalised_.row(row);
+            norm.y = normalized_.row(row);
             if (tangents) {
                 norm.x_tangent = read(at(job_.inputs[0].x_tangent, row));
                 norm.weight_tangent = job_.norm_weight.tangent;
                 norm.bias_tangent = job_.norm_bias.tangent;
-                norm.y_tangent = normalised_tangent_.row(row);
+                norm.y_tangent = normalized_tangent_.row(row);
             }
             (tangents ? kernels_.norm_tangent : kernels_.norm)(norm);
         }
@@ -272,7 +272,7 @@ class Worker {
             const std::size_t input = job_.operands[n].input;
             const int inputs = job_.inputs[input].channels;
             const Pixels<float> slopes = wide_gradient_.row(row);
-            const Pixels<float> to = norm ? normalised_gradient_.row(row) : at(job_.inputs[input].x_gradient, row);
+            const Pixels<float> to = norm ? normalized_gradient_.row(row) : at(job_.inputs[input].x_gradient, row);
             const bool onto = !norm && input == 0 && job_.residual_is_input;
             const Pixels<float> added = begun[input] ? to : onto ? at(job_.y[0], row) : Pixels<float>{};
             multiply(job_.channels, inputs, slopes, job_.operands[n].weights.value, added, to);
@@ -281,7 +281,7 @@ class Worker {
         }
         if (!norm) return;
         Norm gradient = norm_of(row);
-        gradient.y_tangent = normalised_gradient_.row(row);
+        gradient.y_tangent = normalized_gradient_.row(row);
         if (job_.residual_is_input) gradient.added = read(at(job_.y[0], row));
         gradient.x_gradient = at(job_.inputs[0].x_gradient, row);
         gradient.weight_gradient = sums.norm_weight.data();
@@ -297,8 +297,8 @@ class Worker {
     const Expansion& job_;
     const Kernels& kernels_;
     const Packed& packed_;
-    std::ptrdiff_t first_ = 0;  // pixel of the picture
-    Rows normalised_, normalised_tangent_, normalised_gradient_;
+    std::ptrdiff_t first_ = 0;  // pixel of the image
+    Rows normalized_, normalized_tangent_, normalized_gradient_;
     std::vector<Rows> wide_, wide_tangent_, slopes_;
     Rows wide_gradient_, spread_, spread_change_;
 };
@@ -319,9 +319,9 @@ void add_up(const std::vector<Sums>& bands, float* target, const Of& of) {
 void expand(ExpansionPass pass, const Expansion& job, int threads, const std::string& isa) {
     const Kernels& kernels = kernels_that_fill(isa, channels_of(job));
     const Packed packed(job, kernels.lanes);
-    // Which rows form a band follows from the picture alone, and so does the order of all sums.
+    // Which rows form a band follows from the image alone, and so does the order of all sums.
     const int bands = (job.height + kBandRows - 1) / kBandRows, band_rows = (job.height + bands - 1) / bands;
-    const int units = job.pictures * bands;
+    const int units = job.images * bands;
     const bool gradients = pass == ExpansionPass::gradients;
     std::vector<Worker> workers;
     for (int worker = 0; worker < std::max(1, std::min(threads, units)); ++worker) workers.emplace_back(pass, job, kernels, packed);

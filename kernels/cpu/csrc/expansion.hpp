@@ -18,7 +18,7 @@ struct TrainedParameter {
     float* gradient = nullptr;
 };
 
-// Features (pictures, height, width, channels) in somebody else's memory, without gaps between rows and pictures.
+// Features (images, height, width, channels) in somebody else's memory, without gaps between rows and images.
 struct ExpansionInput {
     int channels = 0;
     Pixels<float> x{}, x_tangent{}, x_gradient{};
@@ -33,7 +33,7 @@ struct ExpansionOperand {
 enum class ExpansionPass { values, tangents, gradients };
 
 struct Expansion {
-    int pictures = 0, height = 0, width = 0;
+    int images = 0, height = 0, width = 0;
     int channels = 0;                         // of every operand
     std::vector<ExpansionInput> inputs;       // one, or one for each of two operands; all gradients are overwritten
     TrainedParameter norm_weight, norm_bias;  // of the only input; without them it is taken as it is

@@ -1,4 +1,4 @@
-// What one instruction set offers: the passes over a strip of the picture, as plain functions of plain structures.
+// What one instruction set offers: the passes over a strip of the image, as plain functions of plain structures.
 //
 // Layout of features in memory: row by row, in a row channel by channel, in a channel pixel by pixel ("planar rows").
 // A layer norm then needs no shuffles, and a strip of a few rows is a handful of short contiguous pieces.
@@ -20,9 +20,9 @@ struct FeatureView {
     float* at(std::ptrdiff_t row, std::ptrdiff_t column) const { return data + row * row_pitch + column; }
 };
 
-// The piece of a picture that one call works on: columns [left, right), rows [top, bottom).
+// The piece of an image that one call works on: columns [left, right), rows [top, bottom).
 struct Tile {
-    int height, width;  // of the picture
+    int height, width;  // of the image
     int left, right;
     int top, bottom;
 };
@@ -59,7 +59,7 @@ struct BlockWeights {
     const float *key, *key_bias;
     const float *query_taps, *key_taps;  // channels x 9
     const float *value, *value_bias, *value_taps;
-    const float *mix;  // attention and the projection behind it, one matrix per group; made anew for every picture
+    const float *mix;  // attention and the projection behind it, one matrix per group; made anew for every image
     const float *gate, *gate_bias;    // hidden x channels
     const float *update, *update_bias;  // groups x (hidden / groups) x (channels / groups)
     const float *gate_taps, *update_taps;
@@ -122,7 +122,7 @@ struct DotProducts {
 // Most channels of a layer norm of training.
 inline constexpr int kNormChannels = 256;
 
-// Layer norm over the channels of each pixel, a multiple of the lanes: y = normalised x * weight + bias.
+// Layer norm over the channels of each pixel, a multiple of the lanes: y = normalized x * weight + bias.
 struct Norm {
     std::ptrdiff_t pixels;
     int channels;
@@ -134,7 +134,7 @@ struct Norm {
     double *weight_gradient, *bias_gradient;  // are added to
 };
 
-// Rows of a picture, or a ring of the last `period` of them.
+// Rows of an image, or a ring of the last `period` of them.
 struct RowsView {
     float* data;
     std::ptrdiff_t row_pitch, pitch;  // numbers from one row, from one pixel to the next; channels lie side by side

@@ -15,8 +15,8 @@ REFUSION_INLINE void layer_norm(const float* x, std::ptrdiff_t x_pitch, float* y
         const Vec mean = sum * (1.0f / Channels);
         Vec squares{};
         for (int c = 0; c < Channels; ++c) {
-            const Vec centred = load(x + c * x_pitch) - mean;
-            squares += centred * centred;
+            const Vec centered = load(x + c * x_pitch) - mean;
+            squares += centered * centered;
         }
         const Vec scale = 1.0f / square_root(squares * (1.0f / Channels) + 1e-5f);
         for (int k = 0; k < Channels / Operand::depth; ++k) {

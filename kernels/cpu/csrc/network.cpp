@@ -40,8 +40,8 @@ int product_count(BlockKind kind) {
 
 }  // namespace
 
-// One picture under way: its size, how it is cut, and where its features are.
-struct Network::Picture {
+// One image under way: its size, how it is cut, and where its features are.
+struct Network::Image {
     int height, width;
     std::ptrdiff_t pitch;
     float *here, *there;
@@ -51,7 +51,7 @@ struct Network::Picture {
     std::vector<Span> wide_strips;
     std::vector<Span> statistics_bands;
 
-    Picture(int height_, int width_, int lanes) : height(height_), width(width_) {
+    Image(int height_, int width_, int lanes) : height(height_), width(width_) {
         // An odd number of cache lines from channel to channel: a power of two would put them all into one set.
         pitch = (width + 15) / 16 | 1;
         pitch *= 16;
@@ -108,20 +108,20 @@ void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width
                                     std::to_string(height) + "x" + std::to_string(width) + "; choose another size.");
     }
     const std::lock_guard<std::mutex> lock(mutex_);
-    Picture picture(height, width, kernels_.lanes);
+    Image image(height, width, kernels_.lanes);
     const auto grow = [](Buffer& buffer, std::size_t count) {
         if (buffer.count() == count) return;
         buffer = Buffer();
         buffer = Buffer(count);
     };
-    grow(here_, picture.feature_count());
-    grow(there_, picture.feature_count());
-    grow(scratch_, picture.scratch_per_thread * static_cast<std::size_t>(pool_.threads()));
-    picture.here = here_.data();
-    picture.there = there_.data();
-    picture.scratch = scratch_.data();
+    grow(here_, image.feature_count());
+    grow(there_, image.feature_count());
+    grow(scratch_, image.scratch_per_thread * static_cast<std::size_t>(pool_.threads()));
+    image.here = here_.data();
+    image.there = there_.data();
+    image.scratch = scratch_.data();
 
-    if (!lift(picture, a, b)) {
+    if (!lift(image, a, b)) {
         const float nan = NAN;
         for (int row = 0; row < height; ++row) {
             for (int column = 0; column < width; ++column) std::memcpy(fused.row(row) + 4 * static_cast<std::ptrdiff_t>(column), &nan, 4);
@@ -131,55 +131,55 @@ void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width
     bool forth = true;
     for (int index = 0; index < kBlocks; ++index, forth = !forth) {
         Block* both[] = {&weights_.encoder_a[static_cast<std::size_t>(index)], &weights_.encoder_b[static_cast<std::size_t>(index)]};
-        run_blocks(picture, both, 2, forth);
+        run_blocks(image, both, 2, forth);
     }
     Block* fusion[] = {&weights_.fusion};
-    run_blocks(picture, fusion, 1, forth);
+    run_blocks(image, fusion, 1, forth);
     forth = !forth;
     for (Block& block : weights_.decoder) {
         Block* one[] = {&block};
-        run_blocks(picture, one, 1, forth);
+        run_blocks(image, one, 1, forth);
         forth = !forth;
     }
-    if (!forth) std::swap(picture.here, picture.there);
-    project(picture, fused);
+    if (!forth) std::swap(image.here, image.there);
+    project(image, fused);
 }
 
-bool Network::lift(const Picture& picture, const PlaneView& a, const PlaneView& b) {
-    const std::vector<Span>& strips = picture.wide_strips;
-    const std::vector<Span> bands = picture.bands(2 * strips.size(), pool_.threads());
+bool Network::lift(const Image& image, const PlaneView& a, const PlaneView& b) {
+    const std::vector<Span>& strips = image.wide_strips;
+    const std::vector<Span> bands = image.bands(2 * strips.size(), pool_.threads());
     const int per_source = static_cast<int>(strips.size() * bands.size());
     std::atomic<bool> finite{true};
     pool_.run(2 * per_source, [&](int unit, int worker) {
         const bool second = unit >= per_source;
         const auto index = static_cast<std::size_t>(unit % per_source);
-        const Tile tile = picture.tile(strips[index % strips.size()], bands[index / strips.size()]);
+        const Tile tile = image.tile(strips[index % strips.size()], bands[index / strips.size()]);
         const float* weights = second ? weights_.dense.lift_b : weights_.dense.lift_a;
-        const FeatureView to = picture.view(picture.here, second ? kDim : 0);
-        if (!kernels_.lift(tile, second ? b : a, to, weights, picture.scratch_of(worker))) finite = false;
+        const FeatureView to = image.view(image.here, second ? kDim : 0);
+        if (!kernels_.lift(tile, second ? b : a, to, weights, image.scratch_of(worker))) finite = false;
     });
     return finite;
 }
 
 // Runs `count` blocks of one kind side by side on as many parts of the channels, from one buffer to the other.
-void Network::run_blocks(const Picture& picture, Block* const* blocks, int count, bool forth) {
-    float *source = forth ? picture.here : picture.there, *target = forth ? picture.there : picture.here;
+void Network::run_blocks(const Image& image, Block* const* blocks, int count, bool forth) {
+    float *source = forth ? image.here : image.there, *target = forth ? image.there : image.here;
     const BlockKind kind = blocks[0]->kind;
-    const std::vector<Span>& strips = picture.strips[kind];
+    const std::vector<Span>& strips = image.strips[kind];
     const auto run = [&](const std::vector<Span>& bands, const auto& pass) {
         const std::size_t per_block = strips.size() * bands.size();
         pool_.run(count * static_cast<int>(per_block), [&](int unit, int worker) {
             const std::size_t index = static_cast<std::size_t>(unit) % per_block;
-            const Tile tile = picture.tile(strips[index % strips.size()], bands[index / strips.size()]);
-            pass(unit, static_cast<std::size_t>(unit) / per_block, tile, picture.scratch_of(worker));
+            const Tile tile = image.tile(strips[index % strips.size()], bands[index / strips.size()]);
+            pass(unit, static_cast<std::size_t>(unit) / per_block, tile, image.scratch_of(worker));
         });
     };
 
     const auto products_per_unit = static_cast<std::size_t>(product_count(kind));
-    const std::size_t units_per_block = strips.size() * picture.statistics_bands.size();
+    const std::size_t units_per_block = strips.size() * image.statistics_bands.size();
     std::vector<double> products(static_cast<std::size_t>(count) * units_per_block * products_per_unit);
-    run(picture.statistics_bands, [&](int unit, std::size_t block, const Tile& tile, float* scratch) {
-        kernels_.statistics[kind](tile, picture.view(source, static_cast<int>(block) * kDim), blocks[block]->weights,
+    run(image.statistics_bands, [&](int unit, std::size_t block, const Tile& tile, float* scratch) {
+        kernels_.statistics[kind](tile, image.view(source, static_cast<int>(block) * kDim), blocks[block]->weights,
                                   products.data() + static_cast<std::size_t>(unit) * products_per_unit, scratch);
     });
     for (int block = 0; block < count; ++block) {
@@ -190,20 +190,20 @@ void Network::run_blocks(const Picture& picture, Block* const* blocks, int count
         }
         weights_.set_mix(*blocks[block], total);
     }
-    run(picture.bands(static_cast<std::size_t>(count) * strips.size(), pool_.threads()),
+    run(image.bands(static_cast<std::size_t>(count) * strips.size(), pool_.threads()),
         [&](int, std::size_t block, const Tile& tile, float* scratch) {
             const int first = static_cast<int>(block) * kDim;
-            kernels_.transform[kind](tile, picture.view(source, first), picture.view(target, first), blocks[block]->weights, scratch);
+            kernels_.transform[kind](tile, image.view(source, first), image.view(target, first), blocks[block]->weights, scratch);
         });
 }
 
-void Network::project(const Picture& picture, const PlaneTarget& fused) {
-    const std::vector<Span>& strips = picture.strips[kDecoder];
-    const std::vector<Span> bands = picture.bands(strips.size(), pool_.threads());
+void Network::project(const Image& image, const PlaneTarget& fused) {
+    const std::vector<Span>& strips = image.strips[kDecoder];
+    const std::vector<Span> bands = image.bands(strips.size(), pool_.threads());
     pool_.run(static_cast<int>(strips.size() * bands.size()), [&](int unit, int worker) {
         const auto index = static_cast<std::size_t>(unit);
-        const Tile tile = picture.tile(strips[index % strips.size()], bands[index / strips.size()]);
-        kernels_.project(tile, picture.view(picture.here, 0), fused, weights_.dense, picture.scratch_of(worker));
+        const Tile tile = image.tile(strips[index % strips.size()], bands[index / strips.size()]);
+        kernels_.project(tile, image.view(image.here, 0), fused, weights_.dense, image.scratch_of(worker));
     });
 }
 

@@ -1,4 +1,4 @@
-// The whole network on one picture.
+// The whole network on one image.
 #pragma once
 
 #include <atomic>
@@ -17,7 +17,7 @@ inline constexpr int kMinSide = 8;
 inline constexpr int kMaxSide = 16384;
 inline constexpr int kMaxThreads = 256;
 
-// Fuses pictures. Calls from several threads wait for one another.
+// Fuses images. Calls from several threads wait for one another.
 class Network {
   public:
     // `flat`: all parameters in the order of the table; `isa`: name, or empty for the fastest.
@@ -32,13 +32,13 @@ class Network {
     int threads() const { return pool_.threads(); }
 
   private:
-    struct Picture;
+    struct Image;
     using Block = PackedWeights::Block;
 
     void reserve(int height, int width);
-    bool lift(const Picture& picture, const PlaneView& a, const PlaneView& b);
-    void run_blocks(const Picture& picture, Block* const* blocks, int count, bool forth);
-    void project(const Picture& picture, const PlaneTarget& fused);
+    bool lift(const Image& image, const PlaneView& a, const PlaneView& b);
+    void run_blocks(const Image& image, Block* const* blocks, int count, bool forth);
+    void project(const Image& image, const PlaneTarget& fused);
 
     const Kernels& kernels_;
     PackedWeights weights_;

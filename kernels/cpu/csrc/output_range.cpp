@@ -19,8 +19,8 @@ float pixel(const float* plane, std::ptrdiff_t stride, int row, int column) {
 
 }  // namespace
 
-void to_uint8(const float* fused, std::ptrdiff_t fused_stride, int height, int width, bool stretch, std::uint8_t* picture,
-              std::ptrdiff_t picture_stride) {
+void to_uint8(const float* fused, std::ptrdiff_t fused_stride, int height, int width, bool stretch, std::uint8_t* image,
+              std::ptrdiff_t image_stride) {
     float low = 0.0f, range = 1.0f;
     if (stretch) {
         float high = low = pixel(fused, fused_stride, 0, 0);
@@ -36,7 +36,7 @@ void to_uint8(const float* fused, std::ptrdiff_t fused_stride, int height, int w
         for (int column = 0; column < width; ++column) {
             const float value = pixel(fused, fused_stride, row, column);
             const float level = (stretch ? (range > 0 ? (value - low) / range : 0.0f) : std::clamp(value, 0.0f, 1.0f)) * 255.0f;
-            std::uint8_t& to = picture[row * picture_stride + column];
+            std::uint8_t& to = image[row * image_stride + column];
             to = 0;
             if (std::isfinite(level)) to = static_cast<std::uint8_t>(std::clamp(static_cast<double>(level), 0.0, 255.0) + kRounding);
         }

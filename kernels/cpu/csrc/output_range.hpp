@@ -8,7 +8,7 @@ namespace refusion {
 
 // The same numbers as refusion_edge/images/color.py, digit for digit: to_output_range in float, then the official rounding.
 // Pixels that are not finite become 0.
-void to_uint8(const float* fused, std::ptrdiff_t fused_stride, int height, int width, bool stretch, std::uint8_t* picture,
-              std::ptrdiff_t picture_stride);
+void to_uint8(const float* fused, std::ptrdiff_t fused_stride, int height, int width, bool stretch, std::uint8_t* image,
+              std::ptrdiff_t image_stride);
 
 }  // namespace refusion

@@ -25,14 +25,14 @@ class PackedWeights {
         BlockKind kind;
         BlockWeights weights;
         AttentionWeights attention[2];
-        float* mix;  // where weights.mix points, to be filled for every picture
+        float* mix;  // where weights.mix points, to be filled for every image
     };
 
     std::vector<Block> encoder_a, encoder_b, decoder;
     Block fusion;
     DenseWeights dense;
 
-    // Turns the products of a picture into the block's mixing matrices.
+    // Turns the products of an image into the block's mixing matrices.
     void set_mix(Block& block, const double* products) const;
 
   private:

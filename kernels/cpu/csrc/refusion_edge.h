@@ -45,9 +45,9 @@ REFUSION_EDGE_API int refusion_edge_fuse(refusion_edge* instance, const float* a
                                          ptrdiff_t fused_row_stride);
 
 /* Bring a fused plane to 8 bits: with `stretch`, its darkest pixel to 0 and its brightest to 255, as the official script
- * does; without, [0, 1] to [0, 255], the same for every picture, which video needs. Strides in bytes. */
+ * does; without, [0, 1] to [0, 255], the same for every image, which video needs. Strides in bytes. */
 REFUSION_EDGE_API int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int height, int width, int stretch,
-                                             uint8_t* picture, ptrdiff_t picture_row_stride);
+                                             uint8_t* image, ptrdiff_t image_row_stride);
 
 /* Name of the instruction set in use. */
 REFUSION_EDGE_API const char* refusion_edge_isa(const refusion_edge* instance);

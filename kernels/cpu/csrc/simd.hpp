@@ -122,7 +122,7 @@ REFUSION_INLINE IntVec lanes_below(int first, int end) {
 }
 
 // The three pixels that a 3x3 convolution sees in one row: at a column, and one and two to its right.
-struct Neighbours {
+struct Neighbors {
     Vec left, middle, right;
 };
 
@@ -140,7 +140,7 @@ struct Neighbours {
 #define REFUSION_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, IntVec{__VA_ARGS__})
 #endif
 
-REFUSION_INLINE Neighbours neighbours(const float* row) {
+REFUSION_INLINE Neighbors neighbors(const float* row) {
 #if defined(REFUSION_SHIFTED)
     // Shuffles instead of loads that cross cache lines.
     const Vec here = load(row), next = load(row + lanes);

@@ -55,7 +55,7 @@ struct Taps {
     Number at[3][3];
 };
 
-// Above and below the picture there is nothing but zeros.
+// Above and below the image there is nothing but zeros.
 alignas(64) inline constexpr float no_pixel[REFUSION_LANES] = {};
 
 REFUSION_INLINE PixelRow pixel_row(const RowsView& rows, int height, int row, int channel) {

@@ -1,4 +1,4 @@
-// How a picture is cut for the passes: strips of columns that depend on its width only, bands of rows.
+// How an image is cut for the passes: strips of columns that depend on its width only, bands of rows.
 #pragma once
 
 #include <vector>
@@ -13,7 +13,7 @@ struct Span {
 // few lanes of its vectors.
 std::vector<Span> cut_strips(int width, int lanes, int overlap, int most);
 
-// Cuts `height` rows into `count` bands of almost equal, even height, fewer where the picture is low.
+// Cuts `height` rows into `count` bands of almost equal, even height, fewer where the image is low.
 std::vector<Span> cut_bands(int height, int count);
 
 }  // namespace refusion

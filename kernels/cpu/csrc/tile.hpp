@@ -1,4 +1,4 @@
-// What the passes share: cutting scratch, counting vectors, and the zeros around the picture.
+// What the passes share: cutting scratch, counting vectors, and the zeros around the image.
 #pragma once
 
 #include "kernels.hpp"
@@ -23,12 +23,12 @@ class Scratch {
     float* next_;
 };
 
-// The columns of a tile's rows that lie outside the picture: there a convolution must see zeros.
+// The columns of a tile's rows that lie outside the image: there a convolution must see zeros.
 struct Outside {
     int left;   // columns [0, left) are outside
     int right;  // and [right, pitch)
 
-    // `first` is the picture's column at column 0 of the tile's rows.
+    // `first` is the image's column at column 0 of the tile's rows.
     Outside(const Tile& tile, int first, int pitch)
         : left(first < 0 ? -first : 0), right(tile.width - first < pitch ? tile.width - first : pitch), pitch_(pitch) {}
 
@@ -45,7 +45,7 @@ struct Outside {
 
 REFUSION_INLINE bool inside(const Tile& tile, int row) { return row >= 0 && row < tile.height; }
 
-// Clears one slot of the rings of `channels` channels: a row above or below the picture.
+// Clears one slot of the rings of `channels` channels: a row above or below the image.
 REFUSION_INLINE void clear_slot(float* rings, int channels, int pitch, int slot) {
     for (int c = 0; c < channels; ++c) std::memset(rings + (4 * c + slot) * pitch, 0, sizeof(float) * static_cast<unsigned>(pitch));
 }

@@ -153,7 +153,7 @@ class PlanRunner(StagesOnDevice):
             self._start(way)
         else:
             self._driver.launch(graph, self._stream)
-        self._driver.synchronise(self._stream)
+        self._driver.synchronize(self._stream)
         if graph is None and not self.graph_problem:
             # Recorded after a first run, because TensorRT sets things up in it that cannot be recorded.
             self._record(way)

@@ -27,8 +27,8 @@ from refusion_edge.network.graph import fill
 from refusion_edge.network.weights import weights_path
 from refusion_edge.selftest.checks import check_backend, describe_device, timing_sizes
 from refusion_edge.sizes import SizeRange
-from tests.backends.tensorrt.conftest import FakeTensorRT, refuse_to_record
 from tests.conftest import files_below, one_sentence
+from tests.fakes.tensorrt import FakeTensorRT, refuse_to_record
 
 SIZES = SizeRange((16, 16), (24, 32), (64, 96))
 

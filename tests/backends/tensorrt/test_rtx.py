@@ -119,7 +119,7 @@ def test_without_a_device_the_engine_is_built_but_not_run(run_cli: Run) -> None:
     assert json.loads(out)["gate"]["not_run"].endswith("(libcuda.so.1 cannot be loaded)")
     code, out, _ = run_cli("doctor")
     assert "builds only" in out
-    with pytest.raises(BackendError, match="expected a CUDA device, got none"):
+    with pytest.raises(BackendError, match="CUDA device"):
         cuda.open_driver()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="this kernel is torch operations")
 
-from refusion_edge.kernels.cpu.channel_products import channel_products
+from refusion_edge.kernels.cpu.batch_products import channel_products
 
 
 def plain(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:

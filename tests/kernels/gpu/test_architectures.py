@@ -24,7 +24,7 @@ from refusion_edge.export.targets.cubins import compile_targets, require_assembl
 from refusion_edge.export.targets.plugins import compile_plugins, plugin_kernels
 from refusion_edge.export.targets.program import assemble
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
 from tests.conftest import ROOT, one_sentence
 
@@ -56,13 +56,13 @@ def test_every_kernel_compiles_and_fits(architecture: int) -> None:
     if reason := why_not(architecture):
         pytest.skip(reason)
     target = compiled(architecture)
-    plan = make_plan()
-    assert target.binaries.keys() == plan.kernels.keys()
+    schedule = make_schedule()
+    assert target.binaries.keys() == schedule.kernels.keys()
     assert target.driver_version in (12000, 13000)
     for name, binary in target.binaries.items():
         taken = resources(binary)
         assert binary.image.startswith(b"\x7fELF"), name
-        assert binary.symbol == f"{plan.kernels[name].source}_kernel", name
+        assert binary.symbol == f"{schedule.kernels[name].source}_kernel", name
         assert binary.hidden_pointers == 2, name
         assert 0 < taken.registers <= 255, name
         assert taken.spilled == 0, name
@@ -84,7 +84,7 @@ import sys
 from refusion_edge.export.targets.compiler import compile_function, prepare_compiler
 prepare_compiler()
 from refusion_edge.export.targets.cubins import resources
-from refusion_edge.kernels import weighted_loss
+from refusion_edge.kernels.gpu import weighted_loss
 from refusion_edge.cuda.program import Tile
 numbers = {"height": "i32", "width": "i32", "coefficient": "fp32", "scale": "fp32"}
 for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_kernel):
@@ -110,11 +110,11 @@ def test_the_loss_kernels_compile_without_spilling() -> None:
 
 
 def test_a_kernel_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan()
-    kernel = plan.kernels["stretch"]
+    schedule = make_schedule()
+    kernel = schedule.kernels["stretch"]
     broken = type(kernel)("stretch", "stretch", kernel.parameters[:-1], {}, "strips", 1)
-    monkeypatch.setattr(cubins, "make_plan", lambda: type(plan)({"stretch": broken}, {}, ()))
-    with pytest.raises(BackendError, match="to compile the kernel stretch for sm_87, got") as caught:
+    monkeypatch.setattr(cubins, "make_schedule", lambda: type(schedule)({"stretch": broken}, {}, ()))
+    with pytest.raises(BackendError, match="stretch for sm_87") as caught:
         compile_targets([87])
     assert one_sentence(str(caught.value))
 
@@ -126,8 +126,7 @@ def test_an_assembler_that_is_too_old_is_named_before_anything_is_compiled(
     nvidia = importlib.import_module("triton.backends.nvidia.compiler")
     monkeypatch.setattr(nvidia, "get_ptxas", lambda _: SimpleNamespace(version="12.9"))
     monkeypatch.setattr(cubins, "ProcessPoolExecutor", None)
-    message = "an assembler of CUDA 13.0 or newer for sm_110, got that of CUDA 12.9 with Triton .*; install Triton 3.9, or name"
-    with pytest.raises(BackendError, match=message) as caught:
+    with pytest.raises(BackendError, match=r"sm_110 .*CUDA 13\.0 .*CUDA 12\.9") as caught:
         compile_something()
     assert one_sentence(str(caught.value))
     require_assembler([80, 86, 87, 89, 90, 120])
@@ -139,7 +138,7 @@ def test_a_module_that_the_disassembler_does_not_know_is_explained_and_another_o
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     binary = Binary("stem_kernel", Tile(16, 16, 1), 0, 2, b"no module")
-    with pytest.raises(BackendError, match="cuobjdump to read a compiled kernel, got .*TRITON_CUOBJDUMP_PATH") as caught:
+    with pytest.raises(BackendError, match="TRITON_CUOBJDUMP_PATH") as caught:
         resources(binary)
     assert one_sentence(str(caught.value))
     newer = tmp_path / "cuobjdump"

@@ -8,8 +8,8 @@ import pytest
 from refusion_edge.arrays import Array, State
 from refusion_edge.kernels.gpu.attention_statistics import head_columns
 from refusion_edge.kernels.gpu.folding import fold, folded_taps
-from refusion_edge.kernels.gpu.schedule import make_plan
-from refusion_edge.kernels.gpu.strip import convolve
+from refusion_edge.kernels.gpu.schedule import make_schedule
+from refusion_edge.kernels.gpu.strip import convolve_reference
 
 
 def by_definition(x: Array, pointwise: Array, depthwise: Array) -> Array:
@@ -32,7 +32,7 @@ def test_two_convolutions_fold_into_one(rng: np.random.Generator, size_hw: tuple
     pointwise, depthwise = rng.standard_normal((6, 3, 1, 1)), rng.standard_normal((6, 1, 3, 3))
     taps = folded_taps(pointwise, depthwise)
     assert taps.shape == (9, 3, 6)
-    assert np.abs(convolve(x, taps) - by_definition(x, pointwise, depthwise)).max() <= 1e-13
+    assert np.abs(convolve_reference(x, taps) - by_definition(x, pointwise, depthwise)).max() <= 1e-13
 
 
 @pytest.mark.parametrize("channels", [16, 32])
@@ -47,7 +47,7 @@ def test_columns_of_a_head_lie_in_one_thread_of_the_accumulator(channels: int) -
 
 
 def test_every_folded_weight_is_used_and_every_used_one_exists(random_state: State) -> None:
-    used = {argument.name for launch in make_plan().launches for argument in launch.arguments if argument.kind == "weights"}
+    used = {argument.name for launch in make_schedule().launches for argument in launch.arguments if argument.kind == "weights"}
     assert used == set(fold(random_state).rounded(np.dtype(np.float16)))
 
 

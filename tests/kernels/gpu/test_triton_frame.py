@@ -15,8 +15,8 @@ from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.gpu import triton_frame as network
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
-from refusion_edge.kernels.gpu.reference_frame import fuse_on_host
-from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, make_plan, tiles
+from refusion_edge.kernels.gpu.reference_frame import fuse_reference
+from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, make_schedule, tiles
 from refusion_edge.network.model import FusionNetwork
 from tests.conftest import TOLERANCE, one_sentence
 
@@ -33,7 +33,7 @@ def reference(state: State, planes: Array) -> Array:
 
 
 def on_host(state: State, planes: Array, dtype: str) -> Mapping[str, Array]:
-    return fuse_on_host(make_plan(dtype), fold(state).rounded(np.dtype(dtype)), planes)
+    return fuse_reference(make_schedule(dtype), fold(state).rounded(np.dtype(dtype)), planes)
 
 
 @pytest.mark.parametrize("size_hw", [(8, 8), (13, 31), (33, 9)])
@@ -54,57 +54,57 @@ def test_triton_kernels_make_the_network(random_state: State) -> None:
     planes = np.random.default_rng(4).random((2, 9, 11), np.float32)
     a, b = (torch.from_numpy(plane)[None, None] for plane in planes)
     weights = fold(random_state).rounded(np.dtype(np.float32))
-    plan = make_plan("float32")
-    fused = network.fuse(plan, weights, dict.fromkeys(plan.kernels, SMALL), a, b, fill=float("nan"))
+    schedule = make_schedule("float32")
+    fused = network.fuse(schedule, weights, dict.fromkeys(schedule.kernels, SMALL), a, b, fill=float("nan"))
     assert np.abs(fused.plane.numpy() - reference(random_state, planes)).max() <= TOLERANCE["fp32"]
 
 
 @pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "fact"),
     [
-        (lambda x: x.repeat(2, 1, 1, 1), r"one pair at a time, got \(2, 1, 8, 8\); fuse the pairs of a batch one after"),
-        (lambda x: x[..., None], r"as \(1, 1, H, W\), one pair at a time, got \(1, 1, 8, 8, 1\)"),
-        (lambda x: x.double(), r"as float32, got torch.float64; convert it with .float\(\)"),
-        (lambda x: x.transpose(2, 3), r"contiguous in memory, got strides .*; call .contiguous\(\)"),
-        (lambda x: x[:, :, :-1].contiguous(), r"of one size on one device, got \(1, 1, 8, 8\)"),
-        (lambda x: x.to("meta"), "on one device, got .* on cpu and .* on meta"),
+        (lambda x: x.repeat(2, 1, 1, 1), r"\(2, 1, 8, 8\)"),
+        (lambda x: x[..., None], r"\(1, 1, 8, 8, 1\)"),
+        (lambda x: x.double(), "torch.float64"),
+        (lambda x: x.transpose(2, 3), "strides"),
+        (lambda x: x[:, :, :-1].contiguous(), r"\(1, 1, 8, 8\).*\(1, 1, 7, 8\)"),
+        (lambda x: x.to("meta"), "on cpu .*on meta"),
     ],
 )
-def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
+def test_what_does_not_fit_is_refused(make: object, fact: str) -> None:
     x = torch.rand(1, 1, 8, 8) + torch.arange(8.0)
     for name, pair in (("b", (x, make(x))), ("a", (make(x), x))):
-        with pytest.raises(ShapeError, match=message if name == "b" else "expected") as caught:
-            network.fuse(make_plan(), {}, {}, *pair)
+        with pytest.raises(ShapeError, match=fact if name == "b" else None) as caught:
+            network.fuse(make_schedule(), {}, {}, *pair)
         assert one_sentence(str(caught.value))
 
 
 @pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
 def test_sources_that_are_not_on_a_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "is_interpreted", lambda: False)
-    with pytest.raises(ShapeError, match=r"source a on a CUDA device, got it on cpu; move it with .cuda\(\)") as caught:
-        network.fuse(make_plan(), {}, {}, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ShapeError, match="source a is on cpu") as caught:
+        network.fuse(make_schedule(), {}, {}, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
     assert one_sentence(str(caught.value))
 
 
 def test_without_triton_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "TRITON_INSTALLED", False)
     with pytest.raises(BackendError, match=r"pip install 'refusion-edge\[triton\]'"):
-        network.fuse(make_plan(), {}, {}, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+        network.fuse(make_schedule(), {}, {}, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
 
 def test_a_frame_is_at_most_25_launches_and_80_mb_of_scratch_at_640x480() -> None:
-    plan = make_plan()
-    assert len(plan.launches) == 25
+    schedule = make_schedule()
+    assert len(schedule.launches) == 25
     for architecture in (80, 86, 87, 89, 90, 110, 120):
-        assert lay_out(plan.buffers.values(), (480, 640), tiles(architecture)).size <= 80e6
+        assert lay_out(schedule.buffers.values(), (480, 640), tiles(architecture)).size <= 80e6
 
 
 def test_buffers_that_live_together_never_share_memory() -> None:
-    plan, cut = make_plan(), tiles(87)
+    schedule, cut = make_schedule(), tiles(87)
     for size_hw in ((8, 8), (17, 333)):
-        arena = lay_out(plan.buffers.values(), size_hw, cut)
-        scratch = [buffer for buffer in plan.buffers.values() if buffer.role == "scratch"]
+        arena = lay_out(schedule.buffers.values(), size_hw, cut)
+        scratch = [buffer for buffer in schedule.buffers.values() if buffer.role == "scratch"]
         for one in scratch:
             start, end = arena.offsets[one.name], arena.offsets[one.name] + one.bytes(size_hw, cut)
             assert start % 256 == 0

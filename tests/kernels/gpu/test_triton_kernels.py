@@ -11,16 +11,15 @@ import pytest
 pytest.importorskip("triton", reason="the GPU kernels are written in Triton: pip install 'refusion-edge[triton]'")
 pytest.importorskip("torch", reason="Triton's interpreter takes torch tensors")
 
+from benchmarks import gpu_cases
+from benchmarks.gpu_cases import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu import checks
-from refusion_edge.kernels.gpu.catalogue import SOURCES
-from refusion_edge.kernels.gpu.checks import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.kernels.gpu.folding import FoldedWeights
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
 from tests.conftest import one_sentence
 from tests.kernels.conftest import TILES
 
-KERNELS = tuple(make_plan().kernels)
+KERNELS = tuple(make_schedule().kernels)
 # Below a tile; an odd size over several tiles; a single row.
 SIZES = ((3, 5), (5, 19), (1, 2))
 
@@ -56,7 +55,7 @@ def test_a_constant_plane_stretches_to_zero(folded: FoldedWeights) -> None:
     assert not launch(case)["levels_ptr"].any()
 
 
-@pytest.mark.parametrize(("place", "message"), [(-1, "got changes around fused_ptr"), (0, "got changes in z_ptr")])
+@pytest.mark.parametrize(("place", "message"), [(-1, "around fused_ptr"), (0, "in z_ptr")])
 def test_a_kernel_that_writes_elsewhere_is_caught(
     folded: FoldedWeights, monkeypatch: pytest.MonkeyPatch, place: int, message: str
 ) -> None:
@@ -70,7 +69,7 @@ def test_a_kernel_that_writes_elsewhere_is_caught(
             return run
 
     source = dataclasses.replace(SOURCES["to_plane"], function=Wrong())
-    monkeypatch.setitem(checks.SOURCES, "to_plane", source)
+    monkeypatch.setitem(gpu_cases.SOURCES, "to_plane", source)
     with pytest.raises(BackendError, match=message) as caught:
         launch(case)
     assert one_sentence(str(caught.value))

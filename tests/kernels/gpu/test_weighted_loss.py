@@ -158,7 +158,7 @@ def test_a_third_derivative_is_refused() -> None:
     f.requires_grad_()
     (first,) = torch.autograd.grad(weighted_loss(f, a, b, w, v, 0.3, "magnitude", "closed"), f, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), f, create_graph=True)
-    with pytest.raises(TrainingError, match="got a third; use the engine 'reference'") as caught:
+    with pytest.raises(TrainingError) as caught:
         torch.autograd.grad(second.sum(), f)
     assert one_sentence(str(caught.value))
 
@@ -194,28 +194,28 @@ def elsewhere(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "message"),
+    ("changed", "error", "fact"),
     [
-        ({"term": "unknown"}, UsageError, "a gradient term out of signed, magnitude, signed-max, got 'unknown'"),
-        ({"norm": "unknown"}, UsageError, "an intensity term out of squared, absolute, got 'unknown'"),
-        ({"engine": "reference"}, UsageError, "an engine out of closed, triton, got 'reference'"),
-        (every(lambda x: x[0]), ShapeError, r"planes of \(B, 1, H, W\), got \(1, 1, 3\); add the missing"),
-        (every(lambda x: x.repeat(1, 3, 1, 1)), ShapeError, r"planes of \(B, 1, H, W\), got \(2, 3, 1, 3\)"),
-        (every(lambda x: x[..., :0]), ShapeError, r"planes of \(B, 1, H, W\), got \(2, 1, 1, 0\)"),
-        (every(lambda x: (x * 255).byte()), ShapeError, r"floating planes .*, got torch.uint8; convert them with .float\(\)"),
-        ({"a": lambda x: x[:1]}, ShapeError, r"source a like the fused plane .*, got \(1, 1, 1, 3\)"),
-        ({"b": lambda x: x.float()}, ShapeError, "source b like the fused plane .*, got .* torch.float32 on cpu; convert"),
-        ({"b": elsewhere}, ShapeError, "source b like the fused plane .* on cpu.*, got .* on meta; convert"),
-        ({"a": lambda x: x.requires_grad_()}, UsageError, "source a to be a constant, got one that requires .*; detach it"),
-        ({"b": lambda x: x.requires_grad_()}, UsageError, "source b to be a constant, got one that requires .*; detach it"),
-        ({"intensity": elsewhere}, ShapeError, "the weights of the intensity on cpu .*, got them on meta; move them"),
-        ({"gradient": elsewhere}, ShapeError, "the weights of the gradient on cpu .*, got them on meta; move them"),
-        ({"intensity": lambda x: x[..., :2]}, ShapeError, r"weights of the intensity that spread over .*, got \(2, 1, 1, 2\)"),
-        ({"gradient": lambda x: x[None]}, ShapeError, r"weights of the gradient that spread over .*, got \(1, 2, 1, 1, 3\)"),
+        ({"term": "unknown"}, UsageError, "'unknown'.* signed, magnitude, signed-max"),
+        ({"norm": "unknown"}, UsageError, "'unknown'.* squared, absolute"),
+        ({"engine": "reference"}, UsageError, "'reference'.* closed, triton"),
+        (every(lambda x: x[0]), ShapeError, r"\(1, 1, 3\)"),
+        (every(lambda x: x.repeat(1, 3, 1, 1)), ShapeError, r"\(2, 3, 1, 3\)"),
+        (every(lambda x: x[..., :0]), ShapeError, r"\(2, 1, 1, 0\)"),
+        (every(lambda x: (x * 255).byte()), ShapeError, "torch.uint8"),
+        ({"a": lambda x: x[:1]}, ShapeError, r"source a .*\(1, 1, 1, 3\)"),
+        ({"b": lambda x: x.float()}, ShapeError, "source b .*torch.float32 on cpu"),
+        ({"b": elsewhere}, ShapeError, "source b .*on meta .*on cpu"),
+        ({"a": lambda x: x.requires_grad_()}, UsageError, "source a"),
+        ({"b": lambda x: x.requires_grad_()}, UsageError, "source b"),
+        ({"intensity": elsewhere}, ShapeError, "intensity .*on meta .*on cpu"),
+        ({"gradient": elsewhere}, ShapeError, "gradient .*on meta .*on cpu"),
+        ({"intensity": lambda x: x[..., :2]}, ShapeError, r"intensity .*\(2, 1, 1, 2\)"),
+        ({"gradient": lambda x: x[None]}, ShapeError, r"gradient .*\(1, 2, 1, 1, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message) as caught:
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Exception], fact: str) -> None:
+    with pytest.raises(error, match=fact) as caught:
         weighted_loss(**arguments(**changed))
     assert one_sentence(str(caught.value))
 
@@ -223,17 +223,15 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Excep
 def test_what_the_kernels_do_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "TRITON_INSTALLED", True)
 
-    def refused(error: type[Exception], message: str, **changed: Any) -> None:
-        with pytest.raises(error, match=message) as caught:
+    def refused(error: type[Exception], fact: str, **changed: Any) -> None:
+        with pytest.raises(error, match=fact) as caught:
             weighted_loss(**arguments(engine="triton", **changed))
         assert one_sentence(str(caught.value))
 
     monkeypatch.setattr(loss_module, "is_interpreted", lambda: True)
-    refused(
-        ShapeError, r"of float32 for the loss kernel, got torch.float16; convert .* with .float\(\)", **every(torch.Tensor.half)
-    )
+    refused(ShapeError, "torch.float16", **every(torch.Tensor.half))
     monkeypatch.setattr(loss_module, "is_interpreted", lambda: False)
-    refused(ShapeError, "on a CUDA device for the loss kernel, got them on cpu; move them")
+    refused(ShapeError, "on cpu")
     monkeypatch.setattr(loss_module, "TRITON_INSTALLED", False)
     refused(BackendError, r"refusion-edge\[triton\]")
 

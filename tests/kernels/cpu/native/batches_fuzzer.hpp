@@ -22,7 +22,7 @@ using exact::Exact;
 
 constexpr double kTolerance = 2e-6;
 
-// One picture of one of the products: a is features of `rows` channels, b of `columns`, or a matrix for each picture.
+// One image of one of the products: a is features of `rows` channels, b of `columns`, or a matrix for each image.
 struct InnerProducts {
     std::size_t pixels, rows, columns;
 
@@ -42,18 +42,18 @@ struct DotProducts {
     }
 };
 
-// y += the products of every picture.
+// y += the products of every image.
 template <class Products>
-void add_pictures(const Products& products, std::size_t pictures, const Numbers& a, const Numbers& b, Exact& y) {
-    for (std::size_t picture = 0; picture < pictures; ++picture) {
+void add_images(const Products& products, std::size_t images, const Numbers& a, const Numbers& b, Exact& y) {
+    for (std::size_t image = 0; image < images; ++image) {
         const auto part = [&](const auto& list) {
-            const std::size_t count = list.size() / pictures;
-            const auto first = list.begin() + static_cast<std::ptrdiff_t>(picture * count);
+            const std::size_t count = list.size() / images;
+            const auto first = list.begin() + static_cast<std::ptrdiff_t>(image * count);
             return Exact(first, first + static_cast<std::ptrdiff_t>(count));
         };
         Exact sums = part(y);
         exact::add_products(products, part(a), part(b), sums);
-        std::copy(sums.begin(), sums.end(), y.begin() + static_cast<std::ptrdiff_t>(picture * sums.size()));
+        std::copy(sums.begin(), sums.end(), y.begin() + static_cast<std::ptrdiff_t>(image * sums.size()));
     }
 }
 
@@ -76,13 +76,13 @@ class Fuzzer {
   private:
     int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
     Numbers normal(int channels) { return blocks::normal(pixels_ * static_cast<std::size_t>(channels), random_); }
-    std::size_t pictures() const { return static_cast<std::size_t>(shape_.pictures); }
+    std::size_t images() const { return static_cast<std::size_t>(shape_.images); }
 
     void draw() {
         // Few pixels, those of several pieces of a sum, and those of several bands.
         const int kind = pick(0, 7);
         shape_ = {pick(1, 3), kind < 5 ? pick(1, 70) : kind < 7 ? pick(200, 800) : pick(4000, 8500)};
-        pixels_ = pictures() * static_cast<std::size_t>(shape_.pixels);
+        pixels_ = images() * static_cast<std::size_t>(shape_.pixels);
         const int lanes[] = {16, 8, 4, 1}, step = lanes[pick(0, 3)], most = (kind < 7 ? 48 : 16) / step;
         rows_ = step * pick(1, most);
         columns_ = step * pick(1, most + (step == 16));
@@ -91,15 +91,15 @@ class Fuzzer {
     void multiply() {
         const Numbers x = normal(rows_), added = normal(columns_);
         const std::size_t inputs = static_cast<std::size_t>(rows_), outputs = static_cast<std::size_t>(columns_);
-        const Numbers weights = blocks::normal(pictures() * outputs * inputs, random_, 1 / std::sqrt(static_cast<double>(rows_)));
-        const Numbers factors = blocks::normal(pictures() * outputs, random_);
+        const Numbers weights = blocks::normal(images() * outputs * inputs, random_, 1 / std::sqrt(static_cast<double>(rows_)));
+        const Numbers factors = blocks::normal(images() * outputs, random_);
         const bool adds = pick(0, 3) > 0, scales = adds && pick(0, 1) == 1;
         Exact expected(added.size());
         for (std::size_t i = 0; adds && i < expected.size(); ++i) {
             const std::size_t factor = i / outputs / static_cast<std::size_t>(shape_.pixels) * outputs + i % outputs;
             expected[i] = static_cast<double>(added[i]) * (scales ? static_cast<double>(factors[factor]) : 1.0);
         }
-        add_pictures(exact::Pointwise{static_cast<std::size_t>(shape_.pixels), inputs, outputs}, pictures(), x, weights, expected);
+        add_images(exact::Pointwise{static_cast<std::size_t>(shape_.pixels), inputs, outputs}, images(), x, weights, expected);
         const char* product = scales ? "x W^T + factors * added" : adds ? "x W^T + added" : "x W^T";
         check(expected, product, [&](int threads, const std::string& isa, unsigned seed) {
             std::mt19937 random(seed);
@@ -117,8 +117,8 @@ class Fuzzer {
     void inner_products() {
         const Numbers a = normal(rows_), b = normal(columns_);
         const std::size_t rows = static_cast<std::size_t>(rows_), columns = static_cast<std::size_t>(columns_);
-        Exact expected(pictures() * rows * columns);
-        add_pictures(InnerProducts{static_cast<std::size_t>(shape_.pixels), rows, columns}, pictures(), a, b, expected);
+        Exact expected(images() * rows * columns);
+        add_images(InnerProducts{static_cast<std::size_t>(shape_.pixels), rows, columns}, images(), a, b, expected);
         check(expected, "a^T b", [&](int threads, const std::string& isa, unsigned seed) {
             return sums_of(a, b, rows * columns, seed, [&](const Block& own_a, const Block& own_b, float* sums) {
                 refusion::inner_products(shape_, rows_, columns_, own_a.read_only(), own_b.read_only(), sums, threads, isa);
@@ -129,8 +129,8 @@ class Fuzzer {
     void dot_products() {
         const Numbers a = normal(columns_), b = normal(columns_);
         const std::size_t channels = static_cast<std::size_t>(columns_);
-        Exact expected(pictures() * channels);
-        add_pictures(DotProducts{static_cast<std::size_t>(shape_.pixels), channels}, pictures(), a, b, expected);
+        Exact expected(images() * channels);
+        add_images(DotProducts{static_cast<std::size_t>(shape_.pixels), channels}, images(), a, b, expected);
         check(expected, "sum of a * b", [&](int threads, const std::string& isa, unsigned seed) {
             return sums_of(a, b, channels, seed, [&](const Block& own_a, const Block& own_b, float* sums) {
                 refusion::dot_products(shape_, columns_, own_a.read_only(), own_b.read_only(), sums, threads, isa);
@@ -138,12 +138,12 @@ class Fuzzer {
         });
     }
 
-    // What sum(a, b, sums) writes, `count` numbers for each picture.
+    // What sum(a, b, sums) writes, `count` numbers for each image.
     template <class Sum>
     Numbers sums_of(const Numbers& a, const Numbers& b, std::size_t count, unsigned seed, const Sum& sum) const {
         std::mt19937 random(seed);
         const Block own_a(pixels_, a.size() / pixels_, random, a), own_b(pixels_, b.size() / pixels_, random, b);
-        Block sums(1, pictures() * count, random);
+        Block sums(1, images() * count, random);
         sum(own_a, own_b, sums.pixels().data);
         own_a.require_unchanged();
         own_b.require_unchanged();
@@ -152,7 +152,7 @@ class Fuzzer {
 
     void check(const Exact& expected, const std::string& product, const std::function<Numbers(int, const std::string&, unsigned)>& work) {
         std::string name = product + " of";
-        for (const auto side : {static_cast<std::ptrdiff_t>(shape_.pictures), shape_.pixels}) name += " " + std::to_string(side);
+        for (const auto side : {static_cast<std::ptrdiff_t>(shape_.images), shape_.pixels}) name += " " + std::to_string(side);
         name += " pixels, " + std::to_string(rows_) + " and " + std::to_string(columns_) + " channels";
         const auto listed = [&](int threads, const std::string& isa, unsigned seed) { return std::vector<Numbers>{work(threads, isa, seed)}; };
         closeness_.check(listed, {expected}, name, random_);
@@ -161,7 +161,7 @@ class Fuzzer {
     std::mt19937 random_;
     Closeness closeness_{kTolerance};
     refusion::BatchShape shape_{};
-    std::size_t pixels_ = 0;  // of all pictures
+    std::size_t pixels_ = 0;  // of all images
     int rows_ = 0, columns_ = 0;
 };
 

@@ -26,7 +26,7 @@
 #include "expansion_fuzzer.hpp"
 #include "isa.hpp"
 #include "network.hpp"
-#include "reference.hpp"
+#include "network_oracle.hpp"
 #include "refusion_edge.h"
 #include "require.hpp"
 #include "weights_file.hpp"
@@ -239,7 +239,7 @@ int main(int count, char** words) try {
         for (int i = 0; i < 3; ++i) expansions.turn();
         batches.turn();
     }
-    std::printf("fuzzed: %ld pictures, %ld damaged weights files refused\n", fuzzer.turns, fuzzer.refused);
+    std::printf("fuzzed: %ld images, %ld damaged weights files refused\n", fuzzer.turns, fuzzer.refused);
     std::printf("%ld blocks of training within %.1e of the largest number, %ld products of batches within %.1e\n", expansions.turns,
                 expansions.worst(), batches.turns, batches.worst());
     return 0;

@@ -31,21 +31,21 @@ constexpr double kTolerance = 1e-5;
 enum class Residual { none, own, input };
 
 struct Shape {
-    int pictures, height, width;
+    int images, height, width;
     std::vector<int> inputs;  // channels of each
     int channels, outputs;    // of every operand, of what is made of a gated pair
     int operands;
     bool norm, gated;
     Residual residual;
 
-    std::size_t pixels() const { return static_cast<std::size_t>(pictures) * height * width; }
+    std::size_t pixels() const { return static_cast<std::size_t>(images) * height * width; }
     std::size_t input_of(std::size_t operand) const { return inputs.size() == 1 ? 0 : operand; }
     int result_channels() const { return gated ? outputs : channels; }
     std::size_t results() const { return gated ? 1 : static_cast<std::size_t>(operands); }
 
     std::string name() const {
         std::string text;
-        for (const int side : {pictures, height, width}) text += std::to_string(side) + " ";
+        for (const int side : {images, height, width}) text += std::to_string(side) + " ";
         for (const int side : inputs) text += std::to_string(side) + " ";
         text += "to " + std::to_string(operands) + " of " + std::to_string(channels);
         if (gated) text += " gated to " + std::to_string(outputs);
@@ -86,17 +86,17 @@ Moving product(const Products& products, const Moving& a, const Moving& b, std::
 
 // 3x3 convolution of every channel on its own: y and a are features, b is channels x 9.
 struct Depthwise {
-    int pictures, height, width, channels;
+    int images, height, width, channels;
 
     template <class Visit>
     void operator()(const Visit& visit) const {
-        for (int picture = 0; picture < pictures; ++picture) {
+        for (int image = 0; image < images; ++image) {
             for (int row = 0; row < height; ++row) {
                 for (int column = 0; column < width; ++column) {
                     for (int tap = 0; tap < 9; ++tap) {
                         const int above = row + tap / 3 - 1, beside = column + tap % 3 - 1;
                         if (above < 0 || above >= height || beside < 0 || beside >= width) continue;
-                        const std::size_t y = first(picture, row, column), x = first(picture, above, beside);
+                        const std::size_t y = first(image, row, column), x = first(image, above, beside);
                         for (std::size_t k = 0; k < static_cast<std::size_t>(channels); ++k) visit(y + k, x + k, 9 * k + tap);
                     }
                 }
@@ -105,13 +105,13 @@ struct Depthwise {
     }
 
   private:
-    std::size_t first(int picture, int row, int column) const {
-        return ((static_cast<std::size_t>(picture) * height + row) * width + column) * static_cast<std::size_t>(channels);
+    std::size_t first(int image, int row, int column) const {
+        return ((static_cast<std::size_t>(image) * height + row) * width + column) * static_cast<std::size_t>(channels);
     }
 };
 
-// The normalised channels of each pixel, which are along the direction what the product rule says.
-inline Moving normalised(const Moving& x, std::size_t channels) {
+// The normalized channels of each pixel, which are along the direction what the product rule says.
+inline Moving normalized(const Moving& x, std::size_t channels) {
     Moving y(x.value.size());
     for (std::size_t first = 0; first < x.value.size(); first += channels) {
         double mean = 0, moved = 0, variance = 0, along = 0;
@@ -153,7 +153,7 @@ class Expected {
         for (int kind = 0; kind < kKinds; ++kind) {
             for (const Moving& list : at[kind]) gradient_[kind].emplace_back(list.value.size());
         }
-        normalise();
+        normalize();
         std::vector<Moving> sums;
         for (std::size_t n = 0; n < at[kWeights].size(); ++n) {
             wide_.push_back(product(expansion(n), narrow_[shape.input_of(n)], at[kWeights][n], numbers(shape.channels)));
@@ -181,14 +181,14 @@ class Expected {
         return {shape_.pixels(), static_cast<std::size_t>(inputs), static_cast<std::size_t>(outputs)};
     }
     exact::Pointwise expansion(std::size_t operand) const { return pointwise(shape_.inputs[shape_.input_of(operand)], shape_.channels); }
-    Depthwise spread() const { return {shape_.pictures, shape_.height, shape_.width, shape_.channels}; }
+    Depthwise spread() const { return {shape_.images, shape_.height, shape_.width, shape_.channels}; }
     Scaling scaling() const { return {numbers(shape_.inputs[0]), static_cast<std::size_t>(shape_.inputs[0])}; }
 
-    void normalise() {
+    void normalize() {
         narrow_ = at_[kInputs];
         if (!shape_.norm) return;
         const Moving &weight = at_[kNorm][0], &bias = at_[kNorm][1];
-        narrow_[0] = product(scaling(), normalised(at_[kInputs][0], bias.value.size()), weight, numbers(shape_.inputs[0]));
+        narrow_[0] = product(scaling(), normalized(at_[kInputs][0], bias.value.size()), weight, numbers(shape_.inputs[0]));
         for (std::size_t i = 0; i < narrow_[0].value.size(); ++i) {
             narrow_[0].value[i] += bias.value[i % bias.value.size()];
             narrow_[0].tangent[i] += bias.tangent[i % bias.value.size()];
@@ -235,13 +235,13 @@ class Expected {
         }
         if (shape_.norm) {
             for (std::size_t i = 0; i < by_narrow[0].size(); ++i) gradient_[kNorm][1][i % gradient_[kNorm][1].size()] += by_narrow[0][i];
-            // The derivatives of a pixel's normalised channels by its channels are symmetric: gradients are tangents along slopes.
+            // The derivatives of a pixel's normalized channels by its channels are symmetric: gradients are tangents along slopes.
             const std::size_t channels = gradient_[kNorm][0].size();
             Moving x = at_[kInputs][0];
             std::fill(x.tangent.begin(), x.tangent.end(), 0.0);
-            const Exact seen = normalised(x, channels).value;
+            const Exact seen = normalized(x, channels).value;
             exact::add_gradients(scaling(), seen, at_[kNorm][0].value, by_narrow[0], x.tangent, gradient_[kNorm][0]);
-            by_narrow[0] = normalised(x, channels).tangent;
+            by_narrow[0] = normalized(x, channels).tangent;
         }
         for (std::size_t n = 0; n < by_narrow.size(); ++n) {
             for (std::size_t i = 0; i < by_narrow[n].size(); ++i) gradient_[kInputs][n][i] += by_narrow[n][i];
@@ -259,7 +259,7 @@ class Expected {
 class Call {
   public:
     Call(const Shape& shape, unsigned seed) : shape_(shape), random_(seed) {
-        job_.pictures = shape.pictures;
+        job_.images = shape.images;
         job_.height = shape.height;
         job_.width = shape.width;
         job_.channels = shape.channels;
@@ -363,10 +363,10 @@ class Fuzzer {
     }
 
     void draw_shape() {
-        // Pictures without a neighbour on some side, small ones, and those of several bands of rows.
+        // Images without a neighbor on some side, small ones, and those of several bands of rows.
         const int kind = pick(0, 5);
         const bool flat = kind == 0 || kind == 1, narrow = kind == 0 || kind == 2, high = kind == 3;
-        shape_.pictures = pick(1, 3);
+        shape_.images = pick(1, 3);
         shape_.height = flat ? 1 : high ? pick(60, 140) : pick(2, 10);
         shape_.width = narrow ? 1 : high ? pick(1, 3) : pick(2, 20);
         shape_.gated = pick(0, 1) == 1;

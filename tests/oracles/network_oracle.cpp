@@ -1,4 +1,4 @@
-#include "reference.hpp"
+#include "network_oracle.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +10,7 @@
 namespace refusion {
 namespace {
 
-// Channels of a picture, channel by channel, row by row.
+// Channels of an image, channel by channel, row by row.
 struct Features {
     int channels, height, width;
     std::vector<double> values;

@@ -1,6 +1,6 @@
-"""One CUDA driver library that is none, seen through pycuda, through cuda-bindings and through ctypes.
+"""A fake CUDA driver library, as seen through pycuda, through cuda-bindings and through ctypes.
 
-It works on the processor's memory, keeps what was called and what is still held, and fails where a test wants it to.
+It works on host memory, records every call and everything that is still held, and fails where a test wants it to.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-/* A libcuda.so.1 that is none, for the real layers over it: what they hand to C arrives here as it would at the driver.
+/* A fake libcuda.so.1 for the real layers over it: what they hand to C arrives here as it would at the driver.
  *
- * Device memory is memory of the processor. Every module holds one kernel that copies bytes: (to, from, count, null, null),
+ * Device memory is host memory. Every module holds one kernel that copies bytes: (to, from, count, null, null),
  * pointers and a 32-bit count. As in the driver, nothing but the set-up works in a thread without a current context, work on a
  * stream that is recorded happens when the graph is launched, and more than 48 KiB of shared memory has to be asked for.
  */

@@ -16,8 +16,8 @@ from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.targets.plan import Plan, compile_plan
 from refusion_edge.sizes import DYNAMIC, SizeRange, parse_sizes
-from tests.backends.tensorrt.conftest import FakeTensorRT, release
 from tests.conftest import one_sentence
+from tests.fakes.tensorrt import FakeTensorRT, release
 
 RANGE = SizeRange((8, 8), (16, 24), (64, 96))
 

@@ -70,13 +70,13 @@ def test_hidden_parameters_go_and_the_rest_is_put_in_order() -> None:
 @pytest.mark.parametrize(
     ("text", "order", "words"),
     [
-        (PTX.replace("\tret;", "\tld.param.b64 %rd3, [scale_kernel_param_4];\n\tret;"), (0, 2, 1), "param_4 to be unused"),
-        (PTX, (0, 1), "param_2 to be unused"),
-        (PTX, (0, 0, 1), "an order of 5"),
-        (PTX, (0, 1, 5), "an order of 5"),
-        (PTX.replace(".visible .entry", ".func"), (0,), "one kernel in the PTX, got 0"),
-        (PTX + PTX, (0,), "one kernel in the PTX, got 2"),
-        (PTX.replace("scale_kernel_param_1,", "param,"), (0,), "declarations of parameters"),
+        (PTX.replace("\tret;", "\tld.param.b64 %rd3, [scale_kernel_param_4];\n\tret;"), (0, 2, 1), "param_4"),
+        (PTX, (0, 1), "param_2"),
+        (PTX, (0, 0, 1), r"\[0, 0, 1\]"),
+        (PTX, (0, 1, 5), r"\[0, 1, 5\]"),
+        (PTX.replace(".visible .entry", ".func"), (0,), "0 kernels"),
+        (PTX + PTX, (0,), "2 kernels"),
+        (PTX.replace("scale_kernel_param_1,", "param,"), (0,), "scale_kernel_param_0"),
     ],
 )
 def test_ptx_of_another_shape_is_refused(text: str, order: tuple[int, ...], words: str) -> None:
@@ -195,7 +195,7 @@ def test_a_kernel_that_the_assembler_refuses_is_one_sentence_and_not_printed(
 ) -> None:
     monkeypatch.setenv("PTXAS_OPTIONS", "--no-such-option")
     kernel, tile = plugin_kernels()["stem"], plugin_tiles(87)["stem"]
-    with pytest.raises(BackendError, match="kernel stem for sm_87, got 'fatal.*no-such-option.*'; try another") as caught:
+    with pytest.raises(BackendError, match="stem for sm_87.*fatal.*no-such-option") as caught:
         run_compilers({"stem for sm_87": (compile_plugin, (kernel, tile, 87, 85))}, jobs=1)
     assert one_sentence(str(caught.value))
     assert "entry" not in "".join(capfd.readouterr())

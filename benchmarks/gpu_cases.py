@@ -1,6 +1,6 @@
-"""One launch of a kernel on random operands: by Triton on poisoned memory, and by its reference in float64.
+"""One launch of a kernel on random operands: with Triton on poisoned memory, and with its NumPy reference in float64.
 
-The tests run this in Triton's interpreter, ``pytest -m gpu`` and the GPU benchmark on a device. Needs torch and Triton.
+The tests run this in Triton's interpreter; ``pytest -m gpu`` and the GPU benchmark run it on a device. Needs torch and Triton.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import torch
 from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import Argument, Kernel, Tile
 from refusion_edge.errors import BackendError
-from refusion_edge.kernels.gpu.catalogue import SOURCES, run_on_host
 from refusion_edge.kernels.gpu.folding import FoldedWeights
-from refusion_edge.kernels.gpu.schedule import make_plan
+from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
 from refusion_edge.kernels.gpu.triton_frame import launch_options
 
 RELATIVE_ERROR = {"float32": 2e-6, "float16": 2.5e-3}
-"""Most that a result may be off, relative to its largest value: sums of some hundred terms, and roundings on the way."""
+"""Largest permitted error, relative to the largest value of a result: sums of some hundred rounded terms."""
 
 _GUARD = 64
 
@@ -48,13 +47,13 @@ class Case:
         return [parameter.name for parameter in self.kernel.parameters if parameter.written]
 
     def reference(self) -> dict[str, Array]:
-        """What the kernel should write, computed in float64 from the same operands."""
+        """The correct outputs, computed in float64 from the same operands."""
         wide = {
             name: value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
             for name, value in self.operands.items()
         }
         wide |= {name: np.full_like(wide[name], np.nan if wide[name].dtype.kind == "f" else 0) for name in self.written}
-        run_on_host(self.kernel.source, {**wide, **self.kernel.constants}, self.kernel.streams)
+        SOURCES[self.kernel.source].run_reference({**wide, **self.kernel.constants}, self.kernel.streams)
         return {name: wide[name] for name in self.written}
 
 
@@ -79,9 +78,9 @@ def make_case(
         scale: Standard deviation of the features.
         seed: Of the operands.
     """
-    plan = make_plan(dtype)
-    kernel = plan.kernels[name]
-    launch = next(launch for launch in plan.launches if launch.kernel == name)
+    schedule = make_schedule(dtype)
+    kernel = schedule.kernels[name]
+    launch = next(launch for launch in schedule.launches if launch.kernel == name)
     weights = folded.rounded(np.dtype(dtype))
     draw = np.random.default_rng(seed)
 
@@ -89,7 +88,7 @@ def make_case(
         if argument.kind == "weights":
             return weights[argument.name].ravel()
         if argument.kind == "buffer":
-            buffer = plan.buffers[argument.name]
+            buffer = schedule.buffers[argument.name]
             values = draw.standard_normal(buffer.elements(size_hw, tiles)) * scale
             if argument.name.endswith((".strips", "planes", "extremes")):
                 values = np.abs(values)
@@ -108,10 +107,10 @@ def make_case(
 
 
 def launch(case: Case, device: str = "cpu") -> dict[str, Array]:
-    """Run a kernel by Triton on poisoned memory: NaN around every operand and in every output.
+    """Run a kernel with Triton on poisoned memory: NaN around every operand and in every output.
 
     Returns:
-        What it wrote, flat, by parameter.
+        The outputs, flat, by parameter.
 
     Raises:
         BackendError: It wrote outside its outputs, or changed an input.
@@ -139,8 +138,8 @@ def launch(case: Case, device: str = "cpu") -> dict[str, Array]:
         kept = name in case.written or np.array_equal(array[_GUARD:-_GUARD], case.operands[name])
         if not untouched or not kept:
             raise BackendError(
-                f"expected the kernel {case.kernel.name} to write its outputs and nothing else, got changes "
-                f"{'in' if untouched else 'around'} {name}; this is a bug, report it."
+                f"the kernel {case.kernel.name} changed memory {'in' if untouched else 'around'} {name}, which it must not "
+                "write; this is a bug, please report it"
             )
         if name in case.written:
             results[name] = array[_GUARD:-_GUARD]
@@ -150,7 +149,7 @@ def launch(case: Case, device: str = "cpu") -> dict[str, Array]:
 def largest_error(case: Case, results: Mapping[str, Array]) -> float:
     """Largest difference from the reference, relative to the largest value of each result.
 
-    A level of 8 bits may fall on either side of a half: of levels, whatever goes beyond one counts.
+    An 8-bit level may fall on either side of a half: only what exceeds one level counts.
     """
     errors = []
     for name, expected in case.reference().items():
@@ -162,7 +161,7 @@ def largest_error(case: Case, results: Mapping[str, Array]) -> float:
 
 
 def comparable(kernel: Kernel, name: str, values: Array) -> Array:
-    """Bring what strips contribute to what the picture has: the order of strips is not part of a result."""
+    """Sum over the strips where their order is not part of a result."""
     if name == "partial_ptr":
         dim = kernel.constants["C"] // 8
         sums: Array = values.reshape(kernel.streams, -1, (dim * dim + 2 * dim) * 8).astype(np.float64).sum(axis=1)
