@@ -165,7 +165,7 @@ def test_full_disk_leaves_nothing_behind(picture: Picture, monkeypatch: pytest.M
     before = Path("x.png").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdopen", no_room)
-        with pytest.raises(OutputError, match="full disk"):
+        with pytest.raises(OutputError, match="disk is full"):
             write_image("x.png", picture(9, 9))
     assert files_below(Path()) == ["x.png"]
     assert Path("x.png").read_bytes() == before
