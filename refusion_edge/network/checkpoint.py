@@ -91,9 +91,8 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
     return _read_safetensors(path, data)
 
 
-def describe_format(path: str | os.PathLike[str]) -> str:
-    """Name the format of a weights file."""
-    data = read_file(Path(path), kind="weights file", most_bytes=MOST_BYTES, error=CheckpointError)
+def describe_format(data: bytes) -> str:
+    """Name the format of the bytes of a weights file."""
     return "official .pth (zip archive)" if _is_zip(data) else "safetensors"
 
 
