@@ -11,10 +11,13 @@ from typing import Any
 from refusion_edge.bench.measurement import Row
 from refusion_edge.bench.report import machine_differences, row_document, row_from_document
 from refusion_edge.bench.subjects import Identity
+from refusion_edge.documents import parse_json, typed
 from refusion_edge.errors import InputError, UsageError
-from refusion_edge.files import output_error, write_atomically
+from refusion_edge.files import output_error, read_file, write_atomically
 
 SCHEMA = "refusion-edge/bench-lines/1"
+# A measurement has 10 kB.
+_MOST_BYTES = 64 << 20
 
 
 class SweepLog:
@@ -71,16 +74,16 @@ def read_rows(path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"expected JSON lines of the schema {SCHEMA} in {path}, got '{error}'; name another file.") from error
+    try:
+        text = read_file(path, kind="file of measurements", most_bytes=_MOST_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} holds no JSON lines of the schema {SCHEMA}; name another file.") from error
     *whole, unfinished = text.split("\n")
     # The first line is never half-written, so this is somebody else's file.
     if unfinished and not whole:
-        raise InputError(f"expected JSON lines of the schema {SCHEMA} in {path}, got something else; name another file.")
+        raise InputError(f"{path} holds no JSON lines of the schema {SCHEMA}; name another file.")
     return whole
 
 
@@ -95,21 +98,14 @@ def _check_header(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
 
 
 def _header(path: Path, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        schema = found["schema"]
-    except (ValueError, KeyError, TypeError):
-        schema = None
-    if schema != SCHEMA or not isinstance(found.get("configuration"), dict):
-        raise InputError(f"expected JSON lines of the schema {SCHEMA} in {path}, got something else; name another file.")
-    return dict(found)
+    found = typed(dict[str, Any], parse_json(line, f"the first line of {path}"), f"the first line of {path}")
+    if found.get("schema") != SCHEMA or not isinstance(found.get("configuration"), dict):
+        raise InputError(f"{path} holds no JSON lines of the schema {SCHEMA}; name another file.")
+    return found
 
 
 def _row(path: Path, line: str) -> Row:
-    try:
-        return row_from_document(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"expected a measurement in every line of {path}, got {line[:40]!r}; name another file.") from error
+    return row_from_document(parse_json(line, f"a line of {path}"), str(path))
 
 
 def _to_line(document: Mapping[str, Any]) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refusion_edge.bench.load import Load
 from refusion_edge.bench.measurement import Row
 from refusion_edge.bench.report import SCHEMA, Report, machine_differences, row_from_document
 from refusion_edge.bench.stages import END_TO_END
 from refusion_edge.bench.subjects import Identity
+from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, UsageError
+from refusion_edge.files import read_file
 
 DEFAULT_THRESHOLD = 0.10
+_MOST_BYTES = 64 << 20
 # What has to be the same for two numbers to be about the same thing; the name and the files may change.
 _COMPARED = ("task", "size_text", "precision", "backend", "threads", "colour", "output_range")
 
@@ -58,11 +61,13 @@ class Baseline:
         path: Its file.
         machine: The machine that it was measured on.
         rows: Its measurements.
+        loaded: Whether other programs disturbed them.
     """
 
     path: Path
     machine: dict[str, Any]
     rows: tuple[Row, ...]
+    loaded: bool = False
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -71,17 +76,18 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         InputError: It cannot be read, or is something else.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            raise ValueError(document["schema"])
-        return Baseline(path, dict(document["machine"]), tuple(row_from_document(row) for row in document["rows"]))
-    except OSError as error:
-        raise InputError(f"expected a report to compare with at {path}, got '{error.strerror}'; check --against.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    data = read_file(path, kind="report to compare with", most_bytes=_MOST_BYTES)
+    document = typed(dict[str, Any], parse_json(data, str(path)), str(path))
+    if document.get("schema") != SCHEMA:
         raise InputError(
-            f"expected a report of the schema {SCHEMA} in {path}, got something else ({error}); write one with bench --json."
-        ) from error
+            f"{path} has the schema {shown(document.get('schema'))} instead of {SCHEMA}; write one with bench --json."
+        )
+    machine = typed(dict[str, Any], document.get("machine"), f"machine in {path}")
+    rows = typed(list[Any], document.get("rows"), f"rows in {path}")
+    # Counted anew, so that the word alone, which may have been edited, is not enough.
+    loads = [typed(Load, document.get(name), f"{name} in {path}") for name in ("load_before", "load_after")]
+    loaded = typed(bool, document.get("loaded"), f"loaded in {path}") or any(load.is_too_high for load in loads)
+    return Baseline(path, machine, tuple(row_from_document(row, str(path)) for row in rows), loaded)
 
 
 def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine: dict[str, Any]) -> None:

@@ -68,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=_number, default=5.0, metavar="PERCENT", help="how far windows may differ (default: 5)"
     )
     how.add_argument("--windows", type=_count, default=10, metavar="N", help="most windows before giving up (default: 10)")
-    how.add_argument("--loaded", action="store_true", help="measure although other programs keep the machine busy")
+    how.add_argument(
+        "--loaded",
+        action="store_true",
+        help="measure although other programs keep the machine busy, and compare --against a report that was measured so",
+    )
     how.add_argument("--no-limits", action="store_true", help="do not measure what the processor and the device can do at best")
     rate = parser.add_argument_group("a fixed rate")
     rate.add_argument("--fps", type=_number, metavar="RATE", help="tell whether this rate is held, with misses and ages")
@@ -76,7 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--misses", type=_number, default=0.1, metavar="PERCENT", help="frames that may be dropped or late (default: 0.1)"
     )
     results = parser.add_argument_group("results")
-    results.add_argument("--against", metavar="FILE", help="JSON of an earlier run; exit code 1 for a regression")
+    results.add_argument(
+        "--against",
+        metavar="FILE",
+        help="JSON of an earlier run; exit code 1 for a regression, and if that run was measured under load, unless --loaded",
+    )
     results.add_argument(
         "--threshold", type=_number, default=10.0, metavar="PERCENT", help="how much slower is a regression (default: 10)"
     )
@@ -113,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
         output().print(
             f"\nwrote {', '.join(written)}" if written else "\nNext: add --html bench.html for plots, --json for programs"
         )
-    return 0 if report.passed and not any(change.is_regression for change in changes) else 1
+    trusted = baseline is None or not baseline.loaded or options.loaded
+    return 0 if report.passed and trusted and not any(change.is_regression for change in changes) else 1
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -207,11 +216,18 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
 def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Baseline | None:
     from refusion_edge.bench.regression import check_comparable, read_baseline
     from refusion_edge.bench.report import describe_machine
+    from refusion_edge.cli.console import remarks
 
     if not options.against:
         return None
     baseline = read_baseline(Path(options.against))
     check_comparable(baseline, [subject.identity for subject in subjects], asdict(describe_machine()))
+    if baseline.loaded:
+        outcome = "it is compared all the same" if options.loaded else "the exit code will be 1 unless --loaded allows it"
+        remarks().print(
+            f"Warning: {options.against} was measured while other programs kept the machine busy, so its times may be too long "
+            f"and hide a regression; {outcome}."
+        )
     return baseline
 
 
