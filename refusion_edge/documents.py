@@ -57,7 +57,7 @@ def parse_json(text: bytes | str, source: str, *, error: type[RefusionError] = I
     except RecursionError:
         raise error(f"cannot read {source}: it is nested more than {MOST_DEPTH} levels deep; {_REMEDY}.") from None
     except ValueError as problem:
-        raise error(f"cannot read {source}, which is not the JSON it should be ({_brief(problem)}); {_REMEDY}.") from problem
+        raise error(f"cannot read {source}, which is not the JSON it should be ({brief(problem)}); {_REMEDY}.") from problem
     return value
 
 
@@ -101,7 +101,7 @@ def parse_yaml(text: bytes | str, source: str, *, error: type[RefusionError] = I
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         mark = getattr(problem, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(problem, "problem", None) or _brief(problem)
+        reason = getattr(problem, "problem", None) or brief(problem)
         raise error(f"cannot read {source}, which is not the YAML it should be{where} ({reason}); correct it.") from problem
 
 
@@ -113,6 +113,12 @@ def shown(value: object) -> str:
         return f"{'a table' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = ascii(value) if isinstance(value, str) and _SURROGATE.search(value) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def brief(problem: Exception) -> str:
+    """What a library says of a file, as a part of one line."""
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    return text if len(text) <= 2 * _SHOWN else f"{text[: 2 * _SHOWN]}..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,11 +158,6 @@ def _check_scalars(values: Iterable[Any]) -> None:
             raise ValueError("a whole number needs more than 64 bits")
 
 
-def _brief(problem: Exception) -> str:
-    text = " ".join(str(problem).split()) or type(problem).__name__
-    return text if len(text) <= 2 * _SHOWN else f"{text[: 2 * _SHOWN]}..."
-
-
 def _typed(kind: Any, value: Any, name: str, error: type[RefusionError]) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -168,7 +169,7 @@ def _typed(kind: Any, value: Any, name: str, error: type[RefusionError]) -> Any:
     elif origin in (dict, Mapping):
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             _refuse("a table", value, name, error)
-        made = {key: _typed(arguments[1], part, _joined(name, shown(key)), error) for key, part in value.items()}
+        made = {key: _typed(arguments[1], part, _joined(name, key), error) for key, part in value.items()}
     elif origin in (list, tuple):
         made = _listed(origin, arguments, value, name, error)
     elif origin is Literal:
@@ -241,7 +242,8 @@ def _refuse(wanted: str, value: Any, name: str, error: type[RefusionError]) -> N
 
 
 def _joined(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
+    part = key if key.isidentifier() and len(key) <= _SHOWN else shown(key)
+    return f"{name}.{part}" if name else part
 
 
 @dataclass(slots=True)

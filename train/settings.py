@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from refusion_edge.documents import typed
+from refusion_edge.documents import brief, typed
 from refusion_edge.errors import UsageError
 from refusion_edge.files import read_file
 from refusion_edge.train.augmentation import ToneSettings
@@ -349,8 +349,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        brief = " ".join(str(error).split())[:200] or "it is nested too deeply"
-        raise UsageError(f"{path} is no TOML file ({brief}); correct it.") from error
+        raise UsageError(f"{path} is no TOML file ({brief(error)}); correct it.") from error
 
 
 def _merge(tables: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
-from refusion_edge.documents import shown, typed
+from refusion_edge.documents import brief, shown, typed
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import read_file, write_atomically
 from refusion_edge.network.checkpoint import (
@@ -225,7 +225,7 @@ def read_state(path: Path) -> TrainingCheckpoint:
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is a damaged training checkpoint ({error}); take an older one.") from error
+        raise CheckpointError(f"{path} is a damaged training checkpoint ({brief(error)}); take an older one.") from error
     try:
         about = typed(_About, {key: document[key] for key in _ABOUT_KEYS if key in document}, "", error=CheckpointError)
         settings = Settings.from_tables(about.settings)

@@ -14,7 +14,7 @@ from xml.parsers import expat
 import numpy as np
 
 from refusion_edge.calibration.rig.motion import Numbers
-from refusion_edge.documents import MOST_DEPTH, parse_yaml, typed
+from refusion_edge.documents import MOST_DEPTH, brief, parse_yaml, typed
 from refusion_edge.errors import InputError
 from refusion_edge.files import read_file
 
@@ -122,7 +122,7 @@ def _read_xml(text: str, path: Path) -> dict[str, Any]:
     try:
         parser.Parse(text.encode(), True)
     except (expat.ExpatError, ValueError) as error:
-        raise InputError(f"{path} is no XML of OpenCV ({error}); save it with FileStorage.") from error
+        raise InputError(f"{path} is no XML of OpenCV ({brief(error)}); save it with FileStorage.") from error
     if tree.name != "opencv_storage" or not isinstance(tree.root, dict):
         raise InputError(f"{path} is XML of another program; save it with FileStorage.")
     return tree.root

@@ -25,7 +25,7 @@ from refusion_edge.bench.recommendation import Recommendation, from_comparison, 
 from refusion_edge.bench.stages import END_TO_END, STAGES
 from refusion_edge.bench.statistics import PERCENTILES, Spread, percentile_name
 from refusion_edge.bench.windows import Plan
-from refusion_edge.documents import typed
+from refusion_edge.documents import shown, typed
 from refusion_edge.errors import InputError
 from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
@@ -188,7 +188,7 @@ def row_from_document(document: object, source: str) -> Row:
     if fields.get("stages") is None:
         return row
     stages = typed(dict[str, dict[str, Any]], fields["stages"], f"stages in {source}")
-    where = f"of {row.identity.label} in {source}"
+    where = f"of {shown(row.identity.label)} in {source}"
     return replace(row, stages={name: _spread(one, name, where) for name, one in stages.items()})
 
 
@@ -214,7 +214,7 @@ def _spread_document(one: Spread) -> dict[str, Any]:
 def _spread(fields: Mapping[str, Any], stage: str, where: str) -> Spread:
     plain = {key: fields.get(key) for key in ("count", "mean_ms", "median_ms", "max_ms")}
     percentiles = {percentile: fields.get(f"{percentile}_ms") for percentile in map(percentile_name, PERCENTILES)}
-    found = typed(Spread, {**plain, "percentiles_ms": percentiles}, f"{stage} {where}")
+    found = typed(Spread, {**plain, "percentiles_ms": percentiles}, f"{shown(stage)} {where}")
     times_ms = [found.mean_ms, found.median_ms, *(time for time in found.percentiles_ms.values() if time is not None)]
     # A little more than the largest, as a mean of equal numbers is rounded; and 0 where a clock does not see a stage.
     ordered = all(0 <= time_ms <= found.max_ms * (1 + 1e-9) for time_ms in times_ms)

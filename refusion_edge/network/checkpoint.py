@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from refusion_edge.arrays import Array, State
-from refusion_edge.documents import parse_json, shown, typed
+from refusion_edge.documents import brief, parse_json, shown, typed
 from refusion_edge.errors import CheckpointError
 from refusion_edge.files import read_file, write_atomically
 from refusion_edge.network.parameters import PARAMETERS, is_convolution
@@ -217,8 +217,7 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
 
 def _no_weights(path: Path, error: Exception) -> CheckpointError:
     remedy = "name the weights that it was made from" if path.suffix in _NO_WEIGHTS else "copy it again"
-    brief = " ".join(str(error).split())[:200].rstrip(".")
-    return CheckpointError(f"{path} is no safetensors or official .pth file, or a damaged one ({brief}); {remedy}.")
+    return CheckpointError(f"{path} is no safetensors or official .pth file, or a damaged one ({brief(error)}); {remedy}.")
 
 
 def _second_spelling(name: str) -> str:

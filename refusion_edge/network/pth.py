@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from refusion_edge.arrays import Array
+from refusion_edge.documents import brief
 from refusion_edge.errors import CheckpointError
 
 # The official files have 281 kB, of which 25 kB are the dictionary: 6,500 instructions for 140 tensors.
@@ -72,8 +73,7 @@ def read_pth(data: bytes, path: Path) -> dict[str, Array]:
             "pickles."
         ) from error
     except Exception as error:  # a damaged archive can raise nearly anything, none of it a bug of ours
-        brief = " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{path} is a damaged PyTorch checkpoint ({brief}); copy it again.") from error
+        raise CheckpointError(f"{path} is a damaged PyTorch checkpoint ({brief(error)}); copy it again.") from error
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
         raise CheckpointError(f"{path} holds another structure than a dictionary of tensors; save the state_dict() alone.")
     if len(found) > _MOST_TENSORS:
