@@ -60,7 +60,7 @@ def test_probe_proposes_a_shape(run_cli: Callable[..., tuple[int, str, str]], mo
     [
         (("--data", "nowhere"), 4, "got nothing"),
         (("--set", "run.step=1"), 2, "did you mean 'steps'"),
-        (("--preset", "papr"), 2, "presets default, paper"),
+        (("--preset", "papr"), 2, "default, paper"),
         (("--max-minutes", "0"), 2, "above 0"),
         (("--init", "x.safetensors"), 4, "x.safetensors"),
         (("--resume", "x"), 4, "x"),
