@@ -1,42 +1,92 @@
-"""Files that appear whole or not at all."""
+"""Files of others, read within limits, and files of ours, which appear whole or not at all.
+
+Everything that is read goes through ``read_file``: what it is and how long it is are known before a byte of it is. Everything
+that is written under a name that somebody chose goes through ``write_atomically``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import stat
+import sys
 import tempfile
 from pathlib import Path
 
-from refusion_edge.errors import OutputError
+from refusion_edge.errors import InputError, OutputError, RefusionError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a block device",
+}
+_MOST_LINKS = 40  # the limit of the system
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write ``data`` under a temporary name in the same folder, then rename it to ``path``.
+def read_file(path: Path, *, kind: str, most_bytes: int, error: type[RefusionError] = InputError) -> bytes:
+    """Read a regular file that may come from anybody.
+
+    A pipe, a device, or a folder is refused without waiting for it, and a file that is too long without reading it.
+
+    Args:
+        path: The file; symbolic links are followed.
+        kind: What it should be, for messages, such as ``rig file``.
+        most_bytes: Most that a file of this kind can have.
+        error: What to raise.
+
+    Raises:
+        RefusionError: Of the type ``error``: the file is missing, not regular, too long, or cannot be read.
+    """
+    try:
+        # Not opened before this is known: to open a device can have an effect, and to open a pipe waits for its other end.
+        _require_regular(path, path.stat(), kind, most_bytes, error)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb") as file:
+            _require_regular(path, os.fstat(descriptor), kind, most_bytes, error)
+            data = file.read(most_bytes + 1)
+    except FileNotFoundError:
+        raise error(f"there is no {kind} at {path}; check the path.") from None
+    except (OSError, ValueError) as problem:  # a name with a NUL is a ValueError
+        if isinstance(problem, RefusionError):
+            raise
+        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+        raise error(f"cannot read the {kind} {path}: {reason}; check the path and its permissions.") from problem
+    if len(data) > most_bytes:
+        raise error(_too_long(path, len(data), kind, most_bytes))
+    return data
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Write a file, under its name only once it is complete and on the disk.
+
+    A symbolic link stays one, and what it points to is replaced; a file that is replaced keeps its mode. A pipe or a device,
+    ``/dev/stdout`` and ``/dev/fd/N`` among them, is not replaced but written to.
 
     Args:
         path: The file.
         data: All of it.
-        mode: Who may read and write it, before the mask of the process.
+        mode: Who may read and write it; None for everybody whom the mask of the process allows, or for whom an older file did.
 
     Raises:
-        OutputError: The folder cannot be made or written, or the disk is full; nothing is left behind.
+        OutputError: It cannot be written, or the disk is full; nothing is left behind.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        temporary.chmod(mode & ~_umask())
-        temporary.replace(path)
+        target = _follow(path)
+        if isinstance(target, int):
+            _flush_standard_streams()
+            _write_all(os.dup(target), data)
+            return
+        before = _status(target)
+        if before is not None and not stat.S_ISREG(before.st_mode):
+            _require_stream(before)
+            _write_all(os.open(target, os.O_WRONLY | os.O_NOCTTY), data)
+        else:
+            _replace(target, before, data, mode)
     except OSError as error:
         raise output_error(path, error) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:
@@ -45,23 +95,138 @@ def require_writable(path: Path) -> None:
     Raises:
         OutputError: It cannot.
     """
-    if path.is_dir():
-        raise output_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise output_error(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise output_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    try:
+        target = _follow(path)
+        if isinstance(target, int):
+            os.fstat(target)
+            return
+        before = _status(target)
+        if before is not None:
+            if not stat.S_ISREG(before.st_mode):
+                _require_stream(before)
+            _require_access(target, os.W_OK)
+            if not stat.S_ISREG(before.st_mode):
+                return
+        folder = target.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise _system_error(errno.ENOTDIR)
+        _require_access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
     """Say in one sentence why ``path`` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"expected room for {path}, got a full disk; free some space or choose another place.")
+        return OutputError(f"cannot write {path}: the disk is full; free some space or choose another place.")
     reason = error.strerror or str(error)
-    return OutputError(f"expected to write {path}, got '{reason}'; choose another place.")
+    return OutputError(f"cannot write {path}: {reason}; choose another place.")
+
+
+def _require_regular(path: Path, status: os.stat_result, kind: str, most_bytes: int, error: type[RefusionError]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        found = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise error(f"cannot read the {kind} {path}, which is {found}; give a regular file.")
+    if status.st_size > most_bytes:
+        raise error(_too_long(path, status.st_size, kind, most_bytes))
+
+
+def _too_long(path: Path, size: int, kind: str, most_bytes: int) -> str:
+    return f"cannot take {path} for a {kind}: it has {_amount(size)}, and at most {_amount(most_bytes)} can be; check the path."
+
+
+def _amount(size: int) -> str:
+    return f"{size / (1 << 20):.4g} MiB" if size >= 1 << 20 else f"{size} bytes"
+
+
+def _follow(path: Path) -> Path | int:
+    """Where symbolic links lead: a path, or the number of a descriptor that is open in this process."""
+    descriptors = {f"/proc/{os.getpid()}/fd", "/dev/fd"}
+    target = path
+    for _ in range(_MOST_LINKS):
+        # The name itself is kept: to resolve a link to a descriptor would give the file behind it, opened from its start.
+        parent = os.path.realpath(target.parent)
+        if parent in descriptors and target.name.isdecimal():
+            return int(target.name)
+        target = Path(parent, target.name) if target.name != ".." else Path(os.path.realpath(target))
+        if not target.is_symlink():
+            return target
+        target = target.parent / target.readlink()
+    raise _system_error(errno.ELOOP)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _require_stream(status: os.stat_result) -> None:
+    """What is written in place: pipes and devices, but not a disk."""
+    if stat.S_ISDIR(status.st_mode):
+        raise _system_error(errno.EISDIR)
+    if stat.S_ISBLK(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a block device")
+
+
+def _require_access(path: Path, mode: int) -> None:
+    if not os.access(path, mode):
+        raise _system_error(errno.EACCES)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if before is not None:
+        # Renaming does not ask whether the file that goes may be written.
+        _require_access(target, os.W_OK)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                with contextlib.suppress(OSError):
+                    os.chown(descriptor, before.st_uid, before.st_gid)
+            if mode is None:
+                mode = 0o666 & ~_umask() if before is None else stat.S_IMODE(before.st_mode)
+            os.fchmod(descriptor, mode)
+            # Some file systems report a full disk or a quota only now.
+            os.fsync(descriptor)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The file is there; what is left is that its name survives a power cut, which not every file system can promise.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _flush_standard_streams() -> None:
+    """What was printed before comes first."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _system_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
 
 
 def _umask() -> int:

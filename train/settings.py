@@ -6,15 +6,15 @@ A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]
 
 from __future__ import annotations
 
-import difflib
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from refusion_edge.documents import brief, typed
 from refusion_edge.errors import UsageError
+from refusion_edge.files import read_file
 from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm
 from refusion_edge.train.meta import Engine
@@ -291,8 +291,7 @@ class Settings:
         Raises:
             UsageError: A name is unknown or missing, or a value has the wrong type or range.
         """
-        settings: Settings = _build(cls, tables, "")
-        return settings
+        return typed(cls, tables, "", error=UsageError)
 
     def differences(self, other: Settings) -> list[str]:
         """Differences from other settings, as ``name = value (other value)``."""
@@ -306,6 +305,7 @@ class Settings:
 
 
 _MIN_CROP = 16
+_MOST_BYTES = 1 << 18
 
 
 def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] = ()) -> Settings:
@@ -321,7 +321,8 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
         UsageError: The preset does not exist or is not TOML, a name is unknown, or a value does not fit.
     """
     tables = _read_preset(preset)
-    of_task, of_cuda = tables.pop("tasks", {}).get(task, {}), tables.pop("cuda", {})
+    of_tasks, of_cuda = (typed(dict[str, Any], tables.pop(name, {}), name, error=UsageError) for name in ("tasks", "cuda"))
+    of_task = typed(dict[str, Any], of_tasks.get(task, {}), f"tasks.{task}", error=UsageError)
     if device == "cuda":
         _merge(tables, of_cuda)
     _merge(tables, of_task)
@@ -342,14 +343,13 @@ def _require(values: Mapping[str, float], fits: Callable[[float], bool], expecte
 
 def _read_preset(preset: str) -> dict[str, Any]:
     path = Path(__file__).parent / "presets" / f"{preset}.toml" if preset in PRESETS else Path(preset)
+    if preset not in PRESETS and not path.exists():
+        raise UsageError(f"there is no preset '{preset}'; name one of {', '.join(PRESETS)} or a TOML file.")
+    data = read_file(path, kind="preset", most_bytes=_MOST_BYTES, error=UsageError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"expected one of the presets {', '.join(PRESETS)} or a TOML file, got '{preset}' ({error.strerror})."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"expected a TOML file in {path}, got something else ({error}).") from error
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no TOML file ({brief(error)}); correct it.") from error
 
 
 def _merge(tables: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -368,51 +368,8 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
-
-
-def _build(kind: Any, table: Any, name: str) -> Any:
-    if not isinstance(table, Mapping):
-        raise UsageError(f"expected a table for the settings {name}, got {table!r}.")
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
-    for key in table:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            raise UsageError(f"expected one of {', '.join(known)} {f'in {name}' if name else 'as section'}, got '{key}'{hint}.")
-    missing = [key for key in known if key not in table]
-    if missing:
-        raise UsageError(f"expected a value for {', '.join(_joined(name, key) for key in missing)}, got none.")
-    return kind(**{key: _value(hints[key], table[key], _joined(name, key)) for key in known})
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    """Check a value against the type of its field; whole numbers count as floating ones."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _build(kind, value, name)
-    if origin is Literal:
-        fits, expected = value in arguments, f"one of {', '.join(arguments)}"
-    elif origin is tuple:
-        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
-        expected = f"{len(arguments)} numbers"
-    elif origin is dict:
-        fits, expected = isinstance(value, Mapping), "a table of numbers"
-    elif kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        expected = "a number"
-    else:
-        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
-    if not fits:
-        raise UsageError(f"expected {expected} for {name}, got {value!r}.")
-    if origin is tuple:
-        return tuple(_value(part, item, name) for part, item in zip(arguments, value, strict=True))
-    if origin is dict:
-        return {str(key): _value(arguments[1], item, _joined(name, key)) for key, item in value.items()}
-    return float(value) if kind is float else value
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

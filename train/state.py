@@ -8,8 +8,7 @@ drawn by counter, so there is no generator state.
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
+from refusion_edge.documents import brief, shown, typed
 from refusion_edge.errors import CheckpointError, UsageError
-from refusion_edge.files import write_atomically
-from refusion_edge.network.checkpoint import AVERAGE_GROUP, METADATA_KEY, TRAINING_SCHEMA, Checkpoint, read_checkpoint
+from refusion_edge.files import read_file, write_atomically
+from refusion_edge.network.checkpoint import (
+    AVERAGE_GROUP,
+    METADATA_KEY,
+    MOST_BYTES,
+    TRAINING_SCHEMA,
+    Checkpoint,
+    read_checkpoint,
+    read_header,
+)
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.networks import initial_fusion, initial_proposal, initial_reconstruction
 from refusion_edge.train.optimization import adamw, outer_optimizer
@@ -139,6 +147,19 @@ class TrainingCheckpoint:
     tensors: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What a checkpoint says of itself."""
+
+    task: str
+    settings: dict[str, Any]
+    counters: Counters
+    pairs: tuple[str, ...]
+
+
+_ABOUT_KEYS = ("task", "settings", "counters", "pairs")
+
+
 def save_state(path: Path, state: TrainingState, *, task: str, settings: Settings, pairs: tuple[str, ...]) -> None:
     """Write a checkpoint; it appears under its name only when complete.
 
@@ -193,26 +214,27 @@ def read_state(path: Path) -> TrainingCheckpoint:
     """
     if path.is_dir():
         path = newest_checkpoint(path)
-    try:
-        data = path.read_bytes()
-        about = _metadata(data)
-        tensors = load(data)
-    except OSError as error:
-        raise CheckpointError(f"expected a checkpoint at {path}, got '{error.strerror}'; check the path.") from error
-    except (SafetensorError, ValueError, KeyError, struct.error) as error:
-        raise CheckpointError(f"expected a training checkpoint in {path}, got a damaged or other file ({error}).") from error
-    if about.get("schema") != TRAINING_SCHEMA:
+    data = read_file(path, kind="checkpoint", most_bytes=MOST_BYTES, error=CheckpointError)
+    document = read_header(data, str(path))
+    if document.get("schema") != TRAINING_SCHEMA:
         raise CheckpointError(
-            f"expected the schema {TRAINING_SCHEMA} in {path}, got {about.get('schema')}; give a training checkpoint."
+            f"{path} has the schema {shown(document.get('schema'))} instead of {TRAINING_SCHEMA}; give a training checkpoint."
         )
     try:
-        settings, counters = Settings.from_tables(about["settings"]), Counters(**about["counters"])
-        return TrainingCheckpoint(path, about["task"], settings, counters, tuple(about["pairs"]), tensors)
-    except (KeyError, TypeError, UsageError) as error:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is a damaged training checkpoint ({brief(error)}); take an older one.") from error
+    try:
+        about = typed(_About, {key: document[key] for key in _ABOUT_KEYS if key in document}, "", error=CheckpointError)
+        settings = Settings.from_tables(about.settings)
+    except (CheckpointError, UsageError) as error:
         raise CheckpointError(
-            f"expected the settings and counters of this version in {path}, got other ones ({error}); resume with the version "
-            "that wrote it, or start a new run with --init."
+            f"{path} has other settings or counters than this version ({error}); resume with the version that wrote it, or "
+            "start a new run with --init."
         ) from error
+    if min(about.counters.step, about.counters.accumulated) < 0 or about.counters.elapsed_s < 0:
+        raise CheckpointError(f"{path} has counters below 0; take an older checkpoint.")
+    return TrainingCheckpoint(path, about.task, settings, about.counters, about.pairs, tensors)
 
 
 def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
@@ -262,15 +284,6 @@ def read_fusion(path: Path) -> tuple[str | None, Parameters]:
         path = newest_checkpoint(path)
     weights: Checkpoint = read_checkpoint(path)
     return weights.task, {name: torch.from_numpy(np.array(array)) for name, array in weights.state.items()}
-
-
-def _metadata(data: bytes) -> Mapping[str, Any]:
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    about = json.loads(header["__metadata__"][METADATA_KEY])
-    if not isinstance(about, dict):
-        raise ValueError("its metadata is no document")
-    return about
 
 
 def _optimised(state: TrainingState) -> Iterator[tuple[str, Parameters]]:

@@ -13,11 +13,15 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.calibration.rig.motion import MODELS, Model, Numbers, basis_at, spread_px
+from refusion_edge.documents import shown
 from refusion_edge.errors import AlignmentError, InputError
+from refusion_edge.files import read_file
 from refusion_edge.images.color import split, to_display_range
 from refusion_edge.rig.model import Matrix
 from refusion_edge.rig.warp import warp_points
 
+_MOST_BYTES = 4 << 20
+_MOST_PX = 1e6
 COLUMNS = ("ir_x", "ir_y", "vis_x", "vis_y")
 
 # Points have to span at least this part of the base view: outside their hull the homography is unconstrained.
@@ -67,28 +71,27 @@ def read_points(path: Path) -> PointPairs:
     Raises:
         InputError: The file is missing, lacks a column, or holds a value that is not a finite number.
     """
+    data = read_file(path, kind="CSV file of points", most_bytes=_MOST_BYTES)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise InputError(f"expected a CSV file of points at {path}, got '{reason}'; check the path.") from error
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"expected the columns {', '.join(COLUMNS)} in {path}, got no {', '.join(missing)}; name them in the first line."
-        )
-    rows: list[list[float]] = []
-    for row in reader:
-        try:
-            rows.append([float(row[column]) for column in COLUMNS])
-        except (TypeError, ValueError):
-            values = [row[column] for column in COLUMNS]
-            raise InputError(f"expected four numbers in line {reader.line_num} of {path}, got {values}; correct it.") from None
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), skipinitialspace=True)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{path} has no columns {', '.join(missing)}; name {', '.join(COLUMNS)} in the first line.")
+        rows = [[_coordinate(row[column], reader.line_num, path) for column in COLUMNS] for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no CSV file of points ({error}); correct it.") from error
     points = np.array(rows, np.float64).reshape(-1, 4)
-    if not np.isfinite(points).all():
-        raise InputError(f"expected finite coordinates in {path}, got NaN or infinity; correct them.")
     return PointPairs(points[:, :2], points[:, 2:])
+
+
+def _coordinate(text: str | None, line: int, path: Path) -> float:
+    try:
+        value = float(text or "")
+    except (TypeError, ValueError):
+        value = math.nan
+    if not abs(value) <= _MOST_PX:
+        raise InputError(f"line {line} of {path} holds {shown(text)} instead of four coordinates in pixels; correct it.")
+    return value
 
 
 def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model: Model = "homography") -> PointAlignment:
@@ -160,9 +163,9 @@ def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -
     luma = split(to_display_range(image, sensor=sensor))[0]
     low, high = float(luma.min()), float(luma.max())
     grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
-    for shown in (grey, 255 - grey):
+    for board_grey in (grey, 255 - grey):
         # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.
-        found, corners = cv2.findChessboardCornersSB(shown, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
+        found, corners = cv2.findChessboardCornersSB(board_grey, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
         if found:
             return np.asarray(corners, np.float64).reshape(-1, 2)
     raise AlignmentError(

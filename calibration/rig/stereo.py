@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from refusion_edge.calibration.rig.motion import Numbers
+from refusion_edge.calibration.rig.storage import read_storage, to_matrix, to_number
 from refusion_edge.errors import InputError
 from refusion_edge.rig.model import Lens, LensModel, Matrix, ParallaxModel, RigAlignment, RigSource, SourceName, to_rows
 
@@ -55,14 +56,11 @@ def read_calibration(paths: list[Path], *, model: LensModel = "pinhole", unit_m:
     Raises:
         InputError: A file cannot be read, a matrix is missing or invalid, or the baseline is impossible in this unit.
     """
-    stores = [_open(path) for path in paths]
+    stores = [read_storage(path) for path in paths]
     where = ", ".join(map(str, paths))
-    try:
-        found = {what: _find(stores, names) for what, names in _NAMES.items()}
-        error = next((value for name in _ERROR_NAMES if (value := _number(stores, name)) is not None), None)
-    finally:
-        for store in stores:
-            store.release()
+    found = {what: _find(stores, names) for what, names in _NAMES.items()}
+    stated = (to_number(store[name]) for name in _ERROR_NAMES for store in stores if name in store)
+    error = next(stated, None)
     missing = [f"{what} ({_NAMES[what][0]})" for what, matrix in found.items() if matrix is None]
     if missing:
         raise InputError(f"the stereo calibration in {where} lacks {', '.join(missing)}; add the file that holds it")
@@ -130,45 +128,11 @@ def align_calibration(
     return sources, tuple(alignments), parallax
 
 
-def _open(path: Path) -> cv2.FileStorage:
-    if not path.is_file():
-        raise InputError(f"expected an OpenCV calibration file at {path}, got nothing; check the path.")
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        store = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-        opened = store.isOpened() and store.root().isMap()
-    except (cv2.error, SystemError) as error:
-        raise InputError(
-            f"expected an OpenCV calibration file in {path}, got something else; save it with FileStorage."
-        ) from error
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if not opened:
-        raise InputError(f"expected an OpenCV calibration file in {path}, got something else; save it with FileStorage.")
-    return store
-
-
-def _find(stores: list[cv2.FileStorage], names: tuple[str, ...]) -> Numbers | None:
+def _find(stores: list[dict[str, Any]], names: tuple[str, ...]) -> Numbers | None:
     for store in stores:
         for name in names:
-            node = store.getNode(name)
-            if node.empty():
-                continue
-            matrix = node.mat() if node.isMap() else None
-            if matrix is None and node.isSeq():
-                matrix = np.array([node.at(index).real() for index in range(node.size())])
-            if matrix is not None and matrix.size:
-                return np.asarray(matrix, np.float64)
-    return None
-
-
-def _number(stores: list[cv2.FileStorage], name: str) -> float | None:
-    for store in stores:
-        node = store.getNode(name)
-        if not node.empty() and (node.isReal() or node.isInt()):
-            value = float(node.real())
-            return value if math.isfinite(value) and value >= 0 else None
+            if (matrix := to_matrix(store.get(name), name)) is not None:
+                return matrix
     return None
 
 

@@ -12,11 +12,15 @@ from typing import Any
 from refusion_edge.bench.measurement import END_TO_END, Row
 from refusion_edge.bench.report import SCHEMA, Report, machine_differences, row_document, row_from_document
 from refusion_edge.bench.subjects import Identity
+from refusion_edge.bench.timing import Load
+from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, UsageError
-from refusion_edge.files import output_error, write_atomically
+from refusion_edge.files import output_error, read_file, write_atomically
 
 LINES_SCHEMA = "refusion-edge/bench-lines/1"
 DEFAULT_THRESHOLD = 0.10
+# A measurement has 10 kB.
+_MOST_BYTES = 64 << 20
 # What has to be the same for two numbers to be about the same thing; the name and the files may change.
 _COMPARED = ("task", "size_text", "precision", "backend", "threads", "colour", "output_range")
 
@@ -75,14 +79,12 @@ def read_rows(path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read JSON lines of the schema {LINES_SCHEMA} from {path}: {error}; name another file"
-        ) from error
+    try:
+        text = read_file(path, kind="file of measurements", most_bytes=_MOST_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file") from error
     *whole, unfinished = text.split("\n")
     # The first line is never half-written, so this is somebody else's file.
     if unfinished and not whole:
@@ -100,21 +102,14 @@ def _check_header(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
 
 
 def _header(path: Path, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        schema = found["schema"]
-    except (ValueError, KeyError, TypeError):
-        schema = None
-    if schema != LINES_SCHEMA or not isinstance(found.get("configuration"), dict):
+    found = typed(dict[str, Any], parse_json(line, f"the first line of {path}"), f"the first line of {path}")
+    if found.get("schema") != LINES_SCHEMA or not isinstance(found.get("configuration"), dict):
         raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file")
-    return dict(found)
+    return found
 
 
 def _row(path: Path, line: str) -> Row:
-    try:
-        return row_from_document(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"a line of {path} is not a measurement: {line[:40]!r}; name another file") from error
+    return row_from_document(parse_json(line, f"a line of {path}"), str(path))
 
 
 def _to_line(document: Mapping[str, Any]) -> str:
@@ -167,11 +162,13 @@ class Baseline:
         path: Its file.
         machine: The machine it was measured on.
         rows: Its measurements.
+        loaded: Whether other programs disturbed them.
     """
 
     path: Path
     machine: dict[str, Any]
     rows: tuple[Row, ...]
+    loaded: bool = False
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -180,15 +177,16 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         InputError: It cannot be read or is not a report.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            raise ValueError(document["schema"])
-        return Baseline(path, dict(document["machine"]), tuple(row_from_document(row) for row in document["rows"]))
-    except OSError as error:
-        raise InputError(f"cannot read the earlier report {path}: {error.strerror}; check --against") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a report of the schema {SCHEMA} ({error}); write one with bench --json") from error
+    data = read_file(path, kind="earlier report", most_bytes=_MOST_BYTES)
+    document = typed(dict[str, Any], parse_json(data, str(path)), str(path))
+    if document.get("schema") != SCHEMA:
+        raise InputError(f"{path} has the schema {shown(document.get('schema'))}, not {SCHEMA}; write one with bench --json")
+    machine = typed(dict[str, Any], document.get("machine"), f"machine in {path}")
+    rows = typed(list[Any], document.get("rows"), f"rows in {path}")
+    # Decided anew, so that the word alone, which may have been edited, is not enough.
+    loads = [typed(Load, document.get(name), f"{name} in {path}") for name in ("load_before", "load_after")]
+    loaded = typed(bool, document.get("loaded"), f"loaded in {path}") or any(load.is_too_high for load in loads)
+    return Baseline(path, machine, tuple(row_from_document(row, str(path)) for row in rows), loaded)
 
 
 def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import io
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from refusion_edge._version import __version__
 from refusion_edge.backends.registry import status
 from refusion_edge.bench.comparison import Comparison, Recommendation, from_comparison, from_rows
 from refusion_edge.bench.deadline import Deadline
-from refusion_edge.bench.limits import DeviceLimits, Limits, Roofline
-from refusion_edge.bench.measurement import END_TO_END, STAGES, Row, WindowSummary
-from refusion_edge.bench.sensors import MachineState, MemoryUse
+from refusion_edge.bench.limits import DeviceLimits, Limits
+from refusion_edge.bench.measurement import END_TO_END, STAGES, Row
 from refusion_edge.bench.statistics import PERCENTILES, Spread, percentile_name
-from refusion_edge.bench.subjects import Identity, Quality
 from refusion_edge.bench.timing import Load, Plan
+from refusion_edge.documents import shown, typed
+from refusion_edge.errors import InputError
 from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
 
@@ -169,24 +169,23 @@ def row_document(row: Row) -> dict[str, Any]:
     return document
 
 
-def row_from_document(document: Mapping[str, Any]) -> Row:
+def row_from_document(document: object, source: str) -> Row:
     """The inverse of ``row_document``.
 
+    Args:
+        document: What JSON gave.
+        source: Where it is from, for errors.
+
     Raises:
-        KeyError, TypeError: It is not a measurement.
+        InputError: It is something else, or holds a time that is none.
     """
-    fields = dict(document)
-    fields["identity"] = _identity(fields["identity"])
-    fields["quality"] = Quality(**fields["quality"]) if fields["quality"] else None
-    fields["windows"] = tuple(WindowSummary(**window) for window in fields["windows"])
-    fields["jumps_ms"] = tuple(fields["jumps_ms"])
-    fields["outline_ms"] = None if fields["outline_ms"] is None else tuple(fields["outline_ms"])
-    fields["memory"] = MemoryUse(**fields["memory"])
-    fields["before"], fields["after"] = MachineState(**fields["before"]), MachineState(**fields["after"])
-    fields["roofline"] = Roofline(**fields["roofline"]) if fields["roofline"] else None
-    if fields["stages"] is not None:
-        fields["stages"] = {name: _spread(one) for name, one in fields["stages"].items()}
-    return Row(**fields)
+    fields = typed(dict[str, Any], document, f"a measurement in {source}")
+    row = typed(Row, {**fields, "stages": None}, f"a measurement in {source}")
+    if fields.get("stages") is None:
+        return row
+    stages = typed(dict[str, dict[str, Any]], fields["stages"], f"stages in {source}")
+    where = f"of {shown(row.identity.label)} in {source}"
+    return replace(row, stages={name: _spread(one, name, where) for name, one in stages.items()})
 
 
 def machine_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -203,19 +202,23 @@ def stage_order(names: Mapping[str, object]) -> list[str]:
     return [stage for stage in STAGES if stage in names] + [name for name in names if name not in STAGES]
 
 
-def _identity(fields: Mapping[str, Any]) -> Identity:
-    height, width = fields["size_hw"]
-    return Identity(**{**fields, "size_hw": (height, width)})
-
-
 def _spread_document(one: Spread) -> dict[str, Any]:
     percentiles = {f"{name}_ms": value for name, value in one.percentiles_ms.items()}
     return {"count": one.count, "mean_ms": one.mean_ms, "median_ms": one.median_ms, **percentiles, "max_ms": one.max_ms}
 
 
-def _spread(fields: Mapping[str, Any]) -> Spread:
-    percentiles = {name: fields[f"{name}_ms"] for name in map(percentile_name, PERCENTILES)}
-    return Spread(fields["count"], fields["mean_ms"], fields["median_ms"], percentiles, fields["max_ms"])
+def _spread(fields: Mapping[str, Any], stage: str, where: str) -> Spread:
+    plain = {key: fields.get(key) for key in ("count", "mean_ms", "median_ms", "max_ms")}
+    percentiles = {percentile: fields.get(f"{percentile}_ms") for percentile in map(percentile_name, PERCENTILES)}
+    found = typed(Spread, {**plain, "percentiles_ms": percentiles}, f"{shown(stage)} {where}")
+    times_ms = [found.mean_ms, found.median_ms, *(time for time in found.percentiles_ms.values() if time is not None)]
+    # A little more than the largest, as a mean of equal numbers is rounded; and 0 where a clock does not see a stage.
+    ordered = all(0 <= time_ms <= found.max_ms * (1 + 1e-9) for time_ms in times_ms)
+    if found.count < 1 or not ordered or (stage == END_TO_END and found.median_ms == 0):
+        raise InputError(
+            f"{stage} {where} is no measurement: every time must be above 0 and at most the largest; measure again."
+        )
+    return found
 
 
 def _comparison_document(found: Comparison) -> dict[str, Any]:

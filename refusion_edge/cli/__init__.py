@@ -7,18 +7,21 @@ into text; the work is done elsewhere, and everything heavy is imported inside `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import RefusionError
+from refusion_edge.errors import InputError, OutputError, RefusionError
 from refusion_edge.text import printable, redact
 
 VERBS = (
@@ -36,6 +39,7 @@ exit codes:
   130  interrupted
 """
 _USAGE, _INTERRUPTED = 2, 130
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # By then the callback that swallowed an interrupt has ended.
 _AGAIN_S = 0.02
 # An error is one line, however long the text is that it quotes from a file.
@@ -48,6 +52,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {printable(message, _MOST_SHOWN)}; see '{self.prog} --help'.", file=sys.stderr)
         raise SystemExit(_USAGE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # As it is inherited, help that cannot be printed ends with exit code 0.
+        print(message, end="", file=file or sys.stderr)
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
@@ -77,18 +85,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, see ``EXIT_CODES``.
     """
+    if sys.stdout is None:
+        # Not even begun: the next file that is opened would take its number, and all that is printed.
+        return _refuse("standard output is closed; redirect it to a file, or to /dev/null.")
+    code = _run(argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        return _refuse_output(error)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     interruption = _Interruption()
     try:
         with interruption:
             options = _parser().parse_args(argv)
+            _require_folder()
             code: int = options.run(options)
             sys.stdout.flush()
             return code
     except SystemExit as stop:  # argparse ends --help and usage errors this way
         return stop.code if isinstance(stop.code, int) else _USAGE
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); leave nothing for the interpreter to flush into the void.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has gone (`| head`).
+        _discard_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         # An interrupt that hits the import of a compiled module comes out of it as an ImportError.
@@ -96,9 +119,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("refusion-edge: interrupted; nothing half-written was left behind.", file=sys.stderr)
             return _INTERRUPTED
         if not isinstance(error, RefusionError):
+            # What is printed has no file name, and what goes wrong with files of ours is an OutputError.
+            if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+                return _refuse_output(error)
             raise
         print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
         return error.exit_code
+
+
+def _require_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError:
+        raise InputError("the current folder was removed; change to another one.") from None
+
+
+def _refuse(problem: str) -> int:
+    # Without a file, print would take standard output.
+    if sys.stderr is not None:
+        print(f"refusion-edge: error: {problem}", file=sys.stderr)
+    return OutputError.exit_code
+
+
+def _refuse_output(error: OSError) -> int:
+    _discard_output()
+    return _refuse(f"cannot write to standard output: {error.strerror}; redirect it to another place.")
+
+
+def _discard_output() -> None:
+    """Leave nothing for the interpreter to flush into the void."""
+    with contextlib.suppress(OSError, ValueError):  # a stand-in for standard output has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave() -> NoReturn:

@@ -72,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest difference between windows that agree (default: 5)",
     )
     how.add_argument("--windows", type=_count, default=10, metavar="N", help="windows to try before giving up (default: 10)")
-    how.add_argument("--loaded", action="store_true", help="measure even if other programs keep the machine busy")
+    how.add_argument(
+        "--loaded",
+        action="store_true",
+        help="measure even if other programs keep the machine busy, and compare --against a report that was measured so",
+    )
     how.add_argument("--no-limits", action="store_true", help="do not measure the limits of the processor and the device")
     rate = parser.add_argument_group("fixed frame rate")
     rate.add_argument(
@@ -83,7 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--against", metavar="FILE", help="compare with the JSON of an earlier run; exit code 1 for a regression"
+        "--against",
+        metavar="FILE",
+        help="compare with the JSON of an earlier run; exit code 1 for a regression, and for an earlier run that was measured "
+        "under load, unless --loaded is given",
     )
     results.add_argument(
         "--threshold", type=_number, default=10.0, metavar="PERCENT", help="slowdown that counts as a regression (default: 10)"
@@ -123,7 +130,8 @@ def run(options: argparse.Namespace) -> int:
         output().print(
             f"\nwrote {', '.join(written)}" if written else "\nnext: add --html bench.html for plots, or --json for programs"
         )
-    return 0 if report.passed and not any(change.is_regression for change in changes) else 1
+    trusted = baseline is None or not baseline.loaded or options.loaded
+    return 0 if report.passed and trusted and not any(change.is_regression for change in changes) else 1
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -218,11 +226,18 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
 def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Baseline | None:
     from refusion_edge.bench.history import check_comparable, read_baseline
     from refusion_edge.bench.report import describe_machine
+    from refusion_edge.cli.console import remarks
 
     if not options.against:
         return None
     baseline = read_baseline(Path(options.against))
     check_comparable(baseline, [subject.identity for subject in subjects], asdict(describe_machine()))
+    if baseline.loaded:
+        outcome = "it is compared all the same" if options.loaded else "the exit code will be 1 unless --loaded allows it"
+        remarks().print(
+            f"Warning: {options.against} was measured while other programs kept the machine busy, so its times may be too long "
+            f"and hide a regression; {outcome}."
+        )
     return baseline
 
 

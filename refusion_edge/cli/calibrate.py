@@ -30,7 +30,8 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     """
     from refusion_edge.backends.registry import choose_builder
     from refusion_edge.calibration.int8 import collect, planes_of, random_pairs
-    from refusion_edge.errors import InputError, UsageError
+    from refusion_edge.errors import UsageError
+    from refusion_edge.files import read_file
     from refusion_edge.images.pairs import read_pair
     from refusion_edge.network.checkpoint import read_checkpoint
     from refusion_edge.network.graph import fill, read_template
@@ -43,11 +44,8 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     choose_builder(options.backend, "int8")  # before minutes are spent on ranges
     task = find_task(options.task)
     source = Path(options.calib_data)
-    if source.is_file():
-        try:
-            return read_table(source.read_text(encoding="utf-8"), str(source)), ()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"expected a calibration table in {source}, got '{error}'; calibrate again.") from error
+    if source.exists() and not source.is_dir():
+        return read_table(read_file(source, kind="calibration table", most_bytes=1 << 20), str(source)), ()
     is_random = options.calib_data == RANDOM and not source.exists()
     calibrating, judging = ((), ()) if is_random else _split(_find(source, task))
     # Before minutes are spent on ranges, and before they are scaled to one size.

@@ -57,9 +57,11 @@ def _bundle(path: Path) -> dict[str, Any]:
 def _program(path: Path) -> dict[str, Any]:
     from refusion_edge.bundle.folder import sha256
     from refusion_edge.cuda.program import cuda_text
-    from refusion_edge.cuda.program_file import SCHEMA, parse_program
+    from refusion_edge.cuda.program_file import MOST_BYTES, SCHEMA, parse_program
+    from refusion_edge.errors import BundleError
+    from refusion_edge.files import read_file
 
-    data = path.read_bytes()
+    data = read_file(path, kind="program file", most_bytes=MOST_BYTES, error=BundleError)
     program = parse_program(data, str(path))
     return {
         "schema": SCHEMA,
@@ -77,17 +79,20 @@ def _program(path: Path) -> dict[str, Any]:
 
 def _weights(path: Path) -> dict[str, Any]:
     from refusion_edge.bundle.folder import sha256
-    from refusion_edge.network.checkpoint import SCHEMA, describe_format, read_checkpoint
+    from refusion_edge.errors import CheckpointError
+    from refusion_edge.files import read_file
+    from refusion_edge.network.checkpoint import MOST_BYTES, SCHEMA, describe_format, parse_checkpoint
 
-    checkpoint = read_checkpoint(path)
+    data = read_file(path, kind="weights file", most_bytes=MOST_BYTES, error=CheckpointError)
+    checkpoint = parse_checkpoint(data, path)
     return {
         "schema": SCHEMA,
         "weights": str(path),
-        "format": describe_format(path),
+        "format": describe_format(data),
         "task": checkpoint.task or "not stated",
         "parameters": sum(array.size for array in checkpoint.state.values()),
         "tensors": len(checkpoint.state),
-        "sha256": sha256(path.read_bytes()),
+        "sha256": sha256(data),
         "notes": dict(checkpoint.notes),
     }
 

@@ -45,6 +45,7 @@ from refusion_edge.cuda.program import (
     aligned,
     with_lifetimes,
 )
+from refusion_edge.documents import parse_json, shown
 from refusion_edge.errors import BundleError
 
 SCHEMA = "refusion-edge/program/2"
@@ -57,6 +58,16 @@ _MOST_SHARED_BYTES = 232_448  # what one program may have on sm_90, the most of 
 _MOST_ELEMENTS = 1 << 20  # for each pixel or strip, or fixed
 _LONGEST_SELF_TEST_SIDE = 256
 _LONGEST_BLOB = 1 << 25  # before compression
+# A program of ours has 0.7 MB for two architectures, 35 kB of them manifest: 16 kernels, 26 buffers, 25 launches, 9 arguments.
+MOST_BYTES = 64 << 20
+_MOST_MANIFEST_BYTES = 4 << 20
+_MOST_BLOB_BYTES = 128 << 20  # in all, before compression
+_MOST_ENTRIES = {
+    "blobs": 2048, "kernels": 256, "buffers": 1024, "launches": 2048, "arguments": 64, "parameters": 64, "arrays": 1024,
+    "targets": 64,
+}  # fmt: skip
+_MOST_DIMENSIONS = 8
+_MOST_CONSTANTS = 256
 _ENCODINGS = ("none", "zlib")
 
 _ARGUMENT_KINDS: dict[str, Literal["buffer", "weights", "size", "strips"]] = {
@@ -162,7 +173,7 @@ class _Reader:
 
     def program(self, data: bytes) -> Program:
         manifest = self._manifest(data)
-        self._require(manifest.get("schema") == SCHEMA, f"the schema {SCHEMA}", f"{manifest.get('schema')}"[:60], unknown=True)
+        self._require(manifest.get("schema") == SCHEMA, f"the schema {SCHEMA}", shown(manifest.get("schema")), unknown=True)
         model = self._get(manifest, "model", dict)
         self._require(all(isinstance(text, str) for text in model.values()), "texts in the field model", "something else")
         weights = self._weights(self._get(manifest, "weights", dict))
@@ -179,14 +190,13 @@ class _Reader:
         _, version, zero, length, size, digest = _HEADER.unpack_from(data)
         self._require(version == _VERSION, f"version {_VERSION} of the header", str(version), unknown=True)
         self._require(size == len(data), f"a file of {size} bytes", f"{len(data)} bytes")
+        most = MOST_BYTES, _MOST_MANIFEST_BYTES
+        self._require(size <= most[0] and length <= most[1], f"at most {most[0]} bytes and {most[1]} of them manifest", "more")
         end = _HEADER.size + length
         self._require(zero == 0 and end <= size, "a valid header", "a damaged one")
         text = data[_HEADER.size : end]
         self._require(hashlib.sha256(text).digest() == digest, "the original manifest", "a changed one")
-        try:
-            manifest = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            self._refuse("JSON in the manifest", f"something else ({error})")
+        manifest = parse_json(text, f"the manifest of {self._name}", error=BundleError)
         self._require(isinstance(manifest, dict), "an object in the manifest", type(manifest).__name__)
         fields: dict[str, Any] = manifest
         self._split(data, end, self._list(fields, "blobs"))
@@ -194,6 +204,9 @@ class _Reader:
 
     def _split(self, data: bytes, end: int, entries: list[dict[str, Any]]) -> None:
         """Read the blobs, each behind the one before it."""
+        # All of them before the first is unpacked.
+        total = sum(self._number(entry, "length", 1, _LONGEST_BLOB) for entry in entries)
+        self._require(total <= _MOST_BLOB_BYTES, f"blobs of at most {_MOST_BLOB_BYTES} bytes in all", str(total))
         for index, entry in enumerate(entries):
             start = aligned(end)
             size = self._number(entry, "size", 1, len(data))
@@ -201,7 +214,7 @@ class _Reader:
             self._require(not any(data[end:start]), "zeros between the blobs", "something else")
             found = hashlib.sha256(blob).hexdigest()
             if found != self._get(entry, "sha256", str):
-                self._refuse(f"the SHA-256 {entry['sha256'][:12]}... of blob {index}", f"{found[:12]}...")
+                self._refuse(f"the SHA-256 {shown(entry['sha256'][:12])}... of blob {index}", f"{found[:12]}...")
             self._blobs.append(self._decoded(entry, blob, f"blob {index}"))
             end = start + size
         self._require(aligned(end) == len(data) and not any(data[end:]), "the end of the file", "more bytes or fewer")
@@ -247,7 +260,8 @@ class _Reader:
         )
         self._unique([parameter.name for parameter in parameters], "parameters")
         constants = self._get(fields, "constants", dict)
-        self._require(all(type(value) is int for value in constants.values()), "integer constants", "others")
+        sound = len(constants) <= _MOST_CONSTANTS and all(type(value) is int for value in constants.values())
+        self._require(sound, f"at most {_MOST_CONSTANTS} integer constants", "others")
         grid = self._choice(fields, "grid", ("strips", "streams"))
         streams = self._number(fields, "streams", 1, _MOST_STREAMS)
         name, source = self._get(fields, "name", str), self._get(fields, "source", str)
@@ -256,7 +270,7 @@ class _Reader:
     def _buffer(self, fields: dict[str, Any], kernels: Mapping[str, Kernel]) -> Buffer:
         strips_of = self._get(fields, "strips_of", str)
         per_strip = self._number(fields, "per_strip", 0, _MOST_ELEMENTS)
-        self._require((per_strip > 0) == (strips_of in kernels), "strips of a kernel for a buffer", f"'{strips_of}'"[:60])
+        self._require((per_strip > 0) == (strips_of in kernels), "strips of a kernel for a buffer", shown(strips_of))
         role = self._choice(fields, "role", ("input", "output", "scratch"))
         return Buffer(
             self._get(fields, "name", str),
@@ -272,7 +286,7 @@ class _Reader:
 
     def _argument(self, fields: dict[str, Any]) -> Argument:
         kind, name = self._get(fields, "kind", str), self._get(fields, "name", str)
-        self._require(kind in _ARGUMENT_KINDS, f"one of {', '.join(_ARGUMENT_KINDS)} for an argument", f"'{kind}'"[:60])
+        self._require(kind in _ARGUMENT_KINDS, f"one of {', '.join(_ARGUMENT_KINDS)} for an argument", shown(kind))
         return Argument(_ARGUMENT_KINDS[kind], name)
 
     def _check_launches(self, schedule: Schedule, weights: Mapping[str, Array]) -> None:
@@ -281,15 +295,19 @@ class _Reader:
         for index, launch in enumerate(schedule.launches):
             kernel = schedule.kernels.get(launch.kernel)
             if kernel is None or len(kernel.parameters) != len(launch.arguments):
-                self._refuse(f"a kernel and its arguments in launch {index}", f"'{launch.kernel}'"[:60])
+                self._refuse(f"a kernel and its arguments in launch {index}", shown(launch.kernel))
             for parameter, argument in zip(kernel.parameters, launch.arguments, strict=True):
-                where = f"{parameter.name} of launch {index}"
+                where = f"{shown(parameter.name)} of launch {index}"
                 found = self._type(schedule, weights, argument)
-                self._require(found == parameter.type, f"{parameter.type} for {where}", f"{found} ({argument.name[:40]})")
+                self._require(found == parameter.type, f"{parameter.type} for {where}", f"{found} ({shown(argument.name)})")
                 if argument.kind == "buffer" and not parameter.written:
-                    self._require(argument.name in written, f"the contents of {argument.name} for {where}", "nothing yet")
+                    self._require(
+                        argument.name in written, f"the contents of {shown(argument.name)} for {where}", "nothing yet"
+                    )
                 may_write = argument.kind == "buffer" and schedule.buffers[argument.name].role != "input"
-                self._require(may_write or not parameter.written, f"memory that may be written for {where}", argument.name[:40])
+                self._require(
+                    may_write or not parameter.written, f"memory that may be written for {where}", shown(argument.name)
+                )
             pairs = zip(kernel.parameters, launch.arguments, strict=True)
             written |= {argument.name for parameter, argument in pairs if parameter.written}
         self._require(written == set(schedule.buffers), "launches that write every buffer", "others")
@@ -317,13 +335,14 @@ class _Reader:
         for entry in entries:
             dtype = np.dtype(self._choice(entry, "dtype", tuple(dtype.name for dtype in POINTER_TYPES.values())))
             shape = self._get(entry, "shape", list)
-            self._require(all(type(side) is int and 0 < side <= _MOST_ELEMENTS for side in shape), "a shape", str(shape)[:60])
+            sound = len(shape) <= _MOST_DIMENSIONS and all(type(side) is int and 0 < side <= _MOST_ELEMENTS for side in shape)
+            self._require(sound, "a shape", shown(shape))
             offset, count = self._number(entry, "offset", 0, len(packed)), math.prod(shape)
             fits = offset % ALIGNMENT == 0 and offset + count * dtype.itemsize <= len(packed)
-            self._require(fits, f"the weights {entry['name'][:40]} within their blob", "an offset or shape beyond it")
+            self._require(fits, f"the weights {shown(entry['name'])} within their blob", "an offset or shape beyond it")
             flat = np.frombuffer(packed, dtype.newbyteorder("<"), count, offset)
             self._require(
-                dtype.kind != "f" or bool(np.isfinite(flat).all()), "finite weights", f"others in {entry['name'][:40]}"
+                dtype.kind != "f" or bool(np.isfinite(flat).all()), "finite weights", f"others in {shown(entry['name'])}"
             )
             arrays[entry["name"]] = flat.astype(dtype).reshape(shape)
         return arrays
@@ -371,6 +390,7 @@ class _Reader:
 
     def _list(self, fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
         entries = self._get(fields, key, list)
+        self._require(len(entries) <= _MOST_ENTRIES[key], f"at most {_MOST_ENTRIES[key]} {key}", str(len(entries)))
         self._require(bool(entries) and all(isinstance(entry, dict) for entry in entries), f"objects in {key}", "others")
         return entries
 
@@ -381,7 +401,7 @@ class _Reader:
 
     def _choice(self, fields: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
         value = self._get(fields, key, str)
-        self._require(value in choices, f"one of {', '.join(choices)} in the field {key}", f"'{value}'"[:60])
+        self._require(value in choices, f"one of {', '.join(choices)} in the field {key}", shown(value))
         return value
 
     def _unique(self, names: list[str], what: str) -> None:
@@ -394,7 +414,3 @@ class _Reader:
     def _refuse(self, due: str, found: str, *, unknown: bool = False) -> NoReturn:
         remedy = "build it again with this version of refusion-edge, or install the version that built it"
         raise BundleError(f"{self._name} has {found} where {due} should be; {remedy if unknown else 'build it again'}")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

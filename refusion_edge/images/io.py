@@ -14,55 +14,61 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, UsageError
-from refusion_edge.files import write_atomically
+from refusion_edge.files import read_file, write_atomically
+from refusion_edge.images.header import read_header
 
 READABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
 WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
+MOST_PIXELS = 100_000_000
+# Of so many pixels, in 16 bits and three channels, without compression.
+_MOST_BYTES = 640 << 20
 _DTYPES = (np.uint8, np.uint16, np.float32)
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 
-def read_image(path: str | os.PathLike[str]) -> Array:
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -> Array:
     """Read one image file.
 
     EXIF orientation is applied, a palette is resolved, alpha is dropped (the colour under it is kept as stored).
 
     Args:
         path: PNG, JPEG, TIFF, BMP, WebP or PNM file.
+        max_pixels: Most pixels that are decoded, by what the header says.
 
     Returns:
         (H, W) grey or (H, W, 3) RGB; uint8, uint16 or float32 as stored.
 
     Raises:
-        InputError: The file is missing, empty, truncated, a video, or not an image that can be decoded.
+        InputError: The file is missing, no regular file, empty, truncated, a video, too large, or not an image that can be
+            decoded.
     """
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise InputError(
             f"expected an image, got the video {path}; extract frames first (for example ffmpeg -i {path.name} %04d.png)."
         )
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"expected an image file at {path}, got nothing; check the path.") from None
-    except IsADirectoryError:
-        raise InputError(f"expected an image file, got the folder {path}; give two files or two folders.") from None
-    except OSError as error:
-        raise InputError(f"expected a readable image at {path}, got '{error.strerror}'; check the permissions.") from error
+    data = read_file(path, kind="image", most_bytes=_MOST_BYTES)
     if not data:
-        raise InputError(f"expected an image in {path}, got a file of zero bytes; write or copy it again.")
+        raise InputError(f"the image {path} is a file of zero bytes; write or copy it again.")
     if _is_truncated(data):
-        raise InputError(f"expected a whole image in {path}, got one that breaks off early; write or copy it again.")
-    if path.suffix.lower() in {".tif", ".tiff"} and (pages := cv2.imcount(str(path))) > 1:
-        raise InputError(f"expected one picture in {path}, got {pages} pages; split the file first.")
+        raise InputError(f"the image {path} breaks off early; write or copy it again.")
+    header = read_header(data)
+    if header is None:
+        raise InputError(f"{path} is no PNG, JPEG, TIFF, BMP, WebP or PNM image, or a damaged one; convert it to PNG.")
+    if header.pages > 1:
+        raise InputError(f"{path} holds {header.pages} pages, and only one picture can be read; split the file first.")
+    if header.pixels > max_pixels:
+        width, height = header.size_wh
+        raise InputError(
+            f"the image {path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million; scale it "
+            "down."
+        )
     image = _decode(data)
     if image is None:
-        raise InputError(
-            f"expected an image that OpenCV can decode in {path}, got something else or a damaged file; convert it to PNG."
-        )
+        raise InputError(f"{path} cannot be decoded: it is damaged, or of a kind that OpenCV does not know; convert it to PNG.")
     if image.dtype not in _DTYPES:
         raise InputError(f"expected 8-bit, 16-bit or float32 pixels in {path}, got {image.dtype}; convert it to 16-bit PNG.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image

@@ -1,16 +1,10 @@
-"""Weights files: safetensors of our own, and the official ``.pth`` layout, both read without torch.
-
-An official checkpoint is a zip archive with a pickled dictionary and one raw file per tensor. It is unpickled by a
-reader that knows three names and nothing else, so that a file can hold numbers but cannot run code.
-"""
+"""Weights files: safetensors of our own, and the official ``.pth`` layout, both read without torch."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
 import os
-import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from refusion_edge.arrays import Array, State
+from refusion_edge.documents import brief, parse_json, shown, typed
 from refusion_edge.errors import CheckpointError
-from refusion_edge.files import write_atomically
+from refusion_edge.files import read_file, write_atomically
 from refusion_edge.network.parameters import PARAMETERS, is_convolution
+from refusion_edge.network.pth import read_pth
 from refusion_edge.tasks import TASKS
 
 SCHEMA = "refusion-edge/checkpoint/1"
@@ -33,16 +29,13 @@ METADATA_KEY = "refusion-edge"
 TRAINING_SCHEMA = "refusion-edge/training/1"
 AVERAGE_GROUP = "fusion_ema"
 
-# A checkpoint of this network has 0.3 MB; nothing near this limit can be one.
-_MAX_BYTES = 64 << 20
+# Weights of this network have 0.3 MB and checkpoints of training 3 MB; nothing near this limit can be one.
+MOST_BYTES = 64 << 20
+# A checkpoint of training names every pair in its header.
+_MOST_HEADER_BYTES = 8 << 20
 # Models and engines: made from weights, which are not read back from them.
 _NO_WEIGHTS = (".onnx", ".plan", ".engine", ".trt", ".rfx")
 _LISTED = 3
-_STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "DoubleStorage": np.dtype("<f8"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +65,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: The file is missing, damaged, not a checkpoint, or holds another network.
     """
     path = Path(path)
-    return parse_checkpoint(_read(path), path)
+    return parse_checkpoint(read_file(path, kind="weights file", most_bytes=MOST_BYTES, error=CheckpointError), path)
 
 
 def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
@@ -85,8 +78,10 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
     Raises:
         CheckpointError: It is damaged, not a checkpoint, or holds another network.
     """
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        return Checkpoint(None, _validated(_merge_spellings(_read_pth(path, data), path), path))
+    if not data:
+        raise CheckpointError(f"{path} is empty; copy it again.")
+    if _is_zip(data):
+        return Checkpoint(None, _validated(_merge_spellings(read_pth(data, path), path), path))
     # A safetensors file begins with the length of its header, which may end in the same byte, and then with a brace.
     if data[:1] == b"\x80" and data[8:9] != b"{":
         raise CheckpointError(
@@ -96,9 +91,13 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
     return _read_safetensors(path, data)
 
 
-def describe_format(path: str | os.PathLike[str]) -> str:
-    """Name the format of a weights file."""
-    return "official .pth (zip archive)" if zipfile.is_zipfile(path) else "safetensors"
+def describe_format(data: bytes) -> str:
+    """Name the format of the bytes of a weights file."""
+    return "official .pth (zip archive)" if _is_zip(data) else "safetensors"
+
+
+def _is_zip(data: bytes) -> bool:
+    return zipfile.is_zipfile(io.BytesIO(data))
 
 
 def write_safetensors(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -156,21 +155,37 @@ def write_pth(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     write_atomically(Path(path), buffer.getvalue())
 
 
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise CheckpointError(
-                f"expected a weights file of about 0.3 MB, got {path} with {size / 1e6:.0f} MB; check the path."
-            )
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"expected a weights file at {path}, got nothing; check the path.") from None
-    except OSError as error:
-        raise CheckpointError(f"expected a readable weights file at {path}, got '{error.strerror}'; check the path.") from error
-    if not data:
-        raise CheckpointError(f"expected weights in {path}, got a file of zero bytes; copy it again.")
-    return data
+def read_header(data: bytes, source: str) -> dict[str, Any]:
+    """Read what a safetensors file says of itself under our key, and no tensor.
+
+    Args:
+        data: Content of the file.
+        source: What to call it in messages.
+
+    Returns:
+        The document; empty if there is none.
+
+    Raises:
+        CheckpointError: It is no safetensors file, its header is too long or damaged, or the document is no JSON of ours.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(_MOST_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
+        raise CheckpointError(f"{source} is no safetensors file or a damaged one; copy it again.")
+    header = typed(
+        dict[str, Any], parse_json(data[8 : 8 + length], source, error=CheckpointError), source, error=CheckpointError
+    )
+    texts = typed(dict[str, str], header.get("__metadata__", {}), f"the metadata of {source}", error=CheckpointError)
+    about = parse_json(texts.get(METADATA_KEY, "{}"), f"the metadata of {source}", error=CheckpointError)
+    return typed(dict[str, Any], about, f"the metadata of {source}", error=CheckpointError)
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What the file of one network says of itself."""
+
+    schema: str = SCHEMA
+    task: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
@@ -178,24 +193,31 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
     from safetensors.numpy import load
 
     try:
+        document = read_header(data, str(path))
         state = load(data)
-        # Sound, or it would not have loaded: the length of the header, then the header.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
-        schema, task, notes = about.get("schema", SCHEMA), about.get("task"), dict(about.get("notes", {}))
-        if task not in (None, *TASKS) or not all(isinstance(text, str) for item in notes.items() for text in item):
-            raise ValueError("its description names no task of ours, or holds something else than text")
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        remedy = "name the weights that it was made from" if path.suffix in _NO_WEIGHTS else "copy it again"
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _no_weights(path, error) from error
+    except CheckpointError as error:
+        if path.suffix not in _NO_WEIGHTS:
+            raise
+        raise _no_weights(path, error) from error
+    known = {key: document[key] for key in ("schema", "task", "notes") if key in document}
+    about = typed(_About, known, f"the metadata of {path}", error=CheckpointError)
+    if about.task not in (None, *TASKS):
         raise CheckpointError(
-            f"expected a safetensors or official .pth file in {path}, got something else or a damaged file ({error}); {remedy}."
-        ) from error
-    if schema == TRAINING_SCHEMA:
+            f"{path} is for the task {shown(about.task)}, which is none of {', '.join(TASKS)}; name other weights."
+        )
+    if about.schema == TRAINING_SCHEMA:
         prefix = f"{AVERAGE_GROUP}."
         state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-    elif schema != SCHEMA:
-        raise CheckpointError(f"expected the schema {SCHEMA} in {path}, got {schema}; update refusion-edge.")
-    return Checkpoint(task, _validated(_merge_spellings(state, path), path), notes)
+    elif about.schema != SCHEMA:
+        raise CheckpointError(f"{path} has the schema {shown(about.schema)} instead of {SCHEMA}; update refusion-edge.")
+    return Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
+
+
+def _no_weights(path: Path, error: Exception) -> CheckpointError:
+    remedy = "name the weights that it was made from" if path.suffix in _NO_WEIGHTS else "copy it again"
+    return CheckpointError(f"{path} is no safetensors or official .pth file, or a damaged one ({brief(error)}); {remedy}.")
 
 
 def _second_spelling(name: str) -> str:
@@ -228,7 +250,10 @@ def _validated(state: Mapping[str, Array], path: Path) -> State:
             raise CheckpointError(
                 f"expected {name} of shape {shape} in {path}, got {state[name].shape}; give weights of this network."
             )
-        if not np.isfinite(state[name]).all():
+        if state[name].dtype.kind != "f":
+            raise CheckpointError(f"{name} of {path} holds {state[name].dtype} instead of floats; export it again.")
+        # Beyond the range of float32 counts as infinite.
+        if not (np.abs(state[name]) <= np.finfo(np.float32).max).all():
             raise CheckpointError(
                 f"expected finite numbers in {path}, got NaN or infinity in {name}; train or export it again."
             )
@@ -239,100 +264,3 @@ def _count(names: list[str], word: str) -> str:
     if not names:
         return f"0 {word}"
     return f"{len(names)} {word} ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"
-
-
-class _Storage:
-    """Name of a storage type, as the pickle refers to it."""
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
-
-
-class _NumberTypeError(Exception):
-    """Tensors of a type that no weights of ours have; carries its name."""
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles a dictionary of tensors; any other name in the stream is refused before it is looked up."""
-
-    def __init__(self, stream: io.BytesIO, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(stream)
-        self._archive = archive
-        self._root = root
-        self._storages: dict[str, Array] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _unwrap_parameter
-        if module == "torch" and name in _STORAGE_DTYPES:
-            return _Storage(_STORAGE_DTYPES[name])
-        if module == "torch" and name.endswith("Storage"):
-            raise _NumberTypeError(name.removesuffix("Storage"))
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-
-    def persistent_load(self, reference: Any) -> Array:
-        kind, storage, key, _device, count = reference
-        if kind != "storage" or not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("it refers to something that is not a tensor")
-        if key not in self._storages:
-            array = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), storage.dtype)
-            if array.size != count:
-                raise pickle.UnpicklingError(f"storage {key} holds {array.size} numbers instead of {count}")
-            self._storages[key] = array
-        return self._storages[key]
-
-
-def _rebuild_tensor(storage: Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_unused: object) -> Array:
-    # torch passes requires_grad and backward hooks as well; neither means anything here.
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    # More elements than the storage has would be a small file that unfolds into a huge array.
-    reaches_beyond = last >= storage.size or math.prod(size) > storage.size
-    if offset < 0 or min(stride, default=0) < 0 or min(size, default=1) < 1 or reaches_beyond:
-        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
-    strides = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
-
-
-def _unwrap_parameter(tensor: Array, *_unused: object) -> Array:
-    return tensor
-
-
-def _read_pth(path: Path, data: bytes) -> dict[str, Array]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
-                raise CheckpointError(
-                    f"expected a weights file of about 0.3 MB, got {path}, which unpacks to more than "
-                    f"{_MAX_BYTES >> 20} MB; check where it comes from."
-                )
-            pickled = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
-            if len(pickled) != 1:
-                raise CheckpointError(
-                    f"expected a PyTorch checkpoint in {path}, got a zip archive without data.pkl; check the path."
-                )
-            root = pickled[0].removesuffix("data.pkl")
-            entries = _TensorUnpickler(io.BytesIO(archive.read(pickled[0])), archive, root).load()
-    except CheckpointError:
-        raise
-    except _NumberTypeError as error:
-        raise CheckpointError(
-            f"expected float tensors in {path}, got {error} ones; convert them with .float() and save again."
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"expected only tensors in {path}, got a pickle that holds something else ({error}); "
-            "do not load it with anything that runs pickles."
-        ) from error
-    except Exception as error:  # a damaged pickle can raise nearly anything, none of it a bug of ours
-        raise CheckpointError(
-            f"expected a whole PyTorch checkpoint in {path}, got a damaged one ({error}); copy it again."
-        ) from error
-    if not isinstance(entries, dict) or not all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in entries.items()):
-        raise CheckpointError(
-            f"expected a plain dictionary of tensors in {path}, got another structure; save the state_dict() alone."
-        )
-    return entries

@@ -8,11 +8,11 @@ the last convolutions and everything between the folded ones stay in half precis
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError
 from refusion_edge.network.layouts import pairs
 
@@ -50,7 +50,7 @@ class CalibrationTable:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def read_table(text: str, source: str) -> CalibrationTable:
+def read_table(text: str | bytes, source: str) -> CalibrationTable:
     """Read a table back.
 
     Args:
@@ -60,23 +60,12 @@ def read_table(text: str, source: str) -> CalibrationTable:
     Raises:
         InputError: It is no such table, or one for other layers.
     """
-    try:
-        fields = json.loads(text)
-        schema = fields.pop("schema")
-        table = CalibrationTable(**fields)
-        sound = (
-            schema == SCHEMA
-            and table.method in METHODS
-            and set(table.ranges) == set(quantizable_layers())
-            and all(math.isfinite(value) and value > 0 for value in table.ranges.values())
-        )
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"expected a calibration table in {source}, got something else ({error}); calibrate again.") from error
-    if not sound:
-        raise InputError(
-            f"expected ranges of the schema {SCHEMA} for {len(quantizable_layers())} layers in {source}, got others; calibrate "
-            "again."
-        )
+    document = typed(dict[str, Any], parse_json(text, source), source)
+    if document.get("schema") != SCHEMA:
+        raise InputError(f"{source} has the schema {shown(document.get('schema'))} instead of {SCHEMA}; calibrate again.")
+    table = typed(CalibrationTable, {key: value for key, value in document.items() if key != "schema"}, source)
+    if set(table.ranges) != set(quantizable_layers()) or not all(value > 0 for value in table.ranges.values()):
+        raise InputError(f"{source} lacks ranges above 0 for the {len(quantizable_layers())} layers; calibrate again.")
     return table
 
 

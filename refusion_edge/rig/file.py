@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from refusion_edge.documents import parse_yaml, shown
 from refusion_edge.errors import RigError
-from refusion_edge.files import write_atomically
+from refusion_edge.files import read_file, write_atomically
 from refusion_edge.rig.model import (
     GAIN_METHODS,
     LENS_MODELS,
@@ -28,7 +28,7 @@ from refusion_edge.rig.model import (
     RigSource,
     Row,
 )
-from refusion_edge.text import HIDDEN, printable, redact, secrets_in
+from refusion_edge.text import secrets_in
 
 SCHEMA = "refusion-edge/rig/1"
 
@@ -41,7 +41,6 @@ _HEADER = """\
 # time_offset_ms: what is added to time stamps of ir so that they agree with those of vis.
 """
 _MAX_BYTES = 1 << 18
-_SHOWN = 60
 _TOP = "the rig"
 
 
@@ -53,14 +52,7 @@ def read_rig(path: str | os.PathLike[str]) -> Rig:
             or a value that cannot be.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise RigError(f"expected a rig file at {path}, got nothing; make one with refusion-edge align.") from None
-    except OSError as error:
-        raise RigError(f"expected a readable rig file at {path}, got '{error.strerror}'; check the path.") from error
-    if len(text) > _MAX_BYTES:
-        raise RigError(f"expected a rig file of at most {_MAX_BYTES} bytes, got {len(text)} in {path}; check the path.")
+    text = read_file(path, kind="rig file", most_bytes=_MAX_BYTES, error=RigError)
     try:
         return parse_rig(text)
     except RigError as error:
@@ -76,7 +68,7 @@ def write_rig(path: str | os.PathLike[str], rig: Rig) -> None:
         OutputError: The file cannot be written; nothing is left behind.
     """
     secret = any(source.uri is not None and secrets_in(source.uri) for source in (rig.ir, rig.vis))
-    write_atomically(Path(path), format_rig(rig).encode(), mode=0o600 if secret else 0o666)
+    write_atomically(Path(path), format_rig(rig).encode(), mode=0o600 if secret else None)
 
 
 def format_rig(rig: Rig) -> str:
@@ -94,10 +86,10 @@ def parse_rig(text: str | bytes) -> Rig:
     Raises:
         RigError: See ``read_rig``.
     """
-    top = _Node(_TOP, _load_yaml(text))
+    top = _Node(_TOP, parse_yaml(text, _TOP, error=RigError))
     schema = top.take("schema")
     if schema != SCHEMA:
-        raise RigError(f"expected the schema {SCHEMA}, got {_shown(schema)}; make the file again with refusion-edge align.")
+        raise RigError(f"expected the schema {SCHEMA}, got {shown(schema)}; make the file again with refusion-edge align.")
     # The keys before the values, so that a mistyped one is named as such.
     ir, vis, alignments = top.node("ir"), top.node("vis"), top.nodes("alignments")
     base = top.choice("base", SOURCE_NAMES, "vis")
@@ -154,38 +146,12 @@ def _parse_parallax(node: _Node | None) -> ParallaxModel | None:
     return ParallaxModel(focal_px, baseline_m)
 
 
-def _load_yaml(text: str | bytes) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Safe, and refuses a key that comes twice, of which YAML would silently keep the last."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if isinstance(key.value, str):
-                    if key.value in seen:
-                        raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' again", problem_mark=key.start_mark)
-                    seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        # A password that starts with an exclamation mark is a tag to YAML.
-        problem = re.sub(r"'!.*'", f"'!{HIDDEN}'", getattr(error, "problem", None) or type(error).__name__)
-        reason = printable(redact(problem), _SHOWN)
-        raise RigError(f"expected YAML, got something else{where} ({reason}); correct it or make it again.") from error
-
-
 class _Node:
     """A mapping of the file, read key by key; what is left over at the end was not known."""
 
     def __init__(self, name: str, value: Any) -> None:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise RigError(f"expected {name} as keys with values, got {_shown(value)}; correct it or make it again.")
+            raise RigError(f"expected {name} as keys with values, got {shown(value)}; correct it or make it again.")
         self.name = name
         self._values: dict[str, Any] = dict(value)
         self._asked: list[str] = []
@@ -204,7 +170,7 @@ class _Node:
         for key in self._values:
             near = difflib.get_close_matches(key, self._asked, n=1, cutoff=0.5)
             hint = f"rename it to '{near[0]}' if that was meant" if near else "remove it"
-            raise RigError(f"expected only known keys in {self.name}, got {_shown(key)}; {hint}.")
+            raise RigError(f"expected only known keys in {self.name}, got {shown(key)}; {hint}.")
 
     def node(self, key: str) -> _Node:
         return _Node(self._place(key), self.take(key))
@@ -222,7 +188,7 @@ class _Node:
         for choice in choices:
             if value == choice:
                 return choice
-        raise RigError(f"expected {self._place(key)} to be one of {', '.join(choices)}, got {_shown(value)}; choose one.")
+        raise RigError(f"expected {self._place(key)} to be one of {', '.join(choices)}, got {shown(value)}; choose one.")
 
     def number(self, key: str) -> float:
         return _number(self._place(key), self.take(key))
@@ -250,7 +216,7 @@ class _Node:
     def optional_text(self, key: str) -> str | None:
         value = self.take(key, None)
         if value is not None and not isinstance(value, str):
-            raise RigError(f"expected {self._place(key)} as a text, got {_shown(value)}; put it in quotes.")
+            raise RigError(f"expected {self._place(key)} as a text, got {shown(value)}; put it in quotes.")
         return value
 
     def _place(self, key: str) -> str:
@@ -260,18 +226,15 @@ class _Node:
 def _list(place: str, value: Any, count: int | None, what: str) -> list[Any]:
     if not isinstance(value, list) or (count is not None and len(value) != count):
         wanted = f"{count} {what}" if count is not None else what
-        raise RigError(f"expected {place} as a list of {wanted}, got {_shown(value)}; correct it.")
+        raise RigError(f"expected {place} as a list of {wanted}, got {shown(value)}; correct it.")
     return value
 
 
 def _number(place: str, value: Any) -> float:
     # True and False are integers to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RigError(f"expected {place} as a number, got {_shown(value)}; correct it.")
-    try:
-        return float(value)
-    except OverflowError:
-        raise RigError(f"expected {place} as a number, got an integer beyond all bounds; correct it.") from None
+        raise RigError(f"expected {place} as a number, got {shown(value)}; correct it.")
+    return float(value)
 
 
 def _numbers(place: str, value: Any, count: int | None) -> tuple[float, ...]:
@@ -281,16 +244,8 @@ def _numbers(place: str, value: Any, count: int | None) -> tuple[float, ...]:
 def _integers(place: str, value: Any, count: int) -> tuple[int, ...]:
     for each in _list(place, value, count, "whole numbers"):
         if isinstance(each, bool) or not isinstance(each, int):
-            raise RigError(f"expected {place} as whole numbers, got {_shown(each)}; correct it.")
+            raise RigError(f"expected {place} as whole numbers, got {shown(each)}; correct it.")
     return tuple(value)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
-        return "a huge integer"
-    if isinstance(value, list | dict):
-        return f"{'a list' if isinstance(value, list) else 'a mapping'} of {len(value)}"  # what is in it may be secret
-    return printable(redact(repr(value)), _SHOWN)
 
 
 def _plain(value: Any) -> Any:

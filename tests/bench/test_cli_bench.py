@@ -64,6 +64,21 @@ def test_a_sweep_writes_every_form_and_can_be_compared_with_itself(run_cli: Cli)
     assert out.count("REGRESSION") == 4
 
 
+@pytest.mark.parametrize(("loaded", "allowed", "expected"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_a_baseline_under_load_passes_only_if_it_is_allowed(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch, loaded: bool, allowed: bool, expected: int
+) -> None:
+    monkeypatch.setattr("refusion_edge.bench.timing.read_load", lambda _clock: Load(0.1, 0.0, 2))
+    what = ("ir_vis", "--sizes", "16x24", *SHORT[1:], "--no-limits")
+    assert run_cli("bench", *what, "--json", "old.json")[0] == 0
+    document = json.loads(Path("old.json").read_text())
+    Path("old.json").write_text(json.dumps(document | {"loaded": loaded}))
+    words = ("--loaded",) if allowed else ()
+    code, _, err = run_cli("bench", *what, *words, "--against", "old.json", "--threshold", 1e6)
+    assert code == expected
+    assert ("Warning" in err) is loaded
+
+
 def test_own_pictures_are_read_for_every_iteration(run_cli: Cli, picture: Callable[..., object]) -> None:
     write_image("a.png", picture(18, 26))
     write_image("b.png", picture(18, 26, 3))

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -131,7 +132,7 @@ def test_what_is_not_stable_is_null(report: Report) -> None:
 
 def test_a_row_survives_json(report: Report) -> None:
     for row in report.rows:
-        assert row_from_document(json.loads(json.dumps(row_document(row)))) == row
+        assert row_from_document(json.loads(json.dumps(row_document(row))), "x") == row
 
 
 def test_csv_has_a_line_for_each_stage(report: Report) -> None:
@@ -182,10 +183,10 @@ def test_an_engine_that_is_not_replayed_from_a_graph_is_named_wherever_it_was_me
     assert [row["graph_problem"] for row in document["rows"]] == [problem, ""]
     assert document["comparison"]["graph_problems"] == ["", problem]
     assert document["deadlines"][0]["graph_problem"] == problem
-    assert row_from_document(document["rows"][0]) == troubled.rows[0]
+    assert row_from_document(document["rows"][0], "x") == troubled.rows[0]
     # Lines of earlier releases do not say.
     del document["rows"][1]["graph_problem"]
-    assert row_from_document(document["rows"][1]) == troubled.rows[1]
+    assert row_from_document(document["rows"][1], "x") == troubled.rows[1]
     if importlib.util.find_spec("jinja2"):
         assert render_page(troubled).count("expected a &lt;graph&gt;") == 3
 
@@ -238,7 +239,7 @@ def test_a_damaged_line_is_named(make_row: Callable[..., Row]) -> None:
     path = Path("sweep.jsonl")
     SweepLog(path, {}).add(make_row(5.0))
     path.write_text(path.read_text() + '{"identity": {}}\n')
-    with pytest.raises(InputError, match="identity") as caught:
+    with pytest.raises(InputError, match="sweep.jsonl") as caught:
         SweepLog(path, {})
     assert one_sentence(str(caught.value))
 
@@ -290,3 +291,92 @@ def test_what_is_no_report_is_refused(content: str | None) -> None:
         read_baseline(Path("old.json"))
     assert caught.value.exit_code == 4
     assert one_sentence(str(caught.value))
+
+
+NO_TIMES = [float("nan"), float("inf"), -1, -0.5, 0, 1e999, "5", None, True, [5.0], 10**400]
+
+
+def with_median(report: Report, value: object, field: str = "median_ms") -> dict[str, Any]:
+    document = report.to_document()
+    document["rows"][0]["stages"]["end_to_end"][field] = value
+    return document
+
+
+@pytest.mark.parametrize("value", NO_TIMES)
+@pytest.mark.parametrize("form", ["report", "lines"])
+def test_a_time_that_is_none_is_no_measurement(report: Report, value: object, form: str) -> None:
+    document = with_median(report, value)
+    path = Path("old.json")
+    if form == "report":
+        path.write_text(json.dumps(document))
+    else:
+        header = {"schema": "refusion-edge/bench-lines/1", "configuration": {}}
+        path.write_text("".join(json.dumps(one) + "\n" for one in (header, document["rows"][0])))
+    with pytest.raises(InputError) as caught:
+        read_baseline(path) if form == "report" else SweepLog(path, {})
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("field", ["count", "mean_ms", "max_ms", "p90_ms"])
+@pytest.mark.parametrize("value", [-1, float("nan"), "many", 1e-9])
+def test_times_that_contradict_each_other_are_no_measurement(report: Report, field: str, value: object) -> None:
+    if value == 1e-9 and field != "max_ms":
+        value = 1e9
+    document = with_median(report, value, field)
+    if field == "count":
+        document["rows"][0]["stages"]["end_to_end"]["count"] = 0 if value == 1e9 else value
+    Path("old.json").write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        read_baseline(Path("old.json"))
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 5},
+        {"rows": [5]},
+        {"rows": [{}]},
+        {"machine": []},
+        {"loaded": "no"},
+        {"loaded": None},
+        {"load_before": None},
+        {"load_after": {"average": "low", "busy_cores": 0.0, "cores": 2}},
+        {"schema": ["refusion-edge/bench/1"]},
+        {"started": "\ud800"},
+    ],
+)
+def test_reports_with_wrong_types_are_one_error(report: Report, change: dict[str, Any]) -> None:
+    Path("old.json").write_text(json.dumps(report.to_document() | change))
+    with pytest.raises(InputError) as caught:
+        read_baseline(Path("old.json"))
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "5", '{"a": 1e999}', ""])
+def test_what_is_no_report_is_one_error(text: str) -> None:
+    Path("old.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_baseline(Path("old.json"))
+    assert one_sentence(str(caught.value))
+
+
+def test_a_baseline_says_whether_it_was_measured_under_load(report: Report) -> None:
+    document = report.to_document()
+    busy = {**document["load_before"], "busy_cores": 50.0, "cores": 2}
+    for change, loaded in (({}, report.loaded), ({"loaded": True}, True), ({"load_after": busy}, True)):
+        Path("old.json").write_text(json.dumps(document | change))
+        assert read_baseline(Path("old.json")).loaded is loaded
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_lines_need_a_regular_file(kind: str) -> None:
+    path = Path("sweep.jsonl")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(InputError) as caught:
+        SweepLog(path, {})
+    assert one_sentence(str(caught.value))
+    assert path.is_fifo() or path.is_dir()

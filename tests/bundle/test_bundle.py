@@ -321,7 +321,7 @@ def test_a_bundle_moved_aside_by_a_killed_build_comes_back(monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", no_room)
-        with pytest.raises(OutputError, match="full disk") as caught:
+        with pytest.raises(OutputError, match="disk is full") as caught:
             install_bundle(Path("bundle"), manifest(), FILES)
     assert one_sentence(str(caught.value))
     assert read_bundle("bundle").manifest == manifest()

@@ -118,7 +118,9 @@ def test_kernels_are_compressed_and_found_again(random_state: State) -> None:
 @pytest.mark.parametrize("version", [1, 3])
 def test_an_unknown_schema_is_refused(data: bytes, version: int) -> None:
     newer = rewritten(data, lambda manifest: manifest.update(schema=f"refusion-edge/program/{version}"))
-    assert f"refusion-edge/program/{version}" in refused(newer)
+    message = refused(newer)
+    assert f"refusion-edge/program/{version}" in message
+    assert "install" in message
 
 
 def launch(manifest: dict[str, Any], index: int) -> dict[str, Any]:
@@ -170,12 +172,34 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a number for a text": lambda m: m["model"].update(task=3),
     "a text for a list": lambda m: m.update(launches="none"),
     "a list for an object": lambda m: m["targets"][0].update(kernels=[]),
+    "a name of half a character": lambda m: m["model"].update(task="\ud800"),
+    "a number that is infinite": lambda m: m["self_test"].update(tolerance=1e999),
+    "a number of 1000 digits": lambda m: m["self_test"].update(height=10**1000),
+    "a shape of 70 dimensions": lambda m: m["weights"]["arrays"][0].update(shape=[1] * 70),
+    "400,000 shapes": lambda m: m["weights"].update(arrays=m["weights"]["arrays"][:1] * 400_000),
+    "100,000 launches": lambda m: m.update(launches=m["launches"] * 4_000),
+    "10,000 arguments": lambda m: launch(m, 0).update(arguments=launch(m, 0)["arguments"] * 5_000),
+    "10,000 constants": lambda m: m["kernels"][0].update(constants={f"C{n}": n for n in range(10_000)}),
+    "50,000 targets": lambda m: m.update(targets=[{}] * 50_000),
+    "nesting": lambda m: m["model"].update(task=[[[[[[[[]]]]]]]] * 3),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_manifest_that_lies_is_refused(data: bytes, what: str) -> None:
     refused(rewritten(data, HOSTILE[what]))
+
+
+def test_many_blobs_that_become_large_are_refused_before_one_is_unpacked(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def enlarge(manifest: dict[str, Any]) -> None:
+        for blob in manifest["blobs"]:
+            blob.update(length=1 << 25)
+
+    def unpack() -> None:
+        pytest.fail("a blob was unpacked")
+
+    monkeypatch.setattr(zlib, "decompressobj", unpack)
+    refused(rewritten(data, enlarge))
 
 
 def test_weights_that_are_no_numbers_are_refused(random_state: State) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,7 @@ from refusion_edge.network.checkpoint import (
 from refusion_edge.network.graph import read_template
 from refusion_edge.network.layouts import REFERENCE
 from refusion_edge.network.parameters import PARAMETERS
-from tests.conftest import one_sentence
+from tests.conftest import ROOT, one_sentence
 
 
 def equal(x: State, y: State) -> bool:
@@ -148,7 +151,7 @@ def test_parameters_are_as_good_as_tensors(random_state: State) -> None:
 def test_other_number_types_are_named(random_state: State) -> None:
     torch = pytest.importorskip("torch", reason="writing .pth needs torch")
     torch.save({name: torch.from_numpy(array).bfloat16() for name, array in random_state.items()}, "bad.pth")
-    with pytest.raises(CheckpointError, match=r"got BFloat16 ones; convert them with \.float\(\)") as caught:
+    with pytest.raises(CheckpointError, match="BFloat16") as caught:
         read_checkpoint("bad.pth")
     assert one_sentence(str(caught.value))
 
@@ -181,7 +184,7 @@ def zipped_pickle(data: bytes, extra: dict[str, bytes] | None = None) -> None:
 
 def test_pickle_bomb_does_not_go_off() -> None:
     zipped_pickle(pickle.dumps({"project_in_1.weight": _Bomb()}))
-    with pytest.raises(CheckpointError, match=r"pickle that holds something else \(it refers to posix\.system\)"):
+    with pytest.raises(CheckpointError, match=r"posix\.system"):
         read_checkpoint("bad.pth")
     assert not Path("exploded").exists()
 
@@ -255,7 +258,7 @@ def test_flipped_bytes_never_crash(random_state: State, rng: np.random.Generator
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "got nothing"), (b"", "zero bytes"), (b"hello world, not weights", "damaged")]
+    ("content", "words"), [(None, "no weights file"), (b"", "empty"), (b"hello world, not weights", "damaged")]
 )
 def test_files_that_are_no_weights(content: bytes | None, words: str) -> None:
     if content is not None:
@@ -278,3 +281,100 @@ def test_writing_pth_without_torch_names_the_extra(random_state: State, monkeypa
     with pytest.raises(MissingDependencyError, match=r"pip install 'refusion-edge\[train\]'"):
         write_pth("w.pth", Checkpoint(None, random_state))
     assert not Path("w.pth").exists()
+
+
+def zipped(pickled: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return buffer.getvalue()
+
+
+def deep_keys() -> bytes:
+    """A key of forty instructions whose hash takes 2^40 steps."""
+    return b"\x80\x02}" + b"N\x85q\0" + b"".join(b"h\0h\0\x86q\0" for _ in range(40)) + b"Ns."
+
+
+GREEDY = {
+    "memo of 2^28 entries": lambda: b"\x80\x02}r\0\0\0\x10.",
+    "memo of 2^31 entries": lambda: b"\x80\x02}r\xff\xff\xff\x7f.",
+    "60 MB of empty lists": lambda: b"\x80\x02(" + b"]" * (60 << 20) + b"l.",
+    "200 kB of empty dictionaries": lambda: b"\x80\x02(" + b"}" * 200_000 + b"l.",
+    "a long frame": lambda: b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x0f}.",
+    "long bytes": lambda: b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.",
+    "a long text": lambda: b"\x80\x02X\xff\xff\xff\xff.",
+    "nested tuples": lambda: b"\x80\x02N" + b"\x85" * 40_000 + b".",
+    "a key that is never hashed": deep_keys,
+    "persistent names": lambda: b"\x80\x02}(X\1\0\0\0aNQN.",
+    "huge numbers": lambda: b"I" + b"9" * 100_000 + b"\n.",
+}
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_small_files_cannot_ask_for_much(kind: str) -> None:
+    """In a process of its own with 1 GiB and 10 s of processor time, which the cure does not come near."""
+    Path("greedy.pth").write_bytes(zipped(GREEDY[kind]()))
+    script = (
+        "import pathlib, resource, sys\n"
+        "from refusion_edge.errors import CheckpointError\n"
+        "from refusion_edge.network.checkpoint import read_checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); resource.setrlimit(resource.RLIMIT_CPU, (10, 10))\n"
+        "try: read_checkpoint('greedy.pth')\n"
+        "except CheckpointError as error: print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert one_sentence(found.stdout)
+    assert "damaged PyTorch checkpoint ()" not in found.stdout, "memory ran out"
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_only_compressions_of_torch_are_opened(compression: int) -> None:
+    with zipfile.ZipFile("bad.pth", "w", compression) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    with pytest.raises(CheckpointError):
+        read_checkpoint("bad.pth")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": ' * 5000, b'{"__metadata__": [1]}', b'{"__metadata__": {"refusion-edge": 7}}', b"[1]", b'{"a": NaN}', b"{",
+        b'{"__metadata__": {"refusion-edge": "[[[[1]]]]"}}', b'{"__metadata__": {"refusion-edge": "{\\"notes\\": [1]}"}}',
+        b'{"__metadata__": {"refusion-edge": "{\\"schema\\": 1e999}"}}', b'{"__metadata__": {"refusion-edge": "\\ud800"}}',
+        b'{"x": {"dtype": "F32", "shape": [99999999999999], "data_offsets": [0, 4]}}',
+    ],
+)  # fmt: skip
+def test_headers_of_safetensors_that_cannot_be_are_refused(header: bytes) -> None:
+    Path("bad.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint("bad.safetensors")
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("length", [0, 1 << 40, (1 << 64) - 1])
+def test_a_header_longer_than_the_file_is_refused(length: int) -> None:
+    Path("bad.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}" * 100)
+    with pytest.raises(CheckpointError):
+        read_checkpoint("bad.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, bool])
+def test_numbers_that_float32_cannot_hold_are_refused(random_state: State, dtype: type) -> None:
+    from safetensors.numpy import save_file
+
+    large = {name: array.astype(dtype) for name, array in random_state.items()}
+    if dtype is np.float64:
+        large["FM.qkv1.weight"].flat[0] = 1e300
+    save_file(large, "bad.safetensors")
+    with pytest.raises(CheckpointError):
+        read_checkpoint("bad.safetensors")
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "."])
+def test_weights_come_from_regular_files(name: str, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    os.mkfifo("pipe")
+    code, out, err = run_cli("export", "--weights", name, "-o", "x.safetensors")
+    assert (code, out) == (4, "")
+    assert one_sentence(err)

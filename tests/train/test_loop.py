@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         return original(self, target)
 
     monkeypatch.setattr(files.Path, "replace", replace)
-    with pytest.raises(OutputError, match="full disk"):
+    with pytest.raises(OutputError, match="disk is full"):
         run_session(request(folder_of_pairs("data"), "run", "run.steps=6", "checkpoint.every=2"), quiet())
     assert [path.name for path in Path("run").glob("*step*")] == ["step-0000002.safetensors"]
     assert not [path for path in Path("run").iterdir() if path.name.startswith(".")]

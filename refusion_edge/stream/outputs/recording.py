@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 from typing_extensions import Self
 
+from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, OutputError
-from refusion_edge.files import output_error, write_atomically
+from refusion_edge.files import output_error, read_file, write_atomically
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import SIDES, Frame, Side
 from refusion_edge.stream.outputs.disk import Claim, DiskWatch
@@ -27,6 +28,19 @@ from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"
 _FRAME_COLUMNS = ("side", "file", "index", "time_ns", "arrived_ns", "unchanged_since_ns")
+# A day at 60 frames a second of both cameras has some 700 MB of rows; nobody replays one.
+_MOST_TABLE_BYTES, _MOST_SETTINGS_BYTES = 256 << 20, 1 << 20
+# What a replay takes over from how a recording was paired.
+_PAIRING: dict[str, Any] = {
+    "policy": str,
+    "max_skew_ms": float | None,
+    "max_age_ms": float,
+    "offset_ms": float,
+    "lost_after_ms": float | None,
+    "max_freeze_ms": float,
+}
+_MOST_MS = 1e9
+_MOST_DIGITS = 18  # 30 years in nanoseconds
 # Lossless either way; the fastest setting is within a tenth of the size of the default for noisy pictures.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
@@ -173,32 +187,47 @@ def read_recording(folder: Path) -> Recording:
         InputError: It is no recording, or a damaged one.
     """
     path = folder / "recording.json"
-    if not path.is_file():
-        raise InputError(f"expected a recording of 'stream --record' in {folder}, got no {path.name}; check the path.")
+    if not folder.is_dir() or not path.exists():
+        raise InputError(f"there is no recording of 'stream --record' in {folder}, as it has no {path.name}; check the path.")
+    data = read_file(path, kind="description of a recording", most_bytes=_MOST_SETTINGS_BYTES)
+    settings = typed(dict[str, Any], parse_json(data, str(path)), str(path))
+    if settings.get("schema") != SCHEMA:
+        raise InputError(f"{path} has the schema {shown(settings.get('schema'))} instead of {SCHEMA}; record it again.")
+    pairing = typed(dict[str, Any], settings.get("pairing", {}), f"pairing in {path}")
+    settings["pairing"] = {name: typed(_PAIRING.get(name, Any), value, f"{name} in {path}") for name, value in pairing.items()}
+    if any(isinstance(value, float) and abs(value) > _MOST_MS for value in settings["pairing"].values()):
+        raise InputError(f"{path} holds a time of pairing of more than {_MOST_MS:g} ms; record it again.")
     try:
-        settings = json.loads(path.read_text())
-        if settings.get("schema") != SCHEMA:
-            raise InputError(f"expected the schema {SCHEMA} in {path}, got '{settings.get('schema')}'; record it again.")
         rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, len(_FRAME_COLUMNS)))
-        not_shown = frozenset(int(row[0]) for row in _rows(folder / "pairs.csv", 1))
-    except (OSError, ValueError) as error:
+        not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1))
+    except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"expected a whole recording in {folder}, got '{error}'; record it again.") from error
+        raise InputError(f"the recording {folder} is damaged ({error}); record it again.") from error
     if not rows:
-        raise InputError(f"expected frames in the recording {folder}, got none; record it again.")
+        raise InputError(f"the recording {folder} holds no frames; record it again.")
     return Recording(folder, settings, rows, not_shown)
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
-    with path.open(newline="") as file:
-        lines = file.read().split("\n")[1:]
-    return [row for row in csv.reader(lines[:-1]) if len(row) == columns]
+    text = read_file(path, kind="table of a recording", most_bytes=_MOST_TABLE_BYTES).decode("utf-8")
+    lines = text.replace("\r\n", "\n").split("\n")[1:]
+    rows = list(csv.reader(lines[:-1]))
+    for number, row in enumerate(rows, start=2):
+        if len(row) != columns:
+            raise ValueError(f"line {number} of {path.name} has {len(row)} columns instead of {columns}")
+    return rows
 
 
 def _read_row(row: list[str]) -> tuple[Side, str, int, int, int, int]:
     side: Side = "ir" if row[0] == "ir" else "vis"
-    if row[0] != side or Path(row[1]).name != row[1]:
-        raise ValueError(f"a row that starts with {row[0]}, {row[1]}")
-    index, time_ns, arrived_ns, unchanged_since_ns = (int(text) for text in row[2:])
+    if row[0] != side or Path(row[1]).name != row[1] or "\0" in row[1]:
+        raise ValueError(f"a row starts with {shown(row[0])}, {shown(row[1])}")
+    index, time_ns, arrived_ns, unchanged_since_ns = map(_whole_number, row[2:])
     return side, row[1], index, time_ns, arrived_ns, unchanged_since_ns
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MOST_DIGITS or not text.isascii() or not text.removeprefix("-").isdecimal():
+        raise ValueError(f"{shown(text)} stands in place of a whole number")
+    return int(text)

@@ -84,13 +84,16 @@ def test_points_are_read_with_further_columns_and_spaces() -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        (b"x,y\n1,2\n", "no ir_x, ir_y, vis_x, vis_y"),
-        (b"", "no ir_x"),
-        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3\n", "in line 2"),
-        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,lots\n", "in line 2"),
-        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,inf\n", "finite"),
-        (b"\xff\xfe\x00", "no text"),
-        (None, "No such file"),
+        (b"x,y\n1,2\n", "ir_x"),
+        (b"", "ir_x"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3\n", "line 2"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,lots\n", "line 2"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,inf\n", "line 2"),
+        (b"\xff\xfe\x00", "p.csv"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,1e300\n", "line 2"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3," + b"4" * 200_000, "p.csv"),
+        (b"ir_x,ir_y,vis_x,vis_y\n1,2,3,4\0\n", "p.csv"),
+        (None, "p.csv"),
     ],
 )
 def test_files_that_hold_no_points_are_refused(text: bytes | None, hint: str) -> None:

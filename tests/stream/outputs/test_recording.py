@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,87 @@ def test_recorded_rows_carry_exact_times(stream: Stream) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["time_ns"]) for row in rows if row["side"] == "ir"] == [round(number * SECOND / 30) for number in range(4)]
     assert threading.active_count() < 20
+
+
+def small_recording() -> Path:
+    """The tables of a recording without its pictures."""
+    folder = Path("recording")
+    folder.mkdir()
+    (folder / "recording.json").write_text(json.dumps({"schema": "refusion-edge/recording/1", "pairing": {"policy": "hold"}}))
+    (folder / "frames.csv").write_text(
+        "side,file,index,time_ns,arrived_ns,unchanged_since_ns\nir,000000.png,0,0,0,0\nvis,000000.png,0,0,0,0\n"
+    )
+    (folder / "pairs.csv").write_text("not_shown\n3\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [1],
+        "text",
+        None,
+        {},
+        {"schema": 7},
+        {"schema": ["refusion-edge/recording/1"]},
+        {"pairing": []},
+        {"pairing": {"policy": 3}},
+        {"pairing": {"max_age_ms": "long"}},
+        {"pairing": {"max_age_ms": float("nan")}},
+        {"pairing": {"max_age_ms": 1e308}},
+        {"pairing": {"offset_ms": 10**400}},
+        {"pairing": {"offset_ms": True}},
+        {"pairing": {"max_skew_ms": [1]}},
+        {"sources": "\ud800"},
+    ],
+)
+def test_descriptions_of_recordings_with_wrong_types_are_one_error(document: object) -> None:
+    folder = small_recording()
+    if isinstance(document, dict) and document and "schema" not in document:
+        document = {"schema": "refusion-edge/recording/1", **document}
+    (folder / "recording.json").write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        read_recording(folder)
+    assert one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "ir,000000.png,0,0,0," + "9" * 5000,
+        "ir,000000.png,0,0,0,1e3",
+        "ir,../x.png,0,0,0,0",
+        "ir,a\0b.png,0,0,0,0",
+        "uv,0.png,0,0,0,0",
+        "ir,000000.png,0,0,0,\u0663",
+        "ir,000000.png,0",
+        'ir,"000000.png,0,0,0,0',
+        "ir," + "x" * 200_000 + ",0,0,0,0",
+        "\ud800",
+    ],
+)
+def test_rows_of_recordings_that_cannot_be_are_one_error(row: str) -> None:
+    folder = small_recording()
+    assert len(read_recording(folder).rows) == 2
+    with (folder / "frames.csv").open("ab") as file:
+        file.write(row.encode(errors="surrogatepass") + b"\nir,000001.png,1,1,1,1\n")
+    with pytest.raises(InputError) as caught:
+        read_recording(folder)
+    assert one_sentence(str(caught.value).replace("\0", ""))
+
+
+@pytest.mark.parametrize("name", ["recording.json", "frames.csv", "pairs.csv"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "sparse", "missing"])
+def test_tables_of_recordings_are_regular_files(name: str, kind: str) -> None:
+    path = small_recording() / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(16 << 30)
+    with pytest.raises(InputError) as caught:
+        read_recording(path.parent)
+    assert one_sentence(str(caught.value))
