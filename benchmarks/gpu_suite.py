@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 
 from refusion_edge import cuda
-from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Array, State
 from refusion_edge.bench.report import describe_machine, describe_versions, now_utc
 from refusion_edge.errors import UsageError
 from refusion_edge.files import write_atomically
+from refusion_edge.machine import is_installed
 from refusion_edge.sizes import parse_size
 
 SCHEMA = "refusion-edge/bench-gpu/1"

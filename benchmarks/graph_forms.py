@@ -85,7 +85,7 @@ def main() -> int:
     print(f"{processor()}, {platform.system()}; {size_hw[0]}x{size_hw[1]}, one thread, {options.rounds} rounds")
     rows = _rows(state, size_hw, options.variants)
     report: list[dict[str, object]] = []
-    with open_weights(state, options=RunOptions(threads=1), optimised=False) as reference:
+    with open_weights(state, options=RunOptions(threads=1), optimized=False) as reference:
         expected = reference.fuse(*_planes(pair))[0, 0]
     for runtime in dict.fromkeys(row.runtime for row in rows):
         report += _measure([row for row in rows if row.runtime == runtime], pair, expected, options.rounds)

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from refusion_edge._optional import is_installed
 from refusion_edge.accuracy.gate import resized
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.registry import BACKENDS, RunOptions, status
@@ -43,6 +42,7 @@ from refusion_edge.fuser import open_weights
 from refusion_edge.images.color import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
+from refusion_edge.machine import is_installed
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import parse_size

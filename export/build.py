@@ -107,7 +107,7 @@ def build(
         filled = builder.extend(fill(template, checkpoint.state, spec.size_hw), spec)
         model = filled.SerializeToString(deterministic=True)
         sizes_hw = builder.sizes_hw(spec, stages.remarks)
-        pairs = _gate_pairs(spec, spec.size_hw if sizes_hw is None else sizes_hw.typical_hw)
+        pairs = _gate_pairs(spec, spec.size_hw if sizes_hw is None else sizes_hw.opt_hw)
         key = _key(spec, builder, {"weights": weights, "model": model}, pairs)
     found = status(choice.name)
 
@@ -222,7 +222,7 @@ def _evaluate(
     """Run the gate on an engine, or on its CPU proxy if it cannot run here; the engine then passes where it is first loaded."""
     runs_here = status(builder.backend).usable
     with (
-        open_weights(checkpoint.state, optimised=False) as reference,
+        open_weights(checkpoint.state, optimized=False) as reference,
         open_engine(builder.backend, made.engine) if runs_here else builder.proxy(made.engine, model).open() as engine,
     ):
         results = tuple(measure(engine, reference, pairs, task))
@@ -249,7 +249,7 @@ def _select(
     task: Task,
     listener: PhaseListener | None,
 ) -> Selection:
-    with open_weights(checkpoint.state, optimised=False) as reference:
+    with open_weights(checkpoint.state, optimized=False) as reference:
         evaluator = Evaluator(reference, pairs, task)
     if listener is None:
         return select_layers(model, table, evaluator, LIMITS["int8"])

@@ -85,7 +85,7 @@ class Fuser:
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
-        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_pixels=self._finisher.takes_uint8)
+        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_uint8=self._finisher.takes_uint8)
 
     def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
         """What ``fuse`` lets the back end do.
@@ -161,29 +161,29 @@ def load(
     return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
 
 
-def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAULTS, *, optimised: bool = True) -> Backend:
+def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAULTS, *, optimized: bool = True) -> Backend:
     """Run parameters in fp32 without building an engine first.
 
     Args:
         state: The 86 parameters.
         backend: One that takes weights, or ``auto`` for the first of them that is usable here.
         options: How to run.
-        optimised: Off for the reference that engines are judged by: the graph in the layout of the official release,
+        optimized: Off for the reference that engines are judged by: the graph in the layout of the official release,
             in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
         BackendError: It cannot be used here.
     """
-    if not optimised:
+    if not optimized:
         from refusion_edge.backends.onnxruntime import OrtBackend
 
         model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=options.threads, optimised=False)
+        return OrtBackend(model, threads=options.threads, optimized=False)
     return backends.open_weights(choose_runner(backend).name, state, options)
 
 
-def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, judge: bool = True) -> Backend:
+def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:
     """Run the engine of a bundle.
 
     An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
@@ -193,7 +193,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
         bundle: A bundle that was read and checked.
         backend: ``auto`` or the back end that it was built for.
         options: How to run.
-        judge: Whether to run that gate; off only for what measures the engine itself.
+        run_gate: Whether to run that gate; off only for what measures the engine itself.
 
     Raises:
         UsageError: It was built for another back end.
@@ -209,7 +209,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     check_target(bundle)
     require_usable(built_for)
     running = backends.open_engine(built_for, bundle.engine(), options)
-    if judge and isinstance(bundle.manifest.gate, GateNotRun):
+    if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:
             on_failure.push(running.__exit__)
             _judge(bundle, running)
@@ -220,7 +220,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
 def _judge(bundle: EngineBundle, engine: Backend) -> None:
     manifest = bundle.manifest
     pairs = sample_pairs(manifest.task, manifest.gate_hw)
-    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, optimised=False) as reference:
+    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, optimized=False) as reference:
         results = tuple(measure(engine, reference, pairs, find_task(manifest.task)))
     overall = worst(result.fidelity for result in results)
     limits = LIMITS[manifest.precision]

@@ -1,15 +1,19 @@
-"""What this machine is, as far as a built engine cares."""
+"""What this machine is and what is installed on it, as far as engines and the command line care."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import MissingDependencyError, UsageError
 
 ANY = "any"
 
@@ -123,3 +127,28 @@ def parse_architectures(text: str) -> tuple[int, ...]:
             raise UsageError(f"expected architectures out of {known}, separated by commas, got '{word.strip()[:40]}'.")
         found.append(int(match[1]))
     return tuple(dict.fromkeys(found))
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether a package can be found, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def require(name: str, extra: str, purpose: str) -> Any:
+    """Import a package or say what needs it and which line installs it.
+
+    Args:
+        name: Name of the module.
+        extra: Extra of refusion-edge that installs it.
+        purpose: What it is needed for, a noun.
+
+    Raises:
+        MissingDependencyError: It is absent or cannot be imported.
+    """
+    try:
+        module: ModuleType = importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the package {name}, which cannot be imported ({error}); run: pip install 'refusion-edge[{extra}]'"
+        ) from error
+    return module

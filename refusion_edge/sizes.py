@@ -19,21 +19,21 @@ class SizeRange:
     TensorRT calls this an optimization profile. It picks its kernels for the typical size.
 
     Attributes:
-        least_hw: Least height and width.
-        typical_hw: Height and width that the engine is tuned for.
-        largest_hw: Largest height and width; decides how much memory the engine may need.
+        min_hw: Least height and width.
+        opt_hw: Height and width that the engine is tuned for.
+        max_hw: Largest height and width; decides how much memory the engine may need.
     """
 
-    least_hw: tuple[int, int]
-    typical_hw: tuple[int, int]
-    largest_hw: tuple[int, int]
+    min_hw: tuple[int, int]
+    opt_hw: tuple[int, int]
+    max_hw: tuple[int, int]
 
     def __str__(self) -> str:
-        return ":".join(f"{height}x{width}" for height, width in (self.least_hw, self.typical_hw, self.largest_hw))
+        return ":".join(f"{height}x{width}" for height, width in (self.min_hw, self.opt_hw, self.max_hw))
 
     def holds(self, size_hw: tuple[int, int]) -> bool:
         """Tell whether pictures of this size fit."""
-        return all(low <= side <= high for low, side, high in zip(self.least_hw, size_hw, self.largest_hw, strict=True))
+        return all(low <= side <= high for low, side, high in zip(self.min_hw, size_hw, self.max_hw, strict=True))
 
 
 # Thumbnails, the usual thermal camera, and the largest one: what `dynamic` means where an engine needs bounds.

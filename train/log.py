@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
-from refusion_edge._optional import is_installed
 from refusion_edge.files import output_error
+from refusion_edge.machine import is_installed
 
 LOG_NAME = "log.jsonl"
 

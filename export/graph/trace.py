@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge._optional import require
 from refusion_edge.errors import GateError
 from refusion_edge.files import write_atomically
+from refusion_edge.machine import require
 from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, template_name
 from refusion_edge.network.layouts import FORMS, GraphForm, GraphPrecision, find_form, parameter_shapes
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE

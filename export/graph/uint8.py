@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from refusion_edge.images.color import OutputRange
-from refusion_edge.network.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT, PIXELS
+from refusion_edge.network.graph import INPUT_A, INPUT_B, MEAN, OUTPUT, UINT8_INPUTS, UINT8_OUTPUTS
 
 _WHITE = 255.0
 # The first whose reductions take their axes as an input.
@@ -56,10 +56,10 @@ def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelP
     scaled = node("Mul", [unit, constant("white", _WHITE)], "levels.scaled")
     rounded = node("Ceil", [node("Sub", [scaled, constant("half", 0.5)], "levels.below")], "levels.rounded")
     # What rounds up to minus zero is nothing for unsigned numbers.
-    node("Cast", [node("Max", [rounded, zero], "levels.whole")], LEVELS[levels], to=TensorProto.UINT8)
+    node("Cast", [node("Max", [rounded, zero], "levels.whole")], UINT8_OUTPUTS[levels], to=TensorProto.UINT8)
     (plane,) = (output for output in graph.output if output.name == OUTPUT)
     shape = [side.dim_param or side.dim_value for side in plane.type.tensor_type.shape.dim]
-    graph.output.append(helper.make_tensor_value_info(LEVELS[levels], TensorProto.UINT8, shape))
+    graph.output.append(helper.make_tensor_value_info(UINT8_OUTPUTS[levels], TensorProto.UINT8, shape))
     graph.output.append(helper.make_tensor_value_info(MEAN, TensorProto.FLOAT, [1, 1, 1, 1]))
     for opset in extended.opset_import:
         if opset.domain == "":
@@ -86,7 +86,7 @@ def add_uint8_input(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.append(numpy_helper.from_array(np.array(_WHITE, np.float32), "pixels.white"))
     first = []
     for source in (INPUT_A, INPUT_B):
-        pixels, values, unit, plane = PIXELS[source], f"{source}.values", f"{source}.unit", f"{source}.plane"
+        pixels, values, unit, plane = UINT8_INPUTS[source], f"{source}.values", f"{source}.unit", f"{source}.plane"
         for node in graph.node:
             node.input[:] = [plane if name == source else name for name in node.input]
         first += [

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from refusion_edge import cuda
-from refusion_edge.backends.tensorrt.product import OLDEST, Flavour, Log, implement, load, open_log
+from refusion_edge.backends.tensorrt.product import OLDEST, Log, Product, implement, load, open_log
 from refusion_edge.backends.tensorrt.settings import PlanSettings, tool_command
 from refusion_edge.cuda.driver import memory_text
 from refusion_edge.errors import BackendError, OutputError, UsageError
 from refusion_edge.export.targets.builder import PhaseListener
 from refusion_edge.files import write_atomically
-from refusion_edge.network.graph import LEVELS, MEAN, OUTPUT
+from refusion_edge.network.graph import MEAN, OUTPUT, UINT8_OUTPUTS
 from refusion_edge.sizes import SizeRange
 
 _MIB = 1 << 20
@@ -55,7 +55,7 @@ class Plan:
 
 
 def compile_plan(
-    flavour: Flavour,
+    product: Product,
     model: bytes,
     settings: PlanSettings,
     sizes_hw: SizeRange | None,
@@ -67,7 +67,7 @@ def compile_plan(
     """Compile a strongly typed ONNX model.
 
     Args:
-        flavour: Which compiler.
+        product: Which compiler.
         model: Serialised ONNX model with the inputs of the settings and the output ``fused``.
         settings: How to compile it.
         sizes_hw: Range of sizes for a model of dynamic size, None for one of fixed size.
@@ -81,21 +81,21 @@ def compile_plan(
         UsageError: It does not offer what was asked for.
         KeyboardInterrupt: The user interrupted it; it was stopped first.
     """
-    settings.check(flavour)
-    trt = load(flavour)
+    settings.check(product)
+    trt = load(product)
     log = open_log(trt)
     remarks: list[str] = []
-    builder = _open_builder(trt, flavour, log)
-    network, says_typed = _create_network(trt, flavour, builder)
+    builder = _open_builder(trt, product, log)
+    network, says_typed = _create_network(trt, product, builder)
     config = builder.create_builder_config()
-    _apply(trt, flavour, settings, config)
+    _apply(trt, product, settings, config)
     cache = _attach_timing_cache(config, timing_cache, log, remarks)
     cancel = threading.Event()
     monitor = _attach_monitor(trt, config, listener, cancel)
     parser = trt.OnnxParser(network, log.sink)
     if not _in_thread(lambda: parser.parse(model), cancel):
         raise BackendError(
-            f"expected {flavour.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
+            f"expected {product.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
             "with both versions."
         )
     _check_tensors(network, settings)
@@ -103,8 +103,8 @@ def compile_plan(
         _add_profile(builder, config, settings, sizes_hw)
     serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
     if serialised is None:
-        largest_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.largest_hw
-        raise _build_problem(trt, flavour, settings, largest_hw, log)
+        max_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.max_hw
+        raise _build_problem(trt, product, settings, max_hw, log)
     if cache is not None and timing_cache is not None:
         _save_timing_cache(timing_cache, cache, remarks)
     # The compiler goes on calling the monitor until here.
@@ -112,30 +112,30 @@ def compile_plan(
     return Plan(
         data=bytes(serialised),
         scratch_bytes=_scratch(log),
-        command=tool_command(flavour, settings, sizes_hw, *names, says_typed=says_typed),
-        tools={flavour.module: str(trt.__version__)},
+        command=tool_command(product, settings, sizes_hw, *names, says_typed=says_typed),
+        tools={product.module: str(trt.__version__)},
         remarks=tuple(remarks),
     )
 
 
-def _open_builder(trt: Any, flavour: Flavour, log: Log) -> Any:
+def _open_builder(trt: Any, product: Product, log: Log) -> Any:
     try:
         builder = trt.Builder(log.sink)
     except (RuntimeError, TypeError) as error:  # pybind11's way to say that the constructor returned nothing
-        raise _no_builder(trt, flavour, log) from error
+        raise _no_builder(trt, product, log) from error
     if builder is None:
-        raise _no_builder(trt, flavour, log)
+        raise _no_builder(trt, product, log)
     return builder
 
 
-def _no_builder(trt: Any, flavour: Flavour, log: Log) -> BackendError:
+def _no_builder(trt: Any, product: Product, log: Log) -> BackendError:
     return BackendError(
-        f"expected {flavour.title} {trt.__version__} to start its builder here, got '{log.first_error}'; check the "
+        f"expected {product.title} {trt.__version__} to start its builder here, got '{log.first_error}'; check the "
         "NVIDIA driver with 'refusion-edge doctor'."
     )
 
 
-def _create_network(trt: Any, flavour: Flavour, builder: Any) -> tuple[Any, bool]:
+def _create_network(trt: Any, product: Product, builder: Any) -> tuple[Any, bool]:
     """Make a strongly typed network, and tell whether that had to be asked for."""
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     if typed is not None:
@@ -143,39 +143,39 @@ def _create_network(trt: Any, flavour: Flavour, builder: Any) -> tuple[Any, bool
     # Without that flag, either every network is strongly typed (TensorRT 11), or none can be.
     if hasattr(trt.BuilderFlag, "FP16"):
         raise BackendError(
-            f"expected {flavour.title} {OLDEST} or newer, got {trt.__version__}, which has no strong typing; update it."
+            f"expected {product.title} {OLDEST} or newer, got {trt.__version__}, which has no strong typing; update it."
         )
     return builder.create_network(), False
 
 
-def _apply(trt: Any, flavour: Flavour, settings: PlanSettings, config: Any) -> None:
+def _apply(trt: Any, product: Product, settings: PlanSettings, config: Any) -> None:
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if settings.version_compatible:
-        _set_version_compatible(trt, flavour, config)
+        _set_version_compatible(trt, product, config)
     if settings.compute_capabilities:
-        _set_compute_capabilities(trt, flavour, settings.compute_capabilities, config)
+        _set_compute_capabilities(trt, product, settings.compute_capabilities, config)
 
 
-def _set_version_compatible(trt: Any, flavour: Flavour, config: Any) -> None:
+def _set_version_compatible(trt: Any, product: Product, config: Any) -> None:
     flag = getattr(trt.BuilderFlag, "VERSION_COMPATIBLE", None)
     if flag is None:
         raise UsageError(
-            f"expected a {flavour.title} with version-compatible plans, got {trt.__version__}, which has none; leave "
+            f"expected a {product.title} with version-compatible plans, got {trt.__version__}, which has none; leave "
             "--version-compatible out."
         )
     config.set_flag(flag)
 
 
-def _set_compute_capabilities(trt: Any, flavour: Flavour, wanted: tuple[str, ...], config: Any) -> None:
+def _set_compute_capabilities(trt: Any, product: Product, wanted: tuple[str, ...], config: Any) -> None:
     offered = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     names = ["SM" + text.replace(".", "") for text in wanted]
     for text, name in zip(wanted, names, strict=True):
         if name not in offered:
             raise UsageError(
-                f"expected compute capabilities that {flavour.title} {trt.__version__} builds for "
+                f"expected compute capabilities that {product.title} {trt.__version__} builds for "
                 f"({', '.join(f'{one[2:-1]}.{one[-1]}' for one in offered)}), got {text}; choose others."
             )
     config.num_compute_capabilities = len(names)
@@ -242,7 +242,7 @@ def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cance
 def _check_tensors(network: Any, settings: PlanSettings) -> None:
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
-    besides = [[], *([levels, MEAN] for levels in LEVELS.values())]
+    besides = [[], *([levels, MEAN] for levels in UINT8_OUTPUTS.values())]
     if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
         raise BackendError(
             f"expected a model with the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, got {len(inputs)} "
@@ -252,7 +252,7 @@ def _check_tensors(network: Any, settings: PlanSettings) -> None:
 
 def _add_profile(builder: Any, config: Any, settings: PlanSettings, sizes_hw: SizeRange) -> None:
     profile = builder.create_optimization_profile()
-    shapes = [(1, 1, *size) for size in (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw)]
+    shapes = [(1, 1, *size) for size in (sizes_hw.min_hw, sizes_hw.opt_hw, sizes_hw.max_hw)]
     for name in settings.inputs():
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
@@ -299,24 +299,24 @@ def _parse_problem(parser: Any, log: Log) -> str:
     return " ".join(error.desc().split()).rstrip(".") + where
 
 
-def _build_problem(trt: Any, flavour: Flavour, settings: PlanSettings, largest_hw: tuple[int, int], log: Log) -> BackendError:
+def _build_problem(trt: Any, product: Product, settings: PlanSettings, max_hw: tuple[int, int], log: Log) -> BackendError:
     said = " ".join(log.errors).lower()
     if log.says_no_memory:
         wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
-        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{largest_hw[0]}x{largest_hw[1]}"
+        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{max_hw[0]}x{max_hw[1]}"
         return BackendError(
-            f"expected {amount} device memory for {flavour.title} {trt.__version__} to build for {size}, got {_free_memory()}"
+            f"expected {amount} device memory for {product.title} {trt.__version__} to build for {size}, got {_free_memory()}"
             f"'{log.first_error}'; build for a smaller --size than {size}, or close other programs."
         )
     if any(words in said for words in _NO_TACTIC):
         limit = "no limit" if settings.workspace_mib is None else f"a limit of {settings.workspace_mib} MiB"
         return BackendError(
-            f"expected {flavour.title} {trt.__version__} to find a kernel for every operation, got none for one with {limit} "
+            f"expected {product.title} {trt.__version__} to find a kernel for every operation, got none for one with {limit} "
             f"on the workspace ({log.first_error}); raise or drop --workspace, or choose another --compute-capability."
         )
     asked = " and ".join(word for word in settings.words() if word in ("--version-compatible", "--compute-capability"))
     remedy = f"leave {asked} out, or ask for something else" if asked else "see 'refusion-edge doctor', or report this"
-    return BackendError(f"expected {flavour.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
+    return BackendError(f"expected {product.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
 
 
 def _free_memory() -> str:

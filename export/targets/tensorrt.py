@@ -16,7 +16,7 @@ from refusion_edge.backends.registry import BACKENDS, Engine, build_status, stat
 from refusion_edge.backends.tensorrt.product import (
     TENSORRT,
     TENSORRT_RTX,
-    Flavour,
+    Product,
     installed_version,
     lacking,
     least_capability,
@@ -46,7 +46,7 @@ class PlanBuilder:
         product: Which one.
     """
 
-    product: Flavour
+    product: Product
 
     compiles = True
 
@@ -79,7 +79,7 @@ class PlanBuilder:
         if spec.size_hw is not None:
             return None
         if spec.sizes_hw is None:
-            least, largest = DYNAMIC.least_hw, DYNAMIC.largest_hw
+            least, largest = DYNAMIC.min_hw, DYNAMIC.max_hw
             remarks.append(
                 f"No size was given: the engine takes sizes from {least[0]}x{least[1]} to {largest[0]}x{largest[1]} (height x "
                 "width). One of a fixed size (--size 480x640) is faster and needs less memory."

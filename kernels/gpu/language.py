@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from refusion_edge._optional import is_installed
+from refusion_edge.machine import is_installed
 
 TRITON_INSTALLED = is_installed("triton")
 

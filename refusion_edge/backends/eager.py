@@ -6,9 +6,9 @@ import importlib.metadata
 
 from typing_extensions import Self
 
-from refusion_edge._optional import is_installed, require
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import RunOptions, Status
+from refusion_edge.machine import is_installed, require
 
 
 def probe() -> Status:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.backends.registry import Backend, LevelsBackend, PixelsBackend
+from refusion_edge.backends.registry import Backend, Uint8InputBackend, Uint8OutputBackend
 from refusion_edge.errors import not_finite
 from refusion_edge.images.color import ColorOrder, merge, merge_uint8
 
@@ -30,7 +30,7 @@ class Finisher:
     @property
     def takes_uint8(self) -> bool:
         """Whether the engine takes 8-bit planes as they are."""
-        return isinstance(self.backend, PixelsBackend) and self.backend.takes_pixels
+        return isinstance(self.backend, Uint8InputBackend) and self.backend.takes_uint8
 
     def infer(self, a: Array, b: Array, *, finished: bool = True) -> Float32Array | Uint8Array:
         """Run the engine.
@@ -47,8 +47,8 @@ class Finisher:
             ShapeError: The graph has a fixed size and the planes have another one.
             GateError: The plane that was finished on the device is not finite.
         """
-        if finished and isinstance(self.backend, LevelsBackend) and self.backend.levels_range == self.output_range:
-            return self.backend.fuse_to_levels(a, b)
+        if finished and isinstance(self.backend, Uint8OutputBackend) and self.backend.uint8_range == self.output_range:
+            return self.backend.fuse_uint8(a, b)
         return self.backend.fuse(a, b)
 
     def to_luma(self, output: Float32Array | Uint8Array, stretch: Callable[[Float32Array], Array]) -> Array:

@@ -16,7 +16,6 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge import cuda
-from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
 from refusion_edge.backends.registry import Engine, RunOptions, Status
 from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
@@ -24,7 +23,7 @@ from refusion_edge.cuda.program import Buffer, Launch, Program, Target, aligned,
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
-from refusion_edge.machine import accelerator, choose_architecture
+from refusion_edge.machine import accelerator, choose_architecture, is_installed
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _INPUT, _FUSED, _LEVELS = "planes", "fused", "levels"
@@ -100,7 +99,7 @@ class FusedBackend(StagesOnDevice):
 
     Attributes:
         device: The device.
-        levels_range: Range of the uint8 output of its last kernel.
+        uint8_range: Range of the uint8 output of its last kernel.
 
     Args:
         data: Bytes of a program file.
@@ -113,7 +112,7 @@ class FusedBackend(StagesOnDevice):
     """
 
     name = "fused"
-    levels_range: str | None = "stretch"
+    uint8_range: str | None = "stretch"
 
     def __init__(self, data: bytes, name: str = "the program file", driver: Driver | None = None) -> None:
         self._program = parse_program(data, name)
@@ -147,8 +146,8 @@ class FusedBackend(StagesOnDevice):
         """Fuse two luma planes; see ``Backend.fuse``. The result is overwritten by the next call."""
         return self._run(a, b).visible[_FUSED].array.view(np.float32).reshape(a.shape)
 
-    def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
-        """Fuse two luma planes and stretch the result to 8 bits on the device; see ``LevelsBackend.fuse_to_levels``.
+    def fuse_uint8(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+        """Fuse two luma planes and stretch the result to 8 bits on the device; see ``Uint8OutputBackend.fuse_uint8``.
 
         A level may differ by one from that of ``refusion_edge.images.color`` where a value is within rounding of a half.
         """

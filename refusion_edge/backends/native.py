@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Self
 
-from refusion_edge._optional import is_installed
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
-from refusion_edge.machine import MAX_THREADS, processor, usable_cores
+from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.parameters import PARAMETERS

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
 from refusion_edge.errors import BackendError
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, PIXELS, fill
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS, fill
 
 _ERRORS_ONLY = 3
 
@@ -43,7 +43,7 @@ class OrtBackend:
     Args:
         model: Serialised ONNX model with the inputs ``a`` and ``b`` and the output ``fused``.
         threads: Threads inside an operator; 0 for one per physical core.
-        optimised: Whether ONNX Runtime may rewrite the graph. Off for the reference of the accuracy gate, so that
+        optimized: Whether ONNX Runtime may rewrite the graph. Off for the reference of the accuracy gate, so that
             it does not share a fault with what it judges.
         streaming: Whether pictures come with pauses between them. Threads then sleep when they have nothing to do
             instead of spinning, which would keep the cores busy that decode and show the frames.
@@ -54,7 +54,7 @@ class OrtBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes, *, threads: int = 0, optimised: bool = True, streaming: bool = False) -> None:
+    def __init__(self, model: bytes, *, threads: int = 0, optimized: bool = True, streaming: bool = False) -> None:
         options = ort.SessionOptions()
         # Planning all buffers of a picture as one block holds twice the memory, for no measurable time.
         options.enable_mem_pattern = False
@@ -62,7 +62,7 @@ class OrtBackend:
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads
         level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types are not public
@@ -71,7 +71,7 @@ class OrtBackend:
             ) from error
         names = [value.name for value in self._session.get_inputs()]
         # What a model for TensorRT gives besides is not computed, because nobody asks for it; what it takes besides is zero.
-        self._unused = [name for name in names if name in PIXELS.values()]
+        self._unused = [name for name in names if name in UINT8_INPUTS.values()]
         if names != [INPUT_A, INPUT_B, *self._unused] or self._session.get_outputs()[0].name != OUTPUT:
             raise BackendError(
                 f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "

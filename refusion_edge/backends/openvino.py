@@ -7,11 +7,10 @@ from typing import Any
 
 from typing_extensions import Self
 
-from refusion_edge._optional import is_installed, require
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
 from refusion_edge.errors import BackendError
-from refusion_edge.machine import processor
+from refusion_edge.machine import is_installed, processor, require
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill
 from refusion_edge.network.layouts import Precision
 

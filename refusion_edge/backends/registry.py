@@ -49,16 +49,16 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class LevelsBackend(Backend, Protocol):
+class Uint8OutputBackend(Backend, Protocol):
     """A back end whose engine may give the fused plane as 8-bit levels, too, finished on the device.
 
     Attributes:
-        levels_range: Their range, see ``refusion_edge.images.color.to_output_range``; None if this engine has none.
+        uint8_range: Their range, see ``refusion_edge.images.color.to_output_range``; None if this engine has none.
     """
 
-    levels_range: str | None
+    uint8_range: str | None
 
-    def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+    def fuse_uint8(self, a: Float32Array, b: Float32Array) -> Uint8Array:
         """Fuse two luma planes to levels; only where there is a range.
 
         Args:
@@ -75,15 +75,15 @@ class LevelsBackend(Backend, Protocol):
 
 
 @runtime_checkable
-class PixelsBackend(Backend, Protocol):
+class Uint8InputBackend(Backend, Protocol):
     """A back end whose engine may take 8-bit sources as they are, and turns them into planes on the device.
 
     Attributes:
-        takes_pixels: Whether this engine does: each source of ``fuse`` and of ``fuse_to_levels`` may then be uint8,
+        takes_uint8: Whether this engine does: each source of ``fuse`` and of ``fuse_uint8`` may then be uint8,
             (1, 1, H, W), [0, 255].
     """
 
-    takes_pixels: bool
+    takes_uint8: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,8 @@ class Entry:
         forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
         takes_weights: Whether it can run parameters in fp32 without building an engine first.
         on_gpu: Whether its engines run on a CUDA device.
+        builds_anywhere: Whether engines for a device are built on machines without one.
+        takes_ranges: Whether one engine can be built for a range of sizes.
     """
 
     module: str
@@ -145,6 +147,8 @@ class Entry:
     forms: Mapping[Precision, str] = field(default_factory=dict)
     takes_weights: bool = False
     on_gpu: bool = False
+    builds_anywhere: bool = False
+    takes_ranges: bool = False
 
     @property
     def builds(self) -> bool:
@@ -178,8 +182,15 @@ BACKENDS: dict[str, Entry] = {
         {"fp16": "tensorrt-literal"},
         on_gpu=True,
     ),
-    "tensorrt": Entry("refusion_edge.backends.tensorrt.classic", "TensorRT engine", _FOLDED, on_gpu=True),
-    "tensorrt-rtx": Entry("refusion_edge.backends.tensorrt.rtx", "TensorRT-RTX engine", _FOLDED, on_gpu=True),
+    "tensorrt": Entry("refusion_edge.backends.tensorrt.classic", "TensorRT engine", _FOLDED, on_gpu=True, takes_ranges=True),
+    "tensorrt-rtx": Entry(
+        "refusion_edge.backends.tensorrt.rtx",
+        "TensorRT-RTX engine",
+        _FOLDED,
+        on_gpu=True,
+        builds_anywhere=True,
+        takes_ranges=True,
+    ),
     "native": Entry(
         "refusion_edge.backends.native",
         "our C++ kernels for the CPU",

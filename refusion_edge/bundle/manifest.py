@@ -188,7 +188,7 @@ class Manifest:
     def gate_hw(self) -> tuple[int, int] | None:
         """Size of the sample pairs in the gate: the fixed one, the optimum of a range, or None for their own."""
         size_hw, sizes_hw = parse_sizes(self.size_text)
-        return size_hw if sizes_hw is None else sizes_hw.typical_hw
+        return size_hw if sizes_hw is None else sizes_hw.opt_hw
 
     def to_json(self) -> str:
         """Serialize; equal manifests give equal text. What does not apply is left out."""

@@ -96,12 +96,12 @@ def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: f
 def build(backend: str, precision: Precision, sizes_hw: SizeRange, output: Path) -> EngineBundle:
     """Build one engine; called in the process that tests it."""
     from refusion_edge.accuracy.vectors import TASK
-    from refusion_edge.backends.tensorrt.product import FLAVOURS
+    from refusion_edge.backends.registry import find_entry
     from refusion_edge.export.build import build as build_engine
     from refusion_edge.export.spec import BuildSpec
 
-    one_hw = sizes_hw.largest_hw if sizes_hw.least_hw == sizes_hw.largest_hw else None
-    ranged = sizes_hw if one_hw is None and backend in FLAVOURS else None
+    one_hw = sizes_hw.max_hw if sizes_hw.min_hw == sizes_hw.max_hw else None
+    ranged = sizes_hw if one_hw is None and find_entry(backend).takes_ranges else None
     return build_engine(BuildSpec(TASK, precision, backend, one_hw, output=output, use_cache=False, sizes_hw=ranged)).bundle
 
 

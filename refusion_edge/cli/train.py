@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; print where the weights are and what to type next."""
-    from refusion_edge._optional import require
     from refusion_edge.cli.console import output, remarks
+    from refusion_edge.machine import require
 
     torch = require("torch", "train", "training")
     from refusion_edge.train.process import keep_freed_memory

@@ -70,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
     if options.proxy:
         instead = BUILDERS[manifest.backend].proxy(bundle.engine(), model_of(bundle), threads=options.threads)
     with (
-        open_bundle(bundle, options=how, judge=False) if instead is None else instead.open() as engine,
-        open_weights(state, options=how, optimised=False) as reference,
+        open_bundle(bundle, options=how, run_gate=False) if instead is None else instead.open() as engine,
+        open_weights(state, options=how, optimized=False) as reference,
         progress_bar() as progress,
     ):
         results = list(
@@ -131,7 +131,7 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = fill(read_graph(manifest.backend, manifest.precision), state)
-    with open_weights(state, options=RunOptions(options.threads), optimised=False) as reference:
+    with open_weights(state, options=RunOptions(options.threads), optimized=False) as reference:
         evaluator = Evaluator(reference, pairs, find_task(manifest.task))
     with progress_bar() as progress:
         bar = progress.add_task("one layer at a time", total=len(quantizable_layers()))

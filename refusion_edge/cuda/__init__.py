@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import importlib
 
-from refusion_edge._optional import is_installed
 from refusion_edge.cuda.driver import Driver
 from refusion_edge.errors import BackendError
+from refusion_edge.machine import is_installed
 
 # In order of preference: distribution, module to look for, home of our layer over it.
 _LAYERS = (

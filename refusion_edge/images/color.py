@@ -49,14 +49,14 @@ class Planes:
     chroma: Float32Array | None
 
 
-def to_planes(a: Array, b: Array, *, sensor_a: bool, keep_pixels: bool = False) -> Planes:
+def to_planes(a: Array, b: Array, *, sensor_a: bool, keep_uint8: bool = False) -> Planes:
     """Turn two pictures into what the network is given.
 
     Args:
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
         b: Source b, same height and width.
         sensor_a: Whether 16-bit or float grey of source a is raw sensor data, see ``to_display_range``.
-        keep_pixels: Whether 8-bit pictures of one channel stay 8-bit, for an engine that takes them so.
+        keep_uint8: Whether 8-bit pictures of one channel stay 8-bit, for an engine that takes them so.
 
     Raises:
         ShapeError: The pictures do not fit, see ``check_pair``.
@@ -71,7 +71,7 @@ def to_planes(a: Array, b: Array, *, sensor_a: bool, keep_pixels: bool = False) 
             )
 
     def parts(image: Array, sensor: bool) -> tuple[Array, Float32Array | None]:
-        if keep_pixels and image.dtype == np.uint8 and image.ndim == 2:
+        if keep_uint8 and image.dtype == np.uint8 and image.ndim == 2:
             return image, None
         return split(to_display_range(image, sensor=sensor))
 

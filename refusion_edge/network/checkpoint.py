@@ -139,7 +139,7 @@ def write_pth(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         MissingDependencyError: torch is not installed.
         OutputError: The file cannot be written; nothing is left behind.
     """
-    from refusion_edge._optional import require
+    from refusion_edge.machine import require
 
     torch = require("torch", "train", "writing .pth files")
     tensors = {

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 FORM_KEY = "refusion-edge.form"
 INPUT_A, INPUT_B, OUTPUT = "a", "b", "fused"
 
-PIXELS = {INPUT_A: "a_pixels", INPUT_B: "b_pixels"}
+UINT8_INPUTS = {INPUT_A: "a_pixels", INPUT_B: "b_pixels"}
 """Additional uint8 inputs of a model, by the source that they are added to; see ``refusion_edge.export.graph.uint8``."""
 
-LEVELS = {"stretch": "levels_stretch", "fixed": "levels_fixed"}
+UINT8_OUTPUTS = {"stretch": "levels_stretch", "fixed": "levels_fixed"}
 """Outputs that a model may have besides, by the range of their 8-bit levels; see ``refusion_edge.export.graph.uint8``."""
 MEAN = "fused_mean"
 """Output beside those: mean of the fused plane, which is finite where the plane is."""

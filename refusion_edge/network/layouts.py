@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
 from refusion_edge.network.parameters import NUM_BLOCKS, PARAMETERS, Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from refusion_edge.arrays import State
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 """Of an engine."""
@@ -177,6 +179,8 @@ def rewrite(form: GraphForm, state: State) -> dict[str, NDArray[np.float64]]:
         the official ones; a dense 3x3 has the name of its 1x1, the part of a split pair the number of the part behind
         the name, and a folded shift ends in ``.bias``.
     """
+    import numpy as np
+
     rewritten = {name: state[name].astype(np.float64) for name in PARAMETERS}
     for pair in pairs():
         point = rewritten.pop(f"{pair.point}.weight")
@@ -203,5 +207,7 @@ def rewrite(form: GraphForm, state: State) -> dict[str, NDArray[np.float64]]:
 
 def parameter_shapes(form: GraphForm) -> dict[str, Shape]:
     """Names and shapes of the parameters of a form, in the order of ``rewrite``."""
+    import numpy as np
+
     zeros = {name: np.zeros(shape, np.float32) for name, shape in PARAMETERS.items()}
     return {name: array.shape for name, array in rewrite(form, zeros).items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-from refusion_edge._optional import require
 from refusion_edge._version import __version__
+from refusion_edge.machine import require
 
 
 def require_engine() -> None:

@@ -21,14 +21,13 @@ from typing import Any, Literal
 import numpy as np
 
 from refusion_edge import cuda
-from refusion_edge._optional import is_installed
 from refusion_edge._version import __version__
 from refusion_edge.accuracy.fidelity import LIMITS, Fidelity, compare, worst
 from refusion_edge.accuracy.gate import measure, sample_pairs
 from refusion_edge.accuracy.vectors import TASK, Vectors, read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.registry import BACKENDS, Backend, build_status, find_entry, status
-from refusion_edge.backends.tensorrt.product import FLAVOURS, installed_version
+from refusion_edge.backends.tensorrt.product import PRODUCTS, installed_version
 from refusion_edge.bench.measurement import graph_problem
 from refusion_edge.bench.sensors import read_state
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
@@ -36,7 +35,7 @@ from refusion_edge.bundle.manifest import WEIGHTS
 from refusion_edge.errors import RefusionError, UsageError
 from refusion_edge.fuser import open_bundle, open_weights
 from refusion_edge.images.color import to_planes
-from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
+from refusion_edge.machine import accelerator, is_installed, processor, this_machine, usable_cores
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.weights import weights_path
@@ -217,7 +216,7 @@ def describe_device() -> DeviceFacts:
         distribution=_distribution(),
         cores=usable_cores(),
         software=read_software(),
-        bindings={flavour.module: _bindings(flavour.name) for flavour in FLAVOURS.values()},
+        bindings={product.module: _bindings(product.name) for product in PRODUCTS.values()},
         python=platform.python_version(),
         power_mode=read_state().power_mode,
     )
@@ -232,11 +231,11 @@ def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
     Raises:
         UsageError: It is smaller than the vectors.
     """
-    least_hw = read_vectors().size_hw
-    size_hw = size_hw or least_hw
-    if any(side < least for side, least in zip(size_hw, least_hw, strict=True)):
-        raise UsageError(f"a size of {size_hw[0]}x{size_hw[1]} is too small; choose at least {least_hw[0]}x{least_hw[1]}")
-    return SizeRange(least_hw, size_hw, size_hw)
+    min_hw = read_vectors().size_hw
+    size_hw = size_hw or min_hw
+    if any(side < least for side, least in zip(size_hw, min_hw, strict=True)):
+        raise UsageError(f"a size of {size_hw[0]}x{size_hw[1]} is too small; choose at least {min_hw[0]}x{min_hw[1]}")
+    return SizeRange(min_hw, size_hw, size_hw)
 
 
 def unchecked(subject: str | Path) -> Check:
@@ -270,8 +269,7 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
     vectors, blank = read_vectors(), unchecked(name)
     if entry.builds:
         builds = build_status(name)
-        elsewhere = name in FLAVOURS and FLAVOURS[name].builds_without_gpu
-        if not builds.usable or not (found.usable or elsewhere):
+        if not builds.usable or not (found.usable or entry.builds_anywhere):
             why = found.reason if not found.usable else f"{found.reason}; engines cannot be built here: {builds.reason}"
             return replace(blank, reason=why)
     elif not found.usable:
@@ -280,13 +278,13 @@ def check_backend(name: str, sizes_hw: SizeRange, build: Builder, folder: Path) 
     def run() -> Check:
         if not entry.builds:
             state = read_checkpoint(weights_path(TASK)).state
-            return _ran(blank, open_weights(state, name), vectors, sizes_hw.largest_hw)
+            return _ran(blank, open_weights(state, name), vectors, sizes_hw.max_hw)
         started = time.perf_counter()
         bundle = build(name, blank.precision, sizes_hw, folder / name)
         built = replace(blank, outcome="built", build_s=time.perf_counter() - started)
         if not found.usable:
             return built
-        return _ran(built, open_bundle(bundle, judge=False), vectors, sizes_hw.largest_hw)
+        return _ran(built, open_bundle(bundle, run_gate=False), vectors, sizes_hw.max_hw)
 
     return _guarded(blank, run)
 
@@ -307,7 +305,7 @@ def check_bundle(path: Path) -> Check:
     def run() -> Check:
         pairs = sample_pairs(manifest.task, manifest.gate_hw)
         state, task = read_checkpoint(bundle.path / WEIGHTS).state, find_task(manifest.task)
-        with open_bundle(bundle, judge=False) as engine, open_weights(state, optimised=False) as reference:
+        with open_bundle(bundle, run_gate=False) as engine, open_weights(state, optimized=False) as reference:
             results = list(measure(engine, reference, pairs, task))
             planes = to_planes(pairs[0].a, pairs[0].b, sensor_a=task.ranged_a)
             latency = _timed(engine, planes.a, planes.b)
@@ -368,9 +366,9 @@ def _tiled(plane: Float32Array, size_hw: tuple[int, int]) -> Float32Array:
 
 def _bindings(backend: str) -> str | None:
     """Version reported by the package of a back end, if it is installed."""
-    flavour = FLAVOURS[backend]
+    product = PRODUCTS[backend]
     with contextlib.suppress(RefusionError):
-        return installed_version(flavour) if is_installed(flavour.module) else None
+        return installed_version(product) if is_installed(product.module) else None
     return "installed, but cannot be loaded"
 
 

@@ -22,7 +22,7 @@ def test_engines_agree(random_state: State, name: str, size_hw: tuple[int, int])
         pytest.skip(f"{name}: {status(name).reason}")
     draw = np.random.default_rng(1)
     a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
-    with open_weights(random_state, name) as engine, open_weights(random_state, optimised=False) as reference:
+    with open_weights(random_state, name) as engine, open_weights(random_state, optimized=False) as reference:
         assert engine.name == name
         fused, again = engine.fuse(a, b).copy(), engine.fuse(a, b)
         assert np.array_equal(fused, again)

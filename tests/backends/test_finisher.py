@@ -17,9 +17,9 @@ from refusion_edge.images.color import merge, merge_uint8, split, split_uint8, t
 class LevelsEngine(MeanEngine):
     """Finishes planes of the fixed range on its device, and takes 8-bit ones."""
 
-    levels_range, takes_pixels = "fixed", True
+    uint8_range, takes_uint8 = "fixed", True
 
-    def fuse_to_levels(self, a: Array, b: Array) -> Uint8Array:
+    def fuse_uint8(self, a: Array, b: Array) -> Uint8Array:
         return np.full(a.shape[2:], 7, np.uint8)
 
 

@@ -13,7 +13,7 @@ from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends import fused as fused_module
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
-from refusion_edge.backends.registry import LevelsBackend, Status
+from refusion_edge.backends.registry import Status, Uint8OutputBackend
 from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.program import Parameter, Program, pack, unpack
 from refusion_edge.cuda.program_file import parse_program, program_bytes
@@ -49,7 +49,7 @@ def test_a_whole_frame_equals_the_network_at_any_size(random_state: State, progr
             assert fused.dtype == np.float32
             assert np.abs(fused - expected).max() <= TOLERANCE["fp16"]
             stretched = to_output_range(fused[0, 0].copy(), "stretch")
-            assert np.abs(engine.fuse_to_levels(a, b) - stretched).max() <= 0.5 + 1e-3
+            assert np.abs(engine.fuse_uint8(a, b) - stretched).max() <= 0.5 + 1e-3
             again = engine.fuse(a, b).copy()
             assert np.array_equal(again, engine.fuse(a, b))
     assert not device.held
@@ -77,7 +77,7 @@ def test_a_fuser_takes_the_levels_of_the_last_kernel_for_grey_results(program: P
     draw = np.random.default_rng(3)
     a, b = (draw.integers(0, 256, (13, 40), np.uint8) for _ in range(2))
     with Fuser(FusedBackend(program_bytes(program), driver=SimulatedProgramDevice(program, 87)), find_task("medical")) as fuser:
-        assert isinstance(fuser.backend, LevelsBackend)
+        assert isinstance(fuser.backend, Uint8OutputBackend)
         found = fuser.fuse(a, b)
         planes = fuser.to_planes(a, b)
         assert np.abs(found.astype(int) - fuser.to_picture(fuser.backend.fuse(planes.a, planes.b), planes)).max() <= 1
@@ -93,7 +93,7 @@ def test_levels_of_what_is_not_finite_are_refused(program: Program, monkeypatch:
         engine.fuse(a, b)
         engine.time_stages()  # so that it is recorded anew
         with pytest.raises(GateError, match="finite numbers from the network, got NaN or infinity from fused") as caught:
-            engine.fuse_to_levels(a, b)
+            engine.fuse_uint8(a, b)
         assert one_sentence(str(caught.value))
 
 

@@ -44,7 +44,7 @@ def test_output_equals_the_official_release(shared_data: Path, name: str) -> Non
 
 
 def test_results_are_new_memory_and_any_size_follows_any_other(random_state: State, rng: np.random.Generator) -> None:
-    with OpenVinoBackend(model(random_state), threads=1) as engine, open_weights(random_state, optimised=False) as reference:
+    with OpenVinoBackend(model(random_state), threads=1) as engine, open_weights(random_state, optimized=False) as reference:
         kept = []
         for size_hw in [(8, 8), (33, 20), (9, 64), (8, 8)]:
             a, b = (rng.random((1, 1, *size_hw), np.float32) for _ in range(2))

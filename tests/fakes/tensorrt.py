@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refusion_edge.backends.tensorrt.product import FLAVOURS
+from refusion_edge.backends.tensorrt.product import PRODUCTS
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import BackendError
 from refusion_edge.images.color import merge, to_output_range
@@ -316,7 +316,7 @@ def release(version: str) -> FakeTensorRT:
 def fake_trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
     """The module ``tensorrt`` of two releases, installed for the test."""
     fake = release(request.param)
-    monkeypatch.setitem(sys.modules, FLAVOURS["tensorrt"].module, fake)
+    monkeypatch.setitem(sys.modules, PRODUCTS["tensorrt"].module, fake)
     monkeypatch.setattr("refusion_edge.cuda.open_driver", lambda: fake.driver)
     yield fake
     assert not fake.driver.held

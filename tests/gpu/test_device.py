@@ -111,4 +111,4 @@ def test_the_back_end_fused_runs_behind_each_layer_at_any_size(random_state: Sta
             fused = engine.fuse(a, b).copy()
             assert np.abs(fused - reference.fuse(a, b)).max() <= TOLERANCE["fp16"]
             assert np.array_equal(fused, engine.fuse(a, b))
-            assert engine.fuse_to_levels(a, b).max() == 255
+            assert engine.fuse_uint8(a, b).max() == 255

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from refusion_edge.backends.registry import Engine, RunOptions, Status
-from refusion_edge.backends.tensorrt import product
+from refusion_edge.backends.tensorrt import product as products
 from refusion_edge.backends.tensorrt.runner import PlanRunner
 
 
 def probe() -> Status:
     """Report the installed version, the driver and the device."""
-    return product.probe(product.TENSORRT)
+    return products.probe(products.TENSORRT)
 
 
 def probe_build() -> Status:
     """Report whether plans can be built here."""
-    return product.probe_build(product.TENSORRT)
+    return products.probe_build(products.TENSORRT)
 
 
 def open_engine(engine: Engine, _options: RunOptions) -> TrtBackend:
@@ -26,4 +26,4 @@ class TrtBackend(PlanRunner):
     """A TensorRT plan. Implements ``Backend``."""
 
     name = "tensorrt"
-    flavour = product.TENSORRT
+    product = products.TENSORRT

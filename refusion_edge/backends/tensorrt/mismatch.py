@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from refusion_edge.backends.tensorrt.product import FLAVOURS, Flavour, Log
+from refusion_edge.backends.tensorrt.product import PRODUCTS, Log, Product
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import MisfitError
 
@@ -24,45 +24,45 @@ _REASONS = {
 }
 
 
-def plan_version(plan: bytes, flavour: Flavour) -> str | None:
-    """Version of the compiler that wrote a plan, such as ``10.3.0.26``; None if it is no plan of this flavour."""
-    if plan[: len(_MAGIC[flavour.name])] != _MAGIC[flavour.name] or len(plan) < _VERSION.stop:
+def plan_version(plan: bytes, product: Product) -> str | None:
+    """Version of the compiler that wrote a plan, such as ``10.3.0.26``; None if it is no plan of this product."""
+    if plan[: len(_MAGIC[product.name])] != _MAGIC[product.name] or len(plan) < _VERSION.stop:
         return None
     return ".".join(map(str, plan[_VERSION]))
 
 
 def explain(
-    trt: Any, runtime: Any, plan: bytes, *, flavour: Flavour, device: Device, built_for: tuple[str, ...], log: Log, remedy: str
+    trt: Any, runtime: Any, plan: bytes, *, product: Product, device: Device, built_for: tuple[str, ...], log: Log, remedy: str
 ) -> MisfitError:
     """Say what a plan that did not load is, what this machine is, and how to make one that fits.
 
     Args:
-        trt: The module of the flavour.
+        trt: The module of the product.
         runtime: The ``Runtime`` that refused it.
         plan: Its bytes.
-        flavour: The flavour that was to run it.
+        product: The product that was to run it.
         device: The device here.
         built_for: Compute capabilities that it was built for, as far as they are known.
         log: What TensorRT said.
         remedy: What to do, without a full stop.
     """
-    reasons = list(_reasons(trt, runtime, plan, flavour, device, built_for)) or [log.first_error]
+    reasons = list(_reasons(trt, runtime, plan, product, device, built_for)) or [log.first_error]
     return MisfitError(
-        f"expected a plan for {flavour.title} {trt.__version__} on {device}, got one that does not load "
+        f"expected a plan for {product.title} {trt.__version__} on {device}, got one that does not load "
         f"({'; '.join(reasons)}); {remedy}."
     )
 
 
 def _reasons(
-    trt: Any, runtime: Any, plan: bytes, flavour: Flavour, device: Device, built_for: tuple[str, ...]
+    trt: Any, runtime: Any, plan: bytes, product: Product, device: Device, built_for: tuple[str, ...]
 ) -> Iterator[str]:
-    version = plan_version(plan, flavour)
+    version = plan_version(plan, product)
     if version is None:
-        other = next((one.title for one in FLAVOURS.values() if plan_version(plan, one)), None)
+        other = next((one.title for one in PRODUCTS.values() if plan_version(plan, one)), None)
         yield f"it is a plan of {other}" if other else "it is no plan at all, or one that was damaged"
         return
     if not _same_version(version, trt.__version__):
-        yield f"it was built with {flavour.title} {version}"
+        yield f"it was built with {product.title} {version}"
     if built_for and device.compute_capability not in built_for:
         yield f"it was built for compute capability {', '.join(built_for)}"
     judge: Callable[[bytes], tuple[Any, int]] | None = getattr(runtime, "get_engine_validity", None)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refusion_edge import cuda
-from refusion_edge._optional import is_installed, require
 from refusion_edge.backends.registry import Status
-from refusion_edge.machine import accelerator
+from refusion_edge.machine import accelerator, is_installed, require
 from refusion_edge.network.layouts import Precision
 
 # Strong typing, the progress monitor and enqueueV3 are all there, and JetPack 6.2 has it.
@@ -20,7 +19,7 @@ _NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda
 
 
 @dataclass(frozen=True, slots=True)
-class Flavour:
+class Product:
     """One of the two products.
 
     Attributes:
@@ -40,66 +39,66 @@ class Flavour:
     builds_without_gpu: bool
 
 
-TENSORRT = Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", "trtexec", builds_without_gpu=False)
-TENSORRT_RTX = Flavour("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", "tensorrt_rtx", builds_without_gpu=True)
-FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
+TENSORRT = Product("tensorrt", "TensorRT", "tensorrt", "tensorrt", "trtexec", builds_without_gpu=False)
+TENSORRT_RTX = Product("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", "tensorrt_rtx", builds_without_gpu=True)
+PRODUCTS = {product.name: product for product in (TENSORRT, TENSORRT_RTX)}
 
 
-def probe(flavour: Flavour) -> Status:
+def probe(product: Product) -> Status:
     """Report whether plans can be run here, without loading the library."""
-    found = _probe_package(flavour)
+    found = _probe_package(product)
     if not found.usable:
         return found
     if problem := cuda.problem():
         return Status(usable=False, reason=f"{found.reason} is installed, but {problem}")
     if cuda.installed() is None:
         reason = f"{found.reason} is installed, but neither pycuda nor cuda-bindings is"
-        return Status(usable=False, reason=reason, fix=_install(flavour))
+        return Status(usable=False, reason=reason, fix=_install(product))
     reason = f"{found.reason}, {cuda.installed()}"
     capability = cuda.compute_capability()
-    lacks = () if capability is None else lacking(flavour.name, capability)
+    lacks = () if capability is None else lacking(product.name, capability)
     if not lacks:
         return Status(usable=True, reason=reason)
     if "fp32" in lacks:
-        least = least_capability(flavour.name, "fp32")
+        least = least_capability(product.name, "fp32")
         reason = f"{found.reason} is installed, but it runs on compute capability {least} and newer, not on {capability}"
         return Status(usable=False, reason=reason)
     return Status(usable=True, reason=f"{reason}, compute capability {capability}", lacks=lacks)
 
 
-def probe_build(flavour: Flavour) -> Status:
+def probe_build(product: Product) -> Status:
     """Report whether plans can be built here: TensorRT times its kernels on a device, TensorRT-RTX needs none."""
-    return _probe_package(flavour) if flavour.builds_without_gpu else probe(flavour)
+    return _probe_package(product) if product.builds_without_gpu else probe(product)
 
 
-def _probe_package(flavour: Flavour) -> Status:
-    if not is_installed(flavour.module):
-        return Status(usable=False, reason=f"{flavour.module} is not installed", fix=_install(flavour))
-    return Status(usable=True, reason=f"{flavour.module} {installed_version(flavour)}")
+def _probe_package(product: Product) -> Status:
+    if not is_installed(product.module):
+        return Status(usable=False, reason=f"{product.module} is not installed", fix=_install(product))
+    return Status(usable=True, reason=f"{product.module} {installed_version(product)}")
 
 
-def _install(flavour: Flavour) -> str:
-    if flavour is TENSORRT and "jetson" in (accelerator() or "").lower():
+def _install(product: Product) -> str:
+    if product is TENSORRT and "jetson" in (accelerator() or "").lower():
         # JetPack's own package; a virtual environment sees it only if it was made so.
         return "sudo apt-get install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
-    return f"pip install 'refusion-edge[{flavour.extra}]'"
+    return f"pip install 'refusion-edge[{product.extra}]'"
 
 
-def installed_version(flavour: Flavour) -> str:
+def installed_version(product: Product) -> str:
     """Version of the installed package, without loading the library."""
     try:
-        return importlib.metadata.version(flavour.module)
+        return importlib.metadata.version(product.module)
     except importlib.metadata.PackageNotFoundError:  # JetPack's own package has no metadata in some releases
-        return str(load(flavour).__version__)
+        return str(load(product).__version__)
 
 
-def load(flavour: Flavour) -> Any:
-    """Import the module of a flavour.
+def load(product: Product) -> Any:
+    """Import the module of a product.
 
     Raises:
         MissingDependencyError: It is not installed or cannot be loaded.
     """
-    return require(flavour.module, flavour.extra, f"the back end {flavour.name}")
+    return require(product.module, product.extra, f"the back end {product.name}")
 
 
 @dataclass(slots=True)
@@ -136,7 +135,7 @@ class Log:
 
 
 def open_log(trt: Any) -> Log:
-    """Make a log for the module of a flavour."""
+    """Make a log for the module of a product."""
     log = Log()
     severity = trt.ILogger.Severity
     kept = {severity.INTERNAL_ERROR: log.errors, severity.ERROR: log.errors, severity.WARNING: log.warnings}

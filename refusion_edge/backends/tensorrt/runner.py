@@ -12,11 +12,11 @@ from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.registry import Engine
 from refusion_edge.backends.tensorrt.mismatch import explain
-from refusion_edge.backends.tensorrt.product import Flavour, load, open_log
+from refusion_edge.backends.tensorrt.product import Product, load, open_log
 from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, on_its_device, out_of_memory
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, ShapeError, not_finite
-from refusion_edge.network.graph import INPUT_A, INPUT_B, LEVELS, MEAN, OUTPUT, PIXELS
+from refusion_edge.network.graph import INPUT_A, INPUT_B, MEAN, OUTPUT, UINT8_INPUTS, UINT8_OUTPUTS
 from refusion_edge.sizes import SizeRange
 
 _SOURCES = (INPUT_A, INPUT_B)
@@ -30,7 +30,7 @@ class _Way(NamedTuple):
 
 
 class PlanRunner(StagesOnDevice):
-    """Runs a plan of one flavour. Implements ``Backend``; the two back ends differ in name and flavour only.
+    """Runs a plan of one product. Implements ``Backend``; the two back ends differ in name and product only.
 
     On a discrete device, pictures go through page-locked memory and are copied. On one that shares the processor's
     memory, the engine reads and writes page-locked memory in place.
@@ -39,8 +39,8 @@ class PlanRunner(StagesOnDevice):
         device: The device.
         sizes_hw: The sizes that the plan takes.
         graph_problem: Why runs are not replayed from a recorded CUDA graph; empty if they are.
-        takes_pixels: Whether the plan takes 8-bit sources, too; see ``refusion_edge.backends.registry.PixelsBackend``.
-        levels_range: Range of the 8-bit levels that the plan gives besides the plane, ``stretch`` or ``fixed``; None for none.
+        takes_uint8: Whether the plan takes 8-bit sources, too; see ``refusion_edge.backends.registry.Uint8InputBackend``.
+        uint8_range: Range of the 8-bit levels that the plan gives besides the plane, ``stretch`` or ``fixed``; None for none.
 
     Args:
         plan: The plan's bytes; not needed any more afterwards.
@@ -56,7 +56,7 @@ class PlanRunner(StagesOnDevice):
     """
 
     name: str
-    flavour: ClassVar[Flavour]
+    product: ClassVar[Product]
 
     @classmethod
     def of(cls, engine: Engine) -> Self:
@@ -77,7 +77,7 @@ class PlanRunner(StagesOnDevice):
         version_compatible: bool = False,
         remedy: str = "build it again on this machine",
     ) -> None:
-        trt = load(self.flavour)
+        trt = load(self.product)
         # What is entered last is released first: graph, buffers, context, engine, stream, device.
         with contextlib.ExitStack() as owned:
             self._driver = owned.enter_context(driver or cuda.open_driver())
@@ -95,7 +95,7 @@ class PlanRunner(StagesOnDevice):
                 if self._log.says_no_memory:
                     raise out_of_memory(len(plan), *self._driver.memory())
                 raise explain(
-                    trt, runtime, plan, flavour=self.flavour, device=self.device, built_for=built_for, log=self._log,
+                    trt, runtime, plan, product=self.product, device=self.device, built_for=built_for, log=self._log,
                     remedy=remedy,
                 )  # fmt: skip
             self._trt, self._runtime, self._engine = trt, runtime, engine
@@ -106,7 +106,7 @@ class PlanRunner(StagesOnDevice):
             self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if self._context is None:
                 raise BackendError(
-                    f"expected {self.flavour.title} to make a context on {self.device}, got '{self._log.first_error}' with "
+                    f"expected {self.product.title} to make a context on {self.device}, got '{self._log.first_error}' with "
                     f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size."
                 )
             owned.callback(self._drop_context)
@@ -123,16 +123,16 @@ class PlanRunner(StagesOnDevice):
         self._owned.close()
 
     def fuse(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse`` and ``PixelsBackend``. The result is new memory."""
+        """Fuse two luma planes; see ``Backend.fuse`` and ``Uint8InputBackend``. The result is new memory."""
         self._run(a, b, (OUTPUT,))
         # A copy: page-locked memory goes away with the engine or the next size, and must not take a picture along.
         return self._view(OUTPUT, np.float32).reshape(a.shape).copy()
 
-    def fuse_to_levels(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Uint8Array:
-        """Fuse two luma planes to 8-bit levels on the device; see ``LevelsBackend.fuse_to_levels``."""
-        if self.levels_range is None:
+    def fuse_uint8(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Uint8Array:
+        """Fuse two luma planes to 8-bit levels on the device; see ``Uint8OutputBackend.fuse_uint8``."""
+        if self.uint8_range is None:
             raise BackendError("expected an engine with 8-bit levels, got one without; build it with --levels stretch.")
-        levels = LEVELS[self.levels_range]
+        levels = UINT8_OUTPUTS[self.uint8_range]
         self._run(a, b, (levels, MEAN))
         if not np.isfinite(self._view(MEAN, np.float32)).all():
             raise not_finite(self.name)
@@ -161,14 +161,14 @@ class PlanRunner(StagesOnDevice):
     def _give(self, source: str, plane: Array) -> str:
         """Lay a source ready in the input that takes it as it is, and return the name of that input."""
         is_levels = plane.dtype == np.uint8
-        if is_levels and not self.takes_pixels:
+        if is_levels and not self.takes_uint8:
             raise BackendError(
                 "expected planes in float32 for an engine without 8-bit sources, got uint8; build it with --pixels."
             )
-        used = PIXELS[source] if is_levels else source
+        used = UINT8_INPUTS[source] if is_levels else source
         np.copyto(self._view(used, np.uint8 if is_levels else np.float32).reshape(plane.shape), plane)
         self._written.add(used)
-        if self.takes_pixels and (idle := source if is_levels else PIXELS[source]) in self._written:
+        if self.takes_uint8 and (idle := source if is_levels else UINT8_INPUTS[source]) in self._written:
             # The engine adds the two.
             self._hosts[idle].array[:] = 0
             if not self._is_zero_copy:
@@ -199,7 +199,7 @@ class PlanRunner(StagesOnDevice):
         with self._timer.stage("infer"):
             if not self._context.execute_async_v3(self._stream):
                 raise BackendError(
-                    f"expected {self.flavour.title} to run the engine on {self.device}, got '{self._log.first_error}'; build "
+                    f"expected {self.product.title} to run the engine on {self.device}, got '{self._log.first_error}'; build "
                     "it again on this machine."
                 )
         if not self._is_zero_copy:
@@ -215,10 +215,10 @@ class PlanRunner(StagesOnDevice):
         height, width = size_hw
         shape = (1, 1, height, width)
         nbytes = dict.fromkeys((*_SOURCES, OUTPUT), 4 * height * width)
-        if self.takes_pixels:
-            nbytes |= dict.fromkeys(PIXELS.values(), height * width)
-        if self.levels_range is not None:
-            nbytes |= {LEVELS[self.levels_range]: height * width, MEAN: 4}
+        if self.takes_uint8:
+            nbytes |= dict.fromkeys(UINT8_INPUTS.values(), height * width)
+        if self.uint8_range is not None:
+            nbytes |= {UINT8_OUTPUTS[self.uint8_range]: height * width, MEAN: 4}
         for name in self._inputs:
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
@@ -264,10 +264,10 @@ class PlanRunner(StagesOnDevice):
     def _check_size(self, size_hw: tuple[int, int]) -> None:
         if self.sizes_hw.holds(size_hw):
             return
-        (least_h, least_w), (largest_h, largest_w) = self.sizes_hw.least_hw, self.sizes_hw.largest_hw
+        (least_h, least_w), (largest_h, largest_w) = self.sizes_hw.min_hw, self.sizes_hw.max_hw
         height, width = size_hw
         takes = f"{largest_w}x{largest_h}"
-        if self.sizes_hw.least_hw != self.sizes_hw.largest_hw:
+        if self.sizes_hw.min_hw != self.sizes_hw.max_hw:
             takes = f"{least_w}x{least_h} to {takes}"
         raise ShapeError(
             f"expected pictures of {takes} (width x height), for which this engine was built, got {width}x{height}; build one "
@@ -276,10 +276,10 @@ class PlanRunner(StagesOnDevice):
 
     def _check_tensors(self) -> None:
         names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
-        self.levels_range = next((one for one, name in LEVELS.items() if name in names), None)
-        self.takes_pixels = names >= set(PIXELS.values())
-        self._inputs = (*_SOURCES, *(PIXELS.values() if self.takes_pixels else ()))
-        besides = set() if self.levels_range is None else {LEVELS[self.levels_range], MEAN}
+        self.uint8_range = next((one for one, name in UINT8_OUTPUTS.items() if name in names), None)
+        self.takes_uint8 = names >= set(UINT8_INPUTS.values())
+        self._inputs = (*_SOURCES, *(UINT8_INPUTS.values() if self.takes_uint8 else ()))
+        besides = set() if self.uint8_range is None else {UINT8_OUTPUTS[self.uint8_range], MEAN}
         wrong = [name for name in names if self._engine.get_tensor_dtype(name) != self._dtype(name)]
         if names != {*self._inputs, OUTPUT, *besides} or wrong:
             raise BackendError(
@@ -288,7 +288,7 @@ class PlanRunner(StagesOnDevice):
             )
 
     def _dtype(self, name: str) -> Any:
-        return self._trt.uint8 if name in (*LEVELS.values(), *PIXELS.values()) else self._trt.float32
+        return self._trt.uint8 if name in (*UINT8_OUTPUTS.values(), *UINT8_INPUTS.values()) else self._trt.float32
 
     def _read_sizes(self) -> SizeRange:
         fixed = tuple(self._engine.get_tensor_shape(INPUT_A))

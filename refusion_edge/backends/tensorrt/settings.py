@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, Flavour
+from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, Product
 from refusion_edge.errors import UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, OutputRange
-from refusion_edge.network.graph import INPUT_A, INPUT_B, PIXELS
+from refusion_edge.network.graph import INPUT_A, INPUT_B, UINT8_INPUTS
 from refusion_edge.sizes import SizeRange
 
 MAX_LEVEL = 5
@@ -56,26 +56,26 @@ class PlanSettings:
             if not (text.isascii() and major.isdecimal() and minor.isdecimal() and len(text) <= len("99.9")):
                 raise UsageError(f"'{text[:20]}' is not a compute capability; name those of the devices, such as 8.6,8.9")
 
-    def check(self, flavour: Flavour) -> None:
-        """Make sure that a flavour can do what is asked.
+    def check(self, product: Product) -> None:
+        """Make sure that a product can do what is asked.
 
         Raises:
             UsageError: It cannot.
         """
-        if self.compute_capabilities and flavour is not TENSORRT_RTX:
+        if self.compute_capabilities and product is not TENSORRT_RTX:
             raise UsageError(
-                f"--compute-capability is for tensorrt-rtx only, as {flavour.name} builds for the device of this machine; "
+                f"--compute-capability is for tensorrt-rtx only, as {product.name} builds for the device of this machine; "
                 "leave it out"
             )
-        if self.plugins and flavour is TENSORRT_RTX:
+        if self.plugins and product is TENSORRT_RTX:
             raise UsageError(
-                f"--plugins is for tensorrt only, as {flavour.name} takes no plugins that are compiled ahead of time; "
+                f"--plugins is for tensorrt only, as {product.name} takes no plugins that are compiled ahead of time; "
                 "leave it out"
             )
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs of the engine."""
-        return (INPUT_A, INPUT_B, *(PIXELS.values() if self.uint8_input else ()))
+        return (INPUT_A, INPUT_B, *(UINT8_INPUTS.values() if self.uint8_input else ()))
 
     def words(self) -> list[str]:
         """The same as options of ``build``; not the timing cache, which changes nothing but the time a build takes."""
@@ -107,12 +107,12 @@ NO_SETTINGS = PlanSettings()
 
 
 def tool_command(
-    flavour: Flavour, settings: PlanSettings, sizes_hw: SizeRange | None, model: str, plan: str, *, says_typed: bool
+    product: Product, settings: PlanSettings, sizes_hw: SizeRange | None, model: str, plan: str, *, says_typed: bool
 ) -> str:
     """Write the vendor's command that compiles the same plan from the same ONNX model; none compiles our plugins.
 
     Args:
-        flavour: Which product.
+        product: Which product.
         settings: How it was compiled.
         sizes_hw: Range of sizes, or None if the model has a fixed size.
         model: ONNX file.
@@ -121,12 +121,12 @@ def tool_command(
     """
     if settings.plugins:
         return ""
-    words = [flavour.tool, f"--onnx={model}", f"--saveEngine={plan}", "--skipInference"]
-    if says_typed and flavour is not TENSORRT_RTX:
+    words = [product.tool, f"--onnx={model}", f"--saveEngine={plan}", "--skipInference"]
+    if says_typed and product is not TENSORRT_RTX:
         words.append("--stronglyTyped")
     if sizes_hw is not None:
         for which, (height, width) in zip(
-            ("min", "opt", "max"), (sizes_hw.least_hw, sizes_hw.typical_hw, sizes_hw.largest_hw), strict=True
+            ("min", "opt", "max"), (sizes_hw.min_hw, sizes_hw.opt_hw, sizes_hw.max_hw), strict=True
         ):
             words.append(f"--{which}Shapes=" + ",".join(f"{name}:1x1x{height}x{width}" for name in settings.inputs()))
     if settings.workspace_mib is not None:

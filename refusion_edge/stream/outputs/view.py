@@ -22,9 +22,9 @@ from typing import Any
 import cv2
 from typing_extensions import Self
 
-from refusion_edge._optional import require
 from refusion_edge.arrays import Array
 from refusion_edge.errors import BackendError, OutputError, StreamError, UsageError
+from refusion_edge.machine import require
 from refusion_edge.rig.model import POLARITIES
 from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.prometheus import to_prometheus

@@ -37,7 +37,7 @@ SIZES = SizeRange((16, 16), (24, 32), (64, 96))
 def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
     """TensorRT on a device that fuses medical pairs as the real network does."""
     state = read_checkpoint(weights_path("medical")).state
-    fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.least_hw, SIZES.typical_hw, SIZES.largest_hw))
+    fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.min_hw, SIZES.opt_hw, SIZES.max_hw))
     for probe in ("probe", "probe_build"):
         monkeypatch.setattr(f"refusion_edge.backends.tensorrt.classic.{probe}", lambda: Status(usable=True, reason="fake"))
     monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
@@ -102,7 +102,7 @@ def test_the_first_load_judges_and_the_second_does_not(device: FakeTensorRT) -> 
 def test_what_measures_the_engine_itself_is_not_stopped_by_the_gate(device: FakeTensorRT) -> None:
     bundle = unjudged()
     device.compute = lambda a, b: np.full_like(a, np.nan)
-    with open_bundle(bundle, judge=False) as engine:
+    with open_bundle(bundle, run_gate=False) as engine:
         assert engine.name == "tensorrt"
     assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
 

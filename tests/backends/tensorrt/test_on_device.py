@@ -14,7 +14,7 @@ from refusion_edge.accuracy.fidelity import LIMITS, compare
 from refusion_edge.accuracy.vectors import TASK, read_vectors
 from refusion_edge.backends import registry as backends
 from refusion_edge.backends.registry import status
-from refusion_edge.backends.tensorrt.product import FLAVOURS
+from refusion_edge.backends.tensorrt.product import PRODUCTS
 from refusion_edge.backends.tensorrt.runner import PlanRunner
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import PLAN, GateResult
@@ -36,9 +36,9 @@ VECTORS_HW = read_vectors().size_hw
 RANGE = SizeRange((16, 16), VECTORS_HW, (96, 128))
 
 
-@pytest.fixture(params=list(FLAVOURS))
-def flavour(request: pytest.FixtureRequest) -> str:
-    """A flavour that can be used here."""
+@pytest.fixture(params=list(PRODUCTS))
+def product(request: pytest.FixtureRequest) -> str:
+    """A product that can be used here."""
     found = status(request.param)
     if not found.usable:
         pytest.skip(f"{request.param}: {found.reason}")
@@ -47,11 +47,11 @@ def flavour(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def built(flavour: str) -> Callable[..., EngineBundle]:
+def built(product: str) -> Callable[..., EngineBundle]:
     """Build a small engine: ``built(precision="fp32")``."""
 
     def make(precision: str = "fp16", **more: object) -> EngineBundle:
-        spec = BuildSpec(TASK, backend=flavour, output=Path("bundle"), use_cache=False)
+        spec = BuildSpec(TASK, backend=product, output=Path("bundle"), use_cache=False)
         return build(replace(spec, **{"precision": precision, "size_hw": VECTORS_HW, **more})).bundle
 
     return make
@@ -76,7 +76,7 @@ def test_every_size_of_a_range_is_right_in_any_order(built: Callable[..., Engine
     bundle = built(size_hw=None, sizes_hw=RANGE)
     state = read_checkpoint(weights_path(TASK)).state
     draw = np.random.default_rng(6)
-    with open_bundle(bundle) as engine, open_weights(state, optimised=False) as reference:
+    with open_bundle(bundle) as engine, open_weights(state, optimized=False) as reference:
         for size_hw in ((16, 16), (95, 127), (17, 128), (96, 16), (45, 63), (16, 16)):
             a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
             for _ in range(2):
@@ -117,7 +117,7 @@ def test_nothing_stays_on_the_device(built: Callable[..., EngineBundle]) -> None
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
-def test_a_damaged_plan_is_refused_in_words(built: Callable[..., EngineBundle], flavour: str, damage: str) -> None:
+def test_a_damaged_plan_is_refused_in_words(built: Callable[..., EngineBundle], product: str, damage: str) -> None:
     bundle = built()
     plan = bytearray(bundle.read(PLAN))
     if damage == "flipped":
@@ -125,7 +125,7 @@ def test_a_damaged_plan_is_refused_in_words(built: Callable[..., EngineBundle], 
             plan[place] ^= 0xFF
     data = bytes(plan[: len(plan) // 2] if damage == "cut" else plan)
     with pytest.raises(BundleError) as caught:
-        backends.open_engine(flavour, replace(bundle.engine(), data=data))
+        backends.open_engine(product, replace(bundle.engine(), data=data))
     assert one_sentence(str(caught.value))
     (bundle.path / PLAN).write_bytes(data)
     with pytest.raises(BundleError, match="changed or cut short"):

@@ -10,21 +10,21 @@ import pytest
 
 from refusion_edge import cuda
 from refusion_edge.backends import registry as backends
-from refusion_edge.backends.tensorrt.classic import product as flavour
-from refusion_edge.backends.tensorrt.product import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour, probe, probe_build
+from refusion_edge.backends.tensorrt import product
+from refusion_edge.backends.tensorrt.product import PRODUCTS, TENSORRT, TENSORRT_RTX, Product, probe, probe_build
 from refusion_edge.errors import BackendError
 from tests.conftest import one_sentence
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flavour, "is_installed", lambda _: True)
-    monkeypatch.setattr(flavour, "installed_version", lambda _: "10.3.0")
+    monkeypatch.setattr(product, "is_installed", lambda _: True)
+    monkeypatch.setattr(product, "installed_version", lambda _: "10.3.0")
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("product", FLAVOURS.values(), ids=FLAVOURS)
-def test_without_a_driver_only_rtx_builds(product: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+def test_without_a_driver_only_rtx_builds(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "problem", lambda: "there is no NVIDIA driver")
     assert (probe(product).usable, probe_build(product).usable) == (False, product is TENSORRT_RTX)
     found = probe(product)
@@ -38,7 +38,7 @@ def test_with_a_driver_it_needs_a_way_to_reach_it(monkeypatch: pytest.MonkeyPatc
     assert probe(TENSORRT).reason.endswith("neither pycuda nor cuda-bindings is")
     assert probe(TENSORRT).fix == "pip install 'refusion-edge[tensorrt]'"
     monkeypatch.setattr(cuda, "installed", lambda: "pycuda")
-    assert probe(TENSORRT) == flavour.Status(usable=True, reason="tensorrt 10.3.0, pycuda")
+    assert probe(TENSORRT) == product.Status(usable=True, reason="tensorrt 10.3.0, pycuda")
 
 
 @pytest.mark.usefixtures("installed")
@@ -48,7 +48,7 @@ def test_with_a_driver_it_needs_a_way_to_reach_it(monkeypatch: pytest.MonkeyPatc
      (TENSORRT, "6.1", None), (TENSORRT_RTX, "7.0", None)],
 )  # fmt: skip
 def test_a_device_says_what_it_does_not_compute_in(
-    product: Flavour, capability: str, lacks: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+    product: Product, capability: str, lacks: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "problem", lambda: None)
     monkeypatch.setattr(cuda, "installed", lambda: "pycuda")
@@ -100,9 +100,9 @@ def test_the_driver_is_asked_for_the_capability_without_a_context(monkeypatch: p
 
 
 def test_on_a_jetson_it_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flavour, "is_installed", lambda _: False)
+    monkeypatch.setattr(product, "is_installed", lambda _: False)
     assert probe(TENSORRT).fix == "pip install 'refusion-edge[tensorrt]'"
-    monkeypatch.setattr(flavour, "accelerator", lambda: "NVIDIA Jetson AGX Orin Developer Kit")
+    monkeypatch.setattr(product, "accelerator", lambda: "NVIDIA Jetson AGX Orin Developer Kit")
     assert probe(TENSORRT).fix.startswith("sudo apt-get install python3-libnvinfer")
 
 

@@ -262,7 +262,7 @@ def test_levels_come_back_instead_of_the_plane(fake_trt: FakeTensorRT, device: D
         for seed in range(3):
             a, b = planes(HW, seed)
             fake_trt.driver.calls.clear()
-            found = engine.fuse_to_levels(a, b)
+            found = engine.fuse_uint8(a, b)
             assert (found.shape, found.dtype) == (HW, np.uint8)
             assert np.array_equal(found, merge(to_output_range(((a + b) / 3)[0, 0], levels), None))
             assert np.array_equal(engine.fuse(a, b), (a + b) / 3)
@@ -282,9 +282,9 @@ def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(
             asked.append("plane")
             return super().fuse(a, b)
 
-        def fuse_to_levels(self, a: Float32Array, b: Float32Array) -> Uint8Array:
+        def fuse_uint8(self, a: Float32Array, b: Float32Array) -> Uint8Array:
             asked.append("levels")
-            return super().fuse_to_levels(a, b)
+            return super().fuse_uint8(a, b)
 
     for output_range, pair, more, way in (
         ("stretch", (grey, other), {}, "levels"),
@@ -307,7 +307,7 @@ def test_sources_in_8_bits_and_in_float_give_the_same_in_any_order(fake_trt: Fak
     fake_trt.pixels = True
     draw = np.random.default_rng(11)
     with TrtBackend(plan_bytes()) as engine:
-        assert engine.takes_pixels
+        assert engine.takes_uint8
         # Every way twice in a row, and after every other one: what the last way left in the other input must be gone.
         for size_hw in (HW, (8, 8), HW):
             for way in (0, 1, 1, 2, 2, 3, 3, 0, 2, 1, 3, 0, 0):
@@ -356,11 +356,11 @@ def test_levels_of_what_is_not_finite_are_refused(fake_trt: FakeTensorRT) -> Non
     fake_trt.levels = "stretch"
     fake_trt.compute = lambda a, b: np.where(a > 0.5, np.float32(np.nan), b)
     with TrtBackend(plan_bytes()) as engine, pytest.raises(GateError, match="finite numbers") as caught:
-        engine.fuse_to_levels(*planes(HW))
+        engine.fuse_uint8(*planes(HW))
     assert one_sentence(str(caught.value))
 
 
 def test_an_engine_without_levels_says_how_to_get_them(fake_trt: FakeTensorRT) -> None:
     with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="--levels stretch") as caught:
-        engine.fuse_to_levels(*planes(HW))
+        engine.fuse_uint8(*planes(HW))
     assert one_sentence(str(caught.value))

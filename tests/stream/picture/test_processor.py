@@ -47,21 +47,21 @@ def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(ran
 class DeviceLike(MeanBackend):
     """Takes 8-bit luma and gives levels, as an engine does that was built so."""
 
-    takes_pixels = True
+    takes_uint8 = True
 
-    def __init__(self, levels_range: str | None) -> None:
+    def __init__(self, uint8_range: str | None) -> None:
         super().__init__()
-        self.levels_range = levels_range
+        self.uint8_range = uint8_range
         self.asked: list[tuple[str, str]] = []
 
     def fuse(self, a: Array, b: Array) -> Float32Array:
         self.asked.append(("plane", str(b.dtype)))
         return super().fuse(a, b / np.float32(255))
 
-    def fuse_to_levels(self, a: Array, b: Array) -> Uint8Array:
+    def fuse_uint8(self, a: Array, b: Array) -> Uint8Array:
         self.asked.append(("levels", str(b.dtype)))
-        assert self.levels_range in OUTPUT_RANGES
-        return merge(to_output_range(super().fuse(a, b / np.float32(255))[0, 0], self.levels_range), None)
+        assert self.uint8_range in OUTPUT_RANGES
+        return merge(to_output_range(super().fuse(a, b / np.float32(255))[0, 0], self.uint8_range), None)
 
 
 @pytest.mark.parametrize(

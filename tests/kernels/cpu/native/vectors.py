@@ -32,7 +32,7 @@ def main() -> int:
     for task in TASKS:
         checkpoint = read_checkpoint(weights_path(task))
         a, b = (draw.random((1, 1, 41, 67), np.float32) for _ in range(2))
-        with open_weights(checkpoint.state, "onnxruntime", RunOptions(threads=1), optimised=False) as reference:
+        with open_weights(checkpoint.state, "onnxruntime", RunOptions(threads=1), optimized=False) as reference:
             write_vector(folder / task, checkpoint, a, b, reference.fuse(a, b))
     for path in sorted((SHARED / "reference/checkpoints").glob("ReFusion_*.pth")):
         checkpoint = read_checkpoint(path)

@@ -18,14 +18,16 @@ from refusion_edge.export.targets.plugins import make_model
 from refusion_edge.export.targets.tensorrt import CLASSIC
 from refusion_edge.images.color import split
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.network.graph import PIXELS, fill, read_template
+from refusion_edge.network.graph import UINT8_INPUTS, fill, read_template
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
 
 HW = (13, 22)
 
 
 def run(model: onnx.ModelProto, **given: Array) -> list[Array]:
-    zeros = {name: np.zeros((1, 1, *HW), np.float32 if len(name) == 1 else np.uint8) for name in ("a", "b", *PIXELS.values())}
+    zeros = {
+        name: np.zeros((1, 1, *HW), np.float32 if len(name) == 1 else np.uint8) for name in ("a", "b", *UINT8_INPUTS.values())
+    }
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     results: list[Array] = session.run(None, {**zeros, **given})
     return results

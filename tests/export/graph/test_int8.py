@@ -154,7 +154,7 @@ def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> 
 
 def test_real_weights_pass_the_gate_on_pictures() -> None:
     state = read_checkpoint(weights_path("ir_vis")).state
-    with open_weights(state, optimised=False) as reference:
+    with open_weights(state, optimized=False) as reference:
         evaluator = Evaluator(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
     model = folded(state, "fp16")
     selection = select_layers(model, TABLE, evaluator, LIMITS["int8"])
