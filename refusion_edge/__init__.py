@@ -1,6 +1,6 @@
 """Image fusion with the ReFusion network, from training to live cameras on edge devices.
 
-Importing this package imports nothing heavy; every public name is loaded when it is first used.
+Importing this package is cheap: every public name is loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The array types that the package speaks of."""
+"""NumPy array types shared by the package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ State: TypeAlias = dict[str, NDArray[np.float32]]
 
 
 def bytes_of(array: Array) -> Uint8Array:
-    """The bytes of an array, without a copy where it is contiguous."""
+    """View the bytes of an array, without a copy if it is contiguous."""
     flat: Uint8Array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return flat

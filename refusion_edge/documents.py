@@ -1,7 +1,7 @@
-"""JSON and YAML of others: limits of depth and size first, then plain values, then checked types.
+"""Untrusted JSON and YAML: parsed within limits of depth and number size, then checked against types.
 
-``parse_json`` and ``parse_yaml`` give nothing but ``dict`` with text as keys, ``list``, ``str``, ``int``, ``float``, ``bool``,
-and None; ``typed`` makes data classes of them. How long a text may be is up to ``files.read_file``.
+``parse_json`` and ``parse_yaml`` return only ``dict`` with text keys, ``list``, ``str``, ``int``, ``float``, ``bool``, and
+None; ``typed`` turns them into data classes. ``files.read_file`` limits the length of the text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refusion_edge.errors import InputError, RefusionError
 from refusion_edge.text import printable, redact
 
 MOST_DEPTH = 64
-# What 64 bits hold; every count, time and size of ours does.
+# Every count, time and size of ours fits into 64 bits.
 MOST_INTEGER = (1 << 63) - 1
 
 _REMEDY = "make it again"
@@ -37,16 +37,16 @@ T = TypeVar("T")
 
 
 def parse_json(text: bytes | str, source: str, *, error: type[RefusionError] = InputError) -> Any:
-    """Read strict JSON (RFC 8259, and no key twice).
+    """Parse strict JSON (RFC 8259) without duplicate keys.
 
     Args:
         text: The document; bytes in UTF-8.
-        source: What to call it in messages.
-        error: What to raise.
+        source: Name of the document in messages.
+        error: Type of exception to raise.
 
     Raises:
-        RefusionError: Of the type ``error``: it is not JSON, is nested more than 64 levels deep, or holds a number that is not
-            finite or needs more than 64 bits, or text that is not Unicode.
+        RefusionError: Of the type ``error``: it is not JSON, is nested more than 64 levels deep, or contains a number that is
+            not finite or needs more than 64 bits, or text that is not Unicode.
     """
     try:
         value = json.loads(
@@ -56,21 +56,21 @@ def parse_json(text: bytes | str, source: str, *, error: type[RefusionError] = I
         )
         _check(value)
     except RecursionError:
-        raise error(f"cannot read {source}: it is nested more than {MOST_DEPTH} levels deep; {_REMEDY}.") from None
+        raise error(f"cannot read {source}: it is nested more than {MOST_DEPTH} levels deep; {_REMEDY}") from None
     except ValueError as problem:
-        raise error(f"cannot read {source}, which is not the JSON it should be ({brief(problem)}); {_REMEDY}.") from problem
+        raise error(f"cannot read {source}: it is not valid JSON ({brief(problem)}); {_REMEDY}") from problem
     return value
 
 
 def typed(kind: type[T], value: object, name: str, *, error: type[RefusionError] = InputError) -> T:
-    """Make a value of a type out of plain values, checking every part.
+    """Convert plain values to a type, checking every part.
 
     Args:
         kind: A data class, ``int``, ``float``, ``bool``, ``str``, ``dict[str, X]``, ``list[X]``, ``tuple``, ``Literal``, or a
-            union of these with None. Whole numbers count as floating ones; truth values count as no numbers.
-        value: What ``parse_json`` or ``parse_yaml`` gave, or the same of TOML.
-        name: What to call it in messages; parts of it are called ``name.part``.
-        error: What to raise.
+            union of these with None. Integers are accepted as floats; booleans are not accepted as numbers.
+        value: What ``parse_json`` or ``parse_yaml`` returned, or the equivalent from TOML.
+        name: Name of the value in messages; its parts are called ``name.part``.
+        error: Type of exception to raise.
 
     Raises:
         RefusionError: Of the type ``error``, with the place and the value.
@@ -79,23 +79,23 @@ def typed(kind: type[T], value: object, name: str, *, error: type[RefusionError]
 
 
 def parse_yaml(text: bytes | str, source: str, *, error: type[RefusionError] = InputError, matrices: bool = False) -> Any:
-    """Read the part of YAML that configuration needs: mappings, lists, and plain values, nested up to 64 levels.
+    """Parse the part of YAML that configuration files need: mappings, lists, and plain values, nested up to 64 levels.
 
-    Anchors, aliases, tags, merged and repeated keys, and every whole number that is not simply decimal are refused. Words
-    such as ``yes`` and ``off`` are text.
+    Anchors, aliases, tags, merged and duplicate keys, and integers that are not plain decimals are refused. Words such as
+    ``yes`` and ``off`` are text.
 
     Args:
         text: The document.
-        source: What to call it in messages.
-        error: What to raise.
-        matrices: Take the tags of OpenCV's FileStorage, without a meaning.
+        source: Name of the document in messages.
+        error: Type of exception to raise.
+        matrices: Whether to accept, and ignore, the tags of OpenCV's FileStorage.
 
     Raises:
         RefusionError: Of the type ``error``.
     """
     import yaml
 
-    # The same events from either; the one in C is ten times as fast.
+    # Both produce the same events; the one in C is ten times as fast.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return _Builder(matrices=matrices).document(yaml.parse(text, loader))
@@ -103,37 +103,37 @@ def parse_yaml(text: bytes | str, source: str, *, error: type[RefusionError] = I
         mark = getattr(problem, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         reason = getattr(problem, "problem", None) or brief(problem)
-        raise error(f"cannot read {source}, which is not the YAML it should be{where} ({reason}); correct it.") from problem
+        raise error(f"cannot read {source}: it is not valid YAML{where} ({reason}); correct it") from problem
 
 
 def shown(value: object) -> str:
-    """A value from outside in a few characters, for a message."""
+    """Render an untrusted value in a few characters, for a message."""
     if isinstance(value, int) and abs(value) > MOST_INTEGER:
         return "a huge integer"
     if isinstance(value, dict | list):
-        # What is in it may be a secret.
+        # Its content may be secret.
         return f"{'a table' if isinstance(value, dict) else 'a list'} of {len(value)}"
     return printable(redact(ascii(value) if isinstance(value, str) and _SURROGATE.search(value) else repr(value)), _SHOWN)
 
 
 def brief(problem: Exception) -> str:
-    """What a library says of a file, as a part of one line."""
+    """Shorten what a library says about a file to part of one line."""
     return printable(redact(" ".join(str(problem).split()) or type(problem).__name__), 2 * _SHOWN)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("a key appears twice")
     return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _check(document: Any) -> None:
-    """Walk through a document without recursion."""
+    """Check every value of a document, without recursion."""
     level = [document]
     for _ in range(MOST_DEPTH + 1):
         containers = [value for value in level if isinstance(value, dict | list)]
@@ -151,7 +151,7 @@ def _check(document: Any) -> None:
 def _check_scalars(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, str) and _SURROGATE.search(value):
-            raise ValueError("it holds half a character")
+            raise ValueError("it contains half a character")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("a number is too large")
         if isinstance(value, int) and abs(value) > MOST_INTEGER:
@@ -214,14 +214,14 @@ def _made(kind: Any, value: Any, name: str, error: type[RefusionError]) -> Any:
     for key in value:
         if key not in known:
             nearest = difflib.get_close_matches(str(key)[:_SHOWN], known, n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"known are {', '.join(known)}."
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"the known keys are {', '.join(known)}"
             raise error(f"unknown key {shown(key)}{inside}; {hint}")
     missing = [
         key for key, field in known.items()
         if key not in value and field.default is MISSING and field.default_factory is MISSING
     ]  # fmt: skip
     if missing:
-        raise error(f"no value for {', '.join(_joined(name, key) for key in missing)}; add what is missing.")
+        raise error(f"no value for {', '.join(_joined(name, key) for key in missing)}; add what is missing")
     hints = get_type_hints(kind)
     return kind(**{key: _typed(hints[key], part, _joined(name, key), error) for key, part in value.items()})
 
@@ -238,7 +238,7 @@ def _listed(origin: Any, kinds: tuple[Any, ...], value: Any, name: str, error: t
 
 
 def _refuse(wanted: str, value: Any, name: str, error: type[RefusionError]) -> NoReturn:
-    raise error(f"{name or 'the document'} must be {wanted}, not {shown(value)}; correct it.")
+    raise error(f"{name or 'the document'} must be {wanted}, not {shown(value)}; correct it")
 
 
 def _joined(name: str, key: str) -> str:
@@ -248,14 +248,14 @@ def _joined(name: str, key: str) -> str:
 
 @dataclass(slots=True)
 class _Open:
-    """A mapping or list that has not ended yet."""
+    """A mapping or list whose end has not been reached yet."""
 
     value: dict[str, Any] | list[Any]
     key: str | None = None
 
 
 class _Builder:
-    """Builds plain values from the events of YAML, without recursion."""
+    """Builds plain values from YAML events, without recursion."""
 
     def __init__(self, *, matrices: bool) -> None:
         self._matrices = matrices
@@ -268,7 +268,7 @@ class _Builder:
             if handler := self._HANDLERS.get(kind):
                 handler(self, event)
         if len(self._documents) != 1:
-            raise ValueError(f"it holds {len(self._documents)} documents instead of one")
+            raise ValueError(f"it contains {len(self._documents)} documents instead of one")
         return self._documents[0]
 
     def _start(self, event: Any) -> None:
@@ -286,16 +286,16 @@ class _Builder:
         top = self._open[-1] if self._open else None
         if top is not None and isinstance(top.value, dict) and top.key is None:
             if event.value in top.value:
-                _refuse_yaml(event, f"the key {shown(event.value)} again")
-            # A number, a truth value or nothing as a key would be a guess at what was meant.
+                _refuse_yaml(event, f"the key {shown(event.value)} appears twice")
+            # With a number, a boolean or null as a key, we would have to guess what was meant.
             if event.implicit[0] and (event.value == "<<" or not isinstance(_resolve(event), str)):
-                _refuse_yaml(event, f"{shown(event.value)} as a key, which is no text")
+                _refuse_yaml(event, f"the key {shown(event.value)} is not text; put it in quotes")
             top.key = event.value
             return
         self._put(_resolve(event) if event.implicit[0] else event.value, event)
 
     def _alias(self, event: Any) -> None:
-        _refuse_yaml(event, "an alias; write it out")
+        _refuse_yaml(event, "aliases are not supported; write the value out")
 
     def _put(self, value: Any, event: Any) -> None:
         if not self._open:
@@ -310,13 +310,13 @@ class _Builder:
     def _require_key_free(self, event: Any) -> None:
         top = self._open[-1] if self._open else None
         if top is not None and isinstance(top.value, dict) and top.key is None:
-            _refuse_yaml(event, "a list or mapping as a key")
+            _refuse_yaml(event, "a list or mapping is used as a key")
 
     def _check_properties(self, event: Any) -> None:
         if event.anchor is not None:
-            _refuse_yaml(event, "an anchor; write it out")
+            _refuse_yaml(event, "anchors are not supported; write the value out")
         if event.tag is not None and not (self._matrices and event.tag.startswith(_MATRIX_TAGS)):
-            _refuse_yaml(event, f"the tag {shown(event.tag)}; leave it out")
+            _refuse_yaml(event, f"the tag {shown(event.tag)} is not supported; leave it out")
 
     _HANDLERS: Mapping[str, Callable[[_Builder, Any], None]] = types.MappingProxyType(
         {
@@ -331,7 +331,7 @@ class _Builder:
 
 
 def _resolve(event: Any) -> Any:
-    """What a plain word of YAML 1.1 means, where that is beyond doubt."""
+    """Resolve a plain scalar of YAML 1.1 where its meaning is beyond doubt."""
     from yaml.nodes import ScalarNode
 
     text = event.value
@@ -343,14 +343,14 @@ def _resolve(event: Any) -> Any:
         value = text.lower() == "true"
     elif kind == "int":
         value = int(text) if _DECIMAL.fullmatch(text) else MOST_INTEGER + 1
-        # Octal, hexadecimal, base 60, with underscores, of 1,000 digits: somebody's number, but which?
+        # Octal, hexadecimal, base 60, underscores, 1,000 digits: what number was meant is uncertain.
         if abs(value) > MOST_INTEGER:
-            _refuse_yaml(event, f"the number {shown(text)}, which is not a plain decimal one of 64 bits")
+            _refuse_yaml(event, f"the number {shown(text)} is not a plain decimal one of at most 64 bits")
     elif kind == "float":
         special = _SPECIAL.get(text.lower())
         value = special if special is not None else float(text) if _FLOAT.fullmatch(text) else math.inf
         if special is None and not math.isfinite(value):
-            _refuse_yaml(event, f"the number {shown(text)}, which is too large or not a plain decimal one")
+            _refuse_yaml(event, f"the number {shown(text)} is too large or not a plain decimal one")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Everything refusion-edge raises on purpose.
+"""The exceptions that refusion-edge raises on purpose.
 
     RefusionError                             exit code
     ├── InputError(ValueError)                4   an image, folder or array that cannot be used
@@ -7,25 +7,25 @@
     ├── CheckpointError                       4   a weights file that is damaged or not ours
     ├── BundleError                           4   manifest, hash, schema or target does not fit
     ├── OutputError(OSError)                  4   a result that cannot be written
-    ├── BackendError                          3   the asked-for back end cannot run here
+    ├── BackendError                          3   the requested back end cannot run here
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
-    ├── AlignmentError                        1   two views whose alignment cannot be stated with evidence
-    ├── MeasurementError                      1   a machine or a clock that nothing can be measured with
-    ├── TrainingError                         1   a training run that cannot go on
-    ├── SourceLostError                       5   a camera that is absent, busy, forbidden or lost
-    ├── StreamError                           1   a part of a running stream that does not answer
-    └── UsageError                            2   options that contradict each other
+    ├── AlignmentError                        1   two views that cannot be aligned, or not accurately enough
+    ├── MeasurementError                      1   a machine or clock too unsteady to measure with
+    ├── TrainingError                         1   a training run that cannot continue
+    ├── SourceLostError                       5   a camera that is missing, busy, off limits or lost
+    ├── StreamError                           1   a part of a running stream that failed or stopped responding
+    └── UsageError                            2   options that are unknown, out of range or contradictory
 
-Every message is one sentence: what was expected, what came, what to do. Anything that is not in this tree is a bug
-and keeps its traceback.
+Every message is one line in plain English, without a final full stop: what is wrong, with both values where two disagree,
+and what to do about it. An exception outside this tree is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class RefusionError(Exception):
-    """Base of the tree; ``exit_code`` is what the command line ends with."""
+    """Base class of all of them; ``exit_code`` is the exit status of the command line."""
 
     exit_code = 1
 
@@ -41,7 +41,7 @@ class ShapeError(InputError):
 
 
 class RigError(InputError):
-    """A rig file that is damaged, or that does not fit the frames or the working distance."""
+    """A rig file that is damaged, or that does not match the frames or the working distance."""
 
 
 class CheckpointError(RefusionError):
@@ -51,13 +51,13 @@ class CheckpointError(RefusionError):
 
 
 class BundleError(RefusionError):
-    """An engine bundle whose manifest, hashes, schema or target do not fit."""
+    """An engine bundle that is damaged, of an unknown schema, or built for another target."""
 
     exit_code = 4
 
 
 class MisfitError(BundleError):
-    """A sound engine for another machine, GPU, driver or compiler; building it again here would help."""
+    """An intact engine for another machine, GPU, driver or compiler; rebuilding it here helps."""
 
 
 class OutputError(RefusionError, OSError):
@@ -67,13 +67,13 @@ class OutputError(RefusionError, OSError):
 
 
 class BackendError(RefusionError):
-    """The asked-for back end cannot run here; the message says why and what can."""
+    """The requested back end cannot run here; the message says why, and what can."""
 
     exit_code = 3
 
 
 class MissingDependencyError(RefusionError, ImportError):
-    """A package that this command needs is not installed; the message holds the line that installs it."""
+    """A required package is missing; the message gives the command that installs it."""
 
     exit_code = 3
 
@@ -85,44 +85,44 @@ class GateError(RefusionError):
 
 
 def not_finite(name: str) -> GateError:
-    """What a back end of this name gave is no picture."""
+    """Make the error for a back end of this name whose output contains NaN or infinity."""
     return GateError(
-        f"expected finite numbers from the network, got NaN or infinity from {name}; check the weights with 'refusion-edge "
-        "inspect', or the bundle with 'refusion-edge verify'."
+        f"the network's output contains NaN or infinity on the back end {name}; check the weights with 'refusion-edge inspect' "
+        "or the bundle with 'refusion-edge verify'"
     )
 
 
 class AlignmentError(RefusionError):
-    """Two views that cannot be aligned, or not well enough; the message holds the reason."""
+    """Two views that cannot be aligned, or not accurately enough; the message says why."""
 
     exit_code = 1
 
 
 class MeasurementError(RefusionError):
-    """A machine that is too loaded, or a clock that is too unsteady, for a number that can be trusted."""
+    """A machine too busy, or a clock too unsteady, for measurements that can be trusted."""
 
     exit_code = 1
 
 
 class TrainingError(RefusionError):
-    """A training run that cannot go on: its loss is not a number any more."""
+    """A training run that cannot continue, for example because its loss became NaN."""
 
     exit_code = 1
 
 
 class SourceLostError(RefusionError):
-    """A camera that cannot be opened, or that was lost and did not come back."""
+    """A camera that cannot be opened, or that disconnected and did not come back."""
 
     exit_code = 5
 
 
 class StreamError(RefusionError):
-    """A part of a running stream that failed or does not answer any more."""
+    """A part of a running stream that failed or stopped responding."""
 
     exit_code = 1
 
 
 class UsageError(RefusionError):
-    """Options that contradict each other or name something unknown."""
+    """Options that are unknown, out of range, or contradict each other."""
 
     exit_code = 2

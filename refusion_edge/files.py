@@ -1,7 +1,7 @@
-"""Files of others, read within limits, and files of ours, which appear whole or not at all.
+"""Reading untrusted files within limits, and writing files atomically.
 
-Everything that is read goes through ``read_file``: what it is and how long it is are known before a byte of it is. Everything
-that is written under a name that somebody chose goes through ``write_atomically``.
+All reading goes through ``read_file``, which checks the kind and the size of a file before it reads a byte. All writing under a
+name chosen by the user goes through ``write_atomically``.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ _MOST_LINKS = 40  # the limit of the system
 
 
 def read_file(path: Path, *, kind: str, most_bytes: int, error: type[RefusionError] = InputError) -> bytes:
-    """Read a regular file that may come from anybody.
+    """Read a regular file from an untrusted source.
 
-    A pipe, a device, or a folder is refused without waiting for it, and a file that is too long without reading it.
+    Pipes, devices and folders are refused without opening them, and oversized files without reading them.
 
     Args:
         path: The file; symbolic links are followed.
-        kind: What it should be, for messages, such as ``rig file``.
-        most_bytes: Most that a file of this kind can have.
-        error: What to raise.
+        kind: Kind of file, for messages, such as ``rig file``.
+        most_bytes: Largest size that a file of this kind can have, in bytes.
+        error: Type of exception to raise.
 
     Raises:
-        RefusionError: Of the type ``error``: the file is missing, not regular, too long, or cannot be read.
+        RefusionError: Of the type ``error``: the file is missing, not regular, too large, or cannot be read.
     """
     try:
-        # Not opened before this is known: to open a device can have an effect, and to open a pipe waits for its other end.
+        # Checked before opening: opening a device can have side effects, and opening a pipe waits for its other end.
         _require_regular(path, path.stat(), kind, most_bytes, error)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         with os.fdopen(descriptor, "rb") as file:
             _require_regular(path, os.fstat(descriptor), kind, most_bytes, error)
             data = file.read(most_bytes + 1)
     except FileNotFoundError:
-        raise error(f"there is no {kind} at {path}; check the path.") from None
+        raise error(f"there is no {kind} at {path}; check the path") from None
     except (OSError, ValueError) as problem:  # a name with a NUL is a ValueError
         if isinstance(problem, RefusionError):
             raise
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
-        raise error(f"cannot read the {kind} {path}: {reason}; check the path and its permissions.") from problem
+        raise error(f"cannot read the {kind} {path}: {reason}; check the path and its permissions") from problem
     if len(data) > most_bytes:
-        raise error(_too_long(path, len(data), kind, most_bytes))
+        raise error(_too_large(path, len(data), kind, most_bytes))
     return data
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Write a file, under its name only once it is complete and on the disk.
+    """Write a file atomically: it appears under its name only once it is complete and on the disk.
 
-    A symbolic link stays one, and what it points to is replaced; a file that is replaced keeps its mode. A pipe or a device,
-    ``/dev/stdout`` and ``/dev/fd/N`` among them, is not replaced but written to.
+    A symbolic link is kept and its target replaced; a replaced file keeps its mode. Pipes and devices, including
+    ``/dev/stdout`` and ``/dev/fd/N``, are written to in place.
 
     Args:
         path: The file.
-        data: All of it.
-        mode: Who may read and write it; None for everybody whom the mask of the process allows, or for whom an older file did.
+        data: Its whole content.
+        mode: Permission bits; None for those of the file it replaces, or else for the default under the process's umask.
 
     Raises:
-        OutputError: It cannot be written, or the disk is full; nothing is left behind.
+        OutputError: The file cannot be written, or the disk is full; nothing is left behind.
     """
     try:
         target = _follow(path)
@@ -90,10 +90,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
 
 
 def require_writable(path: Path) -> None:
-    """Make sure that a file can probably be written, before the work whose result it would hold; changes nothing.
+    """Check, without changing anything, that a file can most likely be written; call this before expensive work.
 
     Raises:
-        OutputError: It cannot.
+        OutputError: The file cannot be written.
     """
     try:
         target = _follow(path)
@@ -118,23 +118,23 @@ def require_writable(path: Path) -> None:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """Say in one sentence why ``path`` could not be written."""
+    """Make the error that says why ``path`` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"cannot write {path}: the disk is full; free some space or choose another place.")
+        return OutputError(f"cannot write {path}: the disk is full; free some space or choose another place")
     reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; choose another place.")
+    return OutputError(f"cannot write {path}: {reason}; choose another place")
 
 
 def _require_regular(path: Path, status: os.stat_result, kind: str, most_bytes: int, error: type[RefusionError]) -> None:
     if not stat.S_ISREG(status.st_mode):
-        found = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
-        raise error(f"cannot read the {kind} {path}, which is {found}; give a regular file.")
+        found = _KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
+        raise error(f"cannot read the {kind} {path}, which is {found}; give a regular file")
     if status.st_size > most_bytes:
-        raise error(_too_long(path, status.st_size, kind, most_bytes))
+        raise error(_too_large(path, status.st_size, kind, most_bytes))
 
 
-def _too_long(path: Path, size: int, kind: str, most_bytes: int) -> str:
-    return f"cannot take {path} for a {kind}: it has {_amount(size)}, and at most {_amount(most_bytes)} can be; check the path."
+def _too_large(path: Path, size: int, kind: str, most_bytes: int) -> str:
+    return f"{path} is too large for a {kind}: it has {_amount(size)} of at most {_amount(most_bytes)}; check the path"
 
 
 def _amount(size: int) -> str:
@@ -142,11 +142,11 @@ def _amount(size: int) -> str:
 
 
 def _follow(path: Path) -> Path | int:
-    """Where symbolic links lead: a path, or the number of a descriptor that is open in this process."""
+    """Follow symbolic links to a path, or to the number of a descriptor that is open in this process."""
     descriptors = {f"/proc/{os.getpid()}/fd", "/dev/fd"}
     target = path
     for _ in range(_MOST_LINKS):
-        # The name itself is kept: to resolve a link to a descriptor would give the file behind it, opened from its start.
+        # Only the parent is resolved: resolving a link to a descriptor would give the file behind it, opened from its start.
         parent = os.path.realpath(target.parent)
         if parent in descriptors and target.name.isdecimal():
             return int(target.name)
@@ -165,7 +165,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _require_stream(status: os.stat_result) -> None:
-    """What is written in place: pipes and devices, but not a disk."""
+    """Refuse what cannot be written in place: folders and block devices."""
     if stat.S_ISDIR(status.st_mode):
         raise _system_error(errno.EISDIR)
     if stat.S_ISBLK(status.st_mode):
@@ -185,7 +185,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if before is not None:
-        # Renaming does not ask whether the file that goes may be written.
+        # Renaming over a file does not check whether it may be written.
         _require_access(target, os.W_OK)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
     temporary = Path(name)
@@ -209,7 +209,7 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int
 
 
 def _sync_folder(folder: Path) -> None:
-    # The file is there; what is left is that its name survives a power cut, which not every file system can promise.
+    # The file is in place; this makes its name survive a power cut, which not every file system supports.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -219,7 +219,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _flush_standard_streams() -> None:
-    """What was printed before comes first."""
+    """Keep what was printed before in front of what is written now."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Fusing pictures: a back end, a task, and what goes around the network."""
+"""Fusing images: a back end, a task, and the steps before and after the network."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from refusion_edge.tasks import TASKS, Task, find_task
 
 
 class Fuser:
-    """Fuses pictures of one task. Use it as a context manager; one instance, one thread.
+    """Fuses images of one task. Use it as a context manager, and each instance from one thread only.
 
     Args:
         backend: What runs the network; closed together with the fuser.
         task: The task that its weights were trained for.
         output_range: ``stretch`` or ``fixed``, see ``refusion_edge.images.color.to_output_range``.
-        choice: Which back end was chosen and why; None where nobody had to choose.
+        choice: Which back end was chosen, and why; None if the engine determined it.
     """
 
     def __init__(
         self, backend: Backend, task: Task, output_range: OutputRange = "stretch", choice: Choice | None = None
     ) -> None:
         if output_range not in OUTPUT_RANGES:
-            raise UsageError(f"expected an output range out of {', '.join(OUTPUT_RANGES)}, got '{output_range}'.")
+            raise UsageError(f"unknown output range '{output_range}'; choose {' or '.join(OUTPUT_RANGES)}")
         self.backend = backend
         self.task = task
         self.output_range = output_range
@@ -64,45 +64,45 @@ class Fuser:
         self.backend.__exit__(*exc)
 
     def fuse(self, a: Array, b: Array, *, colour: bool = True) -> Uint8Array:
-        """Fuse two registered pictures.
+        """Fuse two registered images.
 
         Args:
             a: Source a (infrared, functional, near, under), (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in
-                [0, 1]. 16-bit or float grey of an infrared or functional source may have any range.
+                [0, 1]. 16-bit or float gray of an infrared or functional source may have any range.
             b: Source b (visible, MRI, far, over), same height and width.
-            colour: Whether to keep the colour of the sources.
+            colour: Whether to keep the color of the sources.
 
         Returns:
-            (H, W, 3) RGB uint8 if a source has colour and ``colour`` is set, else (H, W). New memory.
+            (H, W, 3) RGB uint8 if a source has color and ``colour`` is set, else (H, W). A new array.
 
         Raises:
             ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
-            InputError: A picture holds NaN or infinities, or is constant.
+            InputError: An image contains NaN or infinities, or is constant.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
         planes = self.to_planes(a, b)
-        return self.to_picture(self.infer(planes, colour=colour), planes, colour=colour)
+        return self.to_image(self.infer(planes, colour=colour), planes, colour=colour)
 
     def to_planes(self, a: Array, b: Array) -> Planes:
-        """What ``fuse`` does before the network: turn two pictures into what it is given. Arguments and errors as there."""
+        """Run the steps of ``fuse`` before the network: turn two images into its inputs. Arguments and errors as there."""
         return to_planes(a, b, sensor_a=self.task.ranged_a, keep_uint8=self._finisher.takes_uint8)
 
     def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
-        """What ``fuse`` lets the back end do.
+        """Run the network, as ``fuse`` does.
 
         Returns:
-            The fused plane, (1, 1, H, W) float32. Where the back end finishes on the device and nothing but levels of this
-            range is wanted, (H, W) uint8 instead.
+            The fused plane, (1, 1, H, W) float32; or the finished image, (H, W) uint8, where the result is gray and the
+            engine produces it in this output range on the device.
         """
         return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not colour)
 
-    def to_picture(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
-        """What ``fuse`` does after the network.
+    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+        """Run the steps of ``fuse`` after the network: turn its output into an image.
 
         Args:
-            output: What ``infer`` made of ``planes``.
-            planes: What it was given.
-            colour: Whether to keep the colour of the sources.
+            output: Result of ``infer``.
+            planes: The planes that it was computed from.
+            colour: Whether to keep the color of the sources.
 
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
@@ -128,14 +128,14 @@ def load(
 
     Args:
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
-            (safetensors of ours, official ``.pth``). The name of a task always means the task; a file or folder of that name
-            is ``./ir_vis``.
-        task: Name of the task; needed only for weights files that do not say.
-        backend: ``auto``: the one a bundle was built for, else the first of the table that is usable and takes weights.
-            Otherwise the name of a back end.
+            (our safetensors, or an official ``.pth``). The name of a task always means the task; write ``./ir_vis`` for
+            a file or folder of that name.
+        task: Name of the task; needed only for weights files that do not record it.
+        backend: Name of a back end; or ``auto`` for the one that a bundle was built for, and otherwise the first usable one
+            of the table that takes weights.
         output_range: ``stretch`` or ``fixed``.
-        threads: Threads of the back end; 0 for its own choice.
-        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
+        threads: Threads of the back end; 0 for its default.
+        streaming: Whether there are pauses between images, as with a camera: threads then sleep during the pauses.
 
     Returns:
         A fuser; use it in a ``with`` statement.
@@ -148,7 +148,7 @@ def load(
         GateError: The engine of the bundle runs for the first time and is too far from the reference.
     """
     if not 0 <= threads <= MAX_THREADS:
-        raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for the back end's own choice.")
+        raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 leaves it to the back end")
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
@@ -168,8 +168,8 @@ def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAUL
         state: The 86 parameters.
         backend: One that takes weights, or ``auto`` for the first of them that is usable here.
         options: How to run.
-        optimized: Off for the reference that engines are judged by: the graph in the layout of the official release,
-            in ONNX Runtime, which may not rewrite it. ``backend`` does not matter then.
+        optimized: False for the reference that engines are compared with: the graph in the layout of the official release,
+            run by ONNX Runtime without graph optimizations. ``backend`` is then ignored.
 
     Raises:
         UsageError: The back end is unknown or needs a built engine.
@@ -186,14 +186,14 @@ def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAUL
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:
     """Run the engine of a bundle.
 
-    An engine that could not run where it was built is judged first: it fuses the sample pairs and is compared with the
-    fp32 reference, as ``build`` would have done. The verdict is kept in the bundle, so that this happens once.
+    An engine that could not run where it was built has to pass the accuracy gate first: it fuses the sample pairs and is
+    compared with the fp32 reference, as ``build`` would have done. The result is recorded in the bundle, so this happens once.
 
     Args:
-        bundle: A bundle that was read and checked.
+        bundle: A bundle as returned by ``read_bundle``.
         backend: ``auto`` or the back end that it was built for.
         options: How to run.
-        run_gate: Whether to run that gate; off only for what measures the engine itself.
+        run_gate: Whether to run that gate; False only for code that measures the engine itself.
 
     Raises:
         UsageError: It was built for another back end.
@@ -212,12 +212,12 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:
             on_failure.push(running.__exit__)
-            _judge(bundle, running)
+            _run_gate(bundle, running)
             on_failure.pop_all()
     return running
 
 
-def _judge(bundle: EngineBundle, engine: Backend) -> None:
+def _run_gate(bundle: EngineBundle, engine: Backend) -> None:
     manifest = bundle.manifest
     pairs = sample_pairs(manifest.task, manifest.gate_hw)
     with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, optimized=False) as reference:
@@ -226,19 +226,17 @@ def _judge(bundle: EngineBundle, engine: Backend) -> None:
     limits = LIMITS[manifest.precision]
     if not limits.hold(overall):
         raise GateError(
-            f"the engine of {bundle.path}, which runs for the first time, is too far from the fp32 reference: {overall}, and "
+            f"the engine of {bundle.path} runs for the first time and is too far from the fp32 reference: {overall}, and "
             f"the limits are {limits}; do not use it, build with --precision fp32 on this machine"
         )
-    # In a place that cannot be written, it is judged again the next time.
+    # If the bundle cannot be written, the gate runs again the next time.
     with contextlib.suppress(OutputError):
         record_gate(bundle, gate_result(results, pairs))
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:
     if asked is None and known is None:
-        raise UsageError(f"expected a task for {source}, which does not name one; add --task ({', '.join(TASKS)}).")
+        raise UsageError(f"{source} does not record its task; add --task ({', '.join(TASKS)})")
     if asked is not None and known is not None and find_task(asked).name != known:
-        raise CheckpointError(
-            f"expected weights for {asked}, got {source}, which is for {known}; use --task {known} or other weights."
-        )
+        raise CheckpointError(f"{source} is for {known}, but {asked} was requested; use --task {known} or other weights")
     return find_task(asked or known or "")

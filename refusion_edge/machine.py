@@ -1,4 +1,4 @@
-"""What this machine is and what is installed on it, as far as engines and the command line care."""
+"""This machine, its GPU and its installed packages, as far as engines and the command line need to know."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MAX_THREADS = 256
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The kind of machine that an engine runs on; each field may be ``any``.
+    """A kind of machine that an engine runs on; each field may be ``any``.
 
     Attributes:
         system: Operating system, as Python names it in lower case (``linux``).
         architecture: Processor architecture (``x86_64``, ``aarch64``).
-        device: Accelerator in words (``none`` without one).
+        device: Name of the accelerator (``none`` without one).
     """
 
     system: str = ANY
@@ -57,12 +57,12 @@ ANY_MACHINE = Target()
 
 
 def this_machine() -> Target:
-    """Describe the machine that this runs on."""
+    """Describe the current machine."""
     return Target(platform.system().lower(), platform.machine().lower(), accelerator() or "none")
 
 
 def accelerator() -> str | None:
-    """Name the NVIDIA device that the system shows, without loading any driver library; None if there is none."""
+    """Name the NVIDIA device that the system reports, or None, without loading any driver library."""
     board = Path("/proc/device-tree/model")
     if board.exists():
         model = board.read_text(errors="replace").strip("\0 \n")
@@ -77,7 +77,7 @@ def accelerator() -> str | None:
 
 
 def processor() -> str:
-    """Name the processor."""
+    """Name the CPU model."""
     try:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -98,14 +98,14 @@ ARCHITECTURES = (80, 86, 87, 89, 90, 110, 120)
 
 
 def choose_architecture(known: Iterable[int], here: int) -> int | None:
-    """Choose the kernels for a device.
+    """Choose the architecture whose kernels run best on a device.
 
-    Kernels for the very architecture, else, on compute capability 8.x, those for the highest one below it, which run
-    there; kernels never run across major versions.
+    That is the device's own architecture or, on compute capability 8.x, the highest one below it, whose kernels run there
+    too. Kernels never run across major versions.
 
     Args:
-        known: Architectures that there are kernels for.
-        here: That of the device.
+        known: Architectures with compiled kernels.
+        here: Architecture of the device.
 
     Returns:
         One of them, or None if none runs there.
@@ -114,17 +114,17 @@ def choose_architecture(known: Iterable[int], here: int) -> int | None:
 
 
 def parse_architectures(text: str) -> tuple[int, ...]:
-    """Read ``sm_87,sm_110``.
+    """Parse a list of GPU architectures such as ``sm_87,sm_110``.
 
     Raises:
-        UsageError: A word is none of ``ARCHITECTURES``.
+        UsageError: An item is not one of ``ARCHITECTURES``.
     """
     found = []
     for word in text.split(","):
         match = re.fullmatch(r"sm_(\d{2,3})", word.strip(), re.ASCII)
         if match is None or int(match[1]) not in ARCHITECTURES:
             known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-            raise UsageError(f"expected architectures out of {known}, separated by commas, got '{word.strip()[:40]}'.")
+            raise UsageError(f"unknown GPU architecture '{word.strip()[:40]}'; choose from {known}, separated by commas")
         found.append(int(match[1]))
     return tuple(dict.fromkeys(found))
 
@@ -135,7 +135,7 @@ def is_installed(name: str) -> bool:
 
 
 def require(name: str, extra: str, purpose: str) -> Any:
-    """Import a package or say what needs it and which line installs it.
+    """Import a package, or say what needs it and how to install it.
 
     Args:
         name: Name of the module.

@@ -1,4 +1,4 @@
-"""The four fusion tasks: what source a and source b are, and how each is read."""
+"""The four fusion tasks: what sources a and b are, and how each is read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Task:
         name: Name on the command line and in files.
         title: Name in print.
         folder_a: Folder name and short word for source a (network input a).
-        folder_b: The same for source b.
+        folder_b: Folder name and short word for source b (network input b).
         description_a: Source a in words.
         description_b: Source b in words.
-        ranged_a: Whether 16-bit or float grey of source a is raw sensor data whose own range has to be found
-            (thermal counts, CT numbers) rather than a picture that uses its full scale.
+        ranged_a: Whether 16-bit or float gray of source a is raw sensor data whose own range has to be found
+            (thermal counts, CT numbers) rather than an image that uses its full scale.
     """
 
     name: str
@@ -51,5 +51,5 @@ def find_task(name: str) -> Task:
     if task is None:
         nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise UsageError(f"expected one of the tasks {', '.join(TASKS)}, got '{name}'{hint}.")
+        raise UsageError(f"unknown task '{name}'{hint}; choose one of {', '.join(TASKS)}")
     return task

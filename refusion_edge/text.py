@@ -1,4 +1,4 @@
-"""Text from outside before anybody sees it: without credentials, and without what a terminal would obey."""
+"""Untrusted text made safe to show: credentials redacted, control characters escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 HIDDEN = "***"
 
 _SHOWN = 200
-# What names a secret, in options, in properties of GStreamer and in fields of headers.
+# Names of secrets in options, GStreamer properties and header fields.
 _SECRET_NAME = r"[\w.-]*(?:user|pw|pass|pwd|psw|token|key|secret|auth|sig|session|cookie|cred|header|login|account|pin)[\w.-]*"
 _NAMED = re.compile(rf"""(?ix) (?<![\w.-]) ({_SECRET_NAME}) (\s*[=:]\s*) ("(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | [^\s&!;]+)""")
 _QUOTED_OR_WORD = re.compile(r"""(=\s*)("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^\s!"']+)""")
@@ -20,11 +20,11 @@ _LOCAL = ("csi", "v4l2", "file", "test", "display", "view", "shm", "null")
 
 
 def printable(text: str, most: int = _SHOWN) -> str:
-    """Escape everything that is no printable character, line breaks among them, and leave the middle of a long text out.
+    """Escape all non-printable characters, including line breaks, and shorten a long text in the middle.
 
     Args:
         text: Any text, such as a name in a file.
-        most: Characters of the result, at least 8.
+        most: Maximum length of the result, at least 8 characters.
     """
     plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     if len(plain) <= most:
@@ -34,17 +34,17 @@ def printable(text: str, most: int = _SHOWN) -> str:
 
 
 def redact(text: str) -> str:
-    """Replace everything in a name of a source or an output that may be a secret by ``***``; the rest stays as it is.
+    """Replace every possible secret in the name of a source or an output with ``***``.
 
-    Hidden are: what stands between ``://`` and the last ``@``; in addresses of the network also every value of a query, every
-    value in a path, and fragments; in pipelines (``gst:``) the values of properties that hold credentials by their names, and
-    the same parts of every address. It may be used on messages of other programs, too, where rather too much is hidden.
+    This hides everything between ``://`` and the last ``@``; in network addresses also all query values, all values in the
+    path, and fragments; in pipelines (``gst:``) the values of properties whose names suggest credentials, and the same parts
+    of every address. It also works on messages of other programs, where it hides too much rather than too little.
     """
     return _redact(text, lambda _secret: HIDDEN)
 
 
 def secrets_in(text: str) -> tuple[str, ...]:
-    """The parts that ``redact`` hides, longest first, so that they can be hidden in what other programs make of the text."""
+    """List the parts that ``redact`` hides, longest first, so that they can be hidden in the output of other programs."""
     found: set[str] = set()
 
     def keep(secret: str) -> str:
@@ -74,11 +74,11 @@ def _named(text: str, hide: Hide) -> str:
 
 
 def _rest(scheme: str, rest: str, hide: Hide) -> str:
-    """What follows ``://``."""
+    """Redact the part after ``://``."""
     credentials, at, place = rest.rpartition("@")
     if credentials:
         if re.search(r"[?#=&]", credentials):
-            # The last @ may be in a password with such a character, or in a query behind the place: nothing can be shown.
+            # The last @ may belong to a password with such a character, or to a query after the host: show nothing.
             return hide(rest)
         return f"{hide(credentials)}@{_rest(scheme, place, hide)}"
     place, mark, query = place.partition("?")
@@ -97,7 +97,7 @@ def _is_plain(option: str) -> bool:
 
 
 def _value(option: str, hide: Hide) -> str:
-    """One part of a query: its name stays."""
+    """Redact the value of one query parameter, but keep its name."""
     name, equals, value = option.partition("=")
     if not equals:
         return hide(name) if name else ""

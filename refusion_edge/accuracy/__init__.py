@@ -1,1 +1,1 @@
-"""How close an engine is to the fp32 reference, and the gate that it has to pass."""
+"""The fidelity of an engine to the fp32 reference, and the accuracy gate that it has to pass."""

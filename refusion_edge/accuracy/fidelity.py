@@ -1,4 +1,4 @@
-"""How close a fused picture is to its fp32 reference, and how close is close enough."""
+"""Fidelity of a fused image to its fp32 reference, and the limits that an engine has to meet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Fidelity:
     Attributes:
         psnr_db: Peak signal-to-noise ratio with peak 255, in dB; infinite for equal planes.
         ssim: Structural similarity, at most 1.
-        max_error: Largest absolute difference, in grey levels of 255.
+        max_error: Largest absolute difference, in gray levels of 255.
     """
 
     psnr_db: float
@@ -41,7 +41,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a build has to keep: least PSNR and SSIM, largest error, in the units of ``Fidelity``."""
+    """Limits for a build: minimum PSNR and SSIM, maximum error, in the units of ``Fidelity``."""
 
     psnr_db: float
     ssim: float
@@ -51,7 +51,7 @@ class Limits:
         return f"at least {self.psnr_db:g} dB, SSIM {self.ssim:g}, at most {self.max_error:g} of 255"
 
     def hold(self, fidelity: Fidelity) -> bool:
-        """Tell whether a result keeps these limits; one with NaN does not."""
+        """Tell whether a result is within these limits; results with NaN never are."""
         return (
             fidelity.psnr_db >= self.psnr_db
             and fidelity.ssim >= self.ssim
@@ -60,13 +60,13 @@ class Limits:
 
 
 LIMITS: dict[Precision, Limits] = {
-    # Two orders of summation of one fp32 graph differ by some 1e-5 of full scale, that is 0.003 levels.
+    # Two summation orders of one fp32 graph differ by about 1e-5 of full scale, that is 0.003 levels.
     "fp32": Limits(psnr_db=90.0, ssim=0.99999, max_error=0.05),
-    # Half a level of error in every pixel is 54 dB; nobody sees it, and a broken graph is far below.
+    # Half a level of error in every pixel is 54 dB: invisible, while a broken graph is far below.
     "fp16": Limits(psnr_db=54.0, ssim=0.999, max_error=4.0),
     # Eight bits of mantissa in every product; the sample pairs of all tasks come out at 57 to 60 dB, two levels at worst.
     "bf16": Limits(psnr_db=50.0, ssim=0.998, max_error=8.0),
-    # PSNR and SSIM decide; the largest error only keeps out engines that spoil a small part of the picture.
+    # PSNR and SSIM decide; the maximum error only rejects engines that spoil a small part of the image.
     "int8": Limits(psnr_db=45.0, ssim=0.99, max_error=24.0),
 }
 
@@ -83,12 +83,12 @@ def compare(fused: Float32Array, reference: Float32Array) -> Fidelity:
     error = np.abs(x - y)
     mean_square = float(np.mean(error * error))
     psnr_db = math.inf if mean_square == 0 else 10 * math.log10(_PEAK**2 / mean_square)
-    # NaN compares as neither small nor large; make it a difference that no limit allows.
+    # NaN compares as neither small nor large, so turn it into a PSNR that no limit allows.
     return Fidelity(psnr_db if math.isfinite(mean_square) else -math.inf, _ssim(x, y), float(error.max()))
 
 
 def worst(results: Iterable[Fidelity]) -> Fidelity:
-    """Take the worst figure of each kind over several pictures."""
+    """Take the worst value of each metric over several images."""
     collected = list(results)
     return Fidelity(
         min(result.psnr_db for result in collected),
@@ -98,8 +98,8 @@ def worst(results: Iterable[Fidelity]) -> Fidelity:
 
 
 def _ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    # Not the SSIM of `metrics`, whose windows stay inside the picture: a fault at the border has to count here, and
-    # engines are built for sizes below one window.
+    # The windows of the SSIM in `metrics` stay inside the image. Here, faults at the border have to count, and engines may be
+    # built for sizes smaller than one window.
     def blur(plane: NDArray[np.float64]) -> NDArray[np.float64]:
         size = (_SSIM_WINDOW, _SSIM_WINDOW)
         return np.asarray(cv2.GaussianBlur(plane, size, _SSIM_SIGMA, borderType=cv2.BORDER_REFLECT_101), np.float64)

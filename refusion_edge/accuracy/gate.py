@@ -1,4 +1,4 @@
-"""The accuracy gate: an engine against the fp32 reference, on real pictures, in the terms of pictures."""
+"""The accuracy gate: compares an engine with the fp32 reference on real images, in image quality metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import Task
 
 _BLOCKS = 4
-# Two fp32 references differ by some 1e-5 in a pixel, and by less in a mean.
+# Two fp32 references differ by about 1e-5 in a pixel, and by less in a mean.
 _SAME_MEAN = 1e-4
 
 
@@ -31,7 +31,7 @@ class PairFidelity:
         name: Name of the pair.
         fidelity: Distance to the reference, before any stretch.
         pair_sha256: Hash over the pixels of the pair.
-        reference: Means of the reference's fused image in 4x4 blocks, row by row, in [0, 1].
+        reference: Means of the reference's fused image over 4x4 blocks, row by row, in [0, 1].
     """
 
     name: str
@@ -46,7 +46,7 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
     Raises:
         InputError: A pair cannot be fused.
         ShapeError: A pair does not fit a fixed-size engine.
-        GateError: The reference itself has the same value everywhere.
+        GateError: The output of the reference itself is constant.
     """
     for pair in pairs:
         planes = to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
@@ -61,7 +61,7 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
 
 
 def gate_result(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> GateResult:
-    """Sum up what was measured on some pairs, as the manifest keeps it."""
+    """Summarize the results on several pairs for the manifest."""
     overall = worst(result.fidelity for result in results)
     return GateResult(
         psnr_db=overall.psnr_db if math.isfinite(overall.psnr_db) else None,
@@ -74,17 +74,17 @@ def gate_result(results: Sequence[PairFidelity], pairs: Iterable[ImagePair]) -> 
 
 
 def changed_weights(results: Iterable[PairFidelity], built: GateResult) -> bool | None:
-    """Tell whether the reference differs from that of the build, which means that the weights are others.
+    """Tell whether the weights have changed since the build, judging by the output of the reference.
 
-    The gate compares an engine with its own weights, and an engine that is nothing but its weights agrees with them whatever
-    happens to them.
+    The gate compares an engine with the weights in its own bundle. An engine that consists of nothing but those weights passes
+    it even if they were changed.
 
     Args:
-        results: What was measured now.
-        built: What was measured when the bundle was built.
+        results: Results measured now.
+        built: Results measured when the bundle was built.
 
     Returns:
-        None if no pair was measured both times.
+        Whether the means of the reference differ; None if no pair was measured both times.
     """
     both = [
         (result.reference, built.reference[result.pair_sha256])

@@ -1,4 +1,4 @@
-"""The network in PyTorch, operator by operator: slow, and the reference."""
+"""The PyTorch network, operator by operator: slow, but the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def probe() -> Status:
 
 
 def open_weights(state: State, options: RunOptions) -> EagerBackend:
-    """Run parameters."""
+    """Run weights in fp32."""
     return EagerBackend(state, threads=options.threads)
 
 
@@ -28,7 +28,7 @@ class EagerBackend:
 
     Args:
         state: The 86 parameters.
-        threads: Threads inside an operator; 0 for torch's own choice. Holds for the whole process.
+        threads: Threads within an operator, for the whole process; 0 for torch's default.
     """
 
     name = "eager"
@@ -49,7 +49,7 @@ class EagerBackend:
         del self._network
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array."""
         with self._torch.inference_mode():
             fused = self._network(self._torch.from_numpy(a.copy()), self._torch.from_numpy(b.copy()))
         result: Float32Array = fused.numpy()

@@ -1,4 +1,4 @@
-"""Two luma planes through an engine, and what is made of its output: one place for single images and for video."""
+"""Running an engine on two luma planes and turning its output into an image, for single images and video alike."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from refusion_edge.images.color import ColorOrder, merge, merge_uint8
 
 @dataclass(frozen=True, slots=True)
 class Finisher:
-    """Runs an engine, on the device as far as it goes, and finishes what it gives.
+    """Runs an engine and finishes its output, on the device as far as the engine supports it.
 
     Attributes:
         backend: Runs the network; owned by the caller.
-        output_range: Range of the image. An engine that was built for it gives finished levels.
-        order: Order of the colours of the image.
+        output_range: Range of the image. An engine built with a uint8 output in this range finishes on the device.
+        order: Channel order of the image.
     """
 
     backend: Backend
@@ -29,38 +29,38 @@ class Finisher:
 
     @property
     def takes_uint8(self) -> bool:
-        """Whether the engine takes 8-bit planes as they are."""
+        """Whether the engine accepts uint8 planes."""
         return isinstance(self.backend, Uint8InputBackend) and self.backend.takes_uint8
 
     def infer(self, a: Array, b: Array, *, finished: bool = True) -> Float32Array | Uint8Array:
         """Run the engine.
 
         Args:
-            a: Luma of source a, (1, 1, H, W) float32, [0, 1]; or uint8, [0, 255], where the engine takes it.
-            b: Luma of source b, same shape, in the same way.
-            finished: Whether 8-bit levels are as good as the plane.
+            a: Luma of source a, (1, 1, H, W) float32, [0, 1]; or uint8, [0, 255], if the engine accepts it.
+            b: Luma of source b, same shape; dtype and range likewise.
+            finished: Whether the caller accepts a finished uint8 image instead of the plane.
 
         Returns:
-            The fused plane, (1, 1, H, W) float32; or (H, W) uint8 levels in the output range, finished on the device.
+            The fused plane, (1, 1, H, W) float32; or (H, W) uint8 in the output range, finished on the device.
 
         Raises:
-            ShapeError: The graph has a fixed size and the planes have another one.
-            GateError: The plane that was finished on the device is not finite.
+            ShapeError: The planes do not have the fixed size of the engine.
+            GateError: A plane finished on the device contains NaN or infinities.
         """
         if finished and isinstance(self.backend, Uint8OutputBackend) and self.backend.uint8_range == self.output_range:
             return self.backend.fuse_uint8(a, b)
         return self.backend.fuse(a, b)
 
     def to_luma(self, output: Float32Array | Uint8Array, stretch: Callable[[Float32Array], Array]) -> Array:
-        """Bring the output of ``infer`` to [0, 255], (H, W); ``stretch`` does so with a finite plane.
+        """Map the output of ``infer`` to luma, (H, W) in [0, 255], using ``stretch`` if it is a plane.
 
         Raises:
-            GateError: The plane is not finite; the weights or the engine are broken.
+            GateError: The plane contains NaN or infinities; the weights or the engine are broken.
         """
         if output.dtype == np.uint8:
             return output
         fused = output[0, 0].astype(np.float32, copy=False)
-        # The sum is not finite if one value is not, and is several times faster than looking at each.
+        # The sum is not finite if any value is not, and is several times faster than checking each.
         if not np.isfinite(fused.sum()):
             raise not_finite(self.backend.name)
         return stretch(fused)
@@ -69,11 +69,11 @@ class Finisher:
         """Join luma and chroma.
 
         Args:
-            luma: (H, W), [0, 255]; float32, or uint8 levels.
-            chroma: For float32 (H, W, 2) as ``merge`` takes it, for levels (H, W, 3) as ``merge_uint8`` does; None for grey.
+            luma: (H, W), [0, 255]; float32 or uint8.
+            chroma: For float32 luma (H, W, 2) as in ``merge``, for uint8 (H, W, 3) as in ``merge_uint8``; None for gray.
 
         Returns:
-            (H, W), or (H, W, 3) in this order, uint8.
+            (H, W), or (H, W, 3) in the channel order ``order``, uint8.
         """
         if luma.dtype == np.uint8:
             return merge_uint8(luma, chroma, self.order)

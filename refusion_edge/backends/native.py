@@ -1,4 +1,4 @@
-"""Our fused C++ kernels on the CPU: the whole network, without a graph in between. Needs the compiled module."""
+"""Our fused C++ kernels for the CPU, which run the whole network without a graph. Needs the compiled module."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
+from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
@@ -21,7 +22,7 @@ _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 com
 
 
 def probe() -> Status:
-    """Report the instruction sets that would be used, or how to get the module."""
+    """Report the instruction sets that would be used, or how to build the module."""
     if not is_installed(MODULE):
         return Status(usable=False, reason="its C++ module is not built", fix=_FIX)
     try:
@@ -36,7 +37,7 @@ def probe() -> Status:
 
 
 def instruction_sets(precision: Precision = "fp32") -> tuple[str, ...]:
-    """Names of the instruction sets that the module holds and this processor has for a precision, the fastest first.
+    """Names of the instruction sets that both the module and this CPU support for a precision, fastest first.
 
     Raises:
         ImportError: The module is not built.
@@ -45,39 +46,39 @@ def instruction_sets(precision: Precision = "fp32") -> tuple[str, ...]:
 
 
 def flat_parameters(state: State) -> Float32Array:
-    """Lay all parameters out one after another, in the order of the table, as the module takes them."""
+    """Concatenate all parameters in the order of ``PARAMETERS``, as the module expects them."""
     return np.concatenate([np.asarray(state[name], np.float32).ravel() for name in PARAMETERS])
 
 
 def open_engine(engine: Engine, options: RunOptions) -> NativeBackend:
-    """Run the weights file of a bundle: the kernels are the network, and its parameters are all they need."""
+    """Run the weights file of a bundle, which is all that the kernels need."""
     state = parse_checkpoint(engine.data, Path(engine.name)).state
     return NativeBackend(state, precision=engine.precision, threads=options.threads, size_hw=engine.size_hw)
 
 
 def open_weights(state: State, options: RunOptions) -> NativeBackend:
-    """Run parameters."""
+    """Run weights in fp32."""
     return NativeBackend(state, threads=options.threads)
 
 
 class NativeBackend:
-    """The fused kernels. Implements ``Backend``; calls from several threads wait for one another.
+    """The fused CPU kernels. Implements ``Backend``; calls from several threads are serialized.
 
-    Keeps two buffers of 32 float32 numbers per pixel of the last size, and gives them back on ``__exit__``. The result
-    does not depend on the number of threads, bit for bit; it does, in the last bits, on the instruction set.
+    Keeps two buffers of 32 float32 numbers per pixel of the last size, and frees them on ``__exit__``. Results are identical
+    bit for bit for any number of threads, but differ in the last bits between instruction sets.
 
     Args:
         state: The 86 parameters.
-        precision: ``fp32``, or ``bf16`` for products of 1x1 and dense 3x3 convolutions and of attention's mix with eight bits
-            of mantissa; their sums and all else stay in fp32.
+        precision: ``fp32``, or ``bf16`` to compute the products of 1x1 and dense 3x3 convolutions and of the attention's
+            mixing with eight bits of mantissa; their sums and everything else stay in fp32.
         threads: Threads; 0 for one per core that this process may use.
-        size_hw: Height and width that every picture must have, or None for any.
+        size_hw: Height and width that all planes must have, or None for any size.
         isa: Instruction set (``avx512``, ``avx2``, ``sse2``, ``neon``, ``scalar``; for bf16 ``avx512_bf16``); by default that
-            of the variable REFUSION_EDGE_ISA, else the fastest.
+            of the environment variable REFUSION_EDGE_ISA, or else the fastest.
 
     Raises:
-        UsageError: The number of threads is out of range, or the processor does not have the instruction set.
-        BackendError: The processor has no bf16, or there is no memory or no thread left.
+        UsageError: The number of threads is out of range, or the CPU does not support the instruction set.
+        BackendError: The CPU does not support bf16, or memory or threads have run out.
     """
 
     name = "native"
@@ -92,11 +93,11 @@ class NativeBackend:
         isa: str | None = None,
     ) -> None:
         if not 0 <= threads <= MAX_THREADS:
-            raise UsageError(f"expected 0 to {MAX_THREADS} threads, got {threads}; leave it out for one per core.")
+            raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 stands for one per core")
         if not instruction_sets(precision):
             raise BackendError(
-                f"expected a processor and a compiled module with {precision} instructions, got {processor()} and "
-                f"{', '.join(instruction_sets())}; build with --precision fp32."
+                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())}); "
+                "build with --precision fp32"
             )
         self._size_hw = size_hw
         try:
@@ -110,7 +111,7 @@ class NativeBackend:
             raise UsageError(str(error)) from error
         except (MemoryError, RuntimeError) as error:
             raise BackendError(
-                f"expected memory and {threads} threads for native, got '{error}'; use fewer threads."
+                f"there are not enough memory or threads for the back end native ({brief(error)}); use fewer threads"
             ) from error
 
     def __enter__(self) -> Self:
@@ -126,13 +127,14 @@ class NativeBackend:
         return name
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory.
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array.
 
-        The planes may be read-only and have any strides, also negative ones; they are not copied. If a pixel of either is
-        NaN or infinite, every pixel of the result is NaN.
+        The planes may be read-only and have any strides, including negative ones; they are not copied. If a pixel of either
+        is NaN or infinite, all pixels of the result are NaN.
 
         Raises:
-            ShapeError: The planes are no float32 planes of one size, from 8x8 to 16384x16384, or not of the fixed size.
+            ShapeError: The planes are not float32, differ in shape, are not between 8x8 and 16384x16384, or do not have the
+                fixed size.
             BackendError: There is not enough memory.
         """
         height, width = self._require_planes(a, b)
@@ -141,21 +143,20 @@ class NativeBackend:
             self._network.fuse(a[0, 0], b[0, 0], fused[0, 0])
         except MemoryError as error:
             raise BackendError(
-                f"expected memory for a picture of {width}x{height} (about {2 * 32 * 4 * width * height / 1e6:.0f} MB), got "
-                "none; fuse smaller pictures."
+                f"there is not enough memory to fuse {width}x{height} (width x height, about "
+                f"{2 * 32 * 4 * width * height / 1e6:.0f} MB); fuse smaller images"
             ) from error
         return fused
 
     def _require_planes(self, a: Float32Array, b: Float32Array) -> tuple[int, int]:
         if a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape or a.ndim != 4 or a.shape[:2] != (1, 1):
             raise ShapeError(
-                f"expected two float32 planes (1, 1, H, W) of one size, got {a.dtype} {a.shape} and {b.dtype} {b.shape}; "
-                "convert them."
+                f"the planes are {a.dtype} {a.shape} and {b.dtype} {b.shape}; convert both to float32 (1, 1, H, W) of one size"
             )
         height, width = a.shape[2:]
         if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
             raise ShapeError(
-                f"expected sides from {MIN_SIDE} to {MAX_SIDE} pixels, got {width}x{height} (width x height); resize them."
+                f"the planes are {width}x{height} (width x height); resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels"
             )
         require_size(self._size_hw, (height, width))
         return height, width

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: runs ``model.onnx`` as it is, in fp32, or in bf16 where the processor has it."""
+"""OpenVINO on the CPU: runs ``model.onnx`` directly, in fp32, or in bf16 if the CPU supports it."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ def version() -> str:
 
 
 def open_engine(engine: Engine, options: RunOptions) -> OpenVinoBackend:
-    """Run a model."""
+    """Run the ONNX model of a bundle."""
     return OpenVinoBackend(engine.data, precision=engine.precision, threads=options.threads)
 
 
 def open_weights(state: State, options: RunOptions) -> OpenVinoBackend:
-    """Run parameters in the form of the graph that suits."""
+    """Run weights in fp32, in the graph form of this back end."""
     model = fill(read_graph(OpenVinoBackend.name, "fp32"), state).SerializeToString()
     return OpenVinoBackend(model, threads=options.threads)
 
 
 class OpenVinoBackend:
-    """A compiled model on the CPU. Implements ``Backend``.
+    """A compiled OpenVINO model on the CPU. Implements ``Backend``.
 
-    It is compiled anew wherever it is opened: that takes about half a second, of which OpenVINO's own cache of compiled
-    models saves half.
+    The model is compiled each time it is opened, which takes about half a second; OpenVINO's cache of compiled models would
+    save only half of that.
 
     Args:
-        model: Serialised ONNX model in fp32 with the inputs ``a`` and ``b`` and the output ``fused``.
-        precision: ``fp32``, or ``bf16`` for convolutions and products with eight bits of mantissa.
+        model: Serialized ONNX model in fp32 with the inputs ``a`` and ``b`` and the output ``fused``.
+        precision: ``fp32``, or ``bf16`` to compute convolutions and products with eight bits of mantissa.
         threads: Threads of the process; 0 for one per physical core.
 
     Raises:
-        BackendError: OpenVINO cannot load the model, or the processor has no bf16.
+        BackendError: OpenVINO cannot load the model, or the CPU does not support bf16.
         MissingDependencyError: OpenVINO is not installed.
     """
 
@@ -63,14 +63,13 @@ class OpenVinoBackend:
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(
-                f"expected a processor with bf16 instructions, got {processor()}, which would only imitate them; build with "
-                "--precision fp32."
+                f"{processor()} has no bf16 instructions, and OpenVINO would only emulate them; build with --precision fp32"
             )
         settings: dict[str, Any] = {
-            # Never left to OpenVINO, which chooses a faster and less exact one where the processor has it.
+            # Never left to OpenVINO, which would choose a faster and less accurate one where the CPU supports it.
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
-            # Pinned threads would fight with the other processes of a small board over the same cores.
+            # On a small board, pinned threads would compete with other processes for the same cores.
             "ENABLE_CPU_PINNING": False,
         }
         if threads:
@@ -79,15 +78,13 @@ class OpenVinoBackend:
             graph = core.read_model(model)
             compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise BackendError(
-                f"expected a model that OpenVINO {version()} can load, got '{reason}'; build it again."
-            ) from error
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1].rstrip(".")
+            raise BackendError(f"OpenVINO {version()} cannot load the model: {reason}; build it again") from error
         names = [port.any_name for port in compiled.inputs]
         if names != [INPUT_A, INPUT_B] or [port.any_name for port in compiled.outputs] != [OUTPUT]:
             raise BackendError(
-                f"expected a model with the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got {len(names)} inputs "
-                f"({', '.join(names[:3])}, ...); build it again."
+                f"the model must have the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has {len(names)} inputs "
+                f"({', '.join(names[:3])}, ...); build it again"
             )
         shape = compiled.inputs[0].partial_shape
         self._size_hw = None if shape.is_dynamic else (shape[2].get_length(), shape[3].get_length())
@@ -100,7 +97,7 @@ class OpenVinoBackend:
         del self._request
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is new memory."""
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array."""
         require_size(self._size_hw, a.shape[2:])
         fused: Float32Array = self._request.infer({INPUT_A: a, INPUT_B: b})[0]
         return fused

@@ -1,7 +1,7 @@
-"""Back ends: what can run a fused graph, and whether it can do so here.
+"""The table of back ends, and the choice of one that is usable on this machine.
 
-One visible table, by dotted name, so that nothing is imported to list them. An explicit request works or fails; only
-``auto`` chooses, and it says what it chose and why.
+The table refers to modules by dotted name, so that listing back ends imports none of them. An explicit request succeeds or
+fails; only ``auto`` makes a choice, and reports what it chose and why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AUTO = "auto"
 
 
 class Backend(Protocol):
-    """Something that fuses. Use it as a context manager; one instance, one thread."""
+    """Runs the network. Use it as a context manager, and each instance from one thread only."""
 
     name: str
 
@@ -41,45 +41,45 @@ class Backend(Protocol):
             b: Source b, same shape.
 
         Returns:
-            (1, 1, H, W), (0, 1), before any stretch. It may be overwritten by the next call.
+            (1, 1, H, W), (0, 1), before any stretch. The next call may overwrite it.
 
         Raises:
-            ShapeError: The graph has a fixed size and the planes have another one.
+            ShapeError: The planes do not have the fixed size of the engine.
         """
 
 
 @runtime_checkable
 class Uint8OutputBackend(Backend, Protocol):
-    """A back end whose engine may give the fused plane as 8-bit levels, too, finished on the device.
+    """A back end whose engine may have a uint8 output, finished on the device.
 
     Attributes:
-        uint8_range: Their range, see ``refusion_edge.images.color.to_output_range``; None if this engine has none.
+        uint8_range: Range of that output, see ``refusion_edge.images.color.to_output_range``; None without one.
     """
 
     uint8_range: str | None
 
     def fuse_uint8(self, a: Float32Array, b: Float32Array) -> Uint8Array:
-        """Fuse two luma planes to levels; only where there is a range.
+        """Fuse two luma planes to uint8; only for engines with a ``uint8_range``.
 
         Args:
             a: Source a, (1, 1, H, W), [0, 1].
             b: Source b, same shape.
 
         Returns:
-            (H, W), new memory.
+            (H, W), a new array.
 
         Raises:
-            ShapeError: The graph has a fixed size and the planes have another one.
-            GateError: The fused plane is not finite.
+            ShapeError: The planes do not have the fixed size of the engine.
+            GateError: The fused plane contains NaN or infinities.
         """
 
 
 @runtime_checkable
 class Uint8InputBackend(Backend, Protocol):
-    """A back end whose engine may take 8-bit sources as they are, and turns them into planes on the device.
+    """A back end whose engine may accept uint8 sources and convert them to float32 planes on the device.
 
     Attributes:
-        takes_uint8: Whether this engine does: each source of ``fuse`` and of ``fuse_uint8`` may then be uint8,
+        takes_uint8: Whether this engine accepts them: each source of ``fuse`` and of ``fuse_uint8`` may then be uint8,
             (1, 1, H, W), [0, 255].
     """
 
@@ -88,15 +88,15 @@ class Uint8InputBackend(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a back end loads: one file of a bundle, or the same in memory.
+    """An engine that a back end loads: one file of a bundle, or the same data in memory.
 
     Attributes:
-        data: Its bytes.
+        data: Content of the file.
         precision: Precision that it computes in.
-        name: What to call it in messages.
-        size_hw: Height and width that every picture must have, or None for any, or for what the file says itself.
-        compute_capabilities: Devices that it was compiled for; empty if that was the compiler's own choice.
-        version_compatible: Whether it carries a runtime of its own, which is code that will be run.
+        name: Name of the engine in messages.
+        size_hw: Height and width that all planes must have; None for any size, or if the file itself determines it.
+        compute_capabilities: Compute capabilities that it was compiled for; empty if left to the compiler.
+        version_compatible: Whether it contains a runtime of its own, which is code that will be executed.
         remedy: What to do about an engine that does not fit this machine, without a full stop.
     """
 
@@ -111,11 +111,11 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run, as far as a back end leaves that open.
+    """Run-time options of a back end.
 
     Attributes:
-        threads: Threads on the CPU; 0 for the back end's own choice.
-        streaming: Whether pictures come with pauses between them, as from a camera: threads then sleep in the pauses.
+        threads: Threads on the CPU; 0 for the back end's default.
+        streaming: Whether there are pauses between images, as with a camera: threads then sleep during the pauses.
     """
 
     threads: int = 0
@@ -130,16 +130,15 @@ class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module. It has ``probe() -> Status``;
-            ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State,
-            RunOptions) -> Backend`` if it takes weights; and ``probe_build() -> Status`` if building needs something
-            else than running.
-        summary: What it is, in a few words.
-        forms: The graph form that ``build`` takes, by the precision of the engine; empty where it makes no bundles.
-        takes_weights: Whether it can run parameters in fp32 without building an engine first.
+        module: Dotted name of the module. It defines ``probe() -> Status``; ``open_engine(Engine, RunOptions) -> Backend`` if
+            there are engines for it; ``open_weights(State, RunOptions) -> Backend`` if it runs weights directly; and
+            ``probe_build() -> Status`` if building has requirements other than those of running.
+        summary: Description in a few words.
+        forms: Graph form that ``build`` uses, by the precision of the engine; empty if no bundles are built for it.
+        takes_weights: Whether it can run weights in fp32 without building an engine first.
         on_gpu: Whether its engines run on a CUDA device.
-        builds_anywhere: Whether engines for a device are built on machines without one.
-        takes_ranges: Whether one engine can be built for a range of sizes.
+        builds_anywhere: Whether its engines can be built on machines without a CUDA device.
+        takes_ranges: Whether one engine can accept a range of sizes.
     """
 
     module: str
@@ -152,7 +151,7 @@ class Entry:
 
     @property
     def builds(self) -> bool:
-        """Whether ``build`` makes bundles for it."""
+        """Whether ``build`` can build bundles for it."""
         return bool(self.forms)
 
 
@@ -162,9 +161,9 @@ class Status:
 
     Attributes:
         usable: Whether it can.
-        reason: Version if it can, the reason if it cannot.
-        fix: The line that changes this, or empty if nothing on this machine does.
-        lacks: Precisions that it builds, but cannot compute in on this machine, as far as that is known beforehand.
+        reason: Its version if it can, or the reason why it cannot.
+        fix: The command that makes it usable, or empty if none does.
+        lacks: Precisions that it supports in general but not on this machine, as far as known in advance.
     """
 
     usable: bool
@@ -174,7 +173,7 @@ class Status:
 
 
 _FOLDED: Mapping[Precision, str] = {"fp32": "tensorrt-folded", "fp16": "tensorrt-folded", "int8": "tensorrt-folded"}
-# In the order of preference of `auto`, which takes the first usable one that builds in the precision asked for.
+# In the order of preference of `auto`, which chooses the first usable one that supports the requested precision.
 BACKENDS: dict[str, Entry] = {
     "fused": Entry(
         "refusion_edge.backends.fused",
@@ -206,7 +205,7 @@ BACKENDS: dict[str, Entry] = {
     "onnxruntime": Entry(
         "refusion_edge.backends.onnxruntime",
         "ONNX Runtime on the CPU",
-        # In fp16 it computes in fp32 between casts: no layout is faster than another.
+        # In fp16 it computes in fp32 between casts, so that no layout is faster than another.
         {"fp32": "cpu", "fp16": "tensorrt-literal"},
         takes_weights=True,
     ),
@@ -215,7 +214,7 @@ BACKENDS: dict[str, Entry] = {
 
 
 def status(name: str) -> Status:
-    """Find out whether a back end can be used here; changes nothing.
+    """Find out whether a back end can be used here, without changing anything.
 
     Raises:
         UsageError: There is no such back end; the message suggests the nearest one.
@@ -225,7 +224,7 @@ def status(name: str) -> Status:
 
 
 def build_status(name: str) -> Status:
-    """Find out whether engines for a back end can be built here, which may be a machine that cannot run them.
+    """Find out whether engines for a back end can be built here, even if they cannot run here.
 
     Raises:
         UsageError: There is no such back end; the message suggests the nearest one.
@@ -236,18 +235,18 @@ def build_status(name: str) -> Status:
 
 
 def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
-    """Run an engine on a back end that can be used here.
+    """Run an engine on a back end that is usable here.
 
     Raises:
-        MisfitError: The engine does not fit this machine.
-        BackendError: The back end cannot load it, or not in its precision on this machine.
+        MisfitError: The engine was built for another machine.
+        BackendError: The back end cannot load it, or does not support its precision on this machine.
     """
     backend: Backend = _module(name).open_engine(engine, options)
     return backend
 
 
 def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Backend:
-    """Run the 86 parameters in fp32 on a back end that can be used here and takes them.
+    """Run the 86 parameters in fp32 on a back end that is usable here and takes weights.
 
     Raises:
         BackendError: The back end cannot run them.
@@ -257,12 +256,12 @@ def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Bac
 
 
 def read_graph(backend: str, precision: Precision, form: str | None = None) -> onnx.ModelProto:
-    """Load the template that an engine is made from.
+    """Load the template that an engine is built from.
 
     Args:
-        backend: A back end that builds engines.
-        precision: A precision that it builds.
-        form: Another graph form than the back end's own.
+        backend: A back end for which engines are built.
+        precision: One of its precisions.
+        form: A graph form to use instead of the back end's own.
     """
     from refusion_edge.network.graph import graph_precision, read_template
 
@@ -283,17 +282,17 @@ def find_entry(name: str) -> Entry:
     if entry is None:
         nearest = difflib.get_close_matches(name, [AUTO, *BACKENDS], n=1, cutoff=0.4)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise UsageError(f"expected one of the back ends {AUTO}, {', '.join(BACKENDS)}, got '{name}'{hint}.")
+        raise UsageError(f"unknown back end '{name}'{hint}; choose one of {AUTO}, {', '.join(BACKENDS)}")
     return entry
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A back end and the reason for it.
+    """A chosen back end, and why it was chosen.
 
     Attributes:
         name: Name of the back end.
-        reason: One sentence, to be shown to the user.
+        reason: The reason, to be shown to the user.
         automatic: Whether ``auto`` chose it.
     """
 
@@ -306,50 +305,47 @@ def choose_builder(name: str, precision: Precision) -> Choice:
     """Choose the back end to build for.
 
     Args:
-        name: A back end, which need not run here if it builds here, or ``auto`` for the first usable one of the table
-            that builds in this precision.
+        name: A back end that can be built for here, even if it cannot run here; or ``auto`` for the first usable one of the
+            table that supports this precision.
         precision: Precision of the engine.
 
     Raises:
-        UsageError: There is no such back end, or it does not build engines, or not in this precision.
-        BackendError: It cannot be used here, or not in this precision, or none can.
+        UsageError: There is no such back end, no engines are built for it, or none in this precision.
+        BackendError: It, or this precision of it, cannot be used here; or no back end can.
     """
     if name != AUTO:
         if not (forms := find_entry(name).forms):
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
-                f"expected a back end that builds engines ({builders}), got '{name}', which runs the network as it is."
+                f"no engines are built for {name}, which runs weights directly; choose one of {builders}, which have engines"
             )
         if precision not in forms:
-            raise UsageError(
-                f"expected a precision that {name} builds ({', '.join(forms)}), got '{precision}'; "
-                f"build with --precision {' or '.join(forms)}."
-            )
+            raise UsageError(f"no engines in {precision} are built for {name}; build with --precision {' or '.join(forms)}")
         found = _require(name, build_status)
         if precision in found.lacks:
             rest = [other for other in forms if other not in found.lacks]
             raise BackendError(
-                f"expected a precision that {name} computes in on this machine ({', '.join(rest)}), got '{precision}' with "
-                f"{found.reason}; build with --precision {' or '.join(rest)}."
+                f"{name} does not compute in {precision} on this machine ({found.reason}); build with --precision "
+                f"{' or '.join(rest)}"
             )
         return Choice(name, "as asked")
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
 
 
 def usable_runners() -> tuple[str, ...]:
-    """Names of all back ends that can run parameters here without an engine, in the order of preference."""
+    """Names of all back ends that can run weights here without an engine, in order of preference."""
     return tuple(name for name, entry in BACKENDS.items() if entry.takes_weights and status(name).usable)
 
 
 def choose_runner(name: str) -> Choice:
-    """Choose the back end that runs parameters in fp32, without an engine.
+    """Choose the back end that runs weights in fp32, without an engine.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table that can.
+        name: A back end, or ``auto`` for the first usable one of the table that takes weights.
 
     Raises:
         UsageError: There is no such back end, or it needs an engine.
-        BackendError: It cannot be used here, or none can.
+        BackendError: It cannot be used here, or no back end can.
     """
     runners = [other for other, entry in BACKENDS.items() if entry.takes_weights]
     if name == AUTO:
@@ -358,8 +354,8 @@ def choose_runner(name: str) -> Choice:
     require_usable(name)
     if name not in runners:
         raise UsageError(
-            f"expected one of the back ends {', '.join(runners)} for weights, got '{name}', which needs an engine; "
-            f"run: refusion-edge build --backend {name}."
+            f"{name} cannot run weights without an engine; run: refusion-edge build --backend {name}; or choose one of "
+            f"{', '.join(runners)}"
         )
     return Choice(name, "as asked")
 
@@ -375,7 +371,7 @@ def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
             return Choice(candidate, reason, automatic=True)
         reason = found.reason if not found.usable else f"usable, but not in {precision}"
         rejected.setdefault(reason, []).append(candidate)
-    raise BackendError(f"expected a usable back end, got none: {_listed(rejected)}; run 'refusion-edge doctor' for what to do.")
+    raise BackendError(f"no back end is usable here: {_listed(rejected)}; run 'refusion-edge doctor' for what to do")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
@@ -383,23 +379,23 @@ def _listed(names_by_reason: dict[str, list[str]]) -> str:
 
 
 def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) -> None:
-    """Make sure that planes have the size of a fixed-size engine.
+    """Check that planes have the size of a fixed-size engine.
 
     Raises:
-        ShapeError: They do not; the message says how to get an engine for them.
+        ShapeError: They do not; the message says how to build an engine for them.
     """
     if built_for_hw is not None and built_for_hw != got_hw:
         raise ShapeError(
-            f"expected pictures of {built_for_hw[1]}x{built_for_hw[0]} (width x height), for which this engine was "
-            f"built, got {got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic."
+            f"the engine was built for images of {built_for_hw[1]}x{built_for_hw[0]} (width x height), but these are "
+            f"{got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic"
         )
 
 
 def require_usable(name: str) -> None:
-    """Make sure that a back end can be used here.
+    """Check that a back end can be used here.
 
     Raises:
-        BackendError: It cannot; the message says why, what does change that, and what is usable instead.
+        BackendError: It cannot; the message says why, and how to make it usable or what to choose instead.
     """
     _require(name, status)
 
@@ -410,4 +406,4 @@ def _require(name: str, look: Callable[[str], Status]) -> Status:
         return found
     usable = [other for other in BACKENDS if other != name and status(other).usable]
     remedy = f"run: {found.fix}" if found.fix else f"choose {' or '.join(usable)}" if usable else "see 'refusion-edge doctor'"
-    raise BackendError(f"expected the back end {name} to be usable here, got '{found.reason}'; {remedy}.")
+    raise BackendError(f"the back end {name} cannot be used here: {found.reason}; {remedy}")

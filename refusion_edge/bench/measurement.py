@@ -103,7 +103,7 @@ class Pipeline:
         prepared_ns = clock.now_ns()
         output = fuser.infer(planes, colour=self._colour)
         inferred_ns = clock.now_ns()
-        fuser.to_picture(output, planes, colour=self._colour)
+        fuser.to_image(output, planes, colour=self._colour)
         ended_ns = clock.now_ns()
         cpu_ns = clock.cpu_ns() - cpu_ns
 

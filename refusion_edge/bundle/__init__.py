@@ -1,1 +1,1 @@
-"""Engine bundles: the manifest, and the folder that holds it together with the engine."""
+"""Engine bundles: the specification, the manifest, and the folder that holds them together with the engine."""

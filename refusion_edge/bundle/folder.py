@@ -1,12 +1,12 @@
-"""Engine bundles: a folder with a manifest, the weights, the pure ONNX model and the pure engine.
+"""Engine bundles: folders with a manifest, the weights, a plain ONNX model and the engine.
 
     NAME/
-      manifest.json        what it is, for which machine, hash of every file, result of the accuracy gate
-      weights.safetensors  fp32 parameters, so that it can be verified and rebuilt anywhere
-      model.onnx           the model, nothing wrapped around it
-      engine file          only where a back end compiles one; other tools can load it as well
+      manifest.json        specification, target machine, hash of every file, result of the accuracy gate
+      weights.safetensors  fp32 parameters, so that the bundle can be verified and rebuilt anywhere
+      model.onnx           the model, in plain ONNX
+      engine file          only for back ends that compile one; other tools can load it as well
 
-A bundle is written under a temporary name and renamed, so that a folder with a manifest is a whole bundle.
+A bundle is written under a temporary name and then renamed, so that a folder with a manifest is always complete.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _STAGING = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)
 
 @dataclass(frozen=True, slots=True)
 class EngineBundle:
-    """A bundle whose files were checked against its manifest.
+    """A bundle whose files have been checked against its manifest.
 
     Attributes:
-        path: Folder.
+        path: Folder of the bundle.
         manifest: Its manifest.
     """
 
@@ -49,16 +49,16 @@ class EngineBundle:
         """Read one file of the bundle and check its hash.
 
         Raises:
-            BundleError: The file is missing, unreadable or was changed.
+            BundleError: The file is missing, unreadable or changed.
         """
         return _read_checked(self.path, name, self.manifest.files[name])
 
     def engine(self) -> Engine:
-        """What the back end of the bundle loads.
+        """Read the engine for the back end of the bundle.
 
         Raises:
-            BundleError: The file is missing, unreadable or was changed.
-            MisfitError: It is an ONNX model that this release does not make of the weights beside it.
+            BundleError: The file is missing, unreadable or changed.
+            MisfitError: It is an ONNX model that differs from the one that this release generates from the weights.
         """
         manifest, compiled = self.manifest, self.manifest.compiled
         return Engine(
@@ -78,24 +78,24 @@ class EngineBundle:
         return checked_model(self.read(MODEL), model, self.path / MODEL, f"build it again: {self.rebuild_command()}")
 
     def rebuild_command(self, backend: str | None = None) -> str:
-        """The command that builds this engine again, for the machine it is typed on, from the weights of this bundle.
+        """Write the command that rebuilds this engine from the weights of the bundle, for the machine that it is run on.
 
         Args:
             backend: Another back end, or None for the same.
         """
         spec = self.manifest.spec
         if backend not in (None, spec.backend):
-            # What was asked of one compiler means nothing to another.
+            # Settings of one compiler are meaningless to another.
             spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw)
         calibration = None if self.manifest.quantized is None else self.path / CALIBRATION
         return spec.command(self.path / WEIGHTS, calibration=calibration)
 
 
 def read_bundle(path: str | os.PathLike[str]) -> EngineBundle:
-    """Open a bundle and check every file of it.
+    """Open a bundle and check all its files.
 
     Raises:
-        BundleError: It is not a bundle, a file is missing or changed, or its schema is not known here.
+        BundleError: It is not a bundle, a file is missing or changed, or its schema is unknown.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -105,27 +105,26 @@ def read_bundle(path: str | os.PathLike[str]) -> EngineBundle:
 
 
 def check_target(bundle: EngineBundle) -> None:
-    """Make sure that the engine of a bundle runs on this machine.
+    """Check that the engine of a bundle was built for this kind of machine.
 
     Raises:
-        MisfitError: It was built for another one; says which, what this one is, and the command to rebuild.
+        MisfitError: It was built for another one; the message names both, and the command to rebuild it.
     """
     here = this_machine()
     target = bundle.manifest.target
     if not target.fits(here):
         raise MisfitError(
-            f"expected an engine for this machine ({here}), got {bundle.path}, which was built for {target}; "
-            f"rebuild it here: {bundle.rebuild_command()}."
+            f"{bundle.path} was built for {target}, but this machine is {here}; rebuild it here: {bundle.rebuild_command()}"
         )
 
 
 def install_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> EngineBundle:
-    """Write a bundle as a whole, in place of an older bundle of that name if there is one.
+    """Write a bundle atomically, replacing an older bundle of that name if there is one.
 
-    Leftovers of builds that were killed while writing are swept away first.
+    Leftovers of builds that were killed while writing are removed first.
 
     Raises:
-        OutputError: ``path`` is something else than a bundle, or cannot be written; nothing is left behind.
+        OutputError: ``path`` is something other than a bundle, or cannot be written; nothing is left behind.
     """
     check_replaceable(path)
     staging = path.parent / f".{path.name}.partial-{os.getpid()}"
@@ -151,7 +150,7 @@ def install_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -
 
 
 def record_gate(bundle: EngineBundle, gate: GateResult) -> EngineBundle:
-    """Note in a bundle what the accuracy gate measured on its engine, in place of why it had not.
+    """Record in a bundle the result of an accuracy gate that could not run when the bundle was built.
 
     Raises:
         OutputError: The manifest cannot be written; the old one stays.
@@ -162,24 +161,24 @@ def record_gate(bundle: EngineBundle, gate: GateResult) -> EngineBundle:
 
 
 def check_replaceable(path: Path) -> None:
-    """Make sure that a bundle may be written under this name, before any work is spent on it.
+    """Check that a bundle may be written under this name; call this before expensive work.
 
     Raises:
-        OutputError: There is something that is not a bundle.
+        OutputError: Something other than a bundle exists there.
     """
     if path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir())):
         return
     if path.exists() or path.is_symlink():
-        raise OutputError(f"expected a free name or an older bundle at {path}, got something else; choose another --output.")
+        raise OutputError(f"{path} exists and is not an engine bundle, so it is not replaced; choose another --output")
 
 
 def sha256(data: bytes) -> str:
-    """Hash bytes, as hex digits."""
+    """SHA-256 of bytes, in hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed builds of this name left; bring the replaced bundle back if the new one never came."""
+    """Remove leftovers of killed builds of this name, and restore the replaced bundle if the new one was never installed."""
     for entry in path.parent.iterdir():
         match = _STAGING.match(entry.name)
         if match is None or match["name"] != path.name or _is_running(int(match["pid"])):
@@ -203,11 +202,11 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
     try:
         data = (path / name).read_bytes()
     except OSError as error:
-        raise BundleError(f"expected the file {name} in the bundle {path}, got '{error.strerror}'; build it again.") from error
+        raise BundleError(f"cannot read {name} in the bundle {path}: {error.strerror}; build the bundle again") from error
     found = sha256(data)
     if found != digest:
         raise BundleError(
-            f"expected {name} in the bundle {path} to have the SHA-256 {digest[:12]}..., got {found[:12]}... "
-            f"({len(data)} bytes); it was changed or cut short, build it again."
+            f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of {digest[:12]}...: it "
+            "was changed or cut short; build the bundle again"
         )
     return data

@@ -1,4 +1,4 @@
-"""The manifest of an engine bundle: what was asked for, what it was made from, and where it runs."""
+"""The manifest of an engine bundle: its specification, its origin, and the machines that it runs on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST_SCHEMA = "refusion-edge/bundle/1"
 MANIFEST, MODEL, WEIGHTS, PLAN = "manifest.json", "model.onnx", "weights.safetensors", "engine.plan"
 CALIBRATION, PROGRAM = "calibration.json", "program.rfx"
 
-# Largest manifest that is read; a real one has 3 kB.
+# Largest manifest that is read; real ones take 3 kB.
 _MOST_BYTES = 1 << 20
 # Fields of the manifest that only some engines have.
 _OPTIONAL = ("compiled", "quantized")
@@ -61,11 +61,11 @@ class GateResult:
     Attributes:
         psnr_db: PSNR against the fp32 reference in dB, None if the images were equal.
         ssim: Structural similarity.
-        max_error: Largest difference, in grey levels of 255.
+        max_error: Largest difference, in gray levels of 255.
         pairs: Number of pairs.
         pairs_sha256: Hash over the images of the pairs.
-        reference: Hash of a pair to the means of the fp32 reference's fused image in 4x4 blocks, row by row, in [0, 1]: other
-            weights give other means, whatever the hashes say. Empty in bundles of release 0.1.
+        reference: Means of the fp32 reference's fused image over 4x4 blocks, row by row, in [0, 1], by the hash of the pair.
+            They reveal changed weights even if the hashes were changed as well. Empty in bundles of release 0.1.
     """
 
     psnr_db: float | None
@@ -78,7 +78,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class GateNotRun:
-    """An engine that could not run where it was built; its gate runs where it is first loaded.
+    """The gate of an engine that could not run where it was built; it runs where the engine is first loaded.
 
     Attributes:
         not_run: Why the gate has not run on the engine.
@@ -94,11 +94,11 @@ class Compiled:
     """How an engine was compiled, and what it needs.
 
     Attributes:
-        command: The command of the vendor's tool that compiles the same from ``model.onnx``.
+        command: The command of the vendor's tool that compiles the same engine from ``model.onnx``.
         device: Where it was compiled, in words.
-        compute_capabilities: Kinds of device that it runs on; empty if the compiler's own choice.
+        compute_capabilities: Compute capabilities of the devices that it runs on; empty if left to the compiler.
         sizes: Minimum, optimum and maximum height and width, as ``--size`` takes it; None for a fixed size.
-        scratch_bytes: Memory that a run needs at the largest size, besides inputs, output and weights; None if unknown.
+        scratch_bytes: Memory that a run needs at the maximum size, besides inputs, outputs and weights; None if unknown.
     """
 
     command: str
@@ -110,7 +110,7 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What of an engine is INT8, and what its ranges were measured on.
+    """The INT8 layers of an engine, and how they were calibrated.
 
     Attributes:
         method: How the ranges were chosen.
@@ -118,7 +118,7 @@ class Quantized:
         data_sha256: Hash over their pixels.
         random: Whether they were random numbers instead of images.
         int8: Layers in INT8.
-        kept: Layers that could be, but stay in half precision so that the gate passes.
+        kept: Quantizable layers that stay in half precision so that the gate passes.
     """
 
     method: str
@@ -131,13 +131,13 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What ``manifest.json`` says.
+    """The content of ``manifest.json``.
 
     Attributes:
-        spec: What was asked for, with the back end that was chosen; building starts again from it.
+        spec: Specification, with the back end that was chosen; rebuilding starts from it.
         form: Layout of the graph of the model.
         engine: Name of the file that the back end loads.
-        key: Hash over everything that the engine was made from; names the cache entry.
+        key: Hash over everything that the engine was built from; names the cache entry.
         target: The machines that it runs on.
         weights_sha256: Hash of the weights file that it was built from.
         inputs: Inputs of the model.
@@ -146,7 +146,7 @@ class Manifest:
         tools: Versions of what built it, name to version.
         files: SHA-256 of every other file of the bundle, name to hex digits.
         compiled: How the engine was compiled; None where the back end loads the model itself.
-        quantized: What of it is INT8; None if nothing is.
+        quantized: Its INT8 layers; None if there are none.
     """
 
     spec: EngineSpec
@@ -191,43 +191,41 @@ class Manifest:
         return size_hw if sizes_hw is None else sizes_hw.opt_hw
 
     def to_json(self) -> str:
-        """Serialize; equal manifests give equal text. What does not apply is left out."""
+        """Serialize; equal manifests give equal text. Fields that do not apply are left out."""
         fields = {name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None}
         fields["spec"] = self.spec.to_fields()
         return json.dumps({"schema": SCHEMA, **fields}, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of a bundle. Nothing in it is trusted; a bundle of release 0.1 is read, too.
+    """Read the manifest of a bundle, which is untrusted. Bundles of release 0.1 can be read as well.
 
     Raises:
-        BundleError: There is none, or it is damaged or of another schema.
+        BundleError: It is missing, damaged, or of an unknown schema.
     """
     file = path / MANIFEST
     if not file.is_file():
-        what = "a folder without one" if path.is_dir() else "a file" if path.exists() else "not there"
-        raise BundleError(
-            f"an engine bundle is a folder with {MANIFEST}, but {path} is {what}; make one with 'refusion-edge build'"
-        )
+        problem = f"has no {MANIFEST}" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {problem}, so it is not an engine bundle; build one with 'refusion-edge build'")
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         if not isinstance(document, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {file}: {_reason(error)}; build the bundle again") from error
     schema = document.pop("schema", None)
     if schema not in (SCHEMA, FIRST_SCHEMA):
         raise BundleError(
-            f"{path} is of the schema {schema or 'none'}, and this release reads {SCHEMA} and {FIRST_SCHEMA}; build it again, "
-            "or install the release that made it"
+            f"{path} has the schema {schema or 'none'}, but this release reads {SCHEMA} and {FIRST_SCHEMA}; build the bundle "
+            "again, or install the release that built it"
         )
     try:
         manifest = _to_manifest(_from_first(document) if schema == FIRST_SCHEMA else document)
         for sound, what in _checks(manifest):
             if not sound:
-                raise ValueError(f"it does not hold {what}")
+                raise ValueError(f"it lacks {what}")
     except (TypeError, KeyError, AttributeError, ValueError, UsageError) as error:
         raise BundleError(f"{file} is damaged: {_reason(error)}; build the bundle again") from error
     return manifest
@@ -246,7 +244,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _from_first(document: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the first schema as those of today."""
+    """Convert the fields of the first schema to those of the current one."""
     fields = dict(document)
     asked: dict[str, Any] = {name: fields.pop(name) for name in ("task", "precision", "backend")}
     height, width = fields["inputs"][0]["shape"][2:]
@@ -268,7 +266,7 @@ def _first_settings(options: Mapping[str, str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, text in options.items():
         if name not in _FIRST_OPTIONS or not isinstance(text, str):
-            raise ValueError(f"'{str(name)[:40]}' is not an option of a compiler")
+            raise ValueError(f"'{str(name)[:40]}' is not a compiler option")
         setting = _FIRST_OPTIONS[name]
         if setting in ("workspace_mib", "optimization_level"):
             settings[setting] = int(text[:9])
@@ -296,22 +294,22 @@ def _to_manifest(fields: dict[str, Any]) -> Manifest:
 
 
 def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
-    """Yield what has to hold, in an order in which each check can rely on those before it."""
+    """Yield all conditions, each with what is required; each may rely on those before it."""
     texts = (manifest.engine, manifest.key, manifest.weights_sha256, *asdict(manifest.target).values())
     yield all(isinstance(text, str) for text in texts), "text for names and hashes"
-    yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "names and texts for tools and files"
+    yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "text for all tools and files"
     yield manifest.backend in BACKENDS and BACKENDS[manifest.backend].builds, "a back end that builds engines"
     yield manifest.precision in BACKENDS[manifest.backend].forms, f"a precision that {manifest.backend} builds"
-    yield manifest.form in FORMS, f"a layout of the graph out of {', '.join(FORMS)}"
+    yield manifest.form in FORMS, f"one of the graph forms {', '.join(FORMS)}"
     # A name with a separator would reach outside the folder.
     yield all(name == Path(name).name and name.isprintable() for name in manifest.files), "plain file names"
     yield {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys(), "the hashes of the engine, the model and the weights"
-    yield manifest.weights_sha256 == manifest.files[WEIGHTS], "one hash for the weights"
+    yield manifest.weights_sha256 == manifest.files[WEIGHTS], "equal hashes for the weights"
     yield [tensor.name for tensor in manifest.inputs] == [INPUT_A, INPUT_B], "the inputs a and b"
     yield [tensor.name for tensor in manifest.outputs] == [OUTPUT], "the output fused"
     shapes = {tensor.shape for tensor in (*manifest.inputs, *manifest.outputs)}
     yield len(shapes) == 1 and _is_shape(*shapes), "the shape (1, 1, H, W) for inputs and output"
-    yield manifest.inputs[0].shape[2:] == (manifest.spec.size_hw or (None, None)), "one size in spec and inputs"
+    yield manifest.inputs[0].shape[2:] == (manifest.spec.size_hw or (None, None)), "the same size in spec and inputs"
     gate = manifest.gate
     if isinstance(gate, GateNotRun):
         yield isinstance(gate.not_run, str), "text for why the gate has not run"
@@ -319,7 +317,7 @@ def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
     figures = (gate.ssim, gate.max_error, gate.pairs, 0.0 if gate.psnr_db is None else gate.psnr_db)
     yield all(_is_number(figure) for figure in figures), "numbers for the gate"
     yield _is_reference(gate.reference), "16 means for each reference image"
-    yield (manifest.quantized is not None) == (manifest.precision == "int8"), "what is INT8, for an int8 engine alone"
+    yield (manifest.quantized is not None) == (manifest.precision == "int8"), "INT8 layers for int8 engines, and only for them"
     if manifest.quantized is not None:
         yield _is_quantized(manifest.quantized) and CALIBRATION in manifest.files, "the INT8 layers and their calibration"
     if manifest.compiled is not None:

@@ -1,4 +1,4 @@
-"""What an engine is asked to be: everything that `build` needs to know to build the same engine again."""
+"""The specification of an engine: everything that `build` needs to build the same engine again."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from refusion_edge.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """The engine that was asked for.
+    """Specification of an engine.
 
     Attributes:
         task: Name of the task.
         precision: Precision of the engine.
         backend: Back end, or ``auto``.
         size_hw: Fixed height and width, or None for any size.
-        sizes_hw: Range of sizes for a compiled engine; None for the fixed size, or for a range of our choice.
-        form: Layout of the graph, or None for the back end's own.
-        settings: How a plan is to be compiled; for TensorRT and TensorRT-RTX only.
-        architectures: GPU architectures that a program for the back end ``fused`` is compiled for, 87 for sm_87; None
-            for that of this machine. For no other back end.
+        sizes_hw: Range of sizes for a compiled engine; None for the fixed size, or for the default range.
+        form: Layout of the graph, or None for that of the back end.
+        settings: Compiler settings; for TensorRT and TensorRT-RTX only.
+        architectures: GPU architectures that a program is compiled for, 87 for sm_87; None for that of this machine. For
+            the back end ``fused`` only.
     """
 
     task: str
@@ -49,7 +49,7 @@ class EngineSpec:
         return "dynamic" if self.size_hw is None else f"{self.size_hw[0]}x{self.size_hw[1]}"
 
     def command(self, weights: Path, *, calibration: Path | None = None) -> str:
-        """The command that builds this engine, quoted for a shell.
+        """Write the command that builds this engine, quoted for a shell.
 
         Args:
             weights: Weights file to build from.
@@ -66,7 +66,7 @@ class EngineSpec:
         return shlex.join([*words, *self.settings.words()])
 
     def to_fields(self) -> dict[str, Any]:
-        """Serialise for a manifest; what was not asked for is left out."""
+        """Convert to plain values for a manifest; unset fields are left out."""
         document: dict[str, Any] = {
             "task": self.task,
             "precision": self.precision,
@@ -80,21 +80,21 @@ class EngineSpec:
 
 
 def parse_spec(document: Mapping[str, Any]) -> EngineSpec:
-    """Read what ``EngineSpec.to_fields`` wrote. Nothing in it is trusted.
+    """Parse the output of ``EngineSpec.to_fields``, which is untrusted.
 
     Raises:
-        ValueError: A field is missing, unknown, of another type, or holds what this release does not know.
+        ValueError: A field is missing, unknown, of the wrong type, or has a value that this release does not know.
         UsageError: A size, an architecture or a setting is out of range.
     """
     known = {"task", "precision", "backend", "size", "form", "architectures", "settings"}
     if unknown := document.keys() - known:
-        raise ValueError(f"the spec holds the unknown field '{min(unknown)}'")
+        raise ValueError(f"the spec contains the unknown field '{min(unknown)}'")
     texts = {name: document.get(name, "") for name in known - {"settings"}}
     if not all(isinstance(text, str) for text in texts.values()):
         raise ValueError("a field of the spec is not text")
     for name, choices in (("task", TASKS), ("precision", PRECISIONS), ("backend", BACKENDS)):
         if texts[name] not in choices:
-            raise ValueError(f"the spec names the {name} '{texts[name]}', which is none of {', '.join(choices)}")
+            raise ValueError(f"the spec names the unknown {name} '{texts[name]}', instead of one of {', '.join(choices)}")
     size_hw, sizes_hw = parse_sizes(texts["size"])
     return EngineSpec(
         task=texts["task"],
@@ -109,10 +109,10 @@ def parse_spec(document: Mapping[str, Any]) -> EngineSpec:
 
 
 def parse_settings(document: object) -> PlanSettings:
-    """Read the settings of a spec.
+    """Parse the compiler settings of a spec.
 
     Raises:
-        ValueError: It is no object, holds an unknown field, or a field of another type.
+        ValueError: They are not an object, or contain an unknown field or one of the wrong type.
         UsageError: A value is out of range.
     """
     if not isinstance(document, Mapping):
@@ -132,7 +132,7 @@ def parse_settings(document: object) -> PlanSettings:
         raise ValueError("compute_capabilities is not a list of texts")
     for name, value in values.items():
         if name not in types:
-            raise ValueError(f"the settings of the spec hold the unknown field '{name}'")
+            raise ValueError(f"the settings of the spec contain the unknown field '{name}'")
         if type(value) is not types[name]:
             raise ValueError(f"{name} is not of the type {types[name].__name__}")
     return PlanSettings(**values, compute_capabilities=tuple(capabilities))

@@ -1,6 +1,6 @@
-"""What an image file says of its size before anything of it is decoded: PNG, JPEG, TIFF, BMP, WebP and PNM.
+"""Image sizes from the headers of PNG, JPEG, TIFF, BMP, WebP and PNM files, before anything is decoded.
 
-A file of 1 MB can decode to gigabytes; the pixels are counted here first.
+A file of 1 MB can decode to gigabytes, so pixels are counted before they are decoded.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\
 # Tags of TIFF: width and height of the image and of its tiles.
 _SIDES, _TILE = (256, 257), (322, 323)
 _WHOLE_NUMBERS = {3: "H", 4: "I", 16: "Q"}
-# Frames of JPEG, but for tables of Huffman and arithmetic coding and an extension.
+# Start-of-frame markers of JPEG, without those for Huffman tables, arithmetic coding and the extension.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Size of a picture as its file states it.
+    """Size of an image as stated by its file.
 
     Attributes:
         size_wh: Width and height in pixels.
-        pages: Number of pictures.
+        pages: Number of images in the file.
     """
 
     size_wh: tuple[int, int]
@@ -32,7 +32,7 @@ class Header:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of one picture."""
+        """Number of pixels of one image."""
         return self.size_wh[0] * self.size_wh[1]
 
 
@@ -43,7 +43,7 @@ def read_header(data: bytes) -> Header | None:
         data: The whole file.
 
     Returns:
-        What it states, or None if it has none of the known formats, or a damaged header.
+        The header, or None if the format is unknown or the header damaged.
     """
     for start, reader in _READERS:
         if start.match(data):
@@ -66,7 +66,7 @@ def _jpeg(data: bytes) -> Header | None:
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, place + 5)
             return Header((width, height))
-        # Fill bytes and marks that stand alone have no length.
+        # Fill bytes and standalone markers have no length.
         if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD7:
             place += 1 if marker == 0xFF else 2
         else:

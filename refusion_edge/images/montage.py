@@ -1,4 +1,4 @@
-"""Contact sheets: the sources beside the result, with a caption."""
+"""Contact sheets: captioned rows of sources and results."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class MontageRow:
     """One row of a contact sheet.
 
     Attributes:
-        pictures: Pictures from left to right, each (H, W) or (H, W, 3) RGB uint8, all of one size.
-        captions: One caption per picture.
+        images: Images from left to right, each (H, W) or (H, W, 3) RGB uint8, all of one size.
+        captions: One caption per image.
     """
 
-    pictures: Sequence[Array]
+    images: Sequence[Array]
     captions: Sequence[str]
 
 
 def montage(rows: Sequence[MontageRow], width_px: int = 384) -> Uint8Array:
-    """Lay pictures out in rows with captions above them.
+    """Lay images out in rows with captions above them.
 
     Args:
-        rows: Rows from top to bottom, all with the same number of pictures.
-        width_px: Width of every picture; heights follow.
+        rows: Rows from top to bottom, all with the same number of images.
+        width_px: Width of every image; the height keeps the aspect ratio of the row's first image.
 
     Returns:
         (H, W, 3) RGB uint8.
@@ -43,15 +43,15 @@ def montage(rows: Sequence[MontageRow], width_px: int = 384) -> Uint8Array:
 
 
 def _strip(row: MontageRow, width_px: int) -> Uint8Array:
-    height_px = round(width_px * row.pictures[0].shape[0] / row.pictures[0].shape[1])
-    count = len(row.pictures)
+    height_px = round(width_px * row.images[0].shape[0] / row.images[0].shape[1])
+    count = len(row.images)
     sheet = np.full((_CAPTION_PX + height_px + _GAP_PX, _GAP_PX + count * (width_px + _GAP_PX), 3), _BACKGROUND, np.uint8)
-    for index, (picture, caption) in enumerate(zip(row.pictures, row.captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
         left = _GAP_PX + index * (width_px + _GAP_PX)
-        colour = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-        enlarging = width_px > colour.shape[1]
+        color = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        enlarging = width_px > color.shape[1]
         sheet[_CAPTION_PX : _CAPTION_PX + height_px, left : left + width_px] = cv2.resize(
-            colour, (width_px, height_px), interpolation=cv2.INTER_CUBIC if enlarging else cv2.INTER_AREA
+            color, (width_px, height_px), interpolation=cv2.INTER_CUBIC if enlarging else cv2.INTER_AREA
         )
         cv2.putText(sheet, caption, (left, _CAPTION_PX - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
     return sheet

@@ -1,4 +1,4 @@
-"""Pairs of files on disk, matched by stem."""
+"""Pairs of image files, matched by stem."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PairPaths:
     """The two files of one pair.
 
     Attributes:
-        name: Stem that both share (of source a where two single files were named).
+        name: The common stem; for two single files, that of source a.
         a: File of source a.
         b: File of source b.
     """
@@ -32,7 +32,7 @@ class PairPaths:
 
 @dataclass(frozen=True, slots=True)
 class PairList:
-    """What two folders have in common.
+    """The pairs found in two folders.
 
     Attributes:
         pairs: Pairs, ordered by name.
@@ -47,12 +47,12 @@ class PairList:
 
 @dataclass(frozen=True, slots=True)
 class ImagePair:
-    """Two sources in memory.
+    """The two images of a pair in memory.
 
     Attributes:
         name: Name of the pair.
         a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
-        b: Source b, the same.
+        b: Source b, likewise.
     """
 
     name: str
@@ -70,7 +70,7 @@ def read_pair(paths: PairPaths) -> ImagePair:
 
 
 def fingerprint(pairs: Iterable[ImagePair]) -> str:
-    """Hash the pixels of several pairs, as hex digits."""
+    """SHA-256 over the pixels of several pairs, in hex digits."""
     digest = hashlib.sha256()
     for pair in pairs:
         for image in (pair.a, pair.b):
@@ -83,16 +83,16 @@ def is_collection(source: str) -> bool:
     """Tell whether a source names several files: a folder or a glob pattern.
 
     Raises:
-        InputError: The name is empty, or no name that a file can have.
+        InputError: The name is empty or not a valid file name.
     """
     if not source:
-        raise InputError("expected the name of a file or folder, got an empty one; check the command.")
+        raise InputError("the name of a file or folder is empty; check the command")
     path = Path(source)
     try:
         return path.is_dir() or (not path.exists() and glob.has_magic(source))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"expected the name of a file or folder, got {source[:40]!r}... ({error.args[-1]}); check the path."
+            f"{source[:40]!r}... is not a valid name of a file or folder ({error.args[-1]}); check the path"
         ) from error
 
 
@@ -101,25 +101,25 @@ def find_pairs(a: str, b: str) -> PairList:
 
     Args:
         a: File, folder or pattern of source a.
-        b: The same kind of thing for source b; a folder and a pattern may be mixed.
+        b: The same for source b; a folder and a pattern may be mixed.
 
     Returns:
         The pairs, and the files without a counterpart.
 
     Raises:
-        InputError: One is a file and the other is not, a folder holds no image, a stem occurs twice in one folder,
+        InputError: Only one of them is a single file, a folder contains no image, a stem occurs twice in one folder,
             or the two have no stem in common.
     """
     if is_collection(a) != is_collection(b):
-        raise InputError(f"expected two files or two folders, got {_kind(a)} {a} and {_kind(b)} {b}; give the same kind twice.")
+        raise InputError(f"cannot pair {_kind(a)} {a} with {_kind(b)} {b}; give two files or two folders")
     if not is_collection(a):
         return PairList((PairPaths(Path(a).stem, Path(a), Path(b)),))
     by_stem_a, by_stem_b = find_images(a), find_images(b)
     common = sorted(by_stem_a.keys() & by_stem_b.keys())
     if not common:
         raise InputError(
-            f"expected files with equal stems in {a} and {b}, got none in common ({_some(by_stem_a)} against "
-            f"{_some(by_stem_b)}); rename them so that the files of a pair share their stem."
+            f"{a} ({_some(by_stem_a)}) and {b} ({_some(by_stem_b)}) have no file stem in common; rename the files so that "
+            "those of a pair share their stem"
         )
     return PairList(
         tuple(PairPaths(stem, by_stem_a[stem], by_stem_b[stem]) for stem in common),
@@ -144,18 +144,18 @@ def find_images(source: str) -> dict[str, Path]:
     for path in _image_files(source):
         if path.stem in files:
             raise InputError(
-                f"expected each stem once in {source}, got {files[path.stem].name} and {path.name}; remove or rename one."
+                f"{files[path.stem].name} and {path.name} in {source} have the same stem; remove or rename one of them"
             )
         files[path.stem] = path
     if not files:
-        raise InputError(f"expected images in {source}, got none; supported are {', '.join(sorted(READABLE_SUFFIXES))}.")
+        raise InputError(f"there are no images in {source}; the supported suffixes are {', '.join(sorted(READABLE_SUFFIXES))}")
     return files
 
 
 def _image_files(source: str) -> Iterable[Path]:
     folder = Path(source)
     if not folder.exists() and not glob.has_magic(source):
-        raise InputError(f"expected a folder or pattern at {source}, got nothing; check the path.")
+        raise InputError(f"there is no file or folder at {source}; check the path")
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(source, recursive=True))
     return sorted(path for path in found if path.suffix.lower() in READABLE_SUFFIXES and path.is_file())
 

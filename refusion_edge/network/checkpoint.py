@@ -1,4 +1,4 @@
-"""Weights files: safetensors of our own, and the official ``.pth`` layout, both read without torch."""
+"""Weights files: our own safetensors and the official ``.pth`` layout, both read without torch."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from refusion_edge.tasks import TASKS
 SCHEMA = "refusion-edge/checkpoint/1"
 METADATA_KEY = "refusion-edge"
 
-# Checkpoints of training hold other networks and optimisers as well, each under its own prefix.
+# Training checkpoints also contain other networks and optimizers, each under its own prefix.
 TRAINING_SCHEMA = "refusion-edge/training/1"
 AVERAGE_GROUP = "fusion_ema"
 
-# Weights of this network have 0.3 MB and checkpoints of training 3 MB; nothing near this limit can be one.
+# Weights of this network take 0.3 MB and training checkpoints 3 MB, both far below this limit.
 MOST_BYTES = 64 << 20
-# A checkpoint of training names every pair in its header.
+# A training checkpoint names every pair in its header.
 _MOST_HEADER_BYTES = 8 << 20
-# Models and engines: made from weights, which are not read back from them.
+# Models and engines: built from weights, which cannot be read back from them.
 _NO_WEIGHTS = (".onnx", ".plan", ".engine", ".trt", ".rfx")
 _LISTED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Parameters of the fusion network and what is known about them.
+    """Parameters of the fusion network, their task and notes.
 
     Attributes:
-        task: Name of the task they were trained for, or None if the file does not say.
+        task: Name of the task that they were trained for, or None if the file does not record it.
         state: The 86 parameters, name to float32 array.
-        notes: Free text about their making, name to text.
+        notes: Free text about how they were trained, by name.
     """
 
     task: str | None
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a weights file of either kind; what it is is decided by its content.
+    """Read a weights file; its content determines the format.
 
     Args:
         path: A safetensors file with our 86 names, a training checkpoint (its moving average is taken), or an official
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             must agree).
 
     Raises:
-        CheckpointError: The file is missing, damaged, not a checkpoint, or holds another network.
+        CheckpointError: The file is missing, damaged, not a checkpoint, or contains another network.
     """
     path = Path(path)
     return parse_checkpoint(read_file(path, kind="weights file", most_bytes=MOST_BYTES, error=CheckpointError), path)
@@ -73,26 +73,25 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
 
     Args:
         data: Content of the file.
-        path: What to call it in messages.
+        path: Name of the file in messages.
 
     Raises:
-        CheckpointError: It is damaged, not a checkpoint, or holds another network.
+        CheckpointError: It is damaged, not a checkpoint, or contains another network.
     """
     if not data:
-        raise CheckpointError(f"{path} is empty; copy it again.")
+        raise CheckpointError(f"{path} is empty; copy it again")
     if _is_zip(data):
         return Checkpoint(None, _validated(_merge_spellings(read_pth(data, path), path), path))
     # A safetensors file begins with the length of its header, which may end in the same byte, and then with a brace.
     if data[:1] == b"\x80" and data[8:9] != b"{":
         raise CheckpointError(
-            f"expected a zip-format .pth in {path}, got a bare pickle, which could run code; save it "
-            "again with a current torch.save."
+            f"{path} is a bare pickle, which could run code, not a zip-format .pth; save it again with a current torch.save"
         )
     return _read_safetensors(path, data)
 
 
 def describe_format(data: bytes) -> str:
-    """Name the format of the bytes of a weights file."""
+    """Name the format of a weights file, given its content."""
     return "official .pth (zip archive)" if _is_zip(data) else "safetensors"
 
 
@@ -101,7 +100,7 @@ def _is_zip(data: bytes) -> bool:
 
 
 def write_safetensors(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write our own format: the 86 unique names, task and notes in the metadata.
+    """Write our own format: the 86 parameters, with task and notes in the metadata.
 
     Raises:
         CheckpointError: The parameters are not those of the network.
@@ -111,19 +110,19 @@ def write_safetensors(path: str | os.PathLike[str], checkpoint: Checkpoint) -> N
 
 
 def safetensors_bytes(checkpoint: Checkpoint) -> bytes:
-    """Serialise a checkpoint in our own format; equal checkpoints give equal bytes."""
+    """Serialize a checkpoint in our own format; equal checkpoints give equal bytes."""
     from safetensors.numpy import save
 
     state = _validated(checkpoint.state, Path("state"))
     about = {"schema": SCHEMA, "task": checkpoint.task, "notes": dict(checkpoint.notes)}
-    # One entry only: safetensors writes several in an order that differs from run to run.
+    # A single entry, because safetensors writes several in an order that differs from run to run.
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-    serialised: bytes = save({name: np.ascontiguousarray(state[name]) for name in PARAMETERS}, metadata)
-    return serialised
+    serialized: bytes = save({name: np.ascontiguousarray(state[name]) for name in PARAMETERS}, metadata)
+    return serialized
 
 
 def official_layout(state: State) -> OrderedDict[str, Array]:
-    """Lay parameters out as the official release does: 140 entries, every convolution under both spellings."""
+    """Convert parameters to the official layout: 140 entries, with every convolution under both spellings."""
     entries: OrderedDict[str, Array] = OrderedDict()
     for name in PARAMETERS:
         entries[name] = state[name]
@@ -133,7 +132,7 @@ def official_layout(state: State) -> OrderedDict[str, Array]:
 
 
 def write_pth(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write the official ``.pth`` layout, which the official code loads strictly. Needs torch.
+    """Write the official ``.pth`` layout, which the official code can load strictly. Needs torch.
 
     Raises:
         MissingDependencyError: torch is not installed.
@@ -156,21 +155,21 @@ def write_pth(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 
 
 def read_header(data: bytes, source: str) -> dict[str, Any]:
-    """Read what a safetensors file says of itself under our key, and no tensor.
+    """Read our metadata from the header of a safetensors file, without reading any tensor.
 
     Args:
         data: Content of the file.
-        source: What to call it in messages.
+        source: Name of the file in messages.
 
     Returns:
-        The document; empty if there is none.
+        The metadata under our key; empty if there is none.
 
     Raises:
-        CheckpointError: It is no safetensors file, its header is too long or damaged, or the document is no JSON of ours.
+        CheckpointError: It is not a safetensors file, its header is too long or damaged, or the metadata is invalid.
     """
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(_MOST_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
-        raise CheckpointError(f"{source} is no safetensors file or a damaged one; copy it again.")
+        raise CheckpointError(f"{source} is not a safetensors file, or is damaged; copy it again")
     header = typed(
         dict[str, Any], parse_json(data[8 : 8 + length], source, error=CheckpointError), source, error=CheckpointError
     )
@@ -181,7 +180,7 @@ def read_header(data: bytes, source: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _About:
-    """What the file of one network says of itself."""
+    """Metadata of a weights file."""
 
     schema: str = SCHEMA
     task: str | None = None
@@ -204,20 +203,18 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
     known = {key: document[key] for key in ("schema", "task", "notes") if key in document}
     about = typed(_About, known, f"the metadata of {path}", error=CheckpointError)
     if about.task not in (None, *TASKS):
-        raise CheckpointError(
-            f"{path} is for the task {shown(about.task)}, which is none of {', '.join(TASKS)}; name other weights."
-        )
+        raise CheckpointError(f"{path} is for the unknown task {shown(about.task)}; give weights for one of {', '.join(TASKS)}")
     if about.schema == TRAINING_SCHEMA:
         prefix = f"{AVERAGE_GROUP}."
         state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
     elif about.schema != SCHEMA:
-        raise CheckpointError(f"{path} has the schema {shown(about.schema)} instead of {SCHEMA}; update refusion-edge.")
+        raise CheckpointError(f"{path} has the schema {shown(about.schema)} instead of {SCHEMA}; update refusion-edge")
     return Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
 
 
 def _no_weights(path: Path, error: Exception) -> CheckpointError:
-    remedy = "name the weights that it was made from" if path.suffix in _NO_WEIGHTS else "copy it again"
-    return CheckpointError(f"{path} is no safetensors or official .pth file, or a damaged one ({brief(error)}); {remedy}.")
+    remedy = "give the weights that it was built from" if path.suffix in _NO_WEIGHTS else "copy it again"
+    return CheckpointError(f"{path} is not a safetensors or official .pth file, or is damaged ({brief(error)}); {remedy}")
 
 
 def _second_spelling(name: str) -> str:
@@ -230,8 +227,8 @@ def _merge_spellings(entries: Mapping[str, Array], path: Path) -> dict[str, Arra
         unique = name.removesuffix(".conv.weight") + ".weight" if name.endswith(".conv.weight") else name
         if unique in merged and not np.array_equal(merged[unique], array, equal_nan=True):
             raise CheckpointError(
-                f"expected equal values under both spellings of {unique} in {path}, got two different "
-                "ones; the file was edited or merged wrongly, export it again."
+                f"the two spellings of {unique} in {path} have different values: the file was edited or merged incorrectly; "
+                "export it again"
             )
         merged[unique] = array
     return merged
@@ -242,21 +239,19 @@ def _validated(state: Mapping[str, Array], path: Path) -> State:
     extra = [name for name in state if name not in PARAMETERS]
     if missing or extra:
         raise CheckpointError(
-            f"expected the {len(PARAMETERS)} parameters of the fusion network in {path}, got "
-            f"{_count(missing, 'missing')} and {_count(extra, 'unknown')}; give weights of this network."
+            f"{path} does not contain the {len(PARAMETERS)} parameters of the fusion network: {_count(missing, 'missing')}, "
+            f"{_count(extra, 'unknown')}; give weights of this network"
         )
     for name, shape in PARAMETERS.items():
         if state[name].shape != shape:
             raise CheckpointError(
-                f"expected {name} of shape {shape} in {path}, got {state[name].shape}; give weights of this network."
+                f"{name} in {path} has the shape {state[name].shape} instead of {shape}; give weights of this network"
             )
         if state[name].dtype.kind != "f":
-            raise CheckpointError(f"{name} of {path} holds {state[name].dtype} instead of floats; export it again.")
-        # Beyond the range of float32 counts as infinite.
+            raise CheckpointError(f"{name} in {path} has the type {state[name].dtype} instead of a float type; export it again")
+        # Values beyond the range of float32 count as infinite.
         if not (np.abs(state[name]) <= np.finfo(np.float32).max).all():
-            raise CheckpointError(
-                f"expected finite numbers in {path}, got NaN or infinity in {name}; train or export it again."
-            )
+            raise CheckpointError(f"{name} in {path} contains NaN or infinity; train or export the weights again")
     return {name: np.ascontiguousarray(state[name], dtype=np.float32) for name in PARAMETERS}
 
 

@@ -1,6 +1,6 @@
-"""How much arithmetic and how much memory traffic the network needs for a pixel, from the shapes of its parameters.
+"""Arithmetic and memory traffic of the network per pixel, derived from the shapes of its parameters.
 
-Nothing is downsampled, so every operation runs once for each pixel of the picture.
+Nothing is downsampled, so every operation runs once per pixel of the image.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _FEATURE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What fusing one pixel takes.
+    """Arithmetic and memory traffic for one pixel.
 
     Attributes:
-        flops: Floating-point operations, two for a multiplication with addition: convolutions and the products of attention.
-        least_bytes: Memory traffic if everything between two sums over the whole picture is one pass.
+        flops: Floating-point operations of convolutions and attention products; a multiply-add counts as two.
+        least_bytes: Memory traffic in bytes if everything between two sums over the whole image is one pass.
     """
 
     flops: float
@@ -28,18 +28,18 @@ class Work:
 
 
 def work_per_pixel(precision: str) -> Work:
-    """Count the operations and the least traffic of one pixel.
+    """Count the operations and the minimum memory traffic of one pixel.
 
-    Operations: each number of a convolution kernel is one multiplication with addition, because there is no stride. Attention
-    over C channels in N heads multiplies each of C rows with C / N columns, once for the scores and once for the values.
-    Norms, activations and softmax are left out; they are less than a tenth.
+    Operations: without strides, each element of a convolution kernel is one multiply-add. Attention over C channels in N
+    heads multiplies each of C rows with C / N columns, once for the scores and once for the values. Norms, activations and
+    softmax are left out; together they are less than a tenth.
 
-    Traffic: attention needs sums over the whole picture before anything can be scaled by them, so the features have to be
-    written before such a sum and read after it, and nothing else ever has to. There are as many such points one after the
-    other as attentions on the way from a source to the result. Planes are float32 in every precision.
+    Traffic: attention scales features by sums over the whole image, so the features have to be written before such a sum
+    and read after it; nothing else needs memory traffic. There are as many such points in sequence as attentions on the way
+    from a source to the result. Planes are float32 in every precision.
 
     Args:
-        precision: That of the features in memory.
+        precision: Precision of the features in memory.
     """
     multiplications = sum(math.prod(shape) for name, shape in PARAMETERS.items() if is_convolution(name))
     attentions = [(DIM, 2 * NUM_BLOCKS), (DIM, 2), (2 * DIM, NUM_BLOCKS)]  # encoders, fusion module, decoder

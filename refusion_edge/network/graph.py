@@ -1,9 +1,9 @@
-"""ONNX graphs of the fusion network: templates without weights, and how they are filled.
+"""ONNX graphs of the fusion network: templates without weights, and filling in the weights.
 
 A template is the traced and simplified graph in one of the forms of ``refusion_edge.network.layouts``, with the
-parameters of that form as graph inputs beside ``a`` and ``b``. Filling computes them from the official 86 and
-turns those inputs into constants by name. It needs onnx and numpy only, so that a device can build its engine without
-torch. Templates are made by ``refusion_edge.export.graph.trace``.
+parameters of that form as graph inputs next to ``a`` and ``b``. Filling computes them from the official 86 and turns
+those inputs into constants. This needs only onnx and numpy, so that a device can build its engine without torch.
+Templates are created by ``refusion_edge.export.graph.trace``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FORM_KEY = "refusion-edge.form"
 INPUT_A, INPUT_B, OUTPUT = "a", "b", "fused"
 
 UINT8_INPUTS = {INPUT_A: "a_pixels", INPUT_B: "b_pixels"}
-"""Additional uint8 inputs of a model, by the source that they are added to; see ``refusion_edge.export.graph.uint8``."""
+"""Additional uint8 inputs of a model, by the source that they belong to; see ``refusion_edge.export.graph.uint8``."""
 
 UINT8_OUTPUTS = {"stretch": "levels_stretch", "fixed": "levels_fixed"}
-"""Outputs that a model may have besides, by the range of their 8-bit levels; see ``refusion_edge.export.graph.uint8``."""
+"""Additional uint8 outputs that a model may have, by their output range; see ``refusion_edge.export.graph.uint8``."""
 MEAN = "fused_mean"
-"""Output beside those: mean of the fused plane, which is finite where the plane is."""
+"""Additional output next to those: the mean of the fused plane, which is finite if the whole plane is."""
 OPSET = 18
 
 
@@ -52,24 +52,26 @@ def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
         parameter of the form, and the output ``fused``, (1, 1, H, W) float32.
 
     Raises:
-        UsageError: There is no such form, or none in this precision.
+        UsageError: There is no such form, or it has no template in this precision.
     """
     import onnx
 
     form = form_named(form)
     if precision not in FORMS[form].precisions:
-        raise UsageError(f"there is no {precision} template of the graph form {form}, only {', '.join(FORMS[form].precisions)}")
+        raise UsageError(
+            f"the graph form {form} has no {precision} template; choose {' or '.join(FORMS[form].precisions)}, or another form"
+        )
     data = resources.files("refusion_edge.network").joinpath("graphs", template_name(form, precision)).read_bytes()
     return onnx.load_model_from_string(data)
 
 
 def graph_precision(precision: Precision) -> GraphPrecision:
-    """Precision of the graph that an engine of this precision is made from."""
+    """Precision of the graph that an engine of this precision is built from."""
     return "fp16" if precision in ("fp16", "int8") else "fp32"
 
 
 def form_name(model: onnx.ModelProto) -> str:
-    """Name of the form that a template, or a model made from one, has."""
+    """Name of the form of a template, or of a model filled from one."""
     name: str = {entry.key: entry.value for entry in model.metadata_props}[FORM_KEY]
     return name
 
@@ -79,7 +81,7 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
 
     Args:
         template: What ``read_template`` or ``trace`` returns; it is not changed.
-        state: The 86 parameters, float32; rewritten for the form and rounded to the dtype that the template asks for.
+        state: The 86 parameters, float32; rewritten for the form and rounded to the dtype that the template declares.
         size_hw: Fixed height and width of the graph, or None to keep both dynamic.
 
     Returns:
@@ -97,19 +99,17 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
     graph = model.graph
     parameters = rewrite(find_form(form_name(template)), state)
     declared = {value.name: value.type.tensor_type.elem_type for value in graph.input}
-    # Dropped while the graph still knows its inputs by name, so that the constants keep the order of the parameters.
-    pictures = [value for value in graph.input if value.name not in parameters]
+    # Removed before the constants are added, which then keep the order of the parameters.
+    planes = [value for value in graph.input if value.name not in parameters]
     del graph.input[:]
-    graph.input.extend(pictures)
+    graph.input.extend(planes)
     for name, exact in parameters.items():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(declared[name])
         with np.errstate(over="ignore"):
             rounded = np.ascontiguousarray(exact.astype(dtype))
         if not np.isfinite(rounded).all():
             remedy = "build with --precision fp32, or use other weights" if dtype == np.float16 else "use other weights"
-            raise CheckpointError(
-                f"expected parameters within the range of {dtype}, got {np.abs(exact).max():g} in {name}; {remedy}."
-            )
+            raise CheckpointError(f"{name} reaches {np.abs(exact).max():g}, which is beyond the range of {dtype}; {remedy}")
         graph.initializer.append(numpy_helper.from_array(rounded, name))
     if size_hw is not None:
         _fix_size(graph, size_hw)
@@ -122,5 +122,5 @@ def _fix_size(graph: onnx.GraphProto, size_hw: tuple[int, int]) -> None:
         for dimension, side in zip(value.type.tensor_type.shape.dim[2:], size_hw, strict=True):
             dimension.ClearField("dim_param")
             dimension.dim_value = side
-    # Shapes of intermediate values were inferred for a dynamic size.
+    # The shapes of intermediate values were inferred for a dynamic size.
     del graph.value_info[:]

@@ -1,4 +1,4 @@
-"""Layer normalisation over the channels of every pixel."""
+"""Layer norm and channel attention, the two building blocks with statistics over pixels or channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EPSILON = 1e-5
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalise each pixel over its channels, then scale and shift.
+    """Normalize each pixel over its channels, then scale and shift.
 
     ``y[:, c] = (x[:, c] - mean) / sqrt(var + 1e-5) * weight[c] + bias[c]`` with the mean and the population
     variance taken over the C channels of one pixel.
@@ -25,19 +25,19 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Source:
         Restormer (Zamir et al., CVPR 2022), the layer norm with bias; ReFusion uses it unchanged.
     """
-    # Sums of squares leave the range of fp16 long before the result does.
+    # Sums of squares exceed the range of fp16 long before the result does.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    centred = wide - wide.mean(dim=1, keepdim=True)
-    variance = (centred * centred).mean(dim=1, keepdim=True)
-    normalised = (centred / torch.sqrt(variance + EPSILON)).to(x.dtype)
-    return normalised * weight[:, None, None] + bias[:, None, None]
+    centered = wide - wide.mean(dim=1, keepdim=True)
+    variance = (centered * centered).mean(dim=1, keepdim=True)
+    normalized = (centered / torch.sqrt(variance + EPSILON)).to(x.dtype)
+    return normalized * weight[:, None, None] + bias[:, None, None]
 
 
 NORM_FLOOR = 1e-12
 
 
 def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, *, means: bool = False) -> Tensor:
-    """Mix the channels of ``v``, head by head, by how alike those of ``q`` and ``k`` are over the picture.
+    """Mix the channels of ``v``, head by head, by the similarity of those of ``q`` and ``k`` over the image.
 
     Per head, with D = C / N channels: ``A = softmax(temperature * q k^T / (|q| |k|^T))``, ``y = A v``. The norms
     run over all H*W pixels of a channel and are clamped below at 1e-12.
@@ -61,25 +61,25 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, *, m
 
 
 def mixing_weights(q: Tensor, k: Tensor, temperature: Tensor, *, means: bool = False) -> Tensor:
-    """Compute the attention of ``channel_attention`` between channels, for all heads in one matrix.
+    """Compute the attention matrix of ``channel_attention``, for all heads in one matrix.
 
-    Computed as one C x C product of which only the diagonal D x D blocks count: a matrix product of this shape
-    sums a million pixels more accurately than eight of shape D x D, which matters for pictures of that size. The
-    norms divide the product instead of the H*W long vectors, which is the same number for a fraction of the work.
+    Computed as one C x C product of which only the diagonal D x D blocks are used: a matrix product of this shape sums
+    a million pixels more accurately than eight of shape D x D, which matters for images of that size. The norms divide
+    the product instead of the vectors of length H*W, which gives the same result for a fraction of the work.
 
     Args:
         q: Queries, (B, C, H, W), any floating dtype.
         k: Keys, same shape and dtype.
         temperature: One factor per head, (N, 1, 1).
-        means: In half precision, divide q and k by sqrt(H*W) first, which the norms take out again. The product then is
-            a mean over the picture and stays within fp16; else it is a sum, in fp32 at least.
+        means: Whether, in half precision, q and k are divided by sqrt(H*W) first, which the norms cancel. The product is then
+            a mean over the image and stays in fp16; otherwise it is a sum, in fp32 at least.
 
     Returns:
         (B, C, C), zero outside the diagonal blocks, fp32 or the wider dtype of ``q``.
     """
     num_heads, channels = temperature.shape[0], q.shape[1]
     head_dim = channels // num_heads
-    # Norms, products and softmax in fp32 at least: a sum of squares over a picture reaches 1e6, fp16 ends at 65504.
+    # Norms, products and softmax in fp32 at least: a sum of squares over an image reaches 1e6, while fp16 ends at 65504.
     wide = torch.promote_types(q.dtype, torch.float32)
     queries, keys = q.flatten(2), k.flatten(2)
     if means and q.dtype == torch.float16:
@@ -90,7 +90,7 @@ def mixing_weights(q: Tensor, k: Tensor, temperature: Tensor, *, means: bool = F
     else:
         queries, keys = queries.to(wide), keys.to(wide)
         gram = queries @ keys.transpose(-2, -1)
-    # Clamped below the root: the root of 0, for a channel of a black picture, would have no gradient but NaN.
+    # Clamped before the root: the gradient of the root at 0, for a channel of a black image, would be NaN.
     query_norms = (queries * queries).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt()
     key_norms = (keys * keys).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt()
     row_temperature = temperature.to(wide).expand(num_heads, head_dim, 1).reshape(channels, 1)

@@ -1,8 +1,8 @@
-"""Forms of the fusion graph: one network, laid out as each target runs it best.
+"""Forms of the fusion graph: the same network in the layout that suits each target best.
 
-A form is a set of rewrites, all exact in real arithmetic. Some of them change the parameters that the graph takes (a
-1x1 and a depthwise convolution become one kernel, the scale of a layer norm moves into the convolution behind it);
-``rewrite`` computes those from the official 86. Templates are traced by ``refusion_edge.export.graph.trace``.
+A form is a set of rewrites, all exact in real arithmetic. Some of them change the parameters of the graph (a 1x1 and a
+depthwise convolution become one kernel, the scale of a layer norm moves into the convolution after it); ``rewrite``
+computes the new parameters from the official 86. Templates are traced by ``refusion_edge.export.graph.trace``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from refusion_edge.arrays import State
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""Of an engine."""
+"""Precision of an engine."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 GraphPrecision = Literal["fp32", "fp16"]
-"""Of a graph; an engine in bf16 is made from one in fp32, one in int8 from one in fp16."""
+"""Precision of a graph; bf16 engines are built from fp32 graphs, int8 engines from fp16 graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class GraphForm:
     """How the operators of the network are laid out. The defaults are the layout of the official release.
 
     Attributes:
-        split: One pair of convolutions for each of q, k and v, and for gate and update, instead of one pair for all
-            of them whose result is sliced. A slice is a copy where the runtime has blocked layouts.
-        dense: Each 1x1 and the depthwise 3x3 behind it as one dense 3x3. Exact including the border: neither has a
-            bias, so the zeros around the 1x1's output are the 1x1 of zeros around its input.
-        folded_norm: The affine part of a layer norm and the subtraction of its mean live in the 1x1 behind it, and
-            the variance is E[x^2] - m^2 by two 1x1 convolutions, clamped at 0. Not with ``dense``: the folded shift
-            is a bias of the 1x1, and the zeros of the depthwise convolution's border must not see it.
-        convolved_mixing: Attention and output projection as one 1x1 convolution with computed weights, instead of
-            two products one after the other.
-        means: In half precision, the products of attention are means over the picture, of q and k divided by
-            sqrt(HW), and stay in half precision; otherwise they are sums in fp32. Norms are fp32 in both.
-        precisions: The precisions that there are templates for.
+        split: Whether q, k and v, and gate and update, have a pair of convolutions each, instead of one pair for all
+            whose result is sliced. With blocked layouts, a slice is a copy.
+        dense: Whether each 1x1 and the depthwise 3x3 after it are one dense 3x3. Exact including the border: neither has
+            a bias, so padding the 1x1's output with zeros equals padding its input.
+        folded_norm: Whether the affine part of a layer norm and the subtraction of its mean are folded into the 1x1
+            after it, with the variance computed as E[x^2] - m^2 by two 1x1 convolutions, clamped at 0. Excludes
+            ``dense``: the folded shift is a bias of the 1x1, which must not leak into the zero padding between the two.
+        convolved_mixing: Whether attention and output projection are one 1x1 convolution with computed weights, instead
+            of two consecutive products.
+        means: Whether, in half precision, the products of attention are means over the image, of q and k divided by
+            sqrt(HW), and stay in half precision; otherwise they are sums in fp32. Norms are fp32 either way.
+        precisions: Precisions for which there are templates.
     """
 
     split: bool = False
@@ -55,7 +55,9 @@ class GraphForm:
 
     def __post_init__(self) -> None:
         if self.dense and self.folded_norm:
-            raise ValueError("expected folded_norm without dense, got both; the folded shift would leak over the border.")
+            raise ValueError(
+                "folded_norm and dense exclude each other: the folded shift would leak into the border; choose one"
+            )
 
 
 FORMS: dict[str, GraphForm] = {
@@ -63,23 +65,23 @@ FORMS: dict[str, GraphForm] = {
     "tensorrt-folded": GraphForm(dense=True, means=True),
     "tensorrt-literal": GraphForm(),
 }
-"""Named forms."""
+"""All forms by name."""
 
-# Names that release 0.1 gave to the one layout for CPUs.
+# Names that release 0.1 used for the single CPU layout.
 _FORMER_NAMES = {"onnxruntime": "cpu", "openvino": "cpu"}
 
 REFERENCE = "tensorrt-literal"
-"""The form nearest to the official layout, which judges the others."""
+"""The form with the official layout, which the others are compared with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A 1x1 convolution and the depthwise 3x3 behind it.
+    """A 1x1 convolution and the depthwise 3x3 after it.
 
     Attributes:
         point: Name of the 1x1, without ``.weight``.
         depth: Name of the depthwise convolution.
-        parts: Into how many tensors of equal width the result is cut.
+        parts: Number of tensors of equal width that the result is split into.
         norm: Name of the layer norm before it, or None.
     """
 
@@ -89,34 +91,34 @@ class Pair:
     norm: str | None = None
 
     def part_names(self, form: GraphForm) -> list[tuple[str, str]]:
-        """Names of the 1x1 (or dense) and depthwise kernels that the form has for this pair, without ``.weight``."""
+        """List the 1x1 (or dense) and depthwise kernels of this pair in a form, by name without ``.weight``."""
         if not form.split or self.parts == 1:
             return [(self.point, self.depth)]
         return [(f"{self.point}.{part}", f"{self.depth}.{part}") for part in range(self.parts)]
 
 
 def attention_pair(block: str) -> Pair:
-    """The pair that makes q, k and v in a transformer block."""
+    """The pair that computes q, k and v in a transformer block."""
     return Pair(f"{block}.attn.qkv", f"{block}.attn.qkv_dwconv", 3, f"{block}.norm1.body")
 
 
 def feed_forward_pair(block: str) -> Pair:
-    """The pair that makes gate and update in a transformer block."""
+    """The pair that computes gate and update in a transformer block."""
     return Pair(f"{block}.ffn.project_in", f"{block}.ffn.dwconv", 2, f"{block}.norm2.body")
 
 
 def fusion_qkv_pair(source: int) -> Pair:
-    """The pair that makes q, k and v of source 1 or 2 in the fusion module."""
+    """The pair that computes q, k and v of source 1 or 2 in the fusion module."""
     return Pair(f"FM.qkv{source}", f"FM.qkv{source}_dwconv", 3)
 
 
 def fusion_gate_pair() -> Pair:
-    """The pair that makes both gates in the fusion module."""
+    """The pair that computes both gates in the fusion module."""
     return Pair("FM.project_E", "FM.project_E_d", 2)
 
 
 def fusion_update_pair(source: int) -> Pair:
-    """The pair that makes what the gate of source 1 or 2 is multiplied with in the fusion module."""
+    """The pair that computes the update of source 1 or 2, which its gate multiplies, in the fusion module."""
     return Pair(f"FM.project_E{source}", f"FM.project_E{source}_d", 1)
 
 
@@ -132,7 +134,7 @@ def pairs() -> Iterator[Pair]:
 
 
 def form_named(name: str) -> str:
-    """The name of a form, which may be given as release 0.1 called it.
+    """Resolve the name of a form, including names used by release 0.1.
 
     Raises:
         UsageError: There is no such form.
@@ -153,9 +155,9 @@ def find_form(name: str) -> GraphForm:
 
 
 def fold_pair(point: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fold a 1x1 convolution and the depthwise 3x3 behind it into one dense 3x3.
+    """Fold a 1x1 convolution and the depthwise 3x3 after it into one dense 3x3.
 
-    Exact, including the border: neither has a bias, so the zeros around the result of the 1x1 are the 1x1 of zeros.
+    Exact including the border: neither has a bias, so padding the result of the 1x1 with zeros equals padding its input.
 
     Args:
         point: (N, C, 1, 1), applied first.
@@ -175,9 +177,9 @@ def rewrite(form: GraphForm, state: State) -> dict[str, NDArray[np.float64]]:
         state: The 86 parameters.
 
     Returns:
-        Parameters by name, float64. Those that a form leaves alone keep their names and come first, in the order of
-        the official ones; a dense 3x3 has the name of its 1x1, the part of a split pair the number of the part behind
-        the name, and a folded shift ends in ``.bias``.
+        Parameters by name, float64. Those that the form leaves unchanged keep their names and come first, in the
+        official order. A dense 3x3 has the name of its 1x1, a part of a split pair has its number appended, and a
+        folded shift ends in ``.bias``.
     """
     import numpy as np
 
@@ -190,7 +192,7 @@ def rewrite(form: GraphForm, state: State) -> dict[str, NDArray[np.float64]]:
             scale, shift = rewritten.pop(f"{pair.norm}.weight"), rewritten.pop(f"{pair.norm}.bias")
             bias = point[:, :, 0, 0] @ shift
             point = point * scale[:, None, None]
-            # The row sums see the mean of the pixel; without them it does not matter whether it was subtracted.
+            # With row sums of zero, the mean of the pixel has no effect, so it need not be subtracted.
             point = point - point.mean(axis=1, keepdims=True)
         names = pair.part_names(form)
         for index, (point_name, depth_name) in enumerate(names):

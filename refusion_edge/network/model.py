@@ -1,7 +1,7 @@
-"""The ReFusion fusion network in PyTorch: the reference that every back end is held against.
+"""The ReFusion fusion network in PyTorch: the reference for every back end.
 
-Parameter names are those of the official release, so that its checkpoints load strictly. Needs torch; nothing that
-builds or runs an engine imports this file.
+Parameter names are those of the official release, so that its checkpoints load strictly. Needs torch; code that builds or
+runs engines never imports this module.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _dense(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class _AffineNorm(nn.Module):
-    """The two vectors of a layer norm, under the name ``body`` of the official layout."""
+    """Scale and shift of a layer norm, called ``body`` in the official layout."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class LayerNorm(nn.Module):
         self.body = _AffineNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, (B, C, H, W)."""
-        normalised: Tensor = self.body(x)
-        return normalised
+        """Normalize ``x``, (B, C, H, W)."""
+        normalized: Tensor = self.body(x)
+        return normalized
 
 
 class Attention(nn.Module):
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.project_out = _pointwise(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend over the channels of ``x``, (B, C, H, W)."""
+        """Attend between the channels of ``x``, (B, C, H, W)."""
         q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
         mixed: Tensor = self.project_out(channel_attention(q, k, v, self.temperature))
         return mixed
@@ -114,7 +114,7 @@ class TransformerBlock(nn.Module):
 
 
 class FusionModule(nn.Module):
-    """Crossed attention between the two sources and gates on their sum of evidence: 2 x (B, C, H, W) to (B, 2C, H, W)."""
+    """Cross-attention between the two sources, then gated updates of both: 2 x (B, C, H, W) to (B, 2C, H, W)."""
 
     def __init__(self, dim: int, num_heads: int, expansion: int) -> None:
         super().__init__()
@@ -154,7 +154,8 @@ class FusionModule(nn.Module):
 class FusionNetwork(nn.Module):
     """The fusion network F of ReFusion: two luma planes in, one fused luma plane out.
 
-    59,856 parameters, no convolution has a bias, every 3x3 is zero-padded by 1, nothing is downsampled: any size runs.
+    59,856 parameters. Convolutions have no bias, every 3x3 is zero-padded by 1, and nothing is downsampled, so images of any
+    size can be fused.
 
     Source:
         Bai et al., "ReFusion: Learning Image Fusion from Reconstruction with Learnable Loss via Meta-Learning",
@@ -195,11 +196,11 @@ class FusionNetwork(nn.Module):
 
 
 def fuse(form: GraphForm, parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """Fuse two luma planes as ``refusion_edge.network.model.FusionNetwork`` does, operators laid out as the form says.
+    """Fuse two luma planes as ``FusionNetwork`` does, with the operators of a given graph form.
 
     Args:
         form: The form.
-        parameters: Its parameters, see ``refusion_edge.network.layouts.rewrite``; any floating dtype.
+        parameters: Parameters of the form, see ``refusion_edge.network.layouts.rewrite``; any floating dtype.
         a: Source a, (1, 1, H, W), dtype of the parameters, [0, 1].
         b: Source b, same shape and dtype.
 
@@ -210,7 +211,7 @@ def fuse(form: GraphForm, parameters: Mapping[str, Tensor], a: Tensor, b: Tensor
 
 
 class _Layout:
-    """The parts of the network, sharing a form and its parameters."""
+    """The parts of the network in one form, with its parameters."""
 
     def __init__(self, form: GraphForm, parameters: Mapping[str, Tensor]) -> None:
         self.form = form
@@ -258,21 +259,21 @@ class _Layout:
 
     def pair(self, pair: Pair, x: Tensor) -> tuple[Tensor, ...]:
         if pair.norm is not None:
-            x = self.normalise(pair.norm, x)
+            x = self.normalize(pair.norm, x)
         results = []
         for point, depth in pair.part_names(self.form):
             y = self.convolve(point, x)
             results.append(y if self.form.dense else self.convolve(depth, y))
         return tuple(results) if len(results) == pair.parts else results[0].chunk(pair.parts, dim=1)
 
-    def normalise(self, name: str, x: Tensor) -> Tensor:
+    def normalize(self, name: str, x: Tensor) -> Tensor:
         if not self.form.folded_norm:
             return layer_norm(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
-        # Means as convolutions: a reduction over channels makes blocked layouts flip back.
+        # Means are computed by convolutions, because a reduction over channels makes runtimes leave their blocked layouts.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         average = wide.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1])
         mean, mean_square = F.conv2d(wide, average), F.conv2d(wide * wide, average)
-        # Clamped: rounding can leave a small negative number where a pixel's channels are nearly equal.
+        # Clamped: rounding can give a small negative number where a pixel's channels are nearly equal.
         variance = F.relu(mean_square - mean * mean)
         return x * (1 / torch.sqrt(variance + EPSILON)).to(x.dtype)
 

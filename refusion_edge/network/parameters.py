@@ -1,7 +1,7 @@
-"""The names and shapes of the fusion network's parameters, known without torch.
+"""Names and shapes of the fusion network's parameters, available without torch.
 
-One table serves checkpoints (is this file ours?), graph templates (what has to be filled in?) and the network
-itself (a test holds it against this table).
+One table serves checkpoints (does the file hold this network?), graph templates (what has to be filled in?) and the
+network itself (a test compares it with this table).
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def _network() -> Iterator[tuple[str, Shape]]:
 
 
 PARAMETERS: dict[str, Shape] = dict(_network())
-"""Name to shape of all 86 parameters, in module order; 59,856 numbers in all."""
+"""Shapes of all 86 parameters by name, in module order; 59,856 elements in total."""
 
 
 def is_convolution(name: str) -> bool:
-    """Tell whether a parameter is the kernel of a convolution (all of those are 4-D, nothing else is)."""
+    """Tell whether a parameter is a convolution kernel; these are exactly the 4-D parameters."""
     return len(PARAMETERS[name]) == 4

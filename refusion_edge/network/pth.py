@@ -1,8 +1,8 @@
 """Official ``.pth`` files, read without torch and without ``pickle``.
 
-A checkpoint of PyTorch is a zip archive with a pickled dictionary and one raw file per tensor. What ``pickle`` would do for a
-stranger's file is not only to run code: 150 bytes can ask it for gigabytes. So the few instructions that a dictionary of
-tensors needs are followed here, on a budget, and any other is refused.
+A PyTorch checkpoint is a zip archive with a pickled dictionary and one raw file per tensor. Unpickling an untrusted file can
+run code, and 150 bytes can allocate gigabytes. This reader interprets only the few instructions that a dictionary of tensors
+needs, within limits, and refuses all others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.documents import brief
 from refusion_edge.errors import CheckpointError
 
-# The official files have 281 kB, of which 25 kB are the dictionary: 6,500 instructions for 140 tensors.
+# The official files take 281 kB, including a dictionary of 25 kB: 6,500 instructions for 140 tensors.
 MOST_BYTES = 4 << 20
 _MOST_PICKLED_BYTES = 1 << 18
 _MOST_INSTRUCTIONS = 50_000
@@ -37,26 +37,26 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def read_pth(data: bytes, path: Path) -> dict[str, Array]:
-    """Read a dictionary of tensors.
+    """Read a dictionary of float tensors from a ``.pth`` file.
 
     Args:
-        data: The file, a zip archive.
-        path: What to call it in messages.
+        data: Content of the file, a zip archive.
+        path: Name of the file in messages.
 
     Raises:
-        CheckpointError: It is damaged, too large for weights of this network, or holds something else than float tensors.
+        CheckpointError: It is damaged, too large for weights of this network, or contains anything but float tensors.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
             if len(data) > MOST_BYTES or sum(entry.file_size for entry in entries) > MOST_BYTES:
                 raise CheckpointError(
-                    f"cannot take {path} for weights of about 0.3 MB: it unpacks to more than {MOST_BYTES >> 20} MiB; check "
-                    "where it comes from."
+                    f"{path} unpacks to more than {MOST_BYTES >> 20} MiB, but weights of this network take about 0.3 MB; check "
+                    "where the file comes from"
                 )
             pickled = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickled) != 1:
-                raise CheckpointError(f"{path} is a zip archive without data.pkl, no PyTorch checkpoint; check the path.")
+                raise CheckpointError(f"{path} is a zip archive without data.pkl, so not a PyTorch checkpoint; check the path")
             if pickled[0].file_size > _MOST_PICKLED_BYTES:
                 raise _ForeignError(f"a dictionary of {pickled[0].file_size} bytes")
             root = pickled[0].filename.removesuffix("data.pkl")
@@ -65,40 +65,39 @@ def read_pth(data: bytes, path: Path) -> dict[str, Array]:
         raise
     except _NumberTypeError as error:
         raise CheckpointError(
-            f"{path} holds {error} tensors, and only float ones can be read; convert them with .float() and save again."
+            f"{path} contains {error} tensors, but only float ones can be read; convert them with .float() and save again"
         ) from error
     except _ForeignError as error:
         raise CheckpointError(
-            f"{path} has a pickle that holds something else than tensors ({error}); do not load it with anything that runs "
-            "pickles."
+            f"the pickle in {path} contains more than tensors ({error}); do not load it with software that runs pickles"
         ) from error
-    except Exception as error:  # a damaged archive can raise nearly anything, none of it a bug of ours
-        raise CheckpointError(f"{path} is a damaged PyTorch checkpoint ({brief(error)}); copy it again.") from error
+    except Exception as error:  # a damaged archive can raise almost any exception
+        raise CheckpointError(f"{path} is a damaged PyTorch checkpoint ({brief(error)}); copy it again") from error
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
-        raise CheckpointError(f"{path} holds another structure than a dictionary of tensors; save the state_dict() alone.")
+        raise CheckpointError(f"{path} does not contain a plain dictionary of tensors; save only the state_dict()")
     if len(found) > _MOST_TENSORS:
-        raise CheckpointError(f"{path} holds {len(found)} tensors, which are not those of this network; check the path.")
+        raise CheckpointError(f"{path} contains {len(found)} tensors, which is too many for this network; check the path")
     return found
 
 
 class _ForeignError(Exception):
-    """An instruction that no dictionary of tensors needs."""
+    """Content that a dictionary of tensors never needs."""
 
 
 class _NumberTypeError(Exception):
-    """Tensors of a type that no weights of ours have; carries its name."""
+    """Tensors of an unsupported type; carries its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """Type of storage, as the pickle refers to it."""
+    """A storage type that the pickle refers to."""
 
     dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """One of the functions that a dictionary of tensors may call."""
+    """A function that the pickle may call."""
 
     call: Callable[..., Any]
 
@@ -110,10 +109,10 @@ _SHORT_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Reader:
-    """Follows the instructions of a pickle as far as they make a dictionary of tensors.
+    """Interprets the pickle instructions that build a dictionary of tensors.
 
-    Values are constants, lists, tuples, dictionaries with text as keys, and tensors; nothing is hashed, compared, or allocated
-    by a number that the file names.
+    Values are constants, lists, tuples, dictionaries with text keys, and tensors; nothing is hashed, compared, or allocated
+    with a size taken from the file.
     """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
@@ -158,16 +157,16 @@ class _Reader:
     def _extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, list):
-            raise ValueError("something that is not a list is appended to")
+            raise ValueError("an append to something other than a list")
         target.extend(values)
 
     def _update(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict):
-            raise ValueError("something that is not a dictionary is filled")
+            raise ValueError("an entry for something other than a dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
-                raise _ForeignError("a key that is no text")
+                raise _ForeignError("a key is not text")
             target[key] = value
 
     def _two(self) -> list[Any]:
@@ -190,19 +189,19 @@ class _Reader:
     def _call(self) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, _Function) or not isinstance(arguments, tuple):
-            raise _ForeignError("a call of something else")
+            raise _ForeignError("a call of an unknown function")
         self._stack.append(function.call(*arguments))
 
     def _set_state(self) -> None:
-        # Versions of the modules, which torch notes beside the tensors.
+        # Module versions, which torch stores next to the tensors.
         self._pop()
         if not isinstance(self._stack[-1], dict):
-            raise _ForeignError("a state of something else")
+            raise _ForeignError("a state for something other than a dictionary")
 
     def _load(self) -> None:
         kind, storage, key, _device, count = self._pop()
         if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
-            raise _ForeignError("it refers to something that is not a tensor")
+            raise _ForeignError("it refers to something other than a tensor")
         if key not in self._storages:
             entry = self._archive.getinfo(f"{self._root}data/{key}")
             if type(count) is not int or count * storage.dtype.itemsize != entry.file_size:
@@ -234,24 +233,24 @@ class _Reader:
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    # The others take memory by what the archive says of itself.
+    # Other methods allocate memory according to what the archive claims.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError("compressed in a way that torch does not use")
+        raise ValueError("an entry is compressed with a method that torch does not use")
     return archive.read(entry)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_unused: object) -> Array:
-    # torch passes requires_grad and backward hooks as well; neither means anything here.
+    # torch also passes requires_grad and backward hooks; both are irrelevant here.
     if not isinstance(storage, np.ndarray) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError("a tensor of something else")
+        raise ValueError("a tensor with invalid arguments")
     if (
         len(size) != len(stride)
         or len(size) > _MOST_DIMENSIONS
         or any(type(each) is not int for each in (offset, *size, *stride))
     ):
-        raise ValueError("a tensor with a shape that cannot be")
+        raise ValueError("a tensor with an invalid shape")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    # More elements than the storage has would be a small file that unfolds into a huge array.
+    # With more elements than the storage has, a small file could unfold into a huge array.
     reaches_beyond = last >= storage.size or math.prod(size) > storage.size
     if offset < 0 or min(stride, default=0) < 0 or min(size, default=1) < 1 or reaches_beyond:
         raise _ForeignError("a tensor reaches beyond its storage")
@@ -265,7 +264,7 @@ def _unwrap_parameter(tensor: Any, *_unused: object) -> Any:
 
 def _empty_dictionary(*entries: object) -> dict[str, Any]:
     if entries:
-        raise _ForeignError("a dictionary made in another way than by its entries")
+        raise _ForeignError("a dictionary constructed with arguments")
     return {}
 
 

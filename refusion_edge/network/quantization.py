@@ -1,8 +1,8 @@
-"""INT8: which layers it can hold, and the value ranges that were measured for their inputs.
+"""INT8 quantization: the layers that can be quantized, and the calibrated ranges of their inputs.
 
 A layer is a convolution, named after its parameter without ``.weight``. Only the dense 3x3 convolutions that fold a 1x1 and a
 depthwise one are quantized: they do nearly all the arithmetic, and depthwise ones gain nothing on tensor cores. The first and
-the last convolutions and everything between the folded ones stay in half precision.
+last convolutions, and everything between the folded ones, stay in half precision.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Method = Literal["entropy", "percentile", "min-max"]
 METHODS: tuple[Method, ...] = ("entropy", "percentile", "min-max")
 SCHEMA = "refusion-edge/calibration/1"
 
-# Symmetric: -128 is not used, so that a value and its negative are rounded alike.
+# Symmetric: -128 is unused, so that a value and its negative are rounded alike.
 LARGEST = 127
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTable:
-    """Value ranges of the inputs of the layers that can be quantized.
+    """Calibrated ranges of the inputs of the quantizable layers.
 
     Attributes:
         method: How the ranges were chosen.
-        ranges: Layer to the largest absolute value that INT8 shall represent.
-        pairs: Number of pairs that were looked at.
+        ranges: Largest absolute value that INT8 has to represent, by layer.
+        pairs: Number of image pairs used for calibration.
         data_sha256: Hash over their pixels.
-        random: Whether they were random numbers instead of pictures.
+        random: Whether they were random numbers instead of images.
     """
 
     method: Method
@@ -46,42 +46,42 @@ class CalibrationTable:
     random: bool = False
 
     def to_json(self) -> str:
-        """Serialise; equal tables give equal text."""
+        """Serialize; equal tables give equal text."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_table(text: str | bytes, source: str) -> CalibrationTable:
-    """Read a table back.
+    """Parse a calibration table.
 
     Args:
-        text: What ``to_json`` wrote.
-        source: Where it is from, for errors.
+        text: JSON as written by ``CalibrationTable.to_json``.
+        source: Name of the table in messages.
 
     Raises:
-        InputError: It is no such table, or one for other layers.
+        InputError: It is not a calibration table, or is one for other layers.
     """
     document = typed(dict[str, Any], parse_json(text, source), source)
     if document.get("schema") != SCHEMA:
-        raise InputError(f"{source} has the schema {shown(document.get('schema'))} instead of {SCHEMA}; calibrate again.")
+        raise InputError(f"{source} has the schema {shown(document.get('schema'))} instead of {SCHEMA}; calibrate again")
     table = typed(CalibrationTable, {key: value for key, value in document.items() if key != "schema"}, source)
     if set(table.ranges) != set(quantizable_layers()) or not all(value > 0 for value in table.ranges.values()):
-        raise InputError(f"{source} lacks ranges above 0 for the {len(quantizable_layers())} layers; calibrate again.")
+        raise InputError(f"{source} lacks ranges above 0 for exactly the {len(quantizable_layers())} layers; calibrate again")
     return table
 
 
 def quantizable_layers() -> tuple[str, ...]:
-    """Names of the layers that can be quantized, in the order of the network."""
+    """Names of the quantizable layers, in network order."""
     return tuple(pair.point for pair in pairs())
 
 
 def layer_nodes(model: onnx.ModelProto) -> dict[str, Any]:
-    """Find the convolutions of a model that can be quantized.
+    """Find the quantizable convolutions of a model.
 
     Args:
-        model: A model of the folded form.
+        model: A model in the form ``tensorrt-folded``.
 
     Returns:
-        Layer to its ``Conv`` node.
+        The ``Conv`` node of each layer, by name.
     """
     by_weight = {node.input[1]: node for node in model.graph.node if node.op_type == "Conv"}
     return {layer: by_weight[f"{layer}.weight"] for layer in quantizable_layers()}

@@ -1,1 +1,1 @@
-"""The geometric alignment of the two cameras: the model, its file, and the warp that it asks for."""
+"""The geometric alignment of the two cameras: the model, its file, and the warp of frames to registered views."""

@@ -1,7 +1,7 @@
-"""``rig.yaml``: strict reading and exact writing of a camera rig.
+"""``rig.yaml``: strict reading and lossless writing of a camera rig.
 
-An unknown, missing or repeated key, a value of another type and another schema are refused with the place and the
-nearest name; nothing is guessed. What a rig is, is in ``rig``.
+Unknown, missing or duplicate keys, values of the wrong type and other schemas are refused with their place and the nearest
+name; nothing is guessed. ``model`` defines the rig.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SCHEMA = "refusion-edge/rig/1"
 Choice = TypeVar("Choice", bound=str)
 
 _HEADER = """\
-# Camera rig of refusion-edge; made and checked by 'refusion-edge align'.
-# Pixels are points, (0, 0) is the centre of the top left one. frame -> lens removed -> crop_xywh = view.
-# homography: point of the base view -> point of the other view. Distances in metres, .inf for far away.
-# time_offset_ms: what is added to time stamps of ir so that they agree with those of vis.
+# Camera rig of refusion-edge; created and checked by 'refusion-edge align'.
+# Pixels are points, (0, 0) is the center of the top left one. frame -> lens removed -> crop_xywh = view.
+# homography: point of the base view -> point of the other view. Distances in meters, .inf for far away.
+# time_offset_ms: added to time stamps of ir so that they agree with those of vis.
 """
 _MAX_BYTES = 1 << 18
 _TOP = "the rig"
@@ -48,8 +48,8 @@ def read_rig(path: str | os.PathLike[str]) -> Rig:
     """Read ``rig.yaml``.
 
     Raises:
-        RigError: The file is missing or unreadable, is no YAML, has another schema, an unknown, missing or repeated key,
-            or a value that cannot be.
+        RigError: The file is missing, unreadable or not YAML; has another schema or an unknown, missing or duplicate key;
+            or contains an invalid value.
     """
     path = Path(path)
     text = read_file(path, kind="rig file", most_bytes=_MAX_BYTES, error=RigError)
@@ -60,9 +60,9 @@ def read_rig(path: str | os.PathLike[str]) -> Rig:
 
 
 def write_rig(path: str | os.PathLike[str], rig: Rig) -> None:
-    """Write ``rig.yaml`` as a whole; reading it gives an equal rig, to the last digit.
+    """Write ``rig.yaml`` atomically; reading it back gives an equal rig, to the last digit.
 
-    Where a source has a password in it, only the owner may read the file.
+    If the address of a source contains a password, only the owner may read the file.
 
     Raises:
         OutputError: The file cannot be written; nothing is left behind.
@@ -72,7 +72,7 @@ def write_rig(path: str | os.PathLike[str], rig: Rig) -> None:
 
 
 def format_rig(rig: Rig) -> str:
-    """A rig as YAML; equal rigs give equal text."""
+    """Format a rig as YAML; equal rigs give equal text."""
     import yaml
 
     document = _plain({"schema": SCHEMA, **asdict(rig)})
@@ -81,7 +81,7 @@ def format_rig(rig: Rig) -> str:
 
 
 def parse_rig(text: str | bytes) -> Rig:
-    """Read a rig from YAML.
+    """Parse a rig from YAML.
 
     Raises:
         RigError: See ``read_rig``.
@@ -89,8 +89,10 @@ def parse_rig(text: str | bytes) -> Rig:
     top = _Node(_TOP, parse_yaml(text, _TOP, error=RigError))
     schema = top.take("schema")
     if schema != SCHEMA:
-        raise RigError(f"expected the schema {SCHEMA}, got {shown(schema)}; make the file again with refusion-edge align.")
-    # The keys before the values, so that a mistyped one is named as such.
+        raise RigError(
+            f"the rig has the schema {shown(schema)} instead of {SCHEMA}; make the file again with refusion-edge align"
+        )
+    # Keys are checked before values, so that a mistyped key is reported as such.
     ir, vis, alignments = top.node("ir"), top.node("vis"), top.nodes("alignments")
     base = top.choice("base", SOURCE_NAMES, "vis")
     polarity, gain = top.choice("polarity", POLARITIES, "white"), top.choice("gain", GAIN_METHODS, "percentile")
@@ -125,10 +127,10 @@ def _parse_source(node: _Node) -> RigSource:
 def _parse_lens(node: _Node | None) -> Lens | None:
     if node is None:
         return None
-    model, focal, centre = node.choice("model", LENS_MODELS, None), node.numbers("focal_px", 2), node.numbers("centre_px", 2)
+    model, focal, center = node.choice("model", LENS_MODELS, None), node.numbers("focal_px", 2), node.numbers("centre_px", 2)
     distortion = node.numbers("distortion", None)
     node.finish()
-    return Lens(model, (focal[0], focal[1]), (centre[0], centre[1]), distortion)
+    return Lens(model, (focal[0], focal[1]), (center[0], center[1]), distortion)
 
 
 def _parse_alignment(node: _Node) -> RigAlignment:
@@ -147,11 +149,11 @@ def _parse_parallax(node: _Node | None) -> ParallaxModel | None:
 
 
 class _Node:
-    """A mapping of the file, read key by key; what is left over at the end was not known."""
+    """A mapping of the file, read key by key; keys left over at the end are unknown."""
 
     def __init__(self, name: str, value: Any) -> None:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise RigError(f"expected {name} as keys with values, got {shown(value)}; correct it or make it again.")
+            raise RigError(f"{name} must be a mapping of keys to values, not {shown(value)}; correct it or make the file again")
         self.name = name
         self._values: dict[str, Any] = dict(value)
         self._asked: list[str] = []
@@ -163,14 +165,14 @@ class _Node:
         if default:
             return default[0]
         near = difflib.get_close_matches(key, self._values, n=1)
-        hint = f"rename '{near[0]}' if it was meant" if near else "add it"
-        raise RigError(f"expected the key '{key}' in {self.name}, got none; {hint}.")
+        hint = f"rename '{near[0]}' if that is meant to be it" if near else "add it"
+        raise RigError(f"the key '{key}' is missing in {self.name}; {hint}")
 
     def finish(self) -> None:
         for key in self._values:
             near = difflib.get_close_matches(key, self._asked, n=1, cutoff=0.5)
             hint = f"rename it to '{near[0]}' if that was meant" if near else "remove it"
-            raise RigError(f"expected only known keys in {self.name}, got {shown(key)}; {hint}.")
+            raise RigError(f"unknown key {shown(key)} in {self.name}; {hint}")
 
     def node(self, key: str) -> _Node:
         return _Node(self._place(key), self.take(key))
@@ -188,7 +190,7 @@ class _Node:
         for choice in choices:
             if value == choice:
                 return choice
-        raise RigError(f"expected {self._place(key)} to be one of {', '.join(choices)}, got {shown(value)}; choose one.")
+        raise RigError(f"{self._place(key)} is {shown(value)}; choose one of {', '.join(choices)}")
 
     def number(self, key: str) -> float:
         return _number(self._place(key), self.take(key))
@@ -216,7 +218,7 @@ class _Node:
     def optional_text(self, key: str) -> str | None:
         value = self.take(key, None)
         if value is not None and not isinstance(value, str):
-            raise RigError(f"expected {self._place(key)} as a text, got {shown(value)}; put it in quotes.")
+            raise RigError(f"{self._place(key)} must be text, not {shown(value)}; put it in quotes")
         return value
 
     def _place(self, key: str) -> str:
@@ -226,14 +228,14 @@ class _Node:
 def _list(place: str, value: Any, count: int | None, what: str) -> list[Any]:
     if not isinstance(value, list) or (count is not None and len(value) != count):
         wanted = f"{count} {what}" if count is not None else what
-        raise RigError(f"expected {place} as a list of {wanted}, got {shown(value)}; correct it.")
+        raise RigError(f"{place} must be a list of {wanted}, not {shown(value)}; correct it")
     return value
 
 
 def _number(place: str, value: Any) -> float:
-    # True and False are integers to Python.
+    # To Python, True and False are integers.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RigError(f"expected {place} as a number, got {shown(value)}; correct it.")
+        raise RigError(f"{place} must be a number, not {shown(value)}; correct it")
     return float(value)
 
 
@@ -244,12 +246,12 @@ def _numbers(place: str, value: Any, count: int | None) -> tuple[float, ...]:
 def _integers(place: str, value: Any, count: int) -> tuple[int, ...]:
     for each in _list(place, value, count, "whole numbers"):
         if isinstance(each, bool) or not isinstance(each, int):
-            raise RigError(f"expected {place} as whole numbers, got {shown(each)}; correct it.")
+            raise RigError(f"{place} must be a list of whole numbers, not {shown(each)}; correct it")
     return tuple(value)
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is all that YAML knows."""
+    """Turn tuples into lists, because YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

@@ -1,17 +1,17 @@
-"""The camera rig: which cameras, how their views lie on one another, and how the infrared side is shown.
+"""The camera rig: its two cameras, the geometric alignment of their views, and how infrared frames are displayed.
 
-Belongs here: what a rig is, and the homography of a working distance. Its file is in ``rig_file``, moving pixels in
-``warp``, measuring a rig in ``calibration``.
+This module defines a rig and the homography at a working distance. ``file`` reads and writes rigs, ``warp`` applies them to
+frames, and ``calibration`` measures them.
 
-Coordinates and directions, the same everywhere:
+Coordinate conventions, used everywhere:
 
-* Pixels are points. The centre of the top left pixel of a picture is (0, 0), x runs to the right, y down.
-* A source goes through three pictures. The *frame* is what the camera delivers, ``size_wh`` large. The *straight frame*
-  has the lens distortion removed, with the same size and camera matrix. The *view* is the part ``crop_xywh`` of it.
-* The fused picture has the view of one source, ``Rig.base``; the other one is the *moving* source.
-* A homography takes a point of the base view to the same point of the scene in the moving view:
-  ``moving ~ H @ (x, y, 1)``. That is the direction in which a warp looks pixels up.
-* Distances are in metres along the optical axis from the base camera, ``inf`` for far away.
+* Pixels are points. The center of the top left pixel is (0, 0), x runs to the right, y down.
+* A source has three stages. The *frame* is what the camera delivers, of the size ``size_wh``. The *straight frame* has the
+  lens distortion removed, with the same size and camera matrix. The *view* is its part ``crop_xywh``.
+* The fused image has the view of one source, ``Rig.base``; the other one is the *moving* source.
+* A homography maps a point of the base view to the same point of the scene in the moving view:
+  ``moving ~ H @ (x, y, 1)``. That is the direction in which a warp looks up pixels.
+* Distances are in meters along the optical axis from the base camera, ``inf`` for far away.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
 GAIN_METHODS: tuple[GainMethod, ...] = get_args(GainMethod)
 LENS_MODELS: tuple[LensModel, ...] = get_args(LensModel)
 
-# Numbers of distortion coefficients that OpenCV knows.
+# Numbers of distortion coefficients that OpenCV supports.
 _COEFFICIENTS: dict[LensModel, tuple[int, ...]] = {"pinhole": (0, 4, 5, 8, 12, 14), "fisheye": (0, 4)}
 _MIN_SIDE, _MAX_SIDE = 8, 16384
-# Two working distances that are closer than this are the same.
+# Two working distances are the same if their relative difference is below this.
 _SAME_DISTANCE = 1e-6
 
 
@@ -75,9 +75,9 @@ class RigSource:
 
     Attributes:
         size_wh: Width and height of its frames in pixels.
-        uri: Where frames come from, or None if the command that runs it says so.
+        uri: Where frames come from, or None if that is given on the command line.
         crop_xywh: Left, top, width and height of the view in the straight frame, or None for all of it.
-        lens: Lens to remove, or None.
+        lens: Lens whose distortion is removed, or None.
     """
 
     size_wh: tuple[int, int]
@@ -93,12 +93,12 @@ class RigSource:
 
 @dataclass(frozen=True, slots=True)
 class RigAlignment:
-    """How the two views lie on one another at one working distance.
+    """The geometric alignment of the two views at one working distance.
 
     Attributes:
-        distance_m: Distance that it holds for; ``inf`` for far away, None if nobody stated it.
-        homography: Point of the base view to point of the moving view, (3, 3) by rows.
-        error_px: RMS error over the base view in pixels of that view, or None if it was not measured.
+        distance_m: Distance that it is valid for; ``inf`` for far away, None if not stated.
+        homography: Maps points of the base view to points of the moving view, (3, 3) by rows.
+        error_px: RMS error over the base view in pixels of that view, or None if not measured.
         error_method: How the error was measured, in words.
     """
 
@@ -115,7 +115,7 @@ class RigAlignment:
 
 @dataclass(frozen=True, slots=True)
 class ParallaxModel:
-    """What makes the alignment depend on the distance.
+    """The dependence of the alignment on the distance.
 
     Attributes:
         focal_px: Focal length of the base view in pixels.
@@ -126,28 +126,28 @@ class ParallaxModel:
     baseline_m: float
 
     def error_px(self, distance_m: float, aligned_m: float) -> float:
-        """Misregistration ``f b |1/Z - 1/Z0|`` in pixels of something at ``distance_m`` in views aligned at ``aligned_m``."""
+        """Misregistration ``f b |1/Z - 1/Z0|``, in pixels, of an object at ``distance_m`` in views aligned at ``aligned_m``."""
         return self.focal_px * self.baseline_m * abs(1 / distance_m - 1 / aligned_m)
 
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What ``rig.yaml`` says.
+    """A rig of two cameras, as stored in ``rig.yaml``.
 
     Attributes:
         ir: The infrared camera.
         vis: The visible camera.
-        alignments: At least one, ordered by distance; with more than one every distance is stated.
-        base: Source whose view the fused picture has; the other one is moved onto it.
-        polarity: What the infrared camera shows hot things as: ``white``, ``black``, or ``auto`` to find out.
+        alignments: At least one, ordered by distance; if there are several, each states its distance.
+        base: Source whose view the fused image has; the other one is moved onto it.
+        polarity: Whether the infrared camera shows hot objects ``white`` or ``black``, or ``auto`` to detect it.
         gain: Gain control of 16-bit infrared frames.
-        time_offset_ms: What has to be added to time stamps of ``ir`` so that they agree with those of ``vis``, or None
-            if it was not measured.
-        time_error_ms: Standard error of that, or None if nobody stated it.
-        parallax: Focal length and baseline, or None if they are not known.
+        time_offset_ms: Offset to add to time stamps of ``ir`` so that they agree with those of ``vis``, or None if not
+            measured.
+        time_error_ms: Standard error of that offset, or None if not stated.
+        parallax: Focal length and baseline, or None if unknown.
 
     Raises:
-        RigError: The parts do not fit one another.
+        RigError: A part is invalid, or the parts are inconsistent.
     """
 
     ir: RigSource
@@ -165,15 +165,17 @@ class Rig:
             check_source(name, self.source(name))
         _check_alignments(self.alignments)
         if self.time_offset_ms is not None and not math.isfinite(self.time_offset_ms):
-            raise RigError(f"expected time_offset_ms as a finite number, got {self.time_offset_ms}; measure it again.")
+            raise RigError(f"time_offset_ms is {self.time_offset_ms} instead of a finite number; measure it again")
         if self.time_error_ms is not None and not 0 <= self.time_error_ms < math.inf:
-            raise RigError(f"expected time_error_ms of at least 0, got {self.time_error_ms}; measure it with align time.")
+            raise RigError(
+                f"time_error_ms is {self.time_error_ms}, but must be at least 0; measure it with refusion-edge align time"
+            )
         if self.parallax is not None and not (
             0 < self.parallax.focal_px < math.inf and 0 <= self.parallax.baseline_m < math.inf
         ):
             raise RigError(
-                f"expected parallax with a focal_px above 0 and a baseline_m of at least 0, got {self.parallax.focal_px:g} "
-                f"and {self.parallax.baseline_m:g}; correct them."
+                f"parallax has a focal_px of {self.parallax.focal_px:g} and a baseline_m of {self.parallax.baseline_m:g}; set "
+                "focal_px to more than 0 and baseline_m to at least 0"
             )
 
     @property
@@ -183,29 +185,29 @@ class Rig:
 
     @property
     def view_size_wh(self) -> tuple[int, int]:
-        """Width and height of the base view, and so of the fused picture."""
+        """Width and height of the base view, which are those of the fused image."""
         return self.source(self.base).view_xywh[2:]
 
     def source(self, name: SourceName) -> RigSource:
-        """One of the two cameras by name."""
+        """Look up one of the two cameras by name."""
         return self.ir if name == "ir" else self.vis
 
     def homography(self, distance_m: float | None = None) -> Matrix:
-        """Homography of a working distance, base view to moving view, (3, 3) float64.
+        """Homography from the base view to the moving view at a working distance, (3, 3) float64.
 
-        Between two stated distances it is interpolated linearly in 1 / distance. That is exact for cameras side by side,
+        Between two stated distances it is interpolated linearly in 1 / distance, which is exact for cameras side by side,
         where the homography of a plane parallel to the sensors is ``K' (R + t n^T / Z) K^-1`` with ``t_z = 0``.
 
         Args:
-            distance_m: Working distance in metres, ``inf`` for far away; None for the only or the farthest one of the rig.
+            distance_m: Working distance in meters, ``inf`` for far away; None for the only or farthest one of the rig.
 
         Raises:
-            RigError: The rig was not aligned at this distance nor at two around it.
+            RigError: The rig was aligned neither at this distance nor at one on each side of it.
         """
         if distance_m is None:
             return self.alignments[-1].matrix
         if not distance_m > 0:
-            raise RigError(f"expected a working distance above 0 m, got {distance_m:g}; correct it.")
+            raise RigError(f"the working distance is {distance_m:g} m, but must be above 0 m; correct it")
         for alignment in self.alignments:
             if alignment.distance_m is not None and _same_distance(alignment.distance_m, distance_m):
                 return alignment.matrix
@@ -215,14 +217,14 @@ class Rig:
                 mixed: Matrix = weight * near.matrix + (1 - weight) * far.matrix
                 return mixed
         raise RigError(
-            f"expected a working distance that the rig was aligned for ({self._distances_text()}), got {distance_m:g} m; "
-            f"run refusion-edge align with --distance {distance_m:g}m on a scene at that distance."
+            f"the rig is not aligned for a working distance of {distance_m:g} m (aligned: {self._distances_text()}); run "
+            f"refusion-edge align with --distance {distance_m:g}m on a scene at that distance"
         )
 
     def with_alignment(self, alignment: RigAlignment) -> Rig:
-        """The same rig with one more working distance, or with a new alignment for one that it had.
+        """Copy the rig with an alignment added, or replaced if there was one for the same distance.
 
-        Alignments without a stated distance do not go together with others: the new one replaces them.
+        An alignment without a stated distance cannot be combined with others: it replaces them, and is replaced by them.
         """
         if alignment.distance_m is None:
             return replace(self, alignments=(alignment,))
@@ -237,10 +239,10 @@ class Rig:
 
 
 def to_rows(matrix: Matrix) -> tuple[Row, Row, Row]:
-    """A homography as plain numbers, scaled so that the last one is 1.
+    """Convert a homography to rows of floats, scaled so that the last element is 1.
 
     Args:
-        matrix: (3, 3), its last element not 0.
+        matrix: (3, 3) with a last element other than 0.
     """
     scaled = np.asarray(matrix, np.float64) / float(matrix[2, 2])
     first, second, third = ((float(row[0]), float(row[1]), float(row[2])) for row in scaled)
@@ -248,27 +250,27 @@ def to_rows(matrix: Matrix) -> tuple[Row, Row, Row]:
 
 
 def distance_text(distance_m: float | None) -> str:
-    """A working distance in words."""
+    """Describe a working distance in words."""
     if distance_m is None:
         return "distance not stated"
     return "far away" if math.isinf(distance_m) else f"{distance_m:g} m"
 
 
 def check_source(name: SourceName, source: RigSource) -> None:
-    """Make sure that the size, crop and lens of a source can be.
+    """Check the size, crop and lens of a source.
 
     Raises:
-        RigError: One of them cannot.
+        RigError: One of them is invalid.
     """
     width, height = source.size_wh
     if not (_MIN_SIDE <= width <= _MAX_SIDE and _MIN_SIDE <= height <= _MAX_SIDE):
-        raise RigError(f"expected {name}.size_wh with sides from {_MIN_SIDE} to {_MAX_SIDE}, got {width}x{height}; correct it.")
+        raise RigError(f"{name}.size_wh is {width}x{height}; correct it to sides from {_MIN_SIDE} to {_MAX_SIDE} pixels")
     left, top, view_width, view_height = source.view_xywh
     inside = left >= 0 and top >= 0 and left + view_width <= width and top + view_height <= height
     if not inside or min(view_width, view_height) < _MIN_SIDE:
         raise RigError(
-            f"expected {name}.crop_xywh inside the frame of {width}x{height} and at least {_MIN_SIDE}x{_MIN_SIDE}, got "
-            f"{list(source.view_xywh)}; correct it."
+            f"{name}.crop_xywh is {list(source.view_xywh)}; choose a crop of at least {_MIN_SIDE}x{_MIN_SIDE} pixels inside "
+            f"the frame of {width}x{height}"
         )
     if source.lens is not None:
         _check_lens(name, source.lens)
@@ -277,36 +279,39 @@ def check_source(name: SourceName, source: RigSource) -> None:
 def _check_lens(name: str, lens: Lens) -> None:
     numbers = (*lens.focal_px, *lens.centre_px, *lens.distortion)
     if not all(map(math.isfinite, numbers)) or min(lens.focal_px) <= 0:
-        raise RigError(f"expected {name}.lens with finite numbers and focal lengths above 0, got {numbers}; correct it.")
+        raise RigError(f"{name}.lens has the numbers {numbers}; correct them to finite ones with focal lengths above 0")
     allowed = _COEFFICIENTS[lens.model]
     if len(lens.distortion) not in allowed:
         raise RigError(
-            f"expected {name}.lens.distortion with {', '.join(map(str, allowed))} coefficients ({lens.model}), got "
-            f"{len(lens.distortion)}; correct it."
+            f"{name}.lens.distortion has {len(lens.distortion)} coefficients, but the model {lens.model} takes "
+            f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}; correct it"
         )
 
 
 def _check_alignments(alignments: Sequence[RigAlignment]) -> None:
     if not alignments:
-        raise RigError("expected at least one entry in alignments, got none; make the file with refusion-edge align.")
+        raise RigError("alignments is empty; make the file with refusion-edge align")
     for index, alignment in enumerate(alignments):
         where = f"alignments[{index}]"
         if alignment.distance_m is not None and not alignment.distance_m > 0:
-            raise RigError(f"expected {where}.distance_m above 0, got {alignment.distance_m}; correct it.")
+            raise RigError(f"{where}.distance_m is {alignment.distance_m}, but must be above 0; correct it")
         if alignment.error_px is not None and not 0 <= alignment.error_px < math.inf:
-            raise RigError(f"expected {where}.error_px of at least 0, got {alignment.error_px}; measure it with align check.")
+            raise RigError(
+                f"{where}.error_px is {alignment.error_px}, but must be finite and at least 0; measure it with refusion-edge "
+                "align check"
+            )
         matrix = alignment.matrix
-        # Rows differ in scale by the size of the picture; compare the determinant with that of their directions.
+        # Columns differ in scale by the size of the image; compare the determinant with the product of their lengths.
         size = float(np.prod(np.linalg.norm(matrix, axis=0)))
         if not np.isfinite(matrix).all() or matrix[2, 2] == 0 or not abs(np.linalg.det(matrix)) > 1e-12 * size:
-            raise RigError(f"expected {where}.homography to be finite and invertible, got {matrix.tolist()}; align again.")
+            raise RigError(f"{where}.homography is not finite and invertible: {matrix.tolist()}; align again")
     stated = [alignment.distance_m for alignment in alignments]
     if len(stated) > 1:
         known = [distance for distance in stated if distance is not None]
         if len(known) < len(stated) or any(near >= far for near, far in itertools.pairwise(known)):
             raise RigError(
-                f"expected alignments ordered by distance_m, each stated once, got "
-                f"{', '.join(map(distance_text, stated))}; order or remove them."
+                f"the alignments have the distances {', '.join(map(distance_text, stated))}; order them by distance_m and "
+                "state each distance once"
             )
 
 

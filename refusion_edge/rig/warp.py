@@ -1,7 +1,7 @@
-"""Frames of a rig to views that lie on one another: lens, crop and homography in one look-up.
+"""Warping frames of a rig to registered views: lens, crop and homography in a single lookup.
 
-The tables are computed once for a rig and a working distance; applying them is one ``cv2.remap`` for each source that
-needs it. Coordinates and directions are those of ``rig``.
+The tables are computed once for a rig and a working distance; applying them takes one ``cv2.remap`` per source that needs
+it. ``model`` describes the coordinate conventions.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import RigError
 from refusion_edge.rig.model import Lens, Matrix, Rig, RigSource, SourceName, check_source, distance_text
 
-# Points this much outside the outermost pixel centres still count as seen: what rounding makes of the border.
+# Points this far outside the outermost pixel centers still count as seen, to allow for rounding at the border.
 _BORDER_PX = 1e-3
-# Points per outline that bound where a lens model holds.
+# Points per side of the frame's outline, which bounds where a lens model is valid.
 _OUTLINE_POINTS = 64
 _NOWHERE = -1e4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceWarp:
-    """How frames of one source become the base view.
+    """The warp of frames of one source to the base view.
 
     Attributes:
         name: Name of the source, for messages.
         size_wh: Width and height of the frames.
         view_size_wh: Width and height of the base view.
-        left_top: Where the view starts in the frame, if it is only cut out.
-        reduction: Whole factor by which frames are averaged down first, so that fine detail does not alias.
-        tables: Columns and rows to look up in the reduced frame, (H, W) float32 each, or None to cut out. ``cv2.remap`` is
-            faster with them than with fixed-point ones, and from OpenCV 5 on exact instead of right to 1/64 pixel.
-        mask: (H, W) bool of the base view, True where the frame has pixels.
+        left_top: Where the view starts in the frame, if it is only cropped.
+        reduction: Integer factor by which frames are averaged down first, so that fine detail does not alias.
+        tables: Columns and rows to look up in the reduced frame, (H, W) float32 each, or None to crop only. ``cv2.remap`` is
+            faster with them than with fixed-point ones, and since OpenCV 5 exact instead of accurate to 1/64 pixel.
+        mask: (H, W) bool, base view, True where the frame has pixels.
     """
 
     name: SourceName
@@ -47,24 +47,24 @@ class SourceWarp:
     mask: NDArray[np.bool_]
 
     def apply(self, frame: Array, out: Array | None = None) -> Array:
-        """Turn a frame into the base view.
+        """Warp a frame to the base view.
 
         Args:
-            frame: (H, W) or (H, W, C); uint8, uint16 or float32, of the size of the rig.
+            frame: (H, W) or (H, W, C); uint8, uint16 or float32, of the size in the rig.
             out: Buffer for the result, owned by the caller, or None for new memory.
 
         Returns:
-            The view, same dtype and channels; ``out`` if it was given. 0 where the frame has no pixels. A view that is
-            only cut out shares memory with ``frame`` unless ``out`` is given.
+            The view, same dtype and channels; ``out`` if given. 0 where the frame has no pixels. A view that is only
+            cropped shares memory with ``frame`` unless ``out`` is given.
 
         Raises:
-            RigError: The frame has another size than the rig was made for.
+            RigError: The size of the frame differs from that in the rig.
         """
         width, height = self.size_wh
         if frame.shape[:2] != (height, width):
             raise RigError(
-                f"expected {self.name} frames of {width}x{height} as in the rig, got {frame.shape[1]}x{frame.shape[0]}; set "
-                "the camera to that size or run refusion-edge align again."
+                f"{self.name} frames are {frame.shape[1]}x{frame.shape[0]}, but {width}x{height} in the rig; set the camera to "
+                f"{width}x{height} or run refusion-edge align again"
             )
         if self.tables is None:
             (left, top), (view_width, view_height) = self.left_top, self.view_size_wh
@@ -81,12 +81,12 @@ class SourceWarp:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RigWarp:
-    """How frames of both sources become views that lie on one another.
+    """The warps of both sources to registered views.
 
     Attributes:
         ir: Warp of infrared frames.
         vis: Warp of visible frames.
-        mask: (H, W) bool of the base view, True where both sources have pixels.
+        mask: (H, W) bool, base view, True where both sources have pixels.
     """
 
     ir: SourceWarp
@@ -94,26 +94,26 @@ class RigWarp:
     mask: NDArray[np.bool_]
 
     def apply(self, ir: Array, vis: Array) -> tuple[Array, Array]:
-        """Turn two frames into views of one size, see ``SourceWarp.apply``.
+        """Warp two frames to views of the same size, see ``SourceWarp.apply``.
 
         Raises:
-            RigError: A frame has another size than the rig was made for.
+            RigError: The size of a frame differs from that in the rig.
         """
         return self.ir.apply(ir), self.vis.apply(vis)
 
 
 def make_warp(rig: Rig, distance_m: float | None = None, *, correction: Matrix | None = None) -> RigWarp:
-    """Compute the tables of a rig at a working distance.
+    """Compute the warp of a rig at a working distance.
 
     Args:
         rig: The rig.
-        distance_m: Working distance in metres; None for the only or the farthest one of the rig.
-        correction: Point of the base view to the one that the rig's homography is asked for instead, (3, 3), as online
-            refinement finds it; none for the rig as it is.
+        distance_m: Working distance in meters; None for the only or farthest one of the rig.
+        correction: Homography, (3, 3), applied to points of the base view before that of the rig, as found by online
+            refinement; None for the rig as it is.
 
     Raises:
-        RigError: The rig was not aligned for this distance, or its homography puts the horizon of the moving source into
-            the base view or no pixel of it there.
+        RigError: The rig was not aligned for this distance, or its homography puts the horizon of the moving source, or
+            none of its pixels, into the base view.
     """
     homography = rig.homography(distance_m)
     if correction is not None:
@@ -128,22 +128,22 @@ def make_warp(rig: Rig, distance_m: float | None = None, *, correction: Matrix |
     mask = warps["ir"].mask & warps["vis"].mask
     if not mask.any():
         distance = distance_text(distance_m)
-        raise RigError(f"expected views that overlap at the working distance ({distance}), got none in common; align again.")
+        raise RigError(f"the two views do not overlap at the working distance ({distance}); align again")
     return RigWarp(warps["ir"], warps["vis"], mask)
 
 
 def make_view(name: SourceName, source: RigSource) -> SourceWarp:
-    """Compute how frames of one source become its own view: lens removed, then cropped.
+    """Compute the warp of frames of one source to its own view: remove the lens distortion, then crop.
 
     Raises:
-        RigError: The size, crop or lens of the source cannot be.
+        RigError: The size, crop or lens of the source is invalid.
     """
     check_source(name, source)
     return _source_warp(name, source, np.eye(3), source.view_xywh[2:])
 
 
 def warp_points(homography: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Take points through a homography.
+    """Map points through a homography.
 
     Args:
         homography: (3, 3).
@@ -165,15 +165,15 @@ def _source_warp(name: SourceName, source: RigSource, homography: Matrix, view_s
         return SourceWarp(name, source.size_wh, view_size_wh, (left, top), 1, None, np.ones((height, width), np.bool_))
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
     straight = warp_points(homography, np.column_stack((x.ravel(), y.ravel()))) + np.array([left, top])
-    # What the crop hides stays hidden.
+    # Pixels outside the crop stay hidden.
     seen = _inside(straight, left, top, own_width, own_height)
     points = straight
     if source.lens is not None:
         points, holds = _distort(source.lens, straight, source.size_wh)
         seen &= holds & _inside(points, 0, 0, *source.size_wh)
     reduction = _reduction(points.reshape(height, width, 2), seen.reshape(height, width))
-    # The centre of a reduced pixel is the mean of the centres of those it was made of. At the border, and where no whole
-    # block was left, the outermost pixel goes on; what is not seen goes far outside, where the look-up gives 0.
+    # The center of a reduced pixel is the mean of the centers of its block. At the border, and where no whole block is left,
+    # the outermost pixel is repeated; unseen points are moved far outside, where the lookup gives 0.
     reduced = ((points + 0.5) / reduction - 0.5).clip(0, np.array(source.size_wh) // reduction - 1)
     reduced[~seen] = _NOWHERE
     columns, rows = (reduced[:, axis].reshape(height, width).astype(np.float32) for axis in (0, 1))
@@ -190,9 +190,9 @@ def _inside(points: NDArray[np.float64], left: int, top: int, width: int, height
 def _distort(
     lens: Lens, straight: NDArray[np.float64], size_wh: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Where points of the straight frame are in the frame, and whether the lens model was fitted there.
+    """Map points of the straight frame to the frame, and tell where the lens model is valid.
 
-    Polynomials fold back far outside the field they were fitted to, so only rays that the frame's outline bounds count.
+    Polynomials fold back far outside the field that they were fitted to, so only rays within the frame's outline count.
     """
     matrix, coefficients = lens.matrix, np.array(lens.distortion)
     rays = (straight - lens.centre_px) / lens.focal_px
@@ -217,7 +217,7 @@ def _outline(width: int, height: int) -> NDArray[np.float64]:
 
 
 def _reduction(points: NDArray[np.float64], seen: NDArray[np.bool_]) -> int:
-    """Whole number of source pixels per pixel of the view, at least 1: the median over what is seen."""
+    """Integer number of source pixels per pixel of the view, at least 1: the median over the seen points."""
     if not seen.any():
         return 1
     across = np.linalg.norm(np.diff(points, axis=1), axis=2)[:-1]
@@ -227,7 +227,7 @@ def _reduction(points: NDArray[np.float64], seen: NDArray[np.bool_]) -> int:
 
 
 def _reduce(frame: Array, factor: int) -> Array:
-    """Average blocks of ``factor`` by ``factor`` pixels; what does not fill a block at the right and below is left out."""
+    """Average blocks of ``factor`` by ``factor`` pixels; incomplete blocks at the right and bottom are dropped."""
     height, width = (side // factor for side in frame.shape[:2])
     reduced: Array = cv2.resize(frame[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
     return reduced
@@ -237,6 +237,4 @@ def _check_horizon(homography: Matrix, width: int, height: int) -> None:
     corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], np.float64)
     depth = corners @ homography[2]
     if depth.min() * depth.max() <= 0:
-        raise RigError(
-            "expected a homography whose horizon is outside the base view, got one that crosses it; align again or correct it."
-        )
+        raise RigError("the horizon of the homography crosses the base view; align again or correct the homography")

@@ -80,7 +80,7 @@ def test_a_fuser_takes_the_levels_of_the_last_kernel_for_grey_results(program: P
         assert isinstance(fuser.backend, Uint8OutputBackend)
         found = fuser.fuse(a, b)
         planes = fuser.to_planes(a, b)
-        assert np.abs(found.astype(int) - fuser.to_picture(fuser.backend.fuse(planes.a, planes.b), planes)).max() <= 1
+        assert np.abs(found.astype(int) - fuser.to_image(fuser.backend.fuse(planes.a, planes.b), planes)).max() <= 1
         again = found.copy()
         fuser.fuse(b, a)
         assert np.array_equal(found, again)

@@ -97,9 +97,9 @@ def test_a_fuser_gives_the_same_picture_in_steps_and_at_once(clock: MadeUpClock)
     a, b = rng.integers(0, 256, (17, 23), np.uint8), rng.integers(0, 256, (17, 23, 3), np.uint8)
     with Fuser(backend, find_task("ir_vis")) as fuser:
         planes = fuser.to_planes(a, b)
-        stepwise = fuser.to_picture(backend.fuse(planes.a, planes.b), planes)
+        stepwise = fuser.to_image(backend.fuse(planes.a, planes.b), planes)
         assert np.array_equal(stepwise, fuser.fuse(a, b))
-        assert fuser.to_picture(backend.fuse(planes.a, planes.b), planes, colour=False).ndim == 2
+        assert fuser.to_image(backend.fuse(planes.a, planes.b), planes, colour=False).ndim == 2
 
 
 def test_a_stable_row_has_every_number(clock: MadeUpClock, make_subject: MakeSubject) -> None:

@@ -1,6 +1,6 @@
-"""What TensorRT and TensorRT-RTX share: settings, versions, running a plan, and why one does not load.
+"""TensorRT and TensorRT-RTX: settings, versions, running plans, and explaining why a plan does not load.
 
-The two differ in the module they are imported from and in what that module offers; every difference is asked for where it
-matters (``hasattr``), never guessed from a version. Belongs here: everything that running needs. Does not belong here:
-compiling a plan, which is ``refusion_edge.export.targets.tensorrt``.
+The two products differ in their Python module and in what it offers; each difference is detected where it matters
+(``hasattr``), never inferred from a version. This package contains everything that running needs; plans are compiled in
+``refusion_edge.export.targets.tensorrt``.
 """

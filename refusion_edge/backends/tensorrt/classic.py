@@ -18,7 +18,7 @@ def probe_build() -> Status:
 
 
 def open_engine(engine: Engine, _options: RunOptions) -> TrtBackend:
-    """Run a plan."""
+    """Run the plan of a bundle."""
     return TrtBackend.of(engine)
 
 

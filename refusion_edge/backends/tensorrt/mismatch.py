@@ -1,4 +1,4 @@
-"""Why a plan does not load on this machine, in words."""
+"""Explains why a plan does not load on this machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from refusion_edge.backends.tensorrt.product import PRODUCTS, Log, Product
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import MisfitError
 
-# First bytes of a plan; four numbers of the version stand at byte 24, as trtexec --getPlanVersionOnly reads them.
+# First bytes of a plan; the four numbers of its version are at byte 24, where trtexec --getPlanVersionOnly reads them.
 _MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
 _VERSION = slice(24, 28)
 
 _REASONS = {
-    "VERSION_MISMATCH": "its version does not fit this one",
-    "UNSUPPORTED_CC": "it was not built for this kind of device",
+    "VERSION_MISMATCH": "it was built with another version",
+    "UNSUPPORTED_CC": "it was built for other devices",
     "OLD_CUDA_DRIVER": "the NVIDIA driver is too old for it",
     "OLD_CUDA_RUNTIME": "the CUDA libraries are too old for it",
     "INSUFFICIENT_GPU_MEMORY": "the device has too little memory for it",
@@ -25,7 +25,7 @@ _REASONS = {
 
 
 def plan_version(plan: bytes, product: Product) -> str | None:
-    """Version of the compiler that wrote a plan, such as ``10.3.0.26``; None if it is no plan of this product."""
+    """Version of the compiler that wrote a plan, such as ``10.3.0.26``; None if it is not a plan of this product."""
     if plan[: len(_MAGIC[product.name])] != _MAGIC[product.name] or len(plan) < _VERSION.stop:
         return None
     return ".".join(map(str, plan[_VERSION]))
@@ -34,22 +34,21 @@ def plan_version(plan: bytes, product: Product) -> str | None:
 def explain(
     trt: Any, runtime: Any, plan: bytes, *, product: Product, device: Device, built_for: tuple[str, ...], log: Log, remedy: str
 ) -> MisfitError:
-    """Say what a plan that did not load is, what this machine is, and how to make one that fits.
+    """Make the error for a plan that did not load: what the plan is, what this machine is, and how to build one that fits.
 
     Args:
         trt: The module of the product.
-        runtime: The ``Runtime`` that refused it.
-        plan: Its bytes.
-        product: The product that was to run it.
-        device: The device here.
-        built_for: Compute capabilities that it was built for, as far as they are known.
-        log: What TensorRT said.
+        runtime: The ``Runtime`` that refused the plan.
+        plan: Content of the plan.
+        product: The product that should run it.
+        device: The device of this machine.
+        built_for: Compute capabilities that it was built for; empty if unknown.
+        log: Log of TensorRT.
         remedy: What to do, without a full stop.
     """
     reasons = list(_reasons(trt, runtime, plan, product, device, built_for)) or [log.first_error]
     return MisfitError(
-        f"expected a plan for {product.title} {trt.__version__} on {device}, got one that does not load "
-        f"({'; '.join(reasons)}); {remedy}."
+        f"the plan does not load in {product.title} {trt.__version__} on {device} ({'; '.join(reasons)}); {remedy}"
     )
 
 
@@ -59,15 +58,15 @@ def _reasons(
     version = plan_version(plan, product)
     if version is None:
         other = next((one.title for one in PRODUCTS.values() if plan_version(plan, one)), None)
-        yield f"it is a plan of {other}" if other else "it is no plan at all, or one that was damaged"
+        yield f"it is a plan of {other}" if other else "it is not a plan, or is damaged"
         return
     if not _same_version(version, trt.__version__):
         yield f"it was built with {product.title} {version}"
     if built_for and device.compute_capability not in built_for:
         yield f"it was built for compute capability {', '.join(built_for)}"
-    judge: Callable[[bytes], tuple[Any, int]] | None = getattr(runtime, "get_engine_validity", None)
-    if judge is not None:
-        _, findings = judge(plan)
+    validity: Callable[[bytes], tuple[Any, int]] | None = getattr(runtime, "get_engine_validity", None)
+    if validity is not None:
+        _, findings = validity(plan)
         for name, flag in trt.EngineInvalidityDiagnostics.__members__.items():
             if int(findings) & int(flag):
                 yield _REASONS.get(name, name)

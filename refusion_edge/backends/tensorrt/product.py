@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: what they are called, whether they can be used here, and what they say while they work."""
+"""The products TensorRT and TensorRT-RTX: names, availability on this machine, and their logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refusion_edge.backends.registry import Status
 from refusion_edge.machine import accelerator, is_installed, require
 from refusion_edge.network.layouts import Precision
 
-# Strong typing, the progress monitor and enqueueV3 are all there, and JetPack 6.2 has it.
+# The first release with strong typing, the progress monitor and enqueueV3 that JetPack 6.2 contains.
 OLDEST = "10.3"
 
 _NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda error 2", "cudaerror 2:")
@@ -20,7 +20,7 @@ _NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cuda
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One of the two products.
+    """TensorRT or TensorRT-RTX.
 
     Attributes:
         name: Name of the back end.
@@ -45,7 +45,7 @@ PRODUCTS = {product.name: product for product in (TENSORRT, TENSORRT_RTX)}
 
 
 def probe(product: Product) -> Status:
-    """Report whether plans can be run here, without loading the library."""
+    """Report, without loading the library, whether plans can run here."""
     found = _probe_package(product)
     if not found.usable:
         return found
@@ -61,7 +61,7 @@ def probe(product: Product) -> Status:
         return Status(usable=True, reason=reason)
     if "fp32" in lacks:
         least = least_capability(product.name, "fp32")
-        reason = f"{found.reason} is installed, but it runs on compute capability {least} and newer, not on {capability}"
+        reason = f"{found.reason} is installed, but needs compute capability {least} or newer, and this device has {capability}"
         return Status(usable=False, reason=reason)
     return Status(usable=True, reason=f"{reason}, compute capability {capability}", lacks=lacks)
 
@@ -79,7 +79,7 @@ def _probe_package(product: Product) -> Status:
 
 def _install(product: Product) -> str:
     if product is TENSORRT and "jetson" in (accelerator() or "").lower():
-        # JetPack's own package; a virtual environment sees it only if it was made so.
+        # A package of JetPack, which a virtual environment sees only with this option.
         return "sudo apt-get install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
     return f"pip install 'refusion-edge[{product.extra}]'"
 
@@ -88,7 +88,7 @@ def installed_version(product: Product) -> str:
     """Version of the installed package, without loading the library."""
     try:
         return importlib.metadata.version(product.module)
-    except importlib.metadata.PackageNotFoundError:  # JetPack's own package has no metadata in some releases
+    except importlib.metadata.PackageNotFoundError:  # in some releases, the package of JetPack has no metadata
         return str(load(product).__version__)
 
 
@@ -103,13 +103,13 @@ def load(product: Product) -> Any:
 
 @dataclass(slots=True)
 class Log:
-    """What TensorRT said, kept instead of printed.
+    """Log messages of TensorRT, kept instead of printed.
 
     Attributes:
         errors: Errors, oldest first.
         warnings: Warnings.
         notes: Everything else, down to the size of each layer's scratch memory.
-        sink: The ``ILogger`` to hand to TensorRT; has to outlive everything it was handed to.
+        sink: The ``ILogger`` to pass to TensorRT; it has to outlive every object that it was passed to.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -119,23 +119,23 @@ class Log:
 
     @property
     def everything(self) -> list[str]:
-        """All that was said: errors, warnings, notes."""
+        """All messages: errors, warnings, notes."""
         return [*self.errors, *self.warnings, *self.notes]
 
     @property
     def says_no_memory(self) -> bool:
-        """Whether the memory of the device did not suffice."""
+        """Whether the device ran out of memory."""
         said = " ".join(self.errors).lower()
         return any(words in said for words in _NO_MEMORY)
 
     @property
     def first_error(self) -> str:
-        """First error in one line; those after it are consequences of it."""
+        """The first error, in one line; later ones are consequences of it."""
         return " ".join(self.errors[0].split()).rstrip(".") if self.errors else "no reason given"
 
 
 def open_log(trt: Any) -> Log:
-    """Make a log for the module of a product."""
+    """Create a log for the module of a product."""
     log = Log()
     severity = trt.ILogger.Severity
     kept = {severity.INTERNAL_ERROR: log.errors, severity.ERROR: log.errors, severity.WARNING: log.warnings}
@@ -148,12 +148,12 @@ def open_log(trt: Any) -> Log:
 
 
 def implement(interface: Any, **methods: Callable[..., Any]) -> Any:
-    """Make an object that implements one of TensorRT's interfaces, which exist only once its module is loaded."""
+    """Create an object that implements one of TensorRT's interfaces, which exist only once its module is loaded."""
     return type(interface.__name__, (interface,), {"__init__": interface.__init__, **methods})()
 
 
-# 10 times the least compute capability, by NVIDIA's support matrices of TensorRT 10 and TensorRT-RTX 1. A release may ask for
-# more, and says so itself; Pascal and older have had none since TensorRT 10.
+# 10 times the minimum compute capability, from NVIDIA's support matrices of TensorRT 10 and TensorRT-RTX 1. A release may
+# require more and then says so itself; Pascal and older are unsupported since TensorRT 10.
 _LEAST: Mapping[str, Mapping[Precision, int]] = {
     "tensorrt": {"fp32": 70, "fp16": 70, "int8": 70},
     "tensorrt-rtx": {"fp32": 75, "fp16": 75, "int8": 80},
@@ -161,11 +161,11 @@ _LEAST: Mapping[str, Mapping[Precision, int]] = {
 
 
 def lacking(name: str, compute_capability: str) -> tuple[Precision, ...]:
-    """Precisions that a device does not compute in.
+    """Precisions that a device does not support.
 
     Args:
         name: ``tensorrt`` or ``tensorrt-rtx``.
-        compute_capability: Of the device, such as ``8.7``.
+        compute_capability: Compute capability of the device, such as ``8.7``.
     """
     major, _, minor = compute_capability.partition(".")
     here = 10 * int(major) + int(minor)
@@ -173,6 +173,6 @@ def lacking(name: str, compute_capability: str) -> tuple[Precision, ...]:
 
 
 def least_capability(name: str, precision: Precision) -> str:
-    """Compute capability from which a device computes in a precision, such as ``8.0``."""
+    """Minimum compute capability for a precision, such as ``8.0``."""
     least = _LEAST[name][precision]
     return f"{least // 10}.{least % 10}"

@@ -1,4 +1,4 @@
-"""TensorRT-RTX on NVIDIA RTX devices; its plans are built on any machine and compiled to the end where they are loaded."""
+"""TensorRT-RTX on NVIDIA RTX devices; plans can be built on any machine, and their compilation finishes on loading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def probe_build() -> Status:
 
 
 def open_engine(engine: Engine, _options: RunOptions) -> TrtRtxBackend:
-    """Run a plan."""
+    """Run the plan of a bundle."""
     return TrtRtxBackend.of(engine)
 
 

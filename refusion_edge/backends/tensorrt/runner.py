@@ -1,4 +1,4 @@
-"""Running a plan: one context, its buffers, one stream, and a recorded graph per size where TensorRT can be recorded."""
+"""Running a plan: one context, its buffers, one stream, and a CUDA graph where TensorRT can be captured."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ _SOURCES = (INPUT_A, INPUT_B)
 
 
 class _Way(NamedTuple):
-    """Inputs that are given and outputs that are wanted in a run; each such pair has a recorded graph of its own."""
+    """The inputs and outputs used in a run; each combination has a CUDA graph of its own."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 class PlanRunner(StagesOnDevice):
-    """Runs a plan of one product. Implements ``Backend``; the two back ends differ in name and product only.
+    """Runs a plan of one product. Implements ``Backend``; the two back ends differ only in name and product.
 
-    On a discrete device, pictures go through page-locked memory and are copied. On one that shares the processor's
-    memory, the engine reads and writes page-locked memory in place.
+    On a discrete GPU, planes are copied through page-locked memory. On an integrated GPU, which shares the CPU's memory, the
+    engine reads and writes page-locked memory in place.
 
     Attributes:
         device: The device.
-        sizes_hw: The sizes that the plan takes.
-        graph_problem: Why runs are not replayed from a recorded CUDA graph; empty if they are.
-        takes_uint8: Whether the plan takes 8-bit sources, too; see ``refusion_edge.backends.registry.Uint8InputBackend``.
-        uint8_range: Range of the 8-bit levels that the plan gives besides the plane, ``stretch`` or ``fixed``; None for none.
+        sizes_hw: The sizes that the plan accepts.
+        graph_problem: Why runs are not replayed from a captured CUDA graph; empty if they are.
+        takes_uint8: Whether the plan also accepts uint8 sources; see ``refusion_edge.backends.registry.Uint8InputBackend``.
+        uint8_range: Range of the plan's uint8 output, ``stretch`` or ``fixed``; None without one.
 
     Args:
-        plan: The plan's bytes; not needed any more afterwards.
-        driver: The device; None opens one. Closed together with the engine.
-        built_for: Compute capabilities that the plan was built for, to explain a refusal with.
-        version_compatible: Whether the plan carries a runtime of its own, which is code that will be run.
-        remedy: What to do about a plan that does not fit, without a full stop.
+        plan: Content of the plan; not kept.
+        driver: The device, or None to open one; closed together with the engine.
+        built_for: Compute capabilities that the plan was built for, to explain why it does not load.
+        version_compatible: Whether the plan contains a runtime of its own, which is code that will be executed.
+        remedy: What to do about a plan that does not load, without a full stop.
 
     Raises:
         BackendError: There is no device, no driver layer, or too little memory.
-        MisfitError: The plan does not fit this machine; says why.
+        MisfitError: The plan does not load on this machine; the message says why.
         MissingDependencyError: TensorRT is not installed.
     """
 
@@ -78,7 +78,7 @@ class PlanRunner(StagesOnDevice):
         remedy: str = "build it again on this machine",
     ) -> None:
         trt = load(self.product)
-        # What is entered last is released first: graph, buffers, context, engine, stream, device.
+        # Released in reverse order: graph, buffers, context, engine, stream, device.
         with contextlib.ExitStack() as owned:
             self._driver = owned.enter_context(driver or cuda.open_driver())
             self.device = self._driver.device
@@ -102,12 +102,12 @@ class PlanRunner(StagesOnDevice):
             owned.callback(self._drop_engine)
             self._check_tensors()
             self.sizes_hw = self._read_sizes()
-            # Scratch memory for the size in use, not for the largest that the plan allows.
+            # Scratch memory is allocated for the size in use, rather than for the maximum of the plan.
             self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if self._context is None:
                 raise BackendError(
-                    f"expected {self.product.title} to make a context on {self.device}, got '{self._log.first_error}' with "
-                    f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size."
+                    f"{self.product.title} cannot create a context on {self.device}: {self._log.first_error}, with "
+                    f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size"
                 )
             owned.callback(self._drop_context)
             self._size_hw: tuple[int, int] | None = None
@@ -123,15 +123,15 @@ class PlanRunner(StagesOnDevice):
         self._owned.close()
 
     def fuse(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse`` and ``Uint8InputBackend``. The result is new memory."""
+        """Fuse two luma planes; see ``Backend.fuse`` and ``Uint8InputBackend``. The result is a new array."""
         self._run(a, b, (OUTPUT,))
-        # A copy: page-locked memory goes away with the engine or the next size, and must not take a picture along.
+        # A copy, because the page-locked memory is freed with the engine or for the next size.
         return self._view(OUTPUT, np.float32).reshape(a.shape).copy()
 
     def fuse_uint8(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Uint8Array:
-        """Fuse two luma planes to 8-bit levels on the device; see ``Uint8OutputBackend.fuse_uint8``."""
+        """Fuse two luma planes to uint8 on the device; see ``Uint8OutputBackend.fuse_uint8``."""
         if self.uint8_range is None:
-            raise BackendError("expected an engine with 8-bit levels, got one without; build it with --levels stretch.")
+            raise BackendError("the engine has no uint8 output; build it with --uint8-output stretch")
         levels = UINT8_OUTPUTS[self.uint8_range]
         self._run(a, b, (levels, MEAN))
         if not np.isfinite(self._view(MEAN, np.float32)).all():
@@ -143,7 +143,7 @@ class PlanRunner(StagesOnDevice):
 
     @on_its_device
     def _run(self, a: Array, b: Array, wanted: tuple[str, ...]) -> None:
-        """Run the engine and bring the outputs that are wanted back."""
+        """Run the engine and fetch the wanted outputs."""
         height, width = a.shape[2:]
         if (height, width) != self._size_hw:
             self._prepare((height, width))
@@ -155,21 +155,21 @@ class PlanRunner(StagesOnDevice):
             self._driver.launch(graph, self._stream)
         self._driver.synchronize(self._stream)
         if graph is None and not self.graph_problem:
-            # Recorded after a first run, because TensorRT sets things up in it that cannot be recorded.
+            # Captured after a first run, whose setup in TensorRT cannot be captured.
             self._record(way)
 
     def _give(self, source: str, plane: Array) -> str:
-        """Lay a source ready in the input that takes it as it is, and return the name of that input."""
+        """Copy a source into the input for its dtype, and return the name of that input."""
         is_levels = plane.dtype == np.uint8
         if is_levels and not self.takes_uint8:
             raise BackendError(
-                "expected planes in float32 for an engine without 8-bit sources, got uint8; build it with --pixels."
+                "the planes are uint8, but the engine takes only float32; convert them or build it with --uint8-input"
             )
         used = UINT8_INPUTS[source] if is_levels else source
         np.copyto(self._view(used, np.uint8 if is_levels else np.float32).reshape(plane.shape), plane)
         self._written.add(used)
         if self.takes_uint8 and (idle := source if is_levels else UINT8_INPUTS[source]) in self._written:
-            # The engine adds the two.
+            # The engine adds both inputs of a source, so the unused one has to be zero.
             self._hosts[idle].array[:] = 0
             if not self._is_zero_copy:
                 self._driver.upload(self._pointers[idle], self._hosts[idle], self._stream)
@@ -177,12 +177,12 @@ class PlanRunner(StagesOnDevice):
         return used
 
     def _view(self, name: str, dtype: type) -> Array:
-        """Page-locked memory of an input or output, flat."""
+        """Flat view of the page-locked memory of an input or output."""
         memory: Array = self._hosts[name].array.view(dtype)
         return memory
 
     def _record(self, way: _Way) -> None:
-        """Record a run for later ones; where that fails, go on starting it piece by piece, and remember why."""
+        """Capture a run in a CUDA graph for later ones; if that fails, keep the reason and go on without a graph."""
         try:
             graph = self._driver.capture(self._stream, lambda: self._start(way))
         except BackendError as error:
@@ -199,8 +199,8 @@ class PlanRunner(StagesOnDevice):
         with self._timer.stage("infer"):
             if not self._context.execute_async_v3(self._stream):
                 raise BackendError(
-                    f"expected {self.product.title} to run the engine on {self.device}, got '{self._log.first_error}'; build "
-                    "it again on this machine."
+                    f"{self.product.title} cannot run the engine on {self.device}: {self._log.first_error}; build it again on "
+                    "this machine"
                 )
         if not self._is_zero_copy:
             with self._timer.stage("d2h"):
@@ -208,7 +208,7 @@ class PlanRunner(StagesOnDevice):
                     self._driver.download(self._hosts[name], self._pointers[name], self._stream)
 
     def _prepare(self, size_hw: tuple[int, int]) -> None:
-        """Give back what the last size used, then allocate and bind what this one needs."""
+        """Free the buffers of the last size, then allocate and bind those for this one."""
         self._check_size(size_hw)
         self._size_hw = None
         self._sized.close()
@@ -222,12 +222,12 @@ class PlanRunner(StagesOnDevice):
         for name in self._inputs:
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
-                    f"expected the engine to take {width}x{height}, got '{self._log.first_error}'; build it again."
+                    f"the engine refuses the size {width}x{height} (width x height): {self._log.first_error}; build it again"
                 )
         self._graphs = {}
         self._hosts: dict[str, HostBuffer] = {}
         self._pointers: dict[str, int] = {}
-        # Nothing is known of new memory, which is not zero where the engine may have to find zero.
+        # New memory has arbitrary content, also in inputs that have to be zero if unused.
         self._written = set(self._inputs)
         with contextlib.ExitStack() as sized:
             for name, size in nbytes.items():
@@ -264,14 +264,14 @@ class PlanRunner(StagesOnDevice):
     def _check_size(self, size_hw: tuple[int, int]) -> None:
         if self.sizes_hw.holds(size_hw):
             return
-        (least_h, least_w), (largest_h, largest_w) = self.sizes_hw.min_hw, self.sizes_hw.max_hw
+        (min_h, min_w), (max_h, max_w) = self.sizes_hw.min_hw, self.sizes_hw.max_hw
         height, width = size_hw
-        takes = f"{largest_w}x{largest_h}"
+        takes = f"{max_w}x{max_h}"
         if self.sizes_hw.min_hw != self.sizes_hw.max_hw:
-            takes = f"{least_w}x{least_h} to {takes}"
+            takes = f"{min_w}x{min_h} to {takes}"
         raise ShapeError(
-            f"expected pictures of {takes} (width x height), for which this engine was built, got {width}x{height}; build one "
-            f"with --size {height}x{width}."
+            f"the engine was built for images of {takes} (width x height), but these are {width}x{height}; build one with "
+            f"--size {height}x{width}"
         )
 
     def _check_tensors(self) -> None:
@@ -283,8 +283,8 @@ class PlanRunner(StagesOnDevice):
         wrong = [name for name in names if self._engine.get_tensor_dtype(name) != self._dtype(name)]
         if names != {*self._inputs, OUTPUT, *besides} or wrong:
             raise BackendError(
-                f"expected an engine with the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, got "
-                f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'."
+                f"the engine must have the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has "
+                f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'"
             )
 
     def _dtype(self, name: str) -> Any:
@@ -294,8 +294,8 @@ class PlanRunner(StagesOnDevice):
         fixed = tuple(self._engine.get_tensor_shape(INPUT_A))
         dynamic = min(fixed) < 0
         shapes = self._engine.get_tensor_profile_shape(INPUT_A, 0) if dynamic else (fixed, fixed, fixed)
-        least, typical, largest = ((int(shape[2]), int(shape[3])) for shape in shapes)
-        return SizeRange(least, typical, largest)
+        min_hw, opt_hw, max_hw = ((int(shape[2]), int(shape[3])) for shape in shapes)
+        return SizeRange(min_hw, opt_hw, max_hw)
 
     def _drop_engine(self) -> None:
         del self._engine, self._runtime

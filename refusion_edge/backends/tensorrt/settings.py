@@ -1,4 +1,4 @@
-"""How a plan is to be compiled, and the vendor's own command that compiles the same."""
+"""Compiler settings of a plan, and the equivalent command of the vendor's own tool."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MAX_WORKSPACE_MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What may be asked of the compiler; None or empty leaves a choice to it.
+    """Settings of the compiler; None or empty leaves a choice to it.
 
     Attributes:
-        workspace_mib: Most scratch memory that one kernel may use, in MiB.
+        workspace_mib: Maximum scratch memory of one kernel, in MiB.
         optimization_level: Builder optimization level, 0 (quick build) to 5 (fastest engine).
-        version_compatible: Whether newer releases shall be able to load the plan; costs size and speed.
-        compute_capabilities: Kinds of device to build for, such as ``8.6``; TensorRT-RTX only.
-        timing_cache: File with timings of kernels, read and written; None for the one in the cache folder.
+        version_compatible: Whether newer releases can load the plan, at the cost of size and speed.
+        compute_capabilities: Compute capabilities to build for, such as ``8.6``; TensorRT-RTX only.
+        timing_cache: File with kernel timings, read and written; None for the one in the cache folder.
         uint8_input: Whether the engine also accepts uint8 sources.
         uint8_output: Range of an additional uint8 output, ``stretch`` or ``fixed``; None for none.
         plugins: Whether our own kernels are part of the plan, as plugins; TensorRT only.
@@ -57,10 +57,10 @@ class PlanSettings:
                 raise UsageError(f"'{text[:20]}' is not a compute capability; name those of the devices, such as 8.6,8.9")
 
     def check(self, product: Product) -> None:
-        """Make sure that a product can do what is asked.
+        """Check that a product supports these settings.
 
         Raises:
-            UsageError: It cannot.
+            UsageError: It does not.
         """
         if self.compute_capabilities and product is not TENSORRT_RTX:
             raise UsageError(
@@ -69,7 +69,7 @@ class PlanSettings:
             )
         if self.plugins and product is TENSORRT_RTX:
             raise UsageError(
-                f"--plugins is for tensorrt only, as {product.name} takes no plugins that are compiled ahead of time; "
+                f"--plugins is for tensorrt only, as {product.name} does not support plugins compiled ahead of time; "
                 "leave it out"
             )
 
@@ -78,7 +78,7 @@ class PlanSettings:
         return (INPUT_A, INPUT_B, *(UINT8_INPUTS.values() if self.uint8_input else ()))
 
     def words(self) -> list[str]:
-        """The same as options of ``build``; not the timing cache, which changes nothing but the time a build takes."""
+        """Convert to options of ``build``, without the timing cache, which affects only the build time."""
         options: dict[str, object] = {
             "--workspace": self.workspace_mib,
             "--opt-level": self.optimization_level,
@@ -94,7 +94,7 @@ class PlanSettings:
         return words + [name for name, asked in switches.items() if asked]
 
     def to_fields(self) -> dict[str, Any]:
-        """What differs from the defaults, by name; not the timing cache."""
+        """Settings that differ from the defaults, by name, without the timing cache."""
         asked = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -109,15 +109,18 @@ NO_SETTINGS = PlanSettings()
 def tool_command(
     product: Product, settings: PlanSettings, sizes_hw: SizeRange | None, model: str, plan: str, *, says_typed: bool
 ) -> str:
-    """Write the vendor's command that compiles the same plan from the same ONNX model; none compiles our plugins.
+    """Write the vendor's command that compiles the same plan from the same ONNX model.
 
     Args:
-        product: Which product.
-        settings: How it was compiled.
+        product: The product.
+        settings: Settings of the plan.
         sizes_hw: Range of sizes, or None if the model has a fixed size.
         model: ONNX file.
         plan: Plan file to write.
-        says_typed: Whether strong typing has to be asked for (TensorRT 10); it goes without saying in 11 and in RTX.
+        says_typed: Whether strong typing has to be requested (TensorRT 10); it is the default in 11 and in RTX.
+
+    Returns:
+        The command; empty with plugins, which the vendor's tool cannot compile.
     """
     if settings.plugins:
         return ""

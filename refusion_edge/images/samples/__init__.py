@@ -1,4 +1,4 @@
-"""The sample pairs that ship with the package; ``examples/render_samples.py`` made them."""
+"""The sample pairs that ship with the package, rendered by ``examples/render_samples.py``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from refusion_edge.tasks import find_task
 
 
 def sample_paths(task_name: str) -> tuple[PairPaths, ...]:
-    """Files of the sample pairs of a task.
+    """Locate the sample pairs of a task.
 
     Raises:
         UsageError: There is no such task.
     """
     task = find_task(task_name)
-    # Installed wheels are always unpacked, so the resources are files.
+    # Installed wheels are always unpacked, so resources are files.
     folder = Path(str(resources.files(__name__))) / task.name
     return find_pairs(str(folder / task.folder_a), str(folder / task.folder_b)).pairs

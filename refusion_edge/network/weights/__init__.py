@@ -9,10 +9,10 @@ from refusion_edge.tasks import find_task
 
 
 def weights_path(task_name: str) -> Path:
-    """File of the weights of a task.
+    """Locate the weights file of a task.
 
     Raises:
         UsageError: There is no such task.
     """
-    # Installed wheels are always unpacked, so the resources are files.
+    # Installed wheels are always unpacked, so resources are files.
     return Path(str(resources.files(__name__))) / f"{find_task(task_name).name}.safetensors"

@@ -296,7 +296,7 @@ def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(
         with Fuser(Watched(plan_bytes()), find_task("ir_vis"), output_range) as fuser:
             found = fuser.fuse(*pair, **more)
             planes_of = fuser.to_planes(*pair)
-            expected = fuser.to_picture((planes_of.a + planes_of.b) / 2, planes_of, **more)
+            expected = fuser.to_image((planes_of.a + planes_of.b) / 2, planes_of, **more)
         assert asked == [way]
         assert np.array_equal(found, expected)
 
