@@ -28,9 +28,9 @@ from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
 from refusion_edge.stream.pairing.failover import Failover, Limits
 from refusion_edge.stream.pairing.freeze import FreezeWatch
 from refusion_edge.stream.pairing.pairer import Pairer
-from refusion_edge.stream.picture.gain import ThermalGain
-from refusion_edge.stream.picture.output_range import OutputStretch
-from refusion_edge.stream.picture.processor import Geometry, Processor
+from refusion_edge.stream.processing.gain import ThermalGain
+from refusion_edge.stream.processing.output_range import OutputStretch
+from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.run.motion import MotionMeter
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 
@@ -104,7 +104,7 @@ def _rig() -> Rig:
 def _flicker(gain: ThermalGain, stretch: OutputStretch) -> float:
     scene = Scene(width=96, height=72, noise=3, walker=60, seed=3)
     painters = Painter(scene, "ir"), Painter(scene, "vis")
-    processor = Processor(MeanEngine(), gain=gain, stretch=stretch, colour=False, marks=False)
+    processor = Processor(MeanEngine(), gain=gain, stretch=stretch, color=False, marks=False)
     planes: list[tuple[Array, Array, Array]] = []
     for number in range(120):
         time_ns = number * 40 * MS

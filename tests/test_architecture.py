@@ -22,7 +22,7 @@ LEVELS = (
     ("stream.frames", "stream.uri", "stream.system_python"),
     ("stream.statistics",),
     ("stream.sources", "stream.pairing"),
-    ("stream.picture",),
+    ("stream.processing",),
     ("stream.outputs",),
     ("stream.run",),
     ("export", "evaluation"),

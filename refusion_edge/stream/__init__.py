@@ -1,5 +1,5 @@
-"""Live camera pairs: sources, pairing by sensor time, thermal gain, the running pipeline, and where its pictures go.
+"""Live camera pairs: sources, pairing by sensor time, thermal gain, the running pipeline, and its outputs.
 
-Every module has one job and none but ``runner`` knows the others' threads. What moves between them are the data classes
-of ``frames``. Pictures are in OpenCV's order here (BGR), because cameras deliver it and every output takes it.
+Each module has one job; only ``run`` starts threads. Modules exchange the data classes of ``frames``. Color images are BGR,
+OpenCV's channel order, which cameras deliver and every output accepts.
 """

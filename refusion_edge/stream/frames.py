@@ -1,4 +1,4 @@
-"""What moves through a stream: frames of one camera, pairs, fused frames."""
+"""Data classes that move through a stream: frames of one camera, pairs, fused frames."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SECOND = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture of one camera. Nobody writes into ``image``.
+    """A timed image of one camera. Treat ``image`` as read-only.
 
     Attributes:
         side: Which camera.
         image: (H, W) or (H, W, 3) BGR; uint8, uint16 or float32 as the camera delivers it.
         index: Number of the frame in its source, from 0; a gap is a frame that was never delivered.
-        time_ns: When it was taken, on the clock that the source names.
-        arrived_ns: When this process had it, monotonic clock.
-        unchanged_since_ns: ``time_ns`` of the first of the identical frames that end with this one; equal to
-            ``time_ns`` where the content is new.
+        time_ns: Capture time, on the clock that the source names.
+        arrived_ns: Arrival in this process, monotonic clock.
+        unchanged_since_ns: ``time_ns`` of the first frame in the run of identical frames that ends with this one; equal to
+            ``time_ns`` if the content is new.
     """
 
     side: Side
@@ -40,25 +40,25 @@ class Frame:
 
     @property
     def size_wh(self) -> tuple[int, int]:
-        """Width and height of the picture."""
+        """Width and height of the image."""
         return self.image.shape[1], self.image.shape[0]
 
     @property
     def stale_ns(self) -> int:
-        """For how long the content has not changed."""
+        """Time in ns since the content last changed."""
         return self.time_ns - self.unchanged_since_ns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """What is shown at one moment: two frames, or the one that is left while the other camera is lost.
+    """Frames that are shown together: one of each camera, or a single one while the other camera is lost.
 
     Attributes:
         number: Number of the pair, from 0.
         ir: Frame of the infrared camera, or None.
         vis: Frame of the visible camera, or None.
-        held: Whether one of them is older than the largest skew, kept by the policy ``hold``.
-        fault: Why one of them is missing although its camera delivers, in words; empty where it is lost.
+        held: Whether one frame is older than the maximum skew allows, kept by the policy ``hold``.
+        fault: Why a frame is missing although its camera delivers, in words; empty if the camera is lost.
     """
 
     number: int
@@ -69,29 +69,29 @@ class Pair:
 
     @property
     def newest(self) -> Frame:
-        """The later of the two."""
+        """The later of the two frames."""
         frames = [frame for frame in (self.ir, self.vis) if frame is not None]
         return max(frames, key=lambda frame: frame.time_ns)
 
     @property
     def skew_ns(self) -> int | None:
-        """Time of the visible frame minus time of the infrared one, or None for one camera."""
+        """Time of the visible frame minus time of the infrared one, or None for a single frame."""
         return None if self.ir is None or self.vis is None else self.vis.time_ns - self.ir.time_ns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FusedFrame:
-    """A finished picture and what it was made of.
+    """A fused image and the data it was made from.
 
     Attributes:
         image: (H, W) or (H, W, 3) BGR, uint8.
-        ir: Infrared luma as it was given to the network, (H, W) float32, [0, 1], or None.
-        vis: Visible picture on the same grid, (H, W) or (H, W, 3) BGR uint8, or None.
+        ir: Infrared luma as passed to the network, (H, W) float32, [0, 1], or None.
+        vis: Visible image on the same grid, (H, W) or (H, W, 3) BGR uint8, or None.
         number: Number of the pair.
-        time_ns: When the newer of its frames was taken.
-        arrived_ns: When the newer of its frames had arrived, monotonic clock.
-        mode: Whether both cameras are in it.
-        marks: What a viewer has to know, in words: ``ir frozen``, ``ir held``, ``ir lost``.
+        time_ns: Capture time of its newer frame.
+        arrived_ns: Arrival of its newer frame, monotonic clock.
+        mode: Which cameras it shows.
+        marks: What a viewer has to know, in words, such as ``infrared lost``.
         skew_ns: See ``Pair.skew_ns``.
     """
 
@@ -107,5 +107,5 @@ class FusedFrame:
 
 
 def other(side: Side) -> Side:
-    """Name the other camera."""
+    """Return the opposite side."""
     return "vis" if side == "ir" else "ir"

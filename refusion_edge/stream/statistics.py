@@ -1,4 +1,4 @@
-"""Counters and distributions of a running stream, in bounded memory and for any thread."""
+"""Thread-safe counters and distributions of a running stream, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refusion_edge.stream.frames import MODES, MS, SIDES, FusedFrame, Mode, Side
 
 STAGES = ("pairing", "queue", "preprocess", "infer", "postprocess", "output", "age")
 
-# Bins that grow by 2 % from a microsecond to a thousand seconds: a percentile is right to 1 %.
+# Bins that grow by 2 % from a microsecond to a thousand seconds: percentiles are accurate to 1 %.
 _LEAST_MS, _GROWTH, _BINS = 1e-3, 1.02, 1050
 _SKEW_EDGES_MS = (-200, -100, -66, -33, -22, -16, -11, -8, -5, -2, 2, 5, 8, 11, 16, 22, 33, 66, 100, 200)
 _KEPT_EVENTS = 1000
@@ -23,7 +23,7 @@ _RATE_WINDOW = 64
 
 
 class Distribution:
-    """Times in milliseconds, as counts in logarithmic bins."""
+    """Histogram of times in milliseconds, in logarithmic bins."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS, np.int64)
@@ -32,7 +32,7 @@ class Distribution:
         self._most_ms = 0.0
 
     def add(self, value_ms: float) -> None:
-        """Count one value; what is below a microsecond counts as one."""
+        """Count a value; anything below a microsecond counts as one microsecond."""
         value_ms = max(value_ms, _LEAST_MS)
         bin_number = min(_BINS - 1, int(math.log(value_ms / _LEAST_MS) / math.log(_GROWTH)))
         self._counts[bin_number] += 1
@@ -41,7 +41,7 @@ class Distribution:
         self._most_ms = max(self._most_ms, value_ms)
 
     def percentile(self, percent: float) -> float | None:
-        """Value below which so many percent are, or None without values; right to 1 %."""
+        """Percentile of the values, accurate to 1 %, or None without values."""
         if not self.count:
             return None
         bin_number = int(np.searchsorted(np.cumsum(self._counts), math.ceil(self.count * percent / 100)))
@@ -56,19 +56,19 @@ class Distribution:
 
 @dataclass(slots=True)
 class CameraState:
-    """What one camera has done so far.
+    """Counters and current state of one camera.
 
     Attributes:
-        frames_in: Frames that were delivered.
-        missing: Frames that the source knows to be missing.
-        used: Frames that came into at least one pair.
-        freezes: Runs of identical pictures.
-        frozen_frames: Pictures that repeat the one before.
+        frames_in: Frames delivered.
+        missing: Frames that the source reports as missing.
+        used: Frames that are part of at least one pair.
+        freezes: Runs of identical frames.
+        frozen_frames: Frames that repeat the previous one.
         losses: How often the camera was lost.
         reconnects: How often it came back.
-        faults: How often it changed to frames that cannot be used.
+        faults: How often it switched to unusable frames.
         state: ``running``, ``faulty``, ``lost`` or ``ended``.
-        clock: Where the time stamps come from.
+        clock: Origin of the time stamps.
         size_wh: Width and height of the last frame.
         dtype: Type of its pixels.
     """
@@ -110,7 +110,7 @@ class Statistics:
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
 
     def delivered(self, side: Side, size_wh: tuple[int, int], dtype: str, *, missing: int = 0) -> None:
-        """Count a frame of a camera, and those that went missing before it."""
+        """Count a frame of a camera, and the frames missing before it."""
         with self._lock:
             camera = self.cameras[side]
             camera.frames_in += 1
@@ -121,12 +121,12 @@ class Statistics:
             self._arrivals[side].append(time.monotonic_ns())
 
     def dropped(self, where: str, cause: str, count: int = 1) -> None:
-        """Count a frame of a camera, a pair (``pair``) or a picture of an output (``output NAME``) that is not used."""
+        """Count what was dropped: a frame of a camera, a pair (``pair``), or a fused frame of an output (``output NAME``)."""
         with self._lock:
             self._drops[where, cause] += count
 
     def wrote(self, output: str, what: str = "pictures") -> None:
-        """Count what an output did."""
+        """Count a frame, or something else (``what``), that an output wrote."""
         with self._lock:
             self._outputs[output, what] += 1
 
@@ -140,34 +140,34 @@ class Statistics:
                 self._skew_abs.add(abs(skew_ns) / MS)
 
     def moved(self, speed_px_s: float, skew_ns: int) -> None:
-        """Count a measured motion, and what the skew of the pair makes of it in pixels."""
+        """Count a measured speed, and the misregistration in pixels that it causes over the skew of the pair."""
         with self._lock:
             self._speed_px_s.add(speed_px_s)
             self._skew_px.add(speed_px_s * abs(skew_ns) / 1e9)
 
     def took(self, stage: str, elapsed_ns: int) -> None:
-        """Count the time of a stage."""
+        """Count the duration of a stage."""
         with self._lock:
             self._stages[stage].add(elapsed_ns / MS)
 
     def shown(self, frame: FusedFrame) -> None:
-        """Count a finished picture."""
+        """Count a fused frame."""
         with self._lock:
             self._modes[frame.mode] += 1
             self._arrivals["fused"].append(time.monotonic_ns())
 
     def refined(self, progress: dict[str, Any]) -> None:
-        """Keep what online refinement has done so far."""
+        """Keep the progress of online refinement."""
         with self._lock:
             self._refinement = progress
 
     def note(self, side: str, text: str) -> None:
-        """Keep an event: a loss, a freeze, a damaged frame. The last 1000 are kept, all are counted."""
+        """Record an event, such as a loss, a freeze or a damaged frame. All are counted; the last 1000 are kept."""
         with self._lock:
             self._note(side, text)
 
     def faulty(self, side: Side, text: str) -> None:
-        """Count that a camera changed to frames that cannot be used, and keep the event."""
+        """Count a camera that switched to unusable frames, and record the event."""
         with self._lock:
             camera = self.cameras[side]
             camera.faults += 1
@@ -175,7 +175,7 @@ class Statistics:
             self._note(side, text)
 
     def recovered(self, side: Side, text: str) -> None:
-        """Take note that its frames can be used again."""
+        """Record that the frames of a camera are usable again."""
         with self._lock:
             camera = self.cameras[side]
             camera.state = "running" if camera.state == "faulty" else camera.state
@@ -187,7 +187,7 @@ class Statistics:
         self._events.append({"time_s": round(seconds, 3), "where": side, "what": text})
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything as plain numbers and texts, for JSON."""
+        """All figures as plain numbers and strings, ready for JSON."""
         with self._lock:
             return {
                 "duration_s": (time.monotonic_ns() - self._started_ns) / 1e9,

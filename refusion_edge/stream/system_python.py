@@ -1,8 +1,8 @@
-"""Programs of the system's Python, beside this one: for bindings that only the system's packages have.
+"""Helper programs that run under the system's Python, for bindings that only system packages provide.
 
 GStreamer and its Python bindings cannot be installed into a virtual environment. The programs (``gst_reader.py``,
-``rtsp_server.py``) import nothing of this package, run under ``/usr/bin/python3``, say ``ready`` or what they need in their
-first line, and end with their standard input.
+``rtsp_server.py``) import nothing from this package, run under ``/usr/bin/python3``, print ``ready`` or what they need as
+their first line, and end when their standard input closes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Program = subprocess.Popen[bytes]
 
 
 def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Program:
-    """Start a program.
+    """Start a program under the system's Python.
 
     Args:
         script: Its file below ``refusion_edge/stream``, such as ``sources/gst_reader.py``.
         words: Its arguments, which every user of the machine can read.
-        secrets: Variables of its environment, which only its user can read.
+        secrets: Its environment variables, which only its own user can read.
 
     Raises:
-        OSError: There is no system's Python.
+        OSError: ``/usr/bin/python3`` is missing or cannot be started.
     """
     path = resources.files("refusion_edge.stream").joinpath(script)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
@@ -39,15 +39,15 @@ def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Prog
         [_SYSTEM_PYTHON, "-I", str(path), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # GStreamer repeats whole pipelines there, with their passwords
+        stderr=subprocess.DEVNULL,  # GStreamer prints whole pipelines there, passwords included
         bufsize=0,
         env={**inherited, **secrets},
-        start_new_session=True,  # a Ctrl-C is ours to handle
+        start_new_session=True,  # only this process handles Ctrl-C
     )
 
 
 def first_line(program: Program, within_s: float) -> str:
-    """Read the first line of a program, or ``no answer``."""
+    """Read the first line of a program; ``no answer`` after the timeout."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
@@ -63,7 +63,7 @@ def first_line(program: Program, within_s: float) -> str:
 
 
 def send(program: Program, data: memoryview) -> None:
-    """Write all bytes to a program's input.
+    """Write all bytes to the standard input of a program.
 
     Raises:
         OSError: The program has ended.
@@ -75,7 +75,7 @@ def send(program: Program, data: memoryview) -> None:
 
 
 def end(program: Program) -> int:
-    """Let a program end, as it does with its input, and give its exit code; one that does not is killed."""
+    """Close the input of a program, which ends it, and return its exit code; kill it if it does not end."""
     assert program.stdin is not None
     assert program.stdout is not None
     with contextlib.suppress(OSError):

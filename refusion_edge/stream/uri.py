@@ -1,4 +1,4 @@
-"""Names of sources and outputs: reading them, and showing them without their credentials."""
+"""URIs of sources and outputs: parsing them, and printing them without their credentials."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Uri:
 
     Attributes:
         scheme: One of the known schemes; ``file`` where none was written.
-        target: What comes after the scheme, without the options: a path, an address, a pipeline.
-        options: What comes after the question mark; empty for addresses of the network, which keep theirs in ``target``.
-        text: As it was written. Never printed; print ``str(uri)``.
+        target: The part after the scheme, without the options: a path, an address, a pipeline.
+        options: The options after the question mark; empty for network addresses, whose query stays in ``target``.
+        text: The URI as written, with its credentials; print ``str(uri)`` instead.
     """
 
     scheme: str
@@ -41,19 +41,19 @@ class Uri:
     __repr__ = __str__
 
     def hide(self, text: str) -> str:
-        """Hide this name's secrets in a text that another program made of it."""
+        """Hide the secrets of this URI in the output of another program."""
         for secret in secrets_in(self.text):
             text = text.replace(secret, HIDDEN)
         return printable(redact(text))
 
     @property
     def path(self) -> Path:
-        """The target as a path of the file system."""
+        """The target as a file system path."""
         return Path(self.target)
 
 
 def parse_source(text: str) -> Uri:
-    """Read the name of a source.
+    """Parse the URI of a source.
 
     Args:
         text: ``csi://0``, ``v4l2:///dev/video0`` or ``/dev/video0``, ``rtsp://...``, ``file://clip.mkv``, a file, a
@@ -68,7 +68,7 @@ def parse_source(text: str) -> Uri:
 
 
 def parse_output(text: str) -> Uri:
-    """Read the name of an output.
+    """Parse the URI of an output.
 
     Args:
         text: ``display://0``, a video file, a folder, a pattern such as ``frame_%04i.png``, ``view://127.0.0.1:8080``,
@@ -81,30 +81,28 @@ def parse_output(text: str) -> Uri:
 
 
 def frame_pattern(path: str) -> str | None:
-    """Turn the ``%04i`` of a file pattern into Python's ``%04d``; None if there is no such field."""
+    """Convert the ``%04i`` of a file pattern to Python's ``%04d``; None if the path has no such field."""
     name = re.sub(r"%(0?\d*)i", r"%\1d", path)
     return name if _PATTERN.search(name) else None
 
 
 def read_options(uri: Uri, known: Sequence[str]) -> dict[str, str]:
-    """Give the options of a URI after making sure that all of them are known.
+    """Return the options of a URI, all of which must be known.
 
     Raises:
-        UsageError: One is not; the message suggests the nearest one.
+        UsageError: An option is unknown; the message suggests the nearest one.
     """
     for name in uri.options:
         if name not in known:
-            raise UsageError(
-                f"expected one of the options {', '.join(known)} in {uri}, got '{printable(name)}'{_nearest(name, known)}."
-            )
+            raise UsageError(f"{uri} has an unknown option '{printable(name)}'{_nearest(name, known)}; {_allowed(known)}")
     return uri.options
 
 
 def number_option(uri: Uri, name: str, default: float, *, least: float, most: float) -> float:
-    """Read a number among the options of a URI.
+    """Read a numeric option of a URI.
 
     Raises:
-        UsageError: It is no number or out of range.
+        UsageError: The value is not a number, or is out of range.
     """
     text = uri.options.get(name)
     if text is None:
@@ -114,13 +112,13 @@ def number_option(uri: Uri, name: str, default: float, *, least: float, most: fl
     except ValueError:
         value = float("nan")
     if not least <= value <= most:
-        raise UsageError(f"expected {name} from {least:g} to {most:g} in {uri}, got '{printable(text)}'; correct the number.")
+        raise UsageError(f"{name} in {uri} is '{printable(text)}'; give a number from {least:g} to {most:g}")
     return value
 
 
 def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     if not text or "\0" in text:
-        raise UsageError(f"expected {what}, got an empty or unusable name; give a file, a folder or SCHEME://...")
+        raise UsageError(f"the name of {what} is empty or holds a zero byte; give a file, a folder or SCHEME://...")
     if text.startswith("gst:") and "gst" in schemes:
         return Uri("gst", text.removeprefix("gst:").removeprefix("//"), {}, text)
     scheme, separator, _ = text.partition("://")
@@ -129,8 +127,8 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     scheme = scheme.lower()
     if scheme not in schemes:
         raise UsageError(
-            f"expected {what} as one of {', '.join(f'{name}://' for name in schemes)}, a file or a folder, got "
-            f"'{printable(redact(text))}'{_nearest(scheme, schemes, suffix='://')}."
+            f"'{printable(redact(text))}' cannot be {what}{_nearest(scheme, schemes, suffix='://')}; give a file, a folder or "
+            f"one of {', '.join(f'{name}://' for name in schemes)}"
         )
     if scheme in ("rtsp", "rtsps", "http", "https"):
         return Uri(scheme, text, {}, text)
@@ -141,17 +139,21 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
 
 
 def host_and_port(uri: Uri, default_host: str, default_port: int) -> tuple[str, int]:
-    """Read ``host:port`` of an output that listens; ``@`` or nothing as host means the default.
+    """Read the ``host:port`` that an output listens on; ``@`` or an empty host means the default.
 
     Raises:
-        UsageError: The port is no number from 0 to 65535.
+        UsageError: The port is not a number from 0 to 65535.
     """
     parts = urlsplit(uri.text)
     try:
         port = parts.port
     except ValueError:
-        raise UsageError(f"expected a port from 0 to 65535 in {uri}, got another text; correct it.") from None
+        raise UsageError(f"the port in {uri} is not a number from 0 to 65535; correct it") from None
     return parts.hostname or default_host, default_port if port is None else port
+
+
+def _allowed(known: Sequence[str]) -> str:
+    return f"choose one of {', '.join(known)}" if known else "it takes none"
 
 
 def _nearest(word: str, known: Sequence[str], *, suffix: str = "") -> str:

@@ -35,7 +35,7 @@ class MeanBackend(MeanEngine):
 
 
 class ListSink:
-    """Keeps what it gets; fails at a picture, or takes its time, as asked."""
+    """Keeps what it gets; fails at a frame, or takes its time, as asked."""
 
     capacity, lossless = 4, True
 
@@ -61,12 +61,12 @@ class ListSink:
 @pytest.fixture
 def make_frame() -> Callable[..., Frame]:
     """Make a frame: ``make_frame("ir", 33.3)`` taken and arrived after so many ms."""
-    pictures = {"ir": np.zeros((8, 8), np.uint16), "vis": np.zeros((8, 8, 3), np.uint8)}
+    images = {"ir": np.zeros((8, 8), np.uint16), "vis": np.zeros((8, 8, 3), np.uint8)}
 
     def make(side: Side, time_ms: float, index: int = 0, *, arrived_ms: float | None = None, stale_ms: float = 0.0) -> Frame:
         time_ns = round(time_ms * MS)
         arrived_ns = time_ns if arrived_ms is None else round(arrived_ms * MS)
-        return Frame(side, pictures[side], index, time_ns, arrived_ns, time_ns - round(stale_ms * MS))
+        return Frame(side, images[side], index, time_ns, arrived_ns, time_ns - round(stale_ms * MS))
 
     return make
 
@@ -99,7 +99,7 @@ def explained(report: dict[str, Any]) -> bool:
 
 
 def frames_of(path: str | Path) -> int:
-    """Count the pictures of a video."""
+    """Count the frames of a video."""
     capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
     while capture.read()[0]:
         count += 1
@@ -108,9 +108,9 @@ def frames_of(path: str | Path) -> int:
 
 
 def write_video(path: Path, frames: list[Array], rate: float = 25.0) -> None:
-    """Write a lossless video; 16-bit grey stays 16-bit."""
-    grey16 = frames[0].dtype == np.uint16
-    options = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0] if grey16 else []
+    """Write a lossless video; 16-bit gray stays 16-bit."""
+    gray16 = frames[0].dtype == np.uint16
+    options = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0] if gray16 else []
     size = (frames[0].shape[1], frames[0].shape[0])
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), rate, size, options)
     assert writer.isOpened()

@@ -1,1 +1,1 @@
-"""Where fused frames go: window, browser, video, RTSP, image folder, recording."""
+"""Outputs of fused frames: window, browser, video, RTSP, image folder; and the recording of raw frames."""

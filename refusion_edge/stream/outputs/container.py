@@ -1,7 +1,7 @@
-"""Whether a video file is whole: its container is closed by an end that the writer can only write after everything else.
+"""Check that a video file is complete, by the part of its container that is written last.
 
-The video library stops writing at the first error and says nothing; the sizes that it enters when it closes a file are then
-missing, or larger than the file.
+The video library stops writing at the first error without reporting it; the sizes that it enters when it closes a file are
+then missing, or larger than the file.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ _UNKNOWN_SIZE = (1 << 56) - 1
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a finished video file ends where its container says; only its structure is read, not its pictures.
+    """Whether a finished video file ends where its container says; reads only the structure of the file.
 
     Args:
         path: A file whose suffix is one of ``VIDEO_CODECS``.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         try:
             return _CHECKS[path.suffix.lower()](file, path.stat().st_size)
-        except (struct.error, IndexError):  # it breaks off inside a header
+        except (struct.error, IndexError):  # the file ends inside a header
             return False
 
 
 def _iso_is_whole(file: BinaryIO, size: int) -> bool:
-    """ISO/IEC 14496-12: boxes (size, type) up to the end, the index being the last one."""
+    """ISO/IEC 14496-12: boxes (size, type) up to the end of the file, with the index as the last one."""
     at, kind = 0, b""
     while at < size:
         file.seek(at)
@@ -46,7 +46,7 @@ def _iso_is_whole(file: BinaryIO, size: int) -> bool:
 
 
 def _matroska_is_whole(file: BinaryIO, size: int) -> bool:
-    """RFC 8794 and 9559: an EBML header, and one segment up to the end whose size was entered in the end."""
+    """RFC 8794 and 9559: an EBML header, then one segment up to the end of the file; its size is written last."""
     identity, length = _element(file)
     if identity != _EBML:
         return False
@@ -56,7 +56,7 @@ def _matroska_is_whole(file: BinaryIO, size: int) -> bool:
 
 
 def _element(file: BinaryIO) -> tuple[int, int]:
-    """Identity and size of an EBML element: numbers whose first byte tells their length by its leading zeros."""
+    """Identity and size of an EBML element; the leading zeros in the first byte of each number give its length."""
     first = file.read(1)[0]
     identity = int.from_bytes(bytes([first]) + file.read(8 - first.bit_length()), "big")
     first = file.read(1)[0]
@@ -66,7 +66,7 @@ def _element(file: BinaryIO) -> tuple[int, int]:
 
 
 def _riff_is_whole(file: BinaryIO, size: int) -> bool:
-    """AVI 1.0 with OpenDML: lists (``RIFF``, size) up to the end; the size of an open one is no size."""
+    """AVI 1.0 with OpenDML: lists (``RIFF``, size) up to the end of the file; the size of an unfinished list is 0."""
     at = 0
     while at < size:
         file.seek(at)

@@ -1,7 +1,7 @@
-"""Room for what is being written, and whether it arrives on the disk.
+"""Disk space for the files being written, and checks that the data reaches the disk.
 
-The video library reports no error of a file that it writes: at a limit of the file system, of the user or of the process it
-goes on without a word, and every later picture is lost. So the limits are tried out ahead of it.
+The video library reports no write errors: at a limit of the file system, the user or the process it continues silently, and
+every later frame is lost. So the limits are probed before the library reaches them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing_extensions import Self
 from refusion_edge.errors import OutputError
 from refusion_edge.files import output_error
 
-# Ending with this much left on the disk closes every file properly; a full disk would not.
+# With this much space left, every file can still be closed properly; on a full disk it cannot.
 _LEAST_FREE_BYTES = 64 << 20
 _CHECK_S = 1.0
-# What a file may grow by from one check to the next, and the index that is written at its end.
+# Room for the growth of a file between two checks, and for the index at its end.
 _RESERVE_BYTES = 16 << 20
 _LIMITS = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-# The video library holds less than 512 KiB back, and even a picture without any change takes some 20 bytes.
+# The video library buffers less than 512 KiB, and even an unchanged frame takes some 20 bytes.
 _MOST_STANDING = 30_000
 
 
 class Claim:
-    """Keeps every other stream away from a file or a folder while this one writes it. Leaving twice does no harm.
+    """An exclusive lock on a file or a folder while this stream writes it. Leaving the context twice is harmless.
 
     Args:
-        path: What is written.
+        path: The file or folder to lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,10 +40,10 @@ class Claim:
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        """Claim it; it must exist.
+        """Lock the path, which must exist.
 
         Raises:
-            OutputError: Another stream writes it, or it cannot be opened.
+            OutputError: Another stream is writing it, or it cannot be opened.
         """
         try:
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -62,17 +62,17 @@ class Claim:
         self.close()
 
     def close(self) -> None:
-        """Let others write it."""
+        """Release the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 class DiskWatch:
-    """Ends a run while there is still room to close its files. One instance, in the thread that writes.
+    """Ends a run while there is still room to close its files. Use each instance from the thread that writes.
 
     Args:
-        path: The folder, or the file that somebody else's code writes; of that it is also checked that it can grow.
+        path: The folder, or the file that a library writes; a file is also checked for growth.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,10 +83,10 @@ class DiskWatch:
         self._standing = 0
 
     def check(self) -> None:
-        """Look before each picture; what costs more than a look is done once a second, or after 8 MiB.
+        """Call before each frame; the expensive checks run once a second, or after 8 MiB.
 
         Raises:
-            OutputError: Less than 64 MiB are left on the disk, the file has reached a limit, or it has stopped growing.
+            OutputError: Less than 64 MiB is left on the disk, the file has reached a limit, or it has stopped growing.
         """
         if self._path.is_file():
             self._check_growth()
@@ -97,8 +97,8 @@ class DiskWatch:
         free = shutil.disk_usage(self._path if self._path.is_dir() else self._path.parent).free
         if free < _LEAST_FREE_BYTES:
             raise OutputError(
-                f"cannot go on writing {self._path}: its disk has {free >> 20} MiB left; free some space, what was written so "
-                "far is kept"
+                f"cannot go on writing {self._path}: its disk has {free >> 20} MiB left, and {_LEAST_FREE_BYTES >> 20} MiB are "
+                "needed; free some space (what was written so far is kept)"
             )
         if self._path.is_file():
             self._reserve()
@@ -109,11 +109,11 @@ class DiskWatch:
         self._bytes = size
         if self._standing > _MOST_STANDING:
             raise OutputError(
-                f"cannot go on writing {self._path}: it has not grown for {_MOST_STANDING} pictures; choose another place"
+                f"cannot go on writing {self._path}: it has not grown for {_MOST_STANDING} frames; choose another place"
             )
 
     def _reserve(self) -> None:
-        """Take the room that the file needs next, and give it back at once."""
+        """Allocate the space that the file needs next, and free it at once."""
         try:
             with self._path.open("r+b") as file:
                 try:
@@ -121,6 +121,6 @@ class DiskWatch:
                 finally:
                     file.truncate(self._bytes)
         except OSError as error:
-            # Not every file system can reserve; what it then allows shows at the end.
+            # Not every file system can allocate ahead; the check at the end of the file then finds the error.
             if error.errno in _LIMITS:
                 raise output_error(self._path, error) from error

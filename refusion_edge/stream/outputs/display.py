@@ -1,4 +1,4 @@
-"""Fused pictures in a window."""
+"""Fused frames in a window."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _X11_PORT = 6000
 
 
 class DisplaySink:
-    """Shows pictures in a window; closing it or pressing q or Esc ends the run. Implements ``Sink``."""
+    """Shows frames in a window; closing it, or pressing q or Esc, ends the run. Implements ``Sink``."""
 
     capacity, lossless = 1, False
     _TITLE = "refusion-edge"
@@ -32,10 +32,7 @@ class DisplaySink:
 
     def __enter__(self) -> Self:
         if not has_display():
-            raise BackendError(
-                "expected a display for display://, got none (DISPLAY names no X server that answers); use view:// and a "
-                "browser."
-            )
+            raise BackendError("cannot open a window for display://: no X server answers at DISPLAY; use view:// and a browser")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -51,17 +48,15 @@ class DisplaySink:
             pressed = cv2.waitKey(1) & 0xFF
             closed = cv2.getWindowProperty(self._TITLE, cv2.WND_PROP_VISIBLE) < 1
         except cv2.error as error:
-            raise BackendError(
-                f"expected an OpenCV that shows windows, got '{error.err}'; use view:// and a browser."
-            ) from error
+            raise BackendError(f"this OpenCV cannot show windows ({error.err}); use view:// and a browser") from error
         if pressed in (ord("q"), 27) or closed:
             self._stop.set()
 
 
 def has_display() -> bool:
-    """Whether a window could be shown: whether the X server that DISPLAY names takes connections.
+    """Whether a window can be shown, that is, whether the X server that DISPLAY names accepts connections.
 
-    A DISPLAY that leads nowhere, as old sessions leave it, would end the whole process inside of the window library.
+    With a stale DISPLAY, as old sessions leave it behind, the window library would end the whole process.
     """
     host, colon, screen = os.environ.get("DISPLAY", "").rpartition(":")
     number = screen.partition(".")[0]

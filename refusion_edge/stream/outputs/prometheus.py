@@ -1,4 +1,4 @@
-"""The figures of a running stream in the text format of Prometheus."""
+"""The figures of a running stream in the Prometheus text format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PREFIX = "refusion_edge"
 
 
 def to_prometheus(snapshot: Mapping[str, Any], *, viewers: int) -> str:
-    """Write the counters and gauges of ``Statistics.snapshot``.
+    """Format ``Statistics.snapshot`` as counters and gauges.
 
     Source:
         Prometheus exposition formats, text-based format 0.0.4; names after Frigate's ``..._camera_fps{camera=}``.
@@ -32,19 +32,24 @@ def _families(snapshot: Mapping[str, Any], viewers: int) -> Iterator[tuple[str, 
 
     yield "camera_fps", "gauge", "Frames per second of a camera.", of_cameras("rate_hz")
     up: _Samples = [({"camera": side}, float(camera["state"] == "running")) for side, camera in cameras.items()]
-    yield "camera_up", "gauge", "1 while a camera delivers.", up
-    yield "camera_frames_total", "counter", "Frames that a camera delivered.", of_cameras("in")
-    yield "camera_freezes_total", "counter", "Runs of identical pictures.", of_cameras("freezes")
+    yield "camera_up", "gauge", "1 while a camera delivers frames, else 0.", up
+    yield "camera_frames_total", "counter", "Frames delivered by a camera.", of_cameras("in")
+    yield "camera_freezes_total", "counter", "Runs of identical frames.", of_cameras("freezes")
     yield "camera_losses_total", "counter", "How often a camera was lost.", of_cameras("losses")
-    yield "camera_faults_total", "counter", "How often a camera changed to frames that cannot be used.", of_cameras("faults")
+    yield "camera_faults_total", "counter", "How often a camera switched to unusable frames.", of_cameras("faults")
     drops: _Samples = [
         ({"camera": side, "cause": cause}, count)
         for side, camera in cameras.items()
         for cause, count in camera["drops"].items()
     ]
-    yield "camera_dropped_total", "counter", "Frames that came into no pair.", drops
-    yield "process_fps", "gauge", "Fused pictures per second.", [({}, pairs["rate_hz"])]
-    yield "pictures_total", "counter", "Pictures by mode.", [({"mode": mode}, count) for mode, count in pairs["modes"].items()]
+    yield "camera_dropped_total", "counter", "Frames that are part of no pair.", drops
+    yield "process_fps", "gauge", "Fused frames per second.", [({}, pairs["rate_hz"])]
+    yield (
+        "pictures_total",
+        "counter",
+        "Fused frames by mode.",
+        [({"mode": mode}, count) for mode, count in pairs["modes"].items()],
+    )
     skipped: _Samples = [({"cause": cause}, count) for cause, count in pairs["drops"].items()]
     yield "skipped_total", "counter", "Pairs that were not shown.", skipped
     stages: _Samples = [
@@ -52,11 +57,11 @@ def _families(snapshot: Mapping[str, Any], viewers: int) -> Iterator[tuple[str, 
         for stage, times in snapshot["stages"].items()
         for quantile, key in (("0.5", "p50_ms"), ("0.95", "p95_ms"), ("0.99", "p99_ms"))
     ]
-    yield "stage_seconds", "gauge", "Time of a stage since the start.", stages
+    yield "stage_seconds", "gauge", "Duration of a stage, quantiles since the start.", stages
     refinement = snapshot["refinement"]
     refined: _Samples = [] if refinement is None else [({}, refinement["correction_px"])]
-    yield "refinement_px", "gauge", "How far online refinement has moved the view from the rig.", refined
-    yield "viewers", "gauge", "Browsers that watch.", [({}, float(viewers))]
+    yield "refinement_px", "gauge", "Displacement of the view from the rig by online refinement.", refined
+    yield "viewers", "gauge", "Connected viewers.", [({}, float(viewers))]
 
 
 def _labels(labels: Mapping[str, str]) -> str:

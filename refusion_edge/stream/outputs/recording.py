@@ -1,8 +1,8 @@
-"""Raw pairs on disk, and their replay: the same frames in the same order give the same pairs and the same pictures.
+"""Recordings of raw frames, and reading them for a replay: the same frames in the same order give the same fused frames.
 
-A recording is a folder: ``recording.json`` (how it was paired), ``frames.csv`` (all frames in the order in which they
-arrived), ``pairs.csv`` (pairs that were not shown, as the engine was busy), and the folders ``ir`` and ``vis`` with lossless
-PNG files and their own ``frames.csv``, so that each of them is a source of its own.
+A recording is a folder: ``recording.json`` (pairing settings), ``frames.csv`` (all frames in order of arrival), ``pairs.csv``
+(pairs that were not shown because the engine was busy), and the folders ``ir`` and ``vis`` with lossless PNG files and their
+own ``frames.csv``, so that each folder is also a source by itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"
 _FRAME_COLUMNS = ("side", "file", "index", "time_ns", "arrived_ns", "unchanged_since_ns")
-# A day at 60 frames a second of both cameras has some 700 MB of rows; nobody replays one.
+# A day of two cameras at 60 frames per second has some 700 MB of rows, which is too long to replay.
 _MOST_TABLE_BYTES, _MOST_SETTINGS_BYTES = 256 << 20, 1 << 20
-# What a replay takes over from how a recording was paired.
+# Pairing settings that a replay takes from the recording.
 _PAIRING: dict[str, Any] = {
     "policy": str,
     "max_skew_ms": float | None,
@@ -41,13 +41,13 @@ _PAIRING: dict[str, Any] = {
 }
 _MOST_MS = 1e9
 _MOST_DIGITS = 18  # 30 years in nanoseconds
-# Lossless either way; the fastest setting is within a tenth of the size of the default for noisy pictures.
+# Lossless at every level; for noisy frames the fastest is within a tenth of the size of the default.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class PairFate:
-    """A pair that was made and not shown.
+    """A pair that was made but not shown.
 
     Attributes:
         number: Number of the pair.
@@ -57,14 +57,14 @@ class PairFate:
 
 
 class Recorder:
-    """Writes a recording. One instance, one thread; every row is on disk before the next frame is taken.
+    """Writes a recording. Use each instance from one thread; every row is flushed before the next frame is written.
 
     Args:
-        folder: Where; it must not hold a recording yet.
-        settings: How frames are paired, for ``recording.json``.
+        folder: Folder of the recording; it must be empty or absent.
+        settings: Pairing settings for ``recording.json``.
 
     Raises:
-        OutputError: The folder holds something, or cannot be made.
+        OutputError: The folder is not empty, or cannot be created.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -101,10 +101,10 @@ class Recorder:
                 raise output_error(self._folder, error) from error
 
     def write(self, item: Frame | PairFate) -> None:
-        """Keep a frame, or the fate of a pair.
+        """Record a frame, or the fate of a pair.
 
         Raises:
-            OutputError: The disk is full or cannot be written; what was recorded stays whole.
+            OutputError: The disk is full or cannot be written; what was recorded so far stays intact.
         """
         try:
             self._disk.check()
@@ -114,7 +114,7 @@ class Recorder:
             name = f"{self._count[item.side]:06d}.png"
             encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
             if not encoded or item.image.dtype not in (np.uint8, np.uint16):
-                raise OutputError(f"expected 8-bit or 16-bit frames to record, got {item.image.dtype}; record another source.")
+                raise OutputError(f"cannot record frames of {item.image.dtype}; choose a source of uint8 or uint16")
             _write_whole(self._folder / item.side / name, data.tobytes())
             self._count[item.side] += 1
             row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns)
@@ -144,7 +144,7 @@ class Recorder:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a new file, or leave none."""
+    """Write a new file; remove it if that fails."""
     try:
         path.write_bytes(data)
     except OSError:
@@ -154,12 +154,12 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording that was read.
+    """An open recording.
 
     Attributes:
-        folder: Where it is.
-        settings: How its frames were paired, as in ``recording.json``.
-        rows: Frames in the order in which they arrived, as the columns of ``frames.csv``.
+        folder: Folder of the recording.
+        settings: The content of ``recording.json``.
+        rows: Frames in order of arrival, with the columns of ``frames.csv``.
         not_shown: Numbers of the pairs that were not shown.
     """
 
@@ -169,43 +169,43 @@ class Recording:
     not_shown: frozenset[int]
 
     def read(self, number: int) -> Frame:
-        """Read one frame by its place in ``rows``.
+        """Read the frame at an index of ``rows``.
 
         Raises:
-            InputError: Its picture is missing or damaged.
+            InputError: Its image is missing or damaged.
         """
         side, name, index, time_ns, arrived_ns, unchanged_since_ns = self.rows[number]
         image = read_image(self.folder / side / name)
-        picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-        return Frame(side, picture, index, time_ns, arrived_ns, unchanged_since_ns)
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+        return Frame(side, image, index, time_ns, arrived_ns, unchanged_since_ns)
 
 
 def read_recording(folder: Path) -> Recording:
-    """Read everything but the pictures of a recording. A last row that breaks off, as a crash leaves it, is left out.
+    """Open a recording without reading its images. An incomplete last row, as a crash leaves it, is ignored.
 
     Raises:
-        InputError: It is no recording, or a damaged one.
+        InputError: The folder is not a recording, or the recording is damaged.
     """
     path = folder / "recording.json"
     if not folder.is_dir() or not path.exists():
-        raise InputError(f"there is no recording of 'stream --record' in {folder}, as it has no {path.name}; check the path.")
+        raise InputError(f"{folder} is not a recording of 'stream --record': it has no {path.name}; check the path")
     data = read_file(path, kind="description of a recording", most_bytes=_MOST_SETTINGS_BYTES)
     settings = typed(dict[str, Any], parse_json(data, str(path)), str(path))
     if settings.get("schema") != SCHEMA:
-        raise InputError(f"{path} has the schema {shown(settings.get('schema'))} instead of {SCHEMA}; record it again.")
+        raise InputError(f"{path} has the schema {shown(settings.get('schema'))} instead of {SCHEMA}; record it again")
     pairing = typed(dict[str, Any], settings.get("pairing", {}), f"pairing in {path}")
     settings["pairing"] = {name: typed(_PAIRING.get(name, Any), value, f"{name} in {path}") for name, value in pairing.items()}
     if any(isinstance(value, float) and abs(value) > _MOST_MS for value in settings["pairing"].values()):
-        raise InputError(f"{path} holds a time of pairing of more than {_MOST_MS:g} ms; record it again.")
+        raise InputError(f"{path} holds a pairing time of more than {_MOST_MS:g} ms; record it again")
     try:
         rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, len(_FRAME_COLUMNS)))
         not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1))
     except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the recording {folder} is damaged ({error}); record it again.") from error
+        raise InputError(f"the recording {folder} is damaged ({error}); record it again") from error
     if not rows:
-        raise InputError(f"the recording {folder} holds no frames; record it again.")
+        raise InputError(f"the recording {folder} holds no frames; record it again")
     return Recording(folder, settings, rows, not_shown)
 
 
@@ -229,5 +229,5 @@ def _read_row(row: list[str]) -> tuple[Side, str, int, int, int, int]:
 
 def _whole_number(text: str) -> int:
     if len(text) > _MOST_DIGITS or not text.isascii() or not text.removeprefix("-").isdecimal():
-        raise ValueError(f"{shown(text)} stands in place of a whole number")
+        raise ValueError(f"{shown(text)} is not a whole number")
     return int(text)

@@ -1,6 +1,6 @@
-"""RTSP output: a real server, GStreamer's, in a process of the system's Python.
+"""RTSP output through GStreamer's RTSP server, which runs under the system's Python.
 
-The server (``rtsp_server.py``) reads raw pictures from a pipe, see ``system_python``.
+The server (``rtsp_server.py``) reads raw frames from a pipe, see ``system_python``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.sources.captures import as_picture
+from refusion_edge.stream.sources.captures import as_bgr
 from refusion_edge.stream.system_python import Program, end, first_line, send, start
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port
 
@@ -28,12 +28,12 @@ _NEEDS_PACKAGES, _PORT_IN_USE = 3, 4
 
 
 class RtspSink:
-    """Serves the fused pictures as H.264 by RTSP. Implements ``Sink``.
+    """Serves the fused frames as H.264 over RTSP. Implements ``Sink``.
 
     Args:
-        uri: ``rtsp://[USER:PASSWORD@][HOST]:PORT/PATH``; 127.0.0.1 where there is no host, 8554 where there is no port. A user
-            and a password are made up, and announced, where there are none and the address is not this machine only.
-        rate_hz: Nominal pictures per second.
+        uri: ``rtsp://[USER:PASSWORD@][HOST]:PORT/PATH``; the default host is 127.0.0.1, the default port 8554. If the address
+            can be reached from other machines and has no credentials, a user and a password are generated and announced.
+        rate_hz: Nominal frames per second.
         announce: Called with the address of the stream.
     """
 
@@ -46,8 +46,8 @@ class RtspSink:
         self._path = parts.path if len(parts.path) > 1 else "/fused"
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         if self._credentials is not None and not all(self._credentials):
-            raise UsageError(f"expected rtsp://USER:PASSWORD@HOST:PORT/PATH, got a user without a password in {uri}.")
-        # As with the browser view, nobody watches from another machine without having been let in.
+            raise UsageError(f"{uri} names a user without a password; write rtsp://USER:PASSWORD@HOST:PORT/PATH")
+        # As with the browser view, viewers on other machines need credentials.
         self._made_up = self._credentials is None and self._host not in LOOPBACK
         if self._made_up:
             self._credentials = ("viewer", secrets.token_urlsafe(16))
@@ -65,10 +65,10 @@ class RtspSink:
             self._process = None
 
     def write(self, frame: FusedFrame) -> None:
-        """See ``Sink.write``; the first picture starts the server, as it needs its size."""
-        picture = as_picture(frame.image)
+        """See ``Sink.write``; the first frame starts the server, which needs the frame size."""
+        image = as_bgr(frame.image)
         # H.264 in 4:2:0 has even sides.
-        even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
+        even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
         if self._process is None:
             self._size_wh = (even.shape[1], even.shape[0])
             self._process = self._start()
@@ -79,9 +79,7 @@ class RtspSink:
         except OSError as error:
             code = end(self._process)
             self._process = None
-            raise OutputError(
-                f"expected the server of {self.name} to run, got an end with code {code}; start it again."
-            ) from error
+            raise OutputError(f"the RTSP server of {self.name} ended with code {code}; start the stream again") from error
 
     def _start(self) -> Program:
         words = [self._host, str(self._port), self._path, *map(str, self._size_wh), str(self._rate_hz)]
@@ -92,7 +90,7 @@ class RtspSink:
             process = start("outputs/rtsp_server.py", words, variables)
         except OSError as error:
             raise MissingDependencyError(
-                f"{self.name} needs the system's Python ({error}); run: apt install {_PACKAGES}."
+                f"{self.name} needs the system's Python ({error}); run: apt install {_PACKAGES}"
             ) from error
         answer = first_line(process, _START_S)
         if answer == "ready":
@@ -101,7 +99,7 @@ class RtspSink:
             return process
         code = end(process)
         if code == _PORT_IN_USE:
-            raise OutputError(f"expected port {self._port} to be free for {self.name}, got one in use; choose another.")
+            raise OutputError(f"cannot serve {self.name}: port {self._port} is in use; choose another port")
         if code == _NEEDS_PACKAGES or "needs" in answer:
-            raise MissingDependencyError(f"{self.name} needs GStreamer's RTSP server ({answer}); run: apt install {_PACKAGES}.")
-        raise OutputError(f"expected the server of {self.name} to start within {_START_S:g} s, got '{answer}'; try again.")
+            raise MissingDependencyError(f"{self.name} needs GStreamer's RTSP server ({answer}); run: apt install {_PACKAGES}")
+        raise OutputError(f"the RTSP server of {self.name} did not start within {_START_S:g} s ({answer}); try again")

@@ -1,7 +1,7 @@
-"""GStreamer's RTSP server as a program of the system's Python: raw BGR pictures on standard input, H.264 by RTSP.
+"""Program for the system's Python: reads raw BGR frames from standard input and serves them as H.264 over RTSP.
 
-Imports nothing of refusion_edge. Arguments: host, port, path, width, height, rate. Prints ``ready``, or in one line what it
-needs; ends with standard input.
+Imports nothing from refusion_edge. Arguments: host, port, path, width, height, rate. Prints ``ready``, or what it needs, in one
+line; exits when standard input closes.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 _NEEDS_PACKAGES, _PORT_IN_USE = 3, 4
-# In the order of preference; the second is for systems without the encoder of plugins-ugly.
+# In order of preference; the second is for systems without the encoder from plugins-ugly.
 _ENCODERS = (
     ("x264enc", "x264enc tune=zerolatency speed-preset=ultrafast key-int-max={rate} ! rtph264pay name=pay0 config-interval=1"),
     ("vp8enc", "vp8enc deadline=1 cpu-used=8 keyframe-max-dist={rate} ! rtpvp8pay name=pay0 pt=96"),
@@ -22,7 +22,7 @@ _ENCODERS = (
 
 
 def main() -> int:
-    """Serve until standard input ends."""
+    """Serve until standard input closes."""
     host, port, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     width, height, rate = (int(word) for word in sys.argv[4:7])
     try:
@@ -71,16 +71,16 @@ def main() -> int:
 
 
 def _feed(gst: Any, sources: list[Any], size: int, end: Any) -> None:
-    """Hand every picture to the media that is being watched, if any."""
-    while len(picture := sys.stdin.buffer.read(size)) == size:
+    """Pass each frame to the current media, if there are viewers."""
+    while len(image := sys.stdin.buffer.read(size)) == size:
         if sources:
             with contextlib.suppress(Exception):
-                sources[-1].emit("push-buffer", gst.Buffer.new_wrapped(picture))
+                sources[-1].emit("push-buffer", gst.Buffer.new_wrapped(image))
     end()
 
 
 def _protect(rtsp: Any, server: Any, factory: Any, user: str, password: str) -> None:
-    """Ask viewers for a user and a password."""
+    """Require a user and a password from viewers."""
     authentication = rtsp.RTSPAuth()
     token = rtsp.RTSPToken()
     token.set_string("media.factory.role", "viewer")

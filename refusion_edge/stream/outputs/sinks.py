@@ -1,4 +1,4 @@
-"""Where fused pictures go: image folder, shared memory, nowhere; video files and windows are modules of their own."""
+"""The interface of outputs, and the simple ones: image folder, shared memory, null output."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.files import output_error
 from refusion_edge.images.io import WRITABLE_SUFFIXES, write_image
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.sources.captures import as_picture
+from refusion_edge.stream.sources.captures import as_bgr
 from refusion_edge.stream.uri import Uri, frame_pattern, number_option, read_options
 
 
 class Sink(Protocol):
-    """Takes fused pictures, in one thread. It is entered before that thread starts and left in it; leaving twice does no harm.
+    """An output of fused frames. It is entered before its thread starts and left in that thread; leaving twice is harmless.
 
     Attributes:
-        name: What the report calls it, without credentials.
-        capacity: Pictures that may wait for it.
-        lossless: Whether pictures of files wait until it has time; what people watch never makes anything wait.
+        name: Name in the report, without credentials.
+        capacity: Maximum number of frames that wait for it.
+        lossless: Whether frames from files wait until the output is free; outputs for viewers never block.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Sink(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def write(self, frame: FusedFrame) -> None:
-        """Take one picture.
+        """Write one frame.
 
         Raises:
-            OutputError: It cannot be written; what was written before stays usable.
+            OutputError: The frame cannot be written; what was written before stays usable.
         """
 
 
 class NullSink:
-    """Takes pictures and does nothing, for measurements. Implements ``Sink``. Option ``delay_ms``: as slow as asked."""
+    """Discards frames, for measurements. Implements ``Sink``. The option ``delay_ms`` simulates a slow output."""
 
     capacity, lossless = 2, True
 
@@ -69,7 +69,7 @@ class NullSink:
 
 
 class FolderSink:
-    """Writes numbered images: into a folder, or by a pattern such as ``frame_%04i.png``. Implements ``Sink``."""
+    """Writes numbered images to a folder, or to a pattern such as ``frame_%04i.png``. Implements ``Sink``."""
 
     capacity, lossless = 8, True
 
@@ -79,7 +79,7 @@ class FolderSink:
         self._pattern = frame_pattern(uri.target) or f"{uri.target.rstrip('/').replace('%', '%%')}/%06d.png"
         suffix = Path(self._pattern).suffix.lower()
         if suffix not in WRITABLE_SUFFIXES:
-            raise UsageError(f"expected a pattern ending in {', '.join(WRITABLE_SUFFIXES)}, got {uri}.")
+            raise UsageError(f"cannot write images as {uri}; end the pattern in {', '.join(WRITABLE_SUFFIXES)}")
         self._written = 0
 
     def __enter__(self) -> Self:
@@ -95,17 +95,17 @@ class FolderSink:
         self._written += 1
 
 
-# Layout of the shared memory: magic, sequence (odd while it is written), height, width, channels, time in ns; then pixels.
+# Layout of the shared memory: magic, sequence (odd during a write), height, width, channels, reserved, time in ns; then pixels.
 _SHARED_HEADER = struct.Struct("<8sQIIIIq")
 SHARED_MAGIC = b"RFXSHM1\0"
 
 
 class SharedMemorySink:
-    """Puts the newest picture into shared memory for another process. Implements ``Sink``.
+    """Provides the newest frame to other processes in shared memory. Implements ``Sink``.
 
     A header of 40 bytes (little-endian: magic ``RFXSHM1``, 64-bit sequence number, height, width, channels, reserved, time in
-    ns), then BGR bytes. The sequence number is odd while a picture is written: read it, copy, read it again, and use the copy
-    if both were equal and even; ``read_shared`` does that. The memory goes when the stream ends.
+    ns), then BGR bytes. The sequence number is odd during a write: read it, copy the frame, read it again, and use the copy if
+    both numbers are equal and even; ``read_shared`` does that. The memory is removed when the stream ends.
     """
 
     capacity, lossless = 1, False
@@ -114,7 +114,7 @@ class SharedMemorySink:
         self.name = str(uri)
         read_options(uri, ())
         if not uri.target or "/" in uri.target:
-            raise UsageError(f"expected a name without slashes after shm://, got {uri}; choose one.")
+            raise UsageError(f"{uri} does not name a shared memory; write a name without slashes after shm://")
         self._shared_name = uri.target
         self._memory: shared_memory.SharedMemory | None = None
         self._sequence = 0
@@ -127,25 +127,25 @@ class SharedMemorySink:
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
-        picture = np.ascontiguousarray(as_picture(frame.image))
-        needed = _SHARED_HEADER.size + picture.nbytes
+        image = np.ascontiguousarray(as_bgr(frame.image))
+        needed = _SHARED_HEADER.size + image.nbytes
         if self._memory is None or self._memory.size < needed:
             self._remove()
             try:
                 self._memory = shared_memory.SharedMemory(self._shared_name, create=True, size=needed)
             except FileExistsError as error:
                 raise OutputError(
-                    f"expected the name {self._shared_name} to be free, got shared memory that exists; choose another name, or "
-                    f"remove /dev/shm/{self._shared_name} if its program has gone."
+                    f"the shared memory {self._shared_name} exists already; choose another name, or remove "
+                    f"/dev/shm/{self._shared_name} if its program has ended"
                 ) from error
             except OSError as error:
                 raise output_error(Path("/dev/shm") / self._shared_name, error) from error
         buffer = self._memory.buf
         assert buffer is not None
-        height, width, channels = picture.shape
+        height, width, channels = image.shape
         self._sequence += 1
         _SHARED_HEADER.pack_into(buffer, 0, SHARED_MAGIC, self._sequence, height, width, channels, 0, frame.time_ns)
-        buffer[_SHARED_HEADER.size : needed] = picture.reshape(-1).data
+        buffer[_SHARED_HEADER.size : needed] = image.reshape(-1).data
         self._sequence += 1
         _SHARED_HEADER.pack_into(buffer, 0, SHARED_MAGIC, self._sequence, height, width, channels, 0, frame.time_ns)
 
@@ -157,13 +157,13 @@ class SharedMemorySink:
 
 
 def read_shared(memory: shared_memory.SharedMemory) -> tuple[Uint8Array, int] | None:
-    """Read the newest picture of a ``SharedMemorySink``, in any process.
+    """Read the newest frame of a ``SharedMemorySink``, from any process.
 
     Args:
         memory: The attached memory.
 
     Returns:
-        (H, W, 3) BGR uint8 in new memory and its time in ns; None while there is none or it is being written.
+        A copy of the frame, (H, W, 3) BGR uint8, and its time in ns; None before the first frame and during a write.
     """
     buffer = memory.buf
     assert buffer is not None
@@ -171,6 +171,6 @@ def read_shared(memory: shared_memory.SharedMemory) -> tuple[Uint8Array, int] | 
     if magic != SHARED_MAGIC or before % 2:
         return None
     start = _SHARED_HEADER.size
-    picture = np.frombuffer(bytes(buffer[start : start + height * width * channels]), np.uint8)
+    image = np.frombuffer(bytes(buffer[start : start + height * width * channels]), np.uint8)
     after = _SHARED_HEADER.unpack_from(buffer, 0)[1]
-    return (picture.reshape(height, width, channels), time_ns) if before == after else None
+    return (image.reshape(height, width, channels), time_ns) if before == after else None

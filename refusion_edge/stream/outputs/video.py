@@ -1,4 +1,4 @@
-"""Fused pictures as a video file."""
+"""Fused frames as a video file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from refusion_edge.stream.frames import SECOND, FusedFrame
 from refusion_edge.stream.outputs.container import is_whole
 from refusion_edge.stream.outputs.disk import Claim, DiskWatch
 from refusion_edge.stream.outputs.sinks import FolderSink, Sink
-from refusion_edge.stream.sources.captures import as_picture, silence_opencv
+from refusion_edge.stream.sources.captures import as_bgr, silence_opencv
 from refusion_edge.stream.uri import Uri, frame_pattern, read_options
 
 VIDEO_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "FFV1", ".avi": "MJPG", ".webm": "VP90"}
 
 _DEFAULT_RATE_HZ = 30.0
-# A gap in live video is filled with repeats up to this; longer ones are cut.
+# A gap in live video is filled with up to this many repeats; longer gaps are cut.
 _MOST_REPEATS = 300
 _FRAGMENTED = (".mp4", ".m4v")
 
@@ -31,15 +31,15 @@ _FRAGMENTED = (".mp4", ".m4v")
 class VideoSink:
     """Writes a video file at a constant rate. Implements ``Sink``.
 
-    Live pictures are repeated or left out so that the video runs at the speed of the scene; of files every picture is written
-    once. The suffix chooses the codec: MPEG-4 in .mp4 and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm. A
-    kill or a power cut leaves .mkv, .avi, .webm and .mp4, which is written in fragments, playable up to the last 256 KiB or
-    seconds in memory; .mov gets its index at the end, as old players want it.
+    Live frames are repeated or left out so that the video runs at the speed of the scene; each frame from a file is written
+    once. The suffix selects the codec: MPEG-4 in .mp4 and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm. After
+    a kill or a power cut, .mkv, .avi, .webm and .mp4 (written in fragments) are playable up to the last 256 KiB, or the last
+    seconds, that were still in memory; .mov has its index at the end, as old players require.
 
     Args:
         uri: The file.
-        rate_hz: Pictures per second of the video.
-        live: Whether times of the pictures have to be kept.
+        rate_hz: Frames per second of the video.
+        live: Whether the video has to keep the times of the frames.
     """
 
     capacity, lossless = 8, True
@@ -75,18 +75,18 @@ class VideoSink:
                 if exc[0] is None:
                     self._check()
             elif self._path.is_file() and self._path.stat().st_size == 0:
-                self._path.unlink()  # no picture ever came
+                self._path.unlink()  # no frame ever came
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
         self._disk.check()
-        picture = as_picture(frame.image)
+        image = as_bgr(frame.image)
         if self._writer is None:
-            self._writer = self._open(picture, frame.time_ns)
-        if (picture.shape[1], picture.shape[0]) != self._size_wh:
-            picture = cv2.resize(picture, self._size_wh, interpolation=cv2.INTER_AREA)
+            self._writer = self._open(image, frame.time_ns)
+        if (image.shape[1], image.shape[0]) != self._size_wh:
+            image = cv2.resize(image, self._size_wh, interpolation=cv2.INTER_AREA)
         for _ in range(self._repeats(frame.time_ns)):
-            self._writer.write(picture)
+            self._writer.write(image)
             self._written += 1
 
     def _repeats(self, time_ns: int) -> int:
@@ -99,8 +99,8 @@ class VideoSink:
             return 1
         return max(0, missing)
 
-    def _open(self, picture: Array, time_ns: int) -> cv2.VideoWriter:
-        self._size_wh, self._first_ns = (picture.shape[1], picture.shape[0]), time_ns
+    def _open(self, image: Array, time_ns: int) -> cv2.VideoWriter:
+        self._size_wh, self._first_ns = (image.shape[1], image.shape[0]), time_ns
         writer = _open_fragmented(self._path, self._make_writer) if self._path.suffix.lower() in _FRAGMENTED else None
         writer = writer or self._make_writer(self._path)
         if not writer.isOpened():
@@ -114,24 +114,24 @@ class VideoSink:
         return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*self._codec), self._rate_hz, self._size_wh)
 
     def _check(self) -> None:
-        """Make sure that what was written is all there, as the video library does not say when a write failed."""
+        """Check that the file is complete, as the video library does not report failed writes."""
         try:
             whole = is_whole(self._path)
         except OSError as error:
             raise output_error(self._path, error) from error
         if not whole:
             raise OutputError(
-                f"cannot write all {self._written} pictures to {self._path}: a full disk or a limit (ulimit -f, a quota, "
+                f"cannot write all {self._written} frames to {self._path}: a full disk or a limit (ulimit -f, a quota, "
                 "4 GiB on FAT32) cut it off; choose another place"
             )
 
 
 def _open_fragmented(path: Path, make: Callable[[Path], cv2.VideoWriter]) -> cv2.VideoWriter | None:
-    """Open an MP4 file whose index comes in pieces, so that a kill or a power cut leaves it playable up to there.
+    """Open an MP4 file with a fragmented index, so that it stays playable up to a kill or a power cut.
 
-    OpenCV hands no options to a container, and chooses it by the suffix of the name that it opens. The one that always writes
-    fragments (Protected Interoperable File Format, which any reader of MP4 reads) goes by .ismv: a link of that name leads to
-    the file, and is not needed once the file is open.
+    OpenCV passes no options to a container and selects it by the suffix of the file name. The container that always writes
+    fragments (Protected Interoperable File Format, which any MP4 reader accepts) has the suffix .ismv, so the file is opened
+    through a symbolic link with that suffix, which is removed once the file is open.
     """
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / "video.ismv"
@@ -141,10 +141,10 @@ def _open_fragmented(path: Path, make: Callable[[Path], cv2.VideoWriter]) -> cv2
 
 
 def open_file_sink(uri: Uri, *, rate_hz: float | None, live: bool) -> Sink:
-    """Make the sink for a file name: a video by its suffix, a folder or a pattern otherwise.
+    """Create the sink for a file name: a video with a known suffix, else a folder or a pattern.
 
     Raises:
-        UsageError: The suffix is neither.
+        UsageError: The suffix is unknown.
     """
     suffix = uri.path.suffix.lower()
     if frame_pattern(uri.target) is not None or not suffix or uri.path.is_dir():
@@ -152,5 +152,6 @@ def open_file_sink(uri: Uri, *, rate_hz: float | None, live: bool) -> Sink:
     if suffix in VIDEO_CODECS:
         return VideoSink(uri, rate_hz=rate_hz, live=live)
     raise UsageError(
-        f"expected a video ({', '.join(VIDEO_CODECS)}), a folder or a pattern such as frame_%04i.png, got {uri}; choose one."
+        f"cannot write {uri}: its suffix is unknown; name a video ({', '.join(VIDEO_CODECS)}), a folder or a pattern such as "
+        "frame_%04i.png"
     )

@@ -1,7 +1,7 @@
-"""The browser view: one page with both cameras and the fused picture, live figures, and endpoints for fleets.
+"""The browser view: a page with both cameras, the fused frame and live figures, and endpoints for monitoring.
 
-The server runs in a thread of its own. Pictures are encoded once, only while somebody watches, and every viewer gets the
-newest one when it has taken the one before: a slow viewer, or a hundred of them, never make the pipeline wait.
+The server runs in its own thread. Frames are encoded once, and only while there are viewers. Each viewer gets the newest frame
+after it has received the previous one, so slow viewers never make the pipeline wait.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from refusion_edge.machine import require
 from refusion_edge.rig.model import POLARITIES
 from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.prometheus import to_prometheus
-from refusion_edge.stream.picture.gain import ThermalGain
+from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 
-PICTURES = ("fused", "ir", "vis")
+IMAGES = ("fused", "ir", "vis")
 
 _DEFAULT_PORT = 8080
 _MOST_VIEWERS = 64
@@ -57,18 +57,18 @@ _HEADERS = {
 class ViewSink:
     """Serves the stream to browsers. Implements ``Sink``.
 
-    ``/`` is the page, ``/ws`` what it listens to, ``/fused.mjpg`` a plain Motion JPEG, ``/status.json`` the report so far,
-    ``/metrics`` the same for Prometheus.
+    ``/`` is the page, ``/ws`` its WebSocket, ``/fused.mjpg`` a plain Motion JPEG, ``/status.json`` the report so far, and
+    ``/metrics`` the same figures for Prometheus.
 
     Args:
-        uri: ``view://HOST:PORT``; 127.0.0.1 and 8080 where they are left out, port 0 for any free one.
+        uri: ``view://HOST:PORT``; the default is 127.0.0.1:8080, and port 0 means any free port.
         statistics: Figures to show.
         gain: Its polarity can be switched from the page.
-        token: What viewers have to give; made up if None and the address is not this machine only.
+        token: Token that viewers have to present; if None, it is generated for an address that other machines can reach.
         announce: Called with the address of the page.
 
     Attributes:
-        address: Host and port that are bound, once it was entered.
+        address: Host and port that are bound, after it was entered.
     """
 
     capacity, lossless = 1, False
@@ -112,7 +112,9 @@ class ViewSink:
         self._thread = threading.Thread(target=self._serve, args=(self._loop, listening), name="view", daemon=True)
         self._thread.start()
         if not self._ready.wait(_START_S) or self._failure is not None:
-            raise StreamError(f"expected the browser view to start within {_START_S:g} s, got '{self._failure}'; try again.")
+            raise StreamError(
+                f"the browser view did not start within {_START_S:g} s ({self._failure or 'no answer'}); try again"
+            )
         host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
         token = f"/?token={self._token}" if self._token else "/"
         self._announce(f"browser view: http://{host}:{self.address[1]}{token}")
@@ -125,11 +127,11 @@ class ViewSink:
             self._thread.join(_STOP_S)
 
     def write(self, frame: FusedFrame) -> None:
-        """See ``Sink.write``. Costs nothing while nobody watches."""
+        """See ``Sink.write``; returns at once while there are no viewers."""
         wanted = frozenset().union(*self._wanted.copy().values())
         if not wanted:
             return
-        parts = {name: _jpeg(picture) for name in wanted if (picture := _picture(frame, name)) is not None}
+        parts = {name: _jpeg(image) for name in wanted if (image := _image(frame, name)) is not None}
         header = {
             "number": frame.number,
             "mode": frame.mode,
@@ -153,18 +155,18 @@ class ViewSink:
             listening.close()
             if error.errno == errno.EADDRINUSE:
                 raise OutputError(
-                    f"expected port {self._port} to be free for the browser view, got one in use; choose another with "
-                    f"-o view://{self._host}:{self._port + 1}."
+                    f"cannot serve the browser view: port {self._port} is in use; choose another with "
+                    f"-o view://{self._host}:{self._port + 1}"
                 ) from error
             raise OutputError(
-                f"expected to listen on {self._host}:{self._port}, got '{error.strerror}'; choose another."
+                f"cannot listen on {self._host}:{self._port}: {error.strerror}; choose another address"
             ) from error
         except (UnicodeError, OverflowError) as error:
             listening.close()
-            raise UsageError(f"expected an address of this machine in {self.name}, got another text; correct it.") from error
+            raise UsageError(f"{self.name} does not name an address of this machine; correct it") from error
         return listening
 
-    # In the thread of the server
+    # In the server thread
 
     def _serve(self, loop: asyncio.AbstractEventLoop, listening: socket.socket) -> None:
         asyncio.set_event_loop(loop)
@@ -199,7 +201,7 @@ class ViewSink:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        # A task that nobody refers to may be collected before it ran.
+        # A task without a reference may be collected before it runs.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -222,18 +224,18 @@ class ViewSink:
         return self._number
 
     async def _guard(self, request: Any, handler: Any) -> Any:
-        """Let in who may: with the token where there is one, and never a foreign page that guessed the address."""
+        """Authorize a request: it needs the token, if there is one, and must not come from another site's page."""
         web = self._web
         try:
             host = request.url.host
         except ValueError:
-            raise web.HTTPBadRequest(text="the address of this view has no such port\n") from None
+            raise web.HTTPBadRequest(text="the port of this address is not valid\n") from None
         if self._local and host not in LOOPBACK:
             raise web.HTTPForbidden(text="this view is bound to this machine only; open it as http://127.0.0.1\n")
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
-            raise web.HTTPForbidden(text="another site may not use this view\n")
-        given = self._given_token(request).encode(errors="replace")  # a header may hold bytes that are no text
+            raise web.HTTPForbidden(text="this view cannot be used from another site\n")
+        given = self._given_token(request).encode(errors="replace")  # a header may hold bytes that are not valid text
         if self._token is not None and not hmac.compare_digest(given, self._token.encode()):
             raise web.HTTPUnauthorized(
                 text="this view needs the token that the stream printed: add ?token=... to the address\n"
@@ -270,7 +272,7 @@ class ViewSink:
         await answer.prepare(request)
         viewer = id(answer)
         self._wanted[viewer] = frozenset({"fused"})
-        sender = asyncio.create_task(self._send_pictures(answer, viewer))
+        sender = asyncio.create_task(self._send_images(answer, viewer))
         try:
             async for message in answer:
                 if message.type == self._web.WSMsgType.TEXT:
@@ -281,20 +283,20 @@ class ViewSink:
             await asyncio.gather(sender, return_exceptions=True)
         return answer
 
-    async def _send_pictures(self, answer: Any, viewer: int) -> None:
+    async def _send_images(self, answer: Any, viewer: int) -> None:
         seen = self._number
         while not answer.closed:
             seen = await self._next(seen)
             if self._ending:
                 await answer.close(message=b"the stream has ended")
                 return
-            names = [name for name in PICTURES if name in self._wanted[viewer] and name in self._parts]
+            names = [name for name in IMAGES if name in self._wanted[viewer] and name in self._parts]
             header = {**self._header, "pictures": {name: len(self._parts[name]) for name in names}}
             text = json.dumps(header, allow_nan=False).encode()
             await answer.send_bytes(b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names))))
 
     def _obey(self, viewer: int, text: str) -> None:
-        """Take what the page asks for: which pictures, which polarity. Anything else is ignored."""
+        """Apply a request from the page for certain images or a polarity. Anything else is ignored."""
         try:
             asked = json.loads(text)
         except ValueError:
@@ -303,14 +305,14 @@ class ViewSink:
             return
         wanted = asked.get("pictures")
         if isinstance(wanted, list):
-            self._wanted[viewer] = frozenset(name for name in PICTURES if name in wanted)
+            self._wanted[viewer] = frozenset(name for name in IMAGES if name in wanted)
         for polarity in POLARITIES:
             if asked.get("polarity") == polarity:
                 self._gain.polarity = polarity
 
     async def _motion_jpeg(self, request: Any) -> Any:
         self._check_room()
-        answer = self._web.StreamResponse(headers={**_HEADERS, "Content-Type": "multipart/x-mixed-replace; boundary=picture"})
+        answer = self._web.StreamResponse(headers={**_HEADERS, "Content-Type": "multipart/x-mixed-replace; boundary=frame"})
         await answer.prepare(request)
         viewer, seen = id(answer), self._number
         self._wanted[viewer] = frozenset({"fused"})
@@ -319,8 +321,8 @@ class ViewSink:
                 seen = await self._next(seen)
                 part = self._parts.get("fused")
                 if part is not None and not self._ending:
-                    head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n"
-                    # One that never reads would hold its place for ever.
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n"
+                    # A viewer that never reads would occupy its place forever.
                     await asyncio.wait_for(answer.write(head.encode() + part + b"\r\n"), _MOST_WAITING_S)
         except (ConnectionResetError, asyncio.TimeoutError):
             if request.transport is not None:
@@ -331,7 +333,9 @@ class ViewSink:
 
     def _check_room(self) -> None:
         if len(self._wanted) >= _MOST_VIEWERS:
-            raise self._web.HTTPServiceUnavailable(text=f"{_MOST_VIEWERS} viewers are watching, which is the limit\n")
+            raise self._web.HTTPServiceUnavailable(
+                text=f"{_MOST_VIEWERS} viewers are watching, which is the limit; try again later\n"
+            )
 
     def _current_figures(self) -> dict[str, Any]:
         now_s = time.monotonic()
@@ -359,14 +363,14 @@ class ViewSink:
         return self._figures
 
 
-def _picture(frame: FusedFrame, name: str) -> Array | None:
+def _image(frame: FusedFrame, name: str) -> Array | None:
     if name == "ir":
         return None if frame.ir is None else (frame.ir * 255 + 0.5).astype("uint8")
     return frame.image if name == "fused" else frame.vis
 
 
-def _jpeg(picture: Array) -> bytes:
-    encoded, data = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+def _jpeg(image: Array) -> bytes:
+    encoded, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
     if not encoded:
-        raise BackendError(f"expected an OpenCV that writes JPEG, got none for {picture.shape}; install opencv-python.")
+        raise BackendError(f"this OpenCV cannot write an image of shape {image.shape} as JPEG; install opencv-python")
     return data.tobytes()

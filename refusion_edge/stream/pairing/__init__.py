@@ -1,1 +1,1 @@
-"""Which frames of the two cameras belong together, and what happens while one camera is lost or frozen."""
+"""Pairing the frames of the two cameras, and failover while one camera is lost or frozen."""

@@ -1,7 +1,6 @@
-"""Which frames are shown together, and what happens while one camera is lost or frozen.
+"""Failover: frames are paired while both cameras deliver, and passed on alone while one is lost or frozen.
 
-``Failover`` knows no clock but the arrival times that frames carry, so that a replay of the same frames takes the same
-decisions.
+The only clock of ``Failover`` is the arrival time of each frame, so a replay of the same frames makes the same decisions.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When one camera goes on alone.
+    """Limits after which one camera continues alone.
 
     Attributes:
-        lost_after_ns: A camera without frames for so long is lost.
-        frozen_after_ns: An infrared camera whose content has not changed for so long counts as lost.
+        lost_after_ns: Silence after which a camera counts as lost.
+        frozen_after_ns: Time without a change of content after which the infrared camera counts as lost.
     """
 
     lost_after_ns: int = SECOND
@@ -36,14 +35,14 @@ class Failover:
 
     Args:
         pairer: Pairs the frames of two cameras.
-        limits: When one camera goes on alone; None for sources that cannot be lost, such as files.
-        sizes_wh: Sizes that a rig was made for. A camera that had its size once and changes it is passed over until it has it
-            again; one that never had it is left to whoever uses the pair.
+        limits: When one camera continues alone; None for sources that cannot be lost, such as files.
+        sizes_wh: Frame sizes that the rig was made for. A camera that starts with its size and then changes it is skipped until
+            the size returns; a camera that never had it is passed on, and the processor reports the mismatch.
 
     Attributes:
-        lost: Cameras that are lost now.
-        used: Frames of each camera that came into at least one pair.
-        faults: Cameras that are passed over although they deliver, and why, in words.
+        lost: Cameras that are currently lost.
+        used: Number of frames of each camera that are part of at least one pair.
+        faults: Cameras that deliver but are skipped, with the reason in words.
     """
 
     def __init__(self, pairer: Pairer, limits: Limits | None, sizes_wh: Mapping[Side, Size] | None = None) -> None:
@@ -59,7 +58,7 @@ class Failover:
         self._number = 0
 
     def push(self, frame: Frame) -> Outcome:
-        """Take one more frame of either camera, in the order of arrival."""
+        """Accept the next frame of either camera, in order of arrival."""
         if self._has_other_size(frame):
             return self._pass_over(frame)
         self.faults.pop(frame.side, None)
@@ -74,11 +73,11 @@ class Failover:
         return self._numbered(self._push(frame, before))
 
     def flush(self) -> Outcome:
-        """Decide on everything that still waits, as nothing more will come."""
+        """Decide on all waiting frames at the end of the stream."""
         return self._numbered(self.pairer.flush())
 
     def _push(self, frame: Frame, before: Outcome) -> Outcome:
-        """Pair a frame, or pass it on alone; ``before`` was decided just before it."""
+        """Pair a frame, or pass it on alone; ``before`` holds the decisions made just before it."""
         if other(frame.side) in self.lost:
             return Outcome((*before.pairs, self._alone(frame)), before.dropped)
         outcome = self.pairer.push(frame)
@@ -92,7 +91,7 @@ class Failover:
         return frame.side in self._fitted
 
     def _pass_over(self, frame: Frame) -> Outcome:
-        """Go on without a camera whose frames the rig does not fit any more."""
+        """Continue without a camera whose frames no longer fit the rig."""
         side = frame.side
         (width, height), wanted_wh = frame.size_wh, self._sizes_wh[side]
         self.faults[side] = f"{width}x{height} instead of {wanted_wh[0]}x{wanted_wh[1]}"
@@ -101,7 +100,7 @@ class Failover:
             return Outcome(dropped=((frame, OTHER_SIZE),))
         self.lost.add(side)
         before = self._numbered(self.pairer.forget(side))
-        # What waited for this frame goes on alone; what is older than the last pair has had its chance.
+        # Frames that waited for this one continue alone; those older than the last pair are dropped.
         last = self._last_used[other(side)]
         waited = [
             left for left, _ in before.dropped if left.side != side and (last is None or left.time_ns > last.time_ns)
@@ -118,11 +117,11 @@ class Failover:
         assert self._limits is not None
         seen_ns = self._seen_ns[side]
         if seen_ns is None:
-            self._seen_ns[side] = now_ns  # it has had no chance yet
+            self._seen_ns[side] = now_ns  # its time starts now
             return Outcome()
         if now_ns - seen_ns <= self._limits.lost_after_ns:
             return Outcome()
-        self.faults.pop(side, None)  # a camera that went silent is lost, whatever it was before
+        self.faults.pop(side, None)  # silence makes it lost, even if it was skipped before
         if side in self.lost:
             return Outcome()
         self.lost.add(side)

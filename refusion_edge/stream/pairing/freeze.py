@@ -1,7 +1,7 @@
-"""Frozen pictures: identical content under fresh time stamps.
+"""Frozen frames: identical content under fresh time stamps.
 
-A thermal camera closes its shutter every few minutes to correct itself (flat-field correction) and repeats its last picture
-meanwhile. Sensor noise makes two true frames differ, so identical pixels are a frozen camera.
+A thermal camera closes its shutter every few minutes to correct itself (flat-field correction) and repeats its last frame
+meanwhile. Sensor noise makes any two real frames differ, so identical pixels reveal a frozen camera.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from refusion_edge.arrays import Array
 
 
 class FreezeWatch:
-    """Finds runs of identical pictures.
+    """Detects runs of identical frames.
 
     Attributes:
-        freezes: Runs of at least two identical pictures so far.
+        freezes: Runs of at least two identical frames so far.
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,11 @@ class FreezeWatch:
         self._since_ns = 0
         self._repeats = 0
 
-    def add(self, picture: Array, time_ns: int) -> int:
-        """Compare with the picture before, which is kept; returns since when the content has not changed."""
-        if self._before is not None and np.array_equal(picture, self._before):
+    def add(self, image: Array, time_ns: int) -> int:
+        """Compare a frame with the previous one; returns the time since which the content has not changed."""
+        if self._before is not None and np.array_equal(image, self._before):
             self._repeats += 1
             self.freezes += self._repeats == 1
         else:
-            self._before, self._since_ns, self._repeats = picture, time_ns, 0
+            self._before, self._since_ns, self._repeats = image, time_ns, 0
         return self._since_ns

@@ -1,7 +1,7 @@
-"""Pairing two cameras by the time at which their pictures were taken.
+"""Pairing two cameras by the time at which their frames were taken.
 
-``Pairer`` is a pure function of what is pushed into it: it knows no clock, no thread and no pixels. The same frames in the
-same order give the same pairs, live and in a replay.
+``Pairer`` depends only on the frames pushed into it, without a clock, threads or pixels. The same frames in the same order
+give the same pairs, live and in a replay.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.frames import SECOND, SIDES, Frame, Pair, Side, other
+from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, Pair, Side, other
 
 Policy = Literal["nearest", "hold", "drop"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
-# Causes of frames that come into no pair, as the report names them.
+# Why a frame is part of no pair, as the report names it.
 NO_COUNTERPART = "no counterpart within the skew"
 TIME_WENT_BACK = "time stamp went back or stood still"
 
 _WINDOW = 64
 _TRUSTED_INTERVALS = 4
-# Two cameras at equal rates may sit half a period apart; a tenth of a period more lets them jitter there.
+# Two cameras at equal rates may be half a period apart; another tenth of a period allows for jitter.
 _SKEW_OF_PERIOD = 0.6
 _UNKNOWN_SKEW_NS = SECOND // 60
-# Cameras whose rates differ less are equally fast; then the visible one leads.
+# Rates within this ratio count as equal, and the visible camera leads.
 _EQUAL_RATES = 1.2
 _MOST_WAITING = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one more frame decided.
+    """Decisions that one more frame led to.
 
     Attributes:
         pairs: Pairs, in order of time.
-        dropped: Frames that will be in no pair, and why.
+        dropped: Frames that will be part of no pair, each with the reason.
     """
 
     pairs: tuple[Pair, ...] = ()
@@ -52,14 +52,14 @@ class RateEstimate:
         self._intervals_ns: deque[int] = deque(maxlen=_WINDOW)
 
     def add(self, time_ns: int) -> None:
-        """Take note of a frame."""
+        """Add the time of a frame."""
         if self._last_ns is not None:
             self._intervals_ns.append(time_ns - self._last_ns)
         self._last_ns = time_ns
 
     @property
     def trusted(self) -> bool:
-        """Whether there are enough intervals to build on."""
+        """Whether there are enough intervals for a decision."""
         return len(self._intervals_ns) >= _TRUSTED_INTERVALS
 
     @property
@@ -69,7 +69,7 @@ class RateEstimate:
 
     @property
     def shortest_ns(self) -> int | None:
-        """Shortest of them, or None before the second frame."""
+        """Shortest interval, or None before the second frame."""
         return min(self._intervals_ns, default=None)
 
 
@@ -78,23 +78,24 @@ class Pairer:
 
     Policies:
 
-    * ``drop``: one to one. A frame is in at most one pair; what has no counterpart within the largest skew is dropped.
-    * ``nearest``: every frame of the faster camera takes the nearest frame of the slower one within the largest skew, so
-      that a slow frame may be used several times.
-    * ``hold``: like ``nearest``, with the latest frame of the slower camera and without waiting for a nearer one; up to
-      the largest age beyond the largest skew, marked as held.
+    * ``drop``: one to one. A frame is part of at most one pair; a frame without a counterpart within the maximum skew is
+      dropped.
+    * ``nearest``: every frame of the faster camera is paired with the nearest frame of the slower one within the maximum skew,
+      so a slow frame may be used several times.
+    * ``hold``: every frame of the faster camera is paired with the latest frame of the slower one, without waiting for a nearer
+      one. Beyond the maximum skew, up to the maximum age, the pair is marked as held.
 
-    It never goes back in time on either side, and never pairs beyond the limit. A decision needs no frame that cannot be
-    better: where the period of a camera says that its next frame will be farther away, the pair is made at once.
+    Pairs never go back in time on either side and never exceed the limit. A pair is made as soon as the period of a camera
+    shows that its next frame will be farther away.
 
     Args:
         policy: One of ``POLICIES``.
-        max_skew_ns: Largest difference of time in a pair; None for 0.6 of a period of the faster camera, measured.
-        max_age_ns: Largest difference of time in a held pair.
-        offset_ns: What is added to the time stamps of ir so that they agree with those of vis.
+        max_skew_ns: Maximum time difference in a pair; None for 0.6 of the measured period of the faster camera.
+        max_age_ns: Maximum time difference in a held pair.
+        offset_ns: Added to the time stamps of ir to match those of vis.
 
     Raises:
-        UsageError: The policy is unknown or a limit is negative.
+        UsageError: The policy is unknown, or a limit is negative.
     """
 
     def __init__(
@@ -106,9 +107,12 @@ class Pairer:
         offset_ns: int = 0,
     ) -> None:
         if policy not in POLICIES:
-            raise UsageError(f"expected a pairing policy out of {', '.join(POLICIES)}, got '{policy}'.")
+            raise UsageError(f"there is no pairing policy '{policy}'; choose one of {', '.join(POLICIES)}")
         if (max_skew_ns or 0) < 0 or max_age_ns < 0:
-            raise UsageError("expected a largest skew and age of at least 0 ms, got a negative one; correct it.")
+            raise UsageError(
+                f"the maximum skew ({(max_skew_ns or 0) / MS:g} ms) and age ({max_age_ns / MS:g} ms) cannot be negative; "
+                "choose at least 0 ms"
+            )
         self.policy = policy
         self.max_age_ns = max_age_ns
         self._asked_skew_ns = max_skew_ns
@@ -117,14 +121,14 @@ class Pairer:
         self._rates = {side: RateEstimate() for side in SIDES}
         self._latest_ns: dict[Side, int | None] = dict.fromkeys(SIDES)
         self._leader: Side | None = None
-        # Slower camera under `nearest` and `hold`: the last frame that may still be used again, and whether it was used.
+        # Slower camera under `nearest` and `hold`: the last frame, which may be used again, and whether it was used.
         self._kept: Frame | None = None
         self._kept_used = False
         self._number = 0
 
     @property
     def max_skew_ns(self) -> int:
-        """The limit that holds now."""
+        """The current limit in ns: the one given, or the measured one."""
         if self._asked_skew_ns is not None:
             return self._asked_skew_ns
         periods = [rate.period_ns for rate in self._rates.values()]
@@ -132,7 +136,7 @@ class Pairer:
         return int(_SKEW_OF_PERIOD * min(known)) if len(known) == len(periods) else _UNKNOWN_SKEW_NS
 
     def push(self, frame: Frame) -> Outcome:
-        """Take one more frame of either camera, in the order of arrival."""
+        """Accept the next frame of either camera, in order of arrival."""
         time_ns, latest_ns = self._time(frame), self._latest_ns[frame.side]
         if latest_ns is not None and time_ns <= latest_ns:
             return Outcome(dropped=((frame, TIME_WENT_BACK),))
@@ -143,7 +147,7 @@ class Pairer:
         return self._decide(final=False)
 
     def flush(self) -> Outcome:
-        """Decide on everything that still waits, as nothing more will come."""
+        """Decide on all waiting frames at the end of the stream."""
         outcome = self._decide(final=True)
         left = [frame for side in SIDES for frame in self._waiting[side]]
         if self._kept is not None and not self._kept_used:
@@ -154,7 +158,7 @@ class Pairer:
         return Outcome(outcome.pairs, (*outcome.dropped, *((frame, NO_COUNTERPART) for frame in left)))
 
     def forget(self, side: Side) -> Outcome:
-        """Give up what waits for a camera that was lost; its clock and its rate may be others when it comes back."""
+        """Flush what waits for a lost camera; its clock and its rate may differ when it comes back."""
         outcome = self.flush()
         self._latest_ns[side] = None
         self._rates[side] = RateEstimate()
@@ -177,7 +181,7 @@ class Pairer:
         return Outcome(tuple(pairs), tuple(dropped))
 
     def _match_one_to_one(self, pairs: list[Pair], dropped: list[tuple[Frame, str]], *, final: bool) -> bool:
-        """Settle the earliest waiting frame; False if that has to wait."""
+        """Decide on the earliest waiting frame; False if the decision has to wait."""
         if not all(self._waiting.values()):
             return self._drop_overflow(dropped)
         first: Side = min(SIDES, key=lambda side: self._time(self._waiting[side][0]))
@@ -196,25 +200,25 @@ class Pairer:
         return True
 
     def _is_followed_by_better(self, side: Side, time_ns: int, gap_ns: int) -> bool | None:
-        """Whether the frame after the first waiting one is nearer to a moment; None if it has yet to come and may be."""
+        """Whether the second waiting frame is nearer to a time; None if it has not arrived yet and may be nearer."""
         waiting = self._waiting[side]
         if len(waiting) > 1:
             return abs(self._time(waiting[1]) - time_ns) < gap_ns
         rate = self._rates[side]
-        # Of the first frames the shortest interval is the careful guess; waiting for more would age each of them by a frame.
+        # For the first frames, the shortest interval is the cautious estimate; waiting for more would delay each of them.
         period_ns = rate.period_ns if rate.trusted else rate.shortest_ns
         expected_ns = time_ns if period_ns is None else self._time(waiting[0]) + period_ns
         return None if abs(expected_ns - time_ns) < gap_ns else False
 
     def _match_leader(self, pairs: list[Pair], dropped: list[tuple[Frame, str]], *, final: bool) -> bool:
-        """Settle the earliest frame of the faster camera; False if that has to wait."""
+        """Decide on the earliest frame of the faster camera; False if the decision has to wait."""
         assert self._leader is not None
         slower = other(self._leader)
         if not self._waiting[self._leader]:
             return self._drop_overflow(dropped)
         frame = self._waiting[self._leader][0]
         time_ns = self._time(frame)
-        # Everything of the slower camera up to this moment, and the first one after it.
+        # All frames of the slower camera up to this time, and the first one after it if it is nearer.
         while self._waiting[slower] and (
             self._time(self._waiting[slower][0]) <= time_ns or self._nearer(self._waiting[slower][0], time_ns)
         ):
@@ -232,7 +236,7 @@ class Pairer:
         return True
 
     def _nearer(self, candidate: Frame, time_ns: int) -> bool:
-        """Whether a frame after ``time_ns`` is nearer to it than what is kept from before."""
+        """Whether a frame after ``time_ns`` is nearer to it than the kept frame."""
         if self._kept is None:
             return True
         return abs(self._time(candidate) - time_ns) < abs(self._time(self._kept) - time_ns)
@@ -253,7 +257,7 @@ class Pairer:
         self._kept, self._kept_used = frame, False
 
     def _drop_overflow(self, dropped: list[tuple[Frame, str]]) -> bool:
-        """Bound what waits for a camera that is silent."""
+        """Limit the number of frames that wait for a silent camera."""
         for waiting in self._waiting.values():
             while len(waiting) > _MOST_WAITING:
                 dropped.append((waiting.popleft(), NO_COUNTERPART))

@@ -1,1 +1,1 @@
-"""A stream while it runs: threads, bounded queues, statistics, and one clear end."""
+"""The running stream: threads, bounded queues, settings, and an orderly end."""

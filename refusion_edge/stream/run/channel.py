@@ -10,13 +10,13 @@ Item = TypeVar("Item")
 
 
 class Channel(Generic[Item]):
-    """Holds at most ``capacity`` items. Full, it waits (``lossless``) or drops the oldest one.
+    """Holds at most ``capacity`` items. When full, it blocks (``lossless``) or drops the oldest item.
 
-    Every wait ends when the channel is closed, so that no thread outlives a run that was stopped.
+    Closing the channel ends every wait, so that no thread outlives a stopped run.
 
     Args:
-        capacity: Most items at one time, at least 1.
-        lossless: Whether ``put`` waits for room; otherwise the oldest item goes.
+        capacity: Maximum number of items, at least 1.
+        lossless: Whether ``put`` waits for room; otherwise it drops the oldest item.
     """
 
     def __init__(self, capacity: int, *, lossless: bool) -> None:
@@ -30,7 +30,7 @@ class Channel(Generic[Item]):
         """Add an item.
 
         Returns:
-            What was dropped: the oldest item, this item if the channel is closed, or None.
+            The dropped item: the oldest one, this one if the channel is closed, or None.
         """
         with self._changed:
             while self._lossless and len(self._items) >= self._capacity and not self._closed:
@@ -53,7 +53,7 @@ class Channel(Generic[Item]):
             return item
 
     def close(self) -> None:
-        """Take no more items; those inside can still be taken."""
+        """Accept no more items; the remaining ones can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""The engine's stage: pairs in, pictures out to every output."""
+"""The fusion stage: takes pairs, fuses them, and passes fused frames to every output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from refusion_edge.errors import InputError, RigError, ShapeError
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.run.channel import Channel
 from refusion_edge.stream.run.pairing import WaitingPair
 from refusion_edge.stream.run.refinement import RigFollower
@@ -20,17 +20,17 @@ from refusion_edge.stream.statistics import Statistics
 
 
 class FusionStage:
-    """Fuses pairs in a thread of its own.
+    """Fuses pairs in its own thread.
 
     Args:
-        pairs: What waits for the engine.
-        processor: Makes the pictures; its smoothing belongs to this run.
-        writers: Where they go.
+        pairs: Pairs that wait for the engine.
+        processor: Fuses the pairs; its smoothing state belongs to this run.
+        writers: Receive the fused frames.
         statistics: Counters of the run.
         stop: Ends the run.
-        pictures: End after so many, or None.
+        frames: End after this many fused frames, or None.
         follower: Follows slow changes of the rig, or None.
-        hashed: Whether to hash the pictures, so that two runs can be compared.
+        hashed: Whether to hash the fused frames, so that two runs can be compared.
     """
 
     def __init__(
@@ -41,31 +41,31 @@ class FusionStage:
         statistics: Statistics,
         stop: threading.Event,
         *,
-        pictures: int | None = None,
+        frames: int | None = None,
         follower: RigFollower | None = None,
         hashed: bool = False,
     ) -> None:
         self._pairs, self._processor, self._writers = pairs, processor, writers
         self._statistics, self._stop, self._follower = statistics, stop, follower
-        self._limit = pictures
+        self._limit = frames
         self._count = 0
         self._hash = hashlib.sha256() if hashed else None
 
     @property
     def reached_its_limit(self) -> bool:
-        """Whether all pictures that were asked for are made."""
+        """Whether the requested number of frames is done."""
         return self._limit is not None and self._count >= self._limit
 
     @property
     def sha256(self) -> str | None:
-        """Of all pictures so far, in hexadecimal digits; None if they are not hashed."""
+        """SHA-256 of all fused frames so far, in hexadecimal; None if they are not hashed."""
         return None if self._hash is None else self._hash.hexdigest()
 
     def run(self) -> None:
-        """Fuse until there are no more pairs, or the limit is reached.
+        """Fuse until there are no more pairs or the limit is reached.
 
         Raises:
-            ShapeError: The cameras never fitted.
+            ShapeError: The sizes of the cameras differ from the start.
             RigError: The rig does not fit the frames.
             GateError: The network's output is not finite.
         """
@@ -78,8 +78,8 @@ class FusionStage:
             try:
                 fused = self._processor.process(pair)
             except InputError as error:
-                # Cameras that never fitted are a mistake of the user; one that changes in the middle is a fault to live with,
-                # and with a rig such frames do not come this far.
+                # Sizes that differ from the start are a user error. A change during the run is a fault that the stream
+                # survives; with a rig, such frames do not get this far.
                 if isinstance(error, RigError) or (self._count == 0 and isinstance(error, ShapeError)):
                     raise
                 self._statistics.dropped("pair", "unusable picture")

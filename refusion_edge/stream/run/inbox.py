@@ -1,4 +1,4 @@
-"""Frames of two readers on their way to pairing, in one order."""
+"""The queue between the two readers and pairing, which puts frames in one order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CAPACITY = 64
 
 
 class Inbox:
-    """Frames in the order of arrival from cameras, in the order of time from files; two threads put, one gets.
+    """Gives frames of cameras in order of arrival, frames of files in order of time. Two threads put, one gets.
 
     Args:
-        live: Whether they come from cameras, whose oldest frame is dropped where pairing is late; files wait.
+        live: Whether frames come from cameras, whose oldest frame is dropped when pairing is late; files wait.
     """
 
     def __init__(self, *, live: bool) -> None:
@@ -26,11 +26,11 @@ class Inbox:
         self._lock = threading.Lock()
 
     def put(self, frame: Frame) -> Frame | None:
-        """Add a frame; returns what was dropped for it, as ``Channel.put`` does."""
+        """Add a frame; returns the dropped frame, as ``Channel.put`` does."""
         return self._channels[frame.side].put(frame)
 
     def get(self) -> Frame | None:
-        """Take the next frame; None when both readers have ended."""
+        """Take the next frame; None after both readers have ended."""
         if self._live:
             return self._channels["ir"].get()
         for side in SIDES:
@@ -44,13 +44,13 @@ class Inbox:
         return first
 
     def end(self, side: Side) -> None:
-        """Take note that a reader has ended; cameras share a channel, which closes with the second one."""
+        """Mark a reader as ended; the shared channel of cameras closes after the second one."""
         with self._lock:
             self._open.discard(side)
             if not self._live or not self._open:
                 self._channels[side].close()
 
     def close(self) -> None:
-        """Take no more frames of either reader."""
+        """Accept no more frames from either reader."""
         for channel in self._channels.values():
             channel.close()

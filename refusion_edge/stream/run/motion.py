@@ -1,4 +1,4 @@
-"""How fast the picture moves, so that a skew in time can be told in pixels of misregistration."""
+"""Motion of the whole image, which converts a time skew to misregistration in pixels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.stream.frames import SECOND
 
-# Wide enough for the motion of a panning camera, small enough to cost a tenth of a millisecond.
+# Wide enough for a panning camera, small enough to take a tenth of a millisecond.
 _WIDTH = 160
 _LEAST_RESPONSE = 0.05
 
 
 class MotionMeter:
-    """Speed of the whole picture, by phase correlation of two frames of one camera."""
+    """Measures the speed of the whole image by phase correlation of two frames of one camera.
+
+    Attributes:
+        speed_px_s: Last measurement, or None.
+    """
 
     def __init__(self) -> None:
         self._before: Float32Array | None = None
@@ -22,20 +26,20 @@ class MotionMeter:
         self._window: Float32Array | None = None
         self.speed_px_s: float | None = None
 
-    def add(self, picture: Array, time_ns: int) -> float | None:
-        """Measure against the frame before.
+    def add(self, image: Array, time_ns: int) -> float | None:
+        """Measure the speed since the previous frame.
 
         Args:
-            picture: (H, W) or (H, W, 3) uint8.
-            time_ns: When it was taken.
+            image: (H, W) or (H, W, 3) uint8.
+            time_ns: Capture time.
 
         Returns:
-            Pixels of this picture per second, or None where there is no frame before or no texture to follow.
+            Speed in pixels of ``image`` per second, or None without a previous frame or without enough texture.
 
         Source:
             cv2.phaseCorrelate: Fourier shift theorem, with a sub-pixel centroid of the peak.
         """
-        small, scale = _thumbnail(picture)
+        small, scale = _thumbnail(image)
         before, seconds = self._before, (time_ns - self._before_ns) / SECOND
         self._before, self._before_ns = small, time_ns
         if before is None or before.shape != small.shape or seconds <= 0:
@@ -48,9 +52,9 @@ class MotionMeter:
         return self.speed_px_s
 
 
-def _thumbnail(picture: Array) -> tuple[Float32Array, float]:
-    """Shrink to a grey float picture; returns how many pixels one of its pixels stands for, too."""
-    plane = picture if picture.ndim == 2 else picture[..., 1]
+def _thumbnail(image: Array) -> tuple[Float32Array, float]:
+    """Reduce an image to a gray float32 thumbnail; also returns the reduction factor."""
+    plane = image if image.ndim == 2 else image[..., 1]
     scale = max(1.0, plane.shape[1] / _WIDTH)
     size = (round(plane.shape[1] / scale), max(1, round(plane.shape[0] / scale)))
     return cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32), scale

@@ -1,4 +1,4 @@
-"""From frames to pairs for the engine: every decision is counted, and what the engine has no time for is dropped."""
+"""The pairing stage: counts every decision and passes pairs to the engine; a busy engine drops the oldest pair."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from refusion_edge.stream.run.motion import MotionMeter
 from refusion_edge.stream.run.writer import RecordWriter
 from refusion_edge.stream.statistics import Statistics
 
-# Every so many visible frames in pairs, two in a row are compared to measure motion.
+# Two successive visible frames are compared for motion once per this many pairs.
 _MOTION_EVERY = 10
 
-# A pair, and when it was decided on, monotonic clock.
+# A pair, and the time of the decision, monotonic clock.
 WaitingPair = tuple[Pair, int]
 
 
 class PairSource(Protocol):
-    """Where the engine's pairs come from: two cameras, or a recording. It runs in a thread of its own."""
+    """A source of pairs for the engine, two cameras or a recording. It runs in its own thread."""
 
     def run(self) -> None:
-        """Put pairs into the channel until there are no more; closes it in the end."""
+        """Put pairs into the channel until there are no more, then close it."""
 
 
 class Decisions:
-    """What pairing decides, on its way to the engine. One instance, one thread.
+    """Runs failover on each frame, counts its decisions and passes pairs to the engine. Use each instance from one thread.
 
     Args:
-        failover: Decides.
-        pairs: Where pairs go.
+        failover: Makes the decisions.
+        pairs: Channel to the engine.
         statistics: Counters of the run.
         stop: Ends the run.
     """
@@ -48,7 +48,7 @@ class Decisions:
         self._motion = MotionMeter()
 
     def push(self, frame: Frame) -> tuple[Pair, ...]:
-        """Decide on one more frame; gives the pairs that it makes."""
+        """Add one frame; returns the new pairs."""
         side = frame.side
         had_fault = side in self._failover.faults
         pairs = self._count(self._failover.push(frame))
@@ -60,11 +60,11 @@ class Decisions:
         return pairs
 
     def flush(self) -> tuple[Pair, ...]:
-        """Decide on what still waits."""
+        """Decide on all waiting frames; returns the new pairs."""
         return self._count(self._failover.flush())
 
     def hand_on(self, pair: Pair, dropped: Callable[[int], object] = lambda _number: None) -> None:
-        """Give a pair to the engine; ``dropped`` is called with the number of the one that it has no time for."""
+        """Pass a pair to the engine; ``dropped`` is called with the number of the pair that is dropped for it."""
         late = self._pairs.put((pair, time.monotonic_ns()))
         if late is not None:
             self._statistics.dropped("pair", "stopped" if self._stop.is_set() else "engine busy")
@@ -93,13 +93,13 @@ class Decisions:
 
 
 class CameraPairs:
-    """Pairs of the frames that two readers deliver. Implements ``PairSource``.
+    """Pairs the frames of two readers. Implements ``PairSource``.
 
     Args:
-        inbox: Their frames.
-        decisions: Pairs them.
+        inbox: Frames of the readers.
+        decisions: Pairs the frames.
         statistics: Counters of the run.
-        record: Keeps every frame, and which pairs were dropped; or None.
+        record: Records every frame and the dropped pairs, or None.
     """
 
     def __init__(self, inbox: Inbox, decisions: Decisions, statistics: Statistics, record: RecordWriter | None) -> None:

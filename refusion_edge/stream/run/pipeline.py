@@ -1,11 +1,11 @@
-"""The running stream: threads, bounded queues, and one clear end.
+"""The pipeline of a running stream: threads, bounded queues, and an orderly end.
 
     reader ir  ─┐                               ┌─ writer 1
                 ├─ pairing ── fusion ───────────┤
     reader vis ─┘     └─ recorder               └─ writer 2 ...
 
-For cameras every queue drops its oldest item when it is full, so that latency is bounded and the newest pair wins; for files
-every queue waits. A thread that fails hands its error to the main thread and stops the run; no wait is without an end.
+With cameras, a full queue drops its oldest item, so that latency is bounded and the newest pair wins; with files, every queue
+waits. A thread that fails passes its error to the main thread and stops the run; every wait is bounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refusion_edge.errors import SourceLostError, StreamError
 from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
-from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.run.channel import Channel
 from refusion_edge.stream.run.fusion import FusionStage
 from refusion_edge.stream.run.inbox import Inbox
@@ -42,14 +42,14 @@ class RunLimits:
     """When a run ends.
 
     Attributes:
-        give_up_s: Both cameras lost for so long end it with ``SourceLostError``.
+        give_up_s: Time without a frame of either camera after which the run ends with ``SourceLostError``.
         duration_s: End after this time, or None.
-        pictures: End after so many fused pictures, or None.
+        frames: End after this many fused frames, or None.
     """
 
     give_up_s: float = 30.0
     duration_s: float | None = None
-    pictures: int | None = None
+    frames: int | None = None
 
 
 class Pipeline:
@@ -58,15 +58,15 @@ class Pipeline:
     Args:
         sources: The two cameras, not entered yet; or a recording to replay.
         failover: Decides which frames are shown together.
-        processor: Makes the pictures; its smoothing belongs to this run.
+        processor: Fuses the pairs; its smoothing state belongs to this run.
         sinks: Outputs, not entered yet.
         statistics: Counters of the run.
         limits: When it ends.
-        recorder: Keeps the raw frames of cameras and files, or None.
-        refiner: Follows slow changes of the rig, or None. With cameras it works beside the engine; with files the engine waits
-            for it, so that the same files give the same pictures.
-        hashed: Whether to hash the pictures, so that two runs can be compared.
-        stop: Set it, from any thread, to end the run as after a signal.
+        recorder: Records the raw frames of cameras and files, or None.
+        refiner: Follows slow changes of the rig, or None. With cameras it runs in parallel with the engine; with files the
+            engine waits for it, so that the same files give the same fused frames.
+        hashed: Whether to hash the fused frames, so that two runs can be compared.
+        stop: Set it from any thread to end the run as after a signal.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Pipeline:
         self._writers = [Writer(sink, statistics, stop, live=live) for sink in sinks]
         self._fusion = FusionStage(
             self._pairs, processor, self._writers, statistics, stop,
-            pictures=self._limits.pictures, follower=self._follower, hashed=hashed,
+            frames=self._limits.frames, follower=self._follower, hashed=hashed,
         )  # fmt: skip
         self._failure: BaseException | None = None
         self._failed = threading.Lock()
@@ -110,15 +110,15 @@ class Pipeline:
         """Run until the sources end, a limit is reached, ``stop`` is set, or something fails.
 
         Returns:
-            SHA-256 of all fused pictures, if it was asked for.
+            SHA-256 of all fused frames, or None if they are not hashed.
 
         Raises:
-            KeyboardInterrupt: A signal came; everything was closed before.
-            RefusionError: A source, an output or the engine failed; everything was closed before.
+            KeyboardInterrupt: A signal arrived; everything is closed by then.
+            RefusionError: A source, an output or the engine failed; everything is closed by then.
         """
         with contextlib.ExitStack() as stack:
             for reader in self._readers:
-                # Its own thread leaves it and may open it again; leaving twice does no harm.
+                # Its own thread leaves it and may open it again; leaving twice is harmless.
                 stack.callback(reader.source.__exit__, None, None, None)
                 reader.source.__enter__()
             for writer in self._writers:
@@ -136,9 +136,7 @@ class Pipeline:
         if self._failure is not None:
             raise self._failure
         if stuck:
-            raise StreamError(
-                f"expected all parts of the stream to end within {_STOP_S:g} s, got no end of {', '.join(stuck)}."
-            )
+            raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}; start it again")
         return self._fusion.sha256
 
     def _work(self) -> list[tuple[str, Callable[[], None]]]:
@@ -153,7 +151,7 @@ class Pipeline:
     def _fuse(self) -> None:
         self._fusion.run()
         if self._fusion.reached_its_limit:
-            # Outputs write what waits for them before the limit ends the run.
+            # Outputs finish their queues before the limit ends the run.
             deadline_s = time.monotonic() + _STOP_S
             while any(map(len, self._writers)) and time.monotonic() < deadline_s and not self.stop.is_set():
                 time.sleep(_POLL_S / 10)
@@ -163,7 +161,7 @@ class Pipeline:
         def guarded() -> None:
             try:
                 work()
-            except BaseException as error:  # handed over as a value, whatever it is
+            except BaseException as error:  # any error is passed to the main thread
                 self._fail(error)
                 self._end()
 
@@ -178,20 +176,17 @@ class Pipeline:
             delivered_s = max((reader.delivered_s for reader in self._readers), default=0.0)
             if self._live and now_s - max(started_s, delivered_s) >= self._limits.give_up_s:
                 self._fail(
-                    SourceLostError(
-                        f"expected one of the two cameras back within {self._limits.give_up_s:g} s, got none; check cables and "
-                        "power."
-                    )
+                    SourceLostError(f"neither camera sent a frame for {self._limits.give_up_s:g} s; check cables and power")
                 )
                 return
 
     def _fail(self, error: BaseException) -> None:
-        """Keep the first error, which the others follow from."""
+        """Keep the first error, which causes the later ones."""
         with self._failed:
             self._failure = self._failure or error
 
     def _end(self) -> None:
-        """Stop every thread: nothing is taken any more, and what waits is written."""
+        """Stop every thread: queues accept nothing more, and outputs write what they still hold."""
         self.stop.set()
         self._inbox.close()
         self._pairs.close()

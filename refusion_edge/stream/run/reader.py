@@ -1,4 +1,4 @@
-"""One camera: reading, frozen pictures, time stamps that stand still, losses and reconnects."""
+"""Reading one camera: frozen frames, time stamps that do not advance, losses and reconnects."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from refusion_edge.stream.statistics import Statistics
 
 _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _DTYPES = (np.uint8, np.uint16, np.float32)
-# A live camera whose time stamps did not advance for so many frames in a row has none.
+# After this many frames without an advance, the time stamps of a live camera are replaced.
 _MOST_STANDING = 3
 
 
 class Reader:
-    """Reads a source to its end, or until the run stops, in a thread of its own.
+    """Reads a source in its own thread, to its end or until the run stops.
 
     Args:
-        source: The camera, entered; this thread leaves it, and enters it again after a loss.
-        inbox: Where its frames go.
+        source: The camera, already entered; this thread leaves it, and enters it again after a loss.
+        inbox: Receives its frames.
         statistics: Counters of the run.
         stop: Ends the run.
 
     Attributes:
-        delivered_s: When the last frame came, monotonic clock; 0 before the first one.
+        delivered_s: Arrival of the last frame, monotonic clock; 0 before the first one.
     """
 
     def __init__(self, source: Source, inbox: Inbox, statistics: Statistics, stop: threading.Event) -> None:
@@ -41,14 +41,14 @@ class Reader:
         self._inbox, self._statistics, self._stop = inbox, statistics, stop
         self._camera = statistics.cameras[source.side]
         self._freeze, self._stamps = FreezeWatch(), _Stamps()
-        # The next frame's number, or negative where nobody knows.
+        # Number of the next frame; negative if unknown.
         self._expected = -1 if source.live else 0
 
     def run(self) -> None:
-        """Read.
+        """Read frames until the source ends or the run stops.
 
         Raises:
-            SourceLostError: A file, which nobody plugs in again, is lost.
+            SourceLostError: A file is lost; only cameras are reopened.
             InputError: The file is damaged.
         """
         source = self.source
@@ -58,7 +58,7 @@ class Reader:
                     grab = source.read()
                 except CorruptFrameError as error:
                     self._camera.frames_in += 1
-                    self._expected += self._expected >= 0  # the first one of a camera says nothing of those before it
+                    self._expected += self._expected >= 0  # the first frame of a camera does not reveal how many preceded it
                     self._statistics.dropped(source.side, "damaged frame")
                     self._statistics.note(source.side, str(error))
                     continue
@@ -100,7 +100,7 @@ class Reader:
             self._statistics.dropped(overflow.side, "stopped" if self._stop.is_set() else "queue of frames full")
 
     def _come_back(self, error: SourceLostError) -> None:
-        """Open a lost camera again, with growing pauses, until it is there or the run ends."""
+        """Reopen a lost camera, with growing pauses, until it is back or the run ends."""
         source, camera = self.source, self._camera
         camera.losses += 1
         camera.state = "lost"
@@ -120,7 +120,7 @@ class Reader:
 
 
 class _Stamps:
-    """Time stamps of a live camera, as long as they advance; the host's at arrival otherwise."""
+    """Uses the time stamps of a live camera as long as they advance, then the host clock at arrival."""
 
     def __init__(self) -> None:
         self.replaced = False
@@ -128,7 +128,7 @@ class _Stamps:
         self._standing = 0
 
     def check(self, grab: Grab) -> Grab:
-        """Give the frame with a time that advances; single steps back are left for pairing to refuse."""
+        """Return the frame with an advancing time; single steps back are left for pairing to reject."""
         if not self.replaced:
             stands = self._latest_ns is not None and grab.time_ns <= self._latest_ns
             self._standing = self._standing + 1 if stands else 0

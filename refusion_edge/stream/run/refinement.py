@@ -1,6 +1,6 @@
-"""Online refinement of the rig while a stream runs: when to measure, and what the next pictures are warped with.
+"""Online refinement of the rig during a stream: when to measure, and how the next frames are warped.
 
-How a correction is measured and bounded is the business of whoever gives a ``Refinement``; here is only its place in the run.
+This module only schedules measurements; a ``Refinement`` defines how a correction is measured and bounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refusion_edge.stream.statistics import Statistics
 
 Verdict = Literal["moved", "refused", "reset"]
 
-# Mounts move slowly, and a measurement costs as much as some pictures.
+# Mounts move slowly, and a measurement takes as long as several frames.
 _EVERY_NS = 5 * SECOND
 _GRID = 5
 
@@ -30,26 +30,26 @@ class Refinement(Protocol):
 
     @property
     def correction(self) -> Matrix:
-        """Point of the base view to the point of it that the rig's homography is to be asked for, (3, 3)."""
+        """Homography within the base view that is applied before the one of the rig, (3, 3)."""
 
     @property
     def bound_px(self) -> float:
-        """Largest displacement by the correction, RMS over the base view."""
+        """Maximum displacement by the correction in pixels, RMS over the base view."""
 
     def update(self, base: Array, moved: Array, *, sensor_base: bool = False, sensor_moved: bool = True) -> Verdict:
-        """Measure what is left between two views and take over a part of it."""
+        """Measure the remaining misalignment of two views and adopt a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What refinement has done, for the report.
+    """Progress of refinement, for the report.
 
     Attributes:
-        bound_px: How far it may go, RMS over the base view.
-        moved: Measurements that were followed.
-        refused: Measurements without enough evidence, or that led out of the bounds.
-        resets: How often it went back to the rig.
-        correction_px: How far the warp of now is from the rig's, RMS over the base view.
+        bound_px: Maximum displacement from the rig, RMS over the base view.
+        moved: Measurements that were adopted.
+        refused: Measurements without enough evidence, or beyond the bounds.
+        resets: How often the correction was reset to the rig.
+        correction_px: Displacement of the current warp from the rig, RMS over the base view.
     """
 
     bound_px: float
@@ -60,14 +60,14 @@ class Progress:
 
 
 class RigRefiner:
-    """Measures now and then, and makes the warp that follows. ``wants`` and ``measure`` may be called from two threads.
+    """Measures at intervals and makes the corrected warp. ``wants`` and ``measure`` may be called from different threads.
 
     Args:
-        refinement: Measures and bounds.
-        rig: Rig that is refined.
-        distance_m: Working distance of it, or None.
+        refinement: Measures and bounds the correction.
+        rig: Rig to refine.
+        distance_m: Working distance in m, or None for the default of the rig.
         statistics: Counters of the run.
-        every_ns: Time of the scene between two measurements.
+        every_ns: Interval between two measurements, by the times of the frames.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RigRefiner:
         self._measured_ns: int | None = None
 
     def wants(self, frame: FusedFrame) -> bool:
-        """Whether it is time to measure, and this picture can be measured: both cameras, and neither frozen nor held."""
+        """Whether a measurement is due and this frame is suitable: it shows both cameras, neither frozen nor held."""
         if frame.mode != "fused" or frame.marks:
             return False
         if self._measured_ns is not None and 0 <= frame.time_ns - self._measured_ns < self._every_ns:
@@ -96,12 +96,12 @@ class RigRefiner:
         return True
 
     def measure(self, frame: FusedFrame) -> RigWarp | None:
-        """Measure one picture; the warp for the next ones, or None where nothing changes."""
+        """Measure one frame; returns the warp for the next frames, or None if it does not change."""
         assert frame.ir is not None
         assert frame.vis is not None
         vis = cv2.cvtColor(frame.vis, cv2.COLOR_BGR2GRAY) if frame.vis.ndim == 3 else frame.vis
         base, moved = (vis, frame.ir) if self._rig.base == "vis" else (frame.ir, vis)
-        # Luma has gone through the gain control: it is no raw sensor data any more.
+        # Luma has passed through the gain control, so it is not raw sensor data.
         verdict = self._refinement.update(base, moved, sensor_base=False, sensor_moved=False)
         before, correction = self._progress, self._refinement.correction
         self._progress = Progress(
@@ -120,14 +120,14 @@ class RigRefiner:
 
 
 class RigFollower:
-    """Takes pictures to a refiner, and its warps to the pictures after them.
+    """Passes frames to a refiner, and its warps back to the frames that follow.
 
-    One measurement at a time: the next one starts from pictures that were warped with what the last one found.
+    There is one measurement at a time: the next one starts from frames that were warped with the last result.
 
     Args:
-        refiner: Measures.
-        beside: Whether it does so in a thread of its own (``run``), so that cameras do not wait; else at once, so that the same
-            files give the same pictures.
+        refiner: Measures the frames.
+        beside: Whether to measure in a separate thread (``run``), so that cameras do not wait; otherwise it measures at once,
+            so that the same files give the same fused frames.
     """
 
     def __init__(self, refiner: RigRefiner, *, beside: bool) -> None:
@@ -137,7 +137,7 @@ class RigFollower:
         self._measuring = False
 
     def next_warp(self, fused: FusedFrame) -> RigWarp | None:
-        """Show a picture; gives another warp for the ones after it, or None where nothing changes."""
+        """Pass a frame on; returns a new warp for the frames after it, or None if the warp does not change."""
         if self._measuring and len(self._measured):
             self._measuring = False
             return self._measured.get()
@@ -150,12 +150,12 @@ class RigFollower:
         return None
 
     def run(self) -> None:
-        """Measure what is shown until the end."""
+        """Measure frames until the channel is closed."""
         while (fused := self._to_measure.get()) is not None:
             self._measured.put(self._refiner.measure(fused))
 
     def close(self) -> None:
-        """No more pictures will come."""
+        """No more frames will come."""
         self._to_measure.close()
 
 

@@ -1,4 +1,4 @@
-"""A recording as a source of pairs that were decided before."""
+"""Replay of a recording as a source of pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refusion_edge.stream.statistics import Statistics
 
 
 class ReplaySource:
-    """Pairs of a recording: the same decisions from the same frames, without the pairs that were not shown.
+    """Pairs the frames of a recording with the same decisions, and leaves out the pairs that were not shown.
 
     Implements ``PairSource``.
 
@@ -30,7 +30,7 @@ class ReplaySource:
         """See ``PairSource.run``.
 
         Raises:
-            InputError: A picture is missing or damaged.
+            InputError: An image is missing or damaged.
         """
         for number in range(len(self._recording.rows)):
             if self._stop.is_set():

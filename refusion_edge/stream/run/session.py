@@ -1,4 +1,4 @@
-"""From settings to a running stream: opens sources, rig, engine and outputs, and gives the report in the end."""
+"""One stream from its settings: opens sources, rig, engine and outputs, runs them, and makes the report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from refusion_edge.stream.outputs.display import DisplaySink, has_display
 from refusion_edge.stream.outputs.recording import Recorder, Recording, read_recording
 from refusion_edge.stream.outputs.sinks import NullSink, SharedMemorySink, Sink
 from refusion_edge.stream.outputs.video import open_file_sink
-from refusion_edge.stream.picture.gain import ThermalGain
-from refusion_edge.stream.picture.output_range import OutputStretch
-from refusion_edge.stream.picture.processor import Geometry, Processor
+from refusion_edge.stream.processing.gain import ThermalGain
+from refusion_edge.stream.processing.output_range import OutputStretch
+from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.run.refinement import Refinement, RigRefiner
 from refusion_edge.stream.run.settings import StreamSettings, choose_pairing
@@ -32,17 +32,17 @@ _DEFAULT_TASK = "ir_vis"
 
 
 class StreamSession:
-    """One stream as a user asked for it.
+    """A stream with the settings of a user.
 
     Args:
-        settings: What was asked for.
-        fuser: Runs the network instead of what the settings name; closed in the end.
-        refinement: Follows slow changes of the rig, such as ``calibration.tracking.OnlineRefinement``; none for the rig as it
-            is.
+        settings: Options of the stream.
+        fuser: Runs the network in place of the one that the settings name; closed at the end.
+        refinement: Follows slow changes of the rig, such as ``calibration.rig.tracking.OnlineRefinement``; None keeps the rig
+            fixed.
 
     Attributes:
-        stop: Set it, from any thread, to end the stream.
-        statistics: Counters, for anyone who watches.
+        stop: Set it from any thread to end the stream.
+        statistics: Counters of the stream, which can be read while it runs.
     """
 
     def __init__(self, settings: StreamSettings, *, fuser: Fuser | None = None, refinement: Refinement | None = None) -> None:
@@ -58,11 +58,11 @@ class StreamSession:
         """Run until the sources end, a limit is reached or ``stop`` is set.
 
         Args:
-            announce: Called with what a user should know at the start, such as the address of the browser view.
+            announce: Called at the start with messages for the user, such as the address of the browser view.
 
         Raises:
-            RefusionError: Something cannot be used, or failed; see ``errors`` for the exit code.
-            KeyboardInterrupt: A signal came; everything was closed before.
+            RefusionError: An input, an output or an option cannot be used; see ``errors`` for the exit codes.
+            KeyboardInterrupt: A signal arrived; everything is closed by then.
         """
         settings = self.settings
         rig = _read_rig(settings)
@@ -72,7 +72,7 @@ class StreamSession:
         pairing = choose_pairing(settings, rig, recorded, live=live)
         failover = pairing.failover(rig)
         refiner = self._refiner(rig)
-        gain, stretch, geometry = self._picture(rig)
+        gain, stretch, geometry = self._processing(rig)
         uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
         _refuse_overwriting(sources, uris, settings.record)
         recorder = None
@@ -87,7 +87,7 @@ class StreamSession:
                 gain=gain,
                 stretch=stretch,
                 geometry=geometry,
-                colour=not settings.grey,
+                color=not settings.grey,
                 marks=settings.marks,
                 took=self.statistics.took,
             )
@@ -98,7 +98,7 @@ class StreamSession:
                 processor,
                 sinks,
                 self.statistics,
-                limits=RunLimits(settings.give_up_s, settings.duration_s, settings.pictures),
+                limits=RunLimits(settings.give_up_s, settings.duration_s, frames=settings.pictures),
                 recorder=recorder,
                 refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
@@ -126,11 +126,11 @@ class StreamSession:
         settings = self.settings
         if settings.replay is not None:
             if settings.ir or settings.vis or settings.record:
-                raise UsageError("expected --replay alone, got --ir, --vis or --record with it; leave them out.")
+                raise UsageError("--replay cannot be combined with --ir, --vis or --record; leave them out")
             return read_recording(Path(settings.replay))
         ir, vis = settings.ir or (rig.ir.uri if rig else None), settings.vis or (rig.vis.uri if rig else None)
         if ir is None or vis is None:
-            raise UsageError("expected two sources, got fewer; give --ir and --vis, a --rig that names them, or --replay.")
+            raise UsageError("a stream needs two sources; give --ir and --vis, a --rig that names them, or --replay")
         opened = open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis")
         if opened[0].live != opened[1].live:
             return (
@@ -144,7 +144,7 @@ class StreamSession:
             )
         return opened
 
-    def _picture(self, rig: Rig | None) -> tuple[ThermalGain, OutputStretch, Geometry]:
+    def _processing(self, rig: Rig | None) -> tuple[ThermalGain, OutputStretch, Geometry]:
         settings = self.settings
         gain = ThermalGain(
             settings.gain or (rig.gain if rig else "percentile"),
@@ -154,7 +154,7 @@ class StreamSession:
         stretch = OutputStretch(settings.output_range, time_constant_s=settings.smooth_s)
         if rig is None:
             if settings.distance is not None:
-                raise UsageError("expected a rig for --distance, got none; add --rig.")
+                raise UsageError("--distance needs a rig; add --rig")
             return gain, stretch, Geometry(resize=settings.resize)
         from refusion_edge.rig.warp import make_warp
 
@@ -164,7 +164,7 @@ class StreamSession:
         if self._refinement is None:
             return None
         if rig is None:
-            raise UsageError("expected a rig to refine, got none; add --rig, or leave --refine out.")
+            raise UsageError("there is no rig to refine; add --rig, or leave --refine out")
         return RigRefiner(self._refinement, rig, self.settings.distance, self.statistics)
 
     def _default_output(self) -> str:
@@ -177,7 +177,7 @@ class StreamSession:
             return NullSink(uri)
         if uri.scheme == "display":
             if self.settings.headless:
-                raise UsageError(f"expected no window with --headless, got {uri}; leave one of them out.")
+                raise UsageError(f"--headless rules out the window {uri}; leave one of them out")
             return DisplaySink(uri, self.stop)
         if uri.scheme == "shm":
             return SharedMemorySink(uri)
@@ -201,7 +201,7 @@ def _read_rig(settings: StreamSettings) -> Rig | None:
 
 
 def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: list[Uri], record: str | None) -> None:
-    """Make sure that no output and no recording is written to where something is read, or where another one is written."""
+    """Require that outputs and the recording differ from the sources and from each other."""
     read = (
         [sources.folder, sources.folder / "ir", sources.folder / "vis"]
         if isinstance(sources, Recording)
@@ -211,12 +211,12 @@ def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: lis
     written = [(str(uri), _folder(uri.target)) for uri in outputs if uri.scheme == "file"]
     for name, path in written + ([] if record is None else [(record, Path(record))]):
         if path.resolve() in taken:
-            raise UsageError(f"expected outputs that are neither sources nor one another, got {name}; choose another name.")
+            raise UsageError(f"{name} is already a source or another output; choose another name")
         taken.add(path.resolve())
 
 
 def _folder(target: str) -> Path:
-    """What a file name stands for: the folder of a pattern, else the file or folder itself."""
+    """The path to protect: the folder of a pattern, else the file or folder itself."""
     return Path(target).parent if frame_pattern(target) is not None else Path(target)
 
 

@@ -1,4 +1,4 @@
-"""What a user asks of a stream, as plain values, and how frames are paired after everyone has had their say."""
+"""Settings of a stream as plain values, and the pairing settings that follow from options, recording and rig."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from refusion_edge.rig.model import GainMethod, Polarity, Rig
 from refusion_edge.stream.frames import MS, SIDES
 from refusion_edge.stream.pairing.failover import Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer, Policy
-from refusion_edge.stream.picture.output_range import VideoRange
+from refusion_edge.stream.processing.output_range import VideoRange
 from refusion_edge.text import redact
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """Options of the verb ``stream``, by the same names; None where the rig, a recording or a default decides.
+    """Options of the command ``stream``, by the same names; None leaves the choice to the rig, a recording or a default.
 
     Attributes:
         ir: URI of the infrared source.
@@ -28,28 +28,28 @@ class StreamSettings:
         weights: Weights file.
         task: Fusion task.
         backend: Back end of the network.
-        threads: Threads of the back end; 0 for its own choice.
+        threads: Threads of the back end; 0 for its default.
         policy: Pairing policy.
-        max_skew_ms: Largest difference of time in a pair.
-        max_age_ms: How long the policy ``hold`` holds a frame.
-        offset_ms: What is added to time stamps of ir.
-        lost_after_ms: Silence after which a camera is lost.
-        max_freeze_ms: Unchanged infrared content after which the visible camera goes on alone.
-        give_up_s: How long both cameras may be lost.
+        max_skew_ms: Maximum time difference in a pair.
+        max_age_ms: Maximum age of a held frame (policy ``hold``).
+        offset_ms: Added to the time stamps of ir.
+        lost_after_ms: Silence after which a camera counts as lost.
+        max_freeze_ms: Time of unchanged infrared content after which the visible camera continues alone.
+        give_up_s: Time without a frame of either camera after which the stream ends.
         rig: Rig file.
-        distance: Working distance of the rig in metres.
-        resize: Whether infrared pictures are stretched to the visible size where there is no rig.
+        distance: Working distance of the rig in meters.
+        resize: Whether infrared images are resized to the visible size if there is no rig.
         gain: Gain control of 16-bit infrared.
-        polarity: What the infrared camera shows hot things as.
+        polarity: Whether the infrared camera shows hot objects white or black.
         output_range: Output range of the fused video.
         smooth_s: Time constant of gain and range.
-        grey: Whether the colour of the visible camera is left out.
-        marks: Whether losses, freezes and held frames are written into the picture.
-        headless: No window, even where there is a display.
+        grey: Whether the color of the visible camera is left out.
+        marks: Whether losses, freezes and held frames are marked in the image.
+        headless: Whether to open no window, even if there is a display.
         duration_s: End after this time.
-        pictures: End after so many pictures.
-        token: Token that viewers have to give.
-        hash: Whether all pictures are hashed.
+        pictures: End after this many fused frames.
+        token: Token that viewers have to present.
+        hash: Whether all fused frames are hashed.
     """
 
     ir: str | None = None
@@ -85,7 +85,7 @@ class StreamSettings:
     hash: bool = False
 
     def shown(self) -> dict[str, Any]:
-        """As plain values for the report, without credentials."""
+        """The settings as plain values for the report, without credentials."""
         return {
             field.name: _without_credentials(getattr(self, field.name)) for field in fields(self) if field.name != "token"
         }  # fmt: skip
@@ -93,15 +93,15 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class PairingSettings:
-    """How frames are paired, after rig, recording and defaults have had their say; kept in recordings.
+    """The pairing settings in effect, from options, recording, rig and defaults; kept in recordings.
 
     Attributes:
         policy: Pairing policy.
-        max_skew_ms: Largest difference of time in a pair, or None for a measured one.
-        max_age_ms: How long the policy ``hold`` holds a frame.
-        offset_ms: What is added to time stamps of ir.
-        lost_after_ms: Silence after which a camera is lost, or None where none can be.
-        max_freeze_ms: Unchanged infrared content after which the visible camera goes on alone.
+        max_skew_ms: Maximum time difference in a pair, or None for a measured one.
+        max_age_ms: Maximum age of a held frame (policy ``hold``).
+        offset_ms: Added to the time stamps of ir.
+        lost_after_ms: Silence after which a camera counts as lost, or None if the sources cannot be lost.
+        max_freeze_ms: Time of unchanged infrared content after which the visible camera continues alone.
     """
 
     policy: Policy
@@ -112,13 +112,13 @@ class PairingSettings:
     max_freeze_ms: float
 
     def failover(self, rig: Rig | None = None) -> Failover:
-        """Make what pairs by these settings.
+        """Create the failover, with its pairer, for these settings.
 
         Args:
-            rig: Rig that frames have to fit, or None.
+            rig: Rig that the frames have to fit, or None.
 
         Raises:
-            UsageError: The policy is unknown or a limit negative.
+            UsageError: The policy is unknown, or a limit is negative.
         """
         pairer = Pairer(
             self.policy,
@@ -135,10 +135,10 @@ class PairingSettings:
 def choose_pairing(
     settings: StreamSettings, rig: Rig | None, recorded: Mapping[str, Any] | None, *, live: bool
 ) -> PairingSettings:
-    """What holds: an option, else the recording, else the rig, else a default.
+    """Choose each pairing setting: the option, else the recording, else the rig, else a default.
 
     Args:
-        settings: What was asked for.
+        settings: Options of the stream.
         rig: Rig, or None.
         recorded: The settings of the recording that is replayed, or None.
         live: Whether cameras can be lost.

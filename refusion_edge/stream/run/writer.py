@@ -1,4 +1,4 @@
-"""What writes: one output with its queue, and the recorder with its own."""
+"""Threads that write: one for each output, and one for the recorder, each with its own queue."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _RECORDED = 128
 
 
 class Writer:
-    """Writes the pictures of one output in a thread of its own.
+    """Writes the frames of one output in its own thread.
 
     Args:
-        sink: The output, entered; this thread leaves it.
+        sink: The output, already entered; this thread leaves it.
         statistics: Counters of the run.
         stop: Ends the run.
-        live: Whether the pictures come from cameras, which nothing may make wait.
+        live: Whether the frames come from cameras, which must never wait.
     """
 
     def __init__(self, sink: Sink, statistics: Statistics, stop: threading.Event, *, live: bool) -> None:
@@ -31,7 +31,7 @@ class Writer:
         self._waiting = Channel[FusedFrame](sink.capacity, lossless=sink.lossless and not live)
 
     def put(self, frame: FusedFrame) -> None:
-        """Hand a picture over; the oldest one is dropped, and counted, where the output is busy."""
+        """Queue a frame; if the output is busy, the oldest one is dropped and counted."""
         if self._waiting.put(frame) is not None:
             self._statistics.dropped(f"output {self.sink.name}", "stopped" if self._stop.is_set() else "output busy")
 
@@ -42,7 +42,7 @@ class Writer:
             OutputError: The output cannot be written, or turns out damaged when it is closed.
         """
         with contextlib.ExitStack() as stack:
-            # Windows have to be closed by the thread that opened them, and files say at the end whether they are whole.
+            # Windows have to be closed by the thread that opened them, and files are checked when they are closed.
             stack.push(self.sink.__exit__)
             while (frame := self._waiting.get()) is not None:
                 started_ns = time.monotonic_ns()
@@ -54,7 +54,7 @@ class Writer:
                     self._statistics.took("age", now_ns - frame.time_ns)
 
     def close(self) -> None:
-        """No more pictures will come."""
+        """No more frames will come."""
         self._waiting.close()
 
     def __len__(self) -> int:
@@ -62,12 +62,12 @@ class Writer:
 
 
 class RecordWriter:
-    """Writes raw frames to a recording in a thread of its own.
+    """Writes raw frames to a recording in its own thread.
 
     Args:
-        recorder: The recording, entered.
+        recorder: The recording, already entered.
         statistics: Counters of the run.
-        live: Whether the frames come from cameras, which nothing may make wait.
+        live: Whether the frames come from cameras, which must never wait.
     """
 
     def __init__(self, recorder: Recorder, statistics: Statistics, *, live: bool) -> None:
@@ -76,7 +76,7 @@ class RecordWriter:
         self._waiting: Channel[Frame | PairFate] = Channel(_RECORDED, lossless=not live)
 
     def keep(self, item: Frame | PairFate) -> None:
-        """Hand a frame over, or the fate of a pair."""
+        """Queue a frame, or the fate of a pair."""
         if self._waiting.put(item) is not None and isinstance(item, Frame):
             self._statistics.dropped("recording", "disk too slow")
 

@@ -22,7 +22,7 @@ from typing_extensions import Self
 from refusion_edge.arrays import Array
 from refusion_edge.errors import ShapeError
 
-# Read once, when OpenCV loads FFmpeg, which would print whole addresses with their passwords.
+# Read once, when OpenCV loads FFmpeg, which would print whole addresses, passwords included.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
@@ -45,23 +45,23 @@ _OPEN_TIMEOUT_MS, _READ_TIMEOUT_MS = 15_000, 5_000
 _RTSP_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay|max_delay;200000"
 _FFMPEG_OPTIONS, _FFMPEG_OPTIONS_LOCK = "OPENCV_FFMPEG_CAPTURE_OPTIONS", threading.Lock()
 _OPTIONS = ("format", "width", "height", "rate")
-# Pixel formats of FFmpeg that hold one plane of 8 or 16 bits (FOURCC as OpenCV reports it); converted, they would lose depth.
-_GREY_FOURCC = {0x10003159, 0x08003159, 0x59455247, 0x20363159}
-# A network stream that delivers nothing usable for so many reads in a row is lost.
+# FFmpeg pixel formats of one plane with 8 or 16 bits (FOURCC as OpenCV reports it), which lose depth in a conversion.
+_GRAY_FOURCC = {0x10003159, 0x08003159, 0x59455247, 0x20363159}
+# A source whose reads fail this many times in a row is lost.
 _MOST_FAILED_READS = 3
 
 
 class CaptureSource:
     """A camera, a network stream or a video file. Implements ``Source``.
 
-    Options of cameras and of files given as ``file://``: ``format`` (``auto``, ``y16``, ``split16``), ``width``, ``height``,
+    Cameras and ``file://`` URIs take the options ``format`` (``auto``, ``y16``, ``split16``), ``width``, ``height`` and
     ``rate``.
     """
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
         self.live = uri.scheme != "file"
-        # The clocks of the kernel and of the host are one; a container starts at its own zero.
+        # Kernel and host share one clock; a container starts at its own zero.
         self.absolute = self.live
         read_options(uri, _OPTIONS)
         self._format = _pixel_format(uri)
@@ -100,16 +100,16 @@ class CaptureSource:
 
     @property
     def rate_hz(self) -> float | None:
-        """What the camera or the container says, where it is plausible."""
+        """Frame rate reported by the camera or the container, or None if it is implausible."""
         told = 0.0 if self._capture is None else float(self._capture.get(cv2.CAP_PROP_FPS))
         rate = self._asked_rate_hz or told
         return rate if 0 < rate <= 1000 else None
 
     def read(self) -> Grab | None:
         """See ``Source.read``."""
-        good, picture = self._capture.read()
+        good, image = self._capture.read()
         arrived_ns = time.monotonic_ns()
-        if not good or picture is None:
+        if not good or image is None:
             self._nothing_read()
             return None
         self._failed_reads = 0
@@ -117,20 +117,19 @@ class CaptureSource:
         self._index += 1
         time_ns = self._time_ns(index, arrived_ns)
         try:
-            return Grab(unpack(picture, self._format), index, time_ns)
+            return Grab(unpack(image, self._format), index, time_ns)
         except ShapeError as error:
             if index == 0:
                 raise
             raise CorruptFrameError(str(error)) from error
 
     def _nothing_read(self) -> None:
-        """Tell the end of a file, which is no error, from a lost or damaged frame and a lost camera."""
+        """Distinguish the end of a file, which returns, from a damaged frame and a lost camera, which raise."""
         if not self.live:
             told = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
             if self._index == 0:
                 raise InputError(
-                    f"expected a video that can be decoded at {self.uri}, got no frame; its codec may be unsupported, "
-                    "convert it to H.264 or FFV1."
+                    f"cannot decode any frame of {self.uri}; its codec may be unsupported, convert it to H.264 or FFV1"
                 )
             if 0 < self._index < told and self._failed_reads < _MOST_FAILED_READS:
                 self._failed_reads += 1
@@ -140,10 +139,10 @@ class CaptureSource:
         self._failed_reads += 1
         if self._failed_reads < _MOST_FAILED_READS:
             raise CorruptFrameError(f"no frame of {self.uri}")
-        raise SourceLostError(f"expected frames of {self.uri}, got none any more; check the camera and its cable.")
+        raise SourceLostError(f"{self.uri} stopped sending frames; check the camera and its cable")
 
     def _time_ns(self, index: int, arrived_ns: int) -> int:
-        """Choose the best time stamp: that of the stream as long as it advances."""
+        """Choose the best time stamp: the one of the stream as long as it advances."""
         stamp_ns = round(float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) * MS)
         if index and self._stamps_usable and stamp_ns == self._last_stamp_ns:
             self._stamps_usable = False
@@ -154,7 +153,7 @@ class CaptureSource:
             return stamp_ns
         if self._is_v4l2 and abs(arrived_ns - stamp_ns) < SECOND:
             return stamp_ns
-        self._is_v4l2 = False  # some drivers stamp with another clock
+        self._is_v4l2 = False  # some drivers use another clock for their stamps
         return self._anchor.place(stamp_ns, arrived_ns)
 
     def _open(self) -> Any:
@@ -180,46 +179,44 @@ class CaptureSource:
             return self._unconverted(self.uri.target, [])
 
     def _unconverted(self, address: str, options: list[int]) -> Any:
-        """Open with FFmpeg; grey streams a second time without the conversion to colour, which would cost their low bits."""
+        """Open with FFmpeg; reopen gray streams without the conversion to color, which would drop their low bits."""
         capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, options)
-        if capture.isOpened() and int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) in _GREY_FOURCC:
+        if capture.isOpened() and int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) in _GRAY_FOURCC:
             capture.release()
             capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [*options, cv2.CAP_PROP_CONVERT_RGB, 0])
         return capture
 
     def _check_reachable(self) -> None:
-        """Find out why a source cannot be opened, as OpenCV does not say."""
+        """Check beforehand what would keep a source from opening, as OpenCV gives no reason."""
         if self.uri.scheme == "file" and not self.uri.path.is_file():
-            raise InputError(f"expected a video at {self.uri}, got nothing; check the path.")
+            raise InputError(f"there is no video at {self.uri}; check the path")
         if self.uri.scheme == "file" and self.uri.path.stat().st_size == 0:
-            raise InputError(f"expected a video at {self.uri}, got a file of zero bytes; write or copy it again.")
+            raise InputError(f"the video {self.uri} is empty (0 bytes); write or copy it again")
         if self.uri.scheme == "v4l2":
             try:
                 os.close(os.open(self.uri.target, os.O_RDWR | os.O_NONBLOCK))
             except OSError as error:
-                raise SourceLostError(_device_sentence(self.uri, error)) from error
+                raise SourceLostError(_device_error(self.uri, error)) from error
         if self.uri.scheme in ("rtsp", "rtsps", "http", "https"):
             _check_network(self.uri)
 
     def _cannot_open(self) -> InputError | SourceLostError:
         if self.uri.scheme == "file":
-            return InputError(
-                f"expected a video that can be decoded at {self.uri}, got another or a damaged file; convert it to H.264 or "
-                "FFV1."
-            )
+            return InputError(f"cannot open the video {self.uri}: it is damaged or not a video; convert it to H.264 or FFV1")
         return SourceLostError(
-            f"expected to open {self.uri}, got no stream (busy, another format, or refused); close other programs that use it."
+            f"cannot open {self.uri}: it is busy, refuses the connection or has an unsupported format; close other programs "
+            "that use it"
         )
 
 
 def silence_opencv() -> None:
-    """Keep OpenCV's own account of what it cannot open off the terminal; ours is one sentence and hides passwords."""
+    """Keep the log of OpenCV off the terminal; our own errors are one line and hide passwords."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 @contextlib.contextmanager
 def _ffmpeg_options(options: str) -> Iterator[None]:
-    """Give FFmpeg options for what is opened meanwhile. OpenCV takes them from the environment of the process only."""
+    """Set FFmpeg options for whatever is opened inside the block. OpenCV reads them only from the process environment."""
     with _FFMPEG_OPTIONS_LOCK:
         before = os.environ.get(_FFMPEG_OPTIONS)
         os.environ[_FFMPEG_OPTIONS] = options
@@ -237,15 +234,15 @@ def _pixel_format(uri: Uri) -> PixelFormat:
     for name in PIXEL_FORMATS:
         if asked == name:
             return name
-    raise UsageError(f"expected a format out of {', '.join(PIXEL_FORMATS)} in {uri}, got '{printable(asked)}'.")
+    raise UsageError(f"{uri} names an unknown format '{printable(asked)}'; choose one of {', '.join(PIXEL_FORMATS)}")
 
 
-def _device_sentence(uri: Uri, error: OSError) -> str:
+def _device_error(uri: Uri, error: OSError) -> str:
     if error.errno == errno.EACCES:
-        return f"expected to read {uri}, got 'permission denied'; add the user to the group video, or run as one who is in it."
+        return f"cannot read {uri}: permission denied; add the user to the group video, or run as a member of it"
     if error.errno == errno.EBUSY:
-        return f"expected to read {uri}, got a camera that is busy; close the other program that uses it."
-    return f"expected a camera at {uri}, got '{error.strerror}'; plug it in, or list the cameras with v4l2-ctl --list-devices."
+        return f"cannot read {uri}: the camera is busy; close the other program that uses it"
+    return f"cannot open the camera {uri}: {error.strerror}; plug it in, or list the cameras with v4l2-ctl --list-devices"
 
 
 def _check_network(uri: Uri) -> None:
@@ -254,24 +251,22 @@ def _check_network(uri: Uri) -> None:
     try:
         address = (parts.hostname or "", parts.port or default)
     except ValueError:
-        raise UsageError(f"expected a port from 0 to 65535 in {uri}, got another text; correct it.") from None
+        raise UsageError(f"the port in {uri} is not a number from 0 to 65535; correct it") from None
     try:
         with socket.create_connection(address, timeout=_OPEN_TIMEOUT_MS / 1000) as connection:
             if uri.scheme == "rtsp":
                 _check_rtsp(uri, connection)
     except socket.gaierror as error:
-        raise SourceLostError(f"expected the host of {uri}, got an unknown name; check it.") from error
+        raise SourceLostError(f"the host of {uri} is unknown; check its name") from error
     except TimeoutError as error:
-        raise SourceLostError(
-            f"expected an answer of {uri} within {_OPEN_TIMEOUT_MS / 1000:g} s, got none; check the network."
-        ) from error
+        raise SourceLostError(f"{uri} did not answer within {_OPEN_TIMEOUT_MS / 1000:g} s; check the network") from error
     except OSError as error:
         reason = uri.hide(error.strerror or str(error)).lower()
-        raise SourceLostError(f"expected a server at {uri}, got '{reason}'; check address and port.") from error
+        raise SourceLostError(f"cannot connect to {uri}: {reason}; check the address and the port") from error
 
 
 def _check_rtsp(uri: Uri, connection: socket.socket) -> None:
-    """Ask for the description of the stream, as 404 and 401 deserve other sentences than a failed decoder."""
+    """Request the description of the stream, so that 404 and 401 get their own errors rather than that of a failed decoder."""
     parts = urlsplit(uri.text)
     plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     request = f"DESCRIBE {plain} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\nUser-Agent: refusion-edge\r\n\r\n"
@@ -279,13 +274,13 @@ def _check_rtsp(uri: Uri, connection: socket.socket) -> None:
     words = connection.recv(1024).decode(errors="replace").split(maxsplit=2)
     code = words[1] if len(words) > 1 else ""
     if code == "404":
-        raise SourceLostError(f"expected a stream at {uri}, got 'not found' from the server; check the path.")
+        raise SourceLostError(f"the server knows no stream at {uri} (404 not found); check the path")
     if code == "401" and not parts.username:
-        raise SourceLostError(f"expected to be let in to {uri}, got 'unauthorised'; write rtsp://USER:PASSWORD@...")
+        raise SourceLostError(f"{uri} asks for a user and a password (401 unauthorized); write rtsp://USER:PASSWORD@...")
 
 
-def as_picture(image: Array) -> Array:
-    """Give (H, W, 3) BGR for a picture that may be grey."""
+def as_bgr(image: Array) -> Array:
+    """Convert an image to (H, W, 3) BGR; a BGR image is returned as is."""
     return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
@@ -293,44 +288,46 @@ PixelFormat = Literal["auto", "y16", "split16"]
 PIXEL_FORMATS: tuple[PixelFormat, ...] = get_args(PixelFormat)
 
 
-def unpack(picture: Array, pixel_format: PixelFormat) -> Array:
-    """Turn what a capture library delivers into a picture.
+def unpack(image: Array, pixel_format: PixelFormat) -> Array:
+    """Convert the array from a capture library to an image.
 
     Args:
-        picture: For ``auto``: (H, W) or (H, W, 3) as it is, alpha dropped. For ``y16``: (H, W) uint16, or its bytes,
-            (H, W, 2) or (1, 2 H W) uint8 in little-endian order. For ``split16``: (2 H, W, 2) uint8 of a camera that sends
-            a coloured picture above and little-endian counts below, as cameras of 256x384 pixels do.
+        image: For ``auto``: (H, W) or (H, W, 3), returned as is; an alpha channel is dropped. For ``y16``: (H, W) uint16, or
+            its bytes in little-endian order, (H, W, 2) uint8. For ``split16``: (2 H, W, 2) uint8 from a camera that sends a
+            color image above its little-endian counts, as cameras of 256x384 pixels do.
         pixel_format: One of ``PIXEL_FORMATS``.
 
     Returns:
         (H, W) uint8, uint16 or float32, or (H, W, 3) BGR uint8. A view where possible.
 
     Raises:
-        ShapeError: The picture does not have this layout.
+        ShapeError: The array does not have this layout.
     """
     if pixel_format == "auto":
-        if picture.ndim == 3 and picture.shape[2] == 1:
-            return picture[..., 0]
-        if picture.ndim == 3 and picture.shape[2] == 4:
-            return cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR)
-        if picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3):
-            return picture
-        raise ShapeError(f"expected a picture of 1, 3 or 4 channels, got {picture.shape}; give the URI ?format=y16 or split16.")
-    counts = _counts(picture, pixel_format)
+        if image.ndim == 3 and image.shape[2] == 1:
+            return image[..., 0]
+        if image.ndim == 3 and image.shape[2] == 4:
+            return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
+        if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3):
+            return image
+        raise ShapeError(
+            f"an image of shape {image.shape} does not have 1, 3 or 4 channels; add ?format=y16 or ?format=split16 to the URI"
+        )
+    counts = _counts(image, pixel_format)
     if pixel_format == "y16":
         return counts
     if counts.shape[0] % 2:
-        raise ShapeError(f"expected two halves of equal height, got {counts.shape[0]} rows; leave ?format=split16 out.")
+        raise ShapeError(f"an image of {counts.shape[0]} rows cannot be split into two halves; leave ?format=split16 out")
     return counts[counts.shape[0] // 2 :]
 
 
-def _counts(picture: Array, pixel_format: PixelFormat) -> Array:
-    """View pairs of bytes as little-endian counts, (H, W)."""
-    if picture.ndim == 2 and picture.dtype == np.uint16:
-        return picture
-    if picture.ndim == 3 and picture.shape[2] == 2 and picture.dtype == np.uint8:
-        return np.ascontiguousarray(picture).view("<u2")[..., 0].astype(np.uint16, copy=False)
+def _counts(image: Array, pixel_format: PixelFormat) -> Array:
+    """Read pairs of bytes as little-endian counts, (H, W)."""
+    if image.ndim == 2 and image.dtype == np.uint16:
+        return image
+    if image.ndim == 3 and image.shape[2] == 2 and image.dtype == np.uint8:
+        return np.ascontiguousarray(image).view("<u2")[..., 0].astype(np.uint16, copy=False)
     raise ShapeError(
-        f"expected two bytes per pixel for ?format={pixel_format}, got {picture.shape} {picture.dtype}; "
-        "the camera or its driver converts the picture, choose its raw mode."
+        f"?format={pixel_format} needs two bytes per pixel, and the camera delivers {image.dtype} of shape {image.shape}; "
+        "choose the raw mode of the camera"
     )

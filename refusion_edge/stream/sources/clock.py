@@ -1,20 +1,20 @@
-"""Placing the time stamps of a stream on the host's clock."""
+"""Mapping the time stamps of a stream to the host clock."""
 
 from __future__ import annotations
 
 from refusion_edge.stream.frames import SECOND
 
-# Two quartz clocks drift apart by at most this; the least delay may grow that fast.
+# Maximum drift between two quartz clocks, which bounds how fast the minimum delay can grow.
 _DRIFT = 1e-4
-# A step of the sender's clock by more than this is a new start, not jitter.
+# A larger step of the sender's clock is a restart, not jitter.
 _RESTART_NS = 2 * SECOND
 
 
 class ClockAnchor:
-    """Maps the clock of a sender to the monotonic clock here, by the least delay seen.
+    """Maps the clock of a sender to the local monotonic clock, by the minimum delay observed.
 
-    Network and decoder delay a frame by a varying time, never by less than some least one. ``arrival - stamp`` is smallest
-    for the frames that were delayed least; that difference places all others. What remains unknown is the least delay itself.
+    Network and decoder delay each frame by a varying time with a fixed minimum. ``arrival - stamp`` is smallest for the frames
+    with the shortest delay; that difference maps all others. The minimum delay itself remains unknown.
     """
 
     def __init__(self) -> None:
@@ -23,11 +23,11 @@ class ClockAnchor:
         self._stamp_ns = 0
 
     def place(self, stamp_ns: int, arrived_ns: int) -> int:
-        """Give the time on the monotonic clock for a frame.
+        """Return the capture time of a frame on the monotonic clock.
 
         Args:
             stamp_ns: Time stamp of the sender.
-            arrived_ns: When it arrived, monotonic clock.
+            arrived_ns: Arrival, monotonic clock.
         """
         difference = float(arrived_ns - stamp_ns)
         restarted = abs((stamp_ns - self._stamp_ns) - (arrived_ns - self._arrived_ns)) > _RESTART_NS

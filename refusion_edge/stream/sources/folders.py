@@ -1,4 +1,4 @@
-"""Image folders and numbered patterns as sources; with ``frames.csv``, at the times that were recorded."""
+"""Image folders and numbered patterns as sources; ``frames.csv`` gives the recorded times."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DEFAULT_RATE_HZ = 30.0
 
 
 class FolderSource:
-    """Images of a folder in the order of their names, or of a pattern in the order of their numbers. Implements ``Source``.
+    """Images of a folder in order of their names, or of a pattern in order of their numbers. Implements ``Source``.
 
-    A number that is missing in a pattern is a frame that was lost: later frames keep their times. Beside the images,
-    ``frames.csv`` with the columns ``file`` and ``time_ns`` gives exact times. Option ``rate``: frames per second otherwise.
+    A number missing from a pattern is a lost frame: later frames keep their times. A file ``frames.csv`` in the folder, with
+    the columns ``file`` and ``time_ns``, gives exact times; without it, the option ``rate`` sets the frames per second.
     """
 
     live = False
@@ -51,7 +51,7 @@ class FolderSource:
 
     @property
     def rate_hz(self) -> float | None:
-        """Frames per second, where times are counted."""
+        """Frames per second, or None if the times were recorded."""
         return self._rate_hz if self._times is None else None
 
     def read(self) -> Grab | None:
@@ -85,7 +85,7 @@ def _numbered(uri: Uri, times: dict[str, int] | None) -> list[tuple[int, Path]]:
     else:
         found = [(0, uri.path)] if uri.path.is_file() else []
     if not found:
-        raise InputError(f"expected images at {uri}, got none; check the path.")
+        raise InputError(f"there are no images at {uri}; check the path")
     return found
 
 
@@ -100,9 +100,9 @@ def _recorded_times(uri: Uri) -> dict[str, int] | None:
                 times[Path(row["file"]).name] = int(row["time_ns"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"expected the columns file and time_ns with whole numbers in {path}, got {error!r} after {len(times)} rows; "
-                "correct or remove the file."
+                f"cannot read {path} after {len(times)} rows ({error!r}): it needs the columns file and time_ns, with whole "
+                "numbers as times; correct or remove the file"
             ) from error
     if "rate" in uri.options:
-        raise UsageError(f"expected no rate for {uri}, whose frames have recorded times, got one; leave it out.")
+        raise UsageError(f"{uri} sets a rate, but {path} holds the recorded times of its frames; leave the rate out")
     return {name: time_ns for name, time_ns in times.items() if (uri.path / name).is_file()}

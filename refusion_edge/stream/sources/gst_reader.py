@@ -1,8 +1,9 @@
-"""A GStreamer pipeline as a program of the system's Python: frames with the times of their buffers on standard output.
+"""Program for the system's Python: runs a GStreamer pipeline and writes its frames, with their times, to standard output.
 
-Imports nothing of refusion_edge. The pipeline is in the environment. Prints ``ready``, or in one line what is wrong; then for
-each frame a header (format, width, height, bytes, nanoseconds of the monotonic clock) and its pixels, rows without padding. A
-frame of the format ``end`` says that the pipeline has ended, with the reason instead of pixels. Ends with standard input.
+Imports nothing from refusion_edge. The pipeline comes from the environment. Prints ``ready``, or the error in one line; then
+for each frame a header (format, width, height, bytes, nanoseconds of the monotonic clock) and its pixels, without row padding.
+A frame of the format ``end`` marks the end of the pipeline, with the reason in place of pixels. Exits when standard input
+closes.
 """
 
 import importlib
@@ -21,7 +22,7 @@ _WAIT_NS = 200_000_000
 
 
 def main() -> int:
-    """Read until standard input or the pipeline ends."""
+    """Read frames until standard input closes or the pipeline ends."""
     try:
         gi = importlib.import_module("gi")
         for name in ("Gst", "GstApp", "GstVideo"):
@@ -33,15 +34,15 @@ def main() -> int:
     gst.init(None)
     try:
         pipeline = gst.parse_launch(f"{os.environ.pop('REFUSION_EDGE_PIPELINE')} ! {_SINK}")
-    except Exception as error:  # GLib's own kind, which is not known before the import
+    except Exception as error:  # GLib's own exception type, which only exists after the import
         print(" ".join(str(getattr(error, "message", error)).split()), flush=True)
         return _BAD_PIPELINE
     sink, clock = pipeline.get_by_name("refusion"), gst.SystemClock.obtain()
     pipeline.use_clock(clock)
-    # A camera's frames are taken as they come; what is not live plays at its own speed.
+    # Frames of a camera are taken as they come; files play at their own speed.
     sink.set_property("sync", pipeline.set_state(gst.State.PAUSED) != gst.StateChangeReturn.NO_PREROLL)
     if pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
-        print(_reason(gst, pipeline) or "a pipeline that does not start", flush=True)
+        print(_reason(gst, pipeline) or "the pipeline does not start", flush=True)
         pipeline.set_state(gst.State.NULL)
         return _BAD_PIPELINE
     print("ready", flush=True)
@@ -59,7 +60,7 @@ def main() -> int:
             out.write(HEADER.pack(b"end", 0, 0, len(reason.encode()), 0) + reason.encode())
             out.flush()
             pipeline.set_state(gst.State.NULL)
-            os._exit(0)  # a thread waits for standard input, which an ordinary end would wait for
+            os._exit(0)  # an ordinary exit would wait for the thread that reads standard input
 
 
 def _frame(gst: Any, video: Any, pipeline: Any, sample: Any) -> tuple[bytes, bytes]:
@@ -69,7 +70,7 @@ def _frame(gst: Any, video: Any, pipeline: Any, sample: Any) -> tuple[bytes, byt
     data = buffer.extract_dup(0, buffer.get_size())
     if stride != row:
         data = b"".join(data[line * stride : line * stride + row] for line in range(info.height))
-    # Running time of the buffer: when it was taken, for sources that say so.
+    # Running time of the buffer: its capture time, for sources that set it.
     running = sample.get_segment().to_running_time(gst.Format.TIME, buffer.pts) if buffer.pts != gst.CLOCK_TIME_NONE else -1
     known = 0 <= running < gst.CLOCK_TIME_NONE
     time_ns = pipeline.get_base_time() + running if known else time.monotonic_ns()
@@ -78,7 +79,7 @@ def _frame(gst: Any, video: Any, pipeline: Any, sample: Any) -> tuple[bytes, byt
 
 
 def _reason(gst: Any, pipeline: Any) -> str:
-    """Why the pipeline failed, in one line; empty if it has not."""
+    """Why the pipeline failed, in one line; empty if it did not fail."""
     message = pipeline.get_bus().timed_pop_filtered(0, gst.MessageType.ERROR)
     return "" if message is None else " ".join(message.parse_error()[0].message.split())
 

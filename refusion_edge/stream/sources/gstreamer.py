@@ -1,7 +1,7 @@
 """GStreamer pipelines as sources: ``gst:`` and, on a Jetson, ``csi://``.
 
-The OpenCV of PyPI has no GStreamer, and no OpenCV gives the times of its buffers, so the pipeline runs in a program of the
-system's Python, see ``gst_reader``. 16-bit grey stays 16-bit.
+OpenCV from PyPI is built without GStreamer, and no build of OpenCV reports the times of its buffers, so the pipeline runs in a
+program under the system's Python, see ``gst_reader``. 16-bit gray stays 16-bit.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _DEFAULT_WH, _DEFAULT_RATE_HZ = (1280, 720), 30.0
 
 
 class GStreamerSource:
-    """A pipeline of GStreamer. Implements ``Source``.
+    """A GStreamer pipeline. Implements ``Source``.
 
-    ``gst:PIPELINE`` ends where its pictures are; conversion and sink are added. ``csi://N`` is the pipeline of NVIDIA's camera
-    stack for sensor N; its options are ``width``, ``height`` and ``rate``.
+    ``gst:PIPELINE`` is written without conversion and sink, which are appended. ``csi://N`` stands for the pipeline of NVIDIA's
+    camera stack for sensor N, with the options ``width``, ``height`` and ``rate``.
     """
 
     live = absolute = True
@@ -53,7 +53,7 @@ class GStreamerSource:
             self._program = start("sources/gst_reader.py", (), {"REFUSION_EDGE_PIPELINE": self._pipeline()})
         except OSError as error:
             raise MissingDependencyError(
-                f"{self.uri} needs the system's Python ({error}); run: apt install {_PACKAGES}."
+                f"{self.uri} needs the system's Python ({error}); run: apt install {_PACKAGES}"
             ) from error
         answer = first_line(self._program, _START_S)
         if answer == "ready":
@@ -61,11 +61,9 @@ class GStreamerSource:
         self.__exit__()
         if answer.startswith("needs "):
             raise MissingDependencyError(
-                f"{self.uri} needs GStreamer's Python bindings ({answer}); run: apt install {_PACKAGES}."
+                f"{self.uri} needs GStreamer's Python bindings ({answer}); run: apt install {_PACKAGES}"
             )
-        raise SourceLostError(
-            f"expected a pipeline that starts at {self.uri}, got '{self.uri.hide(answer)}'; try it with gst-launch-1.0."
-        )
+        raise SourceLostError(f"cannot start the pipeline {self.uri}: {self.uri.hide(answer)}; try it with gst-launch-1.0")
 
     def __exit__(self, *exc: object) -> None:
         if self._program is not None:
@@ -79,27 +77,25 @@ class GStreamerSource:
 
     @property
     def rate_hz(self) -> float | None:
-        """What was asked for."""
+        """Frames per second requested from the sensor, or None for ``gst:``."""
         return self._rate_hz
 
     def read(self) -> Grab | None:
-        """See ``Source.read``; a pipeline that comes to its end is one, a pipeline that fails is a lost camera."""
+        """See ``Source.read``; the end of the pipeline is the end of the source, a failure is a lost camera."""
         name, width, height, count, time_ns = _HEADER.unpack(self._take(_HEADER.size))
         data = self._take(count)
         kind = name.rstrip(b"\0").decode()
         if kind == "end":
             if not data:
                 return None
-            raise SourceLostError(
-                f"expected frames of {self.uri}, got '{self.uri.hide(data.decode(errors='replace'))}'; check the camera."
-            )
+            raise SourceLostError(f"{self.uri} failed: {self.uri.hide(data.decode(errors='replace'))}; check the camera")
         dtype, channels = _FORMATS[kind]
         image: Array = np.frombuffer(data, dtype).reshape(height, width, *channels)
         self._index += 1
         return Grab(image, self._index - 1, time_ns)
 
     def _take(self, count: int) -> bytearray:
-        """Read so many bytes, within a bounded time."""
+        """Read exactly ``count`` bytes, each part within a time limit."""
         assert self._program is not None
         assert self._program.stdout is not None
         file, taken = self._program.stdout.fileno(), bytearray()
@@ -108,7 +104,7 @@ class GStreamerSource:
             ready, _, _ = select.select([file], [], [], max(0.0, deadline_s - time.monotonic()))
             part = os.read(file, count - len(taken)) if ready else b""
             if not part:
-                raise SourceLostError(f"expected frames of {self.uri}, got none any more; check the camera and its cable.")
+                raise SourceLostError(f"{self.uri} sent nothing for {_READ_S:g} s, or ended; check the camera and its cable")
             taken += part
         return taken
 

@@ -1,4 +1,4 @@
-"""Files beside a camera: played at their own speed, on the host's clock."""
+"""Files next to a camera, played at their own speed on the host clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PacedSource:
 
     Args:
         source: The file.
-        from_zero_only: Whether its times are only moved to start at zero, beside another file, instead of being played.
+        from_zero_only: Only shift its times to start at zero, next to another file, without waiting between frames.
     """
 
     def __init__(self, source: Source, *, from_zero_only: bool = False) -> None:
@@ -46,7 +46,7 @@ class PacedSource:
         return self._source.rate_hz
 
     def read(self) -> Grab | None:
-        """See ``Source.read``; waits until it is time for the frame."""
+        """See ``Source.read``; waits until the frame is due."""
         grab = self._source.read()
         if grab is None:
             return None

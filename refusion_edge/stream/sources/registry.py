@@ -1,4 +1,4 @@
-"""Which source a URI names."""
+"""The source for a URI."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from refusion_edge.stream.uri import Uri, frame_pattern
 
 
 def open_source(uri: Uri, side: Side) -> Source:
-    """Make the source that a URI names; it is opened when it is entered.
+    """Create the source that a URI names; entering it as a context manager opens it.
 
     Raises:
-        UsageError: The URI has unknown options, or names something that this installation cannot read.
+        UsageError: The URI has unknown options, or its scheme cannot be read.
         InputError: The file or folder does not exist.
     """
     if uri.scheme == "test":
@@ -34,4 +34,4 @@ def open_source(uri: Uri, side: Side) -> Source:
         from refusion_edge.stream.sources.captures import CaptureSource
 
         return CaptureSource(uri, side)
-    raise UsageError(f"expected a source that can be read, got {uri}; see 'refusion-edge stream --help'.")
+    raise UsageError(f"{uri} cannot be read as a source; see 'refusion-edge stream --help'")

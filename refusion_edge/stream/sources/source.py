@@ -1,4 +1,4 @@
-"""What a source of frames promises."""
+"""The interface of a source of frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refusion_edge.errors import RefusionError
 from refusion_edge.stream.frames import Side
 from refusion_edge.stream.uri import Uri
 
-# Where a time stamp can come from, best first; the report names the one in use.
+# Origins of time stamps, best first; the report names the one in use.
 CLOCK_RECORDED = "recorded time stamps"
 CLOCK_SYNTHETIC = "exact times of the synthetic scene"
 CLOCK_KERNEL = "kernel time of the capture buffer"
@@ -25,12 +25,12 @@ CLOCK_ARRIVAL = "host clock at arrival"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grab:
-    """What a source delivers.
+    """An image from a source, with its number and time.
 
     Attributes:
         image: (H, W) or (H, W, 3) BGR; uint8, uint16 or float32.
-        index: Number of the frame in the source, from 0; a gap is a frame that the source knows to be missing.
-        time_ns: When it was taken, on the source's clock.
+        index: Number of the frame in the source, from 0; a gap is a frame that the source reports as missing.
+        time_ns: Capture time, on the clock of the source.
     """
 
     image: Array
@@ -39,17 +39,17 @@ class Grab:
 
 
 class CorruptFrameError(RefusionError):
-    """One frame that cannot be used; the source goes on. Counted, never shown to the user as an error."""
+    """One unusable frame; the source continues. It is counted and noted in the report, and does not end the run."""
 
 
 class Source(Protocol):
-    """A camera or a file. One instance, one thread; use it as a context manager.
+    """A camera or a file. Use each instance from one thread, as a context manager.
 
     Attributes:
         side: Which camera it is.
-        uri: What it was opened from.
-        live: Whether frames come by themselves; otherwise they wait until they are read, and none may be dropped.
-        absolute: Whether its clock can be compared with that of another source as it is.
+        uri: The URI it was opened from.
+        live: Whether frames arrive on their own, as from a camera; frames of a file wait until they are read.
+        absolute: Whether its clock is directly comparable with that of another source.
     """
 
     side: Side
@@ -63,17 +63,17 @@ class Source(Protocol):
 
     @property
     def clock(self) -> str:
-        """Where its time stamps come from, in words; it may change when better ones turn out unusable."""
+        """Origin of its time stamps, in words; it may change if better ones prove unusable."""
 
     @property
     def rate_hz(self) -> float | None:
-        """Nominal frame rate, or None if nobody says."""
+        """Nominal frame rate, or None if unknown."""
 
     def read(self) -> Grab | None:
-        """Deliver the next frame; None at the end.
+        """Return the next frame, or None at the end.
 
         Raises:
-            CorruptFrameError: This frame cannot be decoded; the next may be good.
-            SourceLostError: The camera is gone.
-            InputError: The file is damaged or not a video.
+            CorruptFrameError: This frame cannot be decoded; the next one may be good.
+            SourceLostError: The camera is lost.
+            InputError: The file is damaged, or not a video.
         """

@@ -1,7 +1,7 @@
-"""``test://``: a synthetic pair of cameras that look at one moving scene, with known faults.
+"""``test://``: a synthetic pair of cameras with a view of one moving scene, with known faults.
 
-Both sides draw the same scene at the time of each of their frames, so that a skew in time is a shift in the picture, as with
-real cameras. The same URI gives the same pictures at the same times.
+Both sides draw the same scene at the time of each frame, so a time skew shows as a shift in the image, as with real cameras.
+The same URI gives the same images at the same times.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from refusion_edge.stream.uri import Uri, number_option, read_options
 
 _COLD_COUNTS, _SCENE_COUNTS, _HOT_COUNTS = 21_000.0, 600.0, 2_500.0
 _NOISE_FIELDS, _NOISE_STEPS = 8, 16
-# Largest vertical shift; above and below the view there is as much of the scene.
+# Maximum vertical shift, and the height of the scene above and below the view.
 _MARGIN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Settings of a synthetic camera; each is an option of the URI. Times in ms, from the first frame.
+    """Settings of a synthetic camera; each is a URI option. Times are in ms, from the first frame.
 
     Attributes:
-        width: Width of the picture.
-        height: Height of the picture.
+        width: Width of the image.
+        height: Height of the image.
         rate: Frames per second.
-        frames: Frames until the end; 0 for no end.
-        live: 1: frames come at their time, as from a camera. 0: they wait, as in a file.
-        bits: 16 or 8 bits of the infrared picture.
-        seed: Number of the scene; the same for both cameras.
-        noise: Standard deviation of the noise, in grey levels of 8 bit (times 4 in counts).
+        frames: Number of frames; 0 for an endless stream.
+        live: 1: frames arrive at their time, as from a camera. 0: they wait, as in a file.
+        bits: Bit depth of the infrared image, 16 or 8.
+        seed: Seed of the scene; use the same for both cameras.
+        noise: Standard deviation of the noise, in 8-bit gray levels (4 counts each at 16 bits).
         pan: Motion of the whole scene in pixels per second.
-        walker: Speed of the hot thing that walks through the scene, in pixels per second; 0 for none.
+        walker: Speed of the hot figure that walks through the scene, in pixels per second; 0 for none.
         dx: Shift of this camera to the right, in pixels.
-        dy: Shift of this camera downwards, in pixels.
-        skew_ms: How much later than the other camera this one takes its pictures; in its time stamps, too.
-        clock_ms: How far its clock is ahead: time stamps that are wrong, as those of cameras with clocks of their own.
-        delay_ms: How long after it was taken a frame is delivered.
-        jitter_ms: Standard deviation of the delivery.
-        freeze_every_ms: Time between shutter freezes; 0 for none.
-        freeze_ms: Length of a freeze; the last picture repeats under fresh time stamps.
-        drop_every_ms: Time between drop-outs; 0 for none.
-        drop_ms: Length of a drop-out; no frames, the numbers go on.
-        lose_every_ms: Time between losses of the camera; 0 for none.
-        lose_ms: How long a lost camera cannot be opened again.
+        dy: Downward shift of this camera, in pixels.
+        skew_ms: Delay of its captures relative to the other camera; its time stamps show it.
+        clock_ms: Lead of its clock, which makes its time stamps wrong, as with cameras that have their own clocks.
+        delay_ms: Delay from capture to delivery.
+        jitter_ms: Standard deviation of the delivery time.
+        freeze_every_ms: Interval between shutter freezes; 0 for none.
+        freeze_ms: Length of a freeze, which repeats the last image under fresh time stamps.
+        drop_every_ms: Interval between dropouts; 0 for none.
+        drop_ms: Length of a dropout, in which frames are missing while their numbers advance.
+        lose_every_ms: Interval between losses of the camera; 0 for none.
+        lose_ms: Time until a lost camera can be opened again.
         corrupt_every: Every n-th frame is damaged; 0 for none.
-        resize_every: The size changes by half and back every n frames; 0 for never.
-        zero_times: 1: all time stamps are zero, as broken drivers have them.
+        resize_every: Number of frames after which the size is halved, and restored after as many more; 0 for never.
+        zero_times: 1: all time stamps are zero, as with broken drivers.
     """
 
     width: int = 640
@@ -119,7 +119,7 @@ class SyntheticSource:
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
         if uri.target not in ("", side):
-            raise UsageError(f"expected test://{side} for the source {side}, got {uri}; name the camera it stands for.")
+            raise UsageError(f"{uri} cannot be the source {side}; write test://{side}")
         self.scene = read_scene(uri)
         self.live = bool(self.scene.live)
         self._start_ns = _start_of_pair_ns() if self.live else 0
@@ -132,7 +132,7 @@ class SyntheticSource:
         if self.live:
             now_ns = time.monotonic_ns() - self._start_ns
             if self._is_lost(now_ns):
-                raise SourceLostError(f"expected the camera {self.uri}, got none; it is lost on purpose.")
+                raise SourceLostError(f"cannot open {self.uri}: the camera is lost on purpose (lose_every_ms)")
             if not self._opened:
                 self._index = 0
             self._index = max(self._index, int(now_ns * self.scene.rate / SECOND) + 1)
@@ -169,7 +169,7 @@ class SyntheticSource:
             if wait_ns > 0:
                 time.sleep(wait_ns / SECOND)
         if self._is_lost(taken_ns):
-            raise SourceLostError(f"expected frames of {self.uri}, got none; it is lost on purpose.")
+            raise SourceLostError(f"{self.uri} sends no more frames: the camera is lost on purpose (lose_every_ms)")
         if scene.corrupt_every and index % scene.corrupt_every == scene.corrupt_every - 1:
             raise CorruptFrameError(f"frame {index} is damaged on purpose")
         image = self._painter.paint(_shown_ns(taken_ns, scene))
@@ -183,12 +183,12 @@ class SyntheticSource:
 
 
 class Painter:
-    """Draws the scene as one of the cameras sees it. Not thread-safe; pictures are new memory."""
+    """Draws the scene as one of the cameras sees it. Not thread-safe; each image is a new array."""
 
     def __init__(self, scene: Scene, side: Side) -> None:
         self._scene, self._side = scene, side
         draw = np.random.default_rng(scene.seed)
-        # Twice as wide as the view and repeated, so that a panning scene goes on without a seam.
+        # Twice as wide as the view and repeated, so that a panning scene continues without a seam.
         shape = (scene.height + 2 * _MARGIN, scene.width * 2)
         ground, texture = _smooth(draw, shape, 24.0), _smooth(draw, shape, 2.0)
         if side == "ir":
@@ -196,9 +196,9 @@ class Painter:
             self._depth = cv2.CV_16U if plane.dtype == np.uint16 else cv2.CV_8U
             self._ground: Array = np.tile(plane, (1, 2))
         else:
-            coloured = (40.0 + 150.0 * (0.3 * ground + 0.7 * texture))[..., None] * np.array([0.9, 1.0, 0.8])
+            colored = (40.0 + 150.0 * (0.3 * ground + 0.7 * texture))[..., None] * np.array([0.9, 1.0, 0.8])
             self._depth = cv2.CV_8U
-            self._ground = np.tile(coloured.astype(np.uint8), (1, 2, 1))
+            self._ground = np.tile(colored.astype(np.uint8), (1, 2, 1))
         own = np.random.default_rng((scene.seed, side == "ir"))
         level = scene.noise * (4.0 if self._depth == cv2.CV_16U else 1.0)
         noise_shape = (scene.height + _NOISE_STEPS, scene.width + _NOISE_STEPS, *self._ground.shape[2:])
@@ -210,7 +210,7 @@ class Painter:
         ]
 
     def paint(self, time_ns: int) -> Array:
-        """Draw the scene at a time; the noise depends on the time only, too.
+        """Draw the scene at a given time, which also determines the noise.
 
         Returns:
             Infrared: (H, W) uint16 counts, or uint8. Visible: (H, W, 3) BGR uint8.
@@ -218,20 +218,20 @@ class Painter:
         scene, seconds = self._scene, time_ns / SECOND
         left = int((scene.pan * seconds - scene.dx) % (scene.width * 2))
         top = int(_MARGIN - scene.dy)
-        picture = self._ground[top : top + scene.height, left : left + scene.width].copy()
+        image = self._ground[top : top + scene.height, left : left + scene.width].copy()
         if scene.walker:
-            self._walk(picture, seconds)
+            self._walk(image, seconds)
         if self._noise:
-            # Cheap and hardly ever twice the same: one of a few fields at one of many offsets.
+            # Cheap, and it hardly ever repeats: one of a few fields at one of many offsets.
             field, dy, dx = np.random.default_rng((scene.seed, time_ns % (1 << 63))).integers(
                 0, (_NOISE_FIELDS, _NOISE_STEPS, _NOISE_STEPS)
             )
             noise = self._noise[field][dy : dy + scene.height, dx : dx + scene.width]
-            picture = cv2.add(picture, noise, dtype=self._depth)
-        return picture
+            image = cv2.add(image, noise, dtype=self._depth)
+        return image
 
-    def _walk(self, picture: Array, seconds: float) -> None:
-        """Draw the hot thing: a warm body and a hotter head that enters, crosses, and is away for as long again."""
+    def _walk(self, image: Array, seconds: float) -> None:
+        """Draw the hot figure, a warm body with a hotter head, which crosses the view and then stays away for as long."""
         scene = self._scene
         size = max(2, scene.height // 10)
         x = scene.walker * seconds % (2 * scene.width + 4 * size) - 2 * size + scene.dx
@@ -242,11 +242,11 @@ class Painter:
             body, head = (60, 50, 45), (90, 110, 140)
         # Sub-pixel positions, in sixteenths.
         at = (round(x * 16), round(y * 16))
-        cv2.ellipse(picture, at, (size * 8, size * 24), 0.0, 0.0, 360.0, body, -1, cv2.LINE_8, 4)
-        cv2.circle(picture, (at[0], at[1] - size * 28), size * 8, head, -1, cv2.LINE_8, 4)
+        cv2.ellipse(image, at, (size * 8, size * 24), 0.0, 0.0, 360.0, body, -1, cv2.LINE_8, 4)
+        cv2.circle(image, (at[0], at[1] - size * 28), size * 8, head, -1, cv2.LINE_8, 4)
 
     def _counts(self, values: Array) -> Array:
-        """Turn counts into the pixels of the infrared camera."""
+        """Convert counts to pixels of the infrared camera."""
         if self._scene.bits == 16:
             return values.astype(np.uint16)
         return ((values - _COLD_COUNTS) * (255.0 / (1.2 * _HOT_COUNTS))).clip(0, 255).astype(np.uint8)
@@ -254,7 +254,7 @@ class Painter:
 
 def _smooth(draw: np.random.Generator, shape: tuple[int, int], sigma: float) -> Float32Array:
     plane = draw.standard_normal(shape).astype(np.float32)
-    # Blurred as if it continued on the other side, so that it can be repeated without a seam.
+    # Blurred with wraparound, so that it repeats without a seam.
     margin = int(4 * sigma)
     wrapped = cv2.GaussianBlur(np.pad(plane, ((0, 0), (margin, margin)), mode="wrap"), (0, 0), sigma)[:, margin:-margin]
     low, high = float(wrapped.min()), float(wrapped.max())
@@ -262,18 +262,18 @@ def _smooth(draw: np.random.Generator, shape: tuple[int, int], sigma: float) -> 
 
 
 def _within(time_ns: int, every_ms: float, length_ms: float) -> bool:
-    """Whether a moment is in a fault; the first one comes after one period."""
+    """Whether a time falls into a periodic fault; the first fault comes after one period."""
     return every_ms > 0 and time_ns >= every_ms * MS and time_ns % round(every_ms * MS) < length_ms * MS
 
 
 def _shown_ns(taken_ns: int, scene: Scene) -> int:
-    """Time of the scene that is shown: during a freeze, the moment when the shutter closed."""
+    """Time of the scene that is shown: during a freeze, the time when the shutter closed."""
     if not _within(taken_ns, scene.freeze_every_ms, scene.freeze_ms):
         return taken_ns
     return taken_ns - taken_ns % round(scene.freeze_every_ms * MS)
 
 
-# Start of the last pair: cameras that are made at one time look at one scene, and their restarts go on with it.
+# Start of the last pair: cameras created together share one scene, and continue it after a restart.
 _LAST_START_NS: list[int] = []
 _ONE_PAIR_NS = SECOND // 2
 

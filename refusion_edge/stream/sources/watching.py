@@ -1,4 +1,4 @@
-"""Reading two sources side by side for a while, without pairing or fusing them."""
+"""Reading two sources side by side for some time, without pairing or fusion."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Take = Callable[[Side, Array, int], None]
 
 
 def watch(sources: tuple[Source, Source], seconds: float, take: Take) -> None:
-    """Read two sources, each in a thread of its own.
+    """Read two sources, each in its own thread.
 
     Args:
         sources: The two cameras or files, not entered yet.
-        seconds: Length; time that passes for cameras, time of the scene for files.
-        take: Called with the side, the frame and its time, from the thread of its source.
+        seconds: How long to read: elapsed time for cameras, time stamps for files.
+        take: Called with the side, the image and its time, from the thread of its source.
 
     Raises:
-        RefusionError: A source cannot be read; both were closed before.
+        RefusionError: A source cannot be read; both are closed by then.
     """
     stop, failures = threading.Event(), list[BaseException]()
     with contextlib.ExitStack() as stack:
@@ -36,7 +36,7 @@ def watch(sources: tuple[Source, Source], seconds: float, take: Take) -> None:
         def guarded(source: Source) -> None:
             try:
                 _read(source, seconds, stop, take)
-            except BaseException as error:  # handed over as a value, whatever it is
+            except BaseException as error:  # any error is passed to the main thread
                 failures.append(error)
                 stop.set()
 
@@ -55,9 +55,7 @@ def watch(sources: tuple[Source, Source], seconds: float, take: Take) -> None:
         raise failures[0]
     silent = [source.uri for source, thread in zip(sources, threads, strict=True) if thread.is_alive()]
     if silent:
-        raise StreamError(
-            f"expected frames of {silent[0]} for {seconds:g} s, got none any more; check the camera and its cable."
-        )
+        raise StreamError(f"{silent[0]} stopped sending frames before {seconds:g} s had passed; check the camera and its cable")
 
 
 def _read(source: Source, seconds: float, stop: threading.Event, take: Take) -> None:
@@ -76,4 +74,4 @@ def _read(source: Source, seconds: float, stop: threading.Event, take: Take) -> 
         take(source.side, grab.image, grab.time_ns)
         count += 1
     if count == 0 and not stop.is_set():
-        raise SourceLostError(f"expected frames of {source.uri}, got none; check it.")
+        raise SourceLostError(f"{source.uri} sent no frames; check the source")

@@ -55,7 +55,7 @@ def test_a_live_run_with_drops_is_replayed_to_the_last_bit(stream: Stream) -> No
         assert replays[0]["output_sha256"] == live["output_sha256"]
 
 
-def test_a_recording_of_files_is_replayed_to_the_same_pictures(stream: Stream) -> None:
+def test_a_recording_of_files_is_replayed_to_the_same_frames(stream: Stream) -> None:
     first, _ = stream(**file_pair(20), record="recording")
     second, _ = stream(replay="recording")
     assert first["output_sha256"] == second["output_sha256"]
@@ -114,7 +114,7 @@ def test_recorded_rows_carry_exact_times(stream: Stream) -> None:
 
 
 def small_recording() -> Path:
-    """The tables of a recording without its pictures."""
+    """The tables of a recording without its frames."""
     folder = Path("recording")
     folder.mkdir()
     (folder / "recording.json").write_text(json.dumps({"schema": "refusion-edge/recording/1", "pairing": {"policy": "hold"}}))

@@ -74,7 +74,7 @@ def test_a_stream_is_served_and_read_by_rtsp() -> None:
         assert ready.wait(300)
         assert said == [f"RTSP stream: rtsp://127.0.0.1:{port}/fused"]
         with (
-            pytest.raises(SourceLostError, match="'not found'|unauthorised"),
+            pytest.raises(SourceLostError, match="40[14]"),
             open_source(parse_source(f"rtsp://127.0.0.1:{port}/fused"), "vis"),
         ):
             pass
@@ -93,12 +93,12 @@ def test_a_stream_is_served_and_read_by_rtsp() -> None:
 
 
 @needs_server
-def test_a_port_in_use_ends_the_stream_with_one_sentence(stream: Callable[..., Any]) -> None:
+def test_a_port_in_use_ends_the_stream_with_one_line(stream: Callable[..., Any]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OutputError, match=f"port {port} to be free") as caught:
+        with pytest.raises(OutputError, match=f"port {port}") as caught:
             stream(
                 ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=(f"rtsp://127.0.0.1:{port}/x",)
             )
@@ -106,7 +106,7 @@ def test_a_port_in_use_ends_the_stream_with_one_sentence(stream: Callable[..., A
 
 
 def test_a_user_without_a_password_is_refused() -> None:
-    with pytest.raises(UsageError, match="without a password"):
+    with pytest.raises(UsageError, match="user"):
         RtspSink(parse_output("rtsp://user@127.0.0.1:8554/x"), rate_hz=30)
 
 

@@ -1,7 +1,8 @@
-"""Image folders, shared memory, and what cannot be an output."""
+"""Image folders, shared memory, and outputs that are refused."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from multiprocessing import shared_memory
@@ -22,7 +23,7 @@ from tests.stream.conftest import camera
 Stream = Callable[..., tuple[dict[str, Any], Any]]
 
 
-def picture(number: int, time_ms: float = 0.0) -> FusedFrame:
+def fused_frame(number: int, time_ms: float = 0.0) -> FusedFrame:
     image = np.full((48, 64, 3), (number * 7) % 256, np.uint8)
     return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
 
@@ -40,26 +41,26 @@ def test_image_folders_and_patterns(stream: Stream) -> None:
 def test_shared_memory_is_read_by_another_program() -> None:
     name = f"refusion-test-{time.monotonic_ns()}"
     with SharedMemorySink(parse_output(f"shm://{name}")) as sink:
-        sink.write(picture(5, 33))
+        sink.write(fused_frame(5, 33))
         attached = shared_memory.SharedMemory(name)
         shown = read_shared(attached)
         attached.close()
         assert shown is not None
-        assert np.array_equal(shown[0], picture(5).image)
+        assert np.array_equal(shown[0], fused_frame(5).image)
         assert shown[1] == 33 * MS
-        with pytest.raises(OutputError, match="to be free"), SharedMemorySink(parse_output(f"shm://{name}")) as second:
-            second.write(picture(0))
+        with pytest.raises(OutputError, match=name), SharedMemorySink(parse_output(f"shm://{name}")) as second:
+            second.write(fused_frame(0))
     with pytest.raises(FileNotFoundError):
         shared_memory.SharedMemory(name)
 
 
 def test_outputs_that_cannot_be_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("out.xyz", "f_%04i.gif"):
-        with pytest.raises(UsageError, match="expected"):
+        with pytest.raises(UsageError, match=re.escape(text)):
             open_file_sink(parse_output(text), rate_hz=None, live=False)
-    with pytest.raises(UsageError, match="did you mean 'view://'"):
+    with pytest.raises(UsageError, match="view://"):
         parse_output("veiw://0")
     for display in ("", ":97", "nonsense", "127.0.0.1:9"):
         monkeypatch.setenv("DISPLAY", display)
-        with pytest.raises(BackendError, match="expected a display"):
+        with pytest.raises(BackendError, match="DISPLAY"):
             stream(**file_pair(), outputs=("display://0",))

@@ -17,7 +17,7 @@ from tests.stream.conftest import camera, frames_of
 Stream = Callable[..., tuple[dict[str, Any], Any]]
 
 
-def picture(number: int, time_ms: float = 0.0) -> FusedFrame:
+def fused_frame(number: int, time_ms: float = 0.0) -> FusedFrame:
     image = np.full((48, 64, 3), (number * 7) % 256, np.uint8)
     return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
 
@@ -27,7 +27,7 @@ def file_pair(frames: int = 12) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("suffix", VIDEO_CODECS)
-def test_videos_of_files_hold_every_picture(stream: Stream, suffix: str) -> None:
+def test_videos_of_files_hold_every_frame(stream: Stream, suffix: str) -> None:
     stream(**file_pair(), outputs=(f"out{suffix}",))
     assert frames_of(f"out{suffix}") == 12
 
@@ -35,7 +35,7 @@ def test_videos_of_files_hold_every_picture(stream: Stream, suffix: str) -> None
 def test_live_video_runs_at_the_speed_of_the_scene() -> None:
     with VideoSink(parse_output("live.avi"), rate_hz=10, live=True) as sink:
         for number, time_ms in enumerate((0, 100, 110, 700, 790, 100_000)):  # two early ones, a gap of six, a long loss
-            sink.write(picture(number, time_ms))
+            sink.write(fused_frame(number, time_ms))
     assert frames_of("live.avi") == 10
 
 

@@ -1,4 +1,4 @@
-"""The browser view: pictures, figures, who may see them, and many viewers; in a real browser where there is one."""
+"""The browser view: images, figures, access, and many viewers; in a real browser if one is installed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.prometheus import to_prometheus
 from refusion_edge.stream.outputs.view import ViewSink
-from refusion_edge.stream.picture.gain import ThermalGain
+from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_output
 from tests.conftest import one_sentence
@@ -37,7 +37,7 @@ Served = Callable[..., "Live"]
 
 
 class Live:
-    """A view that gets pictures from a thread of its own."""
+    """A view that gets frames from its own thread."""
 
     def __init__(self, uri: str, token: str | None = None) -> None:
         self.gain, self.said = ThermalGain(), list[str]()
@@ -87,12 +87,12 @@ def served() -> Iterator[Served]:
 
 def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     length = struct.unpack_from("<I", message)[0]
-    header, at, pictures = json.loads(message[4 : 4 + length]), 4 + length, {}
+    header, at, images = json.loads(message[4 : 4 + length]), 4 + length, {}
     for name, size in header["pictures"].items():
-        pictures[name] = cv2.imdecode(np.frombuffer(message[at : at + size], np.uint8), cv2.IMREAD_UNCHANGED)
+        images[name] = cv2.imdecode(np.frombuffer(message[at : at + size], np.uint8), cv2.IMREAD_UNCHANGED)
         at += size
     assert at == len(message)
-    return header, pictures
+    return header, images
 
 
 async def watch(port: int, ask: dict[str, Any] | None, messages: int = 3) -> list[bytes]:
@@ -126,17 +126,17 @@ def test_the_page_and_its_parts_are_served(served: Served) -> None:
     assert live.get("/../secrets")[0] == 404
 
 
-def test_pictures_come_as_asked_for(served: Served) -> None:
+def test_frames_come_as_asked_for(served: Served) -> None:
     live = served()
-    header, pictures = unpack(asyncio.run(watch(live.port, None))[-1])
-    assert list(pictures) == ["fused"]
-    assert np.abs(pictures["fused"].astype(int) - (0, 128, 255)).max() < 12
+    header, images = unpack(asyncio.run(watch(live.port, None))[-1])
+    assert list(images) == ["fused"]
+    assert np.abs(images["fused"].astype(int) - (0, 128, 255)).max() < 12
     assert header["marks"] == ["infrared frozen for 0.5 s"]
     assert header["skew_ms"] == 1.5
-    header, pictures = unpack(asyncio.run(watch(live.port, {"pictures": ["ir", "vis"]}))[-1])
-    assert sorted(pictures) == ["ir", "vis"]
-    assert pictures["ir"].shape == (48, 64)
-    assert abs(int(pictures["ir"][20, 63]) - 255) < 8
+    header, images = unpack(asyncio.run(watch(live.port, {"pictures": ["ir", "vis"]}))[-1])
+    assert sorted(images) == ["ir", "vis"]
+    assert images["ir"].shape == (48, 64)
+    assert abs(int(images["ir"][20, 63]) - 255) < 8
 
 
 def test_polarity_is_switched_from_the_page(served: Served) -> None:
@@ -152,7 +152,7 @@ def test_plain_motion_jpeg(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", live.port), 5) as connection:
         connection.sendall(b"GET /fused.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         data = b""
-        while data.count(b"--picture\r\n") < 3:
+        while data.count(b"--frame\r\n") < 3:
             data += connection.recv(65536)
     start, end = data.index(b"\xff\xd8"), data.index(b"\xff\xd9") + 2
     assert cv2.imdecode(np.frombuffer(data[start:end], np.uint8), cv2.IMREAD_COLOR).shape == (48, 64, 3)
@@ -197,7 +197,7 @@ def test_a_view_bound_wider_needs_its_token(served: Served) -> None:
 
 def test_a_port_in_use_is_one_sentence(served: Served) -> None:
     live = served()
-    with pytest.raises(OutputError, match=f"port {live.port} to be free") as caught:
+    with pytest.raises(OutputError, match=f"port {live.port}") as caught:
         served(f"view://127.0.0.1:{live.port}")
     assert one_sentence(str(caught.value))
 
@@ -232,7 +232,7 @@ def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None
     live = served()
     browser = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path}/profile"]
 
-    def colours(view: str, shown: Callable[[Array], bool]) -> Array:
+    def colors(view: str, shown: Callable[[Array], bool]) -> Array:
         shot = tmp_path / f"{view}.png"
         address = f"http://127.0.0.1:{live.port}/#{view}"
         pixels = np.zeros((1, 3), int)
@@ -245,18 +245,18 @@ def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None
                 break
         return pixels
 
-    def share(pixels: Array, colour: tuple[int, int, int]) -> float:
-        return float((np.abs(pixels - colour).max(axis=1) < 12).mean())
+    def share(pixels: Array, color: tuple[int, int, int]) -> float:
+        return float((np.abs(pixels - color).max(axis=1) < 12).mean())
 
     fused = (255, 128, 0)  # as served, in RGB
-    greys = [(grey, grey, grey) for grey in range(40, 255, 30)]
-    alone = colours("fused", lambda pixels: share(pixels, fused) > 0.2)
-    side = colours("side", lambda pixels: share(pixels, fused) > 0.03 and all(share(pixels, grey) > 0 for grey in greys))
+    grays = [(gray, gray, gray) for gray in range(40, 255, 30)]
+    alone = colors("fused", lambda pixels: share(pixels, fused) > 0.2)
+    side = colors("side", lambda pixels: share(pixels, fused) > 0.03 and all(share(pixels, gray) > 0 for gray in grays))
     assert share(alone, fused) > 0.2
     assert 0.03 < share(side, fused) < 0.6 * share(alone, fused)
-    # The infrared ramp has every grey.
-    for grey in greys:
-        assert share(side, grey) > share(alone, grey)
+    # The infrared ramp has every gray.
+    for gray in grays:
+        assert share(side, gray) > share(alone, gray)
 
 
 def test_the_stream_serves_and_ends_with_its_viewers(stream: Callable[..., Any]) -> None:
@@ -283,7 +283,7 @@ def test_malformed_headers_are_answered_and_nothing_more(
 
 def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusion_edge.stream.outputs.view._MOST_WAITING_S", 0.3)
-    monkeypatch.setattr("refusion_edge.stream.outputs.view._jpeg", lambda _picture: bytes(1 << 20))
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._jpeg", lambda _image: bytes(1 << 20))
     live = served()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
         connection.sendall(b"GET /fused.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")

@@ -12,7 +12,7 @@ from refusion_edge.stream.pairing.failover import FROZEN_TOO_LONG, OTHER_SIZE, F
 from refusion_edge.stream.pairing.pairer import Pairer
 
 
-def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_picture(
+def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_frame(
     make_frame: Callable[..., Frame],
 ) -> None:
     failover = Failover(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (9, 9), "vis": (8, 8)})

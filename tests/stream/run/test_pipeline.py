@@ -21,7 +21,7 @@ from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer
-from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
@@ -57,7 +57,7 @@ def test_every_frame_of_files_counts(stream: Stream) -> None:
     assert explained(report)
 
 
-def test_pictures_come_in_order_and_whole(stream: Stream) -> None:
+def test_frames_come_in_order_and_whole(stream: Stream) -> None:
     sink = ListSink()
     run, statistics = make_run(sink)
     run.run()
@@ -67,7 +67,7 @@ def test_pictures_come_in_order_and_whole(stream: Stream) -> None:
     assert statistics.snapshot()["stages"]["infer"]["count"] == 40
 
 
-def test_a_limit_of_pictures_ends_the_run(stream: Stream) -> None:
+def test_a_limit_of_frames_ends_the_run(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir"), vis=camera("vis"), pictures=7)
     assert report["pairs"]["shown"] == 7
     assert report["outputs"]["null://"]["pictures"] == 7
@@ -109,9 +109,9 @@ def test_a_camera_that_changes_its_size_is_passed_over_until_it_has_it_again(
     events = [event["what"] for event in report["events"] if event["where"] == changing]
     assert events.count("passed over: frames of 32x24 instead of 64x48, which the rig was made for") == 2
     assert events.count("back: frames of 64x48 again") == 1
-    pictures = [read_image(path) for path in sorted((tmp_path / "out").glob("*.png"))]
-    assert {picture.shape for picture in pictures} == {(48, 64, 3)}
-    assert len(pictures) == sum(modes.values())
+    images = [read_image(path) for path in sorted((tmp_path / "out").glob("*.png"))]
+    assert {image.shape for image in images} == {(48, 64, 3)}
+    assert len(images) == sum(modes.values())
 
 
 def test_times_that_are_all_zero_are_refused_by_name(stream: Stream) -> None:
@@ -179,7 +179,7 @@ def test_cameras_that_hang_end_the_run_too() -> None:
     sources = SilentSource("ir"), SilentSource("vis")
     run, _ = make_run(ListSink(), sources=sources, limits=RunLimits(give_up_s=0.5))
     started_s = time.monotonic()
-    with pytest.raises(SourceLostError, match="within 0.5 s"):
+    with pytest.raises(SourceLostError, match="0.5 s"):
         run.run()
     assert time.monotonic() - started_s < BOUND_S
 
@@ -187,7 +187,7 @@ def test_cameras_that_hang_end_the_run_too() -> None:
 def test_both_lost_ends_with_source_lost(stream: Stream) -> None:
     lost = {"lose_every_ms": 1, "lose_ms": 1}  # from the second frame on
     started_s = time.monotonic()
-    with pytest.raises(SourceLostError, match="expected one of the two cameras back within 0.5 s|lost on purpose") as caught:
+    with pytest.raises(SourceLostError, match="0.5 s|test://") as caught:
         stream(ir=camera("ir", **lost), vis=camera("vis", **lost), give_up_s=0.5)
     assert caught.value.exit_code == 5
     assert time.monotonic() - started_s < BOUND_S
@@ -297,12 +297,12 @@ def test_a_source_that_cannot_be_opened_leaves_nothing_running() -> None:
 
 def test_sizes_that_differ_need_a_rig_or_leave_to_resize(stream: Stream) -> None:
     small = "test://ir?width=32&height=24&live=0&frames=5"
-    with pytest.raises(ShapeError, match="--rig .* or --resize"):
+    with pytest.raises(ShapeError, match="32x24.*64x48.*--rig.*--resize"):
         stream(ir=small, vis=camera("vis", live=0, frames=5))
     report, _ = stream(ir=small, vis=camera("vis", live=0, frames=5), resize=True)
     assert report["pairs"]["shown"] == 5
 
 
 def test_an_output_that_cannot_be_written_is_one_error(stream: Stream) -> None:
-    with pytest.raises(OutputError, match="expected to write"):
+    with pytest.raises(OutputError, match="/proc/nothing"):
         stream(ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=("/proc/nothing/x.mp4",))

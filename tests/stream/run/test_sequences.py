@@ -56,7 +56,7 @@ def test_two_rates_are_paired_recorded_and_replayed(
     near = np.abs(np.subtract.outer(times_ns["vis"], times_ns["ir"])).min(axis=1) <= limit_ms * MS
     known = np.array(times_ns["vis"]) > times_ns["ir"][4]
     assert (near & known).sum() <= first["pairs"]["shown"] <= near.sum()
-    # The same pairs and the same pictures again, and from each side on its own, too.
+    # The same pairs and the same frames again, and from each side on its own, too.
     replayed, _ = stream(replay="recording", hash=True)
     from_folders, _ = stream(ir="recording/ir", vis="recording/vis", policy=policy, hash=True)
     for report in (replayed, from_folders):

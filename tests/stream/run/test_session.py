@@ -44,7 +44,7 @@ def test_threads_sleep_between_the_frames_of_a_stream(source: str, spinning: lis
     assert spinning == ["0"]
 
 
-def test_threads_of_single_pictures_do_not_sleep(spinning: list[str]) -> None:
+def test_threads_of_single_frames_do_not_sleep(spinning: list[str]) -> None:
     with load("ir_vis", backend="onnxruntime", threads=1) as fuser:
         assert isinstance(fuser.backend, OrtBackend)
     assert spinning == ["1"]

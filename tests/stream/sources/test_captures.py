@@ -52,14 +52,14 @@ def test_y16_and_split_frame_cameras(rng: np.random.Generator) -> None:
     raw = counts.view(np.uint8).reshape(192, 256, 2)
     assert np.array_equal(unpack(raw, "y16"), counts)
     assert np.array_equal(unpack(counts, "y16"), counts)
-    coloured = rng.integers(0, 256, (192, 256, 2)).astype(np.uint8)
-    assert np.array_equal(unpack(np.concatenate((coloured, raw)), "split16"), counts)
+    colored = rng.integers(0, 256, (192, 256, 2)).astype(np.uint8)
+    assert np.array_equal(unpack(np.concatenate((colored, raw)), "split16"), counts)
     assert unpack(np.zeros((4, 5, 4), np.uint8), "auto").shape == (4, 5, 3)
-    for picture, pixel_format in (
+    for image, pixel_format in (
         (np.zeros((8, 8, 3), np.uint8), "y16"), (np.zeros((7, 8), np.uint16), "split16"), (raw, "auto"),
     ):  # fmt: skip
-        with pytest.raises(ShapeError, match="expected"):
-            unpack(picture, pixel_format)
+        with pytest.raises(ShapeError):
+            unpack(image, pixel_format)
 
 
 def test_video_times_come_from_the_container(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GStreamer pipelines as sources: their pictures, their times, and their ends; real ones where GStreamer is installed."""
+"""GStreamer pipelines as sources: their images, their times, and their ends; real ones where GStreamer is installed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_all(text: str, side: Side = "vis") -> list[Grab]:
 
 
 @needs_gstreamer
-def test_a_pipeline_gives_colour_in_order_with_the_times_of_its_buffers() -> None:
+def test_a_pipeline_gives_color_in_order_with_the_times_of_its_buffers() -> None:
     # A width whose rows GStreamer pads.
     bars = "gst:videotestsrc is-live=true num-buffers=12 pattern=red ! video/x-raw,width=150,height=100,framerate=30/1"
     grabs = read_all(bars)

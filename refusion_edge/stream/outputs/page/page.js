@@ -1,9 +1,9 @@
-// Draws what /ws sends: a length, a JSON header, and the JPEG pictures that this view asked for.
+// Draws the messages of /ws: a length, a JSON header, and the JPEG images that this view requested.
 "use strict";
 
-const PICTURES = { fused: ["fused"], side: ["ir", "vis", "fused"], blend: ["ir", "vis"], edges: ["ir", "vis"] };
-const CAPTIONS = { fused: "fused", side: "fused", blend: "infrared and visible, blended", edges: "visible, edges of infrared in orange" };
-const EDGE_TIMES_MEAN = 3; // gradients above so many times their mean are edges, whatever the contrast
+const IMAGES = { fused: ["fused"], side: ["ir", "vis", "fused"], blend: ["ir", "vis"], edges: ["ir", "vis"] };
+const CAPTIONS = { fused: "fused", side: "fused", blend: "infrared and visible, blended", edges: "visible, with infrared edges in orange" };
+const EDGE_TIMES_MEAN = 3; // gradients above this multiple of their mean are edges, whatever the contrast
 const byId = (id) => document.getElementById(id);
 const scratch = document.createElement("canvas");
 let view = "fused";
@@ -15,73 +15,73 @@ function connect() {
   const address = new URL("ws" + location.search, location.href.replace(/^http/, "ws"));
   socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { showState("waiting for pictures", ""); ask(); };
+  socket.onopen = () => { showState("waiting for frames", ""); ask(); };
   socket.onmessage = (event) => { newest = event.data; draw(); };
-  socket.onclose = () => { showState("no connection, trying again", "lost"); setTimeout(connect, 1000); };
+  socket.onclose = () => { showState("disconnected, reconnecting", "lost"); setTimeout(connect, 1000); };
 }
 
 function ask() {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ pictures: PICTURES[view] }));
+  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ pictures: IMAGES[view] }));
 }
 
 async function draw() {
-  if (drawing) return; // the newest waits; older ones are left out
+  if (drawing) return; // the newest message waits; older ones are skipped
   drawing = true;
   while (newest) {
     const message = newest;
     newest = null;
     const length = new DataView(message).getUint32(0, true);
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(message, 4, length)));
-    const pictures = {};
+    const images = {};
     let at = 4 + length;
     for (const name of Object.keys(header.pictures).sort((a, b) => order(a) - order(b))) {
       const bytes = new Uint8Array(message, at, header.pictures[name]);
-      pictures[name] = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
+      images[name] = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
       at += header.pictures[name];
     }
-    paint(header, pictures);
+    paint(header, images);
     showHeader(header);
-    Object.values(pictures).forEach((picture) => picture.close());
+    Object.values(images).forEach((image) => image.close());
   }
   drawing = false;
 }
 
 function order(name) { return ["fused", "ir", "vis"].indexOf(name); }
 
-function sized(canvas, picture) {
-  if (canvas.width !== picture.width || canvas.height !== picture.height) {
-    canvas.width = picture.width;
-    canvas.height = picture.height;
+function sized(canvas, image) {
+  if (canvas.width !== image.width || canvas.height !== image.height) {
+    canvas.width = image.width;
+    canvas.height = image.height;
   }
   return canvas.getContext("2d", { willReadFrequently: canvas === scratch });
 }
 
-function paint(header, pictures) {
+function paint(header, images) {
   if (view === "fused" || view === "side") {
-    for (const name of PICTURES[view]) {
+    for (const name of IMAGES[view]) {
       const canvas = byId(name);
-      if (pictures[name]) sized(canvas, pictures[name]).drawImage(pictures[name], 0, 0);
-      else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // the last picture of a lost camera is no live one
+      if (images[name]) sized(canvas, images[name]).drawImage(images[name], 0, 0);
+      else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // never show the last image of a lost camera as live
     }
     return;
   }
-  const ground = pictures.vis || pictures.ir;
+  const ground = images.vis || images.ir;
   if (!ground) return;
   const context = sized(byId("fused"), ground);
   context.globalAlpha = 1;
-  context.drawImage(view === "blend" ? pictures.ir || ground : ground, 0, 0, ground.width, ground.height);
-  if (view === "blend" && pictures.vis) {
+  context.drawImage(view === "blend" ? images.ir || ground : ground, 0, 0, ground.width, ground.height);
+  if (view === "blend" && images.vis) {
     context.globalAlpha = byId("slider").value / 100;
-    context.drawImage(pictures.vis, 0, 0);
+    context.drawImage(images.vis, 0, 0);
     context.globalAlpha = 1;
   }
-  if (view === "edges" && pictures.ir) drawEdges(context, pictures.ir);
+  if (view === "edges" && images.ir) drawEdges(context, images.ir);
 }
 
-function drawEdges(context, picture) {
-  const source = sized(scratch, picture);
-  source.drawImage(picture, 0, 0);
-  const { width, height } = picture;
+function drawEdges(context, image) {
+  const source = sized(scratch, image);
+  source.drawImage(image, 0, 0);
+  const { width, height } = image;
   const pixels = source.getImageData(0, 0, width, height).data;
   const target = context.getImageData(0, 0, width, height);
   const level = (x, y) => pixels[4 * (y * width + x)];
@@ -108,13 +108,13 @@ function showHeader(header) {
   if (document.activeElement !== byId("polarity")) byId("polarity").value = header.polarity;
   const figures = header.figures;
   const number = (value, digits, unit) => (value === null || value === undefined ? "–" : value.toFixed(digits) + " " + unit);
-  const rows = { picture: `${header.number} (${header.width}×${header.height})`, skew: number(header.skew_ms, 1, "ms") };
+  const rows = { frame: `${header.number} (${header.width}×${header.height})`, skew: number(header.skew_ms, 1, "ms") };
   if (figures.cameras) {
     rows["fused"] = number(figures.rate_hz, 1, "/s");
     rows["age p50, p99"] = `${number(figures.age.p50_ms, 0, "ms")}, ${number(figures.age.p99_ms, 0, "ms")}`;
     rows["network"] = number(figures.infer_ms, 1, "ms");
-    rows["off by (p95)"] = number(figures.misregistration_px, 1, "px");
-    if (figures.refined_px !== null) rows["moved from the rig"] = number(figures.refined_px, 1, "px");
+    rows["misregistration (p95)"] = number(figures.misregistration_px, 1, "px");
+    if (figures.refined_px !== null) rows["refined by"] = number(figures.refined_px, 1, "px");
     rows["pairs not shown"] = figures.not_shown;
     for (const [side, camera] of Object.entries(figures.cameras)) {
       rows[side] = `${number(camera.rate_hz, 1, "/s")}, ${camera.dropped} dropped, ${camera.freezes} freezes` + (camera.state === "running" ? "" : `, ${camera.state}`);
@@ -139,7 +139,7 @@ function showState(text, kind) {
 
 function choose(name) {
   view = name;
-  byId("pictures").dataset.view = name;
+  byId("images").dataset.view = name;
   byId("caption").textContent = CAPTIONS[name];
   byId("blend").hidden = name !== "blend";
   document.querySelectorAll("button[data-view]").forEach((button) => button.setAttribute("aria-pressed", button.dataset.view === name));
@@ -154,4 +154,4 @@ document.addEventListener("keydown", (event) => {
 });
 byId("polarity").addEventListener("change", (event) => socket.send(JSON.stringify({ polarity: event.target.value })));
 connect();
-if (location.hash.slice(1) in PICTURES) choose(location.hash.slice(1));
+if (location.hash.slice(1) in IMAGES) choose(location.hash.slice(1));

@@ -1,4 +1,4 @@
-"""Ranges that follow a scene slowly: exponential smoothing in time, with a jump where the scene is another one."""
+"""Ranges that follow a scene slowly: exponential smoothing over time, with a jump at a change of scene."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.stream.frames import SECOND
 
-# A range grows with the time constant and shrinks so many times more slowly: something hot that comes and goes then finds
-# the range that it needs, instead of pulling it to and fro.
+# A range widens with the time constant and narrows this many times more slowly, so that a hot object that comes and goes finds
+# a wide enough range and does not pull it back and forth.
 _RELEASE = 10.0
-# Ranges that share less than this part of the smaller one belong to another scene (a lens cap, a correction of the sensor).
+# Ranges that overlap by less than this part of the smaller one belong to different scenes (a lens cap, a sensor correction).
 _LEAST_OVERLAP = 0.1
 
 
 class SmoothedRange:
-    """A range (low, high) that approaches what is measured with a time constant.
+    """A range (low, high) that approaches the measured one with a time constant.
 
     Args:
-        time_constant_s: After this time 63 % of a widening is followed, after ten times as much 63 % of a narrowing; 0 takes
-            every measurement as it is.
+        time_constant_s: After this time the range has followed 63 % of a widening, after ten times as long 63 % of a narrowing;
+            0 adopts every measurement directly.
 
     Attributes:
-        jumped: Whether the last measurement was taken as it is, as the first one of a scene.
+        jumped: Whether the last measurement was adopted directly, as the first one of a scene.
     """
 
     def __init__(self, time_constant_s: float) -> None:
@@ -34,12 +34,12 @@ class SmoothedRange:
         self.jumped = False
 
     def update(self, low: float, high: float, time_ns: int) -> tuple[float, float]:
-        """Take one measurement and give the range to use.
+        """Add a measurement and return the range to use.
 
         Args:
             low: Measured lower end.
             high: Measured upper end, not below ``low``.
-            time_ns: When the picture was taken; steps back count as no time.
+            time_ns: Capture time of the image; a step back counts as zero.
         """
         elapsed_ns, self._time_ns = time_ns - self._time_ns, time_ns
         self.jumped = self._range is None or self._time_constant_s <= 0 or _is_another_scene(self._range, (low, high))
@@ -56,12 +56,12 @@ class SmoothedRange:
         return self._range
 
     def reset(self) -> None:
-        """Forget; the next measurement is taken as it is."""
+        """Forget the range; the next measurement is adopted directly."""
         self._range = None
 
 
 def inner_range(sample: Array, percents: tuple[float, float]) -> tuple[float, float]:
-    """Two percentiles, as np.percentile gives them, in half of its time.
+    """Two percentiles with the result of np.percentile, in half the time.
 
     Args:
         sample: Any shape, at least one finite value.
@@ -79,7 +79,7 @@ def inner_range(sample: Array, percents: tuple[float, float]) -> tuple[float, fl
 
 
 def _ranked(values: Array, ranks: list[int]) -> Array:
-    """Values that would be at some places if all were sorted; counting does that for 16 bit in a quarter of the time."""
+    """Values at the given ranks in sorted order; for uint16, counting takes a quarter of the time of sorting."""
     if values.dtype == np.uint16:
         return np.searchsorted(np.cumsum(np.bincount(values)), ranks, side="right")
     parted: Array = np.partition(values, ranks)
@@ -87,7 +87,7 @@ def _ranked(values: Array, ranks: list[int]) -> Array:
 
 
 def follow_share(elapsed_ns: int, time_constant_s: float) -> float:
-    """Part of a change that exponential smoothing follows: ``1 - exp(-t / T)``; 1 for ``T = 0``."""
+    """Share of a change that exponential smoothing adopts: ``1 - exp(-t / T)``; 1 for ``T = 0``."""
     return 1.0 if time_constant_s <= 0 else 1.0 - math.exp(-max(0, elapsed_ns) / SECOND / time_constant_s)
 
 

@@ -12,8 +12,8 @@ from refusion_edge.backends.registry import RunOptions
 from refusion_edge.fuser import Fuser, open_weights
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
 from refusion_edge.stream.frames import MS, Frame, Pair
-from refusion_edge.stream.picture.output_range import OutputStretch, VideoRange
-from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.processing.output_range import OutputStretch, VideoRange
+from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend
@@ -32,7 +32,7 @@ def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:
         yield ir.paint(time_ns), vis.paint(time_ns), time_ns
 
 
-def test_colour_goes_around_the_network_within_two_levels_of_single_pictures(random_state: State) -> None:
+def test_color_goes_around_the_network_within_two_levels_of_single_images(random_state: State) -> None:
     _, vis, time_ns = list(walk(30))[-1]
     ir = (np.random.default_rng(0).random(vis.shape[:2]) * 255).astype(np.uint8)
     with open_weights(random_state, options=RunOptions(threads=1)) as backend:
@@ -69,7 +69,7 @@ class DeviceLike(MeanBackend):
     [("stretch", "stretch", "levels"), ("fixed", "fixed", "levels"), ("fixed", "stretch", "plane"),
      ("smooth", "fixed", "plane"), ("stretch", None, "plane")],
 )  # fmt: skip
-def test_the_device_finishes_the_picture_where_it_can(kind: VideoRange, built: str | None, asked: str) -> None:
+def test_the_device_finishes_the_image_where_it_can(kind: VideoRange, built: str | None, asked: str) -> None:
     ir, vis, time_ns = list(walk(30))[-1]
     pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
     backend = DeviceLike(built)

@@ -1,4 +1,4 @@
-"""The range of the fused video: stretched like single pictures, but steady over time."""
+"""Output range of the fused video: stretched as for single images, but stable over time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.picture.smoothing import SmoothedRange, inner_range
+from refusion_edge.stream.processing.smoothing import SmoothedRange, inner_range
 
 VideoRange = Literal["smooth", "stretch", "fixed"]
 VIDEO_RANGES: tuple[VideoRange, ...] = get_args(VideoRange)
@@ -20,25 +20,25 @@ _LEAST_RANGE = 0.02
 
 
 class OutputStretch:
-    """Brings the network's output to 8 bit. One instance, one stream; frames in order of time.
+    """Converts the output of the network to uint8. Use one instance per stream, with frames in order of time.
 
     Args:
-        kind: ``smooth``: from the 0.1 to the 99.9 percentile, smoothed over time. ``stretch``: minimum to maximum of every
-            frame, as the official script does it for single pictures; flickers. ``fixed``: [0, 1].
-        time_constant_s: How slowly ``smooth`` follows.
+        kind: ``smooth``: from the 0.1 to the 99.9 percentile, smoothed over time. ``stretch``: from minimum to maximum of each
+            frame, as the official script does for single images, which flickers. ``fixed``: [0, 1].
+        time_constant_s: Time constant of ``smooth``.
 
     Raises:
-        UsageError: There is no such range.
+        UsageError: The kind is unknown.
     """
 
     def __init__(self, kind: VideoRange = "smooth", *, time_constant_s: float = 1.0) -> None:
         if kind not in VIDEO_RANGES:
-            raise UsageError(f"expected an output range out of {', '.join(VIDEO_RANGES)}, got '{kind}'.")
+            raise UsageError(f"there is no output range '{kind}'; choose one of {', '.join(VIDEO_RANGES)}")
         self.kind = kind
         self._range = SmoothedRange(time_constant_s)
 
     def apply(self, fused: Float32Array, time_ns: int) -> Uint8Array:
-        """Bring one fused plane, (H, W) finite, to (H, W) uint8."""
+        """Convert a fused plane, (H, W) float32 and finite, to (H, W) uint8."""
         if self.kind == "fixed":
             low, high = 0.0, 1.0
         elif self.kind == "stretch":

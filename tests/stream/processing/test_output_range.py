@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.picture.output_range import OutputStretch
+from refusion_edge.stream.processing.output_range import OutputStretch
 
 
 def test_output_ranges() -> None:

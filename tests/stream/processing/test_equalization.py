@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refusion_edge.stream.picture.equalization import Equaliser, limited
+from refusion_edge.stream.processing.equalization import Equalizer, limited
 
 
 def test_tables_rise_everywhere_and_nowhere_too_fast() -> None:
@@ -21,7 +21,7 @@ def test_tables_rise_everywhere_and_nowhere_too_fast() -> None:
 def test_tiles_blend_as_four_tables_weighted_by_hand() -> None:
     rng = np.random.default_rng(5)
     luma = (rng.random((50, 67)) ** np.linspace(0.3, 3, 67)).astype(np.float32)
-    tiles = Equaliser(8, 0.0)
+    tiles = Equalizer(8, 0.0)
     tiles.update(luma, (0.0, 1.0), 0, contrast=3.0, jumped=True)
     got = tiles.apply(luma)
     rows, columns = (np.arange(side) * 8 // side for side in luma.shape)

@@ -14,9 +14,9 @@ from refusion_edge.images.color import to_display_range
 from refusion_edge.metrics.temporal import flicker
 from refusion_edge.rig.model import GAIN_METHODS, GainMethod
 from refusion_edge.stream.frames import MS, Frame, Pair
-from refusion_edge.stream.picture.gain import ThermalGain
-from refusion_edge.stream.picture.output_range import OutputStretch
-from refusion_edge.stream.picture.processor import Processor
+from refusion_edge.stream.processing.gain import ThermalGain
+from refusion_edge.stream.processing.output_range import OutputStretch
+from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 from tests.stream.conftest import MeanBackend
 
@@ -37,14 +37,14 @@ def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:
 def mean_flicker(shown: list[Uint8Array]) -> float:
     """Flicker beyond what the sensors change, the infrared one on a fixed scale that shows its background at full contrast."""
     planes = []
-    for (ir, vis, _), picture in zip(walk(len(shown)), shown, strict=True):
+    for (ir, vis, _), image in zip(walk(len(shown)), shown, strict=True):
         fixed = ((ir.astype(np.float64) - 20_950) * (255 / 700)).clip(0, 255)
-        planes.append((fixed, vis[..., 1].astype(np.float64), picture.astype(np.float64)))
+        planes.append((fixed, vis[..., 1].astype(np.float64), image.astype(np.float64)))
     return float(np.mean([flicker(before, after) for before, after in itertools.pairwise(planes)]))
 
 
 def video(gain: ThermalGain, stretch: OutputStretch) -> list[Uint8Array]:
-    processor = Processor(MeanBackend(), gain=gain, stretch=stretch, colour=False, marks=False)
+    processor = Processor(MeanBackend(), gain=gain, stretch=stretch, color=False, marks=False)
     return [
         processor.process(Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))).image
         for ir, vis, time_ns in walk(120)
@@ -59,21 +59,21 @@ def test_fused_video_flickers_at_most_a_quarter_of_the_per_frame_stretch(method:
     assert mean_flicker(smooth) <= 0.25 * mean_flicker(per_frame)
 
 
-def test_percentile_gain_of_one_frame_is_the_display_range_of_single_pictures() -> None:
+def test_percentile_gain_of_one_frame_is_the_display_range_of_single_images() -> None:
     rng = np.random.default_rng(2)
-    picture = rng.normal(23_000, 500, (61, 83)).astype(np.uint16)
+    image = rng.normal(23_000, 500, (61, 83)).astype(np.uint16)
     gain = ThermalGain("percentile")
-    gain.update(picture, 0)
-    assert np.abs(gain.apply(picture) * 255 - to_display_range(picture, sensor=True)).max() < 1e-2
+    gain.update(image, 0)
+    assert np.abs(gain.apply(image) * 255 - to_display_range(image, sensor=True)).max() < 1e-2
 
 
 @pytest.mark.parametrize("method", GAIN_METHODS)
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_gain_keeps_order_depth_and_range(method: GainMethod, dtype: type) -> None:
-    picture = np.linspace(21_000, 24_000, 3001).astype(dtype)[: 54 * 55].reshape(54, 55)
+    image = np.linspace(21_000, 24_000, 3001).astype(dtype)[: 54 * 55].reshape(54, 55)
     gain = ThermalGain(method)
-    gain.update(picture, 0)
-    luma = gain.apply(picture)
+    gain.update(image, 0)
+    luma = gain.apply(image)
     assert luma.dtype == np.float32
     assert luma.min() >= 0
     assert luma.max() <= 1
@@ -84,17 +84,17 @@ def test_gain_keeps_order_depth_and_range(method: GainMethod, dtype: type) -> No
 
 
 @pytest.mark.parametrize("method", ["plateau", "clahe"])
-def test_equalisation_adds_contrast_and_less_of_it_to_noise(method: GainMethod) -> None:
+def test_equalization_adds_contrast_and_less_of_it_to_noise(method: GainMethod) -> None:
     def contrast(noise: float) -> float:
         # A ground of ridges 240 counts high, and something 5000 counts hotter in the corner.
         ridges = 40.0 * np.abs(np.arange(96) % 12 - 6)
-        picture = np.broadcast_to(21_000 + ridges, (480, 96)).copy()
-        picture[:60, :12] += 5000
-        picture += np.random.default_rng(1).normal(0, noise, picture.shape)
+        image = np.broadcast_to(21_000 + ridges, (480, 96)).copy()
+        image[:60, :12] += 5000
+        image += np.random.default_rng(1).normal(0, noise, image.shape)
         gain = ThermalGain(method)
-        gain.update(picture.astype(np.uint16), 0)
-        ground = gain.apply(picture.astype(np.uint16))[120:].mean(axis=0)
-        return float(np.ptp(ground[24:72]) / (240 / np.ptp(picture)))
+        gain.update(image.astype(np.uint16), 0)
+        ground = gain.apply(image.astype(np.uint16))[120:].mean(axis=0)
+        return float(np.ptp(ground[24:72]) / (240 / np.ptp(image)))
 
     clean, noisy = contrast(0.0), contrast(60.0)
     assert 3.0 < clean <= 4.05
@@ -119,7 +119,7 @@ def test_a_cut_to_another_scene_is_followed_at_once_and_a_small_change_slowly(me
     assert np.abs(slow.apply(later) - before).max() < 0.02
 
 
-def test_eight_bit_pictures_are_left_as_they_are(picture: Callable[..., Array]) -> None:
+def test_eight_bit_images_are_left_as_they_are(picture: Callable[..., Array]) -> None:
     shown = picture(30, 40)
     for method in GAIN_METHODS:
         gain = ThermalGain(method)
@@ -129,11 +129,11 @@ def test_eight_bit_pictures_are_left_as_they_are(picture: Callable[..., Array]) 
 
 def test_polarity_is_inverted_or_found_out() -> None:
     ir = list(walk(30))[-1][0]
-    assert (ir > 23_000).any()  # the walker is in the picture
+    assert (ir > 23_000).any()  # the walker is in the image
     inverted = (65535 - ir).astype(np.uint16)
     white, black, auto, auto_inverted = (ThermalGain("percentile", polarity=p) for p in ("white", "black", "auto", "auto"))
-    for gain, picture in ((white, ir), (black, inverted), (auto, ir), (auto_inverted, inverted)):
-        gain.update(picture, 0)
+    for gain, image in ((white, ir), (black, inverted), (auto, ir), (auto_inverted, inverted)):
+        gain.update(image, 0)
     expected = white.apply(ir)
     assert np.abs(black.apply(inverted) - expected).max() < 1e-3
     assert np.abs(auto.apply(ir) - expected).max() < 1e-3
@@ -161,9 +161,9 @@ def test_a_constant_or_noisy_wall_is_not_stretched_to_noise() -> None:
     assert np.ptp(linear.apply(wall)) < 0.2
 
 
-def test_wrong_settings_and_pictures_are_refused() -> None:
-    for bad in ({"method": "agc"}, {"polarity": "grey"}, {"time_constant_s": -1.0}):
-        with pytest.raises(UsageError, match="expected"):
+def test_wrong_settings_and_images_are_refused() -> None:
+    for bad in ({"method": "agc"}, {"polarity": "grey"}, {"time_constant_s": -1}):
+        with pytest.raises(UsageError, match=str(next(iter(bad.values())))):
             ThermalGain(**bad)
     with pytest.raises(InputError, match="NaN"):
         ThermalGain().update(np.full((9, 9), np.nan, np.float32), 0)

@@ -1,4 +1,4 @@
-"""One pair of frames into one picture: gain, warp and colour around the network."""
+"""From a pair of frames to a fused frame: gain, warp and color around the network."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from refusion_edge.images.color import split_uint8
 from refusion_edge.rig.warp import RigWarp
 from refusion_edge.sizes import MIN_SIDE
 from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
-from refusion_edge.stream.picture.gain import ThermalGain
-from refusion_edge.stream.picture.output_range import OutputStretch
+from refusion_edge.stream.processing.gain import ThermalGain
+from refusion_edge.stream.processing.output_range import OutputStretch
 
-# A picture that has not changed for longer than two frames of a slow camera is marked.
+# Content that has not changed for longer than two frames of a slow camera is marked.
 _FROZEN_MARK_NS = 250_000_000
-_MARK_COLOUR, _MARK_SHADOW = (0, 220, 255), (0, 0, 0)
+_MARK_COLOR, _MARK_SHADOW = (0, 220, 255), (0, 0, 0)
 
 Timer = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How the two views come to one size.
+    """How the two views are brought to one size.
 
     Attributes:
-        warp: The rig's, or None.
-        resize: Whether an infrared picture of another size is stretched to the visible one where there is no rig.
+        warp: Warp of the rig, or None.
+        resize: Whether to resize an infrared image to the visible size if there is no rig.
     """
 
     warp: RigWarp | None = None
@@ -43,19 +43,19 @@ class Geometry:
 
 
 class Processor:
-    """Makes fused pictures of pairs. One instance, one thread; it owns what is smoothed over time.
+    """Fuses pairs of frames. Use each instance from one thread; it owns the state that is smoothed over time.
 
-    The visible picture stays in 8 bit: its luma is fused, its chroma goes around the network. Infrared counts become luma
-    in float32 by one table, so that no bit of them is lost before the network.
+    The visible image stays in uint8: its luma is fused, its chroma bypasses the network. One table maps infrared counts to
+    float32 luma, so that the network gets their full depth.
 
     Args:
         backend: Runs the network; owned by the caller.
         gain: Thermal gain control.
         stretch: Output range.
-        geometry: How the two views come to one size.
-        colour: Whether the fused picture keeps the colour of the visible one.
-        marks: Whether frozen, held and missing cameras are written into the picture.
-        took: Called with the name and the nanoseconds of each stage.
+        geometry: How the two views are brought to one size.
+        color: Whether the fused image keeps the color of the visible one.
+        marks: Whether frozen, held and missing cameras are marked in the image.
+        took: Called with the name and the duration in ns of each stage.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Processor:
         gain: ThermalGain | None = None,
         stretch: OutputStretch | None = None,
         geometry: Geometry | None = None,
-        colour: bool = True,
+        color: bool = True,
         marks: bool = True,
         took: Timer = lambda _stage, _elapsed_ns: None,
     ) -> None:
@@ -73,21 +73,21 @@ class Processor:
         self._stretch = stretch or OutputStretch()
         self._finisher = Finisher(backend, self._stretch.kind, "bgr")
         self._geometry = geometry or Geometry()
-        self._colour = colour
+        self._color = color
         self._marks = marks
         self._took = took
         self._size_wh: tuple[int, int] | None = None
 
     def use_warp(self, warp: RigWarp) -> None:
-        """Warp the next pictures with other tables, between two of them and in the thread that makes them."""
+        """Set the warp of the next frames; call it between two frames, from the thread that processes them."""
         self._geometry = replace(self._geometry, warp=warp)
 
     def process(self, pair: Pair) -> FusedFrame:
-        """Make the picture of a pair, or pass the one camera on that is left.
+        """Fuse a pair, or pass on the only frame of it.
 
         Raises:
-            ShapeError: The two do not have one size and there is neither a rig nor leave to resize.
-            InputError: The infrared picture holds NaN or infinities.
+            ShapeError: The two sizes differ, with neither a rig nor ``resize``; or the frames are too small.
+            InputError: The infrared image holds NaN or infinities.
             GateError: The network's output is not finite.
         """
         started_ns = time.perf_counter_ns()
@@ -103,9 +103,9 @@ class Processor:
         else:
             mode = "fused"
             image = self._fuse(ir, vis, pair.newest.time_ns, started_ns)
-        if self._colour and image.ndim == 2 and mode == "infrared only":
+        if self._color and image.ndim == 2 and mode == "infrared only":
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
-        elif not self._colour and image.ndim == 3:
+        elif not self._color and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
         marks = _marks(pair)
         if marks and self._marks:
@@ -116,16 +116,16 @@ class Processor:
         )  # fmt: skip
 
     def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
-        grey, ycrcb = split_uint8(vis, "bgr")
-        luma: Array = grey if self._finisher.takes_uint8 else grey * np.float32(1 / 255)
+        gray, ycrcb = split_uint8(vis, "bgr")
+        luma: Array = gray if self._finisher.takes_uint8 else gray * np.float32(1 / 255)
         prepared_ns = time.perf_counter_ns()
         output = self._finisher.infer(ir[None, None], luma[None, None])
         inferred_ns = time.perf_counter_ns()
         levels = self._finisher.to_luma(output, partial(self._stretch.apply, time_ns=time_ns))
         if self._geometry.warp is not None:
-            # Where the other camera sees nothing, there is nothing to fuse.
-            np.copyto(levels, grey, where=~self._geometry.warp.mask)
-        image = self._finisher.to_image(levels, ycrcb if self._colour else None)
+            # Outside the view of the other camera, the visible luma is shown.
+            np.copyto(levels, gray, where=~self._geometry.warp.mask)
+        image = self._finisher.to_image(levels, ycrcb if self._color else None)
         self._took("preprocess", prepared_ns - started_ns)
         self._took("infer", inferred_ns - prepared_ns)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)
@@ -134,7 +134,7 @@ class Processor:
     def _infrared(self, frame: Frame) -> Float32Array:
         self.gain.update(frame.image, frame.time_ns)
         warp = self._geometry.warp
-        # Luma in float32 is warped faster than counts are.
+        # Warping float32 luma is faster than warping counts.
         luma = self.gain.apply(frame.image)
         return luma if warp is None else warp.ir.apply(luma).astype(np.float32, copy=False)
 
@@ -149,20 +149,18 @@ class Processor:
         return scaled
 
     def _to_one_size(self, ir: Float32Array | None, vis: Uint8Array | None) -> tuple[Float32Array | None, Uint8Array | None]:
-        """Keep the size of the first pair for the whole run, whatever a camera changes to in the middle."""
+        """Keep the size of the first pair for the whole run, even if a camera changes its size later."""
         if self._size_wh is None:
             first: Array | None = vis if vis is not None else ir
             assert first is not None
             if ir is not None and vis is not None and ir.shape[:2] != vis.shape[:2] and not self._geometry.resize:
                 raise ShapeError(
-                    f"expected registered cameras of one size, got infrared {ir.shape[1]}x{ir.shape[0]} and visible "
-                    f"{vis.shape[1]}x{vis.shape[0]}; give --rig (see refusion-edge align), or --resize if both see "
-                    "the same view."
+                    f"the cameras differ in size: infrared {ir.shape[1]}x{ir.shape[0]}, visible {vis.shape[1]}x{vis.shape[0]}; "
+                    "give --rig (see 'refusion-edge align'), or --resize if both have the same view"
                 )
             if min(first.shape[:2]) < MIN_SIDE:
                 raise ShapeError(
-                    f"expected cameras of at least {MIN_SIDE}x{MIN_SIDE}, got {first.shape[1]}x{first.shape[0]}; use larger "
-                    "pictures."
+                    f"frames of {first.shape[1]}x{first.shape[0]} are too small; use cameras of at least {MIN_SIDE}x{MIN_SIDE}"
                 )
             self._size_wh = (first.shape[1], first.shape[0])
         return (
@@ -171,15 +169,15 @@ class Processor:
         )
 
 
-def _resized(picture: Array, size_wh: tuple[int, int]) -> Array:
-    if (picture.shape[1], picture.shape[0]) == size_wh:
-        return picture
-    shrinks = picture.shape[1] > size_wh[0]
-    return cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+def _resized(image: Array, size_wh: tuple[int, int]) -> Array:
+    if (image.shape[1], image.shape[0]) == size_wh:
+        return image
+    shrinks = image.shape[1] > size_wh[0]
+    return cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _levels(luma: Float32Array) -> Uint8Array:
-    """Turn luma in [0, 1] into grey levels."""
+    """Convert luma in [0, 1] to uint8."""
     return (luma * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
@@ -197,14 +195,14 @@ def _marks(pair: Pair) -> tuple[str, ...]:
 
 
 def _write_marks(image: Uint8Array, marks: tuple[str, ...]) -> Uint8Array:
-    """Write the marks into the lower left corner of a copy."""
+    """Write the marks into the lower left corner of a copy of the image."""
     marked = image.copy()
     widest_px = cv2.getTextSize(", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)[0][0]
     scale = min(max(0.35, image.shape[1] / 1280), 0.95 * image.shape[1] / widest_px)
     at = (round(8 * scale) + 2, image.shape[0] - round(12 * scale) - 2)
     text, font, line = ", ".join(marks), cv2.FONT_HERSHEY_SIMPLEX, max(1, round(scale))
-    shadow, ink = (_MARK_SHADOW, _MARK_COLOUR) if image.ndim == 3 else ((0,), (255,))
-    # The same strokes around the text, as thicker letters are wider ones too since OpenCV 5.
+    shadow, ink = (_MARK_SHADOW, _MARK_COLOR) if image.ndim == 3 else ((0,), (255,))
+    # The outline repeats the text with small offsets, as thicker letters are also wider since OpenCV 5.
     for dx, dy in itertools.product((-line, 0, line), repeat=2):
         cv2.putText(marked, text, (at[0] + dx, at[1] + dy), font, scale, shadow, line, cv2.LINE_AA)
     cv2.putText(marked, text, at, font, scale, ink, line, cv2.LINE_AA)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.stream.frames import SECOND
-from refusion_edge.stream.picture.smoothing import SmoothedRange, inner_range
+from refusion_edge.stream.processing.smoothing import SmoothedRange, inner_range
 
 
 def test_smoothing_follows_with_its_time_constant() -> None:
