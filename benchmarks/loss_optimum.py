@@ -1,11 +1,11 @@
-"""What a fusion loss asks for: its best picture, found by moving the pixels themselves, beside the pictures of weights.
+"""The image that minimizes a fusion loss, found by optimizing the pixels themselves, next to the results of weights.
 
 python -m benchmarks.loss_optimum TASK --data DIR --loss NAME=SETTINGS --weights NAME=FILE [--sets SET ...] [--limit N]
 
 Repeat ``--loss`` to compare several. SETTINGS are ``prior``, ``sharpness``, ``intensity``, ``term`` and ``coefficient``, as
-``key:value`` joined by commas; what is left out is that of the preset ``default``. No network takes part, so a metric that
-stays behind here is out of reach for a network that is trained with this loss, unless it errs in the right direction.
-Tables as in ``benchmarks.weights``.
+``key:value`` joined by commas; missing ones come from the preset ``default``. No network takes part, so a metric that is
+low here is out of reach for a network trained with this loss, unless its errors happen to help. Tables as in
+``benchmarks.weights``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_picture, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--a", metavar="FILE", help="image of source a, read in every iteration (default: a sample held in memory)"
     )
     parser.add_argument("--b", metavar="FILE", help="image of source b")
-    add_picture(parser)
+    add_image_output(parser)
     parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
     how = parser.add_argument_group("duration")
     how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="minimum warm-up time (default: 200)")
