@@ -45,9 +45,8 @@ def _clean(seconds: float) -> bool:
     report = _run(f"test://ir?{_SIZE}", f"test://vis?{_SIZE}&skew_ms=4", ("null://",), seconds)
     age = report["stages"]["age"]
     unexplained = sum(camera["unexplained"] for camera in report["cameras"].values())
-    print(
-        f"clean, {seconds:g} s: {report['pairs']['shown']} fused frames, {unexplained} unexplained drops, drops {_drops(report)}"
-    )
+    shown = report["pairs"]["shown"]
+    print(f"clean, {seconds:g} s: {shown} fused frames, {unexplained} unexplained drops, drops {_drops(report)}")
     print(
         f"age of the shown frames: p50 {age['p50_ms'] / PERIOD_MS:.2f}, p95 {age['p95_ms'] / PERIOD_MS:.2f}, p99 "
         f"{age['p99_ms'] / PERIOD_MS:.2f} frame periods (wanted: p99 at most {LIMIT_PERIODS:g})"

@@ -33,8 +33,8 @@ exit codes:
   0    success
   1    a gate or check failed
   2    wrong usage
-  3    missing back end, device or package
-  4    unusable input, or an output that cannot be written
+  3    back end, device or package missing
+  4    bad input, or an output that cannot be written
   5    cameras lost
   130  interrupted
 """

@@ -80,15 +80,17 @@ def _make(options: argparse.Namespace) -> int:
         )
     _check_contradictions(options, old)
     frames = _read_frames(options)
-    rig, made, scene = _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
-    image = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
+    rig, alignments, scene = (
+        _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
+    )
+    image = draw(rig, frames[0], alignments[-1].distance_m, summary(alignments[-1])) if options.overlay else None
     write_rig(options.output, rig)
     if image is not None:
         write_image(options.overlay, image)
     if options.json:
-        write_json(options.json, to_document(rig, made[-1], scene))
+        write_json(options.json, to_document(rig, alignments[-1], scene))
     if options.json != "-":
-        _print(options, rig, made, scene)
+        _print(options, rig, alignments, scene)
     return 0
 
 
@@ -249,20 +251,20 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scene: SceneAlignment | None) -> None:
+def _print(options: argparse.Namespace, rig: Rig, alignments: list[RigAlignment], scene: SceneAlignment | None) -> None:
     from refusion_edge.calibration.rig.alignment import parallax_table, summary
     from refusion_edge.cli.console import output, plain_table, print_facts
     from refusion_edge.rig.model import distance_text
 
     facts: dict[str, object] = {}
-    for alignment in made:
-        facts["Alignment" if len(made) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
-    facts["Measured"] = made[-1].error_method
+    for alignment in alignments:
+        facts["Alignment" if len(alignments) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
+    facts["Measured"] = alignments[-1].error_method
     if scene is not None:
         facts["Overlap"] = f"{100 * scene.evidence.overlap:.0f} % of the {rig.base} view"
     print_facts(facts)
     console = output()
-    distance_m = made[-1].distance_m
+    distance_m = alignments[-1].distance_m
     if rig.parallax is not None and distance_m is not None:
         table = plain_table("distance", f"parallax error (px), aligned for {distance_text(distance_m)}")
         for at_m, error_px in parallax_table(rig.parallax, distance_m):
@@ -327,12 +329,15 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
             "--distance", type=_distances, default=[math.inf], metavar="2m,5m,far", help="working distances (default: far)"
         )
     else:
-        parser.add_argument("--distance", type=length_m, metavar="5m", help="distance for which the alignment holds, or far")
+        parser.add_argument("--distance", type=length_m, metavar="5m", help="distance at which the alignment holds, or far")
         for name in ("ir", "vis"):
             parser.add_argument(
-                f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of the {name} frames to use (default: all of it)"
+                f"--{name}-crop",
+                type=_crop,
+                metavar="X,Y,W,H",
+                help=f"part of the {name} frames to use (default: all)",
             )
-    parser.add_argument("--onto", choices=("vis", "ir"), help="camera whose view the fused image has (default: vis)")
+    parser.add_argument("--onto", choices=("vis", "ir"), help="camera whose view the fused image takes (default: vis)")
     parser.add_argument(
         "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
     )

@@ -21,9 +21,9 @@ SUMMARY = "build an engine bundle from weights, and check its accuracy"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``build``."""
     parser.epilog = (
-        "The bundle is written only if its engine fuses the sample pairs almost as the fp32 reference does. Engines are cached "
-        "in $REFUSION_EDGE_CACHE (default: refusion-edge in the user's cache folder) under a hash of everything that they "
-        "depend on."
+        "The bundle is written only if its results on the sample pairs are close to those of the fp32 reference. Engines are "
+        "cached in $REFUSION_EDGE_CACHE (default: refusion-edge in the user's cache folder) under a hash of everything that "
+        "they depend on."
     )
     add_task(parser, default="ir_vis")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="precision of the engine (default: fp16)")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
         metavar="LIST",
-        help="GPU architectures for fused, such as sm_87,sm_110 (default: this machine's)",
+        help="GPU architectures for the back end fused, such as sm_87,sm_110 (default: that of this machine)",
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use a cached engine nor cache the new one")
     _add_compiler(parser)
