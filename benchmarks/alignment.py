@@ -90,10 +90,10 @@ def random_homography(rng: np.random.Generator, width: int, height: int) -> Matr
     """A shift, rotation and scale about the center of an image, from points of the image to points of the moved one."""
     angle = np.deg2rad(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
     scale = rng.uniform(1 - SCALE, 1 + SCALE)
-    centre = np.array([width - 1, height - 1]) / 2
+    center = np.array([width - 1, height - 1]) / 2
     homography = np.eye(3)
     homography[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    homography[:2, 2] = centre - homography[:2, :2] @ centre + rng.uniform(-SHIFT_PX, SHIFT_PX, 2)
+    homography[:2, 2] = center - homography[:2, :2] @ center + rng.uniform(-SHIFT_PX, SHIFT_PX, 2)
     return homography
 
 

@@ -52,7 +52,7 @@ _CPU = "cpu"
 _NAIVE = "naive"
 # The neighbours of the form for ONNX Runtime: what each of its rewrites is worth there.
 _VARIANTS = {
-    "onnxruntime, centred norm": GraphForm(split=True, convolved_mixing=True),
+    "onnxruntime, centered norm": GraphForm(split=True, convolved_mixing=True),
     "onnxruntime, two products": GraphForm(split=True, folded_norm=True),
     "onnxruntime, slices": GraphForm(folded_norm=True, convolved_mixing=True),
 }

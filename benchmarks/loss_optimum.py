@@ -63,12 +63,12 @@ def loss_optimum(task: str, given: Mapping[str, str]) -> Fuse:
         a, b = torch.from_numpy(first.copy()), torch.from_numpy(second.copy())
         weights = LossWeights.from_logits(prior(a, b, sharpness))
         fused = ((a + b) / 2).requires_grad_()
-        optimiser = torch.optim.Adam([fused], lr=_RATE)
+        optimizer = torch.optim.Adam([fused], lr=_RATE)
         for step in range(STEPS):
-            optimiser.param_groups[0]["lr"] = _RATE * (1 - step / STEPS) + _LAST_RATE
-            optimiser.zero_grad()
+            optimizer.param_groups[0]["lr"] = _RATE * (1 - step / STEPS) + _LAST_RATE
+            optimizer.zero_grad()
             fusion_loss(fused, a, b, weights, coefficient, term, intensity).backward()
-            optimiser.step()
+            optimizer.step()
             with torch.no_grad():
                 fused.clamp_(0, 1)
         return fused.detach().numpy()
