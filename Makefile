@@ -1,20 +1,20 @@
-# Two commands do everything: `make demo` and `make test`. Both set up what they need in $(VENV).
+# The two main commands are `make demo` and `make test`. Both install what they need into $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
-# A CPU build. Where the package index serves torch with gigabytes of CUDA libraries, the set-up stops and says so;
-# then name a CPU build here: make test TORCH=/path/to/torch-2.13.0+cpu.whl
+# A CPU build. If the package index would install torch with gigabytes of CUDA libraries, the setup stops with an error;
+# then name a CPU build: make test TORCH=/path/to/torch-2.13.0+cpu.whl
 TORCH ?= torch==2.13.0
 
-# Where a C++ compiler and Python's headers are, the native kernels are built, too; NATIVE=off leaves them out.
+# The native kernels are built if there are a C++ compiler and the Python headers; NATIVE=off leaves them out.
 HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)
 NATIVE ?= $(if $(and $(shell command -v $(CXX) 2>/dev/null),$(wildcard $(HEADERS)/Python.h)),on,off)
 BUILD := $(if $(filter on,$(NATIVE)),-Cwheel.cmake=true)
-# What auto takes on a CPU: the native kernels do not compute in fp16.
+# The fastest precision of the back end that auto selects on a CPU: the native kernels have no fp16.
 DEMO_PRECISION := $(if $(filter on,$(NATIVE)),fp32,fp16)
-# What test-architectures compiles and interprets with: the Triton that is installed, unless another is named (triton==3.6.0).
+# Triton for test-architectures: the installed one, or another such as TRITON=triton==3.6.0.
 TRITON ?= triton>=3.6
-# Seconds of random sizes, strides and threads in each sanitized build.
+# Seconds that each sanitized build spends on random sizes, strides and thread counts.
 FUZZ_SECONDS ?= 60
 
 BIN := $(VENV)/bin
@@ -27,13 +27,13 @@ CLOCK = date +%s
 help:  ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-demo: $(VENV)/.base  ## Install, build an engine, fuse the sample pairs, write a montage.
+demo: $(VENV)/.base  ## Install, build an engine, fuse the sample pairs and write a montage.
 	@$(BIN)/refusion-edge build --task ir_vis --precision $(DEMO_PRECISION) --output demo/ir_vis-$(DEMO_PRECISION)
 	@echo
 	@$(BIN)/refusion-edge demo --bundle demo/ir_vis-$(DEMO_PRECISION) --output demo
 	@echo "Shell:   . $(BIN)/activate"
 
-test: $(VENV)/.test  ## Install what the tests need and run them.
+test: $(VENV)/.test  ## Install the test dependencies and run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: $(VENV)/.test  ## Run every test.
@@ -43,20 +43,20 @@ test-architectures: $(VENV)/.test  ## Run the GPU kernels in Triton's interprete
 	@$(PIP) install '$(TRITON)'
 	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels tests/export/targets/test_ptx.py $(ARGS)
 
-lint: $(VENV)/.lint  ## Lint, format check and strict types.
+lint: $(VENV)/.lint  ## Check lint, format and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-wheel:  ## Build the wheel, check its files, and use it in a clean environment without torch.
+wheel:  ## Build the wheel, check its files, and try it in a clean environment without torch.
 	$(PYTHON) .ci/check_wheel.py
 
-native: $(VENV)/.base  ## Compile the native kernels anew and install them (needs a C++ compiler).
+native: $(VENV)/.base  ## Recompile and install the native kernels (needs a C++ compiler).
 	@$(PIP) install --editable . -Cwheel.cmake=true
 
 DRIVER = cmake -S . -B build/$(1) -DREFUSION_EDGE_PYTHON=OFF -DREFUSION_EDGE_DRIVER=ON $(2) && cmake --build build/$(1) --parallel 2
 
-test-sanitizers: build/vectors  ## Run the native kernels under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer.
+test-sanitizers: build/vectors  ## Run the native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 	$(call DRIVER,sanitize-address,-DREFUSION_EDGE_SANITIZE=address)
 	build/sanitize-address/native_driver build/vectors $(FUZZ_SECONDS)
 	$(call DRIVER,sanitize-undefined,-DREFUSION_EDGE_SANITIZE=undefined)
@@ -72,18 +72,18 @@ build/vectors: $(VENV)/.test tests/kernels/cpu/native/vectors.py
 	$(BIN)/python -m tests.kernels.cpu.native.vectors build/vectors.partial
 	@rm -rf $@ && mv build/vectors.partial $@
 
-templates: $(VENV)/.test  ## Trace the ONNX templates that ship with the package anew.
+templates: $(VENV)/.test  ## Retrace the ONNX templates that ship with the package.
 	$(BIN)/python -m refusion_edge.export.graph.trace --output refusion_edge/network/graphs
 
-samples: $(VENV)/.base  ## Render the sample pairs that ship with the package anew.
+samples: $(VENV)/.base  ## Rerender the sample pairs that ship with the package.
 	$(BIN)/python examples/render_samples.py --output refusion_edge/images/samples
 
-clean:  ## Remove everything that was made here.
+clean:  ## Remove all build products and environments.
 	rm -rf $(VENV) build dist demo bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# Stamps: each environment is set up once, and again when the project's requirements change.
+# Stamp files: each environment is set up once, and again if the project's requirements change.
 $(VENV)/.venv:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "expected Python 3.10 or newer, got %d.%d; run make PYTHON=python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "this is Python %d.%d, and 3.10 or newer is needed; run make PYTHON=python3.11" % sys.version_info[:2])'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@

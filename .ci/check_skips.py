@@ -1,6 +1,6 @@
-"""List the skipped tests of a run and fail if one was skipped for a reason that is not allowed: skipped is not passed.
+"""List the skipped tests of a run, and fail if the reason of one is not allowed: skipped does not mean passed.
 
-Reads what ``pytest --junitxml=FILE`` wrote. A reason is allowed if a line of ``allowed_skips.txt`` matches all of it.
+Reads the report of ``pytest --junitxml=FILE``. A reason is allowed if a line of ``allowed_skips.txt`` matches all of it.
 
 python .ci/check_skips.py build/tests.xml [.ci/allowed_skips.txt]
 """
@@ -19,16 +19,16 @@ _NAMED = 5
 
 
 def main() -> int:
-    """Print the table of skips; 1 for a skip that is not allowed, or a report that shows nothing."""
+    """Print the table of skips; 1 for a skip that is not allowed, or for an unusable report."""
     report, allowed = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else _ALLOWED
     try:
         lines = read_allowed(allowed)
         total, skips = read_report(report)
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        print(f"skips: expected a report of pytest --junitxml and a list of regular expressions, got {error}", file=sys.stderr)
+        print(f"skips: the report of pytest --junitxml or the list of allowed skips is unusable: {error}", file=sys.stderr)
         return 1
     if total == 0:
-        print(f"skips: expected tests in {report}, got none; run them with --junitxml={report}", file=sys.stderr)
+        print(f"skips: {report} holds no tests; run them with --junitxml={report}", file=sys.stderr)
         return 1
 
     used = set()
@@ -47,15 +47,15 @@ def main() -> int:
     for reason, tests in unexpected.items():
         more = f" and {len(tests) - _NAMED} more" if len(tests) > _NAMED else ""
         print(
-            f"skips: expected {', '.join(tests[:_NAMED])}{more} to run, got a skip for '{reason}'; install what is missing, or "
-            f"allow it in {allowed.name}",
+            f"skips: {', '.join(tests[:_NAMED])}{more} skipped for '{reason}'; install what is missing, or allow the reason in "
+            f"{allowed.name}",
             file=sys.stderr,
         )
     return 1 if unexpected else 0
 
 
 def read_allowed(path: Path) -> dict[int, re.Pattern[str]]:
-    """Regular expressions by the number of their line; empty lines and comments are left out."""
+    """Regular expressions by line number, without empty lines and comments."""
     found = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if line.strip() and not line.startswith("#"):
@@ -67,7 +67,7 @@ def read_allowed(path: Path) -> dict[int, re.Pattern[str]]:
 
 
 def read_report(path: Path) -> tuple[int, dict[str, list[str]]]:
-    """How many tests the report has, and the names of those that were skipped, by their reason."""
+    """Number of tests in the report, and names of the skipped ones by reason."""
     total = 0
     skips: dict[str, list[str]] = defaultdict(list)
     for case in ElementTree.parse(path).iter("testcase"):

@@ -1,6 +1,6 @@
-"""Build the wheel, check what is in it, and use it in a clean environment from another folder.
+"""Build the wheel, check its contents, and try it in a clean environment from another folder.
 
-Where a C++ compiler and Python's headers are, the wheel with the native kernels is built and used, too.
+If there are a C++ compiler and the Python headers, do the same with the native kernels.
 
 python .ci/check_wheel.py
 """
@@ -38,7 +38,7 @@ MAX_MB = 4.0
 
 
 def main() -> int:
-    """Run all checks; the first that fails ends with its message."""
+    """Run all checks; exit with a message at the first that fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True)
@@ -60,7 +60,7 @@ def main() -> int:
         _run([command, "verify", "bundle"], work, environment)
         _run([command, "demo", "--bundle", "bundle", "-o", "demo"], work, environment)
         if not (work / "demo" / "montage.png").is_file():
-            sys.exit("expected demo to write a montage, got none.")
+            sys.exit("demo wrote no montage")
 
         if can_compile():
             native = folder / "native"
@@ -71,8 +71,8 @@ def main() -> int:
             _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", "native"], work, environment)
             _run([command, "verify", "native"], work, environment)
         else:
-            print("wheel: no C++ compiler or no headers of Python here, so the wheel with the native kernels was left out")
-    print("wheel: files, clean installation, build, verify and demo are good")
+            print("wheel: without a C++ compiler and the Python headers, the wheel with the native kernels was not checked")
+    print("wheel: files, clean installation, build, verify and demo passed")
     return 0
 
 
@@ -95,8 +95,8 @@ def check_files(wheel: Path, *, native: bool = False) -> None:
     right_kind = len(compiled) == native and wheel.name.endswith("-py3-none-any.whl") != native
     if unexpected or missing or size_mb > MAX_MB or not right_kind:
         sys.exit(
-            f"expected one top-level name and all package data in {wheel.name} within {MAX_MB} MB, got {size_mb:.1f} MB, "
-            f"unexpected {sorted(unexpected)}, missing {missing}, compiled {sorted(compiled)}."
+            f"{wheel.name} has wrong contents: {size_mb:.1f} MB (at most {MAX_MB}), unexpected {sorted(unexpected)}, "
+            f"missing {missing}, compiled {sorted(compiled)}"
         )
     print(f"{wheel.name}: {len(names)} files, {size_mb:.1f} MB")
 
@@ -104,7 +104,7 @@ def check_files(wheel: Path, *, native: bool = False) -> None:
 def _run(command: list[str], folder: Path | None = None, environment: dict[str, str] | None = None) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, check=False)
     if done.returncode:
-        sys.exit(f"expected '{' '.join(command)}' to succeed, got exit code {done.returncode}.")
+        sys.exit(f"'{' '.join(command)}' failed with exit code {done.returncode}")
 
 
 if __name__ == "__main__":

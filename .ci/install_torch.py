@@ -1,4 +1,4 @@
-"""Install a CPU build of torch, and refuse to pull gigabytes of CUDA libraries by accident.
+"""Install a CPU build of torch, and refuse to install gigabytes of CUDA libraries by accident.
 
 python .ci/install_torch.py 'torch==2.13.0'
 """
@@ -15,7 +15,7 @@ _CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
 
 
 def main() -> int:
-    """Look at what pip would install, then let it."""
+    """Check what pip would install, then install it."""
     (requirement,) = sys.argv[1:]
     if importlib.util.find_spec("torch") is not None:
         return 0
@@ -26,8 +26,8 @@ def main() -> int:
     cuda = [name for name in names if name.startswith(_CUDA_PREFIXES)]
     if cuda:
         print(
-            f"expected a CPU build of torch, got one that pulls {len(cuda)} CUDA packages ({', '.join(cuda[:3])}, ...); "
-            "name a CPU build with make TORCH=...",
+            f"{requirement} would install {len(cuda)} CUDA packages ({', '.join(cuda[:3])}, ...); name a CPU build with make "
+            "TORCH=...",
             file=sys.stderr,
         )
         return 1

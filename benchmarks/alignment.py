@@ -1,14 +1,14 @@
 """Apply known homographies to real infrared-visible pairs and see how well ``align auto`` recovers them.
 
 Run as ``python -m benchmarks.alignment`` from the repository's root, with the pairs in ``--data`` (a folder with ``ir`` and
-``vis``). The infrared picture is shifted by up to 40 pixels, turned by up to 3 degrees and scaled by 0.9 to 1.1 about its
-centre; what it does not cover is black, as a warp leaves it.
+``vis``). The infrared image is shifted by up to 40 pixels, rotated by up to 3 degrees and scaled by 0.9 to 1.1 about its
+center; uncovered pixels are black, as a warp leaves them.
 
-Two errors are printed, both RMS over the visible picture in its pixels:
+Two errors are printed, both RMS over the visible image in its pixels:
 
 * ``known``: against the applied homography as if the given pair were registered perfectly;
 * ``recovered``: against the applied homography after the alignment that the same method finds for the untouched pair. This
-  takes out how far the given pair is off by itself, which is printed as ``pair``.
+  removes the misalignment of the given pair itself, which is printed as ``pair``.
 
 The rendered sample pairs of the package are registered exactly; they are moved in the same way, and only ``known`` counts.
 
@@ -87,13 +87,13 @@ def main() -> int:
 
 
 def random_homography(rng: np.random.Generator, width: int, height: int) -> Matrix:
-    """A shift, rotation and scale about the centre of a picture, point of the picture to point of the moved one."""
+    """A shift, rotation and scale about the center of an image, from points of the image to points of the moved one."""
     angle = np.deg2rad(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
     scale = rng.uniform(1 - SCALE, 1 + SCALE)
-    centre = np.array([width - 1, height - 1]) / 2
+    center = np.array([width - 1, height - 1]) / 2
     homography = np.eye(3)
     homography[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    homography[:2, 2] = centre - homography[:2, :2] @ centre + rng.uniform(-SHIFT_PX, SHIFT_PX, 2)
+    homography[:2, 2] = center - homography[:2, :2] @ center + rng.uniform(-SHIFT_PX, SHIFT_PX, 2)
     return homography
 
 

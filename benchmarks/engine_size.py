@@ -1,8 +1,8 @@
 """Build TensorRT-RTX engines of one size in every form and precision; print plan size and scratch memory, and check the goal.
 
 Run as ``python -m benchmarks.engine_size`` from the repository's root; needs the extra ``rtx`` and no device. Nothing is run:
-the compiler says how much memory a run will need. Ranges of the INT8 engine come from noise, as sizes do not depend on them.
-Every engine is built in a process of its own, because a build can leave traces in the next one.
+the compiler reports how much memory a run will need. The ranges of the INT8 engine come from noise, because sizes do not
+depend on them. Every engine is built in its own process, because a build can affect the next one.
 """
 
 from __future__ import annotations

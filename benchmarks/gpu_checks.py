@@ -1,4 +1,4 @@
-"""The checks of the GPU benchmark before it measures: every kernel, the loss to second order, the whole frame.
+"""Checks that the GPU benchmark runs before it measures: every kernel, the loss to second order, a whole frame.
 
 Each check is a row of plain values with an ``error``, a ``limit`` and whether it is ``good``. Runs on a CUDA device, and on
 the CPU in Triton's interpreter (``TRITON_INTERPRET=1``), where small sizes take minutes. Needs torch and Triton.

@@ -17,7 +17,7 @@ _MATRIX_SIDE = 8192
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What the device reaches on the two simplest programs.
+    """Rates that the device reaches in the two simplest programs.
 
     Attributes:
         bytes_per_s: Bytes read and written by a copy within its memory.

@@ -1,6 +1,6 @@
-"""Compiling the kernels of the GPU benchmark on all cores, into Triton's cache, where the launches find them.
+"""Compiling the kernels of the GPU benchmark on all cores into Triton's cache, where the launches find them.
 
-Otherwise each launch compiles its own kernel, one after the other in one process, and the device waits for minutes.
+Otherwise the launches would compile their kernels one by one in a single process, and the device would wait for minutes.
 """
 
 from __future__ import annotations

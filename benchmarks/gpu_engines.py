@@ -1,4 +1,4 @@
-"""Engines behind the CUDA driver layers, timed on the device and on the wall, and watched for leaks. Needs no torch."""
+"""Engines on the CUDA driver layers: device time, wall time, and leaks. Needs no torch."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 python -m benchmarks.gpu_model PROGRAM.rfx [--json FILE]    count, with the disassembler that comes with Triton
 python -m benchmarks.gpu_model --table FILE                 print the table of docs/gpu.md from such a JSON
 
-Make the program with ``refusion-edge build --task ir_vis --backend fused --arch sm_87,sm_89,sm_90,sm_110``; no GPU is needed.
+Build the program with ``refusion-edge build --task ir_vis --backend fused --arch sm_87,sm_89,sm_90,sm_110``; no GPU is needed.
 
-Every launch takes the longest of three times: its instructions through four schedulers of each multiprocessor, one each per
-clock; its products through the tensor cores; its bytes through memory. A frame is the sum of its launches. Latencies,
-bank conflicts, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound; caches
-are, too, and where one holds a whole image, memory may take less. Beside it stands the time at 60 % of these rates, which is
-a guess.
+Every launch takes the longest of three times: its instructions on the four schedulers of each multiprocessor, one each per
+clock; its products on the tensor cores; its bytes through memory. A frame is the sum of its launches. Latencies, bank
+conflicts, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound. Caches are left
+out as well; if one holds a whole image, memory may take less time. The table also shows the time at 60 % of these rates, which
+is a guess.
 """
 
 from __future__ import annotations

@@ -7,17 +7,16 @@ Parts, in the order in which they run (``--parts all`` for every one; the defaul
 
     checks    every kernel against its float64 reference in both precisions, at odd sizes; the loss to second order; a frame
     frame     official sequence in eager fp32 and fp16, torch.compile fp16, our kernels as one graph; ONNX Runtime on CUDA
-              and TensorRT where they can be used
-    launches  every kernel by itself, beside the measured rates of memory and matrix units
-    loss      loss with gradient and second order, kernels beside torch's operations, and how many launches each takes
-    engines   the back ends behind each installed layer over the CUDA driver: graph on the device, whole call on the wall,
-              what 10 000 frames and 100 changes of size leave behind
+              and TensorRT if they are usable
+    launches  every kernel by itself, next to the measured rates of memory and matrix units
+    loss      loss with gradient and second order, our kernels next to torch's operations, and the launches of each
+    engines   the back ends on each installed CUDA driver layer: device time of the graph, wall time of the whole call, and
+              leaks after 10 000 frames and 100 size changes
     sweep     every kernel with other tiles and warps; --kernels names those that are swept
 
-Before that, what will be launched is compiled on all cores. Times are medians of device events in turns within one process.
-A part that fails is in the JSON with its error, and the others still run; the JSON is written after every part. The exit code
-is 1 if a check failed or a part did. ``--table`` prints the tables of the documentation from the JSON of a run, and measures
-nothing.
+All kernels are first compiled on all cores. Times are medians of device events, in turns within one process. If a part fails,
+the JSON holds its error and the other parts still run; the JSON is written after every part. The exit code is 1 if a check or
+a part failed. ``--table`` prints the tables of the documentation from the JSON of a run and measures nothing.
 """
 
 from __future__ import annotations
@@ -189,7 +188,7 @@ def measure(setting: Setting, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
     started, device = now_utc(), torch.cuda.get_device_properties(0)
     compiled = _compile_ahead(setting, names)
-    print(f"{compiled} kernels compiled ahead", flush=True)
+    print(f"{compiled} kernels compiled in advance", flush=True)
     ceilings = asdict(measure_ceilings(setting.rounds))
     document: dict[str, Any] = {
         "schema": SCHEMA,

@@ -3,10 +3,10 @@
 python -m benchmarks.graph_forms [--size 480x640] [--rounds 5] [--weights FILE] [--variants] [--json FILE]
 
 The naive graph is the network operator by operator as the official release computes it, exported by torch.onnx with its
-weights as constants and simplified by onnxsim. Everything runs at one thread. CPU time is process time, all graphs of one
-runtime in turn in this process, median of the rounds; the load of the machine moves it less than the wall clock. Memory is
-what a process of its own adds to its peak from before the model is loaded to after three pictures. Needs torch, onnxscript
-and onnxsim for the naive graph, and openvino for its half.
+weights as constants and simplified by onnxsim. Everything runs in one thread. CPU time is process time, with all graphs of one
+runtime in turn in this process, median of the rounds; the load of the machine affects it less than wall time. Memory is the
+peak that a separate process adds between loading the model and the third image. Needs torch, onnxscript and onnxsim for the
+naive graph, and openvino for its half.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CPU = "cpu"
 _NAIVE = "naive"
 # The neighbours of the form for ONNX Runtime: what each of its rewrites is worth there.
 _VARIANTS = {
-    "onnxruntime, centred norm": GraphForm(split=True, convolved_mixing=True),
+    "onnxruntime, centered norm": GraphForm(split=True, convolved_mixing=True),
     "onnxruntime, two products": GraphForm(split=True, folded_norm=True),
     "onnxruntime, slices": GraphForm(folded_norm=True, convolved_mixing=True),
 }
@@ -70,15 +70,15 @@ class Row:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="CPU time and memory of the graph forms against the naive export.")
-    parser.add_argument("--size", default="480x640", metavar="HxW", help="size of the pictures (default: 480x640)")
-    parser.add_argument("--rounds", type=int, default=5, help="pictures per graph (default: 5)")
+    parser.add_argument("--size", default="480x640", metavar="HxW", help="size of the images (default: 480x640)")
+    parser.add_argument("--rounds", type=int, default=5, help="images per graph (default: 5)")
     parser.add_argument("--weights", type=Path, help="weights file (default: those of ir_vis)")
     parser.add_argument("--variants", action="store_true", help="also trace and measure neighbours of the onnxruntime form")
     parser.add_argument("--json", type=Path, help="also write the numbers as JSON")
     options = parser.parse_args()
     size_hw = parse_size(options.size)
     if size_hw is None:
-        parser.error("expected a fixed size, such as 480x640, got 'dynamic'")
+        parser.error("'dynamic' is not a fixed size; write 480x640")
     state = read_checkpoint(options.weights or weights_path("ir_vis")).state
     pair = resized(read_pair(sample_paths("ir_vis")[0]), size_hw)
 
@@ -148,7 +148,7 @@ def naive_export(state: State, size_hw: tuple[int, int]) -> bytes:
         )  # fmt: skip
     simplified, agrees = onnxsim.simplify(program.model_proto)
     if not agrees:
-        raise SystemExit("expected onnxsim to keep the meaning of the naive graph, got a different output.")
+        raise SystemExit("the output of the naive graph changed when onnxsim simplified it; try another version of onnxsim")
     model: bytes = simplified.SerializeToString()
     return model
 
@@ -178,7 +178,7 @@ def _measure(rows: list[Row], pair: ImagePair, expected: Float32Array, rounds: i
     memory = {row.graph: _in_own_process(row, pair) for row in rows}
     a, b = _planes(pair)
     engines = {row.graph: row.open() for row in rows}
-    # The first picture allocates; it is compared, not timed.
+    # The first image allocates; it is compared, not timed.
     fidelity = {name: compare(fuse(a, b)[0, 0], expected) for name, fuse in engines.items()}
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):
@@ -220,7 +220,7 @@ def _peak_mb() -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise SystemExit("expected /proc/self/status to show the peak memory, got none; this benchmark needs Linux.")
+    raise SystemExit("/proc/self/status does not show the peak memory; this benchmark needs Linux")
 
 
 if __name__ == "__main__":

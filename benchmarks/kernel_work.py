@@ -1,4 +1,4 @@
-"""How much arithmetic and memory traffic every launch of a frame takes for a pixel, read from the schedule and its weights."""
+"""Arithmetic and memory traffic per pixel of every launch of a frame, read from the schedule and its weights."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import Argument, Launch, Parameter, Schedule
 
-# Beside matrices: norms and temperatures, which are not multiplied with every channel.
+# Not matrices: norms and temperatures, which are not multiplied with every channel.
 _VECTORS = (".gain", ".bias", ".temperature")
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchWork:
-    """What one launch takes for each pixel of the picture.
+    """Work of one launch per pixel of the image.
 
     Attributes:
         kernel: Name of the kernel.
-        bytes: Every buffer that follows the picture, read or written once; weights and sums are small and left out.
+        bytes: Every buffer of image size, read or written once; weights and sums are small and left out.
         flops: Two for each number of a matrix that is applied at every pixel, and for each product of queries and keys.
     """
 
@@ -67,5 +67,5 @@ def _bytes(schedule: Schedule, argument: Argument) -> int:
 def _matrix_size(schedule: Schedule, weights: Mapping[str, Array], parameter: Parameter, argument: Argument) -> int:
     if argument.kind == "weights" and not argument.name.endswith(_VECTORS):
         return weights[argument.name].size
-    # Taps that were made for this picture.
+    # Taps of this image.
     return schedule.buffers[argument.name].fixed if argument.kind == "buffer" and not parameter.written else 0

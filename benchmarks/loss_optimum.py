@@ -1,11 +1,11 @@
-"""What a fusion loss asks for: its best picture, found by moving the pixels themselves, beside the pictures of weights.
+"""The image that minimizes a fusion loss, found by optimizing the pixels themselves, next to the results of weights.
 
 python -m benchmarks.loss_optimum TASK --data DIR --loss NAME=SETTINGS --weights NAME=FILE [--sets SET ...] [--limit N]
 
 Repeat ``--loss`` to compare several. SETTINGS are ``prior``, ``sharpness``, ``intensity``, ``term`` and ``coefficient``, as
-``key:value`` joined by commas; what is left out is that of the preset ``default``. No network takes part, so a metric that
-stays behind here is out of reach for a network that is trained with this loss, unless it errs in the right direction.
-Tables as in ``benchmarks.weights``.
+``key:value`` joined by commas; missing ones come from the preset ``default``. No network takes part, so a metric that is
+low here is out of reach for a network trained with this loss, unless its errors happen to help. Tables as in
+``benchmarks.weights``.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def loss_optimum(task: str, given: Mapping[str, str]) -> Fuse:
         a, b = torch.from_numpy(first.copy()), torch.from_numpy(second.copy())
         weights = LossWeights.from_logits(prior(a, b, sharpness))
         fused = ((a + b) / 2).requires_grad_()
-        optimiser = torch.optim.Adam([fused], lr=_RATE)
+        optimizer = torch.optim.Adam([fused], lr=_RATE)
         for step in range(STEPS):
-            optimiser.param_groups[0]["lr"] = _RATE * (1 - step / STEPS) + _LAST_RATE
-            optimiser.zero_grad()
+            optimizer.param_groups[0]["lr"] = _RATE * (1 - step / STEPS) + _LAST_RATE
+            optimizer.zero_grad()
             fusion_loss(fused, a, b, weights, coefficient, term, intensity).backward()
-            optimiser.step()
+            optimizer.step()
             with torch.no_grad():
                 fused.clamp_(0, 1)
         return fused.detach().numpy()

@@ -1,4 +1,4 @@
-"""An engine that costs next to nothing, where everything around the network is looked at."""
+"""An engine that costs next to nothing, for measuring everything around the network."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class MeanEngine:
         pass
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Give the mean; new memory."""
+        """Return the mean in new memory."""
         return (a + b) * np.float32(0.5)

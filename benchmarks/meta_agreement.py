@@ -5,11 +5,11 @@ python -m benchmarks.meta_agreement RUN --data DIR [--pairs 1 2 8] [--batches 8]
 Takes F, P and R from a run's newest checkpoint and prints, for each batch size, the mean cosine between the
 meta-gradients of independent batches (1: all agree, 0: noise), as they are and with the brightness shift left out, and
 seconds and peak GPU memory of one meta-gradient. First with the run's tone curves, as it trains, then without: R cannot
-know which curve a source went through, so what it gets wrong about brightness is another thing in every crop.
+know which curve a source went through, so its errors in brightness differ from crop to crop.
 
 Before that, the leverage of P on these crops: the mean of w (1 - w) |a - b|, by which a change of a logit changes what
 the intensity term asks for, relative to the largest possible one, |a - b| / 4; the same for v and gradient magnitudes.
-A prior that has made up its mind, or sources that agree, leave P nothing to decide.
+A saturated prior, or sources that agree, leave P nothing to decide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time all metrics of the convention ``evaluator`` for one 640x480 triple on one core, against the plain formulas.
 
 Run as ``python -m benchmarks.metrics`` from the repository's root; needs SciPy for the plain formulas. Both are timed in
-turns, so that a busy machine slows both; the pictures are made from a fixed seed.
+turns, so that a busy machine slows both; the images are generated from a fixed seed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Compare the native back end with the other CPU engines and with the processor's own limit, in one process, in turns.
 
 Run as ``python -m benchmarks.native_cpu`` from the repository's root, with the native module built. Every turn runs a loop
-of nothing but multiply-adds and then each engine once, so that a busy machine slows all of them; what is reported are
-medians of the turns and ratios of CPU time, which a busy machine changes least. Memory is the peak that one picture adds
-to a process of its own. The pictures are random numbers from a fixed seed: the kernels do the same work on any picture.
+of pure multiply-adds and then each engine once, so that a busy machine slows all of them. The results are medians over the
+turns and ratios of CPU time, which a busy machine changes least. Memory is the peak that one image adds to a separate
+process. The images are random numbers from a fixed seed: the kernels do the same work on any image.
 Where the processor has bf16, the engines that compute in it run as well.
 
 Work per pixel is counted as the weights of all convolutions and the products of queries and keys, one multiply-add each;
@@ -47,13 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=7, help="turns of all engines (default: 7)")
     parser.add_argument("--threads", type=int, default=1, help="threads of every engine (default: 1)")
-    parser.add_argument("--memory-of", metavar="NAME", help="only print the megabytes that one picture adds with this engine")
+    parser.add_argument("--memory-of", metavar="NAME", help="only print the megabytes that one image adds with this engine")
     options = parser.parse_args()
     if options.memory_of:
         print(_added_mb(options.memory_of))
         return 0
     if not status("native").usable:
-        sys.exit(f"expected the native module, got '{status('native').reason}'; run: {status('native').fix}.")
+        sys.exit(f"the back end native is not usable: {status('native').reason}; run: {status('native').fix}")
     others = [name for name in OTHERS if BACKENDS[name].takes_weights and status(name).usable]
     if native.instruction_sets("bf16"):
         others += [f"{name}{_BF16}" for name in ("native", *others) if "bf16" in BACKENDS[name].forms]
@@ -136,12 +136,12 @@ def _open(name: str, threads: int) -> Backend:
 
 def _cost_per_pixel(turns: int) -> bool:
     state = read_checkpoint(weights_path("ir_vis")).state
-    pictures = {size_hw: _planes(size_hw) for size_hw in SIZES_HW}
+    images = {size_hw: _planes(size_hw) for size_hw in SIZES_HW}
     cpu_s: dict[tuple[int, int], list[float]] = {size_hw: [] for size_hw in SIZES_HW}
     with open_weights(state, "native", RunOptions(threads=1)) as engine:
         for _ in range(turns):
-            for size_hw, planes in pictures.items():
-                # Small pictures several times, so that the clock has something to measure; memory is there already.
+            for size_hw, planes in images.items():
+                # Small images several times, so that the clock has something to measure; memory is there already.
                 repeats = max(1, SIZE_HW[0] * SIZE_HW[1] // (size_hw[0] * size_hw[1]))
                 engine.fuse(*planes)
                 taken_s, _ = _times(lambda planes=planes, repeats=repeats: [engine.fuse(*planes) for _ in range(repeats)])

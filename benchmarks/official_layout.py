@@ -1,6 +1,6 @@
-"""The network operator by operator as the official release computes it: what our layouts are measured against.
+"""The network operator by operator as the official release computes it: the baseline of our layouts.
 
-Written anew from its parameter layout. Needs torch.
+Written independently from its parameter layout. Needs torch.
 """
 
 from __future__ import annotations

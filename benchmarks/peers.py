@@ -1,12 +1,12 @@
-"""The network as others would run it beside ours, in turns in one process.
+"""The network as others would run it, next to ours, in turns in one process.
 
 python -m benchmarks.peers [--size 240x320] [--rounds 30] [--threads 1] [--compile] [--json FILE] [--loaded]
 python -m benchmarks.peers --table FILE
 
 Peers: the official operator sequence in PyTorch, the same under torch.compile (takes minutes to compile), its plain ONNX
-export on ONNX Runtime and on OpenVINO, our graph, our module in PyTorch, and every other back end that can be used here. All
-in fp32, on the weights of the package, on one sample pair. In each round every peer fuses once, a different one first;
-wall and processor time are of that call. Memory is measured in a process of its own for each peer. --table prints the
+export on ONNX Runtime and on OpenVINO, our graph, our module in PyTorch, and every other back end that is usable here. All
+in fp32, on the weights of the package, on one sample pair. In each round every peer fuses once, starting with a different one;
+wall and processor time are those of that call. Memory is measured in a separate process for each peer. --table prints the
 table of the README from the JSON of a run. A plain export needs 2.5 GB in ONNX Runtime at 480x640.
 """
 
@@ -81,10 +81,10 @@ def main() -> int:
     """Measure and print, or print the table of an earlier run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="240x320", help="height x width (default: 240x320)")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds that count, after two that do not (default: 30)")
+    parser.add_argument("--rounds", type=int, default=30, help="measured rounds, after two for warm-up (default: 30)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each peer (default: 1)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too, which compiles for minutes")
-    parser.add_argument("--loaded", action="store_true", help="measure although other programs keep the machine busy")
+    parser.add_argument("--compile", action="store_true", help="include torch.compile, which compiles for minutes")
+    parser.add_argument("--loaded", action="store_true", help="measure even if other programs keep the machine busy")
     parser.add_argument("--json", type=Path, help="write the numbers as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table from such a JSON, and measure nothing")
     parser.add_argument("--memory", nargs=2, metavar=("PEER", "FOLDER"), help=argparse.SUPPRESS)
@@ -145,7 +145,7 @@ def measure(setting: Setting, rounds: int, with_compile: bool, loaded: bool) -> 
     for name in names:
         error = float(np.abs(outputs[name] - reference).max())
         if error > MOST_ERROR:
-            raise SystemExit(f"expected {name} to compute what the official sequence does, got a difference of {error:.1e}")
+            raise SystemExit(f"{name} differs from the official sequence by {error:.1e}")
         rows.append(
             {
                 "peer": name,
@@ -324,7 +324,7 @@ def _memory_in_a_process(name: str, setting: Setting) -> float | None:
         capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"expected {name} to run in a process of its own, got: {done.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(f"{name} failed in its own process: {done.stderr.strip().splitlines()[-1]}")
     added: float | None = json.loads(done.stdout.splitlines()[-1])
     return added
 

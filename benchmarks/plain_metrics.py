@@ -1,7 +1,7 @@
-"""The metrics of the convention ``evaluator`` written down as in the papers: whole 2-D windows, no shortcuts.
+"""The metrics of the convention ``evaluator`` written as in the papers: whole 2-D windows, no shortcuts.
 
 The reference that the fast versions of ``refusion_edge.metrics`` are tested against and timed against. All functions
-take planes of grey levels, (H, W) float64, and return a number.
+take planes of gray levels, (H, W) float64, and return a number.
 """
 
 from __future__ import annotations

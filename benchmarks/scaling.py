@@ -1,10 +1,10 @@
-"""What a sweep over sizes says about other sizes: a fixed part and a part for each megapixel, in time, memory and energy.
+"""Predicting time, memory and energy at other sizes from a sweep: a fixed part plus a part per megapixel.
 
 python -m benchmarks.scaling sweep.jsonl [more.jsonl ...] [--fps 30] [--device NAME:GFLOPS:GBPS ...] [--write docs/scaling.md]
 
-Takes the JSON lines of ``refusion-edge bench ENGINE --sizes ... --lines FILE``; three sizes at least. Prints the model of each
-engine with its residuals, and what follows from it. --device adds predictions for machines that nothing was measured on, from
-their arithmetic and memory rates; they are marked as a model. --write puts the text between the markers of a page.
+Takes the JSON lines of ``refusion-edge bench ENGINE --sizes ... --lines FILE``; at least three sizes. Prints the model of each
+engine with its residuals, and its predictions. --device adds predictions for machines without measurements, from their
+arithmetic and memory rates; they are marked as a model. --write puts the text between the markers of a page.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def describe(paths: Sequence[Path], fps: float, devices: Sequence[Device] = ()) 
         configuration, rows = read_rows(path)
         models = fit(rows)
         if not models:
-            raise InputError(f"expected {LEAST_SIZES} stable sizes of one engine in {path}, got fewer; measure more --sizes.")
+            raise InputError(f"{path} holds fewer than {LEAST_SIZES} stable sizes of one engine; measure more --sizes")
         parts.append(_conditions(configuration))
         parts.append(_models(models))
         parts.append(_consequences(models, fps))
@@ -171,7 +171,7 @@ def put(page: str, text: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise InputError(f"expected the markers {BEGIN} and {END} in the page, got none; put them where the tables belong.")
+        raise InputError(f"the page lacks the markers {BEGIN} and {END}; put them where the tables belong")
     return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
@@ -258,7 +258,7 @@ def _device(text: str) -> Device:
     except ValueError:
         limits = Limits(0.0, 0.0, 0)
     if not name or not 0 < limits.matrix_gflops < float("inf") or not 0 < limits.copy_gb_per_s < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected NAME:GFLOPS:GBPS, such as board:200:60, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME:GFLOPS:GBPS, such as board:200:60")
     return Device(name, limits)
 
 

@@ -1,9 +1,8 @@
-"""Time everything of a stream but the network, for one 640x480 pair on one core; and flicker against the per-frame stretch.
+"""Time a stream without the network, for one 640x480 pair on one core, and compare flicker with the per-frame stretch.
 
-Run as ``python -m benchmarks.stream_cost`` from the repository's root. Frames are made before; what is timed is what runs for
-each pair: pairing, freeze watch, motion, gain, warp of a rig, colour, output range, and a null output. The mean stands for
-the network. Processor time, as
-other programs may be running; wall time is printed beside it.
+Run as ``python -m benchmarks.stream_cost`` from the repository's root. Frames are made in advance; timed is the work for each
+pair: pairing, freeze detection, motion, gain, warp of a rig, color, output range, and a null output. The mean replaces the
+network. The limit applies to processor time, because other programs may be running; wall time is printed as well.
 """
 
 from __future__ import annotations

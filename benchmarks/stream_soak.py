@@ -1,8 +1,8 @@
-"""Run two synthetic 30 Hz cameras: first clean, for the age of what is shown; then with faults, for endurance.
+"""Run two synthetic 30 Hz cameras: first without faults, for the age of the shown frames; then with faults, for endurance.
 
 Run as ``python -m benchmarks.stream_soak --minutes 20`` from the repository's root. Faults, every few seconds: shutter freezes,
 late and lost frames, a lost camera, damaged frames, changes of size, a slow output, and storms of viewers on the browser view.
-Printed in the end: memory, threads and descriptors after warm-up and at the end, and every fault that the report holds.
+Prints memory, threads and descriptors after warm-up and at the end, and every fault in the report.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def _clean(seconds: float) -> bool:
     report = _run(f"test://ir?{_SIZE}", f"test://vis?{_SIZE}&skew_ms=4", ("null://",), seconds)
     age = report["stages"]["age"]
     unexplained = sum(camera["unexplained"] for camera in report["cameras"].values())
-    print(f"clean, {seconds:g} s: {report['pairs']['shown']} pictures, {unexplained} unexplained drops, drops {_drops(report)}")
+    shown = report["pairs"]["shown"]
+    print(f"clean, {seconds:g} s: {shown} fused frames, {unexplained} unexplained drops, drops {_drops(report)}")
     print(
-        f"age of what is shown: p50 {age['p50_ms'] / PERIOD_MS:.2f}, p95 {age['p95_ms'] / PERIOD_MS:.2f}, p99 "
+        f"age of the shown frames: p50 {age['p50_ms'] / PERIOD_MS:.2f}, p95 {age['p95_ms'] / PERIOD_MS:.2f}, p99 "
         f"{age['p99_ms'] / PERIOD_MS:.2f} frame periods (wanted: p99 at most {LIMIT_PERIODS:g})"
     )
     return unexplained != 0 or age["p99_ms"] > LIMIT_PERIODS * PERIOD_MS
@@ -77,7 +78,7 @@ def _soak(seconds: float, port: int) -> bool:
     early, late = (float(np.median([row["rss_kib"] for row in rows])) for rows in (warm[:third], warm[-third:]))
     growth = late / early - 1
     unexplained = sum(camera["unexplained"] for camera in report["cameras"].values())
-    print(f"with faults, {seconds / 60:.1f} min: {report['pairs']['shown']} pictures, modes {report['pairs']['modes']}")
+    print(f"with faults, {seconds / 60:.1f} min: {report['pairs']['shown']} fused frames, modes {report['pairs']['modes']}")
     for side, camera in report["cameras"].items():
         faults = {name: camera[name] for name in ("freezes", "losses", "reconnects", "missing_at_source")}
         print(f"  {side}: {camera['in']} in, {camera['unexplained']} unexplained, {faults}, drops {camera['drops']}")

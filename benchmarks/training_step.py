@@ -1,11 +1,11 @@
-"""What one training cycle costs in plain steps of F, and what training saves over the official layout.
+"""The cost of a training cycle in plain steps of F, and the savings over the official layout.
 
 python -m benchmarks.training_step [--crop 64 96 128] [--pairs 2] [--rounds 15] [--json FILE]
 
 All variants run in turn in one process on one thread, after one warm-up call each; the numbers are medians of process
-CPU time, which the load of the machine moves less than the wall clock. A plain step of F is forward pass, fusion loss,
-backward pass and optimiser. Memory is kept by the process, as `refusion-edge train` does it, for all variants alike; only
-"as it comes" is the official layout in a process of its own, which gives memory back as the C library does by itself.
+CPU time, which the load of the machine affects less than wall time. A plain step of F is forward pass, fusion loss, backward
+pass and optimizer. All variants keep freed memory, as `refusion-edge train` does; only "as it comes" runs the official layout
+in a separate process that returns memory as the C library does by default.
 """
 
 from __future__ import annotations

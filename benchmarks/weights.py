@@ -1,17 +1,17 @@
-"""How good weights are: paired with other weights, picture by picture, on the test sets.
+"""The quality of weights: compared with other weights, image by image, on the test sets.
 
 python -m benchmarks.weights TASK --data DIR --weights NAME=FILE [--weights NAME=FILE ...] [--sets SET ...] [--limit N]
 
 DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. Every weights file is compared with the last one named. Per set and metric it
-prints the mean of both, the mean of the differences of each picture and its standard error; ``-`` marks a mean difference
+prints the mean of both, the mean difference per image and its standard error; ``-`` marks a mean difference
 below minus one standard error, ``+`` one above zero. Results are stretched, and metrics are those of the convention
-``evaluator`` on grey pictures, with these exceptions:
+``evaluator`` on grayscale images, with these exceptions:
 
-- ``medical``: metrics inside the head. What is outside (both sources black, not enclosed by either) is blanked in all
-  pictures, which are then cut to the box around the head. ``black`` is the mean level where both sources are exactly
+- ``medical``: metrics inside the head. The outside (both sources black, not enclosed by either) is blanked in all
+  images, which are then cropped to the box around the head. ``black`` is the mean level where both sources are exactly
   black outside, ``black-p99`` the 99th percentile there.
-- ``multi_focus``: a set ``defocus`` of pairs made from visible pictures of ``ir_vis/test``, which no training has seen;
-  PSNR and SSIM against the sharp picture, without the stretch.
+- ``multi_focus``: a set ``defocus`` of pairs made from visible images of ``ir_vis/test``, which no training has seen;
+  PSNR and SSIM against the sharp image, without the stretch.
 - All: ``swap``, the mean change in [0, 1] of the network's output when the inputs are swapped.
 """
 
@@ -99,7 +99,7 @@ def print_tables(cases: list[Case], found: dict[str, list[Values]]) -> None:
     *names, reference = found
     for group in dict.fromkeys(case.group for case in cases):
         rows = [index for index, case in enumerate(cases) if case.group == group]
-        print(f"\n{group}, {len(rows)} pictures, beside {reference}")
+        print(f"\n{group}, {len(rows)} images, against {reference}")
         print(f"{'metric':12} {reference:>12}" + "".join(f" {name:>12} {'difference (error)':>22}" for name in names))
         for metric in found[reference][rows[0]]:
             base = np.array([found[reference][row][metric] for row in rows])
@@ -139,9 +139,9 @@ def test_cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
 
 
 def _defocused(data: Path, count: int) -> Iterator[Case]:
-    pictures = find_images(str(data / "ir_vis" / "test" / "vis"))
-    for index, stem in enumerate([stem for stem in pictures if stem.startswith("roadscene")][:count]):
-        sharp = np.rint(to_gray_plane(cv2.imread(str(pictures[stem]), cv2.IMREAD_GRAYSCALE))).astype(np.uint8)
+    images = find_images(str(data / "ir_vis" / "test" / "vis"))
+    for index, stem in enumerate([stem for stem in images if stem.startswith("roadscene")][:count]):
+        sharp = np.rint(to_gray_plane(cv2.imread(str(images[stem]), cv2.IMREAD_GRAYSCALE))).astype(np.uint8)
         near, far = defocused_pair(sharp, np.random.default_rng(index))
         yield Case("defocus", ImagePair(stem, near, far), sharp)
 

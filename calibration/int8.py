@@ -1,4 +1,4 @@
-"""Value ranges for INT8: the inputs of the layers that can be quantized, seen over real pairs by ONNX Runtime. No torch."""
+"""Value ranges for INT8: inputs of the quantizable layers, measured on real pairs with ONNX Runtime. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from refusion_edge.network.graph import INPUT_A, INPUT_B
 from refusion_edge.network.quantization import CalibrationTable, Method, layer_nodes
 from refusion_edge.tasks import Task
 
-# Below this, a single odd picture decides about a range; above, ranges do not move any more.
+# With fewer pairs, a single unusual image can decide a range; with more, the ranges no longer change.
 MIN_PAIRS, MAX_PAIRS = 16, 32
-# The middle of larger pictures is taken as it is: scaling would change the noise that the ranges have to hold.
+# Larger images are cropped to their middle, because scaling would change the noise that the ranges must cover.
 _LARGEST_HW = (288, 384)
 
 _BINS = 1024
@@ -39,20 +39,20 @@ def collect(
     random: bool = False,
     on_pair: Callable[[], None] = lambda: None,
 ) -> CalibrationTable:
-    """Collect ranges.
+    """Measure the value range of every quantizable layer.
 
     Args:
         model: A filled fp32 model of the folded form and of any size.
-        pairs: At least ``MIN_PAIRS`` pairs, of which the first ``MAX_PAIRS`` are used.
+        pairs: At least ``MIN_PAIRS`` pairs; only the first ``MAX_PAIRS`` are used.
         task: Their task.
-        method: ``min-max``: the largest absolute value that was seen. ``percentile``: the one that 99.99 percent stay
-            below. ``entropy``: the one that loses least information (Kullback and Leibler).
-        random: Whether the pairs are random numbers; goes into the table.
+        method: ``min-max`` takes the largest absolute value, ``percentile`` the 99.99th percentile, and ``entropy`` the limit
+            with the least Kullback-Leibler divergence.
+        random: Whether the pairs are noise; recorded in the table.
         on_pair: Called after each pair.
 
     Raises:
         InputError: There are too few pairs, or one cannot be fused; the message names it.
-        GateError: A layer sees nothing but zeros, or something that is no number.
+        GateError: The inputs of a layer are all zero, or not finite.
     """
     inputs = {layer: node.input[0] for layer, node in layer_nodes(model).items()}
     observed = onnx.ModelProto()
@@ -69,7 +69,7 @@ def collect(
     largest = dict.fromkeys(names, 0.0)
     used: list[ImagePair] = []
     for pair in pairs:
-        # The middles of two sizes would have one size, and would be no pair.
+        # Check before cropping, which would hide that the two images differ in size.
         planes_of(pair, task)
         used.append(ImagePair(pair.name, _middle(pair.a), _middle(pair.b)))
         planes = planes_of(used[-1], task)
@@ -87,25 +87,25 @@ def collect(
     ranges = {layer: limits[name] for layer, name in inputs.items()}
     for layer, limit in ranges.items():
         if not (np.isfinite(limit) and limit > 0):
-            raise GateError(f"expected values in front of the layer {layer}, got {limit:g} at most; check the weights.")
+            raise GateError(f"the largest input of the layer {layer} is {limit:g}, which gives no range; check the weights")
     return CalibrationTable(method, ranges, len(used), fingerprint(used), random)
 
 
 def check_count(pairs: int) -> None:
-    """Make sure that there are enough pairs.
+    """Require enough pairs to calibrate with.
 
     Raises:
         InputError: There are fewer than ``MIN_PAIRS``.
     """
     if pairs < MIN_PAIRS:
         raise InputError(
-            f"expected at least {MIN_PAIRS} pairs to calibrate with, got {pairs}; ranges from fewer do not hold for other "
-            "pictures, add more of the same cameras."
+            f"calibration needs at least {MIN_PAIRS} pairs, and there are {pairs}; add more from the same cameras, because "
+            "ranges from so few do not hold for other images"
         )
 
 
 def planes_of(pair: ImagePair, task: Task) -> Planes:
-    """Turn a pair into what the network is given.
+    """Turn a pair into input planes of the network.
 
     Raises:
         InputError: It cannot be fused; the message names it.
@@ -117,7 +117,7 @@ def planes_of(pair: ImagePair, task: Task) -> Planes:
 
 
 def random_pairs(task: Task, count: int = MIN_PAIRS) -> Iterator[ImagePair]:
-    """Make pairs of noise, to try INT8 out where there are no pictures; their ranges mean nothing for pictures."""
+    """Yield pairs of noise, to try INT8 without images; their ranges mean nothing for real images."""
     draw = np.random.default_rng(len(task.name))
     for index in range(count):
         a, b = (draw.integers(0, 256, (48, 64), np.uint8) for _ in range(2))
@@ -125,14 +125,14 @@ def random_pairs(task: Task, count: int = MIN_PAIRS) -> Iterator[ImagePair]:
 
 
 def spread(items: Sequence[object], count: int) -> list[int]:
-    """Indices of at most ``count`` items, evenly spread over all."""
+    """Indices of at most ``count`` items, spread evenly over all of them."""
     return sorted({round(position) for position in np.linspace(0, len(items) - 1, min(count, len(items)))})
 
 
 def _limits(collector: HistogramCollector) -> dict[str, float]:
     with _silence():
         found = collector.compute_collection_result()
-    # Lower bound, upper bound, and what they were found in.
+    # Lower bound, upper bound, and the histogram.
     return {name: float(max(abs(bound) for bound in bounds[:2])) for name, bounds in found.items()}
 
 
@@ -143,6 +143,6 @@ def _middle(image: Array) -> Array:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the collector's own progress off standard output, which is for results."""
+    """Keep the collector's progress messages off standard output, which is for results."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,9 +1,9 @@
-"""Draw one contact sheet per task from the sample pairs of the package: both sources, the fused picture, and a detail.
+"""Draw one contact sheet per task from the sample pairs of the package: both sources, the fused image, and a detail.
 
 python -m examples.contact_sheets [-o docs/images] [--task TASK ...] [--weights FILE] [--backend NAME]
 
-The first row of a sample shows whole pictures, the second row the same detail of each at 200 %: the square with most
-texture in either source. Writes ``contact_TASK.jpg``, each below 250 kB.
+The first row of a sample shows the whole images, the second row the same detail of each at 200 %: the square with the
+most texture in either source. Writes ``contact_TASK.jpg``, each below 250 kB.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def draw_sheet(fuser: Fuser) -> Uint8Array:
     task, rows = fuser.task, []
     for paths in sample_paths(task.name):
         pair = read_pair(paths)
-        pictures = [pair.a, pair.b, fuser.fuse(pair.a, pair.b)]
+        images = [pair.a, pair.b, fuser.fuse(pair.a, pair.b)]
         y, x, side = find_detail(pair.a, pair.b, _TILE_PX // 2)
-        details = [picture[y : y + side, x : x + side] for picture in pictures]
-        rows.append(MontageRow(pictures, [task.description_a, task.description_b, f"fused ({paths.name})"]))
+        details = [image[y : y + side, x : x + side] for image in images]
+        rows.append(MontageRow(images, [task.description_a, task.description_b, f"fused ({paths.name})"]))
         rows.append(MontageRow(details, ["200 %"] * len(details)))
     return montage(rows, _TILE_PX)
 
@@ -69,7 +69,7 @@ def find_detail(a: Array, b: Array, side: int) -> tuple[int, int, int]:
     Args:
         a: Source a, (H, W) or (H, W, 3).
         b: Source b, same height and width.
-        side: Side of the square; no larger than the picture is what comes out.
+        side: Side of the square; limited to the size of the image.
 
     Returns:
         Top, left and side, in pixels.
@@ -82,7 +82,7 @@ def find_detail(a: Array, b: Array, side: int) -> tuple[int, int, int]:
     return int(y), int(x), side
 
 
-def write_below(path: Path, picture: Array, largest_bytes: int) -> int:
+def write_below(path: Path, image: Array, largest_bytes: int) -> int:
     """Write a JPEG in the best quality that stays below a size.
 
     Returns:
@@ -92,15 +92,15 @@ def write_below(path: Path, picture: Array, largest_bytes: int) -> int:
         OutputError: None does.
     """
     for quality in _QUALITIES:
-        write_image(path, picture, jpeg_quality=quality)
+        write_image(path, image, jpeg_quality=quality)
         if path.stat().st_size < largest_bytes:
             return quality
     path.unlink()
-    raise OutputError(f"expected a sheet below {largest_bytes} bytes at {path}, got a larger one; choose smaller tiles.")
+    raise OutputError(f"the sheet {path} does not fit into {largest_bytes} bytes; choose smaller tiles")
 
 
-def _gradient(picture: Array) -> Float32Array:
-    luma, _ = split(to_display_range(picture, sensor=False))
+def _gradient(image: Array) -> Float32Array:
+    luma, _ = split(to_display_range(image, sensor=False))
     plane = np.asarray(luma, np.float32)
     # Square root: one bright edge should not outweigh a textured region.
     magnitude: Float32Array = np.sqrt(np.hypot(cv2.Sobel(plane, -1, 1, 0), cv2.Sobel(plane, -1, 0, 1)))

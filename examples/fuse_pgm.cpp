@@ -27,16 +27,16 @@ Picture read_pgm(const std::string& path) {
                        std::max(picture.width, picture.height) <= 16384;
     std::vector<std::uint8_t> levels(sound ? static_cast<std::size_t>(picture.height) * static_cast<std::size_t>(picture.width) : 0);
     if (!sound || !file.read(reinterpret_cast<char*>(levels.data()), static_cast<std::streamsize>(levels.size()))) {
-        throw std::runtime_error("expected an 8-bit binary PGM file without comments in " + path + ", got something else.");
+        throw std::runtime_error(path + " is not an 8-bit binary PGM file without comments");
     }
     for (std::uint8_t level : levels) picture.luma.push_back(static_cast<float>(level) / 255.0f);
     return picture;
 }
 
 int main(int count, char** words) try {
-    if (count != 5 && count != 6) throw std::runtime_error("expected: fuse_pgm WEIGHTS A.pgm B.pgm FUSED.pgm [THREADS]");
+    if (count != 5 && count != 6) throw std::runtime_error("usage: fuse_pgm WEIGHTS A.pgm B.pgm FUSED.pgm [THREADS]");
     const Picture a = read_pgm(words[2]), b = read_pgm(words[3]);
-    if (a.height != b.height || a.width != b.width) throw std::runtime_error("expected two pictures of one size, got two sizes.");
+    if (a.height != b.height || a.width != b.width) throw std::runtime_error("the two images have different sizes");
     const int threads = count == 6 ? std::atoi(words[5]) : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 
     refusion_edge* engine = refusion_edge_create(words[1], threads, REFUSION_EDGE_FP32);
@@ -52,7 +52,7 @@ int main(int count, char** words) try {
     std::ofstream file(words[4], std::ios::binary);
     file << "P5\n" << a.width << " " << a.height << "\n255\n";
     file.write(reinterpret_cast<const char*>(levels.data()), static_cast<std::streamsize>(levels.size()));
-    if (!file.flush()) throw std::runtime_error(std::string("expected to write ") + words[4] + ", got an error.");
+    if (!file.flush()) throw std::runtime_error(std::string("cannot write ") + words[4]);
     return 0;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "fuse_pgm: %s\n", error.what());

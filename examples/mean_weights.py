@@ -1,9 +1,9 @@
-"""Average the fusion weights of several runs, which often serves better than each of them.
+"""Average the fusion weights of several runs; the mean is often better than each of them.
 
 python -m examples.mean_weights FILE FILE [FILE ...] -o mean.safetensors
 
-The files are weights or checkpoints of one task; runs that began at the same weights stay near enough to each other for
-their mean to make sense (Wortsman et al., Model soups, ICML 2022).
+The files are weights or checkpoints of one task; runs that start from the same weights stay close enough to each other for
+their mean to be useful (Wortsman et al., Model soups, ICML 2022).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mean_weights(paths: list[Path]) -> Checkpoint:
     found = [read_checkpoint(path) for path in paths]
     tasks = {one.task for one in found if one.task is not None}
     if len(tasks) > 1:
-        raise UsageError(f"expected weights of one task, got {', '.join(sorted(tasks))}; average those of one.")
+        raise UsageError(f"the weights are for different tasks ({', '.join(sorted(tasks))}); average weights of one task")
     means = {
         name: np.mean([one.state[name] for one in found], axis=0, dtype=np.float64).astype(np.float32)
         for name in found[0].state

@@ -12,7 +12,7 @@ import numpy as np
 
 # isort: split
 from samples import head, interiors, streets
-from samples.paint import Picture
+from samples.paint import Uint8Image
 
 PAIRS = (
     (streets.render_day, "ir_vis/ir/street.png", "ir_vis/vis/street.png"),
@@ -25,13 +25,13 @@ PAIRS = (
 TOLERANCE = 2
 
 
-def compare(path: Path, picture: Picture) -> str:
-    """Say how a stored file differs from a picture (blue, green and red, or grey); "ok" if it does not."""
+def compare(path: Path, image: Uint8Image) -> str:
+    """Describe how a stored file differs from an image (BGR or grayscale); "ok" if it does not."""
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.shape != picture.shape:
-        return f"expected a picture of shape {picture.shape}, got {stored if stored is None else stored.shape}"
-    difference = int(np.abs(stored.astype(int) - picture.astype(int)).max())
-    return "ok" if difference <= TOLERANCE else f"differs by up to {difference} grey levels"
+    if stored is None or stored.shape != image.shape:
+        return "missing or unreadable" if stored is None else f"its shape is {stored.shape}, that of the image {image.shape}"
+    difference = int(np.abs(stored.astype(int) - image.astype(int)).max())
+    return "ok" if difference <= TOLERANCE else f"differs by up to {difference} gray levels"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     cv2.setNumThreads(1)
     failed = False
     for render, *names in PAIRS:
-        for name, picture in zip(names, render(), strict=True):
-            path, stored = options.output / name, picture if picture.ndim == 2 else picture[..., ::-1]
+        for name, image in zip(names, render(), strict=True):
+            path, stored = options.output / name, image if image.ndim == 2 else image[..., ::-1]
             if options.check:
                 result = compare(path, stored)
                 failed |= result != "ok"

@@ -98,7 +98,7 @@ WARP = Box("gain and warp", ("16 bit to luma, one", "view onto the other"), colu
 FUSE = Box("fuse", ("any engine", "from above"), column(3), 697)
 FINISH = Box("range and color", ("smoothed over time,", "joined with chroma"), column(4), 697)
 OUTPUTS = Box("outputs", ("window, browser,", "video, RTSP"), column(5), 697, "file")
-RIG = Box("rig.yaml", ("made by align",), column(2), 804, "file", 58)
+RIG = Box("rig.yaml", ("written by align",), column(2), 804, "file", 58)
 
 BOXES = (
     PAIRS, PROPOSAL, FUSION, RECONSTRUCTION, WEIGHTS, GRAPH, QUANTIZE, BUILDER, GATE, BUNDLE, *ENGINES,

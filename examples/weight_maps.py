@@ -1,11 +1,11 @@
-"""Draw what the loss proposal network learned: its weight maps at several moments of a training run.
+"""Draw what the loss proposal network learned: its weight maps at several points of a training run.
 
 python -m examples.weight_maps CHECKPOINT [CHECKPOINT ...] -o maps.png [--a A.png --b B.png]
 
 The checkpoints are the ``step-NNNNNNN.safetensors`` files of one run. The sheet shows both sources, the weights of the
 prior alone, the weights w (intensity) and v (gradient) of source a at each checkpoint (white: source a counts, black:
-source b counts), and below them what was learned on top of the prior, enlarged so that the largest change in the
-sheet is white or black; grey is no change. It also prints the mean and the largest change.
+source b counts), and below them the learned change from the prior, scaled so that the largest change in the
+sheet is white or black; gray means no change. It also prints the mean and the largest change.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _weights(checkpoint: TrainingCheckpoint, a: Tensor, b: Tensor) -> LossWeight
 
 
 def _grey(plane: Tensor) -> Uint8Array:
-    picture: Uint8Array = np.rint(plane[0, 0].numpy() * 255).astype(np.uint8)
-    return picture
+    image: Uint8Array = np.rint(plane[0, 0].numpy() * 255).astype(np.uint8)
+    return image
 
 
 if __name__ == "__main__":

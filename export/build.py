@@ -1,4 +1,4 @@
-"""Building an engine bundle: weights, graph, engine, accuracy gate, and only then a folder on disk. No torch."""
+"""Building an engine bundle: weights, graph, engine, accuracy gate, and only then a folder on disk. Imports no torch."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class BuildReport:
     """What a build did.
 
     Attributes:
-        choice: Back end and why.
+        choice: The back end, and why it was chosen.
         bundle: The installed bundle.
         cached: Whether the engine came from the cache.
-        gate: Result per sample pair, of the engine or, if it cannot run here, of its model on the CPU; empty if the
-            engine came from the cache, whose gate had passed.
-        stages_s: Seconds per stage, in order.
+        gate: Result for each gate pair, from the engine or, if it cannot run here, from its CPU proxy; empty for a cached
+            engine whose gate passed when it was built.
+        stages_s: Seconds spent in each stage, in order.
         remarks: Sentences that the user should see.
     """
 
@@ -75,17 +75,17 @@ def build(
 ) -> BuildReport:
     """Build one engine bundle.
 
-    Everything is made in memory and judged there, so that a build that fails or is killed leaves nothing behind.
+    Everything is built and evaluated in memory, so a build that fails or is killed leaves nothing behind.
 
     Args:
         spec: What to build.
         on_stage: Called with the name of each stage as it starts.
-        listener: Told how far a compiler is.
+        listener: Receives the progress of the compiler.
 
     Raises:
-        GateError: The engine is too far from the fp32 reference; nothing is installed.
-        BackendError: The back end cannot be used here.
-        CheckpointError: The weights cannot be used.
+        GateError: The engine differs too much from the fp32 reference; nothing is installed.
+        BackendError: The back end is unusable here.
+        CheckpointError: The weights are unusable.
         OutputError: The bundle cannot be written.
         UsageError: The options contradict each other.
     """
@@ -109,7 +109,7 @@ def build(
         sizes_hw = builder.sizes_hw(spec, stages.remarks)
         pairs = _gate_pairs(spec, spec.size_hw if sizes_hw is None else sizes_hw.opt_hw)
         key = _key(spec, builder, {"weights": weights, "model": model}, pairs)
-    found = status(choice.name)
+    available = status(choice.name)
 
     sources = {WEIGHTS: sha256(weights)} if spec.calibration else {WEIGHTS: sha256(weights), MODEL: sha256(model)}
     cached = read_cached(key, sources, stages.remarks) if spec.use_cache else None
@@ -131,14 +131,14 @@ def build(
         quantized = _quantized(spec.calibration, selection)
         stages.remarks.extend(_int8_remarks(quantized))
     with stages.enter("engine"):
-        made = builder.build(spec, Inputs(checkpoint.state, weights, model, sizes_hw), listener, stages.remarks)
+        engine = builder.build(spec, Inputs(checkpoint.state, weights, model, sizes_hw), listener, stages.remarks)
     with stages.enter("gate"):
-        results = _evaluate(builder, made, model, checkpoint, pairs, task)
+        results = _evaluate(builder, engine, model, checkpoint, pairs, task)
     gate = gate_result(results, pairs)
     with stages.enter("install"):
-        files.update({MODEL: model, made.name: made.engine.data})
-        judged = gate if found.usable else GateNotRun(found.reason, gate)
-        manifest = _manifest(spec, form_name(template), key, files, made, judged, quantized)
+        files.update({MODEL: model, engine.name: engine.engine.data})
+        recorded = gate if available.usable else GateNotRun(available.reason, gate)
+        manifest = _manifest(spec, form_name(template), key, files, engine, recorded, quantized)
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
             store(manifest, files, stages.remarks)
@@ -148,7 +148,7 @@ def build(
 def rebuild(
     bundle: EngineBundle, on_stage: Callable[[str], None] = lambda _: None, listener: PhaseListener | None = None
 ) -> BuildReport:
-    """Build the engine of a bundle again in its place, from its own weights and its own spec, for this machine.
+    """Rebuild a bundle in place for this machine, from its own weights and its own spec.
 
     Args:
         bundle: The bundle.
@@ -156,19 +156,19 @@ def rebuild(
         listener: See ``build``.
 
     Raises:
-        RefusionError: As ``build``; the old bundle is as it was.
+        RefusionError: As for ``build``; the old bundle is unchanged.
     """
     manifest = bundle.manifest
     table = None if manifest.quantized is None else _table_of(bundle)
-    wanted = {name: getattr(manifest.spec, name) for name in manifest.spec.__dataclass_fields__}
-    return build(BuildSpec(**wanted, weights=bundle.path / WEIGHTS, output=bundle.path, calibration=table), on_stage, listener)
+    fields = {name: getattr(manifest.spec, name) for name in manifest.spec.__dataclass_fields__}
+    return build(BuildSpec(**fields, weights=bundle.path / WEIGHTS, output=bundle.path, calibration=table), on_stage, listener)
 
 
 def model_of(bundle: EngineBundle) -> bytes:
-    """The ONNX model of a bundle, made again from its weights and its spec, and held against the file.
+    """The ONNX model of a bundle, derived from its weights and its spec, and compared with the stored file.
 
     Raises:
-        MisfitError: The file holds another model.
+        MisfitError: The file holds a different model.
     """
     manifest = bundle.manifest
     state = read_checkpoint(bundle.path / WEIGHTS).state
@@ -176,7 +176,7 @@ def model_of(bundle: EngineBundle) -> bytes:
     model = BUILDERS[manifest.backend].extend(fill(template, state, manifest.spec.size_hw), manifest.spec)
     if manifest.quantized is not None:
         model = quantize(model, _table_of(bundle), keep=manifest.quantized.kept)
-    return checked_model(bundle.read(MODEL), model, bundle.path / MODEL, f"build it again: {bundle.rebuild_command()}")
+    return checked_model(bundle.read(MODEL), model, bundle.path / MODEL, f"rebuild it with: {bundle.rebuild_command()}")
 
 
 def _table_of(bundle: EngineBundle) -> CalibrationTable:
@@ -184,7 +184,7 @@ def _table_of(bundle: EngineBundle) -> CalibrationTable:
 
 
 class _Stages:
-    """Times the stages of a build, and collects what the user should see.
+    """Times the stages of a build, and collects remarks for the user.
 
     Args:
         on_stage: Called with the name of each stage as it starts.
@@ -207,38 +207,40 @@ def _check_calibration(spec: BuildSpec) -> None:
     if spec.calibration is None and spec.precision == "int8":
         raise UsageError("an int8 engine needs calibration data; add --calib-data DIR")
     if spec.calibration is not None and spec.precision != "int8":
-        raise UsageError(f"calibration data is for int8 engines only, and this one is {spec.precision}; leave --calib-data out")
+        raise UsageError(
+            f"calibration data is only for int8 engines, and the precision is {spec.precision}; leave --calib-data out"
+        )
 
 
 def _gate_pairs(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
-    """Pairs that the gate looks at, scaled to the size that the engine has or is tuned for."""
-    others = spec.judges if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.judges)
+    """Pairs of the accuracy gate, scaled to the fixed or the opt size of the engine."""
+    others = spec.gate_pairs if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.gate_pairs)
     return (*sample_pairs(spec.task, size_hw), *others)
 
 
 def _evaluate(
-    builder: Builder, made: EngineFile, model: bytes, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
+    builder: Builder, file: EngineFile, model: bytes, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
 ) -> tuple[PairFidelity, ...]:
-    """Run the gate on an engine, or on its CPU proxy if it cannot run here; the engine then passes where it is first loaded."""
+    """Run the gate on an engine, or on its CPU proxy if it cannot run here; the first load of the engine then runs the gate."""
     runs_here = status(builder.backend).usable
     with (
         open_weights(checkpoint.state, optimized=False) as reference,
-        open_engine(builder.backend, made.engine) if runs_here else builder.proxy(made.engine, model).open() as engine,
+        open_engine(builder.backend, file.engine) if runs_here else builder.proxy(file.engine, model).open() as engine,
     ):
         results = tuple(measure(engine, reference, pairs, task))
-    _require_passed(results, made.engine.precision)
+    _require_passed(results, file.engine.precision)
     return results
 
 
 def _evaluate_cached(
     builder: Builder, cached: EngineBundle, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], stages: _Stages
 ) -> tuple[PairFidelity, ...]:
-    """Run the gate again on what a compiler made: it cannot be derived again, and files of a cache can be damaged."""
+    """Rerun the gate on a compiled engine: it cannot be checked against its sources, and cached files can be damaged."""
     if not builder.compiles:
         return ()
     with stages.enter("gate"):
-        made, task = EngineFile(cached.manifest.engine, cached.engine()), find_task(cached.manifest.task)
-        return _evaluate(builder, made, model_of(cached), checkpoint, pairs, task)
+        file, task = EngineFile(cached.manifest.engine, cached.engine()), find_task(cached.manifest.task)
+        return _evaluate(builder, file, model_of(cached), checkpoint, pairs, task)
 
 
 def _select(
@@ -267,15 +269,15 @@ def _quantized(table: CalibrationTable, selection: Selection) -> Quantized:
 def _int8_remarks(quantized: Quantized) -> Iterator[str]:
     if quantized.random:
         yield (
-            "RANDOM DATA: the ranges of this INT8 engine were measured on noise, not on pictures. It shows that such an engine "
-            "builds, nothing else; calibrate with real pairs before you use it."
+            "RANDOM DATA: the ranges of this INT8 engine were measured on noise. It shows only that such an engine builds; "
+            "calibrate with real pairs before you use it."
         )
-    kept = f"; more sensitive, and kept in fp16: {', '.join(quantized.kept)}" if quantized.kept else ""
+    kept = f"; kept in fp16 because they are more sensitive: {', '.join(quantized.kept)}" if quantized.kept else ""
     yield f"INT8 in {len(quantized.int8)} of {len(quantized.int8) + len(quantized.kept)} layers{kept}."
 
 
 def default_output(spec: BuildSpec) -> Path:
-    """Name of the bundle folder where none was asked for; the spec names the back end that was chosen."""
+    """Default bundle folder of a spec whose back end has been chosen."""
     size = "" if spec.size_hw is None else f"-{spec.size_hw[0]}x{spec.size_hw[1]}"
     if spec.sizes_hw is not None:
         size = f"-{spec.sizes_hw}".replace(":", "_")
@@ -287,8 +289,8 @@ def _read_weights(spec: BuildSpec) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     if checkpoint.task not in (None, spec.task):
         raise CheckpointError(
-            f"expected weights for {spec.task}, got {path}, which is for {checkpoint.task}; use --task "
-            f"{checkpoint.task} or other weights."
+            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}; use --task {checkpoint.task} or other "
+            "weights"
         )
     return checkpoint
 
@@ -298,8 +300,8 @@ def _require_passed(results: tuple[PairFidelity, ...], precision: Precision) -> 
     if not LIMITS[precision].hold(overall):
         remedy = "build with --precision fp32" if precision != "fp32" else "check the weights with 'refusion-edge inspect'"
         raise GateError(
-            f"expected an {precision} engine close to the fp32 reference ({LIMITS[precision]}), got {overall}; nothing was "
-            f"installed, {remedy}."
+            f"the {precision} engine differs too much from the fp32 reference: {overall}, and the limits are "
+            f"{LIMITS[precision]}; nothing was installed, {remedy}"
         )
 
 
@@ -308,7 +310,7 @@ def _manifest(
     form: str,
     key: str,
     files: dict[str, bytes],
-    made: EngineFile,
+    file: EngineFile,
     gate: GateResult | GateNotRun,
     quantized: Quantized | None,
 ) -> Manifest:
@@ -316,16 +318,16 @@ def _manifest(
     return Manifest(
         spec=spec.engine,
         form=form,
-        engine=made.name,
+        engine=file.name,
         key=key,
-        target=made.target,
+        target=file.target,
         weights_sha256=sha256(files[WEIGHTS]),
         inputs=(TensorSpec(INPUT_A, "float32", shape), TensorSpec(INPUT_B, "float32", shape)),
         outputs=(TensorSpec(OUTPUT, "float32", shape),),
         gate=gate,
-        tools={**_tools(), **made.tools},
+        tools={**_tools(), **file.tools},
         files={name: sha256(data) for name, data in files.items()},
-        compiled=made.compiled,
+        compiled=file.compiled,
         quantized=quantized,
     )
 
@@ -341,7 +343,7 @@ def _tools() -> dict[str, str]:
 
 
 def _key(spec: BuildSpec, builder: Builder, sources: dict[str, bytes], pairs: tuple[ImagePair, ...]) -> str:
-    """Hash everything that the engine and the result of its gate depend on."""
+    """Hash everything that the engine and its gate result depend on."""
     description = {
         "backend": builder.backend,
         "precision": spec.precision,

@@ -1,4 +1,4 @@
-"""The cache of engines: bundles by a hash of everything that they were made from."""
+"""The engine cache: bundles under a hash of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from refusion_edge.errors import BundleError, OutputError
 
 
 def cache_folder() -> Path:
-    """Folder of the engines built so far: ``$REFUSION_EDGE_CACHE``, else in the user's cache folder."""
+    """Folder of the cache: ``$REFUSION_EDGE_CACHE``, otherwise ``refusion-edge`` in the user's cache folder."""
     if chosen := os.environ.get("REFUSION_EDGE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refusion-edge"
 
 
 def read_cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> EngineBundle | None:
-    """Look an engine up.
+    """Look up an engine; None if it is not cached, or its entry is unusable.
 
     Args:
-        key: Hash over everything that it is made from.
-        sources: SHA-256 of files of the bundle that are known without building it, name to hex digits. An entry whose
-            manifest says otherwise was damaged, or put there by somebody else.
-        remarks: Takes a sentence about an entry that is there and cannot be used.
+        key: Hash of everything that the engine depends on.
+        sources: SHA-256 in hex digits of the files of the bundle that are known before it is built, by name. An entry whose
+            manifest disagrees is damaged or foreign.
+        remarks: Receives a sentence about an unusable entry.
     """
     entry = _entry(key)
     if not entry.exists():
@@ -35,15 +35,15 @@ def read_cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> Eng
         manifest = bundle.manifest
         if manifest.key == key and all(manifest.files.get(name) == digest for name, digest in sources.items()):
             return bundle
-        problem = "it was made from something else"
+        problem = f"{entry} was built from other sources"
     except BundleError as error:
         problem = str(error)
-    remarks.append(f"A cached engine was ignored and is built anew: {problem}")
+    remarks.append(f"A cached engine is unusable and was rebuilt: {problem}")
     return None
 
 
 def store(manifest: Manifest, files: Mapping[str, bytes], remarks: list[str]) -> None:
-    """Keep an engine; a cache that cannot be written is a remark, not an error."""
+    """Store an engine; if the cache cannot be written, add a remark."""
     try:
         install_bundle(_entry(manifest.key), manifest, files)
     except OutputError as error:

@@ -1,4 +1,4 @@
-"""What to build: an engine, what to make it from, and where to put it."""
+"""What to build: the engine, its sources and its destination."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from refusion_edge.network.quantization import CalibrationTable
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec(EngineSpec):
-    """An engine, what to make it from, and where to put it.
+    """The engine to build, its sources and its destination.
 
     Attributes:
         weights: Weights file, or None for the weights of the package.
-        output: Folder of the bundle, or None for a name made from the rest.
-        use_cache: Whether an engine that was built before from the same things may be used again.
+        output: Folder of the bundle, or None for a default name.
+        use_cache: Whether to use a cached engine built from the same sources, and to cache a new one.
         calibration: Ranges for int8, from ``refusion_edge.calibration.int8``; None for other precisions.
-        judges: Pairs that the gate of an int8 engine looks at besides the sample pairs; they were not calibrated with.
+        gate_pairs: Pairs for the accuracy gate in addition to the sample pairs; they must not be calibration pairs.
     """
 
     weights: Path | None = None
     output: Path | None = None
     use_cache: bool = True
     calibration: CalibrationTable | None = None
-    judges: tuple[ImagePair, ...] = ()
+    gate_pairs: tuple[ImagePair, ...] = ()
 
     @property
     def engine(self) -> EngineSpec:
-        """The engine alone."""
+        """The spec of the engine, without sources and destination."""
         names = EngineSpec.__dataclass_fields__
         return EngineSpec(**{name: getattr(self, name) for name in names})

@@ -88,10 +88,10 @@ def test_lines_that_match_nothing_are_named_and_fail_nothing(report: Path) -> No
 @pytest.mark.parametrize(
     ("allowed", "named"),
     [
-        (EVERY[1:], "test_file to run, got a skip for 'needs a module'"),
-        (EVERY[:1], "test_some::test_with_a_fixture to run, got a skip for 'needs a fixture's 'resource''"),
+        (EVERY[1:], "test_file skipped for 'needs a module'"),
+        (EVERY[:1], "test_some::test_with_a_fixture skipped for 'needs a fixture's 'resource''"),
         # A part of a reason is not the reason.
-        (("needs an?", *EVERY[1:], "needs a module"), "test_some::test_marked[N] and 2 more to run"),
+        (("needs an?", *EVERY[1:], "needs a module"), "test_some::test_marked[N] and 2 more skipped"),
         ((), "needs an instruction set"),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_skip_that_is_not_on_the_list_fails(report: Path, allowed: tuple[str, 
     assert done.returncode == 1
     assert named in re.sub(r"test_marked\[\d\] and", "test_marked[N] and", done.stderr)
     assert "NOT ALLOWED" in done.stdout
-    assert all(line.startswith("skips: expected ") for line in done.stderr.splitlines())
+    assert all(line.startswith("skips: ") for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_skip_that_is_not_on_the_list_fails(report: Path, allowed: tuple[str, 
     [
         (None, ".", "No such file"),
         ("<testsuites>", ".", "no element found"),
-        ("<testsuites/>", ".", "expected tests in"),
+        ("<testsuites/>", ".", "report.xml"),
         ("<testsuites/>", "needs (", "'needs (' in line 3 of allowed.txt"),
     ],
 )

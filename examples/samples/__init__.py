@@ -1,1 +1,1 @@
-"""Procedural scenes behind the sample pairs which ship with the package."""
+"""Procedural scenes of the sample pairs that ship with the package."""

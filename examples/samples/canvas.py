@@ -1,6 +1,6 @@
-"""Canvas with one plane per sensor; whatever is painted lands in all of them, so a pair is always registered.
+"""Canvas with one plane per sensor; every shape is painted into all of them, so a pair is always registered.
 
-A scene is painted larger than its final size and averaged down, which smooths its edges. Shapes are rasterised here because
+A scene is painted larger than its final size and averaged down, which smooths its edges. Shapes are rasterized here because
 the drawing functions of OpenCV place edges differently from version to version.
 """
 
@@ -28,7 +28,7 @@ STROKES = dict(entry.split("=") for entry in GLYPHS.split())
 
 
 class Camera(NamedTuple):
-    """Pinhole camera that looks straight ahead: focal length and vanishing point in pixels, height in metres."""
+    """Pinhole camera that looks straight ahead: focal length and vanishing point in pixels, height in meters."""
 
     focal: float
     column: float
@@ -37,45 +37,45 @@ class Camera(NamedTuple):
 
 
 class Canvas:
-    """Supersampled planes: colour (rows x columns x 3), heat, glow and depth; columns and rows of all pixels are u and v."""
+    """Supersampled planes: color (rows x columns x 3), heat, glow and depth; columns and rows of all pixels are u and v."""
 
     def __init__(self, width: float, height: float, scale: int, camera: Camera | None = None) -> None:
         self.shape = shape = (round(height * scale), round(width * scale))
         self.scale, self.camera = scale, camera
         self.planes: Image = np.zeros((*shape, 6), np.float32)
-        self.colour, self.heat, self.glow, self.depth = (self.planes[..., k] for k in (slice(3), 3, 4, 5))
+        self.color, self.heat, self.glow, self.depth = (self.planes[..., k] for k in (slice(3), 3, 4, 5))
         self.depth[:] = FAR
         self.v, self.u = ((np.indices(shape) + 0.5) / scale).astype(np.float32)
 
     def world(self) -> tuple[Image, Image, Image]:
-        """Metres right, up and ahead of everything that was painted."""
+        """Meters right, up and ahead of every painted pixel."""
         assert self.camera is not None
         reach = self.depth / self.camera.focal
         x, y = (self.u - self.camera.column) * reach, self.camera.height - (self.v - self.camera.row) * reach
         return x.astype(np.float32), y.astype(np.float32), self.depth
 
     def fill(self, points: Points, paint: Paint | None, ramp: Pair = (1, 1), axis: int = 1, grain: ArrayLike = 1) -> None:
-        """Fill a polygon, or the rectangle between two corners; without paint, what is there is only shaded.
+        """Fill a polygon, or the rectangle between two corners; without paint, only shade what is already there.
 
-        A ramp holds factors on the colour, from left to right (axis 0) or down (axis 1); a grain holds one for each pixel.
+        A ramp holds factors on the color, from left to right (axis 0) or down (axis 1); a grain holds one for each pixel.
         """
         spots, _, depth = self._outline(points)
         window, mask = self._lay(spots, paint, depth)
         along = (self.u, self.v)[axis][window][mask] * self.scale
         gain = np.interp(along, (spots[:, axis].min(), spots[:, axis].max()), ramp)
         gain *= np.broadcast_to(np.asarray(grain, np.float32), self.shape)[window][mask]
-        self.colour[window][mask] *= gain[:, None].astype(np.float32)
+        self.color[window][mask] *= gain[:, None].astype(np.float32)
 
-    def oval(self, centre: Point, radii: Pair, paint: Paint, angle: float = 0.0) -> None:
+    def oval(self, center: Point, radii: Pair, paint: Paint, angle: float = 0.0) -> None:
         """Fill an ellipse that faces the camera."""
-        spots, _, depth = self._place(ellipse(centre, radii, angle))
+        spots, _, depth = self._place(ellipse(center, radii, angle))
         self._lay(spots, paint, depth)
 
     def limb(self, start: Point, end: Point, radii: Pair, paint: Paint) -> None:
-        """Fill what a disc sweeps that changes its radius on the way."""
+        """Fill the area swept by a disc that changes its radius on the way."""
         spots, gains, depth = self._place([start, end])
         sizes = np.maximum(np.multiply(radii, gains), 0.5).tolist()
-        discs = [spot for centre, size in zip(spots, sizes, strict=True) for spot in ellipse(centre, (size, size))]
+        discs = [spot for center, size in zip(spots, sizes, strict=True) for spot in ellipse(center, (size, size))]
         self._lay(cv2.convexHull(np.asarray(discs, np.float32))[:, 0].astype(np.float64), paint, depth)
 
     def stroke(self, points: Points, width: float, paint: Paint) -> None:
@@ -83,14 +83,14 @@ class Canvas:
         for start, end in pairwise(points):
             self.limb(start, end, (width / 2, width / 2), paint)
 
-    def text(self, words: str, centre: Point, height: float, paint: Paint, down: bool = False) -> None:
+    def text(self, words: str, center: Point, height: float, paint: Paint, down: bool = False) -> None:
         """Write capital letters and digits around a point; in front of a camera, they face it."""
-        axes = np.asarray(((1, 0, 0), (0, -1, 0)) if len(centre) == 3 else ((0, 1), (-1, 0)) if down else ((1, 0), (0, 1)))
+        axes = np.asarray(((1, 0, 0), (0, -1, 0)) if len(center) == 3 else ((0, 1), (-1, 0)) if down else ((1, 0), (0, 1)))
         for index, letter in enumerate(words):
             for run in STROKES.get(letter, "").split(","):
                 grid = np.asarray([int(digit) for digit in run], np.float64).reshape(-1, 2)
                 grid += (5.6 * index - 2.8 * len(words) + 0.8, -3.0)
-                self.stroke([tuple(p) for p in np.asarray(centre) + height / 6 * grid @ axes], 0.17 * height, paint)
+                self.stroke([tuple(p) for p in np.asarray(center) + height / 6 * grid @ axes], 0.17 * height, paint)
 
     def shade(self, points: Points, gain: float, softness: float, heat: float = 0.0) -> None:
         """Darken a polygon with a soft edge, and warm it."""
@@ -100,7 +100,7 @@ class Canvas:
         mask = _inside(spots, window).astype(np.float32)
         if mask.size:
             mask = blur(mask, sigma)
-            self.colour[window] *= 1.0 + (gain - 1.0) * mask[..., None]
+            self.color[window] *= 1.0 + (gain - 1.0) * mask[..., None]
             self.heat[window] += heat * mask
 
     def paste(self, corners: Points, texture: "Canvas") -> None:
@@ -146,7 +146,7 @@ class Canvas:
 
 
 def _inside(spots: NDArray[np.float64], window: Window) -> NDArray[np.bool_]:
-    """Which pixels of a window have their centre in a polygon, by the even-odd rule."""
+    """Which pixels of a window have their center in a polygon, by the even-odd rule."""
     y, x = (np.arange(side.start, side.stop) + 0.5 for side in window)
     start_x, start_y = spots.T[..., None]
     end_x, end_y = np.roll(spots, -1, axis=0).T[..., None]

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from samples.canvas import Canvas
-from samples.paint import Image, Pair, Picture, blur, noise, quantise, reduce
+from samples.paint import Image, Pair, Uint8Image, blur, noise, quantize, reduce
 
 SIZE, SCALE = 256, 3
 SKIN, SKULL, CAVITY, BRAIN = (97.0, 115.0), (92.0, 110.0), (85.5, 103.0), (83.0, 100.5)
@@ -17,24 +17,24 @@ STOPS = (0.0, 0.14, 0.32, 0.50, 0.68, 0.85, 1.0)
 HOT = ((0, 0.16, 0.52, 0.86, 0.98, 1, 1), (0, 0.02, 0.03, 0.20, 0.55, 0.88, 1), (0, 0.28, 0.30, 0.08, 0.04, 0.26, 0.92))
 
 
-def render() -> tuple[Picture, Picture]:
-    """Render the functional (RGB) and the magnetic resonance (grey) picture."""
+def render() -> tuple[Uint8Image, Uint8Image]:
+    """Render the functional (RGB) and the magnetic resonance (grayscale) image."""
     rng = np.random.default_rng(3307)
     plane = Canvas(SIZE, SIZE, SCALE)
     x, y, shape = plane.u - SIZE / 2, plane.v - SIZE / 2, plane.shape
-    grey, white, fluid = _draw_brain(rng, x, y)
+    gray, white, fluid = _draw_brain(rng, x, y)
     inside, bone = _step(_egg(x, y, SKIN)), _step(_egg(x, y, SKULL))
     scalp, spongy = inside * (1 - bone), _egg(x, y, SKULL)
     marrow = _step(spongy - 2.2) * (1 - _step(spongy - 4.6))
     silhouette = reduce(inside, SCALE) > 0.5
 
     fibres = noise(rng, shape, 26) - 0.5
-    signal = (0.80 * white + 0.52 * grey) * (1.0 + 0.10 * fibres) + 0.88 * scalp * (1.0 + 0.25 * fibres)
+    signal = (0.80 * white + 0.52 * gray) * (1.0 + 0.10 * fibres) + 0.88 * scalp * (1.0 + 0.25 * fibres)
     signal += 0.13 * fluid + 0.34 * marrow + 0.035 * inside
     resonance = reduce(signal * (1.0 + 0.06 * np.tanh((x - y) / 120.0)), SCALE)
     resonance += 0.010 * rng.normal(0.0, 1.0, resonance.shape).astype(np.float32)
 
-    uptake = 0.62 * grey * (0.80 + 0.4 * noise(rng, shape, 150, 3)) + 0.22 * white + 0.10 * scalp + 0.05 * inside
+    uptake = 0.62 * gray * (0.80 + 0.4 * noise(rng, shape, 150, 3)) + 0.22 * white + 0.10 * scalp + 0.05 * inside
     # The visual cortex at the back works hardest.
     uptake = blur(uptake * (1.0 + 0.22 * np.clip((y - 55.0) / 30.0, 0.0, 1.0)), 3.6 * SCALE)
     for across, down, radius, strength in LESIONS:
@@ -42,7 +42,7 @@ def render() -> tuple[Picture, Picture]:
     grains = blur(rng.normal(0.0, 1.0, shape).astype(np.float32), 1.8 * SCALE)
     small = reduce(uptake + 0.022 * grains / grains.std(), SCALE)
     functional = np.stack([np.interp(small, STOPS, channel) for channel in HOT], axis=-1)
-    return quantise(functional * silhouette[..., None]), quantise(resonance * silhouette)
+    return quantize(functional * silhouette[..., None]), quantize(resonance * silhouette)
 
 
 def _egg(x: Image, y: Image, radii: Pair) -> Image:
@@ -78,7 +78,7 @@ def _folds(rng: np.random.Generator, period: float) -> Image:
 
 
 def _draw_brain(rng: np.random.Generator, x: Image, y: Image) -> tuple[Image, Image, Image]:
-    """Shares of grey matter, white matter and fluid."""
+    """Shares of gray matter, white matter and fluid."""
     wobble_x, wobble_y = (7.0 * (noise(rng, x.shape, 120, 3) - 0.5) for _ in range(2))
     depth = _egg(x + 0.25 * wobble_x, y + 0.25 * wobble_y, BRAIN)
     # Both halves share the large folds but never mirror each other exactly.
@@ -96,8 +96,8 @@ def _draw_brain(rng: np.random.Generator, x: Image, y: Image) -> tuple[Image, Im
     u, v = np.abs(x) + 0.2 * wobble_x * np.sign(x), y + 0.2 * wobble_y
     medial = np.clip((5.0 - midline) / 1.2, 0.0, 1.0) * np.clip((ends - 27.0) / 3.0, 0.0, 1.0)
     ribbon = np.maximum(np.clip((furrow - 0.42) * 6.0, 0.0, 1.0), _step(4.4 - depth, 1.2))
-    grey = np.max([ribbon, medial, 0.85 * _ovals(u, v, NUCLEI, 1.5)], axis=0)
+    gray = np.max([ribbon, medial, 0.85 * _ovals(u, v, NUCLEI, 1.5)], axis=0)
     cavity = _step(_egg(x, y, CAVITY))
     fluid = cavity * np.max([np.clip((furrow - 0.84) * 9.0, 0.0, 1.0), _step(1.1 - depth), _ovals(u, v, HORNS, 1.0)], axis=0)
     brain = cavity - fluid
-    return brain * grey, brain * (1 - grey), fluid
+    return brain * gray, brain * (1 - gray), fluid

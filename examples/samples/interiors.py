@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from samples.canvas import FAR, Camera, Canvas, text_width
-from samples.paint import Image, Paint, Pair, Picture, Point, blur, ellipse, mix, noise, quantise, reduce, tone
+from samples.paint import Image, Paint, Pair, Point, Uint8Image, blur, ellipse, mix, noise, quantize, reduce, tone
 
 WIDTH, HEIGHT, SCALE, DESK_EDGE = 360, 270, 3, 172.0
 CREAM, TEAL, RED, INK = (0.90, 0.86, 0.76), (0.08, 0.34, 0.40), (0.72, 0.20, 0.14), (0.13, 0.13, 0.16)
@@ -30,8 +30,8 @@ OAK, CLOTH, BLOSSOMS = (0.56, 0.38, 0.22), (0.26, 0.42, 0.46), ((0.95, 0.78, 0.2
 VASE = ((0.05, 0.0), (0.10, 0.08), (0.09, 0.16), (0.045, 0.22), (0.06, 0.26))
 
 
-def render_desk() -> tuple[Picture, Picture]:
-    """Render the picture that is focused on the mug and the one that is focused on the shelf, both RGB."""
+def render_desk() -> tuple[Uint8Image, Uint8Image]:
+    """Render the image focused on the mug and the image focused on the shelf, both RGB."""
     rng = np.random.default_rng(4409)
     layers = _draw_wall(rng), _draw_desk(rng), _draw_mug(rng)
     return _photograph(layers, 240.0), _photograph(layers, DESK_EDGE)
@@ -41,17 +41,17 @@ def _draw_wall(rng: np.random.Generator) -> Canvas:
     canvas = Canvas(WIDTH, HEIGHT, SCALE)
     canvas.fill([(0, 0), (WIDTH, HEIGHT)], (0.62, 0.64, 0.58))
     weave = np.cos(canvas.u * 0.9) * np.cos((canvas.v + 3.5 * np.round(canvas.u / 7.0)) * 0.9)
-    canvas.colour *= (1.0 + 0.06 * np.sign(weave))[..., None]
+    canvas.color *= (1.0 + 0.06 * np.sign(weave))[..., None]
     canvas.paste([(0, 0), (238, 179)], _bookcase(rng, 2))
     canvas.shade([(240, 0), (252, 181)], 0.72, 4.0)
     _hang_papers(canvas)
-    canvas.colour *= (1.12 - 0.30 * canvas.u / WIDTH)[..., None]
+    canvas.color *= (1.12 - 0.30 * canvas.u / WIDTH)[..., None]
     return canvas
 
 
 def _bookcase(rng: np.random.Generator, rows: int) -> Canvas:
     canvas, books, wood = Canvas(238, 89 * rows + 1, SCALE), cycle(enumerate(TITLES.split())), (0.46, 0.30, 0.18)
-    canvas.colour[:] = (0.16, 0.10, 0.07)
+    canvas.color[:] = (0.16, 0.10, 0.07)
     grain = 0.7 + 0.6 * noise(rng, canvas.shape, (160.0, 9.0), 4)
     for floor in np.arange(82.0, 89.0 * rows, 89.0):
         left = 4.0
@@ -76,7 +76,7 @@ def _planks(rng: np.random.Generator, wide: float, long: float, paint: Paint) ->
     piece, along = np.divmod(floor.v + rng.uniform(0.0, long, 40)[plank.astype(int)], long)
     gain = rng.normal(1.0, 0.13, (40, 5))[plank.astype(int), piece.astype(int)]
     gain *= np.where((across < 0.009) | (along < 0.009), 0.35, 1.0) * (0.72 + 0.56 * noise(rng, floor.shape, (14, 320), 5, 0.6))
-    floor.colour[:] = gain[..., None] * paint
+    floor.color[:] = gain[..., None] * paint
     return floor
 
 
@@ -88,27 +88,27 @@ def _draw_book(canvas: Canvas, foot: Pair, size: Pair, paint: Paint, title: str)
     for band in (0.06, 0.09, 0.90):
         canvas.fill([(left, top + band * tall), (right, top + band * tall + 1.0)], ink)
     cap = min(wide * 0.46, 0.68 * tall / text_width(title, 1.0))
-    centre = ((left + right) / 2, top + 0.14 * tall + text_width(title, cap) / 2)
-    canvas.text(title, centre, cap, ink, down=True)
+    center = ((left + right) / 2, top + 0.14 * tall + text_width(title, cap) / 2)
+    canvas.text(title, center, cap, ink, down=True)
     canvas.fill([(left, top), (middle, floor)], None, (0.55, 1.15), axis=0)
     canvas.fill([(middle, top), (right, floor)], None, (1.15, 0.5), axis=0)
 
 
-def _draw_globe(canvas: Canvas, centre: Pair) -> None:
-    (x, y), brass, line = centre, (0.72, 0.56, 0.26), (0.80, 0.84, 0.84)
+def _draw_globe(canvas: Canvas, center: Pair) -> None:
+    (x, y), brass, line = center, (0.72, 0.56, 0.26), (0.80, 0.84, 0.84)
     canvas.limb((x - 8, y + 27), (x + 8, y + 27), (2.0, 2.0), brass)
     canvas.limb((x, y + 26), (x, y + 19), (2.0, 1.4), brass)
-    canvas.oval(centre, (19.0, 19.0), brass)
-    canvas.oval(centre, (17.2, 17.2), (0.20, 0.40, 0.60))
+    canvas.oval(center, (19.0, 19.0), brass)
+    canvas.oval(center, (17.2, 17.2), (0.20, 0.40, 0.60))
     for across, down, wide, high, angle in CONTINENTS:
         canvas.oval((x + across, y + down), (wide, high), (0.66, 0.60, 0.34), angle)
     for row in (-14.5, -7.5, 0.0, 7.5, 14.5):
         half = float(np.sqrt(17.0**2 - row**2))
         canvas.stroke([(x - half, y + row), (x + half, y + row)], 0.4, line)
     for half in (6.0, 12.5):
-        canvas.stroke(ellipse(centre, (half, 17.0)), 0.4, line)
-    canvas.fill(ellipse(centre, (17.2, 17.2)), None, (1.3, 0.6), axis=0)
-    canvas.fill(ellipse(centre, (17.2, 17.2)), None, (1.1, 0.7))
+        canvas.stroke(ellipse(center, (half, 17.0)), 0.4, line)
+    canvas.fill(ellipse(center, (17.2, 17.2)), None, (1.3, 0.6), axis=0)
+    canvas.fill(ellipse(center, (17.2, 17.2)), None, (1.1, 0.7))
 
 
 def _hang_papers(canvas: Canvas) -> None:
@@ -186,37 +186,37 @@ def _draw_mug(rng: np.random.Generator) -> Canvas:
 def _wrap_label(canvas: Canvas, rng: np.random.Generator) -> None:
     """Paint a flat label, bend it around the mug and light it."""
     label = Canvas(MUG_RADIUS * np.pi, MUG_HEIGHT, 6)
-    label.colour[:] = CREAM
+    label.color[:] = CREAM
     diamonds = np.abs(np.mod(label.u, 9.0) - 4.5) + np.abs(np.mod(label.v, 9.0) - 4.5)
     # The pattern is the same above and below the words.
     away = np.abs(label.v - 49.5)
     border = (away > 22.5) & (away < 40.5)
-    label.colour[(border & (diamonds < 3.4)) | (np.abs(away - 21.5) < 0.8) | (np.abs(away - 41.5) < 0.8)] = TEAL
-    label.colour[border & (diamonds < 1.5)] = RED
+    label.color[(border & (diamonds < 3.4)) | (np.abs(away - 21.5) < 0.8) | (np.abs(away - 41.5) < 0.8)] = TEAL
+    label.color[border & (diamonds < 1.5)] = RED
     middle = MUG_RADIUS * np.pi / 2
     label.text("FUSION", (middle, 44.5), 17.0, RED)
     label.text("MORE IN FOCUS", (middle, 62.5), 6.0, TEAL)
-    label.colour *= (0.95 + 0.1 * noise(rng, label.shape, 7.0, 2))[..., None]
+    label.color *= (0.95 + 0.1 * noise(rng, label.shape, 7.0, 2))[..., None]
     side = (canvas.u - MUG[0]) / MUG_RADIUS
     bow = np.sqrt(np.clip(1.0 - side**2, 0.0, 1.0)) * MUG_RADIUS * MUG_TILT
     down = canvas.v - bow - MUG[1]
     inside = (np.abs(side) < 1.0) & (down >= 0) & (down < MUG_HEIGHT)
     angle, down = np.arcsin(side[inside]), down[inside]
     columns = np.minimum((angle + np.pi / 2) * MUG_RADIUS * label.scale, label.shape[1] - 1).astype(int)
-    colour = label.colour[np.minimum(down * label.scale, label.shape[0] - 1).astype(int), columns]
+    color = label.color[np.minimum(down * label.scale, label.shape[0] - 1).astype(int), columns]
     # Key light from the upper left, a dim bounce from the right and a gloss streak.
     light = 0.30 + 0.85 * np.clip(np.cos(angle + 0.55), 0.0, 1.0) ** 1.2 + 0.16 * np.clip(np.sin(angle), 0.0, 1.0) ** 3
     light *= 1.04 - 0.20 * (down / MUG_HEIGHT) ** 2
     gloss = 0.35 * np.exp(-(((angle + 0.75) / 0.07) ** 2)) * (down > 5) * (down < 92)
-    canvas.colour[inside] = colour * light[:, None] + gloss[:, None]
+    canvas.color[inside] = color * light[:, None] + gloss[:, None]
     canvas.depth[inside] = 1.0
 
 
-def _photograph(layers: tuple[Canvas, ...], focus: float) -> Picture:
+def _photograph(layers: tuple[Canvas, ...], focus: float) -> Uint8Image:
     """Blur each layer by its distance from the focused row of the desk, and lay it over those behind it."""
-    rows, picture = (np.arange(HEIGHT * SCALE) + 0.5) / SCALE, np.zeros((HEIGHT * SCALE, WIDTH * SCALE, 3), np.float32)
+    rows, image = (np.arange(HEIGHT * SCALE) + 0.5) / SCALE, np.zeros((HEIGHT * SCALE, WIDTH * SCALE, 3), np.float32)
     for layer, (top, bottom) in zip(layers, ((DESK_EDGE, DESK_EDGE), (DESK_EDGE, HEIGHT), (240, 240)), strict=True):
-        plane = np.dstack([layer.colour**2.2, np.ones_like(layer.depth)]) * (layer.depth < FAR)[..., None]
+        plane = np.dstack([layer.color**2.2, np.ones_like(layer.depth)]) * (layer.depth < FAR)[..., None]
         radii = np.maximum(0.0, 0.088 * np.abs(np.clip(rows, top, bottom) - focus) - 0.9)
         soft = np.zeros_like(plane)
         # Between two levels of blur, rows are blended.
@@ -226,12 +226,12 @@ def _photograph(layers: tuple[Canvas, ...], focus: float) -> Picture:
             # Beyond the frame the scene goes on, hence no dark border.
             blurred = cv2.filter2D(plane, -1, disc / disc.sum(), borderType=cv2.BORDER_REPLICATE)
             soft += blurred * np.clip(1.0 - np.abs(radii - level), 0.0, 1.0)[:, None, None].astype(np.float32)
-        picture = picture * (1.0 - soft[..., 3:]) + soft[..., :3]
-    return quantise(reduce(picture, SCALE) ** (1 / 2.2))
+        image = image * (1.0 - soft[..., 3:]) + soft[..., :3]
+    return quantize(reduce(image, SCALE) ** (1 / 2.2))
 
 
-def render_room() -> tuple[Picture, Picture]:
-    """Render the under-exposed and the over-exposed picture, both RGB."""
+def render_room() -> tuple[Uint8Image, Uint8Image]:
+    """Render the underexposed and the overexposed image, both RGB."""
     rng = np.random.default_rng(5507)
     canvas = Canvas(WIDTH, HEIGHT, SCALE, CAMERA)
     for step in (_build_room, _decorate, _furnish):
@@ -242,10 +242,10 @@ def render_room() -> tuple[Picture, Picture]:
     return _expose(veiled * 0.056, rng), _expose(veiled * 6.4, rng)
 
 
-def _expose(signal: Image, rng: np.random.Generator) -> Picture:
+def _expose(signal: Image, rng: np.random.Generator) -> Uint8Image:
     grain = rng.normal(0.0, 1.0, signal.shape[:2])[..., None]
     noisy = signal + grain * (0.0002 + 0.006 * np.sqrt(np.clip(signal, 0.0, 1.0)))
-    return quantise(np.clip(noisy, 0.0, 1.0) ** (1 / 2.2))
+    return quantize(np.clip(noisy, 0.0, 1.0) ** (1 / 2.2))
 
 
 def _build_room(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -267,9 +267,9 @@ def _build_room(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.fill(sill, (0.92, 0.90, 0.84))
     plaster, paper = Canvas(2 * HALF_WIDTH, 3.4, 70), Canvas(3.4, CEILING, 130)
     beam = np.mod(plaster.u + 0.5, 0.85)[..., None] < 0.16
-    plaster.colour[:] = np.where(beam, (0.40, 0.27, 0.17), (0.84, 0.82, 0.77))
-    plaster.colour *= (0.85 + 0.3 * noise(rng, plaster.shape, (12.0, 200.0), 4))[..., None]
-    paper.colour[:] = np.where(np.mod(paper.u, 0.24)[..., None] < 0.12, (0.62, 0.69, 0.63), (0.52, 0.61, 0.56))
+    plaster.color[:] = np.where(beam, (0.40, 0.27, 0.17), (0.84, 0.82, 0.77))
+    plaster.color *= (0.85 + 0.3 * noise(rng, plaster.shape, (12.0, 200.0), 4))[..., None]
+    paper.color[:] = np.where(np.mod(paper.u, 0.24)[..., None] < 0.12, (0.62, 0.69, 0.63), (0.52, 0.61, 0.56))
     for x, y in product(np.arange(0.06, 3.4, 0.24), np.arange(0.1, CEILING, 0.26)):
         for sign in (-1.0, 1.0):
             paper.oval((x + sign * 0.022, y), (0.036, 0.014), (0.76, 0.78, 0.66), sign * 0.7)
@@ -282,22 +282,22 @@ def _build_room(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _view(rng: np.random.Generator) -> Canvas:
-    """Paint a lake between mountains, which is what the window shows."""
+    """Paint the view from the window, a lake between mountains."""
     view = Canvas(250, 152, 3)
     height = np.clip(view.v / 78.0, 0.0, 1.0)[..., None]
     clouds = noise(rng, view.shape, (260.0, 90.0), 6, 0.55)
     share = np.clip((clouds - 0.52) * 4.0, 0.0, 1.0)[..., None]
     sky = (1 - height) * (0.30, 0.54, 0.86) + height * (0.80, 0.89, 0.96)
-    view.colour[:] = sky * (1 - share) + (0.97 + 2.0 * (np.roll(clouds, 5, axis=0) - clouds)[..., None]) * share
+    view.color[:] = sky * (1 - share) + (0.97 + 2.0 * (np.roll(clouds, 5, axis=0) - clouds)[..., None]) * share
     rough = noise(rng, view.shape, 40, 5, 0.6)
     facet = np.clip(np.gradient(blur(rough, 2.0), axis=1) * 60.0, -1.0, 1.0)
     for base, swing, cell, hue in ((46.0, 52.0, 210.0, (0.48, 0.57, 0.70)), (66.0, 30.0, 130.0, (0.32, 0.44, 0.46))):
         ridge = base + swing * (0.5 - noise(rng, (2, view.shape[1]), cell, 6)[0])
         inside, snow = view.v > ridge, (view.v < ridge + 9.0 + 26.0 * (rough - 0.35)) & (base < 50)
-        view.colour[inside] = np.outer((1.0 + 0.30 * facet)[inside], hue)
-        view.colour[inside & snow] = (0.94 + 0.16 * facet)[inside & snow, None]
+        view.color[inside] = np.outer((1.0 + 0.30 * facet)[inside], hue)
+        view.color[inside & snow] = (0.94 + 0.16 * facet)[inside & snow, None]
     water = view.v > 90
-    view.colour[water] = np.outer((0.70 + 0.7 * noise(rng, view.shape, (60.0, 5.0), 4, 0.6))[water], (0.24, 0.46, 0.60))
+    view.color[water] = np.outer((0.70 + 0.7 * noise(rng, view.shape, (60.0, 5.0), 4, 0.6))[water], (0.24, 0.46, 0.60))
     for left in rng.uniform(-5, 120, 90):
         spruce = [(left - 2.6, 92), (left, 92 - rng.uniform(6, 13)), (left + 2.6, 92)]
         view.fill(spruce, tone((0.16, 0.30, 0.17), rng.uniform(0.7, 1.3)))
@@ -345,11 +345,11 @@ def _rug() -> Canvas:
         rug.fill([(inset, inset), (2.4 - inset, 1.7 - inset)], paint)
     edge = np.minimum(np.minimum(x, 2.4 - x), np.minimum(y, 1.7 - y))
     zigzag = np.abs(np.mod(x + y, 0.12) - 0.06) + np.abs(np.mod(x - y, 0.12) - 0.06)
-    rug.colour[(edge > 0.11) & (edge < 0.22) & (zigzag < 0.05)] = gold
+    rug.color[(edge > 0.11) & (edge < 0.22) & (zigzag < 0.05)] = gold
     motif = np.abs(np.mod(x - 0.2, 0.25) - 0.125) + np.abs(np.mod(y - 0.1, 0.25) - 0.125)
     for reach, paint in ((0.085, navy), (0.055, gold), (0.025, red)):
-        rug.colour[(edge > 0.30) & (motif < reach)] = paint
-    rug.colour *= np.where(np.mod(y, 0.014) < 0.007, 1.06, 0.92)[..., None]
+        rug.color[(edge > 0.30) & (motif < reach)] = paint
+    rug.color *= np.where(np.mod(y, 0.014) < 0.007, 1.06, 0.92)[..., None]
     return rug
 
 
@@ -406,7 +406,7 @@ def _draw_vase(canvas: Canvas, rng: np.random.Generator, x: float, y: float, z: 
 
 
 def _radiance(canvas: Canvas) -> Image:
-    """Light of the scene: the window glows, and the room gets what falls in through it."""
+    """Light of the scene: the window glows, and its light falls into the room."""
     x, y, z = canvas.world()
     light, inward = np.full(canvas.shape, 0.030), np.maximum(BACK - z, 0.0)
     for across in np.linspace(LEFT, RIGHT, 4):
@@ -420,6 +420,6 @@ def _radiance(canvas: Canvas) -> Image:
     between = (hit_x > LEFT) & (hit_x < RIGHT) & (np.mod(hit_x - LEFT, (RIGHT - LEFT) / 3) > 0.07)
     between &= (hit_y > SILL) & (hit_y < LINTEL) & (np.abs(hit_y - BAR) > 0.04)
     sun = blur((0.55 * (between & (y < 0.03))).astype(np.float32), 1.6)
-    albedo, glow = np.clip(canvas.colour, 0.0, 1.2) ** 2.2, canvas.glow[..., None]
+    albedo, glow = np.clip(canvas.color, 0.0, 1.2) ** 2.2, canvas.glow[..., None]
     inside = light[..., None] * (0.94, 1.0, 1.06) + sun[..., None] * (1.0, 0.86, 0.62)
     return np.asarray(albedo * (inside * (1.0 - glow) + 14.0 * glow), np.float32)

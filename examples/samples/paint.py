@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Image = NDArray[np.float32]
-Picture = NDArray[np.uint8]
+Uint8Image = NDArray[np.uint8]
 Pair = tuple[float, float]
 Point = tuple[float, ...]
-"""Column and row on a flat canvas, or metres right, up and ahead in front of a camera."""
+"""Column and row on a flat canvas, or meters right, up and ahead in front of a camera."""
 Points = Sequence[Point]
 Paint = tuple[float, ...]
-"""Red, green and blue; then, where they matter, degrees Celsius (else 15) and how much of the colour glows (else 0)."""
+"""Red, green and blue; then, where they matter, degrees Celsius (else 15) and how much of the color glows (else 0)."""
 
 
 def rectangle(corner: Point, opposite: Point) -> list[Point]:
@@ -21,12 +21,12 @@ def rectangle(corner: Point, opposite: Point) -> list[Point]:
     return [corner, (opposite[0], *corner[1:]), opposite, (corner[0], *opposite[1:])]
 
 
-def ellipse(centre: Point, radii: Pair, angle: float = 0.0) -> list[Point]:
+def ellipse(center: Point, radii: Pair, angle: float = 0.0) -> list[Point]:
     """Outline of an ellipse."""
     turn = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
     x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
     across, down = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
-    return [(centre[0] + a, centre[1] + d, *centre[2:]) for a, d in zip(across.tolist(), down.tolist(), strict=True)]
+    return [(center[0] + a, center[1] + d, *center[2:]) for a, d in zip(across.tolist(), down.tolist(), strict=True)]
 
 
 def mix(first: ArrayLike, second: ArrayLike, share: float) -> Paint:
@@ -35,7 +35,7 @@ def mix(first: ArrayLike, second: ArrayLike, share: float) -> Paint:
 
 
 def tone(paint: Paint, gain: float, *rest: float) -> Paint:
-    """Scale the colour of a paint; its heat and glow can be replaced."""
+    """Scale the color of a paint; its heat and glow can be replaced."""
     return (*(gain * part for part in paint[:3]), *(rest or paint[3:]))
 
 
@@ -65,6 +65,6 @@ def reduce(image: NDArray[np.floating], scale: int) -> Image:
     return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def quantise(image: NDArray[np.floating]) -> Picture:
+def quantize(image: NDArray[np.floating]) -> Uint8Image:
     """Round 0 to 1 to 8 bits."""
     return np.asarray(np.round(np.clip(image, 0.0, 1.0) * 255.0), np.uint8)

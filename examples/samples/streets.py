@@ -4,7 +4,7 @@ import numpy as np
 
 from samples import town
 from samples.canvas import FAR, Camera, Canvas
-from samples.paint import Image, Picture, blur, ellipse, noise, quantise, reduce
+from samples.paint import Image, Uint8Image, blur, ellipse, noise, quantize, reduce
 from samples.town import Car, House
 
 WIDTH, HEIGHT, SCALE = 384, 288, 3
@@ -32,34 +32,34 @@ ONCOMING, HEADLIGHTS = Car(-2.0, 15.5, (0.55, 0.57, 0.62), "NT 207", oncoming=Tr
 SODIUM, HEADLIGHT, NEON, ICE = (1.0, 0.66, 0.32), (0.95, 0.97, 1.0), (1.0, 0.24, 0.40), (0.25, 0.85, 1.0)
 
 
-def render_day() -> tuple[Picture, Picture]:
-    """Render infrared (grey) and visible (RGB) picture of the street by day."""
+def render_day() -> tuple[Uint8Image, Uint8Image]:
+    """Render the infrared (grayscale) and the visible (RGB) image of the street by day."""
     rng = np.random.default_rng(4)
     canvas = Canvas(WIDTH, HEIGHT, SCALE, DAY_CAMERA)
     height = np.clip(canvas.v / DAY_CAMERA.row, 0.0, 1.0)
     clouds = noise(rng, canvas.shape, (330.0, 110.0), 6, 0.55)
     share = np.clip((clouds - 0.46) * 2.6, 0.0, 0.8)[..., None]
     sky = np.asarray((0.36, 0.50, 0.72)) + height[..., None] ** 1.6 * (0.60, 0.30, -0.10)
-    canvas.colour[:] = sky * (1 - share) + ((0.95, 0.88, 0.82) + 0.9 * (blur(clouds, 12.0) - clouds)[..., None]) * share
+    canvas.color[:] = sky * (1 - share) + ((0.95, 0.88, 0.82) + 0.9 * (blur(clouds, 12.0) - clouds)[..., None]) * share
     canvas.heat[:] = -9.0 + 9.0 * height**2 + 5.0 * share[..., 0]
     town.lay_ground(canvas, rng, kerbs=(-3.6, 5.0), line=-0.15, bay=2.85)
     for left in np.arange(-16.0, 16.0, 2.6):
-        roof, grey = rng.uniform(9.0, 22.0), rng.uniform(0.50, 0.62)
-        canvas.fill([(left, 0.0, 60.0), (left + 2.7, roof, 60.0)], (grey, grey, grey, 11.5))
+        roof, gray = rng.uniform(9.0, 22.0), rng.uniform(0.50, 0.62)
+        canvas.fill([(left, 0.0, 60.0), (left + 2.7, roof, 60.0)], (gray, gray, gray, 11.5))
         for row in np.arange(3.0, roof - 0.8, 1.5):
             for pane in (left + 0.5, left + 1.4):
-                canvas.fill([(pane, row, 60.0), (pane + 0.5, row + 0.8, 60.0)], (0.8 * grey, 0.82 * grey, 0.88 * grey, 9.0))
+                canvas.fill([(pane, row, 60.0), (pane + 0.5, row + 0.8, 60.0)], (0.8 * gray, 0.82 * gray, 0.88 * gray, 9.0))
     town.build_houses(canvas, rng, DAY_HOUSES)
     # A low sun lights the right side of the street and leaves the left side in shade.
     x, _, z = canvas.world()
     ground = z < FAR
     sun = blur((np.clip((x - 0.9) / 0.25, 0.0, 1.0) * ground).astype(np.float32), 1.5) * ground
-    canvas.colour[ground] *= np.add((0.80, 0.82, 0.90), np.outer(sun[ground], (0.50, 0.34, 0.04)))
+    canvas.color[ground] *= np.add((0.80, 0.82, 0.90), np.outer(sun[ground], (0.50, 0.34, 0.04)))
     canvas.heat += 1.8 * sun
     _populate_day(canvas, rng)
-    infrared = town.thermal_picture(canvas, rng, (3.0, 33.5))
+    infrared = town.thermal_image(canvas, rng, (3.0, 33.5))
     visible = reduce(_apply_air(canvas, rng), SCALE)
-    return infrared, quantise(visible + 0.006 * rng.normal(0.0, 1.0, visible.shape[:2])[..., None])
+    return infrared, quantize(visible + 0.006 * rng.normal(0.0, 1.0, visible.shape[:2])[..., None])
 
 
 def _populate_day(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -90,7 +90,7 @@ def _populate_day(canvas: Canvas, rng: np.random.Generator) -> None:
 def _apply_air(canvas: Canvas, rng: np.random.Generator) -> Image:
     """Veil the scene in haze, and in a plume that rises from the barrel and is blown across the road."""
     haze = (1.0 - np.exp(-np.where(canvas.depth < FAR, canvas.depth, 0.0) / 95.0))[..., None]
-    colour = canvas.colour * (1.0 + 0.25 * canvas.glow[..., None]) * (1.0 - haze) + haze * (0.88, 0.78, 0.68)
+    color = canvas.color * (1.0 + 0.25 * canvas.glow[..., None]) * (1.0 - haze) + haze * (0.88, 0.78, 0.68)
     (x, z), camera = BARREL, DAY_CAMERA
     warp, bend = (noise(rng, canvas.shape, cell, 4) - 0.5 for cell in (130, 90))
     across = (canvas.u - camera.column) * z / camera.focal - x + 1.1 * warp
@@ -105,15 +105,15 @@ def _apply_air(canvas: Canvas, rng: np.random.Generator) -> Image:
     veil = ((1.0 - np.exp(-3.4 * density)) * np.clip((canvas.depth - z + 1.8) / 1.8, 0.0, 1.0))[..., None]
     # The side towards the sun is brighter than the folds in the plume.
     lift = 0.76 + 0.14 * noise(rng, canvas.shape, 90, 5) + 0.24 * np.clip(density - blur(density, 14.0), -0.4, 0.4)
-    return np.asarray(colour * (1.0 - veil) + veil * lift[..., None] * (1.0, 0.96, 0.92), np.float32)
+    return np.asarray(color * (1.0 - veil) + veil * lift[..., None] * (1.0, 0.96, 0.92), np.float32)
 
 
-def render_night() -> tuple[Picture, Picture]:
-    """Render infrared (grey) and visible (RGB) picture of the street at night."""
+def render_night() -> tuple[Uint8Image, Uint8Image]:
+    """Render the infrared (grayscale) and the visible (RGB) image of the street at night."""
     rng = np.random.default_rng(2203)
     canvas = Canvas(WIDTH, HEIGHT, SCALE, NIGHT_CAMERA)
     height = np.clip(canvas.v / NIGHT_CAMERA.row, 0.0, 1.0)
-    canvas.colour[:] = (0.030, 0.036, 0.062) + height[..., None] ** 3 * (0.075, 0.055, 0.045)
+    canvas.color[:] = (0.030, 0.036, 0.062) + height[..., None] ** 3 * (0.075, 0.055, 0.045)
     canvas.heat[:] = -12.0 + 12.0 * height**2
     town.lay_ground(canvas, rng, kerbs=(-3.9, 3.6), line=-0.2, bay=40.0)
     canvas.paste([(-7.4, 12, 40), (7.5, 12, 40), (7.5, 0, 40), (-7.4, 0, 40)], town.house_front(rng, HOTEL, 0.45))
@@ -121,7 +121,7 @@ def render_night() -> tuple[Picture, Picture]:
     x, _, z = canvas.world()
     lawn = (x > 5.3) & (z < 39.5)
     blades, patches = noise(rng, canvas.shape, (5.0, 9.0), 2), noise(rng, canvas.shape, (120.0, 40.0), 4)
-    canvas.colour[lawn] = np.outer((0.55 + 0.5 * blades + 0.4 * patches)[lawn], (0.20, 0.32, 0.13))
+    canvas.color[lawn] = np.outer((0.55 + 0.5 * blades + 0.4 * patches)[lawn], (0.20, 0.32, 0.13))
     canvas.heat[lawn] = (9.5 + 1.6 * blades + 2.2 * patches)[lawn]
     for left in np.arange(8.2, 50.0, 0.9):
         canvas.limb((left, 1.0, 39.0), (left, rng.uniform(3.5, 8.0), 39.0), (0.8, 0.4), (0.10, 0.15, 0.08, 10.5))
@@ -129,7 +129,7 @@ def render_night() -> tuple[Picture, Picture]:
         town.draw_tree(canvas, rng, place, tall, radius, (0.22, 0.34, 0.14))
     town.build_houses(canvas, rng, NIGHT_HOUSES, lit=0.3)
     _populate_night(canvas)
-    return town.thermal_picture(canvas, rng, (4.0, 32.0)), _expose_night(canvas, rng)
+    return town.thermal_image(canvas, rng, (4.0, 32.0)), _expose_night(canvas, rng)
 
 
 def _populate_night(canvas: Canvas) -> None:
@@ -147,7 +147,7 @@ def _populate_night(canvas: Canvas) -> None:
 def _light_night(canvas: Canvas) -> Image:
     """Light that reaches every painted point, from its place in the world."""
     x, y, z = canvas.world()
-    light = np.zeros_like(canvas.colour) + np.asarray((0.002, 0.0025, 0.0042), np.float32)
+    light = np.zeros_like(canvas.color) + np.asarray((0.002, 0.0025, 0.0042), np.float32)
     for lamp_x, lamp_z, reach in LAMPS:
         drop = LAMP_HEIGHT - y
         squared = (x - lamp_x - reach) ** 2 + drop**2 + (z - lamp_z) ** 2
@@ -158,17 +158,17 @@ def _light_night(canvas: Canvas) -> Image:
     for side in HEADLIGHTS:
         beam = np.exp(-(((x - ONCOMING.x - side) / (0.25 + 0.22 * path)) ** 2)) * (y < 0.8)
         light += (beam * 40.0 * path / (1.5 + path) ** 3.1)[..., None] * HEADLIGHT
-    for place, power, colour in (((-5.35, 4.35, 9.3), 1.6, ICE), ((1.2, 8.6, 29.5), 3.0, NEON)):
+    for place, power, color in (((-5.35, 4.35, 9.3), 1.6, ICE), ((1.2, 8.6, 29.5), 3.0, NEON)):
         squared = (x - place[0]) ** 2 + (y - place[1]) ** 2 + (z - place[2]) ** 2
-        light += (power / (squared + 0.6))[..., None] * colour
+        light += (power / (squared + 0.6))[..., None] * color
     # Shop windows spill light on the pavement in front of them.
     spill = 0.35 * np.exp(-np.abs(x + 6.3) / 0.9) * np.exp(-np.maximum(y, 0.0) / 1.5)
     return np.asarray(light + spill[..., None] * (1.0, 0.72, 0.42), np.float32)
 
 
-def _expose_night(canvas: Canvas, rng: np.random.Generator) -> Picture:
-    albedo = canvas.colour**2.2
-    radiance = np.where((canvas.depth < FAR)[..., None], albedo * _light_night(canvas), 0.20 * canvas.colour)
+def _expose_night(canvas: Canvas, rng: np.random.Generator) -> Uint8Image:
+    albedo = canvas.color**2.2
+    radiance = np.where((canvas.depth < FAR)[..., None], albedo * _light_night(canvas), 0.20 * canvas.color)
     small = reduce(radiance + albedo * canvas.glow[..., None] * 1.3, SCALE)
     # Bright lamps bloom over their surroundings in the lens.
     bloom = np.minimum(small, 12.0)
@@ -185,4 +185,4 @@ def _expose_night(canvas: Canvas, rng: np.random.Generator) -> Picture:
             small += (0.22 * spike[..., None] * HEADLIGHT).astype(np.float32)
     display = (1.0 - np.exp(-2.1 * small)) ** (1 / 2.2)
     shot = 0.2 * rng.normal(0.0, 1.0, display.shape) + 0.8 * rng.normal(0.0, 1.0, display.shape[:2])[..., None]
-    return quantise(display + (0.007 + 0.009 * (1 - display)) * shot)
+    return quantize(display + (0.007 + 0.009 * (1 - display)) * shot)

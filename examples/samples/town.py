@@ -1,4 +1,4 @@
-"""What stands in a street: ground, houses, signs, lamps, trees, cars and people, for a visible and an infrared camera."""
+"""Everything in a street: ground, houses, signs, lamps, trees, cars and people, for a visible and an infrared camera."""
 
 from collections.abc import Iterable
 from itertools import product
@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from samples.canvas import Canvas, text_width
-from samples.paint import Paint, Pair, Picture, Point, blur, ellipse, mix, noise, quantise, reduce, tone
+from samples.paint import Paint, Pair, Point, Uint8Image, blur, ellipse, mix, noise, quantize, reduce, tone
 
 GROUND_FLOOR, STOREY, TILE, TILE_PER_METRE, CAR_LENGTH, CAR_HALF_WIDTH = 3.9, 3.1, 1024, 34.0, 4.2, 0.9
 GLASS, RUBBER, SKIN, HAIR = (0.20, 0.26, 0.33, 9.5), (0.05, 0.05, 0.055), (0.80, 0.60, 0.48), (0.16, 0.11, 0.08, 29.0)
-# A car from the side: metres along it from its tail, and above the ground.
+# A car from the side: meters along it from its tail, and above the ground.
 # fmt: off
 CAR_PROFILE = (
     (0.06, 0.3), (0.0, 0.55), (0.05, 0.95), (0.4, 1.02), (1.0, 1.45), (1.5, 1.5), (2.35, 1.46), (3.1, 1.02), (3.95, 0.88),
@@ -64,12 +64,12 @@ def lay_ground(canvas: Canvas, rng: np.random.Generator, kerbs: Pair, line: floa
     fine, broad = noise(rng, (TILE, TILE), 6, 2), noise(rng, (TILE, TILE), 128, 6, 0.6)
     place = np.mod(z * TILE_PER_METRE, TILE).astype(int), np.mod((x + 15.0) * TILE_PER_METRE, TILE).astype(int)
     speckle, stain = (fine[place] - 0.5) * np.clip(11.0 / z, 0.0, 1.0), broad[place] - 0.5
-    grey = 0.30 * (1.0 + 0.55 * speckle + 0.35 * stain)
+    gray = 0.30 * (1.0 + 0.55 * speckle + 0.35 * stain)
     heat = 18.5 + 0.8 * speckle + 1.6 * stain
     # The wheel tracks are polished darker and warmed by the traffic.
     for lane in ((kerbs[0] + line) / 2, (line + bay) / 2):
         wear = np.exp(-(((np.abs(x - lane) - 0.75) / 0.3) ** 2))
-        grey, heat = grey * (1.0 - 0.12 * wear), heat + 1.1 * wear
+        gray, heat = gray * (1.0 - 0.12 * wear), heat + 1.1 * wear
     broken = (np.abs(x - line) < 0.08) & (np.mod(z, 5.0) < 2.6)
     parking = (np.abs(x - bay) < 0.06) | ((x > bay) & (np.mod(z - 1.0, 6.2) < 0.12))
     mark = (broken | parking) * np.clip(0.86 + 0.8 * stain + 0.5 * speckle, 0.0, 1.0)
@@ -79,9 +79,9 @@ def lay_ground(canvas: Canvas, rng: np.random.Generator, kerbs: Pair, line: floa
     joint = ((np.mod(x, 0.62) < 0.035) | (np.mod(z, 0.62) < 0.035)) & (z < 30)
     slab = fine[np.mod(np.floor(x / 0.62) * 37, TILE).astype(int), np.mod(np.floor(z / 0.62) * 61, TILE).astype(int)]
     slab = (1.0 + 0.35 * (slab - 0.5) + 0.35 * speckle) * np.where(joint, 0.68, 1.0)
-    tarmac = (grey * (1.0 - mark) * np.where(gutter, 0.72, 1.0))[:, None] * (1.0, 1.0, 1.05) + np.outer(mark, (0.86, 0.85, 0.8))
-    colour = np.where(pavement[:, None], np.outer(slab, (0.53, 0.50, 0.46)), tarmac)
-    canvas.colour[below] = np.where(kerb[:, None], (0.66, 0.64, 0.60), colour)
+    tarmac = (gray * (1.0 - mark) * np.where(gutter, 0.72, 1.0))[:, None] * (1.0, 1.0, 1.05) + np.outer(mark, (0.86, 0.85, 0.8))
+    color = np.where(pavement[:, None], np.outer(slab, (0.53, 0.50, 0.46)), tarmac)
+    canvas.color[below] = np.where(kerb[:, None], (0.66, 0.64, 0.60), color)
     heat = np.where(pavement, 16.0 + 0.8 * stain - 0.4 * joint, heat - 0.5 * mark - 0.8 * gutter)
     canvas.heat[below] = np.where(kerb, 15.2, heat)
 
@@ -104,7 +104,7 @@ def house_front(rng: np.random.Generator, house: House, lit: float = 0.0) -> Can
     run = canvas.u / 0.56 + 0.5 * (course % 2)
     gain = rng.normal(1.0, 0.12, (course.max() + 1, int(run.max()) + 1))[course, run.astype(int)]
     mortar = (canvas.v / 0.2 - course < 0.17) | (run - np.floor(run) < 0.07)
-    canvas.colour[:] = np.where(mortar[..., None], mix(brick, (0.72, 0.68, 0.62), 0.55), gain[..., None] * brick)
+    canvas.color[:] = np.where(mortar[..., None], mix(brick, (0.72, 0.68, 0.62), 0.55), gain[..., None] * brick)
     canvas.heat[:] = 17.0 + 0.6 * (gain - 1.0)
     trim = (*mix(brick, (0.85, 0.82, 0.76), 0.8), 16.5)
     bays = max(2, int(width / 2.1))
@@ -116,7 +116,7 @@ def house_front(rng: np.random.Generator, house: House, lit: float = 0.0) -> Can
     canvas.fill([(0, 0.35), (width, 0.5)], tone(trim, 0.55, 15.0))
     _draw_shop(canvas, rng, house, lit > 0)
     dirt = noise(rng, canvas.shape, 90, 4)
-    canvas.colour *= (0.84 + 0.3 * dirt)[..., None]
+    canvas.color *= (0.84 + 0.3 * dirt)[..., None]
     canvas.heat += 2.0 * (dirt - 0.5)
     return canvas
 
@@ -252,9 +252,9 @@ def draw_car(canvas: Canvas, car: Car) -> None:
         for window in CAR_WINDOWS:
             canvas.fill([at(side, *spot) for spot in window], (0.15, 0.18, 0.22, 12.0))
         wheel = ((0.40, RUBBER, 16.0), (0.33, RUBBER, 14.5 + 10.5 * warm), (0.20, (0.55, 0.56, 0.58), 14.0 + 16.0 * warm))
-        for hub, (radius, colour, heat) in product((0.85, 3.35), wheel):
+        for hub, (radius, color, heat) in product((0.85, 3.35), wheel):
             rim = [at(side, along, max(up, 0.0)) for along, up in ellipse((hub, 0.34), (radius, radius))]
-            canvas.fill(rim, (*colour, heat))
+            canvas.fill(rim, (*color, heat))
     _draw_car_end(canvas, car, warm)
 
 
@@ -281,11 +281,11 @@ def _draw_car_end(canvas: Canvas, car: Car, warm: float) -> None:
     canvas.text(car.plate, (car.x, 0.5575, car.z), 0.115, (0.06, 0.06, 0.12, 15.5))
 
 
-def thermal_picture(canvas: Canvas, rng: np.random.Generator, span: Pair) -> Picture:
-    """Take the picture of an uncooled infrared camera that shows a span of temperatures from black to white."""
+def thermal_image(canvas: Canvas, rng: np.random.Generator, span: Pair) -> Uint8Image:
+    """Render the image of an uncooled infrared camera that shows a span of temperatures from black to white."""
     level = (blur(reduce(canvas.heat, canvas.scale), 0.8) - span[0]) / (span[1] - span[0])
     rows, columns = level.shape
     level += 0.009 * blur(rng.normal(0.0, 1.0, (1, columns)).astype(np.float32), 0.6)
     level += 0.006 * rng.normal(0.0, 1.0, level.shape).astype(np.float32)
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
-    return quantise(level * (1.0 - 0.10 * (x**2 + y**2)))
+    return quantize(level * (1.0 - 0.10 * (x**2 + y**2)))

@@ -1,1 +1,1 @@
-"""From weights to an ONNX model: tracing, INT8, uint8 inputs and outputs."""
+"""Turning weights into an ONNX model: tracing, INT8, uint8 inputs and outputs."""

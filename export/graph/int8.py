@@ -1,4 +1,4 @@
-"""Which layers of an engine can be INT8: all that can, but those without which the accuracy gate does not pass."""
+"""Selecting the INT8 layers of an engine: all but the most sensitive ones, which have to stay in fp16 to pass the gate."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from refusion_edge.images.pairs import ImagePair
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
 from refusion_edge.tasks import Task
 
-# The handful of pairs that judge are not the worst that will come: those of one camera came out 8 dB below the worst of them.
+# The few gate pairs are not the hardest that will come: the pairs of one camera were 8 dB below the worst of them.
 SPARE_DB = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What was found.
+    """The INT8 layers of a model.
 
     Attributes:
-        model: The model with its INT8 layers.
+        model: The model with these layers in INT8.
         int8: Layers in INT8, in the order of the network.
         kept: Layers that stay in half precision, the most sensitive first.
-        scan: Layer to the fidelity with that layer alone in INT8; empty if no scan was needed.
+        scan: Fidelity with one layer alone in INT8, by layer; empty if no scan was needed.
     """
 
     model: onnx.ModelProto
@@ -39,13 +39,13 @@ class Selection:
 
 
 class Evaluator:
-    """Pairs whose fp32 results are computed once, to judge many models by.
+    """Evaluates many models on the same pairs, whose fp32 results are computed once.
 
     Attributes:
-        scanned: Number of pairs that the scan of layers looks at; it only ranks them, the gate judges on all.
+        scanned: Number of pairs for the layer scan, which only ranks layers; the gate uses all pairs.
 
     Args:
-        reference: Runs the network in fp32; not needed any more afterwards.
+        reference: Runs the network in fp32; used only during construction.
         pairs: The pairs.
         task: Their task.
     """
@@ -57,7 +57,7 @@ class Evaluator:
         self._expected = [reference.fuse(planes.a, planes.b)[0, 0].copy() for planes in self._planes]
 
     def evaluate(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
-        """Run a model on the first pairs, or on all, and give its worst figures."""
+        """Run a model on the first ``pairs`` pairs, or on all, and return its worst fidelity."""
         with OrtBackend(model.SerializeToString()) as engine:
             return worst(
                 compare(engine.fuse(planes.a, planes.b)[0, 0], expected)
@@ -73,11 +73,11 @@ def scan_layers(
     Args:
         model: A filled model of the folded form.
         table: Ranges.
-        evaluator: Judges.
+        evaluator: Evaluates the models.
         on_layer: Called after each layer.
 
     Returns:
-        Layer to the fidelity with that layer alone in INT8, the most sensitive layer first.
+        Fidelity with one layer alone in INT8, by layer, the most sensitive layer first.
     """
     layers = quantizable_layers()
     found = {}
@@ -94,20 +94,20 @@ def select_layers(
     limits: Limits,
     on_layer: Callable[[], None] = lambda: None,
 ) -> Selection:
-    """Quantize as many layers as the limits allow, with ``SPARE_DB`` to spare if that can be had.
+    """Quantize as many layers as the limits allow, with ``SPARE_DB`` to spare if possible.
 
-    All of them, if that passes. Otherwise a scan ranks the layers, and the fewest of the most sensitive ones stay in half
-    precision, found by halving.
+    If all layers in INT8 pass, quantize them all. Otherwise a scan ranks the layers, and a bisection finds the smallest number
+    of the most sensitive layers that have to stay in half precision.
 
     Args:
         model: A filled fp16 model of the folded form.
         table: Ranges.
-        evaluator: Judges.
-        limits: What has to be kept.
+        evaluator: Evaluates the models.
+        limits: Limits of the accuracy gate.
         on_layer: Called after each layer of the scan.
 
     Raises:
-        GateError: Not even one layer in INT8 keeps the limits.
+        GateError: Even a single layer in INT8 exceeds the limits.
     """
     layers = quantizable_layers()
     spared = replace(limits, psnr_db=limits.psnr_db + SPARE_DB)
@@ -132,12 +132,12 @@ def select_layers(
         count = fewest_kept(limits)
     if count == len(layers):
         raise GateError(
-            f"expected an int8 engine close to the fp32 reference ({limits}), got {found[len(layers) - 1]} with one layer in "
-            "INT8; nothing was installed, build with --precision fp16."
+            f"the int8 engine differs too much from the fp32 reference even with a single layer in INT8: "
+            f"{found[len(layers) - 1]}, and the limits are {limits}; nothing was installed, build with --precision fp16"
         )
     kept = ranked[:count]
     return Selection(quantize(model, table, keep=kept), tuple(layer for layer in layers if layer not in kept), kept, scan)
 
 
-def _others(layers: Sequence[str], one: str) -> Container[str]:
-    return {layer for layer in layers if layer != one}
+def _others(layers: Sequence[str], excepted: str) -> Container[str]:
+    return {layer for layer in layers if layer != excepted}

@@ -1,4 +1,4 @@
-"""Exporting weights as an ONNX model, traced anew and compared with the network in torch."""
+"""Exporting weights as an ONNX model, traced with torch and compared with the network there."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from refusion_edge.network.graph import fill
 from refusion_edge.network.layouts import GraphPrecision
 from refusion_edge.tasks import TASKS, find_task
 
-# Largest difference in the output, [0, 1]. fp32: two orders of summation; fp16: some ulps of half precision at 1.
+# Largest difference in the output, [0, 1]. fp32: different orders of summation; fp16: a few ulps of half precision at 1.
 _LIMITS: dict[GraphPrecision, float] = {"fp32": 1e-4, "fp16": 1.6e-2}
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Distance of an exported graph to the network in torch, on one pair.
+    """Difference between an exported graph and the network in torch, on one pair.
 
     Attributes:
         name: Name of the pair.
@@ -45,10 +45,10 @@ class Parity:
 def export_onnx(
     checkpoint: Checkpoint, output: Path, form: str, precision: GraphPrecision, size_hw: tuple[int, int] | None
 ) -> list[Parity]:
-    """Trace, simplify, fill, compare with torch, and only then write.
+    """Trace, simplify and fill the graph, compare it with torch, and only then write it.
 
     Args:
-        checkpoint: Weights; compared on the sample pairs of their task, or of all tasks if it is not stated.
+        checkpoint: Weights; compared on the sample pairs of their task, or of all tasks if none is stated.
         output: ONNX file to write.
         form: Name of the graph form.
         precision: Precision of the graph.
@@ -79,8 +79,8 @@ def export_onnx(
     if not all(result.max_difference <= _LIMITS[precision] for result in results):
         largest = max(result.max_difference for result in results)
         raise GateError(
-            f"expected the {precision} graph within {_LIMITS[precision]:g} of the network in torch, got {largest:.2e}; "
-            "nothing was written, report this with the versions of torch, onnxsim and onnxruntime."
+            f"the {precision} graph differs from the network in torch by {largest:.2e}, and the limit is "
+            f"{_LIMITS[precision]:g}; nothing was written, report this with the versions of torch, onnxsim and onnxruntime"
         )
     write_atomically(output, model)
     return results

@@ -1,8 +1,8 @@
 """Writing INT8 into a strongly typed ONNX model, as pairs of QuantizeLinear and DequantizeLinear.
 
-Activations have one scale per tensor, weights one per output channel, both symmetric, so that the zero point is 0. The
-weights are stored as int8. A convolution between the two runs in INT8 with TensorRT; ONNX Runtime computes the same numbers
-in floating point, which is how an INT8 engine is judged where no device is.
+Activations have one scale per tensor and weights one per output channel, both symmetric, so the zero point is 0. The
+weights are stored as int8. TensorRT runs a convolution between such pairs in INT8; ONNX Runtime computes the same numbers in
+floating point, which makes it the CPU proxy of an INT8 engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from refusion_edge.arrays import Array
 from refusion_edge.network.quantization import LARGEST, CalibrationTable, layer_nodes
 
-# The first that quantizes half precision.
+# The first opset that quantizes half precision.
 _OPSET = 19
 
 
@@ -27,10 +27,10 @@ def quantize(model: onnx.ModelProto, table: CalibrationTable, keep: Container[st
     Args:
         model: A filled model of the folded form, fp32 or fp16; it is not changed.
         table: Ranges of their inputs.
-        keep: Layers that stay as they are.
+        keep: Layers to leave unchanged.
 
     Returns:
-        The same model with weights and inputs of the other layers in INT8.
+        A copy of the model with weights and inputs of the other layers in INT8.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -78,7 +78,7 @@ def quantize(model: onnx.ModelProto, table: CalibrationTable, keep: Container[st
 
 
 def _scale(largest: NDArray[np.floating], dtype: np.dtype[np.floating]) -> Array:
-    """Scale of a range in the model's own precision, rounded up so that nothing is clipped that need not be."""
+    """Scale of a range in the precision of the model, rounded up so that no value of the range is clipped."""
     wanted = np.maximum(largest.astype(np.float64), np.finfo(np.float32).tiny) / LARGEST
     scale = wanted.astype(dtype)
     return np.where(scale.astype(np.float64) < wanted, np.nextafter(scale, np.array(np.inf, dtype)), scale).astype(dtype)

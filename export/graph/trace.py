@@ -24,14 +24,14 @@ from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 if TYPE_CHECKING:
     import onnx
 
-# Any size will do, it only has to be dynamic afterwards; two different primes show a mix-up of the axes.
+# Any size will do, because the axes become dynamic; two different primes reveal swapped axes.
 _TRACED_HW = (37, 53)
 
 
 def trace(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     """Trace the network with torch.onnx, simplify it with onnxsim and check it.
 
-    The parameters are traced as inputs, so that nothing is folded into them and every one keeps its name.
+    The parameters are traced as inputs, so that each keeps its name and its values.
 
     Args:
         form: Name of a graph form.
@@ -42,7 +42,7 @@ def trace(form: str, precision: GraphPrecision) -> onnx.ModelProto:
 
     Raises:
         MissingDependencyError: torch, onnxscript or onnxsim is not installed.
-        GateError: onnxsim's own comparison of the graph before and after failed.
+        GateError: onnxsim's own comparison of the graph before and after simplification failed.
         UsageError: There is no such form.
     """
     layout = find_form(form)
@@ -52,9 +52,7 @@ def trace(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     simplified: onnx.ModelProto
     simplified, agrees = onnxsim.simplify(_traced(layout, precision))
     if not agrees:
-        raise GateError(
-            "expected onnxsim to keep the meaning of the graph, got a different output; try another onnxsim version."
-        )
+        raise GateError("the output of the graph changed when onnxsim simplified it; try another version of onnxsim")
     _strip(simplified, form, precision)
     onnx.checker.check_model(simplified, full_check=True)
     return simplified
@@ -90,7 +88,7 @@ def _traced(form: GraphForm, precision: GraphPrecision) -> onnx.ModelProto:
 
 
 def _strip(model: onnx.ModelProto, form: str, precision: GraphPrecision) -> None:
-    """Drop what only speaks of this tracing: source lines, inferred shapes, tool names. Name the form."""
+    """Remove the traces of this run: source lines, inferred shapes, tool names. Record the form."""
     graph = model.graph
     graph.name = f"refusion-{form}-{precision}"
     graph.doc_string = ""
@@ -108,7 +106,7 @@ def _strip(model: onnx.ModelProto, form: str, precision: GraphPrecision) -> None
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep torch's remarks on packages we do not use (torchvision) off the user's terminal."""
+    """Suppress torch's warnings about packages we do not use, such as torchvision."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

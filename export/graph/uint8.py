@@ -1,6 +1,7 @@
-"""The last step of fusing inside an engine: the fused plane as 8-bit levels, so that a quarter of the bytes leave the device.
+"""uint8 inputs and outputs inside an engine, so that only a quarter of the bytes move to and from the device.
 
-For grey results only: a coloured one is made from the plane itself, which 8 bits would round twice.
+The outputs are for grayscale results only: a color result is computed from the float plane, because rounding to 8 bits
+first would round twice.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from refusion_edge.images.color import OutputRange
 from refusion_edge.network.graph import INPUT_A, INPUT_B, MEAN, OUTPUT, UINT8_INPUTS, UINT8_OUTPUTS
 
 _WHITE = 255.0
-# The first whose reductions take their axes as an input.
+# The first opset whose reductions take their axes as an input.
 _OPSET = 18
 
 
 def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelProto:
-    """Add two outputs to a model: the levels, and the mean of the plane, which is finite where the plane is.
+    """Add two outputs to a model: the uint8 plane, and the mean of the float plane, which is finite only if the plane is.
 
     Args:
         model: A filled model; it is not changed.
-        levels: ``stretch``: least value to 0, largest to 255, a constant plane to 0. ``fixed``: [0, 1] to [0, 255].
+        levels: ``stretch`` maps the smallest value to 0, the largest to 255, and a constant plane to 0. ``fixed`` maps
+            [0, 1] to [0, 255].
 
     Returns:
-        The model with the outputs ``levels_stretch`` or ``levels_fixed``, (1, 1, H, W) uint8, rounded with halves down as
-        ``refusion_edge.images.color.merge`` does it, and ``fused_mean``, (1, 1, 1, 1) float32.
+        A copy of the model with the output ``levels_stretch`` or ``levels_fixed``, (1, 1, H, W) uint8, halves rounded down as
+        in ``refusion_edge.images.color.merge``, and the output ``fused_mean``, (1, 1, 1, 1) float32.
     """
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
@@ -50,12 +52,12 @@ def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelP
     else:
         least, largest = (node(f"Reduce{which}", [OUTPUT, axes], f"levels.{which.lower()}") for which in ("Min", "Max"))
         span = node("Sub", [largest, least], "levels.span")
-        # A constant plane has no span, and nothing above its least value either.
+        # In a constant plane both the span and every value above the minimum are 0.
         divisor = node("Max", [span, constant("tiny", float(np.finfo(np.float32).tiny))], "levels.divisor")
         unit = node("Div", [node("Sub", [OUTPUT, least], "levels.above"), divisor], "levels.unit")
     scaled = node("Mul", [unit, constant("white", _WHITE)], "levels.scaled")
     rounded = node("Ceil", [node("Sub", [scaled, constant("half", 0.5)], "levels.below")], "levels.rounded")
-    # What rounds up to minus zero is nothing for unsigned numbers.
+    # Casting minus zero to an unsigned type is undefined.
     node("Cast", [node("Max", [rounded, zero], "levels.whole")], UINT8_OUTPUTS[levels], to=TensorProto.UINT8)
     (plane,) = (output for output in graph.output if output.name == OUTPUT)
     shape = [side.dim_param or side.dim_value for side in plane.type.tensor_type.shape.dim]
@@ -71,14 +73,14 @@ _WHITE = 255.0
 
 
 def add_uint8_input(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Let a model take 8-bit sources, too.
+    """Add uint8 inputs to a model.
 
     Args:
         model: A filled model; it is not changed.
 
     Returns:
-        The model with the inputs ``a_pixels`` and ``b_pixels`` besides, uint8 of the shape of ``a`` and ``b``. What is fused
-        is ``a + a_pixels / 255``, in float32 as ``refusion_edge.images.color.split`` divides, and the same of ``b``.
+        A copy of the model with the additional inputs ``a_pixels`` and ``b_pixels``, uint8, of the shapes of ``a`` and ``b``.
+        It fuses ``a + a_pixels / 255``, divided in float32 as in ``refusion_edge.images.color.split``, and likewise for ``b``.
     """
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
@@ -94,8 +96,8 @@ def add_uint8_input(model: onnx.ModelProto) -> onnx.ModelProto:
             helper.make_node("Div", [values, "pixels.white"], [unit], name=unit),
             helper.make_node("Add", [source, unit], [plane], name=plane),
         ]
-        (given,) = (value for value in graph.input if value.name == source)
-        shape = [side.dim_param or side.dim_value for side in given.type.tensor_type.shape.dim]
+        (plane_input,) = (value for value in graph.input if value.name == source)
+        shape = [side.dim_param or side.dim_value for side in plane_input.type.tensor_type.shape.dim]
         graph.input.append(helper.make_tensor_value_info(pixels, TensorProto.UINT8, shape))
     nodes = [*first, *graph.node]
     del graph.node[:]

@@ -1,1 +1,1 @@
-"""From an ONNX model to what each back end loads."""
+"""Turning an ONNX model into the engine file of each back end."""

@@ -1,4 +1,4 @@
-"""What makes the engines of one back end: the promise that every target keeps, and what it works with."""
+"""The interface of the engine builders, one for each back end, and its data types."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from refusion_edge.sizes import SizeRange
 
 
 class PhaseListener(Protocol):
-    """Told how far a compiler is. Phases nest; called from the compiler's threads."""
+    """Receives the progress of a compiler. Phases nest; the compiler's threads call the methods."""
 
     def started(self, phase: str, parent: str | None, steps: int) -> None:
-        """Take note that a phase of so many steps begins."""
+        """A phase of ``steps`` steps begins."""
 
     def stepped(self, phase: str, step: int) -> None:
-        """Take note that a step is done, counted from 0."""
+        """Step ``step`` of a phase, counted from 0, is done."""
 
     def finished(self, phase: str) -> None:
-        """Take note that a phase ends."""
+        """A phase ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFile:
-    """What a back end loads.
+    """The file that a back end loads.
 
     Attributes:
         name: Name of the file.
-        engine: Its content, and what the back end has to know about it.
+        engine: Its content, and the properties that the back end needs to know.
         target: The machines that it runs on.
-        tools: Versions of what compiled it.
-        compiled: How it was compiled; None where the back end compiles it whenever it is loaded.
+        tools: Versions of the tools that compiled it, by name.
+        compiled: How it was compiled; None if the back end compiles it on loading.
     """
 
     name: str
@@ -52,13 +52,13 @@ class EngineFile:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What an engine is made from.
+    """The sources of an engine.
 
     Attributes:
         state: The 86 parameters.
-        weights: The same as a weights file.
-        model: ONNX model with these parameters in the form that the back end takes.
-        sizes_hw: Range of sizes of the engine; None if it has one size, or takes any.
+        weights: The same parameters as a weights file.
+        model: ONNX model with these parameters, in the form that the back end takes.
+        sizes_hw: Size range of the engine; None if it has a fixed size or takes any.
     """
 
     state: State
@@ -69,11 +69,11 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """What runs on the CPU in the place of an engine that needs a device.
+    """CPU proxy of an engine that needs a device.
 
     Attributes:
-        name: What to call it, to be put behind "fp16 on".
-        open: Opens it.
+        name: What runs, in words that follow "fp16 on".
+        open: Opens the proxy.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Proxy:
 
 
 class Builder(Protocol):
-    """Makes the engines of one back end.
+    """Builds the engines of one back end.
 
-    ``backend`` is the name of the back end. ``compiles`` says whether an engine is more than the weights or the model as they
-    are: it cannot be derived from them again, and only running it shows that it is sound.
+    If ``compiles`` is true, an engine is the output of a compiler: it cannot be checked against the weights or the model, only
+    by running it. Otherwise it is the weights file or the ONNX model itself.
     """
 
     @property
@@ -93,44 +93,44 @@ class Builder(Protocol):
 
     @property
     def compiles(self) -> bool:
-        """Whether an engine is more than the weights or the model as they are."""
+        """Whether engines are compiled, or are the weights file or the ONNX model itself."""
 
     def check(self, spec: BuildSpec) -> None:
-        """Make sure that what is asked for fits this back end.
+        """Check that this back end supports a spec.
 
         Raises:
             UsageError: It does not.
         """
 
     def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """Range of sizes of the engine; None if it has one size, or takes any.
+        """Size range of the engine; None if it has a fixed size or takes any.
 
         Args:
             spec: What to build.
-            remarks: Takes sentences that the user should see.
+            remarks: Receives sentences for the user.
         """
 
     def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
-        """Add the steps before and after the network that the engine does itself."""
+        """Add the steps before and after the network that the engine includes."""
 
     def facts(self, spec: BuildSpec) -> dict[str, Any]:
-        """Describe what makes the engine, with what settings and where, as far as the engine depends on it."""
+        """Compiler, settings and machine, as far as the engine depends on them; part of the cache key."""
 
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
-        """Make what the back end loads.
+        """Build the file that the back end loads.
 
         Args:
             spec: What to build.
-            inputs: What to make it from.
-            listener: Told how far a compiler is.
-            remarks: Takes sentences that the user should see.
+            inputs: Sources of the engine.
+            listener: Receives the progress of the compiler.
+            remarks: Receives sentences for the user.
 
         Raises:
-            BackendError: A compiler cannot be used here, or refuses.
+            BackendError: The compiler is unusable here, or fails.
         """
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
-        """What runs on the CPU in the place of an engine.
+        """CPU proxy of an engine.
 
         Args:
             engine: The engine.
@@ -143,37 +143,38 @@ class Builder(Protocol):
 
 
 def refuse_compiler_options(spec: BuildSpec, backend: str) -> None:
-    """Make sure that nothing is asked of a compiler where there is none.
+    """Reject compiler options for a back end without a compiler.
 
     Raises:
-        UsageError: It is.
+        UsageError: The spec has such options.
     """
     if words := spec.settings.words():
-        raise UsageError(f"{words[0]} is for TensorRT and TensorRT-RTX only, and the back end is {backend}; leave it out")
+        raise UsageError(f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {backend}; leave it out")
     if spec.sizes_hw is not None:
         raise UsageError(
-            f"a range of sizes ({spec.sizes_hw}) is for TensorRT and TensorRT-RTX only, and {backend} takes any size; use "
-            "--size dynamic"
+            f"a size range ({spec.sizes_hw}) is only for TensorRT and TensorRT-RTX, and {backend} takes any size; use --size "
+            "dynamic"
         )
 
 
 def refuse_architectures(spec: BuildSpec, backend: str) -> None:
-    """Make sure that no GPU architectures are named where our kernels are not compiled.
+    """Reject GPU architectures for a back end that does not compile our kernels.
 
     Raises:
-        UsageError: They are.
+        UsageError: The spec names architectures.
     """
     if spec.architectures is not None:
-        raise UsageError(f"--arch is for the back end fused only, and the back end is {backend}; leave it out")
+        raise UsageError(f"--arch is only for the back end fused, and the back end is {backend}; leave it out")
 
 
 def refuse_form(spec: BuildSpec, backend: str, forms: tuple[str, ...]) -> None:
-    """Make sure that the graph has a form that the back end takes.
+    """Reject a graph form that the back end does not take.
 
     Raises:
-        UsageError: It has not.
+        UsageError: The spec has such a form.
     """
     if spec.form is not None and spec.form not in forms:
         raise UsageError(
-            f"{backend} does not take the graph form {spec.form} in {spec.precision}, but {' or '.join(forms)}; leave it out"
+            f"{backend} takes the graph form {' or '.join(forms)} in {spec.precision}, and the form is {spec.form}; leave it "
+            "out"
         )

@@ -30,7 +30,7 @@ from refusion_edge.sizes import SizeRange
 
 @dataclass(frozen=True, slots=True)
 class ProgramBuilder:
-    """Makes programs of our kernels. Implements ``Builder``."""
+    """Builds programs of our kernels. Implements ``Builder``."""
 
     backend = "fused"
     compiles = True
@@ -46,7 +46,7 @@ class ProgramBuilder:
             )
 
     def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """See ``Builder.sizes_hw``: any size, or the one that was asked for."""
+        """See ``Builder.sizes_hw``: any size, or the fixed one."""
         return None
 
     def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
@@ -58,7 +58,7 @@ class ProgramBuilder:
         return {
             "version": build_status("fused").reason,
             "architectures": spec.architectures,
-            # An engine that could not be run is not taken for one that was.
+            # Keeps engines that were never run apart from those that were.
             "ran": status("fused").usable,
         }
 
@@ -81,23 +81,23 @@ class ProgramBuilder:
         tools = {"compiler": build_status("fused").reason}
         if not status("fused").usable:
             remarks.append(
-                "This machine has no GPU that runs the kernels: the gate ran its launches with the reference of each kernel. "
-                "The kernels themselves are checked on the device, each time the program is loaded."
+                "This machine has no GPU to run the kernels, so the accuracy gate ran the launches with the CPU reference of "
+                "each kernel. The kernels themselves are checked on the device whenever the program is loaded."
             )
-        # It brings kernels for several architectures and chooses when it is loaded.
+        # The program holds kernels for several architectures and selects among them when it is loaded.
         return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
-        """See ``Builder.proxy``: the very launches of the program, each by the NumPy reference of its kernel."""
+        """See ``Builder.proxy``: the launches of the program, each run by the NumPy reference of its kernel."""
         return Proxy("its launches on the CPU", lambda: _open_launches(engine))
 
 
 def require_architecture(device: Device, remedy: str) -> int:
-    """The architecture that our kernels are compiled for on a device.
+    """The architecture to compile our kernels for, on a given device.
 
     Args:
         device: The device.
-        remedy: What to do where there is none, without a full stop.
+        remedy: What the user should do if there are no kernels for it.
 
     Raises:
         BackendError: There are no kernels for it.

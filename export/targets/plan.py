@@ -1,8 +1,8 @@
-"""Compiling an ONNX model to a plan, with TensorRT 10.3 and newer or with TensorRT-RTX, through one path.
+"""Compiling an ONNX model to a plan, with one code path for TensorRT (10.3 or newer) and TensorRT-RTX.
 
-What a release offers is asked of its module, never guessed from its version. The compiler works in a thread of its own: it
-gives Python's lock back while it works, so that the main thread can show progress and take an interrupt, and no Python
-exception ever has to cross its C++ code.
+Features are detected in the module of a release, never derived from its version. The compiler runs in its own thread and
+releases Python's global lock, so the main thread can show progress and handle an interrupt, and no Python exception has to
+cross C++ code.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Plan:
     """A compiled engine.
 
     Attributes:
-        data: Its bytes, which the vendor's tools load as they are.
-        scratch_bytes: Memory that one run needs besides inputs, output and weights, at the largest size; None if the
-            compiler did not say.
-        command: The vendor's command that compiles the same.
-        tools: Versions of what compiled it.
-        remarks: Sentences that the user should see.
+        data: The plan, in the vendor's own format.
+        scratch_bytes: Memory that one run at the largest size needs in addition to inputs, output and weights; None if the
+            compiler did not report it.
+        command: Equivalent command of the vendor's tool.
+        tools: Versions of the tools that compiled it, by name.
+        remarks: Sentences for the user.
     """
 
     data: bytes
@@ -67,19 +67,19 @@ def compile_plan(
     """Compile a strongly typed ONNX model.
 
     Args:
-        product: Which compiler.
-        model: Serialised ONNX model with the inputs of the settings and the output ``fused``.
+        product: The compiler.
+        model: Serialized ONNX model with the inputs of the settings and the output ``fused``.
         settings: How to compile it.
-        sizes_hw: Range of sizes for a model of dynamic size, None for one of fixed size.
-        timing_cache: File with timings of kernels, read if it is there and written afterwards; None for no such file.
-        listener: Told how far it is.
-        names: Names of the model and of the plan, for the command.
+        sizes_hw: Size range of a model of dynamic size; None for a fixed size.
+        timing_cache: Kernel timing cache, read if it exists and updated afterwards; None for no cache.
+        listener: Receives the progress of the compiler.
+        names: File names of model and plan in the command.
 
     Raises:
-        BackendError: The compiler cannot start here, does not take the model, or found no kernels within the limits.
-        MissingDependencyError: It is not installed.
-        UsageError: It does not offer what was asked for.
-        KeyboardInterrupt: The user interrupted it; it was stopped first.
+        BackendError: The compiler cannot start here, rejects the model, or finds no kernels within the limits.
+        MissingDependencyError: The compiler is not installed.
+        UsageError: The compiler does not support a setting.
+        KeyboardInterrupt: The user interrupted the compiler, and it has stopped.
     """
     settings.check(product)
     trt = load(product)
@@ -95,22 +95,22 @@ def compile_plan(
     parser = trt.OnnxParser(network, log.sink)
     if not _in_thread(lambda: parser.parse(model), cancel):
         raise BackendError(
-            f"expected {product.title} {trt.__version__} to take the model, got '{_parse_problem(parser, log)}'; report this "
-            "with both versions."
+            f"{product.title} {trt.__version__} rejects the model: {_parse_problem(parser, log)}; report this with the "
+            "versions of both packages"
         )
     _check_tensors(network, settings)
     if sizes_hw is not None:
         _add_profile(builder, config, settings, sizes_hw)
-    serialised = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
-    if serialised is None:
+    serialized = _in_thread(lambda: builder.build_serialized_network(network, config), cancel)
+    if serialized is None:
         max_hw = network.get_input(0).shape[2:] if sizes_hw is None else sizes_hw.max_hw
         raise _build_problem(trt, product, settings, max_hw, log)
     if cache is not None and timing_cache is not None:
         _save_timing_cache(timing_cache, cache, remarks)
-    # The compiler goes on calling the monitor until here.
+    # The compiler may call the monitor up to this point.
     del monitor
     return Plan(
-        data=bytes(serialised),
+        data=bytes(serialized),
         scratch_bytes=_scratch(log),
         command=tool_command(product, settings, sizes_hw, *names, says_typed=says_typed),
         tools={product.module: str(trt.__version__)},
@@ -121,7 +121,7 @@ def compile_plan(
 def _open_builder(trt: Any, product: Product, log: Log) -> Any:
     try:
         builder = trt.Builder(log.sink)
-    except (RuntimeError, TypeError) as error:  # pybind11's way to say that the constructor returned nothing
+    except (RuntimeError, TypeError) as error:  # how pybind11 reports a constructor that returned null
         raise _no_builder(trt, product, log) from error
     if builder is None:
         raise _no_builder(trt, product, log)
@@ -130,21 +130,19 @@ def _open_builder(trt: Any, product: Product, log: Log) -> Any:
 
 def _no_builder(trt: Any, product: Product, log: Log) -> BackendError:
     return BackendError(
-        f"expected {product.title} {trt.__version__} to start its builder here, got '{log.first_error}'; check the "
-        "NVIDIA driver with 'refusion-edge doctor'."
+        f"the builder of {product.title} {trt.__version__} does not start here: {log.first_error}; check the NVIDIA driver "
+        "with 'refusion-edge doctor'"
     )
 
 
 def _create_network(trt: Any, product: Product, builder: Any) -> tuple[Any, bool]:
-    """Make a strongly typed network, and tell whether that had to be asked for."""
+    """Create a strongly typed network, and tell whether that took a flag."""
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     if typed is not None:
         return builder.create_network(1 << int(typed)), True
-    # Without that flag, either every network is strongly typed (TensorRT 11), or none can be.
+    # Releases without the flag make every network strongly typed (TensorRT 11) or none.
     if hasattr(trt.BuilderFlag, "FP16"):
-        raise BackendError(
-            f"expected {product.title} {OLDEST} or newer, got {trt.__version__}, which has no strong typing; update it."
-        )
+        raise BackendError(f"{product.title} {trt.__version__} has no strongly typed networks; update it to {OLDEST} or newer")
     return builder.create_network(), False
 
 
@@ -162,10 +160,7 @@ def _apply(trt: Any, product: Product, settings: PlanSettings, config: Any) -> N
 def _set_version_compatible(trt: Any, product: Product, config: Any) -> None:
     flag = getattr(trt.BuilderFlag, "VERSION_COMPATIBLE", None)
     if flag is None:
-        raise UsageError(
-            f"expected a {product.title} with version-compatible plans, got {trt.__version__}, which has none; leave "
-            "--version-compatible out."
-        )
+        raise UsageError(f"{product.title} {trt.__version__} has no version-compatible plans; leave --version-compatible out")
     config.set_flag(flag)
 
 
@@ -175,8 +170,8 @@ def _set_compute_capabilities(trt: Any, product: Product, wanted: tuple[str, ...
     for text, name in zip(wanted, names, strict=True):
         if name not in offered:
             raise UsageError(
-                f"expected compute capabilities that {product.title} {trt.__version__} builds for "
-                f"({', '.join(f'{one[2:-1]}.{one[-1]}' for one in offered)}), got {text}; choose others."
+                f"{product.title} {trt.__version__} does not build for compute capability {text}; choose from "
+                f"{', '.join(f'{name[2:-1]}.{name[-1]}' for name in offered)}"
             )
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
@@ -184,25 +179,23 @@ def _set_compute_capabilities(trt: Any, product: Product, wanted: tuple[str, ...
 
 
 def _attach_timing_cache(config: Any, file: Path | None, log: Log, remarks: list[str]) -> Any:
-    """Attach the timings that were kept, or none; a file that cannot be used is said and made anew."""
+    """Attach the timing cache, if any; an unusable file is reported and replaced."""
     if file is None:
         return None
     try:
         kept = file.read_bytes() if file.exists() else b""
     except OSError as error:
-        remarks.append(f"The timing cache {file} could not be read ({error.strerror}) and is made anew.")
+        remarks.append(f"The timing cache {file} could not be read ({error.strerror}) and was replaced.")
         kept = b""
     said = len(log.errors) + len(log.warnings)
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         cache = config.create_timing_cache(kept)
         attached = cache is not None and config.set_timing_cache(cache, False)
-    if complaints:  # deprecated, because TensorRT-RTX times nothing while it builds
+    if complaints:  # TensorRT-RTX deprecates it: its builder times no kernels
         return None
     if kept and (not attached or len(log.errors) + len(log.warnings) > said):
-        remarks.append(
-            f"The timing cache {file} is damaged or from another device or version; it was ignored and is made anew."
-        )
+        remarks.append(f"The timing cache {file} is damaged, or from another device or version, and was replaced.")
         log.errors.clear()
         cache = config.create_timing_cache(b"")
         attached = config.set_timing_cache(cache, False)
@@ -213,11 +206,11 @@ def _save_timing_cache(file: Path, cache: Any, remarks: list[str]) -> None:
     try:
         write_atomically(file, bytes(cache.serialize()))
     except OutputError as error:
-        remarks.append(f"The timing cache could not be kept: {error}")
+        remarks.append(f"The timing cache could not be written: {error}")
 
 
 def _attach_monitor(trt: Any, config: Any, listener: PhaseListener | None, cancel: threading.Event) -> Any:
-    """Let the compiler say how far it is, and let it ask whether to go on; returns what has to outlive the build."""
+    """Attach a monitor that reports progress and can cancel the build; the caller must keep it alive during the build."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
 
@@ -245,8 +238,8 @@ def _check_tensors(network: Any, settings: PlanSettings) -> None:
     besides = [[], *([levels, MEAN] for levels in UINT8_OUTPUTS.values())]
     if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
         raise BackendError(
-            f"expected a model with the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, got {len(inputs)} "
-            f"inputs and {len(outputs)} outputs; build from weights."
+            f"the model should have the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, but has the inputs "
+            f"{', '.join(sorted(inputs))} and the outputs {', '.join(outputs)}; build from weights"
         )
 
 
@@ -259,7 +252,7 @@ def _add_profile(builder: Any, config: Any, settings: PlanSettings, sizes_hw: Si
 
 
 def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
-    """Run what does not listen to signals; an interrupt asks it to stop, and is raised once it has."""
+    """Run work that ignores signals; an interrupt asks it to stop, and is raised once it has stopped."""
     outcome: list[Any] = []
     failure: list[BaseException] = []
 
@@ -272,7 +265,7 @@ def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
         finally:
             done.set()
 
-    # Not Thread.join: interrupted in Python 3.11, it takes a running thread for one that has ended.
+    # Not Thread.join: after an interrupt, Python 3.11 takes a running thread for one that has ended.
     done = threading.Event()
     thread = threading.Thread(target=run, name="compiler", daemon=True)
     try:
@@ -281,7 +274,7 @@ def _in_thread(work: Callable[[], Any], cancel: threading.Event) -> Any:
             pass
     except BaseException:
         cancel.set()
-        # Interrupted while it started, there may be no thread; one that comes later finds that it is not wanted.
+        # If the interrupt came during the start, there may be no thread yet; one that starts later sees the cancellation.
         while not done.wait(_START_S) and thread.ident is not None:
             pass
         raise
@@ -303,24 +296,26 @@ def _build_problem(trt: Any, product: Product, settings: PlanSettings, max_hw: t
     said = " ".join(log.errors).lower()
     if log.says_no_memory:
         wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
-        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "enough", f"{max_hw[0]}x{max_hw[1]}"
+        amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "more", f"{max_hw[0]}x{max_hw[1]}"
         return BackendError(
-            f"expected {amount} device memory for {product.title} {trt.__version__} to build for {size}, got {_free_memory()}"
-            f"'{log.first_error}'; build for a smaller --size than {size}, or close other programs."
+            f"{product.title} {trt.__version__} needs {amount} device memory to build for {size}: {_free_memory()}"
+            f"{log.first_error}; build for a --size smaller than {size}, or close other programs"
         )
     if any(words in said for words in _NO_TACTIC):
-        limit = "no limit" if settings.workspace_mib is None else f"a limit of {settings.workspace_mib} MiB"
+        limit = (
+            "no limit on the workspace" if settings.workspace_mib is None else f"a workspace of {settings.workspace_mib} MiB"
+        )
         return BackendError(
-            f"expected {product.title} {trt.__version__} to find a kernel for every operation, got none for one with {limit} "
-            f"on the workspace ({log.first_error}); raise or drop --workspace, or choose another --compute-capability."
+            f"{product.title} {trt.__version__} finds no kernel for an operation with {limit} ({log.first_error}); raise or "
+            "drop --workspace, or choose another --compute-capability"
         )
     asked = " and ".join(word for word in settings.words() if word in ("--version-compatible", "--compute-capability"))
-    remedy = f"leave {asked} out, or ask for something else" if asked else "see 'refusion-edge doctor', or report this"
-    return BackendError(f"expected {product.title} {trt.__version__} to build a plan, got '{log.first_error}'; {remedy}.")
+    remedy = f"leave {asked} out, or change it" if asked else "see 'refusion-edge doctor', or report this"
+    return BackendError(f"{product.title} {trt.__version__} cannot build a plan: {log.first_error}; {remedy}")
 
 
 def _free_memory() -> str:
-    """How much memory the device has, in words with a comma behind them; empty where there is no device."""
+    """Memory of the device in words, followed by a comma; empty without a device."""
     with contextlib.suppress(BackendError), cuda.open_driver() as driver:
         return f"{memory_text(*driver.memory())}, "
     return ""

@@ -1,4 +1,4 @@
-"""Engines that are the weights or the ONNX model as they are: their back ends compile them wherever they are loaded."""
+"""Engines that are the weights file or the ONNX model itself: their back ends compile them on loading."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from refusion_edge.sizes import SizeRange
 
 @dataclass(frozen=True, slots=True)
 class PortableBuilder:
-    """Makes engines for a back end on the CPU. Implements ``Builder``.
+    """Builds engines for a back end on the CPU. Implements ``Builder``.
 
     Attributes:
         backend: Name of the back end.
-        file: What it loads: ``model.onnx``, or the weights where its kernels are the network.
-        versions: Versions of what compiles the file where it is loaded, name to version.
+        file: The file that it loads: ``model.onnx``, or the weights if its kernels implement the network.
+        versions: Returns the versions of the tools that compile the file on loading, by name.
     """
 
     backend: str
@@ -49,7 +49,7 @@ class PortableBuilder:
         refuse_form(spec, self.backend, (BACKENDS[self.backend].forms[spec.precision],))
 
     def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """See ``Builder.sizes_hw``: any size, or the one that was asked for."""
+        """See ``Builder.sizes_hw``: any size, or the fixed one."""
         return None
 
     def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
@@ -69,9 +69,9 @@ class PortableBuilder:
         """See ``Builder.proxy``.
 
         Raises:
-            UsageError: Always, as the engine needs no device.
+            UsageError: Always, because the engine needs no device.
         """
-        raise UsageError(f"the back end {self.backend} runs on the CPU itself, so there is no proxy for it; leave --proxy out")
+        raise UsageError(f"the back end {self.backend} runs on the CPU and has no proxy; leave --proxy out")
 
 
 ONNXRUNTIME = PortableBuilder("onnxruntime")

@@ -1,4 +1,4 @@
-"""Which builder makes the engines of a back end."""
+"""The builders of all back ends that engines can be built for."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ BUILDERS: dict[str, Builder] = {
     "openvino": OPENVINO,
     "onnxruntime": ONNXRUNTIME,
 }
-"""Every back end that engines are built for."""
+"""The builder of each back end, by the name of the back end."""

@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX: plans, with our kernels as plugins where that is asked for."""
+"""Engines of TensorRT and TensorRT-RTX: plans, optionally with our kernels as plugins."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _FORMS = ("tensorrt-folded", "tensorrt-literal")
 
 @dataclass(frozen=True, slots=True)
 class PlanBuilder:
-    """Makes plans of one of the two products. Implements ``Builder``.
+    """Builds plans for one of the two products. Implements ``Builder``.
 
     Attributes:
-        product: Which one.
+        product: The product.
     """
 
     product: Product
@@ -62,7 +62,7 @@ class PlanBuilder:
         refuse_form(spec, name, _FORMS if spec.precision != "int8" else (BACKENDS[name].forms["int8"],))
         if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
             asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
-            raise UsageError(f"--plugins needs --precision fp16 and the usual graph form, not {asked}; leave --plugins out")
+            raise UsageError(f"--plugins needs --precision fp16 and the default graph form, not {asked}; leave --plugins out")
         spec.settings.check(self.product)
         for capability in spec.settings.compute_capabilities:
             lacks = lacking(name, capability)
@@ -71,7 +71,7 @@ class PlanBuilder:
                 remedy = f", or build with --precision {' or '.join(others)}" if others else ""
                 raise UsageError(
                     f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} on, "
-                    f"and {capability} was asked for; leave it out{remedy}"
+                    f"and --compute-capability names {capability}; leave it out{remedy}"
                 )
 
     def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
@@ -81,13 +81,13 @@ class PlanBuilder:
         if spec.sizes_hw is None:
             least, largest = DYNAMIC.min_hw, DYNAMIC.max_hw
             remarks.append(
-                f"No size was given: the engine takes sizes from {least[0]}x{least[1]} to {largest[0]}x{largest[1]} (height x "
-                "width). One of a fixed size (--size 480x640) is faster and needs less memory."
+                f"Without --size, the engine takes sizes from {least[0]}x{least[1]} to {largest[0]}x{largest[1]} (height x "
+                "width). An engine of fixed size (--size 480x640) is faster and needs less memory."
             )
         return spec.sizes_hw or DYNAMIC
 
     def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
-        """See ``Builder.extend``: uint8 inputs and outputs, where they are asked for."""
+        """See ``Builder.extend``: uint8 inputs and outputs, as set in the spec."""
         if spec.settings.uint8_input:
             model = add_uint8_input(model)
         return model if spec.settings.uint8_output is None else add_uint8_output(model, spec.settings.uint8_output)
@@ -100,7 +100,7 @@ class PlanBuilder:
             "settings": spec.settings.to_fields(),
             "plugins": build_status("fused").reason if spec.settings.plugins else None,
             "machine": asdict(this_machine()),
-            # An engine that could not be run is not taken for one that was.
+            # Keeps engines that were never run apart from those that were.
             "ran": status(self.product.name).usable,
         }
 
@@ -127,7 +127,7 @@ class PlanBuilder:
             sizes=None if inputs.sizes_hw is None else str(inputs.sizes_hw),
             scratch_bytes=plan.scratch_bytes,
         )
-        # A plan of TensorRT holds kernels that were timed on one device; one of RTX is compiled to the end where it is loaded.
+        # A TensorRT plan holds kernels timed on one device; a TensorRT-RTX plan finishes compiling where it is loaded.
         target = Target(architecture=here.architecture) if product.builds_without_gpu else here
         engine = Engine(
             plan.data,
@@ -140,11 +140,11 @@ class PlanBuilder:
         return EngineFile(PLAN, engine, target, {**plan.tools, **tools}, compiled)
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
-        """See ``Builder.proxy``: the model in ONNX Runtime, the same arithmetic up to the order of sums."""
+        """See ``Builder.proxy``: the model in ONNX Runtime, with the same arithmetic up to the order of summation."""
         return Proxy("its model on the CPU", lambda: OrtBackend(model, threads=threads))
 
     def _with_plugins(self, spec: BuildSpec, inputs: Inputs, device: Device) -> bytes:
-        """Compile our kernels as plugins, make them known, and return the model that holds them."""
+        """Compile our kernels as plugins, register them, and return the model that uses them."""
         from refusion_edge.export.targets.plugins import compile_plugins, make_model, ptx_version, register, require_plugins
         from refusion_edge.kernels.gpu.folding import fold
 

@@ -1,7 +1,7 @@
-"""The command line: which verb runs what, and how errors end.
+"""The command line: the verbs, and how errors and interrupts become exit codes.
 
-Every verb is a module with ``SUMMARY``, ``add_arguments`` and ``run``. It translates options into calls and results
-into text; the work is done elsewhere, and everything heavy is imported inside ``run``.
+Each verb is a module with ``SUMMARY``, ``add_arguments`` and ``run``. It translates options into calls and results into
+text; other packages do the work, and ``run`` imports everything heavy.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ VERBS = (
 
 EXIT_CODES = """\
 exit codes:
-  0    good
+  0    success
   1    a gate or check failed
-  2    usage
+  2    wrong usage
   3    back end, device or package missing
   4    bad input, or an output that cannot be written
   5    cameras lost
@@ -40,39 +40,39 @@ exit codes:
 """
 _USAGE, _INTERRUPTED = 2, 130
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-# By then the callback that swallowed an interrupt has ended.
+# Long enough for the callback that swallowed the interrupt to return.
 _AGAIN_S = 0.02
-# An error is one line, however long the text is that it quotes from a file.
+# An error stays one line, however long the text that it quotes from a file.
 _MOST_SHOWN = 2000
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a usage error in one sentence, and names the nearest verb or option where one was mistyped."""
+    """Reports a usage error in one line, and suggests the nearest verb or option for a mistyped one."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {printable(message, _MOST_SHOWN)}; see '{self.prog} --help'.", file=sys.stderr)
+        print(f"{self.prog}: error: {printable(message, _MOST_SHOWN)}; see '{self.prog} --help'", file=sys.stderr)
         raise SystemExit(_USAGE)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # As it is inherited, help that cannot be printed ends with exit code 0.
+        # The inherited method ignores errors, so that help that cannot be printed would end with exit code 0.
         print(message, end="", file=file or sys.stderr)
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             raise argparse.ArgumentError(
-                action, f"expected one of {', '.join(choices)}, got '{redact(str(value))}'{_nearest(str(value), choices)}"
+                action, f"there is no '{redact(str(value))}'{_nearest(str(value), choices)}; choose from {', '.join(choices)}"
             )
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Parse, refusing options that are unknown at once, so that the nearest one can be suggested."""
+        """Parse, and reject unknown options immediately, so that the nearest one can be suggested."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             if not unknown[0].startswith("-"):
-                self.error(f"unexpected argument '{redact(unknown[0])}' (a pattern such as 'ir/*.png' has to be quoted)")
+                self.error(f"unexpected argument '{redact(unknown[0])}' (quote patterns such as 'ir/*.png')")
             options = [option for action in self._actions for option in action.option_strings]
             name = unknown[0].partition("=")[0]  # the value may be a password
-            self.error(f"unrecognised option '{name}'{_nearest(name, options)}")
+            self.error(f"unrecognized option '{name}'{_nearest(name, options)}")
         return parsed, unknown
 
 
@@ -80,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: Words after the program's name; the process's own if None.
+        argv: Arguments after the program name; those of the process if None.
 
     Returns:
-        Exit code, see ``EXIT_CODES``.
+        The exit code, see ``EXIT_CODES``.
     """
     if sys.stdout is None:
-        # Not even begun: the next file that is opened would take its number, and all that is printed.
-        return _refuse("standard output is closed; redirect it to a file, or to /dev/null.")
+        # Stop now: the next file opened would get its descriptor, and with it everything that is printed.
+        return _refuse("standard output is closed; redirect it to a file, or to /dev/null")
     code = _run(argv)
     try:
         sys.stdout.flush()
@@ -110,16 +110,16 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # argparse ends --help and usage errors this way
         return stop.code if isinstance(stop.code, int) else _USAGE
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`).
+        # Whatever reads our output has exited (`| head`).
         _discard_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        # An interrupt that hits the import of a compiled module comes out of it as an ImportError.
+        # An interrupt during the import of a compiled module surfaces as an ImportError.
         if interruption.happened or isinstance(error, KeyboardInterrupt):
-            print("refusion-edge: interrupted; nothing half-written was left behind.", file=sys.stderr)
+            print("refusion-edge: interrupted; no incomplete files were left behind", file=sys.stderr)
             return _INTERRUPTED
         if not isinstance(error, RefusionError):
-            # What is printed has no file name, and what goes wrong with files of ours is an OutputError.
+            # An error of standard output has no file name; problems with our own files are OutputErrors.
             if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
                 return _refuse_output(error)
             raise
@@ -131,11 +131,11 @@ def _require_folder() -> None:
     try:
         Path.cwd()
     except OSError:
-        raise InputError("the current folder was removed; change to another one.") from None
+        raise InputError("the current folder no longer exists; change to another one") from None
 
 
 def _refuse(problem: str) -> int:
-    # Without a file, print would take standard output.
+    # With file=None, print would use standard output.
     if sys.stderr is not None:
         print(f"refusion-edge: error: {problem}", file=sys.stderr)
     return OutputError.exit_code
@@ -143,21 +143,21 @@ def _refuse(problem: str) -> int:
 
 def _refuse_output(error: OSError) -> int:
     _discard_output()
-    return _refuse(f"cannot write to standard output: {error.strerror}; redirect it to another place.")
+    return _refuse(f"cannot write to standard output: {error.strerror}; redirect it elsewhere")
 
 
 def _discard_output() -> None:
-    """Leave nothing for the interpreter to flush into the void."""
-    with contextlib.suppress(OSError, ValueError):  # a stand-in for standard output has no number
+    """Leave the interpreter nothing to flush at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a replacement for standard output has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave() -> NoReturn:
-    """Run one command and end the process with its exit code: the entry point of the program."""
+    """Run one command and exit with its code: the entry point of the program."""
     code = main()
     if any(thread.daemon for thread in threading.enumerate()):
-        # A worker that did not end may be deep in an engine's own code, which aborts the process, and its exit code with it,
-        # when the interpreter is taken apart underneath.
+        # A worker thread that is still inside an engine's native code would abort the process, and so change the exit code,
+        # while the interpreter shuts down.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -187,7 +187,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 class _Interruption:
-    """Lets SIGINT and SIGTERM unwind alike, so that temporary files are removed, and remembers that one came."""
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, so that temporary files are removed, and remembers it."""
 
     def __init__(self) -> None:
         self.happened = False
@@ -198,7 +198,7 @@ class _Interruption:
     def __enter__(self) -> None:
         sys.unraisablehook = self._unraisable
         for number in (signal.SIGINT, signal.SIGTERM):
-            # A background job of a shell ignores SIGINT, and so should we. Other threads cannot set handlers.
+            # A background job of a shell ignores SIGINT, and so do we. Only the main thread can set handlers.
             if signal.getsignal(number) is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
                 self._previous[number] = signal.signal(number, self._interrupt)
 
@@ -213,13 +213,13 @@ class _Interruption:
         raise KeyboardInterrupt
 
     def _unraisable(self, lost: Any) -> None:
-        """Send an interrupt again that Python dropped, because it hit a finaliser or a callback of the import system."""
+        """Resend an interrupt that Python dropped because it arrived in a finalizer or in an import callback."""
         if lost.exc_type is KeyboardInterrupt:
             threading.Timer(_AGAIN_S, self._send_again).start()
         else:
             self._report_unraisable(lost)
 
     def _send_again(self) -> None:
-        # Not once the command has ended, when nobody handles it any more.
+        # Only while the command runs: afterwards nothing would handle it.
         if self._previous:
             os.kill(os.getpid(), self._number)

@@ -20,14 +20,14 @@ SUMMARY = "align an infrared and a visible camera, or check their alignment"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the methods of ``align`` and their options."""
-    ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
+    ways = parser.add_subparsers(dest="way", metavar="METHOD", required=True)
     for name, summary in (
         ("auto", "from edges that both cameras see in the scene; fails without sufficient evidence"),
         ("points", "from points picked by hand in both images"),
         ("checkerboard", "from a checkerboard that both cameras see, in one or more pairs of images at one distance"),
-        ("calibration", "from an OpenCV stereo calibration, for any distances"),
+        ("calibration", "from an OpenCV stereo calibration, for any distance"),
     ):
-        way = ways.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        way = ways.add_parser(name, help=summary, description=f"align {summary}", allow_abbrev=False)
         if name == "points":
             way.add_argument("points", type=Path, metavar="CSV", help="columns ir_x, ir_y, vis_x, vis_y in pixels of the views")
         if name == "calibration":
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Align or check; print and write the result."""
+    """Align or check, then print and write the result."""
     if options.way == "time":
         return align_time.run(options)
     return _check(options) if options.way == "check" else _make(options)
@@ -80,15 +80,17 @@ def _make(options: argparse.Namespace) -> int:
         )
     _check_contradictions(options, old)
     frames = _read_frames(options)
-    rig, made, scene = _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
-    image = draw(rig, frames[0], made[-1].distance_m, summary(made[-1])) if options.overlay else None
+    rig, alignments, scene = (
+        _calibrated(options, old, frames) if options.way == "calibration" else _aligned(options, old, frames)
+    )
+    image = draw(rig, frames[0], alignments[-1].distance_m, summary(alignments[-1])) if options.overlay else None
     write_rig(options.output, rig)
     if image is not None:
         write_image(options.overlay, image)
     if options.json:
-        write_json(options.json, to_document(rig, made[-1], scene))
+        write_json(options.json, to_document(rig, alignments[-1], scene))
     if options.json != "-":
-        _print(options, rig, made, scene)
+        _print(options, rig, alignments, scene)
     return 0
 
 
@@ -139,7 +141,7 @@ def _calibrated(
     from refusion_edge.errors import UsageError
 
     if old:
-        raise UsageError("a stereo calibration holds for all distances and makes a new rig; leave out --rig")
+        raise UsageError("a stereo calibration covers all distances and creates a new rig; leave --rig out")
     sizes = {
         name: (frames[0][name].shape[1], frames[0][name].shape[0]) if frames else getattr(options, f"{name}_size")
         for name in ("ir", "vis")
@@ -244,25 +246,25 @@ def _check(options: argparse.Namespace) -> int:
                 "Stated error": stated,
             }
         )
-        verdict = "PASSED" if passed else "FAILED"
-        print(f"{verdict}: at most {options.max_error:g} px allowed" + ("" if passed else "; run refusion-edge align again"))
+        outcome = "PASSED" if passed else "FAILED"
+        print(f"{outcome}: at most {options.max_error:g} px allowed" + ("" if passed else "; run refusion-edge align again"))
     return 0 if passed else 1
 
 
-def _print(options: argparse.Namespace, rig: Rig, made: list[RigAlignment], scene: SceneAlignment | None) -> None:
+def _print(options: argparse.Namespace, rig: Rig, alignments: list[RigAlignment], scene: SceneAlignment | None) -> None:
     from refusion_edge.calibration.rig.alignment import parallax_table, summary
     from refusion_edge.cli.console import output, plain_table, print_facts
     from refusion_edge.rig.model import distance_text
 
     facts: dict[str, object] = {}
-    for alignment in made:
-        facts["Alignment" if len(made) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
-    facts["Measured"] = made[-1].error_method
+    for alignment in alignments:
+        facts["Alignment" if len(alignments) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
+    facts["Measured"] = alignments[-1].error_method
     if scene is not None:
         facts["Overlap"] = f"{100 * scene.evidence.overlap:.0f} % of the {rig.base} view"
     print_facts(facts)
     console = output()
-    distance_m = made[-1].distance_m
+    distance_m = alignments[-1].distance_m
     if rig.parallax is not None and distance_m is not None:
         table = plain_table("distance", f"parallax error (px), aligned for {distance_text(distance_m)}")
         for at_m, error_px in parallax_table(rig.parallax, distance_m):
@@ -289,7 +291,11 @@ def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-shift", type=_fraction, default=0.2, metavar="PART", help="largest shift, as a part of the width (default: 0.2)"
+        "--max-shift",
+        type=_fraction,
+        default=0.2,
+        metavar="FRACTION",
+        help="largest shift, as a fraction of the width (default: 0.2)",
     )
     parser.add_argument(
         "--max-rotation", type=_angle, default=5.0, metavar="DEGREES", help="largest rotation in either direction (default: 5)"
@@ -306,9 +312,9 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="YAML, XML or JSON file of cv2.FileStorage with M1, D1, M2, D2, R and T",
+        help="cv2.FileStorage file (YAML, XML or JSON) with M1, D1, M2, D2, R and T",
     )
-    parser.add_argument("--first", choices=("ir", "vis"), default="ir", help="which camera is camera 1 (default: ir)")
+    parser.add_argument("--first", choices=("ir", "vis"), default="ir", help="camera 1 of the calibration (default: ir)")
     parser.add_argument("--unit", type=_unit, default=1.0, metavar="mm", help="unit of T: m, cm or mm (default: m)")
     parser.add_argument("--lens", choices=("pinhole", "fisheye"), default="pinhole", help="lens model (default: pinhole)")
     for name in ("ir", "vis"):
@@ -323,12 +329,15 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
             "--distance", type=_distances, default=[math.inf], metavar="2m,5m,far", help="working distances (default: far)"
         )
     else:
-        parser.add_argument("--distance", type=length_m, metavar="5m", help="distance for which the alignment holds, or far")
+        parser.add_argument("--distance", type=length_m, metavar="5m", help="distance at which the alignment holds, or far")
         for name in ("ir", "vis"):
             parser.add_argument(
-                f"--{name}-crop", type=_crop, metavar="X,Y,W,H", help=f"part of the {name} frames to use (default: all)"
+                f"--{name}-crop",
+                type=_crop,
+                metavar="X,Y,W,H",
+                help=f"part of the {name} frames to use (default: all)",
             )
-    parser.add_argument("--onto", choices=("vis", "ir"), help="camera whose view the fused image has (default: vis)")
+    parser.add_argument("--onto", choices=("vis", "ir"), help="camera whose view the fused image takes (default: vis)")
     parser.add_argument(
         "--baseline", type=length_m, metavar="30mm", help="distance between the cameras, for the parallax table"
     )
@@ -379,7 +388,7 @@ def _positive(text: str) -> float:
 def _fraction(text: str) -> float:
     value = _positive(text)
     if value > 0.5:
-        raise argparse.ArgumentTypeError(f"'{text}' is above 0.5, the largest part")
+        raise argparse.ArgumentTypeError(f"'{text}' is above 0.5, the largest fraction")
     return value
 
 

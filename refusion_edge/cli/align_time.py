@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure; print and write the result."""
+    """Measure, then print and write the result."""
     from dataclasses import asdict, replace
 
     from refusion_edge.calibration.rig.timing import measure_offset

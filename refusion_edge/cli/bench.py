@@ -1,4 +1,4 @@
-"""``bench``: measure fusion latency in numbers that can be trusted, compared and reproduced."""
+"""``bench``: measure fusion latency, with numbers that are trustworthy, comparable and reproducible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_picture, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--a", metavar="FILE", help="image of source a, read in every iteration (default: a sample held in memory)"
     )
     parser.add_argument("--b", metavar="FILE", help="image of source b")
-    add_picture(parser)
+    add_image_output(parser)
     parser.add_argument("--stages", metavar="NAMES", help="stages to show, separated by commas (default: all)")
     how = parser.add_argument_group("duration")
     how.add_argument("--warmup-ms", type=_number, default=200.0, metavar="MS", help="minimum warm-up time (default: 200)")
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--loaded",
         action="store_true",
-        help="measure even if other programs keep the machine busy, and compare --against a report that was measured so",
+        help="measure even if other programs keep the machine busy, and compare --against a report measured under load",
     )
     how.add_argument("--no-limits", action="store_true", help="do not measure the limits of the processor and the device")
     rate = parser.add_argument_group("fixed frame rate")
@@ -163,7 +163,7 @@ def _check(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
-    """What is measured; engines built for it live in a temporary folder."""
+    """The engines to measure; those built for the measurement live in a temporary folder."""
     import tempfile
 
     from refusion_edge.bench.subjects import Wanted, find_subjects
@@ -233,10 +233,10 @@ def _baseline(options: argparse.Namespace, subjects: Sequence[Subject]) -> Basel
     baseline = read_baseline(Path(options.against))
     check_comparable(baseline, [subject.identity for subject in subjects], asdict(describe_machine()))
     if baseline.loaded:
-        outcome = "it is compared all the same" if options.loaded else "the exit code will be 1 unless --loaded allows it"
+        outcome = "it is compared anyway" if options.loaded else "the exit code will be 1 unless --loaded allows it"
         remarks().print(
             f"Warning: {options.against} was measured while other programs kept the machine busy, so its times may be too long "
-            f"and hide a regression; {outcome}."
+            f"and hide a regression; {outcome}"
         )
     return baseline
 

@@ -1,4 +1,4 @@
-"""``build``: weights to an engine bundle that passed the accuracy gate."""
+"""``build``: build an engine bundle from weights, and write it only if it passes the accuracy gate."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ SUMMARY = "build an engine bundle from weights, and check its accuracy"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``build``."""
     parser.epilog = (
-        "The bundle is written only if the fused sample pairs are close to the fp32 reference. Engines are cached under "
-        "$REFUSION_EDGE_CACHE (default: refusion-edge in the user's cache folder) by a hash of all they are made from."
+        "The bundle is written only if its results on the sample pairs are close to those of the fp32 reference. Engines are "
+        "cached in $REFUSION_EDGE_CACHE (default: refusion-edge in the user's cache folder) under a hash of everything that "
+        "they depend on."
     )
     add_task(parser, default="ir_vis")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="precision of the engine (default: fp16)")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end to build for, see 'doctor' (default: auto)")
     parser.add_argument(
         "--size", default="dynamic", metavar="HxW",
-        help="fixed size, such as 480x640, dynamic (default), or MIN:OPT:MAX for TensorRT",
+        help="fixed size, such as 480x640, or for TensorRT a range MIN:OPT:MAX (default: dynamic)",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="safetensors or official .pth (default: those of the package)"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights file: safetensors or official .pth (default: the bundled weights of the task)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK-PRECISION-BACKEND)"
@@ -40,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
         metavar="LIST",
-        help="GPU architectures for fused, such as sm_87,sm_110 (default: this machine's)",
+        help="GPU architectures for the back end fused, such as sm_87,sm_110 (default: that of this machine)",
     )
-    parser.add_argument("--no-cache", action="store_true", help="build anew, and do not store the engine for later builds")
+    parser.add_argument("--no-cache", action="store_true", help="neither use a cached engine nor cache the new one")
     _add_compiler(parser)
     _add_int8(parser)
     add_json(parser)
@@ -50,22 +54,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_compiler(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT and TensorRT-RTX")
-    group.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of one kernel, in MiB")
+    group.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory limit of one kernel, in MiB")
     group.add_argument("--opt-level", type=int, metavar="N", help="builder optimization level, 0 (quick) to 5 (thorough)")
     group.add_argument(
         "--form", choices=("folded", "literal"), default="folded", help="layout of the convolutions (default: folded)"
     )
-    group.add_argument("--uint8-input", action="store_true", help="also accept uint8 sources, for grey images and cameras")
+    group.add_argument("--uint8-input", action="store_true", help="also accept uint8 inputs, for grayscale images and cameras")
     group.add_argument(
-        "--uint8-output", choices=("stretch", "fixed"), help="also give uint8 results, in this output range, for grey images"
+        "--uint8-output",
+        choices=("stretch", "fixed"),
+        help="also return uint8 results in this output range, for grayscale images",
     )
     add_renamed(group, "--pixels", "--uint8-input")
     add_renamed(group, "--levels", "--uint8-output")
     group.add_argument(
-        "--plugins", action="store_true", help="put our own kernels into the plan (TensorRT 10.9 and newer, fp16; needs Triton)"
+        "--plugins",
+        action="store_true",
+        help="compile our own kernels into the plan (fp16, TensorRT 10.9 or newer; needs Triton)",
     )
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="timings of kernels, read and written")
-    group.add_argument("--version-compatible", action="store_true", help="let newer TensorRT releases load the plan")
+    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timing cache to read and update")
+    group.add_argument("--version-compatible", action="store_true", help="build a plan that newer TensorRT releases can load")
     group.add_argument(
         "--compute-capability", default="", metavar="LIST", help="devices to build for, such as 8.6,8.9 (TensorRT-RTX only)"
     )
@@ -75,17 +83,17 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("int8")
     group.add_argument(
         "--calib-data", metavar="DIR",
-        help="folder with real pairs (for ir_vis the folders ir and vis in it), calibration.json of an older bundle, or the "
-        "word random for noise",
+        help="calibration data: a folder of real pairs (for ir_vis, with the subfolders ir and vis), the calibration.json of "
+        "another bundle, or the word random for noise",
     )  # fmt: skip
     group.add_argument(
         "--calib-method", choices=("entropy", "percentile", "min-max"), default="min-max",
-        help="how ranges are chosen (default: min-max)",
+        help="how to choose the value ranges (default: min-max)",
     )  # fmt: skip
 
 
 def spec_of(options: argparse.Namespace) -> BuildSpec:
-    """What the options of ``build`` ask for, all but calibration data, which has to be read first."""
+    """The spec that the options of ``build`` describe, without calibration data, which must be read first."""
     from refusion_edge.backends.tensorrt.settings import PlanSettings
     from refusion_edge.export.spec import BuildSpec
     from refusion_edge.machine import parse_architectures
@@ -117,7 +125,7 @@ def spec_of(options: argparse.Namespace) -> BuildSpec:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build, then say where the bundle is, what the gate measured and what to type next."""
+    """Build, then print where the bundle is, what the gate measured and a command to try next."""
     from refusion_edge.cli.calibrate import calibrate
     from refusion_edge.cli.console import progress_bar, write_json
     from refusion_edge.cli.progress import BuildProgress
@@ -127,8 +135,8 @@ def run(options: argparse.Namespace) -> int:
     with progress_bar() as progress:
         shown = BuildProgress(progress)
         if options.calib_data is not None:
-            table, judges = calibrate(options, shown)
-            spec = replace(spec, calibration=table, judges=judges)
+            table, gate_pairs = calibrate(options, shown)
+            spec = replace(spec, calibration=table, gate_pairs=gate_pairs)
         report = build(spec, shown.enter, shown)
     if options.json:
         write_json(options.json, _document(report))
@@ -138,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_report(report: BuildReport) -> None:
-    """Say what a build did, and what to type next."""
+    """Print what a build did, and a command to try next."""
     from refusion_edge.accuracy.fidelity import LIMITS
     from refusion_edge.bundle.manifest import GateNotRun
     from refusion_edge.cli.console import output, plain_table
@@ -149,14 +157,14 @@ def print_report(report: BuildReport) -> None:
         console.print(sentence)
     if manifest.backend == "onnxruntime" and manifest.precision == "fp16":
         console.print(
-            "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps; this bundle has fp16's rounding here, not its speed."
+            "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps, so this bundle rounds like fp16 but is not faster."
         )
     not_run = manifest.gate.not_run if isinstance(manifest.gate, GateNotRun) else None
     if report.cached and not report.gate:
         gate = manifest.gate.proxy if isinstance(manifest.gate, GateNotRun) else manifest.gate
         psnr = "equal" if gate.psnr_db is None else f"{gate.psnr_db:.1f} dB"
-        whose = "its gate" if not_run is None else "the gate of its model on the CPU"
-        console.print(f"Engine taken from the cache; {whose} had passed on {gate.pairs} pairs (PSNR {psnr}).")
+        whose = "its accuracy gate" if not_run is None else "the accuracy gate of its model on the CPU"
+        console.print(f"Engine taken from the cache; {whose} passed earlier on {gate.pairs} pairs (PSNR {psnr}).")
     else:
         table = plain_table("pair", "PSNR (dB)", "SSIM", "max error (of 255)")
         for result in report.gate:
@@ -164,12 +172,12 @@ def print_report(report: BuildReport) -> None:
             table.add_row(result.name, f"{fidelity.psnr_db:.1f}", f"{fidelity.ssim:.6f}", f"{fidelity.max_error:.3f}")
         limits = LIMITS[manifest.precision]
         if report.cached:
-            console.print("Engine taken from the cache; its gate ran again.")
+            console.print("Engine taken from the cache; its accuracy gate was rerun.")
         whose = "" if not_run is None else ", the engine's model on the CPU,"
         console.print(f"Accuracy gate passed: {manifest.precision}{whose} against the fp32 reference ({limits}).")
         console.print(table)
     if not_run is not None:
-        console.print(f"The engine itself was not run: {not_run}. The first command that loads it runs the gate on it.")
+        console.print(f"The engine itself was not run: {not_run}. The first command that loads it will run its accuracy gate.")
     if manifest.compiled is not None:
         _print_compiled(report, manifest.compiled)
     console.print("Stages: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.stages_s.items()))
@@ -183,9 +191,9 @@ def _print_compiled(report: BuildReport, compiled: Compiled) -> None:
     bundle = report.bundle
     plan_mb = (bundle.path / bundle.manifest.engine).stat().st_size / 1e6
     scratch = "unknown" if compiled.scratch_bytes is None else f"{compiled.scratch_bytes / 1e6:.0f} MB"
-    output().print(f"Plan: {plan_mb:.1f} MB; scratch memory of a run at {bundle.manifest.size_text}, at most: {scratch}")
+    output().print(f"Plan: {plan_mb:.1f} MB; scratch memory at {bundle.manifest.size_text}: at most {scratch}")
     if compiled.command:
-        output().print(f"The same by hand, in {bundle.path}: {compiled.command}")
+        output().print(f"Equivalent command in {bundle.path}: {compiled.command}")
 
 
 def _document(report: BuildReport) -> dict[str, Any]:

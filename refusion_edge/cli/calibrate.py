@@ -1,4 +1,4 @@
-"""Calibration data of ``build``: a folder of pairs, the table of an older bundle, or noise."""
+"""Calibration data for ``build``: a folder of pairs, the table of another bundle, or noise."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from refusion_edge.tasks import Task
 
 RANDOM = "random"
-# Every fifth pair judges the engine instead of calibrating it, up to this many.
-_JUDGES = 4
+# One pair in five is held out of the calibration for the accuracy gate, up to this many.
+_MAX_GATE_PAIRS = 4
 
 
 def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[CalibrationTable, tuple[ImagePair, ...]]:
-    """Make the calibration table that an int8 build needs.
+    """Collect the calibration table of an int8 build.
 
     Returns:
-        The table, and pairs that were left out of it to judge the engine on.
+        The table, and the pairs held out of it for the accuracy gate.
 
     Raises:
         UsageError: The precision is not int8.
-        InputError: There are too few pairs, or one cannot be used.
+        InputError: There are too few pairs, or one is unusable.
     """
     from refusion_edge.backends.registry import choose_builder
     from refusion_edge.calibration.int8 import collect, planes_of, random_pairs
@@ -40,17 +40,19 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     from refusion_edge.tasks import find_task
 
     if options.precision != "int8":
-        raise UsageError(f"expected --calib-data for --precision int8, got it for {options.precision}; leave it out.")
+        raise UsageError(
+            f"--calib-data is for --precision int8, and the precision is {options.precision}; leave --calib-data out"
+        )
     choose_builder(options.backend, "int8")  # before minutes are spent on ranges
     task = find_task(options.task)
     source = Path(options.calib_data)
     if source.exists() and not source.is_dir():
         return read_table(read_file(source, kind="calibration table", most_bytes=1 << 20), str(source)), ()
     is_random = options.calib_data == RANDOM and not source.exists()
-    calibrating, judging = ((), ()) if is_random else _split(_find(source, task))
-    # Before minutes are spent on ranges, and before they are scaled to one size.
-    judges = tuple(read_pair(paths) for paths in judging)
-    for pair in judges:
+    calibrating, held_out = ((), ()) if is_random else _split(_find(source, task))
+    # Before minutes are spent on ranges, and before the pairs are scaled to one size.
+    gate_pairs = tuple(read_pair(paths) for paths in held_out)
+    for pair in gate_pairs:
         planes_of(pair, task)
     checkpoint = read_checkpoint(options.weights or weights_path(task.name))
     model = fill(read_template("tensorrt-folded", "fp32"), checkpoint.state)
@@ -66,7 +68,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     pairs: Iterator[ImagePair] = random_pairs(task) if is_random else (read_pair(paths) for paths in calibrating)
     table = collect(model, pairs, task, options.calib_method, random=is_random, on_pair=step)
     shown.finished("pairs")
-    return table, judges
+    return table, gate_pairs
 
 
 def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
@@ -77,20 +79,20 @@ def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
     folders = source / task.folder_a, source / task.folder_b
     if not all(folder.is_dir() for folder in folders):
         raise InputError(
-            f"expected the folders {task.folder_a} and {task.folder_b} in {source} (pairs to calibrate {task.name} with), got "
-            "none; check --calib-data and --task."
+            f"{source} lacks the folders {task.folder_a} and {task.folder_b} with pairs to calibrate {task.name}; check "
+            "--calib-data and --task"
         )
     found = find_pairs(str(folders[0]), str(folders[1]))
     if alone := (*found.only_a, *found.only_b):
-        remarks().print(f"{len(alone)} files of {source} have no counterpart and are left out, such as {alone[0].name}.")
+        remarks().print(f"left out, no counterpart: {len(alone)} files in {source}, such as {alone[0].name}")
     return found.pairs
 
 
 def _split(pairs: tuple[PairPaths, ...]) -> tuple[tuple[PairPaths, ...], tuple[PairPaths, ...]]:
-    """Spread both parts over the whole folder, so that neither is one scene."""
+    """Split into calibration and gate pairs, both spread over the whole folder so that neither is a single scene."""
     from refusion_edge.calibration.int8 import MAX_PAIRS, check_count, spread
 
-    apart = set(spread(pairs, min(_JUDGES, len(pairs) // 5)))
+    apart = set(spread(pairs, min(_MAX_GATE_PAIRS, len(pairs) // 5)))
     calibrating = [pair for index, pair in enumerate(pairs) if index not in apart]
     check_count(len(calibrating))
     chosen = tuple(calibrating[index] for index in spread(calibrating, MAX_PAIRS))

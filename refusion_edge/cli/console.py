@@ -1,4 +1,4 @@
-"""What the verbs print with: results on standard output, progress and remarks on standard error."""
+"""Printing for the verbs: results on standard output, progress and remarks on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from refusion_edge.files import write_atomically
 from refusion_edge.text import printable
 
-# Nobody resizes a pipe; do not break lines that a program or a log will read.
+# A pipe has no width; do not wrap lines that a program or a log will read.
 _PIPE_WIDTH = 200
 _MOST_SHOWN = 2000
 
@@ -26,12 +26,12 @@ def output() -> Console:
 
 
 def remarks() -> Console:
-    """Console for progress and remarks; what they quote from files cannot steer the terminal."""
+    """Console for progress and remarks; control characters quoted from files are escaped."""
     return _console(stderr=True, kind=_Remarks)
 
 
 def progress_bar() -> Progress:
-    """Progress bar with the time left; silent where standard error is not a terminal."""
+    """Progress bar with the time left; hidden if standard error is not a terminal."""
     console = remarks()
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -40,7 +40,7 @@ def progress_bar() -> Progress:
 
 
 def plain_table(*headings: str) -> Table:
-    """Table without lines, first column to the left like all others."""
+    """Table without lines and with all columns aligned left."""
     table = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for column in table.columns:
         column.overflow = "fold"
@@ -48,7 +48,7 @@ def plain_table(*headings: str) -> Table:
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Print names and values in two columns; long values keep one line, so that they can be copied."""
+    """Print names and values in two columns, with each value on one line so that it can be copied."""
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name.ljust(width)}  {'none' if value is None else value}")

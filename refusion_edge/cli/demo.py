@@ -1,4 +1,4 @@
-"""``demo``: fuse the sample pairs that ship with the package, and show the sources beside the results."""
+"""``demo``: fuse the sample pairs that ship with the package, and show the sources next to the results."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)"
     )
     parser.add_argument(
-        "--bundle", metavar="DIR", help="engine bundle for the pairs of its task (default: the weights of the package, fp32)"
+        "--bundle", metavar="DIR", help="engine bundle for the pairs of its task (default: the bundled weights in fp32)"
     )
     parser.add_argument(
         "--backend", default="auto", metavar="NAME",
-        help="back end for the weights of the package, see 'doctor'; or all, for one after the other (default: auto)",
+        help="back end for the bundled weights, see 'doctor'; all runs every usable one in turn (default: auto)",
     )  # fmt: skip
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fuse, write every result and the montage, and say where they are."""
+    """Fuse, write every result and the montage, and print where they are."""
     from refusion_edge.backends.registry import usable_runners
     from refusion_edge.bundle.folder import read_bundle
     from refusion_edge.cli.console import output, plain_table, progress_bar
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         jobs = [
             (task, options.bundle if task.name == bundled_task else task.name, backend)
             for task in TASKS.values()
-            # A bundle has one back end.
+            # A bundle runs on the back end that it was built for.
             for backend in (("auto",) if task.name == bundled_task else backends)
         ]
         for task, source, backend in progress.track(jobs, description="fusing"):

@@ -1,4 +1,4 @@
-"""``doctor``: show what can be used on this machine, and how to fix what cannot. Changes nothing."""
+"""``doctor``: show which back ends work on this machine, and how to fix the others. Changes nothing."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def run(options: argparse.Namespace) -> int:
     found = {name: status(name) for name in BACKENDS}
     builds = {name: entry.builds and build_status(name).usable for name, entry in BACKENDS.items()}
     if options.json:
-        backends = {name: _facts(one, builds[name]) for name, one in found.items()}
+        backends = {name: _facts(item, builds[name]) for name, item in found.items()}
         write_json(options.json, {"schema": "refusion-edge/doctor/1", "machine": machine, "backends": backends})
     if options.json != "-":
         console = output()
         print_facts({name.replace("_", " "): value for name, value in machine.items()})
         console.print()
         table = plain_table("back end", "usable", "description", "status", "fix")
-        for name, one in found.items():
-            table.add_row(name, _answer(one, builds[name]), BACKENDS[name].summary, one.reason, one.fix)
+        for name, item in found.items():
+            table.add_row(name, _answer(item, builds[name]), BACKENDS[name].summary, item.reason, item.fix)
         console.print(table)
         console.print()
         console.print("next: refusion-edge build --task ir_vis --precision fp16")

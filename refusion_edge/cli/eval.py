@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score; print and write the results."""
+    """Score, then print and write the results."""
     import tempfile
 
     from refusion_edge.cli.console import output, write_json
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("the folders of both sources are needed; add --ir DIR and --vis DIR (or --a and --b)")
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
-        # Fail before the work, not after it.
+        # Fail before the work starts.
         require_engine()
 
     from refusion_edge.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""``export``: weights to another format; ONNX is traced anew with torch and compared with it."""
+"""``export``: convert weights to another format; ONNX is traced with torch and compared with it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ SUMMARY = "write weights as ONNX (traced with torch), safetensors or official .p
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``export``."""
     parser.epilog = (
-        "The suffix of the output chooses the format. ONNX needs pip install 'refusion-edge[export]'; 'build' does not, "
+        "The suffix of the output selects the format. ONNX needs pip install 'refusion-edge[export]'; 'build' does not, "
         "because the traced graph ships with the package."
     )
     add_task(parser)
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="safetensors or official .pth (default: those of the task)"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights file: safetensors or official .pth (default: the bundled weights of the task)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file ending in .onnx, .safetensors or .pth"
@@ -32,20 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the ONNX graph (default: fp32)"
     )
     parser.add_argument(
-        "--form", choices=FORMS, default=REFERENCE, help=f"layout of the ONNX graph (default: {REFERENCE}, the official one)"
+        "--form", choices=FORMS, default=REFERENCE, help=f"layout of the ONNX graph (default: {REFERENCE}, the official layout)"
     )
-    parser.add_argument("--size", default="dynamic", metavar="HxW", help="fixed size of the ONNX graph, or dynamic (default)")
+    parser.add_argument(
+        "--size", default="dynamic", metavar="HxW", help="size of the ONNX graph, such as 480x640 (default: dynamic)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert and write; for ONNX, print how far the graph is from the network in torch."""
+    """Convert and write; for ONNX, print how much the graph differs from the network in torch."""
     from refusion_edge.cli.console import output
     from refusion_edge.errors import UsageError
     from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
     from refusion_edge.network.weights import weights_path
 
     if options.weights is None and options.task is None:
-        raise UsageError("expected --task or --weights to say what to export, got neither; add one.")
+        raise UsageError("there is nothing to export; add --task or --weights")
     checkpoint = read_checkpoint(options.weights or weights_path(options.task))
     checkpoint = Checkpoint(options.task or checkpoint.task, checkpoint.state, checkpoint.notes)
     suffix = options.output.suffix.lower()
@@ -56,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     elif suffix == ".pth":
         write_pth(options.output, checkpoint)
     else:
-        raise UsageError(f"expected an output ending in .onnx, .safetensors or .pth, got {options.output}.")
+        raise UsageError(f"the format of {options.output} is unknown; let --output end in .onnx, .safetensors or .pth")
     output().print(f"wrote {options.output}")
     return 0
 
@@ -66,12 +71,12 @@ def _export_onnx(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
     from refusion_edge.export.graph.onnx_model import export_onnx
     from refusion_edge.sizes import parse_size
 
-    with remarks().status("tracing, simplifying, comparing with torch"):
+    with remarks().status("tracing, simplifying and comparing with torch"):
         parity = export_onnx(checkpoint, options.output, options.form, options.precision, parse_size(options.size))
     table = plain_table("pair", "size", "max difference", "mean difference")
     for row in parity:
         table.add_row(row.name, f"{row.size_hw[0]}x{row.size_hw[1]}", f"{row.max_difference:.2e}", f"{row.mean_difference:.2e}")
-    output().print("Parity of the graph (ONNX Runtime) with the network in torch (eager, fp32), output in [0, 1]:")
+    output().print("Graph in ONNX Runtime against the network in torch (eager, fp32), output in [0, 1]:")
     output().print(table)
     output().print(f"wrote {options.output}")
     return 0

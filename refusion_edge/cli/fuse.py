@@ -1,4 +1,4 @@
-"""``fuse``: two pictures, two folders or two patterns into fused pictures."""
+"""``fuse``: fuse two images, two folders or two patterns of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_picture, add_task, add_threads, nonempty
+from refusion_edge.cli.options import add_image_output, add_task, add_threads, nonempty
 from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
 
 if TYPE_CHECKING:
@@ -21,29 +21,31 @@ _FORMATS = ("png", "jpg", "tiff")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fuse``."""
     parser.epilog = (
-        "source a is the infrared, functional, near-focused or under-exposed image; source b the visible, MRI, "
-        "far-focused or over-exposed one. Quote patterns ('ir/*.png'), so that the shell does not expand them."
+        "Source a is the infrared, functional, near-focused or underexposed image, source b the visible, MRI, far-focused "
+        "or overexposed one. Quote patterns ('ir/*.png') so that the shell does not expand them."
     )
     parser.add_argument("a", type=nonempty, help="source a: file, folder or quoted glob pattern")
-    parser.add_argument("b", type=nonempty, help="source b: the same kind of thing")
+    parser.add_argument("b", type=nonempty, help="source b, of the same kind")
     parser.add_argument(
-        "-o", "--output", required=True, type=nonempty, help="file to write, or folder if the sources are folders"
+        "-o", "--output", required=True, type=nonempty, help="file to write, or a folder if the sources are folders or patterns"
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--bundle", type=nonempty, metavar="DIR", help="engine bundle made by 'build' (default: the weights of the task, fp32)"
+        "--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build' (default: the weights of the task in fp32)"
     )
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     add_rebuild(parser)
-    add_picture(parser)
-    parser.add_argument("--format", choices=_FORMATS, default="png", help="file format in an output folder (default: png)")
+    add_image_output(parser)
+    parser.add_argument(
+        "--format", choices=_FORMATS, default="png", help="format of the files in an output folder (default: png)"
+    )
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fuse and write; a bad pair in a folder is reported, the others are fused."""
+    """Fuse and write; a pair of a folder that cannot be fused is reported, and the others are still fused."""
     from refusion_edge.cli.console import output
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.fuser import load
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if not many:
         check_writable_suffix(Path(options.output))
     elif Path(options.output).is_file():
-        raise UsageError(f"expected a folder for the results of a folder, got the file {options.output}; choose a folder.")
+        raise UsageError(f"the sources are folders, but --output {options.output} is a file; name a folder")
     found = find_pairs(options.a, options.b)
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
     source = options.bundle or options.weights or options.task or "ir_vis"
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         with open_or_rebuild(options, opened) as fuser:
             _say_choice(fuser)
             return _fuse_folder(options, fuser, found.pairs, (*found.only_a, *found.only_b))
-    # Read first: a wrong path should not wait for an engine.
+    # Read the images first, so that a wrong path fails before an engine is loaded.
     pair = read_pair(found.pairs[0])
     with open_or_rebuild(options, opened) as fuser:
         try:
@@ -76,12 +78,12 @@ def run(options: argparse.Namespace) -> int:
             raise type(error)(f"{options.a} and {options.b}: {error}") from error
     write_image(options.output, fused)
     _say_choice(fuser)
-    output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'colour' if fused.ndim == 3 else 'grey'})")
+    output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'color' if fused.ndim == 3 else 'grayscale'})")
     return 0
 
 
 def _say_choice(fuser: Fuser) -> None:
-    """Say which back end auto chose and why; a bundle says for itself what it was built for."""
+    """Print which back end auto chose and why; a bundle names its own."""
     from refusion_edge.cli.console import output
 
     if fuser.choice is not None and fuser.choice.automatic:
@@ -105,7 +107,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPat
             else:
                 write_image(_target(options, paths, many=True), fused)
     if unmatched:
-        remarks().print(f"without a counterpart, left out: {', '.join(str(path) for path in unmatched)}")
+        remarks().print(f"left out, no counterpart: {', '.join(str(path) for path in unmatched)}")
     for failure in failures:
         remarks().print(f"refusion-edge: error: {failure}")
     output().print(f"wrote {len(pairs) - len(failures)} of {len(pairs)} fused images to {options.output}")
@@ -122,7 +124,4 @@ def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> No
     sources = {path.resolve() for paths in pairs for path in (paths.a, paths.b)}
     for target in targets:
         if target.resolve() in sources:
-            raise UsageError(
-                f"expected an output that is none of the sources, got {target}, which would be overwritten; "
-                "choose another --output."
-            )
+            raise UsageError(f"the result would overwrite the source {target}; choose another --output")

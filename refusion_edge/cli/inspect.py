@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check and describe a file; a damaged one ends with an error."""
+    """Check and describe a bundle or file; a damaged one raises an error."""
     from refusion_edge.cli.console import print_facts, write_json
 
     path = Path(options.path)

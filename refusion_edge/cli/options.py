@@ -1,4 +1,4 @@
-"""Options that several verbs share, so that they read and behave alike."""
+"""Options shared by several verbs, so that they read and behave the same everywhere."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
-    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON, to standard output for '-'")
+    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
 
 
 class _Renamed(argparse.Action):
-    """Hands the old spelling of an option on to the new one, with a warning."""
+    """Passes the old spelling of an option on to the new one, with a warning."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, new: argparse.Action, **other: Any) -> None:
         super().__init__(option_strings, new.dest, nargs=new.nargs, choices=new.choices, **other)
@@ -40,35 +40,35 @@ class _Renamed(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
-        """Warn, and do what the new option does."""
+        """Warn, then apply the new option."""
         new = self.new.option_strings[-1]
         print(
-            f"refusion-edge: warning: {option_string} is now called {new}; the old name goes with the next release",
+            f"refusion-edge: warning: {option_string} is now called {new}; the next release drops the old name",
             file=sys.stderr,
         )
         self.new(parser, namespace, values, new)
 
 
 def add_renamed(parser: argparse._ActionsContainer, old: str, new: str) -> None:
-    """Keep the old spelling of an option for one release: undocumented, and with a warning."""
+    """Keep the old spelling of an option for one more release, undocumented and with a warning."""
     action = next(action for action in parser._actions if new in action.option_strings)
     parser.add_argument(old, action=_Renamed, new=action, dest=action.dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def add_picture(parser: argparse.ArgumentParser) -> None:
-    """Add ``--range`` and ``--grey``, how a single picture is finished."""
+def add_image_output(parser: argparse.ArgumentParser) -> None:
+    """Add ``--range`` and ``--grey``, which finish a single image."""
     parser.add_argument(
         "--range", dest="output_range", choices=("stretch", "fixed"), default="stretch",
-        help="output range: stretch each image from its darkest to its brightest value (as the official script), "
-        "or fixed, the same for all images (default: stretch)",
+        help="output range: stretch scales each image from its darkest to its brightest value, as the official script does; "
+        "fixed is the same for all images (default: stretch)",
     )  # fmt: skip
-    parser.add_argument("--grey", action="store_true", help="fused luma only, without the colour of the sources")
+    parser.add_argument("--grey", action="store_true", help="write the fused luma only, without the color of the sources")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads``."""
     parser.add_argument(
-        "--threads", type=thread_count, default=0, metavar="N", help="threads of the back end (default: its own choice)"
+        "--threads", type=thread_count, default=0, metavar="N", help="threads of the back end (default: chosen by the back end)"
     )
 
 
@@ -76,60 +76,58 @@ def thread_count(text: str) -> int:
     """Read a number of threads or processes.
 
     Raises:
-        ArgumentTypeError: It is not a number from 1 to 256; thousands of threads would stall the machine.
+        ArgumentTypeError: The text is not a whole number from 1 to 256; thousands of threads would stall the machine.
     """
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_THREADS):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MAX_THREADS}, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {MAX_THREADS}")
     return int(text)
 
 
 def length_m(text: str) -> float:
-    """Read a length with its unit, such as ``5m`` or ``30mm``; ``far`` is infinite.
+    """Read a length with its unit, such as ``5m`` or ``30mm``, in meters; ``far`` is infinite.
 
     Raises:
-        ArgumentTypeError: There is no unit, or the number is not above 0.
+        ArgumentTypeError: The unit is missing, or the number is not above 0.
     """
     if text == "far":
         return math.inf
     match = _LENGTH.fullmatch(text)
     if match is None or not float(match["number"]) > 0:
-        raise argparse.ArgumentTypeError(
-            f"expected a length above 0 with its unit, such as 5m, 80cm or 30mm, or far, got '{text}'"
-        )
+        raise argparse.ArgumentTypeError(f"'{text}' is not a length above 0 with its unit; write 5m, 80cm, 30mm or far")
     return float(match["number"]) / _UNITS_PER_M[match["unit"]]
 
 
 def nonempty(text: str) -> str:
-    """Read a name that must not be empty, as an unset variable of a shell script would make it.
+    """Read a name, and reject the empty one that an unset shell variable leaves.
 
     Raises:
-        ArgumentTypeError: It is empty.
+        ArgumentTypeError: The name is empty.
     """
     if not text:
-        raise argparse.ArgumentTypeError("expected a name, got an empty text")
+        raise argparse.ArgumentTypeError("the value is empty")
     return text
 
 
 def require_both(first: str | None, second: str | None, names: str) -> None:
-    """Make sure that two options that belong together were both given or both left out.
+    """Require two options that belong together to be both present or both absent.
 
     Raises:
-        UsageError: Only one was given.
+        UsageError: Only one is present.
     """
     if (first is None) != (second is None):
-        raise UsageError(f"expected both of {names} or neither, got one; add the other.")
+        raise UsageError(f"{names} belong together, and only one was given; add the other, or leave both out")
 
 
 def number_between(text: str, least: float, most: float) -> float:
     """Read a number from ``least`` to ``most``.
 
     Raises:
-        ArgumentTypeError: It is none, or lies outside.
+        ArgumentTypeError: The text is not a number, or the number lies outside.
     """
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from {least:g} to {most:g}")
     return value

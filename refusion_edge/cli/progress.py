@@ -1,4 +1,4 @@
-"""Progress of a build: its stages, and below the current one the nested phases of a compiler."""
+"""Progress of a build: the current stage, and below it the nested phases of the compiler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.progress import Progress, TaskID
 
 
 class BuildProgress:
-    """Shows stages and phases on a progress bar. Phases come from other threads.
+    """Shows stages and phases on a progress bar. Other threads may report phases.
 
     Args:
         progress: The bar to show them on.
@@ -22,7 +22,7 @@ class BuildProgress:
         self._lock = threading.Lock()
 
     def enter(self, stage: str) -> None:
-        """Show that a stage begins; the one before it is done."""
+        """Show a new stage in place of the previous one."""
         with self._lock:
             if self._stage is not None:
                 self._progress.remove_task(self._stage)
@@ -36,13 +36,13 @@ class BuildProgress:
             self._phases[phase] = self._progress.add_task("  " * depth + phase, total=steps)
 
     def stepped(self, phase: str, step: int) -> None:
-        """Move a phase on."""
+        """Advance a phase."""
         with self._lock:
             if phase in self._phases:
                 self._progress.update(self._phases[phase], completed=step + 1)
 
     def finished(self, phase: str) -> None:
-        """Take a phase away."""
+        """Remove a phase."""
         with self._lock:
             if phase in self._phases:
                 self._progress.remove_task(self._phases.pop(phase))

@@ -1,4 +1,4 @@
-"""``--rebuild``: an engine that does not fit this machine is built again in its place, and only where that is asked for."""
+"""``--rebuild``: on request, rebuild a bundle in place if its engine does not fit this machine."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ def add_rebuild(parser: argparse.ArgumentParser) -> None:
     """Add ``--rebuild``."""
     parser.add_argument(
         "--rebuild", action="store_true",
-        help="if the engine of --bundle was built for another machine, GPU, driver or version, build it again in its place, "
-        "as it was built before (default: say so and end)",
+        help="rebuild the bundle in place, with its own settings, if it was built for another machine, GPU, driver or version "
+        "(default: stop with an error)",
     )  # fmt: skip
 
 
 def open_or_rebuild(options: argparse.Namespace, opened: Callable[[], _T]) -> _T:
-    """Open the engine of a command; build its bundle again if it does not fit this machine and ``--rebuild`` says so.
+    """Open an engine; with ``--rebuild``, first rebuild its bundle if it does not fit this machine.
 
     Args:
-        options: Options of the command, among them ``bundle`` and ``rebuild``.
+        options: Options of the verb, including ``bundle`` and ``rebuild``.
         opened: Opens the engine.
 
     Raises:
-        UsageError: There is no bundle to build again.
-        RefusionError: It cannot be opened for another reason, or not built here; the old bundle is as it was.
+        UsageError: ``--rebuild`` was given without a bundle.
+        RefusionError: The engine cannot be opened for another reason, or cannot be built here; the bundle is unchanged.
     """
     from refusion_edge.errors import MisfitError, UsageError
 
     if options.rebuild and options.bundle is None:
-        raise UsageError("--rebuild needs the bundle to build again; add --bundle, or leave --rebuild out")
+        raise UsageError("--rebuild needs a bundle; add --bundle, or leave --rebuild out")
     try:
         return opened()
     except MisfitError as misfit:

@@ -25,8 +25,8 @@ _FAILED, _ABSENT = 1, 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``selftest``."""
     parser.epilog = (
-        "Every available back end builds a small engine, which is compared with stored vectors and timed for a second, each "
-        "in a process of its own. The exit code is 1 if an available back end fails, and 3 if a requested one is not "
+        "Every available back end builds a small engine, which is compared with stored vectors and timed for a second, "
+        "in its own process. The exit code is 1 if an available back end fails, and 3 if a requested one is not "
         "available."
     )
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="also test engines built elsewhere")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Test; print the facts, a table and the row."""
+    """Test, then print the facts, a table and the row."""
     from refusion_edge.bench.report import now_utc
     from refusion_edge.cli.console import write_json
     from refusion_edge.errors import UsageError
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _checked(blanks: Mapping[str | Path, Check], sizes_hw: SizeRange, limit_s: float) -> tuple[Check, ...]:
-    """Check everything, each in a process of its own."""
+    """Check every back end and bundle in its own process."""
     import tempfile
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""``stream``: fuse two live cameras, or two recordings of them, and show, serve or record the result."""
+"""``stream``: fuse two live cameras or two recordings, and show, serve or record the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a bro
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
 outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mkv, .avi, .webm), a folder, frame_%04i.png,
-         rtsp://@:8554/fused, shm://NAME, null://; -o may be given several times
+         rtsp://@:8554/fused, shm://NAME, null://
 Ctrl-C or SIGTERM ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
@@ -27,22 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stream``."""
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: what the rig says)")
-    parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: what the rig says)")
-    parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording instead of two sources")
+    parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: from the rig)")
+    parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: from the rig)")
+    parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording in place of two sources")
     parser.add_argument(
         "-o", "--output", action="append", type=nonempty, metavar="URI",
-        help="output (default: a window where there is a display and --headless is not given, else view://127.0.0.1:8080)",
+        help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
     )  # fmt: skip
-    parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames with their times")
+    parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames and their time stamps")
     _add_engine(parser)
     _add_pairing(parser)
-    _add_picture(parser)
+    _add_image(parser)
     _add_run(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the stream until it ends, and print its report; also when it ends with an error or by a signal."""
+    """Run the stream until it ends, and print its report even after an error or a signal."""
     from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.stream.run.session import StreamSession
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle made by 'build'")
+    source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build'")
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
@@ -79,90 +79,90 @@ def _add_pairing(parser: argparse.ArgumentParser) -> None:
     add(
         "--policy",
         choices=("nearest", "hold", "drop"),
-        help="nearest: every frame of the faster camera with the nearest other "
-        "one; hold: with the latest one, up to --max-age-ms; drop: one to one (default: nearest)",
+        help="nearest: pair every frame of the faster camera with the nearest frame of the other; hold: with the latest one, "
+        "up to --max-age-ms; drop: use every frame at most once (default: nearest)",
     )
     add(
         "--max-skew-ms",
         type=_milliseconds,
         metavar="MS",
-        help="largest difference of time in a pair (default: 0.6 of a period of the faster camera, measured)",
+        help="largest time difference within a pair (default: 0.6 of the measured frame period of the faster camera)",
     )
-    add("--max-age-ms", type=_milliseconds, metavar="MS", help="how long hold holds a frame (default: 500)")
+    add("--max-age-ms", type=_milliseconds, metavar="MS", help="how long --policy hold reuses a frame (default: 500)")
     add(
         "--offset-ms",
         type=_signed_milliseconds,
         metavar="MS",
-        help="what is added to time stamps of ir (default: what the rig says, else 0)",
+        help="offset added to infrared time stamps (default: from the rig, otherwise 0)",
     )
     add(
         "--lost-after-ms",
         type=_milliseconds,
         default=1000.0,
         metavar="MS",
-        help="silence after which a camera is lost and the other one goes on alone (default: 1000)",
+        help="time without frames after which a camera counts as lost and the other continues alone (default: 1000)",
     )
     add(
         "--max-freeze-ms",
         type=_milliseconds,
         default=2000.0,
         metavar="MS",
-        help="unchanged infrared content after which the visible camera goes on alone (default: 2000)",
+        help="time of unchanged infrared content after which the visible camera continues alone (default: 2000)",
     )
     add(
         "--give-up-s",
         type=_seconds,
         default=30.0,
         metavar="S",
-        help="end with code 5 when both cameras are lost for so long (default: 30)",
+        help="exit with code 5 once both cameras have been lost for this long (default: 30)",
     )
 
 
-def _add_picture(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("picture").add_argument
-    add("--rig", type=nonempty, metavar="FILE", help="rig.yaml made by 'align'")
-    add("--distance", type=_distance, metavar="5m", help="working distance of the rig (default: its farthest)")
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("image").add_argument
+    add("--rig", type=nonempty, metavar="FILE", help="rig file from 'align'")
+    add("--distance", type=_distance, metavar="5m", help="working distance (default: the farthest one of the rig)")
     add(
         "--refine",
         type=_pixels,
         metavar="PX",
-        help="follow slow changes of the mount, by at most PX pixels from what the rig says (default: off)",
+        help="track slow changes of the mount, up to PX pixels from the rig (default: off)",
     )
-    add("--resize", action="store_true", help="without a rig: stretch infrared pictures to the visible size")
+    add("--resize", action="store_true", help="without a rig: scale infrared frames to the visible size")
     add(
         "--gain",
         choices=("linear", "percentile", "plateau", "clahe"),
-        help="gain control of 16-bit infrared (default: what the rig says, else percentile)",
+        help="gain control of 16-bit infrared (default: from the rig, otherwise percentile)",
     )
     add(
         "--polarity",
         choices=("white", "black", "auto"),
-        help="what the camera shows hot things as (default: what the rig says, else white)",
+        help="shade of hot objects in the infrared image (default: from the rig, otherwise white)",
     )
     add(
         "--range",
         dest="output_range",
         choices=("smooth", "stretch", "fixed"),
         default="smooth",
-        help="output range: smoothed over time, per picture (flickers), or fixed (default: smooth)",
+        help="output range: smooth over time, stretch each frame by itself (flickers), or fixed (default: smooth)",
     )
-    add("--smooth-s", type=_seconds, default=1.0, metavar="S", help="time constant of gain and range (default: 1)")
-    add("--grey", action="store_true", help="without the colour of the visible camera")
-    add("--no-marks", action="store_true", help="do not write losses, freezes and held frames into the picture")
+    add("--smooth-s", type=_seconds, default=1.0, metavar="S", help="time constant of gain and output range (default: 1)")
+    add("--grey", action="store_true", help="fused luma only, without the color of the visible camera")
+    add("--no-marks", action="store_true", help="do not mark losses, freezes and held frames in the image")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
-    add("--headless", action="store_true", help="no window, even where there is a display")
-    add("--duration-s", type=_seconds, metavar="S", help="end after this time")
-    add("--pictures", type=_count, metavar="N", help="end after so many fused pictures")
+    add("--headless", action="store_true", help="open no window, even if there is a display")
+    add("--duration-s", type=_seconds, metavar="S", help="stop after this time")
+    add("--pictures", type=_count, metavar="N", help="stop after N fused frames")
     add(
         "--token",
         type=nonempty,
         metavar="TEXT",
-        help="what viewers of view:// have to give (default: made up when it is bound wider than this machine)",
+        help="token required from viewers of view:// (default: generated if view:// is reachable from other machines)",
     )
-    add("--hash", action="store_true", help="put a SHA-256 of all fused pictures into the report")
+    add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
 
@@ -191,7 +191,8 @@ def _print_report(report: dict[str, Any]) -> None:
     pairs = report["pairs"]
     modes = ", ".join(f"{count} {mode}" for mode, count in pairs["modes"].items() if count) or "none"
     console.print(
-        f"{pairs['shown']} pictures in {report['duration_s']:.1f} s ({modes}); {pairs['paired']} pairs, {pairs['held']} held"
+        f"{pairs['shown']} fused frames in {report['duration_s']:.1f} s ({modes}); "
+        f"{pairs['paired']} pairs, {pairs['held']} held"
     )
     table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses", "time stamps")
     for side, camera in report["cameras"].items():
@@ -220,10 +221,10 @@ def _print_report(report: dict[str, Any]) -> None:
     if refinement is not None:
         console.print(
             f"refinement: {refinement['correction_px']:.2f} of at most {refinement['bound_px']:g} px from the rig; "
-            f"{refinement['moved']} measurements followed, {refinement['refused']} refused, {refinement['resets']} resets"
+            f"{refinement['moved']} measurements accepted, {refinement['refused']} rejected, {refinement['resets']} resets"
         )
     if report["output_sha256"]:
-        console.print(f"SHA-256 of all pictures: {report['output_sha256']}")
+        console.print(f"SHA-256 of all fused frames: {report['output_sha256']}")
 
 
 def _milliseconds(text: str) -> float:
@@ -248,5 +249,5 @@ def _distance(text: str) -> float:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)

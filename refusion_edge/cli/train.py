@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train; print where the weights are and what to type next."""
+    """Train, then print where the weights are and a command to try next."""
     from refusion_edge.cli.console import output, remarks
     from refusion_edge.machine import require
 

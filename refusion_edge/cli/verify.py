@@ -1,4 +1,4 @@
-"""``verify``: the accuracy gate again, on any bundle, on any pairs."""
+"""``verify``: rerun the accuracy gate of any bundle, on any pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
     from refusion_edge.images.pairs import ImagePair
 
-SUMMARY = "re-run the accuracy gate of a bundle, on the sample pairs or on your own"
+SUMMARY = "rerun the accuracy gate of a bundle, on the sample pairs or on your own"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,24 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="compare with these weights instead of those in the bundle, which may have been damaged together with the engine",
+        help="reference weights, in case those in the bundle are damaged like its engine (default: those in the bundle)",
     )
     parser.add_argument(
         "--proxy",
         action="store_true",
-        help="run the CPU proxy of an engine that needs a device: the ONNX model of a plan, the launches of a program",
+        help="replace an engine that needs a device by its CPU proxy: the ONNX model of a plan, the launches of a program",
     )
     add_renamed(parser, "--simulate", "--proxy")
     parser.add_argument(
         "--per-layer", action="store_true",
-        help="int8 only: run the gate with each layer alone in INT8, on the CPU; the most sensitive comes first",
+        help="int8 only: run the gate on the CPU with one layer at a time in INT8, and list the most sensitive layer first",
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure every pair; exit code 1 if the worst of them breaks the limits of the precision."""
+    """Measure every pair; exit code 1 if the worst pair exceeds the limits of the precision."""
     from refusion_edge.accuracy.fidelity import LIMITS, worst
     from refusion_edge.accuracy.gate import changed_weights, measure, resized
     from refusion_edge.backends.registry import RunOptions
@@ -105,10 +105,12 @@ def run(options: argparse.Namespace) -> int:
         where = manifest.backend if instead is None else instead.name
         if changed:
             output().print(
-                "The weights of this bundle are not those that it was built from: they fuse the same pairs to other images."
+                "The weights in this bundle are not the ones it was built from: they fuse the same pairs into different images."
             )
         elif changed is None and options.weights is None:
-            output().print("Note: nothing in the bundle shows how its weights fuse these pairs; they were taken as they are.")
+            output().print(
+                "Note: the bundle has no record of how its weights fuse these pairs, so the weights were not checked."
+            )
         output().print(f"{'PASSED' if passed else 'FAILED'}: {manifest.precision} on {where} against fp32 ({limits})")
     return 0 if passed else 1
 
@@ -127,7 +129,7 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
 
     manifest = bundle.manifest
     if manifest.quantized is None:
-        raise UsageError(f"expected an int8 bundle for --per-layer, got one in {manifest.precision}; leave it out.")
+        raise UsageError(f"--per-layer needs an int8 bundle, and {bundle.path} is {manifest.precision}; leave --per-layer out")
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = fill(read_graph(manifest.backend, manifest.precision), state)

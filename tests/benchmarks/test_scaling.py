@@ -70,7 +70,7 @@ def test_what_cannot_be_fitted_is_left_out_or_refused() -> None:
     assert len(fit(rows)) == 1
     no_energy = [replace(row_at(*size), energy_mj=None) for size in SIZES]
     assert fit(no_energy)[0].energy_mj is None
-    with pytest.raises(InputError, match="expected 3 stable sizes") as caught:
+    with pytest.raises(InputError, match="3 stable sizes") as caught:
         describe([write(rows[4:])], 30)
     assert one_sentence(str(caught.value))
 

@@ -62,7 +62,7 @@ def test_a_range_is_what_the_layer_sees(model: onnx.ModelProto, method: Method, 
 
 
 def test_too_few_pairs_are_refused_and_too_many_are_not_looked_at(model: onnx.ModelProto) -> None:
-    with pytest.raises(InputError, match=f"at least {MIN_PAIRS} pairs to calibrate with, got {MIN_PAIRS - 1}") as caught:
+    with pytest.raises(InputError, match=f"{MIN_PAIRS} pairs.* {MIN_PAIRS - 1}\\b") as caught:
         collect(model, small_pairs(MIN_PAIRS - 1), TASK, "min-max")
     assert one_sentence(str(caught.value))
     assert collect(model, small_pairs(MAX_PAIRS + 3), TASK, "min-max").pairs == MAX_PAIRS
@@ -72,13 +72,13 @@ def test_too_few_pairs_are_refused_and_too_many_are_not_looked_at(model: onnx.Mo
     ("pair", "words"),
     [
         # Both are larger than what is looked at, so that their middles would have one size.
-        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "of one size, got a = 400x300"),
+        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "400x300"),
         (ImagePair("odd", np.full((20, 28), 7, np.uint8), np.eye(20, 28, dtype=np.uint8)), "the same value"),
     ],
     ids=["sizes", "constant"],
 )
 def test_a_pair_that_cannot_be_fused_is_named(model: onnx.ModelProto, pair: ImagePair, words: str) -> None:
-    with pytest.raises(InputError, match=f"pair odd: expected .*{words}") as caught:
+    with pytest.raises(InputError, match=f"pair odd: .*{words}") as caught:
         collect(model, [*small_pairs(1), pair], TASK, "min-max")
     assert one_sentence(str(caught.value))
 
@@ -93,7 +93,7 @@ def test_broken_weights_are_told(random_state: State) -> None:
     broken = {**random_state, "encoder1.0.norm1.body.weight": np.zeros(16, np.float32)}
     broken["encoder1.0.norm1.body.bias"] = np.zeros(16, np.float32)
     model = fill(read_template("tensorrt-folded", "fp32"), broken)
-    with pytest.raises(GateError, match=r"in front of the layer encoder1\.0\.attn\.qkv, got 0"):
+    with pytest.raises(GateError, match=r"encoder1\.0\.attn\.qkv is 0,"):
         collect(model, small_pairs(MIN_PAIRS), TASK, "min-max")
 
 

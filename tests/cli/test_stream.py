@@ -29,7 +29,7 @@ FILES = ("--ir", camera("ir", live=0, frames=6), "--vis", camera("vis", live=0, 
 def test_two_files_into_a_video_with_a_report(run_cli: RunCli) -> None:
     code, out, err = run_cli("stream", *FILES, "-o", "out.mkv", "--json", "report.json", "--threads", 1, "--hash")
     assert (code, err) == (0, "")
-    assert "6 pictures" in out
+    assert "6 fused frames" in out
     assert "6 fused" in out
     assert frames_of("out.mkv") == 6
     report = json.loads(Path("report.json").read_text())
@@ -108,7 +108,7 @@ def test_a_signal_ends_cleanly_and_the_video_plays(number: int) -> None:
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "pictures in" in out
+    assert "fused frames in" in out
     assert frames_of("live.mp4") >= 5
     assert json.loads(Path("report.json").read_text())["pairs"]["shown"] >= 5
 

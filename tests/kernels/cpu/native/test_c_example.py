@@ -110,15 +110,15 @@ def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path) -> None:
     cut = Path("cut.safetensors")
     cut.write_bytes(WEIGHTS.read_bytes()[:-4])
     for words, message in (
-        ([WEIGHTS, "a.pgm", "other.pgm", "fused.pgm"], "two pictures of one size"),
+        ([WEIGHTS, "a.pgm", "other.pgm", "fused.pgm"], "different sizes"),
         ([WEIGHTS, "narrow.pgm", "narrow.pgm", "fused.pgm"], "expected sides from 8 to 16384 pixels, got 16x7"),
-        ([WEIGHTS, "a.png", "a.pgm", "fused.pgm"], "expected an 8-bit binary PGM file"),
+        ([WEIGHTS, "a.png", "a.pgm", "fused.pgm"], "a.png is not an 8-bit binary PGM file"),
         ([WEIGHTS, "a.pgm", "a.pgm", "fused.pgm", 0], "expected 1 to 256 threads, got 0"),
         (["nowhere", "a.pgm", "a.pgm", "fused.pgm"], "in nowhere, got nothing that can be read"),
         (["a.pgm", "a.pgm", "a.pgm", "fused.pgm"], "cut short or no safetensors file"),
         ([cut, "a.pgm", "a.pgm", "fused.pgm"], "in another type or shape"),
-        ([WEIGHTS], "expected: fuse_pgm WEIGHTS"),
-        ([WEIGHTS, "a.pgm", "a.pgm", "no/such/folder.pgm"], "expected to write"),
+        ([WEIGHTS], "fuse_pgm WEIGHTS"),
+        ([WEIGHTS, "a.pgm", "a.pgm", "no/such/folder.pgm"], "no/such/folder.pgm"),
     ):
         done = run(fuse_pgm, *words)
         assert done.returncode == 1, words
