@@ -72,13 +72,13 @@ def test_too_few_pairs_are_refused_and_too_many_are_not_looked_at(model: onnx.Mo
     ("pair", "words"),
     [
         # Both are larger than what is looked at, so that their middles would have one size.
-        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "of one size, got a = 400x300"),
+        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "400x300 .*420x320"),
         (ImagePair("odd", np.full((20, 28), 7, np.uint8), np.eye(20, 28, dtype=np.uint8)), "the same value"),
     ],
     ids=["sizes", "constant"],
 )
 def test_a_pair_that_cannot_be_fused_is_named(model: onnx.ModelProto, pair: ImagePair, words: str) -> None:
-    with pytest.raises(InputError, match=f"pair odd: expected .*{words}") as caught:
+    with pytest.raises(InputError, match=f"pair odd: .*{words}") as caught:
         collect(model, [*small_pairs(1), pair], TASK, "min-max")
     assert one_sentence(str(caught.value))
 

