@@ -310,8 +310,8 @@ def _check_alignments(alignments: Sequence[RigAlignment]) -> None:
         known = [distance for distance in stated if distance is not None]
         if len(known) < len(stated) or any(near >= far for near, far in itertools.pairwise(known)):
             raise RigError(
-                f"the alignments are not in order of distance_m ({', '.join(map(distance_text, stated))}); order them and state "
-                "each distance once"
+                f"the alignments are not in order of distance_m ({', '.join(map(distance_text, stated))}); order them and "
+                "state each distance once"
             )
 
 
