@@ -131,11 +131,11 @@ def test_sources_that_contradict_are_refused(random_state: State) -> None:
     write_safetensors("anonymous.safetensors", Checkpoint(None, random_state))
     with pytest.raises(UsageError, match="add --task"):
         load("anonymous.safetensors")
-    with pytest.raises(CheckpointError, match="which is for ir_vis"):
+    with pytest.raises(CheckpointError, match="is for ir_vis.*medical"):
         load(weights_path("ir_vis"), task="medical")
-    with pytest.raises(BundleError, match="not there"):
+    with pytest.raises(BundleError, match="no_such_thing.*manifest|no_such_thing.*bundle"):
         load("no_such_thing")
-    with pytest.raises(UsageError, match="stretch, fixed"):
+    with pytest.raises(UsageError, match="'wide'.*stretch or fixed"):
         load("ir_vis", output_range="wide")  # type: ignore[arg-type]
     build(BuildSpec("medical", "fp32", "onnxruntime", output=Path("bundle"), size_hw=(16, 16)))
     with pytest.raises(UsageError, match="built for onnxruntime, not for eager"):
@@ -153,9 +153,9 @@ def test_pictures_that_cannot_be_fused_are_refused(fuser: refusion_edge.Fuser, p
 def test_broken_weights_make_no_picture(random_state: State, picture: Picture) -> None:
     huge = {name: array * np.float32(1e15) for name, array in random_state.items()}
     write_safetensors("huge.safetensors", Checkpoint("ir_vis", huge))
-    with load("huge.safetensors") as fuser, pytest.raises(GateError, match="finite numbers from the network"):
+    with load("huge.safetensors") as fuser, pytest.raises(GateError, match="NaN or infinity"):
         fuser.fuse(picture(20, 20), picture(20, 20))
-    with pytest.raises(CheckpointError, match="within the range of float16, got .* in project_in_1.weight"):
+    with pytest.raises(CheckpointError, match="project_in_1.weight .*float16"):
         build(BuildSpec("ir_vis", "fp16", weights=Path("huge.safetensors"), size_hw=(32, 32)))
     write_safetensors("zero.safetensors", Checkpoint("ir_vis", {name: array * 0 for name, array in random_state.items()}))
     with pytest.raises(GateError, match="the weights are broken"):
@@ -164,7 +164,7 @@ def test_broken_weights_make_no_picture(random_state: State, picture: Picture) -
 
 def test_threads_are_bounded() -> None:
     for threads in (-1, 100_000):
-        with pytest.raises(UsageError, match="0 to 256 threads"):
+        with pytest.raises(UsageError, match=f"{threads} .*256"):
             load("ir_vis", threads=threads)
 
 

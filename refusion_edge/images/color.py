@@ -100,7 +100,7 @@ def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
     values = image.astype(np.float32)
     if not np.isfinite(values).all():
         raise InputError(
-            f"{np.count_nonzero(~np.isfinite(values))} pixel values are NaN or infinite; repair or mask them first"
+            f"the image contains {np.count_nonzero(~np.isfinite(values))} NaN or infinite pixels; repair or mask them first"
         )
     if sensor and is_gray(values):
         low, high = np.percentile(values if values.ndim == 2 else values[..., 0], _SENSOR_PERCENTILES)

@@ -195,11 +195,11 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
         document = read_header(data, str(path))
         state = load(data)
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _no_weights(path, error) from error
+        raise _no_weights(path, f" ({brief(error)})") from error
     except CheckpointError as error:
         if path.suffix not in _NO_WEIGHTS:
             raise
-        raise _no_weights(path, error) from error
+        raise _no_weights(path) from error
     known = {key: document[key] for key in ("schema", "task", "notes") if key in document}
     about = typed(_About, known, f"the metadata of {path}", error=CheckpointError)
     if about.task not in (None, *TASKS):
@@ -212,9 +212,9 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
     return Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
 
 
-def _no_weights(path: Path, error: Exception) -> CheckpointError:
+def _no_weights(path: Path, reason: str = "") -> CheckpointError:
     remedy = "give the weights that it was built from" if path.suffix in _NO_WEIGHTS else "copy it again"
-    return CheckpointError(f"{path} is not a safetensors or official .pth file, or is damaged ({brief(error)}); {remedy}")
+    return CheckpointError(f"{path} is not a safetensors or official .pth file, or is damaged{reason}; {remedy}")
 
 
 def _second_spelling(name: str) -> str:

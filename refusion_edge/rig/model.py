@@ -310,7 +310,7 @@ def _check_alignments(alignments: Sequence[RigAlignment]) -> None:
         known = [distance for distance in stated if distance is not None]
         if len(known) < len(stated) or any(near >= far for near, far in itertools.pairwise(known)):
             raise RigError(
-                f"the alignments have the distances {', '.join(map(distance_text, stated))}; order them by distance_m and "
+                f"the alignments are not in order of distance_m ({', '.join(map(distance_text, stated))}); order them and "
                 "state each distance once"
             )
 

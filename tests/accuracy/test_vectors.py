@@ -42,9 +42,9 @@ def test_vectors_that_are_missing_damaged_or_for_other_weights_are_refused(tmp_p
         folder.mkdir()
         if data is not None:
             (folder / FILE).write_bytes(data)
-        with pytest.raises(InputError, match="expected stored vectors in") as caught:
+        with pytest.raises(InputError, match="npz") as caught:
             read_vectors(folder)
         assert one_sentence(str(caught.value))
     replace(read_vectors(), weights_sha256="00" * 32).write(tmp_path)
-    with pytest.raises(InputError, match="for others"):
+    with pytest.raises(InputError, match="ir_vis"):
         read_vectors(tmp_path)

@@ -39,10 +39,10 @@ def test_auto_passes_over_a_back_end_without_the_precision(monkeypatch: pytest.M
 
 
 def test_a_precision_that_a_back_end_does_not_build_is_refused_in_words() -> None:
-    with pytest.raises(UsageError, match=r"that onnxruntime builds \(fp32, fp16\), got 'bf16'") as caught:
+    with pytest.raises(UsageError, match="bf16 .*onnxruntime; .*fp32 or fp16") as caught:
         choose_builder("onnxruntime", "bf16")
     assert one_sentence(str(caught.value))
-    with pytest.raises(UsageError, match=r"that openvino builds \(fp32, bf16\), got 'fp16'"):
+    with pytest.raises(UsageError, match="fp16 .*openvino; .*fp32 or bf16"):
         choose_builder("openvino", "fp16")
 
 
@@ -66,12 +66,12 @@ def test_every_listed_module_keeps_the_protocol() -> None:
 
 def test_an_explicit_request_fails_where_it_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusion_edge.backends.tensorrt.product.is_installed", lambda _: False)
-    with pytest.raises(BackendError, match=r"tensorrt to be usable here, got 'tensorrt is not installed'; run: pip") as caught:
+    with pytest.raises(BackendError, match="tensorrt .*tensorrt is not installed; run: pip") as caught:
         choose_builder("tensorrt", "fp16")
     assert one_sentence(str(caught.value))
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         status("onnxrutime")
-    with pytest.raises(UsageError, match="builds engines"):
+    with pytest.raises(UsageError, match="eager.*onnxruntime"):
         choose_builder("eager", "fp32")
 
 

@@ -43,7 +43,7 @@ def test_sources_are_not_changed(random_state: State, rng: np.random.Generator) 
 def test_fixed_size_engine_says_how_to_get_another(random_state: State, rng: np.random.Generator) -> None:
     with OrtBackend(fill(read_template(REFERENCE, "fp32"), random_state, (16, 24)).SerializeToString()) as engine:
         planes = rng.random((1, 1, 20, 30), np.float32)
-        with pytest.raises(ShapeError, match=r"24x16 .* got 30x20; build one with --size 20x30 or --size dynamic"):
+        with pytest.raises(ShapeError, match="24x16 .*30x20; .*--size 20x30 or --size dynamic"):
             engine.fuse(planes, planes)
 
 
@@ -53,7 +53,7 @@ def test_something_that_is_no_model_is_refused() -> None:
 
 
 def test_a_model_with_other_inputs_is_refused() -> None:
-    with pytest.raises(BackendError, match="inputs a and b and the output fused, got 88 inputs"):
+    with pytest.raises(BackendError, match="inputs a and b and the output fused, .*88 inputs"):
         OrtBackend(read_template(REFERENCE, "fp32").SerializeToString())
 
 

@@ -92,7 +92,7 @@ def test_levels_of_what_is_not_finite_are_refused(program: Program, monkeypatch:
         monkeypatch.setattr(SimulatedProgramDevice, "download", lambda self, buffer, *_: buffer.array.fill(0xFF))
         engine.fuse(a, b)
         engine.time_stages()  # so that it is recorded anew
-        with pytest.raises(GateError, match="finite numbers from the network, got NaN or infinity from fused") as caught:
+        with pytest.raises(GateError, match="NaN or infinity.* fused") as caught:
             engine.fuse_uint8(a, b)
         assert one_sentence(str(caught.value))
 

@@ -200,14 +200,14 @@ def test_wrong_planes_are_refused(engine: native.NativeBackend, random_state: St
         (a[:, :, :-1], b, r"\(1, 1, 15, 24\)"),
         (a[0], b[0], r"\(1, 16, 24\)"),
         (np.concatenate([a, a]), np.concatenate([b, b]), r"\(2, 1, 16, 24\)"),
-        (a[..., :7], b[..., :7], "got 7x16"),
+        (a[..., :7], b[..., :7], "7x16"),
     ):
         with pytest.raises(ShapeError, match=message) as caught:
             engine.fuse(bad_a, bad_b)
         assert one_sentence(str(caught.value))
     with (
         native.NativeBackend(random_state, size_hw=(16, 20)) as fixed,
-        pytest.raises(ShapeError, match="20x16 .* got 24x16; build one with --size 16x24"),
+        pytest.raises(ShapeError, match="20x16 .*24x16; .*--size 16x24"),
     ):
         fixed.fuse(a, b)
 
@@ -217,7 +217,7 @@ def test_wrong_settings_are_refused(random_state: State) -> None:
     for threads in (0, -1, 257):
         with pytest.raises(ValueError, match=f"1 to 256 threads, got {threads}"):
             MODULE.Network(flat, threads)
-    with pytest.raises(UsageError, match="0 to 256 threads"):
+    with pytest.raises(UsageError, match="-1 .*256"):
         native.NativeBackend(random_state, threads=-1)
     for isa in ("abacus", "avx512_bf16"):
         with pytest.raises(UsageError, match=f"for fp32 that this processor has .*scalar.*, got '{isa}'") as caught:
@@ -293,7 +293,7 @@ def test_no_memory_is_an_error_and_the_engine_lives_on() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "expected memory for a picture of 4096x4096 (about 4295 MB)" in done.stdout
+    assert all(fact in done.stdout for fact in ("4096x4096", "4295 MB"))
 
 
 def test_auto_prefers_native_for_fp32_and_says_so() -> None:
@@ -301,9 +301,7 @@ def test_auto_prefers_native_for_fp32_and_says_so() -> None:
         assert choice.name == "native"
         assert f"auto chose native ({KERNELS_HERE})" in choice.reason
     assert re.search(r"native.* \(usable, but not in fp16\)", choose_builder("auto", "fp16").reason)
-    with pytest.raises(
-        UsageError, match=r"that native builds \(fp32, bf16\), got 'fp16'; build with --precision fp32"
-    ) as caught:
+    with pytest.raises(UsageError, match="fp16 .*native; build with --precision fp32 or bf16") as caught:
         choose_builder("native", "fp16")
     assert one_sentence(str(caught.value))
     with load("ir_vis") as fuser:
@@ -331,7 +329,7 @@ def test_bf16_without_the_instructions_is_refused_and_auto_passes_it_over(
     random_state: State, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32": ISAS if precision == "fp32" else ())
-    with pytest.raises(BackendError, match="with bf16 instructions, got .*; build with --precision fp32") as caught:
+    with pytest.raises(BackendError, match="bf16.*; build with --precision fp32") as caught:
         native.NativeBackend(random_state, precision="bf16")
     assert one_sentence(str(caught.value))
     code, _, err = run_cli("build", "--precision", "bf16", "--backend", "native", "-o", "bundle")
@@ -347,7 +345,7 @@ def test_bf16_without_the_instructions_is_refused_and_auto_passes_it_over(
 
 def test_without_the_module_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "is_installed", lambda _: False)
-    with pytest.raises(BackendError, match=r"its C\+\+ module is not built'; run: pip install \. -Cwheel\.cmake=true"):
+    with pytest.raises(BackendError, match=r"its C\+\+ module is not built; run: pip install \. -Cwheel\.cmake=true"):
         require_usable("native")
     assert choose_runner("auto").name in ("openvino", "onnxruntime")
 

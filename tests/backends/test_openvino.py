@@ -72,7 +72,7 @@ def test_bf16_without_the_instructions_is_refused(random_state: State, monkeypat
             return ["FP32"]
 
     monkeypatch.setattr(openvino, "Core", Old)
-    with pytest.raises(BackendError, match="processor with bf16 instructions") as caught:
+    with pytest.raises(BackendError, match="bf16.*--precision fp32") as caught:
         OpenVinoBackend(model(random_state), precision="bf16")
     assert one_sentence(str(caught.value))
 
@@ -87,7 +87,7 @@ def test_bad_models_are_refused_in_words(random_state: State) -> None:
 def test_fixed_size_engine_says_how_to_get_another(random_state: State, rng: np.random.Generator) -> None:
     with OpenVinoBackend(model(random_state, (16, 24)), threads=1) as engine:
         planes = rng.random((1, 1, 20, 30), np.float32)
-        with pytest.raises(ShapeError, match=r"24x16 .* got 30x20"):
+        with pytest.raises(ShapeError, match="24x16 .*30x20"):
             engine.fuse(planes, planes)
 
 

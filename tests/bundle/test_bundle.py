@@ -79,7 +79,7 @@ def test_something_else_is_never_replaced(thing: str) -> None:
     else:
         target.symlink_to("nowhere")
     before = files_below(Path())
-    with pytest.raises(OutputError, match="something else") as caught:
+    with pytest.raises(OutputError, match="--output") as caught:
         install_bundle(target, manifest(), FILES)
     assert one_sentence(str(caught.value))
     assert files_below(Path()) == before

@@ -148,14 +148,14 @@ def bad_fuse_inputs(picture: Picture) -> dict[str, tuple[tuple[str, ...], str]]:
     write_image("other/z.png", picture(40, 60))
     return {
         "missing": (("none.png", "vis/x.png"), "none.png"),
-        "truncated": (("cut.png", "vis/x.png"), "breaks off"),
+        "truncated": (("cut.png", "vis/x.png"), "cut.png"),
         "zero bytes": (("empty.png", "vis/x.png"), "zero bytes"),
         "no image": (("text.png", "vis/x.png"), "damaged"),
         "video": (("clip.mp4", "vis/x.png"), "video"),
-        "sizes": (("ir/x.png", "vis/y.png"), "a = 60x40 and b = 60x44"),
+        "sizes": (("ir/x.png", "vis/y.png"), "60x40 and b is 60x44"),
         "constant": (("flat.png", "vis/x.png"), "the same value"),
         "too small": (("tiny.png", "tiny.png"), "at least 8x8"),
-        "no common stem": (("ir", "other"), "none in common"),
+        "no common stem": (("ir", "other"), "other (z)"),
         "file and folder": (("ir", "vis/x.png"), "two files or two folders"),
     }
 

@@ -129,7 +129,7 @@ def test_sensor_data_with_one_hot_pixel_keeps_it() -> None:
 
 
 def test_float_pictures_on_another_scale_are_refused(picture: Picture) -> None:
-    with pytest.raises(InputError, match=r"in \[0, 1\], got 0 to 255; scale the picture"):
+    with pytest.raises(InputError, match=r"0 to 255; .*\[0, 1\]"):
         to_display_range(picture(20, 30, 1, np.float32) * np.float32(255), sensor=False)
     assert to_display_range(picture(20, 30, 1, np.float32) * np.float32(255), sensor=True).max() == 255
 
@@ -154,11 +154,11 @@ def test_nan_constant_and_misfits_are_refused(picture: Picture) -> None:
     good = picture(20, 30)
     broken = picture(20, 30, 1, np.float32)
     broken[3, 4] = np.nan
-    with pytest.raises(InputError, match="got 1 NaN"):
+    with pytest.raises(InputError, match="1 NaN"):
         to_planes(broken, good, sensor_a=True)
     with pytest.raises(InputError, match="the same value"):
         to_planes(good, np.full((20, 30), 12, np.uint8), sensor_a=True)
-    with pytest.raises(ShapeError, match=r"a = 30x20 and b = 31x20 .* resize"):
+    with pytest.raises(ShapeError, match="a .*30x20 .*b .*31x20"):
         check_pair(good, picture(20, 31))
     with pytest.raises(ShapeError, match="at least 8x8"):
         check_pair(picture(7, 30), picture(7, 30))

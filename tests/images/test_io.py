@@ -102,7 +102,7 @@ def test_thumbnail_does_not_hide_a_truncation(picture: Picture) -> None:
     Path("whole.jpg").write_bytes(whole[:2] + segment + whole[2:])
     assert read_image("whole.jpg").shape == (60, 80, 3)
     Path("cut.jpg").write_bytes(whole[:2] + segment + whole[2:-300])
-    with pytest.raises(InputError, match="breaks off"):
+    with pytest.raises(InputError, match=r"cut\.jpg"):
         read_image("cut.jpg")
 
 
@@ -112,7 +112,7 @@ def test_thumbnail_does_not_hide_a_truncation(picture: Picture) -> None:
         ("missing.png", None, "missing.png"),
         ("empty.png", b"", "zero bytes"),
         ("text.png", b"not an image at all", "damaged"),
-        ("clip.mp4", b"\0" * 100, "got the video"),
+        ("clip.mp4", b"\0" * 100, "ffmpeg"),
     ],
 )
 def test_files_that_are_no_images(name: str, content: bytes | None, words: str) -> None:
@@ -137,7 +137,7 @@ def test_folder_is_no_image() -> None:
 
 @pytest.mark.parametrize("name", ["x.gif", "x", "x.npy"])
 def test_unknown_output_formats_are_refused(picture: Picture, name: str) -> None:
-    with pytest.raises(UsageError, match="ending in"):
+    with pytest.raises(UsageError, match=r"\.png, \.jpg"):
         write_image(name, picture(9, 9))
     assert files_below(Path()) == []
 

@@ -106,32 +106,32 @@ def test_a_hand_written_file_needs_only_sizes_and_a_homography() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "hint"),
     [
-        ("schema: refusion-edge/rig/1", "schema: refusion-edge/rig/9", "expected the schema"),
-        ("polarity: white", "polarty: white", "got 'polarty'; rename it to 'polarity'"),
-        ("size_wh: [640, 512]", "size_hw: [640, 512]", "expected the key 'size_wh' in ir, got none; rename 'size_hw'"),
-        ("time_offset_ms: -12.75", "time_offset_ms: soon", "expected time_offset_ms as a number, got 'soon'"),
+        ("schema: refusion-edge/rig/1", "schema: refusion-edge/rig/9", "'refusion-edge/rig/9'"),
+        ("polarity: white", "polarty: white", "'polarty' in the rig; rename it to 'polarity'"),
+        ("size_wh: [640, 512]", "size_hw: [640, 512]", "'size_wh' is missing in ir; rename 'size_hw'"),
+        ("time_offset_ms: -12.75", "time_offset_ms: soon", "time_offset_ms must be a number, not 'soon'"),
         ("time_offset_ms: -12.75", "time_offset_ms: .nan", "finite"),
         ("time_error_ms: 1.5", "time_error_ms: -1", "at least 0"),
-        ("time_offset_ms: -12.75", "time_offset_ms: true", "as a number, got True"),
-        ("gain: percentile", "gain: auto", "expected gain to be one of linear"),
+        ("time_offset_ms: -12.75", "time_offset_ms: true", "number, not True"),
+        ("gain: percentile", "gain: auto", "gain is 'auto'; choose one of linear"),
         ("base: ir", "base: ir\nbase: vis", "in line 36"),
-        ("size_wh: [640, 512]", "size_wh: [640.5, 512]", "expected ir.size_wh as whole numbers, got 640.5"),
-        ("size_wh: [640, 512]", "size_wh: [640]", "as a list of 2 whole numbers"),
+        ("size_wh: [640, 512]", "size_wh: [640.5, 512]", "ir.size_wh must be a list of whole numbers, not 640.5"),
+        ("size_wh: [640, 512]", "size_wh: [640]", "ir.size_wh must be a list of 2"),
         ("size_wh: [640, 512]", "size_wh: [640, 5]", "sides from 8"),
-        ("crop_xywh: [0, 16, 640, 480]", "crop_xywh: [0, 40, 640, 480]", "inside the frame of 640x512"),
-        ("model: pinhole", "model: pinwheel", "expected vis.lens.model to be one of pinhole, fisheye"),
-        ("distortion: [-0.1, 0.01, 0.0, 0.0]", "distortion: [-0.1, 0.01, 0.0]", "0, 4, 5, 8, 12, 14 coefficients"),
+        ("crop_xywh: [0, 16, 640, 480]", "crop_xywh: [0, 40, 640, 480]", "[0, 40, 640, 480]"),
+        ("model: pinhole", "model: pinwheel", "vis.lens.model is 'pinwheel'; choose one of pinhole, fisheye"),
+        ("distortion: [-0.1, 0.01, 0.0, 0.0]", "distortion: [-0.1, 0.01, 0.0]", "3 coefficients"),
         ("focal_px: [1400.5, 1401.25]", "focal_px: [0, 1401.25]", "focal lengths above 0"),
-        ("distance_m: 2.0", "distance_m: -2.0", "alignments[0].distance_m above 0"),
-        ("distance_m: 2.0", "distance_m: .inf", "ordered by distance_m"),
-        ("distance_m: 2.0", "distance_m: null", "ordered by distance_m"),
-        ("error_px: 0.4", "error_px: .inf", "error_px of at least 0"),
-        ("error_method: scene", "error_method: 3", "as a text"),
-        ("  - [0.0, 0.5, 1.0]\n", "  - [0.0, 0.5]\n", "as a list of 3 numbers"),
+        ("distance_m: 2.0", "distance_m: -2.0", "alignments[0].distance_m is -2.0"),
+        ("distance_m: 2.0", "distance_m: .inf", "(far away, far away)"),
+        ("distance_m: 2.0", "distance_m: null", "(distance not stated, far away)"),
+        ("error_px: 0.4", "error_px: .inf", "alignments[0].error_px is inf"),
+        ("error_method: scene", "error_method: 3", "error_method must be text, not 3"),
+        ("  - [0.0, 0.5, 1.0]\n", "  - [0.0, 0.5]\n", "homography[1] must be a list of 3"),
         ("  - [0.5, 0.01, 9.0]", "  - [0.0, 0.0, 0.0]", "finite and invertible"),
         ("  - [0.5, 0.01, 9.0]", "  - [.nan, 0.0, 0.0]", "finite and invertible"),
         ("  - [0.5, 0.01, 9.0]", f"  - [1{'0' * 400}, 0.0, 0.0]", "number"),
-        ("baseline_m: 0.03", "baseline_m: -1", "baseline_m of at least 0"),
+        ("baseline_m: 0.03", "baseline_m: -1", "baseline_m of -1"),
         ("ir:", "ir: [", "YAML"),
         ("ir:", "ir: {size_wh: [9, 9]}\nir2:", "'ir2'"),
     ],
@@ -205,9 +205,9 @@ def test_the_homography_between_two_distances_is_that_of_the_plane() -> None:
 
 @pytest.mark.parametrize("distance_m", [1.9, 0.0, -1.0, math.nan])
 def test_a_distance_that_the_rig_does_not_hold_for_is_refused(distance_m: float) -> None:
-    with pytest.raises(RigError, match="expected a working distance"):
+    with pytest.raises(RigError, match=f"working distance.* {distance_m:g} m"):
         RIG.homography(distance_m)
-    with pytest.raises(RigError, match="distance not stated"):
+    with pytest.raises(RigError, match=r"5 m .*distance not stated"):
         replace(RIG, alignments=(RigAlignment(None, IDENTITY),)).homography(5.0)
 
 

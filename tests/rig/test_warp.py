@@ -116,14 +116,14 @@ def test_a_finer_source_is_averaged_down_and_stays_in_place(scale: float, reduct
 
 def test_frames_of_another_size_are_refused(picture: Picture) -> None:
     warp = make_warp(make_rig(RigSource((40, 30)), RigSource((44, 35)), TURN))
-    with pytest.raises(RigError, match="expected ir frames of 40x30 as in the rig, got 30x40"):
+    with pytest.raises(RigError, match="ir .*30x40.* 40x30"):
         warp.apply(picture(40, 30), picture(35, 44))
-    with pytest.raises(RigError, match="expected vis frames of 44x35"):
+    with pytest.raises(RigError, match="vis .*44x35"):
         warp.apply(picture(30, 40), picture(36, 44))
 
 
 def test_views_without_a_common_pixel_and_horizons_are_refused() -> None:
-    with pytest.raises(RigError, match="none in common"):
+    with pytest.raises(RigError, match="distance not stated"):
         make_warp(make_rig(RigSource((40, 30)), RigSource((40, 30)), np.array([[1, 0, 100.0], [0, 1, 0], [0, 0, 1]])))
     with pytest.raises(RigError, match="horizon"):
         make_warp(make_rig(RigSource((40, 30)), RigSource((40, 30)), np.array([[1, 0, 0.0], [0, 1, 0], [-0.05, 0, 1]])))

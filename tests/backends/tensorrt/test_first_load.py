@@ -111,7 +111,7 @@ def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(devi
     unevaluated()
     device.compute = lambda a, b: np.full_like(a, np.nan)
     for _ in range(2):
-        with pytest.raises(GateError, match="runs for the first time, close to the fp32 reference") as caught:
+        with pytest.raises(GateError, match="runs for the first time.*fp32") as caught:
             open_bundle(read_bundle("x"))
         assert one_sentence(str(caught.value))
         assert not device.driver.held
@@ -135,9 +135,7 @@ def test_a_bundle_of_another_device_says_how_to_rebuild_it(device: FakeTensorRT)
     files = {name: bundle.read(name) for name in bundle.manifest.files}
     orin = Target("linux", "aarch64", "NVIDIA Jetson Orin Nano")
     moved = install_bundle(Path("x"), replace(bundle.manifest, target=orin), files)
-    with pytest.raises(
-        BundleError, match=r"was built for linux/aarch64 with NVIDIA Jetson Orin Nano; rebuild it here: "
-    ) as caught:
+    with pytest.raises(BundleError, match="linux/aarch64 with NVIDIA Jetson Orin Nano, .*; rebuild it here: ") as caught:
         open_bundle(moved)
     assert "--backend tensorrt --size 16x16:24x32:64x96" in str(caught.value)
     here = install_bundle(Path("x"), bundle.manifest, files)

@@ -56,7 +56,7 @@ def test_a_device_says_what_it_does_not_compute_in(
     found = probe(product)
     if lacks is None:
         assert not found.usable
-        assert found.reason.endswith(f"and newer, not on {capability}")
+        assert found.reason.endswith(f" {capability}")
     else:
         assert (found.usable, found.lacks) == (True, lacks)
 
@@ -69,7 +69,8 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_built(
     monkeypatch.setattr("refusion_edge.backends.tensorrt.classic.probe_build", lambda: lacking)
     code, _, err = run_cli("build", "--backend", "tensorrt", "--precision", "int8", "--calib-data", "random")
     assert (code, one_sentence(err)) == (3, True)
-    assert "computes in on this machine (fp32, fp16), got 'int8' with tensorrt 10.3.0, pycuda, compute capability 7.0" in err
+    for fact in ("int8", "tensorrt 10.3.0, pycuda, compute capability 7.0", "--precision fp32 or fp16"):
+        assert fact in err
     monkeypatch.setattr(backends, "status", lambda name: lacking if "tensorrt" in name else backends.Status(False, "no"))
     with pytest.raises(BackendError, match=r"usable, but not in int8"):
         backends.choose_builder("auto", "int8")

@@ -153,11 +153,11 @@ def test_a_plan_that_does_not_fit_into_the_memory_is_told_in_numbers(fake_trt: F
 
 
 def test_sizes_outside_the_range_are_refused(fake_trt: FakeTensorRT) -> None:
-    with TrtBackend(plan_bytes()) as engine, pytest.raises(ShapeError, match=r"8x8 to 96x64 .* got 98x64; .*--size 64x98"):
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(ShapeError, match="8x8 to 96x64 .*98x64; .*--size 64x98"):
         engine.fuse(*planes((64, 98)))
     fake_trt.shape = (1, 1, *HW)
     with TrtBackend(plan_bytes()) as engine:
-        with pytest.raises(ShapeError, match=r"pictures of 24x16 .* got 8x8"):
+        with pytest.raises(ShapeError, match="24x16 .*8x8"):
             engine.fuse(*planes((8, 8)))
         engine.fuse(*planes(HW))
 
@@ -173,8 +173,8 @@ MISFITS = {
     "another release": (plan_bytes("8.6.1.6"), (), "it was built with TensorRT 8.6.1.6"),
     "another product": (plan_bytes("1.7.1.116", b"vtrt"), (), "it is a plan of TensorRT-RTX"),
     "another device": (plan_bytes(), ("8.7",), "it was built for compute capability 8.7"),
-    "flipped bytes": (b"\0" * 200, (), "no plan at all, or one that was damaged"),
-    "cut short": (plan_bytes()[:20], (), "no plan at all, or one that was damaged"),
+    "flipped bytes": (b"\0" * 200, (), "is damaged"),
+    "cut short": (plan_bytes()[:20], (), "is damaged"),
 }
 
 
@@ -189,7 +189,7 @@ def test_a_plan_that_does_not_fit_says_what_it_is_and_what_this_is(fake_trt: Fak
     assert words in message
     assert f"TensorRT {fake_trt.__version__} on RTX of the tests, compute capability 8.6" in message
     if fake_trt.__version__.startswith("11.") and "plan of" not in words and "damaged" not in words:
-        assert "it was not built for this kind of device" in message
+        assert "it was built for other devices" in message
 
 
 def test_the_reason_of_tensorrt_itself_is_told_where_nothing_else_is_known(fake_trt: FakeTensorRT) -> None:
@@ -347,7 +347,7 @@ def test_bytes_of_8_bit_sources_go_to_the_device_and_no_others(fake_trt: FakeTen
 
 def test_an_engine_without_8_bit_sources_says_how_to_get_them(fake_trt: FakeTensorRT) -> None:
     plane = np.zeros((1, 1, *HW), np.uint8)
-    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="build it with --pixels") as caught:
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="--uint8-input") as caught:
         engine.fuse(plane, plane)
     assert one_sentence(str(caught.value))
 
@@ -355,12 +355,12 @@ def test_an_engine_without_8_bit_sources_says_how_to_get_them(fake_trt: FakeTens
 def test_levels_of_what_is_not_finite_are_refused(fake_trt: FakeTensorRT) -> None:
     fake_trt.levels = "stretch"
     fake_trt.compute = lambda a, b: np.where(a > 0.5, np.float32(np.nan), b)
-    with TrtBackend(plan_bytes()) as engine, pytest.raises(GateError, match="finite numbers") as caught:
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(GateError, match="NaN") as caught:
         engine.fuse_uint8(*planes(HW))
     assert one_sentence(str(caught.value))
 
 
 def test_an_engine_without_levels_says_how_to_get_them(fake_trt: FakeTensorRT) -> None:
-    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="--levels stretch") as caught:
+    with TrtBackend(plan_bytes()) as engine, pytest.raises(BackendError, match="--uint8-output stretch") as caught:
         engine.fuse_uint8(*planes(HW))
     assert one_sentence(str(caught.value))
