@@ -43,7 +43,7 @@ SHIFT_PX, ROTATION_DEG, SCALE = 40.0, 3.0, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one pair; errors are infinite where there was nothing to align."""
+    """Result for one pair; errors are infinite if the alignment was refused."""
 
     accepted: bool
     known_px: float

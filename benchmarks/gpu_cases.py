@@ -161,7 +161,7 @@ def largest_error(case: Case, results: Mapping[str, Array]) -> float:
 
 
 def comparable(kernel: Kernel, name: str, values: Array) -> Array:
-    """Sum over the strips where their order is not part of a result."""
+    """Sum over the strips if their order is not part of the result."""
     if name == "partial_ptr":
         dim = kernel.constants["C"] // 8
         sums: Array = values.reshape(kernel.streams, -1, (dim * dim + 2 * dim) * 8).astype(np.float64).sum(axis=1)

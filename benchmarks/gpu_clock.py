@@ -29,7 +29,7 @@ class Ceilings:
 
 
 def recorded(work: Work) -> Work:
-    """Record what some work starts on the device as a graph, after three warm-up runs; returns what replays it."""
+    """Record the device work of a function as a graph, after three warm-up runs; returns a function that replays it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -43,7 +43,7 @@ def recorded(work: Work) -> Work:
 
 
 def medians_ms(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
-    """Time some works in turns between device events, a different one first in each round.
+    """Time several functions in turns between device events, starting with a different one in each round.
 
     Args:
         works: By name; each is run three times before anything counts.
@@ -66,7 +66,7 @@ def medians_ms(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
 
 
 def measure_ceilings(rounds: int) -> Ceilings:
-    """Measure what the device reaches."""
+    """Measure the rates that the device reaches."""
     source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     x, y = (torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, dtype=torch.float16, device="cuda") for _ in range(2))

@@ -39,7 +39,7 @@ def wanted(tiles: Mapping[str, Tile], dtypes: Sequence[str] = ("float16", "float
 
 
 def compile_ahead(work: Iterable[Wanted], architecture: int, *, with_loss: bool = False, jobs: int | None = None) -> int:
-    """Compile kernels as a launch would; one that does not compile is left to whoever launches it.
+    """Compile kernels as a launch would; a kernel that does not compile fails when it is launched.
 
     Args:
         work: Kernels of the network.

@@ -113,7 +113,7 @@ def watch_for_leaks(
     changes: int,
     size_hw: tuple[int, int] = (120, 160),
 ) -> Row:
-    """Fuse many frames and change the size many times; what is gone after that is a leak.
+    """Fuse many frames and change the size many times; memory lost afterwards is a leak.
 
     Args:
         driver: The device; closed with the engine.

@@ -42,7 +42,7 @@ _PRODUCTS = {"HMMA.16816": 16 * 8 * 16, "HMMA.1688": 16 * 8 * 8}
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What the model knows of a device, from datasheets.
+    """Rates of a device from its data sheet.
 
     Attributes:
         name: Name.
@@ -73,7 +73,7 @@ CHIPS = (
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one launch takes for each pixel of the image.
+    """Work of one launch per pixel of the image.
 
     Attributes:
         kernel: Name of the kernel.

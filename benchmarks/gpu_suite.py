@@ -69,7 +69,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the parts share.
+    """Settings shared by all parts.
 
     Attributes:
         sizes_hw: Height and width of each timed image.
@@ -223,7 +223,7 @@ def package_versions() -> dict[str, str]:
 
 
 def run_part(part: Callable[[Setting, dict[str, float]], Iterator[Row]], setting: Setting, ceilings: dict[str, float]) -> Row:
-    """Run one part: its rows, and the error that ended it, or none."""
+    """Run one part; returns its rows, and the error that ended it or None."""
     rows: list[Row] = []
     try:
         for row in part(setting, ceilings):

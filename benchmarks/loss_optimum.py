@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=METRICS)
     parser.add_argument("--data", type=Path, required=True, help="folder with TASK/test/SOURCE")
-    parser.add_argument("--loss", action="append", required=True, metavar="NAME=SETTINGS", help="repeat it")
+    parser.add_argument("--loss", action="append", required=True, metavar="NAME=SETTINGS", help="repeatable")
     parser.add_argument("--weights", required=True, metavar="NAME=FILE", help="the reference")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
     parser.add_argument("--limit", type=int, default=3, metavar="N", help="first N pairs of each set (default: 3, 0 for all)")
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def loss_optimum(task: str, given: Mapping[str, str]) -> Fuse:
-    """Make what fuses by minimising a loss over the pixels, from the mean of the sources on."""
+    """Create a fusion function that minimizes a loss over the pixels, starting from the mean of the sources."""
     settings = resolve("default", task, device="cpu")
     prior = PRIORS[given.get("prior", settings.proposal.prior)]
     sharpness = float(given.get("sharpness", settings.proposal.gradient_sharpness))

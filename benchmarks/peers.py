@@ -59,7 +59,7 @@ Fuse = Callable[[Float32Array, Float32Array], Float32Array]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all peers share.
+    """Settings shared by all peers.
 
     Attributes:
         size_hw: Height and width.
@@ -176,7 +176,7 @@ def measure(setting: Setting, rounds: int, with_compile: bool, loaded: bool) -> 
 
 
 def peers(with_compile: bool) -> list[str]:
-    """Names of what can be run here."""
+    """Names of the peers that can run here."""
     names = ["official"]
     if with_compile:
         names.append("official-compiled")
@@ -246,7 +246,7 @@ def planes(size_hw: tuple[int, int]) -> tuple[Float32Array, Float32Array]:
 
 
 def export_official(setting: Setting) -> None:
-    """Export the official sequence as anybody would: torch.onnx.export with its defaults, at one size."""
+    """Export the official sequence in the usual way: torch.onnx.export with its defaults, at one size."""
     import torch
 
     from benchmarks.official_layout import official_fuse
@@ -330,7 +330,7 @@ def _memory_in_a_process(name: str, setting: Setting) -> float | None:
 
 
 def _memory_here(name: str, setting: Setting) -> float | None:
-    """Peak memory above what its libraries take before anything is opened, MiB."""
+    """Peak memory in MiB above that of the imported libraries."""
     a, b = planes(setting.size_hw)
     if name.startswith("official") or name == "eager":
         import torch  # noqa: F401

@@ -85,7 +85,7 @@ def edge_preservation(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def structural_similarity(a: Plane, b: Plane, fused: Plane, data_range: float = 2.0) -> float:
-    """SSIM, and SSIM255 with a data range of 255; in float64, where the Evaluator computes in float32."""
+    """SSIM, and SSIM255 with a data range of 255; in float64; the Evaluator computes in float32."""
     return _similarity(a, fused, data_range) + _similarity(b, fused, data_range)
 
 

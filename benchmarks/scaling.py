@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What was fitted to one engine.
+    """Model fitted to one engine.
 
     Attributes:
         engine: Its name, precision, back end and threads.
@@ -163,7 +163,7 @@ def straight_line(pixels: NDArray[np.float64], values: Sequence[float]) -> Line:
 
 
 def put(page: str, text: str) -> str:
-    """Replace what stands between the markers of a page.
+    """Replace the text between the markers of a page.
 
     Raises:
         InputError: It has no markers.

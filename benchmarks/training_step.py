@@ -57,7 +57,7 @@ def main() -> int:
 
 
 class Scene:
-    """What is trained on: fresh parameters and two batches of noise."""
+    """Training inputs: fresh parameters and two batches of noise."""
 
     def __init__(self, crop_px: int, pairs: int) -> None:
         settings = resolve("default", "ir_vis", device="cpu")
@@ -103,7 +103,7 @@ def serve_official(questions: Connection, crop_px: int, pairs: int) -> None:
 
 
 def measure(crop_px: int, pairs: int, rounds: int) -> dict[str, float]:
-    """Time all variants on one shape and print them; name to median seconds."""
+    """Time and print all variants on one shape; returns median seconds by name."""
     scene = Scene(crop_px, pairs)
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()

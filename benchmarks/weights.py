@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("task", choices=METRICS)
     parser.add_argument("--data", type=Path, required=True, help="folder with TASK/test/SOURCE")
     parser.add_argument(
-        "--weights", action="append", required=True, metavar="NAME=FILE", help="repeat it; the last one is the reference; "
+        "--weights", action="append", required=True, metavar="NAME=FILE", help="repeatable; the last one is the reference; "
         "the file 'average' stands for the mean of the sources",
     )  # fmt: skip
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def print_tables(cases: list[Case], found: dict[str, list[Values]]) -> None:
-    """Print, set by set, what was measured beside the last one of ``found``."""
+    """Print the results of each set next to those of the last entry of ``found``."""
     *names, reference = found
     for group in dict.fromkeys(case.group for case in cases):
         rows = [index for index, case in enumerate(cases) if case.group == group]
@@ -118,7 +118,7 @@ def _compared(differences: np.ndarray, *, lower: bool) -> str:
 
 
 def fuser_of(argument: str, task: Task) -> tuple[str, Fuse]:
-    """Split ``NAME=FILE`` and open the file: the name, and what fuses."""
+    """Split ``NAME=FILE`` and open the file: returns the name and the fusion function."""
     name, _, path = argument.partition("=")
     if path == AVERAGE:
         return name, lambda a, b: (a + b) / 2
@@ -174,7 +174,7 @@ def measure(fuse: Fuse, task: Task, case: Case) -> Values:
 
 
 def _head(a: Uint8Array, b: Uint8Array) -> np.ndarray:
-    """Where a source shows something, with what that encloses."""
+    """Mask of the pixels where a source is not black, with the areas that they enclose."""
     shown = (np.maximum(a, b) > _BLACK).astype(np.uint8)
     contours, _ = cv2.findContours(shown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(np.zeros_like(shown), contours, -1, 1, cv2.FILLED)
