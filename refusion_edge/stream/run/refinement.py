@@ -26,7 +26,7 @@ _GRID = 5
 
 
 class Refinement(Protocol):
-    """A bounded correction of the rig, see ``calibration.tracking.OnlineRefinement``."""
+    """A bounded correction of the rig, see ``calibration.rig.tracking.OnlineRefinement``."""
 
     @property
     def correction(self) -> Matrix:
