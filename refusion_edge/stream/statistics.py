@@ -16,7 +16,7 @@ from refusion_edge.stream.frames import MODES, MS, SIDES, FusedFrame, Mode, Side
 STAGES = ("pairing", "queue", "preprocess", "infer", "postprocess", "output", "age")
 
 # Bins that grow by 2 % from a microsecond to a thousand seconds: percentiles are accurate to 1 %.
-_LEAST_MS, _GROWTH, _BINS = 1e-3, 1.02, 1050
+_MIN_MS, _GROWTH, _BINS = 1e-3, 1.02, 1050
 _SKEW_EDGES_MS = (-200, -100, -66, -33, -22, -16, -11, -8, -5, -2, 2, 5, 8, 11, 16, 22, 33, 66, 100, 200)
 _KEPT_EVENTS = 1000
 _RATE_WINDOW = 64
@@ -29,29 +29,29 @@ class Distribution:
         self._counts = np.zeros(_BINS, np.int64)
         self.count = 0
         self._sum_ms = 0.0
-        self._most_ms = 0.0
+        self._max_ms = 0.0
 
     def add(self, value_ms: float) -> None:
         """Count a value; anything below a microsecond counts as one microsecond."""
-        value_ms = max(value_ms, _LEAST_MS)
-        bin_number = min(_BINS - 1, int(math.log(value_ms / _LEAST_MS) / math.log(_GROWTH)))
+        value_ms = max(value_ms, _MIN_MS)
+        bin_number = min(_BINS - 1, int(math.log(value_ms / _MIN_MS) / math.log(_GROWTH)))
         self._counts[bin_number] += 1
         self.count += 1
         self._sum_ms += value_ms
-        self._most_ms = max(self._most_ms, value_ms)
+        self._max_ms = max(self._max_ms, value_ms)
 
     def percentile(self, percent: float) -> float | None:
         """Percentile of the values, accurate to 1 %, or None without values."""
         if not self.count:
             return None
         bin_number = int(np.searchsorted(np.cumsum(self._counts), math.ceil(self.count * percent / 100)))
-        return min(self._most_ms, _LEAST_MS * math.pow(_GROWTH, bin_number + 0.5))
+        return min(self._max_ms, _MIN_MS * math.pow(_GROWTH, bin_number + 0.5))
 
     def summary(self) -> dict[str, Any]:
         """Count, mean, percentiles and maximum in ms; None where there is no value."""
         mean = self._sum_ms / self.count if self.count else None
         named = {f"p{percent:g}_ms": self.percentile(percent) for percent in (50, 90, 95, 99)}
-        return {"count": self.count, "mean_ms": mean, **named, "max_ms": self._most_ms if self.count else None}
+        return {"count": self.count, "mean_ms": mean, **named, "max_ms": self._max_ms if self.count else None}
 
 
 @dataclass(slots=True)

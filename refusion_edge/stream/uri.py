@@ -98,7 +98,7 @@ def read_options(uri: Uri, known: Sequence[str]) -> dict[str, str]:
     return uri.options
 
 
-def number_option(uri: Uri, name: str, default: float, *, least: float, most: float) -> float:
+def number_option(uri: Uri, name: str, default: float, *, low: float, high: float) -> float:
     """Read a numeric option of a URI.
 
     Raises:
@@ -111,8 +111,8 @@ def number_option(uri: Uri, name: str, default: float, *, least: float, most: fl
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not least <= value <= most:
-        raise UsageError(f"{name} in {uri} is '{printable(text)}'; give a number from {least:g} to {most:g}")
+    if not low <= value <= high:
+        raise UsageError(f"{name} in {uri} is '{printable(text)}'; give a number from {low:g} to {high:g}")
     return value
 
 

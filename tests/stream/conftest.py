@@ -1,4 +1,4 @@
-"""Cameras, engines and outputs that behave, or fail, as a test asks."""
+"""Cameras, engines and outputs with the behavior, or the failure, that a test needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = "width=64&height=48"
 
 
 class MeanBackend(MeanEngine):
-    """Fuses by the mean, as slowly as asked; every run of the real network would cost more than all of the rest."""
+    """Fuses by the mean, with an optional delay; the real network would take longer than everything else in a test."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
@@ -35,7 +35,7 @@ class MeanBackend(MeanEngine):
 
 
 class ListSink:
-    """Keeps what it gets; fails at a frame, or takes its time, as asked."""
+    """Keeps its frames; optionally fails at one of them, or is slow."""
 
     capacity, lossless = 4, True
 
@@ -60,7 +60,7 @@ class ListSink:
 
 @pytest.fixture
 def make_frame() -> Callable[..., Frame]:
-    """Make a frame: ``make_frame("ir", 33.3)`` taken and arrived after so many ms."""
+    """Make a frame: ``make_frame("ir", 33.3)`` is captured and arrives after 33.3 ms."""
     images = {"ir": np.zeros((8, 8), np.uint16), "vis": np.zeros((8, 8, 3), np.uint8)}
 
     def make(side: Side, time_ms: float, index: int = 0, *, arrived_ms: float | None = None, stale_ms: float = 0.0) -> Frame:
@@ -73,7 +73,7 @@ def make_frame() -> Callable[..., Frame]:
 
 @pytest.fixture
 def stream() -> Callable[..., tuple[dict[str, Any], StreamSession]]:
-    """Run a stream of the mean of two sources: ``report, session = stream(ir=..., vis=...)``."""
+    """Run a stream that fuses two sources by the mean: ``report, session = stream(ir=..., vis=...)``."""
 
     def run(*, delay_s: float = 0.0, **settings: Any) -> tuple[dict[str, Any], StreamSession]:
         settings.setdefault("outputs", ("null://",))
@@ -94,7 +94,7 @@ def camera(side: Side, **options: object) -> str:
 
 
 def explained(report: dict[str, Any]) -> bool:
-    """Whether every frame of both cameras was used or dropped for a cause that the report names."""
+    """Whether every frame of both cameras was used, or dropped for a cause that the report names."""
     return all(camera["unexplained"] == 0 for camera in report["cameras"].values())
 
 

@@ -1,4 +1,4 @@
-"""No password or token comes into a message, a report, a recording or a file that others can read."""
+"""No password or token reaches a message, a report, a recording or a file that others can read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDENTITY = RigAlignment(None, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 
 @pytest.mark.parametrize("text", SECRET)
 def test_a_source_shows_no_secret_when_it_fails_or_is_recorded(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the system's Python would say is a matter of its own; it may repeat the whole pipeline.
+    # Replaces the program under the system's Python, which may print the whole pipeline.
     monkeypatch.setattr("refusion_edge.stream.sources.gstreamer.start", lambda *_words: None)
     monkeypatch.setattr("refusion_edge.stream.sources.gstreamer.end", lambda _program: 1)
     monkeypatch.setattr("refusion_edge.stream.sources.gstreamer.first_line", lambda *_words: f"no element in {text}")

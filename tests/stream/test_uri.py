@@ -1,4 +1,4 @@
-"""Names of sources and outputs."""
+"""URIs of sources and outputs."""
 
 from __future__ import annotations
 

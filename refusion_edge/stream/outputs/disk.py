@@ -19,13 +19,13 @@ from refusion_edge.errors import OutputError
 from refusion_edge.files import output_error
 
 # With this much space left, every file can still be closed properly; on a full disk it cannot.
-_LEAST_FREE_BYTES = 64 << 20
+_MIN_FREE_BYTES = 64 << 20
 _CHECK_S = 1.0
 # Room for the growth of a file between two checks, and for the index at its end.
 _RESERVE_BYTES = 16 << 20
 _LIMITS = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 # The video library buffers less than 512 KiB, and even an unchanged frame takes some 20 bytes.
-_MOST_STANDING = 30_000
+_MAX_STANDING = 30_000
 
 
 class Claim:
@@ -95,9 +95,9 @@ class DiskWatch:
             return
         self._next_s, self._checked_bytes = now_s + _CHECK_S, self._bytes
         free = shutil.disk_usage(self._path if self._path.is_dir() else self._path.parent).free
-        if free < _LEAST_FREE_BYTES:
+        if free < _MIN_FREE_BYTES:
             raise OutputError(
-                f"cannot go on writing {self._path}: its disk has {free >> 20} MiB left, and {_LEAST_FREE_BYTES >> 20} MiB are "
+                f"cannot go on writing {self._path}: its disk has {free >> 20} MiB left, and {_MIN_FREE_BYTES >> 20} MiB are "
                 "needed; free some space (what was written so far is kept)"
             )
         if self._path.is_file():
@@ -107,9 +107,9 @@ class DiskWatch:
         size = self._path.stat().st_size
         self._standing = self._standing + 1 if size == self._bytes else 0
         self._bytes = size
-        if self._standing > _MOST_STANDING:
+        if self._standing > _MAX_STANDING:
             raise OutputError(
-                f"cannot go on writing {self._path}: it has not grown for {_MOST_STANDING} frames; choose another place"
+                f"cannot go on writing {self._path}: it has not grown for {_MAX_STANDING} frames; choose another place"
             )
 
     def _reserve(self) -> None:

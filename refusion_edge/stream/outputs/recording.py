@@ -29,7 +29,7 @@ from refusion_edge.stream.sources.folders import TIMES_NAME
 SCHEMA = "refusion-edge/recording/1"
 _FRAME_COLUMNS = ("side", "file", "index", "time_ns", "arrived_ns", "unchanged_since_ns")
 # A day of two cameras at 60 frames per second has some 700 MB of rows, which is too long to replay.
-_MOST_TABLE_BYTES, _MOST_SETTINGS_BYTES = 256 << 20, 1 << 20
+_MAX_TABLE_BYTES, _MAX_SETTINGS_BYTES = 256 << 20, 1 << 20
 # Pairing settings that a replay takes from the recording.
 _PAIRING: dict[str, Any] = {
     "policy": str,
@@ -39,8 +39,8 @@ _PAIRING: dict[str, Any] = {
     "lost_after_ms": float | None,
     "max_freeze_ms": float,
 }
-_MOST_MS = 1e9
-_MOST_DIGITS = 18  # 30 years in nanoseconds
+_MAX_MS = 1e9
+_MAX_DIGITS = 18  # 30 years in nanoseconds
 # Lossless at every level; for noisy frames the fastest is within a tenth of the size of the default.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
@@ -189,14 +189,14 @@ def read_recording(folder: Path) -> Recording:
     path = folder / "recording.json"
     if not folder.is_dir() or not path.exists():
         raise InputError(f"{folder} is not a recording of 'stream --record': it has no {path.name}; check the path")
-    data = read_file(path, kind="description of a recording", most_bytes=_MOST_SETTINGS_BYTES)
+    data = read_file(path, kind="description of a recording", most_bytes=_MAX_SETTINGS_BYTES)
     settings = typed(dict[str, Any], parse_json(data, str(path)), str(path))
     if settings.get("schema") != SCHEMA:
         raise InputError(f"{path} has the schema {shown(settings.get('schema'))} instead of {SCHEMA}; record it again")
     pairing = typed(dict[str, Any], settings.get("pairing", {}), f"pairing in {path}")
     settings["pairing"] = {name: typed(_PAIRING.get(name, Any), value, f"{name} in {path}") for name, value in pairing.items()}
-    if any(isinstance(value, float) and abs(value) > _MOST_MS for value in settings["pairing"].values()):
-        raise InputError(f"{path} holds a pairing time of more than {_MOST_MS:g} ms; record it again")
+    if any(isinstance(value, float) and abs(value) > _MAX_MS for value in settings["pairing"].values()):
+        raise InputError(f"{path} holds a pairing time of more than {_MAX_MS:g} ms; record it again")
     try:
         rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, len(_FRAME_COLUMNS)))
         not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1))
@@ -210,7 +210,7 @@ def read_recording(folder: Path) -> Recording:
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
-    text = read_file(path, kind="table of a recording", most_bytes=_MOST_TABLE_BYTES).decode("utf-8")
+    text = read_file(path, kind="table of a recording", most_bytes=_MAX_TABLE_BYTES).decode("utf-8")
     lines = text.replace("\r\n", "\n").split("\n")[1:]
     rows = list(csv.reader(lines[:-1]))
     for number, row in enumerate(rows, start=2):
@@ -228,6 +228,6 @@ def _read_row(row: list[str]) -> tuple[Side, str, int, int, int, int]:
 
 
 def _whole_number(text: str) -> int:
-    if len(text) > _MOST_DIGITS or not text.isascii() or not text.removeprefix("-").isdecimal():
+    if len(text) > _MAX_DIGITS or not text.isascii() or not text.removeprefix("-").isdecimal():
         raise ValueError(f"{shown(text)} is not a whole number")
     return int(text)

@@ -54,7 +54,7 @@ class NullSink:
     def __init__(self, uri: Uri) -> None:
         self.name = str(uri)
         read_options(uri, ("delay_ms",))
-        self._delay_s = number_option(uri, "delay_ms", 0, least=0, most=1e6) / 1000
+        self._delay_s = number_option(uri, "delay_ms", 0, low=0, high=1e6) / 1000
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,7 @@ VIDEO_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "FFV1", 
 
 _DEFAULT_RATE_HZ = 30.0
 # A gap in live video is filled with up to this many repeats; longer gaps are cut.
-_MOST_REPEATS = 300
+_MAX_REPEATS = 300
 _FRAGMENTED = (".mp4", ".m4v")
 
 
@@ -94,7 +94,7 @@ class VideoSink:
             return 1
         due = round((time_ns - self._first_ns) * self._rate_hz / SECOND) + 1
         missing = due - self._written
-        if missing > _MOST_REPEATS:
+        if missing > _MAX_REPEATS:
             self._first_ns += round((missing - 1) * SECOND / self._rate_hz)
             return 1
         return max(0, missing)

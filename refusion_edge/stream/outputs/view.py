@@ -35,11 +35,11 @@ from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 IMAGES = ("fused", "ir", "vis")
 
 _DEFAULT_PORT = 8080
-_MOST_VIEWERS = 64
+_MAX_VIEWERS = 64
 _JPEG_QUALITY = 82
 _FIGURES_EVERY_S = 0.5
 _START_S = _STOP_S = 5.0
-_MOST_WAITING_S = 10.0
+_MAX_WAITING_S = 10.0
 _COOKIE = "refusion_edge_token"
 _PAGE_FILES = {
     "/": ("page.html", "text/html"),
@@ -323,7 +323,7 @@ class ViewSink:
                 if part is not None and not self._ending:
                     head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n"
                     # A viewer that never reads would occupy its place forever.
-                    await asyncio.wait_for(answer.write(head.encode() + part + b"\r\n"), _MOST_WAITING_S)
+                    await asyncio.wait_for(answer.write(head.encode() + part + b"\r\n"), _MAX_WAITING_S)
         except (ConnectionResetError, asyncio.TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
@@ -332,9 +332,9 @@ class ViewSink:
         return answer
 
     def _check_room(self) -> None:
-        if len(self._wanted) >= _MOST_VIEWERS:
+        if len(self._wanted) >= _MAX_VIEWERS:
             raise self._web.HTTPServiceUnavailable(
-                text=f"{_MOST_VIEWERS} viewers are watching, which is the limit; try again later\n"
+                text=f"{_MAX_VIEWERS} viewers are watching, which is the limit; try again later\n"
             )
 
     def _current_figures(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Failover:
         pairer: Pairs the frames of two cameras.
         limits: When one camera continues alone; None for sources that cannot be lost, such as files.
         sizes_wh: Frame sizes that the rig was made for. A camera that starts with its size and then changes it is skipped until
-            the size returns; a camera that never had it is passed on, and the processor reports the mismatch.
+            the size returns; a camera that never had it is passed on, and the warp reports the mismatch.
 
     Attributes:
         lost: Cameras that are currently lost.

@@ -28,7 +28,7 @@ _SKEW_OF_PERIOD = 0.6
 _UNKNOWN_SKEW_NS = SECOND // 60
 # Rates within this ratio count as equal, and the visible camera leads.
 _EQUAL_RATES = 1.2
-_MOST_WAITING = 32
+_MAX_WAITING = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ class Pairer:
     def _drop_overflow(self, dropped: list[tuple[Frame, str]]) -> bool:
         """Limit the number of frames that wait for a silent camera."""
         for waiting in self._waiting.values():
-            while len(waiting) > _MOST_WAITING:
+            while len(waiting) > _MAX_WAITING:
                 dropped.append((waiting.popleft(), NO_COUNTERPART))
         return False
 

@@ -19,7 +19,7 @@ _BINS = 128
 # Rows of pixels per call of cv2.remap, which can address at most 32767 rows of tables.
 _BAND_ROWS = 120
 # Two images whose distributions, in this many bins, overlap by less than this share show different scenes.
-_LEAST_COMMON, _COARSE_BINS = 0.5, 32
+_MIN_COMMON, _COARSE_BINS = 0.5, 32
 
 Shares = NDArray[np.float32]
 
@@ -48,7 +48,7 @@ def limited(shares: Shares, contrast: float) -> Shares:
 def is_one_scene(before: Float32Array, now: Float32Array) -> bool:
     """Whether two images show the same scene, by their cumulative distributions at the bin edges, (B + 1,) each."""
     edges = np.linspace(0, len(now) - 1, _COARSE_BINS + 1).astype(np.int64)
-    return float(np.minimum(np.diff(before[edges]), np.diff(now[edges])).sum()) >= _LEAST_COMMON
+    return float(np.minimum(np.diff(before[edges]), np.diff(now[edges])).sum()) >= _MIN_COMMON
 
 
 class Equalizer:

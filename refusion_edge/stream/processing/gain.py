@@ -21,12 +21,12 @@ _PERCENTILES = (0.1, 99.9)
 _SAMPLED_PIXELS = 20_000
 _COUNTS = 1 << 16
 # A smaller range is only noise: 8 counts are some 0.2 K for a common core.
-_LEAST_RANGE = {np.dtype(np.uint8): 8.0, np.dtype(np.uint16): 8.0, np.dtype(np.float32): 1e-6}
+_MIN_RANGE = {np.dtype(np.uint8): 8.0, np.dtype(np.uint16): 8.0, np.dtype(np.float32): 1e-6}
 _POLARITY_MARGIN, _POLARITY_SHARE = 0.15, 0.1
 _TILES = 8
 # Equalization adds contrast to the scene and to the sensor noise: at least the minimum, and more as long as the noise stays
 # below this many of 255 levels.
-_LEAST_CONTRAST, _MOST_CONTRAST, _MOST_NOISE_LEVELS = 1.5, 4.0, 1.75
+_MIN_CONTRAST, _MAX_CONTRAST, _MAX_NOISE_LEVELS = 1.5, 4.0, 1.75
 # Sensor noise changes slowly, with the temperature of the sensor.
 _NOISE_EVERY_NS = SECOND // 5
 # The second difference of noise has sqrt(6) times its standard deviation; the median of its magnitude is 0.6745 times that.
@@ -127,7 +127,7 @@ class ThermalGain:
             low, high = float(image.min()), float(image.max())
         else:
             low, high = inner_range(sample, _PERCENTILES)
-        lacking = max(0.0, _LEAST_RANGE[image.dtype] - (high - low)) / 2
+        lacking = max(0.0, _MIN_RANGE[image.dtype] - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self._equalizer is None:
             return
@@ -141,7 +141,7 @@ class ThermalGain:
     def _contrast(self) -> float:
         """Maximum slope of the equalization table relative to a linear one."""
         levels = 255 * self._noise / (self._ends[1] - self._ends[0])
-        return min(_MOST_CONTRAST, max(_LEAST_CONTRAST, _MOST_NOISE_LEVELS / max(levels, 1e-6)))
+        return min(_MAX_CONTRAST, max(_MIN_CONTRAST, _MAX_NOISE_LEVELS / max(levels, 1e-6)))
 
     def _straight(self, plane: Array) -> Float32Array:
         """Luma without equalization."""

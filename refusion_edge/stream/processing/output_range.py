@@ -16,7 +16,7 @@ VIDEO_RANGES: tuple[VideoRange, ...] = get_args(VideoRange)
 
 _PERCENTILES = (0.1, 99.9)
 _SAMPLED_PIXELS = 20_000
-_LEAST_RANGE = 0.02
+_MIN_RANGE = 0.02
 
 
 class OutputStretch:
@@ -47,7 +47,7 @@ class OutputStretch:
         else:
             step = math.ceil((fused.size / _SAMPLED_PIXELS) ** 0.5)
             measured_low, measured_high = inner_range(fused[::step, ::step], _PERCENTILES)
-            spread = max(0.0, _LEAST_RANGE - (measured_high - measured_low)) / 2
+            spread = max(0.0, _MIN_RANGE - (measured_high - measured_low)) / 2
             low, high = self._range.update(measured_low - spread, measured_high + spread, time_ns)
         scale = np.float32(255.0 / (high - low))
         stretched = fused * scale

@@ -13,7 +13,7 @@ from refusion_edge.stream.frames import SECOND
 # a wide enough range and does not pull it back and forth.
 _RELEASE = 10.0
 # Ranges that overlap by less than this part of the smaller one belong to different scenes (a lens cap, a sensor correction).
-_LEAST_OVERLAP = 0.1
+_MIN_OVERLAP = 0.1
 
 
 class SmoothedRange:
@@ -94,4 +94,4 @@ def follow_share(elapsed_ns: int, time_constant_s: float) -> float:
 def _is_another_scene(before: tuple[float, float], now: tuple[float, float]) -> bool:
     shared = min(before[1], now[1]) - max(before[0], now[0])
     smaller = min(before[1] - before[0], now[1] - now[0])
-    return shared < _LEAST_OVERLAP * smaller or shared < 0
+    return shared < _MIN_OVERLAP * smaller or shared < 0

@@ -10,7 +10,7 @@ from refusion_edge.stream.frames import SECOND
 
 # Wide enough for a panning camera, small enough to take a tenth of a millisecond.
 _WIDTH = 160
-_LEAST_RESPONSE = 0.05
+_MIN_RESPONSE = 0.05
 
 
 class MotionMeter:
@@ -48,7 +48,7 @@ class MotionMeter:
         if self._window is None or self._window.shape != small.shape:
             self._window = cv2.createHanningWindow((small.shape[1], small.shape[0]), cv2.CV_32F).astype(np.float32, copy=False)
         (dx, dy), response = cv2.phaseCorrelate(before, small, self._window)
-        self.speed_px_s = float(np.hypot(dx, dy)) * scale / seconds if response >= _LEAST_RESPONSE else None
+        self.speed_px_s = float(np.hypot(dx, dy)) * scale / seconds if response >= _MIN_RESPONSE else None
         return self.speed_px_s
 
 

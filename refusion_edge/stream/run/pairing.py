@@ -54,7 +54,7 @@ class Decisions:
         pairs = self._count(self._failover.push(frame))
         fault = self._failover.faults.get(side)
         if fault is not None and not had_fault:
-            self._statistics.faulty(side, f"passed over: frames of {fault}, which the rig was made for")
+            self._statistics.faulty(side, f"skipped: frames of {fault}, the size in the rig")
         elif fault is None and had_fault:
             self._statistics.recovered(side, f"back: frames of {frame.size_wh[0]}x{frame.size_wh[1]} again")
         return pairs

@@ -19,7 +19,7 @@ from refusion_edge.stream.statistics import Statistics
 _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _DTYPES = (np.uint8, np.uint16, np.float32)
 # After this many frames without an advance, the time stamps of a live camera are replaced.
-_MOST_STANDING = 3
+_MAX_STANDING = 3
 
 
 class Reader:
@@ -74,7 +74,7 @@ class Reader:
                 self._expected = grab.index + 1
                 self._deliver(self._stamps.check(grab) if source.live else grab, missing)
                 if self._stamps.replaced:
-                    self._camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps stand still"
+                    self._camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps do not advance"
         finally:
             self._camera.state = "ended" if self._camera.state != "lost" else self._camera.state
             source.__exit__(None, None, None)
@@ -133,5 +133,5 @@ class _Stamps:
             stands = self._latest_ns is not None and grab.time_ns <= self._latest_ns
             self._standing = self._standing + 1 if stands else 0
             self._latest_ns = grab.time_ns if self._latest_ns is None else max(self._latest_ns, grab.time_ns)
-            self.replaced = self._standing >= _MOST_STANDING
+            self.replaced = self._standing >= _MAX_STANDING
         return replace(grab, time_ns=time.monotonic_ns()) if self.replaced else grab

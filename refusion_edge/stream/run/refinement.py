@@ -26,7 +26,7 @@ _GRID = 5
 
 
 class Refinement(Protocol):
-    """A bounded correction of the rig, see ``calibration.tracking.OnlineRefinement``."""
+    """A bounded correction of the rig, see ``calibration.rig.tracking.OnlineRefinement``."""
 
     @property
     def correction(self) -> Matrix:
@@ -113,7 +113,7 @@ class RigRefiner:
         )
         self._statistics.refined(asdict(self._progress))
         if verdict == "reset" and before.correction_px > 0:
-            self._statistics.note("refinement", "back to the rig, as several measurements in a row were refused")
+            self._statistics.note("refinement", "reset to the rig after several refused measurements in a row")
         if self._progress.correction_px == before.correction_px:
             return None
         return make_warp(self._rig, self._distance_m, correction=correction)

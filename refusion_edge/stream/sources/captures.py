@@ -48,7 +48,7 @@ _OPTIONS = ("format", "width", "height", "rate")
 # FFmpeg pixel formats of one plane with 8 or 16 bits (FOURCC as OpenCV reports it), which lose depth in a conversion.
 _GRAY_FOURCC = {0x10003159, 0x08003159, 0x59455247, 0x20363159}
 # A source whose reads fail this many times in a row is lost.
-_MOST_FAILED_READS = 3
+_MAX_FAILED_READS = 3
 
 
 class CaptureSource:
@@ -65,8 +65,8 @@ class CaptureSource:
         self.absolute = self.live
         read_options(uri, _OPTIONS)
         self._format = _pixel_format(uri)
-        self._size_wh = tuple(int(number_option(uri, name, 0, least=0, most=16384)) for name in ("width", "height"))
-        self._asked_rate_hz = number_option(uri, "rate", 0, least=0, most=1000)
+        self._size_wh = tuple(int(number_option(uri, name, 0, low=0, high=16384)) for name in ("width", "height"))
+        self._asked_rate_hz = number_option(uri, "rate", 0, low=0, high=1000)
         self._capture: Any = None
         self._anchor = ClockAnchor()
         self._index = 0
@@ -131,13 +131,13 @@ class CaptureSource:
                 raise InputError(
                     f"cannot decode any frame of {self.uri}; its codec may be unsupported, convert it to H.264 or FFV1"
                 )
-            if 0 < self._index < told and self._failed_reads < _MOST_FAILED_READS:
+            if 0 < self._index < told and self._failed_reads < _MAX_FAILED_READS:
                 self._failed_reads += 1
                 self._index += 1
                 raise CorruptFrameError(f"frame {self._index - 1} of {self.uri} cannot be decoded")
             return
         self._failed_reads += 1
-        if self._failed_reads < _MOST_FAILED_READS:
+        if self._failed_reads < _MAX_FAILED_READS:
             raise CorruptFrameError(f"no frame of {self.uri}")
         raise SourceLostError(f"{self.uri} stopped sending frames; check the camera and its cable")
 

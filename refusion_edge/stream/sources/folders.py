@@ -32,7 +32,7 @@ class FolderSource:
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
         read_options(uri, ("rate",))
-        self._rate_hz = number_option(uri, "rate", _DEFAULT_RATE_HZ, least=0.01, most=1000)
+        self._rate_hz = number_option(uri, "rate", _DEFAULT_RATE_HZ, low=0.01, high=1000)
         self._times = _recorded_times(uri)
         self._files = _numbered(uri, self._times)
         self._next = 0

@@ -43,8 +43,8 @@ class GStreamerSource:
         self.uri, self.side = uri, side
         read_options(uri, ("width", "height", "rate"))
         sizes = zip(("width", "height"), _DEFAULT_WH, strict=True)
-        self._size_wh = tuple(int(number_option(uri, name, default, least=1, most=16384)) for name, default in sizes)
-        self._rate_hz = number_option(uri, "rate", _DEFAULT_RATE_HZ, least=0.1, most=1000) if uri.scheme == "csi" else None
+        self._size_wh = tuple(int(number_option(uri, name, default, low=1, high=16384)) for name, default in sizes)
+        self._rate_hz = number_option(uri, "rate", _DEFAULT_RATE_HZ, low=0.1, high=1000) if uri.scheme == "csi" else None
         self._program: Program | None = None
         self._index = 0
 

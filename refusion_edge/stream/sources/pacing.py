@@ -38,7 +38,7 @@ class PacedSource:
     @property
     def clock(self) -> str:
         """See ``Source.clock``."""
-        return f"{self._source.clock}, from its first frame" + ("" if self._from_zero_only else " played on the host's clock")
+        return f"{self._source.clock}, from its first frame" + ("" if self._from_zero_only else " played on the host clock")
 
     @property
     def rate_hz(self) -> float | None:

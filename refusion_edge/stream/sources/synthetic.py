@@ -105,8 +105,8 @@ def read_scene(uri: Uri) -> Scene:
     read_options(uri, names)
     values: dict[str, Any] = {}
     for field in fields(Scene):
-        least, most = _RANGES.get(field.name, (0, 1e9))
-        value = number_option(uri, field.name, getattr(_DEFAULTS, field.name), least=least, most=most)
+        low, high = _RANGES.get(field.name, (0, 1e9))
+        value = number_option(uri, field.name, getattr(_DEFAULTS, field.name), low=low, high=high)
         values[field.name] = int(value) if field.type == "int" else value
     return Scene(**values)
 

@@ -1,4 +1,4 @@
-"""The window."""
+"""Output to a window."""
 
 from __future__ import annotations
 

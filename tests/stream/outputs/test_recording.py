@@ -1,4 +1,4 @@
-"""Recordings and replays: a replay is the same to the last bit."""
+"""Recordings, and replays that are identical to the last bit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_live_run_with_drops_is_replayed_to_the_last_bit(stream: Stream) -> No
         assert replay["pairs"]["paired"] == live["pairs"]["paired"]
         assert replay["skew"]["histogram_ms"] == live["skew"]["histogram_ms"]
     assert replays[0]["output_sha256"] == replays[1]["output_sha256"]
-    # At the end of a live run, pairs that were made may not be shown any more; the replay shows them.
+    # A live run may end before its last pairs are shown; the replay shows them.
     if not live["pairs"]["drops"].get("stopped"):
         assert replays[0]["output_sha256"] == live["output_sha256"]
 
@@ -87,7 +87,7 @@ def test_recordings_are_not_overwritten(stream: Stream) -> None:
     assert len(read_recording(Path("recording")).rows) == 4
 
 
-def test_what_is_no_recording_is_refused() -> None:
+def test_a_folder_without_a_recording_is_refused() -> None:
     with pytest.raises(InputError):
         read_recording(Path("elsewhere"))
 
@@ -114,7 +114,7 @@ def test_recorded_rows_carry_exact_times(stream: Stream) -> None:
 
 
 def small_recording() -> Path:
-    """The tables of a recording without its frames."""
+    """Make a recording that has its tables and no images."""
     folder = Path("recording")
     folder.mkdir()
     (folder / "recording.json").write_text(json.dumps({"schema": "refusion-edge/recording/1", "pairing": {"policy": "hold"}}))
@@ -170,7 +170,7 @@ def test_descriptions_of_recordings_with_wrong_types_are_one_error(document: obj
         "\ud800",
     ],
 )
-def test_rows_of_recordings_that_cannot_be_are_one_error(row: str) -> None:
+def test_invalid_rows_of_recordings_are_one_error(row: str) -> None:
     folder = small_recording()
     assert len(read_recording(folder).rows) == 2
     with (folder / "frames.csv").open("ab") as file:

@@ -1,4 +1,4 @@
-"""Real RTSP: our server in a second process, read by our own source."""
+"""Real RTSP: our server in a second process, and our source as its client."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 @needs_server
-def test_a_stream_is_served_and_read_by_rtsp() -> None:
+def test_a_stream_is_served_and_read_over_rtsp() -> None:
     port = free_port()
     stop = threading.Event()
     said: list[str] = []
@@ -123,4 +123,4 @@ def test_viewers_of_other_machines_need_a_password(uri: str, asked: bool, monkey
     sink.write(FusedFrame(np.zeros((8, 8, 3), np.uint8), None, None, 0, 0, 0, "fused"))
     password = given.get("REFUSION_EDGE_RTSP_PASSWORD", "")
     assert bool(password) is asked
-    assert (f":{password}@" in said[0]) == (asked and "u:p" not in uri)  # who chose it knows it
+    assert (f":{password}@" in said[0]) == (asked and "u:p" not in uri)  # a chosen password is not announced

@@ -38,7 +38,7 @@ def test_image_folders_and_patterns(stream: Stream) -> None:
     assert read_image("numbered/f_0011.jpg").shape == (48, 64, 3)
 
 
-def test_shared_memory_is_read_by_another_program() -> None:
+def test_shared_memory_is_readable_from_outside() -> None:
     name = f"refusion-test-{time.monotonic_ns()}"
     with SharedMemorySink(parse_output(f"shm://{name}")) as sink:
         sink.write(fused_frame(5, 33))
@@ -54,7 +54,7 @@ def test_shared_memory_is_read_by_another_program() -> None:
         shared_memory.SharedMemory(name)
 
 
-def test_outputs_that_cannot_be_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_outputs_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("out.xyz", "f_%04i.gif"):
         with pytest.raises(UsageError, match=re.escape(text)):
             open_file_sink(parse_output(text), rate_hz=None, live=False)

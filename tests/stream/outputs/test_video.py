@@ -1,4 +1,4 @@
-"""Video files: every image, at the speed of the scene."""
+"""Video files: every frame, at the speed of the scene."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def test_a_matroska_video_survives_a_power_cut() -> None:
         for number in range(200):
             image = draw.integers(0, 256, (48, 64, 3)).astype(np.uint8)
             sink.write(FusedFrame(image, None, None, number, number, 0, "fused"))
-        Path("copy.mkv").write_bytes(Path("cut.mkv").read_bytes())  # what it leaves
+        Path("copy.mkv").write_bytes(Path("cut.mkv").read_bytes())  # the file that a power cut would leave
     assert frames_of("copy.mkv") >= 100
     assert frames_of("cut.mkv") == 200

@@ -105,7 +105,7 @@ async def watch(port: int, ask: dict[str, Any] | None, messages: int = 3) -> lis
     ):
         if ask is not None:
             await viewer.send_json(ask)
-            messages += 10  # those that were on their way
+            messages += 10  # messages that were already under way
         for _ in range(messages):
             got.append((await asyncio.wait_for(viewer.receive(), 10)).data)
     return got
@@ -126,7 +126,7 @@ def test_the_page_and_its_parts_are_served(served: Served) -> None:
     assert live.get("/../secrets")[0] == 404
 
 
-def test_frames_come_as_asked_for(served: Served) -> None:
+def test_images_come_as_requested(served: Served) -> None:
     live = served()
     header, images = unpack(asyncio.run(watch(live.port, None))[-1])
     assert list(images) == ["fused"]
@@ -158,7 +158,7 @@ def test_plain_motion_jpeg(served: Served) -> None:
     assert cv2.imdecode(np.frombuffer(data[start:end], np.uint8), cv2.IMREAD_COLOR).shape == (48, 64, 3)
 
 
-def test_figures_for_fleets(served: Served) -> None:
+def test_figures_for_monitoring(served: Served) -> None:
     live = served()
     document = json.loads(live.get("/status.json")[2])
     assert document["schema"] == "refusion-edge/stream-status/1"
@@ -176,7 +176,7 @@ def test_figures_for_fleets(served: Served) -> None:
 
 def test_other_sites_and_names_are_kept_out(served: Served) -> None:
     live = served()
-    assert live.get("/", Host="evil.example")[0] == 403  # a name that was bound to this machine by others
+    assert live.get("/", Host="evil.example")[0] == 403  # another name that resolves to this machine
     assert live.get("/status.json", Origin="http://evil.example")[0] == 403
     assert live.get("/", Host=f"localhost:{live.port}")[0] == 200
 
@@ -195,7 +195,7 @@ def test_a_view_bound_wider_needs_its_token(served: Served) -> None:
     assert served(token="my-own").get("/")[0] == 401
 
 
-def test_a_port_in_use_is_one_sentence(served: Served) -> None:
+def test_a_port_in_use_is_one_line(served: Served) -> None:
     live = served()
     with pytest.raises(OutputError, match=f"port {live.port}") as caught:
         served(f"view://127.0.0.1:{live.port}")
@@ -214,7 +214,7 @@ def test_many_viewers_and_a_stuck_one_do_not_slow_the_stream(served: Served) -> 
     stuck.close()
 
 
-def test_nobody_watching_costs_nothing(served: Served) -> None:
+def test_nothing_is_encoded_without_viewers(served: Served) -> None:
     live = served()
     time.sleep(0.3)
     assert live.sink._header == {}  # nothing was encoded
@@ -236,7 +236,7 @@ def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None
         shot = tmp_path / f"{view}.png"
         address = f"http://127.0.0.1:{live.port}/#{view}"
         pixels = np.zeros((1, 3), int)
-        # Virtual time does not wait for the network of a busy machine: look again later.
+        # Virtual time does not wait for the network of a busy machine, so try again with more of it.
         for budget_ms in (4_000, 20_000, 60_000):
             words = [*browser, f"--virtual-time-budget={budget_ms}", f"--screenshot={shot}", address]
             subprocess.run(words, check=True, capture_output=True, timeout=600)
@@ -254,7 +254,7 @@ def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None
     side = colors("side", lambda pixels: share(pixels, fused) > 0.03 and all(share(pixels, gray) > 0 for gray in grays))
     assert share(alone, fused) > 0.2
     assert 0.03 < share(side, fused) < 0.6 * share(alone, fused)
-    # The infrared ramp has every gray.
+    # The infrared ramp contains every gray level.
     for gray in grays:
         assert share(side, gray) > share(alone, gray)
 
@@ -282,7 +282,7 @@ def test_malformed_headers_are_answered_and_nothing_more(
 
 
 def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusion_edge.stream.outputs.view._MOST_WAITING_S", 0.3)
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._MAX_WAITING_S", 0.3)
     monkeypatch.setattr("refusion_edge.stream.outputs.view._jpeg", lambda _image: bytes(1 << 20))
     live = served()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:

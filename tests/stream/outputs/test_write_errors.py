@@ -1,4 +1,4 @@
-"""Files that cannot be written to the end: noticed, said in one line, and what was written before stays usable."""
+"""Files that cannot be written completely: the error is one line, and what was written before stays usable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOISY = "width=320&height=240&live=0&frames=150&noise=60"
 
 
 def run_limited(limit: int, check: str, *outputs: str) -> subprocess.CompletedProcess[str]:
-    """Run a stream in a process whose files may have so many bytes, with or without the check ahead of the limit."""
+    """Run a stream in a process with a file size limit in bytes, with or without the check ahead of the limit."""
     words = ["stream", "--ir", f"test://ir?{NOISY}", "--vis", f"test://vis?{NOISY}", *outputs]
     return subprocess.run(
         [sys.executable, "-c", CHILD, str(limit), check, *words],
@@ -94,7 +94,7 @@ def test_a_recording_stays_readable_when_its_table_reaches_a_limit() -> None:
 
 
 def test_a_file_that_stops_growing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_MOST_STANDING", 50)
+    monkeypatch.setattr(disk, "_MAX_STANDING", 50)
     Path("x.mkv").write_bytes(b"1")
     watch = disk.DiskWatch(Path("x.mkv"))
     with pytest.raises(OutputError) as caught:
@@ -132,7 +132,7 @@ def test_a_killed_process_leaves_a_video_that_plays(suffix: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert frames_of(f"cut{suffix}") >= 50  # the last 256 KiB are still in memory
+    assert frames_of(f"cut{suffix}") >= 50  # the last 256 KiB were still in memory
 
 
 def test_two_streams_do_not_write_one_file() -> None:

@@ -17,7 +17,7 @@ def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_fr
 ) -> None:
     failover = Failover(Pairer("drop"), Limits(lost_after_ns=100 * MS), {"ir": (9, 9), "vis": (8, 8)})
     pairs = [failover.push(make_frame(side, time_ms)).pairs for time_ms in (0, 33, 66) for side in SIDES]
-    assert [pair for made in pairs for pair in made if pair.ir and pair.vis]  # left to the warp, which refuses them
+    assert [pair for made in pairs for pair in made if pair.ir and pair.vis]  # passed on to the warp, which rejects them
     assert failover.faults == {}
 
 

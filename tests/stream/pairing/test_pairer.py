@@ -1,4 +1,4 @@
-"""Pairing by time: what must hold for any two cameras, and the rates, skews and gaps of real ones."""
+"""Pairing by time: properties for any two cameras, and the rates, skews and gaps of real ones."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.stream.conftest import MeanBackend
 PERIOD_NS = 40 * MS
 
 
-# Static, noisy, and something hot that walks in after a second.
+# Static and noisy; a hot figure walks in after a second.
 SCENE = Scene(width=96, height=72, noise=3, walker=60, seed=3)
 
 
@@ -35,7 +35,7 @@ def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:
 
 
 def mean_flicker(shown: list[Uint8Array]) -> float:
-    """Flicker beyond what the sensors change, the infrared one on a fixed scale that shows its background at full contrast."""
+    """Flicker beyond the changes of the sensors; infrared is on a fixed scale that shows its background at full contrast."""
     planes = []
     for (ir, vis, _), image in zip(walk(len(shown)), shown, strict=True):
         fixed = ((ir.astype(np.float64) - 20_950) * (255 / 700)).clip(0, 255)
@@ -104,7 +104,7 @@ def test_equalization_adds_contrast_and_less_of_it_to_noise(method: GainMethod) 
 @pytest.mark.parametrize("method", GAIN_METHODS)
 def test_a_cut_to_another_scene_is_followed_at_once_and_a_small_change_slowly(method: GainMethod) -> None:
     ir = list(walk(30))[-1][0]
-    upside_down = (44_500 - ir).astype(np.uint16)  # the same range, and other levels
+    upside_down = (44_500 - ir).astype(np.uint16)  # the same range with different levels
     gain, fresh = ThermalGain(method, time_constant_s=10), ThermalGain(method)
     for number in range(3):
         gain.update(ir, number * PERIOD_NS)
@@ -127,7 +127,7 @@ def test_eight_bit_images_are_left_as_they_are(picture: Callable[..., Array]) ->
         assert np.array_equal(np.rint(gain.apply(shown) * 255), shown)
 
 
-def test_polarity_is_inverted_or_found_out() -> None:
+def test_polarity_is_inverted_or_detected() -> None:
     ir = list(walk(30))[-1][0]
     assert (ir > 23_000).any()  # the walker is in the image
     inverted = (65535 - ir).astype(np.uint16)

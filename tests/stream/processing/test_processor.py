@@ -1,4 +1,4 @@
-"""One pair of frames into one image."""
+"""Fusion of one pair of frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stream.conftest import MeanBackend
 PERIOD_NS = 40 * MS
 
 
-# Static, noisy, and something hot that walks in after a second.
+# Static and noisy; a hot figure walks in after a second.
 SCENE = Scene(width=96, height=72, noise=3, walker=60, seed=3)
 
 
@@ -32,7 +32,7 @@ def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:
         yield ir.paint(time_ns), vis.paint(time_ns), time_ns
 
 
-def test_color_goes_around_the_network_within_two_levels_of_single_images(random_state: State) -> None:
+def test_color_bypasses_the_network_within_two_levels_of_single_images(random_state: State) -> None:
     _, vis, time_ns = list(walk(30))[-1]
     ir = (np.random.default_rng(0).random(vis.shape[:2]) * 255).astype(np.uint8)
     with open_weights(random_state, options=RunOptions(threads=1)) as backend:
@@ -40,12 +40,12 @@ def test_color_goes_around_the_network_within_two_levels_of_single_images(random
         pair = Pair(0, Frame("ir", ir, 0, time_ns, 0, time_ns), Frame("vis", vis, 0, time_ns, 0, time_ns))
         got = Processor(backend, stretch=OutputStretch("stretch"), marks=False).process(pair).image
     difference = np.abs(got[..., ::-1].astype(int) - expected)
-    assert difference.max() <= 4  # luma and chroma are kept in 8 bit: half a level each, times 1.8 for blue
+    assert difference.max() <= 4  # luma and chroma are kept in 8 bits: half a level each, times 1.8 for blue
     assert difference.mean() < 1.0
 
 
 class DeviceLike(MeanBackend):
-    """Takes 8-bit luma and gives levels, as an engine does that was built so."""
+    """Has uint8 input and uint8 output, as an engine that was built with them."""
 
     takes_uint8 = True
 
@@ -77,7 +77,7 @@ def test_the_device_finishes_the_image_where_it_can(kind: VideoRange, built: str
         Processor(one, stretch=OutputStretch(kind), marks=False).process(pair).image for one in (backend, MeanBackend())
     )
     assert backend.asked == [(asked, "uint8")]
-    # A half is rounded down here and up there, and chroma is joined in 8 bit.
+    # The two paths round halves differently, and chroma is merged in 8 bits.
     assert np.abs(got.astype(int) - expected.astype(int)).max() <= 2
 
 

@@ -1,4 +1,4 @@
-"""How fast the scene moves."""
+"""Motion of the scene."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running stream: every failure ends it in a bounded time, every frame is accounted for, and losses are survived."""
+"""The running stream: failures end it in bounded time, every frame is accounted for, and it survives losses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.sources.registry import open_source
-from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
+from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_source
 from tests.stream.conftest import ListSink, MeanBackend, camera, explained
@@ -102,13 +102,13 @@ def test_a_camera_that_changes_its_size_is_passed_over_until_it_has_it_again(
     assert (faulty["faults"], faulty["drops"][OTHER_SIZE], faulty["state"]) == (2, 20, "ended")
     assert explained(report)
     modes = report["pairs"]["modes"]
-    # Where the size returns, the other frame of that moment may have gone on alone already.
+    # When the size returns, the other frame of that time may already have continued alone.
     assert modes[mode] >= (15 if live else 20)
     assert modes["fused"] >= (15 if live else 19)
     assert live or sum(modes.values()) == 40
     events = [event["what"] for event in report["events"] if event["where"] == changing]
-    assert events.count("passed over: frames of 32x24 instead of 64x48, which the rig was made for") == 2
-    assert events.count("back: frames of 64x48 again") == 1
+    assert sum("32x24 instead of 64x48" in event for event in events) == 2
+    assert sum("back" in event and "64x48" in event for event in events) == 1
     images = [read_image(path) for path in sorted((tmp_path / "out").glob("*.png"))]
     assert {image.shape for image in images} == {(48, 64, 3)}
     assert len(images) == sum(modes.values())
@@ -123,7 +123,7 @@ def test_times_that_are_all_zero_are_refused_by_name(stream: Stream) -> None:
 def test_a_camera_without_time_stamps_is_paired_by_arrival(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir", zero_times=1), vis=camera("vis"), duration_s=2.0)
     ir = report["cameras"]["ir"]
-    assert ir["clock"] == "host clock at arrival, as its own time stamps stand still"
+    assert ir["clock"].startswith(CLOCK_ARRIVAL)
     assert ir["drops"]["time stamp went back or stood still"] <= 3
     assert report["pairs"]["shown"] >= 5
     assert explained(report)
@@ -158,7 +158,7 @@ def test_one_lost_camera_is_passed_over_and_comes_back(stream: Stream) -> None:
 
 
 class SilentSource:
-    """Never delivers and never fails, as a driver that hangs."""
+    """Delivers nothing and never fails, like a driver that hangs."""
 
     live, absolute, clock, rate_hz = True, True, "host clock at arrival", 30.0
 
@@ -185,7 +185,7 @@ def test_cameras_that_hang_end_the_run_too() -> None:
 
 
 def test_both_lost_ends_with_source_lost(stream: Stream) -> None:
-    lost = {"lose_every_ms": 1, "lose_ms": 1}  # from the second frame on
+    lost = {"lose_every_ms": 1, "lose_ms": 1}  # from the second frame onward
     started_s = time.monotonic()
     with pytest.raises(SourceLostError, match="0.5 s|test://") as caught:
         stream(ir=camera("ir", **lost), vis=camera("vis", **lost), give_up_s=0.5)
@@ -204,7 +204,7 @@ class BrokenNetwork(MeanBackend):
 
 
 class FailingSource:
-    """Fails after a few frames, in a way that nobody foresaw."""
+    """Fails after a few frames with an unforeseen error."""
 
     live, absolute, clock, rate_hz = True, True, "host clock at arrival", 30.0
 
@@ -226,7 +226,7 @@ class FailingSource:
 
 
 class LateSource(FailingSource):
-    """A camera that was running for a while: the first frame is damaged, the next four are not, and it ends."""
+    """A camera that has been running for a while: one damaged frame, four good ones, and the end."""
 
     def read(self) -> Grab | None:
         if self._count == 0:

@@ -1,4 +1,4 @@
-"""Recorded sequences of 9 and 30 Hz, of rendered and of real pairs: pairs, skew in pixels, and a replay that is the same."""
+"""Sequences at 9 and 30 Hz from rendered and real pairs: pairing, skew in pixels, and an identical replay."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REAL = "msrs__00710N"
 
 @pytest.fixture(params=["sample", REAL])
 def sequences(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Two folders that two cameras recorded of one pair."""
+    """Two folders, as if recorded by two cameras, made from one pair."""
     if request.param == "sample":
         paths = sample_paths("ir_vis")[0]
     else:
@@ -45,7 +45,7 @@ def test_two_rates_are_paired_recorded_and_replayed(
     assert first["cameras"]["ir"]["dtype"] == "uint16"
     assert not first["cameras"]["ir"]["freezes"]
     assert first["skew"]["absolute"]["max_ms"] <= limit_ms
-    # What is recorded is what the cameras saw, to the last bit and nanosecond.
+    # The recording holds what the cameras delivered, to the bit and the nanosecond.
     recording = read_recording(Path("recording"))
     times_ns = {side: [row[3] for row in recording.rows if row[0] == side] for side in FRAMES}
     assert times_ns["ir"] == [round(number * SECOND / SWING.ir_hz) for number in range(FRAMES["ir"])]
@@ -56,7 +56,7 @@ def test_two_rates_are_paired_recorded_and_replayed(
     near = np.abs(np.subtract.outer(times_ns["vis"], times_ns["ir"])).min(axis=1) <= limit_ms * MS
     known = np.array(times_ns["vis"]) > times_ns["ir"][4]
     assert (near & known).sum() <= first["pairs"]["shown"] <= near.sum()
-    # The same pairs and the same frames again, and from each side on its own, too.
+    # The replay, and the two folders of the recording as sources, give the same pairs and fused frames.
     replayed, _ = stream(replay="recording", hash=True)
     from_folders, _ = stream(ir="recording/ir", vis="recording/vis", policy=policy, hash=True)
     for report in (replayed, from_folders):
@@ -69,7 +69,7 @@ def test_the_skew_is_told_in_pixels_of_the_motion(
 ) -> None:
     report, _ = stream(**sequences, policy="hold")
     frame = read_pair(PairPaths("first", Path("cameras/ir/000000.png"), Path("cameras/vis/000000.png"))).b
-    # The room beside a window of three quarters; where the swing is fastest.
+    # The margin beside a window of three quarters, at the fastest point of the swing.
     peak_px_s = np.pi * (frame.shape[1] / 3) / SWING.period_s
     assert 0.6 * peak_px_s < report["skew"]["speed_px_s"]["p90"] < 1.1 * peak_px_s
     assert 0 < report["skew"]["misregistration_px"]["p99"] < peak_px_s / SWING.ir_hz

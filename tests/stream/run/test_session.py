@@ -1,4 +1,4 @@
-"""From settings to what is opened."""
+"""Engines that a session opens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPINNING = "session.intra_op.allow_spinning"
 
 @pytest.fixture
 def spinning(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What ONNX Runtime was told about spinning, once per session that was opened."""
+    """Spinning option of every ONNX Runtime session that is opened."""
     told: list[str] = []
     opened = ort.InferenceSession
 
@@ -44,7 +44,7 @@ def test_threads_sleep_between_the_frames_of_a_stream(source: str, spinning: lis
     assert spinning == ["0"]
 
 
-def test_threads_of_single_frames_do_not_sleep(spinning: list[str]) -> None:
+def test_threads_for_single_images_do_not_sleep(spinning: list[str]) -> None:
     with load("ir_vis", backend="onnxruntime", threads=1) as fuser:
         assert isinstance(fuser.backend, OrtBackend)
     assert spinning == ["1"]

@@ -1,4 +1,4 @@
-"""Cameras, network streams and videos: 16 bit and time stamps."""
+"""Cameras, network streams and videos: bit depth and time stamps."""
 
 from __future__ import annotations
 

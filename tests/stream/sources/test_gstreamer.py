@@ -1,4 +1,4 @@
-"""GStreamer pipelines as sources: their images, their times, and their ends; real ones where GStreamer is installed."""
+"""GStreamer pipelines as sources: images, times and ends; real pipelines if GStreamer is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refusion_edge.errors import MissingDependencyError, SourceLostError, UsageE
 from refusion_edge.stream.frames import Side
 from refusion_edge.stream.sources import gstreamer
 from refusion_edge.stream.sources.registry import open_source
-from refusion_edge.stream.sources.source import Grab
+from refusion_edge.stream.sources.source import CLOCK_GSTREAMER, Grab
 from refusion_edge.stream.uri import parse_source
 from tests.conftest import one_sentence
 from tests.stream.conftest import camera, explained
@@ -47,12 +47,12 @@ def read_all(text: str, side: Side = "vis") -> list[Grab]:
 
 @needs_gstreamer
 def test_a_pipeline_gives_color_in_order_with_the_times_of_its_buffers() -> None:
-    # A width whose rows GStreamer pads.
+    # GStreamer pads the rows of this width.
     bars = "gst:videotestsrc is-live=true num-buffers=12 pattern=red ! video/x-raw,width=150,height=100,framerate=30/1"
     grabs = read_all(bars)
     assert {grab.image.shape for grab in grabs} == {(100, 150, 3)}
     assert [grab.index for grab in grabs] == list(range(len(grabs)))
-    assert len(grabs) >= 2  # the newest win where the machine is busy
+    assert len(grabs) >= 2  # on a busy machine, only the newest arrive
     steps_ms = np.diff([grab.time_ns for grab in grabs]) / 1e6
     assert np.allclose(steps_ms / (1000 / 30), np.rint(steps_ms / (1000 / 30)), atol=0.01)
     blue, green, red = grabs[0].image.reshape(-1, 3).mean(axis=0)
@@ -78,7 +78,7 @@ def test_sixteen_bits_stay_sixteen_bits() -> None:
         ("csi://0", "nvarguscamerasrc"),
     ],
 )
-def test_a_pipeline_that_does_not_start_is_one_sentence(text: str, reason: str) -> None:
+def test_a_pipeline_that_does_not_start_is_one_line(text: str, reason: str) -> None:
     with pytest.raises(SourceLostError, match=reason) as caught:
         read_all(text)
     assert one_sentence(str(caught.value))
@@ -98,7 +98,7 @@ def test_a_pipeline_is_one_of_two_cameras(stream: Callable[..., tuple[dict[str, 
     bars = "gst:videotestsrc is-live=true pattern=ball ! video/x-raw,width=64,height=48,framerate=30/1"
     report, _ = stream(ir=camera("ir"), vis=bars, pictures=20)
     vis = report["cameras"]["vis"]
-    assert vis["clock"] == "time stamps of GStreamer's buffers, on the host's clock"
+    assert vis["clock"] == CLOCK_GSTREAMER
     assert (vis["size_wh"], vis["dtype"]) == ([64, 48], "uint8")
     assert report["pairs"]["shown"] == 20
     assert explained(report)
@@ -119,7 +119,7 @@ def test_what_is_run_and_what_it_needs(monkeypatch: pytest.MonkeyPatch, text: st
         assert (script, arguments) == (
             "sources/gst_reader.py",
             (),
-        )  # a pipeline may hold passwords: nothing on the command line
+        )  # a pipeline may hold passwords, which must stay off the command line
         asked.extend(secrets.values())
         raise FileNotFoundError("/usr/bin/python3")
 

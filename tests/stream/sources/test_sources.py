@@ -1,4 +1,4 @@
-"""What cannot be read, and options of every source."""
+"""Unreadable sources, and the options of every source."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_options_are_checked() -> None:
         ("rtsp://127.0.0.1:99999/x", UsageError),
     ],
 )
-def test_what_cannot_be_opened_is_one_sentence(text: str, error: type[RefusionError]) -> None:
+def test_an_unreadable_source_is_one_line(text: str, error: type[RefusionError]) -> None:
     Path("empty.mkv").touch()
     Path("text.mkv").write_text("no video")
     with pytest.raises(error) as caught, opened(text):

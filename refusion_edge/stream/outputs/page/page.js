@@ -95,8 +95,8 @@ function drawEdges(context, image) {
       sum += strength[y * width + x];
     }
   }
-  const least = EDGE_TIMES_MEAN * sum / strength.length;
-  strength.forEach((value, at) => { if (value > least) target.data.set([255, 140, 0, 255], 4 * at); });
+  const threshold = EDGE_TIMES_MEAN * sum / strength.length;
+  strength.forEach((value, at) => { if (value > threshold) target.data.set([255, 140, 0, 255], 4 * at); });
   context.putImageData(target, 0, 0);
 }
 
