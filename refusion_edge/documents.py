@@ -316,7 +316,8 @@ class _Builder:
         if event.anchor is not None:
             _refuse_yaml(event, "anchors are not supported; write the value out")
         if event.tag is not None and not (self._matrices and event.tag.startswith(_MATRIX_TAGS)):
-            _refuse_yaml(event, f"the tag {shown(event.tag)} is not supported; leave it out")
+            # A password that starts with an exclamation mark is a tag to YAML.
+            _refuse_yaml(event, "tags are not supported; put text that starts with an exclamation mark in quotes")
 
     _HANDLERS: Mapping[str, Callable[[_Builder, Any], None]] = types.MappingProxyType(
         {

@@ -199,7 +199,8 @@ def test_who_is_not_root_is_told_what_is_missing(system: Path) -> None:
     (system / "uid").write_text("1000\n")
     done = install()
     assert done.returncode == 1
-    assert done.stderr.endswith("none of: qemu-user xvfb; run: sudo .ci/install_packages\n")
+    assert "qemu-user xvfb" in done.stderr
+    assert "sudo .ci/install_packages" in done.stderr
     assert not (system / "asked").exists()
 
 
@@ -207,10 +208,9 @@ def test_what_apt_get_says_is_shown_where_it_fails(system: Path) -> None:
     (system / "broken").touch()
     done = install()
     assert done.returncode == 1
-    assert [line.split(",")[0] for line in done.stderr.splitlines()] == [
-        "E: no network",
-        "expected apt-get to install qemu-user xvfb",
-    ]
+    first, last = done.stderr.splitlines()
+    assert first == "E: no network"
+    assert "qemu-user xvfb" in last
 
 
 def test_what_the_messages_ask_to_install_is_installed() -> None:

@@ -280,7 +280,7 @@ def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
         check_target(bundle)
     message = str(caught.value)
     assert one_sentence(message)
-    assert f"this machine ({this_machine()})" in message
+    assert str(this_machine()) in message
     assert "built for linux/aarch64 with NVIDIA Jetson Orin Nano" in message
     rebuild = "build --task ir_vis --precision fp16 --backend tensorrt --size dynamic --weights bundle/weights.safetensors"
     assert f"refusion-edge {rebuild}" in message

@@ -36,6 +36,6 @@ def test_medical_background_is_exactly_black() -> None:
 
 def test_script_renders_the_shipped_files() -> None:
     script = ROOT / "examples" / "render_samples.py"
-    check = [sys.executable, str(script), "--output", str(ROOT / "refusion_edge" / "samples"), "--check"]
+    check = [sys.executable, str(script), "--output", str(ROOT / "refusion_edge" / "images" / "samples"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
