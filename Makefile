@@ -33,11 +33,11 @@ demo: $(VENV)/.base  ## Install, build an engine, fuse the sample pairs and writ
 	@$(BIN)/refusion-edge demo --bundle demo/ir_vis-$(DEMO_PRECISION) --output demo
 	@echo "Shell:   . $(BIN)/activate"
 
-test: $(VENV)/.test  ## Install the test dependencies and run the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.test  ## Install the test dependencies and run the tests, all but the slow ones.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 test-all: $(VENV)/.test  ## Run every test.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-architectures: $(VENV)/.test  ## Run the GPU kernels in Triton's interpreter and compile them for every architecture.
 	@$(PIP) install '$(TRITON)'

@@ -34,6 +34,7 @@ def model(state: State, size_hw: tuple[int, int] | None = None, form: str = "cpu
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_output_equals_the_official_release(shared_data: Path, name: str) -> None:
     state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{name.split('_', maxsplit=1)[0]}.pth").state

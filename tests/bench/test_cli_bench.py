@@ -23,6 +23,7 @@ SHORT = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_every_form_and_can_be_compared_with_itself(run_cli: Cli) -> None:
     pytest.importorskip("jinja2", reason="pages need the extra 'eval'")
     what = ("ir_vis", "--precisions", "fp32,fp16", "--sizes", "16x24,24x16", "--backend", "onnxruntime", *SHORT)

@@ -94,6 +94,7 @@ def advice(clock: MadeUpClock, *subjects: Subject) -> tuple[Recommendation, ...]
     return from_rows(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("int8_ms", "quality", "recommended", "words"),
     [

@@ -44,6 +44,7 @@ def test_what_disturbs_both_leaves_the_ratio_alone() -> None:
     assert found.distinct
 
 
+@pytest.mark.slow
 def test_interval_of_independent_times_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(2)
     inside = 0

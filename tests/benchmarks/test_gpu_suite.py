@@ -164,6 +164,7 @@ def test_work_is_counted_from_the_plan(random_state: State) -> None:
     assert least_ms(narrow, 1000, 1e15, 9.216e9) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_checks_pass_in_the_interpreter_and_see_a_wrong_kernel(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import gpu_checks
@@ -202,6 +203,7 @@ def test_a_single_precision_kernel_that_does_not_fit_is_remarked(random_state: S
         next(found)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_a_frame_is_held_against_the_network(random_state: State) -> None:
     from benchmarks import gpu_checks
@@ -244,6 +246,7 @@ def test_parts_come_one_by_one_after_everything_was_compiled(random_state: State
     assert names.count("stretch") > 20
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_are_compiled_ahead_as_a_launch_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from benchmarks.gpu_compile import Wanted, compile_ahead
@@ -257,6 +260,7 @@ def test_kernels_are_compiled_ahead_as_a_launch_would(monkeypatch: pytest.Monkey
     assert len(list((tmp_path / "triton").rglob("stretch_kernel.cubin"))) == 1  # found, not made anew
 
 
+@pytest.mark.slow
 def test_engines_are_timed_on_the_device_and_on_the_wall(random_state: State) -> None:
     program = hollow_program(random_state, 87)
     data = program_bytes(program)
@@ -269,6 +273,7 @@ def test_engines_are_timed_on_the_device_and_on_the_wall(random_state: State) ->
         TimedDriver(SimulatedProgramDevice(program, 87)).launch(1, 1)
 
 
+@pytest.mark.slow
 def test_a_leak_is_what_is_gone_after_many_frames(random_state: State) -> None:
     program = hollow_program(random_state, 87)
     data, free = program_bytes(program), iter((1000, 900))

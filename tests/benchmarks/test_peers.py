@@ -14,6 +14,7 @@ pytest.importorskip("onnxscript", reason="its export needs the extra 'export'")
 from benchmarks import peers
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
 def test_every_peer_computes_the_same() -> None:
     setting = peers.Setting((16, 24), 1, Path.cwd())

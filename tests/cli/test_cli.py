@@ -374,6 +374,7 @@ def test_export_converts_there_and_back(run_cli: Run, random_state: State) -> No
     assert Path("again.safetensors").read_bytes() == Path("w.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
 def test_export_onnx_prints_parity(run_cli: Run) -> None:
     for package in ("torch", "onnxscript", "onnxsim"):

@@ -121,6 +121,7 @@ def documented_files(bundle: Path) -> None:
         shutil.copytree(bundle, Path("bundles", name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(c.page == page for c in of("refusion-edge"))], ids=lambda p: p.name
 )

@@ -34,6 +34,7 @@ def test_medical_background_is_exactly_black() -> None:
         assert not corners.any()
 
 
+@pytest.mark.slow
 def test_script_renders_the_shipped_files() -> None:
     script = ROOT / "examples" / "render_samples.py"
     check = [sys.executable, str(script), "--output", str(ROOT / "refusion_edge" / "images" / "samples"), "--check"]

@@ -83,6 +83,7 @@ def test_half_precision_survives_large_activations(random_state: State, rng: np.
     assert np.abs(fused - reference).mean() <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 @pytest.mark.parametrize("form", FORMS)
 def test_graph_equals_the_official_release(shared_data: Path, form: str, name: str) -> None:

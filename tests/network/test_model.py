@@ -43,6 +43,7 @@ def test_names_and_shapes_are_those_of_the_table() -> None:
     assert sum(tensor.numel() for tensor in state.values()) == 59_856
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_output_equals_the_official_release(shared_data: Path, name: str) -> None:
     task = name.split("_", maxsplit=1)[0]

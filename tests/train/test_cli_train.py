@@ -23,6 +23,7 @@ def samples(task: str) -> Path:
     return sample_paths(task)[0].a.parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains_on_its_samples_and_the_weights_fuse(task: str, run_cli: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run_cli("train", "--task", task, "--data", samples(task), *WORDS, "--set", "run.steps=4", "--threads", 1)
@@ -40,6 +41,7 @@ def test_paper_preset_runs(run_cli: Callable[..., tuple[int, str, str]]) -> None
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_probe_proposes_a_shape(run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     from refusion_edge.train import probe
 
@@ -86,6 +88,7 @@ def test_a_device_that_is_not_there_is_refused(
     assert one_sentence(err)
 
 
+@pytest.mark.slow
 def test_tensorboard_is_fed_where_it_is_installed(
     run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

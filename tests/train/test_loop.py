@@ -58,6 +58,7 @@ def kill_at(step: int, number: signal.Signals) -> Callable[[int], None]:
     return lambda taken: os.kill(os.getpid(), number) if taken == step else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "extra"),
     [

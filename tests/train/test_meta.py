@@ -79,6 +79,7 @@ def cosine(one: Parameters, other: Parameters) -> float:
     return torch.nn.functional.cosine_similarity(flat(one), flat(other), dim=0).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["signed", "magnitude"])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_forward_mode_equals_double_backward(term: str, adapted: bool) -> None:
@@ -116,6 +117,7 @@ def two_level_loss(
     return reconstruction_loss(*reconstructed, case.test.a, case.test.b).total.item() / rule.inner_rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "rate"), [("exact", 1.0), ("exact-fd", 1.0), ("double", 1.0), ("pixel", 1e3)])
 @pytest.mark.parametrize("term", ["signed", "magnitude"])
 def test_engines_equal_central_differences_of_the_two_level_loss(engine: Engine, rate: float, term: str) -> None:
@@ -132,6 +134,7 @@ def test_engines_equal_central_differences_of_the_two_level_loss(engine: Engine,
         assert found == pytest.approx(expected, rel=2e-5, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_what_a_task_trains_with_equals_central_differences(task: str) -> None:
     """The proposal of the presets: symmetric, on top of a prior, clipped; and R taking a step of its own."""
@@ -155,6 +158,7 @@ def test_max_term_leaves_the_gradient_weights_without_effect() -> None:
     assert any(tensor.any() for name, tensor in gradient.items() if name.startswith("intensity."))
 
 
+@pytest.mark.slow
 def test_single_precision_and_central_difference_are_close_to_double() -> None:
     objective = FusionObjective("signed", 0.7)
     wide = Case(side=32).gradient(MetaRule("exact", 1e-2), objective).gradient
@@ -164,6 +168,7 @@ def test_single_precision_and_central_difference_are_close_to_double() -> None:
     assert cosine(wide, difference) > 0.999
 
 
+@pytest.mark.slow
 def test_bf16_autocast_keeps_the_direction() -> None:
     objective = FusionObjective("signed", 0.7)
     case = Case(torch.float32, side=32)

@@ -74,6 +74,7 @@ def test_single_precision_takes_other_products_and_has_the_same_derivatives() ->
 
 
 # As above.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_each_parameter_alone_can_be_transformed(dtype: torch.dtype) -> None:
@@ -109,6 +110,7 @@ def test_residuals_take_no_copies_of_gradients_and_change_no_source() -> None:
         assert all(torch.equal(*pair) for pair in zip(sources, before, strict=True))
 
 
+@pytest.mark.slow
 def test_compilation_keeps_the_network_in_one_graph() -> None:
     theta = {name: tensor.requires_grad_() for name, tensor in initial_fusion(torch.Generator().manual_seed(0)).items()}
     sources = planes(2, 1, 1, 12, 16)

@@ -79,6 +79,7 @@ def start(words: list[str], ranks: int, **streams: object) -> list[subprocess.Po
     ]
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_on_the_joined_batch() -> None:
     from safetensors.torch import load_file
 
@@ -96,6 +97,7 @@ def test_two_ranks_equal_one_on_the_joined_batch() -> None:
         assert ((flat - flat_first).norm() / flat.norm()).item() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fatal", [True, False], ids=["killed", "asked to stop"])
 def test_a_lost_or_stopped_rank_ends_the_run_with_a_resumable_checkpoint(
     folder_of_pairs: Callable[..., Path], fatal: bool

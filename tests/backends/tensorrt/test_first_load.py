@@ -107,6 +107,7 @@ def test_what_measures_the_engine_itself_is_not_stopped_by_the_gate(device: Fake
     assert isinstance(read_bundle("x").manifest.gate, GateNotRun)
 
 
+@pytest.mark.slow
 def test_a_wrong_engine_is_refused_at_its_first_load_and_at_every_later_one(device: FakeTensorRT) -> None:
     unevaluated()
     device.compute = lambda a, b: np.full_like(a, np.nan)
@@ -145,6 +146,7 @@ def test_a_bundle_of_another_device_says_how_to_rebuild_it(device: FakeTensorRT)
     assert one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 def test_the_model_of_a_bundle_is_pure_onnx(device: FakeTensorRT) -> None:
     bundle = built()
     a, b = (np.random.default_rng(1).random((1, 1, 24, 32), np.float32) for _ in range(2))
@@ -152,6 +154,7 @@ def test_the_model_of_a_bundle_is_pure_onnx(device: FakeTensorRT) -> None:
         assert np.array_equal(portable.fuse(a, b), device.compute(a, b))
 
 
+@pytest.mark.slow
 def test_the_self_test_of_a_device_owner_passes_or_says_what_is_wrong(
     device: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

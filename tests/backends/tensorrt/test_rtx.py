@@ -39,6 +39,7 @@ SMALL = (64, 96)
 ONLY_WITHOUT_DEVICE = pytest.mark.skipif(cuda.problem() is None, reason="shows what happens without a device, and there is one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_engine_is_built_and_the_manifest_says_what_was_not_done(precision: str) -> None:
     report = build(BuildSpec("ir_vis", precision, backend="tensorrt-rtx", size_hw=SMALL))
@@ -60,6 +61,7 @@ def test_an_engine_is_built_and_the_manifest_says_what_was_not_done(precision: s
         assert manifest.gate.proxy.pairs == 2
 
 
+@pytest.mark.slow
 def test_settings_and_a_range_of_sizes_reach_the_manifest_and_the_command_that_rebuilds() -> None:
     sizes_hw = SizeRange((16, 16), SMALL, (96, 128))
     settings = PlanSettings(workspace_mib=2000, optimization_level=2, compute_capabilities=("8.6", "8.9"))
@@ -77,6 +79,7 @@ def test_settings_and_a_range_of_sizes_reach_the_manifest_and_the_command_that_r
     assert "--workspace" not in report.bundle.rebuild_command("onnxruntime")
 
 
+@pytest.mark.slow
 def test_engines_are_cached_by_all_that_they_depend_on() -> None:
     plain = BuildSpec("medical", "fp32", backend="tensorrt-rtx", size_hw=SMALL, output=Path("x"))
     assert [build(plain).cached for _ in range(2)] == [False, True]
@@ -86,6 +89,7 @@ def test_engines_are_cached_by_all_that_they_depend_on() -> None:
     assert [build(other).cached for _ in range(2)] == [False, True]
 
 
+@pytest.mark.slow
 def test_what_it_cannot_build_is_told(run_cli: Run) -> None:
     small = ("build", "--backend", "tensorrt-rtx", "--size", "64x96")
     for words, code, hint in (
@@ -105,6 +109,7 @@ def test_settings_of_a_compiler_are_refused_where_nothing_is_compiled() -> None:
         build(BuildSpec("medical", backend="onnxruntime", settings=PlanSettings(optimization_level=1)))
 
 
+@pytest.mark.slow
 @ONLY_WITHOUT_DEVICE
 def test_without_a_device_the_engine_is_built_but_not_run(run_cli: Run) -> None:
     code, out, _ = run_cli("build", "--task", "medical", "--backend", "tensorrt-rtx", "--size", "64x96", "-o", "x")
@@ -123,6 +128,7 @@ def test_without_a_device_the_engine_is_built_but_not_run(run_cli: Run) -> None:
         cuda.open_driver()
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_ends_quickly_and_leaves_nothing() -> None:
     """A real compiler, a real signal; sent when the compiler has reported its first phase."""
     script = (
@@ -159,6 +165,7 @@ def calibration_folder(picture: Callable[..., Array], count: int) -> None:
 INT8 = ("build", "--task", "ir_vis", "--precision", "int8", "--backend", "tensorrt-rtx", "--size", "24x32", "-o", "x")
 
 
+@pytest.mark.slow
 def test_an_int8_engine_is_built_from_a_folder_and_again_from_its_own_table(
     run_cli: Run, picture: Callable[..., Array]
 ) -> None:
@@ -185,6 +192,7 @@ def test_an_int8_engine_is_built_from_a_folder_and_again_from_its_own_table(
     assert "quantised.method" in out
 
 
+@pytest.mark.slow
 def test_noise_is_never_silent(run_cli: Run) -> None:
     code, out, err = run_cli(*INT8, "--calib-data", "random")
     # Ranges of noise may or may not pass the gate on pictures; either way nobody is told that it is a good engine.
@@ -231,6 +239,7 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
     assert not Path("x").exists()
 
 
+@pytest.mark.slow
 def test_the_literal_form_is_one_option_apart() -> None:
     forms = []
     for form in ("tensorrt-folded", "tensorrt-literal"):
@@ -242,6 +251,7 @@ def test_the_literal_form_is_one_option_apart() -> None:
         build(BuildSpec("medical", "fp16", backend="onnxruntime", form="tensorrt-folded"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("levels", "pixels"), [("stretch", False), ("fixed", True)])
 def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: OutputRange, pixels: bool) -> None:
     settings = PlanSettings(uint8_output=levels, uint8_input=pixels)

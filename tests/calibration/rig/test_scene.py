@@ -74,6 +74,7 @@ def test_a_keystone_asks_for_a_homography(street: ImagePair, moved: Move) -> Non
     assert apart_px(keystone, simple.homography, size_of(street)) > 1
 
 
+@pytest.mark.slow
 def test_views_without_anything_in_common_are_refused(noise_scene: Callable[[int], Array]) -> None:
     for seed in range(3):
         found = align_scene(noise_scene(seed), noise_scene(seed + 100))
@@ -100,6 +101,7 @@ def test_pictures_of_nothing_are_refused(street: ImagePair) -> None:
         align_scene(street.b, bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["roadscene__FLIR_00211.jpg", "roadscene__FLIR_08526.jpg"])
 def test_known_homographies_of_real_pairs_are_recovered(shared_data: Path, moved: Move, name: str) -> None:
     ir, vis = (read_image(shared_data / "ir_vis" / "test" / side / name) for side in ("ir", "vis"))

@@ -91,6 +91,7 @@ def rig() -> Path:
     return Path("rig.yaml")
 
 
+@pytest.mark.slow
 def test_files_give_the_rig_its_offset_and_pairing_uses_it(run_cli: Run, rig: Path) -> None:
     files = ("--ir", uri("ir", "clock_ms=200"), "--vis", uri("vis"))
     code, out, err = run_cli("align", "time", rig, *files, "--json", "offset.json")
@@ -118,6 +119,7 @@ def run_stream(settings: StreamSettings) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_live_cameras_and_a_recording_of_them_agree(run_cli: Run, rig: Path) -> None:
     cameras = ("--ir", uri("ir", "clock_ms=50", rate=15, live=1), "--vis", uri("vis", rate=15, live=1))
     code, _, err = run_cli("align", "time", rig, *cameras, "--duration-s", 8, "-o", "live.yaml")

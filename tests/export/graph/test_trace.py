@@ -20,6 +20,7 @@ from refusion_edge.network.layouts import REFERENCE, GraphPrecision
 from tests.conftest import TEMPLATES, TOLERANCE, files_below
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
 @pytest.mark.parametrize(("form", "precision"), TEMPLATES)
 def test_shipped_template_equals_a_new_trace(
@@ -49,6 +50,7 @@ def test_graph_equals_the_network(random_state: State, form: str, precision: Gra
     assert (difference.max() if precision == "fp32" else difference.mean()) <= TOLERANCE[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's exporter warns about its own internals
 def test_export_refuses_a_graph_that_differs(random_state: State, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """Shift the eager output, as a wrong graph would be shifted against it: nothing may be written."""

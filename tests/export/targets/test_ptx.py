@@ -119,6 +119,7 @@ def assembled(kernel: PtxKernel, architecture: int, folder: Path) -> Binary:
     return Binary(kernel.symbol, kernel.tile, kernel.shared_bytes, 0, module.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CHOSEN)
 def test_every_plugin_has_the_parameters_of_its_kernel(architecture: int) -> None:
     plugins = compiled(architecture)
@@ -135,6 +136,7 @@ def test_every_plugin_has_the_parameters_of_its_kernel(architecture: int) -> Non
         assert f".reqntid {32 * plugins[name].tile.warps}" in plugins[name].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CHOSEN)
 def test_the_assembler_lays_out_the_arguments_that_tensorrt_hands_over(architecture: int, tmp_path: Path) -> None:
     for name, kernel in compiled(architecture).items():
@@ -151,6 +153,7 @@ def test_the_assembler_lays_out_the_arguments_that_tensorrt_hands_over(architect
         assert {ordinal: (place, size) for ordinal, place, size in read} == expected, name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not TRITON_INSTALLED, reason="compiling kernels needs the extra 'triton' (pip install 'refusion-edge[triton]')"
 )

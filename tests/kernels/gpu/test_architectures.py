@@ -51,6 +51,7 @@ def why_not(architecture: int) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CHOSEN)
 def test_every_kernel_compiles_and_fits(architecture: int) -> None:
     if reason := why_not(architecture):

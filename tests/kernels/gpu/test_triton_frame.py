@@ -49,6 +49,7 @@ def test_references_of_the_kernels_make_the_network(random_state: State, size_hw
     assert np.abs(half[LEVELS] - stretched).max() <= 0.5 + 255 * 3 * TOLERANCE["fp16"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
 def test_triton_kernels_make_the_network(random_state: State) -> None:
     planes = np.random.default_rng(4).random((2, 9, 11), np.float32)

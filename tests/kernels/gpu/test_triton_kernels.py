@@ -24,6 +24,7 @@ KERNELS = tuple(make_schedule().kernels)
 SIZES = ((3, 5), (5, 19), (1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_matches_its_float64_reference(folded: FoldedWeights, name: str, dtype: str) -> None:
@@ -32,6 +33,7 @@ def test_kernel_matches_its_float64_reference(folded: FoldedWeights, name: str, 
         assert largest_error(case, launch(case)) <= RELATIVE_ERROR[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_large_activations_stay_finite_and_right_and_a_repeat_gives_the_same_bits(folded: FoldedWeights, name: str) -> None:
     case = make_case(name, (4, 17), "float16", folded, TILES, scale=20.0, seed=7)

@@ -46,6 +46,7 @@ def second_derivatives(loss: torch.Tensor, inputs: list[torch.Tensor], cotangent
     return [loss, *first, *torch.autograd.grad(product, inputs, materialize_grads=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("term", TERMS)
@@ -60,6 +61,7 @@ def test_value_gradient_and_second_order_equal_autograd_on_the_plain_loss(term: 
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 1, 3, 130)])
 def test_borders_and_several_tiles(size: tuple[int, ...], engine: Engine) -> None:
@@ -70,6 +72,7 @@ def test_borders_and_several_tiles(size: tuple[int, ...], engine: Engine) -> Non
     assert torch.allclose(got, expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("senders", ["f", "w", "v", "fv"])
 def test_only_what_sends_something_back_counts(senders: str, engine: Engine) -> None:
@@ -125,6 +128,7 @@ def test_each_order_is_at_most_three_launches(monkeypatch: pytest.MonkeyPatch) -
     assert len(launched) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_meta_gradient_through_an_inner_step_of_torch_func_equals_that_of_the_plain_loss(engine: Engine) -> None:
     f, w, v, a, b = planes()
@@ -245,6 +249,7 @@ def test_an_engine_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
         fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="fast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_planes_and_cotangents_may_lie_in_memory_in_any_way(engine: Engine) -> None:
     given = planes(8, (1, 1, 2, 3))

@@ -57,6 +57,7 @@ def read_pgm(path: str) -> Array:
     return np.frombuffer(pixels, np.uint8).reshape(height, width)
 
 
+@pytest.mark.slow
 def test_the_example_fuses_what_python_fuses(fuse_pgm: Path) -> None:
     street = sample_paths("ir_vis")[1]
     images = [read_image(path) for path in (street.a, street.b)]
