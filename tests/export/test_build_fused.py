@@ -86,7 +86,7 @@ def test_verify_can_evaluate_the_launches_without_a_device(run_cli: Callable[...
     assert (code, one_sentence(err)) == (3, True)
     code, out, _ = run_cli("verify", path, "--proxy", "--json", "-")
     document = json.loads(out)
-    assert (code, document["simulated"], document["backend"]) == (0, True, "fused")
+    assert (code, document["proxy"], document["backend"]) == (0, True, "fused")
     # Half precision on the plain references: neither the reference itself nor the engine.
     assert all(70 <= pair["psnr_db"] < 110 for pair in document["pairs"].values())
     assert "fp16 on its launches on the CPU against fp32" in run_cli("verify", path, "--proxy")[1]

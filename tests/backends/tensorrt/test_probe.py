@@ -81,7 +81,7 @@ def test_a_precision_that_a_named_capability_lacks_is_refused(run_cli: Callable[
     words = ("--backend", "tensorrt-rtx", "--precision", "int8", "--calib-data", "random", "--compute-capability", "8.6,7.5")
     code, _, err = run_cli("build", *words)
     assert (code, one_sentence(err)) == (2, True)
-    assert "computes in int8 on (8.0 and newer), got 7.5; leave it out, or build with --precision fp32 or fp16" in err
+    assert all(fact in err for fact in ("int8", "8.0", "7.5", "--precision fp32 or fp16"))
     for name, code in (("bf16", 2), ("fp8", 2)):
         assert run_cli("build", "--backend", "tensorrt-rtx", "--precision", name)[0] == code
 
