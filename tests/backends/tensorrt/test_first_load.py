@@ -178,7 +178,7 @@ def test_the_self_test_of_a_device_owner_passes_or_says_what_is_wrong(
         failed = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)
         assert (failed.outcome, failed.trace) == ("failed", "")
         assert one_sentence(failed.reason)
-        assert "smaller --size" in failed.reason
+        assert "480x640" in failed.reason
     # As on JetPack, whose package of the bindings has no metadata.
     monkeypatch.setattr(device, "__spec__", ModuleSpec("tensorrt", None), raising=False)
     facts = describe_device()

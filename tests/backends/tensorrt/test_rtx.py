@@ -189,7 +189,7 @@ def test_an_int8_engine_is_built_from_a_folder_and_again_from_its_own_table(
     assert code == 0, err
     assert read_bundle("y").read(CALIBRATION) == read_bundle("x").read(CALIBRATION)
     code, out, _ = run_cli("inspect", "x")
-    assert "quantised.method" in out
+    assert "quantized.method" in out
 
 
 @pytest.mark.slow
