@@ -40,13 +40,19 @@ MOST_LOOSE_MODULES = 12
 TORCH_ALLOWED = ("kernels", "train", "network.model", "network.layers")
 
 
+def folder_of(package: str) -> Path:
+    # Through the import system, so that it works in every kind of installation; an editable one has several search paths.
+    origin = importlib.import_module(package).__file__
+    assert origin is not None
+    return Path(origin).parent
+
+
 def package_folder() -> Path:
-    # Through the import system, so that it works in every kind of installation.
-    return Path(next(iter(importlib.import_module("refusion_edge").__path__)))
+    return folder_of("refusion_edge")
 
 
 def room_folder(room: str) -> Path:
-    return Path(next(iter(importlib.import_module(f"refusion_edge.{room}").__path__)))
+    return folder_of(f"refusion_edge.{room}")
 
 
 def modules() -> dict[str, Path]:
