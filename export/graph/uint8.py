@@ -69,9 +69,6 @@ def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelP
     return extended
 
 
-_WHITE = 255.0
-
-
 def add_uint8_input(model: onnx.ModelProto) -> onnx.ModelProto:
     """Add uint8 inputs to a model.
 

@@ -25,11 +25,13 @@ from refusion_edge.bundle.manifest import CALIBRATION, MANIFEST, MODEL, WEIGHTS,
 from refusion_edge.bundle.model import checked_model
 from refusion_edge.bundle.spec import EngineSpec
 from refusion_edge.errors import BundleError, MisfitError, OutputError
-from refusion_edge.files import output_error, write_atomically
+from refusion_edge.files import output_error, read_file, write_atomically
 from refusion_edge.machine import this_machine
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.graph import fill, graph_precision, read_template
 
+# Plans of large networks have some hundred MB; ours have two.
+_MOST_BYTES = 1 << 30
 _STAGING = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)$")
 
 
@@ -199,10 +201,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _read_checked(path: Path, name: str, digest: str) -> bytes:
-    try:
-        data = (path / name).read_bytes()
-    except OSError as error:
-        raise BundleError(f"cannot read {name} in the bundle {path}: {error.strerror}; build the bundle again") from error
+    data = read_file(path / name, kind="file of the bundle", most_bytes=_MOST_BYTES, error=BundleError)
     found = sha256(data)
     if found != digest:
         raise BundleError(

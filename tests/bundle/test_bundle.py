@@ -93,6 +93,11 @@ def cut_short(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"wei")
 
 
+def pipe(folder: Path) -> None:
+    (folder / MODEL).unlink()
+    os.mkfifo(folder / MODEL)
+
+
 def cut_manifest(folder: Path) -> None:
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text[: len(text) // 2])
@@ -134,6 +139,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped byte": (flip_a_byte, MODEL),
     "truncated file": (cut_short, WEIGHTS),
     "missing file": (lambda folder: (folder / MODEL).unlink(), MODEL),
+    "pipe instead of a file": (pipe, MODEL),
     "truncated manifest": (cut_manifest, MANIFEST),
     "manifest without content": (write(b""), MANIFEST),
     "manifest that is a list": (write(b"[]"), MANIFEST),

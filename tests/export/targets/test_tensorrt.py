@@ -227,7 +227,13 @@ def test_what_a_compiler_does_not_offer_is_refused(fake_trt: FakeTensorRT) -> No
 
 @pytest.mark.parametrize(
     "settings",
-    [{"optimization_level": 6}, {"optimization_level": -1}, {"workspace_mib": 0}, {"compute_capabilities": ("8",)}, {"compute_capabilities": ("sm_86",)}],
+    [
+        {"optimization_level": 6},
+        {"optimization_level": -1},
+        {"workspace_mib": 0},
+        {"compute_capabilities": ("8",)},
+        {"compute_capabilities": ("sm_86",)},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
