@@ -234,7 +234,7 @@ def open_peer(name: str, setting: Setting) -> Iterator[Fuse]:
         with open_weights(state, name, RunOptions(setting.threads)) as backend:
             yield backend.fuse
     else:
-        with load_fuser(setting.folder / name, RunOptions(setting.threads)) as fuser:
+        with load_fuser(setting.folder / name, threads=setting.threads) as fuser:
             yield fuser.backend.fuse
 
 

@@ -17,17 +17,34 @@
     ├── StreamError                           1   a part of a running stream that failed or stopped responding
     └── UsageError                            2   options that are unknown, out of range or contradictory
 
-Every message is one line in plain English, without a final full stop: what is wrong, with both values where two disagree,
-and what to do about it. An exception outside this tree is a bug and keeps its traceback.
+An error consists of fields, and its message is made from them in one place: one line in plain English, without a final
+full stop. An exception outside this tree is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class RefusionError(Exception):
-    """Base class of all of them; ``exit_code`` is the exit status of the command line."""
+    """Base class of all of them.
+
+    Args:
+        problem: What is wrong, with both values where two disagree.
+        remedy: What to do about it, in the imperative; empty where the problem says it all.
+        expected: The value, or values, that would have been right, where two values disagree.
+        got: The value that was found instead.
+
+    Attributes:
+        exit_code: The exit status of the command line.
+    """
 
     exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "", *, expected: object = None, got: object = None) -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
+        self.expected = expected
+        self.got = got
 
 
 class InputError(RefusionError, ValueError):
@@ -87,8 +104,8 @@ class GateError(RefusionError):
 def not_finite(name: str) -> GateError:
     """Make the error for a back end of this name whose output contains NaN or infinity."""
     return GateError(
-        f"the network's output contains NaN or infinity on the back end {name}; check the weights with 'refusion-edge inspect' "
-        "or the bundle with 'refusion-edge verify'"
+        f"the network's output contains NaN or infinity on the back end {name}",
+        "check the weights with 'refusion-edge inspect' or the bundle with 'refusion-edge verify'",
     )
 
 
