@@ -35,6 +35,8 @@ from tests.oracles.network import fuse_in_double
 if not status("native").usable:
     pytest.skip(f"native: {status('native').reason}; {status('native').fix}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("small_samples")
+
 MODULE = native.load_module()
 ISAS = native.instruction_sets()
 HAS_BF16 = bool(native.instruction_sets("bf16"))
