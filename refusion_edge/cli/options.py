@@ -25,6 +25,15 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
     )  # fmt: skip
 
 
+def add_rebuild(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rebuild``; ``refusion_edge.cli`` rebuilds the bundle and runs the verb again."""
+    parser.add_argument(
+        "--rebuild", action="store_true",
+        help="rebuild the bundle in place, with its own settings, if it was built for another machine, GPU, driver or version "
+        "(default: stop with an error)",
+    )  # fmt: skip
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
