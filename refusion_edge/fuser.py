@@ -51,6 +51,7 @@ class Fuser:
         self.task = task
         self.output_range = output_range
         self.choice = choice
+        self._finisher = Finisher(backend, output_range, "rgb")
 
     def __enter__(self) -> Self:
         self.backend.__enter__()
@@ -103,12 +104,8 @@ class Fuser:
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
-        luma = self._finisher.to_luma(output, partial(to_output_range, output_range=self.output_range))
-        return self._finisher.to_image(luma, planes.chroma if colour else None)
-
-    @property
-    def _finisher(self) -> Finisher:
-        return Finisher(self.backend, self.output_range, "rgb")
+        stretch = partial(to_output_range, output_range=self.output_range)
+        return self._finisher.finish(output, planes.chroma if colour else None, stretch)
 
 
 def load(
