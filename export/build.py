@@ -205,10 +205,13 @@ class _Stages:
 
 def _check_calibration(spec: BuildSpec) -> None:
     if spec.calibration is None and spec.precision == "int8":
-        raise UsageError("an int8 engine needs calibration data; add --calib-data DIR")
+        raise UsageError("an int8 engine needs calibration data", "add --calib-data DIR")
     if spec.calibration is not None and spec.precision != "int8":
         raise UsageError(
-            f"calibration data is only for int8 engines, and the precision is {spec.precision}; leave --calib-data out"
+            f"calibration data is only for int8 engines, and the precision is {spec.precision}",
+            "leave --calib-data out",
+            expected="int8",
+            got=spec.precision,
         )
 
 
@@ -289,8 +292,10 @@ def _read_weights(spec: BuildSpec) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     if checkpoint.task not in (None, spec.task):
         raise CheckpointError(
-            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}; use --task {checkpoint.task} or other "
-            "weights"
+            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}",
+            f"use --task {checkpoint.task} or other weights",
+            expected=spec.task,
+            got=checkpoint.task,
         )
     return checkpoint
 
@@ -300,8 +305,11 @@ def _require_passed(results: tuple[PairFidelity, ...], precision: Precision) -> 
     if not LIMITS[precision].hold(overall):
         remedy = "build with --precision fp32" if precision != "fp32" else "check the weights with 'refusion-edge inspect'"
         raise GateError(
-            f"the {precision} engine differs too much from the fp32 reference: {overall}, and the limits are "
-            f"{LIMITS[precision]}; nothing was installed, {remedy}"
+            f"the {precision} engine was not installed, as it differs too much from the fp32 reference: {overall}, and the "
+            f"limits are {LIMITS[precision]}",
+            remedy,
+            expected=LIMITS[precision],
+            got=overall,
         )
 
 

@@ -37,7 +37,7 @@ def read_cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> Eng
             return bundle
         problem = f"{entry} was built from other sources"
     except BundleError as error:
-        problem = str(error)
+        problem = error.problem
     remarks.append(f"A cached engine is unusable and was rebuilt: {problem}")
     return None
 

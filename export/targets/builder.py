@@ -149,11 +149,14 @@ def refuse_compiler_options(spec: BuildSpec, backend: str) -> None:
         UsageError: The spec has such options.
     """
     if words := spec.settings.words():
-        raise UsageError(f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {backend}; leave it out")
+        raise UsageError(
+            f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {backend}", "leave it out", got=backend
+        )
     if spec.sizes_hw is not None:
         raise UsageError(
-            f"a size range ({spec.sizes_hw}) is only for TensorRT and TensorRT-RTX, and {backend} takes any size; use --size "
-            "dynamic"
+            f"a size range ({spec.sizes_hw}) is only for TensorRT and TensorRT-RTX, and {backend} takes any size",
+            "use --size dynamic",
+            got=backend,
         )
 
 
@@ -164,7 +167,12 @@ def refuse_architectures(spec: BuildSpec, backend: str) -> None:
         UsageError: The spec names architectures.
     """
     if spec.architectures is not None:
-        raise UsageError(f"--arch is only for the back end fused, and the back end is {backend}; leave it out")
+        raise UsageError(
+            f"--arch is only for the back end fused, and the back end is {backend}",
+            "leave it out",
+            expected="fused",
+            got=backend,
+        )
 
 
 def refuse_form(spec: BuildSpec, backend: str, forms: tuple[str, ...]) -> None:
@@ -175,6 +183,8 @@ def refuse_form(spec: BuildSpec, backend: str, forms: tuple[str, ...]) -> None:
     """
     if spec.form is not None and spec.form not in forms:
         raise UsageError(
-            f"{backend} takes the graph form {' or '.join(forms)} in {spec.precision}, and the form is {spec.form}; leave it "
-            "out"
+            f"{backend} takes the graph form {' or '.join(forms)} in {spec.precision}, and the form is {spec.form}",
+            "leave it out",
+            expected=forms,
+            got=spec.form,
         )

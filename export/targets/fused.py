@@ -41,8 +41,8 @@ class ProgramBuilder:
         refuse_form(spec, "fused", (BACKENDS["fused"].forms[spec.precision],))
         if spec.architectures is None and not status("fused").usable:
             raise UsageError(
-                "there is no GPU here to compile the kernels of fused for; name the architecture of the device, such as --arch "
-                "sm_87 for Orin"
+                "there is no GPU here to compile the kernels of fused for",
+                "name the architecture of the device, such as --arch sm_87 for Orin",
             )
 
     def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
@@ -105,7 +105,9 @@ def require_architecture(device: Device, remedy: str) -> int:
     chosen = choose_architecture(ARCHITECTURES, device.architecture)
     if chosen is None:
         known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-        raise BackendError(f"there are no kernels for {device}, only for {known}; {remedy}")
+        raise BackendError(
+            f"there are no kernels for {device}, only for {known}", remedy, expected=ARCHITECTURES, got=device.architecture
+        )
     return chosen
 
 

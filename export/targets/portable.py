@@ -71,7 +71,7 @@ class PortableBuilder:
         Raises:
             UsageError: Always, because the engine needs no device.
         """
-        raise UsageError(f"the back end {self.backend} runs on the CPU and has no proxy; leave --proxy out")
+        raise UsageError(f"the back end {self.backend} runs on the CPU and has no proxy", "leave --proxy out")
 
 
 ONNXRUNTIME = PortableBuilder("onnxruntime")

@@ -62,7 +62,9 @@ class PlanBuilder:
         refuse_form(spec, name, _FORMS if spec.precision != "int8" else (BACKENDS[name].forms["int8"],))
         if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
             asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
-            raise UsageError(f"--plugins needs --precision fp16 and the default graph form, not {asked}; leave --plugins out")
+            raise UsageError(
+                f"--plugins needs --precision fp16 and the default graph form, not {asked}", "leave --plugins out", got=asked
+            )
         spec.settings.check(self.product)
         for capability in spec.settings.compute_capabilities:
             lacks = lacking(name, capability)
@@ -70,8 +72,11 @@ class PlanBuilder:
                 others = [precision for precision in BACKENDS[name].forms if precision not in lacks]
                 remedy = f", or build with --precision {' or '.join(others)}" if others else ""
                 raise UsageError(
-                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} on, "
-                    f"and --compute-capability names {capability}; leave it out{remedy}"
+                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} "
+                    f"on, and --compute-capability names {capability}",
+                    f"leave it out{remedy}",
+                    expected=least_capability(name, spec.precision),
+                    got=capability,
                 )
 
     def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
