@@ -93,11 +93,17 @@ class NativeBackend:
         isa: str | None = None,
     ) -> None:
         if not 0 <= threads <= MAX_THREADS:
-            raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 stands for one per core")
+            raise UsageError(
+                f"{threads} threads are out of range",
+                f"choose 0 to {MAX_THREADS}, where 0 stands for one per core",
+                expected=(0, MAX_THREADS),
+                got=threads,
+            )
         if not instruction_sets(precision):
             raise BackendError(
-                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())}); "
-                "build with --precision fp32"
+                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())})",
+                "build with --precision fp32",
+                got=precision,
             )
         self._size_hw = size_hw
         try:
@@ -108,10 +114,12 @@ class NativeBackend:
                 precision,
             )
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            # The message of the kernels reads "problem; remedy", too.
+            problem, _, remedy = str(error).partition("; ")
+            raise UsageError(problem, remedy) from error
         except (MemoryError, RuntimeError) as error:
             raise BackendError(
-                f"there are not enough memory or threads for the back end native ({brief(error)}); use fewer threads"
+                f"there are not enough memory or threads for the back end native ({brief(error)})", "use fewer threads"
             ) from error
 
     def __enter__(self) -> Self:
@@ -144,19 +152,26 @@ class NativeBackend:
         except MemoryError as error:
             raise BackendError(
                 f"there is not enough memory to fuse {width}x{height} (width x height, about "
-                f"{2 * 32 * 4 * width * height / 1e6:.0f} MB); fuse smaller images"
+                f"{2 * 32 * 4 * width * height / 1e6:.0f} MB)",
+                "fuse smaller images",
             ) from error
         return fused
 
     def _require_planes(self, a: Float32Array, b: Float32Array) -> tuple[int, int]:
         if a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape or a.ndim != 4 or a.shape[:2] != (1, 1):
             raise ShapeError(
-                f"the planes are {a.dtype} {a.shape} and {b.dtype} {b.shape}; convert both to float32 (1, 1, H, W) of one size"
+                f"the planes are {a.dtype} {a.shape} and {b.dtype} {b.shape}",
+                "convert both to float32 (1, 1, H, W) of one size",
+                expected=(a.shape, str(a.dtype)),
+                got=(b.shape, str(b.dtype)),
             )
         height, width = a.shape[2:]
         if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
             raise ShapeError(
-                f"the planes are {width}x{height} (width x height); resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels"
+                f"the planes are {width}x{height} (width x height)",
+                f"resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels",
+                expected=(MIN_SIDE, MAX_SIDE),
+                got=(height, width),
             )
         require_size(self._size_hw, (height, width))
         return height, width
