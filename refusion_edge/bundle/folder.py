@@ -116,7 +116,10 @@ def check_target(bundle: EngineBundle) -> None:
     target = bundle.manifest.target
     if not target.fits(here):
         raise MisfitError(
-            f"{bundle.path} was built for {target}, but this machine is {here}; rebuild it here: {bundle.rebuild_command()}"
+            f"{bundle.path} was built for {target}, but this machine is {here}",
+            f"rebuild it here: {bundle.rebuild_command()}",
+            expected=target,
+            got=here,
         )
 
 
@@ -171,7 +174,7 @@ def check_replaceable(path: Path) -> None:
     if path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir())):
         return
     if path.exists() or path.is_symlink():
-        raise OutputError(f"{path} exists and is not an engine bundle, so it is not replaced; choose another --output")
+        raise OutputError(f"{path} exists and is not an engine bundle, so it is not replaced", "choose another --output")
 
 
 def sha256(data: bytes) -> str:
@@ -206,6 +209,9 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
     if found != digest:
         raise BundleError(
             f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of {digest[:12]}...: it "
-            "was changed or cut short; build the bundle again"
+            "was changed or cut short",
+            "build the bundle again",
+            expected=digest,
+            got=found,
         )
     return data

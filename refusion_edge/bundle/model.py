@@ -32,7 +32,8 @@ def checked_model(data: bytes, made: onnx.ModelProto, path: Path, remedy: str) -
     if not _is_same(data, made):
         raise MisfitError(
             f"{path} differs from the model that this release generates from the weights of the bundle: it was changed, or "
-            f"built by another release; {remedy}"
+            "built by another release",
+            remedy,
         )
     serialized: bytes = made.SerializeToString(deterministic=True)
     return serialized
