@@ -115,7 +115,7 @@ def require_both(first: str | None, second: str | None, names: str) -> None:
         UsageError: Only one is present.
     """
     if (first is None) != (second is None):
-        raise UsageError(f"{names} belong together, and only one was given; add the other, or leave both out")
+        raise UsageError(f"{names} belong together, and only one was given", "add the other, or leave both out")
 
 
 def number_between(text: str, least: float, most: float) -> float:

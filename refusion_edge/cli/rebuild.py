@@ -32,7 +32,7 @@ def open_or_rebuild(options: argparse.Namespace, opened: Callable[[], _T]) -> _T
     from refusion_edge.errors import MisfitError, UsageError
 
     if options.rebuild and options.bundle is None:
-        raise UsageError("--rebuild needs a bundle; add --bundle, or leave --rebuild out")
+        raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
     try:
         return opened()
     except MisfitError as misfit:
