@@ -50,7 +50,12 @@ class Fuser:
         self, backend: Backend, task: Task, output_range: OutputRange = "stretch", choice: Choice | None = None
     ) -> None:
         if output_range not in OUTPUT_RANGES:
-            raise UsageError(f"unknown output range '{output_range}'; choose {' or '.join(OUTPUT_RANGES)}")
+            raise UsageError(
+                f"unknown output range '{output_range}'",
+                f"choose {' or '.join(OUTPUT_RANGES)}",
+                expected=OUTPUT_RANGES,
+                got=output_range,
+            )
         self.backend = backend
         self.task = task
         self.output_range = output_range
@@ -148,7 +153,12 @@ def load(
         GateError: The engine of the bundle runs for the first time and is too far from the reference.
     """
     if not 0 <= threads <= MAX_THREADS:
-        raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 leaves it to the back end")
+        raise UsageError(
+            f"{threads} threads are out of range",
+            f"choose 0 to {MAX_THREADS}, where 0 leaves it to the back end",
+            expected=(0, MAX_THREADS),
+            got=threads,
+        )
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
@@ -205,7 +215,12 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     if backend not in (AUTO, built_for):
         builds = bundle.manifest.precision in find_entry(backend).forms
         remedy = f"build one for it: {bundle.rebuild_command(backend)}" if builds else "leave --backend out"
-        raise UsageError(f"the bundle {bundle.path} was built for {built_for}, not for {backend}; {remedy}")
+        raise UsageError(
+            f"the bundle {bundle.path} was built for {built_for}, not for {backend}",
+            remedy,
+            expected=built_for,
+            got=backend,
+        )
     check_target(bundle)
     require_usable(built_for)
     running = backends.open_engine(built_for, bundle.engine(), options)
@@ -226,8 +241,11 @@ def _run_gate(bundle: EngineBundle, engine: Backend) -> None:
     limits = LIMITS[manifest.precision]
     if not limits.hold(overall):
         raise GateError(
-            f"the engine of {bundle.path} runs for the first time and is too far from the fp32 reference: {overall}, and "
-            f"the limits are {limits}; do not use it, build with --precision fp32 on this machine"
+            f"the engine of {bundle.path} runs for the first time and is too far from the fp32 reference: {overall}, and the "
+            f"limits are {limits}",
+            "do not use it, build with --precision fp32 on this machine",
+            expected=limits,
+            got=overall,
         )
     # If the bundle cannot be written, the gate runs again the next time.
     with contextlib.suppress(OutputError):
@@ -236,7 +254,12 @@ def _run_gate(bundle: EngineBundle, engine: Backend) -> None:
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:
     if asked is None and known is None:
-        raise UsageError(f"{source} does not record its task; add --task ({', '.join(TASKS)})")
+        raise UsageError(f"{source} does not record its task", f"add --task ({', '.join(TASKS)})")
     if asked is not None and known is not None and find_task(asked).name != known:
-        raise CheckpointError(f"{source} is for {known}, but {asked} was requested; use --task {known} or other weights")
+        raise CheckpointError(
+            f"{source} is for {known}, but {asked} was requested",
+            f"use --task {known} or other weights",
+            expected=asked,
+            got=known,
+        )
     return find_task(asked or known or "")

@@ -55,7 +55,8 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
         expected = reference.fuse(planes.a, planes.b)[0, 0]
         if expected.min() == expected.max():
             raise GateError(
-                f"the reference fuses the pair {pair.name} to the same value in every pixel: the weights are broken; use others"
+                f"the reference fuses the pair {pair.name} to the same value in every pixel: the weights are broken",
+                "use others",
             )
         yield PairFidelity(pair.name, compare(fused, expected), fingerprint([pair]), _block_means(expected))
 

@@ -150,7 +150,9 @@ def parse_stages(text: str) -> tuple[str, ...]:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            raise UsageError(f"there is no stage '{name}'{hint}; choose from {', '.join(known)}")
+            raise UsageError(
+                f"there is no stage '{name}'{hint}", f"choose from {', '.join(known)}", expected=tuple(known), got=name
+            )
     return names
 
 
@@ -289,8 +291,10 @@ def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
         wanted = subject.identity.backend
         if fuser.backend.name != wanted:
             raise BackendError(
-                f"{subject.identity.name} was to run on the back end {wanted} but opened on {fuser.backend.name}; choose it "
-                "with --backend"
+                f"{subject.identity.name} was to run on the back end {wanted} but opened on {fuser.backend.name}",
+                "choose it with --backend",
+                expected=wanted,
+                got=fuser.backend.name,
             )
         identity = subject.identity
         yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, colour=identity.colour)

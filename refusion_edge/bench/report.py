@@ -216,7 +216,7 @@ def _spread(fields: Mapping[str, Any], stage: str, where: str) -> Spread:
     ordered = all(0 <= time_ms <= found.max_ms * (1 + 1e-9) for time_ms in times_ms)
     if found.count < 1 or not ordered or (stage == END_TO_END and found.median_ms == 0):
         raise InputError(
-            f"{stage} {where} is no measurement: every time must be above 0 and at most the largest; measure again."
+            f"{stage} {where} is no measurement: every time must be above 0 and at most the largest", "measure again"
         )
     return found
 

@@ -109,9 +109,9 @@ class Subject:
         name, origin = self.identity.name, self.origin
         if Path(origin).is_dir():
             if _bundle_files(read_bundle(origin)) != self.files:
-                raise BundleError(f"the bundle {name} was changed while it was measured; measure again")
+                raise BundleError(f"the bundle {name} was changed while it was measured", "measure again")
         elif _weights_files(origin) != self.files:
-            raise CheckpointError(f"the weights {name} were changed while they were measured; measure again")
+            raise CheckpointError(f"the weights {name} were changed while they were measured", "measure again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,10 @@ def require_comparable(subjects: Sequence[Subject]) -> None:
     for what, one, other in (("task", first.task, second.task), ("size", first.size_text, second.size_text)):
         if one != other:
             raise UsageError(
-                f"cannot compare {first.name} and {second.name}: their {what}s are {one} and {other}; compare like with like"
+                f"cannot compare {first.name} and {second.name}: their {what}s are {one} and {other}",
+                "compare like with like",
+                expected=one,
+                got=other,
             )
 
 
@@ -201,8 +204,10 @@ def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int]
     for size_hw in wanted.sizes_hw:
         if size_hw != (height, width):
             raise UsageError(
-                f"cannot measure the bundle {bundle.path} at {size_hw[0]}x{size_hw[1]}: it was built for {height}x{width}; "
-                "leave out --sizes, or build one with --size dynamic"
+                f"cannot measure the bundle {bundle.path} at {size_hw[0]}x{size_hw[1]}: it was built for {height}x{width}",
+                "leave out --sizes, or build one with --size dynamic",
+                expected=(height, width),
+                got=size_hw,
             )
     return ((height, width),)
 
@@ -211,7 +216,7 @@ def _task_of(name: str, asked: str | None) -> str:
     known = name if name in TASKS else read_checkpoint(name).task
     task = known or asked
     if task is None:
-        raise UsageError(f"the weights {name} do not name their task; add --task ({', '.join(TASKS)})")
+        raise UsageError(f"the weights {name} do not name their task", f"add --task ({', '.join(TASKS)})")
     return task
 
 
@@ -234,5 +239,5 @@ def _weights_files(name: str) -> dict[str, str]:
         return {path.name: sha256(path.read_bytes())}
     except OSError as error:
         raise CheckpointError(
-            f"cannot read the weights file {path}: {error.strerror}; put it back and measure again"
+            f"cannot read the weights file {path}: {error.strerror}", "put it back and measure again"
         ) from error

@@ -69,12 +69,12 @@ def evaluate(
     engines = engines or {}
     twice = results.keys() & engines.keys()
     if twice:
-        raise UsageError(f"two methods have the name '{min(twice)}'; tell them apart with NAME=DIR")
+        raise UsageError(f"two methods have the name '{min(twice)}'", "tell them apart with NAME=DIR")
     jobs = jobs or core_count()
     folders, in_color = dict(results), {}
     if engines:
         if folder is None:
-            raise UsageError("engines need a folder for what they fuse; give one")
+            raise UsageError("engines need a folder for what they fuse", "give one")
         pairs, _ = find_sources(a, b, partial=partial)
         wants_color = any(metric.convention == "vifb" for metric in metrics)
         for index, (name, engine) in enumerate(engines.items()):
@@ -133,7 +133,7 @@ def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color:
         try:
             fused = fuser.fuse(pair.a, pair.b, colour=color)
         except InputError as error:
-            raise type(error)(f"pair {pair.name}: {error}") from error
+            raise error.within(f"pair {pair.name}") from error
         write_image(folder / f"{paths.name}.png", fused)
         done()
 
@@ -163,7 +163,7 @@ def sweep_fuser(
         try:
             rows.append(_sweep_pair(fuser, pair, metrics, misregistration))
         except InputError as error:
-            raise type(error)(f"pair {pair.name}: {error}") from error
+            raise error.within(f"pair {pair.name}") from error
         done()
     return np.stack(rows)
 
