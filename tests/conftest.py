@@ -15,6 +15,8 @@ import pytest
 # before pytest has read its options. Only `pytest -m gpu` needs a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "0" if {"-mgpu", "gpu"} & set(sys.argv) else "1")
 
+pytest.register_assert_rewrite("tests.raising")
+
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main

@@ -63,7 +63,10 @@ class PlanBuilder:
         if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
             asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
             raise UsageError(
-                f"--plugins needs --precision fp16 and the default graph form, not {asked}", "leave --plugins out", got=asked
+                f"--plugins needs --precision fp16 and the default graph form, not {asked}",
+                "leave --plugins out",
+                expected=("fp16", None),
+                got=(spec.precision, spec.form),
             )
         spec.settings.check(self.product)
         for capability in spec.settings.compute_capabilities:

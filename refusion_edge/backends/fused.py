@@ -17,14 +17,14 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
+from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status
 from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
 from refusion_edge.cuda.program import Buffer, Launch, Program, Target, aligned, cuda_text, lay_out, pack
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
-from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
+from refusion_edge.errors import BackendError, BundleError, not_finite
 from refusion_edge.machine import accelerator, choose_architecture, is_installed
-from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _INPUT, _FUSED, _LEVELS = "planes", "fused", "levels"
 _VISIBLE = {
@@ -167,7 +167,7 @@ class FusedBackend(StagesOnDevice):
 
     @on_its_device
     def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
-        size_hw = _checked_size(a, b)
+        size_hw = require_planes(a, b)
         frame = self._frame if self._frame is not None and self._frame.size_hw == size_hw else self._prepare(size_hw)
         planes = frame.visible[_INPUT].array.view(np.float32).reshape(2, *size_hw)
         planes[0], planes[1] = a[0, 0], b[0, 0]
@@ -270,30 +270,3 @@ def _check_visible(program: Program, name: str) -> None:
     extents = [buffer.per_strip + buffer.fixed for buffer in program.schedule.buffers.values() if buffer.role != "scratch"]
     if found != _VISIBLE or any(extents):
         raise BundleError(f"{name} has other inputs and outputs than planes, fused and levels", "build it again")
-
-
-def _checked_size(a: Float32Array, b: Float32Array) -> tuple[int, int]:
-    for name, plane in (("a", a), ("b", b)):
-        if plane.ndim != 4 or plane.shape[:2] != (1, 1) or plane.dtype != np.float32:
-            raise ShapeError(
-                f"source {name} is {plane.shape} {plane.dtype} instead of (1, 1, H, W) float32",
-                "convert it, or fuse the pairs of a batch one after the other",
-                expected=((1, 1, "H", "W"), "float32"),
-                got=(plane.shape, str(plane.dtype)),
-            )
-    height, width = a.shape[2:]
-    if a.shape != b.shape:
-        raise ShapeError(
-            f"the sources differ in size: a is {width}x{height} and b is {b.shape[3]}x{b.shape[2]} (width x height)",
-            "align or resize them first",
-            expected=(height, width),
-            got=b.shape[2:],
-        )
-    if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
-        raise ShapeError(
-            f"the sources are {width}x{height} (width x height)",
-            f"resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels",
-            expected=(MIN_SIDE, MAX_SIDE),
-            got=(height, width),
-        )
-    return height, width

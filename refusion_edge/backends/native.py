@@ -8,15 +8,15 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
-from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.parameters import PARAMETERS
-from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 
@@ -145,7 +145,8 @@ class NativeBackend:
                 fixed size.
             BackendError: There is not enough memory.
         """
-        height, width = self._require_planes(a, b)
+        height, width = require_planes(a, b)
+        require_size(self._size_hw, (height, width))
         fused = np.empty((1, 1, height, width), np.float32)
         try:
             self._network.fuse(a[0, 0], b[0, 0], fused[0, 0])
@@ -156,22 +157,3 @@ class NativeBackend:
                 "fuse smaller images",
             ) from error
         return fused
-
-    def _require_planes(self, a: Float32Array, b: Float32Array) -> tuple[int, int]:
-        if a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape or a.ndim != 4 or a.shape[:2] != (1, 1):
-            raise ShapeError(
-                f"the planes are {a.dtype} {a.shape} and {b.dtype} {b.shape}",
-                "convert both to float32 (1, 1, H, W) of one size",
-                expected=(a.shape, str(a.dtype)),
-                got=(b.shape, str(b.dtype)),
-            )
-        height, width = a.shape[2:]
-        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
-            raise ShapeError(
-                f"the planes are {width}x{height} (width x height)",
-                f"resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels",
-                expected=(MIN_SIDE, MAX_SIDE),
-                got=(height, width),
-            )
-        require_size(self._size_hw, (height, width))
-        return height, width
