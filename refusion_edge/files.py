@@ -134,7 +134,7 @@ def _require_regular(path: Path, status: os.stat_result, kind: str, most_bytes: 
 
 
 def _too_large(path: Path, size: int, kind: str, most_bytes: int, error: type[RefusionError]) -> RefusionError:
-    problem = f"{path} is too large for a {kind}: it has {_amount(size)} of at most {_amount(most_bytes)}"
+    problem = f"the {kind} {path} is too large: it has {_amount(size)} of at most {_amount(most_bytes)}"
     return error(problem, "check the path", expected=most_bytes, got=size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -68,52 +69,56 @@ class Fuser:
     def __exit__(self, *exc: object) -> None:
         self.backend.__exit__(*exc)
 
-    def fuse(self, a: Array, b: Array, *, colour: bool = True) -> Uint8Array:
+    def fuse(self, a: Array, b: Array, *, color: bool = True, colour: bool | None = None) -> Uint8Array:
         """Fuse two registered images.
 
         Args:
             a: Source a (infrared, functional, near, under), (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in
                 [0, 1]. 16-bit or float gray of an infrared or functional source may have any range.
             b: Source b (visible, MRI, far, over), same height and width.
-            colour: Whether to keep the color of the sources.
+            color: Whether to keep the color of the sources.
+            colour: Former name of ``color``; deprecated.
 
         Returns:
-            (H, W, 3) RGB uint8 if a source has color and ``colour`` is set, else (H, W). A new array.
+            (H, W, 3) RGB uint8 if a source has color and ``color`` is set, else (H, W). A new array.
 
         Raises:
             ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
             InputError: An image contains NaN or infinities, or is constant.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
+        if colour is not None:
+            warnings.warn("the argument colour of Fuser.fuse is now called color", DeprecationWarning, stacklevel=2)
+            color = colour
         planes = self.to_planes(a, b)
-        return self.to_image(self.infer(planes, colour=colour), planes, colour=colour)
+        return self.to_image(self.infer(planes, color=color), planes, color=color)
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """Run the steps of ``fuse`` before the network: turn two images into its inputs. Arguments and errors as there."""
         return to_planes(a, b, sensor_a=self.task.ranged_a, keep_uint8=self._finisher.takes_uint8)
 
-    def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
+    def infer(self, planes: Planes, *, color: bool = True) -> Float32Array | Uint8Array:
         """Run the network, as ``fuse`` does.
 
         Returns:
             The fused plane, (1, 1, H, W) float32; or the finished image, (H, W) uint8, where the result is gray and the
             engine produces it in this output range on the device.
         """
-        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not colour)
+        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not color)
 
-    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, color: bool = True) -> Uint8Array:
         """Run the steps of ``fuse`` after the network: turn its output into an image.
 
         Args:
             output: Result of ``infer``.
             planes: The planes that it was computed from.
-            colour: Whether to keep the color of the sources.
+            color: Whether to keep the color of the sources.
 
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
         luma = self._finisher.to_luma(output, partial(to_output_range, output_range=self.output_range))
-        return self._finisher.to_image(luma, planes.chroma if colour else None)
+        return self._finisher.to_image(luma, planes.chroma if color else None)
 
     @property
     def _finisher(self) -> Finisher:

@@ -1,4 +1,4 @@
-"""What every test can use: where real data is, small pictures, weights, and the command line in this process."""
+"""What every test can use: where real data is, small images, weights, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def random_state() -> State:
 
 @pytest.fixture
 def picture(rng: np.random.Generator) -> Callable[..., Array]:
-    """Make a smooth random picture: ``picture(height, width, channels=3, dtype=np.uint8)``."""
+    """Make a smooth random image: ``image(height, width, channels=3, dtype=np.uint8)``."""
     import cv2
 
     def make(height: int, width: int, channels: int = 1, dtype: type = np.uint8) -> Array:

@@ -134,7 +134,7 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
             f"{_SHORTEST_S:g} s are needed",
             "record both together, for longer",
             expected=_SHORTEST_S,
-            got=max(0.0, last - first) / _SECOND,
+            got=float(max(0.0, last - first) / _SECOND),
         )
     grid = np.arange(first, last, step_ns)
     ir_plane, vis_plane = (_on_grid(times, values, grid) for times, values in series)

@@ -22,7 +22,7 @@ DEFAULT_THRESHOLD = 0.10
 # A measurement has 10 kB.
 _MOST_BYTES = 64 << 20
 # What has to be the same for two numbers to be about the same thing; the name and the files may change.
-_COMPARED = ("task", "size_text", "precision", "backend", "threads", "colour", "output_range")
+_COMPARED = ("task", "size_text", "precision", "backend", "threads", "color", "output_range")
 
 
 class SweepLog:
@@ -105,6 +105,9 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     found = typed(dict[str, Any], parse_json(line, f"the first line of {path}"), f"the first line of {path}")
     if found.get("schema") != LINES_SCHEMA or not isinstance(found.get("configuration"), dict):
         raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}", "name another file")
+    configuration = found["configuration"]
+    if "pictures" in configuration:  # its name until release 0.2
+        configuration["images"] = configuration.pop("pictures")
     return found
 
 

@@ -77,13 +77,13 @@ class Pipeline:
         source: Returns the pair.
         captured: Whether reading the pair is a stage of its own; False if it is in memory already.
         clock: The clock.
-        colour: Whether the fused image keeps the color of the sources.
+        color: Whether the fused image keeps the color of the sources.
     """
 
     def __init__(
-        self, fuser: Fuser, source: Callable[[], ImagePair], *, captured: bool, clock: Clock, colour: bool = True
+        self, fuser: Fuser, source: Callable[[], ImagePair], *, captured: bool, clock: Clock, color: bool = True
     ) -> None:
-        self._fuser, self._source, self._captured, self._clock, self._colour = fuser, source, captured, clock, colour
+        self._fuser, self._source, self._captured, self._clock, self._color = fuser, source, captured, clock, color
         self._timed = fuser.backend if isinstance(fuser.backend, DeviceTimed) else None
         if self._timed is not None:
             self._timed.time_stages()
@@ -101,9 +101,9 @@ class Pipeline:
         captured_ns = clock.now_ns()
         planes = fuser.to_planes(pair.a, pair.b)
         prepared_ns = clock.now_ns()
-        output = fuser.infer(planes, colour=self._colour)
+        output = fuser.infer(planes, color=self._color)
         inferred_ns = clock.now_ns()
-        fuser.to_image(output, planes, colour=self._colour)
+        fuser.to_image(output, planes, color=self._color)
         ended_ns = clock.now_ns()
         cpu_ns = clock.cpu_ns() - cpu_ns
 
@@ -297,7 +297,7 @@ def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
                 got=fuser.backend.name,
             )
         identity = subject.identity
-        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, colour=identity.colour)
+        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, color=identity.color)
 
 
 def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:

@@ -106,7 +106,7 @@ class Report:
             "machine": asdict(self.machine),
             "versions": self.versions,
             "clock": self.clock,
-            "synchronisation": SYNCHRONIZATION,
+            "synchronization": SYNCHRONIZATION,
             "plan": asdict(self.plan),
             "load_before": asdict(self.load_before),
             "load_after": asdict(self.load_after),
@@ -180,6 +180,9 @@ def row_from_document(document: object, source: str) -> Row:
         InputError: It is something else, or holds a time that is none.
     """
     fields = typed(dict[str, Any], document, f"a measurement in {source}")
+    identity = fields.get("identity")
+    if isinstance(identity, dict) and "colour" in identity:  # its name until release 0.2
+        fields["identity"] = {"color" if key == "colour" else key: value for key, value in identity.items()}
     row = typed(Row, {**fields, "stages": None}, f"a measurement in {source}")
     if fields.get("stages") is None:
         return row

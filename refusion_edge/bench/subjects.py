@@ -33,7 +33,7 @@ class Identity:
         size_hw: Height and width of the images.
         backend: Back end it runs on.
         threads: Threads requested; 0 for the back end's own choice.
-        colour: Whether the images keep the color of the sources.
+        color: Whether the images keep the color of the sources.
         output_range: Output range, ``stretch`` or ``fixed``.
     """
 
@@ -43,7 +43,7 @@ class Identity:
     size_hw: tuple[int, int]
     backend: str
     threads: int
-    colour: bool = True
+    color: bool = True
     output_range: OutputRange = "stretch"
 
     @property
@@ -59,7 +59,7 @@ class Identity:
     @property
     def label(self) -> str:
         """The identity in a few words."""
-        finish = [] if self.colour else ["grey"]
+        finish = [] if self.color else ["gray"]
         finish += [] if self.output_range == "stretch" else [self.output_range]
         return " ".join([self.name, self.precision, self.size_text, *finish])
 
@@ -124,7 +124,7 @@ class Wanted:
         threads: Threads, 0 for the back end's own choice.
         sizes_hw: Sizes to measure at; empty for the size of a fixed engine, or else 480x640.
         pair: Files read again for every run; None for a sample pair held in memory.
-        colour: Whether the images keep the color of the sources.
+        color: Whether the images keep the color of the sources.
         output_range: Output range.
     """
 
@@ -133,7 +133,7 @@ class Wanted:
     threads: int = 0
     sizes_hw: tuple[tuple[int, int], ...] = ()
     pair: PairPaths | None = None
-    colour: bool = True
+    color: bool = True
     output_range: OutputRange = "stretch"
 
 
@@ -168,7 +168,7 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
     subjects = []
     for size_hw in _sizes(bundle, wanted):
         identity = Identity(
-            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.colour, wanted.output_range
+            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.color, wanted.output_range
         )
         source = _file_source(wanted.pair) if wanted.pair else _memory_source(task, size_hw)
         subjects.append(Subject(identity, origin, files, quality, open_fuser, source, captured=wanted.pair is not None))

@@ -184,7 +184,7 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
         options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair,
-        colour=not options.grey, output_range=options.output_range,
+        color=not options.gray, output_range=options.output_range,
     )  # fmt: skip
     origins = list(options.compare or options.engines)
     if not options.precisions:
@@ -324,7 +324,7 @@ def _sweep(
             "engines": {subject.identity.label: subject.files for subject in subjects},
             "backend": options.backend,
             "threads": options.threads,
-            "pictures": [options.a, options.b],
+            "images": [options.a, options.b],
         }
         log = SweepLog(Path(options.lines), configuration)
         if log.rows:

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     pair = read_pair(found.pairs[0])
     with open_or_rebuild(options, opened) as fuser:
         try:
-            fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
+            fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
         except InputError as error:
             raise error.within(f"{options.a} and {options.b}") from error
     write_image(options.output, fused)
@@ -101,7 +101,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPat
         for paths in progress.track(pairs, description="fusing"):
             try:
                 pair = read_pair(paths)
-                fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
+                fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
             except InputError as error:
                 failures.append(f"pair {paths.name}: {error}")
             else:

@@ -131,7 +131,7 @@ def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color:
     for paths in pairs:
         pair = read_pair(paths)
         try:
-            fused = fuser.fuse(pair.a, pair.b, colour=color)
+            fused = fuser.fuse(pair.a, pair.b, color=color)
         except InputError as error:
             raise error.within(f"pair {pair.name}") from error
         write_image(folder / f"{paths.name}.png", fused)
@@ -174,7 +174,7 @@ def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep:
         wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
         if not wanted:
             continue
-        fuse = functools.partial(fuser.fuse, colour=color)
+        fuse = functools.partial(fuser.fuse, color=color)
         sensor_a = fuser.task.ranged_a
         points = sweep_fusion(pair.a, pair.b, fuse, wanted, sweep.offsets_px, sweep.kind, sensor_a=sensor_a)
         for metric in wanted:

@@ -74,7 +74,7 @@ def test_the_device_times_its_stages_where_it_is_asked_to(program: Program, inte
     assert not device.held
 
 
-def test_a_fuser_takes_the_levels_of_the_last_kernel_for_grey_results(program: Program) -> None:
+def test_a_fuser_takes_the_levels_of_the_last_kernel_for_gray_results(program: Program) -> None:
     draw = np.random.default_rng(3)
     a, b = (draw.integers(0, 256, (13, 40), np.uint8) for _ in range(2))
     with Fuser(FusedBackend(program_bytes(program), driver=SimulatedProgramDevice(program, 87)), find_task("medical")) as fuser:

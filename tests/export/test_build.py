@@ -55,7 +55,7 @@ def test_every_task_and_precision_passes_its_gate(task: str, precision: Precisio
 
 
 def test_the_engine_is_really_half_precision() -> None:
-    """A gate that compared the reference with itself would print equal pictures."""
+    """A gate that compared the reference with itself would print equal images."""
     report = build(BuildSpec("ir_vis", "fp16", size_hw=SMALL))
     assert all(40 < result.fidelity.psnr_db < 120 for result in report.gate)
 

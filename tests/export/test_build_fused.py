@@ -69,7 +69,7 @@ def test_every_task_passes_its_gate_with_room(task: str) -> None:
     assert all(result.fidelity.psnr_db < 110 for result in report.gate)
 
 
-def test_a_bundle_fuses_pictures_on_its_device(monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Array]) -> None:
+def test_a_bundle_fuses_images_on_its_device(monkeypatch: pytest.MonkeyPatch, picture: Callable[..., Array]) -> None:
     report = build(spec())
     data = report.bundle.read(PROGRAM)
     monkeypatch.setattr(fused, "probe", lambda: Status(usable=True, reason="pretended"))

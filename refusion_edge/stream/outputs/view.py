@@ -291,7 +291,7 @@ class ViewSink:
                 await answer.close(message=b"the stream has ended")
                 return
             names = [name for name in IMAGES if name in self._wanted[viewer] and name in self._parts]
-            header = {**self._header, "pictures": {name: len(self._parts[name]) for name in names}}
+            header = {**self._header, "images": {name: len(self._parts[name]) for name in names}}
             text = json.dumps(header, allow_nan=False).encode()
             await answer.send_bytes(b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names))))
 
@@ -303,7 +303,7 @@ class ViewSink:
             return
         if not isinstance(asked, Mapping):
             return
-        wanted = asked.get("pictures")
+        wanted = asked.get("images")
         if isinstance(wanted, list):
             self._wanted[viewer] = frozenset(name for name in IMAGES if name in wanted)
         for polarity in POLARITIES:

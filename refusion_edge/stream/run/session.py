@@ -87,7 +87,7 @@ class StreamSession:
                 gain=gain,
                 stretch=stretch,
                 geometry=geometry,
-                color=not settings.grey,
+                color=not settings.gray,
                 marks=settings.marks,
                 took=self.statistics.took,
             )
@@ -98,7 +98,7 @@ class StreamSession:
                 processor,
                 sinks,
                 self.statistics,
-                limits=RunLimits(settings.give_up_s, settings.duration_s, frames=settings.pictures),
+                limits=RunLimits(settings.give_up_s, settings.duration_s, frames=settings.frames),
                 recorder=recorder,
                 refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,

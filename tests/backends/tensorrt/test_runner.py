@@ -33,7 +33,7 @@ def planes(size_hw: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndar
     return draw.random((1, 1, *size_hw), np.float32), draw.random((1, 1, *size_hw), np.float32)
 
 
-def test_pictures_are_copied_to_a_discrete_device_and_back(fake_trt: FakeTensorRT) -> None:
+def test_images_are_copied_to_a_discrete_device_and_back(fake_trt: FakeTensorRT) -> None:
     driver = fake_trt.driver
     a, b = planes(HW)
     with TrtBackend(plan_bytes()) as engine:
@@ -134,7 +134,7 @@ def test_an_engine_that_does_not_run_says_so(fake_trt: FakeTensorRT, trouble: st
         engine.fuse(*planes(HW))
 
 
-def test_too_little_memory_is_told_in_numbers_and_a_smaller_picture_still_runs(fake_trt: FakeTensorRT) -> None:
+def test_too_little_memory_is_told_in_numbers_and_a_smaller_image_still_runs(fake_trt: FakeTensorRT) -> None:
     fake_trt.driver.total = 100_000
     with TrtBackend(plan_bytes()) as engine:
         with raises(BackendError, "device memory", remedy="smaller --size"):
@@ -243,12 +243,12 @@ def test_bench_gets_the_stages_of_the_device_and_measures_its_levels(fake_trt: F
     draw = np.random.default_rng(7)
     pair = ImagePair("x", draw.integers(0, 256, HW, np.uint8), draw.integers(0, 256, (*HW, 3), np.uint8))
     with Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")) as fuser:
-        for colour in (True, False):
-            pipeline = Pipeline(fuser, lambda: pair, captured=False, clock=SystemClock(), colour=colour)
+        for color in (True, False):
+            pipeline = Pipeline(fuser, lambda: pair, captured=False, clock=SystemClock(), color=color)
             laps = [pipeline.run() for _ in range(2)]
             assert list(times_of(laps)) == ["preprocess", "h2d", "infer", "d2h", "postprocess", "end_to_end", "cpu"]
             downloads = [call for call in fake_trt.driver.calls if call == "download"]
-            assert len(downloads) == (1 if colour else 2)
+            assert len(downloads) == (1 if color else 2)
             fake_trt.driver.calls.clear()
 
 
@@ -270,11 +270,11 @@ def test_levels_come_back_instead_of_the_plane(fake_trt: FakeTensorRT, device: D
         assert fake_trt.driver.calls == ["launch", "synchronize"] * 2
 
 
-def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(fake_trt: FakeTensorRT) -> None:
+def test_a_fuser_takes_the_levels_of_the_device_for_gray_results_of_their_range(fake_trt: FakeTensorRT) -> None:
     fake_trt.levels = "stretch"
     draw = np.random.default_rng(4)
-    grey, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
-    colour = draw.integers(0, 256, (*HW, 3), np.uint8)
+    gray, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
+    color = draw.integers(0, 256, (*HW, 3), np.uint8)
     asked: list[str] = []
 
     class Watched(TrtBackend):
@@ -287,10 +287,10 @@ def test_a_fuser_takes_the_levels_of_the_device_for_grey_results_of_their_range(
             return super().fuse_uint8(a, b)
 
     for output_range, pair, more, way in (
-        ("stretch", (grey, other), {}, "levels"),
-        ("stretch", (grey, colour), {}, "plane"),
-        ("stretch", (grey, colour), {"colour": False}, "levels"),
-        ("fixed", (grey, other), {}, "plane"),
+        ("stretch", (gray, other), {}, "levels"),
+        ("stretch", (gray, color), {}, "plane"),
+        ("stretch", (gray, color), {"color": False}, "levels"),
+        ("fixed", (gray, other), {}, "plane"),
     ):
         asked.clear()
         with Fuser(Watched(plan_bytes()), find_task("ir_vis"), output_range) as fuser:
@@ -321,7 +321,7 @@ def test_sources_in_8_bits_and_in_float_give_the_same_in_any_order(fake_trt: Fak
 def test_bytes_of_8_bit_sources_go_to_the_device_and_no_others(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_trt.pixels, fake_trt.levels = True, "stretch"
     draw = np.random.default_rng(12)
-    grey, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
+    gray, other = (draw.integers(0, 256, HW, np.uint8) for _ in range(2))
     sent: list[int] = []
     upload = fake_trt.driver.upload
 
@@ -332,16 +332,16 @@ def test_bytes_of_8_bit_sources_go_to_the_device_and_no_others(fake_trt: FakeTen
     monkeypatch.setattr(fake_trt.driver, "upload", watched)
     with Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")) as fuser:
         for _ in range(2):
-            found = fuser.fuse(grey, other)
+            found = fuser.fuse(gray, other)
         # What may have to be zero is made so once; a byte for each pixel goes over in the first run and in its recording.
         assert sent == [NBYTES, NBYTES, *[NBYTES // 4] * 4]
-        mean = (grey / np.float32(255) + other / np.float32(255)) / 2
+        mean = (gray / np.float32(255) + other / np.float32(255)) / 2
         assert np.array_equal(found, merge(to_output_range(mean, "stretch"), None))
         sent.clear()
-        colour = draw.integers(0, 256, (*HW, 3), np.uint8)
-        given = fuser.to_planes(grey, colour)
+        color = draw.integers(0, 256, (*HW, 3), np.uint8)
+        given = fuser.to_planes(gray, color)
         assert (given.a.dtype, given.b.dtype) == (np.uint8, np.float32)
-        fuser.fuse(grey, colour)
+        fuser.fuse(gray, color)
         assert sent == [NBYTES // 4, *[NBYTES // 4, NBYTES] * 2]
 
 

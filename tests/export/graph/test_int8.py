@@ -27,7 +27,7 @@ from refusion_edge.tasks import find_task
 from tests.raising import raises
 
 LAYERS = quantizable_layers()
-# Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any picture gives.
+# Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any image gives.
 TABLE = CalibrationTable("min-max", {layer: 2.0 if layer.startswith("FM") else 4.0 for layer in LAYERS}, 16, "0")
 HW = (21, 34)
 
@@ -153,7 +153,7 @@ def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> 
     assert len(told) == len(LAYERS)
 
 
-def test_real_weights_pass_the_gate_on_pictures() -> None:
+def test_real_weights_pass_the_gate_on_images() -> None:
     state = read_checkpoint(weights_path("ir_vis")).state
     with open_weights(state, optimized=False) as reference:
         evaluator = Evaluator(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
