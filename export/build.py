@@ -281,8 +281,10 @@ def _read_weights(spec: BuildSpec) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     if checkpoint.task not in (None, spec.task):
         raise CheckpointError(
-            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}; use --task {checkpoint.task} or other "
-            "weights"
+            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}",
+            f"use --task {checkpoint.task} or other weights",
+            expected=spec.task,
+            got=checkpoint.task,
         )
     return checkpoint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,12 @@ class Fuser:
         self, backend: Backend, task: Task, output_range: OutputRange = "stretch", choice: Choice | None = None
     ) -> None:
         if output_range not in OUTPUT_RANGES:
-            raise UsageError(f"unknown output range '{output_range}'; choose {' or '.join(OUTPUT_RANGES)}")
+            raise UsageError(
+                f"unknown output range '{output_range}'",
+                f"choose {' or '.join(OUTPUT_RANGES)}",
+                expected=OUTPUT_RANGES,
+                got=output_range,
+            )
         self.backend = backend
         self.task = task
         self.output_range = output_range
@@ -60,52 +66,56 @@ class Fuser:
     def __exit__(self, *exc: object) -> None:
         self.backend.__exit__(*exc)
 
-    def fuse(self, a: Array, b: Array, *, colour: bool = True) -> Uint8Array:
+    def fuse(self, a: Array, b: Array, *, color: bool = True, colour: bool | None = None) -> Uint8Array:
         """Fuse two registered images.
 
         Args:
             a: Source a (infrared, functional, near, under), (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in
                 [0, 1]. 16-bit or float gray of an infrared or functional source may have any range.
             b: Source b (visible, MRI, far, over), same height and width.
-            colour: Whether to keep the color of the sources.
+            color: Whether to keep the color of the sources.
+            colour: Former name of ``color``; deprecated.
 
         Returns:
-            (H, W, 3) RGB uint8 if a source has color and ``colour`` is set, else (H, W). A new array.
+            (H, W, 3) RGB uint8 if a source has color and ``color`` is set, else (H, W). A new array.
 
         Raises:
             ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
             InputError: An image contains NaN or infinities, or is constant.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
+        if colour is not None:
+            warnings.warn("the argument colour of Fuser.fuse is now called color", DeprecationWarning, stacklevel=2)
+            color = colour
         planes = self.to_planes(a, b)
-        return self.to_image(self.infer(planes, colour=colour), planes, colour=colour)
+        return self.to_image(self.infer(planes, color=color), planes, color=color)
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """Run the steps of ``fuse`` before the network: turn two images into its inputs. Arguments and errors as there."""
         return to_planes(a, b, sensor_a=self.task.ranged_a, keep_uint8=self._finisher.takes_uint8)
 
-    def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
+    def infer(self, planes: Planes, *, color: bool = True) -> Float32Array | Uint8Array:
         """Run the network, as ``fuse`` does.
 
         Returns:
             The fused plane, (1, 1, H, W) float32; or the finished image, (H, W) uint8, where the result is gray and the
             engine produces it in this output range on the device.
         """
-        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not colour)
+        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not color)
 
-    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, color: bool = True) -> Uint8Array:
         """Run the steps of ``fuse`` after the network: turn its output into an image.
 
         Args:
             output: Result of ``infer``.
             planes: The planes that it was computed from.
-            colour: Whether to keep the color of the sources.
+            color: Whether to keep the color of the sources.
 
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
         stretch = partial(to_output_range, output_range=self.output_range)
-        return self._finisher.finish(output, planes.chroma if colour else None, stretch)
+        return self._finisher.finish(output, planes.chroma if color else None, stretch)
 
 
 def load(
@@ -141,7 +151,12 @@ def load(
         GateError: The engine of the bundle runs for the first time and is too far from the reference.
     """
     if not 0 <= threads <= MAX_THREADS:
-        raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 leaves it to the back end")
+        raise UsageError(
+            f"{threads} threads are out of range",
+            f"choose 0 to {MAX_THREADS}, where 0 leaves it to the back end",
+            expected=(0, MAX_THREADS),
+            got=threads,
+        )
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
@@ -176,7 +191,12 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     if backend not in (AUTO, built_for):
         builds = bundle.manifest.precision in find_entry(backend).forms
         remedy = f"build one for it: {bundle.rebuild_command(backend)}" if builds else "leave --backend out"
-        raise UsageError(f"the bundle {bundle.path} was built for {built_for}, not for {backend}; {remedy}")
+        raise UsageError(
+            f"the bundle {bundle.path} was built for {built_for}, not for {backend}",
+            remedy,
+            expected=built_for,
+            got=backend,
+        )
     check_target(bundle)
     running = open_engine(built_for, bundle.engine(), options)
     if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
@@ -202,7 +222,12 @@ def _run_gate(bundle: EngineBundle, engine: Backend) -> None:
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:
     if asked is None and known is None:
-        raise UsageError(f"{source} does not record its task; add --task ({', '.join(TASKS)})")
+        raise UsageError(f"{source} does not record its task", f"add --task ({', '.join(TASKS)})")
     if asked is not None and known is not None and find_task(asked).name != known:
-        raise CheckpointError(f"{source} is for {known}, but {asked} was requested; use --task {known} or other weights")
+        raise CheckpointError(
+            f"{source} is for {known}, but {asked} was requested",
+            f"use --task {known} or other weights",
+            expected=asked,
+            got=known,
+        )
     return find_task(asked or known or "")

@@ -199,8 +199,11 @@ def select_layers(
         count = fewest_kept(limits)
     if count == len(layers):
         raise GateError(
-            f"the int8 engine differs too much from the fp32 reference even with a single layer in INT8: "
-            f"{found[len(layers) - 1]}, and the limits are {limits}; nothing was installed, build with --precision fp16"
+            "the int8 engine was not installed, as it differs too much from the fp32 reference even with a single layer in "
+            f"INT8: {found[len(layers) - 1]}, and the limits are {limits}",
+            "build with --precision fp16",
+            expected=limits,
+            got=found[len(layers) - 1],
         )
     kept = ranked[:count]
     return Selection(quantize(model, table, keep=kept), tuple(layer for layer in layers if layer not in kept), kept, scan)

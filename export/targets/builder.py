@@ -171,21 +171,34 @@ def check_options(
         raise UsageError("an int8 engine needs calibration data", "add --calib-data DIR")
     if spec.calibration is not None and spec.precision != "int8":
         raise UsageError(
-            f"calibration data is only for int8 engines, and the precision is {spec.precision}", "leave --calib-data out"
+            f"calibration data is only for int8 engines, and the precision is {spec.precision}",
+            "leave --calib-data out",
+            expected="int8",
+            got=spec.precision,
         )
     if not has_compiler_options and (words := spec.settings.words()):
         raise UsageError(
-            f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {spec.backend}", "leave it out"
+            f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {spec.backend}",
+            "leave it out",
+            got=spec.backend,
         )
     if not has_compiler_options and spec.sizes_hw is not None:
         raise UsageError(
             f"a size range ({spec.sizes_hw}) is only for TensorRT and TensorRT-RTX, and {spec.backend} takes any size",
             "use --size dynamic",
+            got=spec.backend,
         )
     if not has_architectures and spec.architectures is not None:
-        raise UsageError(f"--arch is only for the back end fused, and the back end is {spec.backend}", "leave it out")
+        raise UsageError(
+            f"--arch is only for the back end fused, and the back end is {spec.backend}",
+            "leave it out",
+            expected="fused",
+            got=spec.backend,
+        )
     if spec.form is not None and spec.form not in forms:
         raise UsageError(
             f"{spec.backend} takes the graph form {' or '.join(forms)} in {spec.precision}, and the form is {spec.form}",
             "leave it out",
+            expected=forms,
+            got=spec.form,
         )

@@ -93,7 +93,9 @@ def require_architecture(device: Device, remedy: str) -> int:
     chosen = choose_architecture(ARCHITECTURES, device.architecture)
     if chosen is None:
         known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-        raise BackendError(f"there are no kernels for {device}, only for {known}; {remedy}")
+        raise BackendError(
+            f"there are no kernels for {device}, only for {known}", remedy, expected=ARCHITECTURES, got=device.architecture
+        )
     return chosen
 
 

@@ -62,7 +62,12 @@ class PlanBuilder:
         check_options(spec, forms, has_compiler_options=True)
         if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
             asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
-            raise UsageError(f"--plugins needs --precision fp16 and the default graph form, not {asked}; leave --plugins out")
+            raise UsageError(
+                f"--plugins needs --precision fp16 and the default graph form, not {asked}",
+                "leave --plugins out",
+                expected=("fp16", None),
+                got=(spec.precision, spec.form),
+            )
         spec.settings.check(self.product)
         for capability in spec.settings.compute_capabilities:
             lacks = lacking(name, capability)
@@ -70,8 +75,11 @@ class PlanBuilder:
                 others = [precision for precision in BACKENDS[name].forms if precision not in lacks]
                 remedy = f", or build with --precision {' or '.join(others)}" if others else ""
                 raise UsageError(
-                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} on, "
-                    f"and --compute-capability names {capability}; leave it out{remedy}"
+                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} "
+                    f"on, and --compute-capability names {capability}",
+                    f"leave it out{remedy}",
+                    expected=least_capability(name, spec.precision),
+                    got=capability,
                 )
 
     def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:

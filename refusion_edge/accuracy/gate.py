@@ -139,7 +139,8 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
         expected = reference.fuse(planes.a, planes.b)[0, 0]
         if expected.min() == expected.max():
             raise GateError(
-                f"the reference fuses the pair {pair.name} to the same value in every pixel: the weights are broken; use others"
+                f"the reference fuses the pair {pair.name} to the same value in every pixel: the weights are broken",
+                "use others",
             )
         yield PairFidelity(pair.name, compare(fused, expected), fingerprint([pair]), _block_means(expected))
 
@@ -177,7 +178,9 @@ def run_gate(
         results = tuple(measure(engine, reference, pairs, task))
     overall, limits = worst(result.fidelity for result in results), LIMITS[precision]
     if not limits.hold(overall):
-        raise GateError(f"{subject} the fp32 reference: {overall}, and the limits are {limits}", remedy)
+        raise GateError(
+            f"{subject} the fp32 reference: {overall}, and the limits are {limits}", remedy, expected=limits, got=overall
+        )
     return results, GateResult(
         psnr_db=overall.psnr_db if math.isfinite(overall.psnr_db) else None,
         ssim=overall.ssim,

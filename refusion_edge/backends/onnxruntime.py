@@ -78,14 +78,17 @@ class OrtBackend:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types are not public
-            raise BackendError(f"ONNX Runtime {version()} cannot load the model: {brief(error)}; build it again") from error
+            raise BackendError(f"ONNX Runtime {version()} cannot load the model: {brief(error)}", "build it again") from error
         names = [value.name for value in self._session.get_inputs()]
         # Additional outputs of a model for TensorRT are not requested, so not computed; its additional inputs are set to zero.
         self._unused = [name for name in names if name in UINT8_INPUTS.values()]
         if names != [INPUT_A, INPUT_B, *self._unused] or self._session.get_outputs()[0].name != OUTPUT:
             raise BackendError(
                 f"the model must have the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has {len(names)} inputs "
-                f"({', '.join(names[:3])}, ...); build it again"
+                f"({', '.join(names[:3])}, ...)",
+                "build it again",
+                expected=(INPUT_A, INPUT_B),
+                got=tuple(names),
             )
         height, width = self._session.get_inputs()[0].shape[2:]
         self._size_hw = (height, width) if isinstance(height, int) and isinstance(width, int) else None

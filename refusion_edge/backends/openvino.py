@@ -63,7 +63,7 @@ class OpenVinoBackend:
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(
-                f"{processor()} has no bf16 instructions, and OpenVINO would only emulate them; build with --precision fp32"
+                f"{processor()} has no bf16 instructions, and OpenVINO would only emulate them", "build with --precision fp32"
             )
         settings: dict[str, Any] = {
             # Never left to OpenVINO, which would choose a faster and less accurate one where the CPU supports it.
@@ -79,12 +79,15 @@ class OpenVinoBackend:
             compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1].rstrip(".")
-            raise BackendError(f"OpenVINO {version()} cannot load the model: {reason}; build it again") from error
+            raise BackendError(f"OpenVINO {version()} cannot load the model: {reason}", "build it again") from error
         names = [port.any_name for port in compiled.inputs]
         if names != [INPUT_A, INPUT_B] or [port.any_name for port in compiled.outputs] != [OUTPUT]:
             raise BackendError(
                 f"the model must have the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has {len(names)} inputs "
-                f"({', '.join(names[:3])}, ...); build it again"
+                f"({', '.join(names[:3])}, ...)",
+                "build it again",
+                expected=(INPUT_A, INPUT_B),
+                got=tuple(names),
             )
         shape = compiled.inputs[0].partial_shape
         self._size_hw = None if shape.is_dynamic else (shape[2].get_length(), shape[3].get_length())

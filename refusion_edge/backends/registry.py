@@ -294,7 +294,12 @@ def find_entry(name: str) -> Entry:
     if entry is None:
         nearest = difflib.get_close_matches(name, [AUTO, *BACKENDS], n=1, cutoff=0.4)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise UsageError(f"unknown back end '{name}'{hint}; choose one of {AUTO}, {', '.join(BACKENDS)}")
+        raise UsageError(
+            f"unknown back end '{name}'{hint}",
+            f"choose one of {AUTO}, {', '.join(BACKENDS)}",
+            expected=(AUTO, *BACKENDS),
+            got=name,
+        )
     return entry
 
 
@@ -333,16 +338,23 @@ def choose_builder(name: str, precision: Precision) -> Choice:
         if not (forms := find_entry(name).forms):
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
-                f"no engines are built for {name}, which runs weights directly; choose one of {builders}, which have engines"
+                f"no engines are built for {name}, which runs weights directly", f"choose one of {builders}, which have engines"
             )
         if precision not in forms:
-            raise UsageError(f"no engines in {precision} are built for {name}; build with --precision {' or '.join(forms)}")
+            raise UsageError(
+                f"no engines in {precision} are built for {name}",
+                f"build with --precision {' or '.join(forms)}",
+                expected=tuple(forms),
+                got=precision,
+            )
         found = _require(name, build_status)
         if precision in found.lacks:
             rest = [other for other in forms if other not in found.lacks]
             raise BackendError(
-                f"{name} does not compute in {precision} on this machine ({found.reason}); build with --precision "
-                f"{' or '.join(rest)}"
+                f"{name} does not compute in {precision} on this machine ({found.reason})",
+                f"build with --precision {' or '.join(rest)}",
+                expected=tuple(rest),
+                got=precision,
             )
         return Choice(name, "as asked", status(name), found)
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
@@ -370,8 +382,8 @@ def choose_runner(name: str) -> Choice:
     found = _require(name, status)
     if name not in runners:
         raise UsageError(
-            f"{name} cannot run weights without an engine; run: refusion-edge build --backend {name}; or choose one of "
-            f"{', '.join(runners)}"
+            f"{name} cannot run weights without an engine",
+            f"run: refusion-edge build --backend {name}; or choose one of {', '.join(runners)}",
         )
     return Choice(name, "as asked", found, found)
 
@@ -387,7 +399,7 @@ def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
             return Choice(candidate, reason, found, build_status(candidate), automatic=True)
         reason = found.reason if not found.usable else f"usable, but not in {precision}"
         rejected.setdefault(reason, []).append(candidate)
-    raise BackendError(f"no back end is usable here: {_listed(rejected)}; run 'refusion-edge doctor' for what to do")
+    raise BackendError(f"no back end is usable here: {_listed(rejected)}", "run 'refusion-edge doctor' for what to do")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
@@ -403,7 +415,10 @@ def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) 
     if built_for_hw is not None and built_for_hw != got_hw:
         raise ShapeError(
             f"the engine was built for images of {built_for_hw[1]}x{built_for_hw[0]} (width x height), but these are "
-            f"{got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic"
+            f"{got_hw[1]}x{got_hw[0]}",
+            f"build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic",
+            expected=built_for_hw,
+            got=got_hw,
         )
 
 
@@ -422,4 +437,4 @@ def _require(name: str, look: Callable[[str], Status]) -> Status:
         return found
     usable = [other for other in BACKENDS if other != name and status(other).usable]
     remedy = f"run: {found.fix}" if found.fix else f"choose {' or '.join(usable)}" if usable else "see 'refusion-edge doctor'"
-    raise BackendError(f"the back end {name} cannot be used here: {found.reason}; {remedy}")
+    raise BackendError(f"the back end {name} cannot be used here: {found.reason}", remedy)

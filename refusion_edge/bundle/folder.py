@@ -119,7 +119,10 @@ def check_target(bundle: EngineBundle) -> None:
     target = bundle.manifest.target
     if not target.fits(here):
         raise MisfitError(
-            f"{bundle.path} was built for {target}, but this machine is {here}; rebuild it here: {bundle.rebuild_command()}"
+            f"{bundle.path} was built for {target}, but this machine is {here}",
+            f"rebuild it here: {bundle.rebuild_command()}",
+            expected=target,
+            got=here,
         )
 
 
@@ -174,7 +177,7 @@ def check_replaceable(path: Path) -> None:
     if path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir())):
         return
     if path.exists() or path.is_symlink():
-        raise OutputError(f"{path} exists and is not an engine bundle, so it is not replaced; choose another --output")
+        raise OutputError(f"{path} exists and is not an engine bundle, so it is not replaced", "choose another --output")
 
 
 def checked_model(data: bytes, made: onnx.ModelProto, path: Path, remedy: str) -> bytes:
@@ -197,7 +200,8 @@ def checked_model(data: bytes, made: onnx.ModelProto, path: Path, remedy: str) -
     if not _is_same(data, made):
         raise MisfitError(
             f"{path} differs from the model that this release generates from the weights of the bundle: it was changed, or "
-            f"built by another release; {remedy}"
+            "built by another release",
+            remedy,
         )
     serialized: bytes = made.SerializeToString(deterministic=True)
     return serialized
@@ -229,7 +233,7 @@ def read_cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> Eng
             return bundle
         problem = f"{entry} was built from other sources"
     except BundleError as error:
-        problem = str(error)
+        problem = error.problem
     remarks.append(f"A cached engine is unusable and was rebuilt: {problem}")
     return None
 
@@ -274,7 +278,10 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
     if found != digest:
         raise BundleError(
             f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of {digest[:12]}...: it "
-            "was changed or cut short; build the bundle again"
+            "was changed or cut short",
+            "build the bundle again",
+            expected=digest,
+            got=found,
         )
     return data
 

@@ -149,7 +149,7 @@ def _require_folder() -> None:
     try:
         Path.cwd()
     except OSError:
-        raise InputError("the current folder no longer exists; change to another one") from None
+        raise InputError("the current folder no longer exists", "change to another one") from None
 
 
 def _refuse(problem: str) -> int:

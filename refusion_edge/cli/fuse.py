@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if not many:
         check_writable_suffix(Path(options.output))
     elif Path(options.output).is_file():
-        raise UsageError(f"the sources are folders, but --output {options.output} is a file; name a folder")
+        raise UsageError(f"the sources are folders, but --output {options.output} is a file", "name a folder")
     found = find_pairs(options.a, options.b)
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
     source = options.bundle or options.weights or options.task or "ir_vis"
@@ -72,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
     pair = read_pair(found.pairs[0])
     with opened() as fuser:
         try:
-            fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
+            fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
         except InputError as error:
-            raise type(error)(f"{options.a} and {options.b}: {error}") from error
+            raise error.within(f"{options.a} and {options.b}") from error
     write_image(options.output, fused)
     _say_choice(fuser)
     output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'color' if fused.ndim == 3 else 'grayscale'})")
@@ -100,7 +100,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPat
         for paths in progress.track(pairs, description="fusing"):
             try:
                 pair = read_pair(paths)
-                fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
+                fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
             except InputError as error:
                 failures.append(f"pair {paths.name}: {error}")
             else:
@@ -123,4 +123,4 @@ def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> No
     sources = {path.resolve() for paths in pairs for path in (paths.a, paths.b)}
     for target in targets:
         if target.resolve() in sources:
-            raise UsageError(f"the result would overwrite the source {target}; choose another --output")
+            raise UsageError(f"the result would overwrite the source {target}", "choose another --output")

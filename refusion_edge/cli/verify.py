@@ -127,7 +127,12 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
 
     manifest = bundle.manifest
     if manifest.quantized is None:
-        raise UsageError(f"--per-layer needs an int8 bundle, and {bundle.path} is {manifest.precision}; leave --per-layer out")
+        raise UsageError(
+            f"--per-layer needs an int8 bundle, and {bundle.path} is {manifest.precision}",
+            "leave --per-layer out",
+            expected="int8",
+            got=manifest.precision,
+        )
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = make_model(BACKENDS[manifest.backend].forms[manifest.precision], manifest.precision, state)

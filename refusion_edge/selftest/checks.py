@@ -234,7 +234,12 @@ def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
     min_hw = read_vectors().size_hw
     size_hw = size_hw or min_hw
     if any(side < least for side, least in zip(size_hw, min_hw, strict=True)):
-        raise UsageError(f"a size of {size_hw[0]}x{size_hw[1]} is too small; choose at least {min_hw[0]}x{min_hw[1]}")
+        raise UsageError(
+            f"a size of {size_hw[0]}x{size_hw[1]} is too small",
+            f"choose at least {min_hw[0]}x{min_hw[1]}",
+            expected=min_hw,
+            got=size_hw,
+        )
     return SizeRange(min_hw, size_hw, size_hw)
 
 

@@ -100,7 +100,7 @@ def test_what_was_asked_for_and_is_not_there_is_exit_code_3(run_cli: Run, monkey
 def test_a_back_end_that_is_wrong_fails_and_the_others_go_on(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(work: Callable[..., Check], name: str, *words: object, limit_s: float) -> Check:
         if name == "eager":
-            raise BackendError("expected a process that ends by itself, got one that was ended by SIGSEGV; report this.")
+            raise BackendError("the process was ended by SIGSEGV", "report this")
         return work(name, *words)
 
     monkeypatch.setattr("refusion_edge.selftest.subprocess.run_in_subprocess", answer)

@@ -106,7 +106,8 @@ class PlanRunner(StagesOnDevice):
             if self._context is None:
                 raise BackendError(
                     f"{self.product.title} cannot create a context on {self.device}: {self._log.first_error}, with "
-                    f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size"
+                    f"{memory_text(*self._driver.memory())}",
+                    "close other programs, or build for a smaller --size",
                 )
             owned.callback(self._drop_context)
             self._size_hw: tuple[int, int] | None = None
@@ -130,7 +131,7 @@ class PlanRunner(StagesOnDevice):
     def fuse_uint8(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Uint8Array:
         """Fuse two luma planes to uint8 on the device; see ``Uint8OutputBackend.fuse_uint8``."""
         if self.uint8_range is None:
-            raise BackendError("the engine has no uint8 output; build it with --uint8-output stretch")
+            raise BackendError("the engine has no uint8 output", "build it with --uint8-output stretch")
         levels = UINT8_OUTPUTS[self.uint8_range]
         self._run(a, b, (levels, MEAN))
         if not np.isfinite(self._view(MEAN, np.float32)).all():
@@ -162,7 +163,10 @@ class PlanRunner(StagesOnDevice):
         is_levels = plane.dtype == np.uint8
         if is_levels and not self.takes_uint8:
             raise BackendError(
-                "the planes are uint8, but the engine takes only float32; convert them or build it with --uint8-input"
+                "the planes are uint8, but the engine takes only float32",
+                "convert them or build it with --uint8-input",
+                expected="float32",
+                got="uint8",
             )
         used = UINT8_INPUTS[source] if is_levels else source
         np.copyto(self._view(used, np.uint8 if is_levels else np.float32).reshape(plane.shape), plane)
@@ -198,8 +202,8 @@ class PlanRunner(StagesOnDevice):
         with self._timer.stage("infer"):
             if not self._context.execute_async_v3(self._stream):
                 raise BackendError(
-                    f"{self.product.title} cannot run the engine on {self.device}: {self._log.first_error}; build it again on "
-                    "this machine"
+                    f"{self.product.title} cannot run the engine on {self.device}: {self._log.first_error}",
+                    "build it again on this machine",
                 )
         if not self._is_zero_copy:
             with self._timer.stage("d2h"):
@@ -221,7 +225,7 @@ class PlanRunner(StagesOnDevice):
         for name in self._inputs:
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
-                    f"the engine refuses the size {width}x{height} (width x height): {self._log.first_error}; build it again"
+                    f"the engine refuses the size {width}x{height} (width x height): {self._log.first_error}", "build it again"
                 )
         self._graphs = {}
         self._hosts: dict[str, HostBuffer] = {}
@@ -269,8 +273,10 @@ class PlanRunner(StagesOnDevice):
         if self.sizes_hw.min_hw != self.sizes_hw.max_hw:
             takes = f"{min_w}x{min_h} to {takes}"
         raise ShapeError(
-            f"the engine was built for images of {takes} (width x height), but these are {width}x{height}; build one with "
-            f"--size {height}x{width}"
+            f"the engine was built for images of {takes} (width x height), but these are {width}x{height}",
+            f"build one with --size {height}x{width}",
+            expected=self.sizes_hw,
+            got=size_hw,
         )
 
     def _check_tensors(self) -> None:
@@ -283,7 +289,10 @@ class PlanRunner(StagesOnDevice):
         if names != {*self._inputs, OUTPUT, *besides} or wrong:
             raise BackendError(
                 f"the engine must have the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has "
-                f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'"
+                f"{', '.join(sorted(names)[:5])}",
+                "build it again with 'refusion-edge build'",
+                expected=(INPUT_A, INPUT_B, OUTPUT),
+                got=tuple(sorted(names)),
             )
 
     def _dtype(self, name: str) -> Any:

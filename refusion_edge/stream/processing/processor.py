@@ -154,12 +154,17 @@ class Processor:
             assert first is not None
             if ir is not None and vis is not None and ir.shape[:2] != vis.shape[:2] and not self._geometry.resize:
                 raise ShapeError(
-                    f"the cameras differ in size: infrared {ir.shape[1]}x{ir.shape[0]}, visible {vis.shape[1]}x{vis.shape[0]}; "
-                    "give --rig (see 'refusion-edge align'), or --resize if both have the same view"
+                    f"the cameras differ in size: infrared {ir.shape[1]}x{ir.shape[0]}, visible {vis.shape[1]}x{vis.shape[0]}",
+                    "give --rig (see 'refusion-edge align'), or --resize if both have the same view",
+                    expected=vis.shape[:2],
+                    got=ir.shape[:2],
                 )
             if min(first.shape[:2]) < MIN_SIDE:
                 raise ShapeError(
-                    f"frames of {first.shape[1]}x{first.shape[0]} are too small; use cameras of at least {MIN_SIDE}x{MIN_SIDE}"
+                    f"frames of {first.shape[1]}x{first.shape[0]} are too small",
+                    f"use cameras of at least {MIN_SIDE}x{MIN_SIDE}",
+                    expected=(MIN_SIDE, MIN_SIDE),
+                    got=first.shape[:2],
                 )
             self._size_wh = (first.shape[1], first.shape[0])
         return (

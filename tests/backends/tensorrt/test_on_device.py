@@ -17,7 +17,7 @@ from refusion_edge.backends.onnxruntime import open_reference
 from refusion_edge.backends.registry import status
 from refusion_edge.backends.tensorrt.product import PRODUCTS
 from refusion_edge.backends.tensorrt.runner import PlanRunner
-from refusion_edge.bundle.folder import EngineBundle, read_bundle
+from refusion_edge.bundle.folder import EngineBundle, read_bundle, sha256
 from refusion_edge.bundle.manifest import PLAN, GateResult
 from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.calibration.int8 import collect, random_pairs
@@ -30,6 +30,7 @@ from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
+from tests.raising import raises
 
 pytestmark = pytest.mark.gpu
 
@@ -129,5 +130,5 @@ def test_a_damaged_plan_is_refused_in_words(built: Callable[..., EngineBundle], 
         backends.open_engine(product, replace(bundle.engine(), data=data))
     assert one_sentence(str(caught.value))
     (bundle.path / PLAN).write_bytes(data)
-    with pytest.raises(BundleError, match="changed or cut short"):
+    with raises(BundleError, PLAN, got=sha256(data)):
         read_bundle(bundle.path)

@@ -1,4 +1,4 @@
-"""Write test vectors for ``driver.cpp``: sources, the expected picture, and the weights.
+"""Write test vectors for ``driver.cpp``: sources, the expected image, and the weights.
 
 python -m tests.kernels.cpu.native.vectors build/vectors
 
