@@ -355,8 +355,7 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
 def _tensorrt(setting: Setting) -> Iterator[Row]:
     from benchmarks.gpu_engines import time_engine
     from refusion_edge.backends.registry import status
-    from refusion_edge.backends.tensorrt.classic import TrtBackend
-    from refusion_edge.backends.tensorrt.rtx import TrtRtxBackend
+    from refusion_edge.backends.tensorrt.runner import TrtBackend, TrtRtxBackend
     from refusion_edge.bundle.manifest import PLAN
     from refusion_edge.export.build import BuildSpec, build
 

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from refusion_edge.accuracy.fidelity import LIMITS, worst
-from refusion_edge.accuracy.gate import gate_result, measure, sample_pairs
-from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends import registry as backends
+from refusion_edge.accuracy.gate import gate_pairs, run_gate
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import (
     AUTO,
@@ -21,18 +19,16 @@ from refusion_edge.backends.registry import (
     Backend,
     Choice,
     RunOptions,
-    choose_runner,
     find_entry,
-    require_usable,
+    open_engine,
+    open_runner,
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
-from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.errors import CheckpointError, OutputError, UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import REFERENCE
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
 
@@ -61,6 +57,7 @@ class Fuser:
         self.task = task
         self.output_range = output_range
         self.choice = choice
+        self._finisher = Finisher(backend, output_range, "rgb")
 
     def __enter__(self) -> Self:
         self.backend.__enter__()
@@ -117,12 +114,8 @@ class Fuser:
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
-        luma = self._finisher.to_luma(output, partial(to_output_range, output_range=self.output_range))
-        return self._finisher.to_image(luma, planes.chroma if color else None)
-
-    @property
-    def _finisher(self) -> Finisher:
-        return Finisher(self.backend, self.output_range, "rgb")
+        stretch = partial(to_output_range, output_range=self.output_range)
+        return self._finisher.finish(output, planes.chroma if color else None, stretch)
 
 
 def load(
@@ -169,33 +162,11 @@ def load(
     if name in TASKS or Path(name).is_file():
         checkpoint = read_checkpoint(weights_path(name) if name in TASKS else name)
         agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
-        choice = choose_runner(backend)
-        return Fuser(backends.open_weights(choice.name, checkpoint.state, options), agreed, output_range, choice)
+        runner, choice = open_runner(checkpoint.state, backend, options)
+        return Fuser(runner, agreed, output_range, choice)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
     return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
-
-
-def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAULTS, *, optimized: bool = True) -> Backend:
-    """Run parameters in fp32 without building an engine first.
-
-    Args:
-        state: The 86 parameters.
-        backend: One that takes weights, or ``auto`` for the first of them that is usable here.
-        options: How to run.
-        optimized: False for the reference that engines are compared with: the graph in the layout of the official release,
-            run by ONNX Runtime without graph optimizations. ``backend`` is then ignored.
-
-    Raises:
-        UsageError: The back end is unknown or needs a built engine.
-        BackendError: It cannot be used here.
-    """
-    if not optimized:
-        from refusion_edge.backends.onnxruntime import OrtBackend
-
-        model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=options.threads, optimized=False)
-    return backends.open_weights(choose_runner(backend).name, state, options)
 
 
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:
@@ -227,8 +198,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
             got=backend,
         )
     check_target(bundle)
-    require_usable(built_for)
-    running = backends.open_engine(built_for, bundle.engine(), options)
+    running = open_engine(built_for, bundle.engine(), options)
     if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:
             on_failure.push(running.__exit__)
@@ -239,22 +209,15 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
 
 def _run_gate(bundle: EngineBundle, engine: Backend) -> None:
     manifest = bundle.manifest
-    pairs = sample_pairs(manifest.task, manifest.gate_hw)
-    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, optimized=False) as reference:
-        results = tuple(measure(engine, reference, pairs, find_task(manifest.task)))
-    overall = worst(result.fidelity for result in results)
-    limits = LIMITS[manifest.precision]
-    if not limits.hold(overall):
-        raise GateError(
-            f"the engine of {bundle.path} runs for the first time and is too far from the fp32 reference: {overall}, and the "
-            f"limits are {limits}",
-            "do not use it, build with --precision fp32 on this machine",
-            expected=limits,
-            got=overall,
-        )
+    task = find_task(manifest.task)
+    _, gate = run_gate(
+        engine, read_checkpoint(bundle.path / WEIGHTS).state, gate_pairs(task, manifest.gate_hw), task, manifest.precision,
+        subject=f"the engine of {bundle.path} runs for the first time and is too far from",
+        remedy="do not use it, build with --precision fp32 on this machine",
+    )  # fmt: skip
     # If the bundle cannot be written, the gate runs again the next time.
     with contextlib.suppress(OutputError):
-        record_gate(bundle, gate_result(results, pairs))
+        record_gate(bundle, gate)
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:

@@ -10,9 +10,9 @@ import pytest
 
 import refusion_edge
 from refusion_edge.arrays import Array, State
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BundleError, CheckpointError, GateError, InputError, ShapeError, UsageError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load
 from refusion_edge.images.io import read_image
 from refusion_edge.images.samples import sample_paths

@@ -145,7 +145,7 @@ def register(trt: Any, compiled: Mapping[str, PtxKernel]) -> None:
             _define(trt, plugin, kernel)
 
 
-def make_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+def make_plugin_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) -> onnx.ModelProto:
     """The network as an ONNX model of plugins.
 
     Args:

@@ -198,10 +198,10 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     from dataclasses import replace
 
     from refusion_edge.bench.subjects import find_subjects
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import UsageError
     from refusion_edge.export.build import build
-    from refusion_edge.export.spec import BuildSpec
     from refusion_edge.network.layouts import PRECISIONS
 
     names = {precision: precision for precision in PRECISIONS}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refusion_edge.cli.progress import BuildProgress
+    from refusion_edge.cli.console import BuildProgress
     from refusion_edge.images.pairs import ImagePair, PairPaths
     from refusion_edge.network.quantization import CalibrationTable
     from refusion_edge.tasks import Task

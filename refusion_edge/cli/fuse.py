@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_image_output, add_task, add_threads, nonempty
-from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
+from refusion_edge.cli.options import add_image_output, add_rebuild, add_task, add_threads, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -66,12 +65,12 @@ def run(options: argparse.Namespace) -> int:
         return load(source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads)
 
     if many:
-        with open_or_rebuild(options, opened) as fuser:
+        with opened() as fuser:
             _say_choice(fuser)
             return _fuse_folder(options, fuser, found.pairs, (*found.only_a, *found.only_b))
     # Read the images first, so that a wrong path fails before an engine is loaded.
     pair = read_pair(found.pairs[0])
-    with open_or_rebuild(options, opened) as fuser:
+    with opened() as fuser:
         try:
             fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
         except InputError as error:

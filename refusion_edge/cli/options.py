@@ -6,8 +6,8 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
@@ -25,6 +25,15 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
     )  # fmt: skip
 
 
+def add_rebuild(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rebuild``; ``refusion_edge.cli`` rebuilds the bundle and runs the verb again."""
+    parser.add_argument(
+        "--rebuild", action="store_true",
+        help="rebuild the bundle in place, with its own settings, if it was built for another machine, GPU, driver or version "
+        "(default: stop with an error)",
+    )  # fmt: skip
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
@@ -34,7 +43,14 @@ class _Renamed(argparse.Action):
     """Passes the old spelling of an option on to the new one, with a warning."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, new: argparse.Action, **other: Any) -> None:
-        super().__init__(option_strings, new.dest, nargs=new.nargs, type=new.type, choices=new.choices, **other)
+        super().__init__(
+            option_strings,
+            new.dest,
+            nargs=new.nargs,
+            type=cast("Callable[[str], Any] | None", new.type),
+            choices=new.choices,
+            **other,
+        )
         self.new = new
 
     def __call__(

@@ -97,8 +97,8 @@ def build(backend: str, precision: Precision, sizes_hw: SizeRange, output: Path)
     """Build one engine; called in the process that tests it."""
     from refusion_edge.accuracy.vectors import TASK
     from refusion_edge.backends.registry import find_entry
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.export.build import build as build_engine
-    from refusion_edge.export.spec import BuildSpec
 
     one_hw = sizes_hw.max_hw if sizes_hw.min_hw == sizes_hw.max_hw else None
     ranged = sizes_hw if one_hw is None and find_entry(backend).takes_ranges else None

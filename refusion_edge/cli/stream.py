@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_renamed, add_task, add_threads, nonempty, number_between
-from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
+from refusion_edge.cli.options import add_json, add_rebuild, add_renamed, add_task, add_threads, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.calibration.rig.tracking import OnlineRefinement
@@ -46,21 +45,16 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.stream.run.session import StreamSession
 
-    say = remarks()
-
-    def stream() -> None:
-        session = StreamSession(_settings(options), refinement=_refinement(options))
-        try:
-            session.run(announce=say.print)
-        finally:
-            report = session.report()
-            if report is not None:
-                if options.json:
-                    write_json(options.json, report)
-                if options.json != "-":
-                    _print_report(report)
-
-    open_or_rebuild(options, stream)
+    session = StreamSession(_settings(options), refinement=_refinement(options))
+    try:
+        session.run(announce=remarks().print)
+    finally:
+        report = session.report()
+        if report is not None:
+            if options.json:
+                write_json(options.json, report)
+            if options.json != "-":
+                _print_report(report)
     return 0
 
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import LIMITS, Fidelity, compare, worst
-from refusion_edge.accuracy.gate import measure, resized
+from refusion_edge.accuracy.gate import LIMITS, Fidelity, compare, measure, resized, worst
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.tasks import TASKS
 

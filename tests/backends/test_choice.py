@@ -48,14 +48,13 @@ def test_a_precision_that_a_back_end_does_not_build_is_refused_in_words() -> Non
 
 def test_every_listed_module_keeps_the_protocol() -> None:
     for entry in BACKENDS.values():
-        if entry.module is None:
-            continue
-        module = importlib.import_module(entry.module)
-        assert isinstance(module.probe(), Status)
+        path, _, inside = entry.module.partition(":")
+        module = importlib.import_module(path)
+        assert isinstance(getattr(module, inside).probe() if inside else module.probe(), Status)
         (implementation,) = [
             value
             for name, value in inspect.getmembers(module, inspect.isclass)
-            if value.__module__ == entry.module and not name.startswith("_")
+            if value.__module__ == path and not name.startswith("_") and (not inside or name == inside)
         ]
         for method in ("__enter__", "__exit__", "fuse"):
             assert inspect.signature(getattr(implementation, method)).parameters.keys() == (

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import State
-from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import status
+from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
+from refusion_edge.backends.registry import open_weights, status
 from refusion_edge.errors import BackendError, ShapeError, UsageError
-from refusion_edge.fuser import open_weights
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.layouts import REFERENCE
 from tests.conftest import TOLERANCE
@@ -23,7 +22,7 @@ def test_engines_agree(random_state: State, name: str, size_hw: tuple[int, int])
         pytest.skip(f"{name}: {status(name).reason}")
     draw = np.random.default_rng(1)
     a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
-    with open_weights(random_state, name) as engine, open_weights(random_state, optimized=False) as reference:
+    with open_weights(random_state, name) as engine, open_reference(random_state) as reference:
         assert engine.name == name
         fused, again = engine.fuse(a, b).copy(), engine.fuse(a, b)
         assert np.array_equal(fused, again)

@@ -13,12 +13,12 @@ from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends import fused as fused_module
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
-from refusion_edge.backends.registry import Status, Uint8OutputBackend
+from refusion_edge.backends.registry import Status, Uint8OutputBackend, open_weights
 from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.program import Parameter, Program, pack, unpack
 from refusion_edge.cuda.program_file import parse_program, program_bytes
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
-from refusion_edge.fuser import Fuser, open_weights
+from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedProgramDevice
 from refusion_edge.tasks import find_task

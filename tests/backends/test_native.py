@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import LIMITS, compare
+from refusion_edge.accuracy.gate import LIMITS, compare
 from refusion_edge.arrays import Array, Float32Array, State
 from refusion_edge.backends import native
-from refusion_edge.backends.registry import RunOptions, choose_builder, choose_runner, require_usable, status
+from refusion_edge.backends.registry import RunOptions, choose_builder, choose_runner, open_weights, require_usable, status
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
-from refusion_edge.fuser import load, open_bundle, open_weights
+from refusion_edge.fuser import load, open_bundle
 from refusion_edge.images.io import write_image
 from refusion_edge.kernels.cpu.compiled import ISA_VARIABLE
 from refusion_edge.network.checkpoint import read_checkpoint

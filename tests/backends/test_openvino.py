@@ -11,13 +11,14 @@ import pytest
 openvino = pytest.importorskip("openvino", reason="needs pip install 'refusion-edge[openvino]'")
 
 from refusion_edge.arrays import State
+from refusion_edge.backends.onnxruntime import open_reference
 from refusion_edge.backends.openvino import OpenVinoBackend
 from refusion_edge.backends.registry import status
 from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
-from refusion_edge.fuser import load, open_weights
+from refusion_edge.fuser import load
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.layouts import REFERENCE, Precision
@@ -46,7 +47,7 @@ def test_output_equals_the_official_release(shared_data: Path, name: str) -> Non
 
 
 def test_results_are_new_memory_and_any_size_follows_any_other(random_state: State, rng: np.random.Generator) -> None:
-    with OpenVinoBackend(model(random_state), threads=1) as engine, open_weights(random_state, optimized=False) as reference:
+    with OpenVinoBackend(model(random_state), threads=1) as engine, open_reference(random_state) as reference:
         kept = []
         for size_hw in [(8, 8), (33, 20), (9, 64), (8, 8)]:
             a, b = (rng.random((1, 1, *size_hw), np.float32) for _ in range(2))

@@ -17,9 +17,9 @@ from refusion_edge.bench.measurement import DeviceTimed, Pipeline, measure, pars
 from refusion_edge.bench.subjects import Subject, Wanted, find_subjects
 from refusion_edge.bundle.folder import sha256
 from refusion_edge.bundle.manifest import MANIFEST, WEIGHTS
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BackendError, BundleError, CheckpointError, RefusionError, UsageError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors

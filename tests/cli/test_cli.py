@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import refusion_edge
-from refusion_edge.accuracy.fidelity import LIMITS, Limits
+from refusion_edge.accuracy.gate import LIMITS, Limits
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.registry import Status
 from refusion_edge.cli import EXIT_CODES, VERBS

@@ -14,16 +14,15 @@ import numpy as np
 import onnx
 import pytest
 
-from refusion_edge.accuracy.fidelity import LIMITS, Limits
+from refusion_edge.accuracy.gate import LIMITS, Limits
 from refusion_edge.arrays import State
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.backends.registry import BACKENDS
-from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.bundle.folder import cache_folder, read_bundle
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BackendError, CheckpointError, GateError, OutputError
 from refusion_edge.export.build import build
-from refusion_edge.export.cache import cache_folder
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes, write_safetensors
 from refusion_edge.network.graph import form_name
 from refusion_edge.network.layouts import Precision

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from refusion_edge import cuda
-from refusion_edge.accuracy.fidelity import LIMITS, compare
+from refusion_edge.accuracy.gate import LIMITS, compare
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends import fused
-from refusion_edge.backends.registry import Status
+from refusion_edge.backends.registry import Status, open_weights
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import MODEL, PROGRAM, WEIGHTS
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.program import Target
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.export.targets import program as program_module
-from refusion_edge.fuser import Fuser, load, open_weights
+from refusion_edge.fuser import Fuser, load
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedDevice, SimulatedProgramDevice
 from refusion_edge.machine import ARCHITECTURES
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors

@@ -13,14 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from refusion_edge.backends import onnxruntime as ort_backend
 from refusion_edge.backends.registry import status
-from refusion_edge.bundle.folder import EngineBundle, read_bundle, sha256
+from refusion_edge.bundle.folder import EngineBundle, cache_folder, read_bundle, sha256
 from refusion_edge.bundle.manifest import CALIBRATION, MANIFEST, MODEL, WEIGHTS
-from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.errors import MisfitError
 from refusion_edge.export import build as export_build
 from refusion_edge.export.build import build, model_of, rebuild
-from refusion_edge.export.cache import cache_folder
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
 from tests.raising import raises

@@ -10,9 +10,9 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.backends.registry import Engine
+from refusion_edge.backends.registry import Engine, RunOptions
 from refusion_edge.backends.tensorrt.mismatch import explain
-from refusion_edge.backends.tensorrt.product import Product, load, open_log
+from refusion_edge.backends.tensorrt.product import TENSORRT, TENSORRT_RTX, Product, load, open_log
 from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, on_its_device, out_of_memory
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, ShapeError, not_finite
@@ -30,7 +30,7 @@ class _Way(NamedTuple):
 
 
 class PlanRunner(StagesOnDevice):
-    """Runs a plan of one product. Implements ``Backend``; the two back ends differ only in name and product.
+    """Runs a plan of one product. Implements ``Backend``; the two subclasses below are what the table of back ends names.
 
     On a discrete GPU, planes are copied through page-locked memory. On an integrated GPU, which shares the CPU's memory, the
     engine reads and writes page-locked memory in place.
@@ -59,7 +59,7 @@ class PlanRunner(StagesOnDevice):
     product: ClassVar[Product]
 
     @classmethod
-    def of(cls, engine: Engine) -> Self:
+    def open_engine(cls, engine: Engine, _options: RunOptions) -> Self:
         """Run the plan of a bundle."""
         return cls(
             engine.data,
@@ -311,3 +311,19 @@ class PlanRunner(StagesOnDevice):
 
     def _drop_context(self) -> None:
         del self._context
+
+
+class TrtBackend(PlanRunner):
+    """A TensorRT plan, 10.3 and newer."""
+
+    name = "tensorrt"
+    product = TENSORRT
+    probe, probe_build = TENSORRT.probe, TENSORRT.probe_build
+
+
+class TrtRtxBackend(PlanRunner):
+    """A TensorRT-RTX plan; plans can be built on any machine, and their compilation finishes on loading."""
+
+    name = "tensorrt-rtx"
+    product = TENSORRT_RTX
+    probe, probe_build = TENSORRT_RTX.probe, TENSORRT_RTX.probe_build

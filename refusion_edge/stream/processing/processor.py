@@ -121,11 +121,10 @@ class Processor:
         prepared_ns = time.perf_counter_ns()
         output = self._finisher.infer(ir[None, None], luma[None, None])
         inferred_ns = time.perf_counter_ns()
-        levels = self._finisher.to_luma(output, partial(self._stretch.apply, time_ns=time_ns))
-        if self._geometry.warp is not None:
-            # Outside the view of the other camera, the visible luma is shown.
-            np.copyto(levels, gray, where=~self._geometry.warp.mask)
-        image = self._finisher.to_image(levels, ycrcb if self._color else None)
+        warp, stretch = self._geometry.warp, partial(self._stretch.apply, time_ns=time_ns)
+        # Outside the view of the other camera, the visible luma is shown.
+        beside = None if warp is None else (gray, ~warp.mask)
+        image = self._finisher.finish(output, ycrcb if self._color else None, stretch, beside=beside)
         self._took("preprocess", prepared_ns - started_ns)
         self._took("infer", inferred_ns - prepared_ns)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import LIMITS
+from refusion_edge.accuracy.gate import LIMITS
 from refusion_edge.accuracy.vectors import TASK, read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import Status, read_graph
+from refusion_edge.backends.registry import Status
 from refusion_edge.bundle.folder import EngineBundle, install_bundle, read_bundle
 from refusion_edge.bundle.manifest import MODEL, PLAN, GateNotRun, GateResult
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.cli.selftest import build as build_for_selftest
 from refusion_edge.errors import GateError, MisfitError, OutputError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import open_bundle
 from refusion_edge.machine import Target, this_machine
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import fill
+from refusion_edge.network.graph import make_model
 from refusion_edge.network.weights import weights_path
 from refusion_edge.selftest.checks import check_backend, describe_device, timing_sizes
 from refusion_edge.sizes import SizeRange
@@ -41,9 +41,11 @@ def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     state = read_checkpoint(weights_path("medical")).state
     fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.min_hw, SIZES.opt_hw, SIZES.max_hw))
     for probe in ("probe", "probe_build"):
-        monkeypatch.setattr(f"refusion_edge.backends.tensorrt.classic.{probe}", lambda: Status(usable=True, reason="fake"))
+        monkeypatch.setattr(
+            f"refusion_edge.backends.tensorrt.runner.TrtBackend.{probe}", lambda: Status(usable=True, reason="fake")
+        )
     monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
-    with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
+    with OrtBackend(make_model("tensorrt-folded", "fp16", state).SerializeToString(), threads=1) as network:
         fake_trt.compute = network.fuse
         yield fake_trt
 
@@ -160,7 +162,7 @@ def test_the_self_test_of_a_device_owner_passes_or_says_what_is_wrong(
     vectors = read_vectors()
     state = read_checkpoint(weights_path(TASK)).state
     device.shape = (1, 1, *vectors.size_hw)
-    with OrtBackend(fill(read_graph("tensorrt", "fp16"), state).SerializeToString(), threads=1) as network:
+    with OrtBackend(make_model("tensorrt-folded", "fp16", state).SerializeToString(), threads=1) as network:
         device.compute = network.fuse
         monkeypatch.setattr(device.driver, "capture", refuse_to_record)
         good = check_backend("tensorrt", timing_sizes(None), build_for_selftest, tmp_path)

@@ -26,9 +26,9 @@ from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_vers
 from refusion_edge.backends.tensorrt.settings import PlanSettings
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import CALIBRATION, MODEL, PLAN, GateNotRun, GateResult
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.images.color import OutputRange
 from refusion_edge.images.io import write_image
 from refusion_edge.sizes import SizeRange

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Float32Array, Uint8Array
-from refusion_edge.backends.tensorrt.classic import TrtBackend
+from refusion_edge.backends.tensorrt.runner import TrtBackend
 from refusion_edge.bench.measurement import Pipeline, measure, times_of
 from refusion_edge.bench.subjects import Identity, Subject, Wanted, find_subjects
 from refusion_edge.bench.timing import Plan, SystemClock

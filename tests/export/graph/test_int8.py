@@ -12,13 +12,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from scipy.signal import correlate
 
-from refusion_edge.accuracy.fidelity import LIMITS, Fidelity
-from refusion_edge.accuracy.gate import sample_pairs
+from refusion_edge.accuracy.gate import LIMITS, Fidelity, gate_pairs
 from refusion_edge.arrays import Array, State
 from refusion_edge.errors import GateError
-from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, scan_layers, select_layers
-from refusion_edge.export.graph.quantize import quantize
-from refusion_edge.fuser import open_weights
+from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, quantize, scan_layers, select_layers
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.quantization import CalibrationTable, layer_nodes, quantizable_layers
@@ -155,8 +152,8 @@ def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> 
 
 def test_real_weights_pass_the_gate_on_images() -> None:
     state = read_checkpoint(weights_path("ir_vis")).state
-    with open_weights(state, optimized=False) as reference:
-        evaluator = Evaluator(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
+    task = find_task("ir_vis")
+    evaluator = Evaluator(state, gate_pairs(task, (48, 64))[:1], task)
     model = folded(state, "fp16")
     selection = select_layers(model, TABLE, evaluator, LIMITS["int8"])
     assert LIMITS["int8"].hold(evaluator.evaluate(selection.model))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import compare
+from refusion_edge.accuracy.gate import compare
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.backends.registry import status
 from refusion_edge.fuser import load
