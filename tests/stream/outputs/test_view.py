@@ -226,6 +226,7 @@ FLAGS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None:
     live = served()
