@@ -19,7 +19,7 @@ from refusion_edge.images.pairs import ImagePair
 from refusion_edge.rig.file import read_rig
 from refusion_edge.rig.warp import warp_points
 from tests.calibration.conftest import MOVE
-from tests.calibration.rig.test_points import board_picture
+from tests.calibration.rig.test_board import board_picture
 from tests.calibration.rig.test_stereo import write as write_calibration
 from tests.conftest import files_below, one_sentence
 
