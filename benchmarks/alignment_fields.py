@@ -98,7 +98,7 @@ def main() -> int:
         started_s = time.process_time()
         try:
             found: SceneAlignment | None = align_scene(case.vis, case.ir)
-            note = "; ".join(found.doubts) if found else ""
+            note = "; ".join(map(str, found.doubts)) if found else ""
         except AlignmentError as error:
             found, note = None, error.problem
         taken_s += time.process_time() - started_s

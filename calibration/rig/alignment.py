@@ -14,11 +14,13 @@ import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.calibration.rig.causes import find_cause
 from refusion_edge.calibration.rig.coarse import SearchRange
 from refusion_edge.calibration.rig.motion import Model, apart_px
 from refusion_edge.calibration.rig.points import PointPairs, align_points
 from refusion_edge.calibration.rig.scene import SceneAlignment, align_scene, require_evidence
 from refusion_edge.calibration.rig.structure import shown_part, shrunk
+from refusion_edge.errors import AlignmentError
 from refusion_edge.images.color import split, to_display_range
 from refusion_edge.images.montage import MontageRow, montage
 from refusion_edge.rig.model import (
@@ -107,15 +109,15 @@ def align_views(
         AlignmentError: The scene provides too little evidence; names every reason.
         InputError: A view holds NaN or infinities.
     """
-    scene = align_scene(
-        views.of_base(),
-        views.of_moving(),
-        sensor_base=views.base == "ir",
-        sensor_moving=views.base == "vis",
-        model=model,
-        within=within,
-    )
-    require_evidence(scene)
+    sensors = {"sensor_base": views.base == "ir", "sensor_moving": views.base == "vis"}
+    try:
+        scene = align_scene(views.of_base(), views.of_moving(), **sensors, model=model, within=within)
+        require_evidence(scene)
+    except AlignmentError as error:
+        cause = find_cause(views.of_base(), views.of_moving(), **sensors, within=within or SearchRange())
+        if cause is None:
+            raise
+        raise AlignmentError(f"{error.problem}: {cause[0]}", cause[1]) from error
     method = (
         f"from the scene ({scene.model}): standard error {scene.evidence.standard_error_px:.2f} px, halves of the image "
         f"{scene.evidence.halves_px:.2f} px apart, two measures {scene.evidence.measures_px:.2f} px apart"

@@ -127,16 +127,14 @@ def _handedness(grid: Numbers) -> bool:
 
 def _homography(points: PointPairs) -> Matrix:
     """From the visible to the infrared view, centered on the board so that its linear part shows the turn."""
-    matrix, _ = cv2.estimateAffine2D(points.vis, points.ir, method=cv2.LMEDS)
-    return np.vstack((matrix, (0.0, 0.0, 1.0))).astype(np.float64)
+    matrix = np.asarray(cv2.estimateAffine2D(points.vis, points.ir, method=cv2.LMEDS)[0], np.float64)
+    return np.vstack((matrix, (0.0, 0.0, 1.0)))
 
 
 def _agreement(points: PointPairs, ir: Array, vis: Array, board: tuple[int, int]) -> float:
-    homography, _ = cv2.findHomography(points.vis, points.ir, 0)
-    if homography is None:
-        return 0.0
+    homography = np.asarray(cv2.findHomography(points.vis, points.ir, 0)[0], np.float64)
     scenes = (_around(to_scene(vis, sensor=False), points.vis, board), _around(to_scene(ir, sensor=True), points.ir, board))
-    return agreement(*scenes, np.asarray(homography, np.float64))
+    return agreement(*scenes, homography)
 
 
 def _around(scene: Scene, corners: Numbers, board: tuple[int, int]) -> Scene:

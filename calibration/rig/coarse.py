@@ -88,7 +88,7 @@ def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[
             inverse = np.linalg.inv(candidate.homography).astype(np.float64)
             found.append(Candidate(inverse / inverse[2, 2], candidate.agreement, candidate.score))
     found.sort(key=lambda candidate: -candidate.score)
-    return _distinct(found, base.size_wh, count)
+    return _distinct(found, base.size_wh, moving.size_wh, count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,16 +208,23 @@ def _floored(energy: Float32Array) -> Float32Array:
     return floored
 
 
-def _distinct(candidates: list[Candidate], size_wh: tuple[int, int], count: int) -> list[Candidate]:
-    width, height = size_wh
-    outline = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+def _distinct(candidates: list[Candidate], base_wh: tuple[int, int], moving_wh: tuple[int, int], count: int) -> list[Candidate]:
     kept: list[Candidate] = []
     for candidate in candidates:
-        places = warp_points(candidate.homography, outline)
-        scale = math.sqrt(abs(np.linalg.det(candidate.homography[:2, :2])))
-        apart = (np.abs(warp_points(old.homography, outline) - places).max() / scale for old in kept)
-        if all(distance > _DISTINCT * max(size_wh) for distance in apart):
+        if all(_apart(candidate.homography, old.homography, base_wh, moving_wh) > _DISTINCT for old in kept):
             kept.append(candidate)
         if len(kept) == count:
             break
     return kept
+
+
+def _apart(one: Matrix, other: Matrix, base_wh: tuple[int, int], moving_wh: tuple[int, int]) -> float:
+    """Largest distance of the corners of the view that shows less, as a part of its long side."""
+    scale = math.sqrt(abs(float(np.linalg.det(one[:2, :2]))))
+    size_wh = base_wh
+    if moving_wh[0] < scale * base_wh[0]:
+        one, other = (np.linalg.inv(matrix).astype(np.float64) for matrix in (one, other))
+        scale, size_wh = 1 / scale, moving_wh
+    width, height = size_wh
+    outline = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+    return float(np.abs(warp_points(one, outline) - warp_points(other, outline)).max()) / scale / max(size_wh)

@@ -120,7 +120,7 @@ def check_points(
     Raises:
         InputError: Points lie outside a picture; names the likely cause.
     """
-    ends = {"ir": points.ir, "vis": points.vis}
+    ends: dict[SourceName, Numbers] = {"ir": points.ir, "vis": points.vis}
     outside = {name: ~_inside(ends[name], sizes_wh[name]) for name in ends}
     for name, flags in outside.items():
         if not flags.any():
@@ -196,8 +196,8 @@ def check_columns(points: PointPairs, ir: Scene, vis: Scene, model: Model) -> No
 
 def _inside(points: Numbers, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
     # Pixels are points, so the picture ends half a pixel outside the outermost ones.
-    inside: NDArray[np.bool_] = ((points >= -0.5) & (points <= np.array(size_wh) - 0.5)).all(axis=1)
-    return inside
+    inside = (points >= -0.5) & (points <= np.array(size_wh) - 0.5)
+    return inside[:, 0] & inside[:, 1]
 
 
 def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model: Model = "homography") -> PointAlignment:

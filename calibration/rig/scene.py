@@ -44,9 +44,27 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
 # benchmarks/alignment.py. Halves and measures disagree where a scene is deep, too; what tells a wrong place from a right one
 # is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
-_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
+_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.8
 _MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
 _MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
+# Likely causes.
+_NOTHING_IN_COMMON = (
+    "probably the two images are not of the same scene and moment, one of them has hardly any contrast, or one camera sees "
+    "more than 2.5 times as much as the other: check the images, and give --ir-fov and --vis-fov if you know them"
+)
+_BESIDE_EACH_OTHER = "probably the cameras point in different directions: turn them the same way, or raise --max-shift"
+_SEVERAL_FIT = (
+    "probably the scene repeats itself, or both cameras see few of its edges: choose one with buildings, poles or people, give "
+    "--ir-fov and --vis-fov, or use align points"
+)
+_DEEP = (
+    "probably objects at very different distances, or distorted lenses: choose a scene that is all at about your working "
+    "distance, or use align points or align calibration"
+)
+_FEW_EDGES = (
+    "probably too few edges that both cameras see, or blur: choose a scene with more of them, or use align points or align "
+    "checkerboard"
+)
 _CHECKS = 6  # blocks across the image in the two halves, which lie like the squares of a checkerboard
 
 
@@ -86,6 +104,22 @@ class Evidence:
         return math.hypot(self.standard_error_px, self.starts_px, *(distance_px / 2 for distance_px in of_two))
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A reason not to trust an alignment.
+
+    Attributes:
+        text: What was found.
+        remedy: The likely cause, and what to do about it.
+    """
+
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SceneAlignment:
     """An alignment found from the scene.
@@ -95,14 +129,14 @@ class SceneAlignment:
         model: Motion model.
         evidence: Evidence for it.
         field: Field of view of the moving image as a multiple of that of the base, by the widths.
-        doubts: Reasons not to trust it; empty if it is good enough.
+        doubts: Reasons not to trust it, the most telling one first; empty if it is good enough.
     """
 
     homography: Matrix
     model: Model
     evidence: Evidence
     field: float
-    doubts: tuple[str, ...]
+    doubts: tuple[Doubt, ...]
 
 
 def align_scene(
@@ -165,7 +199,9 @@ def align_scene(
     )
     full = up_moving @ roles.outward(homography) @ np.linalg.inv(up_base)
     field = _field(whole, target, full)
-    return SceneAlignment(full / full[2, 2], choice.model, evidence, field, _doubts(evidence, zoom))
+    # A smaller part of the scene has fewer edges that could be wrong together, so they have to agree better.
+    share = 1.0 if roles.fixed is small else min(field, 1 / field)
+    return SceneAlignment(full / full[2, 2], choice.model, evidence, field, _doubts(evidence, share * zoom))
 
 
 def require_evidence(alignment: SceneAlignment) -> None:
@@ -176,8 +212,7 @@ def require_evidence(alignment: SceneAlignment) -> None:
     """
     if alignment.doubts:
         raise AlignmentError(
-            f"too little evidence for an alignment: {', and '.join(alignment.doubts)}; choose a scene with more edges that "
-            "both cameras see, or use align points or align checkerboard"
+            f"too little evidence for an alignment: {', and '.join(map(str, alignment.doubts))}", alignment.doubts[0].remedy
         )
 
 
@@ -318,7 +353,8 @@ def _fitted(base: Scene, moving: Scene, starts: list[Matrix], level: tuple[float
         if refined is None:
             continue
         homography = roles.outward(refined[0])
-        if any(apart_px(homography, place.homography, base.size_wh) < _SAME_PLACE_PX for place in places):
+        near = (apart_px(roles.inward(place.homography), refined[0], roles.fixed.size_wh) for place in places)
+        if any(distance_px < _SAME_PLACE_PX for distance_px in near):
             continue
         # Of images of different size, as many pixels as the smaller one has are compared.
         area = refined[1].overlap * roles.fixed.mask.size / max(base.mask.size, moving.mask.size)
@@ -395,18 +431,33 @@ def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Mat
     return best, max(apart_px(best, other, base.size_wh) for other in as_good)
 
 
-def _doubts(evidence: Evidence, zoom: float) -> tuple[str, ...]:
+def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
     """Every reason not to trust the alignment; distances are in pixels of the image that was aligned."""
-    found = {
-        f"edges that correlate only by {evidence.correlation:.2f}": evidence.correlation < _LEAST_CORRELATION,
-        f"an overlap of only {100 * evidence.overlap:.0f} % of the view": evidence.overlap < _LEAST_OVERLAP,
-        "another alignment that fits nearly as well": evidence.rival > _MOST_RIVAL,
-        f"two halves of the image that disagree by {evidence.halves_px:.1f} px": evidence.halves_px > _MOST_HALVES_PX * zoom,
-        f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px": (
-            evidence.measures_px > _MOST_MEASURES_PX * zoom
-        ),
-        f"results that depend on the start by {evidence.starts_px:.1f} px": evidence.starts_px > _MOST_STARTS_PX * zoom,
-    }
     most_px = min(_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
-    found[f"an error of {evidence.error_px:.1f} px"] = evidence.error_px > most_px and not any(found.values())
-    return tuple(reason for reason, holds in found.items() if holds)
+    found = (
+        (
+            evidence.correlation < _LEAST_CORRELATION,
+            Doubt(f"edges that correlate only by {evidence.correlation:.2f}", _NOTHING_IN_COMMON),
+        ),
+        (
+            evidence.overlap < _LEAST_OVERLAP,
+            Doubt(f"an overlap of only {100 * evidence.overlap:.0f} % of the view that shows less", _BESIDE_EACH_OTHER),
+        ),
+        (evidence.rival > _MOST_RIVAL, Doubt("another alignment that fits nearly as well", _SEVERAL_FIT)),
+        (
+            evidence.halves_px > _MOST_HALVES_PX * zoom,
+            Doubt(f"two halves of the image that disagree by {evidence.halves_px:.1f} px", _DEEP),
+        ),
+        (
+            evidence.measures_px > _MOST_MEASURES_PX * zoom,
+            Doubt(f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px", _DEEP),
+        ),
+        (
+            evidence.starts_px > _MOST_STARTS_PX * zoom,
+            Doubt(f"results that depend on the start by {evidence.starts_px:.1f} px", _FEW_EDGES),
+        ),
+    )
+    doubts = tuple(doubt for holds, doubt in found if holds)
+    if not doubts and evidence.error_px > most_px:
+        doubts = (Doubt(f"an error of {evidence.error_px:.1f} px", _FEW_EDGES),)
+    return doubts

@@ -167,16 +167,17 @@ def _search_range(options: argparse.Namespace, sources: dict[SourceName, RigSour
     from refusion_edge.calibration.rig.alignment import field_of_view_focal_px
     from refusion_edge.calibration.rig.coarse import SearchRange
     from refusion_edge.cli.options import require_both
+    from refusion_edge.rig.model import SOURCE_NAMES
 
     require_both(options.ir_fov, options.vis_fov, "--ir-fov and --vis-fov")
     low, high = options.scale_range or SearchRange().field
     if options.ir_fov is not None:
         # Of the views, which may be parts of the frames that the data sheets speak of.
-        shown = {
-            name: sources[name].view_xywh[2] / field_of_view_focal_px(sources[name].size_wh[0], degrees)
-            for name, degrees in (("ir", options.ir_fov), ("vis", options.vis_fov))
-        }
-        field = shown["ir"] / shown["vis"]
+        shown = [
+            sources[name].view_xywh[2] / field_of_view_focal_px(sources[name].size_wh[0], getattr(options, f"{name}_fov"))
+            for name in SOURCE_NAMES
+        ]
+        field = shown[0] / shown[1]
         low, high = field / _FOV_TOLERANCE, field * _FOV_TOLERANCE
     return SearchRange(options.max_shift, options.max_rotation, (low, high) if base == "vis" else (1 / high, 1 / low))
 
