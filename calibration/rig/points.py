@@ -86,13 +86,13 @@ def read_points(path: Path) -> PointPairs:
         reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, delimiter=delimiter)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
-            raise InputError(f"{path} has no columns {', '.join(missing)}; name {', '.join(COLUMNS)} in the first line.")
+            raise InputError(f"{path} has no columns {', '.join(missing)}", f"name {', '.join(COLUMNS)} in the first line")
         rows = [
             [_coordinate(row[column], reader.line_num, path, decimal_comma=delimiter != ",") for column in COLUMNS]
             for row in reader
         ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no CSV file of points ({error}); correct it.") from error
+        raise InputError(f"{path} is no CSV file of points ({error})", "correct it") from error
     points = np.array(rows, np.float64).reshape(-1, 4)
     return PointPairs(points[:, :2], points[:, 2:])
 
@@ -103,7 +103,7 @@ def _coordinate(text: str | None, line: int, path: Path, *, decimal_comma: bool)
     except (TypeError, ValueError):
         value = math.nan
     if not abs(value) <= _MOST_PX:
-        raise InputError(f"line {line} of {path} holds {shown(text)} instead of four coordinates in pixels; correct it.")
+        raise InputError(f"line {line} of {path} holds {shown(text)} instead of four coordinates in pixels", "correct it")
     return value
 
 
@@ -215,8 +215,10 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     least = MODELS[model] // 2
     if len(base) < least:
         raise AlignmentError(
-            f"{len(base)} points are too few for the model {model}, which needs at least {least}; pick more or use --model "
-            "similarity"
+            f"{len(base)} points are too few for the model {model}, which needs at least {least}",
+            "pick more or use --model similarity",
+            expected=least,
+            got=len(base),
         )
     homography = _through(base, moving, model)
     if _mirrors(homography, size_wh):
@@ -227,8 +229,10 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     coverage = float(cv2.contourArea(cv2.convexHull(base.astype(np.float32)))) / (size_wh[0] * size_wh[1])
     if model != "similarity" and coverage < _LEAST_COVERAGE:
         raise AlignmentError(
-            f"the points cover only {100 * coverage:.1f} % of the view, and at least {100 * _LEAST_COVERAGE:.0f} % are "
-            "needed; pick points near all corners, not along one line"
+            f"the points cover only {100 * coverage:.1f} % of the view, and at least {100 * _LEAST_COVERAGE:.0f} % are needed",
+            "pick points near all corners, not along one line",
+            expected=_LEAST_COVERAGE,
+            got=coverage,
         )
     if len(base) == least:
         return PointAlignment(homography, None, None, coverage, len(base))
@@ -236,8 +240,8 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     worst = int(np.argmax(distances))
     if distances[worst] > max(_STRAY_PX, _STRAY * float(np.median(distances))) or not np.isfinite(distances).all():
         raise AlignmentError(
-            f"point {worst + 1} is {distances[worst]:.1f} px away from where the {model} of the others puts it; correct or "
-            "remove it (objects at different distances do not fit together)"
+            f"point {worst + 1} is {distances[worst]:.1f} px away from where the {model} of the others puts it",
+            "correct or remove it (objects at different distances do not fit together)",
         )
     back = warp_points(_inverse(homography), moving) - base
     freedom = 2 * len(base) - MODELS[model]
@@ -268,7 +272,9 @@ def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
             matrix = np.eye(3)
             matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ center
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise AlignmentError(f"the points do not determine the model {model}: some lie on one line or in one spot; pick others")
+        raise AlignmentError(
+            f"the points do not determine the model {model}: some lie on one line or in one spot", "pick others"
+        )
     scaled: Matrix = matrix / matrix[2, 2]
     return scaled
 

@@ -41,7 +41,7 @@ def test_a_checkerboard_is_found_in_both_pictures(inverted: bool) -> None:
     assert np.linalg.norm(apart, axis=1).max() < 0.1
 
 
-def test_a_picture_without_the_board_is_refused() -> None:
+def test_an_image_without_the_board_is_refused() -> None:
     with pytest.raises(AlignmentError, match="7x5 .* ir "):
         find_board([(np.full((480, 640), 90, np.uint8), board_picture(np.eye(3)))], (7, 5))
 
