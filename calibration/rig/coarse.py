@@ -18,9 +18,10 @@ from refusion_edge.calibration.rig.structure import Mask, Scene, gradient_struct
 from refusion_edge.rig.model import Matrix
 from refusion_edge.rig.warp import warp_points
 
-_SIDE_PX = 160
-# Steps move the outline of a template that fills the wider view by about two pixels; smaller templates allow longer ones.
-_ROTATION_STEP_DEG = 2.0
+# Long side of the small copy of the wider image; less where the narrower one has too few pixels, but not below the least.
+_SIDE_PX, _LEAST_SIDE_PX = 256, 160
+# Steps of a template that fills the wider view; smaller templates allow longer ones.
+_ROTATION_STEP_DEG = 2.5
 _SCALE_STEP = 0.045
 _LEAST_TEMPLATE = 0.5
 # Overlaps below this part of the largest are ignored: a few pixels can agree by chance.
@@ -101,7 +102,8 @@ class _Field:
 
 def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: SearchRange) -> Iterator[Candidate]:
     """Look for the narrower image, which shows ``part`` of the width of the wider one; candidates map wide to narrow."""
-    small, up = scaled(wide, _SIDE_PX / max(wide.size_wh))
+    side_px = min(_SIDE_PX, max(max(narrow.size_wh) / part[1], _LEAST_SIDE_PX))
+    small, up = scaled(wide, side_px / max(wide.size_wh))
     field = _field(small)
     height, width = field.mask.shape
     tallest = round(part[1] * width * narrow.size_wh[1] / narrow.size_wh[0])
@@ -113,7 +115,7 @@ def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: Sea
     )
     field_hat, energy_hat, mask_hat = _spectra(field, shape)
     for share in _shares(*part):
-        template, template_up = scaled(narrow, share * width / narrow.size_wh[0])
+        template, template_up = _resized(narrow, share * width / narrow.size_wh[0])
         own_width, own_height = template.size_wh
         rows, columns = (
             np.arange(min(0, side - own) - room, max(0, side - own) + room + 1)
@@ -135,6 +137,16 @@ def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: Sea
                 pose = template_up @ (np.eye(3) if turn is None else turn) @ shift @ np.linalg.inv(up)
                 chance = max(peak, 0.0) * math.sqrt(other.mask.size)
                 yield Candidate(pose, peak, math.sqrt(chance * max((peak - mean) / deviation, 0.0)))
+
+
+def _resized(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
+    """As ``scaled``, but enlarges, too."""
+    if factor <= 1:
+        return scaled(scene, factor)
+    width, height = (round(side * factor) for side in scene.size_wh)
+    step = 1 / factor
+    up = np.array([[step, 0, (step - 1) / 2], [0, step, (step - 1) / 2], [0, 0, 1]])
+    return warped(scene, up, (width, height)), up
 
 
 def _shares(low: float, high: float) -> list[float]:

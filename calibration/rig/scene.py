@@ -22,7 +22,7 @@ from refusion_edge.rig.model import Matrix
 # Larger images are scaled down to this long side, which still aligns them to within the noise of a full-scale pixel.
 _SIDE_PX = 640
 # So many candidates of the search are fitted roughly, and so many of these finely.
-_CANDIDATES, _FINALISTS = 10, 3
+_CANDIDATES, _FINALISTS = 14, 3
 # The view that shows the smaller part of the scene is warped onto, unless both show nearly the same.
 _NARROWER = 0.87
 # Smaller images have too few edges to fit.
@@ -443,7 +443,11 @@ def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
             evidence.overlap < _LEAST_OVERLAP,
             Doubt(f"an overlap of only {100 * evidence.overlap:.0f} % of the view that shows less", _BESIDE_EACH_OTHER),
         ),
-        (evidence.rival > _MOST_RIVAL, Doubt("another alignment that fits nearly as well", _SEVERAL_FIT)),
+        # Views that overlap little agree by chance more easily.
+        (
+            evidence.rival > _MOST_RIVAL * math.sqrt(evidence.overlap),
+            Doubt("another alignment that fits nearly as well", _SEVERAL_FIT),
+        ),
         (
             evidence.halves_px > _MOST_HALVES_PX * zoom,
             Doubt(f"two halves of the image that disagree by {evidence.halves_px:.1f} px", _DEEP),
