@@ -189,7 +189,7 @@ def test_an_engine_that_is_not_replayed_from_a_graph_is_named_wherever_it_was_me
     del document["rows"][1]["graph_problem"]
     assert row_from_document(document["rows"][1], "x") == troubled.rows[1]
     if importlib.util.find_spec("jinja2"):
-        assert render_page(troubled).count("expected a &lt;graph&gt;") == 3
+        assert render_page(troubled).count("a &lt;graph&gt; cannot") == 3
 
 
 def test_a_sweep_goes_on_where_it_stopped(make_row: Callable[..., Row]) -> None:

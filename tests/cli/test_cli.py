@@ -24,6 +24,8 @@ from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.tasks import TASKS
 from tests.conftest import ROOT, files_below, one_sentence
 
+pytestmark = pytest.mark.usefixtures("small_samples")
+
 Run = Callable[..., tuple[int, str, str]]
 Picture = Callable[..., Array]
 

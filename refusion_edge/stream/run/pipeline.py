@@ -23,9 +23,8 @@ from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
-from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.fusion import FusionStage
-from refusion_edge.stream.run.inbox import Inbox
 from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource, WaitingPair
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner

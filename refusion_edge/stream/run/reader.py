@@ -14,7 +14,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import SourceLostError
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.freeze import FreezeWatch
-from refusion_edge.stream.run.inbox import Inbox
+from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 
