@@ -119,7 +119,7 @@ def nonempty(text: str) -> str:
     return text
 
 
-def require_both(first: str | None, second: str | None, names: str) -> None:
+def require_both(first: object, second: object, names: str) -> None:
     """Require two options that belong together to be both present or both absent.
 
     Raises:

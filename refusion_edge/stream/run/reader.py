@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from refusion_edge.arrays import Array
 from refusion_edge.errors import SourceLostError
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.freeze import FreezeWatch
@@ -30,15 +32,25 @@ class Reader:
         inbox: Receives its frames.
         statistics: Counters of the run.
         stop: Ends the run.
+        used: Takes from a frame the part that is shown; a clock beside it does not hide that the camera is frozen.
 
     Attributes:
         delivered_s: Arrival of the last frame, monotonic clock; 0 before the first one.
     """
 
-    def __init__(self, source: Source, inbox: Inbox, statistics: Statistics, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        source: Source,
+        inbox: Inbox,
+        statistics: Statistics,
+        stop: threading.Event,
+        *,
+        used: Callable[[Array], Array] = lambda image: image,
+    ) -> None:
         self.source = source
         self.delivered_s = 0.0
         self._inbox, self._statistics, self._stop = inbox, statistics, stop
+        self._used = used
         self._camera = statistics.cameras[source.side]
         self._freeze, self._stamps = FreezeWatch(), _Stamps()
         # Number of the next frame; negative if unknown.
@@ -89,7 +101,7 @@ class Reader:
             self._statistics.dropped(side, "unknown pixel type")
             return
         freezes = self._freeze.freezes
-        unchanged_since_ns = self._freeze.add(image, grab.time_ns)
+        unchanged_since_ns = self._freeze.add(self._used(image), grab.time_ns)
         camera.frozen_frames += self._freeze.freezes > 0 and unchanged_since_ns != grab.time_ns
         if self._freeze.freezes > freezes:
             camera.freezes += 1

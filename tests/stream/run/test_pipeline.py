@@ -17,11 +17,12 @@ from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostE
 from refusion_edge.images.io import read_image
 from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer
-from refusion_edge.stream.processing.processor import Processor
+from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
@@ -307,3 +308,42 @@ def test_sizes_that_differ_need_a_rig_or_leave_to_resize(stream: Stream) -> None
 def test_an_output_that_cannot_be_written_is_one_error(stream: Stream) -> None:
     with raises(OutputError, "/proc/nothing"):
         stream(ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=("/proc/nothing/x.mp4",))
+
+
+class ClockedSource(FailingSource):
+    """A camera whose picture stands still, or moves by 4 pixels a frame, below a clock of two rows that never stands still."""
+
+    live = False
+
+    def __init__(self, side: str, *, moves: bool) -> None:
+        super().__init__(side)
+        self._moves = moves
+        self._scene = np.random.default_rng(2).integers(0, 255, (48, 64)).astype(np.uint8)
+
+    def read(self) -> Grab | None:
+        if self._count == 24:
+            return None
+        self._count += 1
+        scene = np.roll(self._scene, 4 * self._count, axis=1) if self._moves else self._scene
+        clock = np.random.default_rng(self._count).integers(0, 255, (2, 64)).astype(np.uint8)
+        image = np.concatenate((clock, scene)) if self.side == "ir" else np.concatenate((np.tile(clock, (12, 1)), scene))
+        return Grab(image if self.side == "ir" else np.dstack([image] * 3), self._count - 1, self._count * 40_000_000)
+
+
+def test_freezes_and_motion_are_measured_on_what_the_crops_leave() -> None:
+    sources = ClockedSource("ir", moves=False), ClockedSource("vis", moves=True)
+    rig = Rig(
+        RigSource((64, 50), crop_xywh=(0, 2, 64, 48)),
+        RigSource((64, 72), crop_xywh=(0, 24, 64, 48)),
+        (RigAlignment(None, to_rows(np.eye(3))),),
+    )
+    statistics = Statistics()
+    processor = Processor(MeanBackend(), geometry=Geometry(make_warp(rig)))
+    moved: list[float] = []
+    statistics.moved = lambda speed_px_s, _skew_ns: moved.append(speed_px_s)  # type: ignore[method-assign]
+    Pipeline(sources, Failover(Pairer(), None), processor, [ListSink()], statistics).run()
+    assert statistics.cameras["ir"].freezes == 1
+    assert statistics.cameras["vis"].freezes == 0
+    # 4 pixels in 40 ms.
+    assert moved == pytest.approx([100.0] * len(moved), abs=5)
+    assert len(moved) >= 2
