@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
@@ -47,6 +47,10 @@ class Frame:
     def stale_ns(self) -> int:
         """Time in ns since the content last changed."""
         return self.time_ns - self.unchanged_since_ns
+
+    def moved(self, by_ns: int) -> Frame:
+        """The same frame at another time."""
+        return replace(self, time_ns=self.time_ns + by_ns, unchanged_since_ns=self.unchanged_since_ns + by_ns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

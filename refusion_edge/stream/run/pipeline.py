@@ -87,7 +87,7 @@ class Pipeline:
         self._limits = limits or RunLimits()
         cameras = () if isinstance(sources, Recording) else sources
         self._live = live = any(source.live for source in cameras)
-        self._inbox = Inbox(live=live)
+        self._inbox = Inbox(live=live, offset_ns=failover.offset_ns)
         self._readers = [Reader(source, self._inbox, statistics, stop) for source in cameras]
         self._pairs: Channel[WaitingPair] = Channel(_LIVE_PAIRS if live else _FILE_PAIRS, lossless=not live)
         self._record = None if recorder is None else RecordWriter(recorder, statistics, live=live)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from refusion_edge.rig.model import GainMethod, Polarity, Rig
-from refusion_edge.stream.frames import MS, SIDES
+from refusion_edge.stream.frames import MS, SECOND, SIDES
 from refusion_edge.stream.pairing.failover import Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer, Policy
 from refusion_edge.stream.processing.output_range import VideoRange
@@ -120,16 +120,18 @@ class PairingSettings:
         Raises:
             UsageError: The policy is unknown, or a limit is negative.
         """
+        offset_ns = round(self.offset_ms * MS)
         pairer = Pairer(
             self.policy,
             max_skew_ns=None if self.max_skew_ms is None else round(self.max_skew_ms * MS),
             max_age_ns=round(self.max_age_ms * MS),
-            offset_ns=round(self.offset_ms * MS),
+            max_wait_ns=SECOND + abs(offset_ns),
         )
         limits = None
         if self.lost_after_ms is not None:
             limits = Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS))
-        return Failover(pairer, limits, None if rig is None else {side: rig.source(side).size_wh for side in SIDES})
+        sizes_wh = None if rig is None else {side: rig.source(side).size_wh for side in SIDES}
+        return Failover(pairer, limits, sizes_wh, offset_ns=offset_ns)
 
 
 def choose_pairing(
