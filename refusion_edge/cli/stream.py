@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty, number_between
+from refusion_edge.cli.options import add_best_effort, add_json, add_task, add_threads, nonempty, number_between
 from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
 outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mkv, .avi, .webm), a folder, frame_%04i.png,
          rtsp://@:8554/fused, shm://NAME, null://
-Ctrl-C or SIGTERM ends a stream cleanly (exit code 130). Example without cameras:
+Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: from the rig)")
     parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: from the rig)")
+    add_best_effort(parser)
     parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording in place of two sources")
     parser.add_argument(
         "-o", "--output", action="append", type=nonempty, metavar="URI",
@@ -165,6 +166,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="token required from viewers of view:// (default: generated if view:// is reachable from other machines)",
     )
+    add(
+        "--allow-origin",
+        dest="allow_origins",
+        action="append",
+        type=nonempty,
+        metavar="URL",
+        help="address under which a reverse proxy shows the page of view://, such as https://cameras.example; repeatable",
+    )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
@@ -175,6 +184,7 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     chosen = dict(vars(options))
     for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):
         chosen.pop(name, None)
+    chosen["allow_origins"] = tuple(chosen["allow_origins"] or ())
     chosen["outputs"] = tuple(chosen.pop("output") or ())
     return StreamSettings(**chosen, marks=not options.no_marks)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 
 Side = Literal["ir", "vis"]
@@ -76,6 +78,14 @@ class Pair:
         """The later of the two frames."""
         frames = [frame for frame in (self.ir, self.vis) if frame is not None]
         return max(frames, key=lambda frame: frame.time_ns)
+
+    def images(self) -> dict[Side, Array]:
+        """The images that it has, by side, in the order of image files: (H, W), or (H, W, 3) RGB."""
+        frames = [frame for frame in (self.ir, self.vis) if frame is not None]
+        return {
+            frame.side: frame.image if frame.image.ndim == 2 else np.ascontiguousarray(frame.image[..., ::-1])
+            for frame in frames
+        }
 
     @property
     def skew_ns(self) -> int | None:

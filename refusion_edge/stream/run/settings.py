@@ -19,6 +19,7 @@ class StreamSettings:
     """Options of the command ``stream``, by the same names; None leaves the choice to the rig, a recording or a default.
 
     Attributes:
+        best_effort: Whether cameras that do not grant what is asked of them are used in their nearest mode.
         ir: URI of the infrared source.
         vis: URI of the visible source.
         replay: Folder of a recording to replay instead.
@@ -49,9 +50,11 @@ class StreamSettings:
         duration_s: End after this time.
         pictures: End after this many fused frames.
         token: Token that viewers have to present.
+        allow_origins: Addresses under which reverse proxies show the browser view.
         hash: Whether all fused frames are hashed.
     """
 
+    best_effort: bool = False
     ir: str | None = None
     vis: str | None = None
     replay: str | None = None
@@ -82,6 +85,7 @@ class StreamSettings:
     duration_s: float | None = None
     pictures: int | None = None
     token: str | None = None
+    allow_origins: tuple[str, ...] = ()
     hash: bool = False
 
     def shown(self) -> dict[str, Any]:

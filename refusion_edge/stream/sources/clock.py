@@ -110,6 +110,12 @@ class SourceClock:
         self._suspect: _Suspect | None = None
         self._raised: _Suspect | None = None
 
+    def distrust(self) -> None:
+        """Take the stamps for those of another clock, as where the driver says so."""
+        if self._shared:
+            self._shared = False
+            self._words = CLOCK_STREAM
+
     @property
     def state(self) -> ClockState:
         """What is known at present."""
@@ -170,7 +176,7 @@ class SourceClock:
             if -_ROUNDING_NS <= arrived_ns - stamp_ns <= _MAX_SHARED_DELAY_NS:
                 self._remember(stamp_ns, arrived_ns)
                 return stamp_ns
-            self._shared, self._words = False, CLOCK_STREAM
+            self.distrust()
             self._news.append("its time stamps are not on the host clock; they are mapped to it by the least delay")
         self._compare(stamp_ns, arrived_ns)
         self._remember(stamp_ns, arrived_ns)
