@@ -21,11 +21,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import InputError, OutputError, RefusionError
+from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
 VERBS = (
-    "demo", "fuse", "stream", "snap", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor", "selftest",
+    "demo", "fuse", "stream", "snap", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor",
+    "selftest",
 )  # fmt: skip
 
 EXIT_CODES = """\
@@ -104,7 +105,7 @@ def _run(argv: Sequence[str] | None) -> int:
         with interruption:
             options = _parser().parse_args(argv)
             _require_folder()
-            code: int = options.run(options)
+            code = _run_verb(options)
             sys.stdout.flush()
             return code
     except SystemExit as stop:  # argparse ends --help and usage errors this way
@@ -127,11 +128,29 @@ def _run(argv: Sequence[str] | None) -> int:
         return error.exit_code
 
 
+def _run_verb(options: argparse.Namespace) -> int:
+    """Run a verb; with ``--rebuild``, run it again after rebuilding a bundle that does not fit this machine."""
+    rebuilds = getattr(options, "rebuild", False)
+    if rebuilds and options.bundle is None:
+        raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
+    try:
+        code: int = options.run(options)
+    except MisfitError as misfit:
+        # An engine is opened before anything is written.
+        if not rebuilds:
+            raise
+        from refusion_edge.cli.build import rebuild
+
+        rebuild(options.bundle, misfit)
+        code = options.run(options)
+    return code
+
+
 def _require_folder() -> None:
     try:
         Path.cwd()
     except OSError:
-        raise InputError("the current folder no longer exists; change to another one") from None
+        raise InputError("the current folder no longer exists", "change to another one") from None
 
 
 def _refuse(problem: str) -> int:
@@ -198,7 +217,8 @@ class _Interruption:
     def __enter__(self) -> None:
         sys.unraisablehook = self._unraisable
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # A background job of a shell ignores SIGINT, one of nohup SIGHUP, and so do we. Only the main thread can set handlers.
+            # A background job of a shell ignores SIGINT, one of nohup SIGHUP, and so do we. Only the main thread can set
+            # handlers.
             if signal.getsignal(number) is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
                 self._previous[number] = signal.signal(number, self._interrupt)
 

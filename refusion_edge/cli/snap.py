@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Take the pair, write it, and print what was written."""
     from refusion_edge.cli.console import print_facts, remarks, write_json
     from refusion_edge.errors import OutputError
+    from refusion_edge.files import output_error
     from refusion_edge.images.io import write_image
     from refusion_edge.stream.frames import MS, SIDES
     from refusion_edge.stream.run.snapshot import take_pair
@@ -67,15 +68,17 @@ def run(options: argparse.Namespace) -> int:
         for path in written:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OutputError(f"cannot write to {options.output}: {(error.strerror or str(error)).lower()}") from error
+            raise output_error(options.output, error) from error
         raise
     skew_ms = (pair.skew_ns or 0) / MS
     if options.json:
-        facts = {side: {"file": str(paths[side]), "size_wh": [*images[side].shape[1::-1]], "dtype": str(images[side].dtype)}
-                 for side in SIDES}  # fmt: skip
+        facts: dict[str, object] = {
+            side: {"file": str(paths[side]), "size_wh": list(images[side].shape[1::-1]), "dtype": str(images[side].dtype)}
+            for side in SIDES
+        }
         write_json(options.json, {"schema": _SCHEMA, **facts, "skew_ms": skew_ms, "remarks": said})
     if options.json != "-":
-        described = {
+        described: dict[str, object] = {
             side: f"{images[side].shape[1]}x{images[side].shape[0]}, {images[side].dtype}, {paths[side]}" for side in SIDES
         }
         print_facts({**described, "Skew": f"{skew_ms:+.1f} ms, visible after infrared"})

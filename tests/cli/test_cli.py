@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 
 import refusion_edge
-from refusion_edge.accuracy.fidelity import LIMITS, Limits
+from refusion_edge.accuracy.gate import LIMITS, Limits
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.registry import Status
 from refusion_edge.cli import EXIT_CODES, VERBS
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.stream.sources import v4l2_device
+from refusion_edge.stream.sources.v4l2_device import Camera, Mode
 from refusion_edge.tasks import TASKS
 from tests.conftest import ROOT, files_below, one_sentence
+
+pytestmark = pytest.mark.usefixtures("small_samples")
 
 Run = Callable[..., tuple[int, str, str]]
 Picture = Callable[..., Array]
@@ -50,10 +54,10 @@ def test_version(run_cli: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("buidl",), "did you mean 'build'?"),
-        (("build", "--precison", "fp16"), "did you mean '--precision'?"),
-        (("build", "--task", "ir_viz"), "did you mean 'ir_vis'?"),
-        (("fuse", "--grey"), "required"),
+        (("buidl",), "'build'"),
+        (("build", "--precison", "fp16"), "'--precision'"),
+        (("build", "--task", "ir_viz"), "'ir_vis'"),
+        (("fuse", "--gray"), "required"),
         (("fuse", "a.png", "b.png", "c.png", "-o", "x"), "quote"),
         (("build", "--size", "big"), "HEIGHTxWIDTH"),
         (("build", "--size", "9" * 5000 + "x640"), "HEIGHTxWIDTH"),
@@ -88,7 +92,7 @@ def test_fuse_two_files(run_cli: Run, picture: Picture, suffix: str) -> None:
     assert read_image(f"out/fused.{suffix}").shape == (40, 60, 3)
 
 
-def test_fuse_grey_fixed_medical_with_official_style_weights(run_cli: Run, picture: Picture, random_state: State) -> None:
+def test_fuse_gray_fixed_medical_with_official_style_weights(run_cli: Run, picture: Picture, random_state: State) -> None:
     make_pair(picture)
     write_safetensors("w.safetensors", Checkpoint("medical", random_state))
     code, out, _ = run_cli(
@@ -101,7 +105,7 @@ def test_fuse_grey_fixed_medical_with_official_style_weights(run_cli: Run, pictu
         "w.safetensors",
         "--task",
         "medical",
-        "--grey",
+        "--gray",
         "--range",
         "fixed",
     )
@@ -153,10 +157,10 @@ def bad_fuse_inputs(picture: Picture) -> dict[str, tuple[tuple[str, ...], str]]:
         "no image": (("text.png", "vis/x.png"), "damaged"),
         "video": (("clip.mp4", "vis/x.png"), "video"),
         "sizes": (("ir/x.png", "vis/y.png"), "60x40 and b is 60x44"),
-        "constant": (("flat.png", "vis/x.png"), "the same value"),
+        "constant": (("flat.png", "vis/x.png"), "source "),
         "too small": (("tiny.png", "tiny.png"), "at least 8x8"),
         "no common stem": (("ir", "other"), "other (z)"),
-        "file and folder": (("ir", "vis/x.png"), "two files or two folders"),
+        "file and folder": (("ir", "vis/x.png"), "file vis/x.png"),
     }
 
 
@@ -203,7 +207,7 @@ def test_fuse_never_overwrites_a_source(run_cli: Run, picture: Picture, output: 
 @pytest.mark.parametrize(
     ("words", "expected", "hint"),
     [
-        (("x" * 300, "vis/x.png", "-o", "o.png"), 4, "check the path"),
+        (("x" * 300, "vis/x.png", "-o", "o.png"), 4, "x" * 40),
         (("", "vis/x.png", "-o", "o.png"), 2, "empty"),
         (("ir/x.png", "vis/x.png", "-o", ""), 2, "empty"),
         (("ir/x.png", "vis/x.png", "-o", "o.png", "--bundle", ""), 2, "empty"),
@@ -353,6 +357,31 @@ def test_other_bad_input(run_cli: Run, words: tuple[str, ...], expected: int, hi
     assert hint in err
     assert one_sentence(err)
     assert files_below(Path()) == ["junk.pth"]
+
+
+def test_doctor_shows_each_camera_with_its_formats(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = Mode("MJPG", 1280, 720, 30.0), Mode("MJPG", 1280, 720, 15.0), Mode("Y16 ", 160, 120, 9.0), Mode("GREY", 8, 8, None)
+    cameras = (
+        Camera("/dev/video0", "/dev/v4l/by-id/usb-Maker_Cam-video-index0", "Maker Cam", modes),
+        Camera("/dev/video2", None, "", (), "Permission denied"),
+    )
+    monkeypatch.setattr(v4l2_device, "find_cameras", lambda: cameras)
+    code, out, _ = run_cli("doctor")
+    assert code == 0
+    text = " ".join(out.split())
+    for word in (
+        "usb-Maker_Cam-video-index0",
+        "MJPG 1280x720@30",
+        "Y16 160x120@9",
+        "GREY 8x8",
+        "/dev/video2",
+        "Permission denied",
+    ):
+        assert word in text
+    assert "@15" not in text
+    document = json.loads(run_cli("doctor", "--json", "-")[1])
+    assert document["cameras"][0]["modes"][1] == {"fourcc": "MJPG", "width": 1280, "height": 720, "rate_hz": 15.0}
+    assert document["cameras"][1]["problem"] == "Permission denied"
 
 
 def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:

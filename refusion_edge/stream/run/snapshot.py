@@ -10,7 +10,7 @@ from refusion_edge.errors import SourceLostError, UsageError
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.pairing.pairer import Pairer
-from refusion_edge.stream.run.inbox import Inbox
+from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import Source

@@ -43,4 +43,4 @@ def open_source(uri: Uri, side: Side, *, best_effort: bool = False) -> Source:
         from refusion_edge.stream.sources.captures import CaptureSource
 
         return CaptureSource(uri, side)
-    raise UsageError(f"{uri} cannot be read as a source; see 'refusion-edge stream --help'")
+    raise UsageError(f"{uri} cannot be read as a source", "see 'refusion-edge stream --help'")

@@ -240,13 +240,14 @@ def _decoder(mode: Mode, bytes_per_line: int, *, split: bool) -> Callable[[bytes
         )
     if mode.fourcc in FORMATS["y16"]:
         return lambda data: _rows(data, height, width * 2, bytes_per_line).view("<u2").astype(np.uint16, copy=False)
-    rows, row, convert = {
+    layouts: dict[str, tuple[int, int, Callable[[Array], Array]]] = {
         "GREY": (height, width, lambda data: data),
         "NV12": (height * 3 // 2, width, lambda data: cv2.cvtColor(data, cv2.COLOR_YUV2BGR_NV12)),
         "YUYV": (height, width * 2, lambda data: cv2.cvtColor(data.reshape(height, width, 2), cv2.COLOR_YUV2BGR_YUYV)),
         "BGR3": (height, width * 3, lambda data: data.reshape(height, width, 3)),
         "RGB3": (height, width * 3, lambda data: data.reshape(height, width, 3)[..., ::-1]),
-    }[mode.fourcc]
+    }
+    rows, row, convert = layouts[mode.fourcc]
     return lambda data: convert(_rows(data, rows, row, bytes_per_line))
 
 
