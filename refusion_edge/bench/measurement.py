@@ -20,7 +20,7 @@ from refusion_edge.bench.timing import AGREEING, NS_PER_MS, Clock, Plan, Series,
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.pairs import ImagePair
-from refusion_edge.network.cost import work_per_pixel
+from refusion_edge.network.cost import refusion_work
 
 STAGES = ("capture", "preprocess", "h2d", "infer", "d2h", "postprocess")
 END_TO_END, CPU = "end_to_end", "cpu"
@@ -306,4 +306,4 @@ def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:
 def _roofline(identity: Identity, stages: dict[str, Spread] | None, limits: Rates | None) -> Roofline | None:
     if stages is None or limits is None or "infer" not in stages:
         return None
-    return roofline(work_per_pixel(identity.precision), identity.pixels, stages["infer"].median_ms, limits)
+    return roofline(refusion_work(identity.precision), identity.pixels, stages["infer"].median_ms, limits)
