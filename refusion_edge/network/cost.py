@@ -43,9 +43,9 @@ def fast_work(layout: FastLayout, precision: str) -> Work:
 def refusion_work(precision: str) -> Work:
     """Count the operations and the minimum memory traffic of one pixel in the paper's network.
 
-    Operations: nothing is downsampled, so every operation runs once per pixel. Without strides, each element of a convolution kernel is one multiply-add. Attention over C channels in N
-    heads multiplies each of C rows with C / N columns, once for the scores and once for the values. Norms, activations and
-    softmax are left out; together they are less than a tenth.
+    Operations: nothing is downsampled and there are no strides, so each element of a convolution kernel is one
+    multiply-add. Attention over C channels in N heads multiplies each of C rows with C / N columns, once for the scores and
+    once for the values. Norms, activations and softmax are left out; together they are less than a tenth.
 
     Traffic: attention scales features by sums over the whole image, so the features have to be written before such a sum
     and read after it; nothing else needs memory traffic. There are as many such points in sequence as attentions on the way

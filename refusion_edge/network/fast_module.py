@@ -53,6 +53,11 @@ def statistics(a: Tensor, b: Tensor) -> Tensor:
     return figures.flatten(1)
 
 
+def swapped(figures: Tensor) -> Tensor:
+    """Statistics of the same pairs with their sources exchanged, (B, 8)."""
+    return torch.cat((figures[:, 2:4], figures[:, :2], figures[:, 4:]), dim=1)
+
+
 def initial(layout: FastLayout, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw parameters for a run from scratch, float32: nearly the maximum of the sources, without use of the statistics."""
     parameters = {name: torch.zeros(shape) for name, shape in layout.shapes.items()}
