@@ -18,7 +18,7 @@ from refusion_edge._version import __version__
 from refusion_edge.accuracy.fidelity import LIMITS, worst
 from refusion_edge.accuracy.gate import PairFidelity, gate_result, measure, resized, sample_pairs
 from refusion_edge.backends import onnxruntime
-from refusion_edge.backends.registry import Choice, choose_builder, open_engine, read_graph, status
+from refusion_edge.backends.registry import Choice, choose_builder, make_graph, open_engine, status
 from refusion_edge.bundle.folder import EngineBundle, check_replaceable, install_bundle, sha256
 from refusion_edge.bundle.manifest import (
     CALIBRATION,
@@ -40,8 +40,9 @@ from refusion_edge.export.targets.builder import Builder, EngineFile, Inputs, Ph
 from refusion_edge.export.targets.registry import BUILDERS
 from refusion_edge.fuser import open_weights
 from refusion_edge.images.pairs import ImagePair, fingerprint
-from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, require_network, safetensors_bytes
+from refusion_edge.network.family import DEFAULT_NETWORK, find_network
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, form_name
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers, read_table
 from refusion_edge.network.weights import weights_path
@@ -90,7 +91,7 @@ def build(
         UsageError: The options contradict each other.
     """
     task = find_task(spec.task)
-    choice = choose_builder(spec.backend, spec.precision)
+    choice = choose_builder(spec.backend, spec.precision, find_network(spec.network).name)
     spec = replace(spec, backend=choice.name)
     builder = BUILDERS[choice.name]
     _check_calibration(spec)
@@ -103,8 +104,9 @@ def build(
         checkpoint = _read_weights(spec)
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
     with stages.enter("graph"):
-        template = read_graph(choice.name, spec.precision, spec.form)
-        filled = builder.extend(fill(template, checkpoint.state, spec.size_hw), spec)
+        graph = make_graph(choice.name, spec.precision, checkpoint.state, spec.size_hw, spec.form)
+        form = form_name(graph)
+        filled = builder.extend(graph, spec)
         model = filled.SerializeToString(deterministic=True)
         sizes_hw = builder.sizes_hw(spec, stages.remarks)
         pairs = _gate_pairs(spec, spec.size_hw if sizes_hw is None else sizes_hw.opt_hw)
@@ -138,7 +140,7 @@ def build(
     with stages.enter("install"):
         files.update({MODEL: model, engine.name: engine.engine.data})
         recorded = gate if available.usable else GateNotRun(available.reason, gate)
-        manifest = _manifest(spec, form_name(template), key, files, engine, recorded, quantized)
+        manifest = _manifest(spec, form, key, files, engine, recorded, quantized)
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
             store(manifest, files, stages.remarks)
@@ -172,8 +174,8 @@ def model_of(bundle: EngineBundle) -> bytes:
     """
     manifest = bundle.manifest
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    template = read_graph(manifest.backend, manifest.precision, manifest.form)
-    model = BUILDERS[manifest.backend].extend(fill(template, state, manifest.spec.size_hw), manifest.spec)
+    graph = make_graph(manifest.backend, manifest.precision, state, manifest.spec.size_hw, manifest.form)
+    model = BUILDERS[manifest.backend].extend(graph, manifest.spec)
     if manifest.quantized is not None:
         model = quantize(model, _table_of(bundle), keep=manifest.quantized.kept)
     return checked_model(bundle.read(MODEL), model, bundle.path / MODEL, f"rebuild it with: {bundle.rebuild_command()}")
@@ -281,12 +283,14 @@ def default_output(spec: BuildSpec) -> Path:
     size = "" if spec.size_hw is None else f"-{spec.size_hw[0]}x{spec.size_hw[1]}"
     if spec.sizes_hw is not None:
         size = f"-{spec.sizes_hw}".replace(":", "_")
-    return Path("bundles") / f"{spec.task}-{spec.precision}-{spec.backend}{size}"
+    network = "" if spec.network == DEFAULT_NETWORK else f"-{spec.network}"
+    return Path("bundles") / f"{spec.task}{network}-{spec.precision}-{spec.backend}{size}"
 
 
 def _read_weights(spec: BuildSpec) -> Checkpoint:
-    path = spec.weights or weights_path(spec.task)
+    path = spec.weights or weights_path(spec.task, spec.network)
     checkpoint = read_checkpoint(path)
+    require_network(checkpoint, spec.network, str(path))
     if checkpoint.task not in (None, spec.task):
         raise CheckpointError(
             f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}; use --task {checkpoint.task} or other "

@@ -29,9 +29,8 @@ from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
 from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
-from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import REFERENCE
+from refusion_edge.network.checkpoint import read_checkpoint, require_network
+from refusion_edge.network.family import DEFAULT_NETWORK, network_of, reference_graph
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
 
@@ -123,6 +122,7 @@ def load(
     output_range: OutputRange = "stretch",
     threads: int = 0,
     streaming: bool = False,
+    network: str | None = None,
 ) -> Fuser:
     """Make a fuser from a task, a bundle or a weights file.
 
@@ -136,6 +136,8 @@ def load(
         output_range: ``stretch`` or ``fixed``.
         threads: Threads of the back end; 0 for its default.
         streaming: Whether there are pauses between images, as with a camera: threads then sleep during the pauses.
+        network: Name of the network, ``refusion`` or ``fast``; None for that of the file or bundle, or ``refusion`` for a
+            task.
 
     Returns:
         A fuser; use it in a ``with`` statement.
@@ -152,11 +154,19 @@ def load(
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
-        checkpoint = read_checkpoint(weights_path(name) if name in TASKS else name)
+        checkpoint = read_checkpoint(weights_path(name, network or DEFAULT_NETWORK) if name in TASKS else name)
+        require_network(checkpoint, network, name)
         agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
-        choice = choose_runner(backend)
+        choice = choose_runner(backend, checkpoint.network)
         return Fuser(backends.open_weights(choice.name, checkpoint.state, options), agreed, output_range, choice)
     bundle = read_bundle(name)
+    if network not in (None, bundle.manifest.spec.network):
+        raise CheckpointError(
+            f"the bundle {name} holds the network {bundle.manifest.spec.network}, but {network} was requested",
+            f"leave --network out, or build one with --network {network}",
+            expected=network,
+            got=bundle.manifest.spec.network,
+        )
     agreed = _agreed_task(task, bundle.manifest.task, name)
     return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
 
@@ -165,7 +175,7 @@ def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAUL
     """Run parameters in fp32 without building an engine first.
 
     Args:
-        state: The 86 parameters.
+        state: Parameters of either network.
         backend: One that takes weights, or ``auto`` for the first of them that is usable here.
         options: How to run.
         optimized: False for the reference that engines are compared with: the graph in the layout of the official release,
@@ -178,9 +188,9 @@ def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAUL
     if not optimized:
         from refusion_edge.backends.onnxruntime import OrtBackend
 
-        model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
+        model = reference_graph(state).SerializeToString()
         return OrtBackend(model, threads=options.threads, optimized=False)
-    return backends.open_weights(choose_runner(backend).name, state, options)
+    return backends.open_weights(choose_runner(backend, network_of(state).name).name, state, options)
 
 
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:

@@ -9,10 +9,10 @@ import onnxruntime as ort
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
+from refusion_edge.backends.registry import Engine, RunOptions, Status, make_graph, require_size
 from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS, fill
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS
 
 _ERRORS_ONLY = 3
 
@@ -33,8 +33,8 @@ def open_engine(engine: Engine, options: RunOptions) -> OrtBackend:
 
 
 def open_weights(state: State, options: RunOptions) -> OrtBackend:
-    """Run weights in fp32, in the graph form of this back end."""
-    model = fill(read_graph(OrtBackend.name, "fp32"), state).SerializeToString()
+    """Run weights in fp32, of either network, in the graph form of this back end."""
+    model = make_graph(OrtBackend.name, "fp32", state).SerializeToString()
     return OrtBackend(model, threads=options.threads, streaming=options.streaming)
 
 

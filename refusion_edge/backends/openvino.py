@@ -8,10 +8,10 @@ from typing import Any
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
+from refusion_edge.backends.registry import Engine, RunOptions, Status, make_graph, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.machine import is_installed, processor, require
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
 from refusion_edge.network.layouts import Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -35,8 +35,8 @@ def open_engine(engine: Engine, options: RunOptions) -> OpenVinoBackend:
 
 
 def open_weights(state: State, options: RunOptions) -> OpenVinoBackend:
-    """Run weights in fp32, in the graph form of this back end."""
-    model = fill(read_graph(OpenVinoBackend.name, "fp32"), state).SerializeToString()
+    """Run weights in fp32, of either network, in the graph form of this back end."""
+    model = make_graph(OpenVinoBackend.name, "fp32", state).SerializeToString()
     return OpenVinoBackend(model, threads=options.threads)
 
 

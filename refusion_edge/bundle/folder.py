@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refusion_edge.backends.registry import Engine
+from refusion_edge.backends.registry import Engine, make_graph
 from refusion_edge.bundle.manifest import CALIBRATION, MANIFEST, MODEL, WEIGHTS, GateResult, Manifest, read_manifest
 from refusion_edge.bundle.model import checked_model
 from refusion_edge.bundle.spec import EngineSpec
@@ -28,7 +28,6 @@ from refusion_edge.errors import BundleError, MisfitError, OutputError
 from refusion_edge.files import output_error, read_file, write_atomically
 from refusion_edge.machine import this_machine
 from refusion_edge.network.checkpoint import parse_checkpoint
-from refusion_edge.network.graph import fill, graph_precision, read_template
 
 # Plans of large networks have some hundred MB; ours have two.
 _MOST_BYTES = 1 << 30
@@ -76,7 +75,7 @@ class EngineBundle:
     def _model(self) -> bytes:
         manifest = self.manifest
         state = parse_checkpoint(self.read(WEIGHTS), self.path / WEIGHTS).state
-        model = fill(read_template(manifest.form, graph_precision(manifest.precision)), state, manifest.spec.size_hw)
+        model = make_graph(manifest.backend, manifest.precision, state, manifest.spec.size_hw, manifest.form)
         return checked_model(self.read(MODEL), model, self.path / MODEL, f"build it again: {self.rebuild_command()}")
 
     def rebuild_command(self, backend: str | None = None) -> str:
@@ -88,7 +87,7 @@ class EngineBundle:
         spec = self.manifest.spec
         if backend not in (None, spec.backend):
             # Settings of one compiler are meaningless to another.
-            spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw)
+            spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw, network=spec.network)
         calibration = None if self.manifest.quantized is None else self.path / CALIBRATION
         return spec.command(self.path / WEIGHTS, calibration=calibration)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty, number_between
+from refusion_edge.cli.options import add_json, add_network, add_task, add_threads, nonempty, number_between
 from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build'")
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
+    add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
     add_rebuild(parser)
     add_threads(parser)
