@@ -103,9 +103,8 @@ def evaluate(
     report = Report(chosen, found, tuple(metrics), values)
     if misregistration is None:
         return report
-    return replace(
-        report, misregistration=_sweep(report, dict.fromkeys(rules, None) | engines, misregistration, jobs, progress, network)
-    )
+    fusing: dict[str, str | None] = {**engines, **dict.fromkeys(rules)}
+    return replace(report, misregistration=_sweep(report, fusing, misregistration, jobs, progress, network))
 
 
 def _opened(name: str, engine: str | None, task: str | None, network: str | None) -> Fuser:
