@@ -92,8 +92,11 @@ def export_onnx(
     if not all(result.max_difference <= _LIMITS[precision] for result in results):
         largest = max(result.max_difference for result in results)
         raise GateError(
-            f"the {precision} graph differs from the network in torch by {largest:.2e}, and the limit is "
-            f"{_LIMITS[precision]:g}; nothing was written, report this with the versions of torch, onnxsim and onnxruntime"
+            f"the {precision} graph was not written, as it differs from the network in torch by {largest:.2e}, and the limit "
+            f"is {_LIMITS[precision]:g}",
+            "report this with the versions of torch, onnxsim and onnxruntime",
+            expected=_LIMITS[precision],
+            got=largest,
         )
     write_atomically(output, model)
     return results

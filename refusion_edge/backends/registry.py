@@ -20,7 +20,7 @@ from refusion_edge.network.family import DEFAULT_NETWORK, find_network, network_
 from refusion_edge.network.layouts import Precision
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 AUTO = "auto"
 
@@ -131,9 +131,10 @@ class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module. It defines ``probe() -> Status``; ``open_engine(Engine, RunOptions) -> Backend`` if
-            there are engines for it; ``open_weights(State, RunOptions) -> Backend`` if it runs weights directly; and
-            ``probe_build() -> Status`` if building has requirements other than those of running.
+        module: Dotted name of the module, or of a class in it after a colon. It defines ``probe() -> Status``;
+            ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State, RunOptions) ->
+            Backend`` if it runs weights directly; and ``probe_build() -> Status`` if building has requirements other than
+            those of running.
         summary: Description in a few words.
         forms: Graph form of the network ``refusion`` that ``build`` uses, by the precision of the engine; empty if no bundles
             are built for it.
@@ -159,7 +160,7 @@ class Entry:
         return bool(self.forms)
 
     def precisions(self, network: str) -> tuple[Precision, ...]:
-        """Precisions in which engines of a network run on it, fp32 if it runs weights only; empty if the network does not."""
+        """Precisions in which it runs a network, fp32 where there are no engines for it; empty if it does not run it."""
         if network == DEFAULT_NETWORK:
             return tuple(self.forms) or ("fp32",)
         return self.fast
@@ -195,9 +196,11 @@ BACKENDS: dict[str, Entry] = {
         {"fp16": "tensorrt-literal"},
         on_gpu=True,
     ),
-    "tensorrt": Entry("refusion_edge.backends.tensorrt.classic", "TensorRT engine", _FOLDED, on_gpu=True, takes_ranges=True),
+    "tensorrt": Entry(
+        "refusion_edge.backends.tensorrt.runner:TrtBackend", "TensorRT engine", _FOLDED, on_gpu=True, takes_ranges=True
+    ),
     "tensorrt-rtx": Entry(
-        "refusion_edge.backends.tensorrt.rtx",
+        "refusion_edge.backends.tensorrt.runner:TrtRtxBackend",
         "TensorRT-RTX engine",
         _FOLDED,
         on_gpu=True,
@@ -250,52 +253,51 @@ def build_status(name: str) -> Status:
     return probed
 
 
-def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
-    """Run an engine on a back end that is usable here.
+def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS, *, known_usable: bool = False) -> Backend:
+    """Run an engine.
+
+    Args:
+        name: A back end.
+        engine: An engine that was built for it.
+        options: How to run.
+        known_usable: Whether the caller knows already that the back end is usable here.
 
     Raises:
         MisfitError: The engine was built for another machine.
-        BackendError: The back end cannot load it, or does not support its precision on this machine.
+        BackendError: The back end cannot be used here, cannot load the engine, or does not support its precision.
     """
+    if not known_usable:
+        require_usable(name)
     backend: Backend = _module(name).open_engine(engine, options)
     return backend
 
 
-def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Backend:
-    """Run parameters in fp32 on a back end that is usable here and takes weights of their network.
-
-    Raises:
-        BackendError: The back end cannot run them.
-    """
-    backend: Backend = _module(name).open_weights(state, options)
-    return backend
+def open_weights(state: State, name: str = AUTO, options: RunOptions = DEFAULTS) -> Backend:
+    """Run parameters in fp32 without building an engine first; see ``open_runner``."""
+    return open_runner(state, name, options)[0]
 
 
-def make_graph(
-    backend: str, precision: Precision, state: State, size_hw: tuple[int, int] | None = None, form: str | None = None
-) -> onnx.ModelProto:
-    """Make the ONNX model that an engine is built from.
+def open_runner(state: State, name: str = AUTO, options: RunOptions = DEFAULTS) -> tuple[Backend, Choice]:
+    """Choose a back end that takes weights of a network, and run its parameters in fp32 on it.
 
     Args:
-        backend: A back end for which engines are built.
-        precision: One of its precisions.
-        state: The parameters.
-        size_hw: Fixed height and width of the graph, or None to keep both dynamic.
-        form: A graph form to use instead of the back end's own.
+        state: Parameters of either network.
+        name: A back end, or ``auto`` for the first usable one of the table that takes weights.
+        options: How to run.
 
     Raises:
-        UsageError: The size is out of range, or the form does not exist in this precision.
-        CheckpointError: A parameter is too large for the precision.
+        UsageError: There is no such back end, it needs an engine, or it does not run this network.
+        BackendError: It cannot be used here or cannot run them, or no back end can.
     """
-    from refusion_edge.network.graph import graph_precision
-
-    network = network_of(state)
-    form = form or BACKENDS[backend].form(network.name, precision)
-    return network.graph(state, form, graph_precision(precision), size_hw)
+    choice = choose_runner(name, network_of(state).name)
+    backend: Backend = _module(choice.name).open_weights(state, options)
+    return backend, choice
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(find_entry(name).module)
+    module, _, inside = find_entry(name).module.partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, inside) if inside else loaded
 
 
 def find_entry(name: str) -> Entry:
@@ -308,7 +310,12 @@ def find_entry(name: str) -> Entry:
     if entry is None:
         nearest = difflib.get_close_matches(name, [AUTO, *BACKENDS], n=1, cutoff=0.4)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise UsageError(f"unknown back end '{name}'{hint}; choose one of {AUTO}, {', '.join(BACKENDS)}")
+        raise UsageError(
+            f"unknown back end '{name}'{hint}",
+            f"choose one of {AUTO}, {', '.join(BACKENDS)}",
+            expected=(AUTO, *BACKENDS),
+            got=name,
+        )
     return entry
 
 
@@ -319,11 +326,15 @@ class Choice:
     Attributes:
         name: Name of the back end.
         reason: The reason, to be shown to the user.
+        status: Whether its engines run here.
+        build_status: Whether its engines can be built here; without a compiler of its own, the same.
         automatic: Whether ``auto`` chose it.
     """
 
     name: str
     reason: str
+    status: Status
+    build_status: Status
     automatic: bool = False
 
 
@@ -344,10 +355,10 @@ def choose_builder(name: str, precision: Precision, network: str = DEFAULT_NETWO
         if not find_entry(name).forms:
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
-                f"no engines are built for {name}, which runs weights directly; choose one of {builders}, which have engines"
+                f"no engines are built for {name}, which runs weights directly", f"choose one of {builders}, which have engines"
             )
-        precisions = find_entry(name).precisions(network)
         _require_network(name, network)
+        precisions = BACKENDS[name].precisions(network)
         if precision not in precisions:
             of_network = "" if network == DEFAULT_NETWORK else f" of the network {network}"
             raise UsageError(
@@ -360,10 +371,12 @@ def choose_builder(name: str, precision: Precision, network: str = DEFAULT_NETWO
         if precision in found.lacks:
             rest = [other for other in precisions if other not in found.lacks]
             raise BackendError(
-                f"{name} does not compute in {precision} on this machine ({found.reason}); build with --precision "
-                f"{' or '.join(rest)}"
+                f"{name} does not compute in {precision} on this machine ({found.reason})",
+                f"build with --precision {' or '.join(rest)}",
+                expected=tuple(rest),
+                got=precision,
             )
-        return Choice(name, "as asked")
+        return Choice(name, "as asked", status(name), found)
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision, network)
 
 
@@ -388,13 +401,13 @@ def choose_runner(name: str, network: str = DEFAULT_NETWORK) -> Choice:
         return _first_usable(runners, "fp32", network)
     find_entry(name)
     _require_network(name, network)
-    require_usable(name)
+    found = _require(name, status)
     if name not in runners:
         raise UsageError(
-            f"{name} cannot run weights without an engine; run: refusion-edge build --backend {name}; or choose one of "
-            f"{', '.join(runners)}"
+            f"{name} cannot run weights without an engine",
+            f"run: refusion-edge build --backend {name}; or choose one of {', '.join(runners)}",
         )
-    return Choice(name, "as asked")
+    return Choice(name, "as asked", found, found)
 
 
 def _runners(network: str) -> list[str]:
@@ -423,10 +436,10 @@ def _first_usable(candidates: Iterable[str], precision: Precision, network: str)
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             reason = f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}."
-            return Choice(candidate, reason, automatic=True)
+            return Choice(candidate, reason, found, build_status(candidate), automatic=True)
         reason = found.reason if not found.usable else f"usable, but not in {precision}"
         rejected.setdefault(reason, []).append(candidate)
-    raise BackendError(f"no back end is usable here: {_listed(rejected)}; run 'refusion-edge doctor' for what to do")
+    raise BackendError(f"no back end is usable here: {_listed(rejected)}", "run 'refusion-edge doctor' for what to do")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
@@ -442,7 +455,10 @@ def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) 
     if built_for_hw is not None and built_for_hw != got_hw:
         raise ShapeError(
             f"the engine was built for images of {built_for_hw[1]}x{built_for_hw[0]} (width x height), but these are "
-            f"{got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic"
+            f"{got_hw[1]}x{got_hw[0]}",
+            f"build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic",
+            expected=built_for_hw,
+            got=got_hw,
         )
 
 
@@ -461,4 +477,4 @@ def _require(name: str, look: Callable[[str], Status]) -> Status:
         return found
     usable = [other for other in BACKENDS if other != name and status(other).usable]
     remedy = f"run: {found.fix}" if found.fix else f"choose {' or '.join(usable)}" if usable else "see 'refusion-edge doctor'"
-    raise BackendError(f"the back end {name} cannot be used here: {found.reason}; {remedy}")
+    raise BackendError(f"the back end {name} cannot be used here: {found.reason}", remedy)

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.network.weights import weights_path
 
     if options.weights is None and options.task is None:
-        raise UsageError("there is nothing to export; add --task or --weights")
+        raise UsageError("there is nothing to export", "add --task or --weights")
     path = options.weights or weights_path(options.task, options.network or DEFAULT_NETWORK)
     checkpoint = read_checkpoint(path)
     require_network(checkpoint, options.network, str(path))
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     elif suffix == ".pth":
         write_pth(options.output, checkpoint)
     else:
-        raise UsageError(f"the format of {options.output} is unknown; let --output end in .onnx, .safetensors or .pth")
+        raise UsageError(f"the format of {options.output} is unknown", "let --output end in .onnx, .safetensors or .pth")
     output().print(f"wrote {options.output}")
     return 0
 

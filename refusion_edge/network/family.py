@@ -16,7 +16,8 @@ from refusion_edge.errors import UsageError
 from refusion_edge.network.cost import Work, fast_work, refusion_work
 from refusion_edge.network.fast import FORM as FAST_FORM
 from refusion_edge.network.fast import layout_of
-from refusion_edge.network.layouts import FORMS, REFERENCE, GraphPrecision
+from refusion_edge.network.graph import graph_precision
+from refusion_edge.network.layouts import FORMS, GraphPrecision, Precision
 from refusion_edge.network.parameters import PARAMETERS, Shape
 
 if TYPE_CHECKING:
@@ -112,10 +113,20 @@ def shapes_of(state: State) -> dict[str, Shape]:
     return {name: array.shape for name, array in state.items()}
 
 
-def reference_graph(state: State) -> onnx.ModelProto:
-    """The fp32 graph that engines are compared with: of the paper's network, the form in the official layout."""
-    network = network_of(state)
-    return network.graph(state, REFERENCE if REFERENCE in network.forms else network.forms[0], "fp32", None)
+def make_model(form: str, precision: Precision, state: State, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+    """Make the ONNX model of an engine.
+
+    Args:
+        form: Graph form of the paper's network; that of ``fast`` has only one.
+        precision: Precision of the engine.
+        state: Parameters of either network.
+        size_hw: Fixed height and width of the graph, or None to keep both dynamic.
+
+    Raises:
+        UsageError: The size is out of range, or the form does not exist in this precision.
+        CheckpointError: A parameter is too large for the precision.
+    """
+    return network_of(state).graph(state, form, graph_precision(precision), size_hw)
 
 
 # A name that no other network has.
