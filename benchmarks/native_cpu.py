@@ -29,7 +29,7 @@ from refusion_edge.backends import native
 from refusion_edge.backends.registry import BACKENDS, Backend, Engine, RunOptions, open_engine, open_weights, status
 from refusion_edge.machine import processor
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import make_model
+from refusion_edge.network.family import make_model
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
 from refusion_edge.network.weights import weights_path
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
+from refusion_edge.network.family import NETWORKS
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
@@ -23,6 +24,15 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
         "--task", choices=TASKS, default=default,
         help="fusion task" + (f" (default: {default})" if default else ""),
     )  # fmt: skip
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add ``--network``."""
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        help="network: refusion, that of the paper, or fast (default: that of the weights, or refusion)",
+    )
 
 
 def add_rebuild(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refusion_edge.cli.options import (
     add_best_effort,
     add_json,
+    add_network,
     add_rebuild,
     add_renamed,
     add_task,
@@ -76,6 +77,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build'")
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
+    add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
     add_rebuild(parser)
     add_threads(parser)

@@ -120,7 +120,9 @@ class StreamSession:
         settings = self.settings
         source = settings.bundle or settings.weights or settings.task or _DEFAULT_TASK
         task = settings.task if source != settings.task else None
-        return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True)
+        return load(
+            source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=settings.network
+        )
 
     def _sources(self, rig: Rig | None) -> tuple[Source, Source] | Recording:
         settings = self.settings

@@ -28,6 +28,7 @@ class StreamSettings:
         bundle: Engine bundle.
         weights: Weights file.
         task: Fusion task.
+        network: Name of the network, or None for that of the weights or the bundle, and ``refusion`` for a task.
         backend: Back end of the network.
         threads: Threads of the back end; 0 for its default.
         policy: Pairing policy.
@@ -63,6 +64,7 @@ class StreamSettings:
     bundle: str | None = None
     weights: str | None = None
     task: str | None = None
+    network: str | None = None
     backend: str = "auto"
     threads: int = 0
     policy: Policy | None = None
