@@ -1,4 +1,4 @@
-"""What every test can use: where real data is, small pictures, weights, and the command line in this process."""
+"""What every test can use: where real data is, small images, weights, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 # Triton decides when a kernel is imported whether it is compiled or interpreted, and other conftest files import kernels
 # before pytest has read its options. Only `pytest -m gpu` needs a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "0" if {"-mgpu", "gpu"} & set(sys.argv) else "1")
+
+pytest.register_assert_rewrite("tests.raising")
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, State
@@ -87,7 +89,7 @@ def random_state() -> State:
 
 @pytest.fixture
 def picture(rng: np.random.Generator) -> Callable[..., Array]:
-    """Make a smooth random picture: ``picture(height, width, channels=3, dtype=np.uint8)``."""
+    """Make a smooth random image: ``image(height, width, channels=3, dtype=np.uint8)``."""
     import cv2
 
     def make(height: int, width: int, channels: int = 1, dtype: type = np.uint8) -> Array:

@@ -52,7 +52,7 @@ def trace(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     simplified: onnx.ModelProto
     simplified, agrees = onnxsim.simplify(_traced(layout, precision))
     if not agrees:
-        raise GateError("the output of the graph changed when onnxsim simplified it; try another version of onnxsim")
+        raise GateError("the output of the graph changed when onnxsim simplified it", "try another version of onnxsim")
     _strip(simplified, form, precision)
     onnx.checker.check_model(simplified, full_check=True)
     return simplified

@@ -96,8 +96,11 @@ def require_assembler(architectures: Iterable[int]) -> None:
         if _numbers(found) < _numbers(first):
             raise BackendError(
                 f"sm_{architecture} needs the assembler of CUDA {first} or newer, but Triton "
-                f"{importlib.metadata.version('triton')} comes with that of CUDA {found}; install Triton 3.9, or set "
-                "TRITON_PTXAS_BLACKWELL_PATH to a newer ptxas and TRITON_CUOBJDUMP_PATH to a newer cuobjdump"
+                f"{importlib.metadata.version('triton')} comes with that of CUDA {found}",
+                "install Triton 3.9, or set TRITON_PTXAS_BLACKWELL_PATH to a newer ptxas and TRITON_CUOBJDUMP_PATH to a "
+                "newer cuobjdump",
+                expected=first,
+                got=found,
             )
 
 
@@ -125,7 +128,8 @@ def run_compilers(work: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise BackendError(
                     f"Triton {importlib.metadata.version('triton')} cannot compile the kernel {name} "
-                    f"({str(error).strip() or type(error).__name__}); try another version of Triton"
+                    f"({str(error).strip() or type(error).__name__})",
+                    "try another version of Triton",
                 ) from error
     return done
 
@@ -136,7 +140,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _require_triton() -> None:
     if not TRITON_INSTALLED:
-        raise BackendError("compiling the GPU kernels needs Triton; run: pip install 'refusion-edge[triton]'")
+        raise BackendError("compiling the GPU kernels needs Triton", "run: pip install 'refusion-edge[triton]'")
 
 
 def resources(binary: Binary) -> Resources:
@@ -148,7 +152,7 @@ def resources(binary: Binary) -> Resources:
     usage, code = dump(binary, "-res-usage"), dump(binary, "-sass")
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
-        raise BackendError(f"cuobjdump does not report the registers of a kernel, only '{usage[:80]}'; reinstall Triton")
+        raise BackendError(f"cuobjdump does not report the registers of a kernel, only '{usage[:80]}'", "reinstall Triton")
 
     def count(pattern: str) -> int:
         return len(re.findall(rf"\b(?:{pattern})\b", code))
@@ -176,8 +180,8 @@ def dump(binary: Binary, option: str) -> str:
             ).stdout
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise BackendError(
-                f"cuobjdump cannot read a compiled kernel ({error}); reinstall Triton, or set TRITON_CUOBJDUMP_PATH to a newer "
-                "cuobjdump"
+                f"cuobjdump cannot read a compiled kernel ({error})",
+                "reinstall Triton, or set TRITON_CUOBJDUMP_PATH to a newer cuobjdump",
             ) from error
 
 

@@ -51,7 +51,7 @@ def assemble(folded: FoldedWeights, model: Mapping[str, str], targets: Mapping[i
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise CheckpointError(
-                f"the folded weights {name} are out of the range of half precision; use other weights or another back end"
+                f"the folded weights {name} are out of the range of half precision", "use other weights or another back end"
             )
     height, width = _SELF_TEST_SIZE_HW
     noise = np.random.default_rng(0).random((2, height, width)).astype(np.float32)

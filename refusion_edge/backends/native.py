@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
-from refusion_edge.errors import BackendError, InputError, ShapeError, UsageError
+from refusion_edge.errors import BackendError, InputError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.family import network_of
 from refusion_edge.network.fast import STATISTICS, layout_of
 from refusion_edge.network.layouts import Precision
-from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 
@@ -98,16 +98,24 @@ class NativeBackend:
         isa: str | None = None,
     ) -> None:
         if not 0 <= threads <= MAX_THREADS:
-            raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 stands for one per core")
+            raise UsageError(
+                f"{threads} threads are out of range",
+                f"choose 0 to {MAX_THREADS}, where 0 stands for one per core",
+                expected=(0, MAX_THREADS),
+                got=threads,
+            )
         if not instruction_sets(precision):
             raise BackendError(
-                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())}); "
-                "build with --precision fp32"
+                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())})",
+                "build with --precision fp32",
+                got=precision,
             )
         self._network_name = network_of(state).name
         if self._network_name == "fast" and precision != "fp32":
             raise BackendError(
-                f"the back end native computes the network fast in fp32 only, not in {precision}", "build with --precision fp32"
+                f"the back end native computes the network fast in fp32 only, not in {precision}",
+                "build with --precision fp32",
+                got=precision,
             )
         self._size_hw = size_hw
         threads = threads or min(usable_cores(), MAX_THREADS)
@@ -115,10 +123,12 @@ class NativeBackend:
         try:
             self._network = _make_network(state, precision, threads, isa)
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            # The message of the kernels reads "problem; remedy", too.
+            problem, _, remedy = str(error).partition("; ")
+            raise UsageError(problem, remedy) from error
         except (MemoryError, RuntimeError) as error:
             raise BackendError(
-                f"there are not enough memory or threads for the back end native ({brief(error)}); use fewer threads"
+                f"there are not enough memory or threads for the back end native ({brief(error)})", "use fewer threads"
             ) from error
 
     def __enter__(self) -> Self:
@@ -152,7 +162,8 @@ class NativeBackend:
             UsageError: Figures are given to another network.
             BackendError: There is not enough memory.
         """
-        height, width = self._require_planes(a, b)
+        height, width = require_planes(a, b)
+        require_size(self._size_hw, (height, width))
         given = () if figures is None else (self._require_figures(figures),)
         fused = np.empty((1, 1, height, width), np.float32)
         try:
@@ -179,7 +190,7 @@ class NativeBackend:
             UsageError: It is another network.
         """
         self._require_fast()
-        self._require_planes(a, b)
+        require_planes(a, b)
         return np.array(self._network.statistics(a[0, 0], b[0, 0]))
 
     def _require_figures(self, figures: NDArray[np.float64]) -> list[float]:
@@ -201,19 +212,6 @@ class NativeBackend:
                 f"the network {self._network_name} does not adapt to statistics of the pair",
                 "leave them out, or run the network fast",
             )
-
-    def _require_planes(self, a: Float32Array, b: Float32Array) -> tuple[int, int]:
-        if a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape or a.ndim != 4 or a.shape[:2] != (1, 1):
-            raise ShapeError(
-                f"the planes are {a.dtype} {a.shape} and {b.dtype} {b.shape}; convert both to float32 (1, 1, H, W) of one size"
-            )
-        height, width = a.shape[2:]
-        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
-            raise ShapeError(
-                f"the planes are {width}x{height} (width x height); resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels"
-            )
-        require_size(self._size_hw, (height, width))
-        return height, width
 
 
 def _make_network(state: State, precision: Precision, threads: int, isa: str) -> Any:

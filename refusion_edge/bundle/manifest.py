@@ -11,10 +11,12 @@ from typing import Any
 
 from refusion_edge.backends.registry import BACKENDS
 from refusion_edge.bundle.spec import EngineSpec, parse_spec
-from refusion_edge.errors import BundleError, UsageError
+from refusion_edge.errors import BundleError, RefusionError, UsageError
 from refusion_edge.machine import Target
+from refusion_edge.network.family import NETWORKS
+from refusion_edge.network.fast import FORM as FAST_FORM
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
-from refusion_edge.network.layouts import FORMS, Precision, form_named
+from refusion_edge.network.layouts import Precision, form_named
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE, parse_sizes
 
 SCHEMA = "refusion-edge/bundle/2"
@@ -206,7 +208,7 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         problem = f"has no {MANIFEST}" if path.is_dir() else "is a file" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {problem}, so it is not an engine bundle; build one with 'refusion-edge build'")
+        raise BundleError(f"{path} {problem}, so it is not an engine bundle", "build one with 'refusion-edge build'")
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
@@ -214,12 +216,14 @@ def read_manifest(path: Path) -> Manifest:
         if not isinstance(document, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"cannot read {file}: {_reason(error)}; build the bundle again") from error
+        raise BundleError(f"cannot read {file}: {_reason(error)}", "build the bundle again") from error
     schema = document.pop("schema", None)
     if schema not in (SCHEMA, FIRST_SCHEMA):
         raise BundleError(
-            f"{path} has the schema {schema or 'none'}, but this release reads {SCHEMA} and {FIRST_SCHEMA}; build the bundle "
-            "again, or install the release that built it"
+            f"{path} has the schema {schema or 'none'}, but this release reads {SCHEMA} and {FIRST_SCHEMA}",
+            "build the bundle again, or install the release that built it",
+            expected=(SCHEMA, FIRST_SCHEMA),
+            got=schema,
         )
     try:
         manifest = _to_manifest(_from_first(document) if schema == FIRST_SCHEMA else document)
@@ -227,7 +231,7 @@ def read_manifest(path: Path) -> Manifest:
             if not sound:
                 raise ValueError(f"it lacks {what}")
     except (TypeError, KeyError, AttributeError, ValueError, UsageError) as error:
-        raise BundleError(f"{file} is damaged: {_reason(error)}; build the bundle again") from error
+        raise BundleError(f"{file} is damaged: {_reason(error)}", "build the bundle again") from error
     return manifest
 
 
@@ -236,6 +240,8 @@ def _reason(error: Exception) -> str:
         return error.strerror or str(error)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, RefusionError):
+        return error.problem
     return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
@@ -282,7 +288,7 @@ def _to_manifest(fields: dict[str, Any]) -> Manifest:
         **{
             **fields,
             "spec": parse_spec(fields["spec"]),
-            "form": form_named(fields["form"]),
+            "form": fields["form"] if fields["form"] == FAST_FORM else form_named(fields["form"]),
             "target": Target(**fields["target"]),
             "inputs": tuple(_to_tensor(tensor) for tensor in fields["inputs"]),
             "outputs": tuple(_to_tensor(tensor) for tensor in fields["outputs"]),
@@ -299,8 +305,10 @@ def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
     yield all(isinstance(text, str) for text in texts), "text for names and hashes"
     yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "text for all tools and files"
     yield manifest.backend in BACKENDS and BACKENDS[manifest.backend].builds, "a back end that builds engines"
-    yield manifest.precision in BACKENDS[manifest.backend].forms, f"a precision that {manifest.backend} builds"
-    yield manifest.form in FORMS, f"one of the graph forms {', '.join(FORMS)}"
+    network = NETWORKS[manifest.spec.network]
+    precisions = BACKENDS[manifest.backend].precisions(network.name)
+    yield manifest.precision in precisions, f"a precision in which {network.name} is built for {manifest.backend}"
+    yield manifest.form in network.forms, f"one of the graph forms {', '.join(network.forms)}"
     # A name with a separator would reach outside the folder.
     yield all(name == Path(name).name and name.isprintable() for name in manifest.files), "plain file names"
     yield {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys(), "the hashes of the engine, the model and the weights"

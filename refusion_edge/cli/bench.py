@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_image_output, add_json, add_network, add_task, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs=2, metavar=("A", "B"), help="measure two engines in alternation and report their ratio"
     )
     add_task(parser)
+    add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end for tasks and weights (default: auto)")
     add_threads(parser)
     parser.add_argument("--sizes", metavar="SIZES", help="sizes HxW, separated by commas (default: the engine's, or 480x640)")
@@ -142,18 +143,22 @@ def _check(options: argparse.Namespace) -> None:
 
     require_both(options.a, options.b, "--a and --b")
     if bool(options.engines) == bool(options.compare):
-        raise UsageError("name either engines to measure, such as bundles/NAME, or two to compare with --compare A B")
+        raise UsageError(
+            "there is nothing to measure", "name engines, such as bundles/NAME, or two to compare with --compare A B"
+        )
     if options.a and options.sizes:
-        raise UsageError("--sizes cannot be combined with --a and --b, whose images have their own size; leave one out")
+        raise UsageError("--sizes cannot be combined with --a and --b, whose images have their own size", "leave one out")
     if options.fps is not None and (options.compare or options.lines or options.against):
-        raise UsageError("--fps cannot be combined with --compare, --lines or --against; run them one after the other")
+        raise UsageError("--fps cannot be combined with --compare, --lines or --against", "run them one after the other")
     if options.compare and (options.lines or options.against or options.precisions or options.csv):
         raise UsageError(
-            "--compare cannot be combined with --lines, --against, --precisions or --csv; build both engines first, and "
-            "write --json"
+            "--compare cannot be combined with --lines, --against, --precisions or --csv",
+            "build both engines first, and write --json",
         )
     if options.compare and "," in (options.sizes or ""):
-        raise UsageError(f"--compare takes one size, not '{options.sizes}'; compare size by size")
+        raise UsageError(
+            f"--compare takes one size, not '{options.sizes}'", "compare size by size", expected=1, got=options.sizes
+        )
     for path in (options.json, options.csv, options.html, options.lines):
         if path and path != "-":
             require_writable(Path(path))
@@ -175,12 +180,12 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     for text in options.sizes.split(",") if options.sizes else ():
         size_hw = parse_size(text.strip())
         if size_hw is None:
-            raise UsageError("'dynamic' is not a size to measure at; name sizes as HEIGHTxWIDTH")
+            raise UsageError("'dynamic' is not a size to measure at", "name sizes as HEIGHTxWIDTH")
         sizes_hw.append(size_hw)
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
         options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair,
-        colour=not options.grey, output_range=options.output_range,
+        color=not options.gray, output_range=options.output_range, network=options.network,
     )  # fmt: skip
     origins = list(options.compare or options.engines)
     if not options.precisions:
@@ -194,10 +199,10 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     from dataclasses import replace
 
     from refusion_edge.bench.subjects import find_subjects
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import UsageError
     from refusion_edge.export.build import build
-    from refusion_edge.export.spec import BuildSpec
     from refusion_edge.network.layouts import PRECISIONS
 
     names = {precision: precision for precision in PRECISIONS}
@@ -205,18 +210,25 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     for origin in origins:
         if Path(origin).is_dir():
             raise UsageError(
-                f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision; "
-                "leave one out"
+                f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision",
+                "leave one out",
             )
         for plain in find_subjects(origin, replace(wanted, backend="auto")):
             for text in options.precisions.split(","):
                 precision = names.get(text.strip())
                 if precision is None:
-                    raise UsageError(f"there is no precision '{text.strip()}'; choose from {', '.join(PRECISIONS)}")
+                    raise UsageError(
+                        f"there is no precision '{text.strip()}'",
+                        f"choose from {', '.join(PRECISIONS)}",
+                        expected=tuple(PRECISIONS),
+                        got=text.strip(),
+                    )
                 one = plain.identity
                 target = folder / f"{len(subjects)}"
                 weights = Path(origin) if Path(origin).is_file() else None
-                spec = BuildSpec(one.task, precision, options.backend, one.size_hw, weights=weights, output=target)
+                spec = BuildSpec(
+                    one.task, precision, options.backend, one.size_hw, weights=weights, output=target, network=one.network
+                )
                 with remarks().status(f"building {origin} {precision} {one.size_text}"):
                     build(spec)
                 subjects += find_subjects(str(target), replace(wanted, sizes_hw=(), backend="auto"), name=origin)
@@ -315,7 +327,7 @@ def _sweep(
             "engines": {subject.identity.label: subject.files for subject in subjects},
             "backend": options.backend,
             "threads": options.threads,
-            "pictures": [options.a, options.b],
+            "images": [options.a, options.b],
         }
         log = SweepLog(Path(options.lines), configuration)
         if log.rows:

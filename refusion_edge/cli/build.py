@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_renamed, add_task
+from refusion_edge.cli.options import add_json, add_network, add_renamed, add_task
 from refusion_edge.network.layouts import PRECISIONS
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.manifest import Compiled
+    from refusion_edge.bundle.spec import BuildSpec
+    from refusion_edge.errors import MisfitError
     from refusion_edge.export.build import BuildReport
-    from refusion_edge.export.spec import BuildSpec
 
 SUMMARY = "build an engine bundle from weights, and check its accuracy"
 
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "they depend on."
     )
     add_task(parser, default="ir_vis")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="precision of the engine (default: fp16)")
+    add_network(parser)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="precision of the engine (default: fp16, or fp32 for the network fast)"
+    )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end to build for, see 'doctor' (default: auto)")
     parser.add_argument(
         "--size", default="dynamic", metavar="HxW",
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights file: safetensors or official .pth (default: the bundled weights of the task)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK-PRECISION-BACKEND)"
+        "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK[-NETWORK]-PRECISION-BACKEND)"
     )
     parser.add_argument(
         "--arch",
@@ -95,14 +99,21 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
 def spec_of(options: argparse.Namespace) -> BuildSpec:
     """The spec that the options of ``build`` describe, without calibration data, which must be read first."""
     from refusion_edge.backends.tensorrt.settings import PlanSettings
-    from refusion_edge.export.spec import BuildSpec
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.machine import parse_architectures
+    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.family import DEFAULT_NETWORK
     from refusion_edge.sizes import parse_sizes
 
+    network = options.network or DEFAULT_NETWORK
+    # A missing file is reported by the build.
+    if options.network is None and options.weights is not None and options.weights.is_file():
+        network = read_checkpoint(options.weights).network
     size_hw, sizes_hw = parse_sizes(options.size)
     return BuildSpec(
         task=options.task,
-        precision=options.precision,
+        precision=options.precision or ("fp16" if network == DEFAULT_NETWORK else "fp32"),
+        network=network,
         form=None if options.form == "folded" else f"tensorrt-{options.form}",
         backend=options.backend,
         size_hw=size_hw,
@@ -127,8 +138,7 @@ def spec_of(options: argparse.Namespace) -> BuildSpec:
 def run(options: argparse.Namespace) -> int:
     """Build, then print where the bundle is, what the gate measured and a command to try next."""
     from refusion_edge.cli.calibrate import calibrate
-    from refusion_edge.cli.console import progress_bar, write_json
-    from refusion_edge.cli.progress import BuildProgress
+    from refusion_edge.cli.console import BuildProgress, progress_bar, write_json
     from refusion_edge.export.build import build
 
     spec = spec_of(options)
@@ -145,9 +155,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def rebuild(path: str, reason: MisfitError) -> None:
+    """Rebuild a bundle in place because its engine does not fit this machine, and print what was built.
+
+    Raises:
+        RefusionError: It cannot be built here; the bundle is unchanged.
+    """
+    from refusion_edge.bundle.folder import read_bundle
+    from refusion_edge.cli.console import BuildProgress, progress_bar, remarks
+    from refusion_edge.export.build import rebuild
+
+    remarks().print(f"rebuilding: {reason}")
+    with progress_bar() as progress:
+        shown = BuildProgress(progress)
+        report = rebuild(read_bundle(path), shown.enter, shown)
+    print_report(report)
+
+
 def print_report(report: BuildReport) -> None:
     """Print what a build did, and a command to try next."""
-    from refusion_edge.accuracy.fidelity import LIMITS
+    from refusion_edge.accuracy.gate import LIMITS
     from refusion_edge.bundle.manifest import GateNotRun
     from refusion_edge.cli.console import output, plain_table
 
@@ -197,7 +224,7 @@ def _print_compiled(report: BuildReport, compiled: Compiled) -> None:
 
 
 def _document(report: BuildReport) -> dict[str, Any]:
-    from refusion_edge.accuracy.fidelity import LIMITS
+    from refusion_edge.accuracy.gate import LIMITS
 
     compiled = report.bundle.manifest.compiled
     return {
@@ -206,6 +233,7 @@ def _document(report: BuildReport) -> dict[str, Any]:
         "reason": report.choice.reason,
         "bundle": str(report.bundle.path),
         "precision": report.bundle.manifest.precision,
+        "network": report.bundle.manifest.spec.network,
         "gate": asdict(report.bundle.manifest.gate),
         "compiled": None if compiled is None else asdict(compiled),
         "limits": asdict(LIMITS[report.bundle.manifest.precision]),

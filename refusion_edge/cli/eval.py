@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, add_task, thread_count
+from refusion_edge.cli.options import add_json, add_network, add_task, thread_count
 
 if TYPE_CHECKING:
     from refusion_edge.evaluation.report import Report
@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine bundle, weights file or task that fuses the sources first; repeatable",
     )  # fmt: skip
     add_task(parser)
+    add_network(parser)
+    parser.add_argument(
+        "--no-trivial", action="store_true", help="leave out the rows of max(a, b) and of the average of the sources"
+    )
     parser.add_argument(
         "--convention", default="evaluator", metavar="NAMES", help="conventions, separated by commas (default: evaluator)"
     )
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         _print_metrics()
         return 0
     if options.a is None or options.b is None:
-        raise UsageError("the folders of both sources are needed; add --ir DIR and --vis DIR (or --a and --b)")
+        raise UsageError("the folders of both sources are needed", "add --ir DIR and --vis DIR (or --a and --b)")
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
         # Fail before the work starts.
@@ -94,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
             misregistration=sweep,
             jobs=options.jobs,
             progress=progress,
+            network=options.network,
+            trivial=not options.no_trivial,
         )
         page = render_page(report) if options.html else ""
     if options.csv:
@@ -128,7 +134,9 @@ def _sweep(options: argparse.Namespace) -> Sweep | None:
     try:
         offsets = sorted({float(text) for text in options.shifts.split(",")})
     except ValueError:
-        raise UsageError(f"--shifts takes numbers of pixels separated by commas, not '{options.shifts}'; write 0,1,2") from None
+        raise UsageError(
+            f"--shifts takes numbers of pixels separated by commas, not '{options.shifts}'", "write 0,1,2"
+        ) from None
     return Sweep(tuple(offsets), options.shift_kind)
 
 
@@ -142,9 +150,9 @@ def _named(sources: list[str], option: str) -> dict[str, str]:
         if not separator or Path(source).exists():
             name, path = Path(source).name, source
         if not name or not path:
-            raise UsageError(f"'{source}' does not name its method; write {option} NAME=DIR")
+            raise UsageError(f"'{source}' does not name its method", f"write {option} NAME=DIR")
         if name in named:
-            raise UsageError(f"two methods have the name '{name}'; tell them apart with {option} NAME=DIR")
+            raise UsageError(f"two methods have the name '{name}'", f"tell them apart with {option} NAME=DIR")
         named[name] = path
     return named
 

@@ -12,7 +12,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.images.color import to_display_range
 
 Plane: TypeAlias = NDArray[np.float64]
-"""Grey levels, (H, W) float64, whole numbers in [0, 255]."""
+"""Gray levels, (H, W) float64, whole numbers in [0, 255]."""
 
 WHITE = 255.0
 

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
 from refusion_edge.network.cost import Work, fast_work, refusion_work
+from refusion_edge.network.fast import FORM as FAST_FORM
 from refusion_edge.network.fast import layout_of
+from refusion_edge.network.graph import graph_precision
+from refusion_edge.network.layouts import FORMS, GraphPrecision, Precision
 from refusion_edge.network.parameters import PARAMETERS, Shape
 
 if TYPE_CHECKING:
+    import onnx
     from torch import Tensor
 
     TorchFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -35,6 +39,8 @@ class Network:
         work: Cost per pixel, given the shapes of the parameters and the precision of the features in memory.
         torch: The network in PyTorch, given its parameters: two planes, (B, 1, H, W) float32 in [0, 1], to the fused plane of
             the same shape and range. Imports torch when called.
+        forms: Names of its graphs, see ``refusion_edge.network.layouts``.
+        graph: The ONNX model with these parameters, given the form, the precision of the graph and a fixed size or None.
     """
 
     name: str
@@ -42,6 +48,8 @@ class Network:
     shapes: Callable[[Mapping[str, Shape]], Mapping[str, Shape]]
     work: Callable[[Mapping[str, Shape], str], Work]
     torch: Callable[[State], TorchFunction]
+    forms: tuple[str, ...]
+    graph: Callable[[State, str, GraphPrecision, tuple[int, int] | None], onnx.ModelProto]
 
 
 def _refusion_in_torch(state: State) -> TorchFunction:
@@ -63,6 +71,18 @@ def _fast_in_torch(state: State) -> TorchFunction:
     return lambda a, b: fuse(parameters, a, b).clamp(0, 1)
 
 
+def _refusion_graph(state: State, form: str, precision: GraphPrecision, size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+    from refusion_edge.network.graph import fill, read_template
+
+    return fill(read_template(form, precision), state, size_hw)
+
+
+def _fast_graph(state: State, _form: str, _precision: GraphPrecision, size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+    from refusion_edge.network.fast_graph import make_fast_graph
+
+    return make_fast_graph(state, size_hw)
+
+
 NETWORKS: dict[str, Network] = {
     "refusion": Network(
         "refusion",
@@ -70,6 +90,8 @@ NETWORKS: dict[str, Network] = {
         lambda _: PARAMETERS,
         lambda _, precision: refusion_work(precision),
         _refusion_in_torch,
+        tuple(FORMS),
+        _refusion_graph,
     ),
     "fast": Network(
         "fast",
@@ -77,11 +99,35 @@ NETWORKS: dict[str, Network] = {
         lambda shapes: layout_of(shapes).shapes,
         lambda shapes, precision: fast_work(layout_of(shapes), precision),
         _fast_in_torch,
+        (FAST_FORM,),
+        _fast_graph,
     ),
 }
 """All networks by name."""
 
 DEFAULT_NETWORK = "refusion"
+
+
+def shapes_of(state: State) -> dict[str, Shape]:
+    """Shapes of parameters by name."""
+    return {name: array.shape for name, array in state.items()}
+
+
+def make_model(form: str, precision: Precision, state: State, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+    """Make the ONNX model of an engine.
+
+    Args:
+        form: Graph form of the paper's network; that of ``fast`` has only one.
+        precision: Precision of the engine.
+        state: Parameters of either network.
+        size_hw: Fixed height and width of the graph, or None to keep both dynamic.
+
+    Raises:
+        UsageError: The size is out of range, or the form does not exist in this precision.
+        CheckpointError: A parameter is too large for the precision.
+    """
+    return network_of(state).graph(state, form, graph_precision(precision), size_hw)
+
 
 # A name that no other network has.
 _MARKS = {"layers.0.weight": "fast"}

@@ -45,6 +45,8 @@ from refusion_edge.arrays import Array, State
 from refusion_edge.errors import UsageError
 from refusion_edge.network.parameters import Shape
 
+FORM = "fast"
+"""Name of its ONNX graph, where those of the other network have a form; see ``refusion_edge.network.fast_graph``."""
 SLOPE = 0.1
 """Slope of LeakyReLU for negative values."""
 STATISTICS = 8

@@ -86,7 +86,7 @@ FastNetwork::FastNetwork(const FastLayout& layout, const float* flat, int thread
 
 void FastNetwork::fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused, const FastStatistics* given) {
     require_sides(height, width);
-    if (given && !all_finite(*given)) throw std::invalid_argument("expected finite statistics, got NaN or infinity; give those of an image.");
+    if (given && !all_finite(*given)) throw std::invalid_argument("the statistics contain NaN or infinity; give those of an image");
     const std::lock_guard<std::mutex> lock(mutex_);
     plan(height, width);
     const FastStatistics own = given ? *given : measure(a, b, height, width);

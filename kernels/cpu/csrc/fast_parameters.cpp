@@ -9,12 +9,14 @@
 namespace refusion {
 
 void require_layout(const FastLayout& layout) {
-    const auto require = [](bool met, const char* expected, int got) {
-        if (!met) throw std::invalid_argument(std::string("expected ") + expected + ", got " + std::to_string(got) + "; give parameters of the network fast.");
+    const auto require = [](bool met, int got, const char* what, const char* choice) {
+        if (met) return;
+        throw std::invalid_argument("the network fast cannot have " + std::string(what) + " " + std::to_string(got) + "; choose " + choice);
     };
-    require(layout.channels >= 8 && layout.channels <= kFastMostChannels && layout.channels % 8 == 0, "channels in eights from 8 to 64", layout.channels);
-    require(layout.convolutions >= kFastLeastLayers && layout.convolutions <= kFastMostLayers, "2 to 16 convolutions", layout.convolutions);
-    require(layout.factor == 2 || layout.factor == 4, "an unshuffle factor of 2 or 4", layout.factor);
+    require(layout.channels >= 8 && layout.channels <= kFastMostChannels && layout.channels % 8 == 0, layout.channels, "the channels",
+            "a multiple of 8 from 8 to 64");
+    require(layout.convolutions >= kFastLeastLayers && layout.convolutions <= kFastMostLayers, layout.convolutions, "the convolutions", "2 to 16");
+    require(layout.factor == 2 || layout.factor == 4, layout.factor, "the factor", "2 or 4");
 }
 
 std::vector<Parameter> fast_parameters(const FastLayout& layout) {

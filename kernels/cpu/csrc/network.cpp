@@ -96,14 +96,14 @@ struct Network::Image {
 
 int require_threads(int threads) {
     if (threads >= 1 && threads <= kMaxThreads) return threads;
-    throw std::invalid_argument("expected 1 to " + std::to_string(kMaxThreads) + " threads, got " + std::to_string(threads) +
-                                "; choose as many as there are cores.");
+    throw std::invalid_argument(std::to_string(threads) + " threads are out of range; choose from 1 to " + std::to_string(kMaxThreads));
 }
 
 void require_sides(int height, int width) {
     if (std::min(height, width) < kMinSide || std::max(height, width) > kMaxSide) {
-        throw std::invalid_argument("expected sides from " + std::to_string(kMinSide) + " to " + std::to_string(kMaxSide) + " pixels, got " +
-                                    std::to_string(height) + "x" + std::to_string(width) + "; choose another size.");
+        throw std::invalid_argument("the planes are " + std::to_string(width) + "x" + std::to_string(height) +
+                                    " (width x height); resize them to sides from " + std::to_string(kMinSide) + " to " +
+                                    std::to_string(kMaxSide) + " pixels");
     }
 }
 

@@ -48,7 +48,7 @@ def explain(
     """
     reasons = list(_reasons(trt, runtime, plan, product, device, built_for)) or [log.first_error]
     return MisfitError(
-        f"the plan does not load in {product.title} {trt.__version__} on {device} ({'; '.join(reasons)}); {remedy}"
+        f"the plan does not load in {product.title} {trt.__version__} on {device} ({'; '.join(reasons)})", remedy
     )
 
 

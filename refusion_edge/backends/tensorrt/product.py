@@ -38,43 +38,40 @@ class Product:
     tool: str
     builds_without_gpu: bool
 
+    def probe(self) -> Status:
+        """Report, without loading the library, whether plans can run here."""
+        package = self._probe_package()
+        if not package.usable:
+            return package
+        if problem := cuda.problem():
+            return Status(usable=False, reason=f"{package.reason} is installed, but {problem}")
+        if cuda.installed() is None:
+            reason = f"{package.reason} is installed, but neither pycuda nor cuda-bindings is"
+            return Status(usable=False, reason=reason, fix=_install(self))
+        reason = f"{package.reason}, {cuda.installed()}"
+        capability = cuda.compute_capability()
+        lacks = () if capability is None else lacking(self.name, capability)
+        if not lacks:
+            return Status(usable=True, reason=reason)
+        if "fp32" in lacks:
+            least = least_capability(self.name, "fp32")
+            needs = f"needs compute capability {least} or newer, and this device has {capability}"
+            return Status(usable=False, reason=f"{package.reason} is installed, but {needs}")
+        return Status(usable=True, reason=f"{reason}, compute capability {capability}", lacks=lacks)
+
+    def probe_build(self) -> Status:
+        """Report whether plans can be built here: TensorRT times its kernels on a device, TensorRT-RTX needs none."""
+        return self._probe_package() if self.builds_without_gpu else self.probe()
+
+    def _probe_package(self) -> Status:
+        if not is_installed(self.module):
+            return Status(usable=False, reason=f"{self.module} is not installed", fix=_install(self))
+        return Status(usable=True, reason=f"{self.module} {installed_version(self)}")
+
 
 TENSORRT = Product("tensorrt", "TensorRT", "tensorrt", "tensorrt", "trtexec", builds_without_gpu=False)
 TENSORRT_RTX = Product("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", "tensorrt_rtx", builds_without_gpu=True)
 PRODUCTS = {product.name: product for product in (TENSORRT, TENSORRT_RTX)}
-
-
-def probe(product: Product) -> Status:
-    """Report, without loading the library, whether plans can run here."""
-    found = _probe_package(product)
-    if not found.usable:
-        return found
-    if problem := cuda.problem():
-        return Status(usable=False, reason=f"{found.reason} is installed, but {problem}")
-    if cuda.installed() is None:
-        reason = f"{found.reason} is installed, but neither pycuda nor cuda-bindings is"
-        return Status(usable=False, reason=reason, fix=_install(product))
-    reason = f"{found.reason}, {cuda.installed()}"
-    capability = cuda.compute_capability()
-    lacks = () if capability is None else lacking(product.name, capability)
-    if not lacks:
-        return Status(usable=True, reason=reason)
-    if "fp32" in lacks:
-        least = least_capability(product.name, "fp32")
-        reason = f"{found.reason} is installed, but needs compute capability {least} or newer, and this device has {capability}"
-        return Status(usable=False, reason=reason)
-    return Status(usable=True, reason=f"{reason}, compute capability {capability}", lacks=lacks)
-
-
-def probe_build(product: Product) -> Status:
-    """Report whether plans can be built here: TensorRT times its kernels on a device, TensorRT-RTX needs none."""
-    return _probe_package(product) if product.builds_without_gpu else probe(product)
-
-
-def _probe_package(product: Product) -> Status:
-    if not is_installed(product.module):
-        return Status(usable=False, reason=f"{product.module} is not installed", fix=_install(product))
-    return Status(usable=True, reason=f"{product.module} {installed_version(product)}")
 
 
 def _install(product: Product) -> str:

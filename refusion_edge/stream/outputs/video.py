@@ -106,7 +106,8 @@ class VideoSink:
         if not writer.isOpened():
             raise OutputError(
                 f"cannot write a video of {self._size_wh[0]}x{self._size_wh[1]} to {self._path}: there is no {self._codec} "
-                f"encoder; choose another suffix of {', '.join(VIDEO_CODECS)}"
+                "encoder",
+                f"choose another suffix of {', '.join(VIDEO_CODECS)}",
             )
         return writer
 
@@ -121,8 +122,9 @@ class VideoSink:
             raise output_error(self._path, error) from error
         if not whole:
             raise OutputError(
-                f"cannot write all {self._written} frames to {self._path}: a full disk or a limit (ulimit -f, a quota, "
-                "4 GiB on FAT32) cut it off; choose another place"
+                f"cannot write all {self._written} frames to {self._path}: a full disk or a limit (ulimit -f, a quota, 4 GiB "
+                "on FAT32) cut it off",
+                "choose another place",
             )
 
 
@@ -152,6 +154,6 @@ def open_file_sink(uri: Uri, *, rate_hz: float | None, live: bool) -> Sink:
     if suffix in VIDEO_CODECS:
         return VideoSink(uri, rate_hz=rate_hz, live=live)
     raise UsageError(
-        f"cannot write {uri}: its suffix is unknown; name a video ({', '.join(VIDEO_CODECS)}), a folder or a pattern such as "
-        "frame_%04i.png"
+        f"cannot write {uri}: its suffix is unknown",
+        f"name a video ({', '.join(VIDEO_CODECS)}), a folder or a pattern such as frame_%04i.png",
     )

@@ -136,7 +136,7 @@ class Pipeline:
         if self._failure is not None:
             raise self._failure
         if stuck:
-            raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}; start it again")
+            raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}", "start it again")
         return self._fusion.sha256
 
     def _work(self) -> list[tuple[str, Callable[[], None]]]:
@@ -176,7 +176,7 @@ class Pipeline:
             delivered_s = max((reader.delivered_s for reader in self._readers), default=0.0)
             if self._live and now_s - max(started_s, delivered_s) >= self._limits.give_up_s:
                 self._fail(
-                    SourceLostError(f"neither camera sent a frame for {self._limits.give_up_s:g} s; check cables and power")
+                    SourceLostError(f"neither camera sent a frame for {self._limits.give_up_s:g} s", "check cables and power")
                 )
                 return
 

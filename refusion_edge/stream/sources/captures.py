@@ -121,7 +121,7 @@ class CaptureSource:
         except ShapeError as error:
             if index == 0:
                 raise
-            raise CorruptFrameError(str(error)) from error
+            raise CorruptFrameError(error.problem, error.remedy, expected=error.expected, got=error.got) from error
 
     def _nothing_read(self) -> None:
         """Distinguish the end of a file, which returns, from a damaged frame and a lost camera, which raise."""
@@ -129,7 +129,7 @@ class CaptureSource:
             told = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
             if self._index == 0:
                 raise InputError(
-                    f"cannot decode any frame of {self.uri}; its codec may be unsupported, convert it to H.264 or FFV1"
+                    f"cannot decode any frame of {self.uri}, whose codec may be unsupported", "convert it to H.264 or FFV1"
                 )
             if 0 < self._index < told and self._failed_reads < _MAX_FAILED_READS:
                 self._failed_reads += 1
@@ -139,7 +139,7 @@ class CaptureSource:
         self._failed_reads += 1
         if self._failed_reads < _MAX_FAILED_READS:
             raise CorruptFrameError(f"no frame of {self.uri}")
-        raise SourceLostError(f"{self.uri} stopped sending frames; check the camera and its cable")
+        raise SourceLostError(f"{self.uri} stopped sending frames", "check the camera and its cable")
 
     def _time_ns(self, index: int, arrived_ns: int) -> int:
         """Choose the best time stamp: the one of the stream as long as it advances."""
@@ -189,23 +189,23 @@ class CaptureSource:
     def _check_reachable(self) -> None:
         """Check beforehand what would keep a source from opening, as OpenCV gives no reason."""
         if self.uri.scheme == "file" and not self.uri.path.is_file():
-            raise InputError(f"there is no video at {self.uri}; check the path")
+            raise InputError(f"there is no video at {self.uri}", "check the path")
         if self.uri.scheme == "file" and self.uri.path.stat().st_size == 0:
-            raise InputError(f"the video {self.uri} is empty (0 bytes); write or copy it again")
+            raise InputError(f"the video {self.uri} is empty (0 bytes)", "write or copy it again")
         if self.uri.scheme == "v4l2":
             try:
                 os.close(os.open(self.uri.target, os.O_RDWR | os.O_NONBLOCK))
             except OSError as error:
-                raise SourceLostError(_device_error(self.uri, error)) from error
+                raise _device_error(self.uri, error) from error
         if self.uri.scheme in ("rtsp", "rtsps", "http", "https"):
             _check_network(self.uri)
 
     def _cannot_open(self) -> InputError | SourceLostError:
         if self.uri.scheme == "file":
-            return InputError(f"cannot open the video {self.uri}: it is damaged or not a video; convert it to H.264 or FFV1")
+            return InputError(f"cannot open the video {self.uri}: it is damaged or not a video", "convert it to H.264 or FFV1")
         return SourceLostError(
-            f"cannot open {self.uri}: it is busy, refuses the connection or has an unsupported format; close other programs "
-            "that use it"
+            f"cannot open {self.uri}: it is busy, refuses the connection or has an unsupported format",
+            "close other programs that use it",
         )
 
 
@@ -234,15 +234,24 @@ def _pixel_format(uri: Uri) -> PixelFormat:
     for name in PIXEL_FORMATS:
         if asked == name:
             return name
-    raise UsageError(f"{uri} names an unknown format '{printable(asked)}'; choose one of {', '.join(PIXEL_FORMATS)}")
+    raise UsageError(
+        f"{uri} names an unknown format '{printable(asked)}'",
+        f"choose one of {', '.join(PIXEL_FORMATS)}",
+        expected=tuple(PIXEL_FORMATS),
+        got=asked,
+    )
 
 
-def _device_error(uri: Uri, error: OSError) -> str:
+def _device_error(uri: Uri, error: OSError) -> SourceLostError:
     if error.errno == errno.EACCES:
-        return f"cannot read {uri}: permission denied; add the user to the group video, or run as a member of it"
+        return SourceLostError(
+            f"cannot read {uri}: permission denied", "add the user to the group video, or run as a member of it"
+        )
     if error.errno == errno.EBUSY:
-        return f"cannot read {uri}: the camera is busy; close the other program that uses it"
-    return f"cannot open the camera {uri}: {error.strerror}; plug it in, or list the cameras with v4l2-ctl --list-devices"
+        return SourceLostError(f"cannot read {uri}: the camera is busy", "close the other program that uses it")
+    return SourceLostError(
+        f"cannot open the camera {uri}: {error.strerror}", "plug it in, or list the cameras with v4l2-ctl --list-devices"
+    )
 
 
 def _check_network(uri: Uri) -> None:
@@ -251,18 +260,18 @@ def _check_network(uri: Uri) -> None:
     try:
         address = (parts.hostname or "", parts.port or default)
     except ValueError:
-        raise UsageError(f"the port in {uri} is not a number from 0 to 65535; correct it") from None
+        raise UsageError(f"the port in {uri} is not a number from 0 to 65535", "correct it") from None
     try:
         with socket.create_connection(address, timeout=_OPEN_TIMEOUT_MS / 1000) as connection:
             if uri.scheme == "rtsp":
                 _check_rtsp(uri, connection)
     except socket.gaierror as error:
-        raise SourceLostError(f"the host of {uri} is unknown; check its name") from error
+        raise SourceLostError(f"the host of {uri} is unknown", "check its name") from error
     except TimeoutError as error:
-        raise SourceLostError(f"{uri} did not answer within {_OPEN_TIMEOUT_MS / 1000:g} s; check the network") from error
+        raise SourceLostError(f"{uri} did not answer within {_OPEN_TIMEOUT_MS / 1000:g} s", "check the network") from error
     except OSError as error:
         reason = uri.hide(error.strerror or str(error)).lower()
-        raise SourceLostError(f"cannot connect to {uri}: {reason}; check the address and the port") from error
+        raise SourceLostError(f"cannot connect to {uri}: {reason}", "check the address and the port") from error
 
 
 def _check_rtsp(uri: Uri, connection: socket.socket) -> None:
@@ -274,9 +283,9 @@ def _check_rtsp(uri: Uri, connection: socket.socket) -> None:
     words = connection.recv(1024).decode(errors="replace").split(maxsplit=2)
     code = words[1] if len(words) > 1 else ""
     if code == "404":
-        raise SourceLostError(f"the server knows no stream at {uri} (404 not found); check the path")
+        raise SourceLostError(f"the server knows no stream at {uri} (404 not found)", "check the path")
     if code == "401" and not parts.username:
-        raise SourceLostError(f"{uri} asks for a user and a password (401 unauthorized); write rtsp://USER:PASSWORD@...")
+        raise SourceLostError(f"{uri} asks for a user and a password (401 unauthorized)", "write rtsp://USER:PASSWORD@...")
 
 
 def as_bgr(image: Array) -> Array:
@@ -311,13 +320,16 @@ def unpack(image: Array, pixel_format: PixelFormat) -> Array:
         if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3):
             return image
         raise ShapeError(
-            f"an image of shape {image.shape} does not have 1, 3 or 4 channels; add ?format=y16 or ?format=split16 to the URI"
+            f"an image of shape {image.shape} does not have 1, 3 or 4 channels",
+            "add ?format=y16 or ?format=split16 to the URI",
+            expected=(1, 3, 4),
+            got=image.shape,
         )
     counts = _counts(image, pixel_format)
     if pixel_format == "y16":
         return counts
     if counts.shape[0] % 2:
-        raise ShapeError(f"an image of {counts.shape[0]} rows cannot be split into two halves; leave ?format=split16 out")
+        raise ShapeError(f"an image of {counts.shape[0]} rows cannot be split into two halves", "leave ?format=split16 out")
     return counts[counts.shape[0] // 2 :]
 
 
@@ -328,6 +340,8 @@ def _counts(image: Array, pixel_format: PixelFormat) -> Array:
     if image.ndim == 3 and image.shape[2] == 2 and image.dtype == np.uint8:
         return np.ascontiguousarray(image).view("<u2")[..., 0].astype(np.uint16, copy=False)
     raise ShapeError(
-        f"?format={pixel_format} needs two bytes per pixel, and the camera delivers {image.dtype} of shape {image.shape}; "
-        "choose the raw mode of the camera"
+        f"?format={pixel_format} needs two bytes per pixel, and the camera delivers {image.dtype} of shape {image.shape}",
+        "choose the raw mode of the camera",
+        expected="uint16",
+        got=str(image.dtype),
     )

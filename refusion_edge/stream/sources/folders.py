@@ -64,7 +64,7 @@ class FolderSource:
         try:
             image = read_image(path)
         except InputError as error:
-            raise CorruptFrameError(str(error)) from error
+            raise CorruptFrameError(error.problem, error.remedy, expected=error.expected, got=error.got) from error
         return Grab(cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image, index, time_ns)
 
 
@@ -85,7 +85,7 @@ def _numbered(uri: Uri, times: dict[str, int] | None) -> list[tuple[int, Path]]:
     else:
         found = [(0, uri.path)] if uri.path.is_file() else []
     if not found:
-        raise InputError(f"there are no images at {uri}; check the path")
+        raise InputError(f"there are no images at {uri}", "check the path")
     return found
 
 
@@ -101,8 +101,9 @@ def _recorded_times(uri: Uri) -> dict[str, int] | None:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"cannot read {path} after {len(times)} rows ({error!r}): it needs the columns file and time_ns, with whole "
-                "numbers as times; correct or remove the file"
+                "numbers as times",
+                "correct or remove the file",
             ) from error
     if "rate" in uri.options:
-        raise UsageError(f"{uri} sets a rate, but {path} holds the recorded times of its frames; leave the rate out")
+        raise UsageError(f"{uri} sets a rate, but {path} holds the recorded times of its frames", "leave the rate out")
     return {name: time_ns for name, time_ns in times.items() if (uri.path / name).is_file()}

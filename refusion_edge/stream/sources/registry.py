@@ -34,4 +34,4 @@ def open_source(uri: Uri, side: Side) -> Source:
         from refusion_edge.stream.sources.captures import CaptureSource
 
         return CaptureSource(uri, side)
-    raise UsageError(f"{uri} cannot be read as a source; see 'refusion-edge stream --help'")
+    raise UsageError(f"{uri} cannot be read as a source", "see 'refusion-edge stream --help'")

@@ -119,7 +119,7 @@ class SyntheticSource:
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
         if uri.target not in ("", side):
-            raise UsageError(f"{uri} cannot be the source {side}; write test://{side}")
+            raise UsageError(f"{uri} cannot be the source {side}", f"write test://{side}")
         self.scene = read_scene(uri)
         self.live = bool(self.scene.live)
         self._start_ns = _start_of_pair_ns() if self.live else 0

@@ -25,7 +25,7 @@ from refusion_edge.export.targets.plugins import (
 from refusion_edge.export.targets.ptx import PtxError, parameters, rearranged
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
-from tests.conftest import one_sentence
+from tests.raising import raises
 
 # Orin, and Hopper as one that has instructions of its own, in every run; all of them by `make test-architectures`.
 CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87,sm_90"))
@@ -198,9 +198,8 @@ def test_a_kernel_that_the_assembler_refuses_is_one_sentence_and_not_printed(
 ) -> None:
     monkeypatch.setenv("PTXAS_OPTIONS", "--no-such-option")
     kernel, tile = plugin_kernels()["stem"], plugin_tiles(87)["stem"]
-    with pytest.raises(BackendError, match="stem for sm_87.*fatal.*no-such-option") as caught:
+    with raises(BackendError, "stem for sm_87", "no-such-option", remedy="Triton"):
         run_compilers({"stem for sm_87": (compile_plugin, (kernel, tile, 87, 85))}, jobs=1)
-    assert one_sentence(str(caught.value))
     assert "entry" not in "".join(capfd.readouterr())
 
 

@@ -229,28 +229,28 @@ def test_wrong_settings_are_refused(default: tuple[State, Any]) -> None:
     state, network = default
     flat = native.flat_parameters(state)
     for sizes, message in (
-        ((12, 6, 2), "channels in eights from 8 to 64, got 12"),
-        ((72, 6, 2), "got 72"),
-        ((24, 1, 2), "2 to 16 convolutions, got 1"),
-        ((24, 17, 2), "got 17"),
-        ((24, 6, 3), "an unshuffle factor of 2 or 4, got 3"),
-        ((16, 6, 2), f"consecutive parameters, got {flat.size}"),
+        ((12, 6, 2), "the channels 12"),
+        ((72, 6, 2), "the channels 72"),
+        ((24, 1, 2), "the convolutions 1"),
+        ((24, 17, 2), "the convolutions 17"),
+        ((24, 6, 3), "the factor 3"),
+        ((16, 6, 2), f"there are {flat.size} parameters"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             MODULE.FastNetwork(flat, *sizes, 1)
     for threads in (0, 257):
-        with pytest.raises(ValueError, match=f"1 to 256 threads, got {threads}"):
+        with pytest.raises(ValueError, match=f"^{threads} threads"):
             MODULE.FastNetwork(flat, 24, 6, 2, threads)
-    with pytest.raises(ValueError, match="that this processor has .*scalar.*, got 'abacus'"):
+    with pytest.raises(ValueError, match="abacus"):
         MODULE.FastNetwork(flat, 24, 6, 2, 1, "abacus")
     a, b = planes(16, 20)
-    with pytest.raises(ValueError, match="finite statistics"):
+    with pytest.raises(ValueError, match="statistics contain NaN"):
         network.fuse(a, b, a.copy(), [0.5] * 7 + [np.nan])
     with pytest.raises(TypeError):
         network.fuse(a, b, a.copy(), [0.5] * 7)
-    with pytest.raises(ValueError, match="sides from 8 to 16384 pixels, got 7x20"):
+    with pytest.raises(ValueError, match="20x7 "):
         network.fuse(a[:7], b[:7], a[:7].copy())
-    with pytest.raises(ValueError, match="sides from 8 to 16384 pixels, got 16x7"):
+    with pytest.raises(ValueError, match="7x16 "):
         network.statistics(a[:, :7], b[:, :7])
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="size"):
         network.statistics(a, b[:-1])

@@ -18,7 +18,7 @@ from refusion_edge.stream.sources.source import (
     Source,
 )
 from refusion_edge.stream.uri import parse_source
-from tests.conftest import one_sentence
+from tests.raising import raises
 from tests.stream.conftest import write_video
 
 
@@ -32,11 +32,9 @@ def read_all(text: str, side: str = "ir") -> list[Grab]:
 
 
 def test_a_refused_connection_hides_the_password_too() -> None:
-    with pytest.raises(SourceLostError) as caught, opened("rtsp://admin:geheim@127.0.0.1:9/live"):
+    with raises(SourceLostError, "127.0.0.1:9", "refused") as caught, opened("rtsp://admin:geheim@127.0.0.1:9/live"):
         pass
     assert "heim" not in str(caught.value)
-    assert "refused" in str(caught.value)
-    assert one_sentence(str(caught.value))
 
 
 def test_sixteen_bit_video_keeps_every_bit(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -6,7 +6,6 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from refusion_edge.errors import InputError
 from refusion_edge.images.io import write_image
@@ -19,6 +18,7 @@ from refusion_edge.stream.sources.source import (
     Source,
 )
 from refusion_edge.stream.uri import parse_source
+from tests.raising import raises
 
 
 def opened(text: str, side: str = "ir") -> Source:
@@ -51,5 +51,5 @@ def test_recorded_times_of_a_folder(tmp_path: Path) -> None:
     assert [grab.time_ns for grab in read_all(str(tmp_path))] == [1000, 34_000_000]
     assert opened(str(tmp_path)).clock == CLOCK_RECORDED
     (tmp_path / "frames.csv").write_text("file,time_ns\na.png,soon\n")
-    with pytest.raises(InputError, match="frames.csv.*time_ns"):
+    with raises(InputError, "frames.csv", "time_ns"):
         opened(str(tmp_path))
