@@ -11,17 +11,19 @@ import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, UsageError
+from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, RefusionWarning, UsageError
 from refusion_edge.text import printable, redact
 
 VERBS = (
@@ -89,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         # Stop now: the next file opened would get its descriptor, and with it everything that is printed.
         return _refuse("standard output is closed; redirect it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        # Names that are not valid UTF-8, or beyond the encoding of the terminal, are printed with escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = _run(argv)
     try:
         sys.stdout.flush()
@@ -102,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     interruption = _Interruption()
     try:
-        with interruption:
+        with interruption, warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("default", RefusionWarning)
             options = _parser().parse_args(argv)
             _require_folder()
             code = _run_verb(options)
@@ -126,6 +134,15 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
         return error.exit_code
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    if issubclass(category, RefusionWarning):
+        print(f"refusion-edge: warning: {printable(str(message), _MOST_SHOWN)}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _run_verb(options: argparse.Namespace) -> int:
