@@ -54,10 +54,6 @@ class RefusionError(Exception):
         return type(self)(f"{context}: {self.problem}", self.remedy, expected=self.expected, got=self.got)
 
 
-class RefusionWarning(UserWarning):
-    """Something about an input that was guessed, repaired or is doubtful; the command line prints it as one line."""
-
-
 class InputError(RefusionError, ValueError):
     """An image, folder or array that cannot be used."""
 

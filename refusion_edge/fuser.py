@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import warnings
 from dataclasses import replace
@@ -27,7 +28,7 @@ from refusion_edge.backends.registry import (
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
-from refusion_edge.errors import CheckpointError, OutputError, RefusionWarning, UsageError
+from refusion_edge.errors import CheckpointError, OutputError, UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, ColorOrder, OutputRange, to_output_range
 from refusion_edge.images.conversion import to_still
 from refusion_edge.images.luma import Planes, to_planes
@@ -85,7 +86,7 @@ class Fuser:
     ) -> Uint8Array:
         """Fuse two registered images.
 
-        What had to be guessed about them, or is doubtful, is issued as a ``RefusionWarning``.
+        What had to be guessed about them, or is doubtful, is logged as a warning of ``refusion_edge``.
 
         Args:
             a: Source a (infrared, functional, near, under): a path, an array (H, W) or (H, W, 3), a Pillow image, a tensor, or
@@ -113,7 +114,7 @@ class Fuser:
         planes = self.to_planes(a, b, color_order=color_order, a_range=a_range, b_range=b_range)
         for remark in planes.remarks:
             count = f" ({remark.pixels} pixels)" if remark.pixels else ""
-            warnings.warn(f"{remark.text}{count}", RefusionWarning, stacklevel=2)
+            logging.getLogger("refusion_edge").warning("%s%s", remark.text, count)
         image = self.to_image(self.infer(planes, color=color), planes, color=color)
         return np.ascontiguousarray(image[..., ::-1]) if color_order == "bgr" and image.ndim == 3 else image
 

@@ -64,8 +64,6 @@ def test_the_former_name_of_color_works_and_warns(fuser: refusion_edge.Fuser, pi
     assert np.array_equal(former, fuser.fuse(a, b, color=False))
 
 
-# Two colored sources: infrared that is a palette.
-@pytest.mark.filterwarnings("ignore::refusion_edge.errors.RefusionWarning")
 @pytest.mark.parametrize("size_hw", [(8, 8), (8, 200), (45, 63), (101, 77)])
 @pytest.mark.parametrize(("channels_a", "channels_b"), [(1, 1), (1, 3), (3, 1), (3, 3)])
 def test_size_and_color_out_follow_the_sources(

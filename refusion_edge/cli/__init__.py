@@ -12,18 +12,18 @@ import difflib
 import errno
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, RefusionWarning, UsageError
+from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
 VERBS = (
@@ -108,9 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     interruption = _Interruption()
     try:
-        with interruption, warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            warnings.simplefilter("default", RefusionWarning)
+        with interruption, _WarningLines():
             options = _parser().parse_args(argv)
             _require_folder()
             code = _run_verb(options)
@@ -136,13 +134,24 @@ def _run(argv: Sequence[str] | None) -> int:
         return error.exit_code
 
 
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
-) -> None:
-    if issubclass(category, RefusionWarning):
-        print(f"refusion-edge: warning: {printable(str(message), _MOST_SHOWN)}", file=sys.stderr)
-    else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+class _WarningLines(logging.Handler):
+    """Prints each warning of the package once, as one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._printed: set[str] = set()
+
+    def __enter__(self) -> None:
+        logging.getLogger("refusion_edge").addHandler(self)
+
+    def __exit__(self, *exc: object) -> None:
+        logging.getLogger("refusion_edge").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._printed:
+            self._printed.add(text)
+            print(f"refusion-edge: warning: {printable(text, _MOST_SHOWN)}", file=sys.stderr)
 
 
 def _run_verb(options: argparse.Namespace) -> int:

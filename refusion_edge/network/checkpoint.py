@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
-import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.documents import brief, parse_json, shown, typed
-from refusion_edge.errors import CheckpointError, RefusionWarning, UsageError
+from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import read_file, write_atomically
 from refusion_edge.network.family import DEFAULT_NETWORK, NETWORKS, network_of
 from refusion_edge.network.parameters import PARAMETERS, is_convolution
@@ -306,7 +306,7 @@ def _unwrapped(entries: Mapping[str, Array], path: Path) -> Mapping[str, Array]:
         bare[short] = array
     if bare.keys() != entries.keys():
         text = f"the names in {path} had the prefixes of wrappers ({', '.join(_WRAPPERS)}), which were left out"
-        warnings.warn(text, RefusionWarning, stacklevel=2)
+        logging.getLogger("refusion_edge").warning(text)
     return bare
 
 

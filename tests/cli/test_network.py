@@ -18,6 +18,7 @@ from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout, reference
+from refusion_edge.tasks import find_task
 
 RunCli = Callable[..., tuple[int, str, str]]
 PAIR = sample_paths("ir_vis")[0]
