@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.errors import ShapeError
+from refusion_edge.errors import InputError, ShapeError
 from refusion_edge.images.ranges import is_gray, to_display
 from refusion_edge.sizes import MIN_SIDE
 from refusion_edge.tasks import DISPLAY, SENSOR
@@ -34,15 +34,18 @@ _FROM_YCRCB = {"rgb": cv2.COLOR_YCrCb2RGB, "bgr": cv2.COLOR_YCrCb2BGR}
 
 
 def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
-    """Bring an image to [0, 255] as ``refusion_edge.images.ranges.to_display`` does, in float32; invalid pixels are 0.
+    """Bring an image to [0, 255] as ``refusion_edge.images.ranges.to_display`` does, in float32; isolated values become 0.
 
     Args:
         image: (H, W) or (H, W, 3) of whole or float numbers.
         sensor: Whether 16-bit or float gray is sensor data, whose own range is used.
 
     Raises:
-        InputError: See there.
+        InputError: The image contains NaN or infinities, which nothing can take the place of here; or see there.
     """
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        count = np.count_nonzero(~np.isfinite(image))
+        raise InputError(f"the image contains {count} NaN or infinite pixels", "repair or mask them first")
     return to_display(image, SENSOR if sensor else DISPLAY).pixels.astype(np.float32)
 
 
