@@ -247,10 +247,13 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
     from refusion_edge.cli.options import require_both
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.images.pairs import find_pairs, read_pair
+    from refusion_edge.stream.uri import is_camera
 
     require_both(options.ir, options.vis, "--ir and --vis")
     if not options.ir:
         return []
+    if is_camera(options.ir) or is_camera(options.vis):
+        return [_snapped(options)]
     pairs = find_pairs(options.ir, options.vis).pairs
     if len(pairs) > 1 and options.way != "checkerboard":
         raise UsageError(
@@ -267,6 +270,20 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
     if len(sizes) > 1:
         raise InputError("the images of one camera have different sizes", "sort them into folders by size")
     return frames
+
+
+def _snapped(options: argparse.Namespace) -> dict[SourceName, Array]:
+    """A pair of frames from two cameras, which the rig then names as its sources."""
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.errors import UsageError
+    from refusion_edge.stream.run.snapshot import take_pair
+
+    if options.way not in ("auto", "check"):
+        raise UsageError(f"align {options.way} needs images", "take them with 'refusion-edge snap'")
+    pair = take_pair(options.ir, options.vis, offset_ms=getattr(options, "time_offset_ms", None) or 0.0, remark=remarks().print)
+    if options.way == "auto":
+        options.ir_uri, options.vis_uri = options.ir_uri or options.ir, options.vis_uri or options.vis
+    return dict(pair.images())
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -333,8 +350,12 @@ def _print(options: argparse.Namespace, rig: Rig, alignments: list[RigAlignment]
 
 
 def _add_images(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="image from the infrared camera")
-    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="image from the visible camera")
+    parser.add_argument(
+        "--ir", type=nonempty, required=required, metavar="FILE", help="image from the infrared camera, or its URI"
+    )
+    parser.add_argument(
+        "--vis", type=nonempty, required=required, metavar="FILE", help="image from the visible camera, or its URI"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:

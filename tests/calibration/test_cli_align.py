@@ -75,6 +75,7 @@ def test_auto_writes_a_rig_that_check_confirms(run_cli: Run, pair: ImagePair, mo
     assert Path("check.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_distance_joins_the_rig(run_cli: Run, pair: ImagePair) -> None:
     assert run_cli("align", "auto", *PICTURES, "--distance", "far", "--ir-crop", "0,0,384,280")[0] == 0
     code, out, err = run_cli("align", "auto", *PICTURES, "--distance", "2m")

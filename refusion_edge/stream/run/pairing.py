@@ -160,6 +160,7 @@ class CameraPairs:
     def run(self) -> None:
         """See ``PairSource.run``."""
         while (frame := self._inbox.get()) is not None:
+            self._statistics.followed(self._inbox.epochs.count, self._inbox.epochs.take_news())
             if self._record is not None:
                 self._record.keep(frame)
             self._hand_on(self._decisions.push(frame))

@@ -88,7 +88,7 @@ class Pipeline:
         self._limits = limits or RunLimits()
         cameras = () if isinstance(sources, Recording) else sources
         self._live = live = any(source.live for source in cameras)
-        self._inbox = Inbox(live=live)
+        self._inbox = Inbox(live=live, offset_ns=failover.offset_ns)
         self._readers = [
             Reader(source, self._inbox, statistics, stop, used=_used_part(processor, source.side)) for source in cameras
         ]
