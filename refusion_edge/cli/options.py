@@ -138,6 +138,23 @@ def nonempty(text: str) -> str:
     return text
 
 
+def pixel_range(text: str) -> tuple[float, float] | str:
+    """Read a range of pixel values, ``LOW:HIGH``, ``auto`` or ``full``.
+
+    Raises:
+        ArgumentTypeError: The text is none of these, or the range is empty.
+    """
+    if text in ("auto", "full"):
+        return text
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a range; write LOW:HIGH with LOW below HIGH, auto or full")
+    return low, high
+
+
 def require_both(first: object, second: object, names: str) -> None:
     """Require two options that belong together to be both present or both absent.
 

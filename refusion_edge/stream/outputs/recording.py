@@ -220,7 +220,7 @@ def read_recording(folder: Path) -> Recording:
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
-    text = read_file(path, kind="table of a recording", most_bytes=_MAX_TABLE_BYTES).decode("utf-8")
+    text = read_file(path, kind="table of a recording", most_bytes=_MAX_TABLE_BYTES).decode("utf-8-sig")
     lines = text.replace("\r\n", "\n").split("\n")[1:]
     rows = list(csv.reader(lines[:-1]))
     for number, row in enumerate(rows, start=2):

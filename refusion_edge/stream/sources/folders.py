@@ -94,7 +94,7 @@ def _recorded_times(uri: Uri) -> dict[str, int] | None:
     if not uri.path.is_dir() or not path.is_file():
         return None
     times: dict[str, int] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             for row in csv.DictReader(file):
                 times[Path(row["file"]).name] = int(row["time_ns"])

@@ -53,3 +53,10 @@ def test_recorded_times_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "frames.csv").write_text("file,time_ns\na.png,soon\n")
     with raises(InputError, "frames.csv", "time_ns"):
         opened(str(tmp_path))
+
+
+def test_recorded_times_with_a_byte_order_mark_are_read() -> None:
+    for index in range(2):
+        write_image(f"cam/{index}.png", np.full((9, 9), index, np.uint8))
+    Path("cam/frames.csv").write_bytes(b"\xef\xbb\xbffile,time_ns\n0.png,100\n1.png,250\n")
+    assert [grab.time_ns for grab in read_all("cam")] == [100, 250]
