@@ -200,6 +200,9 @@ def _print_report(report: dict[str, Any]) -> None:
         row = (camera["in"], camera["used"], dropped, camera["missing_at_source"], camera["freezes"], camera["losses"])
         table.add_row(side, *map(str, row), camera["clock"] or "none")
     console.print(table)
+    for side, camera in report["cameras"].items():
+        for remark in camera["remarks"]:
+            console.print(f"{side}: {remark}")
     for cause, count in pairs["drops"].items():
         console.print(f"pairs not shown: {count} ({cause})")
     stages = plain_table("stage", "count", "p50 (ms)", "p95 (ms)", "p99 (ms)", "max (ms)")

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class CameraState:
         clock: Origin of the time stamps.
         size_wh: Width and height of the last frame.
         dtype: Type of its pixels.
+        remarks: What its source guessed or repaired.
     """
 
     frames_in: int = 0
@@ -85,6 +86,7 @@ class CameraState:
     clock: str = ""
     size_wh: tuple[int, int] | None = None
     dtype: str = ""
+    remarks: list[str] = field(default_factory=list)
 
 
 class Statistics:
@@ -160,6 +162,17 @@ class Statistics:
         """Keep the progress of online refinement."""
         with self._lock:
             self._refinement = progress
+
+    def remark(self, side: Side, text: str) -> None:
+        """Record what a source guessed or repaired, for the end of the run and as an event."""
+        with self._lock:
+            self.cameras[side].remarks.append(text)
+            self._note(side, text)
+
+    def drops_of(self, where: str, cause: str) -> int:
+        """How often ``dropped`` counted a cause."""
+        with self._lock:
+            return self._drops[where, cause]
 
     def note(self, side: str, text: str) -> None:
         """Record an event, such as a loss, a freeze or a damaged frame. All are counted; the last 1000 are kept."""
@@ -237,6 +250,7 @@ class Statistics:
             "clock": camera.clock,
             "size_wh": None if camera.size_wh is None else list(camera.size_wh),
             "dtype": camera.dtype or None,
+            "remarks": list(camera.remarks),
             "rate_hz": _rate(self._arrivals[side]),
         }
 

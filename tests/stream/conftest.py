@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing_extensions import Self
 
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.errors import RefusionError
 from refusion_edge.fuser import Fuser
 from refusion_edge.stream.frames import MS, Frame, FusedFrame, Side
 from refusion_edge.stream.run.session import StreamSession
@@ -74,13 +76,19 @@ def make_frame() -> Callable[..., Frame]:
 
 @pytest.fixture
 def stream() -> Callable[..., tuple[dict[str, Any], StreamSession]]:
-    """Run a stream that fuses two sources by the mean: ``report, session = stream(ir=..., vis=...)``."""
+    """Run a stream that fuses two sources by the mean: ``report, session = stream(ir=..., vis=...)``.
 
-    def run(*, delay_s: float = 0.0, **settings: Any) -> tuple[dict[str, Any], StreamSession]:
+    With ``fails``, the run has to end with an error of this type.
+    """
+
+    def run(
+        *, delay_s: float = 0.0, fails: type[RefusionError] | None = None, **settings: Any
+    ) -> tuple[dict[str, Any], StreamSession]:
         settings.setdefault("outputs", ("null://",))
         fuser = Fuser(MeanBackend(delay_s), find_task("ir_vis"))
         session = StreamSession(StreamSettings(**settings), fuser=fuser)
-        session.run()
+        with contextlib.nullcontext() if fails is None else pytest.raises(fails):
+            session.run()
         report = session.report()
         assert report is not None
         return report, session

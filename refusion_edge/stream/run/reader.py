@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from refusion_edge.errors import SourceLostError
+from refusion_edge.errors import InputError, RefusionError, SourceLostError
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.freeze import FreezeWatch
 from refusion_edge.stream.run.inbox import Inbox
@@ -17,6 +17,7 @@ from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError
 from refusion_edge.stream.statistics import Statistics
 
 _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+_DAMAGED = "damaged frame"
 _DTYPES = (np.uint8, np.uint16, np.float32)
 # After this many frames without an advance, the time stamps of a live camera are replaced.
 _MAX_STANDING = 3
@@ -33,23 +34,27 @@ class Reader:
 
     Attributes:
         delivered_s: Arrival of the last frame, monotonic clock; 0 before the first one.
+        failure: What was wrong with a file that could be used in part, for the end of the run.
     """
 
     def __init__(self, source: Source, inbox: Inbox, statistics: Statistics, stop: threading.Event) -> None:
         self.source = source
         self.delivered_s = 0.0
+        self.failure: RefusionError | None = None
         self._inbox, self._statistics, self._stop = inbox, statistics, stop
         self._camera = statistics.cameras[source.side]
         self._freeze, self._stamps = FreezeWatch(), _Stamps()
         # Number of the next frame; negative if unknown.
         self._expected = -1 if source.live else 0
+        self._damage: CorruptFrameError | None = None
+        self._remarks = 0
 
     def run(self) -> None:
         """Read frames until the source ends or the run stops.
 
         Raises:
             SourceLostError: A file is lost; only cameras are reopened.
-            InputError: The file is damaged.
+            InputError: The file holds no frames.
         """
         source = self.source
         try:
@@ -59,11 +64,16 @@ class Reader:
                 except CorruptFrameError as error:
                     self._camera.frames_in += 1
                     self._expected += self._expected >= 0  # the first frame of a camera does not reveal how many preceded it
-                    self._statistics.dropped(source.side, "damaged frame")
+                    self._statistics.dropped(source.side, _DAMAGED)
                     self._statistics.note(source.side, str(error))
+                    self._damage = self._damage or error
                     continue
-                except SourceLostError as error:
-                    if not source.live:
+                except (SourceLostError, InputError) as error:
+                    if not source.live and self._camera.frames_in:
+                        self._statistics.note(source.side, str(error))
+                        self.failure = error
+                        break
+                    if isinstance(error, InputError) or not source.live:
                         raise
                     self._come_back(error)
                     self._freeze, self._stamps, self._expected = FreezeWatch(), _Stamps(), -1
@@ -75,10 +85,25 @@ class Reader:
                 self._deliver(self._stamps.check(grab) if source.live else grab, missing)
                 if self._stamps.replaced:
                     self._camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps do not advance"
+            self._judge_damage()
         finally:
             self._camera.state = "ended" if self._camera.state != "lost" else self._camera.state
             source.__exit__(None, None, None)
             self._inbox.end(source.side)
+
+    def _judge_damage(self) -> None:
+        """A camera may lose frames. A file that did is damaged, which its reader wants to know."""
+        damaged, whole = self._statistics.drops_of(self.source.side, _DAMAGED), self._camera.frames_in
+        if self._damage is None or self.source.live or self.failure is not None:
+            return
+        if damaged == whole:
+            self.failure = InputError(self._damage.problem, self._damage.remedy)
+        else:
+            self.failure = InputError(
+                f"{damaged} of {whole} frames of {self.source.uri} are damaged, or depend on one that is, and were left out",
+                "copy or record it again; all others were used",
+                got=damaged,
+            )
 
     def _deliver(self, grab: Grab, missing: int) -> None:
         side, image, camera = self.source.side, grab.image, self._camera
@@ -88,8 +113,11 @@ class Reader:
         if image.dtype not in _DTYPES or image.ndim not in (2, 3):
             self._statistics.dropped(side, "unknown pixel type")
             return
+        for remark in self.source.remarks[self._remarks :]:
+            self._statistics.remark(side, remark)
+        self._remarks = len(self.source.remarks)
         freezes = self._freeze.freezes
-        unchanged_since_ns = self._freeze.add(image, grab.time_ns)
+        unchanged_since_ns = self._freeze.add(image, grab.time_ns) if self.source.keeps_noise else grab.time_ns
         camera.frozen_frames += self._freeze.freezes > 0 and unchanged_since_ns != grab.time_ns
         if self._freeze.freezes > freezes:
             camera.freezes += 1

@@ -92,7 +92,7 @@ class StreamSession:
                 took=self.statistics.took,
             )
             self._started = True
-            self._output_sha256 = Pipeline(
+            pipeline = Pipeline(
                 sources,
                 failover,
                 processor,
@@ -103,7 +103,11 @@ class StreamSession:
                 refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
-            ).run()
+            )
+            try:
+                pipeline.run()
+            finally:
+                self._output_sha256 = pipeline.sha256
 
     def report(self) -> dict[str, Any] | None:
         """The report of the run, schema ``refusion-edge/stream/1``; None if it never started."""

@@ -104,7 +104,7 @@ class FolderSource:
         try:
             image = read_image(path)
         except InputError as error:
-            raise CorruptFrameError(str(error)) from error
+            raise CorruptFrameError(error.problem, error.remedy) from error
         return Grab(cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image, index, time_ns)
 
 

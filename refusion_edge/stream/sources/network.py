@@ -53,7 +53,10 @@ def open_error(uri: Uri, error: Exception) -> SourceLostError:
     Looking before would be one more client, and there are cameras and servers that take a single one.
     """
     parts = urlsplit(uri.address)
-    code = {av.HTTPUnauthorizedError: 401, av.HTTPForbiddenError: 403, av.HTTPNotFoundError: 404}.get(type(error))
+    codes: dict[type[Exception], int] = {
+        av.HTTPUnauthorizedError: 401, av.HTTPForbiddenError: 403, av.HTTPNotFoundError: 404,
+    }  # fmt: skip
+    code = codes.get(type(error))
     if code == 404:
         problem, remedy = f"the server knows no stream at {uri} (404 not found)", "check the path"
     elif code is not None and parts.username:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -104,9 +104,10 @@ def _gray(frame: VideoFrame, kind: np.dtype[np.generic], step: int) -> Array:
 
 def _turned(image: Array, frame: VideoFrame) -> Array:
     """Apply the turns and flips of the display matrix (ISO/IEC 14496-12, 6.2.2); other angles are left as they are."""
-    if "DISPLAYMATRIX" not in frame.side_data:
+    side_data: Any = frame.side_data  # a mapping, which its type does not say
+    if "DISPLAYMATRIX" not in side_data:
         return image
-    matrix = bytes(frame.side_data["DISPLAYMATRIX"])
+    matrix = bytes(side_data["DISPLAYMATRIX"])
     # Coordinates: x' = a x + c y, y' = b x + d y; y points downward.
     a, b, _, c, d, *_ = (int(np.sign(value)) for value in np.frombuffer(matrix, "=i4"))
     if b == c == 0 and a and d:

@@ -30,7 +30,8 @@ from refusion_edge.stream.sources.source import (
 )
 from refusion_edge.stream.uri import Uri, number_option, read_options
 
-_LIVE_OPTIONS = {"rtsp_transport": "tcp", "max_delay": "200000", "fflags": "nobuffer"}
+# Two frames are enough to find the rate. What was read to find it is kept: the only key frame for long may be among it.
+_LIVE_OPTIONS = {"rtsp_transport": "tcp", "max_delay": "200000", "fpsprobesize": "2"}
 _DEFAULT_RATE_HZ = 30.0
 # Frames of a file with one time stamp: after this many, the rate takes the place of the stamps until they advance again.
 _MAX_STANDING = 3
@@ -114,7 +115,7 @@ class VideoSource:
         except ShapeError as error:
             if index == 0:
                 raise
-            raise CorruptFrameError(str(error)) from error
+            raise CorruptFrameError(error.problem, error.remedy) from error
         return Grab(image, index, time_ns)
 
 
@@ -203,14 +204,12 @@ class _Reading:
     def _place(self, stamp: int | None, arrived_ns: int) -> int:
         """Time of a frame in ns: its time stamp, on the container's clock or mapped to the host's."""
         base = self._stream.time_base
+        read_ns = None if stamp is None or base is None or not self.stamped else round(stamp * base * SECOND)
         if self._live:
-            if stamp is None or base is None or not self.stamped:
-                return arrived_ns
-            return self._anchor.place(round(stamp * base * SECOND), arrived_ns)
+            return arrived_ns if read_ns is None else self._anchor.place(read_ns, arrived_ns)
         if not self.stamped:
             return self._index * self._period_ns
-        known = stamp is not None and base is not None
-        stamp_ns = round(stamp * base * SECOND) if known else self._time_ns + self._period_ns
+        stamp_ns = self._time_ns + self._period_ns if read_ns is None else read_ns
         # A repeated stamp is left to pairing, which drops that frame.
         self._standing = self._standing + 1 if stamp_ns == self._stamp_ns else 0
         self._stamp_ns = stamp_ns
