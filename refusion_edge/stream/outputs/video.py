@@ -59,8 +59,8 @@ VIDEO_ENCODINGS: dict[str, tuple[Encoding, ...]] = {
 _FRAGMENTED = {"movflags": "+hybrid_fragmented+default_base_moof", "frag_duration": "1000000"}
 _CONTAINER_OPTIONS = {".mp4": _FRAGMENTED, ".m4v": _FRAGMENTED, ".mov": _FRAGMENTED, ".mkv": {"cluster_time_limit": "1000"}}
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi", ".webm": "webm"}
-# Units of time in a second, as in MPEG.
-_TICKS = 90_000
+# Units of time in a second: a multiple of all usual rates, and less than the 65,536 that MPEG-4 allows.
+_TICKS = 60_000
 # FFmpeg's numbers of the color matrix and of the ranges 16 to 235 and 0 to 255.
 _BT601, _LIMITED, _FULL = 5, 1, 2
 
@@ -87,6 +87,7 @@ class VideoSink:
         self._path = uri.path
         self._suffix = self._path.suffix.lower()
         self._rate_hz = min(240.0, max(1.0, rate_hz or _DEFAULT_RATE_HZ))
+        self._rate = Fraction(self._rate_hz).limit_denominator(1001)
         self._announce = announce
         self._converter = self._av.video.reformatter.VideoReformatter()
         self._container: Any = None
@@ -148,31 +149,35 @@ class VideoSink:
         return range(self._ticks + 1, due + 1)
 
     def _open(self, image: Array, time_ns: int) -> None:
+        """Open the file with the first encoder that works on this machine for frames of this size."""
         size_wh = image.shape[1], image.shape[0]
-        for encoding in VIDEO_ENCODINGS[self._suffix]:
-            try:
-                self._container, self._stream = self._start(encoding, size_wh)
-            except (self._av.EncoderNotFoundError, self._av.codec.codec.UnknownCodecError, ValueError):
-                continue
-            if encoding.codec == "mpeg4":
-                self._announce(f"{self.name} is in MPEG-4 part 2, which browsers do not play: there is no H.264 encoder here")
-            self._size_wh, self._first_ns = size_wh, time_ns
-            return
-        raise OutputError(
-            f"cannot write a video of {size_wh[0]}x{size_wh[1]} to {self._path}: there is no encoder for it",
-            f"choose another suffix of {', '.join(VIDEO_ENCODINGS)}",
-        )
-
-    def _start(self, encoding: Encoding, size_wh: tuple[int, int]) -> tuple[Any, Any]:
-        """Open the file and the encoder."""
-        av = self._av
-        av.codec.Codec(encoding.codec, "w")
-        container = av.open(
+        encodings = VIDEO_ENCODINGS[self._suffix]
+        encoding = next((each for each in encodings if self._works(each, size_wh)), None)
+        if encoding is None:
+            raise OutputError(
+                f"cannot write a video of {size_wh[0]}x{size_wh[1]} to {self._path}: there is no encoder for it",
+                f"choose another suffix of {', '.join(VIDEO_ENCODINGS)}",
+            )
+        if encoding.codec == "mpeg4":
+            self._announce(f"{self.name} is in MPEG-4 part 2, which browsers do not play: there is no H.264 encoder here")
+        self._container = self._av.open(
             f"file:{self._path}", "w", format=_FORMATS[self._suffix],
             container_options={"flush_packets": "1", **_CONTAINER_OPTIONS.get(self._suffix, {})},
         )  # fmt: skip
-        stream = container.add_stream(encoding.codec, rate=Fraction(self._rate_hz).limit_denominator(1001))
-        context = stream.codec_context
+        self._stream = self._container.add_stream(encoding.codec, rate=self._rate)
+        self._configure(self._stream.codec_context, encoding, size_wh)
+        self._size_wh, self._first_ns = size_wh, time_ns
+
+    def _works(self, encoding: Encoding, size_wh: tuple[int, int]) -> bool:
+        try:
+            context = self._av.CodecContext.create(encoding.codec, "w")
+            self._configure(context, encoding, size_wh)
+            context.open()
+        except (self._av.FFmpegError, ValueError):
+            return False
+        return True
+
+    def _configure(self, context: Any, encoding: Encoding, size_wh: tuple[int, int]) -> None:
         context.options = {"g": str(round(self._rate_hz)), **encoding.options}
         # 4:2:0 has even sides; the last row and column are repeated.
         even = 2 if "420" in encoding.pixels else 1
@@ -180,8 +185,7 @@ class VideoSink:
         context.pix_fmt = encoding.pixels
         if even > 1:
             context.colorspace, context.color_range = _BT601, _FULL if encoding.pixels.startswith("yuvj") else _LIMITED
-        context.time_base = 1 / stream.average_rate if self._suffix == ".avi" else Fraction(1, _TICKS)
-        return container, stream
+        context.time_base = 1 / self._rate if self._suffix == ".avi" else Fraction(1, _TICKS)
 
     def _encode(self, image: Array, ticks: int) -> None:
         context = self._stream.codec_context
