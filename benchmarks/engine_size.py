@@ -17,7 +17,7 @@ from refusion_edge import __version__
 from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS
 from refusion_edge.calibration.int8 import collect, random_pairs
-from refusion_edge.export.graph.quantize import quantize
+from refusion_edge.export.graph.int8 import quantize
 from refusion_edge.export.targets.tensorrt import compile_plan
 from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import read_checkpoint

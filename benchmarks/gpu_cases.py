@@ -139,7 +139,8 @@ def launch(case: Case, device: str = "cpu") -> dict[str, Array]:
         if not untouched or not kept:
             raise BackendError(
                 f"the kernel {case.kernel.name} changed memory {'in' if untouched else 'around'} {name}, which it must not "
-                "write; this is a bug, please report it"
+                "write",
+                "this is a bug, please report it",
             )
         if name in case.written:
             results[name] = array[_GUARD:-_GUARD]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu_cases
-from refusion_edge.accuracy.fidelity import compare
+from refusion_edge.accuracy.gate import compare
 from refusion_edge.arrays import Array, State
 from refusion_edge.cuda.program import Tile
 from refusion_edge.kernels.gpu.folding import fold

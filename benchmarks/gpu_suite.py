@@ -132,7 +132,7 @@ def chosen_parts(text: str) -> list[str]:
     """
     names = list(PARTS) if text == "all" else text.split(",")
     if unknown := [name for name in names if name not in PARTS]:
-        raise UsageError(f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+        raise UsageError(f"there is no part {', '.join(unknown)}", f"choose from {', '.join(PARTS)}")
     return [name for name in PARTS if name in names]
 
 
@@ -144,7 +144,7 @@ def chosen_sizes(text: str) -> tuple[tuple[int, int], ...]:
     """
     sizes_hw = tuple(size_hw for one in text.split(",") if (size_hw := parse_size(one)) is not None)
     if len(sizes_hw) != len(text.split(",")):
-        raise UsageError(f"'{text}' is not a list of sizes; write HEIGHTxWIDTH, separated by commas")
+        raise UsageError(f"'{text}' is not a list of sizes", "write HEIGHTxWIDTH, separated by commas")
     return sizes_hw
 
 
@@ -158,7 +158,7 @@ def chosen_kernels(text: str) -> tuple[str, ...]:
 
     names, known = tuple(filter(None, text.split(","))), make_schedule().kernels
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"there is no kernel {', '.join(unknown)}; choose from {', '.join(known)}")
+        raise UsageError(f"there is no kernel {', '.join(unknown)}", f"choose from {', '.join(known)}")
     return names
 
 
@@ -338,7 +338,7 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
     from benchmarks.gpu_engines import time_engine, watch_for_leaks
     from refusion_edge.backends.fused import FusedBackend
     from refusion_edge.cuda.program_file import program_bytes
-    from refusion_edge.export.targets.program import make_program
+    from refusion_edge.export.targets.cubins import make_program
 
     program = program_bytes(make_program(setting.state, {"task": TASK}, [_architecture()], jobs=os.cpu_count() or 1))
     opening = functools.partial(_opened, FusedBackend, program)
@@ -355,8 +355,7 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
 def _tensorrt(setting: Setting) -> Iterator[Row]:
     from benchmarks.gpu_engines import time_engine
     from refusion_edge.backends.registry import status
-    from refusion_edge.backends.tensorrt.classic import TrtBackend
-    from refusion_edge.backends.tensorrt.rtx import TrtRtxBackend
+    from refusion_edge.backends.tensorrt.runner import TrtBackend, TrtRtxBackend
     from refusion_edge.bundle.manifest import PLAN
     from refusion_edge.export.build import BuildSpec, build
 

@@ -28,13 +28,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from refusion_edge.accuracy.fidelity import compare
-from refusion_edge.accuracy.gate import resized
+from refusion_edge.accuracy.gate import compare, resized
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
 from refusion_edge.backends.openvino import OpenVinoBackend
-from refusion_edge.backends.registry import RunOptions, status
-from refusion_edge.fuser import open_weights
+from refusion_edge.backends.registry import status
 from refusion_edge.images.color import to_planes
 from refusion_edge.images.pairs import ImagePair, read_pair
 from refusion_edge.images.samples import sample_paths
@@ -85,7 +83,7 @@ def main() -> int:
     print(f"{processor()}, {platform.system()}; {size_hw[0]}x{size_hw[1]}, one thread, {options.rounds} rounds")
     rows = _rows(state, size_hw, options.variants)
     report: list[dict[str, object]] = []
-    with open_weights(state, options=RunOptions(threads=1), optimized=False) as reference:
+    with open_reference(state, 1) as reference:
         expected = reference.fuse(*_planes(pair))[0, 0]
     for runtime in dict.fromkeys(row.runtime for row in rows):
         report += _measure([row for row in rows if row.runtime == runtime], pair, expected, options.rounds)

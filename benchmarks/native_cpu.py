@@ -26,11 +26,10 @@ import numpy as np
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends import native
-from refusion_edge.backends.registry import BACKENDS, Backend, Engine, RunOptions, open_engine, read_graph, status
-from refusion_edge.fuser import open_weights
+from refusion_edge.backends.registry import BACKENDS, Backend, Engine, RunOptions, open_engine, open_weights, status
 from refusion_edge.machine import processor
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import fill
+from refusion_edge.network.graph import make_model
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
 from refusion_edge.network.weights import weights_path
 
@@ -130,7 +129,7 @@ def _open(name: str, threads: int) -> Backend:
     backend = name.removesuffix(_BF16)
     if backend == name:
         return open_weights(state, name, RunOptions(threads))
-    data = path.read_bytes() if backend == "native" else fill(read_graph(backend, "bf16"), state).SerializeToString()
+    data = path.read_bytes() if backend == "native" else make_model("cpu", "bf16", state).SerializeToString()
     return open_engine(backend, Engine(data, "bf16"), RunOptions(threads=threads))
 
 

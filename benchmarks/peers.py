@@ -29,7 +29,7 @@ import numpy as np
 
 from refusion_edge.accuracy.gate import resized
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends.registry import BACKENDS, RunOptions, status
+from refusion_edge.backends.registry import BACKENDS, RunOptions, open_weights, status
 from refusion_edge.bench.report import describe_machine, describe_versions, now_utc
 from refusion_edge.bench.sensors import MemoryWatch
 from refusion_edge.bench.statistics import Ratio, ratio, spread
@@ -38,7 +38,6 @@ from refusion_edge.export.build import BuildSpec, build
 from refusion_edge.export.graph.trace import silence
 from refusion_edge.files import write_atomically
 from refusion_edge.fuser import load as load_fuser
-from refusion_edge.fuser import open_weights
 from refusion_edge.images.color import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths

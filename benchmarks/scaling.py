@@ -112,7 +112,7 @@ def describe(paths: Sequence[Path], fps: float, devices: Sequence[Device] = ()) 
         configuration, rows = read_rows(path)
         models = fit(rows)
         if not models:
-            raise InputError(f"{path} holds fewer than {LEAST_SIZES} stable sizes of one engine; measure more --sizes")
+            raise InputError(f"{path} holds fewer than {LEAST_SIZES} stable sizes of one engine", "measure more --sizes")
         parts.append(_conditions(configuration))
         parts.append(_models(models))
         parts.append(_consequences(models, fps))
@@ -171,7 +171,7 @@ def put(page: str, text: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise InputError(f"the page lacks the markers {BEGIN} and {END}; put them where the tables belong")
+        raise InputError(f"the page lacks the markers {BEGIN} and {END}", "put them where the tables belong")
     return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 

@@ -30,7 +30,7 @@ from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Geometry, Processor
-from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.run.pairing import MotionMeter
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 
 LIMIT_MS = 4.0

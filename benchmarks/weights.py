@@ -160,14 +160,14 @@ def measure(fuse: Fuse, task: Task, case: Case) -> Values:
         return {"PSNR": 10 * np.log10(255**2 / max(error, 1e-12)), "SSIM": similarity, "swap": swap}
     values: Values = {}
     if task.name == "medical":
-        grey_a, grey_b = (np.rint(to_gray_plane(image)).astype(np.uint8) for image in (a, b))
-        head = _head(grey_a, grey_b)
-        black = stretched[~head & (np.maximum(grey_a, grey_b) == 0)]
+        gray_a, gray_b = (np.rint(to_gray_plane(image)).astype(np.uint8) for image in (a, b))
+        head = _head(gray_a, gray_b)
+        black = stretched[~head & (np.maximum(gray_a, gray_b) == 0)]
         values["black"] = float(black.mean()) if black.size else 0.0
         values["black-p99"] = float(np.percentile(black, 99)) if black.size else 0.0
         rows, columns = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
         box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        a, b, stretched = ((image * head)[box] for image in (grey_a, grey_b, stretched))
+        a, b, stretched = ((image * head)[box] for image in (gray_a, gray_b, stretched))
     metrics: tuple[Metric, ...] = tuple(find_metric(name) for name in METRICS[task.name])
     scores = score(a, b, stretched, metrics, sensor_a=task.ranged_a)
     return {**{metric.name: scores[metric] for metric in metrics}, **values, "swap": swap}

@@ -87,7 +87,7 @@ def collect(
     ranges = {layer: limits[name] for layer, name in inputs.items()}
     for layer, limit in ranges.items():
         if not (np.isfinite(limit) and limit > 0):
-            raise GateError(f"the largest input of the layer {layer} is {limit:g}, which gives no range; check the weights")
+            raise GateError(f"the largest input of the layer {layer} is {limit:g}, which gives no range", "check the weights")
     return CalibrationTable(method, ranges, len(used), fingerprint(used), random)
 
 
@@ -99,8 +99,10 @@ def check_count(pairs: int) -> None:
     """
     if pairs < MIN_PAIRS:
         raise InputError(
-            f"calibration needs at least {MIN_PAIRS} pairs, and there are {pairs}; add more from the same cameras, because "
-            "ranges from so few do not hold for other images"
+            f"calibration needs at least {MIN_PAIRS} pairs, and there are {pairs}",
+            "add more from the same cameras, because ranges from so few do not hold for other images",
+            expected=MIN_PAIRS,
+            got=pairs,
         )
 
 
@@ -113,7 +115,7 @@ def planes_of(pair: ImagePair, task: Task) -> Planes:
     try:
         return to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
     except InputError as error:
-        raise type(error)(f"pair {pair.name}: {error}") from error
+        raise error.within(f"pair {pair.name}") from error
 
 
 def random_pairs(task: Task, count: int = MIN_PAIRS) -> Iterator[ImagePair]:

@@ -96,7 +96,7 @@ def write_below(path: Path, image: Array, largest_bytes: int) -> int:
         if path.stat().st_size < largest_bytes:
             return quality
     path.unlink()
-    raise OutputError(f"the sheet {path} does not fit into {largest_bytes} bytes; choose smaller tiles")
+    raise OutputError(f"the sheet {path} does not fit into {largest_bytes} bytes", "choose smaller tiles")
 
 
 def _gradient(image: Array) -> Float32Array:

@@ -39,7 +39,7 @@ def mean_weights(paths: list[Path]) -> Checkpoint:
     found = [read_checkpoint(path) for path in paths]
     tasks = {one.task for one in found if one.task is not None}
     if len(tasks) > 1:
-        raise UsageError(f"the weights are for different tasks ({', '.join(sorted(tasks))}); average weights of one task")
+        raise UsageError(f"the weights are for different tasks ({', '.join(sorted(tasks))})", "average weights of one task")
     means = {
         name: np.mean([one.state[name] for one in found], axis=0, dtype=np.float64).astype(np.float32)
         for name in found[0].state

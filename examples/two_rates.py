@@ -82,9 +82,9 @@ def write_sequences(pair: ImagePair, folder: Path, swing: Swing) -> None:
     """
     if pair.a.shape[:2] != pair.b.shape[:2]:
         raise SystemExit(f"the images have different sizes, {pair.a.shape[:2]} and {pair.b.shape[:2]}; name two of one size")
-    grey = pair.a if pair.a.ndim == 2 else pair.a.mean(axis=2)
+    gray = pair.a if pair.a.ndim == 2 else pair.a.mean(axis=2)
     draw = np.random.default_rng(0)
-    ir = (_with_noise(window, time_ns, draw) for window, time_ns in _windows(grey, swing, swing.ir_hz, 0.0))
+    ir = (_with_noise(window, time_ns, draw) for window, time_ns in _windows(gray, swing, swing.ir_hz, 0.0))
     for name, frames in (("ir", ir), ("vis", _windows(pair.b, swing, swing.vis_hz, swing.vis_late_ms))):
         (folder / name).mkdir(parents=True)
         with (folder / name / TIMES_NAME).open("w", newline="") as file:

@@ -57,11 +57,11 @@ def main() -> int:
         ("v", b, task.description_b, prior.gradient, [weights.gradient for weights in learned]),
     ):
         captions = [described, f"{name}, prior", *(f"{name}, {title}" for title in titles)]
-        rows.append(MontageRow([source, *map(_grey, (base, *maps))], captions))
+        rows.append(MontageRow([source, *map(_gray, (base, *maps))], captions))
         changes = [found - base for found in maps]
         largest = max(float(change.abs().max()) for change in changes)
         blank = np.full_like(a, 255)
-        enlarged = [_grey(0.5 + change / (2 * largest or 1)) for change in changes]
+        enlarged = [_gray(0.5 + change / (2 * largest or 1)) for change in changes]
         captions = ["", f"white: +{largest:.4f}", *(f"change of {name}" for _ in titles)]
         rows.append(MontageRow([blank, blank, *enlarged], captions))
         for title, change in zip(titles, changes, strict=True):
@@ -79,7 +79,7 @@ def _weights(checkpoint: TrainingCheckpoint, a: Tensor, b: Tensor) -> LossWeight
     return LossWeights(both.intensity[:1], both.gradient[:1])
 
 
-def _grey(plane: Tensor) -> Uint8Array:
+def _gray(plane: Tensor) -> Uint8Array:
     image: Uint8Array = np.rint(plane[0, 0].numpy() * 255).astype(np.uint8)
     return image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +15,18 @@ import numpy as np
 import onnx
 
 from refusion_edge._version import __version__
-from refusion_edge.accuracy.fidelity import LIMITS, worst
-from refusion_edge.accuracy.gate import PairFidelity, gate_result, measure, resized, sample_pairs
+from refusion_edge.accuracy.gate import LIMITS, PairFidelity, gate_pairs, run_gate
 from refusion_edge.backends import onnxruntime
-from refusion_edge.backends.registry import Choice, choose_builder, open_engine, read_graph, status
-from refusion_edge.bundle.folder import EngineBundle, check_replaceable, install_bundle, sha256
+from refusion_edge.backends.registry import Choice, choose_builder, open_engine
+from refusion_edge.bundle.folder import (
+    EngineBundle,
+    check_replaceable,
+    checked_model,
+    install_bundle,
+    read_cached,
+    sha256,
+    store,
+)
 from refusion_edge.bundle.manifest import (
     CALIBRATION,
     MODEL,
@@ -30,19 +37,16 @@ from refusion_edge.bundle.manifest import (
     Quantized,
     TensorSpec,
 )
-from refusion_edge.bundle.model import checked_model
-from refusion_edge.errors import CheckpointError, GateError, UsageError
-from refusion_edge.export.cache import read_cached, store
-from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, Selection, select_layers
-from refusion_edge.export.graph.quantize import quantize
-from refusion_edge.export.spec import BuildSpec
+from refusion_edge.bundle.spec import BuildSpec
+from refusion_edge.errors import CheckpointError
+from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, Selection, quantize, select_layers
 from refusion_edge.export.targets.builder import Builder, EngineFile, Inputs, PhaseListener
-from refusion_edge.export.targets.registry import BUILDERS
-from refusion_edge.fuser import open_weights
+from refusion_edge.export.targets.fused import FUSED
+from refusion_edge.export.targets.portable import NATIVE, ONNXRUNTIME, OPENVINO
+from refusion_edge.export.targets.tensorrt import CLASSIC, RTX
 from refusion_edge.images.pairs import ImagePair, fingerprint
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill, form_name
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, form_name
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers, read_table
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import Task, find_task
@@ -91,10 +95,8 @@ def build(
     """
     task = find_task(spec.task)
     choice = choose_builder(spec.backend, spec.precision)
-    spec = replace(spec, backend=choice.name)
-    builder = BUILDERS[choice.name]
-    _check_calibration(spec)
-    builder.check(spec)
+    spec, builder = replace(spec, backend=choice.name), BUILDERS[choice.name]
+    builder.check(spec, choice)
     output = spec.output or default_output(spec)
     check_replaceable(output)
     stages = _Stages(on_stage)
@@ -103,18 +105,23 @@ def build(
         checkpoint = _read_weights(spec)
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
     with stages.enter("graph"):
-        template = read_graph(choice.name, spec.precision, spec.form)
-        filled = builder.extend(fill(template, checkpoint.state, spec.size_hw), spec)
-        model = filled.SerializeToString(deterministic=True)
-        sizes_hw = builder.sizes_hw(spec, stages.remarks)
-        pairs = _gate_pairs(spec, spec.size_hw if sizes_hw is None else sizes_hw.opt_hw)
-        key = _key(spec, builder, {"weights": weights, "model": model}, pairs)
-    available = status(choice.name)
+        inputs = builder.prepare(spec, checkpoint.state, weights, choice)
+        stages.remarks.extend(inputs.remarks)
+        pairs = gate_pairs(task, spec.size_hw if inputs.sizes_hw is None else inputs.sizes_hw.opt_hw, spec.gate_pairs)
+        form, model = form_name(inputs.model), inputs.model_bytes()
+        sources = {WEIGHTS: sha256(weights), MODEL: sha256(model)}
+        key = _key(spec, inputs, {"weights": sources[WEIGHTS], "model": sources[MODEL]}, pairs)
 
-    sources = {WEIGHTS: sha256(weights)} if spec.calibration else {WEIGHTS: sha256(weights), MODEL: sha256(model)}
+    if spec.calibration is not None:
+        del sources[MODEL]  # known only after the selection of the layers
     cached = read_cached(key, sources, stages.remarks) if spec.use_cache else None
     if cached is not None:
-        results = _evaluate_cached(builder, cached, checkpoint, pairs, stages)
+        results: tuple[PairFidelity, ...] = ()
+        if builder.compiles:
+            # A compiled engine cannot be checked against its sources, and cached files can be damaged.
+            with stages.enter("gate"):
+                file = EngineFile(cached.manifest.engine, cached.engine())
+                results, _ = _run_gate(builder, choice, file, model_of(cached), inputs, pairs, task)
         with stages.enter("install"):
             bundle = install_bundle(output, cached.manifest, {name: cached.read(name) for name in cached.manifest.files})
         return BuildReport(choice, bundle, True, results, stages.seconds, tuple(stages.remarks))
@@ -123,22 +130,19 @@ def build(
     quantized = None
     if spec.calibration is not None:
         with stages.enter("layers"):
-            selection = _select(spec.calibration, filled, checkpoint, pairs, task, listener)
-            model, files[CALIBRATION] = (
-                selection.model.SerializeToString(deterministic=True),
-                spec.calibration.to_json().encode(),
-            )
+            selection = _select(spec.calibration, inputs, pairs, task, listener)
+            inputs, files[CALIBRATION] = replace(inputs, model=selection.model), spec.calibration.to_json().encode()
+            model = inputs.model_bytes()
         quantized = _quantized(spec.calibration, selection)
         stages.remarks.extend(_int8_remarks(quantized))
     with stages.enter("engine"):
-        engine = builder.build(spec, Inputs(checkpoint.state, weights, model, sizes_hw), listener, stages.remarks)
+        engine = builder.build(spec, inputs, listener, stages.remarks)
     with stages.enter("gate"):
-        results = _evaluate(builder, engine, model, checkpoint, pairs, task)
-    gate = gate_result(results, pairs)
+        results, gate = _run_gate(builder, choice, engine, model, inputs, pairs, task)
     with stages.enter("install"):
         files.update({MODEL: model, engine.name: engine.engine.data})
-        recorded = gate if available.usable else GateNotRun(available.reason, gate)
-        manifest = _manifest(spec, form_name(template), key, files, engine, recorded, quantized)
+        recorded = gate if choice.status.usable else GateNotRun(choice.status.reason, gate)
+        manifest = _manifest(spec, form, key, files, engine, recorded, quantized)
         bundle = install_bundle(output, manifest, files)
         if spec.use_cache:
             store(manifest, files, stages.remarks)
@@ -172,8 +176,7 @@ def model_of(bundle: EngineBundle) -> bytes:
     """
     manifest = bundle.manifest
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    template = read_graph(manifest.backend, manifest.precision, manifest.form)
-    model = BUILDERS[manifest.backend].extend(fill(template, state, manifest.spec.size_hw), manifest.spec)
+    model = BUILDERS[manifest.backend].model(manifest.spec, state)
     if manifest.quantized is not None:
         model = quantize(model, _table_of(bundle), keep=manifest.quantized.kept)
     return checked_model(bundle.read(MODEL), model, bundle.path / MODEL, f"rebuild it with: {bundle.rebuild_command()}")
@@ -181,6 +184,17 @@ def model_of(bundle: EngineBundle) -> bytes:
 
 def _table_of(bundle: EngineBundle) -> CalibrationTable:
     return read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
+
+
+BUILDERS: dict[str, Builder] = {
+    "fused": FUSED,
+    "tensorrt": CLASSIC,
+    "tensorrt-rtx": RTX,
+    "native": NATIVE,
+    "openvino": OPENVINO,
+    "onnxruntime": ONNXRUNTIME,
+}
+"""The builder of each back end that engines are built for."""
 
 
 class _Stages:
@@ -203,61 +217,39 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - started
 
 
-def _check_calibration(spec: BuildSpec) -> None:
-    if spec.calibration is None and spec.precision == "int8":
-        raise UsageError("an int8 engine needs calibration data; add --calib-data DIR")
-    if spec.calibration is not None and spec.precision != "int8":
-        raise UsageError(
-            f"calibration data is only for int8 engines, and the precision is {spec.precision}; leave --calib-data out"
-        )
-
-
-def _gate_pairs(spec: BuildSpec, size_hw: tuple[int, int] | None) -> tuple[ImagePair, ...]:
-    """Pairs of the accuracy gate, scaled to the fixed or the opt size of the engine."""
-    others = spec.gate_pairs if size_hw is None else tuple(resized(pair, size_hw) for pair in spec.gate_pairs)
-    return (*sample_pairs(spec.task, size_hw), *others)
-
-
-def _evaluate(
-    builder: Builder, file: EngineFile, model: bytes, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], task: Task
-) -> tuple[PairFidelity, ...]:
+def _run_gate(
+    builder: Builder,
+    choice: Choice,
+    file: EngineFile,
+    model: bytes,
+    inputs: Inputs,
+    pairs: tuple[ImagePair, ...],
+    task: Task,
+) -> tuple[tuple[PairFidelity, ...], GateResult]:
     """Run the gate on an engine, or on its CPU proxy if it cannot run here; the first load of the engine then runs the gate."""
-    runs_here = status(builder.backend).usable
+    precision = file.engine.precision
+    remedy = "build with --precision fp32" if precision != "fp32" else "check the weights with 'refusion-edge inspect'"
     with (
-        open_weights(checkpoint.state, optimized=False) as reference,
-        open_engine(builder.backend, file.engine) if runs_here else builder.proxy(file.engine, model).open() as engine,
+        open_engine(builder.backend, file.engine, known_usable=True)
+        if choice.status.usable
+        else builder.proxy(file.engine, model).open() as engine
     ):
-        results = tuple(measure(engine, reference, pairs, task))
-    _require_passed(results, file.engine.precision)
-    return results
-
-
-def _evaluate_cached(
-    builder: Builder, cached: EngineBundle, checkpoint: Checkpoint, pairs: tuple[ImagePair, ...], stages: _Stages
-) -> tuple[PairFidelity, ...]:
-    """Rerun the gate on a compiled engine: it cannot be checked against its sources, and cached files can be damaged."""
-    if not builder.compiles:
-        return ()
-    with stages.enter("gate"):
-        file, task = EngineFile(cached.manifest.engine, cached.engine()), find_task(cached.manifest.task)
-        return _evaluate(builder, file, model_of(cached), checkpoint, pairs, task)
+        return run_gate(
+            engine, inputs.state, pairs, task, precision,
+            subject=f"the {precision} engine was not installed, as it differs too much from",
+            remedy=remedy,
+        )  # fmt: skip
 
 
 def _select(
-    table: CalibrationTable,
-    model: onnx.ModelProto,
-    checkpoint: Checkpoint,
-    pairs: tuple[ImagePair, ...],
-    task: Task,
-    listener: PhaseListener | None,
+    table: CalibrationTable, inputs: Inputs, pairs: tuple[ImagePair, ...], task: Task, listener: PhaseListener | None
 ) -> Selection:
-    with open_weights(checkpoint.state, optimized=False) as reference:
-        evaluator = Evaluator(reference, pairs, task)
+    evaluator = Evaluator(inputs.state, pairs, task)
     if listener is None:
-        return select_layers(model, table, evaluator, LIMITS["int8"])
+        return select_layers(inputs.model, table, evaluator, LIMITS["int8"])
     scan, layers = "one layer at a time", itertools.count()
     listener.started(scan, None, len(quantizable_layers()))
-    selection = select_layers(model, table, evaluator, LIMITS["int8"], lambda: listener.stepped(scan, next(layers)))
+    selection = select_layers(inputs.model, table, evaluator, LIMITS["int8"], lambda: listener.stepped(scan, next(layers)))
     listener.finished(scan)
     return selection
 
@@ -289,20 +281,12 @@ def _read_weights(spec: BuildSpec) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     if checkpoint.task not in (None, spec.task):
         raise CheckpointError(
-            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}; use --task {checkpoint.task} or other "
-            "weights"
+            f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}",
+            f"use --task {checkpoint.task} or other weights",
+            expected=spec.task,
+            got=checkpoint.task,
         )
     return checkpoint
-
-
-def _require_passed(results: tuple[PairFidelity, ...], precision: Precision) -> None:
-    overall = worst(result.fidelity for result in results)
-    if not LIMITS[precision].hold(overall):
-        remedy = "build with --precision fp32" if precision != "fp32" else "check the weights with 'refusion-edge inspect'"
-        raise GateError(
-            f"the {precision} engine differs too much from the fp32 reference: {overall}, and the limits are "
-            f"{LIMITS[precision]}; nothing was installed, {remedy}"
-        )
 
 
 def _manifest(
@@ -342,15 +326,15 @@ def _tools() -> dict[str, str]:
     }
 
 
-def _key(spec: BuildSpec, builder: Builder, sources: dict[str, bytes], pairs: tuple[ImagePair, ...]) -> str:
+def _key(spec: BuildSpec, inputs: Inputs, sources: Mapping[str, str], pairs: tuple[ImagePair, ...]) -> str:
     """Hash everything that the engine and its gate result depend on."""
     description = {
-        "backend": builder.backend,
+        "backend": spec.backend,
         "precision": spec.precision,
         "size_hw": spec.size_hw,
-        "compiler": builder.facts(spec),
+        "compiler": inputs.facts,
         "calibration": None if spec.calibration is None else spec.calibration.to_json(),
-        **{name: sha256(data) for name, data in sources.items()},
+        **sources,
         "pairs": fingerprint(pairs),
         "limits": asdict(LIMITS[spec.precision]),
         "spare_db": SPARE_DB,

@@ -13,9 +13,9 @@ from refusion_edge._version import __version__
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle, read_bundle
     from refusion_edge.bundle.manifest import Manifest
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.errors import RefusionError
     from refusion_edge.export.build import BuildReport, build
-    from refusion_edge.export.spec import BuildSpec
     from refusion_edge.fuser import Fuser, load
     from refusion_edge.images.io import read_image, write_image
     from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
@@ -45,7 +45,7 @@ __all__ = [
 _HOMES = {
     "TASKS": "tasks",
     "BuildReport": "export.build",
-    "BuildSpec": "export.spec",
+    "BuildSpec": "bundle.spec",
     "Checkpoint": "network.checkpoint",
     "EngineBundle": "bundle.folder",
     "Fuser": "fuser",

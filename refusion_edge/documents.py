@@ -56,9 +56,9 @@ def parse_json(text: bytes | str, source: str, *, error: type[RefusionError] = I
         )
         _check(value)
     except RecursionError:
-        raise error(f"cannot read {source}: it is nested more than {MOST_DEPTH} levels deep; {_REMEDY}") from None
+        raise error(f"cannot read {source}: it is nested more than {MOST_DEPTH} levels deep", _REMEDY) from None
     except ValueError as problem:
-        raise error(f"cannot read {source}: it is not valid JSON ({brief(problem)}); {_REMEDY}") from problem
+        raise error(f"cannot read {source}: it is not valid JSON ({brief(problem)})", _REMEDY) from problem
     return value
 
 
@@ -103,7 +103,7 @@ def parse_yaml(text: bytes | str, source: str, *, error: type[RefusionError] = I
         mark = getattr(problem, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         reason = getattr(problem, "problem", None) or brief(problem)
-        raise error(f"cannot read {source}: it is not valid YAML{where} ({reason}); correct it") from problem
+        raise error(f"cannot read {source}: it is not valid YAML{where} ({reason})", "correct it") from problem
 
 
 def shown(value: object) -> str:
@@ -215,13 +215,13 @@ def _made(kind: Any, value: Any, name: str, error: type[RefusionError]) -> Any:
         if key not in known:
             nearest = difflib.get_close_matches(str(key)[:_SHOWN], known, n=1)
             hint = f"did you mean '{nearest[0]}'?" if nearest else f"the known keys are {', '.join(known)}"
-            raise error(f"unknown key {shown(key)}{inside}; {hint}")
+            raise error(f"unknown key {shown(key)}{inside}", hint)
     missing = [
         key for key, field in known.items()
         if key not in value and field.default is MISSING and field.default_factory is MISSING
     ]  # fmt: skip
     if missing:
-        raise error(f"no value for {', '.join(_joined(name, key) for key in missing)}; add what is missing")
+        raise error(f"no value for {', '.join(_joined(name, key) for key in missing)}", "add what is missing")
     hints = get_type_hints(kind)
     return kind(**{key: _typed(hints[key], part, _joined(name, key), error) for key, part in value.items()})
 
@@ -238,7 +238,7 @@ def _listed(origin: Any, kinds: tuple[Any, ...], value: Any, name: str, error: t
 
 
 def _refuse(wanted: str, value: Any, name: str, error: type[RefusionError]) -> NoReturn:
-    raise error(f"{name or 'the document'} must be {wanted}, not {shown(value)}; correct it")
+    raise error(f"{name or 'the document'} must be {wanted}, not {shown(value)}", "correct it", expected=wanted, got=value)
 
 
 def _joined(name: str, key: str) -> str:

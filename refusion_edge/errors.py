@@ -23,6 +23,8 @@ full stop. An exception outside this tree is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from typing_extensions import Self
+
 
 class RefusionError(Exception):
     """Base class of all of them.
@@ -30,7 +32,8 @@ class RefusionError(Exception):
     Args:
         problem: What is wrong, with both values where two disagree.
         remedy: What to do about it, in the imperative; empty where the problem says it all.
-        expected: The value, or values, that would have been right, where two values disagree.
+        expected: The value that would have been right, where two values disagree; or all such values, or the least and
+            the greatest. A size is (height, width).
         got: The value that was found instead.
 
     Attributes:
@@ -45,6 +48,10 @@ class RefusionError(Exception):
         self.remedy = remedy
         self.expected = expected
         self.got = got
+
+    def within(self, context: str) -> Self:
+        """Make the same error with what it concerns, such as a file or a pair, in front of the problem."""
+        return type(self)(f"{context}: {self.problem}", self.remedy, expected=self.expected, got=self.got)
 
 
 class InputError(RefusionError, ValueError):

@@ -49,14 +49,14 @@ def read_file(path: Path, *, kind: str, most_bytes: int, error: type[RefusionErr
             _require_regular(path, os.fstat(descriptor), kind, most_bytes, error)
             data = file.read(most_bytes + 1)
     except FileNotFoundError:
-        raise error(f"there is no {kind} at {path}; check the path") from None
+        raise error(f"there is no {kind} at {path}", "check the path") from None
     except (OSError, ValueError) as problem:  # a name with a NUL is a ValueError
         if isinstance(problem, RefusionError):
             raise
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
-        raise error(f"cannot read the {kind} {path}: {reason}; check the path and its permissions") from problem
+        raise error(f"cannot read the {kind} {path}: {reason}", "check the path and its permissions") from problem
     if len(data) > most_bytes:
-        raise error(_too_large(path, len(data), kind, most_bytes))
+        raise _too_large(path, len(data), kind, most_bytes, error)
     return data
 
 
@@ -129,21 +129,22 @@ def require_writable(path: Path) -> None:
 def output_error(path: Path, error: OSError) -> OutputError:
     """Make the error that says why ``path`` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"cannot write {path}: the disk is full; free some space or choose another place")
+        return OutputError(f"cannot write {path}: the disk is full", "free some space or choose another place")
     reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; choose another place")
+    return OutputError(f"cannot write {path}: {reason}", "choose another place")
 
 
 def _require_regular(path: Path, status: os.stat_result, kind: str, most_bytes: int, error: type[RefusionError]) -> None:
     if not stat.S_ISREG(status.st_mode):
         found = _KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
-        raise error(f"cannot read the {kind} {path}, which is {found}; give a regular file")
+        raise error(f"cannot read the {kind} {path}, which is {found}", "give a regular file")
     if status.st_size > most_bytes:
-        raise error(_too_large(path, status.st_size, kind, most_bytes))
+        raise _too_large(path, status.st_size, kind, most_bytes, error)
 
 
-def _too_large(path: Path, size: int, kind: str, most_bytes: int) -> str:
-    return f"{path} is too large for a {kind}: it has {_amount(size)} of at most {_amount(most_bytes)}; check the path"
+def _too_large(path: Path, size: int, kind: str, most_bytes: int, error: type[RefusionError]) -> RefusionError:
+    problem = f"the {kind} {path} is too large: it has {_amount(size)} of at most {_amount(most_bytes)}"
+    return error(problem, "check the path", expected=most_bytes, got=size)
 
 
 def _amount(size: int) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 
 from typing_extensions import Self
 
-from refusion_edge.accuracy.fidelity import LIMITS, worst
-from refusion_edge.accuracy.gate import gate_result, measure, sample_pairs
-from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends import registry as backends
+from refusion_edge.accuracy.gate import gate_pairs, run_gate
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import (
     AUTO,
@@ -20,18 +19,16 @@ from refusion_edge.backends.registry import (
     Backend,
     Choice,
     RunOptions,
-    choose_runner,
     find_entry,
-    require_usable,
+    open_engine,
+    open_runner,
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
-from refusion_edge.errors import CheckpointError, GateError, OutputError, UsageError
+from refusion_edge.errors import CheckpointError, OutputError, UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import REFERENCE
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
 
@@ -50,11 +47,17 @@ class Fuser:
         self, backend: Backend, task: Task, output_range: OutputRange = "stretch", choice: Choice | None = None
     ) -> None:
         if output_range not in OUTPUT_RANGES:
-            raise UsageError(f"unknown output range '{output_range}'; choose {' or '.join(OUTPUT_RANGES)}")
+            raise UsageError(
+                f"unknown output range '{output_range}'",
+                f"choose {' or '.join(OUTPUT_RANGES)}",
+                expected=OUTPUT_RANGES,
+                got=output_range,
+            )
         self.backend = backend
         self.task = task
         self.output_range = output_range
         self.choice = choice
+        self._finisher = Finisher(backend, output_range, "rgb")
 
     def __enter__(self) -> Self:
         self.backend.__enter__()
@@ -63,56 +66,56 @@ class Fuser:
     def __exit__(self, *exc: object) -> None:
         self.backend.__exit__(*exc)
 
-    def fuse(self, a: Array, b: Array, *, colour: bool = True) -> Uint8Array:
+    def fuse(self, a: Array, b: Array, *, color: bool = True, colour: bool | None = None) -> Uint8Array:
         """Fuse two registered images.
 
         Args:
             a: Source a (infrared, functional, near, under), (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in
                 [0, 1]. 16-bit or float gray of an infrared or functional source may have any range.
             b: Source b (visible, MRI, far, over), same height and width.
-            colour: Whether to keep the color of the sources.
+            color: Whether to keep the color of the sources.
+            colour: Former name of ``color``; deprecated.
 
         Returns:
-            (H, W, 3) RGB uint8 if a source has color and ``colour`` is set, else (H, W). A new array.
+            (H, W, 3) RGB uint8 if a source has color and ``color`` is set, else (H, W). A new array.
 
         Raises:
             ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
             InputError: An image contains NaN or infinities, or is constant.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
+        if colour is not None:
+            warnings.warn("the argument colour of Fuser.fuse is now called color", DeprecationWarning, stacklevel=2)
+            color = colour
         planes = self.to_planes(a, b)
-        return self.to_image(self.infer(planes, colour=colour), planes, colour=colour)
+        return self.to_image(self.infer(planes, color=color), planes, color=color)
 
     def to_planes(self, a: Array, b: Array) -> Planes:
         """Run the steps of ``fuse`` before the network: turn two images into its inputs. Arguments and errors as there."""
         return to_planes(a, b, sensor_a=self.task.ranged_a, keep_uint8=self._finisher.takes_uint8)
 
-    def infer(self, planes: Planes, *, colour: bool = True) -> Float32Array | Uint8Array:
+    def infer(self, planes: Planes, *, color: bool = True) -> Float32Array | Uint8Array:
         """Run the network, as ``fuse`` does.
 
         Returns:
             The fused plane, (1, 1, H, W) float32; or the finished image, (H, W) uint8, where the result is gray and the
             engine produces it in this output range on the device.
         """
-        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not colour)
+        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not color)
 
-    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, colour: bool = True) -> Uint8Array:
+    def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, color: bool = True) -> Uint8Array:
         """Run the steps of ``fuse`` after the network: turn its output into an image.
 
         Args:
             output: Result of ``infer``.
             planes: The planes that it was computed from.
-            colour: Whether to keep the color of the sources.
+            color: Whether to keep the color of the sources.
 
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
-        luma = self._finisher.to_luma(output, partial(to_output_range, output_range=self.output_range))
-        return self._finisher.to_image(luma, planes.chroma if colour else None)
-
-    @property
-    def _finisher(self) -> Finisher:
-        return Finisher(self.backend, self.output_range, "rgb")
+        stretch = partial(to_output_range, output_range=self.output_range)
+        return self._finisher.finish(output, planes.chroma if color else None, stretch)
 
 
 def load(
@@ -148,39 +151,22 @@ def load(
         GateError: The engine of the bundle runs for the first time and is too far from the reference.
     """
     if not 0 <= threads <= MAX_THREADS:
-        raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 leaves it to the back end")
+        raise UsageError(
+            f"{threads} threads are out of range",
+            f"choose 0 to {MAX_THREADS}, where 0 leaves it to the back end",
+            expected=(0, MAX_THREADS),
+            got=threads,
+        )
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
         checkpoint = read_checkpoint(weights_path(name) if name in TASKS else name)
         agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
-        choice = choose_runner(backend)
-        return Fuser(backends.open_weights(choice.name, checkpoint.state, options), agreed, output_range, choice)
+        runner, choice = open_runner(checkpoint.state, backend, options)
+        return Fuser(runner, agreed, output_range, choice)
     bundle = read_bundle(name)
     agreed = _agreed_task(task, bundle.manifest.task, name)
     return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
-
-
-def open_weights(state: State, backend: str = AUTO, options: RunOptions = DEFAULTS, *, optimized: bool = True) -> Backend:
-    """Run parameters in fp32 without building an engine first.
-
-    Args:
-        state: The 86 parameters.
-        backend: One that takes weights, or ``auto`` for the first of them that is usable here.
-        options: How to run.
-        optimized: False for the reference that engines are compared with: the graph in the layout of the official release,
-            run by ONNX Runtime without graph optimizations. ``backend`` is then ignored.
-
-    Raises:
-        UsageError: The back end is unknown or needs a built engine.
-        BackendError: It cannot be used here.
-    """
-    if not optimized:
-        from refusion_edge.backends.onnxruntime import OrtBackend
-
-        model = fill(read_template(REFERENCE, "fp32"), state).SerializeToString()
-        return OrtBackend(model, threads=options.threads, optimized=False)
-    return backends.open_weights(choose_runner(backend).name, state, options)
 
 
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:
@@ -205,10 +191,14 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     if backend not in (AUTO, built_for):
         builds = bundle.manifest.precision in find_entry(backend).forms
         remedy = f"build one for it: {bundle.rebuild_command(backend)}" if builds else "leave --backend out"
-        raise UsageError(f"the bundle {bundle.path} was built for {built_for}, not for {backend}; {remedy}")
+        raise UsageError(
+            f"the bundle {bundle.path} was built for {built_for}, not for {backend}",
+            remedy,
+            expected=built_for,
+            got=backend,
+        )
     check_target(bundle)
-    require_usable(built_for)
-    running = backends.open_engine(built_for, bundle.engine(), options)
+    running = open_engine(built_for, bundle.engine(), options)
     if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:
             on_failure.push(running.__exit__)
@@ -219,24 +209,25 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
 
 def _run_gate(bundle: EngineBundle, engine: Backend) -> None:
     manifest = bundle.manifest
-    pairs = sample_pairs(manifest.task, manifest.gate_hw)
-    with open_weights(read_checkpoint(bundle.path / WEIGHTS).state, optimized=False) as reference:
-        results = tuple(measure(engine, reference, pairs, find_task(manifest.task)))
-    overall = worst(result.fidelity for result in results)
-    limits = LIMITS[manifest.precision]
-    if not limits.hold(overall):
-        raise GateError(
-            f"the engine of {bundle.path} runs for the first time and is too far from the fp32 reference: {overall}, and "
-            f"the limits are {limits}; do not use it, build with --precision fp32 on this machine"
-        )
+    task = find_task(manifest.task)
+    _, gate = run_gate(
+        engine, read_checkpoint(bundle.path / WEIGHTS).state, gate_pairs(task, manifest.gate_hw), task, manifest.precision,
+        subject=f"the engine of {bundle.path} runs for the first time and is too far from",
+        remedy="do not use it, build with --precision fp32 on this machine",
+    )  # fmt: skip
     # If the bundle cannot be written, the gate runs again the next time.
     with contextlib.suppress(OutputError):
-        record_gate(bundle, gate_result(results, pairs))
+        record_gate(bundle, gate)
 
 
 def _agreed_task(asked: str | None, known: str | None, source: str) -> Task:
     if asked is None and known is None:
-        raise UsageError(f"{source} does not record its task; add --task ({', '.join(TASKS)})")
+        raise UsageError(f"{source} does not record its task", f"add --task ({', '.join(TASKS)})")
     if asked is not None and known is not None and find_task(asked).name != known:
-        raise CheckpointError(f"{source} is for {known}, but {asked} was requested; use --task {known} or other weights")
+        raise CheckpointError(
+            f"{source} is for {known}, but {asked} was requested",
+            f"use --task {known} or other weights",
+            expected=asked,
+            got=known,
+        )
     return find_task(asked or known or "")

@@ -124,7 +124,9 @@ def parse_architectures(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"sm_(\d{2,3})", word.strip(), re.ASCII)
         if match is None or int(match[1]) not in ARCHITECTURES:
             known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-            raise UsageError(f"unknown GPU architecture '{word.strip()[:40]}'; choose from {known}, separated by commas")
+            raise UsageError(
+                f"unknown GPU architecture '{word.strip()[:40]}'", f"choose from {known}, separated by commas", got=word.strip()
+            )
         found.append(int(match[1]))
     return tuple(dict.fromkeys(found))
 
@@ -149,6 +151,7 @@ def require(name: str, extra: str, purpose: str) -> Any:
         module: ModuleType = importlib.import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{purpose} needs the package {name}, which cannot be imported ({error}); run: pip install 'refusion-edge[{extra}]'"
+            f"{purpose} needs the package {name}, which cannot be imported ({error})",
+            f"run: pip install 'refusion-edge[{extra}]'",
         ) from error
     return module

@@ -52,11 +52,13 @@ def parse_sizes(text: str) -> tuple[tuple[int, int] | None, SizeRange | None]:
     sizes = [parse_size(part) for part in text.split(":")]
     min_hw, opt_hw, max_hw = sizes if len(sizes) == 3 else (None, None, None)
     if min_hw is None or opt_hw is None or max_hw is None:
-        raise UsageError(f"'{text[:80]}' is not a range of sizes; write MIN:OPT:MAX, such as 64x64:480x640:1024x1280")
+        raise UsageError(
+            f"'{text[:80]}' is not a range of sizes", "write MIN:OPT:MAX, such as 64x64:480x640:1024x1280", got=text
+        )
     sizes_hw = SizeRange(min_hw, opt_hw, max_hw)
     if not (sizes_hw.holds(opt_hw) and sizes_hw.holds(min_hw)):
         raise UsageError(
-            f"the sizes '{text}' are not in ascending order; write MIN:OPT:MAX with min <= opt <= max on each side"
+            f"the sizes '{text}' are not in ascending order", "write MIN:OPT:MAX with min <= opt <= max on each side", got=text
         )
     return None, sizes_hw
 
@@ -72,7 +74,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
     height, _, width = text.lower().partition("x")
     # Bounded before it is read as a number: Python refuses to read thousands of digits.
     if not (text.isascii() and height.isdecimal() and width.isdecimal() and len(text) <= _LONGEST_SIZE):
-        raise UsageError(f"'{text[:80]}' is not a size; write HEIGHTxWIDTH, such as 480x640, or 'dynamic'")
+        raise UsageError(f"'{text[:80]}' is not a size", "write HEIGHTxWIDTH, such as 480x640, or 'dynamic'", got=text)
     size_hw = int(height), int(width)
     check_size(size_hw)
     return size_hw
@@ -86,5 +88,8 @@ def check_size(size_hw: tuple[int, int]) -> None:
     """
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in size_hw):
         raise UsageError(
-            f"the size {size_hw[0]}x{size_hw[1]} is out of range; choose sides from {MIN_SIDE} to {MAX_SIDE} pixels"
+            f"the size {size_hw[0]}x{size_hw[1]} is out of range",
+            f"choose sides from {MIN_SIDE} to {MAX_SIDE} pixels",
+            expected=(MIN_SIDE, MAX_SIDE),
+            got=size_hw,
         )

@@ -51,5 +51,5 @@ def find_task(name: str) -> Task:
     if task is None:
         nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise UsageError(f"unknown task '{name}'{hint}; choose one of {', '.join(TASKS)}")
+        raise UsageError(f"unknown task '{name}'{hint}", f"choose one of {', '.join(TASKS)}", expected=tuple(TASKS), got=name)
     return task

@@ -24,3 +24,10 @@ def test_fields_survive_a_process_boundary(kind: type[errors.RefusionError]) -> 
 
 def test_a_problem_that_says_it_all_needs_no_remedy() -> None:
     assert str(errors.InputError("the image is empty")) == "the image is empty"
+
+
+def test_context_goes_in_front_of_the_problem_and_keeps_the_other_fields() -> None:
+    error = errors.ShapeError("the image is 8x8", "scale it up", expected=(16, 16), got=(8, 8)).within("pair 01")
+    assert type(error) is errors.ShapeError
+    assert (error.problem, error.remedy) == ("pair 01: the image is 8x8", "scale it up")
+    assert (error.expected, error.got) == ((16, 16), (8, 8))

@@ -85,7 +85,7 @@ class PairCollection:
                 planes = read_planes(self.entries[usable], self.sharp_scale)
             except InputError as error:
                 self._bad.add(usable)
-                self.report(f"left out from here on: {error}")
+                self.report(f"left out from here on: {error.problem}")
                 continue
             size = sum(plane.nbytes for plane in planes)
             if self._cached_bytes + size <= self.cache_bytes:
@@ -98,7 +98,7 @@ class PairCollection:
             candidate = (self._draws[which] + step) % len(self.entries)
             if candidate not in self._bad:
                 return candidate
-        raise InputError(f"none of the {len(self.entries)} pairs can be read any more; check the disk")
+        raise InputError(f"none of the {len(self.entries)} pairs can be read any more", "check the disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def survey(
         InputError: There is no usable pair.
     """
     if not data.is_dir():
-        raise InputError(f"there is no folder {data}; check the path to the pairs")
+        raise InputError(f"there is no folder {data}", "check the path to the pairs")
     names = folder_a or task.folder_a, folder_b or task.folder_b
     found, reasons = _find(data, task, names)
     kept = [entry for entry in found if not entry.name.startswith(tuple(exclude))]
@@ -159,7 +159,8 @@ def survey(
     if not usable:
         raise InputError(
             f"no usable pairs of at least {crop_px}x{crop_px} pixels below "
-            f"{data}{' (' + '; '.join(remarks) + ')' if remarks else ''}; check the folder or use smaller crops"
+            f"{data}{' (' + '; '.join(remarks) + ')' if remarks else ''}",
+            "check the folder or use smaller crops",
         )
     return Survey(tuple(usable), remarks)
 
@@ -212,8 +213,8 @@ def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], 
         for folder in folders:
             if not folder.is_dir():
                 raise InputError(
-                    f"{data} has no folder {folder.name}; pairs lie in {names[0]} and {names[1]}, or in folders named with "
-                    "--a and --b"
+                    f"{data} has no folder {folder.name}",
+                    f"put the pairs into {names[0]} and {names[1]}, or name their folders with --a and --b",
                 )
         found = find_pairs(str(folders[0]), str(folders[1]))
         entries += [_entry(pair) for pair in found.pairs]
@@ -236,7 +237,7 @@ def _unfit(entry: Entry, crop_px: int, sharp_scale: float) -> str | None:
     except ShapeError:
         return "sizes that do not fit"
     except InputError as error:
-        return f"unreadable ({error})"
+        return f"unreadable ({error.problem})"
     if min(a.shape) < crop_px:
         return f"smaller than the crop of {crop_px} pixels"
     if np.ptp(a) == 0 or np.ptp(b) == 0:

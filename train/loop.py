@@ -100,7 +100,7 @@ def build_networks(settings: Settings) -> Networks:
     """
     machine = settings.machine
     if (machine.bf16 or machine.compile) and not torch.cuda.is_available():
-        raise UsageError("machine.bf16 and machine.compile need a CUDA device, and there is none; set both to false")
+        raise UsageError("machine.bf16 and machine.compile need a CUDA device, and there is none", "set both to false")
     proposal = settings.proposal
     if settings.meta.engine == "off":
         # The control run: P contributes nothing, so it is not evaluated.
@@ -129,7 +129,12 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
     """
     settings, ranks, device = run.settings, run.ranks, run.ranks.device
     if settings.meta.engine == "double" and ranks.size > 1:
-        raise UsageError(f"meta.engine = double runs on one rank only, and there are {ranks.size}; set meta.engine=exact")
+        raise UsageError(
+            f"meta.engine = double runs on one rank only, and there are {ranks.size}",
+            "set meta.engine=exact",
+            expected=1,
+            got=ranks.size,
+        )
     counters = state.counters
     draw = partial(
         crop_batch,
@@ -319,8 +324,8 @@ def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, b
     if run.ranks.is_first:
         write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     raise TrainingError(
-        f"NaN or infinity in {', '.join(bad)} at step {step}; look at the batch in {path} and resume from the last "
-        "checkpoint with a smaller learning rate"
+        f"NaN or infinity in {', '.join(bad)} at step {step}",
+        f"look at the batch in {path} and resume from the last checkpoint with a smaller learning rate",
     )
 
 

@@ -113,11 +113,18 @@ def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
     if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or is_interpreted())):
         raise BackendError(
             "the loss kernels need Triton and planes on a CUDA device; the planes are on "
-            f"{fused.device}{'' if TRITON_INSTALLED else ' and Triton is not installed'}; choose the engine reference, or "
-            "move the run to a GPU"
+            f"{fused.device}{'' if TRITON_INSTALLED else ' and Triton is not installed'}",
+            "choose the engine reference, or move the run to a GPU",
+            expected="cuda",
+            got=fused.device.type,
         )
     if engine not in ("reference", "triton"):
-        raise UsageError(f"there is no loss engine '{engine}'; choose from auto, reference, triton")
+        raise UsageError(
+            f"there is no loss engine '{engine}'",
+            "choose from auto, reference, triton",
+            expected=("auto", "reference", "triton"),
+            got=engine,
+        )
     return engine
 
 

@@ -248,7 +248,7 @@ def meta_gradient(
     if rule.engine == "pixel":
         loss, tangent = _pixel_tangent(networks, rho, train, weights, inner, objective, rule)
     elif rule.engine == "off":
-        raise UsageError("the engine 'off' has no meta-gradient; choose exact")
+        raise UsageError("the engine 'off' has no meta-gradient", "choose exact")
     else:
         ahead = _leaves(inner_step(theta, inner.gradient, rule.inner_rate))
         reconstructed = networks.reconstruct(rho, networks.fuse(ahead, test.first, test.second))

@@ -144,11 +144,18 @@ class ProposalSettings:
     def __post_init__(self) -> None:
         if self.dim not in _DIMS or self.blocks < 1:
             raise UsageError(
-                f"proposal.dim = {self.dim} with proposal.blocks = {self.blocks} is impossible; choose dim from "
-                f"{', '.join(map(str, _DIMS))} and at least one block"
+                f"proposal.dim = {self.dim} with proposal.blocks = {self.blocks} is impossible",
+                f"choose dim from {', '.join(map(str, _DIMS))} and at least one block",
+                expected=_DIMS,
+                got=self.dim,
             )
         if self.prior not in PRIORS:
-            raise UsageError(f"there is no prior '{self.prior}'; choose proposal.prior from {', '.join(PRIORS)}")
+            raise UsageError(
+                f"there is no prior '{self.prior}'",
+                f"choose proposal.prior from {', '.join(PRIORS)}",
+                expected=tuple(PRIORS),
+                got=self.prior,
+            )
 
 
 def proposal_shapes(settings: ProposalSettings) -> dict[str, Shape]:

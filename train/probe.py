@@ -118,7 +118,7 @@ def probe(
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
         timings.append(Timing(crop_px, batch, update_s, cycle_s, peak))
     if not timings:
-        raise BackendError("not even the smallest shape fits into the GPU's memory; free some or use --device cpu")
+        raise BackendError("not even the smallest shape fits into the GPU's memory", "free some or use --device cpu")
     return timings
 
 

@@ -81,8 +81,8 @@ class Ranks:
             distributed.all_reduce(buffer, operation)
         except RuntimeError as error:
             raise BackendError(
-                f"lost one of {self.size} ranks (noticed by rank {self.rank}: {str(error).splitlines()[0]}); start the run "
-                "again with --resume"
+                f"lost one of {self.size} ranks (noticed by rank {self.rank}: {str(error).splitlines()[0]})",
+                "start the run again with --resume",
             ) from error
 
 
@@ -100,7 +100,7 @@ def join_ranks(device: torch.device) -> Ranks:
         return Ranks(device=device)
     if len(given) < len(_VARIABLES):
         raise UsageError(
-            f"only {', '.join(given)} of torchrun's variables {', '.join(_VARIABLES)} are set; start with torchrun"
+            f"only {', '.join(given)} of torchrun's variables {', '.join(_VARIABLES)} are set", "start with torchrun"
         )
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -108,7 +108,7 @@ def join_ranks(device: torch.device) -> Ranks:
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     except RuntimeError as error:
-        raise BackendError(f"cannot reach all ranks: {error}; check the address and the network") from error
+        raise BackendError(f"cannot reach all ranks: {error}", "check the address and the network") from error
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
 
 

@@ -148,7 +148,7 @@ def choose_device(name: str) -> torch.device:
         BackendError: ``cuda`` is requested but not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise BackendError("torch can use no CUDA device; train with --device cpu")
+        raise BackendError("torch can use no CUDA device", "train with --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -170,7 +170,10 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
         )
     if checkpoint.task != request.task:
         raise CheckpointError(
-            f"{checkpoint.path} is of a run for {checkpoint.task}, not {request.task}; add --task {checkpoint.task}"
+            f"{checkpoint.path} is of a run for {checkpoint.task}, not {request.task}",
+            f"add --task {checkpoint.task}",
+            expected=request.task,
+            got=checkpoint.task,
         )
     if request.preset is None and not request.assignments:
         return checkpoint.settings
@@ -178,8 +181,8 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
     differences = asked.differences(checkpoint.settings)
     if differences:
         raise CheckpointError(
-            f"the settings differ from those of the run in {checkpoint.path}: {'; '.join(differences)}; leave out --preset "
-            "and --set, or start a new run with --init"
+            f"the settings differ from those of the run in {checkpoint.path}: {'; '.join(differences)}",
+            "leave out --preset and --set, or start a new run with --init",
         )
     return checkpoint.settings
 
@@ -221,13 +224,15 @@ class _Silent(RunLog):
 
 def _check(request: Request) -> None:
     if request.resume is not None and request.init is not None:
-        raise UsageError("--resume continues a run and --init starts a new one from weights; leave one out")
+        raise UsageError("--resume continues a run and --init starts a new one from weights", "leave one out")
     if request.max_minutes is not None and not request.max_minutes > 0:
-        raise UsageError(f"--max-minutes has to be above 0, not {request.max_minutes:g}; choose a longer time")
+        raise UsageError(
+            f"--max-minutes has to be above 0, not {request.max_minutes:g}", "choose a longer time", got=request.max_minutes
+        )
     if request.resume is None and find_checkpoints(request.output):
         raise UsageError(
-            f"{request.output} holds the checkpoints of a run; continue it with --resume {request.output} or choose another "
-            "--output"
+            f"{request.output} holds the checkpoints of a run",
+            f"continue it with --resume {request.output} or choose another --output",
         )
 
 

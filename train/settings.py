@@ -276,8 +276,8 @@ class Settings:
         _require(crops, lambda value: value >= _MIN_CROP, f"at least {_MIN_CROP}")
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
-                "machine.bf16 = true rounds away the differences of the engine exact-fd; set machine.bf16=false or "
-                "meta.engine=exact"
+                "machine.bf16 = true rounds away the differences of the engine exact-fd",
+                "set machine.bf16=false or meta.engine=exact",
             )
 
     def to_tables(self) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
         name, separator, text = assignment.partition("=")
         section, _, key = name.strip().partition(".")
         if not separator or not key:
-            raise UsageError(f"'{assignment}' is not an assignment; write --set section.key=value")
+            raise UsageError(f"'{assignment}' is not an assignment", "write --set section.key=value")
         _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
     return Settings.from_tables(tables)
 
@@ -338,18 +338,23 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
 def _require(values: Mapping[str, float], fits: Callable[[float], bool], expected: str) -> None:
     for name, value in values.items():
         if not fits(value):
-            raise UsageError(f"{name} has to be {expected}, not {value}; correct it")
+            raise UsageError(f"{name} has to be {expected}, not {value}", "correct it", expected=expected, got=value)
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
     path = Path(__file__).parent / "presets" / f"{preset}.toml" if preset in PRESETS else Path(preset)
     if preset not in PRESETS and not path.exists():
-        raise UsageError(f"there is no preset '{preset}'; name one of {', '.join(PRESETS)} or a TOML file.")
+        raise UsageError(
+            f"there is no preset '{preset}'",
+            f"name one of {', '.join(PRESETS)} or a TOML file",
+            expected=tuple(PRESETS),
+            got=preset,
+        )
     data = read_file(path, kind="preset", most_bytes=_MOST_BYTES, error=UsageError)
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no TOML file ({brief(error)}); correct it.") from error
+        raise UsageError(f"{path} is no TOML file ({brief(error)})", "correct it") from error
 
 
 def _merge(tables: dict[str, Any], changes: Mapping[str, Any]) -> None:

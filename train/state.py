@@ -199,7 +199,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """
     found = find_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"{folder} holds no checkpoints ({_PATTERN}); give the folder of a run")
+        raise CheckpointError(f"{folder} holds no checkpoints ({_PATTERN})", "give the folder of a run")
     return found[-1]
 
 
@@ -218,22 +218,25 @@ def read_state(path: Path) -> TrainingCheckpoint:
     document = read_header(data, str(path))
     if document.get("schema") != TRAINING_SCHEMA:
         raise CheckpointError(
-            f"{path} has the schema {shown(document.get('schema'))} instead of {TRAINING_SCHEMA}; give a training checkpoint."
+            f"{path} has the schema {shown(document.get('schema'))} instead of {TRAINING_SCHEMA}",
+            "give a training checkpoint",
+            expected=TRAINING_SCHEMA,
+            got=document.get("schema"),
         )
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is a damaged training checkpoint ({brief(error)}); take an older one.") from error
+        raise CheckpointError(f"{path} is a damaged training checkpoint ({brief(error)})", "take an older one") from error
     try:
         about = typed(_About, {key: document[key] for key in _ABOUT_KEYS if key in document}, "", error=CheckpointError)
         settings = Settings.from_tables(about.settings)
     except (CheckpointError, UsageError) as error:
         raise CheckpointError(
-            f"{path} has other settings or counters than this version ({error}); resume with the version that wrote it, or "
-            "start a new run with --init."
+            f"{path} has other settings or counters than this version ({error.problem})",
+            "resume with the version that wrote it, or start a new run with --init",
         ) from error
     if min(about.counters.step, about.counters.accumulated) < 0 or about.counters.elapsed_s < 0:
-        raise CheckpointError(f"{path} has counters below 0; take an older checkpoint.")
+        raise CheckpointError(f"{path} has counters below 0", "take an older checkpoint")
     return TrainingCheckpoint(path, about.task, settings, about.counters, about.pairs, tensors)
 
 
@@ -250,8 +253,10 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
             if stored is None or stored.shape != tensor.shape:
                 stored_text = "missing" if stored is None else f"of shape {tuple(stored.shape)}"
                 raise CheckpointError(
-                    f"{prefix}.{name} in {checkpoint.path} is {stored_text}, but the run needs the shape "
-                    f"{tuple(tensor.shape)}; resume with the settings of the run"
+                    f"{prefix}.{name} in {checkpoint.path} is {stored_text}, but the run needs the shape {tuple(tensor.shape)}",
+                    "resume with the settings of the run",
+                    expected=tuple(tensor.shape),
+                    got=None if stored is None else tuple(stored.shape),
                 )
             tensor.copy_(stored)
     for label, parameters in _optimised(state):
@@ -266,7 +271,7 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
                 }
     if tensors:
         raise CheckpointError(
-            f"{checkpoint.path} also holds {next(iter(tensors))}, which no network of this run has; give another checkpoint"
+            f"{checkpoint.path} also holds {next(iter(tensors))}, which no network of this run has", "give another checkpoint"
         )
     state.counters = checkpoint.counters
 

@@ -166,7 +166,7 @@ def join_boards(pairs: list[tuple[Array, Array]], board: tuple[int, int]) -> Poi
         except AlignmentError as error:
             last = error
     if not found:
-        raise last or AlignmentError("there are no pairs of images; check the folders")
+        raise last or AlignmentError("there are no pairs of images", "check the folders")
     return PointPairs(np.concatenate([each.ir for each in found]), np.concatenate([each.vis for each in found]))
 
 

@@ -76,10 +76,10 @@ def read_points(path: Path) -> PointPairs:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), skipinitialspace=True)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
-            raise InputError(f"{path} has no columns {', '.join(missing)}; name {', '.join(COLUMNS)} in the first line.")
+            raise InputError(f"{path} has no columns {', '.join(missing)}", f"name {', '.join(COLUMNS)} in the first line")
         rows = [[_coordinate(row[column], reader.line_num, path) for column in COLUMNS] for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no CSV file of points ({error}); correct it.") from error
+        raise InputError(f"{path} is no CSV file of points ({error})", "correct it") from error
     points = np.array(rows, np.float64).reshape(-1, 4)
     return PointPairs(points[:, :2], points[:, 2:])
 
@@ -90,7 +90,7 @@ def _coordinate(text: str | None, line: int, path: Path) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not abs(value) <= _MOST_PX:
-        raise InputError(f"line {line} of {path} holds {shown(text)} instead of four coordinates in pixels; correct it.")
+        raise InputError(f"line {line} of {path} holds {shown(text)} instead of four coordinates in pixels", "correct it")
     return value
 
 
@@ -109,15 +109,19 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     least = MODELS[model] // 2
     if len(base) < least:
         raise AlignmentError(
-            f"{len(base)} points are too few for the model {model}, which needs at least {least}; pick more or use --model "
-            "similarity"
+            f"{len(base)} points are too few for the model {model}, which needs at least {least}",
+            "pick more or use --model similarity",
+            expected=least,
+            got=len(base),
         )
     homography = _through(base, moving, model)
     coverage = float(cv2.contourArea(cv2.convexHull(base.astype(np.float32)))) / (size_wh[0] * size_wh[1])
     if model != "similarity" and coverage < _LEAST_COVERAGE:
         raise AlignmentError(
-            f"the points cover only {100 * coverage:.1f} % of the view, and at least {100 * _LEAST_COVERAGE:.0f} % are "
-            "needed; pick points near all corners, not along one line"
+            f"the points cover only {100 * coverage:.1f} % of the view, and at least {100 * _LEAST_COVERAGE:.0f} % are needed",
+            "pick points near all corners, not along one line",
+            expected=_LEAST_COVERAGE,
+            got=coverage,
         )
     if len(base) == least:
         return PointAlignment(homography, None, None, coverage, len(base))
@@ -125,8 +129,8 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     worst = int(np.argmax(distances))
     if distances[worst] > max(_STRAY_PX, _STRAY * float(np.median(distances))) or not np.isfinite(distances).all():
         raise AlignmentError(
-            f"point {worst + 1} is {distances[worst]:.1f} px away from where the {model} of the others puts it; correct or "
-            "remove it (objects at different distances do not fit together)"
+            f"point {worst + 1} is {distances[worst]:.1f} px away from where the {model} of the others puts it",
+            "correct or remove it (objects at different distances do not fit together)",
         )
     back = warp_points(_inverse(homography), moving) - base
     freedom = 2 * len(base) - MODELS[model]
@@ -169,8 +173,8 @@ def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -
         if found:
             return np.asarray(corners, np.float64).reshape(-1, 2)
     raise AlignmentError(
-        f"no checkerboard with {board[0]}x{board[1]} inner corners found in the {name} image; show all of it, warm it for "
-        "the infrared camera, and count the corners between the squares"
+        f"no checkerboard with {board[0]}x{board[1]} inner corners found in the {name} image",
+        "show all of it, warm it for the infrared camera, and count the corners between the squares",
     )
 
 
@@ -200,7 +204,9 @@ def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
             matrix = np.eye(3)
             matrix[:2, :2], matrix[:2, 2] = linear, p[:2] - linear @ center
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise AlignmentError(f"the points do not determine the model {model}: some lie on one line or in one spot; pick others")
+        raise AlignmentError(
+            f"the points do not determine the model {model}: some lie on one line or in one spot", "pick others"
+        )
     scaled: Matrix = matrix / matrix[2, 2]
     return scaled
 

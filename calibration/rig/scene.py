@@ -129,19 +129,19 @@ def align_scene(
     small_target, up_moving = scaled(target, _SIDE_PX / max(target.size_wh))
     for name, scene in (("base", small), ("moving", small_target)):
         if not np.ptp(scene.luma[scene.mask] if scene.mask.any() else scene.luma[:1, :1]) > 0:
-            raise AlignmentError(f"the {name} image has one gray level in every pixel; point the cameras at a scene")
+            raise AlignmentError(f"the {name} image has one gray level in every pixel", "point the cameras at a scene")
     found = _places(small, small_target, within or SearchRange())
     if not found:
         raise AlignmentError(
-            "the two images share too few edges to try an alignment; choose a scene with buildings, poles or people, or "
-            "use align points"
+            "the two images share too few edges to try an alignment",
+            "choose a scene with buildings, poles or people, or use align points",
         )
     place = found[0]
     start, starts_px = _best_of_starts(small, small_target, place.homography)
     choice = _choose_model(small, small_target, start, model)
     refined = refine(small, small_target, choice.homography, choice.model, levels=_LAST)
     if refined is None:
-        raise AlignmentError("the two views hardly overlap; point both cameras at the same scene")
+        raise AlignmentError("the two views hardly overlap", "point both cameras at the same scene")
     homography, last = refined
     zoom = float(up_base[0, 0])
     evidence = Evidence(
@@ -167,8 +167,8 @@ def require_evidence(alignment: SceneAlignment) -> None:
     """
     if alignment.doubts:
         raise AlignmentError(
-            f"too little evidence for an alignment: {', and '.join(alignment.doubts)}; choose a scene with more edges that "
-            "both cameras see, or use align points or align checkerboard"
+            f"too little evidence for an alignment: {', and '.join(alignment.doubts)}",
+            "choose a scene with more edges that both cameras see, or use align points or align checkerboard",
         )
 
 
@@ -273,7 +273,7 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
     if better is None and model is None:
         return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"))
     if better is None:
-        raise AlignmentError(f"too few edges to determine the model {richer}; use --model similarity or align points")
+        raise AlignmentError(f"too few edges to determine the model {richer}", "use --model similarity or align points")
     halves_px = _halves_px(base, moving, better[0], richer)
     if model is not None:
         return _Choice(richer, better[0], halves_px)

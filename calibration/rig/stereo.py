@@ -63,20 +63,23 @@ def read_calibration(paths: list[Path], *, model: LensModel = "pinhole", unit_m:
     error = next(stated, None)
     missing = [f"{what} ({_NAMES[what][0]})" for what, matrix in found.items() if matrix is None]
     if missing:
-        raise InputError(f"the stereo calibration in {where} lacks {', '.join(missing)}; add the file that holds it")
+        raise InputError(f"the stereo calibration in {where} lacks {', '.join(missing)}", "add the file that holds it")
     known = {what: matrix for what, matrix in found.items() if matrix is not None}
     rotation, translation = known["rotation"], known["translation"].ravel() * unit_m
     if rotation.size == 3:
         rotation = np.asarray(cv2.Rodrigues(rotation.reshape(3, 1))[0], np.float64)
     if rotation.shape != (3, 3) or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-        raise InputError(f"R in {where} is not a rotation: {rotation.tolist()}; calibrate again")
+        raise InputError(f"R in {where} is not a rotation: {rotation.tolist()}", "calibrate again")
     if translation.shape != (3,) or not np.isfinite(translation).all():
-        raise InputError(f"T in {where} is not three finite numbers: {translation.tolist()}; calibrate again")
+        raise InputError(f"T in {where} is not three finite numbers: {translation.tolist()}", "calibrate again")
     baseline_m = float(np.linalg.norm(translation))
     if baseline_m > _LARGEST_BASELINE_M:
         raise InputError(
-            f"{where} puts the cameras {baseline_m:g} m apart, more than {_LARGEST_BASELINE_M:g} m; T is probably in "
-            "millimeters, add --unit mm"
+            f"{where} puts the cameras {baseline_m:g} m apart, more than {_LARGEST_BASELINE_M:g} m, so T is probably in "
+            "millimeters",
+            "add --unit mm",
+            expected=_LARGEST_BASELINE_M,
+            got=baseline_m,
         )
     lenses = tuple(_lens(known[f"matrix of camera {n}"], known[f"distortion of camera {n}"], model, where) for n in (1, 2))
     return StereoCalibration((lenses[0], lenses[1]), rotation, translation, error)
@@ -139,7 +142,7 @@ def _find(stores: list[dict[str, Any]], names: tuple[str, ...]) -> Numbers | Non
 def _lens(matrix: Numbers, distortion: Numbers, model: LensModel, where: str) -> Lens:
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or matrix[2, 2] != 1:
         raise InputError(
-            f"{where} holds a camera matrix that is not 3x3 with a last element of 1: {matrix.tolist()}; calibrate again"
+            f"{where} holds a camera matrix that is not 3x3 with a last element of 1: {matrix.tolist()}", "calibrate again"
         )
     return Lens(
         model,

@@ -38,7 +38,7 @@ def read_storage(path: Path) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no OpenCV calibration file but binary data; save it with FileStorage.") from error
+        raise InputError(f"{path} is no OpenCV calibration file but binary data", "save it with FileStorage") from error
     start = text.lstrip()[:1]
     if start == "<":
         return _read_xml(text, path)
@@ -73,11 +73,14 @@ def to_matrix(value: object, name: str) -> Numbers | None:
     sides = [_whole(value.get(key)) for key in ("rows", "cols")]
     numbers = _numbers(value.get("data"))
     if element is None or numbers is None or min(sides) < 1:
-        raise InputError(f"{name} is no two-dimensional matrix of numbers; save it with FileStorage.")
+        raise InputError(f"{name} is no two-dimensional matrix of numbers", "save it with FileStorage")
     shape = (*sides, int(element[1] or 1))
     if math.prod(shape) != numbers.size:
         raise InputError(
-            f"{name} holds {numbers.size} numbers, which is not {shape[0]} x {shape[1]} x {shape[2]}; calibrate again."
+            f"{name} holds {numbers.size} numbers, which is not {shape[0]} x {shape[1]} x {shape[2]}",
+            "calibrate again",
+            expected=math.prod(shape),
+            got=numbers.size,
         )
     if element[2] == "f":
         with np.errstate(over="ignore"):
@@ -122,9 +125,9 @@ def _read_xml(text: str, path: Path) -> dict[str, Any]:
     try:
         parser.Parse(text.encode(), True)
     except (expat.ExpatError, ValueError) as error:
-        raise InputError(f"{path} is no XML of OpenCV ({brief(error)}); save it with FileStorage.") from error
+        raise InputError(f"{path} is no XML of OpenCV ({brief(error)})", "save it with FileStorage") from error
     if tree.name != "opencv_storage" or not isinstance(tree.root, dict):
-        raise InputError(f"{path} is XML of another program; save it with FileStorage.")
+        raise InputError(f"{path} is XML of another program", "save it with FileStorage")
     return tree.root
 
 

@@ -118,8 +118,10 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     for name, track in tracks.items():
         if len(track) < _FEWEST_SAMPLES:
             raise AlignmentError(
-                f"{name} has only {len(track)} different frames, and at least {_FEWEST_SAMPLES} are needed; record for "
-                "longer, and check that the camera delivers new frames"
+                f"{name} has only {len(track)} different frames, and at least {_FEWEST_SAMPLES} are needed",
+                "record for longer, and check that the camera delivers new frames",
+                expected=_FEWEST_SAMPLES,
+                got=len(track),
             )
     slow_ns, fast_ns = (choose(track.period_ns for track in tracks.values()) for choose in (max, min))
     step_ns = fast_ns / _STEPS
@@ -129,12 +131,15 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     if last - first < _SHORTEST_S * _SECOND:
         raise AlignmentError(
             f"both cameras deliver at the same time for only {max(0.0, last - first) / _SECOND:.1f} s, and at least "
-            f"{_SHORTEST_S:g} s are needed; record both together, for longer"
+            f"{_SHORTEST_S:g} s are needed",
+            "record both together, for longer",
+            expected=_SHORTEST_S,
+            got=float(max(0.0, last - first) / _SECOND),
         )
     grid = np.arange(first, last, step_ns)
     ir_plane, vis_plane = (_on_grid(times, values, grid) for times, values in series)
     if min(ir_plane.std(), vis_plane.std()) <= 0:
-        raise AlignmentError("no motion that both cameras see; have somebody walk through the view or wave a hand")
+        raise AlignmentError("no motion that both cameras see", "have somebody walk through the view or wave a hand")
     most = min(math.ceil(most_ms * _MS / step_ns), len(grid) // 3)
     everywhere = np.ones(len(grid), np.bool_)
     curve = _correlation(ir_plane, vis_plane, everywhere, most)
@@ -142,16 +147,16 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     correlation = float(curve[best])
     if correlation < _LEAST_CORRELATION:
         raise AlignmentError(
-            f"the motion that the two cameras see correlates by only {correlation:.2f}; have somebody walk through the view "
-            "or wave a hand"
+            f"the motion that the two cameras see correlates by only {correlation:.2f}",
+            "have somebody walk through the view or wave a hand",
         )
     if not _is_one_peak(curve >= _MOST_RIVAL * correlation):
         raise AlignmentError(
-            "the motion repeats or is even, so that several offsets fit; have somebody walk through the view, stop, and turn"
+            "the motion repeats or is even, so that several offsets fit", "have somebody walk through the view, stop, and turn"
         )
     if best in (0, 2 * most):
         raise AlignmentError(
-            f"the offset is larger than {most * step_ns / _MS:.0f} ms; search for a larger one, or check the clocks"
+            f"the offset is larger than {most * step_ns / _MS:.0f} ms", "search for a larger one, or check the clocks"
         )
     offset_ns = (_refined(curve, best) - most) * step_ns
     parts = [
@@ -164,7 +169,10 @@ def measure_offset(ir: MotionTrack, vis: MotionTrack, *, most_ms: float = 500.0)
     if error_ns > _MOST_ERROR_PERIODS * fast_ns:
         raise AlignmentError(
             f"the offset of {offset_ns / _MS:.1f} ms may be off by {error_ns / _MS:.1f} ms, more than "
-            f"{_MOST_ERROR_PERIODS * fast_ns / _MS:.1f} ms; record more motion"
+            f"{_MOST_ERROR_PERIODS * fast_ns / _MS:.1f} ms",
+            "record more motion",
+            expected=_MOST_ERROR_PERIODS * fast_ns,
+            got=error_ns,
         )
     return TimeOffset(offset_ns / _MS, error_ns / _MS, correlation, float(last - first) / _SECOND)
 

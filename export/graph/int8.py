@@ -1,24 +1,89 @@
-"""Selecting the INT8 layers of an engine: all but the most sensitive ones, which have to stay in fp16 to pass the gate."""
+"""INT8 in an ONNX model, and the choice of the layers that get it: all but those that have to stay in fp16 to pass the gate.
+
+INT8 is written as pairs of QuantizeLinear and DequantizeLinear. Activations have one scale per tensor and weights one per
+output channel, both symmetric, so the zero point is 0. The weights are stored as int8. TensorRT runs a convolution between
+such pairs in INT8; ONNX Runtime computes the same numbers in floating point, which makes it the CPU proxy of an INT8 engine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
-from refusion_edge.accuracy.fidelity import Fidelity, Limits, compare, worst
-from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import Backend
+from refusion_edge.accuracy.gate import Fidelity, Limits, compare, worst
+from refusion_edge.arrays import Array, State
+from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
 from refusion_edge.errors import GateError
-from refusion_edge.export.graph.quantize import quantize
 from refusion_edge.images.color import Planes, to_planes
 from refusion_edge.images.pairs import ImagePair
-from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
+from refusion_edge.network.quantization import LARGEST, CalibrationTable, layer_nodes, quantizable_layers
 from refusion_edge.tasks import Task
 
 # The few gate pairs are not the hardest that will come: the pairs of one camera were 8 dB below the worst of them.
 SPARE_DB = 6.0
+# The first opset that quantizes half precision.
+_OPSET = 19
+
+
+def quantize(model: onnx.ModelProto, table: CalibrationTable, keep: Container[str] = ()) -> onnx.ModelProto:
+    """Quantize the folded convolutions of a model.
+
+    Args:
+        model: A filled model of the folded form, fp32 or fp16; it is not changed.
+        table: Ranges of their inputs.
+        keep: Layers to leave unchanged.
+
+    Returns:
+        A copy of the model with weights and inputs of the other layers in INT8.
+    """
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    graph = quantized.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    before: dict[str, list[onnx.NodeProto]] = {}
+    for layer, node in layer_nodes(quantized).items():
+        if layer in keep:
+            continue
+        weight = weights[f"{layer}.weight"]
+        values = numpy_helper.to_array(weight)
+        scales = _scale(np.abs(values).reshape(len(values), -1).max(axis=1), values.dtype)
+        stored = np.rint(values.astype(np.float64) / scales[:, None, None, None].astype(np.float64))
+        weight.CopyFrom(numpy_helper.from_array(stored.clip(-LARGEST, LARGEST).astype(np.int8), weight.name))
+        added = {
+            f"{layer}.weight.scale": scales,
+            f"{layer}.weight.zero": np.zeros(len(scales), np.int8),
+            f"{layer}.input.scale": _scale(np.array(table.ranges[layer]), values.dtype),
+            f"{layer}.input.zero": np.array(0, np.int8),
+        }
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in added.items())
+        before[node.name] = [
+            helper.make_node(
+                "QuantizeLinear", [node.input[0], f"{layer}.input.scale", f"{layer}.input.zero"], [f"{layer}.input.int8"],
+                name=f"{layer}.input.quantize",
+            ),
+            helper.make_node(
+                "DequantizeLinear", [f"{layer}.input.int8", f"{layer}.input.scale", f"{layer}.input.zero"],
+                [f"{layer}.input.value"], name=f"{layer}.input.dequantize",
+            ),
+            helper.make_node(
+                "DequantizeLinear", [weight.name, f"{layer}.weight.scale", f"{layer}.weight.zero"], [f"{layer}.weight.value"],
+                name=f"{layer}.weight.dequantize", axis=0,
+            ),
+        ]  # fmt: skip
+        node.input[0], node.input[1] = f"{layer}.input.value", f"{layer}.weight.value"
+    nodes = [new for node in graph.node for new in (*before.get(node.name, ()), node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    for opset in quantized.opset_import:
+        if opset.domain == "":
+            opset.version = max(opset.version, _OPSET)
+    return quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +110,18 @@ class Evaluator:
         scanned: Number of pairs for the layer scan, which only ranks layers; the gate uses all pairs.
 
     Args:
-        reference: Runs the network in fp32; used only during construction.
+        state: The 86 parameters.
         pairs: The pairs.
         task: Their task.
+        threads: Threads of the fp32 reference; 0 for one per physical core.
     """
 
     scanned = 2
 
-    def __init__(self, reference: Backend, pairs: Sequence[ImagePair], task: Task) -> None:
+    def __init__(self, state: State, pairs: Sequence[ImagePair], task: Task, *, threads: int = 0) -> None:
         self._planes: list[Planes] = [to_planes(pair.a, pair.b, sensor_a=task.ranged_a) for pair in pairs]
-        self._expected = [reference.fuse(planes.a, planes.b)[0, 0].copy() for planes in self._planes]
+        with open_reference(state, threads) as reference:
+            self._expected = [reference.fuse(planes.a, planes.b)[0, 0].copy() for planes in self._planes]
 
     def evaluate(self, model: onnx.ModelProto, pairs: int | None = None) -> Fidelity:
         """Run a model on the first ``pairs`` pairs, or on all, and return its worst fidelity."""
@@ -132,8 +199,11 @@ def select_layers(
         count = fewest_kept(limits)
     if count == len(layers):
         raise GateError(
-            f"the int8 engine differs too much from the fp32 reference even with a single layer in INT8: "
-            f"{found[len(layers) - 1]}, and the limits are {limits}; nothing was installed, build with --precision fp16"
+            "the int8 engine was not installed, as it differs too much from the fp32 reference even with a single layer in "
+            f"INT8: {found[len(layers) - 1]}, and the limits are {limits}",
+            "build with --precision fp16",
+            expected=limits,
+            got=found[len(layers) - 1],
         )
     kept = ranked[:count]
     return Selection(quantize(model, table, keep=kept), tuple(layer for layer in layers if layer not in kept), kept, scan)
@@ -141,3 +211,10 @@ def select_layers(
 
 def _others(layers: Sequence[str], excepted: str) -> Container[str]:
     return {layer for layer in layers if layer != excepted}
+
+
+def _scale(largest: NDArray[np.floating], dtype: np.dtype[np.floating]) -> Array:
+    """Scale of a range in the precision of the model, rounded up so that no value of the range is clipped."""
+    wanted = np.maximum(largest.astype(np.float64), np.finfo(np.float32).tiny) / LARGEST
+    scale = wanted.astype(dtype)
+    return np.where(scale.astype(np.float64) < wanted, np.nextafter(scale, np.array(np.inf, dtype)), scale).astype(dtype)

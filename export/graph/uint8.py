@@ -12,12 +12,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from refusion_edge.backends.tensorrt.settings import PlanSettings
 from refusion_edge.images.color import OutputRange
 from refusion_edge.network.graph import INPUT_A, INPUT_B, MEAN, OUTPUT, UINT8_INPUTS, UINT8_OUTPUTS
 
 _WHITE = 255.0
 # The first opset whose reductions take their axes as an input.
 _OPSET = 18
+
+
+def add_uint8(model: onnx.ModelProto, settings: PlanSettings) -> onnx.ModelProto:
+    """Add the uint8 inputs and outputs that the settings of an engine ask for."""
+    if settings.uint8_input:
+        model = add_uint8_input(model)
+    return model if settings.uint8_output is None else add_uint8_output(model, settings.uint8_output)
 
 
 def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelProto:

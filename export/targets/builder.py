@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import onnx
 
 from refusion_edge.arrays import State
-from refusion_edge.backends.registry import Backend, Engine
+from refusion_edge.backends.registry import Backend, Choice, Engine
 from refusion_edge.bundle.manifest import Compiled
-from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.errors import UsageError
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.machine import ANY_MACHINE, Target
 from refusion_edge.sizes import SizeRange
 
@@ -52,19 +51,28 @@ class EngineFile:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The sources of an engine.
+    """What an engine is built from.
 
     Attributes:
         state: The 86 parameters.
         weights: The same parameters as a weights file.
         model: ONNX model with these parameters, in the form that the back end takes.
         sizes_hw: Size range of the engine; None if it has a fixed size or takes any.
+        facts: Compiler, settings and machine, as far as the engine depends on them; part of the cache key.
+        remarks: Sentences for the user.
     """
 
     state: State
     weights: bytes
-    model: bytes
-    sizes_hw: SizeRange | None
+    model: onnx.ModelProto
+    sizes_hw: SizeRange | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def model_bytes(self) -> bytes:
+        """The model, serialized; equal models give equal bytes."""
+        data: bytes = self.model.SerializeToString(deterministic=True)
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +103,36 @@ class Builder(Protocol):
     def compiles(self) -> bool:
         """Whether engines are compiled, or are the weights file or the ONNX model itself."""
 
-    def check(self, spec: BuildSpec) -> None:
+    def check(self, spec: BuildSpec, choice: Choice) -> None:
         """Check that this back end supports a spec.
+
+        Args:
+            spec: What to build.
+            choice: The back end as it was found on this machine.
 
         Raises:
             UsageError: It does not.
         """
 
-    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """Size range of the engine; None if it has a fixed size or takes any.
+    def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
+        """Make the ONNX model of an engine, including the steps before and after the network that the engine runs."""
+
+    def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
+        """Gather everything that the engine depends on, without compiling anything.
 
         Args:
             spec: What to build.
-            remarks: Receives sentences for the user.
+            state: The 86 parameters.
+            weights: The same parameters as a weights file.
+            choice: The back end as it was found on this machine.
         """
-
-    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
-        """Add the steps before and after the network that the engine includes."""
-
-    def facts(self, spec: BuildSpec) -> dict[str, Any]:
-        """Compiler, settings and machine, as far as the engine depends on them; part of the cache key."""
 
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
         """Build the file that the back end loads.
 
         Args:
             spec: What to build.
-            inputs: Sources of the engine.
+            inputs: The result of ``prepare``; of an int8 engine with the quantized model.
             listener: Receives the progress of the compiler.
             remarks: Receives sentences for the user.
 
@@ -142,39 +153,52 @@ class Builder(Protocol):
         """
 
 
-def refuse_compiler_options(spec: BuildSpec, backend: str) -> None:
-    """Reject compiler options for a back end without a compiler.
+def check_options(
+    spec: BuildSpec, forms: tuple[str, ...], *, has_compiler_options: bool = False, has_architectures: bool = False
+) -> None:
+    """Reject options that the back end does not have, or that contradict each other.
+
+    Args:
+        spec: What to build, with the back end that was chosen.
+        forms: Graph forms that the back end takes in this precision.
+        has_compiler_options: Whether it takes compiler settings and ranges of sizes.
+        has_architectures: Whether it compiles our kernels, for GPU architectures that can be named.
 
     Raises:
-        UsageError: The spec has such options.
+        UsageError: The spec has such an option.
     """
-    if words := spec.settings.words():
-        raise UsageError(f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {backend}; leave it out")
-    if spec.sizes_hw is not None:
+    if spec.calibration is None and spec.precision == "int8":
+        raise UsageError("an int8 engine needs calibration data", "add --calib-data DIR")
+    if spec.calibration is not None and spec.precision != "int8":
         raise UsageError(
-            f"a size range ({spec.sizes_hw}) is only for TensorRT and TensorRT-RTX, and {backend} takes any size; use --size "
-            "dynamic"
+            f"calibration data is only for int8 engines, and the precision is {spec.precision}",
+            "leave --calib-data out",
+            expected="int8",
+            got=spec.precision,
         )
-
-
-def refuse_architectures(spec: BuildSpec, backend: str) -> None:
-    """Reject GPU architectures for a back end that does not compile our kernels.
-
-    Raises:
-        UsageError: The spec names architectures.
-    """
-    if spec.architectures is not None:
-        raise UsageError(f"--arch is only for the back end fused, and the back end is {backend}; leave it out")
-
-
-def refuse_form(spec: BuildSpec, backend: str, forms: tuple[str, ...]) -> None:
-    """Reject a graph form that the back end does not take.
-
-    Raises:
-        UsageError: The spec has such a form.
-    """
+    if not has_compiler_options and (words := spec.settings.words()):
+        raise UsageError(
+            f"{words[0]} is only for TensorRT and TensorRT-RTX, and the back end is {spec.backend}",
+            "leave it out",
+            got=spec.backend,
+        )
+    if not has_compiler_options and spec.sizes_hw is not None:
+        raise UsageError(
+            f"a size range ({spec.sizes_hw}) is only for TensorRT and TensorRT-RTX, and {spec.backend} takes any size",
+            "use --size dynamic",
+            got=spec.backend,
+        )
+    if not has_architectures and spec.architectures is not None:
+        raise UsageError(
+            f"--arch is only for the back end fused, and the back end is {spec.backend}",
+            "leave it out",
+            expected="fused",
+            got=spec.backend,
+        )
     if spec.form is not None and spec.form not in forms:
         raise UsageError(
-            f"{backend} takes the graph form {' or '.join(forms)} in {spec.precision}, and the form is {spec.form}; leave it "
-            "out"
+            f"{spec.backend} takes the graph form {' or '.join(forms)} in {spec.precision}, and the form is {spec.form}",
+            "leave it out",
+            expected=forms,
+            got=spec.form,
         )

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
 from refusion_edge import cuda
 from refusion_edge._version import __version__
-from refusion_edge.backends.registry import BACKENDS, Backend, Engine, build_status, status
+from refusion_edge.arrays import State
+from refusion_edge.backends.registry import BACKENDS, Backend, Choice, Engine
 from refusion_edge.bundle.folder import sha256
 from refusion_edge.bundle.manifest import PROGRAM
-from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import BackendError, UsageError
-from refusion_edge.export.spec import BuildSpec
-from refusion_edge.export.targets.builder import (
-    EngineFile,
-    Inputs,
-    PhaseListener,
-    Proxy,
-    refuse_compiler_options,
-    refuse_form,
-)
+from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
 from refusion_edge.machine import ARCHITECTURES, choose_architecture, usable_cores
-from refusion_edge.sizes import SizeRange
+from refusion_edge.network.graph import make_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +27,33 @@ class ProgramBuilder:
     backend = "fused"
     compiles = True
 
-    def check(self, spec: BuildSpec) -> None:
+    def check(self, spec: BuildSpec, choice: Choice) -> None:
         """See ``Builder.check``."""
-        refuse_compiler_options(spec, "fused")
-        refuse_form(spec, "fused", (BACKENDS["fused"].forms[spec.precision],))
-        if spec.architectures is None and not status("fused").usable:
+        check_options(spec, (BACKENDS["fused"].forms[spec.precision],), has_architectures=True)
+        if spec.architectures is None and not choice.status.usable:
             raise UsageError(
-                "there is no GPU here to compile the kernels of fused for; name the architecture of the device, such as --arch "
-                "sm_87 for Orin"
+                "there is no GPU here to compile the kernels of fused for",
+                "name the architecture of the device, such as --arch sm_87 for Orin",
             )
 
-    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """See ``Builder.sizes_hw``: any size, or the fixed one."""
-        return None
+    def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
+        """See ``Builder.model``."""
+        return make_model(BACKENDS["fused"].forms[spec.precision], spec.precision, state, spec.size_hw)
 
-    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
-        """See ``Builder.extend``: nothing is added."""
-        return model
-
-    def facts(self, spec: BuildSpec) -> dict[str, Any]:
-        """See ``Builder.facts``."""
-        return {
-            "version": build_status("fused").reason,
+    def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
+        """See ``Builder.prepare``."""
+        facts = {
+            "version": choice.build_status.reason,
             "architectures": spec.architectures,
             # Keeps engines that were never run apart from those that were.
-            "ran": status("fused").usable,
+            "ran": choice.status.usable,
         }
+        return Inputs(state, weights, self.model(spec, state), facts=facts)
 
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
         """See ``Builder.build``."""
         from refusion_edge.cuda.program_file import program_bytes
-        from refusion_edge.export.targets.program import make_program
+        from refusion_edge.export.targets.cubins import make_program
 
         facts = {
             "task": spec.task,
@@ -78,14 +66,14 @@ class ProgramBuilder:
             with cuda.open_driver() as driver:
                 architectures = (require_architecture(driver.device, "build with another --backend"),)
         data = program_bytes(make_program(inputs.state, facts, architectures, jobs=usable_cores()))
-        tools = {"compiler": build_status("fused").reason}
-        if not status("fused").usable:
+        if not inputs.facts["ran"]:
             remarks.append(
                 "This machine has no GPU to run the kernels, so the accuracy gate ran the launches with the CPU reference of "
                 "each kernel. The kernels themselves are checked on the device whenever the program is loaded."
             )
         # The program holds kernels for several architectures and selects among them when it is loaded.
-        return EngineFile(PROGRAM, Engine(data, spec.precision, PROGRAM, spec.size_hw), tools=tools)
+        engine = Engine(data, spec.precision, PROGRAM, spec.size_hw)
+        return EngineFile(PROGRAM, engine, tools={"compiler": inputs.facts["version"]})
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
         """See ``Builder.proxy``: the launches of the program, each run by the NumPy reference of its kernel."""
@@ -105,7 +93,9 @@ def require_architecture(device: Device, remedy: str) -> int:
     chosen = choose_architecture(ARCHITECTURES, device.architecture)
     if chosen is None:
         known = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-        raise BackendError(f"there are no kernels for {device}, only for {known}; {remedy}")
+        raise BackendError(
+            f"there are no kernels for {device}, only for {known}", remedy, expected=ARCHITECTURES, got=device.architecture
+        )
     return chosen
 
 

@@ -95,8 +95,8 @@ def compile_plan(
     parser = trt.OnnxParser(network, log.sink)
     if not _in_thread(lambda: parser.parse(model), cancel):
         raise BackendError(
-            f"{product.title} {trt.__version__} rejects the model: {_parse_problem(parser, log)}; report this with the "
-            "versions of both packages"
+            f"{product.title} {trt.__version__} rejects the model: {_parse_problem(parser, log)}",
+            "report this with the versions of both packages",
         )
     _check_tensors(network, settings)
     if sizes_hw is not None:
@@ -130,8 +130,8 @@ def _open_builder(trt: Any, product: Product, log: Log) -> Any:
 
 def _no_builder(trt: Any, product: Product, log: Log) -> BackendError:
     return BackendError(
-        f"the builder of {product.title} {trt.__version__} does not start here: {log.first_error}; check the NVIDIA driver "
-        "with 'refusion-edge doctor'"
+        f"the builder of {product.title} {trt.__version__} does not start here: {log.first_error}",
+        "check the NVIDIA driver with 'refusion-edge doctor'",
     )
 
 
@@ -142,7 +142,12 @@ def _create_network(trt: Any, product: Product, builder: Any) -> tuple[Any, bool
         return builder.create_network(1 << int(typed)), True
     # Releases without the flag make every network strongly typed (TensorRT 11) or none.
     if hasattr(trt.BuilderFlag, "FP16"):
-        raise BackendError(f"{product.title} {trt.__version__} has no strongly typed networks; update it to {OLDEST} or newer")
+        raise BackendError(
+            f"{product.title} {trt.__version__} has no strongly typed networks",
+            f"update it to {OLDEST} or newer",
+            expected=OLDEST,
+            got=trt.__version__,
+        )
     return builder.create_network(), False
 
 
@@ -160,7 +165,7 @@ def _apply(trt: Any, product: Product, settings: PlanSettings, config: Any) -> N
 def _set_version_compatible(trt: Any, product: Product, config: Any) -> None:
     flag = getattr(trt.BuilderFlag, "VERSION_COMPATIBLE", None)
     if flag is None:
-        raise UsageError(f"{product.title} {trt.__version__} has no version-compatible plans; leave --version-compatible out")
+        raise UsageError(f"{product.title} {trt.__version__} has no version-compatible plans", "leave --version-compatible out")
     config.set_flag(flag)
 
 
@@ -170,8 +175,10 @@ def _set_compute_capabilities(trt: Any, product: Product, wanted: tuple[str, ...
     for text, name in zip(wanted, names, strict=True):
         if name not in offered:
             raise UsageError(
-                f"{product.title} {trt.__version__} does not build for compute capability {text}; choose from "
-                f"{', '.join(f'{name[2:-1]}.{name[-1]}' for name in offered)}"
+                f"{product.title} {trt.__version__} does not build for compute capability {text}",
+                f"choose from {', '.join(f'{name[2:-1]}.{name[-1]}' for name in offered)}",
+                expected=tuple(f"{name[2:-1]}.{name[-1]}" for name in offered),
+                got=text,
             )
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
@@ -239,7 +246,10 @@ def _check_tensors(network: Any, settings: PlanSettings) -> None:
     if inputs != set(settings.inputs()) or outputs[:1] != [OUTPUT] or outputs[1:] not in besides:
         raise BackendError(
             f"the model should have the inputs {', '.join(settings.inputs())} and the output {OUTPUT}, but has the inputs "
-            f"{', '.join(sorted(inputs))} and the outputs {', '.join(outputs)}; build from weights"
+            f"{', '.join(sorted(inputs))} and the outputs {', '.join(outputs)}",
+            "build from weights",
+            expected=(*settings.inputs(), OUTPUT),
+            got=(*sorted(inputs), *outputs),
         )
 
 
@@ -298,20 +308,21 @@ def _build_problem(trt: Any, product: Product, settings: PlanSettings, max_hw: t
         wanted = max((int(match[1]) for note in log.everything if (match := _REQUESTED.search(note))), default=0)
         amount, size = f"{wanted / _MIB:.0f} MiB of" if wanted else "more", f"{max_hw[0]}x{max_hw[1]}"
         return BackendError(
-            f"{product.title} {trt.__version__} needs {amount} device memory to build for {size}: {_free_memory()}"
-            f"{log.first_error}; build for a --size smaller than {size}, or close other programs"
+            f"{product.title} {trt.__version__} needs {amount} device memory to build for {size}: "
+            f"{_free_memory()}{log.first_error}",
+            f"build for a --size smaller than {size}, or close other programs",
         )
     if any(words in said for words in _NO_TACTIC):
         limit = (
             "no limit on the workspace" if settings.workspace_mib is None else f"a workspace of {settings.workspace_mib} MiB"
         )
         return BackendError(
-            f"{product.title} {trt.__version__} finds no kernel for an operation with {limit} ({log.first_error}); raise or "
-            "drop --workspace, or choose another --compute-capability"
+            f"{product.title} {trt.__version__} finds no kernel for an operation with {limit} ({log.first_error})",
+            "raise or drop --workspace, or choose another --compute-capability",
         )
     asked = " and ".join(word for word in settings.words() if word in ("--version-compatible", "--compute-capability"))
     remedy = f"leave {asked} out, or change it" if asked else "see 'refusion-edge doctor', or report this"
-    return BackendError(f"{product.title} {trt.__version__} cannot build a plan: {log.first_error}; {remedy}")
+    return BackendError(f"{product.title} {trt.__version__} cannot build a plan: {log.first_error}", remedy)
 
 
 def _free_memory() -> str:

@@ -71,7 +71,12 @@ def ptx_version(driver: str) -> int:
     major, _, minor = driver.partition(".")
     fitting = [version for cuda, version in _PTX_VERSIONS.items() if cuda <= (int(major), int(minor))]
     if not fitting:
-        raise BackendError(f"plugins need a driver for CUDA 12.0 or newer, but this one is for {driver}; omit --plugins")
+        raise BackendError(
+            f"plugins need a driver for CUDA 12.0 or newer, but this one is for {driver}",
+            "omit --plugins",
+            expected="12.0",
+            got=driver,
+        )
     return max(fitting)
 
 
@@ -98,7 +103,10 @@ def compile_plugins(architecture: int, version: int, *, jobs: int = 1) -> dict[s
         if kernel.shared_bytes > LARGEST_SHARED_BYTES:
             raise BackendError(
                 f"the plugin {name} takes {kernel.shared_bytes} bytes of shared memory on sm_{architecture}, more than the "
-                f"{LARGEST_SHARED_BYTES} that a plugin may take; omit --plugins"
+                f"{LARGEST_SHARED_BYTES} that a plugin may take",
+                "omit --plugins",
+                expected=LARGEST_SHARED_BYTES,
+                got=kernel.shared_bytes,
             )
     return compiled
 
@@ -115,8 +123,10 @@ def require_plugins(trt: Any) -> Any:
         plugin = None
     if plugin is None or not hasattr(plugin, "aot_impl"):
         raise BackendError(
-            f"plugins that are compiled ahead of time need TensorRT 10.9 or newer, but this is {trt.__version__}; omit "
-            "--plugins"
+            f"plugins that are compiled ahead of time need TensorRT 10.9 or newer, but this is {trt.__version__}",
+            "omit --plugins",
+            expected="10.9",
+            got=trt.__version__,
         )
     return plugin
 
@@ -135,7 +145,7 @@ def register(trt: Any, compiled: Mapping[str, PtxKernel]) -> None:
             _define(trt, plugin, kernel)
 
 
-def make_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+def make_plugin_model(weights: Mapping[str, Array], size_hw: tuple[int, int] | None) -> onnx.ModelProto:
     """The network as an ONNX model of plugins.
 
     Args:

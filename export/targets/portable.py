@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
+from refusion_edge.arrays import State
 from refusion_edge.backends import openvino
-from refusion_edge.backends.registry import BACKENDS, Engine
+from refusion_edge.backends.registry import BACKENDS, Choice, Engine
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
-from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.errors import UsageError
-from refusion_edge.export.spec import BuildSpec
-from refusion_edge.export.targets.builder import (
-    EngineFile,
-    Inputs,
-    PhaseListener,
-    Proxy,
-    refuse_architectures,
-    refuse_compiler_options,
-    refuse_form,
-)
-from refusion_edge.sizes import SizeRange
+from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
+from refusion_edge.network.graph import make_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +33,21 @@ class PortableBuilder:
 
     compiles = False
 
-    def check(self, spec: BuildSpec) -> None:
+    def check(self, spec: BuildSpec, choice: Choice) -> None:
         """See ``Builder.check``."""
-        refuse_compiler_options(spec, self.backend)
-        refuse_architectures(spec, self.backend)
-        refuse_form(spec, self.backend, (BACKENDS[self.backend].forms[spec.precision],))
+        check_options(spec, (BACKENDS[self.backend].forms[spec.precision],))
 
-    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """See ``Builder.sizes_hw``: any size, or the fixed one."""
-        return None
+    def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
+        """See ``Builder.model``."""
+        return make_model(BACKENDS[self.backend].forms[spec.precision], spec.precision, state, spec.size_hw)
 
-    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
-        """See ``Builder.extend``: nothing is added."""
-        return model
-
-    def facts(self, spec: BuildSpec) -> dict[str, Any]:
-        """See ``Builder.facts``."""
-        return self.versions()
+    def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
+        """See ``Builder.prepare``."""
+        return Inputs(state, weights, self.model(spec, state), facts=self.versions())
 
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
         """See ``Builder.build``."""
-        data, size_hw = (inputs.weights, spec.size_hw) if self.file == WEIGHTS else (inputs.model, None)
+        data, size_hw = (inputs.weights, spec.size_hw) if self.file == WEIGHTS else (inputs.model_bytes(), None)
         return EngineFile(self.file, Engine(data, spec.precision, self.file, size_hw), tools=self.versions())
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
@@ -71,7 +56,7 @@ class PortableBuilder:
         Raises:
             UsageError: Always, because the engine needs no device.
         """
-        raise UsageError(f"the back end {self.backend} runs on the CPU and has no proxy; leave --proxy out")
+        raise UsageError(f"the back end {self.backend} runs on the CPU and has no proxy", "leave --proxy out")
 
 
 ONNXRUNTIME = PortableBuilder("onnxruntime")

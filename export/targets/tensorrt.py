@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from refusion_edge import cuda
+from refusion_edge.arrays import State
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import BACKENDS, Engine, build_status, status
+from refusion_edge.backends.registry import BACKENDS, Choice, Engine, build_status
 from refusion_edge.backends.tensorrt.product import (
     TENSORRT,
     TENSORRT_RTX,
@@ -22,18 +22,18 @@ from refusion_edge.backends.tensorrt.product import (
     least_capability,
     load,
 )
+from refusion_edge.bundle.folder import cache_folder
 from refusion_edge.bundle.manifest import MODEL, PLAN, Compiled
-from refusion_edge.bundle.spec import EngineSpec
+from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import UsageError
-from refusion_edge.export.cache import cache_folder
-from refusion_edge.export.graph.uint8 import add_uint8_input, add_uint8_output
-from refusion_edge.export.spec import BuildSpec
-from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, refuse_architectures, refuse_form
+from refusion_edge.export.graph.uint8 import add_uint8
+from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
 from refusion_edge.export.targets.fused import require_architecture
 from refusion_edge.export.targets.plan import compile_plan
 from refusion_edge.machine import Target, this_machine, usable_cores
-from refusion_edge.sizes import DYNAMIC, SizeRange
+from refusion_edge.network.graph import make_model
+from refusion_edge.sizes import DYNAMIC
 
 _FORMS = ("tensorrt-folded", "tensorrt-literal")
 
@@ -55,14 +55,19 @@ class PlanBuilder:
         """Name of the back end."""
         return self.product.name
 
-    def check(self, spec: BuildSpec) -> None:
+    def check(self, spec: BuildSpec, choice: Choice) -> None:
         """See ``Builder.check``."""
         name = self.product.name
-        refuse_architectures(spec, name)
-        refuse_form(spec, name, _FORMS if spec.precision != "int8" else (BACKENDS[name].forms["int8"],))
+        forms = _FORMS if spec.precision != "int8" else (BACKENDS[name].forms["int8"],)
+        check_options(spec, forms, has_compiler_options=True)
         if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
             asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
-            raise UsageError(f"--plugins needs --precision fp16 and the default graph form, not {asked}; leave --plugins out")
+            raise UsageError(
+                f"--plugins needs --precision fp16 and the default graph form, not {asked}",
+                "leave --plugins out",
+                expected=("fp16", None),
+                got=(spec.precision, spec.form),
+            )
         spec.settings.check(self.product)
         for capability in spec.settings.compute_capabilities:
             lacks = lacking(name, capability)
@@ -70,39 +75,38 @@ class PlanBuilder:
                 others = [precision for precision in BACKENDS[name].forms if precision not in lacks]
                 remedy = f", or build with --precision {' or '.join(others)}" if others else ""
                 raise UsageError(
-                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} on, "
-                    f"and --compute-capability names {capability}; leave it out{remedy}"
+                    f"{name} computes in {spec.precision} from compute capability {least_capability(name, spec.precision)} "
+                    f"on, and --compute-capability names {capability}",
+                    f"leave it out{remedy}",
+                    expected=least_capability(name, spec.precision),
+                    got=capability,
                 )
 
-    def sizes_hw(self, spec: BuildSpec, remarks: list[str]) -> SizeRange | None:
-        """See ``Builder.sizes_hw``: a plan needs bounds."""
-        if spec.size_hw is not None:
-            return None
-        if spec.sizes_hw is None:
+    def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
+        """See ``Builder.model``: with uint8 inputs and outputs, as set in the spec."""
+        form = spec.form or BACKENDS[self.backend].forms[spec.precision]
+        return add_uint8(make_model(form, spec.precision, state, spec.size_hw), spec.settings)
+
+    def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
+        """See ``Builder.prepare``: a plan needs bounds for the sizes."""
+        sizes_hw = None if spec.size_hw is not None else spec.sizes_hw or DYNAMIC
+        remarks: tuple[str, ...] = ()
+        if spec.size_hw is None and spec.sizes_hw is None:
             least, largest = DYNAMIC.min_hw, DYNAMIC.max_hw
-            remarks.append(
+            remarks = (
                 f"Without --size, the engine takes sizes from {least[0]}x{least[1]} to {largest[0]}x{largest[1]} (height x "
-                "width). An engine of fixed size (--size 480x640) is faster and needs less memory."
+                "width). An engine of fixed size (--size 480x640) is faster and needs less memory.",
             )
-        return spec.sizes_hw or DYNAMIC
-
-    def extend(self, model: onnx.ModelProto, spec: EngineSpec) -> onnx.ModelProto:
-        """See ``Builder.extend``: uint8 inputs and outputs, as set in the spec."""
-        if spec.settings.uint8_input:
-            model = add_uint8_input(model)
-        return model if spec.settings.uint8_output is None else add_uint8_output(model, spec.settings.uint8_output)
-
-    def facts(self, spec: BuildSpec) -> dict[str, Any]:
-        """See ``Builder.facts``."""
-        return {
+        facts = {
             "version": installed_version(self.product),
-            "sizes": None if spec.size_hw else str(spec.sizes_hw or DYNAMIC),
+            "sizes": None if sizes_hw is None else str(sizes_hw),
             "settings": spec.settings.to_fields(),
             "plugins": build_status("fused").reason if spec.settings.plugins else None,
             "machine": asdict(this_machine()),
             # Keeps engines that were never run apart from those that were.
-            "ran": status(self.product.name).usable,
+            "ran": choice.status.usable,
         }
+        return Inputs(state, weights, self.model(spec, state), sizes_hw, facts, remarks)
 
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
         """See ``Builder.build``."""
@@ -114,9 +118,9 @@ class PlanBuilder:
                 device = driver.device
             compute_capabilities = (device.compute_capability,)
             if spec.settings.plugins:
-                model, tools = self._with_plugins(spec, inputs, device), {"triton": build_status("fused").reason}
+                model, tools = self._with_plugins(spec, inputs, device), {"triton": inputs.facts["plugins"]}
         plan = compile_plan(
-            product, model, spec.settings, inputs.sizes_hw,
+            product, model.SerializeToString(deterministic=True), spec.settings, inputs.sizes_hw,
             timing_cache=self._timing_cache(spec, here), listener=listener, names=(MODEL, PLAN),
         )  # fmt: skip
         remarks.extend(plan.remarks)
@@ -143,18 +147,22 @@ class PlanBuilder:
         """See ``Builder.proxy``: the model in ONNX Runtime, with the same arithmetic up to the order of summation."""
         return Proxy("its model on the CPU", lambda: OrtBackend(model, threads=threads))
 
-    def _with_plugins(self, spec: BuildSpec, inputs: Inputs, device: Device) -> bytes:
+    def _with_plugins(self, spec: BuildSpec, inputs: Inputs, device: Device) -> onnx.ModelProto:
         """Compile our kernels as plugins, register them, and return the model that uses them."""
-        from refusion_edge.export.targets.plugins import compile_plugins, make_model, ptx_version, register, require_plugins
+        from refusion_edge.export.targets.plugins import (
+            compile_plugins,
+            make_plugin_model,
+            ptx_version,
+            register,
+            require_plugins,
+        )
         from refusion_edge.kernels.gpu.folding import fold
 
         trt = load(self.product)
         require_plugins(trt)
         architecture = require_architecture(device, "leave --plugins out")
         register(trt, compile_plugins(architecture, ptx_version(device.driver), jobs=usable_cores()))
-        model = self.extend(make_model(fold(inputs.state).rounded(np.dtype(np.float16)), spec.size_hw), spec)
-        data: bytes = model.SerializeToString(deterministic=True)
-        return data
+        return add_uint8(make_plugin_model(fold(inputs.state).rounded(np.dtype(np.float16)), spec.size_hw), spec.settings)
 
     def _timing_cache(self, spec: BuildSpec, here: Target) -> Path | None:
         if spec.settings.timing_cache is not None:

@@ -65,7 +65,10 @@ def training_isa() -> str:
     isa, usable = chosen_isa(), compiled_module().isas()
     if isa and isa not in usable:
         raise UsageError(
-            f"{ISA_VARIABLE} is {isa!r}, which cannot be used for training here; set it to one of {', '.join(usable)}"
+            f"{ISA_VARIABLE} is {isa!r}, which cannot be used for training here",
+            f"set it to one of {', '.join(usable)}",
+            expected=tuple(usable),
+            got=isa,
         )
     return isa
 

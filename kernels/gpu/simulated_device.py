@@ -225,7 +225,7 @@ class SimulatedDevice:
 
     def misuse(self, what: str) -> DeviceMisuseError:
         """Make the error for a wrong request."""
-        return DeviceMisuseError(f"{what} on {self.device.name}; this is a bug, please report it")
+        return DeviceMisuseError(f"{what} on {self.device.name}", "this is a bug, please report it")
 
     def _place(self, array: Uint8Array) -> int:
         pointer = self._end

@@ -111,7 +111,7 @@ def fuse(
         BackendError: Triton is not installed.
     """
     if not TRITON_INSTALLED:
-        raise BackendError("Triton is not installed; run: pip install 'refusion-edge[triton]'")
+        raise BackendError("Triton is not installed", "run: pip install 'refusion-edge[triton]'")
     for name, plane in (("a", a), ("b", b)):
         _check(name, plane, a)
     size_hw = a.shape[2], a.shape[3]
@@ -131,16 +131,31 @@ def launch_options(kernel: Kernel, tile: Tile) -> dict[str, Any]:
 def _check(name: str, plane: Tensor, other: Tensor) -> None:
     if plane.dim() != 4 or plane.shape[:2] != (1, 1):
         raise ShapeError(
-            f"source {name} has the shape {tuple(plane.shape)} instead of (1, 1, H, W); fuse the pairs of a batch one by one"
+            f"source {name} has the shape {tuple(plane.shape)} instead of (1, 1, H, W)",
+            "fuse the pairs of a batch one by one",
+            expected=(1, 1, "H", "W"),
+            got=tuple(plane.shape),
         )
     if plane.dtype != torch.float32:
-        raise ShapeError(f"source {name} is {plane.dtype} instead of float32; convert it with .float()")
+        raise ShapeError(
+            f"source {name} is {plane.dtype} instead of float32",
+            "convert it with .float()",
+            expected=torch.float32,
+            got=plane.dtype,
+        )
     if not plane.is_contiguous():
-        raise ShapeError(f"source {name} is not contiguous in memory (strides {plane.stride()}); call .contiguous()")
+        raise ShapeError(f"source {name} is not contiguous in memory (strides {plane.stride()})", "call .contiguous()")
     if not (plane.is_cuda or is_interpreted()):
-        raise ShapeError(f"source {name} is on {plane.device} and not on a CUDA device; move it with .cuda()")
+        raise ShapeError(
+            f"source {name} is on {plane.device} and not on a CUDA device",
+            "move it with .cuda()",
+            expected="cuda",
+            got=plane.device.type,
+        )
     if plane.shape != other.shape or plane.device != other.device:
         raise ShapeError(
-            f"the sources are {tuple(other.shape)} on {other.device} and {tuple(plane.shape)} on {plane.device}; bring them to "
-            "one size on one device"
+            f"the sources are {tuple(other.shape)} on {other.device} and {tuple(plane.shape)} on {plane.device}",
+            "bring them to one size on one device",
+            expected=(tuple(other.shape), other.device),
+            got=(tuple(plane.shape), plane.device),
         )

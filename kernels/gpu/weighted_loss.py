@@ -106,7 +106,12 @@ def weighted_loss(
         ("engine", engine, _ENGINES),
     ):
         if got not in known:
-            raise UsageError(f"there is no {what} '{got}' for the fusion loss; choose one of {', '.join(known)}")
+            raise UsageError(
+                f"there is no {what} '{got}' for the fusion loss",
+                f"choose one of {', '.join(known)}",
+                expected=tuple(known),
+                got=got,
+            )
     _check_planes(fused, a, b)
     for name, weight in (("intensity", intensity), ("gradient", gradient)):
         _check_weights(name, weight, fused)
@@ -120,40 +125,63 @@ def weighted_loss(
 
 def _check_planes(fused: Tensor, a: Tensor, b: Tensor) -> None:
     if fused.dim() != 4 or fused.shape[1] != 1 or not fused.numel():
-        raise ShapeError(f"the loss takes planes of shape (B, 1, H, W), not {tuple(fused.shape)}; reshape them")
+        raise ShapeError(
+            f"the loss takes planes of shape (B, 1, H, W), not {tuple(fused.shape)}",
+            "reshape them",
+            expected=("B", 1, "H", "W"),
+            got=tuple(fused.shape),
+        )
     if not fused.is_floating_point():
-        raise ShapeError(f"the loss takes floating-point planes in [0, 1], not {fused.dtype}; convert them")
+        raise ShapeError(f"the loss takes floating-point planes in [0, 1], not {fused.dtype}", "convert them", got=fused.dtype)
     for name, tensor in (("source a", a), ("source b", b)):
         if tensor.shape != fused.shape or tensor.dtype != fused.dtype or tensor.device != fused.device:
             raise ShapeError(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device} but the fused plane is "
-                f"{tuple(fused.shape)} {fused.dtype} on {fused.device}; convert one of them"
+                f"{tuple(fused.shape)} {fused.dtype} on {fused.device}",
+                "convert one of them",
+                expected=(tuple(fused.shape), fused.dtype, fused.device),
+                got=(tuple(tensor.shape), tensor.dtype, tensor.device),
             )
         if tensor.requires_grad:
-            raise UsageError(f"the loss has no gradient with respect to {name}, which requires one; detach it")
+            raise UsageError(f"the loss has no gradient with respect to {name}, which requires one", "detach it")
 
 
 def _check_weights(name: str, weight: Tensor, fused: Tensor) -> None:
     if weight.device != fused.device:
         raise ShapeError(
-            f"the {name} weights are on {weight.device} but the fused plane is on {fused.device}; move one of them"
+            f"the {name} weights are on {weight.device} but the fused plane is on {fused.device}",
+            "move one of them",
+            expected=fused.device,
+            got=weight.device,
         )
     sides = zip(reversed(weight.shape), reversed(fused.shape), strict=False)
     if weight.dim() > fused.dim() or any(side not in (1, whole) for side, whole in sides):
         raise ShapeError(
-            f"the {name} weights {tuple(weight.shape)} do not broadcast to the fused plane {tuple(fused.shape)}; compute them "
-            "from the same sources"
+            f"the {name} weights {tuple(weight.shape)} do not broadcast to the fused plane {tuple(fused.shape)}",
+            "compute them from the same sources",
+            expected=tuple(fused.shape),
+            got=tuple(weight.shape),
         )
 
 
 def _require_kernels(fused: Tensor) -> None:
     if not TRITON_INSTALLED:
-        raise BackendError("the loss kernel needs Triton, which is not installed; run: pip install 'refusion-edge[triton]'")
+        raise BackendError("the loss kernel needs Triton, which is not installed", "run: pip install 'refusion-edge[triton]'")
     if not (fused.is_cuda or is_interpreted()):
-        raise ShapeError(f"the loss kernel takes planes on a CUDA device, not on {fused.device}; move them")
+        raise ShapeError(
+            f"the loss kernel takes planes on a CUDA device, not on {fused.device}",
+            "move them",
+            expected="cuda",
+            got=fused.device.type,
+        )
     # Squares of small differences, and sums of them over all pixels, are not for half precision.
     if fused.dtype not in (torch.float32, torch.float64):
-        raise ShapeError(f"the loss kernel takes float32 planes, not {fused.dtype}; convert them with .float()")
+        raise ShapeError(
+            f"the loss kernel takes float32 planes, not {fused.dtype}",
+            "convert them with .float()",
+            expected=torch.float32,
+            got=fused.dtype,
+        )
 
 
 class _Loss(torch.autograd.Function):
@@ -229,8 +257,8 @@ class _SecondOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         raise TrainingError(
-            "the closed forms of the fusion loss stop at the second derivative; use the engine 'reference', which torch "
-            "differentiates any number of times"
+            "the closed forms of the fusion loss stop at the second derivative",
+            "use the engine 'reference', which torch differentiates any number of times",
         )
 
 

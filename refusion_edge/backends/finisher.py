@@ -51,30 +51,39 @@ class Finisher:
             return self.backend.fuse_uint8(a, b)
         return self.backend.fuse(a, b)
 
-    def to_luma(self, output: Float32Array | Uint8Array, stretch: Callable[[Float32Array], Array]) -> Array:
-        """Map the output of ``infer`` to luma, (H, W) in [0, 255], using ``stretch`` if it is a plane.
+    def finish(
+        self,
+        output: Float32Array | Uint8Array,
+        chroma: Array | None,
+        stretch: Callable[[Float32Array], Array],
+        *,
+        beside: tuple[Array, Array] | None = None,
+    ) -> Uint8Array:
+        """Turn the output of ``infer`` into an image.
+
+        Args:
+            output: Result of ``infer``.
+            chroma: None for gray; (H, W, 2) as in ``merge`` if ``stretch`` returns float32; (H, W, 3) as in ``merge_uint8`` if
+                it returns uint8.
+            stretch: Maps a plane, (H, W), to luma in [0, 255], float32 or uint8; not called for an output that was finished
+                on the device.
+            beside: Luma of the dtype of the output, (H, W), and where it replaces the fused one, (H, W) bool.
+
+        Returns:
+            (H, W), or (H, W, 3) in the channel order ``order``, uint8.
 
         Raises:
             GateError: The plane contains NaN or infinities; the weights or the engine are broken.
         """
-        if output.dtype == np.uint8:
-            return output
-        fused = output[0, 0].astype(np.float32, copy=False)
-        # The sum is not finite if any value is not, and is several times faster than checking each.
-        if not np.isfinite(fused.sum()):
-            raise not_finite(self.backend.name)
-        return stretch(fused)
-
-    def to_image(self, luma: Array, chroma: Array | None) -> Uint8Array:
-        """Join luma and chroma.
-
-        Args:
-            luma: (H, W), [0, 255]; float32 or uint8.
-            chroma: For float32 luma (H, W, 2) as in ``merge``, for uint8 (H, W, 3) as in ``merge_uint8``; None for gray.
-
-        Returns:
-            (H, W), or (H, W, 3) in the channel order ``order``, uint8.
-        """
+        luma: Array = output
+        if output.dtype != np.uint8:
+            fused = output[0, 0].astype(np.float32, copy=False)
+            # The sum is not finite if any value is not, and is several times faster than checking each.
+            if not np.isfinite(fused.sum()):
+                raise not_finite(self.backend.name)
+            luma = stretch(fused)
+        if beside is not None:
+            np.copyto(luma, beside[0], where=beside[1])
         if luma.dtype == np.uint8:
             return merge_uint8(luma, chroma, self.order)
         return merge(luma, chroma, self.order)

@@ -17,14 +17,14 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, Uint8Array, bytes_of
+from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status
 from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
 from refusion_edge.cuda.program import Buffer, Launch, Program, Target, aligned, cuda_text, lay_out, pack
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
-from refusion_edge.errors import BackendError, BundleError, ShapeError, not_finite
+from refusion_edge.errors import BackendError, BundleError, not_finite
 from refusion_edge.machine import accelerator, choose_architecture, is_installed
-from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _INPUT, _FUSED, _LEVELS = "planes", "fused", "levels"
 _VISIBLE = {
@@ -62,14 +62,19 @@ def choose_target(program: Program, device: Device) -> Target:
     if chosen is None:
         known = ", ".join(f"sm_{architecture}" for architecture in sorted(program.targets))
         raise BackendError(
-            f"the program has kernels for {known} but none for this device ({device.name}, sm_{here}); build it with "
-            f"'refusion-edge build --backend fused --arch sm_{here}'"
+            f"the program has kernels for {known} but none for this device ({device.name}, sm_{here})",
+            f"build it with 'refusion-edge build --backend fused --arch sm_{here}'",
+            expected=tuple(sorted(program.targets)),
+            got=here,
         )
     target = program.targets[chosen]
     if device.driver_version < target.driver_version:
         raise BackendError(
             f"these kernels need a driver for CUDA {cuda_text(target.driver_version)} or newer, but this one is for "
-            f"{device.driver}; update the driver (on Jetson: JetPack) or build with an older version of Triton"
+            f"{device.driver}",
+            "update the driver (on Jetson: JetPack) or build with an older version of Triton",
+            expected=target.driver_version,
+            got=device.driver_version,
         )
     return target
 
@@ -162,7 +167,7 @@ class FusedBackend(StagesOnDevice):
 
     @on_its_device
     def _run(self, a: Float32Array, b: Float32Array) -> _Frame:
-        size_hw = _checked_size(a, b)
+        size_hw = require_planes(a, b)
         frame = self._frame if self._frame is not None and self._frame.size_hw == size_hw else self._prepare(size_hw)
         planes = frame.visible[_INPUT].array.view(np.float32).reshape(2, *size_hw)
         planes[0], planes[1] = a[0, 0], b[0, 0]
@@ -250,7 +255,10 @@ class FusedBackend(StagesOnDevice):
         if not error <= test.tolerance:
             raise BackendError(
                 f"the kernels are off by {error:g} on {self.device.name} (sm_{self.device.architecture}), more than the "
-                f"{test.tolerance:g} allowed; use another back end and report this"
+                f"{test.tolerance:g} allowed",
+                "use another back end and report this",
+                expected=test.tolerance,
+                got=error,
             )
 
 
@@ -261,20 +269,4 @@ def _check_visible(program: Program, name: str) -> None:
     found = {key: facts(buffer) for key, buffer in program.schedule.buffers.items() if buffer.role != "scratch"}
     extents = [buffer.per_strip + buffer.fixed for buffer in program.schedule.buffers.values() if buffer.role != "scratch"]
     if found != _VISIBLE or any(extents):
-        raise BundleError(f"{name} has other inputs and outputs than planes, fused and levels; build it again")
-
-
-def _checked_size(a: Float32Array, b: Float32Array) -> tuple[int, int]:
-    for name, plane in (("a", a), ("b", b)):
-        if plane.ndim != 4 or plane.shape[:2] != (1, 1) or plane.dtype != np.float32:
-            raise ShapeError(
-                f"source {name} is {plane.shape} {plane.dtype} instead of (1, 1, H, W) float32; convert it, or fuse the pairs "
-                "of a batch one after the other"
-            )
-    height, width = a.shape[2:]
-    if a.shape != b.shape or not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
-        raise ShapeError(
-            f"the sources are {a.shape[2:]} and {b.shape[2:]} but must have one size, {MIN_SIDE} to {MAX_SIDE} pixels a side; "
-            "align or resize them first"
-        )
-    return height, width
+        raise BundleError(f"{name} has other inputs and outputs than planes, fused and levels", "build it again")

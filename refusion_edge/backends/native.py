@@ -8,15 +8,15 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
+from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
-from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.parameters import PARAMETERS
-from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 
@@ -93,11 +93,17 @@ class NativeBackend:
         isa: str | None = None,
     ) -> None:
         if not 0 <= threads <= MAX_THREADS:
-            raise UsageError(f"{threads} threads are out of range; choose 0 to {MAX_THREADS}, where 0 stands for one per core")
+            raise UsageError(
+                f"{threads} threads are out of range",
+                f"choose 0 to {MAX_THREADS}, where 0 stands for one per core",
+                expected=(0, MAX_THREADS),
+                got=threads,
+            )
         if not instruction_sets(precision):
             raise BackendError(
-                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())}); "
-                "build with --precision fp32"
+                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())})",
+                "build with --precision fp32",
+                got=precision,
             )
         self._size_hw = size_hw
         try:
@@ -108,10 +114,12 @@ class NativeBackend:
                 precision,
             )
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            # The message of the kernels reads "problem; remedy", too.
+            problem, _, remedy = str(error).partition("; ")
+            raise UsageError(problem, remedy) from error
         except (MemoryError, RuntimeError) as error:
             raise BackendError(
-                f"there are not enough memory or threads for the back end native ({brief(error)}); use fewer threads"
+                f"there are not enough memory or threads for the back end native ({brief(error)})", "use fewer threads"
             ) from error
 
     def __enter__(self) -> Self:
@@ -137,26 +145,15 @@ class NativeBackend:
                 fixed size.
             BackendError: There is not enough memory.
         """
-        height, width = self._require_planes(a, b)
+        height, width = require_planes(a, b)
+        require_size(self._size_hw, (height, width))
         fused = np.empty((1, 1, height, width), np.float32)
         try:
             self._network.fuse(a[0, 0], b[0, 0], fused[0, 0])
         except MemoryError as error:
             raise BackendError(
                 f"there is not enough memory to fuse {width}x{height} (width x height, about "
-                f"{2 * 32 * 4 * width * height / 1e6:.0f} MB); fuse smaller images"
+                f"{2 * 32 * 4 * width * height / 1e6:.0f} MB)",
+                "fuse smaller images",
             ) from error
         return fused
-
-    def _require_planes(self, a: Float32Array, b: Float32Array) -> tuple[int, int]:
-        if a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape or a.ndim != 4 or a.shape[:2] != (1, 1):
-            raise ShapeError(
-                f"the planes are {a.dtype} {a.shape} and {b.dtype} {b.shape}; convert both to float32 (1, 1, H, W) of one size"
-            )
-        height, width = a.shape[2:]
-        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
-            raise ShapeError(
-                f"the planes are {width}x{height} (width x height); resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels"
-            )
-        require_size(self._size_hw, (height, width))
-        return height, width

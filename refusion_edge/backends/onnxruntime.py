@@ -9,10 +9,11 @@ import onnxruntime as ort
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
+from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS, fill
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS, make_model
+from refusion_edge.network.layouts import REFERENCE
 
 _ERRORS_ONLY = 3
 
@@ -34,8 +35,18 @@ def open_engine(engine: Engine, options: RunOptions) -> OrtBackend:
 
 def open_weights(state: State, options: RunOptions) -> OrtBackend:
     """Run weights in fp32, in the graph form of this back end."""
-    model = fill(read_graph(OrtBackend.name, "fp32"), state).SerializeToString()
+    model = make_model(BACKENDS[OrtBackend.name].forms["fp32"], "fp32", state).SerializeToString()
     return OrtBackend(model, threads=options.threads, streaming=options.streaming)
+
+
+def open_reference(state: State, threads: int = 0) -> OrtBackend:
+    """Open the fp32 reference that engines are compared with: the graph as in the official release, run without optimizations.
+
+    Args:
+        state: The 86 parameters.
+        threads: Threads within an operator; 0 for one per physical core.
+    """
+    return OrtBackend(make_model(REFERENCE, "fp32", state).SerializeToString(), threads=threads, optimized=False)
 
 
 class OrtBackend:
@@ -67,14 +78,17 @@ class OrtBackend:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types are not public
-            raise BackendError(f"ONNX Runtime {version()} cannot load the model: {brief(error)}; build it again") from error
+            raise BackendError(f"ONNX Runtime {version()} cannot load the model: {brief(error)}", "build it again") from error
         names = [value.name for value in self._session.get_inputs()]
         # Additional outputs of a model for TensorRT are not requested, so not computed; its additional inputs are set to zero.
         self._unused = [name for name in names if name in UINT8_INPUTS.values()]
         if names != [INPUT_A, INPUT_B, *self._unused] or self._session.get_outputs()[0].name != OUTPUT:
             raise BackendError(
                 f"the model must have the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has {len(names)} inputs "
-                f"({', '.join(names[:3])}, ...); build it again"
+                f"({', '.join(names[:3])}, ...)",
+                "build it again",
+                expected=(INPUT_A, INPUT_B),
+                got=tuple(names),
             )
         height, width = self._session.get_inputs()[0].shape[2:]
         self._size_hw = (height, width) if isinstance(height, int) and isinstance(width, int) else None

@@ -8,10 +8,10 @@ from typing import Any
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import Engine, RunOptions, Status, read_graph, require_size
+from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.machine import is_installed, processor, require
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, fill
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, make_model
 from refusion_edge.network.layouts import Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -36,7 +36,7 @@ def open_engine(engine: Engine, options: RunOptions) -> OpenVinoBackend:
 
 def open_weights(state: State, options: RunOptions) -> OpenVinoBackend:
     """Run weights in fp32, in the graph form of this back end."""
-    model = fill(read_graph(OpenVinoBackend.name, "fp32"), state).SerializeToString()
+    model = make_model(BACKENDS[OpenVinoBackend.name].forms["fp32"], "fp32", state).SerializeToString()
     return OpenVinoBackend(model, threads=options.threads)
 
 
@@ -63,7 +63,7 @@ class OpenVinoBackend:
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(
-                f"{processor()} has no bf16 instructions, and OpenVINO would only emulate them; build with --precision fp32"
+                f"{processor()} has no bf16 instructions, and OpenVINO would only emulate them", "build with --precision fp32"
             )
         settings: dict[str, Any] = {
             # Never left to OpenVINO, which would choose a faster and less accurate one where the CPU supports it.
@@ -79,12 +79,15 @@ class OpenVinoBackend:
             compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1].rstrip(".")
-            raise BackendError(f"OpenVINO {version()} cannot load the model: {reason}; build it again") from error
+            raise BackendError(f"OpenVINO {version()} cannot load the model: {reason}", "build it again") from error
         names = [port.any_name for port in compiled.inputs]
         if names != [INPUT_A, INPUT_B] or [port.any_name for port in compiled.outputs] != [OUTPUT]:
             raise BackendError(
                 f"the model must have the inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has {len(names)} inputs "
-                f"({', '.join(names[:3])}, ...); build it again"
+                f"({', '.join(names[:3])}, ...)",
+                "build it again",
+                expected=(INPUT_A, INPUT_B),
+                got=tuple(names),
             )
         shape = compiled.inputs[0].partial_shape
         self._size_hw = None if shape.is_dynamic else (shape[2].get_length(), shape[3].get_length())

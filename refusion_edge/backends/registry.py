@@ -19,7 +19,7 @@ from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.network.layouts import Precision
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 AUTO = "auto"
 
@@ -130,9 +130,10 @@ class Entry:
     """One row of the table.
 
     Attributes:
-        module: Dotted name of the module. It defines ``probe() -> Status``; ``open_engine(Engine, RunOptions) -> Backend`` if
-            there are engines for it; ``open_weights(State, RunOptions) -> Backend`` if it runs weights directly; and
-            ``probe_build() -> Status`` if building has requirements other than those of running.
+        module: Dotted name of the module, or of a class in it after a colon. It defines ``probe() -> Status``;
+            ``open_engine(Engine, RunOptions) -> Backend`` if there are engines for it; ``open_weights(State, RunOptions) ->
+            Backend`` if it runs weights directly; and ``probe_build() -> Status`` if building has requirements other than
+            those of running.
         summary: Description in a few words.
         forms: Graph form that ``build`` uses, by the precision of the engine; empty if no bundles are built for it.
         takes_weights: Whether it can run weights in fp32 without building an engine first.
@@ -181,9 +182,11 @@ BACKENDS: dict[str, Entry] = {
         {"fp16": "tensorrt-literal"},
         on_gpu=True,
     ),
-    "tensorrt": Entry("refusion_edge.backends.tensorrt.classic", "TensorRT engine", _FOLDED, on_gpu=True, takes_ranges=True),
+    "tensorrt": Entry(
+        "refusion_edge.backends.tensorrt.runner:TrtBackend", "TensorRT engine", _FOLDED, on_gpu=True, takes_ranges=True
+    ),
     "tensorrt-rtx": Entry(
-        "refusion_edge.backends.tensorrt.rtx",
+        "refusion_edge.backends.tensorrt.runner:TrtRtxBackend",
         "TensorRT-RTX engine",
         _FOLDED,
         on_gpu=True,
@@ -234,42 +237,51 @@ def build_status(name: str) -> Status:
     return probed
 
 
-def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS) -> Backend:
-    """Run an engine on a back end that is usable here.
+def open_engine(name: str, engine: Engine, options: RunOptions = DEFAULTS, *, known_usable: bool = False) -> Backend:
+    """Run an engine.
+
+    Args:
+        name: A back end.
+        engine: An engine that was built for it.
+        options: How to run.
+        known_usable: Whether the caller knows already that the back end is usable here.
 
     Raises:
         MisfitError: The engine was built for another machine.
-        BackendError: The back end cannot load it, or does not support its precision on this machine.
+        BackendError: The back end cannot be used here, cannot load the engine, or does not support its precision.
     """
+    if not known_usable:
+        require_usable(name)
     backend: Backend = _module(name).open_engine(engine, options)
     return backend
 
 
-def open_weights(name: str, state: State, options: RunOptions = DEFAULTS) -> Backend:
-    """Run the 86 parameters in fp32 on a back end that is usable here and takes weights.
-
-    Raises:
-        BackendError: The back end cannot run them.
-    """
-    backend: Backend = _module(name).open_weights(state, options)
-    return backend
+def open_weights(state: State, name: str = AUTO, options: RunOptions = DEFAULTS) -> Backend:
+    """Run parameters in fp32 without building an engine first; see ``open_runner``."""
+    return open_runner(state, name, options)[0]
 
 
-def read_graph(backend: str, precision: Precision, form: str | None = None) -> onnx.ModelProto:
-    """Load the template that an engine is built from.
+def open_runner(state: State, name: str = AUTO, options: RunOptions = DEFAULTS) -> tuple[Backend, Choice]:
+    """Choose a back end that takes weights, and run the 86 parameters in fp32 on it.
 
     Args:
-        backend: A back end for which engines are built.
-        precision: One of its precisions.
-        form: A graph form to use instead of the back end's own.
-    """
-    from refusion_edge.network.graph import graph_precision, read_template
+        state: The 86 parameters.
+        name: A back end, or ``auto`` for the first usable one of the table that takes weights.
+        options: How to run.
 
-    return read_template(form or BACKENDS[backend].forms[precision], graph_precision(precision))
+    Raises:
+        UsageError: There is no such back end, or it needs an engine.
+        BackendError: It cannot be used here or cannot run them, or no back end can.
+    """
+    choice = choose_runner(name)
+    backend: Backend = _module(choice.name).open_weights(state, options)
+    return backend, choice
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(find_entry(name).module)
+    module, _, inside = find_entry(name).module.partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, inside) if inside else loaded
 
 
 def find_entry(name: str) -> Entry:
@@ -282,7 +294,12 @@ def find_entry(name: str) -> Entry:
     if entry is None:
         nearest = difflib.get_close_matches(name, [AUTO, *BACKENDS], n=1, cutoff=0.4)
         hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-        raise UsageError(f"unknown back end '{name}'{hint}; choose one of {AUTO}, {', '.join(BACKENDS)}")
+        raise UsageError(
+            f"unknown back end '{name}'{hint}",
+            f"choose one of {AUTO}, {', '.join(BACKENDS)}",
+            expected=(AUTO, *BACKENDS),
+            got=name,
+        )
     return entry
 
 
@@ -293,11 +310,15 @@ class Choice:
     Attributes:
         name: Name of the back end.
         reason: The reason, to be shown to the user.
+        status: Whether its engines run here.
+        build_status: Whether its engines can be built here; without a compiler of its own, the same.
         automatic: Whether ``auto`` chose it.
     """
 
     name: str
     reason: str
+    status: Status
+    build_status: Status
     automatic: bool = False
 
 
@@ -317,18 +338,25 @@ def choose_builder(name: str, precision: Precision) -> Choice:
         if not (forms := find_entry(name).forms):
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
-                f"no engines are built for {name}, which runs weights directly; choose one of {builders}, which have engines"
+                f"no engines are built for {name}, which runs weights directly", f"choose one of {builders}, which have engines"
             )
         if precision not in forms:
-            raise UsageError(f"no engines in {precision} are built for {name}; build with --precision {' or '.join(forms)}")
+            raise UsageError(
+                f"no engines in {precision} are built for {name}",
+                f"build with --precision {' or '.join(forms)}",
+                expected=tuple(forms),
+                got=precision,
+            )
         found = _require(name, build_status)
         if precision in found.lacks:
             rest = [other for other in forms if other not in found.lacks]
             raise BackendError(
-                f"{name} does not compute in {precision} on this machine ({found.reason}); build with --precision "
-                f"{' or '.join(rest)}"
+                f"{name} does not compute in {precision} on this machine ({found.reason})",
+                f"build with --precision {' or '.join(rest)}",
+                expected=tuple(rest),
+                got=precision,
             )
-        return Choice(name, "as asked")
+        return Choice(name, "as asked", status(name), found)
     return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
 
 
@@ -351,13 +379,13 @@ def choose_runner(name: str) -> Choice:
     if name == AUTO:
         return _first_usable(runners, "fp32")
     find_entry(name)
-    require_usable(name)
+    found = _require(name, status)
     if name not in runners:
         raise UsageError(
-            f"{name} cannot run weights without an engine; run: refusion-edge build --backend {name}; or choose one of "
-            f"{', '.join(runners)}"
+            f"{name} cannot run weights without an engine",
+            f"run: refusion-edge build --backend {name}; or choose one of {', '.join(runners)}",
         )
-    return Choice(name, "as asked")
+    return Choice(name, "as asked", found, found)
 
 
 def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
@@ -368,10 +396,10 @@ def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             reason = f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}."
-            return Choice(candidate, reason, automatic=True)
+            return Choice(candidate, reason, found, build_status(candidate), automatic=True)
         reason = found.reason if not found.usable else f"usable, but not in {precision}"
         rejected.setdefault(reason, []).append(candidate)
-    raise BackendError(f"no back end is usable here: {_listed(rejected)}; run 'refusion-edge doctor' for what to do")
+    raise BackendError(f"no back end is usable here: {_listed(rejected)}", "run 'refusion-edge doctor' for what to do")
 
 
 def _listed(names_by_reason: dict[str, list[str]]) -> str:
@@ -387,7 +415,10 @@ def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) 
     if built_for_hw is not None and built_for_hw != got_hw:
         raise ShapeError(
             f"the engine was built for images of {built_for_hw[1]}x{built_for_hw[0]} (width x height), but these are "
-            f"{got_hw[1]}x{got_hw[0]}; build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic"
+            f"{got_hw[1]}x{got_hw[0]}",
+            f"build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic",
+            expected=built_for_hw,
+            got=got_hw,
         )
 
 
@@ -406,4 +437,4 @@ def _require(name: str, look: Callable[[str], Status]) -> Status:
         return found
     usable = [other for other in BACKENDS if other != name and status(other).usable]
     remedy = f"run: {found.fix}" if found.fix else f"choose {' or '.join(usable)}" if usable else "see 'refusion-edge doctor'"
-    raise BackendError(f"the back end {name} cannot be used here: {found.reason}; {remedy}")
+    raise BackendError(f"the back end {name} cannot be used here: {found.reason}", remedy)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refusion_edge.accuracy.fidelity import LIMITS
+from refusion_edge.accuracy.gate import LIMITS
 from refusion_edge.bench.measurement import END_TO_END, Lap, Row, open_pipeline, times_of
 from refusion_edge.bench.statistics import Ratio, Spread, ratio, spread
 from refusion_edge.bench.subjects import Identity, Quality, Subject, require_comparable

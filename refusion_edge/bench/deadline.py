@@ -97,8 +97,10 @@ def hold(
     total = int(fps * seconds) if 0 < fps <= MOST_FPS and 0 < seconds < float("inf") else 0
     if total < 1:
         raise UsageError(
-            f"cannot hold --fps {fps:g} for --seconds {seconds:g}; choose a rate up to {MOST_FPS:g} and a time that holds "
-            "at least one frame"
+            f"cannot hold --fps {fps:g} for --seconds {seconds:g}",
+            f"choose a rate up to {MOST_FPS:g} and a time that holds at least one frame",
+            expected=MOST_FPS,
+            got=fps,
         )
     warm_up(run, plan, clock)
     period_ns = NS_PER_S / fps
@@ -117,7 +119,7 @@ def hold(
         ages_ms[newest] = (clock.now_ns() - started_ns - newest * period_ns) / NS_PER_MS
         following = newest + 1
     if jump_ns := watch.jump_ns():
-        raise MeasurementError(f"the clock jumped by {jump_ns / NS_PER_MS:+.0f} ms; keep the machine awake and measure again")
+        raise MeasurementError(f"the clock jumped by {jump_ns / NS_PER_MS:+.0f} ms", "keep the machine awake and measure again")
     finished = ages_ms[~np.isnan(ages_ms)]
     return Deadline(
         identity=identity,

@@ -22,7 +22,7 @@ DEFAULT_THRESHOLD = 0.10
 # A measurement has 10 kB.
 _MOST_BYTES = 64 << 20
 # What has to be the same for two numbers to be about the same thing; the name and the files may change.
-_COMPARED = ("task", "size_text", "precision", "backend", "threads", "colour", "output_range")
+_COMPARED = ("task", "size_text", "precision", "backend", "threads", "color", "output_range")
 
 
 class SweepLog:
@@ -74,7 +74,7 @@ def read_rows(path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
     """
     lines = _whole_lines(path)
     if not lines:
-        raise InputError(f"{path} is missing or empty; write measurements of the schema {LINES_SCHEMA} with bench --lines")
+        raise InputError(f"{path} is missing or empty", f"write measurements of the schema {LINES_SCHEMA} with bench --lines")
     return _header(path, lines[0])["configuration"], tuple(_row(path, line) for line in lines[1:])
 
 
@@ -84,11 +84,11 @@ def _whole_lines(path: Path) -> list[str]:
     try:
         text = read_file(path, kind="file of measurements", most_bytes=_MOST_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file") from error
+        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}", "name another file") from error
     *whole, unfinished = text.split("\n")
     # The first line is never half-written, so this is somebody else's file.
     if unfinished and not whole:
-        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file")
+        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}", "name another file")
     return whole
 
 
@@ -97,14 +97,17 @@ def _check_header(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
     differences = machine_differences(_flat(wanted["configuration"]), _flat(found["configuration"]))
     if differences:
         raise UsageError(
-            f"{path} holds measurements of another configuration: {'; '.join(differences[:3])}; name another file for --lines"
+            f"{path} holds measurements of another configuration: {'; '.join(differences[:3])}", "name another file for --lines"
         )
 
 
 def _header(path: Path, line: str) -> dict[str, Any]:
     found = typed(dict[str, Any], parse_json(line, f"the first line of {path}"), f"the first line of {path}")
     if found.get("schema") != LINES_SCHEMA or not isinstance(found.get("configuration"), dict):
-        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}; name another file")
+        raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}", "name another file")
+    configuration = found["configuration"]
+    if "pictures" in configuration:  # its name until release 0.2
+        configuration["images"] = configuration.pop("pictures")
     return found
 
 
@@ -180,7 +183,12 @@ def read_baseline(path: Path) -> Baseline:
     data = read_file(path, kind="earlier report", most_bytes=_MOST_BYTES)
     document = typed(dict[str, Any], parse_json(data, str(path)), str(path))
     if document.get("schema") != SCHEMA:
-        raise InputError(f"{path} has the schema {shown(document.get('schema'))}, not {SCHEMA}; write one with bench --json")
+        raise InputError(
+            f"{path} has the schema {shown(document.get('schema'))}, not {SCHEMA}",
+            "write one with bench --json",
+            expected=SCHEMA,
+            got=document.get("schema"),
+        )
     machine = typed(dict[str, Any], document.get("machine"), f"machine in {path}")
     rows = typed(list[Any], document.get("rows"), f"rows in {path}")
     # Decided anew, so that the word alone, which may have been edited, is not enough.
@@ -198,7 +206,7 @@ def check_comparable(baseline: Baseline, identities: Sequence[Identity], machine
     differences = machine_differences(machine, baseline.machine)
     if differences:
         raise UsageError(
-            f"{baseline.path} was measured on another machine: {'; '.join(differences)}; measure both on one machine"
+            f"{baseline.path} was measured on another machine: {'; '.join(differences)}", "measure both on one machine"
         )
     for identity in identities:
         _predecessor(baseline, identity)
@@ -231,7 +239,7 @@ def _predecessor(baseline: Baseline, identity: Identity) -> Row:
     differences = [machine_differences(wanted, candidate) for candidate in candidates]
     fewest = min(differences, key=len, default=["it is empty"])
     raise UsageError(
-        f"{baseline.path} holds no measurement comparable with {identity.label}: {'; '.join(fewest)}; compare like with like"
+        f"{baseline.path} holds no measurement comparable with {identity.label}: {'; '.join(fewest)}", "compare like with like"
     )
 
 
@@ -239,5 +247,10 @@ def _median_ms(row: Row, stage: str) -> float | None:
     if row.stages is None:
         return None
     if stage not in row.stages:
-        raise UsageError(f"{row.identity.label} has no stage {stage}; choose from {', '.join(row.stages)}")
+        raise UsageError(
+            f"{row.identity.label} has no stage {stage}",
+            f"choose from {', '.join(row.stages)}",
+            expected=tuple(row.stages),
+            got=stage,
+        )
     return row.stages[stage].median_ms

@@ -77,13 +77,13 @@ class Pipeline:
         source: Returns the pair.
         captured: Whether reading the pair is a stage of its own; False if it is in memory already.
         clock: The clock.
-        colour: Whether the fused image keeps the color of the sources.
+        color: Whether the fused image keeps the color of the sources.
     """
 
     def __init__(
-        self, fuser: Fuser, source: Callable[[], ImagePair], *, captured: bool, clock: Clock, colour: bool = True
+        self, fuser: Fuser, source: Callable[[], ImagePair], *, captured: bool, clock: Clock, color: bool = True
     ) -> None:
-        self._fuser, self._source, self._captured, self._clock, self._colour = fuser, source, captured, clock, colour
+        self._fuser, self._source, self._captured, self._clock, self._color = fuser, source, captured, clock, color
         self._timed = fuser.backend if isinstance(fuser.backend, DeviceTimed) else None
         if self._timed is not None:
             self._timed.time_stages()
@@ -101,9 +101,9 @@ class Pipeline:
         captured_ns = clock.now_ns()
         planes = fuser.to_planes(pair.a, pair.b)
         prepared_ns = clock.now_ns()
-        output = fuser.infer(planes, colour=self._colour)
+        output = fuser.infer(planes, color=self._color)
         inferred_ns = clock.now_ns()
-        fuser.to_image(output, planes, colour=self._colour)
+        fuser.to_image(output, planes, color=self._color)
         ended_ns = clock.now_ns()
         cpu_ns = clock.cpu_ns() - cpu_ns
 
@@ -150,7 +150,9 @@ def parse_stages(text: str) -> tuple[str, ...]:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
-            raise UsageError(f"there is no stage '{name}'{hint}; choose from {', '.join(known)}")
+            raise UsageError(
+                f"there is no stage '{name}'{hint}", f"choose from {', '.join(known)}", expected=tuple(known), got=name
+            )
     return names
 
 
@@ -289,11 +291,13 @@ def open_pipeline(subject: Subject, clock: Clock) -> Iterator[Pipeline]:
         wanted = subject.identity.backend
         if fuser.backend.name != wanted:
             raise BackendError(
-                f"{subject.identity.name} was to run on the back end {wanted} but opened on {fuser.backend.name}; choose it "
-                "with --backend"
+                f"{subject.identity.name} was to run on the back end {wanted} but opened on {fuser.backend.name}",
+                "choose it with --backend",
+                expected=wanted,
+                got=fuser.backend.name,
             )
         identity = subject.identity
-        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, colour=identity.colour)
+        yield Pipeline(fuser, subject.source, captured=subject.captured, clock=clock, color=identity.color)
 
 
 def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:

@@ -159,7 +159,7 @@ def render_page(report: Report, changes: Sequence[Change] = ()) -> str:
         changes=changes,
         **{text.__name__: text for text in _TEXTS},
         not_stable=NOT_STABLE,
-        synchronisation=SYNCHRONIZATION,
+        synchronization=SYNCHRONIZATION,
         figures=shown,
         stages=(*STAGES, END_TO_END, CPU),
         colors=dict(zip(STAGES, COLORS, strict=False)),

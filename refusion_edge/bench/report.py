@@ -106,7 +106,7 @@ class Report:
             "machine": asdict(self.machine),
             "versions": self.versions,
             "clock": self.clock,
-            "synchronisation": SYNCHRONIZATION,
+            "synchronization": SYNCHRONIZATION,
             "plan": asdict(self.plan),
             "load_before": asdict(self.load_before),
             "load_after": asdict(self.load_after),
@@ -180,6 +180,9 @@ def row_from_document(document: object, source: str) -> Row:
         InputError: It is something else, or holds a time that is none.
     """
     fields = typed(dict[str, Any], document, f"a measurement in {source}")
+    identity = fields.get("identity")
+    if isinstance(identity, dict) and "colour" in identity:  # its name until release 0.2
+        fields["identity"] = {"color" if key == "colour" else key: value for key, value in identity.items()}
     row = typed(Row, {**fields, "stages": None}, f"a measurement in {source}")
     if fields.get("stages") is None:
         return row
@@ -216,7 +219,7 @@ def _spread(fields: Mapping[str, Any], stage: str, where: str) -> Spread:
     ordered = all(0 <= time_ms <= found.max_ms * (1 + 1e-9) for time_ms in times_ms)
     if found.count < 1 or not ordered or (stage == END_TO_END and found.median_ms == 0):
         raise InputError(
-            f"{stage} {where} is no measurement: every time must be above 0 and at most the largest; measure again."
+            f"{stage} {where} is no measurement: every time must be above 0 and at most the largest", "measure again"
         )
     return found
 

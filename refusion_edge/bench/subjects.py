@@ -33,7 +33,7 @@ class Identity:
         size_hw: Height and width of the images.
         backend: Back end it runs on.
         threads: Threads requested; 0 for the back end's own choice.
-        colour: Whether the images keep the color of the sources.
+        color: Whether the images keep the color of the sources.
         output_range: Output range, ``stretch`` or ``fixed``.
     """
 
@@ -43,7 +43,7 @@ class Identity:
     size_hw: tuple[int, int]
     backend: str
     threads: int
-    colour: bool = True
+    color: bool = True
     output_range: OutputRange = "stretch"
 
     @property
@@ -59,7 +59,7 @@ class Identity:
     @property
     def label(self) -> str:
         """The identity in a few words."""
-        finish = [] if self.colour else ["grey"]
+        finish = [] if self.color else ["gray"]
         finish += [] if self.output_range == "stretch" else [self.output_range]
         return " ".join([self.name, self.precision, self.size_text, *finish])
 
@@ -109,9 +109,9 @@ class Subject:
         name, origin = self.identity.name, self.origin
         if Path(origin).is_dir():
             if _bundle_files(read_bundle(origin)) != self.files:
-                raise BundleError(f"the bundle {name} was changed while it was measured; measure again")
+                raise BundleError(f"the bundle {name} was changed while it was measured", "measure again")
         elif _weights_files(origin) != self.files:
-            raise CheckpointError(f"the weights {name} were changed while they were measured; measure again")
+            raise CheckpointError(f"the weights {name} were changed while they were measured", "measure again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Wanted:
         threads: Threads, 0 for the back end's own choice.
         sizes_hw: Sizes to measure at; empty for the size of a fixed engine, or else 480x640.
         pair: Files read again for every run; None for a sample pair held in memory.
-        colour: Whether the images keep the color of the sources.
+        color: Whether the images keep the color of the sources.
         output_range: Output range.
     """
 
@@ -133,7 +133,7 @@ class Wanted:
     threads: int = 0
     sizes_hw: tuple[tuple[int, int], ...] = ()
     pair: PairPaths | None = None
-    colour: bool = True
+    color: bool = True
     output_range: OutputRange = "stretch"
 
 
@@ -168,7 +168,7 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
     subjects = []
     for size_hw in _sizes(bundle, wanted):
         identity = Identity(
-            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.colour, wanted.output_range
+            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.color, wanted.output_range
         )
         source = _file_source(wanted.pair) if wanted.pair else _memory_source(task, size_hw)
         subjects.append(Subject(identity, origin, files, quality, open_fuser, source, captured=wanted.pair is not None))
@@ -185,7 +185,10 @@ def require_comparable(subjects: Sequence[Subject]) -> None:
     for what, one, other in (("task", first.task, second.task), ("size", first.size_text, second.size_text)):
         if one != other:
             raise UsageError(
-                f"cannot compare {first.name} and {second.name}: their {what}s are {one} and {other}; compare like with like"
+                f"cannot compare {first.name} and {second.name}: their {what}s are {one} and {other}",
+                "compare like with like",
+                expected=one,
+                got=other,
             )
 
 
@@ -201,8 +204,10 @@ def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int]
     for size_hw in wanted.sizes_hw:
         if size_hw != (height, width):
             raise UsageError(
-                f"cannot measure the bundle {bundle.path} at {size_hw[0]}x{size_hw[1]}: it was built for {height}x{width}; "
-                "leave out --sizes, or build one with --size dynamic"
+                f"cannot measure the bundle {bundle.path} at {size_hw[0]}x{size_hw[1]}: it was built for {height}x{width}",
+                "leave out --sizes, or build one with --size dynamic",
+                expected=(height, width),
+                got=size_hw,
             )
     return ((height, width),)
 
@@ -211,7 +216,7 @@ def _task_of(name: str, asked: str | None) -> str:
     known = name if name in TASKS else read_checkpoint(name).task
     task = known or asked
     if task is None:
-        raise UsageError(f"the weights {name} do not name their task; add --task ({', '.join(TASKS)})")
+        raise UsageError(f"the weights {name} do not name their task", f"add --task ({', '.join(TASKS)})")
     return task
 
 
@@ -234,5 +239,5 @@ def _weights_files(name: str) -> dict[str, str]:
         return {path.name: sha256(path.read_bytes())}
     except OSError as error:
         raise CheckpointError(
-            f"cannot read the weights file {path}: {error.strerror}; put it back and measure again"
+            f"cannot read the weights file {path}: {error.strerror}", "put it back and measure again"
         ) from error

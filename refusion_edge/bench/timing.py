@@ -135,8 +135,8 @@ def require_room(load: Load) -> None:
     """
     if load.is_too_high:
         raise MeasurementError(
-            f"the machine is too busy to be measured: {load}; close other programs, or measure anyway with --loaded, which "
-            "marks every number"
+            f"the machine is too busy to be measured: {load}",
+            "close other programs, or measure anyway with --loaded, which marks every number",
         )
 
 
@@ -256,8 +256,8 @@ def measure_windows(
             jumps_ms.append(jump_ns / NS_PER_MS)
             if len(jumps_ms) == _MOST_JUMPS:
                 raise MeasurementError(
-                    f"the clock jumped {_MOST_JUMPS} times, the last time by {jumps_ms[-1]:+.0f} ms; keep the machine awake "
-                    "and its virtual machine running, then measure again"
+                    f"the clock jumped {_MOST_JUMPS} times, the last time by {jumps_ms[-1]:+.0f} ms",
+                    "keep the machine awake and its virtual machine running, then measure again",
                 )
             continue
         windows.append(Window((began_ns - warm_ns) / NS_PER_S, laps, figure(laps)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from refusion_edge.backends.registry import BACKENDS
 from refusion_edge.bundle.spec import EngineSpec, parse_spec
-from refusion_edge.errors import BundleError, UsageError
+from refusion_edge.errors import BundleError, RefusionError, UsageError
 from refusion_edge.machine import Target
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
 from refusion_edge.network.layouts import FORMS, Precision, form_named
@@ -206,7 +206,7 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         problem = f"has no {MANIFEST}" if path.is_dir() else "is a file" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {problem}, so it is not an engine bundle; build one with 'refusion-edge build'")
+        raise BundleError(f"{path} {problem}, so it is not an engine bundle", "build one with 'refusion-edge build'")
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
@@ -214,12 +214,14 @@ def read_manifest(path: Path) -> Manifest:
         if not isinstance(document, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"cannot read {file}: {_reason(error)}; build the bundle again") from error
+        raise BundleError(f"cannot read {file}: {_reason(error)}", "build the bundle again") from error
     schema = document.pop("schema", None)
     if schema not in (SCHEMA, FIRST_SCHEMA):
         raise BundleError(
-            f"{path} has the schema {schema or 'none'}, but this release reads {SCHEMA} and {FIRST_SCHEMA}; build the bundle "
-            "again, or install the release that built it"
+            f"{path} has the schema {schema or 'none'}, but this release reads {SCHEMA} and {FIRST_SCHEMA}",
+            "build the bundle again, or install the release that built it",
+            expected=(SCHEMA, FIRST_SCHEMA),
+            got=schema,
         )
     try:
         manifest = _to_manifest(_from_first(document) if schema == FIRST_SCHEMA else document)
@@ -227,7 +229,7 @@ def read_manifest(path: Path) -> Manifest:
             if not sound:
                 raise ValueError(f"it lacks {what}")
     except (TypeError, KeyError, AttributeError, ValueError, UsageError) as error:
-        raise BundleError(f"{file} is damaged: {_reason(error)}; build the bundle again") from error
+        raise BundleError(f"{file} is damaged: {_reason(error)}", "build the bundle again") from error
     return manifest
 
 
@@ -236,6 +238,8 @@ def _reason(error: Exception) -> str:
         return error.strerror or str(error)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, RefusionError):
+        return error.problem
     return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
 
 

@@ -1,4 +1,4 @@
-"""The specification of an engine: everything that `build` needs to build the same engine again."""
+"""What to build: the specification of an engine, which is all that rebuilding it takes, its sources and its destination."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 from refusion_edge.backends.registry import AUTO, BACKENDS
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
+from refusion_edge.images.pairs import ImagePair
 from refusion_edge.machine import parse_architectures
 from refusion_edge.network.layouts import PRECISIONS, Precision, form_named
+from refusion_edge.network.quantization import CalibrationTable
 from refusion_edge.sizes import SizeRange, parse_sizes
 from refusion_edge.tasks import TASKS
 
@@ -77,6 +79,30 @@ class EngineSpec:
             "settings": self.settings.to_fields() or None,
         }
         return {name: value for name, value in document.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec(EngineSpec):
+    """The engine to build, its sources and its destination.
+
+    Attributes:
+        weights: Weights file, or None for the weights of the package.
+        output: Folder of the bundle, or None for a default name.
+        use_cache: Whether to use a cached engine built from the same sources, and to cache a new one.
+        calibration: Ranges for int8, from ``refusion_edge.calibration.int8``; None for other precisions.
+        gate_pairs: Pairs for the accuracy gate in addition to the sample pairs; they must not be calibration pairs.
+    """
+
+    weights: Path | None = None
+    output: Path | None = None
+    use_cache: bool = True
+    calibration: CalibrationTable | None = None
+    gate_pairs: tuple[ImagePair, ...] = ()
+
+    @property
+    def engine(self) -> EngineSpec:
+        """The spec of the engine, without sources and destination."""
+        return EngineSpec(**{name: getattr(self, name) for name in EngineSpec.__dataclass_fields__})
 
 
 def parse_spec(document: Mapping[str, Any]) -> EngineSpec:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import InputError, OutputError, RefusionError
+from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
 VERBS = (
@@ -104,7 +104,7 @@ def _run(argv: Sequence[str] | None) -> int:
         with interruption:
             options = _parser().parse_args(argv)
             _require_folder()
-            code: int = options.run(options)
+            code = _run_verb(options)
             sys.stdout.flush()
             return code
     except SystemExit as stop:  # argparse ends --help and usage errors this way
@@ -127,11 +127,29 @@ def _run(argv: Sequence[str] | None) -> int:
         return error.exit_code
 
 
+def _run_verb(options: argparse.Namespace) -> int:
+    """Run a verb; with ``--rebuild``, run it again after rebuilding a bundle that does not fit this machine."""
+    rebuilds = getattr(options, "rebuild", False)
+    if rebuilds and options.bundle is None:
+        raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
+    try:
+        code: int = options.run(options)
+    except MisfitError as misfit:
+        # An engine is opened before anything is written.
+        if not rebuilds:
+            raise
+        from refusion_edge.cli.build import rebuild
+
+        rebuild(options.bundle, misfit)
+        code = options.run(options)
+    return code
+
+
 def _require_folder() -> None:
     try:
         Path.cwd()
     except OSError:
-        raise InputError("the current folder no longer exists; change to another one") from None
+        raise InputError("the current folder no longer exists", "change to another one") from None
 
 
 def _refuse(problem: str) -> int:

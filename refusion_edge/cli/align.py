@@ -75,8 +75,8 @@ def _make(options: argparse.Namespace) -> int:
     old = read_rig(options.rig) if options.rig else None
     if options.output.exists() and not options.overwrite and not (options.rig and options.rig.samefile(options.output)):
         raise UsageError(
-            f"the rig {options.output} exists; add this distance to it with --rig {options.output}, or replace it with "
-            "--overwrite"
+            f"the rig {options.output} exists",
+            f"add this distance to it with --rig {options.output}, or replace it with --overwrite",
         )
     _check_contradictions(options, old)
     frames = _read_frames(options)
@@ -101,14 +101,14 @@ def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
     kept = [name for name in ("onto", "ir_crop", "vis_crop") if old is not None and getattr(options, name, None) is not None]
     if kept:
         option = f"--{kept[0].replace('_', '-')}"
-        raise UsageError(f"{option} would change the views of the rig given by --rig; leave one of the two out")
+        raise UsageError(f"{option} would change the views of the rig given by --rig", "leave one of the two out")
     has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
     if options.baseline is not None and options.fov is None and not has_lens:
-        raise UsageError("--baseline needs the field of view; add --fov DEGREES of the base camera")
+        raise UsageError("--baseline needs the field of view", "add --fov DEGREES of the base camera")
     if options.overlay:
         check_writable_suffix(options.overlay)
         if not options.ir:
-            raise UsageError("--overlay needs images to draw; add --ir and --vis")
+            raise UsageError("--overlay needs images to draw", "add --ir and --vis")
 
 
 def _aligned(
@@ -141,13 +141,13 @@ def _calibrated(
     from refusion_edge.errors import UsageError
 
     if old:
-        raise UsageError("a stereo calibration covers all distances and creates a new rig; leave --rig out")
+        raise UsageError("a stereo calibration covers all distances and creates a new rig", "leave --rig out")
     sizes = {
         name: (frames[0][name].shape[1], frames[0][name].shape[0]) if frames else getattr(options, f"{name}_size")
         for name in ("ir", "vis")
     }
     if None in sizes.values():
-        raise UsageError("the frame sizes of the two cameras are unknown; add --ir-size and --vis-size, or images")
+        raise UsageError("the frame sizes of the two cameras are unknown", "add --ir-size and --vis-size, or images")
     calibration = read_calibration(options.files, model=options.lens, unit_m=options.unit)
     first, second = ("ir", "vis") if options.first == "ir" else ("vis", "ir")
     sources, alignments, parallax = align_calibration(
@@ -205,14 +205,19 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
         return []
     pairs = find_pairs(options.ir, options.vis).pairs
     if len(pairs) > 1 and options.way != "checkerboard":
-        raise UsageError(f"exactly one image of each camera is needed here, not {len(pairs)} pairs; name two files")
+        raise UsageError(
+            f"exactly one image of each camera is needed here, not {len(pairs)} pairs",
+            "name two files",
+            expected=1,
+            got=len(pairs),
+        )
     frames: list[dict[SourceName, Array]] = []
     for paths in pairs:
         pair = read_pair(paths)
         frames.append({"ir": pair.a, "vis": pair.b})
     sizes = {(frame["ir"].shape[:2], frame["vis"].shape[:2]) for frame in frames}
     if len(sizes) > 1:
-        raise InputError("the images of one camera have different sizes; sort them into folders by size")
+        raise InputError("the images of one camera have different sizes", "sort them into folders by size")
     return frames
 
 

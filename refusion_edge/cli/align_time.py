@@ -87,7 +87,7 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
         from refusion_edge.stream.outputs.recording import read_recording
 
         if options.ir or options.vis:
-            raise UsageError("--recording holds both sources; leave out --ir and --vis")
+            raise UsageError("--recording holds both sources", "leave out --ir and --vis")
         recording = read_recording(options.recording)
         for number in range(len(recording.rows)):
             frame = recording.read(number)
@@ -99,10 +99,10 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
 
     ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
     if ir is None or vis is None:
-        raise UsageError("two sources are needed; give --ir and --vis, a rig that names them, or --recording")
+        raise UsageError("two sources are needed", "give --ir and --vis, a rig that names them, or --recording")
     sources = open_pair(parse_source(ir), parse_source(vis))
     if sources[0].live != sources[1].live:
-        raise UsageError("the clocks of a camera and a file are unrelated; give two cameras or two files")
+        raise UsageError("the clocks of a camera and a file are unrelated", "give two cameras or two files")
     watch(sources, options.duration_s, take)
     return tracks
 

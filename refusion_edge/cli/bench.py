@@ -142,18 +142,22 @@ def _check(options: argparse.Namespace) -> None:
 
     require_both(options.a, options.b, "--a and --b")
     if bool(options.engines) == bool(options.compare):
-        raise UsageError("name either engines to measure, such as bundles/NAME, or two to compare with --compare A B")
+        raise UsageError(
+            "there is nothing to measure", "name engines, such as bundles/NAME, or two to compare with --compare A B"
+        )
     if options.a and options.sizes:
-        raise UsageError("--sizes cannot be combined with --a and --b, whose images have their own size; leave one out")
+        raise UsageError("--sizes cannot be combined with --a and --b, whose images have their own size", "leave one out")
     if options.fps is not None and (options.compare or options.lines or options.against):
-        raise UsageError("--fps cannot be combined with --compare, --lines or --against; run them one after the other")
+        raise UsageError("--fps cannot be combined with --compare, --lines or --against", "run them one after the other")
     if options.compare and (options.lines or options.against or options.precisions or options.csv):
         raise UsageError(
-            "--compare cannot be combined with --lines, --against, --precisions or --csv; build both engines first, and "
-            "write --json"
+            "--compare cannot be combined with --lines, --against, --precisions or --csv",
+            "build both engines first, and write --json",
         )
     if options.compare and "," in (options.sizes or ""):
-        raise UsageError(f"--compare takes one size, not '{options.sizes}'; compare size by size")
+        raise UsageError(
+            f"--compare takes one size, not '{options.sizes}'", "compare size by size", expected=1, got=options.sizes
+        )
     for path in (options.json, options.csv, options.html, options.lines):
         if path and path != "-":
             require_writable(Path(path))
@@ -175,12 +179,12 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     for text in options.sizes.split(",") if options.sizes else ():
         size_hw = parse_size(text.strip())
         if size_hw is None:
-            raise UsageError("'dynamic' is not a size to measure at; name sizes as HEIGHTxWIDTH")
+            raise UsageError("'dynamic' is not a size to measure at", "name sizes as HEIGHTxWIDTH")
         sizes_hw.append(size_hw)
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
         options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair,
-        colour=not options.grey, output_range=options.output_range,
+        color=not options.gray, output_range=options.output_range,
     )  # fmt: skip
     origins = list(options.compare or options.engines)
     if not options.precisions:
@@ -194,10 +198,10 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     from dataclasses import replace
 
     from refusion_edge.bench.subjects import find_subjects
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import UsageError
     from refusion_edge.export.build import build
-    from refusion_edge.export.spec import BuildSpec
     from refusion_edge.network.layouts import PRECISIONS
 
     names = {precision: precision for precision in PRECISIONS}
@@ -205,14 +209,19 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
     for origin in origins:
         if Path(origin).is_dir():
             raise UsageError(
-                f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision; "
-                "leave one out"
+                f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision",
+                "leave one out",
             )
         for plain in find_subjects(origin, replace(wanted, backend="auto")):
             for text in options.precisions.split(","):
                 precision = names.get(text.strip())
                 if precision is None:
-                    raise UsageError(f"there is no precision '{text.strip()}'; choose from {', '.join(PRECISIONS)}")
+                    raise UsageError(
+                        f"there is no precision '{text.strip()}'",
+                        f"choose from {', '.join(PRECISIONS)}",
+                        expected=tuple(PRECISIONS),
+                        got=text.strip(),
+                    )
                 one = plain.identity
                 target = folder / f"{len(subjects)}"
                 weights = Path(origin) if Path(origin).is_file() else None
@@ -315,7 +324,7 @@ def _sweep(
             "engines": {subject.identity.label: subject.files for subject in subjects},
             "backend": options.backend,
             "threads": options.threads,
-            "pictures": [options.a, options.b],
+            "images": [options.a, options.b],
         }
         log = SweepLog(Path(options.lines), configuration)
         if log.rows:

@@ -12,8 +12,9 @@ from refusion_edge.network.layouts import PRECISIONS
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.manifest import Compiled
+    from refusion_edge.bundle.spec import BuildSpec
+    from refusion_edge.errors import MisfitError
     from refusion_edge.export.build import BuildReport
-    from refusion_edge.export.spec import BuildSpec
 
 SUMMARY = "build an engine bundle from weights, and check its accuracy"
 
@@ -95,7 +96,7 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
 def spec_of(options: argparse.Namespace) -> BuildSpec:
     """The spec that the options of ``build`` describe, without calibration data, which must be read first."""
     from refusion_edge.backends.tensorrt.settings import PlanSettings
-    from refusion_edge.export.spec import BuildSpec
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.machine import parse_architectures
     from refusion_edge.sizes import parse_sizes
 
@@ -127,8 +128,7 @@ def spec_of(options: argparse.Namespace) -> BuildSpec:
 def run(options: argparse.Namespace) -> int:
     """Build, then print where the bundle is, what the gate measured and a command to try next."""
     from refusion_edge.cli.calibrate import calibrate
-    from refusion_edge.cli.console import progress_bar, write_json
-    from refusion_edge.cli.progress import BuildProgress
+    from refusion_edge.cli.console import BuildProgress, progress_bar, write_json
     from refusion_edge.export.build import build
 
     spec = spec_of(options)
@@ -145,9 +145,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def rebuild(path: str, reason: MisfitError) -> None:
+    """Rebuild a bundle in place because its engine does not fit this machine, and print what was built.
+
+    Raises:
+        RefusionError: It cannot be built here; the bundle is unchanged.
+    """
+    from refusion_edge.bundle.folder import read_bundle
+    from refusion_edge.cli.console import BuildProgress, progress_bar, remarks
+    from refusion_edge.export.build import rebuild
+
+    remarks().print(f"rebuilding: {reason}")
+    with progress_bar() as progress:
+        shown = BuildProgress(progress)
+        report = rebuild(read_bundle(path), shown.enter, shown)
+    print_report(report)
+
+
 def print_report(report: BuildReport) -> None:
     """Print what a build did, and a command to try next."""
-    from refusion_edge.accuracy.fidelity import LIMITS
+    from refusion_edge.accuracy.gate import LIMITS
     from refusion_edge.bundle.manifest import GateNotRun
     from refusion_edge.cli.console import output, plain_table
 
@@ -197,7 +214,7 @@ def _print_compiled(report: BuildReport, compiled: Compiled) -> None:
 
 
 def _document(report: BuildReport) -> dict[str, Any]:
-    from refusion_edge.accuracy.fidelity import LIMITS
+    from refusion_edge.accuracy.gate import LIMITS
 
     compiled = report.bundle.manifest.compiled
     return {

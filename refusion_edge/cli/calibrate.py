@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refusion_edge.cli.progress import BuildProgress
+    from refusion_edge.cli.console import BuildProgress
     from refusion_edge.images.pairs import ImagePair, PairPaths
     from refusion_edge.network.quantization import CalibrationTable
     from refusion_edge.tasks import Task
@@ -41,7 +41,10 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
 
     if options.precision != "int8":
         raise UsageError(
-            f"--calib-data is for --precision int8, and the precision is {options.precision}; leave --calib-data out"
+            f"--calib-data is for --precision int8, and the precision is {options.precision}",
+            "leave --calib-data out",
+            expected="int8",
+            got=options.precision,
         )
     choose_builder(options.backend, "int8")  # before minutes are spent on ranges
     task = find_task(options.task)
@@ -79,8 +82,8 @@ def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
     folders = source / task.folder_a, source / task.folder_b
     if not all(folder.is_dir() for folder in folders):
         raise InputError(
-            f"{source} lacks the folders {task.folder_a} and {task.folder_b} with pairs to calibrate {task.name}; check "
-            "--calib-data and --task"
+            f"{source} lacks the folders {task.folder_a} and {task.folder_b} with pairs to calibrate {task.name}",
+            "check --calib-data and --task",
         )
     found = find_pairs(str(folders[0]), str(folders[1]))
     if alone := (*found.only_a, *found.only_b):

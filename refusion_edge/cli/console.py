@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from refusion_edge.files import write_atomically
@@ -37,6 +38,47 @@ def progress_bar() -> Progress:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, disable=not console.is_terminal, transient=True,
     )  # fmt: skip
+
+
+class BuildProgress:
+    """Shows stages and phases on a progress bar. Other threads may report phases.
+
+    Args:
+        progress: The bar to show them on.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stage: TaskID | None = None
+        self._phases: dict[str, TaskID] = {}
+        self._depths: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, stage: str) -> None:
+        """Show a new stage in place of the previous one."""
+        with self._lock:
+            if self._stage is not None:
+                self._progress.remove_task(self._stage)
+            self._stage = self._progress.add_task(f"building: {stage}", total=None)
+
+    def started(self, phase: str, parent: str | None, steps: int) -> None:
+        """Show a phase below its parent; see ``PhaseListener``."""
+        with self._lock:
+            depth = self._depths.get(parent or "", 0) + 1
+            self._depths[phase] = depth
+            self._phases[phase] = self._progress.add_task("  " * depth + phase, total=steps)
+
+    def stepped(self, phase: str, step: int) -> None:
+        """Advance a phase."""
+        with self._lock:
+            if phase in self._phases:
+                self._progress.update(self._phases[phase], completed=step + 1)
+
+    def finished(self, phase: str) -> None:
+        """Remove a phase."""
+        with self._lock:
+            if phase in self._phases:
+                self._progress.remove_task(self._phases.pop(phase))
 
 
 def plain_table(*headings: str) -> Table:

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         _print_metrics()
         return 0
     if options.a is None or options.b is None:
-        raise UsageError("the folders of both sources are needed; add --ir DIR and --vis DIR (or --a and --b)")
+        raise UsageError("the folders of both sources are needed", "add --ir DIR and --vis DIR (or --a and --b)")
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
         # Fail before the work starts.
@@ -128,7 +128,9 @@ def _sweep(options: argparse.Namespace) -> Sweep | None:
     try:
         offsets = sorted({float(text) for text in options.shifts.split(",")})
     except ValueError:
-        raise UsageError(f"--shifts takes numbers of pixels separated by commas, not '{options.shifts}'; write 0,1,2") from None
+        raise UsageError(
+            f"--shifts takes numbers of pixels separated by commas, not '{options.shifts}'", "write 0,1,2"
+        ) from None
     return Sweep(tuple(offsets), options.shift_kind)
 
 
@@ -142,9 +144,9 @@ def _named(sources: list[str], option: str) -> dict[str, str]:
         if not separator or Path(source).exists():
             name, path = Path(source).name, source
         if not name or not path:
-            raise UsageError(f"'{source}' does not name its method; write {option} NAME=DIR")
+            raise UsageError(f"'{source}' does not name its method", f"write {option} NAME=DIR")
         if name in named:
-            raise UsageError(f"two methods have the name '{name}'; tell them apart with {option} NAME=DIR")
+            raise UsageError(f"two methods have the name '{name}'", f"tell them apart with {option} NAME=DIR")
         named[name] = path
     return named
 

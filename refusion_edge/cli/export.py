@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.network.weights import weights_path
 
     if options.weights is None and options.task is None:
-        raise UsageError("there is nothing to export; add --task or --weights")
+        raise UsageError("there is nothing to export", "add --task or --weights")
     checkpoint = read_checkpoint(options.weights or weights_path(options.task))
     checkpoint = Checkpoint(options.task or checkpoint.task, checkpoint.state, checkpoint.notes)
     suffix = options.output.suffix.lower()
@@ -61,14 +61,14 @@ def run(options: argparse.Namespace) -> int:
     elif suffix == ".pth":
         write_pth(options.output, checkpoint)
     else:
-        raise UsageError(f"the format of {options.output} is unknown; let --output end in .onnx, .safetensors or .pth")
+        raise UsageError(f"the format of {options.output} is unknown", "let --output end in .onnx, .safetensors or .pth")
     output().print(f"wrote {options.output}")
     return 0
 
 
 def _export_onnx(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
     from refusion_edge.cli.console import output, plain_table, remarks
-    from refusion_edge.export.graph.onnx_model import export_onnx
+    from refusion_edge.export.graph.trace import export_onnx
     from refusion_edge.sizes import parse_size
 
     with remarks().status("tracing, simplifying and comparing with torch"):

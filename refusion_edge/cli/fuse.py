@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_image_output, add_task, add_threads, nonempty
-from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
+from refusion_edge.cli.options import add_image_output, add_rebuild, add_task, add_threads, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if not many:
         check_writable_suffix(Path(options.output))
     elif Path(options.output).is_file():
-        raise UsageError(f"the sources are folders, but --output {options.output} is a file; name a folder")
+        raise UsageError(f"the sources are folders, but --output {options.output} is a file", "name a folder")
     found = find_pairs(options.a, options.b)
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
     source = options.bundle or options.weights or options.task or "ir_vis"
@@ -66,16 +65,16 @@ def run(options: argparse.Namespace) -> int:
         return load(source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads)
 
     if many:
-        with open_or_rebuild(options, opened) as fuser:
+        with opened() as fuser:
             _say_choice(fuser)
             return _fuse_folder(options, fuser, found.pairs, (*found.only_a, *found.only_b))
     # Read the images first, so that a wrong path fails before an engine is loaded.
     pair = read_pair(found.pairs[0])
-    with open_or_rebuild(options, opened) as fuser:
+    with opened() as fuser:
         try:
-            fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
+            fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
         except InputError as error:
-            raise type(error)(f"{options.a} and {options.b}: {error}") from error
+            raise error.within(f"{options.a} and {options.b}") from error
     write_image(options.output, fused)
     _say_choice(fuser)
     output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'color' if fused.ndim == 3 else 'grayscale'})")
@@ -101,7 +100,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPat
         for paths in progress.track(pairs, description="fusing"):
             try:
                 pair = read_pair(paths)
-                fused = fuser.fuse(pair.a, pair.b, colour=not options.grey)
+                fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
             except InputError as error:
                 failures.append(f"pair {paths.name}: {error}")
             else:
@@ -124,4 +123,4 @@ def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> No
     sources = {path.resolve() for paths in pairs for path in (paths.a, paths.b)}
     for target in targets:
         if target.resolve() in sources:
-            raise UsageError(f"the result would overwrite the source {target}; choose another --output")
+            raise UsageError(f"the result would overwrite the source {target}", "choose another --output")

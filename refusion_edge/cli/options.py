@@ -25,6 +25,15 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
     )  # fmt: skip
 
 
+def add_rebuild(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rebuild``; ``refusion_edge.cli`` rebuilds the bundle and runs the verb again."""
+    parser.add_argument(
+        "--rebuild", action="store_true",
+        help="rebuild the bundle in place, with its own settings, if it was built for another machine, GPU, driver or version "
+        "(default: stop with an error)",
+    )  # fmt: skip
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
@@ -34,7 +43,8 @@ class _Renamed(argparse.Action):
     """Passes the old spelling of an option on to the new one, with a warning."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, new: argparse.Action, **other: Any) -> None:
-        super().__init__(option_strings, new.dest, nargs=new.nargs, choices=new.choices, **other)
+        kind: Any = new.type  # typeshed's attribute may be a string, its parameter may not
+        super().__init__(option_strings, new.dest, nargs=new.nargs, type=kind, choices=new.choices, **other)
         self.new = new
 
     def __call__(
@@ -56,13 +66,14 @@ def add_renamed(parser: argparse._ActionsContainer, old: str, new: str) -> None:
 
 
 def add_image_output(parser: argparse.ArgumentParser) -> None:
-    """Add ``--range`` and ``--grey``, which finish a single image."""
+    """Add ``--range`` and ``--gray``, which finish a single image."""
     parser.add_argument(
         "--range", dest="output_range", choices=("stretch", "fixed"), default="stretch",
         help="output range: stretch scales each image from its darkest to its brightest value, as the official script does; "
         "fixed is the same for all images (default: stretch)",
     )  # fmt: skip
-    parser.add_argument("--grey", action="store_true", help="write the fused luma only, without the color of the sources")
+    parser.add_argument("--gray", action="store_true", help="write the fused luma only, without the color of the sources")
+    add_renamed(parser, "--grey", "--gray")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +126,7 @@ def require_both(first: str | None, second: str | None, names: str) -> None:
         UsageError: Only one is present.
     """
     if (first is None) != (second is None):
-        raise UsageError(f"{names} belong together, and only one was given; add the other, or leave both out")
+        raise UsageError(f"{names} belong together, and only one was given", "add the other, or leave both out")
 
 
 def number_between(text: str, least: float, most: float) -> float:

@@ -47,12 +47,12 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.sizes import parse_size
 
     if not 0 < options.limit < float("inf"):
-        raise UsageError(f"--limit {options.limit:g} is not above 0 seconds; choose a larger limit")
+        raise UsageError(f"--limit {options.limit:g} is not above 0 seconds", "choose a larger limit")
     asked = [name.strip() for name in options.backends.split(",") if name.strip()]
     names = backends_to_check(asked)
     size_hw = parse_size(options.size) if options.size else None
     if options.size and size_hw is None:
-        raise UsageError("'dynamic' is not a size to time at; name one as HEIGHTxWIDTH")
+        raise UsageError("'dynamic' is not a size to time at", "name one as HEIGHTxWIDTH")
     sizes_hw = timing_sizes(size_hw)
     blanks = {subject: unchecked(subject) for subject in (*names, *options.bundles)}
     found = SelfTest(now_utc(), describe_device(), _checked(blanks, sizes_hw, options.limit))
@@ -97,8 +97,8 @@ def build(backend: str, precision: Precision, sizes_hw: SizeRange, output: Path)
     """Build one engine; called in the process that tests it."""
     from refusion_edge.accuracy.vectors import TASK
     from refusion_edge.backends.registry import find_entry
+    from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.export.build import build as build_engine
-    from refusion_edge.export.spec import BuildSpec
 
     one_hw = sizes_hw.max_hw if sizes_hw.min_hw == sizes_hw.max_hw else None
     ranged = sizes_hw if one_hw is None and find_entry(backend).takes_ranges else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_task, add_threads, nonempty, number_between
-from refusion_edge.cli.rebuild import add_rebuild, open_or_rebuild
+from refusion_edge.cli.options import add_json, add_rebuild, add_renamed, add_task, add_threads, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.calibration.rig.tracking import OnlineRefinement
@@ -46,21 +45,16 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import remarks, write_json
     from refusion_edge.stream.run.session import StreamSession
 
-    say = remarks()
-
-    def stream() -> None:
-        session = StreamSession(_settings(options), refinement=_refinement(options))
-        try:
-            session.run(announce=say.print)
-        finally:
-            report = session.report()
-            if report is not None:
-                if options.json:
-                    write_json(options.json, report)
-                if options.json != "-":
-                    _print_report(report)
-
-    open_or_rebuild(options, stream)
+    session = StreamSession(_settings(options), refinement=_refinement(options))
+    try:
+        session.run(announce=remarks().print)
+    finally:
+        report = session.report()
+        if report is not None:
+            if options.json:
+                write_json(options.json, report)
+            if options.json != "-":
+                _print_report(report)
     return 0
 
 
@@ -147,7 +141,8 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
         help="output range: smooth over time, stretch each frame by itself (flickers), or fixed (default: smooth)",
     )
     add("--smooth-s", type=_seconds, default=1.0, metavar="S", help="time constant of gain and output range (default: 1)")
-    add("--grey", action="store_true", help="fused luma only, without the color of the visible camera")
+    add("--gray", action="store_true", help="fused luma only, without the color of the visible camera")
+    add_renamed(parser, "--grey", "--gray")
     add("--no-marks", action="store_true", help="do not mark losses, freezes and held frames in the image")
 
 
@@ -155,7 +150,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--headless", action="store_true", help="open no window, even if there is a display")
     add("--duration-s", type=_seconds, metavar="S", help="stop after this time")
-    add("--pictures", type=_count, metavar="N", help="stop after N fused frames")
+    add("--frames", type=_count, metavar="N", help="stop after N fused frames")
+    add_renamed(parser, "--pictures", "--frames")
     add(
         "--token",
         type=nonempty,

@@ -41,15 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every pair; exit code 1 if the worst pair exceeds the limits of the precision."""
-    from refusion_edge.accuracy.fidelity import LIMITS, worst
-    from refusion_edge.accuracy.gate import changed_weights, measure, resized
+    from refusion_edge.accuracy.gate import LIMITS, changed_weights, measure, resized, worst
+    from refusion_edge.backends.onnxruntime import open_reference
     from refusion_edge.backends.registry import RunOptions
     from refusion_edge.bundle.folder import read_bundle
     from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
-    from refusion_edge.export.build import model_of
-    from refusion_edge.export.targets.registry import BUILDERS
-    from refusion_edge.fuser import open_bundle, open_weights
+    from refusion_edge.export.build import BUILDERS, model_of
+    from refusion_edge.fuser import open_bundle
     from refusion_edge.images.pairs import find_pairs, read_pair
     from refusion_edge.images.samples import sample_paths
     from refusion_edge.network.checkpoint import read_checkpoint
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         instead = BUILDERS[manifest.backend].proxy(bundle.engine(), model_of(bundle), threads=options.threads)
     with (
         open_bundle(bundle, options=how, run_gate=False) if instead is None else instead.open() as engine,
-        open_weights(state, options=how, optimized=False) as reference,
+        open_reference(state, options.threads) as reference,
         progress_bar() as progress,
     ):
         results = list(
@@ -116,25 +115,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[ImagePair]) -> int:
-    from refusion_edge.backends.registry import RunOptions, read_graph
+    from refusion_edge.backends.registry import BACKENDS
     from refusion_edge.bundle.manifest import CALIBRATION, WEIGHTS
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.errors import UsageError
     from refusion_edge.export.graph.int8 import Evaluator, scan_layers
-    from refusion_edge.fuser import open_weights
     from refusion_edge.network.checkpoint import read_checkpoint
-    from refusion_edge.network.graph import fill
+    from refusion_edge.network.graph import make_model
     from refusion_edge.network.quantization import quantizable_layers, read_table
     from refusion_edge.tasks import find_task
 
     manifest = bundle.manifest
     if manifest.quantized is None:
-        raise UsageError(f"--per-layer needs an int8 bundle, and {bundle.path} is {manifest.precision}; leave --per-layer out")
+        raise UsageError(
+            f"--per-layer needs an int8 bundle, and {bundle.path} is {manifest.precision}",
+            "leave --per-layer out",
+            expected="int8",
+            got=manifest.precision,
+        )
     table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    model = fill(read_graph(manifest.backend, manifest.precision), state)
-    with open_weights(state, options=RunOptions(options.threads), optimized=False) as reference:
-        evaluator = Evaluator(reference, pairs, find_task(manifest.task))
+    model = make_model(BACKENDS[manifest.backend].forms[manifest.precision], manifest.precision, state)
+    evaluator = Evaluator(state, pairs, find_task(manifest.task), threads=options.threads)
     with progress_bar() as progress:
         bar = progress.add_task("one layer at a time", total=len(quantizable_layers()))
         scan = scan_layers(model, table, evaluator, lambda: progress.advance(bar))

@@ -74,14 +74,14 @@ def open_driver(name: str | None = None) -> Driver:
         BackendError: There is no device, or no such layer.
     """
     if trouble := problem():
-        raise BackendError(f"no CUDA device can be used: {trouble}; run 'refusion-edge doctor' to see what can")
+        raise BackendError(f"no CUDA device can be used: {trouble}", "run 'refusion-edge doctor' to see what can")
     for candidate, module, home in _LAYERS:
         if name in (None, candidate) and _is_installed(module):
             file, _, implementation = home.partition(":")
             opened: Driver = getattr(importlib.import_module(file), implementation)()
             return opened
     missing = f"{name} is not installed" if name else "neither pycuda nor cuda-bindings is installed"
-    raise BackendError(f"{missing}, and nothing else reaches the CUDA driver; run: {FIX}")
+    raise BackendError(f"{missing}, and nothing else reaches the CUDA driver", f"run: {FIX}")
 
 
 def _is_installed(module: str) -> bool:

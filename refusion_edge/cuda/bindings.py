@@ -201,4 +201,4 @@ def _call(function: Any, *arguments: Any) -> Any:
 
 def _check(code: Any, what: str) -> None:
     if code != cu.CUresult.CUDA_SUCCESS:
-        raise BackendError(f"the CUDA driver failed in {what} with {code.name}; see 'refusion-edge doctor'")
+        raise BackendError(f"the CUDA driver failed in {what} with {code.name}", "see 'refusion-edge doctor'")

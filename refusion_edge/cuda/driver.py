@@ -213,8 +213,10 @@ def memory_text(free: int, total: int) -> str:
 def out_of_memory(nbytes: int, free: int, total: int, kind: str = "device memory") -> BackendError:
     """Make the error for too little memory: how much is needed, how much there is, and how to need less."""
     return BackendError(
-        f"not enough {kind}: {nbytes / _MIB:.0f} MiB are needed, {memory_text(free, total)}; close other programs, or fuse "
-        "smaller images (for TensorRT, build for a smaller --size)"
+        f"not enough {kind}: {nbytes / _MIB:.0f} MiB are needed, {memory_text(free, total)}",
+        "close other programs, or fuse smaller images (for TensorRT, build for a smaller --size)",
+        expected=nbytes,
+        got=free,
     )
 
 

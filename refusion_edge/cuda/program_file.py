@@ -413,4 +413,5 @@ class _Reader:
 
     def _refuse(self, due: str, found: str, *, unknown: bool = False) -> NoReturn:
         remedy = "build it again with this version of refusion-edge, or install the version that built it"
-        raise BundleError(f"{self._name} has {found} where {due} should be; {remedy if unknown else 'build it again'}")
+        problem = f"{self._name} has {found} where {due} should be"
+        raise BundleError(problem, remedy if unknown else "build it again", expected=due, got=found)

@@ -206,7 +206,7 @@ class PycudaDriver:
             said = ctypes.c_char_p()
             self._library.cuGetErrorName(code, ctypes.byref(said))
             reason = (said.value or f"error {code}".encode()).decode()
-            raise BackendError(f"the CUDA driver failed in {name} with {reason}; see 'refusion-edge doctor'")
+            raise BackendError(f"the CUDA driver failed in {name} with {reason}", "see 'refusion-edge doctor'")
 
     def _describe(self) -> Device:
         attribute = cu.device_attribute
@@ -228,4 +228,4 @@ def _explained() -> Iterator[None]:
         yield
     except cu.Error as error:
         said = " ".join(str(error).split())
-        raise BackendError(f"the CUDA driver failed: {said}; see 'refusion-edge doctor'") from error
+        raise BackendError(f"the CUDA driver failed: {said}", "see 'refusion-edge doctor'") from error

@@ -96,7 +96,7 @@ def find_cases(
         UsageError: No method is given.
     """
     if not results:
-        raise UsageError("there are no fused images to score; add --fused DIR or --bundle DIR")
+        raise UsageError("there are no fused images to score", "add --fused DIR or --bundle DIR")
     pairs, left_out = find_sources(a, b, partial=partial)
     names = [pair.name for pair in pairs]
     luma = {method: _match(names, source) for method, source in results.items()}
@@ -111,7 +111,7 @@ def find_cases(
         if all(pair.name in files for files in luma.values())
     )
     if not cases:
-        raise InputError(f"no image has a result of every method ({', '.join(results)}); compare the folders")
+        raise InputError(f"no image has a result of every method ({', '.join(results)})", "compare the folders")
     return CaseList(tuple(results), cases, (*left_out, *missing, *surplus))
 
 
@@ -133,13 +133,13 @@ def _match(names: list[str], source: str) -> dict[str, Path]:
     best = sorted(tail for tail, count in hits.items() if count == most)
     if not best:
         raise InputError(
-            f"no result in {source} has the stem of a source: there is {next(iter(files))}, but {names[0]} among the "
-            "sources; rename the results"
+            f"no result in {source} has the stem of a source: there is {next(iter(files))}, but {names[0]} among the sources",
+            "rename the results",
         )
     if len(best) > 1 and best[0]:
         raise InputError(
-            f"{source} holds several kinds of results, ending in {', '.join(best)}; choose one with a pattern, such as "
-            f"'{source}/*{best[0]}.*'"
+            f"{source} holds several kinds of results, ending in {', '.join(best)}",
+            f"choose one with a pattern, such as '{source}/*{best[0]}.*'",
         )
     return {name: files[name + best[0]] for name in names if name + best[0] in files}
 
@@ -149,5 +149,6 @@ def _require_all(unmatched: Iterable[Path], partial: bool) -> None:
     if paths and not partial:
         more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
         raise InputError(
-            f"no counterpart for {', '.join(paths[:_LISTED])}{more}; add the missing files, or score the others with --partial"
+            f"no counterpart for {', '.join(paths[:_LISTED])}{more}",
+            "add the missing files, or score the others with --partial",
         )

@@ -69,12 +69,12 @@ def evaluate(
     engines = engines or {}
     twice = results.keys() & engines.keys()
     if twice:
-        raise UsageError(f"two methods have the name '{min(twice)}'; tell them apart with NAME=DIR")
+        raise UsageError(f"two methods have the name '{min(twice)}'", "tell them apart with NAME=DIR")
     jobs = jobs or core_count()
     folders, in_color = dict(results), {}
     if engines:
         if folder is None:
-            raise UsageError("engines need a folder for what they fuse; give one")
+            raise UsageError("engines need a folder for what they fuse", "give one")
         pairs, _ = find_sources(a, b, partial=partial)
         wants_color = any(metric.convention == "vifb" for metric in metrics)
         for index, (name, engine) in enumerate(engines.items()):
@@ -131,9 +131,9 @@ def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color:
     for paths in pairs:
         pair = read_pair(paths)
         try:
-            fused = fuser.fuse(pair.a, pair.b, colour=color)
+            fused = fuser.fuse(pair.a, pair.b, color=color)
         except InputError as error:
-            raise type(error)(f"pair {pair.name}: {error}") from error
+            raise error.within(f"pair {pair.name}") from error
         write_image(folder / f"{paths.name}.png", fused)
         done()
 
@@ -163,7 +163,7 @@ def sweep_fuser(
         try:
             rows.append(_sweep_pair(fuser, pair, metrics, misregistration))
         except InputError as error:
-            raise type(error)(f"pair {pair.name}: {error}") from error
+            raise error.within(f"pair {pair.name}") from error
         done()
     return np.stack(rows)
 
@@ -174,7 +174,7 @@ def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep:
         wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
         if not wanted:
             continue
-        fuse = functools.partial(fuser.fuse, colour=color)
+        fuse = functools.partial(fuser.fuse, color=color)
         sensor_a = fuser.task.ranged_a
         points = sweep_fusion(pair.a, pair.b, fuse, wanted, sweep.offsets_px, sweep.kind, sensor_a=sensor_a)
         for metric in wanted:

@@ -132,7 +132,7 @@ def _in_processes(work: Sequence[_Job], workers: int) -> Iterator[NDArray[np.flo
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise InputError("a worker process was killed, probably for lack of memory; use fewer with --jobs") from error
+        raise InputError("a worker process was killed, probably for lack of memory", "use fewer with --jobs") from error
     finally:
         # The first failure ends the run; what waits is not worth computing.
         pool.shutdown(cancel_futures=True)
@@ -153,7 +153,7 @@ def _score_case(job: _Job) -> NDArray[np.float64]:
         try:
             rows.append(_score_method(job, a, b, method))
         except InputError as error:
-            raise type(error)(f"image {case.name} of {method}: {error}") from error
+            raise error.within(f"image {case.name} of {method}") from error
     return np.stack(rows)
 
 

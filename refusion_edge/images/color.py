@@ -65,7 +65,9 @@ def to_planes(a: Array, b: Array, *, sensor_a: bool, keep_uint8: bool = False) -
     check_pair(a, b)
     for name, image in (("a", a), ("b", b)):
         if image.min() == image.max():
-            raise InputError(f"source {name} has the same value ({image.flat[0]}) in every pixel; check the camera or the file")
+            raise InputError(
+                f"source {name} has the same value ({image.flat[0]}) in every pixel", "check the camera or the file"
+            )
 
     def parts(image: Array, sensor: bool) -> tuple[Array, Float32Array | None]:
         if keep_uint8 and image.dtype == np.uint8 and image.ndim == 2:
@@ -100,7 +102,7 @@ def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
     values = image.astype(np.float32)
     if not np.isfinite(values).all():
         raise InputError(
-            f"the image contains {np.count_nonzero(~np.isfinite(values))} NaN or infinite pixels; repair or mask them first"
+            f"the image contains {np.count_nonzero(~np.isfinite(values))} NaN or infinite pixels", "repair or mask them first"
         )
     if sensor and is_gray(values):
         low, high = np.percentile(values if values.ndim == 2 else values[..., 0], _SENSOR_PERCENTILES)
@@ -112,7 +114,10 @@ def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
         low, high = 0.0, 1.0
         if values.min() < -_FLOAT_MARGIN or values.max() > 1 + _FLOAT_MARGIN:
             raise InputError(
-                f"float pixel values range from {values.min():g} to {values.max():g}; scale the image to [0, 1] first"
+                f"float pixel values range from {values.min():g} to {values.max():g}",
+                "scale the image to [0, 1] first",
+                expected=(0.0, 1.0),
+                got=(float(values.min()), float(values.max())),
             )
     if high <= low:
         return np.zeros_like(values)
@@ -241,17 +246,32 @@ def check_pair(a: Array, b: Array) -> None:
     """
     for name, image in (("a", a), ("b", b)):
         if image.dtype not in (np.uint8, np.uint16, np.float32):
-            raise ShapeError(f"source {name} is {image.dtype}; convert it to uint8, uint16 or float32")
+            raise ShapeError(
+                f"source {name} is {image.dtype}",
+                "convert it to uint8, uint16 or float32",
+                expected=("uint8", "uint16", "float32"),
+                got=str(image.dtype),
+            )
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-            raise ShapeError(f"source {name} has the shape {image.shape}; convert it to (H, W) gray or (H, W, 3) RGB")
+            raise ShapeError(
+                f"source {name} has the shape {image.shape}",
+                "convert it to (H, W) gray or (H, W, 3) RGB",
+                expected=(("H", "W"), ("H", "W", 3)),
+                got=image.shape,
+            )
         if min(image.shape[:2]) < MIN_SIDE:
             raise ShapeError(
-                f"source {name} is only {_size(image)} (width x height); use an image of at least {MIN_SIDE}x{MIN_SIDE}"
+                f"source {name} is only {_size(image)} (width x height)",
+                f"use an image of at least {MIN_SIDE}x{MIN_SIDE}",
+                expected=(MIN_SIDE, MIN_SIDE),
+                got=image.shape[:2],
             )
     if a.shape[:2] != b.shape[:2]:
         raise ShapeError(
-            f"the sources differ in size: a is {_size(a)} and b is {_size(b)} (width x height); register and resize one to the "
-            "other first (same view: cv2.resize; different view: cv2.warpPerspective)"
+            f"the sources differ in size: a is {_size(a)} and b is {_size(b)} (width x height)",
+            "register and resize one to the other first (same view: cv2.resize; different view: cv2.warpPerspective)",
+            expected=a.shape[:2],
+            got=b.shape[:2],
         )
 
 

@@ -45,28 +45,42 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -
     """
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        raise InputError(f"{path} is a video; extract its frames as images first (for example: ffmpeg -i {path.name} %04d.png)")
+        raise InputError(
+            f"{path} is a video", f"extract its frames as images first (for example: ffmpeg -i {path.name} %04d.png)"
+        )
     data = read_file(path, kind="image", most_bytes=_MOST_BYTES)
     if not data:
-        raise InputError(f"the image {path} is empty (zero bytes); write or copy it again")
+        raise InputError(f"the image {path} is empty (zero bytes)", "write or copy it again")
     if _is_truncated(data):
-        raise InputError(f"the image {path} is truncated; write or copy it again")
+        raise InputError(f"the image {path} is truncated", "write or copy it again")
     header = read_header(data)
     if header is None:
-        raise InputError(f"{path} is not a PNG, JPEG, TIFF, BMP, WebP or PNM image, or is damaged; convert it to PNG")
+        raise InputError(f"{path} is not a PNG, JPEG, TIFF, BMP, WebP or PNM image, or is damaged", "convert it to PNG")
     if header.pages > 1:
-        raise InputError(f"{path} contains {header.pages} pages instead of a single image; split the file first")
+        raise InputError(
+            f"{path} contains {header.pages} pages instead of a single image",
+            "split the file first",
+            expected=1,
+            got=header.pages,
+        )
     if header.pixels > max_pixels:
         width, height = header.size_wh
         raise InputError(
-            f"the image {path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million; scale it "
-            "down"
+            f"the image {path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million",
+            "scale it down",
+            expected=max_pixels,
+            got=width * height,
         )
     image = _decode(data)
     if image is None:
-        raise InputError(f"cannot decode {path}: it is damaged, or of a kind that OpenCV does not know; convert it to PNG")
+        raise InputError(f"cannot decode {path}: it is damaged, or of a kind that OpenCV does not know", "convert it to PNG")
     if image.dtype not in _DTYPES:
-        raise InputError(f"{path} has {image.dtype} pixels instead of uint8, uint16 or float32; convert it to 16-bit PNG")
+        raise InputError(
+            f"{path} has {image.dtype} pixels instead of uint8, uint16 or float32",
+            "convert it to 16-bit PNG",
+            expected=("uint8", "uint16", "float32"),
+            got=str(image.dtype),
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
 
 
@@ -88,7 +102,12 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
     if path.suffix.lower() in {".jpg", ".jpeg"}:
         if image.dtype != np.uint8:
             # OpenCV would drop the low bits silently.
-            raise OutputError(f"JPEG takes only uint8 pixels, but those for {path} are {image.dtype}; choose PNG or TIFF")
+            raise OutputError(
+                f"JPEG takes only uint8 pixels, but those for {path} are {image.dtype}",
+                "choose PNG or TIFF",
+                expected="uint8",
+                got=str(image.dtype),
+            )
         options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
         options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
@@ -96,10 +115,16 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
         encoded, data = cv2.imencode(path.suffix.lower(), stored, options)
     except cv2.error as error:
         raise OutputError(
-            f"{path.suffix} cannot store an image of {image.dtype} {image.shape} ({error.err}); choose PNG"
+            f"{path.suffix} cannot store an image of {image.dtype} {image.shape} ({error.err})",
+            "choose PNG",
+            got=(image.shape, str(image.dtype)),
         ) from error
     if not encoded:
-        raise OutputError(f"{path.suffix} cannot store an image of {image.dtype} {image.shape}; choose PNG")
+        raise OutputError(
+            f"{path.suffix} cannot store an image of {image.dtype} {image.shape}",
+            "choose PNG",
+            got=(image.shape, str(image.dtype)),
+        )
     write_atomically(path, data.tobytes())
 
 
@@ -111,7 +136,7 @@ def check_writable_suffix(path: Path) -> None:
     """
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         problem = f"ends in '{path.suffix}'" if path.suffix else "has no suffix"
-        raise UsageError(f"the output file {path} {problem}; choose a name ending in {', '.join(WRITABLE_SUFFIXES)}")
+        raise UsageError(f"the output file {path} {problem}", f"choose a name ending in {', '.join(WRITABLE_SUFFIXES)}")
 
 
 def _is_truncated(data: bytes) -> bool:

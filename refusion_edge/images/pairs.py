@@ -87,13 +87,13 @@ def is_collection(source: str) -> bool:
         InputError: The name is empty or not a valid file name.
     """
     if not source:
-        raise InputError("the name of a file or folder is empty; check the command")
+        raise InputError("the name of a file or folder is empty", "check the command")
     path = Path(source)
     try:
         return path.is_dir() or (not path.exists() and glob.has_magic(source))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{source[:40]!r}... is not a valid name of a file or folder ({error.args[-1]}); check the path"
+            f"{source[:40]!r}... is not a valid name of a file or folder ({error.args[-1]})", "check the path"
         ) from error
 
 
@@ -112,15 +112,15 @@ def find_pairs(a: str, b: str) -> PairList:
             or the two have no stem in common.
     """
     if is_collection(a) != is_collection(b):
-        raise InputError(f"cannot pair {_kind(a)} {a} with {_kind(b)} {b}; give two files or two folders")
+        raise InputError(f"cannot pair {_kind(a)} {a} with {_kind(b)} {b}", "give two files or two folders")
     if not is_collection(a):
         return PairList((PairPaths(Path(a).stem, Path(a), Path(b)),))
     by_stem_a, by_stem_b = find_images(a), find_images(b)
     common = sorted(by_stem_a.keys() & by_stem_b.keys(), key=natural_key)
     if not common:
         raise InputError(
-            f"{a} ({_some(by_stem_a)}) and {b} ({_some(by_stem_b)}) have no file stem in common; rename the files so that "
-            "those of a pair share their stem"
+            f"{a} ({_some(by_stem_a)}) and {b} ({_some(by_stem_b)}) have no file stem in common",
+            "rename the files so that those of a pair share their stem",
         )
     return PairList(
         tuple(PairPaths(stem, by_stem_a[stem], by_stem_b[stem]) for stem in common),
@@ -145,18 +145,20 @@ def find_images(source: str) -> dict[str, Path]:
     for path in _image_files(source):
         if path.stem in files:
             raise InputError(
-                f"{files[path.stem].name} and {path.name} in {source} have the same stem; remove or rename one of them"
+                f"{files[path.stem].name} and {path.name} in {source} have the same stem", "remove or rename one of them"
             )
         files[path.stem] = path
     if not files:
-        raise InputError(f"there are no images in {source}; the supported suffixes are {', '.join(sorted(READABLE_SUFFIXES))}")
+        raise InputError(
+            f"there are no images in {source}", f"name a folder with images that end in {', '.join(sorted(READABLE_SUFFIXES))}"
+        )
     return files
 
 
 def _image_files(source: str) -> Iterable[Path]:
     folder = Path(source)
     if not folder.exists() and not glob.has_magic(source):
-        raise InputError(f"there is no file or folder at {source}; check the path")
+        raise InputError(f"there is no file or folder at {source}", "check the path")
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(source, recursive=True))
     images = (path for path in found if path.suffix.lower() in READABLE_SUFFIXES and path.is_file())
     return sorted(images, key=lambda path: (path.parent, natural_key(path.name)))

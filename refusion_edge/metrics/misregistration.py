@@ -108,8 +108,8 @@ def sweep_fusion(
 
 def _inner_columns(width: int, offsets_px: Sequence[float]) -> slice:
     if not all(math.isfinite(offset) for offset in offsets_px):
-        raise UsageError(f"offsets have to be finite numbers of pixels, not {', '.join(map(str, offsets_px))}; correct them")
+        raise UsageError(f"offsets have to be finite numbers of pixels, not {', '.join(map(str, offsets_px))}", "correct them")
     margin = math.ceil(max((abs(offset) for offset in offsets_px), default=0))
     if 2 * margin >= width / 2:
-        raise UsageError(f"offsets of {margin} pixels reach a quarter of the width of {width} pixels; use smaller ones")
+        raise UsageError(f"offsets of {margin} pixels reach a quarter of the width of {width} pixels", "use smaller ones")
     return slice(margin, width - margin)

@@ -203,7 +203,10 @@ def metrics_of(convention: str) -> tuple[Metric, ...]:
     """
     if convention not in CONVENTIONS:
         raise UsageError(
-            f"there is no convention '{convention}'{_nearest(convention, CONVENTIONS)}; choose from {', '.join(CONVENTIONS)}"
+            f"there is no convention '{convention}'{_nearest(convention, CONVENTIONS)}",
+            f"choose from {', '.join(CONVENTIONS)}",
+            expected=tuple(CONVENTIONS),
+            got=convention,
         )
     return tuple(metric for metric in _ALL if metric.convention == convention)
 
@@ -229,13 +232,18 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        raise UsageError(f"'{name}' could be {' or '.join(metric.key for metric in candidates)}; write one of these")
+        raise UsageError(f"'{name}' could be {' or '.join(metric.key for metric in candidates)}", "write one of these")
     if named:
         raise UsageError(
-            f"the convention {prefix} has no metric '{name}'; it exists as {' and '.join(metric.key for metric in named)}"
+            f"the convention {prefix} has no metric '{name}'", f"write {' or '.join(metric.key for metric in named)}"
         )
     known = [text for metric in _ALL for text in (metric.name, metric.alias) if text]
-    raise UsageError(f"there is no metric '{name}'{_nearest(bare, known)}; choose from {', '.join(METRICS)}")
+    raise UsageError(
+        f"there is no metric '{name}'{_nearest(bare, known)}",
+        f"choose from {', '.join(METRICS)}",
+        expected=tuple(METRICS),
+        got=name,
+    )
 
 
 def score(
@@ -283,7 +291,10 @@ def score_transition(
     if previous[0].shape[:2] != current[0].shape[:2]:
         raise ShapeError(
             f"frames of different sizes, {_size(previous[0])} and then {_size(current[0])} (width x height), have no change "
-            "over time; score them apart"
+            "over time",
+            "score them apart",
+            expected=previous[0].shape[:2],
+            got=current[0].shape[:2],
         )
     return _score(metrics, _Images(*current, sensor_a=sensor_a), _Images(*previous, sensor_a=sensor_a))
 
@@ -295,7 +306,10 @@ class _Images:
         if not a.shape[:2] == b.shape[:2] == fused.shape[:2]:
             raise ShapeError(
                 f"sources and result differ in size: a is {_size(a)}, b is {_size(b)}, fused is {_size(fused)} (width x "
-                "height); score them as they were fused, without resizing"
+                "height)",
+                "score them as they were fused, without resizing",
+                expected=fused.shape[:2],
+                got=(a.shape[:2], b.shape[:2]),
             )
         self._images = ((a, sensor_a), (b, False), (fused, False))
 

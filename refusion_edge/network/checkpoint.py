@@ -79,13 +79,13 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
         CheckpointError: It is damaged, not a checkpoint, or contains another network.
     """
     if not data:
-        raise CheckpointError(f"{path} is empty; copy it again")
+        raise CheckpointError(f"{path} is empty", "copy it again")
     if _is_zip(data):
         return Checkpoint(None, _validated(_merge_spellings(read_pth(data, path), path), path))
     # A safetensors file begins with the length of its header, which may end in the same byte, and then with a brace.
     if data[:1] == b"\x80" and data[8:9] != b"{":
         raise CheckpointError(
-            f"{path} is a bare pickle, which could run code, not a zip-format .pth; save it again with a current torch.save"
+            f"{path} is a bare pickle, which could run code, not a zip-format .pth", "save it again with a current torch.save"
         )
     return _read_safetensors(path, data)
 
@@ -169,7 +169,7 @@ def read_header(data: bytes, source: str) -> dict[str, Any]:
     """
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(_MOST_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
-        raise CheckpointError(f"{source} is not a safetensors file, or is damaged; copy it again")
+        raise CheckpointError(f"{source} is not a safetensors file, or is damaged", "copy it again")
     header = typed(
         dict[str, Any], parse_json(data[8 : 8 + length], source, error=CheckpointError), source, error=CheckpointError
     )
@@ -203,18 +203,28 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
     known = {key: document[key] for key in ("schema", "task", "notes") if key in document}
     about = typed(_About, known, f"the metadata of {path}", error=CheckpointError)
     if about.task not in (None, *TASKS):
-        raise CheckpointError(f"{path} is for the unknown task {shown(about.task)}; give weights for one of {', '.join(TASKS)}")
+        raise CheckpointError(
+            f"{path} is for the unknown task {shown(about.task)}",
+            f"give weights for one of {', '.join(TASKS)}",
+            expected=tuple(TASKS),
+            got=about.task,
+        )
     if about.schema == TRAINING_SCHEMA:
         prefix = f"{AVERAGE_GROUP}."
         state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
     elif about.schema != SCHEMA:
-        raise CheckpointError(f"{path} has the schema {shown(about.schema)} instead of {SCHEMA}; update refusion-edge")
+        raise CheckpointError(
+            f"{path} has the schema {shown(about.schema)} instead of {SCHEMA}",
+            "update refusion-edge",
+            expected=SCHEMA,
+            got=about.schema,
+        )
     return Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
 
 
 def _no_weights(path: Path, reason: str = "") -> CheckpointError:
     remedy = "give the weights that it was built from" if path.suffix in _NO_WEIGHTS else "copy it again"
-    return CheckpointError(f"{path} is not a safetensors or official .pth file, or is damaged{reason}; {remedy}")
+    return CheckpointError(f"{path} is not a safetensors or official .pth file, or is damaged{reason}", remedy)
 
 
 def _second_spelling(name: str) -> str:
@@ -227,8 +237,8 @@ def _merge_spellings(entries: Mapping[str, Array], path: Path) -> dict[str, Arra
         unique = name.removesuffix(".conv.weight") + ".weight" if name.endswith(".conv.weight") else name
         if unique in merged and not np.array_equal(merged[unique], array, equal_nan=True):
             raise CheckpointError(
-                f"the two spellings of {unique} in {path} have different values: the file was edited or merged incorrectly; "
-                "export it again"
+                f"the two spellings of {unique} in {path} have different values: the file was edited or merged incorrectly",
+                "export it again",
             )
         merged[unique] = array
     return merged
@@ -240,18 +250,29 @@ def _validated(state: Mapping[str, Array], path: Path) -> State:
     if missing or extra:
         raise CheckpointError(
             f"{path} does not contain the {len(PARAMETERS)} parameters of the fusion network: {_count(missing, 'missing')}, "
-            f"{_count(extra, 'unknown')}; give weights of this network"
+            f"{_count(extra, 'unknown')}",
+            "give weights of this network",
+            expected=tuple(missing),
+            got=tuple(extra),
         )
     for name, shape in PARAMETERS.items():
         if state[name].shape != shape:
             raise CheckpointError(
-                f"{name} in {path} has the shape {state[name].shape} instead of {shape}; give weights of this network"
+                f"{name} in {path} has the shape {state[name].shape} instead of {shape}",
+                "give weights of this network",
+                expected=tuple(shape),
+                got=tuple(state[name].shape),
             )
         if state[name].dtype.kind != "f":
-            raise CheckpointError(f"{name} in {path} has the type {state[name].dtype} instead of a float type; export it again")
+            raise CheckpointError(
+                f"{name} in {path} has the type {state[name].dtype} instead of a float type",
+                "export it again",
+                expected="float",
+                got=str(state[name].dtype),
+            )
         # Values beyond the range of float32 count as infinite.
         if not (np.abs(state[name]) <= np.finfo(np.float32).max).all():
-            raise CheckpointError(f"{name} in {path} contains NaN or infinity; train or export the weights again")
+            raise CheckpointError(f"{name} in {path} contains NaN or infinity", "train or export the weights again")
     return {name: np.ascontiguousarray(state[name], dtype=np.float32) for name in PARAMETERS}
 
 

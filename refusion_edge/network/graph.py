@@ -59,10 +59,18 @@ def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     form = form_named(form)
     if precision not in FORMS[form].precisions:
         raise UsageError(
-            f"the graph form {form} has no {precision} template; choose {' or '.join(FORMS[form].precisions)}, or another form"
+            f"the graph form {form} has no {precision} template",
+            f"choose {' or '.join(FORMS[form].precisions)}, or another form",
+            expected=FORMS[form].precisions,
+            got=precision,
         )
     data = resources.files("refusion_edge.network").joinpath("graphs", template_name(form, precision)).read_bytes()
     return onnx.load_model_from_string(data)
+
+
+def make_model(form: str, precision: Precision, state: State, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+    """Fill the template of a form for an engine of this precision; see ``read_template`` and ``fill``."""
+    return fill(read_template(form, graph_precision(precision)), state, size_hw)
 
 
 def graph_precision(precision: Precision) -> GraphPrecision:
@@ -109,7 +117,7 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
             rounded = np.ascontiguousarray(exact.astype(dtype))
         if not np.isfinite(rounded).all():
             remedy = "build with --precision fp32, or use other weights" if dtype == np.float16 else "use other weights"
-            raise CheckpointError(f"{name} reaches {np.abs(exact).max():g}, which is beyond the range of {dtype}; {remedy}")
+            raise CheckpointError(f"{name} reaches {np.abs(exact).max():g}, which is beyond the range of {dtype}", remedy)
         graph.initializer.append(numpy_helper.from_array(rounded, name))
     if size_hw is not None:
         _fix_size(graph, size_hw)

@@ -141,7 +141,9 @@ def form_named(name: str) -> str:
     """
     name = _FORMER_NAMES.get(name, name)
     if name not in FORMS:
-        raise UsageError(f"unknown graph form '{name[:40]}'; choose one of {', '.join(FORMS)}")
+        raise UsageError(
+            f"unknown graph form '{name[:40]}'", f"choose one of {', '.join(FORMS)}", expected=tuple(FORMS), got=name
+        )
     return name
 
 

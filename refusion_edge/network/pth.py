@@ -51,12 +51,14 @@ def read_pth(data: bytes, path: Path) -> dict[str, Array]:
             entries = archive.infolist()
             if len(data) > MOST_BYTES or sum(entry.file_size for entry in entries) > MOST_BYTES:
                 raise CheckpointError(
-                    f"{path} unpacks to more than {MOST_BYTES >> 20} MiB, but weights of this network take about 0.3 MB; check "
-                    "where the file comes from"
+                    f"{path} unpacks to more than {MOST_BYTES >> 20} MiB, but weights of this network take about 0.3 MB",
+                    "check where the file comes from",
                 )
             pickled = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickled) != 1:
-                raise CheckpointError(f"{path} is a zip archive without data.pkl, so not a PyTorch checkpoint; check the path")
+                raise CheckpointError(
+                    f"{path} is a zip archive without data.pkl, so not a PyTorch checkpoint", "check the path"
+                )
             if pickled[0].file_size > _MOST_PICKLED_BYTES:
                 raise _ForeignError(f"a dictionary of {pickled[0].file_size} bytes")
             root = pickled[0].filename.removesuffix("data.pkl")
@@ -65,18 +67,20 @@ def read_pth(data: bytes, path: Path) -> dict[str, Array]:
         raise
     except _NumberTypeError as error:
         raise CheckpointError(
-            f"{path} contains {error} tensors, but only float ones can be read; convert them with .float() and save again"
+            f"{path} contains {error} tensors, but only float ones can be read", "convert them with .float() and save again"
         ) from error
     except _ForeignError as error:
         raise CheckpointError(
-            f"the pickle in {path} contains more than tensors ({error}); do not load it with software that runs pickles"
+            f"the pickle in {path} contains more than tensors ({error})", "do not load it with software that runs pickles"
         ) from error
     except Exception as error:  # a damaged archive can raise almost any exception
-        raise CheckpointError(f"{path} is a damaged PyTorch checkpoint ({brief(error)}); copy it again") from error
+        raise CheckpointError(f"{path} is a damaged PyTorch checkpoint ({brief(error)})", "copy it again") from error
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
-        raise CheckpointError(f"{path} does not contain a plain dictionary of tensors; save only the state_dict()")
+        raise CheckpointError(f"{path} does not contain a plain dictionary of tensors", "save only the state_dict()")
     if len(found) > _MOST_TENSORS:
-        raise CheckpointError(f"{path} contains {len(found)} tensors, which is too many for this network; check the path")
+        raise CheckpointError(
+            f"{path} contains {len(found)} tensors, which is too many for this network", "check the path", got=len(found)
+        )
     return found
 
 

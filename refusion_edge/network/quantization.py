@@ -62,10 +62,15 @@ def read_table(text: str | bytes, source: str) -> CalibrationTable:
     """
     document = typed(dict[str, Any], parse_json(text, source), source)
     if document.get("schema") != SCHEMA:
-        raise InputError(f"{source} has the schema {shown(document.get('schema'))} instead of {SCHEMA}; calibrate again")
+        raise InputError(
+            f"{source} has the schema {shown(document.get('schema'))} instead of {SCHEMA}",
+            "calibrate again",
+            expected=SCHEMA,
+            got=document.get("schema"),
+        )
     table = typed(CalibrationTable, {key: value for key, value in document.items() if key != "schema"}, source)
     if set(table.ranges) != set(quantizable_layers()) or not all(value > 0 for value in table.ranges.values()):
-        raise InputError(f"{source} lacks ranges above 0 for exactly the {len(quantizable_layers())} layers; calibrate again")
+        raise InputError(f"{source} lacks ranges above 0 for exactly the {len(quantizable_layers())} layers", "calibrate again")
     return table
 
 

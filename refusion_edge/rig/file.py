@@ -56,7 +56,7 @@ def read_rig(path: str | os.PathLike[str]) -> Rig:
     try:
         return parse_rig(text)
     except RigError as error:
-        raise RigError(f"{path}: {error}") from error
+        raise error.within(str(path)) from error
 
 
 def write_rig(path: str | os.PathLike[str], rig: Rig) -> None:
@@ -90,7 +90,10 @@ def parse_rig(text: str | bytes) -> Rig:
     schema = top.take("schema")
     if schema != SCHEMA:
         raise RigError(
-            f"the rig has the schema {shown(schema)} instead of {SCHEMA}; make the file again with refusion-edge align"
+            f"the rig has the schema {shown(schema)} instead of {SCHEMA}",
+            "make the file again with refusion-edge align",
+            expected=SCHEMA,
+            got=schema,
         )
     # Keys are checked before values, so that a mistyped key is reported as such.
     ir, vis, alignments = top.node("ir"), top.node("vis"), top.nodes("alignments")
@@ -153,7 +156,12 @@ class _Node:
 
     def __init__(self, name: str, value: Any) -> None:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise RigError(f"{name} must be a mapping of keys to values, not {shown(value)}; correct it or make the file again")
+            raise RigError(
+                f"{name} must be a mapping of keys to values, not {shown(value)}",
+                "correct it or make the file again",
+                expected="a mapping",
+                got=value,
+            )
         self.name = name
         self._values: dict[str, Any] = dict(value)
         self._asked: list[str] = []
@@ -166,13 +174,13 @@ class _Node:
             return default[0]
         near = difflib.get_close_matches(key, self._values, n=1)
         hint = f"rename '{near[0]}' if that is meant to be it" if near else "add it"
-        raise RigError(f"the key '{key}' is missing in {self.name}; {hint}")
+        raise RigError(f"the key '{key}' is missing in {self.name}", hint)
 
     def finish(self) -> None:
         for key in self._values:
             near = difflib.get_close_matches(key, self._asked, n=1, cutoff=0.5)
             hint = f"rename it to '{near[0]}' if that was meant" if near else "remove it"
-            raise RigError(f"unknown key {shown(key)} in {self.name}; {hint}")
+            raise RigError(f"unknown key {shown(key)} in {self.name}", hint)
 
     def node(self, key: str) -> _Node:
         return _Node(self._place(key), self.take(key))
@@ -190,7 +198,9 @@ class _Node:
         for choice in choices:
             if value == choice:
                 return choice
-        raise RigError(f"{self._place(key)} is {shown(value)}; choose one of {', '.join(choices)}")
+        raise RigError(
+            f"{self._place(key)} is {shown(value)}", f"choose one of {', '.join(choices)}", expected=tuple(choices), got=value
+        )
 
     def number(self, key: str) -> float:
         return _number(self._place(key), self.take(key))
@@ -218,7 +228,9 @@ class _Node:
     def optional_text(self, key: str) -> str | None:
         value = self.take(key, None)
         if value is not None and not isinstance(value, str):
-            raise RigError(f"{self._place(key)} must be text, not {shown(value)}; put it in quotes")
+            raise RigError(
+                f"{self._place(key)} must be text, not {shown(value)}", "put it in quotes", expected="text", got=value
+            )
         return value
 
     def _place(self, key: str) -> str:
@@ -228,14 +240,14 @@ class _Node:
 def _list(place: str, value: Any, count: int | None, what: str) -> list[Any]:
     if not isinstance(value, list) or (count is not None and len(value) != count):
         wanted = f"{count} {what}" if count is not None else what
-        raise RigError(f"{place} must be a list of {wanted}, not {shown(value)}; correct it")
+        raise RigError(f"{place} must be a list of {wanted}, not {shown(value)}", "correct it", expected=wanted, got=value)
     return value
 
 
 def _number(place: str, value: Any) -> float:
     # To Python, True and False are integers.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RigError(f"{place} must be a number, not {shown(value)}; correct it")
+        raise RigError(f"{place} must be a number, not {shown(value)}", "correct it", expected="a number", got=value)
     return float(value)
 
 
@@ -246,7 +258,9 @@ def _numbers(place: str, value: Any, count: int | None) -> tuple[float, ...]:
 def _integers(place: str, value: Any, count: int) -> tuple[int, ...]:
     for each in _list(place, value, count, "whole numbers"):
         if isinstance(each, bool) or not isinstance(each, int):
-            raise RigError(f"{place} must be a list of whole numbers, not {shown(each)}; correct it")
+            raise RigError(
+                f"{place} must be a list of whole numbers, not {shown(each)}", "correct it", expected="a whole number", got=each
+            )
     return tuple(value)
 
 

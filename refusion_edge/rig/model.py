@@ -165,17 +165,24 @@ class Rig:
             check_source(name, self.source(name))
         _check_alignments(self.alignments)
         if self.time_offset_ms is not None and not math.isfinite(self.time_offset_ms):
-            raise RigError(f"time_offset_ms is {self.time_offset_ms} instead of a finite number; measure it again")
+            raise RigError(
+                f"time_offset_ms is {self.time_offset_ms} instead of a finite number",
+                "measure it again",
+                got=self.time_offset_ms,
+            )
         if self.time_error_ms is not None and not 0 <= self.time_error_ms < math.inf:
             raise RigError(
-                f"time_error_ms is {self.time_error_ms}, but must be at least 0; measure it with refusion-edge align time"
+                f"time_error_ms is {self.time_error_ms}, but must be at least 0",
+                "measure it with refusion-edge align time",
+                expected=0,
+                got=self.time_error_ms,
             )
         if self.parallax is not None and not (
             0 < self.parallax.focal_px < math.inf and 0 <= self.parallax.baseline_m < math.inf
         ):
             raise RigError(
-                f"parallax has a focal_px of {self.parallax.focal_px:g} and a baseline_m of {self.parallax.baseline_m:g}; set "
-                "focal_px to more than 0 and baseline_m to at least 0"
+                f"parallax has a focal_px of {self.parallax.focal_px:g} and a baseline_m of {self.parallax.baseline_m:g}",
+                "set focal_px to more than 0 and baseline_m to at least 0",
             )
 
     @property
@@ -207,7 +214,9 @@ class Rig:
         if distance_m is None:
             return self.alignments[-1].matrix
         if not distance_m > 0:
-            raise RigError(f"the working distance is {distance_m:g} m, but must be above 0 m; correct it")
+            raise RigError(
+                f"the working distance is {distance_m:g} m, but must be above 0 m", "correct it", expected=0, got=distance_m
+            )
         for alignment in self.alignments:
             if alignment.distance_m is not None and _same_distance(alignment.distance_m, distance_m):
                 return alignment.matrix
@@ -217,8 +226,9 @@ class Rig:
                 mixed: Matrix = weight * near.matrix + (1 - weight) * far.matrix
                 return mixed
         raise RigError(
-            f"the rig is not aligned for a working distance of {distance_m:g} m (aligned: {self._distances_text()}); run "
-            f"refusion-edge align with --distance {distance_m:g}m on a scene at that distance"
+            f"the rig is not aligned for a working distance of {distance_m:g} m (aligned: {self._distances_text()})",
+            f"run refusion-edge align with --distance {distance_m:g}m on a scene at that distance",
+            got=distance_m,
         )
 
     def with_alignment(self, alignment: RigAlignment) -> Rig:
@@ -264,13 +274,19 @@ def check_source(name: SourceName, source: RigSource) -> None:
     """
     width, height = source.size_wh
     if not (_MIN_SIDE <= width <= _MAX_SIDE and _MIN_SIDE <= height <= _MAX_SIDE):
-        raise RigError(f"{name}.size_wh is {width}x{height}; correct it to sides from {_MIN_SIDE} to {_MAX_SIDE} pixels")
+        raise RigError(
+            f"{name}.size_wh is {width}x{height}",
+            f"correct it to sides from {_MIN_SIDE} to {_MAX_SIDE} pixels",
+            expected=(_MIN_SIDE, _MAX_SIDE),
+            got=(height, width),
+        )
     left, top, view_width, view_height = source.view_xywh
     inside = left >= 0 and top >= 0 and left + view_width <= width and top + view_height <= height
     if not inside or min(view_width, view_height) < _MIN_SIDE:
         raise RigError(
-            f"{name}.crop_xywh is {list(source.view_xywh)}; choose a crop of at least {_MIN_SIDE}x{_MIN_SIDE} pixels inside "
-            f"the frame of {width}x{height}"
+            f"{name}.crop_xywh is {list(source.view_xywh)}",
+            f"choose a crop of at least {_MIN_SIDE}x{_MIN_SIDE} pixels inside the frame of {width}x{height}",
+            got=source.view_xywh,
         )
     if source.lens is not None:
         _check_lens(name, source.lens)
@@ -279,39 +295,49 @@ def check_source(name: SourceName, source: RigSource) -> None:
 def _check_lens(name: str, lens: Lens) -> None:
     numbers = (*lens.focal_px, *lens.centre_px, *lens.distortion)
     if not all(map(math.isfinite, numbers)) or min(lens.focal_px) <= 0:
-        raise RigError(f"{name}.lens has the numbers {numbers}; correct them to finite ones with focal lengths above 0")
+        raise RigError(f"{name}.lens has the numbers {numbers}", "correct them to finite ones with focal lengths above 0")
     allowed = _COEFFICIENTS[lens.model]
     if len(lens.distortion) not in allowed:
         raise RigError(
             f"{name}.lens.distortion has {len(lens.distortion)} coefficients, but the model {lens.model} takes "
-            f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}; correct it"
+            f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}",
+            "correct it",
+            expected=tuple(allowed),
+            got=len(lens.distortion),
         )
 
 
 def _check_alignments(alignments: Sequence[RigAlignment]) -> None:
     if not alignments:
-        raise RigError("alignments is empty; make the file with refusion-edge align")
+        raise RigError("alignments is empty", "make the file with refusion-edge align")
     for index, alignment in enumerate(alignments):
         where = f"alignments[{index}]"
         if alignment.distance_m is not None and not alignment.distance_m > 0:
-            raise RigError(f"{where}.distance_m is {alignment.distance_m}, but must be above 0; correct it")
+            raise RigError(
+                f"{where}.distance_m is {alignment.distance_m}, but must be above 0",
+                "correct it",
+                expected=0,
+                got=alignment.distance_m,
+            )
         if alignment.error_px is not None and not 0 <= alignment.error_px < math.inf:
             raise RigError(
-                f"{where}.error_px is {alignment.error_px}, but must be finite and at least 0; measure it with refusion-edge "
-                "align check"
+                f"{where}.error_px is {alignment.error_px}, but must be finite and at least 0",
+                "measure it with refusion-edge align check",
+                expected=0,
+                got=alignment.error_px,
             )
         matrix = alignment.matrix
         # Columns differ in scale by the size of the image; compare the determinant with the product of their lengths.
         size = float(np.prod(np.linalg.norm(matrix, axis=0)))
         if not np.isfinite(matrix).all() or matrix[2, 2] == 0 or not abs(np.linalg.det(matrix)) > 1e-12 * size:
-            raise RigError(f"{where}.homography is not finite and invertible: {matrix.tolist()}; align again")
+            raise RigError(f"{where}.homography is not finite and invertible: {matrix.tolist()}", "align again")
     stated = [alignment.distance_m for alignment in alignments]
     if len(stated) > 1:
         known = [distance for distance in stated if distance is not None]
         if len(known) < len(stated) or any(near >= far for near, far in itertools.pairwise(known)):
             raise RigError(
-                f"the alignments are not in order of distance_m ({', '.join(map(distance_text, stated))}); order them and "
-                "state each distance once"
+                f"the alignments are not in order of distance_m ({', '.join(map(distance_text, stated))})",
+                "order them and state each distance once",
             )
 
 

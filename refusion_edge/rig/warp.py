@@ -63,8 +63,10 @@ class SourceWarp:
         width, height = self.size_wh
         if frame.shape[:2] != (height, width):
             raise RigError(
-                f"{self.name} frames are {frame.shape[1]}x{frame.shape[0]}, but {width}x{height} in the rig; set the camera to "
-                f"{width}x{height} or run refusion-edge align again"
+                f"{self.name} frames are {frame.shape[1]}x{frame.shape[0]}, but {width}x{height} in the rig",
+                f"set the camera to {width}x{height} or run refusion-edge align again",
+                expected=(height, width),
+                got=frame.shape[:2],
             )
         if self.tables is None:
             (left, top), (view_width, view_height) = self.left_top, self.view_size_wh
@@ -128,7 +130,7 @@ def make_warp(rig: Rig, distance_m: float | None = None, *, correction: Matrix |
     mask = warps["ir"].mask & warps["vis"].mask
     if not mask.any():
         distance = distance_text(distance_m)
-        raise RigError(f"the two views do not overlap at the working distance ({distance}); align again")
+        raise RigError(f"the two views do not overlap at the working distance ({distance})", "align again")
     return RigWarp(warps["ir"], warps["vis"], mask)
 
 
@@ -237,4 +239,4 @@ def _check_horizon(homography: Matrix, width: int, height: int) -> None:
     corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], np.float64)
     depth = corners @ homography[2]
     if depth.min() * depth.max() <= 0:
-        raise RigError("the horizon of the homography crosses the base view; align again or correct the homography")
+        raise RigError("the horizon of the homography crosses the base view", "align again or correct the homography")

@@ -22,18 +22,18 @@ import numpy as np
 
 from refusion_edge import cuda
 from refusion_edge._version import __version__
-from refusion_edge.accuracy.fidelity import LIMITS, Fidelity, compare, worst
-from refusion_edge.accuracy.gate import measure, sample_pairs
+from refusion_edge.accuracy.gate import LIMITS, Fidelity, compare, gate_pairs, measure, worst
 from refusion_edge.accuracy.vectors import TASK, Vectors, read_vectors
 from refusion_edge.arrays import Float32Array
-from refusion_edge.backends.registry import BACKENDS, Backend, build_status, find_entry, status
+from refusion_edge.backends.onnxruntime import open_reference
+from refusion_edge.backends.registry import BACKENDS, Backend, build_status, find_entry, open_weights, status
 from refusion_edge.backends.tensorrt.product import PRODUCTS, installed_version
 from refusion_edge.bench.measurement import graph_problem
 from refusion_edge.bench.sensors import read_state
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import WEIGHTS
 from refusion_edge.errors import RefusionError, UsageError
-from refusion_edge.fuser import open_bundle, open_weights
+from refusion_edge.fuser import open_bundle
 from refusion_edge.images.color import to_planes
 from refusion_edge.machine import accelerator, is_installed, processor, this_machine, usable_cores
 from refusion_edge.network.checkpoint import read_checkpoint
@@ -234,7 +234,12 @@ def timing_sizes(size_hw: tuple[int, int] | None) -> SizeRange:
     min_hw = read_vectors().size_hw
     size_hw = size_hw or min_hw
     if any(side < least for side, least in zip(size_hw, min_hw, strict=True)):
-        raise UsageError(f"a size of {size_hw[0]}x{size_hw[1]} is too small; choose at least {min_hw[0]}x{min_hw[1]}")
+        raise UsageError(
+            f"a size of {size_hw[0]}x{size_hw[1]} is too small",
+            f"choose at least {min_hw[0]}x{min_hw[1]}",
+            expected=min_hw,
+            got=size_hw,
+        )
     return SizeRange(min_hw, size_hw, size_hw)
 
 
@@ -303,9 +308,9 @@ def check_bundle(path: Path) -> Check:
         return blank
 
     def run() -> Check:
-        pairs = sample_pairs(manifest.task, manifest.gate_hw)
         state, task = read_checkpoint(bundle.path / WEIGHTS).state, find_task(manifest.task)
-        with open_bundle(bundle, run_gate=False) as engine, open_weights(state, optimized=False) as reference:
+        pairs = gate_pairs(task, manifest.gate_hw)
+        with open_bundle(bundle, run_gate=False) as engine, open_reference(state) as reference:
             results = list(measure(engine, reference, pairs, task))
             planes = to_planes(pairs[0].a, pairs[0].b, sensor_a=task.ranged_a)
             latency = _timed(engine, planes.a, planes.b)

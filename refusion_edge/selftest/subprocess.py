@@ -39,11 +39,13 @@ def run_in_subprocess(work: Callable[..., _T], *arguments: object, limit_s: floa
     theirs.close()
     try:
         if not ours.poll(limit_s):
-            raise BackendError(f"no answer within {limit_s:g} s, so the process was stopped; find out what it waits for")
+            raise BackendError(f"no answer within {limit_s:g} s, so the process was stopped", "find out what it waits for")
         good, outcome = ours.recv()
     except EOFError:
         process.join(_END_S)
-        raise BackendError(f"the process {_ending(process.exitcode)} without an answer; report this with its output") from None
+        raise BackendError(
+            f"the process {_ending(process.exitcode)} without an answer", "report this with its output"
+        ) from None
     finally:
         _end(process)
         ours.close()

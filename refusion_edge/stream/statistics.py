@@ -127,7 +127,7 @@ class Statistics:
         with self._lock:
             self._drops[where, cause] += count
 
-    def wrote(self, output: str, what: str = "pictures") -> None:
+    def wrote(self, output: str, what: str = "frames") -> None:
         """Count a frame, or something else (``what``), that an output wrote."""
         with self._lock:
             self._outputs[output, what] += 1

@@ -117,7 +117,12 @@ def read_options(uri: Uri, known: Sequence[str]) -> dict[str, str]:
     """
     for name in uri.options:
         if name not in known:
-            raise UsageError(f"{uri} has an unknown option '{printable(name)}'{_nearest(name, known)}; {_allowed(known)}")
+            raise UsageError(
+                f"{uri} has an unknown option '{printable(name)}'{_nearest(name, known)}",
+                _allowed(known),
+                expected=tuple(known),
+                got=name,
+            )
     return uri.options
 
 
@@ -135,7 +140,9 @@ def number_option(uri: Uri, name: str, default: float, *, low: float, high: floa
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise UsageError(f"{name} in {uri} is '{printable(text)}'; give a number from {low:g} to {high:g}")
+        raise UsageError(
+            f"{name} in {uri} is '{printable(text)}'", f"give a number from {low:g} to {high:g}", expected=(low, high), got=text
+        )
     return value
 
 
@@ -146,7 +153,7 @@ def _encoded(text: str, safe: str = "/?#@:&=+$,;!*'()[]~") -> str:
 
 def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     if not text or "\0" in text:
-        raise UsageError(f"the name of {what} is empty or holds a zero byte; give a file, a folder or SCHEME://...")
+        raise UsageError(f"the name of {what} is empty or holds a zero byte", "give a file, a folder or SCHEME://...")
     if text.startswith("gst:") and "gst" in schemes:
         return Uri("gst", text.removeprefix("gst:").removeprefix("//"), {}, text)
     scheme, separator, _ = text.partition("://")
@@ -155,8 +162,8 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     scheme = scheme.lower()
     if scheme not in schemes:
         raise UsageError(
-            f"'{printable(redact(text))}' cannot be {what}{_nearest(scheme, schemes, suffix='://')}; give a file, a folder or "
-            f"one of {', '.join(f'{name}://' for name in schemes)}"
+            f"'{printable(redact(text))}' cannot be {what}{_nearest(scheme, schemes, suffix='://')}",
+            f"give a file, a folder or one of {', '.join(f'{name}://' for name in schemes)}",
         )
     if scheme in NETWORK_SCHEMES:
         return Uri(scheme, text, {}, text)
@@ -176,7 +183,7 @@ def host_and_port(uri: Uri, default_host: str, default_port: int) -> tuple[str, 
     try:
         port = parts.port
     except ValueError:
-        raise UsageError(f"the port in {uri} is not a number from 0 to 65535; correct it") from None
+        raise UsageError(f"the port in {uri} is not a number from 0 to 65535", "correct it") from None
     return parts.hostname or default_host, default_port if port is None else port
 
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import LIMITS, Fidelity, compare, worst
-from refusion_edge.accuracy.gate import measure, resized
+from refusion_edge.accuracy.gate import LIMITS, Fidelity, compare, measure, resized, worst
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.tasks import TASKS
 
@@ -54,7 +53,7 @@ def test_nan_keeps_no_limit(rng: np.random.Generator) -> None:
     assert not any(limits.hold(compare(broken, plane)) for limits in LIMITS.values())
 
 
-def test_broken_pictures_are_not_called_equal() -> None:
+def test_broken_images_are_not_called_equal() -> None:
     assert "equal" not in str(Fidelity(-math.inf, math.nan, math.nan))
 
 
@@ -80,7 +79,7 @@ class Shifted:
         return (a + b) / 2 + self.shift
 
 
-def test_gate_measures_the_fused_picture(rng: np.random.Generator) -> None:
+def test_gate_measures_the_fused_image(rng: np.random.Generator) -> None:
     pairs = [ImagePair(str(i), *(rng.integers(0, 200, (20, 30)).astype(np.uint8) for _ in range(2))) for i in range(3)]
     results = list(measure(Shifted(2 / 255), Shifted(0), pairs, TASKS["ir_vis"]))
     assert [result.name for result in results] == ["0", "1", "2"]

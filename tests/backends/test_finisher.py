@@ -39,7 +39,7 @@ def test_the_device_finishes_only_what_is_wanted(
     assert finisher.takes_uint8
     assert not Finisher(MeanEngine(), kind, "bgr").takes_uint8
     if levels:
-        assert finisher.to_luma(output, lambda _plane: pytest.fail("it is finished")) is output
+        assert finisher.finish(output, None, lambda _plane: pytest.fail("it is finished")) is output
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -47,18 +47,32 @@ def test_one_value_that_is_not_finite_is_refused(planes: tuple[Float32Array, Flo
     planes[0][0, 0, 3, 4] = bad
     finisher = Finisher(MeanEngine(), "fixed", "rgb")
     with pytest.raises(GateError):
-        finisher.to_luma(finisher.infer(*planes), partial(to_output_range, output_range="fixed"))
+        finisher.finish(finisher.infer(*planes), None, partial(to_output_range, output_range="fixed"))
 
 
 def test_both_orders_are_one_image(rng: np.random.Generator) -> None:
     picture = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
     mirrored = np.ascontiguousarray(picture[..., ::-1])
     luma, chroma = split(picture.astype(np.float32))
-    rgb, bgr = (Finisher(MeanEngine(), "fixed", order).to_image(luma * 255, chroma) for order in ("rgb", "bgr"))
+    plane = luma[None, None]
+    rgb, bgr = (
+        Finisher(MeanEngine(), "fixed", order).finish(plane, chroma, lambda fused: fused * 255) for order in ("rgb", "bgr")
+    )
     assert np.array_equal(rgb, bgr[..., ::-1])
     assert np.array_equal(rgb, merge(luma * 255, chroma))
     for order, image in (("rgb", picture), ("bgr", mirrored)):
         levels, ycrcb = split_uint8(image, order)
-        joined = Finisher(MeanEngine(), "fixed", order).to_image(levels.copy(), ycrcb)
+        joined = Finisher(MeanEngine(), "fixed", order).finish(levels.copy(), ycrcb, pytest.fail)
         assert np.array_equal(joined, merge_uint8(levels, ycrcb, order))
         assert np.abs(merge_uint8(levels, ycrcb, order).astype(int) - image).max() <= 3
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_lies_beside_the_common_view_replaces_the_fused_luma(
+    planes: tuple[Float32Array, Float32Array], on_device: bool
+) -> None:
+    finisher = Finisher(LevelsEngine(), "fixed" if on_device else "smooth", "bgr")
+    beside = np.full((12, 16), 99, np.uint8), np.arange(16)[None, :] >= np.full((12, 1), 10)
+    image = finisher.finish(finisher.infer(*planes), None, lambda fused: np.full(fused.shape, 3, np.uint8), beside=beside)
+    assert (image[:, 10:] == 99).all()
+    assert (image[:, :10] == (7 if on_device else 3)).all()

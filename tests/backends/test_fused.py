@@ -13,17 +13,18 @@ from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends import fused as fused_module
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
-from refusion_edge.backends.registry import Status, Uint8OutputBackend
+from refusion_edge.backends.registry import Status, Uint8OutputBackend, open_weights
 from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.program import Parameter, Program, pack, unpack
 from refusion_edge.cuda.program_file import parse_program, program_bytes
 from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
-from refusion_edge.fuser import Fuser, open_weights
+from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedProgramDevice
 from refusion_edge.tasks import find_task
-from tests.conftest import TOLERANCE, one_sentence
+from tests.conftest import TOLERANCE
 from tests.fakes.programs import hollow_program, hollow_target, stored_program
+from tests.raising import raises
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_the_device_times_its_stages_where_it_is_asked_to(program: Program, inte
     assert not device.held
 
 
-def test_a_fuser_takes_the_levels_of_the_last_kernel_for_grey_results(program: Program) -> None:
+def test_a_fuser_takes_the_levels_of_the_last_kernel_for_gray_results(program: Program) -> None:
     draw = np.random.default_rng(3)
     a, b = (draw.integers(0, 256, (13, 40), np.uint8) for _ in range(2))
     with Fuser(FusedBackend(program_bytes(program), driver=SimulatedProgramDevice(program, 87)), find_task("medical")) as fuser:
@@ -92,9 +93,8 @@ def test_levels_of_what_is_not_finite_are_refused(program: Program, monkeypatch:
         monkeypatch.setattr(SimulatedProgramDevice, "download", lambda self, buffer, *_: buffer.array.fill(0xFF))
         engine.fuse(a, b)
         engine.time_stages()  # so that it is recorded anew
-        with pytest.raises(GateError, match="NaN or infinity.* fused") as caught:
+        with raises(GateError, "fused"):
             engine.fuse_uint8(a, b)
-        assert one_sentence(str(caught.value))
 
 
 def test_a_program_of_an_earlier_version_runs_and_passes_its_self_test() -> None:
@@ -130,28 +130,21 @@ def test_a_program_for_an_older_device_of_the_same_family_runs(program: Program,
 
 
 @pytest.mark.parametrize(
-    ("built_for", "here", "message"),
-    [
-        ((90, 120), 87, r"sm_90, sm_120 .*Orin, sm_87.*--backend fused --arch sm_87"),
-        ((87,), 86, "sm_86"),
-        ((90,), 100, "sm_100"),
-        ((110,), 120, "sm_120"),
-    ],
+    ("built_for", "here"),
+    [((90, 120), 87), ((87,), 86), ((90,), 100), ((110,), 120)],
 )
 def test_a_device_without_kernels_is_explained(
-    random_state: State, program: Program, built_for: tuple[int, ...], here: int, message: str
+    random_state: State, program: Program, built_for: tuple[int, ...], here: int
 ) -> None:
     targets = {architecture: hollow_target(architecture) for architecture in built_for}
     device = Device("Orin", f"{here // 10}.{here % 10}", integrated=True, maps_host_memory=True, driver="13.0")
-    with pytest.raises(BackendError, match=message) as caught:
+    with raises(BackendError, "Orin", remedy=f"--arch sm_{here}", expected=built_for, got=here):
         choose_target(dataclasses.replace(program, targets=targets), device)
-    assert one_sentence(str(caught.value))
 
 
 def test_a_driver_that_is_too_old_is_explained(program: Program) -> None:
-    with pytest.raises(BackendError, match=r"CUDA 12\.0 .*11\.4") as caught:
+    with raises(BackendError, remedy="driver", expected=12000, got=11040):
         FusedBackend(program_bytes(program), driver=SimulatedProgramDevice(program, 87, driver_version=11040))
-    assert one_sentence(str(caught.value))
 
 
 def test_a_device_that_computes_wrongly_is_found_before_the_first_frame(
@@ -165,28 +158,27 @@ def test_a_device_that_computes_wrongly_is_found_before_the_first_frame(
 
     monkeypatch.setattr(SimulatedProgramDevice, "download", wrong)
     device = SimulatedProgramDevice(program, 87)
-    with pytest.raises(BackendError) as caught:
+    with raises(BackendError, "sm_87", expected=program.self_test.tolerance):
         FusedBackend(program_bytes(program), driver=device)
-    assert one_sentence(str(caught.value))
     assert not device.held
 
 
 def test_what_cannot_be_fused_is_refused(program: Program) -> None:
     with FusedBackend(program_bytes(program), driver=SimulatedProgramDevice(program, 87)) as engine:
         a, b = pair(12, 16)
-        for first, second in (
-            (np.concatenate([a, a]), np.concatenate([b, b])),
-            (a[0, 0], b[0, 0]),
-            (a[..., None], b[..., None]),
-            (a.astype(np.float64), b),
-            (a, b.astype(np.float64)),
-            (a, b[..., :-1]),
-            (a[..., :7], b[..., :7]),
-            (np.zeros((1, 1, 8, 20000), np.float32),) * 2,
+        planes, sides = ((1, 1, "H", "W"), "float32"), (8, 16384)
+        for first, second, expected, got in (
+            (np.concatenate([a, a]), np.concatenate([b, b]), planes, ((2, 1, 12, 16), "float32")),
+            (a[0, 0], b[0, 0], planes, ((12, 16), "float32")),
+            (a[..., None], b[..., None], planes, ((1, 1, 12, 16, 1), "float32")),
+            (a.astype(np.float64), b, planes, ((1, 1, 12, 16), "float64")),
+            (a, b.astype(np.float64), planes, ((1, 1, 12, 16), "float64")),
+            (a, b[..., :-1], (12, 16), (12, 15)),
+            (a[..., :7], b[..., :7], sides, (12, 7)),
+            (np.zeros((1, 1, 8, 20000), np.float32), np.zeros((1, 1, 8, 20000), np.float32), sides, (8, 20000)),
         ):
-            with pytest.raises(ShapeError) as caught:
+            with raises(ShapeError, expected=expected, got=got):
                 engine.fuse(first, second)
-            assert one_sentence(str(caught.value))
         transposed = np.ascontiguousarray(a.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
         assert not transposed.flags.c_contiguous
         assert np.array_equal(engine.fuse(transposed, b).copy(), engine.fuse(a, b))
@@ -196,7 +188,7 @@ def test_a_program_with_other_inputs_is_refused(program: Program) -> None:
     buffers = dict(program.schedule.buffers)
     buffers["levels"] = dataclasses.replace(buffers["levels"], role="scratch")
     other = dataclasses.replace(program, schedule=dataclasses.replace(program.schedule, buffers=buffers))
-    with pytest.raises(BundleError):
+    with raises(BundleError, "levels"):
         FusedBackend(program_bytes(other), driver=SimulatedProgramDevice(other, 87))
 
 
@@ -265,6 +257,5 @@ def test_a_machine_without_device_or_binding_says_what_is_missing(monkeypatch: p
 def test_a_machine_without_driver_is_explained(program: Program) -> None:
     if cuda.problem() is None:
         pytest.skip("there is a device")
-    with pytest.raises(BackendError) as caught:
+    with raises(BackendError, "CUDA"):
         FusedBackend(program_bytes(program))
-    assert one_sentence(str(caught.value))

@@ -20,7 +20,7 @@ def test_streaming_gives_the_same_numbers(random_state: State, rng: np.random.Ge
         assert np.array_equal(one.fuse(a, b), other.fuse(a, b))
 
 
-def test_a_large_picture_does_not_hold_its_memory_while_small_ones_follow() -> None:
+def test_a_large_image_does_not_hold_its_memory_while_small_ones_follow() -> None:
     script = (
         "import gc\n"
         "import numpy as np\n"

@@ -80,7 +80,7 @@ def test_a_baseline_under_load_passes_only_if_it_is_allowed(
     assert ("Warning" in err) is loaded
 
 
-def test_own_pictures_are_read_for_every_iteration(run_cli: Cli, picture: Callable[..., object]) -> None:
+def test_own_images_are_read_for_every_iteration(run_cli: Cli, picture: Callable[..., object]) -> None:
     write_image("a.png", picture(18, 26))
     write_image("b.png", picture(18, 26, 3))
     code, out, _ = run_cli("bench", "ir_vis", "--a", "a.png", "--b", "b.png", *SHORT, "--no-limits", "--json", "-")
@@ -91,14 +91,14 @@ def test_own_pictures_are_read_for_every_iteration(run_cli: Cli, picture: Callab
     assert row["roofline"] is None
 
 
-def test_how_the_picture_is_finished_is_part_of_what_is_measured(run_cli: Cli) -> None:
+def test_how_the_image_is_finished_is_part_of_what_is_measured(run_cli: Cli) -> None:
     what = ("ir_vis", "--sizes", "16x24", *SHORT, "--no-limits")
-    code, out, _ = run_cli("bench", *what, "--grey", "--range", "fixed", "--json", "grey.json")
+    code, out, _ = run_cli("bench", *what, "--gray", "--range", "fixed", "--json", "gray.json")
     assert code == 0
-    assert "ir_vis fp32 16x24 grey fixed" in out
-    (row,) = json.loads(Path("grey.json").read_text())["rows"]
-    assert (row["identity"]["colour"], row["identity"]["output_range"]) == (False, "fixed")
-    code, _, err = run_cli("bench", *what, "--grey", "--against", "grey.json")
+    assert "ir_vis fp32 16x24 gray fixed" in out
+    (row,) = json.loads(Path("gray.json").read_text())["rows"]
+    assert (row["identity"]["color"], row["identity"]["output_range"]) == (False, "fixed")
+    code, _, err = run_cli("bench", *what, "--gray", "--against", "gray.json")
     assert code == 2
     assert "output_range" in err
     assert one_sentence(err)
@@ -139,10 +139,10 @@ def test_a_loaded_machine_is_refused_or_marked(run_cli: Cli, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("words", "expected", "hint"),
     [
-        ((), 2, "--compare A B"),
-        (("ir_vis", "--compare", "ir_vis", "ir_vis"), 2, "--compare A B"),
+        ((), 2, "--compare"),
+        (("ir_vis", "--compare", "ir_vis", "ir_vis"), 2, "--compare"),
         (("nowhere",), 4, "nowhere"),
-        (("ir_vis", "--stages", "infre"), 2, "did you mean 'infer'"),
+        (("ir_vis", "--stages", "infre"), 2, "'infer'"),
         (("ir_vis", "--sizes", "big"), 2, "HEIGHTxWIDTH"),
         (("ir_vis", "--sizes", "dynamic"), 2, "'dynamic'"),
         (("ir_vis", "--precisions", "fp64"), 2, "'fp64'"),
@@ -152,7 +152,7 @@ def test_a_loaded_machine_is_refused_or_marked(run_cli: Cli, monkeypatch: pytest
         (("ir_vis", "--against", "none.json"), 4, "none.json"),
         (("ir_vis", "--a", "a.png"), 2, "--b"),
         (("ir_vis", "--fps", "0"), 2, "--fps 0"),
-        (("--compare", "ir_vis", "medical"), 2, "ir_vis and medical"),
+        (("--compare", "ir_vis", "medical"), 2, "medical"),
         (("--compare", "ir_vis", "ir_vis", "--sizes", "16x24,32x32"), 2, "'16x24,32x32'"),
         (("ir_vis", "--fps", "30", "--lines", "l"), 2, "--lines"),
         (("ir_vis", "--lines", "file"), 4, "refusion-edge/bench-lines/1"),

@@ -11,7 +11,7 @@ from refusion_edge.bench.deadline import Deadline, hold
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.errors import MeasurementError, UsageError
 from tests.bench.conftest import QUICK, MadeUpClock
-from tests.conftest import one_sentence
+from tests.raising import raises
 
 IDENTITY = Identity("ir_vis", "ir_vis", "fp32", (16, 24), "onnxruntime", 0)
 
@@ -75,15 +75,13 @@ def test_a_jump_ends_the_run(clock: MadeUpClock) -> None:
         clock.jump_ms(60_000)
         yield from itertools.repeat(5.0)
 
-    with pytest.raises(MeasurementError, match="60000 ms") as caught:
+    with raises(MeasurementError, "60000 ms"):
         held(clock, times())
-    assert one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize(
     ("fps", "seconds"), [(0, 1), (-5, 1), (1e6, 1), (30, 0), (30, 0.01), (float("nan"), 1), (30, float("inf"))]
 )
 def test_rates_out_of_range_are_refused(clock: MadeUpClock, fps: float, seconds: float) -> None:
-    with pytest.raises(UsageError) as caught:
+    with raises(UsageError, "--fps", "--seconds"):
         held(clock, itertools.repeat(1.0), fps=fps, seconds=seconds)
-    assert one_sentence(str(caught.value))

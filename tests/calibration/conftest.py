@@ -24,7 +24,7 @@ def street() -> ImagePair:
 
 @pytest.fixture
 def moved() -> Callable[..., Array]:
-    """Move a picture: ``moved(picture, homography)``; what it does not cover is black."""
+    """Move a image: ``moved(image, homography)``; what it does not cover is black."""
 
     def move(picture: Array, homography: Array = MOVE) -> Array:
         return cv2.warpPerspective(picture, homography, (picture.shape[1], picture.shape[0]), flags=cv2.INTER_CUBIC)
@@ -34,7 +34,7 @@ def moved() -> Callable[..., Array]:
 
 @pytest.fixture
 def noise_scene() -> Callable[[int], Array]:
-    """A picture of blurred noise: ``noise_scene(seed)``, 160x200 uint8; two seeds have nothing in common."""
+    """A image of blurred noise: ``noise_scene(seed)``, 160x200 uint8; two seeds have nothing in common."""
 
     def make(seed: int) -> Array:
         noise = cv2.GaussianBlur(np.random.default_rng(seed).standard_normal((160, 200)), (0, 0), 2.0)

@@ -11,13 +11,14 @@ import pytest
 
 from refusion_edge.arrays import State
 from refusion_edge.calibration.int8 import MAX_PAIRS, MIN_PAIRS, collect, random_pairs, spread
-from refusion_edge.errors import GateError, InputError
+from refusion_edge.errors import GateError, InputError, RefusionError, ShapeError
 from refusion_edge.images.color import to_planes
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.quantization import METHODS, CalibrationTable, Method, layer_nodes, quantizable_layers, read_table
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
+from tests.raising import raises
 
 TASK = find_task("ir_vis")
 
@@ -62,25 +63,30 @@ def test_a_range_is_what_the_layer_sees(model: onnx.ModelProto, method: Method, 
 
 
 def test_too_few_pairs_are_refused_and_too_many_are_not_looked_at(model: onnx.ModelProto) -> None:
-    with pytest.raises(InputError, match=f"{MIN_PAIRS} pairs.* {MIN_PAIRS - 1}\\b") as caught:
+    with raises(InputError, expected=MIN_PAIRS, got=MIN_PAIRS - 1):
         collect(model, small_pairs(MIN_PAIRS - 1), TASK, "min-max")
-    assert one_sentence(str(caught.value))
     assert collect(model, small_pairs(MAX_PAIRS + 3), TASK, "min-max").pairs == MAX_PAIRS
 
 
 @pytest.mark.parametrize(
-    ("pair", "words"),
+    ("pair", "kind", "named", "got"),
     [
         # Both are larger than what is looked at, so that their middles would have one size.
-        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), "400x300"),
-        (ImagePair("odd", np.full((20, 28), 7, np.uint8), np.eye(20, 28, dtype=np.uint8)), "the same value"),
+        (ImagePair("odd", np.eye(300, 400, dtype=np.uint8), np.eye(320, 420, dtype=np.uint8)), ShapeError, (), (320, 420)),
+        (
+            ImagePair("odd", np.full((20, 28), 7, np.uint8), np.eye(20, 28, dtype=np.uint8)),
+            InputError,
+            ("source a", "(7)"),
+            None,
+        ),
     ],
     ids=["sizes", "constant"],
 )
-def test_a_pair_that_cannot_be_fused_is_named(model: onnx.ModelProto, pair: ImagePair, words: str) -> None:
-    with pytest.raises(InputError, match=f"pair odd: .*{words}") as caught:
+def test_a_pair_that_cannot_be_fused_is_named(
+    model: onnx.ModelProto, pair: ImagePair, kind: type[RefusionError], named: tuple[str, ...], got: object
+) -> None:
+    with raises(kind, "pair odd", *named, got=got):
         collect(model, [*small_pairs(1), pair], TASK, "min-max")
-    assert one_sentence(str(caught.value))
 
 
 def test_noise_is_marked_as_noise(model: onnx.ModelProto) -> None:
@@ -93,7 +99,7 @@ def test_broken_weights_are_told(random_state: State) -> None:
     broken = {**random_state, "encoder1.0.norm1.body.weight": np.zeros(16, np.float32)}
     broken["encoder1.0.norm1.body.bias"] = np.zeros(16, np.float32)
     model = fill(read_template("tensorrt-folded", "fp32"), broken)
-    with pytest.raises(GateError, match=r"encoder1\.0\.attn\.qkv is 0,"):
+    with raises(GateError, "encoder1.0.attn.qkv"):
         collect(model, small_pairs(MIN_PAIRS), TASK, "min-max")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.images.io import write_image
+from refusion_edge.images.io import read_image, write_image
 from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.stream.frames import SECOND
@@ -37,6 +37,13 @@ def test_two_files_into_a_video_with_a_report(run_cli: RunCli) -> None:
     assert report["pairs"]["shown"] == 6
     assert len(report["output_sha256"]) == 64
     assert report["stages"]["infer"]["count"] == 6
+
+
+def test_former_names_of_options_work_with_a_warning(run_cli: RunCli) -> None:
+    code, _, err = run_cli("stream", *FILES, "--pictures", 3, "--grey", "-o", "out/%04i.png", "--threads", 1)
+    assert code == 0
+    assert all(name in err for name in ("--pictures", "--frames", "--grey", "--gray"))
+    assert [read_image(path).shape for path in sorted(Path("out").iterdir())] == [(48, 64)] * 3
 
 
 def test_a_rig_file_aligns_and_decides(run_cli: RunCli) -> None:

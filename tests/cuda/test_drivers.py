@@ -23,6 +23,7 @@ from refusion_edge.errors import BackendError
 from tests.conftest import one_sentence
 from tests.fakes.cuda_libraries import MS_BETWEEN_EVENTS, FakeLibrary, bindings, plain_library, pycuda
 from tests.fakes.programs import hollow_program
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -88,16 +89,14 @@ def test_what_is_uploaded_comes_back_and_everything_is_released(driver: Driver, 
 
 def test_too_little_memory_is_told_in_numbers(driver: Driver, library: FakeLibrary) -> None:
     library.fails.add("cuMemAlloc")
-    with pytest.raises(BackendError, match=r"64 MiB .*1 MiB free of 8;") as caught:
+    with raises(BackendError, "device memory", expected=64 << 20, got=1 << 20):
         driver.allocate(64 << 20)
-    assert one_sentence(str(caught.value))
 
 
 def test_too_little_page_locked_memory_is_told_in_numbers(driver: Driver, library: FakeLibrary) -> None:
     library.fails.add("cuMemHostAlloc")
-    with pytest.raises(BackendError, match=r"page-locked memory: 64 MiB .*\d+ MiB free of \d+;") as caught:
+    with raises(BackendError, "page-locked memory", expected=64 << 20):
         driver.allocate_host(64 << 20, mapped=True)
-    assert one_sentence(str(caught.value))
 
 
 def test_the_memory_of_a_device_is_counted(driver: Driver) -> None:
@@ -192,9 +191,8 @@ def test_what_the_driver_refuses_is_one_sentence(driver: Driver, library: FakeLi
         driver.launch(driver.capture(stream, lambda: None), stream)
         driver.synchronize(stream)
 
-    with pytest.raises(BackendError, match=rf"CUDA_ERROR_UNKNOWN|{fail} failed") as caught:
+    with raises(BackendError, fail):
         work()
-    assert one_sentence(str(caught.value))
     assert "recorded" not in [kept for kept in library.held.values() if isinstance(kept, str)]
 
 

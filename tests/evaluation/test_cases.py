@@ -9,8 +9,8 @@ import pytest
 
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases
-from tests.conftest import one_sentence
 from tests.evaluation.conftest import NAMES
+from tests.raising import raises
 
 
 def test_results_are_matched_by_stem_whatever_the_format(dataset: Path) -> None:
@@ -34,19 +34,16 @@ def test_several_tails_in_one_folder_have_to_be_told_apart(dataset: Path) -> Non
     for name in NAMES:
         for method in ("good", "black"):
             shutil.copy(Path(method, f"{name}.png"), Path("all", f"{name}_{method}.png"))
-    with pytest.raises(InputError, match="_black, _good") as caught:
+    with raises(InputError, "_black, _good"):
         find_cases("ir", "vis", {"all": "all"})
-    assert one_sentence(str(caught.value))
     assert len(find_cases("ir", "vis", {"good": "all/*_good.png"}).cases) == 5
 
 
 @pytest.mark.parametrize(("folder", "name"), [("ir", "02.png"), ("vis", "03.png"), ("good", "04.png")])
 def test_missing_counterparts_are_listed(dataset: Path, folder: str, name: str) -> None:
     Path(folder, name).unlink()
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, f"/{Path(name).stem}."):
         find_cases("ir", "vis", {"good": "good"})
-    assert name.removesuffix(".png") in str(caught.value)
-    assert one_sentence(str(caught.value))
     found = find_cases("ir", "vis", {"good": "good"}, partial=True)
     assert len(found.cases) == 4
     assert any(path.stem == name.removesuffix(".png") for path in found.left_out)
@@ -54,7 +51,7 @@ def test_missing_counterparts_are_listed(dataset: Path, folder: str, name: str) 
 
 def test_a_result_without_sources_is_listed(dataset: Path) -> None:
     shutil.copy("good/01.png", "good/99.png")
-    with pytest.raises(InputError, match=r"good/99\.png"):
+    with raises(InputError, "good/99.png"):
         find_cases("ir", "vis", {"good": "good"})
     assert find_cases("ir", "vis", {"good": "good"}, partial=True).left_out == (Path("good/99.png"),)
 
@@ -68,8 +65,7 @@ def test_folders_with_nothing_in_common_are_refused(dataset: Path) -> None:
     Path("other").mkdir()
     shutil.copy("good/01.png", "other/a.png")
     shutil.copy("good/01.png", "other/b.png")
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "other"):
         find_cases("ir", "vis", {"other": "other"})
-    assert one_sentence(str(caught.value))
-    with pytest.raises(UsageError):
+    with raises(UsageError, remedy=("--fused", "--bundle")):
         find_cases("ir", "vis", {})

@@ -141,26 +141,26 @@ def test_missing_counterparts_are_listed_or_left_out(dataset: Path, run_cli: Cli
     assert "4 images" in out
 
 
-def test_16_bit_and_colour_results_score_like_their_8_bit_grey(dataset: Path, run_cli: Cli) -> None:
+def test_16_bit_and_color_results_score_like_their_8_bit_gray(dataset: Path, run_cli: Cli) -> None:
     for name in NAMES:
-        grey = read_image(f"good/{name}.png")
-        write_image(f"deep/{name}.png", grey.astype(np.uint16) * 257)
-        write_image(f"colour/{name}.png", np.repeat(grey[..., None], 3, axis=2))
-    arguments = [word for name in ("good", "deep", "colour") for word in ("--fused", name)]
+        gray = read_image(f"good/{name}.png")
+        write_image(f"deep/{name}.png", gray.astype(np.uint16) * 257)
+        write_image(f"color/{name}.png", np.repeat(gray[..., None], 3, axis=2))
+    arguments = [word for name in ("good", "deep", "color") for word in ("--fused", name)]
     assert run_cli("eval", *SOURCES, *arguments, "--convention", "evaluator,vifb", "--json", "r.json")[0] == 0
     by_method: dict[str, list[float]] = {}
     for entry in read_json("r.json")["summary"]:
         by_method.setdefault(entry["method"], []).append(entry["mean"])
     assert by_method["deep"] == pytest.approx(by_method["good"])
-    assert by_method["colour"] == pytest.approx(by_method["good"])
+    assert by_method["color"] == pytest.approx(by_method["good"])
 
 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("--metrics", "SSIN"), "did you mean 'SSIM'"),
+        (("--metrics", "SSIN"), "'SSIM'"),
         (("--metrics", "EN,"), "metric ''"),
-        (("--convention", "vifp"), "did you mean 'vifb'"),
+        (("--convention", "vifp"), "'vifb'"),
         (("--fused", "good"), "'good'"),
         (("--shifts", "1,x"), "'1,x'"),
         (("--shifts", "30"), "30"),
@@ -227,16 +227,16 @@ def test_a_bundle_fuses_first(dataset: Path, run_cli: Cli) -> None:
     assert document["methods"] == ["good", "ours"]
     assert document["task"] == "ir_vis" == TASKS["ir_vis"].name
     assert len(document["misregistration"]) == 2 * 2 * 2
-    # Grey conventions read the luma, VIFB the picture in colour.
+    # Gray conventions read the luma, VIFB the image in color.
     import refusion_edge
 
     a, b = read_image("ir/01.png"), read_image("vis/01.png")
     with refusion_edge.load("ir_vis") as fuser:
-        luma, colour = fuser.fuse(a, b, colour=False), fuser.fuse(a, b)
+        luma, color = fuser.fuse(a, b, color=False), fuser.fuse(a, b)
     values = {entry["metric"]: entry["value"] for entry in document["values"] if entry["method"] == "ours"}
     entropy, edges = METRICS["EN"]["evaluator"], METRICS["Qabf"]["vifb"]
     assert values["EN"] == score(a, b, luma, [entropy])[entropy]
-    assert values["Qabf"] == score(a, b, colour, [edges])[edges]
+    assert values["Qabf"] == score(a, b, color, [edges])[edges]
 
 
 class _Links(HTMLParser):

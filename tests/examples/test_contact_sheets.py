@@ -12,6 +12,7 @@ from refusion_edge.errors import OutputError
 from refusion_edge.images.io import read_image
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import TASKS
+from tests.raising import raises
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -21,7 +22,7 @@ def test_a_sheet_shows_sources_result_and_a_detail(task: str, capsys: pytest.Cap
     assert str(path) in capsys.readouterr().out
     assert path.stat().st_size < 250_000
     sheet = read_image(path)
-    # Three pictures of 320 pixels and four gaps of 8; under each sample its details, which are square.
+    # Three images of 320 pixels and four gaps of 8; under each sample its details, which are square.
     assert sheet.shape[1] == 3 * 320 + 4 * 8
     assert sheet.shape[0] > len(sample_paths(task)) * (320 + 180)
     third = sheet[-(320 + 8) : -8, -(320 + 8) : -8]
@@ -39,7 +40,7 @@ def test_the_detail_is_where_the_texture_is(rng: np.random.Generator) -> None:
 
 
 def test_a_sheet_that_cannot_be_small_enough_is_not_left_behind(rng: np.random.Generator) -> None:
-    with pytest.raises(OutputError, match="100 bytes"):
+    with raises(OutputError, "sheet.jpg", "100 bytes"):
         write_below(Path("sheet.jpg"), rng.integers(0, 256, (64, 64, 3)).astype(np.uint8), 100)
     assert not Path("sheet.jpg").exists()
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from examples.mean_weights import mean_weights
 from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
+from tests.raising import raises
 
 
 def test_every_parameter_is_the_mean(random_state: State) -> None:
@@ -31,5 +31,5 @@ def test_every_parameter_is_the_mean(random_state: State) -> None:
 def test_tasks_are_not_mixed(random_state: State) -> None:
     write_safetensors("one.safetensors", Checkpoint("medical", random_state))
     write_safetensors("other.safetensors", Checkpoint("ir_vis", random_state))
-    with pytest.raises(UsageError, match="ir_vis, medical"):
+    with raises(UsageError, "ir_vis, medical"):
         mean_weights([Path("one.safetensors"), Path("other.safetensors")])

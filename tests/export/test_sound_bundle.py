@@ -13,17 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from refusion_edge.backends import onnxruntime as ort_backend
 from refusion_edge.backends.registry import status
-from refusion_edge.bundle.folder import EngineBundle, read_bundle, sha256
+from refusion_edge.bundle.folder import EngineBundle, cache_folder, read_bundle, sha256
 from refusion_edge.bundle.manifest import CALIBRATION, MANIFEST, MODEL, WEIGHTS
-from refusion_edge.bundle.spec import EngineSpec
-from refusion_edge.errors import BundleError, MisfitError
+from refusion_edge.bundle.spec import BuildSpec, EngineSpec
+from refusion_edge.errors import MisfitError
 from refusion_edge.export import build as export_build
 from refusion_edge.export.build import build, model_of, rebuild
-from refusion_edge.export.cache import cache_folder
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
-from tests.conftest import one_sentence
+from tests.raising import raises
+
+pytestmark = pytest.mark.usefixtures("small_samples")
 
 SMALL = (16, 24)
 Run = Callable[..., tuple[int, str, str]]
@@ -117,18 +117,15 @@ def test_a_model_from_a_stranger_never_reaches_a_runtime(
     change(model)
     put(bundle.path, MODEL, model.SerializeToString())
     for opened in (lambda: load("bundle"), lambda: model_of(read_bundle("bundle"))):
-        with pytest.raises(MisfitError) as caught:
+        with raises(MisfitError, "bundle/model.onnx"):
             opened()
-        assert one_sentence(str(caught.value))
-        assert "bundle/model.onnx" in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08", b"\xff" * 100, b"MZ" + bytes(1000)])
 def test_bytes_that_are_no_model_are_refused(bundle: EngineBundle, no_runtime: None, data: bytes) -> None:
     put(bundle.path, MODEL, data)
-    with pytest.raises(BundleError) as caught:
+    with raises(MisfitError, "bundle/model.onnx"):
         load("bundle")
-    assert one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

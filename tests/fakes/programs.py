@@ -6,7 +6,7 @@ import lzma
 
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Binary, Program, Target
-from refusion_edge.export.targets.program import assemble
+from refusion_edge.export.targets.cubins import assemble
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from tests.conftest import ROOT

@@ -29,7 +29,7 @@ MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
 
 def refuse_to_record(*_: object) -> None:
     """A driver's ``capture`` that gives no graph."""
-    raise BackendError("expected a graph, got none; go on.")
+    raise BackendError("a graph cannot be recorded", "go on")
 
 
 def plan_bytes(version: str = "10.3.0.26", magic: bytes = b"ftrt") -> bytes:

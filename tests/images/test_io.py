@@ -14,7 +14,8 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, UsageError
 from refusion_edge.images.io import read_image, write_image
-from tests.conftest import files_below, one_sentence
+from tests.conftest import files_below
+from tests.raising import raises
 
 Picture = Callable[..., Array]
 
@@ -30,7 +31,7 @@ def test_lossless_formats_there_and_back(picture: Picture, suffix: str, channels
     assert np.array_equal(read, image)
 
 
-def test_jpeg_keeps_colour_order_and_detail(picture: Picture) -> None:
+def test_jpeg_keeps_color_order_and_detail(picture: Picture) -> None:
     image = picture(40, 56, 3)
     write_image("x.jpg", image)
     assert np.abs(read_image("x.jpg").astype(int) - image).mean() <= 3
@@ -42,7 +43,7 @@ def test_float_tiff_is_read(picture: Picture) -> None:
     assert np.array_equal(read_image("x.tiff"), image)
 
 
-def test_alpha_is_dropped_and_colour_kept(picture: Picture) -> None:
+def test_alpha_is_dropped_and_color_kept(picture: Picture) -> None:
     image = picture(12, 15, 3)
     alpha = np.full((12, 15), 128, np.uint8)
     cv2.imwrite("x.png", np.dstack((image[..., ::-1], alpha)))
@@ -50,7 +51,7 @@ def test_alpha_is_dropped_and_colour_kept(picture: Picture) -> None:
 
 
 def test_palette_is_resolved() -> None:
-    """A palette picture of four red, green, blue and white pixels, written by hand."""
+    """A palette image of four red, green, blue and white pixels, written by hand."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -89,10 +90,8 @@ def test_truncated_files_are_refused(picture: Picture, suffix: str, cut: float) 
     encoded, data = cv2.imencode(suffix, picture(60, 80, 3))
     assert encoded
     Path(f"x{suffix}").write_bytes(data.tobytes()[: int(data.size * cut)])
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, f"x{suffix}"):
         read_image(f"x{suffix}")
-    assert one_sentence(str(caught.value))
-    assert f"x{suffix}" in str(caught.value)
 
 
 def test_thumbnail_does_not_hide_a_truncation(picture: Picture) -> None:
@@ -102,55 +101,54 @@ def test_thumbnail_does_not_hide_a_truncation(picture: Picture) -> None:
     Path("whole.jpg").write_bytes(whole[:2] + segment + whole[2:])
     assert read_image("whole.jpg").shape == (60, 80, 3)
     Path("cut.jpg").write_bytes(whole[:2] + segment + whole[2:-300])
-    with pytest.raises(InputError, match=r"cut\.jpg"):
+    with raises(InputError, "cut.jpg"):
         read_image("cut.jpg")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "remedy"),
     [
-        ("missing.png", None, "missing.png"),
-        ("empty.png", b"", "zero bytes"),
-        ("text.png", b"not an image at all", "damaged"),
+        ("missing.png", None, "path"),
+        ("empty.png", b"", "again"),
+        ("text.png", b"not an image at all", "PNG"),
         ("clip.mp4", b"\0" * 100, "ffmpeg"),
     ],
 )
-def test_files_that_are_no_images(name: str, content: bytes | None, words: str) -> None:
+def test_files_that_are_no_images(name: str, content: bytes | None, remedy: str) -> None:
     if content is not None:
         Path(name).write_bytes(content)
-    with pytest.raises(InputError, match=words) as caught:
+    with raises(InputError, name, remedy=remedy):
         read_image(name)
-    assert one_sentence(str(caught.value))
 
 
 def test_a_file_of_several_pages_is_refused(picture: Picture) -> None:
     cv2.imwritemulti("x.tiff", [picture(12, 12), picture(12, 12)])
-    with pytest.raises(InputError, match="2 pages"):
+    with raises(InputError, "x.tiff", expected=1, got=2):
         read_image("x.tiff")
 
 
 def test_folder_is_no_image() -> None:
     Path("folder").mkdir()
-    with pytest.raises(InputError, match="folder"):
+    with raises(InputError, "folder"):
         read_image("folder")
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x", "x.npy"])
 def test_unknown_output_formats_are_refused(picture: Picture, name: str) -> None:
-    with pytest.raises(UsageError, match=r"\.png, \.jpg"):
+    with raises(UsageError, name, remedy=".png, .jpg"):
         write_image(name, picture(9, 9))
     assert files_below(Path()) == []
 
 
 def test_sixteen_bits_do_not_go_into_a_jpeg(picture: Picture) -> None:
-    with pytest.raises(OutputError, match="uint16"):
+    with raises(OutputError, "x.jpg", expected="uint8", got="uint16"):
         write_image("x.jpg", picture(9, 9, 1, np.uint16))
     assert files_below(Path()) == []
 
 
 def test_unwritable_target_leaves_nothing_behind(picture: Picture) -> None:
     Path("file").write_text("in the way")
-    with pytest.raises(OutputError, match="choose another place"):
+    with raises(OutputError, "file/x.png"):
         write_image("file/x.png", picture(9, 9))
     assert files_below(Path()) == ["file"]
 
@@ -166,14 +164,14 @@ def test_full_disk_leaves_nothing_behind(picture: Picture, monkeypatch: pytest.M
     before = Path("x.png").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdopen", no_room)
-        with pytest.raises(OutputError, match="disk is full"):
+        with raises(OutputError, "x.png"):
             write_image("x.png", picture(9, 9))
     assert files_below(Path()) == ["x.png"]
     assert Path("x.png").read_bytes() == before
 
 
 def png(width: int, height: int) -> bytes:
-    """A grey PNG of zeros that unfolds to any size."""
+    """A gray PNG of zeros that unfolds to any size."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -205,16 +203,15 @@ def tiled_tiff(side: int) -> bytes:
 def test_pixels_are_counted_before_they_are_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     Path("x.png").write_bytes(data)
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "x.png", expected=100_000_000):
         read_image("x.png")
-    assert one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".bmp", ".webp", ".pgm", ".ppm"])
-def test_the_limit_is_what_the_picture_has(picture: Picture, suffix: str) -> None:
+def test_the_limit_is_what_the_image_has(picture: Picture, suffix: str) -> None:
     cv2.imwrite(f"x{suffix}", picture(30, 41, 1 if suffix == ".pgm" else 3))
     assert read_image(f"x{suffix}", max_pixels=30 * 41).shape[:2] == (30, 41)
-    with pytest.raises(InputError):
+    with raises(InputError, expected=30 * 41 - 1, got=30 * 41):
         read_image(f"x{suffix}", max_pixels=30 * 41 - 1)
 
 
@@ -225,6 +222,5 @@ def test_images_are_regular_files_of_their_size(kind: str) -> None:
     else:
         with Path("x.png").open("wb") as file:
             file.truncate(16 << 30)
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "x.png"):
         read_image("x.png")
-    assert one_sentence(str(caught.value))

@@ -7,11 +7,11 @@ import numpy as np
 from refusion_edge.images.montage import MontageRow, montage
 
 
-def test_pictures_lie_side_by_side_below_their_captions() -> None:
+def test_images_lie_side_by_side_below_their_captions() -> None:
     red = np.zeros((30, 40, 3), np.uint8)
     red[..., 0] = 200
-    grey = np.full((30, 40), 90, np.uint8)
-    sheet = montage([MontageRow((red, grey), ("red", "grey")), MontageRow((grey, red), ("", ""))], width_px=40)
+    gray = np.full((30, 40), 90, np.uint8)
+    sheet = montage([MontageRow((red, gray), ("red", "gray")), MontageRow((gray, red), ("", ""))], width_px=40)
     first = sheet[26:56]
     assert first[:, 8:48].tolist() == red.tolist()
     assert (first[:, 56:96] == 90).all()

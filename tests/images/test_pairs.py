@@ -10,7 +10,7 @@ import pytest
 from refusion_edge.errors import InputError
 from refusion_edge.images.io import write_image
 from refusion_edge.images.pairs import find_pairs, fingerprint, read_pair
-from tests.conftest import one_sentence
+from tests.raising import raises
 
 
 def make(folder: str, *names: str) -> None:
@@ -48,23 +48,22 @@ def test_a_name_with_brackets_is_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "words"),
+    ("a", "b", "named"),
     [
-        ("ir", "other", r"ir \(1, 2\) .*other \(3\)"),
-        ("ir", "ir/1.png", "two files or two folders"),
-        ("ir", "empty", r"empty.*\.png"),
-        ("ir/*.jpg", "ir", r"ir/\*\.jpg"),
-        ("twice", "ir", "1.jpg and 1.png"),
+        ("ir", "other", ("ir (1, 2)", "other (3)")),
+        ("ir", "ir/1.png", ("folder or pattern ir", "file ir/1.png")),
+        ("ir", "empty", ("empty",)),
+        ("ir/*.jpg", "ir", ("ir/*.jpg",)),
+        ("twice", "ir", ("1.jpg", "1.png")),
     ],
 )
-def test_what_cannot_be_matched_is_refused(a: str, b: str, words: str) -> None:
+def test_what_cannot_be_matched_is_refused(a: str, b: str, named: tuple[str, ...]) -> None:
     make("ir", "1.png", "2.png")
     make("other", "3.png")
     make("twice", "1.png", "1.jpg")
     Path("empty").mkdir()
-    with pytest.raises(InputError, match=words) as caught:
+    with raises(InputError, *named):
         find_pairs(a, b)
-    assert one_sentence(str(caught.value))
 
 
 def test_fingerprint_depends_on_pixels_only() -> None:

@@ -236,13 +236,13 @@ def test_information_agrees_with_scipy(triple: Triple) -> None:
     assert only_a == pytest.approx(tsallis_a)
 
 
-# Worked out by hand: 2x2 and 2x3 pictures.
+# Worked out by hand: 2x2 and 2x3 images.
 FUSED = np.array([[0.0, 0.0], [10.0, 30.0]])
 A = np.array([[0.0, 0.0], [20.0, 20.0]])
 B = np.array([[10.0, 0.0], [10.0, 30.0]])
 
 
-def test_values_of_a_2x2_picture() -> None:
+def test_values_of_a_2x2_image() -> None:
     assert information.entropy(FUSED) == pytest.approx(1.5)  # levels with 1/2, 1/4, 1/4
     assert activity.standard_deviation(FUSED) == pytest.approx(math.sqrt(150))  # mean 10: 100 + 100 + 0 + 400, over 4
     # rows: 0 and 20; columns: 10 and 30
@@ -263,7 +263,7 @@ def test_values_of_a_2x2_picture() -> None:
     assert similarity.correlation(A, A, FUSED) == pytest.approx(400 / math.sqrt(400 * 600))
 
 
-def test_seams_between_the_colour_planes_count() -> None:
+def test_seams_between_the_color_planes_count() -> None:
     planes = np.stack([np.zeros((1, 2)), np.full((1, 2), 4.0), np.full((1, 2), 7.0)])
     assert activity.spatial_frequency_of_color(planes) == pytest.approx(math.sqrt((16 + 9) / 6))
 
@@ -279,31 +279,31 @@ def test_stretch_rounds_half_up() -> None:
     assert not stretch(np.full((2, 2), 9.0)).any()
 
 
-def test_grey_is_weighted_and_rounded() -> None:
+def test_gray_is_weighted_and_rounded() -> None:
     image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]], np.uint8)
     assert to_gray_plane(image).tolist() == [[76, 150, 29, 9]]
     assert to_color_planes(image).shape == (3, 1, 4)
     assert to_color_planes(image[:, 3:]).shape == (1, 1, 1)
 
 
-def test_grey_and_its_colour_copy_score_the_same(triple: Triple) -> None:
-    grey = [plane.astype(np.uint8) for plane in triple(50, 50)]
-    colour = [np.repeat(plane[..., None], 3, 2) for plane in grey]
+def test_gray_and_its_color_copy_score_the_same(triple: Triple) -> None:
+    gray = [plane.astype(np.uint8) for plane in triple(50, 50)]
+    color = [np.repeat(plane[..., None], 3, 2) for plane in gray]
     metrics = [metric for name in ("evaluator", "vifb", "survey") for metric in metrics_of(name)]
-    alone, mixed = score(*grey, metrics), score(grey[0], colour[1], colour[2], metrics)
+    alone, mixed = score(*gray, metrics), score(gray[0], color[1], color[2], metrics)
     for metric in metrics:
         assert mixed[metric] == pytest.approx(alone[metric], nan_ok=True), metric.label
 
 
 def test_16_bit_scores_like_8_bit(triple: Triple) -> None:
-    grey = [plane.astype(np.uint8) for plane in triple(50, 50)]
-    deep = [plane.astype(np.uint16) * 257 for plane in grey]
-    alone, together = score(*grey), score(*deep)
+    gray = [plane.astype(np.uint8) for plane in triple(50, 50)]
+    deep = [plane.astype(np.uint16) * 257 for plane in gray]
+    alone, together = score(*gray), score(*deep)
     for metric, value in alone.items():
         assert together[metric] == pytest.approx(value), metric.name
 
 
-def test_vif_of_a_picture_with_more_contrast_exceeds_one(triple: Triple) -> None:
+def test_vif_of_a_image_with_more_contrast_exceeds_one(triple: Triple) -> None:
     a, _, _ = triple(64, 64)
     low = np.round(100 + (a - 100) / 2)
     assert visual.visual_information_fidelity(low, low, a) > 2

@@ -12,6 +12,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.metrics import displace, find_metric, score, score_transition, sweep, sweep_fusion
 from refusion_edge.metrics.planes import Plane
 from refusion_edge.metrics.temporal import flicker
+from tests.raising import raises
 
 Triple = Callable[..., tuple[Plane, Plane, Plane]]
 
@@ -78,5 +79,5 @@ def test_sweep_of_a_method_fuses_the_displaced_source(triple: Triple) -> None:
 @pytest.mark.parametrize("offsets", [(0, 40), (math.nan,), (math.inf, 0)])
 def test_offsets_that_leave_nothing_are_refused(offsets: tuple[float, ...]) -> None:
     picture = np.zeros((50, 100), np.uint8)
-    with pytest.raises(UsageError, match="40|nan|inf"):
+    with raises(UsageError, str(offsets[-1] if offsets[0] == 0 else offsets[0])):
         sweep(picture, picture, picture, [find_metric("EN")], offsets)

@@ -1,4 +1,4 @@
-"""What holds for every picture: symmetry, range, identity, and no exception whatever the pictures are."""
+"""What holds for every image: symmetry, range, identity, and no exception whatever the images are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLACK = 1e-6
 
 @st.composite
 def triples(draw: st.DrawFn, least: int = 8, most: int = 48) -> tuple[Array, ...]:
-    """Three pictures of one size: noise, blocks or constants, also equal to each other."""
+    """Three images of one size: noise, blocks or constants, also equal to each other."""
     height, width = draw(st.integers(least, most)), draw(st.integers(least, most))
     seed = draw(st.integers(0, 2**32 - 1))
     kinds = draw(st.tuples(*[st.sampled_from(("noise", "blocks", "constant", "black", "white", "levels"))] * 3))
@@ -62,7 +62,7 @@ def test_swapping_the_sources_changes_nothing(pictures: tuple[Array, ...]) -> No
 
 @settings(max_examples=40, deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(8, 40), st.integers(8, 40))))
-def test_a_picture_is_most_like_itself(picture: Array) -> None:
+def test_a_image_is_most_like_itself(picture: Array) -> None:
     plane = picture.astype(np.float64)
     assert structure.structural_similarity(plane, plane, plane) == pytest.approx(2, abs=1e-6)
     assert structure.structural_similarity_255(plane, plane, plane) == pytest.approx(2, abs=1e-6)
@@ -118,7 +118,7 @@ def test_a_black_result_is_defined_or_undefined_but_never_an_error(metric: Metri
     [("evaluator:SSIM", 7), ("evaluator:VIF", 41), ("vifb:SSIM", 11), ("survey:MS-SSIM", 161), ("survey:MEF-SSIM", 41),
      ("survey:Qy", 7), ("survey:FMI", 3), ("survey:FMI_gradient", 3)],
 )  # fmt: skip
-def test_pictures_below_the_stated_size_are_undefined(key: str, least: int) -> None:
+def test_images_below_the_stated_size_are_undefined(key: str, least: int) -> None:
     metric = find_metric(key)
     rng = np.random.default_rng(5)
     for side, defined in ((least - 1, False), (least, True)):

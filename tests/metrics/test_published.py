@@ -24,7 +24,7 @@ IMAGES = ("carLight", "manWalking", "nightCar", "walking")
 
 # The known values have six digits.
 SIX_DIGITS = 1.1e-5
-# The same network on another engine differs by one grey level in up to 0.05 % of the pixels.
+# The same network on another engine differs by one gray level in up to 0.05 % of the pixels.
 ONE_LEVEL_HERE_AND_THERE = 3e-4
 
 Known = dict[tuple[str, str, str], dict[str, float]]
@@ -52,7 +52,7 @@ def test_the_average_of_both_sources_scores_what_the_evaluator_gave_it(
 ) -> None:
     names = sorted(name for found, method, name in known_values if (found, method) == (dataset, "average"))[:3]
     if dataset == "mefb":
-        names.append("Exploratorium")  # its greys are often near a half
+        names.append("Exploratorium")  # its grays are often near a half
     for name in names:
         a, b = (read_image(path) for path in pair_paths(shared_data, dataset, name))
         average = np.round((to_gray_plane(a) + to_gray_plane(b)) / 2).astype(np.uint8)
@@ -97,7 +97,7 @@ def test_fusing_with_the_official_weights_scores_what_the_evaluator_gave_them(
     with refusion_edge.load(checkpoint, task=FOLDERS[dataset][0]) as fuser:
         for name in names:
             a, b = (read_image(path) for path in pair_paths(shared_data, dataset, name))
-            fused = fuser.fuse(a, b, colour=False)
+            fused = fuser.fuse(a, b, color=False)
             assert_known(a, b, fused, known_values[dataset, "ReFusion official", name], ONE_LEVEL_HERE_AND_THERE)
 
 

@@ -28,6 +28,7 @@ from refusion_edge.network.graph import read_template
 from refusion_edge.network.layouts import REFERENCE
 from refusion_edge.network.parameters import PARAMETERS
 from tests.conftest import ROOT, one_sentence
+from tests.raising import raises
 
 
 def equal(x: State, y: State) -> bool:
@@ -119,27 +120,39 @@ def without(state: State, name: str) -> State:
     return {key: array for key, array in state.items() if key != name}
 
 
-DAMAGES: dict[str, tuple[Callable[[State], object], str]] = {
-    "missing entry": (lambda state: without(state, "FM.qkv1.weight"), "1 missing (FM.qkv1.weight)"),
-    "extra entry": (lambda state: {**state, "head.weight": np.zeros(3, np.float32)}, "1 unknown (head.weight)"),
-    "wrong shape": (lambda state: {**state, "project_in_1.weight": np.zeros((8, 1, 3, 3), np.float32)}, "(8, 1, 3, 3)"),
-    "not a number": (lambda state: {**state, "FM.temperature1": np.full((8, 1, 1), np.nan, np.float32)}, "NaN"),
+# What is done to the weights, what the problem has to name, and what was found instead.
+DAMAGES: dict[str, tuple[Callable[[State], object], tuple[str, ...], object]] = {
+    "missing entry": (lambda state: without(state, "FM.qkv1.weight"), ("1 missing (FM.qkv1.weight)",), ()),
+    "extra entry": (
+        lambda state: {**state, "head.weight": np.zeros(3, np.float32)},
+        ("1 unknown (head.weight)",),
+        ("head.weight",),
+    ),
+    "wrong shape": (
+        lambda state: {**state, "project_in_1.weight": np.zeros((8, 1, 3, 3), np.float32)},
+        ("project_in_1.weight",),
+        (8, 1, 3, 3),
+    ),
+    "not a number": (
+        lambda state: {**state, "FM.temperature1": np.full((8, 1, 1), np.nan, np.float32)},
+        ("FM.temperature1", "NaN"),
+        None,
+    ),
     "disagreeing spellings": (
         lambda state: {**state, "FM.qkv1.conv.weight": state["FM.qkv1.weight"] + 1},
-        "spellings of FM.qkv1.weight",
+        ("spellings of FM.qkv1.weight",),
+        None,
     ),
-    "a list": (lambda _: [1, 2, 3], "state_dict()"),
+    "a list": (lambda _: [1, 2, 3], ("dictionary",), None),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_pth_is_refused_in_one_sentence(random_state: State, damage: str) -> None:
-    change, words = DAMAGES[damage]
+    change, named, got = DAMAGES[damage]
     save_pth(change(random_state))
-    with pytest.raises(CheckpointError) as caught:
+    with raises(CheckpointError, *named, got=got):
         read_checkpoint("bad.pth")
-    assert words in str(caught.value)
-    assert one_sentence(str(caught.value))
 
 
 def test_parameters_are_as_good_as_tensors(random_state: State) -> None:
@@ -151,9 +164,8 @@ def test_parameters_are_as_good_as_tensors(random_state: State) -> None:
 def test_other_number_types_are_named(random_state: State) -> None:
     torch = pytest.importorskip("torch", reason="writing .pth needs torch")
     torch.save({name: torch.from_numpy(array).bfloat16() for name, array in random_state.items()}, "bad.pth")
-    with pytest.raises(CheckpointError, match="BFloat16") as caught:
+    with raises(CheckpointError, "bad.pth", "BFloat16"):
         read_checkpoint("bad.pth")
-    assert one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -165,9 +177,8 @@ def test_descriptions_of_a_wrong_kind_are_refused(random_state: State, about: ob
     from safetensors.numpy import save_file
 
     save_file(random_state, "bad.safetensors", {"refusion-edge": json.dumps(about)})
-    with pytest.raises(CheckpointError) as caught:
+    with raises(CheckpointError, "bad.safetensors"):
         read_checkpoint("bad.safetensors")
-    assert one_sentence(str(caught.value))
 
 
 class _Bomb:
@@ -184,22 +195,21 @@ def zipped_pickle(data: bytes, extra: dict[str, bytes] | None = None) -> None:
 
 def test_pickle_bomb_does_not_go_off() -> None:
     zipped_pickle(pickle.dumps({"project_in_1.weight": _Bomb()}))
-    with pytest.raises(CheckpointError, match=r"posix\.system"):
+    with raises(CheckpointError, "posix.system"):
         read_checkpoint("bad.pth")
     assert not Path("exploded").exists()
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("model.onnx", "give the weights"), ("x.safetensors", "copy it again")])
+@pytest.mark.parametrize(("name", "remedy"), [("model.onnx", "weights"), ("x.safetensors", "copy")])
 def test_a_model_is_not_taken_for_weights(name: str, remedy: str) -> None:
     Path(name).write_bytes(read_template(REFERENCE, "fp32").SerializeToString())
-    with pytest.raises(CheckpointError, match=remedy) as caught:
+    with raises(CheckpointError, name, remedy=remedy):
         read_checkpoint(name)
-    assert one_sentence(str(caught.value))
 
 
 def test_bare_pickle_is_not_even_opened() -> None:
     Path("bad.pth").write_bytes(pickle.dumps({"project_in_1.weight": _Bomb()}, protocol=2))
-    with pytest.raises(CheckpointError, match="bare pickle"):
+    with raises(CheckpointError, "bad.pth", remedy="torch.save"):
         read_checkpoint("bad.pth")
     assert not Path("exploded").exists()
 
@@ -211,14 +221,14 @@ def test_tensor_larger_than_its_storage_is_refused() -> None:
     for size, stride in ((b"(I100000\nI100000\nt", b"(I0\nI0\nt"), (b"(I2\nt", b"(I1\nt")):
         tensor = rebuild + b"(" + storage + b"I0\n" + size + stride + b"I00\nNtR"
         zipped_pickle(b"(dVproject_in_1.weight\n" + tensor + b"s.", {"archive/data/0": b"\0" * 4})
-        with pytest.raises(CheckpointError, match="beyond its storage"):
+        with raises(CheckpointError, "bad.pth", "storage"):
             read_checkpoint("bad.pth")
 
 
 def test_archive_that_unpacks_to_too_much_is_refused() -> None:
     with zipfile.ZipFile("bad.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * (65 << 20))
-    with pytest.raises(CheckpointError, match="unpacks to more than"):
+    with raises(CheckpointError, "bad.pth", "4 MiB"):
         read_checkpoint("bad.pth")
 
 
@@ -232,9 +242,8 @@ def test_truncated_files_are_refused(random_state: State, kind: str, cut: float)
     else:
         data = safetensors_bytes(Checkpoint("ir_vis", random_state))
     Path("cut").write_bytes(data[: int(len(data) * cut)])
-    with pytest.raises(CheckpointError) as caught:
+    with raises(CheckpointError, "cut"):
         read_checkpoint("cut")
-    assert one_sentence(str(caught.value))
 
 
 def test_flipped_bytes_never_crash(random_state: State, rng: np.random.Generator) -> None:
@@ -256,27 +265,27 @@ def test_flipped_bytes_never_crash(random_state: State, rng: np.random.Generator
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no weights file"), (b"", "empty"), (b"hello world, not weights", "damaged")]
+    ("content", "named", "remedy"),
+    [(None, "weights file", "path"), (b"", "empty", "again"), (b"hello world, not weights", "safetensors file", "again")],
 )
-def test_files_that_are_no_weights(content: bytes | None, words: str) -> None:
+def test_files_that_are_no_weights(content: bytes | None, named: str, remedy: str) -> None:
     if content is not None:
         Path("w.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with raises(CheckpointError, "w.safetensors", named, remedy=remedy):
         read_checkpoint("w.safetensors")
-    assert one_sentence(str(caught.value))
 
 
 def test_unknown_schema_is_refused(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("refusion_edge.network.checkpoint.SCHEMA", "refusion-edge/checkpoint/99")
         write_safetensors("w.safetensors", Checkpoint("ir_vis", random_state))
-    with pytest.raises(CheckpointError, match="checkpoint/99"):
+    with raises(CheckpointError, expected="refusion-edge/checkpoint/1", got="refusion-edge/checkpoint/99"):
         read_checkpoint("w.safetensors")
 
 
 def test_writing_pth_without_torch_names_the_extra(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'refusion-edge\[train\]'"):
+    with raises(MissingDependencyError, "torch", remedy="pip install 'refusion-edge[train]'"):
         write_pth("w.pth", Checkpoint(None, random_state))
     assert not Path("w.pth").exists()
 
@@ -331,7 +340,7 @@ def test_small_files_cannot_ask_for_much(kind: str) -> None:
 def test_only_compressions_of_torch_are_opened(compression: int) -> None:
     with zipfile.ZipFile("bad.pth", "w", compression) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
-    with pytest.raises(CheckpointError):
+    with raises(CheckpointError, "bad.pth"):
         read_checkpoint("bad.pth")
 
 
@@ -346,15 +355,14 @@ def test_only_compressions_of_torch_are_opened(compression: int) -> None:
 )  # fmt: skip
 def test_headers_of_safetensors_that_cannot_be_are_refused(header: bytes) -> None:
     Path("bad.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
-    with pytest.raises(CheckpointError) as caught:
+    with raises(CheckpointError, "bad.safetensors"):
         read_checkpoint("bad.safetensors")
-    assert one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("length", [0, 1 << 40, (1 << 64) - 1])
 def test_a_header_longer_than_the_file_is_refused(length: int) -> None:
     Path("bad.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}" * 100)
-    with pytest.raises(CheckpointError):
+    with raises(CheckpointError, "bad.safetensors"):
         read_checkpoint("bad.safetensors")
 
 
@@ -366,7 +374,7 @@ def test_numbers_that_float32_cannot_hold_are_refused(random_state: State, dtype
     if dtype is np.float64:
         large["FM.qkv1.weight"].flat[0] = 1e300
     save_file(large, "bad.safetensors")
-    with pytest.raises(CheckpointError):
+    with raises(CheckpointError, "bad.safetensors", got=None if dtype is np.float64 else np.dtype(dtype).name):
         read_checkpoint("bad.safetensors")
 
 

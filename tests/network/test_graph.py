@@ -18,6 +18,7 @@ from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.sizes import parse_size
 from tests.conftest import ROOT, TEMPLATES, TOLERANCE
 from tests.network.test_model import GOLDEN, TASKS
+from tests.raising import raises
 
 HALF = [form for form, precision in TEMPLATES if precision == "fp16"]
 
@@ -51,7 +52,7 @@ def test_filled_graph_passes_the_checker(random_state: State, form: str, precisi
 
 @pytest.mark.parametrize("form", HALF)
 def test_strongly_typed_half_precision_keeps_sums_in_fp32(random_state: State, form: str) -> None:
-    """Every operator that sums over a picture or over channels, and softmax, works on float32."""
+    """Every operator that sums over a image or over channels, and softmax, works on float32."""
     model = onnx.shape_inference.infer_shapes(fill(read_template(form, "fp16"), random_state, (64, 96)), strict_mode=True)
     types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.input)}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -122,5 +123,5 @@ def test_sizes_are_read_as_height_and_width() -> None:
 
 @pytest.mark.parametrize("text", ["480", "480x", "x640", "-480x640", "4x640", "480x99999", "wide", "\uff11\uff12x12"])
 def test_sizes_that_make_no_sense_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"8 .*16384|HEIGHTxWIDTH|MIN:OPT:MAX"):
+    with raises(UsageError, got=(4, 640) if text == "4x640" else (480, 99999) if text == "480x99999" else text):
         parse_size(text)

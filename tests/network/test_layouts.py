@@ -11,7 +11,7 @@ from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
 from refusion_edge.network.layouts import FORMS, GraphForm, Pair, find_form, pairs, parameter_shapes, rewrite
 from refusion_edge.network.parameters import PARAMETERS
-from tests.conftest import one_sentence
+from tests.raising import raises
 
 Planes = NDArray[np.float64]
 PAIRS = list(pairs())
@@ -98,6 +98,5 @@ def test_forms_that_would_leak_over_the_border_are_refused() -> None:
 
 
 def test_unknown_forms_are_refused_in_words() -> None:
-    with pytest.raises(UsageError, match="curved") as caught:
+    with raises(UsageError, got="curved"):
         find_form("curved")
-    assert one_sentence(str(caught.value))

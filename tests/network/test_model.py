@@ -86,7 +86,7 @@ def test_single_precision_is_close_to_double(random_state: State, size_hw: tuple
     assert (single - double).abs().max() <= TOLERANCE["fp32"]
 
 
-def test_pictures_of_a_batch_do_not_influence_each_other(random_state: State) -> None:
+def test_images_of_a_batch_do_not_influence_each_other(random_state: State) -> None:
     network = load_network(random_state, torch.float64)
     generator = torch.Generator().manual_seed(2)
     a, b = (torch.rand(3, 1, 17, 23, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -153,7 +153,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 
 def test_a_black_source_has_gradients() -> None:
-    """All features of a black picture are zero at first, and a root has no slope at zero."""
+    """All features of a black image are zero at first, and a root has no slope at zero."""
     torch.manual_seed(0)
     network = FusionNetwork()
     generator = torch.Generator().manual_seed(8)

@@ -47,14 +47,14 @@ def make_vectors() -> Vectors:
     network.load_state_dict(
         {name: torch.from_numpy(array).double() for name, array in parse_checkpoint(data, path).state.items()}
     )
-    a, b = (_grey(read_image(file)) for file in (sample_paths(vectors.TASK)[0].a, sample_paths(vectors.TASK)[0].b))
+    a, b = (_gray(read_image(file)) for file in (sample_paths(vectors.TASK)[0].a, sample_paths(vectors.TASK)[0].b))
     with torch.inference_mode():
         # The planes of a back end are single precision; what they hold is what is fused, to the last digit.
         fused = network(*(torch.from_numpy(plane).double() for plane in Vectors(a, b, np.empty(a.shape), "").planes()))
     return Vectors(a, b, fused[0, 0].numpy().astype(np.float32), sha256(data))
 
 
-def _grey(image: Array) -> Array:
+def _gray(image: Array) -> Array:
     crop = image[CROP]
     return np.ascontiguousarray(crop if crop.ndim == 2 else crop[:, :, 1])
 

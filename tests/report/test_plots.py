@@ -1,4 +1,4 @@
-"""Plots: what is drawn, where, and in which colour."""
+"""Plots: what is drawn, where, and in which color."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def texts(svg: str) -> list[tuple[str, float, float]]:
     return [(one.text or "", float(one.attrib["x"]), float(one.attrib["y"])) for one in root.iter() if one.tag.endswith("text")]
 
 
-def test_parts_of_a_bar_add_up_and_keep_their_colour() -> None:
+def test_parts_of_a_bar_add_up_and_keep_their_color() -> None:
     svg = bars({"one": {"b": 3.0, "c": 1.0}, "two": {"c": 2.0}}, ("a", "b", "c"))
     found = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="18" fill="(#\w+)"><title>(\w)', svg)
-    assert [(colour, kind) for *_, colour, kind in found] == [(COLORS[1], "b"), (COLORS[2], "c"), (COLORS[2], "c")]
+    assert [(color, kind) for *_, color, kind in found] == [(COLORS[1], "b"), (COLORS[2], "c"), (COLORS[2], "c")]
     first, second, third = ((float(x), float(width)) for x, _, width, *_ in found)
     assert first[0] + first[1] == second[0]
     assert first[1] / third[1] == 1.5

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import Fidelity
+from refusion_edge.accuracy.gate import Fidelity
 from refusion_edge.accuracy.vectors import read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.registry import Status
@@ -86,9 +86,11 @@ def test_a_mistake_is_one_sentence(run_cli: Run, words: tuple[str, ...], expecte
 def test_what_was_asked_for_and_is_not_there_is_exit_code_3(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusion_edge.selftest.subprocess.run_in_subprocess", lambda work, *words, limit_s: work(*words))
     monkeypatch.setattr(
-        "refusion_edge.backends.tensorrt.classic.probe_build", lambda: Status(usable=False, reason="no such thing")
+        "refusion_edge.backends.tensorrt.runner.TrtBackend.probe_build", lambda: Status(usable=False, reason="no such thing")
     )
-    monkeypatch.setattr("refusion_edge.backends.tensorrt.classic.probe", lambda: Status(usable=False, reason="no such thing"))
+    monkeypatch.setattr(
+        "refusion_edge.backends.tensorrt.runner.TrtBackend.probe", lambda: Status(usable=False, reason="no such thing")
+    )
     code, out, _ = run_cli("selftest", "--backends", "tensorrt")
     assert code == 3
     assert re.search(r"^tensorrt fp16 +absent +no such thing", out, re.MULTILINE)
@@ -98,7 +100,7 @@ def test_what_was_asked_for_and_is_not_there_is_exit_code_3(run_cli: Run, monkey
 def test_a_back_end_that_is_wrong_fails_and_the_others_go_on(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(work: Callable[..., Check], name: str, *words: object, limit_s: float) -> Check:
         if name == "eager":
-            raise BackendError("expected a process that ends by itself, got one that was ended by SIGSEGV; report this.")
+            raise BackendError("the process was ended by SIGSEGV", "report this")
         return work(name, *words)
 
     monkeypatch.setattr("refusion_edge.selftest.subprocess.run_in_subprocess", answer)

@@ -13,7 +13,7 @@ import pytest
 
 from refusion_edge.errors import BackendError, InputError
 from refusion_edge.selftest.subprocess import run_in_subprocess
-from tests.conftest import one_sentence
+from tests.raising import raises
 
 
 def double(number: int) -> int:
@@ -47,23 +47,21 @@ def test_a_result_comes_back_and_nothing_is_printed(capfd: pytest.CaptureFixture
 
 
 def test_an_error_comes_back_as_it_was() -> None:
-    with pytest.raises(InputError, match="a mistake of the caller"):
+    with pytest.raises(InputError, match="^a mistake of the caller$"):
         run_in_subprocess(refuse, limit_s=60)
 
 
-@pytest.mark.parametrize(("work", "words"), [(crash, "SIGSEGV"), (leave, "exit code 7")])
-def test_a_crash_is_an_error(work: object, words: str) -> None:
-    with pytest.raises(BackendError, match=words) as caught:
+@pytest.mark.parametrize(("work", "named"), [(crash, "SIGSEGV"), (leave, "exit code 7")])
+def test_a_crash_is_an_error(work: object, named: str) -> None:
+    with raises(BackendError, named):
         run_in_subprocess(work, limit_s=60)
-    assert one_sentence(str(caught.value))
 
 
 def test_what_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     started = time.monotonic()
-    with pytest.raises(BackendError, match="within 5 s") as caught:
+    with raises(BackendError, "5 s"):
         run_in_subprocess(hang_with_a_child, note, limit_s=5)
-    assert one_sentence(str(caught.value))
     assert time.monotonic() - started < 60
     assert not is_running(int(note.read_text()))
 

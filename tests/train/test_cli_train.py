@@ -61,7 +61,7 @@ def test_probe_proposes_a_shape(run_cli: Callable[..., tuple[int, str, str]], mo
     ("words", "code", "message"),
     [
         (("--data", "nowhere"), 4, "nowhere"),
-        (("--set", "run.step=1"), 2, "did you mean 'steps'"),
+        (("--set", "run.step=1"), 2, "'steps'"),
         (("--preset", "papr"), 2, "papr"),
         (("--max-minutes", "0"), 2, "--max-minutes"),
         (("--init", "x.safetensors"), 4, "x.safetensors"),

@@ -39,6 +39,7 @@ from refusion_edge.train.networks import (
     reconstruct,
 )
 from refusion_edge.train.settings import resolve
+from tests.raising import raises
 
 SETTINGS = ProposalSettings(dim=8, blocks=1, symmetric=False, zero=False, prior="brighter")
 NETWORKS = Networks(fuse, partial(propose, SETTINGS), reconstruct, fuse)
@@ -58,7 +59,7 @@ class Case:
         self.phi = cast(initial_proposal(SETTINGS, generator))
         self.rho = cast(initial_reconstruction(generator))
         noise = torch.rand(4, pairs, 1, side, side, generator=generator, dtype=torch.float64)
-        # Smoothed: the Sobel responses of noise are nothing like those of a picture.
+        # Smoothed: the Sobel responses of noise are nothing like those of a image.
         smooth = torch.nn.functional.avg_pool2d(noise.flatten(0, 1), 5, stride=1, padding=2, count_include_pad=False)
         planes = list((2 * smooth - 0.5).clamp(0, 1).view_as(noise).to(dtype))
         self.train, self.test = Batch.in_both_orders(*planes[:2]), Batch.in_both_orders(*planes[2:])
@@ -194,7 +195,7 @@ def test_centring_takes_the_brightness_shift_out() -> None:
 
 
 def test_no_gradient_without_an_engine() -> None:
-    with pytest.raises(UsageError, match="'off'"):
+    with raises(UsageError, "'off'"):
         Case().gradient(MetaRule("off", 1e-2), FusionObjective("signed", 1.0))
 
 

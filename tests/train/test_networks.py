@@ -21,6 +21,7 @@ from refusion_edge.train.networks import (
     propose,
     reconstruct,
 )
+from tests.raising import raises
 
 
 def planes(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -168,9 +169,9 @@ def test_clipping_limits_what_is_added_to_the_prior() -> None:
 
 
 def test_settings_of_the_proposal_are_checked() -> None:
-    with pytest.raises(UsageError, match="12 .*1"):
+    with raises(UsageError, "proposal.dim", got=12):
         ProposalSettings(dim=12)
-    with pytest.raises(UsageError, match="'brightest'"):
+    with raises(UsageError, got="brightest"):
         ProposalSettings(prior="brightest")
 
 

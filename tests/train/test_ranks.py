@@ -19,6 +19,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.train.process import Ranks, join_ranks
 from refusion_edge.train.state import find_checkpoints, read_state
 from tests.conftest import ROOT
+from tests.raising import raises
 from tests.train.conftest import SMALL
 
 # How long to wait for a process on a machine that is busy with other things.
@@ -136,5 +137,5 @@ def test_one_rank_needs_no_group() -> None:
 
 def test_half_of_torchruns_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="torchrun"):
+    with raises(UsageError, "WORLD_SIZE", "RANK", remedy="torchrun"):
         join_ranks(torch.device("cpu"))

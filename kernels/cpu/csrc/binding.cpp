@@ -35,8 +35,8 @@ class Array {
         if (found != std::string(1, format) || buffer_.ndim != dimensions) {
             const int got = buffer_.ndim;
             PyBuffer_Release(&buffer_);
-            throw std::invalid_argument("expected an array of " + std::to_string(dimensions) + " dimensions and format '" + format +
-                                        "', got " + std::to_string(got) + " and '" + found + "'.");
+            throw std::invalid_argument("an array has " + std::to_string(got) + " dimensions and the format '" + found + "' instead of " +
+                                        std::to_string(dimensions) + " and '" + format + "'");
         }
     }
     ~Array() { PyBuffer_Release(&buffer_); }
@@ -55,14 +55,15 @@ class Array {
 
 void require_same_size(const Array& a, const Array& b) {
     if (a.side(0) != b.side(0) || a.side(1) != b.side(1) || a.side(0) > INT_MAX || a.side(1) > INT_MAX) {
-        throw std::invalid_argument("expected planes of one size.");
+        const auto size = [](const Array& plane) { return std::to_string(plane.side(1)) + "x" + std::to_string(plane.side(0)); };
+        throw std::invalid_argument("the planes differ in size (" + size(a) + " and " + size(b) + ", width x height); resize one of them");
     }
 }
 
 const float* require_parameters(const Array& flat) {
     if (flat.side(0) != static_cast<Py_ssize_t>(refusion::parameter_count()) || flat.stride(0) != static_cast<Py_ssize_t>(sizeof(float))) {
-        throw std::invalid_argument("expected " + std::to_string(refusion::parameter_count()) + " consecutive parameters, got " +
-                                    std::to_string(flat.side(0)) + ".");
+        throw std::invalid_argument("there are " + std::to_string(flat.side(0)) + " parameters instead of " +
+                                    std::to_string(refusion::parameter_count()) + ", or they are not consecutive");
     }
     return static_cast<const float*>(flat.data());
 }
@@ -71,7 +72,9 @@ void fuse(Network& network, nb::handle a_object, nb::handle b_object, nb::handle
     const Array a(a_object, 'f', 2, false), b(b_object, 'f', 2, false), fused(fused_object, 'f', 2, true);
     require_same_size(a, b);
     require_same_size(a, fused);
-    if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(float))) throw std::invalid_argument("expected consecutive columns to write to.");
+    if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(float))) {
+        throw std::invalid_argument("the columns of the result are not consecutive; pass a contiguous array");
+    }
     const nb::gil_scoped_release released;
     network.fuse(a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)), {fused.data(), fused.stride(0)});
 }
@@ -82,7 +85,9 @@ class HeldArrays {
     const Array& hold(nb::handle object, int dimensions, bool writable) {
         held_.push_back(std::make_unique<Array>(object, 'f', dimensions, writable));
         const Array& array = *held_.back();
-        if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) != 0) throw std::invalid_argument("expected aligned arrays.");
+        if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) != 0) {
+            throw std::invalid_argument("an array is not aligned; copy it");
+        }
         return array;
     }
 
@@ -96,15 +101,15 @@ class ExpansionCall : HeldArrays {
     using Lists = std::vector<nb::list>;  // inputs, norm, weights, taps, out, residual: as `points` of refusion_edge.kernels.cpu.expansion
 
     ExpansionCall(const Lists& points, nb::list y, bool gated, bool residual_is_input, bool writes_y) {
-        require(points.size() == 6, "expected six lists of arrays.");
+        require(points.size() == 6, "the arrays are not in six lists");
         const std::size_t inputs = points[0].size(), operands = points[2].size();
         require(inputs >= 1 && inputs <= 2 && operands >= 1 && (inputs == 1 || inputs == operands),
-                "expected one input, or one for each operand.");
+                "there is neither one input nor one for each operand");
         require(points[3].size() == operands && y.size() == (gated ? 1 : operands) && (!gated || operands == 2),
-                "expected weights and taps for each operand, and as many results, of a gated pair one.");
-        require(points[1].size() == 0 || (points[1].size() == 2 && inputs == 1), "expected a norm of two arrays, of the only input.");
+                "the numbers of weights, taps and results do not fit that of the operands (a gated pair has one result)");
+        require(points[1].size() == 0 || (points[1].size() == 2 && inputs == 1), "a norm has two arrays, and belongs to the only input");
         require(points[4].size() == (gated ? 1u : 0u) && points[5].size() <= points[4].size(),
-                "expected weights back, and maybe a residual, for a gated pair alone.");
+                "only a gated pair has weights back, and a residual");
         job_.gated = gated;
         job_.residual_is_input = residual_is_input;
         job_.inputs.resize(inputs);
@@ -113,9 +118,9 @@ class ExpansionCall : HeldArrays {
         for (std::size_t n = 0; n < inputs; ++n) job_.inputs[n].channels = side(hold(points[0][n], 4, false), 3);
         for (std::size_t n = 0; n < operands; ++n) job_.operands[n].input = inputs == 1 ? 0 : n;
         if (gated) job_.outputs = side(hold(points[4][0], 4, false), 0);
-        require(points[1].size() == 0 || job_.inputs[0].channels <= refusion::kNormChannels, "expected fewer channels of a norm.");
+        require(points[1].size() == 0 || job_.inputs[0].channels <= refusion::kNormChannels, "the norm has too many channels");
         require(!residual_is_input || (inputs == 1 && points[5].size() == 1 && job_.outputs == job_.inputs[0].channels),
-                "expected a residual of the input's shape.");
+                "the residual does not have the shape of the input");
         const Array& first = hold(points[0][0], 4, false);
         job_.images = side(first, 0);
         job_.height = side(first, 1);
@@ -139,7 +144,7 @@ class ExpansionCall : HeldArrays {
     void take(const Lists& lists, refusion::Pixels<float> refusion::ExpansionInput::*input, Pointer refusion::TrainedParameter::*parameter,
               refusion::Pixels<float> refusion::Expansion::*residual, bool writable) {
         const auto count = [&](std::size_t list, std::size_t expected) {
-            require(lists.size() == 6 && lists[list].size() == expected, "expected as many arrays in every list as there are points.");
+            require(lists.size() == 6 && lists[list].size() == expected, "a list does not have as many arrays as the points");
         };
         count(0, job_.inputs.size());
         count(2, job_.operands.size());
@@ -147,7 +152,7 @@ class ExpansionCall : HeldArrays {
         count(4, job_.gated ? 1 : 0);
         for (std::size_t n = 0; n < job_.inputs.size(); ++n) job_.inputs[n].*input = features(lists[0][n], job_.inputs[n].channels, writable);
         const bool norm = lists[1].size() > 0;
-        require(!job_.norm_weight.value || norm, "expected a norm in every list.");
+        require(!job_.norm_weight.value || norm, "a list lacks the norm");
         if (norm) {
             count(1, 2);
             job_.norm_weight.*parameter = numbers(lists[1][0], 1, job_.inputs[0].channels, writable);
@@ -169,23 +174,23 @@ class ExpansionCall : HeldArrays {
         constexpr Py_ssize_t number = sizeof(float);
         const Array& array = hold(object, 4, writable);
         require(array.side(0) == job_.images && array.side(1) == job_.height && array.side(2) == job_.width && array.side(3) == channels,
-                "expected features of one size, and channels as the weights have them.");
+                "the features differ in size, or their channels from those of the weights");
         const Py_ssize_t pitch = array.stride(2);
         require((channels == 1 || array.stride(3) == number) && pitch % number == 0 && pitch >= channels * number &&
                     (job_.height == 1 || array.stride(1) == pitch * job_.width) &&
                     (job_.images == 1 || array.stride(0) == pitch * job_.width * job_.height),
-                "expected consecutive channels, and pixels at one distance from each other.");
+                "the channels are not consecutive, or the pixels not at one distance; pass a contiguous array");
         return {static_cast<float*>(array.data()), pitch / number};
     }
     float* numbers(nb::handle object, int dimensions, Py_ssize_t count, bool writable) {
         const Array& array = hold(object, dimensions, writable);
         Py_ssize_t found = 1;
         for (int axis = 0; axis < dimensions; ++axis) found *= array.side(axis);
-        require(found == count && array.contiguous(), "expected contiguous parameters, as many as the channels ask for.");
+        require(found == count && array.contiguous(), "the parameters are not contiguous, or not as many as the channels require");
         return static_cast<float*>(array.data());
     }
     static int side(const Array& array, int axis) {
-        require(array.side(axis) >= 1 && array.side(axis) <= INT_MAX / 16, "expected features of a size in reach, and not empty.");
+        require(array.side(axis) >= 1 && array.side(axis) <= INT_MAX / 16, "the features are empty, or too large");
         return static_cast<int>(array.side(axis));
     }
 
@@ -215,7 +220,7 @@ class BatchCall : HeldArrays {
   public:
     explicit BatchCall(nb::handle object) {
         const Array& first = hold(object, 3, false);
-        if (first.side(0) < 1 || first.side(0) > INT_MAX || first.side(1) < 1) throw std::invalid_argument("expected features that are not empty.");
+        if (first.side(0) < 1 || first.side(0) > INT_MAX || first.side(1) < 1) throw std::invalid_argument("the features are empty");
         shape_ = {static_cast<int>(first.side(0)), first.side(1)};
     }
     refusion::BatchShape shape() const { return shape_; }
@@ -226,12 +231,12 @@ class BatchCall : HeldArrays {
         const Py_ssize_t pitch = array.stride(1);
         if (array.side(0) != shape_.images || array.side(1) != shape_.pixels || array.side(2) < 1 || array.side(2) > INT_MAX / 16 ||
             (*channels != 0 && array.side(2) != *channels)) {
-            throw std::invalid_argument("expected features of one batch, with channels as the products have them.");
+            throw std::invalid_argument("the features differ in batch, or their channels from those of the products");
         }
         *channels = static_cast<int>(array.side(2));
         if ((*channels > 1 && array.stride(2) != number) || pitch % number != 0 || pitch < *channels * number ||
             (shape_.images > 1 && array.stride(0) != pitch * shape_.pixels)) {
-            throw std::invalid_argument("expected consecutive channels, and pixels at one distance from each other.");
+            throw std::invalid_argument("the channels are not consecutive, or the pixels not at one distance; pass a contiguous array");
         }
         return {static_cast<float*>(array.data()), pitch / number};
     }
@@ -246,7 +251,7 @@ class BatchCall : HeldArrays {
         const int dimensions = rows ? 3 : 2;
         const Array& array = hold(object, dimensions, writable);
         if (array.side(0) != shape_.images || (rows && array.side(1) != rows) || array.side(dimensions - 1) != columns || !array.contiguous()) {
-            throw std::invalid_argument("expected contiguous numbers for each image, as many as the channels ask for.");
+            throw std::invalid_argument("the numbers for each image are not contiguous, or not as many as the channels require");
         }
         return static_cast<float*>(array.data());
     }
@@ -263,7 +268,7 @@ void multiply(nb::handle x_object, nb::handle weights_object, nb::handle added_o
     const auto y = call.features(y_object, true, &outputs);
     const auto added = call.read(added_object, &outputs);
     const float *weights = call.numbers(weights_object, outputs, inputs, false), *factors = call.numbers(factors_object, 0, outputs, false);
-    if (!weights || (factors && !added.data)) throw std::invalid_argument("expected weights, and something added where there are factors.");
+    if (!weights || (factors && !added.data)) throw std::invalid_argument("the weights are missing, or what the factors multiply");
     const nb::gil_scoped_release released;
     refusion::multiply(call.shape(), inputs, outputs, x, weights, added, factors, y, threads, isa);
 }
@@ -273,7 +278,7 @@ void inner_products(nb::handle a_object, nb::handle b_object, nb::handle sums_ob
     int rows = 0, columns = 0;
     const auto a = call.features(a_object, false, &rows), b = call.features(b_object, false, &columns);
     float* sums = call.numbers(sums_object, rows, columns, true);
-    if (!sums) throw std::invalid_argument("expected an array for the sums.");
+    if (!sums) throw std::invalid_argument("the array for the sums is missing");
     const nb::gil_scoped_release released;
     refusion::inner_products(call.shape(), rows, columns, {a.data, a.pitch}, {b.data, b.pitch}, sums, threads, isa);
 }
@@ -283,7 +288,7 @@ void dot_products(nb::handle a_object, nb::handle b_object, nb::handle sums_obje
     int channels = 0;
     const auto a = call.features(a_object, false, &channels), b = call.features(b_object, false, &channels);
     float* sums = call.numbers(sums_object, 0, channels, true);
-    if (!sums) throw std::invalid_argument("expected an array for the sums.");
+    if (!sums) throw std::invalid_argument("the array for the sums is missing");
     const nb::gil_scoped_release released;
     refusion::dot_products(call.shape(), channels, {a.data, a.pitch}, {b.data, b.pitch}, sums, threads, isa);
 }

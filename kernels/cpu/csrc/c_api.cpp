@@ -30,11 +30,11 @@ bool attempt(const Work& work) noexcept {
         work();
         return true;
     } catch (const std::bad_alloc&) {
-        set_error("expected enough memory, got none; fuse smaller images.");
+        set_error("there is not enough memory; fuse smaller images");
     } catch (const std::exception& error) {
         set_error(error.what());
     } catch (...) {
-        set_error("expected no unknown failure, got one; report this.");
+        set_error("unknown failure; report this");
     }
     return false;
 }
@@ -43,8 +43,8 @@ void require(bool holds, const char* problem) {
     if (!holds) throw std::invalid_argument(problem);
 }
 
-constexpr const char* kNoInstance = "expected an instance, got NULL; see what refusion_edge_create said.";
-constexpr const char* kNoPlane = "expected planes, got NULL; pass the addresses of pixels.";
+constexpr const char* kNoInstance = "the instance is NULL; read refusion_edge_error after refusion_edge_create";
+constexpr const char* kNoPlane = "a plane is NULL; pass the addresses of its pixels";
 
 }  // namespace
 
@@ -53,9 +53,9 @@ extern "C" {
 refusion_edge* refusion_edge_create(const char* weights_path, int threads, int precision) {
     refusion_edge* made = nullptr;
     attempt([&] {
-        require(weights_path != nullptr, "expected the path of a weights file, got NULL; pass one.");
+        require(weights_path != nullptr, "the path of the weights file is NULL; pass one");
         require(precision == REFUSION_EDGE_FP32 || precision == REFUSION_EDGE_BF16,
-                "expected the precision REFUSION_EDGE_FP32 or REFUSION_EDGE_BF16, got neither; pass one of them.");
+                "unknown precision; pass REFUSION_EDGE_FP32 or REFUSION_EDGE_BF16");
         const auto products = precision == REFUSION_EDGE_BF16 ? refusion::Precision::bf16 : refusion::Precision::fp32;
         made = new refusion_edge{refusion::Network(refusion::read_weights(weights_path).data(), threads, "", products)};
     });
@@ -76,7 +76,7 @@ int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int h
                            ptrdiff_t image_row_stride) {
     return attempt([&] {
         require(fused != nullptr && image != nullptr, kNoPlane);
-        require(height > 0 && width > 0, "expected a plane of at least one pixel, got none; pass its size.");
+        require(height > 0 && width > 0, "the plane has no pixels; pass its size");
         refusion::to_uint8(fused, fused_row_stride, height, width, stretch != 0, image, image_row_stride);
     }) ? 0 : 1;
 }

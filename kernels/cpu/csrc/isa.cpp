@@ -39,14 +39,14 @@ std::vector<const Kernels*> usable_kernels(Precision precision) {
 
 const Kernels& find_kernels(const std::string& isa, Precision precision) {
     const std::vector<const Kernels*> usable = usable_kernels(precision);
-    if (usable.empty()) throw std::invalid_argument("expected a processor with bf16 instructions, got one without; compute in fp32.");
+    if (usable.empty()) throw std::invalid_argument("this processor has no bf16 instructions; compute in fp32");
     std::string names;
     for (const Kernels* kernels : usable) {
         if (isa.empty() || isa == kernels->isa) return *kernels;
         names += names.empty() ? kernels->isa : std::string(", ") + kernels->isa;
     }
-    throw std::invalid_argument(std::string("expected an instruction set for ") + (precision == Precision::bf16 ? "bf16" : "fp32") +
-                                " that this processor has (" + names + "), got '" + isa + "'; choose one of them.");
+    throw std::invalid_argument("this processor cannot compute in " + std::string(precision == Precision::bf16 ? "bf16" : "fp32") +
+                                " with the instruction set '" + isa + "'; choose one of " + names);
 }
 
 const Kernels& kernels_that_fill(const std::string& isa, const std::vector<int>& channels) {
@@ -61,7 +61,7 @@ const Kernels& kernels_that_fill(const std::string& isa, const std::vector<int>&
 Precision find_precision(const std::string& word) {
     if (word == "fp32") return Precision::fp32;
     if (word == "bf16") return Precision::bf16;
-    throw std::invalid_argument("expected the precision fp32 or bf16, got '" + word + "'; choose one of them.");
+    throw std::invalid_argument("unknown precision '" + word + "'; choose fp32 or bf16");
 }
 
 }  // namespace refusion

@@ -99,13 +99,14 @@ Network::Network(const float* flat, int threads, const std::string& isa, Precisi
       weights_(flat, kernels_.packing),
       pool_(threads >= 1 && threads <= kMaxThreads
                 ? threads
-                : throw std::invalid_argument("expected 1 to " + std::to_string(kMaxThreads) + " threads, got " + std::to_string(threads) +
-                                              "; choose as many as there are cores.")) {}
+                : throw std::invalid_argument(std::to_string(threads) + " threads are out of range; choose from 1 to " +
+                                              std::to_string(kMaxThreads))) {}
 
 void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused) {
     if (std::min(height, width) < kMinSide || std::max(height, width) > kMaxSide) {
-        throw std::invalid_argument("expected sides from " + std::to_string(kMinSide) + " to " + std::to_string(kMaxSide) + " pixels, got " +
-                                    std::to_string(height) + "x" + std::to_string(width) + "; choose another size.");
+        throw std::invalid_argument("the planes are " + std::to_string(width) + "x" + std::to_string(height) +
+                                    " (width x height); resize them to sides from " + std::to_string(kMinSide) + " to " +
+                                    std::to_string(kMaxSide) + " pixels");
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     Image image(height, width, kernels_.lanes);

@@ -122,39 +122,39 @@ class Header {
 std::string read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-    if (size < 0 || size > static_cast<std::streamoff>(kMostBytes)) throw Malformed("nothing that can be read");
+    if (size < 0 || size > static_cast<std::streamoff>(kMostBytes)) throw Malformed("it cannot be read");
     std::string data(static_cast<std::size_t>(size), '\0');
     file.seekg(0);
-    if (!file.read(data.data(), size)) throw Malformed("nothing that can be read");
+    if (!file.read(data.data(), size)) throw Malformed("it cannot be read");
     return data;
 }
 
 std::vector<float> parse(const std::string& data) {
     std::uint64_t length = 0;
-    if (data.size() < 8) throw Malformed("a file of " + std::to_string(data.size()) + " bytes");
+    if (data.size() < 8) throw Malformed("it has only " + std::to_string(data.size()) + " bytes");
     for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(data[static_cast<std::size_t>(i)]);
-    if (length > data.size() - 8) throw Malformed("a file that is cut short or no safetensors file");
+    if (length > data.size() - 8) throw Malformed("it is cut short or no safetensors file");
     const std::string header = data.substr(8, length);
     const std::map<std::string, Entry> entries = Header(header).read();
     const std::size_t start = 8 + length, available = data.size() - start;
     std::vector<float> flat(parameter_count());
     for (const Parameter& row : parameters()) {
         const auto found = entries.find(row.name);
-        if (found == entries.end()) throw Malformed("a file without the parameter " + row.name);
+        if (found == entries.end()) throw Malformed("the parameter " + row.name + " is missing");
         const Entry& entry = found->second;
         const std::vector<std::uint64_t> shape(row.shape.begin(), row.shape.end());
         const bool fits = entry.dtype == "F32" && entry.shape == shape && entry.offsets.size() == 2 &&
                           entry.offsets[0] <= entry.offsets[1] && entry.offsets[1] <= available &&
                           entry.offsets[1] - entry.offsets[0] == row.size * sizeof(float);
-        if (!fits) throw Malformed("the parameter " + row.name + " in another type or shape");
+        if (!fits) throw Malformed("the parameter " + row.name + " has another type or shape");
         // Little-endian, as every processor that this is built for.
         std::memcpy(flat.data() + row.offset, data.data() + start + entry.offsets[0], row.size * sizeof(float));
         for (std::size_t i = 0; i < row.size; ++i) {
-            if (!std::isfinite(flat[row.offset + i])) throw Malformed("the parameter " + row.name + " with NaN or infinity");
+            if (!std::isfinite(flat[row.offset + i])) throw Malformed("the parameter " + row.name + " contains NaN or infinity");
         }
     }
     if (entries.size() != parameters().size()) {
-        throw Malformed(std::to_string(entries.size()) + " parameters instead of " + std::to_string(parameters().size()));
+        throw Malformed("it holds " + std::to_string(entries.size()) + " parameters instead of " + std::to_string(parameters().size()));
     }
     return flat;
 }
@@ -165,8 +165,7 @@ std::vector<float> read_weights(const std::string& path) {
     try {
         return parse(read_file(path));
     } catch (const Malformed& error) {
-        throw std::runtime_error("expected a safetensors file with the weights of this network in " + path + ", got " +
-                                 error.what() + "; give the weights.safetensors of a bundle.");
+        throw std::runtime_error("cannot read the weights in " + path + ": " + error.what() + "; give the weights.safetensors of a bundle");
     }
 }
 

@@ -88,7 +88,7 @@ def read_vectors(where: Path | None = None) -> Vectors:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             vectors = Vectors(stored["a"], stored["b"], stored["fused"], stored["weights_sha256"].tobytes().hex())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read the stored vectors in {path} ({brief(error)}); {remedy}") from error
+        raise InputError(f"cannot read the stored vectors in {path} ({brief(error)})", remedy) from error
     if vectors.weights_sha256 != sha256(weights_path(TASK).read_bytes()):
-        raise InputError(f"the stored vectors in {path} were computed with weights other than those of {TASK}; {remedy}")
+        raise InputError(f"the stored vectors in {path} were computed with weights other than those of {TASK}", remedy)
     return vectors

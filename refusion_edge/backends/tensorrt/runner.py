@@ -10,9 +10,8 @@ from typing_extensions import Self
 
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
-from refusion_edge.backends.registry import Engine
-from refusion_edge.backends.tensorrt.mismatch import explain
-from refusion_edge.backends.tensorrt.product import Product, load, open_log
+from refusion_edge.backends.registry import Engine, RunOptions
+from refusion_edge.backends.tensorrt.product import TENSORRT, TENSORRT_RTX, Product, explain, load, open_log
 from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, on_its_device, out_of_memory
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, ShapeError, not_finite
@@ -30,7 +29,7 @@ class _Way(NamedTuple):
 
 
 class PlanRunner(StagesOnDevice):
-    """Runs a plan of one product. Implements ``Backend``; the two back ends differ only in name and product.
+    """Runs a plan of one product. Implements ``Backend``; the two subclasses below are what the table of back ends names.
 
     On a discrete GPU, planes are copied through page-locked memory. On an integrated GPU, which shares the CPU's memory, the
     engine reads and writes page-locked memory in place.
@@ -59,7 +58,7 @@ class PlanRunner(StagesOnDevice):
     product: ClassVar[Product]
 
     @classmethod
-    def of(cls, engine: Engine) -> Self:
+    def open_engine(cls, engine: Engine, _options: RunOptions) -> Self:
         """Run the plan of a bundle."""
         return cls(
             engine.data,
@@ -107,7 +106,8 @@ class PlanRunner(StagesOnDevice):
             if self._context is None:
                 raise BackendError(
                     f"{self.product.title} cannot create a context on {self.device}: {self._log.first_error}, with "
-                    f"{memory_text(*self._driver.memory())}; close other programs, or build for a smaller --size"
+                    f"{memory_text(*self._driver.memory())}",
+                    "close other programs, or build for a smaller --size",
                 )
             owned.callback(self._drop_context)
             self._size_hw: tuple[int, int] | None = None
@@ -131,7 +131,7 @@ class PlanRunner(StagesOnDevice):
     def fuse_uint8(self, a: Float32Array | Uint8Array, b: Float32Array | Uint8Array) -> Uint8Array:
         """Fuse two luma planes to uint8 on the device; see ``Uint8OutputBackend.fuse_uint8``."""
         if self.uint8_range is None:
-            raise BackendError("the engine has no uint8 output; build it with --uint8-output stretch")
+            raise BackendError("the engine has no uint8 output", "build it with --uint8-output stretch")
         levels = UINT8_OUTPUTS[self.uint8_range]
         self._run(a, b, (levels, MEAN))
         if not np.isfinite(self._view(MEAN, np.float32)).all():
@@ -163,7 +163,10 @@ class PlanRunner(StagesOnDevice):
         is_levels = plane.dtype == np.uint8
         if is_levels and not self.takes_uint8:
             raise BackendError(
-                "the planes are uint8, but the engine takes only float32; convert them or build it with --uint8-input"
+                "the planes are uint8, but the engine takes only float32",
+                "convert them or build it with --uint8-input",
+                expected="float32",
+                got="uint8",
             )
         used = UINT8_INPUTS[source] if is_levels else source
         np.copyto(self._view(used, np.uint8 if is_levels else np.float32).reshape(plane.shape), plane)
@@ -199,8 +202,8 @@ class PlanRunner(StagesOnDevice):
         with self._timer.stage("infer"):
             if not self._context.execute_async_v3(self._stream):
                 raise BackendError(
-                    f"{self.product.title} cannot run the engine on {self.device}: {self._log.first_error}; build it again on "
-                    "this machine"
+                    f"{self.product.title} cannot run the engine on {self.device}: {self._log.first_error}",
+                    "build it again on this machine",
                 )
         if not self._is_zero_copy:
             with self._timer.stage("d2h"):
@@ -222,7 +225,7 @@ class PlanRunner(StagesOnDevice):
         for name in self._inputs:
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
-                    f"the engine refuses the size {width}x{height} (width x height): {self._log.first_error}; build it again"
+                    f"the engine refuses the size {width}x{height} (width x height): {self._log.first_error}", "build it again"
                 )
         self._graphs = {}
         self._hosts: dict[str, HostBuffer] = {}
@@ -270,8 +273,10 @@ class PlanRunner(StagesOnDevice):
         if self.sizes_hw.min_hw != self.sizes_hw.max_hw:
             takes = f"{min_w}x{min_h} to {takes}"
         raise ShapeError(
-            f"the engine was built for images of {takes} (width x height), but these are {width}x{height}; build one with "
-            f"--size {height}x{width}"
+            f"the engine was built for images of {takes} (width x height), but these are {width}x{height}",
+            f"build one with --size {height}x{width}",
+            expected=self.sizes_hw,
+            got=size_hw,
         )
 
     def _check_tensors(self) -> None:
@@ -284,7 +289,10 @@ class PlanRunner(StagesOnDevice):
         if names != {*self._inputs, OUTPUT, *besides} or wrong:
             raise BackendError(
                 f"the engine must have the float32 inputs {INPUT_A} and {INPUT_B} and the output {OUTPUT}, but has "
-                f"{', '.join(sorted(names)[:5])}; build it again with 'refusion-edge build'"
+                f"{', '.join(sorted(names)[:5])}",
+                "build it again with 'refusion-edge build'",
+                expected=(INPUT_A, INPUT_B, OUTPUT),
+                got=tuple(sorted(names)),
             )
 
     def _dtype(self, name: str) -> Any:
@@ -302,3 +310,19 @@ class PlanRunner(StagesOnDevice):
 
     def _drop_context(self) -> None:
         del self._context
+
+
+class TrtBackend(PlanRunner):
+    """A TensorRT plan, 10.3 and newer."""
+
+    name = "tensorrt"
+    product = TENSORRT
+    probe, probe_build = TENSORRT.probe, TENSORRT.probe_build
+
+
+class TrtRtxBackend(PlanRunner):
+    """A TensorRT-RTX plan; plans can be built on any machine, and their compilation finishes on loading."""
+
+    name = "tensorrt-rtx"
+    product = TENSORRT_RTX
+    probe, probe_build = TENSORRT_RTX.probe, TENSORRT_RTX.probe_build

@@ -44,17 +44,32 @@ class PlanSettings:
     def __post_init__(self) -> None:
         level = self.optimization_level
         if level is not None and not 0 <= level <= MAX_LEVEL:
-            raise UsageError(f"the builder optimization level {level} is out of range; choose one from 0 to {MAX_LEVEL}")
+            raise UsageError(
+                f"the builder optimization level {level} is out of range",
+                f"choose one from 0 to {MAX_LEVEL}",
+                expected=(0, MAX_LEVEL),
+                got=level,
+            )
         if self.uint8_output not in (None, *OUTPUT_RANGES):
-            raise UsageError(f"unknown output range '{self.uint8_output}'; choose {' or '.join(OUTPUT_RANGES)}")
+            raise UsageError(
+                f"unknown output range '{self.uint8_output}'",
+                f"choose {' or '.join(OUTPUT_RANGES)}",
+                expected=OUTPUT_RANGES,
+                got=self.uint8_output,
+            )
         if self.workspace_mib is not None and not 1 <= self.workspace_mib <= _MAX_WORKSPACE_MIB:
             raise UsageError(
-                f"a workspace of {self.workspace_mib} MiB is out of range; choose one from 1 to {_MAX_WORKSPACE_MIB} MiB"
+                f"a workspace of {self.workspace_mib} MiB is out of range",
+                f"choose one from 1 to {_MAX_WORKSPACE_MIB} MiB",
+                expected=(1, _MAX_WORKSPACE_MIB),
+                got=self.workspace_mib,
             )
         for text in self.compute_capabilities:
             major, _, minor = text.partition(".")
             if not (text.isascii() and major.isdecimal() and minor.isdecimal() and len(text) <= len("99.9")):
-                raise UsageError(f"'{text[:20]}' is not a compute capability; name those of the devices, such as 8.6,8.9")
+                raise UsageError(
+                    f"'{text[:20]}' is not a compute capability", "name those of the devices, such as 8.6,8.9", got=text
+                )
 
     def check(self, product: Product) -> None:
         """Check that a product supports these settings.
@@ -64,13 +79,17 @@ class PlanSettings:
         """
         if self.compute_capabilities and product is not TENSORRT_RTX:
             raise UsageError(
-                f"--compute-capability is for tensorrt-rtx only, as {product.name} builds for the device of this machine; "
-                "leave it out"
+                f"--compute-capability is for tensorrt-rtx only, as {product.name} builds for the device of this machine",
+                "leave it out",
+                expected=TENSORRT_RTX.name,
+                got=product.name,
             )
         if self.plugins and product is TENSORRT_RTX:
             raise UsageError(
-                f"--plugins is for tensorrt only, as {product.name} does not support plugins compiled ahead of time; "
-                "leave it out"
+                f"--plugins is for tensorrt only, as {product.name} does not support plugins compiled ahead of time",
+                "leave it out",
+                expected="tensorrt",
+                got=product.name,
             )
 
     def inputs(self) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class Claim:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.close()
-            raise OutputError(f"cannot write {self._path}: another stream is writing it; choose another name") from error
+            raise OutputError(f"cannot write {self._path}: another stream is writing it", "choose another name") from error
         except OSError:
             pass  # this file system has no locks
         return self
@@ -95,7 +95,10 @@ class DiskWatch:
         if free < _MIN_FREE_BYTES:
             raise OutputError(
                 f"cannot go on writing {self._path}: its disk has {free >> 20} MiB left, and {_MIN_FREE_BYTES >> 20} MiB are "
-                "needed; free some space (what was written so far is kept)"
+                "needed",
+                "free some space (what was written so far is kept)",
+                expected=_MIN_FREE_BYTES,
+                got=free,
             )
         if self._path.is_file():
             self._reserve()

@@ -32,7 +32,9 @@ class DisplaySink:
 
     def __enter__(self) -> Self:
         if not has_display():
-            raise BackendError("cannot open a window for display://: no X server answers at DISPLAY; use view:// and a browser")
+            raise BackendError(
+                "cannot open a window for display://: no X server answers at DISPLAY", "use view:// and a browser"
+            )
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -48,7 +50,7 @@ class DisplaySink:
             pressed = cv2.waitKey(1) & 0xFF
             closed = cv2.getWindowProperty(self._TITLE, cv2.WND_PROP_VISIBLE) < 1
         except cv2.error as error:
-            raise BackendError(f"this OpenCV cannot show windows ({error.err}); use view:// and a browser") from error
+            raise BackendError(f"this OpenCV cannot show windows ({error.err})", "use view:// and a browser") from error
         if pressed in (ord("q"), 27) or closed:
             self._stop.set()
 

@@ -45,7 +45,7 @@ def _families(snapshot: Mapping[str, Any], viewers: int) -> Iterator[tuple[str, 
     yield "camera_dropped_total", "counter", "Frames that are part of no pair.", drops
     yield "process_fps", "gauge", "Fused frames per second.", [({}, pairs["rate_hz"])]
     yield (
-        "pictures_total",
+        "fused_frames_total",
         "counter",
         "Fused frames by mode.",
         [({"mode": mode}, count) for mode, count in pairs["modes"].items()],

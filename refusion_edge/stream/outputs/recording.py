@@ -82,7 +82,7 @@ class Recorder:
                 on_failure.enter_context(self._claim)
                 on_failure.push(self.__exit__)
                 if not self._folder.is_dir() or any(self._folder.iterdir()):
-                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder; choose another name")
+                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder", "choose another name")
                 self._begin()
                 on_failure.pop_all()
         except OSError as error:
@@ -114,7 +114,12 @@ class Recorder:
             name = f"{self._count[item.side]:06d}.png"
             encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
             if not encoded or item.image.dtype not in (np.uint8, np.uint16):
-                raise OutputError(f"cannot record frames of {item.image.dtype}; choose a source of uint8 or uint16")
+                raise OutputError(
+                    f"cannot record frames of {item.image.dtype}",
+                    "choose a source of uint8 or uint16",
+                    expected=("uint8", "uint16"),
+                    got=str(item.image.dtype),
+                )
             _write_whole(self._folder / item.side / name, data.tobytes())
             self._count[item.side] += 1
             row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns)
@@ -204,24 +209,29 @@ def read_recording(folder: Path) -> Recording:
     """
     path = folder / "recording.json"
     if not folder.is_dir() or not path.exists():
-        raise InputError(f"{folder} is not a recording of 'stream --record': it has no {path.name}; check the path")
+        raise InputError(f"{folder} is not a recording of 'stream --record': it has no {path.name}", "check the path")
     data = read_file(path, kind="description of a recording", most_bytes=_MAX_SETTINGS_BYTES)
     settings = typed(dict[str, Any], parse_json(data, str(path)), str(path))
     if settings.get("schema") != SCHEMA:
-        raise InputError(f"{path} has the schema {shown(settings.get('schema'))} instead of {SCHEMA}; record it again")
+        raise InputError(
+            f"{path} has the schema {shown(settings.get('schema'))} instead of {SCHEMA}",
+            "record it again",
+            expected=SCHEMA,
+            got=settings.get("schema"),
+        )
     pairing = typed(dict[str, Any], settings.get("pairing", {}), f"pairing in {path}")
     settings["pairing"] = {name: typed(_PAIRING.get(name, Any), value, f"{name} in {path}") for name, value in pairing.items()}
     if any(isinstance(value, float) and abs(value) > _MAX_MS for value in settings["pairing"].values()):
-        raise InputError(f"{path} holds a pairing time of more than {_MAX_MS:g} ms; record it again")
+        raise InputError(f"{path} holds a pairing time of more than {_MAX_MS:g} ms", "record it again")
     try:
         rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, len(_FRAME_COLUMNS)))
         not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1))
     except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the recording {folder} is damaged ({error}); record it again") from error
+        raise InputError(f"the recording {folder} is damaged ({error})", "record it again") from error
     if not rows:
-        raise InputError(f"the recording {folder} holds no frames; record it again")
+        raise InputError(f"the recording {folder} holds no frames", "record it again")
     return Recording(folder, settings, rows, not_shown, _end(settings, path))
 
 

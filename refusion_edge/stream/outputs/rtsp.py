@@ -46,7 +46,7 @@ class RtspSink:
         self._path = parts.path if len(parts.path) > 1 else "/fused"
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         if self._credentials is not None and not all(self._credentials):
-            raise UsageError(f"{uri} names a user without a password; write rtsp://USER:PASSWORD@HOST:PORT/PATH")
+            raise UsageError(f"{uri} names a user without a password", "write rtsp://USER:PASSWORD@HOST:PORT/PATH")
         # As with the browser view, viewers on other machines need credentials.
         self._made_up = self._credentials is None and self._host not in LOOPBACK
         if self._made_up:
@@ -79,7 +79,7 @@ class RtspSink:
         except OSError as error:
             code = end(self._process)
             self._process = None
-            raise OutputError(f"the RTSP server of {self.name} ended with code {code}; start the stream again") from error
+            raise OutputError(f"the RTSP server of {self.name} ended with code {code}", "start the stream again") from error
 
     def _start(self) -> Program:
         words = [self._host, str(self._port), self._path, *map(str, self._size_wh), str(self._rate_hz)]
@@ -90,7 +90,7 @@ class RtspSink:
             process = start("outputs/rtsp_server.py", words, variables)
         except OSError as error:
             raise MissingDependencyError(
-                f"{self.name} needs the system's Python ({error}); run: apt install {_PACKAGES}"
+                f"{self.name} needs the system's Python ({error})", f"run: apt install {_PACKAGES}"
             ) from error
         answer = first_line(process, _START_S)
         if answer == "ready":
@@ -99,7 +99,9 @@ class RtspSink:
             return process
         code = end(process)
         if code == _PORT_IN_USE:
-            raise OutputError(f"cannot serve {self.name}: port {self._port} is in use; choose another port")
+            raise OutputError(f"cannot serve {self.name}: port {self._port} is in use", "choose another port")
         if code == _NEEDS_PACKAGES or "needs" in answer:
-            raise MissingDependencyError(f"{self.name} needs GStreamer's RTSP server ({answer}); run: apt install {_PACKAGES}")
-        raise OutputError(f"the RTSP server of {self.name} did not start within {_START_S:g} s ({answer}); try again")
+            raise MissingDependencyError(
+                f"{self.name} needs GStreamer's RTSP server ({answer})", f"run: apt install {_PACKAGES}"
+            )
+        raise OutputError(f"the RTSP server of {self.name} did not start within {_START_S:g} s ({answer})", "try again")

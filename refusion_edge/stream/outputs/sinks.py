@@ -83,7 +83,7 @@ class FolderSink:
         self._pattern = frame_pattern(uri.target) or f"{uri.target.rstrip('/').replace('%', '%%')}/%06d.png"
         suffix = Path(self._pattern).suffix.lower()
         if suffix not in WRITABLE_SUFFIXES:
-            raise UsageError(f"cannot write images as {uri}; end the pattern in {', '.join(WRITABLE_SUFFIXES)}")
+            raise UsageError(f"cannot write images as {uri}", f"end the pattern in {', '.join(WRITABLE_SUFFIXES)}")
         self._written = 0
 
     def __enter__(self) -> Self:
@@ -118,7 +118,7 @@ class SharedMemorySink:
         self.name = str(uri)
         read_options(uri, ())
         if not uri.target or "/" in uri.target:
-            raise UsageError(f"{uri} does not name a shared memory; write a name without slashes after shm://")
+            raise UsageError(f"{uri} does not name a shared memory", "write a name without slashes after shm://")
         self._shared_name = uri.target
         self._memory: shared_memory.SharedMemory | None = None
         self._sequence = 0
@@ -139,8 +139,8 @@ class SharedMemorySink:
                 self._memory = shared_memory.SharedMemory(self._shared_name, create=True, size=needed)
             except FileExistsError as error:
                 raise OutputError(
-                    f"the shared memory {self._shared_name} exists already; choose another name, or remove "
-                    f"/dev/shm/{self._shared_name} if its program has ended"
+                    f"the shared memory {self._shared_name} exists already",
+                    f"choose another name, or remove /dev/shm/{self._shared_name} if its program has ended",
                 ) from error
             except OSError as error:
                 raise output_error(Path("/dev/shm") / self._shared_name, error) from error

@@ -113,7 +113,7 @@ class ViewSink:
         self._thread.start()
         if not self._ready.wait(_START_S) or self._failure is not None:
             raise StreamError(
-                f"the browser view did not start within {_START_S:g} s ({self._failure or 'no answer'}); try again"
+                f"the browser view did not start within {_START_S:g} s ({self._failure or 'no answer'})", "try again"
             )
         host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
         token = f"/?token={self._token}" if self._token else "/"
@@ -155,15 +155,15 @@ class ViewSink:
             listening.close()
             if error.errno == errno.EADDRINUSE:
                 raise OutputError(
-                    f"cannot serve the browser view: port {self._port} is in use; choose another with "
-                    f"-o view://{self._host}:{self._port + 1}"
+                    f"cannot serve the browser view: port {self._port} is in use",
+                    f"choose another with -o view://{self._host}:{self._port + 1}",
                 ) from error
             raise OutputError(
-                f"cannot listen on {self._host}:{self._port}: {error.strerror}; choose another address"
+                f"cannot listen on {self._host}:{self._port}: {error.strerror}", "choose another address"
             ) from error
         except (UnicodeError, OverflowError) as error:
             listening.close()
-            raise UsageError(f"{self.name} does not name an address of this machine; correct it") from error
+            raise UsageError(f"{self.name} does not name an address of this machine", "correct it") from error
         return listening
 
     # In the server thread
@@ -291,7 +291,7 @@ class ViewSink:
                 await answer.close(message=b"the stream has ended")
                 return
             names = [name for name in IMAGES if name in self._wanted[viewer] and name in self._parts]
-            header = {**self._header, "pictures": {name: len(self._parts[name]) for name in names}}
+            header = {**self._header, "images": {name: len(self._parts[name]) for name in names}}
             text = json.dumps(header, allow_nan=False).encode()
             await answer.send_bytes(b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names))))
 
@@ -303,7 +303,7 @@ class ViewSink:
             return
         if not isinstance(asked, Mapping):
             return
-        wanted = asked.get("pictures")
+        wanted = asked.get("images")
         if isinstance(wanted, list):
             self._wanted[viewer] = frozenset(name for name in IMAGES if name in wanted)
         for polarity in POLARITIES:
@@ -372,5 +372,5 @@ def _image(frame: FusedFrame, name: str) -> Array | None:
 def _jpeg(image: Array) -> bytes:
     encoded, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
     if not encoded:
-        raise BackendError(f"this OpenCV cannot write an image of shape {image.shape} as JPEG; install opencv-python")
+        raise BackendError(f"this OpenCV cannot write an image of shape {image.shape} as JPEG", "install opencv-python")
     return data.tobytes()

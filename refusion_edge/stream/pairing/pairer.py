@@ -107,11 +107,16 @@ class Pairer:
         offset_ns: int = 0,
     ) -> None:
         if policy not in POLICIES:
-            raise UsageError(f"there is no pairing policy '{policy}'; choose one of {', '.join(POLICIES)}")
+            raise UsageError(
+                f"there is no pairing policy '{policy}'",
+                f"choose one of {', '.join(POLICIES)}",
+                expected=tuple(POLICIES),
+                got=policy,
+            )
         if (max_skew_ns or 0) < 0 or max_age_ns < 0:
             raise UsageError(
-                f"the maximum skew ({(max_skew_ns or 0) / MS:g} ms) and age ({max_age_ns / MS:g} ms) cannot be negative; "
-                "choose at least 0 ms"
+                f"the maximum skew ({(max_skew_ns or 0) / MS:g} ms) and age ({max_age_ns / MS:g} ms) cannot be negative",
+                "choose at least 0 ms",
             )
         self.policy = policy
         self.max_age_ns = max_age_ns

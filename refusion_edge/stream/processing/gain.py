@@ -59,11 +59,26 @@ class ThermalGain:
         self, method: GainMethod = "percentile", *, polarity: Polarity = "white", time_constant_s: float = 1.0
     ) -> None:
         if method not in GAIN_METHODS:
-            raise UsageError(f"there is no gain control '{method}'; choose one of {', '.join(GAIN_METHODS)}")
+            raise UsageError(
+                f"there is no gain control '{method}'",
+                f"choose one of {', '.join(GAIN_METHODS)}",
+                expected=tuple(GAIN_METHODS),
+                got=method,
+            )
         if polarity not in POLARITIES:
-            raise UsageError(f"there is no polarity '{polarity}'; choose one of {', '.join(POLARITIES)}")
+            raise UsageError(
+                f"there is no polarity '{polarity}'",
+                f"choose one of {', '.join(POLARITIES)}",
+                expected=tuple(POLARITIES),
+                got=polarity,
+            )
         if not 0 <= time_constant_s <= 3600:
-            raise UsageError(f"a time constant of {time_constant_s:g} s is out of range; choose one from 0 to 3600 s")
+            raise UsageError(
+                f"a time constant of {time_constant_s:g} s is out of range",
+                "choose one from 0 to 3600 s",
+                expected=(0, 3600),
+                got=time_constant_s,
+            )
         self.method = method
         self.polarity = polarity
         self._time_constant_s = time_constant_s
@@ -94,7 +109,7 @@ class ThermalGain:
         sample = _sample(image)
         if image.dtype != np.uint8:
             if image.dtype == np.float32 and not np.isfinite(image).all():
-                raise InputError("the infrared image holds NaN or infinity; repair or mask these values first")
+                raise InputError("the infrared image holds NaN or infinity", "repair or mask these values first")
             self._follow(image, sample, time_ns)
         self._table = None
         if self.polarity == "auto":

@@ -33,7 +33,12 @@ class OutputStretch:
 
     def __init__(self, kind: VideoRange = "smooth", *, time_constant_s: float = 1.0) -> None:
         if kind not in VIDEO_RANGES:
-            raise UsageError(f"there is no output range '{kind}'; choose one of {', '.join(VIDEO_RANGES)}")
+            raise UsageError(
+                f"there is no output range '{kind}'",
+                f"choose one of {', '.join(VIDEO_RANGES)}",
+                expected=tuple(VIDEO_RANGES),
+                got=kind,
+            )
         self.kind = kind
         self._range = SmoothedRange(time_constant_s)
 

@@ -121,11 +121,10 @@ class Processor:
         prepared_ns = time.perf_counter_ns()
         output = self._finisher.infer(ir[None, None], luma[None, None])
         inferred_ns = time.perf_counter_ns()
-        levels = self._finisher.to_luma(output, partial(self._stretch.apply, time_ns=time_ns))
-        if self._geometry.warp is not None:
-            # Outside the view of the other camera, the visible luma is shown.
-            np.copyto(levels, gray, where=~self._geometry.warp.mask)
-        image = self._finisher.to_image(levels, ycrcb if self._color else None)
+        warp, stretch = self._geometry.warp, partial(self._stretch.apply, time_ns=time_ns)
+        # Outside the view of the other camera, the visible luma is shown.
+        beside = None if warp is None else (gray, ~warp.mask)
+        image = self._finisher.finish(output, ycrcb if self._color else None, stretch, beside=beside)
         self._took("preprocess", prepared_ns - started_ns)
         self._took("infer", inferred_ns - prepared_ns)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)
@@ -155,12 +154,17 @@ class Processor:
             assert first is not None
             if ir is not None and vis is not None and ir.shape[:2] != vis.shape[:2] and not self._geometry.resize:
                 raise ShapeError(
-                    f"the cameras differ in size: infrared {ir.shape[1]}x{ir.shape[0]}, visible {vis.shape[1]}x{vis.shape[0]}; "
-                    "give --rig (see 'refusion-edge align'), or --resize if both have the same view"
+                    f"the cameras differ in size: infrared {ir.shape[1]}x{ir.shape[0]}, visible {vis.shape[1]}x{vis.shape[0]}",
+                    "give --rig (see 'refusion-edge align'), or --resize if both have the same view",
+                    expected=vis.shape[:2],
+                    got=ir.shape[:2],
                 )
             if min(first.shape[:2]) < MIN_SIDE:
                 raise ShapeError(
-                    f"frames of {first.shape[1]}x{first.shape[0]} are too small; use cameras of at least {MIN_SIDE}x{MIN_SIDE}"
+                    f"frames of {first.shape[1]}x{first.shape[0]} are too small",
+                    f"use cameras of at least {MIN_SIDE}x{MIN_SIDE}",
+                    expected=(MIN_SIDE, MIN_SIDE),
+                    got=first.shape[:2],
                 )
             self._size_wh = (first.shape[1], first.shape[0])
         return (

@@ -97,7 +97,7 @@ class FusionStage:
                 # survives; with a rig, such frames do not get this far.
                 if isinstance(error, RigError) or (self._count == 0 and isinstance(error, ShapeError)):
                     raise
-                self._statistics.dropped("pair", "unusable picture")
+                self._statistics.dropped("pair", "unusable frame")
                 self._statistics.note("engine", str(error))
                 self.refused = error
                 continue

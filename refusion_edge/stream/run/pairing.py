@@ -7,20 +7,23 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import cv2
 import numpy as np
 
-from refusion_edge.stream.frames import SIDES, Frame, Pair
+from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.stream.frames import SECOND, SIDES, Frame, Pair
 from refusion_edge.stream.outputs.recording import PairFate
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.pairing.pairer import Outcome
-from refusion_edge.stream.run.channel import Channel
-from refusion_edge.stream.run.inbox import Inbox
-from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.writer import RecordWriter
 from refusion_edge.stream.statistics import Statistics
 
 # Two successive visible frames are compared for motion once per this many pairs.
 _MOTION_EVERY = 10
+# Wide enough for a panning camera, small enough to take a tenth of a millisecond.
+_MOTION_WIDTH = 160
+_MIN_MOTION_RESPONSE = 0.05
 
 # A pair, and the time of the decision, monotonic clock.
 WaitingPair = tuple[Pair, int]
@@ -92,6 +95,45 @@ class Decisions:
             self._statistics.moved(speed_px_s, pair.skew_ns)
 
 
+class MotionMeter:
+    """Measures the speed of the whole image by phase correlation of two frames of one camera.
+
+    Attributes:
+        speed_px_s: Last measurement, or None.
+    """
+
+    def __init__(self) -> None:
+        self._before: Float32Array | None = None
+        self._before_ns = 0
+        self._window: Float32Array | None = None
+        self.speed_px_s: float | None = None
+
+    def add(self, image: Array, time_ns: int) -> float | None:
+        """Measure the speed since the previous frame.
+
+        Args:
+            image: (H, W) or (H, W, 3) uint8.
+            time_ns: Capture time.
+
+        Returns:
+            Speed in pixels of ``image`` per second, or None without a previous frame or without enough texture.
+
+        Source:
+            cv2.phaseCorrelate: Fourier shift theorem, with a sub-pixel centroid of the peak.
+        """
+        small, scale = _thumbnail(image)
+        before, seconds = self._before, (time_ns - self._before_ns) / SECOND
+        self._before, self._before_ns = small, time_ns
+        if before is None or before.shape != small.shape or seconds <= 0:
+            self.speed_px_s = None
+            return None
+        if self._window is None or self._window.shape != small.shape:
+            self._window = cv2.createHanningWindow((small.shape[1], small.shape[0]), cv2.CV_32F).astype(np.float32, copy=False)
+        (dx, dy), response = cv2.phaseCorrelate(before, small, self._window)
+        self.speed_px_s = float(np.hypot(dx, dy)) * scale / seconds if response >= _MIN_MOTION_RESPONSE else None
+        return self.speed_px_s
+
+
 class CameraPairs:
     """Pairs the frames of two readers. Implements ``PairSource``.
 
@@ -127,3 +169,11 @@ class CameraPairs:
     def _dropped(self, number: int) -> None:
         if self._record is not None:
             self._record.keep(PairFate(number))
+
+
+def _thumbnail(image: Array) -> tuple[Float32Array, float]:
+    """Reduce an image to a gray float32 thumbnail; also returns the reduction factor."""
+    plane = image if image.ndim == 2 else image[..., 1]
+    scale = max(1.0, plane.shape[1] / _MOTION_WIDTH)
+    size = (round(plane.shape[1] / scale), max(1, round(plane.shape[0] / scale)))
+    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32), scale

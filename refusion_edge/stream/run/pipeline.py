@@ -22,9 +22,8 @@ from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
-from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.fusion import FusionStage
-from refusion_edge.stream.run.inbox import Inbox
 from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource, WaitingPair
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner
@@ -143,7 +142,7 @@ class Pipeline:
         if self._failure is not None:
             raise self._failure
         if stuck:
-            raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}; start it again")
+            raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}", "start it again")
         failures = [reader.failure for reader in self._readers if reader.failure is not None]
         if failures:
             raise failures[0]
@@ -206,7 +205,7 @@ class Pipeline:
             delivered_s = max((reader.delivered_s for reader in self._readers), default=0.0)
             if self._live and now_s - max(started_s, delivered_s) >= self._limits.give_up_s:
                 self._fail(
-                    SourceLostError(f"neither camera sent a frame for {self._limits.give_up_s:g} s; check cables and power")
+                    SourceLostError(f"neither camera sent a frame for {self._limits.give_up_s:g} s", "check cables and power")
                 )
                 return
 

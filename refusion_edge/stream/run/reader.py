@@ -12,7 +12,7 @@ import numpy as np
 from refusion_edge.errors import InputError, RefusionError, SourceLostError
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.freeze import FreezeWatch
-from refusion_edge.stream.run.inbox import Inbox
+from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 

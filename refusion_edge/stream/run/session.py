@@ -87,7 +87,7 @@ class StreamSession:
                 gain=gain,
                 stretch=stretch,
                 geometry=geometry,
-                color=not settings.grey,
+                color=not settings.gray,
                 marks=settings.marks,
                 took=self.statistics.took,
             )
@@ -98,7 +98,7 @@ class StreamSession:
                 processor,
                 sinks,
                 self.statistics,
-                limits=RunLimits(settings.give_up_s, settings.duration_s, frames=settings.pictures),
+                limits=RunLimits(settings.give_up_s, settings.duration_s, frames=settings.frames),
                 recorder=recorder,
                 refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
@@ -130,11 +130,11 @@ class StreamSession:
         settings = self.settings
         if settings.replay is not None:
             if settings.ir or settings.vis or settings.record:
-                raise UsageError("--replay cannot be combined with --ir, --vis or --record; leave them out")
+                raise UsageError("--replay cannot be combined with --ir, --vis or --record", "leave them out")
             return read_recording(Path(settings.replay))
         ir, vis = settings.ir or (rig.ir.uri if rig else None), settings.vis or (rig.vis.uri if rig else None)
         if ir is None or vis is None:
-            raise UsageError("a stream needs two sources; give --ir and --vis, a --rig that names them, or --replay")
+            raise UsageError("a stream needs two sources", "give --ir and --vis, a --rig that names them, or --replay")
         opened = open_pair(parse_source(ir), parse_source(vis))
         if opened[0].live != opened[1].live:
             return (
@@ -158,7 +158,7 @@ class StreamSession:
         stretch = OutputStretch(settings.output_range, time_constant_s=settings.smooth_s)
         if rig is None:
             if settings.distance is not None:
-                raise UsageError("--distance needs a rig; add --rig")
+                raise UsageError("--distance needs a rig", "add --rig")
             return gain, stretch, Geometry(resize=settings.resize)
         from refusion_edge.rig.warp import make_warp
 
@@ -168,7 +168,7 @@ class StreamSession:
         if self._refinement is None:
             return None
         if rig is None:
-            raise UsageError("there is no rig to refine; add --rig, or leave --refine out")
+            raise UsageError("there is no rig to refine", "add --rig, or leave --refine out")
         return RigRefiner(self._refinement, rig, self.settings.distance, self.statistics)
 
     def _default_output(self) -> str:
@@ -179,7 +179,7 @@ class StreamSession:
             return NullSink(uri)
         if uri.scheme == "display":
             if self.settings.headless:
-                raise UsageError(f"--headless rules out the window {uri}; leave one of them out")
+                raise UsageError(f"--headless rules out the window {uri}", "leave one of them out")
             return DisplaySink(uri, self.stop)
         if uri.scheme == "shm":
             return SharedMemorySink(uri)
@@ -213,7 +213,7 @@ def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: lis
     written = [(str(uri), _folder(uri.target)) for uri in outputs if uri.scheme == "file"]
     for name, path in written + ([] if record is None else [(record, Path(record))]):
         if path.resolve() in taken:
-            raise UsageError(f"{name} is already a source or another output; choose another name")
+            raise UsageError(f"{name} is already a source or another output", "choose another name")
         taken.add(path.resolve())
 
 

@@ -43,11 +43,11 @@ class StreamSettings:
         polarity: Whether the infrared camera shows hot objects white or black.
         output_range: Output range of the fused video.
         smooth_s: Time constant of gain and range.
-        grey: Whether the color of the visible camera is left out.
+        gray: Whether the color of the visible camera is left out.
         marks: Whether losses, freezes and held frames are marked in the image.
         headless: Whether to open no window, even if there is a display.
         duration_s: End after this time.
-        pictures: End after this many fused frames.
+        frames: End after this many fused frames.
         token: Token that viewers have to present.
         hash: Whether all fused frames are hashed.
     """
@@ -76,11 +76,11 @@ class StreamSettings:
     polarity: Polarity | None = None
     output_range: VideoRange = "smooth"
     smooth_s: float = 1.0
-    grey: bool = False
+    gray: bool = False
     marks: bool = True
     headless: bool = False
     duration_s: float | None = None
-    pictures: int | None = None
+    frames: int | None = None
     token: str | None = None
     hash: bool = False
 

@@ -104,7 +104,7 @@ class FolderSource:
         try:
             image = read_image(path)
         except InputError as error:
-            raise CorruptFrameError(error.problem, error.remedy) from error
+            raise CorruptFrameError(error.problem, error.remedy, expected=error.expected, got=error.got) from error
         return Grab(cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image, index, time_ns)
 
 
@@ -169,8 +169,9 @@ def _recorded_times(uri: Uri) -> dict[str, int] | None:
                 times[Path(row["file"]).name] = int(row["time_ns"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"cannot read {path} after {len(times)} rows ({error!r})",
-                "give it the columns file and time_ns, with whole numbers as times, or remove the file",
+                f"cannot read {path} after {len(times)} rows ({error!r}): it needs the columns file and time_ns, with whole "
+                "numbers as times",
+                "correct or remove the file",
             ) from error
     if "rate" in uri.options:
         raise UsageError(f"{uri} sets a rate, but {path} holds the recorded times of its frames", "leave the rate out")

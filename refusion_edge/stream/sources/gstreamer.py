@@ -54,7 +54,7 @@ class GStreamerSource:
             self._program = start("sources/gst_reader.py", (), {"REFUSION_EDGE_PIPELINE": self._pipeline()})
         except OSError as error:
             raise MissingDependencyError(
-                f"{self.uri} needs the system's Python ({error}); run: apt install {_PACKAGES}"
+                f"{self.uri} needs the system's Python ({error})", f"run: apt install {_PACKAGES}"
             ) from error
         answer = first_line(self._program, _START_S)
         if answer == "ready":
@@ -62,9 +62,9 @@ class GStreamerSource:
         self.__exit__()
         if answer.startswith("needs "):
             raise MissingDependencyError(
-                f"{self.uri} needs GStreamer's Python bindings ({answer}); run: apt install {_PACKAGES}"
+                f"{self.uri} needs GStreamer's Python bindings ({answer})", f"run: apt install {_PACKAGES}"
             )
-        raise SourceLostError(f"cannot start the pipeline {self.uri}: {self.uri.hide(answer)}; try it with gst-launch-1.0")
+        raise SourceLostError(f"cannot start the pipeline {self.uri}: {self.uri.hide(answer)}", "try it with gst-launch-1.0")
 
     def __exit__(self, *exc: object) -> None:
         if self._program is not None:
@@ -94,7 +94,7 @@ class GStreamerSource:
         if kind == "end":
             if not data:
                 return None
-            raise SourceLostError(f"{self.uri} failed: {self.uri.hide(data.decode(errors='replace'))}; check the camera")
+            raise SourceLostError(f"{self.uri} failed: {self.uri.hide(data.decode(errors='replace'))}", "check the camera")
         dtype, channels = _FORMATS[kind]
         image: Array = np.frombuffer(data, dtype).reshape(height, width, *channels)
         self._index += 1
@@ -110,7 +110,7 @@ class GStreamerSource:
             ready, _, _ = select.select([file], [], [], max(0.0, deadline_s - time.monotonic()))
             part = os.read(file, count - len(taken)) if ready else b""
             if not part:
-                raise SourceLostError(f"{self.uri} sent nothing for {_READ_S:g} s, or ended; check the camera and its cable")
+                raise SourceLostError(f"{self.uri} sent nothing for {_READ_S:g} s, or ended", "check the camera and its cable")
             taken += part
         return taken
 

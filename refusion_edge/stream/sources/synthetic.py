@@ -120,7 +120,7 @@ class SyntheticSource:
         self.uri, self.side = uri, side
         self.remarks: list[str] = []
         if uri.target not in ("", side):
-            raise UsageError(f"{uri} cannot be the source {side}; write test://{side}")
+            raise UsageError(f"{uri} cannot be the source {side}", f"write test://{side}")
         self.scene = read_scene(uri)
         self.live = bool(self.scene.live)
         self._start_ns = _start_of_pair_ns() if self.live else 0

@@ -115,7 +115,7 @@ class VideoSource:
         except ShapeError as error:
             if index == 0:
                 raise
-            raise CorruptFrameError(error.problem, error.remedy) from error
+            raise CorruptFrameError(error.problem, error.remedy, expected=error.expected, got=error.got) from error
         return Grab(image, index, time_ns)
 
 

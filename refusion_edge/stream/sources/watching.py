@@ -55,7 +55,9 @@ def watch(sources: tuple[Source, Source], seconds: float, take: Take) -> None:
         raise failures[0]
     silent = [source.uri for source, thread in zip(sources, threads, strict=True) if thread.is_alive()]
     if silent:
-        raise StreamError(f"{silent[0]} stopped sending frames before {seconds:g} s had passed; check the camera and its cable")
+        raise StreamError(
+            f"{silent[0]} stopped sending frames before {seconds:g} s had passed", "check the camera and its cable"
+        )
 
 
 def _read(source: Source, seconds: float, stop: threading.Event, take: Take) -> None:
@@ -74,4 +76,4 @@ def _read(source: Source, seconds: float, stop: threading.Event, take: Take) -> 
         take(source.side, grab.image, grab.time_ns)
         count += 1
     if count == 0 and not stop.is_set():
-        raise SourceLostError(f"{source.uri} sent no frames; check the source")
+        raise SourceLostError(f"{source.uri} sent no frames", "check the source")

@@ -10,25 +10,27 @@ import numpy as np
 import pytest
 
 from refusion_edge import cuda
-from refusion_edge.accuracy.fidelity import LIMITS, compare
+from refusion_edge.accuracy.gate import LIMITS, compare
 from refusion_edge.accuracy.vectors import TASK, read_vectors
 from refusion_edge.backends import registry as backends
+from refusion_edge.backends.onnxruntime import open_reference
 from refusion_edge.backends.registry import status
 from refusion_edge.backends.tensorrt.product import PRODUCTS
 from refusion_edge.backends.tensorrt.runner import PlanRunner
-from refusion_edge.bundle.folder import EngineBundle, read_bundle
+from refusion_edge.bundle.folder import EngineBundle, read_bundle, sha256
 from refusion_edge.bundle.manifest import PLAN, GateResult
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.calibration.int8 import collect, random_pairs
 from refusion_edge.errors import BundleError, ShapeError
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
-from refusion_edge.fuser import open_bundle, open_weights
+from refusion_edge.fuser import open_bundle
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import SizeRange
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
+from tests.raising import raises
 
 pytestmark = pytest.mark.gpu
 
@@ -76,7 +78,7 @@ def test_every_size_of_a_range_is_right_in_any_order(built: Callable[..., Engine
     bundle = built(size_hw=None, sizes_hw=RANGE)
     state = read_checkpoint(weights_path(TASK)).state
     draw = np.random.default_rng(6)
-    with open_bundle(bundle) as engine, open_weights(state, optimized=False) as reference:
+    with open_bundle(bundle) as engine, open_reference(state) as reference:
         for size_hw in ((16, 16), (95, 127), (17, 128), (96, 16), (45, 63), (16, 16)):
             a, b = (draw.random((1, 1, *size_hw), np.float32) for _ in range(2))
             for _ in range(2):
@@ -128,5 +130,5 @@ def test_a_damaged_plan_is_refused_in_words(built: Callable[..., EngineBundle], 
         backends.open_engine(product, replace(bundle.engine(), data=data))
     assert one_sentence(str(caught.value))
     (bundle.path / PLAN).write_bytes(data)
-    with pytest.raises(BundleError, match="changed or cut short"):
+    with raises(BundleError, PLAN, got=sha256(data)):
         read_bundle(bundle.path)

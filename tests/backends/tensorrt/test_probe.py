@@ -11,9 +11,10 @@ import pytest
 from refusion_edge import cuda
 from refusion_edge.backends import registry as backends
 from refusion_edge.backends.tensorrt import product
-from refusion_edge.backends.tensorrt.product import PRODUCTS, TENSORRT, TENSORRT_RTX, Product, probe, probe_build
+from refusion_edge.backends.tensorrt.product import PRODUCTS, TENSORRT, TENSORRT_RTX, Product
 from refusion_edge.errors import BackendError
 from tests.conftest import one_sentence
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
 def test_without_a_driver_only_rtx_builds(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "problem", lambda: "there is no NVIDIA driver")
-    assert (probe(product).usable, probe_build(product).usable) == (False, product is TENSORRT_RTX)
-    found = probe(product)
+    assert (product.probe().usable, product.probe_build().usable) == (False, product is TENSORRT_RTX)
+    found = product.probe()
     assert found.reason == f"{product.module} 10.3.0 is installed, but there is no NVIDIA driver"
 
 
@@ -35,10 +36,10 @@ def test_without_a_driver_only_rtx_builds(product: Product, monkeypatch: pytest.
 def test_with_a_driver_it_needs_a_way_to_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "problem", lambda: None)
     monkeypatch.setattr(cuda, "installed", lambda: None)
-    assert probe(TENSORRT).reason.endswith("neither pycuda nor cuda-bindings is")
-    assert probe(TENSORRT).fix == "pip install 'refusion-edge[tensorrt]'"
+    assert TENSORRT.probe().reason.endswith("neither pycuda nor cuda-bindings is")
+    assert TENSORRT.probe().fix == "pip install 'refusion-edge[tensorrt]'"
     monkeypatch.setattr(cuda, "installed", lambda: "pycuda")
-    assert probe(TENSORRT) == product.Status(usable=True, reason="tensorrt 10.3.0, pycuda")
+    assert TENSORRT.probe() == product.Status(usable=True, reason="tensorrt 10.3.0, pycuda")
 
 
 @pytest.mark.usefixtures("installed")
@@ -53,7 +54,7 @@ def test_a_device_says_what_it_does_not_compute_in(
     monkeypatch.setattr(cuda, "problem", lambda: None)
     monkeypatch.setattr(cuda, "installed", lambda: "pycuda")
     monkeypatch.setattr(cuda, "compute_capability", lambda: capability)
-    found = probe(product)
+    found = product.probe()
     if lacks is None:
         assert not found.usable
         assert found.reason.endswith(f" {capability}")
@@ -66,13 +67,13 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_built(
     run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lacking = backends.Status(usable=True, reason="tensorrt 10.3.0, pycuda, compute capability 7.0", lacks=("int8",))
-    monkeypatch.setattr("refusion_edge.backends.tensorrt.classic.probe_build", lambda: lacking)
+    monkeypatch.setattr("refusion_edge.backends.tensorrt.runner.TrtBackend.probe_build", lambda: lacking)
     code, _, err = run_cli("build", "--backend", "tensorrt", "--precision", "int8", "--calib-data", "random")
     assert (code, one_sentence(err)) == (3, True)
     for fact in ("int8", "tensorrt 10.3.0, pycuda, compute capability 7.0", "--precision fp32 or fp16"):
         assert fact in err
     monkeypatch.setattr(backends, "status", lambda name: lacking if "tensorrt" in name else backends.Status(False, "no"))
-    with pytest.raises(BackendError, match=r"usable, but not in int8"):
+    with raises(BackendError, "int8"):
         backends.choose_builder("auto", "int8")
 
 
@@ -102,9 +103,9 @@ def test_the_driver_is_asked_for_the_capability_without_a_context(monkeypatch: p
 
 def test_on_a_jetson_it_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "is_installed", lambda _: False)
-    assert probe(TENSORRT).fix == "pip install 'refusion-edge[tensorrt]'"
+    assert TENSORRT.probe().fix == "pip install 'refusion-edge[tensorrt]'"
     monkeypatch.setattr(product, "accelerator", lambda: "NVIDIA Jetson AGX Orin Developer Kit")
-    assert probe(TENSORRT).fix.startswith("sudo apt-get install python3-libnvinfer")
+    assert TENSORRT.probe().fix.startswith("sudo apt-get install python3-libnvinfer")
 
 
 @pytest.mark.parametrize(("code", "words"), [(0, None), (100, "finds no device"), (3, "3")])
@@ -117,7 +118,6 @@ def test_the_driver_itself_is_asked(code: int, words: str | None, monkeypatch: p
 def test_a_missing_driver_layer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "problem", lambda: None)
     monkeypatch.setattr(cuda, "is_installed", lambda _: False)
-    for name in (None, "pycuda"):
-        with pytest.raises(BackendError, match="pip install") as caught:
+    for name, named in ((None, "cuda-bindings"), ("pycuda", "pycuda")):
+        with raises(BackendError, named, remedy="pip install 'refusion-edge[fused]'"):
             cuda.open_driver(name)
-        assert one_sentence(str(caught.value))

@@ -13,6 +13,7 @@ from refusion_edge.calibration.rig.motion import MODELS, Model, apart_px, motion
 from refusion_edge.calibration.rig.points import align_points, checkerboard_points, read_points
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.rig.warp import warp_points
+from tests.raising import raises
 
 SIZE = (640, 480)
 
@@ -52,17 +53,17 @@ def test_points_without_one_to_spare_state_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "model", "hint"),
+    ("base", "model", "named", "got"),
     [
-        (np.array([[0, 0], [10, 0], [0, 10.0]]), "homography", "3 points .* homography.* 4"),
-        (np.array([[0, 0.0]]), "similarity", "1 points .* similarity.* 2"),
-        (np.array([[5, 5.0], [5, 5.0]]), "similarity", "similarity"),
-        (np.array([[0, 0], [40, 0], [0, 40], [40, 40.0], [20, 10]]), "homography", " 5 %"),
-        (np.column_stack((np.arange(8) * 50.0, np.arange(8) * 30.0)), "affine", "affine"),
+        (np.array([[0, 0], [10, 0], [0, 10.0]]), "homography", "homography", 3),
+        (np.array([[0, 0.0]]), "similarity", "similarity", 1),
+        (np.array([[5, 5.0], [5, 5.0]]), "similarity", "similarity", None),
+        (np.array([[0, 0], [40, 0], [0, 40], [40, 40.0], [20, 10]]), "homography", " 5 %", 40 * 40 / (SIZE[0] * SIZE[1])),
+        (np.column_stack((np.arange(8) * 50.0, np.arange(8) * 30.0)), "affine", "affine", None),
     ],
 )
-def test_points_that_determine_nothing_are_refused(base: Array, model: Model, hint: str) -> None:
-    with pytest.raises(AlignmentError, match=hint):
+def test_points_that_determine_nothing_are_refused(base: Array, model: Model, named: str, got: object) -> None:
+    with raises(AlignmentError, named, got=got):
         align_points(base, base + 1, SIZE, model)
 
 
@@ -70,7 +71,7 @@ def test_a_point_that_was_picked_wrongly_is_named(rng: np.random.Generator) -> N
     base = spread_points(rng, 10)
     moving = base + 3 + rng.normal(0, 0.5, base.shape)
     moving[6] += (40, -25)
-    with pytest.raises(AlignmentError, match="point 7 is 4"):
+    with raises(AlignmentError, "point 7"):
         align_points(base, moving, SIZE, "affine")
 
 
@@ -82,7 +83,7 @@ def test_points_are_read_with_further_columns_and_spaces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"),
+    ("text", "named"),
     [
         (b"x,y\n1,2\n", "ir_x"),
         (b"", "ir_x"),
@@ -96,10 +97,10 @@ def test_points_are_read_with_further_columns_and_spaces() -> None:
         (None, "p.csv"),
     ],
 )
-def test_files_that_hold_no_points_are_refused(text: bytes | None, hint: str) -> None:
+def test_files_that_hold_no_points_are_refused(text: bytes | None, named: str) -> None:
     if text is not None:
         Path("p.csv").write_bytes(text)
-    with pytest.raises(InputError, match=hint):
+    with raises(InputError, named):
         read_points(Path("p.csv"))
 
 
@@ -114,7 +115,7 @@ def board_picture(homography: Array, *, inverted: bool = False) -> Array:
 
 
 @pytest.mark.parametrize("inverted", [False, True])
-def test_a_checkerboard_is_found_in_both_pictures(inverted: bool) -> None:
+def test_a_checkerboard_is_found_in_both_images(inverted: bool) -> None:
     base = np.array([[1.0, 0.03, 60], [-0.02, 1.0, 50], [1e-5, 0, 1]])
     move = np.array([[0.8, 0.02, 40], [-0.02, 0.8, 30], [0, 0, 1.0]])
     points = checkerboard_points(board_picture(move @ base, inverted=inverted), board_picture(base), (7, 5))
@@ -127,6 +128,6 @@ def test_a_checkerboard_is_found_in_both_pictures(inverted: bool) -> None:
     assert np.linalg.norm(apart, axis=1).max() < 0.1
 
 
-def test_a_picture_without_the_board_is_refused() -> None:
-    with pytest.raises(AlignmentError, match="7x5 .* ir "):
+def test_a_image_without_the_board_is_refused() -> None:
+    with raises(AlignmentError, "7x5", " ir "):
         checkerboard_points(np.full((480, 640), 90, np.uint8), board_picture(np.eye(3)), (7, 5))

@@ -18,6 +18,7 @@ from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.images.io import read_image
 from refusion_edge.images.pairs import ImagePair
 from tests.calibration.conftest import MOVE
+from tests.raising import raises
 
 Move = Callable[..., Array]
 
@@ -54,7 +55,7 @@ def test_a_result_does_not_depend_on_where_the_fit_started(street: ImagePair, mo
     assert max(apart_px(ends[0], end, size_of(street)) for end in ends) < 0.1
 
 
-def test_contrast_colour_depth_and_size_do_not_matter(street: ImagePair, moved: Move) -> None:
+def test_contrast_color_depth_and_size_do_not_matter(street: ImagePair, moved: Move) -> None:
     thermal = 20000 - 20 * moved(street.a).astype(np.uint16)
     thermal[moved(np.full_like(street.a, 255)) < 255] = 0
     small = cv2.resize(thermal, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -78,7 +79,7 @@ def test_a_keystone_asks_for_a_homography(street: ImagePair, moved: Move) -> Non
 def test_views_without_anything_in_common_are_refused(noise_scene: Callable[[int], Array]) -> None:
     for seed in range(3):
         found = align_scene(noise_scene(seed), noise_scene(seed + 100))
-        with pytest.raises(AlignmentError, match="px|correlate|overlap|edges"):
+        with raises(AlignmentError, ", and ".join(found.doubts) or "no doubts"):
             require_evidence(found)
 
 
@@ -89,15 +90,15 @@ def test_a_pattern_that_repeats_is_refused() -> None:
         require_evidence(align_scene(stripes, stripes))
 
 
-def test_pictures_of_nothing_are_refused(street: ImagePair) -> None:
+def test_images_of_nothing_are_refused(street: ImagePair) -> None:
     flat = np.full((120, 160), 9, np.uint8)
-    with pytest.raises(AlignmentError, match="moving"):
+    with raises(AlignmentError, "moving"):
         align_scene(street.b, flat)
-    with pytest.raises(AlignmentError, match="base"):
+    with raises(AlignmentError, "base"):
         align_scene(flat, street.a)
     bad = street.a.astype(np.float32) / 255
     bad[3, 3] = np.nan
-    with pytest.raises(InputError, match="1 NaN"):
+    with raises(InputError, "1 NaN"):
         align_scene(street.b, bad)
 
 

@@ -23,6 +23,7 @@ from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.uri import parse_source
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
+from tests.raising import raises
 
 Run = Callable[..., tuple[int, str, str]]
 SCENE = "width=160&height=120&seed=3"
@@ -57,29 +58,29 @@ def test_a_known_offset_is_found_within_its_stated_error(ir: str, vis: str, rate
 
 
 @pytest.mark.parametrize(
-    ("words", "seconds", "reason"),
+    ("words", "seconds", "named"),
     [
-        ("walker=0", 12, r"0\.\d\d"),
+        ("walker=0", 12, "correlates"),
         ("walker=0&noise=0", 12, "ir has only 1 "),
         ("walker=0&pan=40", 12, "offsets"),
         ("", 2, "at least 3 s"),
         ("clock_ms=700", 12, "504 ms"),
     ],
 )
-def test_what_tells_no_offset_is_refused_with_the_reason(words: str, seconds: int, reason: str) -> None:
+def test_what_tells_no_offset_is_refused_with_the_reason(words: str, seconds: int, named: str) -> None:
     vis = words.replace("clock_ms=700", "")
-    with pytest.raises(AlignmentError, match=reason):
+    with raises(AlignmentError, named):
         measure_offset(track("ir", uri("ir", words, seconds=seconds)), track("vis", uri("vis", vis, seconds=seconds)))
 
 
-def test_constant_pictures_have_no_motion() -> None:
+def test_constant_images_have_no_motion() -> None:
     rng = np.random.default_rng(1)
     tracks = MotionTrack(), MotionTrack()
     for number in range(200):
         for each in tracks:
             # Every frame changes by as much as the one before: new noise of one kind.
             each.add(rng.integers(0, 255, (48, 64)).astype(np.uint8), number * 33 * MS)
-    with pytest.raises(AlignmentError, match="wave|offsets"):
+    with raises(AlignmentError, "motion"):
         measure_offset(*tracks)
 
 

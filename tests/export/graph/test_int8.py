@@ -12,21 +12,19 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from scipy.signal import correlate
 
-from refusion_edge.accuracy.fidelity import LIMITS, Fidelity
-from refusion_edge.accuracy.gate import sample_pairs
+from refusion_edge.accuracy.gate import LIMITS, Fidelity, gate_pairs
 from refusion_edge.arrays import Array, State
 from refusion_edge.errors import GateError
-from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, scan_layers, select_layers
-from refusion_edge.export.graph.quantize import quantize
-from refusion_edge.fuser import open_weights
+from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, quantize, scan_layers, select_layers
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.quantization import CalibrationTable, layer_nodes, quantizable_layers
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import find_task
+from tests.raising import raises
 
 LAYERS = quantizable_layers()
-# Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any picture gives.
+# Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any image gives.
 TABLE = CalibrationTable("min-max", {layer: 2.0 if layer.startswith("FM") else 4.0 for layer in LAYERS}, 16, "0")
 HW = (21, 34)
 
@@ -139,7 +137,7 @@ def test_layers_are_chosen_with_something_to_spare_where_that_can_be_had(random_
 
 def test_where_no_layer_can_be_int8_the_build_fails(random_state: State) -> None:
     evaluator = FakeEvaluator(dict.fromkeys(LAYERS, 40.0))
-    with pytest.raises(GateError, match="nothing was installed, build with --precision fp16"):
+    with raises(GateError, "int8", remedy="--precision fp16", expected=LIMITS["int8"]):
         select_layers(folded(random_state, "fp16"), TABLE, evaluator, LIMITS["int8"])
 
 
@@ -152,10 +150,10 @@ def test_the_scan_ranks_layers_by_what_each_alone_costs(random_state: State) -> 
     assert len(told) == len(LAYERS)
 
 
-def test_real_weights_pass_the_gate_on_pictures() -> None:
+def test_real_weights_pass_the_gate_on_images() -> None:
     state = read_checkpoint(weights_path("ir_vis")).state
-    with open_weights(state, optimized=False) as reference:
-        evaluator = Evaluator(reference, sample_pairs("ir_vis", (48, 64))[:1], find_task("ir_vis"))
+    task = find_task("ir_vis")
+    evaluator = Evaluator(state, gate_pairs(task, (48, 64))[:1], task)
     model = folded(state, "fp16")
     selection = select_layers(model, TABLE, evaluator, LIMITS["int8"])
     assert LIMITS["int8"].hold(evaluator.evaluate(selection.model))

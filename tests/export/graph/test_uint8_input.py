@@ -10,16 +10,15 @@ import pytest
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.backends.tensorrt.settings import PlanSettings
-from refusion_edge.bundle.spec import EngineSpec
 from refusion_edge.errors import BackendError
-from refusion_edge.export.graph.quantize import quantize
-from refusion_edge.export.graph.uint8 import add_uint8_input, add_uint8_output
-from refusion_edge.export.targets.plugins import make_model
-from refusion_edge.export.targets.tensorrt import CLASSIC
+from refusion_edge.export.graph.int8 import quantize
+from refusion_edge.export.graph.uint8 import add_uint8, add_uint8_input, add_uint8_output
+from refusion_edge.export.targets.plugins import make_plugin_model
 from refusion_edge.images.color import split
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.network.graph import UINT8_INPUTS, fill, read_template
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
+from tests.raising import raises
 
 HW = (13, 22)
 
@@ -72,14 +71,14 @@ def test_what_runs_planes_on_the_processor_runs_such_a_model(random_state: State
         assert np.array_equal(engine.fuse(a, b), reference.fuse(a, b))
     half = add_uint8_input(plain)
     del half.graph.input[-1]
-    with pytest.raises(BackendError, match="model"):
+    with raises(BackendError, "ONNX Runtime"):
         OrtBackend(half.SerializeToString())
 
 
 def test_it_goes_with_our_kernels(random_state: State) -> None:
     weights = fold(random_state).rounded(np.dtype(np.float16))
     settings = PlanSettings(uint8_input=True, uint8_output="stretch", plugins=True)
-    model = CLASSIC.extend(make_model(weights, None), EngineSpec("ir_vis", settings=settings))
+    model = add_uint8(make_plugin_model(weights, None), settings)
     onnx.checker.check_model(model)
     (joined,) = (node for node in model.graph.node if node.op_type == "Concat")
     assert list(joined.input) == ["a.plane", "b.plane"]

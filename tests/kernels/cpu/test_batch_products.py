@@ -151,25 +151,25 @@ def test_only_what_was_asked_for_is_written() -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     x, weights, added, factors = (tensor.numpy() for tensor in draw(multiply, (2, 9, 16, 16)))
     y = np.empty_like(added)
-    with pytest.raises(ValueError, match="of one batch"):
+    with pytest.raises(ValueError, match="batch"):
         MODULE.multiply(x, weights, added, factors, y[:, :8])
-    with pytest.raises(ValueError, match="channels as the products have them"):
+    with pytest.raises(ValueError, match="channels"):
         MODULE.multiply(x, weights, added[..., :8], factors, y)
-    with pytest.raises(ValueError, match="as many as the channels ask for"):
+    with pytest.raises(ValueError, match="numbers"):
         MODULE.multiply(x, weights[:, :8], added, factors, y)
-    with pytest.raises(ValueError, match="something added where there are factors"):
+    with pytest.raises(ValueError, match="weights"):
         MODULE.multiply(x, weights, None, factors, y)
-    with pytest.raises(ValueError, match="pixels at one distance"):
+    with pytest.raises(ValueError, match="distance"):
         MODULE.dot_products(x.transpose(0, 2, 1)[:, :9, :9], x[:, :9, :9], np.empty((2, 9), np.float32))
-    with pytest.raises(ValueError, match="format 'f'"):
+    with pytest.raises(ValueError, match="'d'"):
         MODULE.inner_products(x, added.astype("f8"), np.empty((2, 16, 16), np.float32))
     with pytest.raises(ValueError, match="aligned"):
         MODULE.dot_products(
             x, np.frombuffer(bytes(x.nbytes + 1), "f4", offset=1).reshape(x.shape), np.empty((2, 16), np.float32)
         )
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="empty"):
         MODULE.dot_products(x[:0], x[:0], np.empty((0, 16), np.float32))
-    with pytest.raises(ValueError, match="got 'mmx'"):
+    with pytest.raises(ValueError, match="'mmx'"):
         MODULE.dot_products(x, x, np.empty((2, 16), np.float32), isa="mmx")
 
 

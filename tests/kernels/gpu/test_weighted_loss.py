@@ -12,13 +12,13 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from refusion_edge.errors import BackendError, ShapeError, TrainingError, UsageError
+from refusion_edge.errors import BackendError, RefusionError, ShapeError, TrainingError, UsageError
 from refusion_edge.kernels.gpu import weighted_loss as loss_module
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
 from refusion_edge.kernels.gpu.weighted_loss import Engine, Norm, Term, weighted_loss
 from refusion_edge.train import losses
 from refusion_edge.train.losses import LossWeights, fusion_loss
-from tests.conftest import one_sentence
+from tests.raising import raises
 
 TERMS = ("signed", "magnitude", "signed-max")
 NORMS = ("squared", "absolute")
@@ -162,9 +162,8 @@ def test_a_third_derivative_is_refused() -> None:
     f.requires_grad_()
     (first,) = torch.autograd.grad(weighted_loss(f, a, b, w, v, 0.3, "magnitude", "closed"), f, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), f, create_graph=True)
-    with pytest.raises(TrainingError) as caught:
+    with raises(TrainingError, "second derivative"):
         torch.autograd.grad(second.sum(), f)
-    assert one_sentence(str(caught.value))
 
 
 @pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: refusion-edge[triton]")
@@ -197,55 +196,56 @@ def elsewhere(x: torch.Tensor) -> torch.Tensor:
     return x.to("meta")
 
 
+CPU = torch.device("cpu")
+
+
 @pytest.mark.parametrize(
-    ("changed", "error", "fact"),
+    ("changed", "error", "named", "got"),
     [
-        ({"term": "unknown"}, UsageError, "'unknown'.* signed, magnitude, signed-max"),
-        ({"norm": "unknown"}, UsageError, "'unknown'.* squared, absolute"),
-        ({"engine": "reference"}, UsageError, "'reference'.* closed, triton"),
-        (every(lambda x: x[0]), ShapeError, r"\(1, 1, 3\)"),
-        (every(lambda x: x.repeat(1, 3, 1, 1)), ShapeError, r"\(2, 3, 1, 3\)"),
-        (every(lambda x: x[..., :0]), ShapeError, r"\(2, 1, 1, 0\)"),
-        (every(lambda x: (x * 255).byte()), ShapeError, "torch.uint8"),
-        ({"a": lambda x: x[:1]}, ShapeError, r"source a .*\(1, 1, 1, 3\)"),
-        ({"b": lambda x: x.float()}, ShapeError, "source b .*torch.float32 on cpu"),
-        ({"b": elsewhere}, ShapeError, "source b .*on meta .*on cpu"),
-        ({"a": lambda x: x.requires_grad_()}, UsageError, "source a"),
-        ({"b": lambda x: x.requires_grad_()}, UsageError, "source b"),
-        ({"intensity": elsewhere}, ShapeError, "intensity .*on meta .*on cpu"),
-        ({"gradient": elsewhere}, ShapeError, "gradient .*on meta .*on cpu"),
-        ({"intensity": lambda x: x[..., :2]}, ShapeError, r"intensity .*\(2, 1, 1, 2\)"),
-        ({"gradient": lambda x: x[None]}, ShapeError, r"gradient .*\(1, 2, 1, 1, 3\)"),
+        ({"term": "unknown"}, UsageError, "gradient term", "unknown"),
+        ({"norm": "unknown"}, UsageError, "intensity term", "unknown"),
+        ({"engine": "reference"}, UsageError, "engine", "reference"),
+        (every(lambda x: x[0]), ShapeError, "(B, 1, H, W)", (1, 1, 3)),
+        (every(lambda x: x.repeat(1, 3, 1, 1)), ShapeError, "(B, 1, H, W)", (2, 3, 1, 3)),
+        (every(lambda x: x[..., :0]), ShapeError, "(B, 1, H, W)", (2, 1, 1, 0)),
+        (every(lambda x: (x * 255).byte()), ShapeError, "[0, 1]", torch.uint8),
+        ({"a": lambda x: x[:1]}, ShapeError, "source a", ((1, 1, 1, 3), torch.float64, CPU)),
+        ({"b": lambda x: x.float()}, ShapeError, "source b", ((2, 1, 1, 3), torch.float32, CPU)),
+        ({"b": elsewhere}, ShapeError, "source b", ((2, 1, 1, 3), torch.float64, torch.device("meta"))),
+        ({"a": lambda x: x.requires_grad_()}, UsageError, "source a", None),
+        ({"b": lambda x: x.requires_grad_()}, UsageError, "source b", None),
+        ({"intensity": elsewhere}, ShapeError, "intensity", torch.device("meta")),
+        ({"gradient": elsewhere}, ShapeError, "gradient", torch.device("meta")),
+        ({"intensity": lambda x: x[..., :2]}, ShapeError, "intensity", (2, 1, 1, 2)),
+        ({"gradient": lambda x: x[None]}, ShapeError, "gradient", (1, 2, 1, 1, 3)),
     ],
 )
-def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Exception], fact: str) -> None:
-    with pytest.raises(error, match=fact) as caught:
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[RefusionError], named: str, got: object) -> None:
+    with raises(error, named, got=got):
         weighted_loss(**arguments(**changed))
-    assert one_sentence(str(caught.value))
 
 
 def test_what_the_kernels_do_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "TRITON_INSTALLED", True)
 
-    def refused(error: type[Exception], fact: str, **changed: Any) -> None:
-        with pytest.raises(error, match=fact) as caught:
+    def refused(error: type[RefusionError], fields: dict[str, Any], **changed: Any) -> None:
+        with raises(error, **fields):
             weighted_loss(**arguments(engine="triton", **changed))
-        assert one_sentence(str(caught.value))
 
     monkeypatch.setattr(loss_module, "is_interpreted", lambda: True)
-    refused(ShapeError, "torch.float16", **every(torch.Tensor.half))
+    refused(ShapeError, {"got": torch.float16}, **every(torch.Tensor.half))
     monkeypatch.setattr(loss_module, "is_interpreted", lambda: False)
-    refused(ShapeError, "on cpu")
+    refused(ShapeError, {"expected": "cuda", "got": "cpu"})
     monkeypatch.setattr(loss_module, "TRITON_INSTALLED", False)
-    refused(BackendError, r"refusion-edge\[triton\]")
+    refused(BackendError, {"remedy": "refusion-edge[triton]"})
 
 
 def test_an_engine_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     f, w, v, a, b = planes()
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(BackendError, match="cpu"):
+    with raises(BackendError, expected="cuda", got="cpu"):
         fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="triton")
-    with pytest.raises(UsageError, match="fast"):
+    with raises(UsageError, got="fast"):
         fusion_loss(f, a, b, LossWeights(w, v), 0.3, "signed", engine="fast")
 
 

@@ -16,7 +16,7 @@ XVFB = shutil.which("Xvfb")
 
 SHOW = (
     "from tests.stream.conftest import *\n"
-    "settings = StreamSettings(ir=camera('ir'), vis=camera('vis'), pictures=5)\n"  # the window is the default
+    "settings = StreamSettings(ir=camera('ir'), vis=camera('vis'), frames=5)\n"  # the window is the default
     "session = StreamSession(settings, fuser=Fuser(MeanBackend(), find_task('ir_vis')))\n"
     "session.run()\n"
     "print(list(session.report()['outputs']))\n"

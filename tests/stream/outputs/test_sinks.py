@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from multiprocessing import shared_memory
@@ -18,6 +17,7 @@ from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.sinks import SharedMemorySink, read_shared
 from refusion_edge.stream.outputs.video import open_file_sink
 from refusion_edge.stream.uri import parse_output
+from tests.raising import raises
 from tests.stream.conftest import camera
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
@@ -48,7 +48,7 @@ def test_shared_memory_is_readable_from_outside() -> None:
         assert shown is not None
         assert np.array_equal(shown[0], fused_frame(5).image)
         assert shown[1] == 33 * MS
-        with pytest.raises(OutputError, match=name), SharedMemorySink(parse_output(f"shm://{name}")) as second:
+        with raises(OutputError, name), SharedMemorySink(parse_output(f"shm://{name}")) as second:
             second.write(fused_frame(0))
     with pytest.raises(FileNotFoundError):
         shared_memory.SharedMemory(name)
@@ -56,11 +56,11 @@ def test_shared_memory_is_readable_from_outside() -> None:
 
 def test_invalid_outputs_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("out.xyz", "f_%04i.gif"):
-        with pytest.raises(UsageError, match=re.escape(text)):
+        with raises(UsageError, text):
             open_file_sink(parse_output(text), rate_hz=None, live=False)
-    with pytest.raises(UsageError, match="view://"):
+    with raises(UsageError, "'view://'"):
         parse_output("veiw://0")
     for display in ("", ":97", "nonsense", "127.0.0.1:9"):
         monkeypatch.setenv("DISPLAY", display)
-        with pytest.raises(BackendError, match="DISPLAY"):
+        with raises(BackendError, "DISPLAY", remedy="view://"):
             stream(**file_pair(), outputs=("display://0",))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from refusion_edge.errors import UsageError
 from refusion_edge.stream.processing.output_range import OutputStretch
+from tests.raising import raises
 
 
 def test_output_ranges() -> None:
@@ -15,5 +15,5 @@ def test_output_ranges() -> None:
     assert (stretched.min(), stretched.max()) == (0, 255)
     assert np.array_equal(OutputStretch("fixed").apply(fused, 0), np.floor(fused * 255 + 0.5).astype(np.uint8))
     assert not OutputStretch("stretch").apply(np.full((8, 8), 0.3, np.float32), 0).any()
-    with pytest.raises(UsageError, match="smooth, stretch, fixed"):
+    with raises(UsageError, expected=("smooth", "stretch", "fixed"), got="smoth"):
         OutputStretch("smoth")

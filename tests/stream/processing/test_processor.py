@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
-from refusion_edge.backends.registry import RunOptions
-from refusion_edge.fuser import Fuser, open_weights
+from refusion_edge.backends.registry import RunOptions, open_weights
+from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
 from refusion_edge.stream.frames import MS, Frame, Pair
 from refusion_edge.stream.processing.output_range import OutputStretch, VideoRange

@@ -86,7 +86,7 @@ def test_a_still_scene_over_an_inter_coded_video_is_not_frozen(stream: Stream, p
     assert report["cameras"]["ir"]["freezes"] == 1
 
 
-@pytest.mark.parametrize("limit", [{"pictures": 7}, {"duration_s": 1.0}])
+@pytest.mark.parametrize("limit", [{"frames": 7}, {"duration_s": 1.0}])
 def test_a_run_that_was_ended_is_replayed_to_the_same_frames(stream: Stream, limit: dict[str, Any]) -> None:
     first, _ = stream(
         ir=camera("ir", rate=25), vis=camera("vis", rate=30), record="recording", delay_s=0.05, hash=True, **limit
@@ -99,7 +99,7 @@ def test_a_run_that_was_ended_is_replayed_to_the_same_frames(stream: Stream, lim
 
 def test_a_run_of_files_that_was_ended_is_replayed_to_the_same_frames(stream: Stream) -> None:
     files = {"ir": camera("ir", live=0, frames=200), "vis": camera("vis", live=0, frames=200)}
-    first, _ = stream(**files, record="recording", hash=True, pictures=20)
+    first, _ = stream(**files, record="recording", hash=True, frames=20)
     again, _ = stream(replay="recording", hash=True)
     assert again["output_sha256"] == first["output_sha256"]
     assert json.loads(Path("recording/recording.json").read_text())["end"] == 20
@@ -129,7 +129,7 @@ def test_folders_are_fused_by_number(stream: Stream, picture: Picture) -> None:
         for number, frame in enumerate(frames):
             if (side, number) != ("ir", 5):
                 write_image(Path(side) / f"frame_{number}.png", frame)
-    report, _ = stream(ir="ir", vis="vis", outputs=("out",), output_range="fixed", grey=True, policy="drop")
+    report, _ = stream(ir="ir", vis="vis", outputs=("out",), output_range="fixed", gray=True, policy="drop")
     assert report["pairs"]["shown"] == 23
     assert report["cameras"]["ir"]["missing_at_source"] == 1
     # The infrared frames are the green ones of their visible counterparts, so that a pair of one number is nearly that frame.

@@ -24,6 +24,7 @@ from refusion_edge.stream.run.refinement import Verdict
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
+from tests.raising import raises
 from tests.stream.conftest import MeanBackend, camera
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -95,7 +96,7 @@ def test_each_measurement_starts_from_the_last_correction(tmp_path: Path) -> Non
 
 def test_cameras_are_refined_in_parallel_with_the_engine(tmp_path: Path) -> None:
     pushing = Pushing()
-    report = run(tmp_path, pushing, ir=camera("ir"), vis=camera("vis"), pictures=40)
+    report = run(tmp_path, pushing, ir=camera("ir"), vis=camera("vis"), frames=40)
     assert pushing.threads == {"refinement"}
     assert report["refinement"]["moved"] == 1
     assert report["refinement"]["correction_px"] == pytest.approx(2.0)
@@ -109,7 +110,7 @@ def test_a_refinement_that_fails_ends_the_run_with_its_error(tmp_path: Path, liv
 
 
 def test_without_a_rig_there_is_nothing_to_refine(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--rig.*--refine"):
+    with raises(UsageError, remedy=("--rig", "--refine")):
         run(tmp_path, Pushing(), rigged=False, ir=camera("ir", live=0, frames=3), vis=camera("vis", live=0, frames=3))
 
 

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.export.build import build
-from refusion_edge.export.spec import BuildSpec
 from refusion_edge.fuser import load
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings

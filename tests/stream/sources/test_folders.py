@@ -19,6 +19,7 @@ from refusion_edge.stream.sources.source import (
     Source,
 )
 from refusion_edge.stream.uri import parse_source
+from tests.raising import raises
 
 
 def opened(text: str, side: str = "ir") -> Source:
@@ -51,7 +52,7 @@ def test_recorded_times_of_a_folder(tmp_path: Path) -> None:
     assert [grab.time_ns for grab in read_all(str(tmp_path))] == [1000, 34_000_000]
     assert opened(str(tmp_path)).clock == CLOCK_RECORDED
     (tmp_path / "frames.csv").write_text("file,time_ns\na.png,soon\n")
-    with pytest.raises(InputError, match="frames.csv.*time_ns"):
+    with raises(InputError, "frames.csv", "time_ns"):
         opened(str(tmp_path))
 
 
@@ -118,7 +119,7 @@ def test_folders_without_a_common_number_or_stem_are_refused(tmp_path: Path) -> 
         pair_of(tmp_path / "ir", tmp_path / "vis")
     assert caught.value.exit_code == 4
     write_levels(tmp_path / "twice", ["f_1.png", "f_01.png"])
-    with pytest.raises(InputError, match=r"f_0?1\.png"):
+    with raises(InputError, "f_1.png", "f_01.png"):
         opened(str(tmp_path / "twice"))
 
 

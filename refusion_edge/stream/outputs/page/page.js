@@ -21,7 +21,7 @@ function connect() {
 }
 
 function ask() {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ pictures: IMAGES[view] }));
+  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ images: IMAGES[view] }));
 }
 
 async function draw() {
@@ -34,10 +34,10 @@ async function draw() {
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(message, 4, length)));
     const images = {};
     let at = 4 + length;
-    for (const name of Object.keys(header.pictures).sort((a, b) => order(a) - order(b))) {
-      const bytes = new Uint8Array(message, at, header.pictures[name]);
+    for (const name of Object.keys(header.images).sort((a, b) => order(a) - order(b))) {
+      const bytes = new Uint8Array(message, at, header.images[name]);
       images[name] = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
-      at += header.pictures[name];
+      at += header.images[name];
     }
     paint(header, images);
     showHeader(header);

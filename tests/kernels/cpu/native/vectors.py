@@ -1,4 +1,4 @@
-"""Write test vectors for ``driver.cpp``: sources, the expected picture, and the weights.
+"""Write test vectors for ``driver.cpp``: sources, the expected image, and the weights.
 
 python -m tests.kernels.cpu.native.vectors build/vectors
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from refusion_edge.arrays import Float32Array
+from refusion_edge.backends.onnxruntime import open_reference
 from refusion_edge.backends.registry import RunOptions
-from refusion_edge.fuser import open_weights
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
@@ -32,7 +32,7 @@ def main() -> int:
     for task in TASKS:
         checkpoint = read_checkpoint(weights_path(task))
         a, b = (draw.random((1, 1, 41, 67), np.float32) for _ in range(2))
-        with open_weights(checkpoint.state, "onnxruntime", RunOptions(threads=1), optimized=False) as reference:
+        with open_reference(checkpoint.state, "onnxruntime", RunOptions(threads=1)) as reference:
             write_vector(folder / task, checkpoint, a, b, reference.fuse(a, b))
     for path in sorted((SHARED / "reference/checkpoints").glob("ReFusion_*.pth")):
         checkpoint = read_checkpoint(path)
