@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,12 @@ import pytest
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, RefusionError
+from refusion_edge.fuser import Fuser
 from refusion_edge.images.io import write_image
-from tests.stream.conftest import camera, frames_of, write_video
+from refusion_edge.stream.run.session import StreamSession
+from refusion_edge.stream.run.settings import StreamSettings
+from refusion_edge.tasks import find_task
+from tests.stream.conftest import MeanBackend, camera, frames_of, write_video
 from tests.stream.sources.test_video import blank, panning, spoil
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
@@ -95,6 +101,26 @@ def test_a_run_that_was_ended_is_replayed_to_the_same_frames(stream: Stream, lim
     assert first["pairs"]["shown"] > 3
     assert again["pairs"]["shown"] == first["pairs"]["shown"]
     assert again["output_sha256"] == first["output_sha256"]
+
+
+def test_an_interrupted_run_has_the_hash_of_its_replay(stream: Stream) -> None:
+    session = StreamSession(
+        StreamSettings(ir=camera("ir", rate=25), vis=camera("vis"), outputs=("null://",), record="recording"),
+        fuser=Fuser(MeanBackend(), find_task("ir_vis")),
+    )
+    timer = threading.Timer(1.5, _thread.interrupt_main)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.run()
+    finally:
+        timer.cancel()
+    report = session.report()
+    assert report is not None
+    assert report["pairs"]["shown"] > 3
+    again, _ = stream(replay="recording")
+    assert report["output_sha256"] is not None
+    assert again["output_sha256"] == report["output_sha256"]
 
 
 def test_a_run_of_files_that_was_ended_is_replayed_to_the_same_frames(stream: Stream) -> None:
