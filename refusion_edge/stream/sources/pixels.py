@@ -82,11 +82,13 @@ def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
     else:
         target = "bgr24"
     try:
-        return converter.reformat(frame, format=target).to_ndarray()
+        converted = converter.reformat(frame, format=target)
     except (ValueError, OSError) as error:
         raise PixelFormatError(
             f"pixels of the format {layout.name} cannot be read", "convert the video to H.264 or FFV1"
         ) from error
+    kind = np.dtype("<u2" if bits > 8 else "u1")
+    return _gray(converted, kind, 1) if target.startswith("gray") else np.ascontiguousarray(_packed(converted, kind, 3))
 
 
 def _is_gray(layout: VideoFormat) -> bool:
@@ -96,10 +98,15 @@ def _is_gray(layout: VideoFormat) -> bool:
 
 
 def _gray(frame: VideoFrame, kind: np.dtype[np.generic], step: int) -> Array:
-    """Copy the first component of a packed frame, in the byte order of this machine."""
+    """The first of ``step`` components of a packed frame, (H, W), in the byte order of this machine."""
+    return np.ascontiguousarray(_packed(frame, kind, step)[..., 0], kind.newbyteorder("="))
+
+
+def _packed(frame: VideoFrame, kind: np.dtype[np.generic], components: int) -> Array:
+    """The pixels of a frame with one plane, (H, W, components), without a copy; the array keeps the frame."""
     plane = frame.planes[0]
     rows = np.frombuffer(memoryview(plane), kind).reshape(frame.height, plane.line_size // kind.itemsize)
-    return np.ascontiguousarray(rows[:, : frame.width * step : step], kind.newbyteorder("="))
+    return rows[:, : frame.width * components].reshape(frame.height, frame.width, components)
 
 
 def _turned(image: Array, frame: VideoFrame) -> Array:
@@ -135,8 +142,7 @@ def raw_bytes(frame: VideoFrame) -> Array:
         raise ShapeError(
             f"pixels of the format {layout.name} hold no counts of two bytes", "leave ?format= out of the URI", got=layout.name
         )
-    rows: Array = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, frame.planes[0].line_size)
-    return rows[:, : 2 * frame.width].reshape(frame.height, frame.width, 2)
+    return _packed(frame, np.dtype("u1"), 2)
 
 
 def unpack(image: Array, pixel_format: PixelFormat) -> Array:
