@@ -23,7 +23,7 @@ from refusion_edge.bench.limits import Limits, roofline
 from refusion_edge.bench.measurement import Row
 from refusion_edge.errors import InputError
 from refusion_edge.files import write_atomically
-from refusion_edge.network.cost import work_per_pixel
+from refusion_edge.network.cost import refusion_work
 
 BEGIN, END = "<!-- fit: begin -->", "<!-- fit: end -->"
 LEAST_SIZES = 3
@@ -234,7 +234,7 @@ def _predictions(models: Sequence[Model], device: Device) -> str:
     for model in models:
         cells = []
         for height, width in _SIZES_HW:
-            least_ms = roofline(work_per_pixel(model.precision), height * width, 1.0, limits).least_ms
+            least_ms = roofline(refusion_work(model.precision), height * width, 1.0, limits).least_ms
             cells.append("-" if model.roofline_share is None else f"{least_ms / model.roofline_share:.3g}")
         lines.append(f"| {model.engine} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

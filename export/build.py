@@ -45,7 +45,8 @@ from refusion_edge.export.targets.fused import FUSED
 from refusion_edge.export.targets.portable import NATIVE, ONNXRUNTIME, OPENVINO
 from refusion_edge.export.targets.tensorrt import CLASSIC, RTX
 from refusion_edge.images.pairs import ImagePair, fingerprint
-from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, require_network, safetensors_bytes
+from refusion_edge.network.family import DEFAULT_NETWORK, find_network
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, form_name
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers, read_table
 from refusion_edge.network.weights import weights_path
@@ -94,7 +95,7 @@ def build(
         UsageError: The options contradict each other.
     """
     task = find_task(spec.task)
-    choice = choose_builder(spec.backend, spec.precision)
+    choice = choose_builder(spec.backend, spec.precision, find_network(spec.network).name)
     spec, builder = replace(spec, backend=choice.name), BUILDERS[choice.name]
     builder.check(spec, choice)
     output = spec.output or default_output(spec)
@@ -273,12 +274,14 @@ def default_output(spec: BuildSpec) -> Path:
     size = "" if spec.size_hw is None else f"-{spec.size_hw[0]}x{spec.size_hw[1]}"
     if spec.sizes_hw is not None:
         size = f"-{spec.sizes_hw}".replace(":", "_")
-    return Path("bundles") / f"{spec.task}-{spec.precision}-{spec.backend}{size}"
+    network = "" if spec.network == DEFAULT_NETWORK else f"-{spec.network}"
+    return Path("bundles") / f"{spec.task}{network}-{spec.precision}-{spec.backend}{size}"
 
 
 def _read_weights(spec: BuildSpec) -> Checkpoint:
-    path = spec.weights or weights_path(spec.task)
+    path = spec.weights or weights_path(spec.task, spec.network)
     checkpoint = read_checkpoint(path)
+    require_network(checkpoint, spec.network, str(path))
     if checkpoint.task not in (None, spec.task):
         raise CheckpointError(
             f"the task is {spec.task}, and the weights {path} are for {checkpoint.task}",

@@ -11,7 +11,7 @@ Array: TypeAlias = NDArray[Any]
 Float32Array: TypeAlias = NDArray[np.float32]
 Uint8Array: TypeAlias = NDArray[np.uint8]
 State: TypeAlias = dict[str, NDArray[np.float32]]
-"""Parameters of the fusion network: the 86 names of ``refusion_edge.network.parameters`` to float32 arrays."""
+"""Parameters of a fusion network, name to float32 array; ``refusion_edge.network.family`` tells which one by the names."""
 
 
 def bytes_of(array: Array) -> Uint8Array:

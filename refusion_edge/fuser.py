@@ -28,7 +28,8 @@ from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
 from refusion_edge.errors import CheckpointError, OutputError, UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
 from refusion_edge.machine import MAX_THREADS
-from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.checkpoint import read_checkpoint, require_network
+from refusion_edge.network.family import DEFAULT_NETWORK
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
 
@@ -126,6 +127,7 @@ def load(
     output_range: OutputRange = "stretch",
     threads: int = 0,
     streaming: bool = False,
+    network: str | None = None,
 ) -> Fuser:
     """Make a fuser from a task, a bundle or a weights file.
 
@@ -139,6 +141,8 @@ def load(
         output_range: ``stretch`` or ``fixed``.
         threads: Threads of the back end; 0 for its default.
         streaming: Whether there are pauses between images, as with a camera: threads then sleep during the pauses.
+        network: Name of the network, ``refusion`` or ``fast``; None for that of the file or bundle, or ``refusion`` for a
+            task.
 
     Returns:
         A fuser; use it in a ``with`` statement.
@@ -160,11 +164,19 @@ def load(
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
-        checkpoint = read_checkpoint(weights_path(name) if name in TASKS else name)
+        checkpoint = read_checkpoint(weights_path(name, network or DEFAULT_NETWORK) if name in TASKS else name)
+        require_network(checkpoint, network, name)
         agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
         runner, choice = open_runner(checkpoint.state, backend, options)
         return Fuser(runner, agreed, output_range, choice)
     bundle = read_bundle(name)
+    if network not in (None, bundle.manifest.spec.network):
+        raise CheckpointError(
+            f"the bundle {name} holds the network {bundle.manifest.spec.network}, but {network} was requested",
+            f"leave --network out, or build one with --network {network}",
+            expected=network,
+            got=bundle.manifest.spec.network,
+        )
     agreed = _agreed_task(task, bundle.manifest.task, name)
     return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
 

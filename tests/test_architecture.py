@@ -37,7 +37,7 @@ ROOMS = ("kernels", "export", "train", "calibration")
 MOST_LOOSE_MODULES = 12
 
 # Torch at the top of a module: only where the network, its operations and its training live.
-TORCH_ALLOWED = ("kernels", "train", "network.model", "network.layers")
+TORCH_ALLOWED = ("kernels", "train", "network.model", "network.layers", "network.fast_module")
 
 
 def folder_of(package: str) -> Path:

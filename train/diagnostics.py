@@ -13,20 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.images.color import OUTPUT_RANGES, to_output_range
 from refusion_edge.metrics import Metric, find_metric, score
 from refusion_edge.train.augmentation import defocused_pair
 from refusion_edge.train.collection import PairCollection
-from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.crops import PLAIN, crop_batch
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import LossWeights, gradient_magnitude, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.settings import GuardSettings, Settings
+from refusion_edge.train.views import Teacher, Views
 
-SHARP_PSNR = "PSNR-sharp"
+SHARP_PSNR, TEACHER_PSNR = "PSNR-sharp", "PSNR-teacher"
 
+_OWN_FIGURES = (SHARP_PSNR, TEACHER_PSNR)
 _LOGGED_METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "VIF", "Qabf", "SSIM")
 # Guarded diagnostics of the output of F, which P affects only through the loss.
 _OF_FUSION = ("swap", "share", "position")
@@ -44,11 +46,13 @@ class HeldImage:
         a: Luma of source a, (H, W) uint8.
         b: Luma of source b, same size.
         sharp: The all-in-focus image, if the sources were made from one.
+        taught: The teacher's result, (H, W) float32 in [0, 1], if there is a teacher.
     """
 
     a: Array
     b: Array
     sharp: Array | None
+    taught: Float32Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +70,22 @@ class Held:
     images: tuple[HeldImage, ...]
 
 
-def hold(collection: PairCollection, settings: Settings, device: torch.device) -> Held:
+def hold(collection: PairCollection, settings: Settings, device: torch.device, teacher: Teacher | None = None) -> Held:
     """Draw the fixed crops and choose the images for validation."""
-    crops = crop_batch(
-        collection,
-        0,
-        batch=settings.validation.crops,
-        crop_px=settings.run.late_crop_px,
-        seed=settings.run.seed,
-        stream=_STREAM,
-    )
+    batch, crop_px, seed = settings.validation.crops, settings.run.late_crop_px, settings.run.seed
+    figures = None
+    if settings.run.network == "fast":
+        views = Views(collection, PLAIN, seed).draw(0, batch=batch, crop_px=crop_px, stream=_STREAM)
+        crops, figures = (views.a, views.b), views.figures.to(device)
+    else:
+        crops = crop_batch(collection, 0, batch=batch, crop_px=crop_px, seed=seed, stream=_STREAM)
     count = min(settings.validation.images, len(collection))
     picked = [round(index * (len(collection) - 1) / max(1, count - 1)) for index in range(count)]
-    images = tuple(_held_image(collection, which, settings.run.seed) for which in picked)
+    images = tuple(_held_image(collection, which, seed, teacher) for which in picked)
     a, b = (plane.to(device) for plane in crops)
     proposal = settings.proposal
     prior = LossWeights.from_logits(PRIORS[proposal.prior](a, b, proposal.gradient_sharpness))
-    return Held(Batch.in_both_orders(a, b), prior, images)
+    return Held(Batch.in_both_orders(a, b, figures), prior, images)
 
 
 @torch.no_grad()
@@ -95,12 +98,12 @@ def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
         weight from the prior's, where the sources differ. ``share``: least-squares share of a in the output.
         ``position``: where the output lies between the darker (0) and the brighter (1) source. ``swap``: mean change
         of the output when the inputs are swapped. ``sharpness``: gradient magnitude relative to the larger of the
-        sources'. ``reconstruction_*``: terms of L_r, for both orders.
+        sources'. ``reconstruction_*``: terms of L_r, for both orders, if R is trained.
     """
     batch = held.batch
     pairs = len(batch.a) // 2
     a, b = batch.a[:pairs], batch.b[:pairs]
-    fused = networks.fuse(theta, batch.first, batch.second)
+    fused = networks.fuse(theta, *batch.inputs)
     forth, back = fused[:pairs], fused[pairs:]
     weights = networks.propose(phi, a, b)
     found = {**_of_weights("w", weights.intensity), **_of_weights("v", weights.gradient)}
@@ -114,6 +117,8 @@ def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     found["swap"] = _mean((forth - back).abs())
     larger = torch.maximum(magnitude_a, magnitude_b)
     found["sharpness"] = _ratio(gradient_magnitude(forth).sum(), larger.sum())
+    if not networks.reconstructs:
+        return found
     for order, plane in (("forth", forth), ("back", back)):
         loss = reconstruction_loss(*networks.reconstruct(rho, plane), a, b)
         found[f"reconstruction_intensity_{order}"] = loss.intensity.item()
@@ -135,21 +140,22 @@ def measure(
 
     Returns:
         ``NAME`` of the unstretched output and ``NAME_stretched`` of the output stretched to its range as the official
-        script does it; ``PSNR-sharp`` over the images made from a sharp one.
+        script does it; ``PSNR-sharp`` over the images made from a sharp one, ``PSNR-teacher`` if there is a teacher.
     """
     metrics = _metrics((*_LOGGED_METRICS, *names))
     values: dict[str, list[float]] = {}
     for image in held.images:
         planes = [torch.from_numpy(plane[None, None] / np.float32(255)).to(device) for plane in (image.a, image.b)]
-        fused = fuse(planes[0], planes[1])[0, 0].float().cpu().numpy()
+        fused = fuse(planes[0], planes[1])[0, 0].float().clamp(0, 1).cpu().numpy()
         for output_range in OUTPUT_RANGES:
             shown = _to_uint8(to_output_range(fused, output_range))
             suffix = "_stretched" if output_range == "stretch" else ""
             for metric, value in score(image.a, image.b, shown, metrics).items():
                 values.setdefault(f"{metric.name}{suffix}", []).append(value)
         if image.sharp is not None:
-            error = np.mean(np.square(fused * 255 - image.sharp.astype(np.float32)))
-            values.setdefault(SHARP_PSNR, []).append(10 * math.log10(255**2 / max(float(error), 1e-9)))
+            values.setdefault(SHARP_PSNR, []).append(_psnr_db(fused, image.sharp.astype(np.float32) / 255))
+        if image.taught is not None:
+            values.setdefault(TEACHER_PSNR, []).append(_psnr_db(fused, image.taught))
     means = {name: float(np.mean([v for v in found if math.isfinite(v)] or [0.0])) for name, found in values.items()}
     return {name: means[name] for name in sorted(means)}
 
@@ -160,7 +166,7 @@ def score_of(found: dict[str, float], factors: dict[str, float]) -> float:
     Raises:
         UsageError: A name is not a metric.
     """
-    names = {name: name if name == SHARP_PSNR else find_metric(name).name for name in factors}
+    names = {name: name if name in _OWN_FIGURES else find_metric(name).name for name in factors}
     return sum(factor * found.get(names[name], 0.0) for name, factor in factors.items())
 
 
@@ -219,12 +225,21 @@ def examples(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     return {name: image[0, 0].float().cpu() for name, image in zip(names, images, strict=True)}
 
 
-def _held_image(collection: PairCollection, which: int, seed: int) -> HeldImage:
+def _held_image(collection: PairCollection, which: int, seed: int, teacher: Teacher | None) -> HeldImage:
     a, b = collection.planes(which)
-    if not collection.is_sharp(which):
-        return HeldImage(a, b, None)
-    near, far = defocused_pair(a, np.random.Generator(np.random.Philox(key=seed, counter=(0, _STREAM, 1, which))))
-    return HeldImage(near, far, a)
+    sharp = None
+    if collection.is_sharp(which):
+        sharp = a
+        a, b = defocused_pair(a, np.random.Generator(np.random.Philox(key=seed, counter=(0, _STREAM, 1, which))))
+    if teacher is None:
+        return HeldImage(a, b, sharp)
+    plane_a, plane_b = (plane[None, None].astype(np.float32) / np.float32(255) for plane in (a, b))
+    # The next call may overwrite what a back end returns.
+    return HeldImage(a, b, sharp, teacher.fuse(plane_a, plane_b)[0, 0].copy())
+
+
+def _psnr_db(fused: Array, right: Array) -> float:
+    return 10 * math.log10(1 / max(float(np.mean(np.square(fused - right))), 1e-14))
 
 
 def _of_weights(name: str, both: Tensor) -> dict[str, float]:
@@ -245,7 +260,7 @@ def _moved(weight: Tensor, prior: Tensor, difference: Tensor) -> float:
 
 
 def _metrics(names: Sequence[str]) -> list[Metric]:
-    return list(dict.fromkeys(find_metric(name) for name in names if name != SHARP_PSNR))
+    return list(dict.fromkeys(find_metric(name) for name in names if name not in _OWN_FIGURES))
 
 
 def _to_uint8(luma: Array) -> Uint8Array:

@@ -18,6 +18,7 @@ from torch import Tensor
 from refusion_edge.errors import BackendError, TrainingError, UsageError
 from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.network.fast_module import fuse as fuse_fast
 from refusion_edge.train.collection import PairCollection
 from refusion_edge.train.crops import crop_batch
 from refusion_edge.train.diagnostics import Held, agreement, collapse, diagnose, distances, examples, measure, score_of
@@ -39,6 +40,7 @@ from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.process import Ranks, StopSignal
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, checkpoint_path, find_checkpoints, save_state
+from refusion_edge.train.views import Crops, Teacher, Views
 
 BEST_NAME = "best.safetensors"
 FAILED_NAME = "failed-batch.safetensors"
@@ -62,6 +64,7 @@ class Run:
         folder: Folder of checkpoints and the log.
         ranks: Processes that train together.
         max_s: Length of the run in seconds of training, or infinity; if finite, the schedule follows the time.
+        teacher: Weights that F learns from besides the loss, or None.
     """
 
     task: str
@@ -71,6 +74,7 @@ class Run:
     folder: Path
     ranks: Ranks = field(default_factory=Ranks)
     max_s: float = math.inf
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,9 @@ def build_networks(settings: Settings) -> Networks:
         proposed: Callable[..., LossWeights] = partial(_prior_weights, proposal)
     else:
         proposed = partial(propose, proposal)
-    compiled = torch.compile(fuse, dynamic=False) if machine.compile else fuse
-    return Networks(compiled, proposed, reconstruct, fuse)
+    plain: Callable[..., Tensor] = fuse if settings.run.network == "refusion" else fuse_fast
+    compiled = torch.compile(plain, dynamic=False) if machine.compile else plain
+    return Networks(compiled, proposed, reconstruct, plain, settings.meta.reconstruct)
 
 
 def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, report: Callable[[float, str], None]) -> Outcome:  # noqa: PLR0912, PLR0915 # one loop, to be read from top to bottom
@@ -136,14 +141,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
             got=ranks.size,
         )
     counters = state.counters
-    draw = partial(
-        crop_batch,
-        run.collection,
-        batch=settings.run.batch,
-        seed=settings.run.seed,
-        start=ranks.rank * settings.run.batch,
-        tone=settings.tone,
-    )
+    draw = _crops(run)
     recent: deque[Tensor] = deque(maxlen=_RECENT)
     already_s, started = counters.elapsed_s, time.monotonic()
     progress, saved = 0.0, -1
@@ -175,11 +173,11 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 action = action_at(settings.meta, step, progress, learning=not counters.frozen)
                 factor = learning_factor(settings.optimiser, step, progress)
                 coefficient = gradient_coefficient(settings.loss, progress)
-                objective = FusionObjective(settings.loss.gradient, coefficient, settings.loss.intensity)
+                objective = FusionObjective(settings.loss.gradient, coefficient, settings.loss.intensity, settings.teacher)
                 meta = settings.meta
                 rule = MetaRule(meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centred)
                 crop_px = crop_at(settings.run, progress)
-                batch = _both_orders(draw(step, crop_px=crop_px, stream=_TRAIN), state, device)
+                batch = _both_orders(draw(step, crop_px=crop_px, stream=_TRAIN), run, state)
 
                 # Gradients. The pass of F serves the inner update and its own update alike.
                 test = None
@@ -190,13 +188,13 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                     fusion = fusion_gradient(networks, state.theta, batch, weights, objective, ranks.average)
                     values.update(loss=fusion.loss.item(), gradient_norm=_norm(fusion.gradient))
                     if action.meta:
-                        test = _both_orders(draw(step, crop_px=crop_px, stream=_TEST), state, device)
+                        test = _both_orders(draw(step, crop_px=crop_px, stream=_TEST), run, state)
                         outer = meta_gradient(
                             networks, state.theta, phi, state.rho, batch, test, weights, fusion, objective, rule, ranks.average
                         )  # fmt: skip
                         values.update(outer_loss=outer.loss.item(), outer_gradient_norm=_norm(outer.gradient))
                         values["constant_share"] = outer.constant_share.item()
-                    if action.update:
+                    if action.update and networks.reconstructs:
                         judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch, ranks.average)
                         values["reconstruction_intensity"] = judged.loss.intensity.item()
                         values["reconstruction_gradient"] = judged.loss.gradient.item()
@@ -217,7 +215,8 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                     rate = settings.optimiser.learning_rate * factor
                     if progress >= settings.optimiser.fusion_frozen:
                         apply(state.optimizers["fusion"], state.theta, fusion.gradient, rate)
-                    apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
+                    if networks.reconstructs:
+                        apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
                     _follow(state, average_decay(settings.optimiser, settings.run, step))
                 # The same on every rank, so no exchange is needed. A checkpoint never holds a state that cannot be resumed.
                 if bad := _not_finite(state):
@@ -255,7 +254,9 @@ def export(run: Run, state: TrainingState, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    taught = {} if run.teacher is None else {"teacher": f"{run.teacher.name}, sha256 {run.teacher.sha256}"}
     notes = {
+        **taught,
         "training": "fixed weights (control run)" if run.settings.meta.engine == "off" else "learned loss",
         "step": str(state.counters.step),
         "minutes": f"{state.counters.elapsed_s / 60:.1f}",
@@ -333,9 +334,24 @@ def _prior_weights(settings: ProposalSettings, _phi: Parameters, a: Tensor, b: T
     return LossWeights.from_logits(PRIORS[settings.prior](torch.cat((a, b)), torch.cat((b, a)), settings.gradient_sharpness))
 
 
-def _both_orders(crops: tuple[Tensor, Tensor], state: TrainingState, device: torch.device) -> Batch:
-    dtype = next(iter(state.theta.values())).dtype
-    return Batch.in_both_orders(*(plane.to(device, dtype) for plane in crops))
+def _crops(run: Run) -> Callable[..., Crops | tuple[Tensor, Tensor]]:
+    """What draws the crops of a step: with statistics and the teacher's result where something needs them."""
+    settings, start = run.settings, run.ranks.rank * run.settings.run.batch
+    batch, seed, tone = settings.run.batch, settings.run.seed, settings.tone
+    if settings.run.network == "refusion" and run.teacher is None:
+        return partial(crop_batch, run.collection, batch=batch, seed=seed, start=start, tone=tone)
+    cache_bytes = settings.data.cache_mib << 20
+    views = Views(run.collection, tone, seed, settings.teacher.variants, run.teacher, cache_bytes)
+    return partial(views.draw, batch=batch, start=start)
+
+
+def _both_orders(crops: Crops | tuple[Tensor, Tensor], run: Run, state: TrainingState) -> Batch:
+    like = next(iter(state.theta.values()))
+    if isinstance(crops, tuple):
+        return Batch.in_both_orders(*(plane.to(like) for plane in crops))
+    figures = crops.figures.to(like) if run.settings.run.network == "fast" else None
+    taught = None if crops.taught is None else crops.taught.to(like)
+    return Batch.in_both_orders(crops.a.to(like), crops.b.to(like), figures, taught)
 
 
 def _norm(gradient: Parameters) -> float:

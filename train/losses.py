@@ -148,6 +148,41 @@ def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: Gradien
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """How much a teacher counts.
+
+    Attributes:
+        intensity: Factor of the mean distance to the teacher's result.
+        gradient: Factor of the mean distance of the signed Sobel responses, both components together.
+        loss: Factor of the fusion loss beside them.
+        variants: Tone curves, and masks of synthetic defocus, per image, each of which the teacher has to fuse once.
+        sha256: Hash of the teacher's weights, set by ``--teacher``; empty without one.
+    """
+
+    intensity: float = 1.0
+    gradient: float = 0.5
+    loss: float = 0.1
+    variants: int = 2
+    sha256: str = ""
+
+
+def teacher_loss(fused: Tensor, taught: Tensor, settings: TeacherSettings) -> Tensor:
+    """Distance from the result of a teacher, in intensity and in gradient.
+
+    Args:
+        fused: Network output, (B, 1, H, W).
+        taught: Result of the teacher, same shape.
+        settings: Factors of the two terms.
+
+    Returns:
+        Scalar.
+    """
+    difference = fused - taught
+    # The Sobel filter is linear: the response of the difference is the difference of the responses.
+    return settings.intensity * difference.abs().mean() + settings.gradient * gradient_magnitude(difference).mean()
+
+
+@dataclass(frozen=True, slots=True)
 class ReconstructionLoss:
     """The two terms of the reconstruction loss, both with coefficient 1.
 

@@ -23,21 +23,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from refusion_edge.errors import UsageError
+from refusion_edge.network.fast_module import swapped
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import (
     GradientTerm,
     IntensityTerm,
     LossWeights,
     ReconstructionLoss,
+    TeacherSettings,
     fusion_loss,
     reconstruction_loss,
+    teacher_loss,
 )
 
 Engine = Literal["exact", "exact-fd", "pixel", "double", "off"]
@@ -62,16 +65,18 @@ class Networks:
     """The three networks as functions of their parameters.
 
     Attributes:
-        fuse: ``(theta, first, second)`` to the fused plane.
+        fuse: ``(theta, first, second)`` to the fused plane; for ``fast``, the statistics may follow.
         propose: ``(phi, a, b)`` to the weights of [(A, B), (B, A)].
         reconstruct: ``(rho, fused)`` to both sources by modality.
         fuse_forward_mode: As ``fuse``, able to run under ``torch.func.jvp``, which a compiled function may not support.
+        reconstructs: Whether R is trained.
     """
 
-    fuse: Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+    fuse: Callable[..., Tensor]
     propose: Callable[[Mapping[str, Tensor], Tensor, Tensor], LossWeights]
     reconstruct: Callable[[Mapping[str, Tensor], Tensor], tuple[Tensor, Tensor]]
-    fuse_forward_mode: Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+    fuse_forward_mode: Callable[..., Tensor]
+    reconstructs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +90,33 @@ class Batch:
         second: Second input of F: B, then A.
         a: Source a, (2B, 1, H, W), repeated.
         b: Source b, repeated.
+        figures: Statistics of the images in the order that F sees, (2B, 8); None for those of the crops.
+        taught: What a teacher makes of the order (A, B), repeated: F is to give it in either order; None without one.
     """
 
     first: Tensor
     second: Tensor
     a: Tensor
     b: Tensor
+    figures: Tensor | None = None
+    taught: Tensor | None = None
 
     @classmethod
-    def in_both_orders(cls, a: Tensor, b: Tensor) -> Batch:
-        """Make the batch from source a and source b, each (B, 1, H, W)."""
-        return cls(torch.cat((a, b)), torch.cat((b, a)), torch.cat((a, a)), torch.cat((b, b)))
+    def in_both_orders(cls, a: Tensor, b: Tensor, figures: Tensor | None = None, taught: Tensor | None = None) -> Batch:
+        """Make the batch from both sources, each (B, 1, H, W), the statistics of the order (A, B), and the teacher's result."""
+        return cls(
+            torch.cat((a, b)),
+            torch.cat((b, a)),
+            torch.cat((a, a)),
+            torch.cat((b, b)),
+            None if figures is None else torch.cat((figures, swapped(figures))),
+            None if taught is None else torch.cat((taught, taught)),
+        )
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Inputs of F."""
+        return (self.first, self.second) if self.figures is None else (self.first, self.second, self.figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +127,20 @@ class FusionObjective:
         term: Gradient term.
         coefficient: Its factor.
         intensity: Intensity term.
+        lesson: How a teacher takes part.
     """
 
     term: GradientTerm
     coefficient: float
     intensity: IntensityTerm = "squared"
+    lesson: TeacherSettings = field(default_factory=TeacherSettings)
 
     def __call__(self, fused: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
         """Evaluate the loss of a fused batch."""
-        return fusion_loss(fused, batch.first, batch.second, weights, self.coefficient, self.term, self.intensity)
+        loss = fusion_loss(fused, batch.first, batch.second, weights, self.coefficient, self.term, self.intensity)
+        if batch.taught is None:
+            return loss
+        return self.lesson.loss * loss + teacher_loss(fused, batch.taught, self.lesson)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +215,7 @@ def fusion_gradient(
 ) -> FusionGradient:
     """Differentiate the fusion loss with respect to theta, with constant weights."""
     leaves = _leaves(theta)
-    fused = networks.fuse(leaves, batch.first, batch.second)
+    fused = networks.fuse(leaves, *batch.inputs)
     loss = objective(fused, batch, weights.detach())
     return FusionGradient(fused.detach(), loss.detach(), average(_gradient(loss, leaves)))
 
@@ -251,7 +277,7 @@ def meta_gradient(
         raise UsageError("the engine 'off' has no meta-gradient", "choose exact")
     else:
         ahead = _leaves(inner_step(theta, inner.gradient, rule.inner_rate))
-        reconstructed = networks.reconstruct(rho, networks.fuse(ahead, test.first, test.second))
+        reconstructed = networks.reconstruct(rho, networks.fuse(ahead, *test.inputs))
         loss = reconstruction_loss(*reconstructed, test.a, test.b).total
         v = average(_gradient(loss, ahead))
         product = forward_product if rule.engine == "exact" else difference_product
@@ -271,7 +297,7 @@ def forward_product(networks: Networks, theta: Parameters, v: Parameters, batch:
     with warnings.catch_warnings():
         # On first use torch 2.13 loads its own rules through torch.jit, which it deprecates.
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
-        product: Tensor = torch.func.jvp(lambda p: networks.fuse_forward_mode(p, batch.first, batch.second), (theta,), (v,))[1]
+        product: Tensor = torch.func.jvp(lambda p: networks.fuse_forward_mode(p, *batch.inputs), (theta,), (v,))[1]
     return product.detach()
 
 
@@ -282,8 +308,8 @@ def difference_product(networks: Networks, theta: Parameters, v: Parameters, bat
         return torch.zeros_like(batch.first)
     step = _DIFFERENCE_STEP[batch.first.dtype] * _norm(theta) / norm
     with torch.no_grad():
-        above = networks.fuse(inner_step(theta, v, -float(step)), batch.first, batch.second)
-        below = networks.fuse(inner_step(theta, v, float(step)), batch.first, batch.second)
+        above = networks.fuse(inner_step(theta, v, -float(step)), *batch.inputs)
+        below = networks.fuse(inner_step(theta, v, float(step)), *batch.inputs)
     return (above - below) / (2 * step)
 
 
@@ -319,10 +345,10 @@ def _by_double_backward(
 ) -> MetaGradient:
     """The definition: a graph through the inner update, differentiated as a whole. One rank only."""
     leaves = _leaves(theta)
-    loss = objective(networks.fuse(leaves, train.first, train.second), train, weights)
+    loss = objective(networks.fuse(leaves, *train.inputs), train, weights)
     gradients = torch.autograd.grad(loss, tuple(leaves.values()), create_graph=True)
     ahead = inner_step(leaves, dict(zip(leaves, gradients, strict=True)), rule.inner_rate)
-    reconstructed = networks.reconstruct(rho, networks.fuse(ahead, test.first, test.second))
+    reconstructed = networks.reconstruct(rho, networks.fuse(ahead, *test.inputs))
     outer = reconstruction_loss(*reconstructed, test.a, test.b).total
     return MetaGradient(outer.detach(), average(_gradient(outer / rule.inner_rate, phi)), torch.zeros_like(outer))
 

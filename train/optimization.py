@@ -111,7 +111,9 @@ def apply(optimizer: Optimizer, parameters: Parameters, gradient: Parameters, ra
     for group in optimizer.param_groups:
         group["lr"] = rate
     for name, tensor in parameters.items():
-        tensor.grad = gradient[name]
+        # A convolution of channels-last features returns its gradient in that layout, and torch's fused AdamW takes the memory
+        # of parameter and gradient in the same order, whatever their strides are.
+        tensor.grad = gradient[name].contiguous()
     optimizer.step()
     for tensor in parameters.values():
         tensor.grad = None

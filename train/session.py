@@ -14,6 +14,7 @@ import torch
 from refusion_edge._version import __version__
 from refusion_edge.errors import BackendError, CheckpointError, UsageError
 from refusion_edge.files import output_error
+from refusion_edge.network.family import DEFAULT_NETWORK
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import Entry, PairCollection, Survey, split_held, survey
 from refusion_edge.train.diagnostics import hold, score_of
@@ -22,6 +23,7 @@ from refusion_edge.train.loop import Outcome, Run, build_networks, train
 from refusion_edge.train.process import Ranks, join_ranks, leave_ranks
 from refusion_edge.train.settings import Settings, resolve
 from refusion_edge.train.state import TrainingCheckpoint, find_checkpoints, initial_state, read_fusion, read_state, restore
+from refusion_edge.train.views import Teacher
 
 # Share of a fine-tuning run in which R adapts to the given F before F is trained.
 _FROZEN_WHEN_GIVEN = "optimiser.fusion_frozen=0.1"
@@ -45,6 +47,8 @@ class Request:
         max_minutes: Training time in all sessions, or None for no limit.
         device: ``auto``, ``cpu`` or ``cuda``.
         deterministic: Whether only deterministic algorithms may be used.
+        network: Name of the network to train, or None for that of the resumed run, or ``refusion``.
+        teacher: Weights to learn from besides the loss, or None.
     """
 
     task: str
@@ -60,6 +64,8 @@ class Request:
     max_minutes: float | None = None
     device: str = "auto"
     deterministic: bool = False
+    network: str | None = None
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,8 @@ def run_session(request: Request, console: Console) -> Outcome:
     Raises:
         UsageError: Options contradict each other, or a setting does not fit.
         InputError: There are no usable pairs.
-        CheckpointError: The run to resume has another task or configuration, or is damaged.
+        CheckpointError: The run to resume has another task, network, teacher or configuration, or is damaged; or the teacher is
+            of another task.
         BackendError: The device is not available, or another rank was lost.
         TrainingError: The loss became NaN or infinite.
         OutputError: A file cannot be written.
@@ -111,7 +118,7 @@ def run_session(request: Request, console: Console) -> Outcome:
         held_collection = PairCollection(held, data.cache_mib << 20, data.sharp_scale, remark)
         theta = None
         if request.init is not None:
-            known, theta = read_fusion(request.init)
+            known, theta = read_fusion(request.init, settings)
             if known not in (None, request.task):
                 remark(f"{request.init} was trained for {known}; its weights are where {request.task} starts")
         state = initial_state(settings, ranks.device, theta)
@@ -124,7 +131,9 @@ def run_session(request: Request, console: Console) -> Outcome:
             remark(f"resuming {checkpoint.path} at step {state.counters.step}")
         _make_folder(output)
         max_s = math.inf if request.max_minutes is None else request.max_minutes * 60
-        run = Run(request.task, settings, collection, hold(held_collection, settings, ranks.device), output, ranks, max_s)
+        teacher = request.teacher
+        data_held = hold(held_collection, settings, ranks.device, teacher)
+        run = Run(request.task, settings, collection, data_held, output, ranks, max_s, teacher)
         if not ranks.is_first:
             return train(run, networks, state, _Silent(output), lambda *_: None)
         with RunLog(output) as log:
@@ -163,11 +172,13 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
         UsageError: A setting does not fit.
         CheckpointError: The run to resume has another task, or settings other than those requested.
     """
-    given = (_FROZEN_WHEN_GIVEN,) if request.init is not None else ()
+    network = request.network or DEFAULT_NETWORK
+    # F waits for R to adapt to it; without R, there is nothing to wait for.
+    given = (_FROZEN_WHEN_GIVEN,) if request.init is not None and network == DEFAULT_NETWORK else ()
+    taught = () if request.teacher is None else (f"teacher.sha256={request.teacher.sha256}",)
+    assignments = (*given, *request.assignments, *taught)
     if checkpoint is None:
-        return resolve(
-            request.preset or "default", request.task, device=device.type, assignments=(*given, *request.assignments)
-        )
+        return resolve(request.preset or "default", request.task, device=device.type, assignments=assignments, network=network)
     if checkpoint.task != request.task:
         raise CheckpointError(
             f"{checkpoint.path} is of a run for {checkpoint.task}, not {request.task}",
@@ -175,9 +186,33 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
             expected=request.task,
             got=checkpoint.task,
         )
+    settings = checkpoint.settings
+    if request.network not in (None, settings.run.network):
+        raise CheckpointError(
+            f"{checkpoint.path} is of a run for the network {settings.run.network}, not {request.network}",
+            "leave --network out",
+            expected=request.network,
+            got=settings.run.network,
+        )
+    if (has := request.teacher.sha256 if request.teacher else "") != settings.teacher.sha256:
+        wanted = "the teacher with" if settings.teacher.sha256 else "no teacher, so none with"
+        digest = settings.teacher.sha256 or has
+        raise CheckpointError(
+            f"the run in {checkpoint.path} has {wanted} the sha256 {digest[:16]}",
+            "give --teacher as when it began",
+            expected=settings.teacher.sha256,
+            got=has,
+        )
     if request.preset is None and not request.assignments:
-        return checkpoint.settings
-    asked = resolve(request.preset or "default", request.task, device=device.type, assignments=request.assignments)
+        return settings
+    network = settings.run.network
+    asked = resolve(
+        request.preset or "default",
+        request.task,
+        device=device.type,
+        assignments=(*request.assignments, *taught),
+        network=network,
+    )
     differences = asked.differences(checkpoint.settings)
     if differences:
         raise CheckpointError(
@@ -223,6 +258,13 @@ class _Silent(RunLog):
 
 
 def _check(request: Request) -> None:
+    if request.teacher is not None and request.teacher.task not in (None, request.task):
+        raise CheckpointError(
+            f"the teacher {request.teacher.name} was trained for {request.teacher.task}, and the task is {request.task}",
+            f"give a teacher for {request.task}",
+            expected=request.task,
+            got=request.teacher.task,
+        )
     if request.resume is not None and request.init is not None:
         raise UsageError("--resume continues a run and --init starts a new one from weights", "leave one out")
     if request.max_minutes is not None and not request.max_minutes > 0:
@@ -242,6 +284,7 @@ def _facts(request: Request, settings: Settings, ranks: Ranks, found: Survey) ->
         "settings": settings.to_tables(),
         "pairs": len(found.entries),
         "remarks": list(found.remarks),
+        "teacher": None if request.teacher is None else request.teacher.name,
         "ranks": ranks.size,
         "device": torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

@@ -1,22 +1,25 @@
 """Settings of a training run: preset files with overrides by task, device and command line, all validated once.
 
-A preset is a TOML file with one table per section below. ``[tasks.NAME.SECTION]`` overrides it for a task and
-``[cuda.SECTION]`` for a GPU. The resolved settings are stored in every checkpoint.
+A preset is a TOML file with one table per section below. ``[networks.NAME.SECTION]`` overrides it for a network,
+``[cuda.SECTION]`` for a GPU and ``[tasks.NAME.SECTION]`` for a task, in this order. The resolved settings are stored in
+every checkpoint.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from refusion_edge.documents import brief, typed
 from refusion_edge.errors import UsageError
 from refusion_edge.files import read_file
+from refusion_edge.network.family import DEFAULT_NETWORK, find_network
+from refusion_edge.network.fast import FastLayout
 from refusion_edge.train.augmentation import ToneSettings
-from refusion_edge.train.losses import GradientTerm, IntensityTerm
+from refusion_edge.train.losses import GradientTerm, IntensityTerm, TeacherSettings
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.networks import ProposalSettings
 
@@ -39,6 +42,7 @@ class RunSettings:
         late_crop_px: Side of a crop in the last part of the run.
         late_from: Start of that part, as a share of the run.
         seed: Seed of initialization and crops.
+        network: Name of the network F.
     """
 
     steps: int
@@ -47,6 +51,7 @@ class RunSettings:
     late_crop_px: int
     late_from: float
     seed: int
+    network: str = DEFAULT_NETWORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class MetaSettings:
 
     Attributes:
         engine: How the meta-gradient is computed; ``off`` for a control run at the prior.
+        reconstruct: Whether R is trained. P needs it; without P, it only tells how well both sources can be reconstructed.
         every: One in this many updates of F and R is also a meta cycle, which shares its crops and its pass of F.
         phase: If not 0, meta cycles and updates alternate in phases of this many steps instead.
         warm_up: Share of the run before P starts to learn.
@@ -99,6 +105,7 @@ class MetaSettings:
     learning_rate: float
     betas: tuple[float, float]
     eps: float
+    reconstruct: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +165,7 @@ class ValidationSettings:
         crops: Fixed crops for the diagnostics.
         images: Whole images for the metrics.
         score: Metrics whose sum, with these factors, decides which weights are best; ``PSNR-sharp`` is the PSNR
-            against the sharp image where defocus is synthetic.
+            against the sharp image where defocus is synthetic, ``PSNR-teacher`` that against the teacher's result.
     """
 
     every: int
@@ -212,7 +219,7 @@ class MachineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of a run, one attribute per section."""
+    """All settings of a run, one attribute per section; ``fast`` counts only for the network of this name."""
 
     run: RunSettings
     loss: LossSettings
@@ -225,9 +232,12 @@ class Settings:
     data: DataSettings
     tone: ToneSettings
     machine: MachineSettings
+    fast: FastLayout = field(default_factory=FastLayout)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
 
     def __post_init__(self) -> None:
         run, meta, optimiser, tone = self.run, self.meta, self.optimiser, self.tone
+        find_network(run.network)
         above_zero = {
             "run.steps": run.steps,
             "run.batch": run.batch,
@@ -244,6 +254,7 @@ class Settings:
             "checkpoint.keep": self.checkpoint.keep,
             "data.sharp_scale": self.data.sharp_scale,
             "tone.least_gain": tone.least_gain,
+            "teacher.variants": self.teacher.variants,
         }
         at_least_zero = {
             "run.seed": run.seed,
@@ -255,6 +266,9 @@ class Settings:
             "guard.margin": self.guard.margin,
             "validation.images": self.validation.images,
             "data.cache_mib": self.data.cache_mib,
+            "teacher.intensity": self.teacher.intensity,
+            "teacher.gradient": self.teacher.gradient,
+            "teacher.loss": self.teacher.loss,
         }
         shares = {
             "run.late_from": run.late_from,
@@ -274,6 +288,8 @@ class Settings:
         _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "at least 1")
         _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "at most 1")
         _require(crops, lambda value: value >= _MIN_CROP, f"at least {_MIN_CROP}")
+        if meta.engine != "off" and not meta.reconstruct:
+            raise UsageError("P cannot learn without R", "set meta.reconstruct=true, or meta.engine=off")
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
                 "machine.bf16 = true rounds away the differences of the engine exact-fd",
@@ -308,7 +324,9 @@ _MIN_CROP = 16
 _MOST_BYTES = 1 << 18
 
 
-def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] = ()) -> Settings:
+def resolve(
+    preset: str, task: str, *, device: str, assignments: Iterable[str] = (), network: str = DEFAULT_NETWORK
+) -> Settings:
     """Resolve the settings of a run.
 
     Args:
@@ -316,12 +334,17 @@ def resolve(preset: str, task: str, *, device: str, assignments: Iterable[str] =
         task: Name of the task.
         device: ``cpu`` or ``cuda``.
         assignments: ``section.key=value``, the value in TOML notation; a bare word counts as text.
+        network: Name of the network to train.
 
     Raises:
         UsageError: The preset does not exist or is not TOML, a name is unknown, or a value does not fit.
     """
     tables = _read_preset(preset)
-    of_tasks, of_cuda = (typed(dict[str, Any], tables.pop(name, {}), name, error=UsageError) for name in ("tasks", "cuda"))
+    of_networks, of_tasks, of_cuda = (
+        typed(dict[str, Any], tables.pop(name, {}), name, error=UsageError) for name in ("networks", "tasks", "cuda")
+    )
+    _merge(tables, typed(dict[str, Any], of_networks.get(network, {}), f"networks.{network}", error=UsageError))
+    _merge(tables, {"run": {"network": network}})
     of_task = typed(dict[str, Any], of_tasks.get(task, {}), f"tasks.{task}", error=UsageError)
     if device == "cuda":
         _merge(tables, of_cuda)

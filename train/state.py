@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ from refusion_edge.network.checkpoint import (
     Checkpoint,
     read_checkpoint,
     read_header,
+    require_network,
 )
+from refusion_edge.network.fast import layout_of
+from refusion_edge.network.fast_module import initial
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.networks import initial_fusion, initial_proposal, initial_reconstruction
 from refusion_edge.train.optimization import adamw, outer_optimizer
@@ -118,7 +121,7 @@ def initial_state(
     def place(parameters: Parameters) -> Parameters:
         return {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in parameters.items()}
 
-    drawn = initial_fusion(generator)
+    drawn = initial(settings.fast, generator) if settings.run.network == "fast" else initial_fusion(generator)
     fusion = place(drawn if theta is None else theta)
     phi, rho = place(initial_proposal(settings.proposal, generator)), place(initial_reconstruction(generator))
     optimizers = {"fusion": adamw(fusion), "proposal": outer_optimizer(phi, settings.meta), "reconstruction": adamw(rho)}
@@ -171,6 +174,7 @@ def save_state(path: Path, state: TrainingState, *, task: str, settings: Setting
     about = {
         "schema": TRAINING_SCHEMA,
         "task": task,
+        "network": settings.run.network,
         "settings": settings.to_tables(),
         "counters": {name: getattr(state.counters, name) for name in Counters.__slots__},
         "pairs": pairs,
@@ -276,18 +280,33 @@ def restore(state: TrainingState, checkpoint: TrainingCheckpoint) -> None:
     state.counters = checkpoint.counters
 
 
-def read_fusion(path: Path) -> tuple[str | None, Parameters]:
+def read_fusion(path: Path, settings: Settings) -> tuple[str | None, Parameters]:
     """Read parameters of F to start from: our weights file, an official ``.pth``, or a training checkpoint.
+
+    Args:
+        path: The file, or the folder of a run for its newest checkpoint.
+        settings: Settings of the run.
 
     Returns:
         Name of the task, if the file states it, and theta (the moving average of a training checkpoint).
 
     Raises:
-        CheckpointError: It is none of these.
+        CheckpointError: It is none of these, or of another network or layout.
     """
     if path.is_dir():
         path = newest_checkpoint(path)
     weights: Checkpoint = read_checkpoint(path)
+    require_network(weights, settings.run.network, str(path))
+    if weights.network == "fast":
+        found = layout_of({name: array.shape for name, array in weights.state.items()})
+        if found != settings.fast:
+            words = " ".join(f"--set fast.{name}={value}" for name, value in asdict(found).items())
+            raise CheckpointError(
+                f"{path} has the layout {asdict(found)}, but the run has {asdict(settings.fast)}",
+                f"add {words}",
+                expected=settings.fast,
+                got=found,
+            )
     return weights.task, {name: torch.from_numpy(np.array(array)) for name, array in weights.state.items()}
 
 

@@ -20,15 +20,16 @@ import numpy as np
 from refusion_edge.accuracy.gate import resized
 from refusion_edge.backends.eager import EagerBackend
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.errors import GateError
+from refusion_edge.errors import GateError, UsageError
 from refusion_edge.files import write_atomically
 from refusion_edge.images.color import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import require
 from refusion_edge.network.checkpoint import Checkpoint
+from refusion_edge.network.family import DEFAULT_NETWORK, network_of
 from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, fill, template_name
-from refusion_edge.network.layouts import FORMS, GraphForm, GraphPrecision, find_form, parameter_shapes
+from refusion_edge.network.layouts import FORMS, REFERENCE, GraphForm, GraphPrecision, find_form, parameter_shapes
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 from refusion_edge.tasks import TASKS, find_task
 
@@ -149,14 +150,14 @@ class Parity:
 
 
 def export_onnx(
-    checkpoint: Checkpoint, output: Path, form: str, precision: GraphPrecision, size_hw: tuple[int, int] | None
+    checkpoint: Checkpoint, output: Path, form: str | None, precision: GraphPrecision, size_hw: tuple[int, int] | None
 ) -> list[Parity]:
-    """Trace, simplify and fill the graph, compare it with torch, and only then write it.
+    """Make the graph (trace, simplify and fill that of the paper's network), compare it with torch, and only then write it.
 
     Args:
         checkpoint: Weights; compared on the sample pairs of their task, or of all tasks if none is stated.
         output: ONNX file to write.
-        form: Name of the graph form.
+        form: Name of the graph form, or None for the only one, or that in the official layout.
         precision: Precision of the graph.
         size_hw: Fixed height and width, or None for any size.
 
@@ -167,9 +168,21 @@ def export_onnx(
         GateError: The graph differs too much; nothing is written.
         MissingDependencyError: torch, onnxscript or onnxsim is not installed.
         OutputError: The file cannot be written.
-        UsageError: There is no such form.
+        UsageError: The network has no such form, or not in this precision.
     """
-    model = fill(trace(form, precision), checkpoint.state, size_hw).SerializeToString(deterministic=True)
+    network = network_of(checkpoint.state)
+    if network.name == DEFAULT_NETWORK:
+        graph = fill(trace(form or REFERENCE, precision), checkpoint.state, size_hw)
+    elif (form or network.forms[0]) not in network.forms or precision != "fp32":
+        raise UsageError(
+            f"the graph of the network {network.name} exists only in fp32 and in one form",
+            "leave --form and --precision out",
+            expected=("fp32", network.forms[0]),
+            got=(precision, form),
+        )
+    else:
+        graph = network.graph(checkpoint.state, network.forms[0], precision, size_hw)
+    model = graph.SerializeToString(deterministic=True)
     tasks = [checkpoint.task] if checkpoint.task else list(TASKS)
     results = []
     with OrtBackend(model) as exported, EagerBackend(checkpoint.state) as eager:

@@ -17,7 +17,7 @@ from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
 from refusion_edge.machine import ARCHITECTURES, choose_architecture, usable_cores
-from refusion_edge.network.graph import make_model
+from refusion_edge.network.family import make_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.errors import UsageError
 from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
-from refusion_edge.network.graph import make_model
+from refusion_edge.network.family import make_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class PortableBuilder:
 
     def check(self, spec: BuildSpec, choice: Choice) -> None:
         """See ``Builder.check``."""
-        check_options(spec, (BACKENDS[self.backend].forms[spec.precision],))
+        check_options(spec, (BACKENDS[self.backend].form(spec.network, spec.precision),))
 
     def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
         """See ``Builder.model``."""
-        return make_model(BACKENDS[self.backend].forms[spec.precision], spec.precision, state, spec.size_hw)
+        return make_model(BACKENDS[self.backend].form(spec.network, spec.precision), spec.precision, state, spec.size_hw)
 
     def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
         """See ``Builder.prepare``."""

@@ -32,7 +32,7 @@ from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListen
 from refusion_edge.export.targets.fused import require_architecture
 from refusion_edge.export.targets.plan import compile_plan
 from refusion_edge.machine import Target, this_machine, usable_cores
-from refusion_edge.network.graph import make_model
+from refusion_edge.network.family import make_model
 from refusion_edge.sizes import DYNAMIC
 
 _FORMS = ("tensorrt-folded", "tensorrt-literal")

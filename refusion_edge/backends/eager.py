@@ -9,6 +9,7 @@ from typing_extensions import Self
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import RunOptions, Status
 from refusion_edge.machine import is_installed, require
+from refusion_edge.network.family import network_of
 
 
 def probe() -> Status:
@@ -27,7 +28,7 @@ class EagerBackend:
     """The PyTorch network on the CPU. Implements ``Backend``.
 
     Args:
-        state: The 86 parameters.
+        state: Parameters of either network.
         threads: Threads within an operator, for the whole process; 0 for torch's default.
     """
 
@@ -35,12 +36,9 @@ class EagerBackend:
 
     def __init__(self, state: State, *, threads: int = 0) -> None:
         self._torch = require("torch", "train", "the back end eager")
-        from refusion_edge.network.model import FusionNetwork
-
         if threads:
             self._torch.set_num_threads(threads)
-        self._network = FusionNetwork().eval()
-        self._network.load_state_dict({name: self._torch.from_numpy(array.copy()) for name, array in state.items()})
+        self._network = network_of(state).torch(state)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,8 @@ from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS, make_model
+from refusion_edge.network.family import make_model
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS
 from refusion_edge.network.layouts import REFERENCE
 
 _ERRORS_ONLY = 3
@@ -34,16 +35,18 @@ def open_engine(engine: Engine, options: RunOptions) -> OrtBackend:
 
 
 def open_weights(state: State, options: RunOptions) -> OrtBackend:
-    """Run weights in fp32, in the graph form of this back end."""
+    """Run weights of either network in fp32, in the graph form of this back end."""
     model = make_model(BACKENDS[OrtBackend.name].forms["fp32"], "fp32", state).SerializeToString()
     return OrtBackend(model, threads=options.threads, streaming=options.streaming)
 
 
 def open_reference(state: State, threads: int = 0) -> OrtBackend:
-    """Open the fp32 reference that engines are compared with: the graph as in the official release, run without optimizations.
+    """Open the fp32 reference that engines are compared with: a graph that is run without optimizations.
+
+    For the paper's network, it is the graph as in the official release.
 
     Args:
-        state: The 86 parameters.
+        state: Parameters of either network.
         threads: Threads within an operator; 0 for one per physical core.
     """
     return OrtBackend(make_model(REFERENCE, "fp32", state).SerializeToString(), threads=threads, optimized=False)

@@ -11,7 +11,8 @@ from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.machine import is_installed, processor, require
-from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, make_model
+from refusion_edge.network.family import make_model
+from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
 from refusion_edge.network.layouts import Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -35,7 +36,7 @@ def open_engine(engine: Engine, options: RunOptions) -> OpenVinoBackend:
 
 
 def open_weights(state: State, options: RunOptions) -> OpenVinoBackend:
-    """Run weights in fp32, in the graph form of this back end."""
+    """Run weights of either network in fp32, in the graph form of this back end."""
     model = make_model(BACKENDS[OpenVinoBackend.name].forms["fp32"], "fp32", state).SerializeToString()
     return OpenVinoBackend(model, threads=options.threads)
 

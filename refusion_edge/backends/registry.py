@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State, Uint8Array
 from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.network.family import DEFAULT_NETWORK, find_network, network_of
 from refusion_edge.network.layouts import Precision
 
 if TYPE_CHECKING:
@@ -135,7 +136,9 @@ class Entry:
             Backend`` if it runs weights directly; and ``probe_build() -> Status`` if building has requirements other than
             those of running.
         summary: Description in a few words.
-        forms: Graph form that ``build`` uses, by the precision of the engine; empty if no bundles are built for it.
+        forms: Graph form of the network ``refusion`` that ``build`` uses, by the precision of the engine; empty if no bundles
+            are built for it.
+        fast: Precisions in which it runs the network ``fast``; empty if it does not.
         takes_weights: Whether it can run weights in fp32 without building an engine first.
         on_gpu: Whether its engines run on a CUDA device.
         builds_anywhere: Whether its engines can be built on machines without a CUDA device.
@@ -145,6 +148,7 @@ class Entry:
     module: str
     summary: str
     forms: Mapping[Precision, str] = field(default_factory=dict)
+    fast: tuple[Precision, ...] = ()
     takes_weights: bool = False
     on_gpu: bool = False
     builds_anywhere: bool = False
@@ -154,6 +158,16 @@ class Entry:
     def builds(self) -> bool:
         """Whether ``build`` can build bundles for it."""
         return bool(self.forms)
+
+    def precisions(self, network: str) -> tuple[Precision, ...]:
+        """Precisions in which it runs a network, fp32 where there are no engines for it; empty if it does not run it."""
+        if network == DEFAULT_NETWORK:
+            return tuple(self.forms) or ("fp32",)
+        return self.fast
+
+    def form(self, network: str, precision: Precision) -> str:
+        """Graph form that ``build`` uses for a network in one of its precisions."""
+        return self.forms[precision] if network == DEFAULT_NETWORK else find_network(network).forms[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +211,14 @@ BACKENDS: dict[str, Entry] = {
         "refusion_edge.backends.native",
         "our C++ kernels for the CPU",
         {"fp32": "cpu", "bf16": "cpu"},
+        ("fp32",),
         takes_weights=True,
     ),
     "openvino": Entry(
         "refusion_edge.backends.openvino",
         "OpenVINO on the CPU",
         {"fp32": "cpu", "bf16": "cpu"},
+        ("fp32",),
         takes_weights=True,
     ),
     "onnxruntime": Entry(
@@ -210,9 +226,10 @@ BACKENDS: dict[str, Entry] = {
         "ONNX Runtime on the CPU",
         # In fp16 it computes in fp32 between casts, so that no layout is faster than another.
         {"fp32": "cpu", "fp16": "tensorrt-literal"},
+        ("fp32",),
         takes_weights=True,
     ),
-    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", takes_weights=True),
+    "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", fast=("fp32",), takes_weights=True),
 }
 
 
@@ -262,18 +279,18 @@ def open_weights(state: State, name: str = AUTO, options: RunOptions = DEFAULTS)
 
 
 def open_runner(state: State, name: str = AUTO, options: RunOptions = DEFAULTS) -> tuple[Backend, Choice]:
-    """Choose a back end that takes weights, and run the 86 parameters in fp32 on it.
+    """Choose a back end that takes weights of a network, and run its parameters in fp32 on it.
 
     Args:
-        state: The 86 parameters.
+        state: Parameters of either network.
         name: A back end, or ``auto`` for the first usable one of the table that takes weights.
         options: How to run.
 
     Raises:
-        UsageError: There is no such back end, or it needs an engine.
+        UsageError: There is no such back end, it needs an engine, or it does not run this network.
         BackendError: It cannot be used here or cannot run them, or no back end can.
     """
-    choice = choose_runner(name)
+    choice = choose_runner(name, network_of(state).name)
     backend: Backend = _module(choice.name).open_weights(state, options)
     return backend, choice
 
@@ -322,34 +339,38 @@ class Choice:
     automatic: bool = False
 
 
-def choose_builder(name: str, precision: Precision) -> Choice:
+def choose_builder(name: str, precision: Precision, network: str = DEFAULT_NETWORK) -> Choice:
     """Choose the back end to build for.
 
     Args:
         name: A back end that can be built for here, even if it cannot run here; or ``auto`` for the first usable one of the
             table that supports this precision.
         precision: Precision of the engine.
+        network: Name of the network.
 
     Raises:
-        UsageError: There is no such back end, no engines are built for it, or none in this precision.
+        UsageError: There is no such back end, no engines of this network are built for it, or none in this precision.
         BackendError: It, or this precision of it, cannot be used here; or no back end can.
     """
     if name != AUTO:
-        if not (forms := find_entry(name).forms):
+        if not find_entry(name).forms:
             builders = ", ".join(other for other, entry in BACKENDS.items() if entry.builds)
             raise UsageError(
                 f"no engines are built for {name}, which runs weights directly", f"choose one of {builders}, which have engines"
             )
-        if precision not in forms:
+        _require_network(name, network)
+        precisions = BACKENDS[name].precisions(network)
+        if precision not in precisions:
+            of_network = "" if network == DEFAULT_NETWORK else f" of the network {network}"
             raise UsageError(
-                f"no engines in {precision} are built for {name}",
-                f"build with --precision {' or '.join(forms)}",
-                expected=tuple(forms),
+                f"no engines{of_network} in {precision} are built for {name}",
+                f"build with --precision {' or '.join(precisions)}",
+                expected=precisions,
                 got=precision,
             )
         found = _require(name, build_status)
         if precision in found.lacks:
-            rest = [other for other in forms if other not in found.lacks]
+            rest = [other for other in precisions if other not in found.lacks]
             raise BackendError(
                 f"{name} does not compute in {precision} on this machine ({found.reason})",
                 f"build with --precision {' or '.join(rest)}",
@@ -357,28 +378,30 @@ def choose_builder(name: str, precision: Precision) -> Choice:
                 got=precision,
             )
         return Choice(name, "as asked", status(name), found)
-    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision)
+    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision, network)
 
 
-def usable_runners() -> tuple[str, ...]:
-    """Names of all back ends that can run weights here without an engine, in order of preference."""
-    return tuple(name for name, entry in BACKENDS.items() if entry.takes_weights and status(name).usable)
+def usable_runners(network: str = DEFAULT_NETWORK) -> tuple[str, ...]:
+    """Names of all back ends that can run weights of a network here without an engine, in order of preference."""
+    return tuple(name for name in _runners(network) if status(name).usable)
 
 
-def choose_runner(name: str) -> Choice:
+def choose_runner(name: str, network: str = DEFAULT_NETWORK) -> Choice:
     """Choose the back end that runs weights in fp32, without an engine.
 
     Args:
-        name: A back end, or ``auto`` for the first usable one of the table that takes weights.
+        name: A back end, or ``auto`` for the first usable one of the table that takes weights of this network.
+        network: Name of the network.
 
     Raises:
-        UsageError: There is no such back end, or it needs an engine.
+        UsageError: There is no such back end, it needs an engine, or it does not run this network.
         BackendError: It cannot be used here, or no back end can.
     """
-    runners = [other for other, entry in BACKENDS.items() if entry.takes_weights]
+    runners = _runners(network)
     if name == AUTO:
-        return _first_usable(runners, "fp32")
+        return _first_usable(runners, "fp32", network)
     find_entry(name)
+    _require_network(name, network)
     found = _require(name, status)
     if name not in runners:
         raise UsageError(
@@ -388,11 +411,29 @@ def choose_runner(name: str) -> Choice:
     return Choice(name, "as asked", found, found)
 
 
-def _first_usable(candidates: Iterable[str], precision: Precision) -> Choice:
+def _runners(network: str) -> list[str]:
+    return [name for name, entry in BACKENDS.items() if entry.takes_weights and entry.precisions(network)]
+
+
+def _require_network(name: str, network: str) -> None:
+    if not BACKENDS[name].precisions(network):
+        others = [other for other, entry in BACKENDS.items() if entry.precisions(network)]
+        raise UsageError(
+            f"the back end {name} does not run the network {network}",
+            f"choose one of {', '.join(others)}",
+            expected=others,
+            got=name,
+        )
+
+
+def _first_usable(candidates: Iterable[str], precision: Precision, network: str) -> Choice:
     rejected: dict[str, list[str]] = {}
     for candidate in candidates:
+        precisions = BACKENDS[candidate].precisions(network)
+        if not precisions:
+            continue
         found = status(candidate)
-        fits = precision in (BACKENDS[candidate].forms or ("fp32",)) and precision not in found.lacks
+        fits = precision in precisions and precision not in found.lacks
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
             reason = f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}."

@@ -20,7 +20,6 @@ from refusion_edge.bench.timing import AGREEING, NS_PER_MS, Clock, Plan, Series,
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.pairs import ImagePair
-from refusion_edge.network.cost import work_per_pixel
 
 STAGES = ("capture", "preprocess", "h2d", "infer", "d2h", "postprocess")
 END_TO_END, CPU = "end_to_end", "cpu"
@@ -275,7 +274,7 @@ def measure(subject: Subject, plan: Plan, clock: Clock, limits: Rates | None) ->
         energy_source=energy.source if energy is not None else "",
         before=before,
         after=after,
-        roofline=_roofline(subject.identity, stages, limits),
+        roofline=_roofline(subject, stages, limits),
         graph_problem=graph_problem,
     )
 
@@ -307,7 +306,7 @@ def _summaries(series: Series[Lap]) -> tuple[WindowSummary, ...]:
     )
 
 
-def _roofline(identity: Identity, stages: dict[str, Spread] | None, limits: Rates | None) -> Roofline | None:
+def _roofline(subject: Subject, stages: dict[str, Spread] | None, limits: Rates | None) -> Roofline | None:
     if stages is None or limits is None or "infer" not in stages:
         return None
-    return roofline(work_per_pixel(identity.precision), identity.pixels, stages["infer"].median_ms, limits)
+    return roofline(subject.work, subject.identity.pixels, stages["infer"].median_ms, limits)

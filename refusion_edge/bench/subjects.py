@@ -9,13 +9,15 @@ from pathlib import Path
 from refusion_edge.accuracy.gate import resized
 from refusion_edge.backends.registry import AUTO, choose_runner
 from refusion_edge.bundle.folder import EngineBundle, read_bundle, sha256
-from refusion_edge.bundle.manifest import GateNotRun
+from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
 from refusion_edge.errors import BundleError, CheckpointError, UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.images.color import OutputRange
 from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
 from refusion_edge.images.samples import sample_paths
-from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.checkpoint import read_checkpoint, require_network
+from refusion_edge.network.cost import Work
+from refusion_edge.network.family import DEFAULT_NETWORK, network_of, shapes_of
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
 
@@ -35,6 +37,7 @@ class Identity:
         threads: Threads requested; 0 for the back end's own choice.
         color: Whether the images keep the color of the sources.
         output_range: Output range, ``stretch`` or ``fixed``.
+        network: Name of the network.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Identity:
     threads: int
     color: bool = True
     output_range: OutputRange = "stretch"
+    network: str = DEFAULT_NETWORK
 
     @property
     def size_text(self) -> str:
@@ -59,7 +63,8 @@ class Identity:
     @property
     def label(self) -> str:
         """The identity in a few words."""
-        finish = [] if self.color else ["gray"]
+        finish = [] if self.network == DEFAULT_NETWORK else [self.network]
+        finish += [] if self.color else ["gray"]
         finish += [] if self.output_range == "stretch" else [self.output_range]
         return " ".join([self.name, self.precision, self.size_text, *finish])
 
@@ -89,6 +94,7 @@ class Subject:
         open: Opens the fuser, to be used in a ``with`` statement.
         source: Returns the pair of images.
         captured: Whether reading the pair is a stage of its own.
+        work: Cost of its network per pixel.
     """
 
     identity: Identity
@@ -98,6 +104,7 @@ class Subject:
     open: Callable[[], Fuser]
     source: Callable[[], ImagePair]
     captured: bool
+    work: Work
 
     def check_unchanged(self) -> None:
         """Check that the files are still those that were measured.
@@ -110,7 +117,7 @@ class Subject:
         if Path(origin).is_dir():
             if _bundle_files(read_bundle(origin)) != self.files:
                 raise BundleError(f"the bundle {name} was changed while it was measured", "measure again")
-        elif _weights_files(origin) != self.files:
+        elif _weights_files(origin, self.identity.network) != self.files:
             raise CheckpointError(f"the weights {name} were changed while they were measured", "measure again")
 
 
@@ -126,6 +133,7 @@ class Wanted:
         pair: Files read again for every run; None for a sample pair held in memory.
         color: Whether the images keep the color of the sources.
         output_range: Output range.
+        network: Name of the network, or None for that of the bundle or file, and ``refusion`` for a task.
     """
 
     task: str | None = None
@@ -135,6 +143,7 @@ class Wanted:
     pair: PairPaths | None = None
     color: bool = True
     output_range: OutputRange = "stretch"
+    network: str | None = None
 
 
 def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subject, ...]:
@@ -157,21 +166,34 @@ def find_subjects(origin: str, wanted: Wanted, *, name: str = "") -> tuple[Subje
         gate = bundle.manifest.gate
         quality = None if isinstance(gate, GateNotRun) else Quality(gate.psnr_db, gate.ssim)
         files = _bundle_files(bundle)
+        checkpoint = read_checkpoint(bundle.path / WEIGHTS)
     else:
-        task, precision, quality = _task_of(origin, wanted.task), "fp32", None
-        backend = choose_runner(wanted.backend).name
-        files = _weights_files(origin)
+        checkpoint = read_checkpoint(weights_path(origin, wanted.network or DEFAULT_NETWORK) if origin in TASKS else origin)
+        task, precision, quality = _task_of(origin, checkpoint.task, wanted.task), "fp32", None
+        backend = choose_runner(wanted.backend, checkpoint.network).name
+        files = _weights_files(origin, checkpoint.network)
+    require_network(checkpoint, wanted.network, origin)
+    network = checkpoint.network
+    work = network_of(checkpoint.state).work(shapes_of(checkpoint.state), precision)
 
     def open_fuser() -> Fuser:
-        return load(origin, task=wanted.task, backend=backend, output_range=wanted.output_range, threads=wanted.threads)
+        return load(
+            origin,
+            task=wanted.task,
+            backend=backend,
+            output_range=wanted.output_range,
+            threads=wanted.threads,
+            network=network,
+        )
 
     subjects = []
     for size_hw in _sizes(bundle, wanted):
         identity = Identity(
-            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.color, wanted.output_range
+            name or origin, task, precision, size_hw, backend, wanted.threads, wanted.color, wanted.output_range, network
         )
         source = _file_source(wanted.pair) if wanted.pair else _memory_source(task, size_hw)
-        subjects.append(Subject(identity, origin, files, quality, open_fuser, source, captured=wanted.pair is not None))
+        captured = wanted.pair is not None
+        subjects.append(Subject(identity, origin, files, quality, open_fuser, source, captured, work))
     return tuple(subjects)
 
 
@@ -212,9 +234,8 @@ def _sizes(bundle: EngineBundle | None, wanted: Wanted) -> tuple[tuple[int, int]
     return ((height, width),)
 
 
-def _task_of(name: str, asked: str | None) -> str:
-    known = name if name in TASKS else read_checkpoint(name).task
-    task = known or asked
+def _task_of(name: str, known: str | None, asked: str | None) -> str:
+    task = name if name in TASKS else known or asked
     if task is None:
         raise UsageError(f"the weights {name} do not name their task", f"add --task ({', '.join(TASKS)})")
     return task
@@ -233,8 +254,8 @@ def _bundle_files(bundle: EngineBundle) -> dict[str, str]:
     return dict(sorted(bundle.manifest.files.items()))
 
 
-def _weights_files(name: str) -> dict[str, str]:
-    path = weights_path(name) if name in TASKS else Path(name)
+def _weights_files(name: str, network: str) -> dict[str, str]:
+    path = weights_path(name, network) if name in TASKS else Path(name)
     try:
         return {path.name: sha256(path.read_bytes())}
     except OSError as error:

@@ -28,7 +28,8 @@ from refusion_edge.errors import BundleError, MisfitError, OutputError
 from refusion_edge.files import output_error, read_file, write_atomically
 from refusion_edge.machine import this_machine
 from refusion_edge.network.checkpoint import parse_checkpoint
-from refusion_edge.network.graph import FORM_KEY, make_model
+from refusion_edge.network.family import make_model
+from refusion_edge.network.graph import FORM_KEY
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +92,7 @@ class EngineBundle:
         spec = self.manifest.spec
         if backend not in (None, spec.backend):
             # Settings of one compiler are meaningless to another.
-            spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw)
+            spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw, network=spec.network)
         calibration = None if self.manifest.quantized is None else self.path / CALIBRATION
         return spec.command(self.path / WEIGHTS, calibration=calibration)
 

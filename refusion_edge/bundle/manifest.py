@@ -13,8 +13,10 @@ from refusion_edge.backends.registry import BACKENDS
 from refusion_edge.bundle.spec import EngineSpec, parse_spec
 from refusion_edge.errors import BundleError, RefusionError, UsageError
 from refusion_edge.machine import Target
+from refusion_edge.network.family import NETWORKS
+from refusion_edge.network.fast import FORM as FAST_FORM
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
-from refusion_edge.network.layouts import FORMS, Precision, form_named
+from refusion_edge.network.layouts import Precision, form_named
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE, parse_sizes
 
 SCHEMA = "refusion-edge/bundle/2"
@@ -286,7 +288,7 @@ def _to_manifest(fields: dict[str, Any]) -> Manifest:
         **{
             **fields,
             "spec": parse_spec(fields["spec"]),
-            "form": form_named(fields["form"]),
+            "form": fields["form"] if fields["form"] == FAST_FORM else form_named(fields["form"]),
             "target": Target(**fields["target"]),
             "inputs": tuple(_to_tensor(tensor) for tensor in fields["inputs"]),
             "outputs": tuple(_to_tensor(tensor) for tensor in fields["outputs"]),
@@ -303,8 +305,10 @@ def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
     yield all(isinstance(text, str) for text in texts), "text for names and hashes"
     yield _is_text_to_text(manifest.tools) and _is_text_to_text(manifest.files), "text for all tools and files"
     yield manifest.backend in BACKENDS and BACKENDS[manifest.backend].builds, "a back end that builds engines"
-    yield manifest.precision in BACKENDS[manifest.backend].forms, f"a precision that {manifest.backend} builds"
-    yield manifest.form in FORMS, f"one of the graph forms {', '.join(FORMS)}"
+    network = NETWORKS[manifest.spec.network]
+    precisions = BACKENDS[manifest.backend].precisions(network.name)
+    yield manifest.precision in precisions, f"a precision in which {network.name} is built for {manifest.backend}"
+    yield manifest.form in network.forms, f"one of the graph forms {', '.join(network.forms)}"
     # A name with a separator would reach outside the folder.
     yield all(name == Path(name).name and name.isprintable() for name in manifest.files), "plain file names"
     yield {manifest.engine, MODEL, WEIGHTS} <= manifest.files.keys(), "the hashes of the engine, the model and the weights"

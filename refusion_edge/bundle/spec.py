@@ -12,6 +12,7 @@ from refusion_edge.backends.registry import AUTO, BACKENDS
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.machine import parse_architectures
+from refusion_edge.network.family import DEFAULT_NETWORK, NETWORKS
 from refusion_edge.network.layouts import PRECISIONS, Precision, form_named
 from refusion_edge.network.quantization import CalibrationTable
 from refusion_edge.sizes import SizeRange, parse_sizes
@@ -32,6 +33,7 @@ class EngineSpec:
         settings: Compiler settings; for TensorRT and TensorRT-RTX only.
         architectures: GPU architectures that a program is compiled for, 87 for sm_87; None for that of this machine. For
             the back end ``fused`` only.
+        network: Name of the network.
     """
 
     task: str
@@ -42,6 +44,7 @@ class EngineSpec:
     form: str | None = None
     settings: PlanSettings = NO_SETTINGS
     architectures: tuple[int, ...] | None = None
+    network: str = DEFAULT_NETWORK
 
     @property
     def size_text(self) -> str:
@@ -61,7 +64,9 @@ class EngineSpec:
         words += ["--size", self.size_text, "--weights", str(weights)]
         if calibration is not None:
             words += ["--calib-data", str(calibration)]
-        if self.form not in (None, BACKENDS[self.backend].forms.get(self.precision)):
+        if self.network != DEFAULT_NETWORK:
+            words += ["--network", self.network]
+        elif self.form not in (None, BACKENDS[self.backend].forms.get(self.precision)):
             words += ["--form", self.form.removeprefix("tensorrt-")]
         if self.architectures is not None:
             words += ["--arch", _architectures_text(self.architectures)]
@@ -77,6 +82,7 @@ class EngineSpec:
             "form": self.form,
             "architectures": None if self.architectures is None else _architectures_text(self.architectures),
             "settings": self.settings.to_fields() or None,
+            "network": None if self.network == DEFAULT_NETWORK else self.network,
         }
         return {name: value for name, value in document.items() if value is not None}
 
@@ -112,13 +118,15 @@ def parse_spec(document: Mapping[str, Any]) -> EngineSpec:
         ValueError: A field is missing, unknown, of the wrong type, or has a value that this release does not know.
         UsageError: A size, an architecture or a setting is out of range.
     """
-    known = {"task", "precision", "backend", "size", "form", "architectures", "settings"}
+    known = {"task", "precision", "backend", "size", "form", "architectures", "settings", "network"}
     if unknown := document.keys() - known:
         raise ValueError(f"the spec contains the unknown field '{min(unknown)}'")
     texts = {name: document.get(name, "") for name in known - {"settings"}}
     if not all(isinstance(text, str) for text in texts.values()):
         raise ValueError("a field of the spec is not text")
-    for name, choices in (("task", TASKS), ("precision", PRECISIONS), ("backend", BACKENDS)):
+    # Bundles that are older than the second network do not name theirs.
+    texts["network"] = texts["network"] or DEFAULT_NETWORK
+    for name, choices in (("task", TASKS), ("precision", PRECISIONS), ("backend", BACKENDS), ("network", NETWORKS)):
         if texts[name] not in choices:
             raise ValueError(f"the spec names the unknown {name} '{texts[name]}', instead of one of {', '.join(choices)}")
     size_hw, sizes_hw = parse_sizes(texts["size"])
@@ -131,6 +139,7 @@ def parse_spec(document: Mapping[str, Any]) -> EngineSpec:
         form=form_named(texts["form"]) if texts["form"] else None,
         settings=parse_settings(document.get("settings", {})),
         architectures=parse_architectures(texts["architectures"]) if texts["architectures"] else None,
+        network=texts["network"],
     )
 
 

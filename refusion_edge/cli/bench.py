@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_image_output, add_json, add_network, add_task, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs=2, metavar=("A", "B"), help="measure two engines in alternation and report their ratio"
     )
     add_task(parser)
+    add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end for tasks and weights (default: auto)")
     add_threads(parser)
     parser.add_argument("--sizes", metavar="SIZES", help="sizes HxW, separated by commas (default: the engine's, or 480x640)")
@@ -184,7 +185,7 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
         options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair,
-        color=not options.gray, output_range=options.output_range,
+        color=not options.gray, output_range=options.output_range, network=options.network,
     )  # fmt: skip
     origins = list(options.compare or options.engines)
     if not options.precisions:
@@ -225,7 +226,9 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
                 one = plain.identity
                 target = folder / f"{len(subjects)}"
                 weights = Path(origin) if Path(origin).is_file() else None
-                spec = BuildSpec(one.task, precision, options.backend, one.size_hw, weights=weights, output=target)
+                spec = BuildSpec(
+                    one.task, precision, options.backend, one.size_hw, weights=weights, output=target, network=one.network
+                )
                 with remarks().status(f"building {origin} {precision} {one.size_text}"):
                     build(spec)
                 subjects += find_subjects(str(target), replace(wanted, sizes_hw=(), backend="auto"), name=origin)

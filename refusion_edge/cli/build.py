@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_renamed, add_task
+from refusion_edge.cli.options import add_json, add_network, add_renamed, add_task
 from refusion_edge.network.layouts import PRECISIONS
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "they depend on."
     )
     add_task(parser, default="ir_vis")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="precision of the engine (default: fp16)")
+    add_network(parser)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="precision of the engine (default: fp16, or fp32 for the network fast)"
+    )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end to build for, see 'doctor' (default: auto)")
     parser.add_argument(
         "--size", default="dynamic", metavar="HxW",
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights file: safetensors or official .pth (default: the bundled weights of the task)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK-PRECISION-BACKEND)"
+        "-o", "--output", type=Path, metavar="DIR", help="bundle folder (default: bundles/TASK[-NETWORK]-PRECISION-BACKEND)"
     )
     parser.add_argument(
         "--arch",
@@ -98,12 +101,19 @@ def spec_of(options: argparse.Namespace) -> BuildSpec:
     from refusion_edge.backends.tensorrt.settings import PlanSettings
     from refusion_edge.bundle.spec import BuildSpec
     from refusion_edge.machine import parse_architectures
+    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.family import DEFAULT_NETWORK
     from refusion_edge.sizes import parse_sizes
 
+    network = options.network or DEFAULT_NETWORK
+    # A missing file is reported by the build.
+    if options.network is None and options.weights is not None and options.weights.is_file():
+        network = read_checkpoint(options.weights).network
     size_hw, sizes_hw = parse_sizes(options.size)
     return BuildSpec(
         task=options.task,
-        precision=options.precision,
+        precision=options.precision or ("fp16" if network == DEFAULT_NETWORK else "fp32"),
+        network=network,
         form=None if options.form == "folded" else f"tensorrt-{options.form}",
         backend=options.backend,
         size_hw=size_hw,
@@ -223,6 +233,7 @@ def _document(report: BuildReport) -> dict[str, Any]:
         "reason": report.choice.reason,
         "bundle": str(report.bundle.path),
         "precision": report.bundle.manifest.precision,
+        "network": report.bundle.manifest.spec.network,
         "gate": asdict(report.bundle.manifest.gate),
         "compiled": None if compiled is None else asdict(compiled),
         "limits": asdict(LIMITS[report.bundle.manifest.precision]),

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from refusion_edge.cli.options import add_threads
+from refusion_edge.cli.options import add_network, add_threads
 
 SUMMARY = "fuse the bundled sample pairs and write a montage of sources and results"
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", metavar="NAME",
         help="back end for the bundled weights, see 'doctor'; all runs every usable one in turn (default: auto)",
     )  # fmt: skip
+    add_network(parser)
     add_threads(parser)
 
 
@@ -36,10 +37,12 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.images.montage import MontageRow, montage
     from refusion_edge.images.pairs import read_pair
     from refusion_edge.images.samples import sample_paths
+    from refusion_edge.network.family import DEFAULT_NETWORK
     from refusion_edge.tasks import TASKS
 
+    network = options.network or DEFAULT_NETWORK
     bundled_task = read_bundle(options.bundle).manifest.task if options.bundle else None
-    backends = usable_runners() if options.backend == "all" else (options.backend,)
+    backends = usable_runners(network) if options.backend == "all" else (options.backend,)
     rows: list[MontageRow] = []
     table = plain_table("task", "pair", "size", "engine", "back end", "load (s)", "fuse (s)")
     with progress_bar() as progress:
@@ -51,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
         ]
         for task, source, backend in progress.track(jobs, description="fusing"):
             started = time.perf_counter()
-            with load(source, backend=backend, threads=options.threads) as fuser:
+            of_network = options.network if source == options.bundle else network
+            with load(source, backend=backend, threads=options.threads, network=of_network) as fuser:
                 loaded_s = time.perf_counter() - started
                 for paths in sample_paths(task.name):
                     pair = read_pair(paths)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, add_task, thread_count
+from refusion_edge.cli.options import add_json, add_network, add_task, thread_count
 
 if TYPE_CHECKING:
     from refusion_edge.evaluation.report import Report
@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine bundle, weights file or task that fuses the sources first; repeatable",
     )  # fmt: skip
     add_task(parser)
+    add_network(parser)
+    parser.add_argument(
+        "--no-trivial", action="store_true", help="leave out the rows of max(a, b) and of the average of the sources"
+    )
     parser.add_argument(
         "--convention", default="evaluator", metavar="NAMES", help="conventions, separated by commas (default: evaluator)"
     )
@@ -94,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
             misregistration=sweep,
             jobs=options.jobs,
             progress=progress,
+            network=options.network,
+            trivial=not options.no_trivial,
         )
         page = render_page(report) if options.html else ""
     if options.csv:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_task
+from refusion_edge.cli.options import add_network, add_task
 from refusion_edge.network.layouts import FORMS, REFERENCE
 
 if TYPE_CHECKING:
@@ -19,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``export``."""
     parser.epilog = (
         "The suffix of the output selects the format. ONNX needs pip install 'refusion-edge[export]'; 'build' does not, "
-        "because the traced graph ships with the package."
+        "because the traced graph ships with the package. The graph of the network fast needs only torch, to compare with."
     )
     add_task(parser)
+    add_network(parser)
     parser.add_argument(
         "--weights",
         type=Path,
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the ONNX graph (default: fp32)"
     )
     parser.add_argument(
-        "--form", choices=FORMS, default=REFERENCE, help=f"layout of the ONNX graph (default: {REFERENCE}, the official layout)"
+        "--form",
+        choices=FORMS,
+        help=f"layout of the ONNX graph of the network refusion (default: {REFERENCE}, the official layout)",
     )
     parser.add_argument(
         "--size", default="dynamic", metavar="HxW", help="size of the ONNX graph, such as 480x640 (default: dynamic)"
@@ -46,12 +49,15 @@ def run(options: argparse.Namespace) -> int:
     """Convert and write; for ONNX, print how much the graph differs from the network in torch."""
     from refusion_edge.cli.console import output
     from refusion_edge.errors import UsageError
-    from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth, write_safetensors
+    from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, require_network, write_pth, write_safetensors
+    from refusion_edge.network.family import DEFAULT_NETWORK
     from refusion_edge.network.weights import weights_path
 
     if options.weights is None and options.task is None:
         raise UsageError("there is nothing to export", "add --task or --weights")
-    checkpoint = read_checkpoint(options.weights or weights_path(options.task))
+    path = options.weights or weights_path(options.task, options.network or DEFAULT_NETWORK)
+    checkpoint = read_checkpoint(path)
+    require_network(checkpoint, options.network, str(path))
     checkpoint = Checkpoint(options.task or checkpoint.task, checkpoint.state, checkpoint.notes)
     suffix = options.output.suffix.lower()
     if suffix == ".onnx":

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_image_output, add_rebuild, add_task, add_threads, nonempty
+from refusion_edge.cli.options import add_image_output, add_network, add_rebuild, add_task, add_threads, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.fuser import Fuser
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
+    add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     add_rebuild(parser)
     add_image_output(parser)
@@ -62,7 +63,14 @@ def run(options: argparse.Namespace) -> int:
     task = options.task if source != options.task else None
 
     def opened() -> Fuser:
-        return load(source, task=task, backend=options.backend, output_range=options.output_range, threads=options.threads)
+        return load(
+            source,
+            task=task,
+            backend=options.backend,
+            output_range=options.output_range,
+            threads=options.threads,
+            network=options.network,
+        )
 
     if many:
         with opened() as fuser:

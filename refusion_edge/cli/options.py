@@ -11,6 +11,7 @@ from typing import Any
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
+from refusion_edge.network.family import NETWORKS
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
@@ -25,6 +26,15 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
     )  # fmt: skip
 
 
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add ``--network``."""
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        help="network: refusion, that of the paper, or fast (default: that of the weights, or refusion)",
+    )
+
+
 def add_rebuild(parser: argparse.ArgumentParser) -> None:
     """Add ``--rebuild``; ``refusion_edge.cli`` rebuilds the bundle and runs the verb again."""
     parser.add_argument(
@@ -32,6 +42,15 @@ def add_rebuild(parser: argparse.ArgumentParser) -> None:
         help="rebuild the bundle in place, with its own settings, if it was built for another machine, GPU, driver or version "
         "(default: stop with an error)",
     )  # fmt: skip
+
+
+def add_best_effort(parser: argparse.ArgumentParser) -> None:
+    """Add ``--best-effort`` for cameras."""
+    parser.add_argument(
+        "--best-effort",
+        action="store_true",
+        help="use a camera in its nearest mode if it does not grant the format, size or rate asked for",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +138,7 @@ def nonempty(text: str) -> str:
     return text
 
 
-def require_both(first: str | None, second: str | None, names: str) -> None:
+def require_both(first: object, second: object, names: str) -> None:
     """Require two options that belong together to be both present or both absent.
 
     Raises:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_threads
+from refusion_edge.cli.options import add_network, add_threads
+from refusion_edge.errors import CheckpointError
 from refusion_edge.tasks import TASKS
 
 if TYPE_CHECKING:
     from refusion_edge.train.collection import Entry
     from refusion_edge.train.session import Console, Request
+    from refusion_edge.train.views import Teacher
 
 SUMMARY = "train the fusion network on a folder of pairs"
 
@@ -50,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, metavar="FILE", help="fine-tune these weights: safetensors or official .pth")
     start.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    add_network(parser)
+    parser.add_argument(
+        "--teacher",
+        metavar="WEIGHTS",
+        help="learn from these weights as well: a weights file, or the name of a task for the weights of the package",
+    )
     parser.add_argument("--max-minutes", type=float, metavar="M", help="stop after this time; the schedule adapts to it")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")
     parser.add_argument("--deterministic", action="store_true", help="use deterministic algorithms only")
@@ -61,12 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, then print where the weights are and a command to try next."""
-    from refusion_edge.cli.console import output, remarks
     from refusion_edge.machine import require
 
     torch = require("torch", "train", "training")
     from refusion_edge.train.process import keep_freed_memory
-    from refusion_edge.train.session import Console, Request, run_session
+    from refusion_edge.train.session import Request
 
     keep_freed_memory()
     if options.threads:
@@ -74,7 +84,8 @@ def run(options: argparse.Namespace) -> int:
     request = Request(
         task=options.task,
         data=options.data,
-        output=options.output or Path("runs") / options.task,
+        output=options.output
+        or Path("runs") / (options.task if options.network is None else f"{options.task}-{options.network}"),
         preset=options.preset,
         assignments=tuple(options.assignments),
         folder_a=options.a,
@@ -85,10 +96,21 @@ def run(options: argparse.Namespace) -> int:
         max_minutes=options.max_minutes,
         device=options.device,
         deterministic=options.deterministic,
+        network=options.network,
     )
+    with contextlib.ExitStack() as stack:
+        if options.teacher is not None:
+            request = replace(request, teacher=stack.enter_context(_teacher(options.teacher, options.threads)))
+        return _run(request, probe=options.probe)
+
+
+def _run(request: Request, *, probe: bool) -> int:
+    from refusion_edge.cli.console import output, remarks
+    from refusion_edge.train.session import Console, run_session
+
     with _progress() as (files, progress):
         console = Console(remarks().print, files, progress)
-        if options.probe:
+        if probe:
             return _probe(request, console)
         outcome = run_session(request, console)
     folder = outcome.checkpoint.parent
@@ -96,12 +118,29 @@ def run(options: argparse.Namespace) -> int:
         return 0 if outcome.finished else _INTERRUPTED
     if not outcome.finished:
         remarks().print(f"stopped by {outcome.reason} after step {outcome.step}; wrote {outcome.checkpoint}")
-        output().print(f"next: refusion-edge train --task {request.task} --data {request.data} --resume {folder}")
+        taught = f" --teacher {request.teacher.name}" if request.teacher else ""
+        output().print(f"next: refusion-edge train --task {request.task} --data {request.data} --resume {folder}{taught}")
         return _INTERRUPTED
     weights = folder / f"{request.task}.safetensors"
     output().print(f"wrote {weights} after {outcome.step} steps; best by validation: {folder / 'best.safetensors'}")
     output().print(f"next: refusion-edge fuse A.png B.png -o fused.png --weights {weights}")
     return 0
+
+
+@contextmanager
+def _teacher(weights: str, threads: int) -> Iterator[Teacher]:
+    from refusion_edge.files import read_file
+    from refusion_edge.fuser import load
+    from refusion_edge.network.checkpoint import MOST_BYTES, parse_checkpoint
+    from refusion_edge.network.weights import weights_path
+    from refusion_edge.train.views import Teacher
+
+    path = weights_path(weights) if weights in TASKS else Path(weights)
+    data = read_file(path, kind="weights file", most_bytes=MOST_BYTES, error=CheckpointError)
+    checkpoint = parse_checkpoint(data, path)
+    task = checkpoint.task or next(iter(TASKS))  # the same planes for every task, so it does not matter here
+    with load(path, task=task, threads=threads) as fuser:
+        yield Teacher(weights, checkpoint.task, hashlib.sha256(data).hexdigest(), fuser.backend.fuse)
 
 
 def _probe(request: Request, console: Console) -> int:

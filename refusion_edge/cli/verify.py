@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_renamed, add_threads, require_both
+from refusion_edge.cli.options import add_json, add_network, add_renamed, add_threads, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
@@ -18,6 +18,7 @@ SUMMARY = "rerun the accuracy gate of a bundle, on the sample pairs or on your o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``verify``."""
     parser.add_argument("bundle", help="engine bundle")
+    add_network(parser)
     parser.add_argument("--a", metavar="PATH", help="source a of your own pairs: file, folder or quoted pattern")
     parser.add_argument("--b", metavar="PATH", help="source b of your own pairs")
     parser.add_argument(
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.fuser import open_bundle
     from refusion_edge.images.pairs import find_pairs, read_pair
     from refusion_edge.images.samples import sample_paths
-    from refusion_edge.network.checkpoint import read_checkpoint
+    from refusion_edge.network.checkpoint import read_checkpoint, require_network
     from refusion_edge.tasks import find_task
 
     require_both(options.a, options.b, "--a and --b")
@@ -64,7 +65,10 @@ def run(options: argparse.Namespace) -> int:
     if options.per_layer:
         return _per_layer(options, bundle, list(pairs))
 
-    state = read_checkpoint(options.weights or bundle.path / WEIGHTS).state
+    checkpoint = read_checkpoint(options.weights or bundle.path / WEIGHTS)
+    for network in (options.network, manifest.spec.network):
+        require_network(checkpoint, network, str(options.weights or bundle.path))
+    state = checkpoint.state
     how, instead = RunOptions(options.threads), None
     if options.proxy:
         instead = BUILDERS[manifest.backend].proxy(bundle.engine(), model_of(bundle), threads=options.threads)
@@ -88,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
             "bundle": str(bundle.path),
             "precision": manifest.precision,
             "backend": manifest.backend,
+            "network": manifest.spec.network,
             "proxy": instead is not None,
             "passed": passed,
             "weights": str(options.weights or "of the bundle"),
@@ -121,7 +126,7 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
     from refusion_edge.errors import UsageError
     from refusion_edge.export.graph.int8 import Evaluator, scan_layers
     from refusion_edge.network.checkpoint import read_checkpoint
-    from refusion_edge.network.graph import make_model
+    from refusion_edge.network.family import make_model
     from refusion_edge.network.quantization import quantizable_layers, read_table
     from refusion_edge.tasks import find_task
 

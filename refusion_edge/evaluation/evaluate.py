@@ -16,6 +16,7 @@ from refusion_edge.evaluation.cases import find_cases, find_sources
 from refusion_edge.evaluation.report import Report, SweepResult
 from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, sweep_cases
 from refusion_edge.evaluation.statistics import mean_of_defined
+from refusion_edge.evaluation.trivial import TRIVIAL, trivial_fuser
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.images.io import write_image
 from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
@@ -46,6 +47,8 @@ def evaluate(
     misregistration: Sweep | None = None,
     jobs: int = 0,
     progress: Progress = silent,
+    network: str | None = None,
+    trivial: bool = False,
 ) -> Report:
     """Score the results of one or more methods.
 
@@ -61,25 +64,31 @@ def evaluate(
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
         progress: Called for every step.
+        network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
+        trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
 
     Raises:
         UsageError: No method is given, a name occurs twice, or the tasks of the engines differ.
         InputError: Files do not match or cannot be used; the message names them.
     """
     engines = engines or {}
-    twice = results.keys() & engines.keys()
+    if not results and not engines:
+        raise UsageError("there are no fused images to score", "add --fused DIR or --bundle DIR")
+    rules = tuple(TRIVIAL) if trivial else ()
+    twice = (results.keys() & engines.keys()) | ({*results, *engines} & {*rules})
     if twice:
         raise UsageError(f"two methods have the name '{min(twice)}'", "tell them apart with NAME=DIR")
     jobs = jobs or core_count()
     folders, in_color = dict(results), {}
-    if engines:
+    if engines or rules:
         if folder is None:
             raise UsageError("engines need a folder for what they fuse", "give one")
         pairs, _ = find_sources(a, b, partial=partial)
         wants_color = any(metric.convention == "vifb" for metric in metrics)
-        for index, (name, engine) in enumerate(engines.items()):
-            with load(engine, task=task) as fuser:
-                task = fuser.task.name
+        for index, name in enumerate((*engines, *rules)):
+            engine = engines.get(name)
+            with _opened(name, engine, task, network) as fuser:
+                task = task if engine is None else fuser.task.name
                 folders[name] = str(folder / f"{index}-luma")
                 fuse_pairs(fuser, pairs, Path(folders[name]), color=False, done=progress(f"fusing: {name}", len(pairs)))
                 if wants_color:
@@ -94,10 +103,20 @@ def evaluate(
     report = Report(chosen, found, tuple(metrics), values)
     if misregistration is None:
         return report
-    return replace(report, misregistration=_sweep(report, engines, misregistration, jobs, progress))
+    fusing: dict[str, str | None] = {**engines, **dict.fromkeys(rules)}
+    return replace(report, misregistration=_sweep(report, fusing, misregistration, jobs, progress, network))
 
 
-def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, progress: Progress) -> SweepResult:
+def _opened(name: str, engine: str | None, task: str | None, network: str | None) -> Fuser:
+    """The fuser of an engine, or of the rule of this name."""
+    if engine is None:
+        return trivial_fuser(name, find_task(task or DEFAULT_TASK))
+    return load(engine, task=task, network=network)
+
+
+def _sweep(
+    report: Report, engines: Mapping[str, str | None], sweep: Sweep, jobs: int, progress: Progress, network: str | None
+) -> SweepResult:
     """Sweep over finished results directly, and over engines by fusing again."""
     cases, metrics, sensor_a = report.found.cases, report.metrics, report.task.ranged_a
     by_method: dict[str, NDArray[np.float64]] = {}
@@ -109,7 +128,7 @@ def _sweep(report: Report, engines: Mapping[str, str], sweep: Sweep, jobs: int, 
         by_method = dict(zip(finished, swept, strict=True))
     pairs = [PairPaths(case.name, case.a, case.b) for case in cases]
     for name, engine in engines.items():
-        with load(engine, task=report.task.name) as fuser:
+        with _opened(name, engine, report.task.name, network) as fuser:
             by_method[name] = sweep_fuser(fuser, pairs, metrics, sweep, progress(f"misregistering: {name}", len(pairs)))
     return SweepResult(sweep, np.stack([mean_of_defined(by_method[method], axis=0) for method in report.methods]))
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.documents import brief, parse_json, shown, typed
-from refusion_edge.errors import CheckpointError
+from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.files import read_file, write_atomically
+from refusion_edge.network.family import DEFAULT_NETWORK, NETWORKS, network_of
 from refusion_edge.network.parameters import PARAMETERS, is_convolution
 from refusion_edge.network.pth import read_pth
 from refusion_edge.tasks import TASKS
@@ -40,11 +41,11 @@ _LISTED = 3
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Parameters of the fusion network, their task and notes.
+    """Parameters of a fusion network, their task and notes.
 
     Attributes:
         task: Name of the task that they were trained for, or None if the file does not record it.
-        state: The 86 parameters, name to float32 array.
+        state: All parameters of one network, name to float32 array.
         notes: Free text about how they were trained, by name.
     """
 
@@ -52,17 +53,22 @@ class Checkpoint:
     state: State
     notes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def network(self) -> str:
+        """Name of the network that the parameters belong to."""
+        return network_of(self.state).name
+
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a weights file; its content determines the format.
 
     Args:
-        path: A safetensors file with our 86 names, a training checkpoint (its moving average is taken), or an official
+        path: A safetensors file of one of our networks, a training checkpoint (its moving average is taken), or an official
             ``.pth`` with either or both spellings of each convolution (``NAME.weight`` and ``NAME.conv.weight``, which
             must agree).
 
     Raises:
-        CheckpointError: The file is missing, damaged, not a checkpoint, or contains another network.
+        CheckpointError: The file is missing, damaged, not a checkpoint, or contains something else.
     """
     path = Path(path)
     return parse_checkpoint(read_file(path, kind="weights file", most_bytes=MOST_BYTES, error=CheckpointError), path)
@@ -76,7 +82,7 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
         path: Name of the file in messages.
 
     Raises:
-        CheckpointError: It is damaged, not a checkpoint, or contains another network.
+        CheckpointError: It is damaged, not a checkpoint, or contains something else.
     """
     if not data:
         raise CheckpointError(f"{path} is empty", "copy it again")
@@ -99,8 +105,28 @@ def _is_zip(data: bytes) -> bool:
     return zipfile.is_zipfile(io.BytesIO(data))
 
 
+def require_network(checkpoint: Checkpoint, network: str | None, source: str) -> None:
+    """Check that weights are those of the network that was asked for.
+
+    Args:
+        checkpoint: The weights.
+        network: Name of a network, or None where nothing was asked for.
+        source: Name of the file in messages.
+
+    Raises:
+        CheckpointError: They belong to another network.
+    """
+    if network not in (None, checkpoint.network):
+        raise CheckpointError(
+            f"{source} holds weights of the network {checkpoint.network}, but {network} was requested",
+            f"use --network {checkpoint.network} or other weights",
+            expected=network,
+            got=checkpoint.network,
+        )
+
+
 def write_safetensors(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write our own format: the 86 parameters, with task and notes in the metadata.
+    """Write our own format: the parameters, with network, task and notes in the metadata.
 
     Raises:
         CheckpointError: The parameters are not those of the network.
@@ -114,10 +140,11 @@ def safetensors_bytes(checkpoint: Checkpoint) -> bytes:
     from safetensors.numpy import save
 
     state = _validated(checkpoint.state, Path("state"))
-    about = {"schema": SCHEMA, "task": checkpoint.task, "notes": dict(checkpoint.notes)}
+    network = checkpoint.network
+    about = {"schema": SCHEMA, "network": network, "task": checkpoint.task, "notes": dict(checkpoint.notes)}
     # A single entry, because safetensors writes several in an order that differs from run to run.
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-    serialized: bytes = save({name: np.ascontiguousarray(state[name]) for name in PARAMETERS}, metadata)
+    serialized: bytes = save({name: np.ascontiguousarray(array) for name, array in state.items()}, metadata)
     return serialized
 
 
@@ -135,11 +162,19 @@ def write_pth(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write the official ``.pth`` layout, which the official code can load strictly. Needs torch.
 
     Raises:
+        UsageError: The weights are not those of the paper's network.
         MissingDependencyError: torch is not installed.
         OutputError: The file cannot be written; nothing is left behind.
     """
     from refusion_edge.machine import require
 
+    if checkpoint.network != "refusion":
+        raise UsageError(
+            f"only the network refusion has an official layout, and these are weights of {checkpoint.network}",
+            "export them as .safetensors",
+            expected="refusion",
+            got=checkpoint.network,
+        )
     torch = require("torch", "train", "writing .pth files")
     tensors = {
         name: torch.from_numpy(np.ascontiguousarray(array))
@@ -180,9 +215,10 @@ def read_header(data: bytes, source: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _About:
-    """Metadata of a weights file."""
+    """Metadata of a weights file. Files without a network are older than the second one."""
 
     schema: str = SCHEMA
+    network: str = DEFAULT_NETWORK
     task: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -200,7 +236,7 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
         if path.suffix not in _NO_WEIGHTS:
             raise
         raise _no_weights(path) from error
-    known = {key: document[key] for key in ("schema", "task", "notes") if key in document}
+    known = {key: document[key] for key in ("schema", "network", "task", "notes") if key in document}
     about = typed(_About, known, f"the metadata of {path}", error=CheckpointError)
     if about.task not in (None, *TASKS):
         raise CheckpointError(
@@ -208,6 +244,13 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
             f"give weights for one of {', '.join(TASKS)}",
             expected=tuple(TASKS),
             got=about.task,
+        )
+    if about.network not in NETWORKS:
+        raise CheckpointError(
+            f"{path} is for the unknown network {shown(about.network)}",
+            f"update refusion-edge, or give weights for one of {', '.join(NETWORKS)}",
+            expected=tuple(NETWORKS),
+            got=about.network,
         )
     if about.schema == TRAINING_SCHEMA:
         prefix = f"{AVERAGE_GROUP}."
@@ -219,7 +262,15 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
             expected=SCHEMA,
             got=about.schema,
         )
-    return Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
+    checkpoint = Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
+    if checkpoint.network != about.network:
+        raise CheckpointError(
+            f"{path} says that it holds the network {about.network}, but its parameters are those of {checkpoint.network}",
+            "export it again",
+            expected=about.network,
+            got=checkpoint.network,
+        )
+    return checkpoint
 
 
 def _no_weights(path: Path, reason: str = "") -> CheckpointError:
@@ -245,17 +296,24 @@ def _merge_spellings(entries: Mapping[str, Array], path: Path) -> dict[str, Arra
 
 
 def _validated(state: Mapping[str, Array], path: Path) -> State:
-    missing = [name for name in PARAMETERS if name not in state]
-    extra = [name for name in state if name not in PARAMETERS]
+    network = network_of(state)
+    try:
+        shapes = network.shapes({name: array.shape for name, array in state.items()})
+    except UsageError as error:
+        raise CheckpointError(
+            f"{path} holds no layout of the network {network.name} ({error.problem})", "give weights of this network"
+        ) from error
+    missing = [name for name in shapes if name not in state]
+    extra = [name for name in state if name not in shapes]
     if missing or extra:
         raise CheckpointError(
-            f"{path} does not contain the {len(PARAMETERS)} parameters of the fusion network: {_count(missing, 'missing')}, "
-            f"{_count(extra, 'unknown')}",
+            f"{path} does not contain the {len(shapes)} parameters of the network {network.name}: "
+            f"{_count(missing, 'missing')}, {_count(extra, 'unknown')}",
             "give weights of this network",
             expected=tuple(missing),
             got=tuple(extra),
         )
-    for name, shape in PARAMETERS.items():
+    for name, shape in shapes.items():
         if state[name].shape != shape:
             raise CheckpointError(
                 f"{name} in {path} has the shape {state[name].shape} instead of {shape}",
@@ -273,7 +331,7 @@ def _validated(state: Mapping[str, Array], path: Path) -> State:
         # Values beyond the range of float32 count as infinite.
         if not (np.abs(state[name]) <= np.finfo(np.float32).max).all():
             raise CheckpointError(f"{name} in {path} contains NaN or infinity", "train or export the weights again")
-    return {name: np.ascontiguousarray(state[name], dtype=np.float32) for name in PARAMETERS}
+    return {name: np.ascontiguousarray(state[name], dtype=np.float32) for name in shapes}
 
 
 def _count(names: list[str], word: str) -> str:

@@ -1,13 +1,11 @@
-"""Arithmetic and memory traffic of the network per pixel, derived from the shapes of its parameters.
-
-Nothing is downsampled, so every operation runs once per pixel of the image.
-"""
+"""Arithmetic and memory traffic of the networks per pixel of the image, derived from the shapes of their parameters."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from refusion_edge.network.fast import FastLayout
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS, is_convolution
 
 _PLANE_BYTES = 4
@@ -27,12 +25,27 @@ class Work:
     least_bytes: float
 
 
-def work_per_pixel(precision: str) -> Work:
-    """Count the operations and the minimum memory traffic of one pixel.
+def fast_work(layout: FastLayout, precision: str) -> Work:
+    """Count the operations and the minimum memory traffic of one pixel in the network ``fast``.
 
-    Operations: without strides, each element of a convolution kernel is one multiply-add. Attention over C channels in N
-    heads multiplies each of C rows with C / N columns, once for the scores and once for the values. Norms, activations and
-    softmax are left out; together they are less than a tenth.
+    Operations: the convolutions; the composition, the activations and the statistics together are less than a hundredth.
+    Traffic: with the statistics of the frame before, everything is one pass over the sources.
+
+    Args:
+        layout: Sizes of the network.
+        precision: Precision of the features in memory, of which there are none; accepted for the sake of the other network.
+    """
+    if precision not in _FEATURE_BYTES:
+        raise KeyError(precision)
+    return Work(2.0 * layout.multiplications, 3.0 * _PLANE_BYTES)
+
+
+def refusion_work(precision: str) -> Work:
+    """Count the operations and the minimum memory traffic of one pixel in the paper's network.
+
+    Operations: nothing is downsampled and there are no strides, so each element of a convolution kernel is one
+    multiply-add. Attention over C channels in N heads multiplies each of C rows with C / N columns, once for the scores and
+    once for the values. Norms, activations and softmax are left out; together they are less than a tenth.
 
     Traffic: attention scales features by sums over the whole image, so the features have to be written before such a sum
     and read after it; nothing else needs memory traffic. There are as many such points in sequence as attentions on the way

@@ -68,11 +68,6 @@ def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     return onnx.load_model_from_string(data)
 
 
-def make_model(form: str, precision: Precision, state: State, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
-    """Fill the template of a form for an engine of this precision; see ``read_template`` and ``fill``."""
-    return fill(read_template(form, graph_precision(precision)), state, size_hw)
-
-
 def graph_precision(precision: Precision) -> GraphPrecision:
     """Precision of the graph that an engine of this precision is built from."""
     return "fp16" if precision in ("fp16", "int8") else "fp32"

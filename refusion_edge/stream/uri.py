@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -18,6 +18,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")
+_CAMERA_NUMBER = re.compile(r"(?:v4l2://)?(\d{1,2})(\?.*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,10 @@ class Uri:
         for secret in secrets_in(self.text):
             text = text.replace(secret, HIDDEN)
         return printable(redact(text))
+
+    def with_option(self, name: str, value: str) -> Uri:
+        """The same URI with another option."""
+        return replace(self, options={**self.options, name: value})
 
     @property
     def address(self) -> str:
@@ -82,12 +87,19 @@ def parse_source(text: str) -> Uri:
     Raises:
         UsageError: The scheme is unknown; the message suggests the nearest one.
     """
-    number = re.fullmatch(r"(?:v4l2://)?(\d{1,2})(\?.*)?", text, re.ASCII)
+    number = _CAMERA_NUMBER.fullmatch(text)
     if number is not None and not Path(text).exists():
         text = f"v4l2:///dev/video{number[1]}{number[2] or ''}"
     elif text.startswith(("/dev/video", "/dev/v4l/")):
         text = f"v4l2://{text}"
     return _parse(text, SOURCE_SCHEMES, "a source")
+
+
+def is_camera(text: str) -> bool:
+    """Whether a name is the URI of a source rather than that of an image file, a folder or a pattern."""
+    if _CAMERA_NUMBER.fullmatch(text):
+        return not Path(text).exists()
+    return "://" in text or text.startswith(("gst:", "/dev/video", "/dev/v4l/"))
 
 
 def parse_output(text: str) -> Uri:

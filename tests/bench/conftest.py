@@ -92,6 +92,11 @@ def clock() -> MadeUpClock:
 @pytest.fixture
 def make_subject(clock: MadeUpClock) -> Callable[..., Subject]:
     """Make a subject from the times of its calls: ``make_subject(itertools.repeat(5.0))``."""
+    return subject_maker(clock)
+
+
+def subject_maker(clock: MadeUpClock) -> Callable[..., Subject]:
+    """What ``make_subject`` is, for fixtures that live longer."""
 
     def make(
         times_ms: Iterator[float],
@@ -103,6 +108,7 @@ def make_subject(clock: MadeUpClock) -> Callable[..., Subject]:
         captured: bool = False,
     ) -> Subject:
         from refusion_edge.bench.subjects import Wanted, find_subjects
+        from refusion_edge.network.cost import refusion_work
 
         engine = backend or MadeUpBackend(clock, times_ms)
         rng = np.random.default_rng(3)
@@ -110,7 +116,14 @@ def make_subject(clock: MadeUpClock) -> Callable[..., Subject]:
         files = find_subjects("ir_vis", Wanted())[0].files
         identity = Identity(name, task, "fp32", size_hw, "onnxruntime", 0)
         return Subject(
-            identity, "ir_vis", files, Quality(81.4, 0.9999), lambda: Fuser(engine, find_task(task)), lambda: pair, captured
+            identity,
+            "ir_vis",
+            files,
+            Quality(81.4, 0.9999),
+            lambda: Fuser(engine, find_task(task)),
+            lambda: pair,
+            captured,
+            refusion_work("fp32"),
         )
 
     return make

@@ -15,7 +15,7 @@ from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.program import Parameter, unpack
 from refusion_edge.errors import BackendError
 from refusion_edge.kernels.gpu.simulated_device import SimulatedDevice
-from refusion_edge.network.cost import Work, work_per_pixel
+from refusion_edge.network.cost import Work, refusion_work
 from tests.raising import raises
 
 # Operations of one instruction mma.m16n8k16, and how often the loop of the kernel names it.
@@ -37,14 +37,14 @@ def test_operations_are_those_that_torch_counts_in_the_official_sequence(random_
     planes = [torch.rand(1, 1, 13, 17) for _ in range(2)]
     with FlopCounterMode(display=False) as counter:
         official_fuse(parameters, *planes)
-    assert counter.get_total_flops() == work_per_pixel("fp32").flops * 13 * 17
+    assert counter.get_total_flops() == refusion_work("fp32").flops * 13 * 17
 
 
 def test_least_traffic_is_the_features_at_the_five_sums() -> None:
     # Written and read at 5 points, 32 channels of both sources together, and three planes.
-    assert work_per_pixel("fp32").least_bytes == 5 * 2 * 32 * 4 + 3 * 4
-    assert work_per_pixel("fp16").least_bytes == 5 * 2 * 32 * 2 + 3 * 4
-    assert work_per_pixel("fp16").flops == work_per_pixel("fp32").flops
+    assert refusion_work("fp32").least_bytes == 5 * 2 * 32 * 4 + 3 * 4
+    assert refusion_work("fp16").least_bytes == 5 * 2 * 32 * 2 + 3 * 4
+    assert refusion_work("fp16").flops == refusion_work("fp32").flops
 
 
 @pytest.mark.parametrize(("copy_gb_per_s", "bound", "least_ms"), [(100.0, "arithmetic", 1.0), (0.5, "memory", 2.0)])

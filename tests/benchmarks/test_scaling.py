@@ -16,7 +16,7 @@ from refusion_edge.bench.sensors import MachineState, MemoryUse
 from refusion_edge.bench.statistics import spread
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.errors import InputError
-from refusion_edge.network.cost import work_per_pixel
+from refusion_edge.network.cost import refusion_work
 from tests.conftest import ROOT
 from tests.raising import raises
 
@@ -28,7 +28,7 @@ def row_at(height: int, width: int, *, name: str = "ir_vis") -> Row:
     megapixels = height * width / 1e6
     time_ms = 3 + 250 * megapixels
     stages = {stage: spread(np.full(12, time_ms)) for stage in ("infer", "end_to_end")}
-    near = roofline(work_per_pixel("fp32"), height * width, time_ms, Limits(1000.0, 50.0, 2))
+    near = roofline(refusion_work("fp32"), height * width, time_ms, Limits(1000.0, 50.0, 2))
     return Row(
         Identity(name, "ir_vis", "fp32", (height, width), "onnxruntime", 1), {}, None, True, 1, 1.0,
         (WindowSummary(0.0, 4, time_ms, time_ms),) * 3, (), stages, (time_ms,) * 101, 1e3 / time_ms, 1.0,

@@ -22,7 +22,7 @@ from tests.conftest import one_sentence
 from tests.evaluation.conftest import NAMES
 
 Cli = Callable[..., tuple[int, str, str]]
-SOURCES = ("--ir", "ir", "--vis", "vis", "--jobs", 1)
+SOURCES = ("--ir", "ir", "--vis", "vis", "--jobs", 1, "--no-trivial")
 
 
 def refuse_constants(text: str) -> Any:
@@ -300,3 +300,10 @@ def test_one_image_is_enough(picture: Callable[..., Array], run_cli: Cli) -> Non
     assert code == 0
     assert read_json("r.json")["differences"][0]["low"] is None
     assert "1 images" not in out
+
+
+def test_two_rules_without_parameters_stand_beside_every_method(dataset: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli("eval", *SOURCES[:-1], "--fused", "good", "--metrics", "SD", "--json", "r.json")
+    assert code == 0, err
+    assert read_json("r.json")["methods"] == ["good", "max(a, b)", "average"]
+    assert "max(a, b)" in out

@@ -33,7 +33,7 @@ from tests.conftest import files_below, one_sentence
 from tests.fakes.programs import hollow_target
 from tests.raising import raises
 
-SMALL = (64, 96)
+SMALL = (32, 48)
 
 
 @pytest.fixture(autouse=True)

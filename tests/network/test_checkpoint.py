@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -13,17 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from refusion_edge.arrays import State
-from refusion_edge.errors import CheckpointError, MissingDependencyError
+from refusion_edge.errors import CheckpointError, MissingDependencyError, UsageError
 from refusion_edge.network.checkpoint import (
     Checkpoint,
     official_layout,
     read_checkpoint,
+    require_network,
     safetensors_bytes,
     write_pth,
     write_safetensors,
 )
+from refusion_edge.network.fast import FastLayout
 from refusion_edge.network.graph import read_template
 from refusion_edge.network.layouts import REFERENCE
 from refusion_edge.network.parameters import PARAMETERS
@@ -384,3 +388,62 @@ def test_weights_come_from_regular_files(name: str, run_cli: Callable[..., tuple
     code, out, err = run_cli("export", "--weights", name, "-o", "x.safetensors")
     assert (code, out) == (4, "")
     assert one_sentence(err)
+
+
+def fast_state(seed: int = 0) -> State:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in FastLayout(8, 3).shapes.items()}
+
+
+def test_weights_name_their_network(random_state: State) -> None:
+    for state, network in ((random_state, "refusion"), (fast_state(), "fast")):
+        write_safetensors("w.safetensors", Checkpoint("ir_vis", state))
+        read = read_checkpoint("w.safetensors")
+        assert read.network == network
+        assert equal(read.state, state)
+
+
+def test_files_without_a_network_hold_the_paper_s(random_state: State) -> None:
+    about = {"schema": "refusion-edge/checkpoint/1", "task": "ir_vis", "notes": {}}
+    for state, fits in ((random_state, True), (fast_state(), False)):
+        Path("w.safetensors").write_bytes(save(state, {"refusion-edge": json.dumps(about)}))
+        if fits:
+            assert read_checkpoint("w.safetensors").network == "refusion"
+            continue
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint("w.safetensors")
+        assert (caught.value.expected, caught.value.got) == ("refusion", "fast")
+
+
+def test_an_unknown_network_is_refused(random_state: State) -> None:
+    about = {"schema": "refusion-edge/checkpoint/1", "network": "slow", "task": "ir_vis", "notes": {}}
+    Path("w.safetensors").write_bytes(save(random_state, {"refusion-edge": json.dumps(about)}))
+    with pytest.raises(CheckpointError, match="slow"):
+        read_checkpoint("w.safetensors")
+
+
+def test_weights_of_another_network_than_asked_for_are_refused() -> None:
+    checkpoint = Checkpoint("ir_vis", fast_state())
+    require_network(checkpoint, None, "w")
+    require_network(checkpoint, "fast", "w")
+    with pytest.raises(CheckpointError) as caught:
+        require_network(checkpoint, "refusion", "w")
+    assert (caught.value.expected, caught.value.got) == ("refusion", "fast")
+
+
+def test_a_layout_that_nobody_runs_is_refused() -> None:
+    state = fast_state()
+    state["layers.0.weight"] = np.zeros((12, 8, 3, 3), np.float32)
+    with pytest.raises(CheckpointError, match="channels = 12"):
+        safetensors_bytes(Checkpoint("ir_vis", state))
+    missing = fast_state()
+    del missing["statistics.0.bias"]
+    with pytest.raises(CheckpointError, match=r"statistics\.0\.bias"):
+        safetensors_bytes(Checkpoint("ir_vis", missing))
+
+
+def test_only_the_paper_s_network_has_an_official_layout() -> None:
+    with pytest.raises(UsageError) as caught:
+        write_pth("w.pth", Checkpoint("ir_vis", fast_state()))
+    assert caught.value.got == "fast"
+    assert not Path("w.pth").exists()

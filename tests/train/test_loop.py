@@ -89,7 +89,7 @@ def test_a_training_checkpoint_serves_as_weights(folder_of_pairs: Callable[..., 
     finished = read_checkpoint("run/ir_vis.safetensors")
     assert checkpoint.task == "ir_vis"
     assert all(np.array_equal(array, finished.state[name]) for name, array in checkpoint.state.items())
-    task, theta = read_fusion(Path("run"))
+    task, theta = read_fusion(Path("run"), read_state(Path("run")).settings)
     assert task == "ir_vis"
     assert all(np.array_equal(tensor.numpy(), finished.state[name]) for name, tensor in theta.items())
 
@@ -138,7 +138,7 @@ def test_fine_tuning_moves_reconstruction_first(folder_of_pairs: Callable[..., P
                         folder_a="ir", folder_b="vis")  # fmt: skip
         stopped = run_session(asked, quiet(remarks, at=kill_at(1, signal.SIGTERM)))
         assert "trained for ir_vis" in "\n".join(remarks)
-        theta = read_fusion(given)[1]
+        theta = read_fusion(given, resolve("default", "ir_vis", device="cpu"))[1]
         stored = load_file(stopped.checkpoint)
         assert all(torch.equal(stored[f"fusion.{name}"], tensor) for name, tensor in theta.items())
         assert any(tensor.any() for name, tensor in stored.items() if name.startswith("optim.reconstruction."))

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Generic, TypeVar
 
 from refusion_edge.stream.frames import SIDES, Frame, Side
+from refusion_edge.stream.pairing.epochs import Epochs
 
 Item = TypeVar("Item")
 _INBOX_CAPACITY = 64
@@ -71,9 +72,15 @@ class Inbox:
 
     Args:
         live: Whether frames come from cameras, whose oldest frame is dropped when pairing is late; files wait.
+        offset_ns: Added to the times of ir to order the frames of files, so that files that began at different times meet.
+
+    Attributes:
+        epochs: Places the frames of files whose clock was set while they were recorded.
     """
 
-    def __init__(self, *, live: bool) -> None:
+    def __init__(self, *, live: bool, offset_ns: int = 0) -> None:
+        self.epochs = Epochs()
+        self._offset_ns = {"ir": offset_ns, "vis": 0}
         shared: Channel[Frame] = Channel(_INBOX_CAPACITY, lossless=not live)
         self._live = live
         self._channels = {side: shared if live else Channel[Frame](_INBOX_CAPACITY, lossless=True) for side in SIDES}
@@ -91,11 +98,12 @@ class Inbox:
             return self._channels["ir"].get()
         for side in SIDES:
             if self._heads.get(side) is None:
-                self._heads[side] = self._channels[side].get()
+                frame = self._channels[side].get()
+                self._heads[side] = None if frame is None else self.epochs.place(frame)
         ready = [frame for frame in self._heads.values() if frame is not None]
         if not ready:
             return None
-        first = min(ready, key=lambda frame: frame.time_ns)
+        first = min(ready, key=lambda frame: frame.time_ns + self._offset_ns[frame.side])
         self._heads[first.side] = None
         return first
 

@@ -44,9 +44,19 @@ class Decisions:
         pairs: Channel to the engine.
         statistics: Counters of the run.
         stop: Ends the run.
+        used: Takes from a visible frame the part that is shown, on which motion is measured.
     """
 
-    def __init__(self, failover: Failover, pairs: Channel[WaitingPair], statistics: Statistics, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        failover: Failover,
+        pairs: Channel[WaitingPair],
+        statistics: Statistics,
+        stop: threading.Event,
+        *,
+        used: Callable[[Array], Array] = lambda image: image,
+    ) -> None:
+        self._used = used
         self._failover, self._pairs, self._statistics, self._stop = failover, pairs, statistics, stop
         self._motion = MotionMeter()
 
@@ -90,7 +100,7 @@ class Decisions:
     def _measure_motion(self, pair: Pair) -> None:
         if pair.vis is None or pair.skew_ns is None or pair.number % _MOTION_EVERY > 1 or pair.vis.image.dtype != np.uint8:
             return
-        speed_px_s = self._motion.add(pair.vis.image, pair.vis.time_ns)
+        speed_px_s = self._motion.add(self._used(pair.vis.image), pair.vis.time_ns)
         if pair.number % _MOTION_EVERY == 1 and speed_px_s is not None:
             self._statistics.moved(speed_px_s, pair.skew_ns)
 
@@ -151,6 +161,7 @@ class CameraPairs:
         """See ``PairSource.run``."""
         try:
             while (frame := self._inbox.get()) is not None:
+                self._statistics.followed(self._inbox.epochs.count, self._inbox.epochs.take_news())
                 if self._record is not None:
                     self._record.keep(frame)
                 self._hand_on(self._decisions.push(frame))

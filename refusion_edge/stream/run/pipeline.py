@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
-from refusion_edge.stream.frames import SIDES
+from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
@@ -87,11 +88,13 @@ class Pipeline:
         self._limits = limits or RunLimits()
         cameras = () if isinstance(sources, Recording) else sources
         self._live = live = any(source.live for source in cameras)
-        self._inbox = Inbox(live=live)
-        self._readers = [Reader(source, self._inbox, statistics, stop) for source in cameras]
+        self._inbox = Inbox(live=live, offset_ns=failover.offset_ns)
+        self._readers = [
+            Reader(source, self._inbox, statistics, stop, used=_used_part(processor, source.side)) for source in cameras
+        ]
         self._pairs: Channel[WaitingPair] = Channel(_LIVE_PAIRS if live else _FILE_PAIRS, lossless=not live)
         self._record = None if recorder is None else RecordWriter(recorder, statistics, live=live)
-        decisions = Decisions(failover, self._pairs, statistics, stop)
+        decisions = Decisions(failover, self._pairs, statistics, stop, used=_used_part(processor, "vis"))
         self._pairing: PairSource = (
             ReplaySource(sources, decisions, statistics, stop)
             if isinstance(sources, Recording)
@@ -234,3 +237,11 @@ class Pipeline:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
         return [thread.name for thread in threads if thread.is_alive()]
+
+
+def _used_part(processor: Processor, side: Side) -> Callable[[Array], Array]:
+    """Takes from a frame of a camera the part that the rig shows."""
+    warp = processor.first_warp
+    if warp is None:
+        return lambda image: image
+    return warp.ir.used if side == "ir" else warp.vis.used

@@ -124,7 +124,9 @@ class StreamSession:
         settings = self.settings
         source = settings.bundle or settings.weights or settings.task or _DEFAULT_TASK
         task = settings.task if source != settings.task else None
-        return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True)
+        return load(
+            source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=settings.network
+        )
 
     def _sources(self, rig: Rig | None) -> tuple[Source, Source] | Recording:
         settings = self.settings
@@ -135,7 +137,7 @@ class StreamSession:
         ir, vis = settings.ir or (rig.ir.uri if rig else None), settings.vis or (rig.vis.uri if rig else None)
         if ir is None or vis is None:
             raise UsageError("a stream needs two sources", "give --ir and --vis, a --rig that names them, or --replay")
-        opened = open_pair(parse_source(ir), parse_source(vis))
+        opened = open_pair(parse_source(ir), parse_source(vis), best_effort=settings.best_effort)
         if opened[0].live != opened[1].live:
             return (
                 opened[0] if opened[0].live else PacedSource(opened[0]),
@@ -190,7 +192,14 @@ class StreamSession:
         if uri.scheme == "view":
             from refusion_edge.stream.outputs.view import ViewSink
 
-            return ViewSink(uri, self.statistics, gain, token=self.settings.token, announce=announce)
+            return ViewSink(
+                uri,
+                self.statistics,
+                gain,
+                token=self.settings.token,
+                allow_origins=self.settings.allow_origins,
+                announce=announce,
+            )
         return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
 
 

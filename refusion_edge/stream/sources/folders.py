@@ -35,7 +35,7 @@ class FolderSource:
     with the columns ``file`` and ``time_ns``, gives exact times; without it, the option ``rate`` sets the frames per second.
     """
 
-    live, keeps_noise = False, True
+    live, keeps_noise, timing = False, True, None
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
@@ -109,11 +109,12 @@ class FolderSource:
 
 
 def _images(uri: Uri, times: dict[str, int] | None) -> list[Path]:
-    """The images that a URI names, in order of their recorded times, or in natural order."""
+    """The images that a URI names, in natural order of the names."""
     pattern = frame_pattern(uri.target)
     found: Iterable[Path]
     if times is not None:
-        found = (uri.path / name for name in sorted(times, key=lambda name: (times[name], natural_key(name))))
+        # Not in the order of the times: the clock may have been set back while they were recorded.
+        found = (uri.path / name for name in sorted(times, key=natural_key))
     elif uri.path.is_dir():
         found = sorted(uri.path.iterdir(), key=lambda path: natural_key(path.name))
     elif pattern is not None:

@@ -11,21 +11,26 @@ from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.uri import NETWORK_SCHEMES, Uri, frame_pattern
 
 
-def open_pair(ir: Uri, vis: Uri) -> tuple[Source, Source]:
-    """Create the two sources of a stream; the frames of two image folders meet by number or stem.
+def open_pair(ir: Uri, vis: Uri, *, best_effort: bool = False) -> tuple[Source, Source]:
+    """Create the two sources of a stream; the frames of two image folders meet by number or stem. See ``open_source``.
 
     Raises:
         UsageError: A URI has unknown options, or its scheme cannot be read.
         InputError: A file or folder does not exist, or two folders have nothing in common.
     """
-    sources = open_source(ir, "ir"), open_source(vis, "vis")
+    sources = open_source(ir, "ir", best_effort=best_effort), open_source(vis, "vis", best_effort=best_effort)
     if isinstance(sources[0], FolderSource) and isinstance(sources[1], FolderSource):
         sources[0].meet(sources[1])
     return sources
 
 
-def open_source(uri: Uri, side: Side) -> Source:
+def open_source(uri: Uri, side: Side, *, best_effort: bool = False) -> Source:
     """Create the source that a URI names; entering it as a context manager opens it.
+
+    Args:
+        uri: The source.
+        side: Which camera it is.
+        best_effort: Whether a camera that does not grant what the URI asks for is used in its nearest mode.
 
     Raises:
         UsageError: The URI has unknown options, or its scheme cannot be read.
@@ -45,9 +50,9 @@ def open_source(uri: Uri, side: Side) -> Source:
 
         return GStreamerSource(uri, side)
     if uri.scheme == "v4l2":
-        from refusion_edge.stream.sources.captures import CaptureSource
+        from refusion_edge.stream.sources.v4l2 import V4l2Source
 
-        return CaptureSource(uri, side)
+        return V4l2Source(uri.with_option("best-effort", "1") if best_effort else uri, side)
     if uri.scheme == "file" or uri.scheme in NETWORK_SCHEMES:
         require("av", "stream", "reading video")
         from refusion_edge.stream.sources.network import is_file

@@ -15,16 +15,14 @@ from typing_extensions import Self
 
 from refusion_edge.errors import InputError, RefusionError, ShapeError, SourceLostError
 from refusion_edge.stream.frames import SECOND, Side
-from refusion_edge.stream.sources.clock import ClockAnchor
+from refusion_edge.stream.sources.clock import CLOCK_STREAM, SourceClock
 from refusion_edge.stream.sources.damage import is_cut_off
 from refusion_edge.stream.sources.decoding import Decoded, Decoder
 from refusion_edge.stream.sources.network import OPEN_S, READ_S, check_port, open_error
 from refusion_edge.stream.sources.pixels import raw_bytes, read_pixel_format, to_image, unpack
 from refusion_edge.stream.sources.source import (
-    CLOCK_ARRIVAL,
     CLOCK_CONTAINER,
     CLOCK_COUNT,
-    CLOCK_STREAM,
     CorruptFrameError,
     Grab,
 )
@@ -68,10 +66,13 @@ class VideoSource:
         self._asked_rate_hz = number_option(uri, "rate", 0, low=0, high=1000)
         self.absolute = live or uri.path.suffix.lower() in _CLOCK_OF_ITS_OWN
         self.remarks: list[str] = []
+        self.timing = SourceClock(CLOCK_STREAM) if live else None
         self._reading: _Reading | None = None
 
     def __enter__(self) -> Self:
-        self._reading = _Reading(self.uri, self._asked_rate_hz, live=self.live)
+        if self.timing is not None and self._reading is not None:
+            self.timing.restart()
+        self._reading = _Reading(self.uri, self._asked_rate_hz, self.timing)
         self._converter = VideoReformatter()
         self.remarks += self._reading.remarks
         return self
@@ -83,9 +84,9 @@ class VideoSource:
     @property
     def clock(self) -> str:
         """See ``Source.clock``."""
-        if self._reading is None or self._reading.stamped:
-            return CLOCK_STREAM if self.live else CLOCK_CONTAINER
-        return CLOCK_ARRIVAL if self.live else CLOCK_COUNT
+        if self.timing is not None:
+            return self.timing.state.clock
+        return CLOCK_CONTAINER if self._reading is None or self._reading.stamped else CLOCK_COUNT
 
     @property
     def rate_hz(self) -> float | None:
@@ -122,8 +123,9 @@ class VideoSource:
 class _Reading:
     """One opening of a file or a stream: its frames from the first packet to the end."""
 
-    def __init__(self, uri: Uri, rate_hz: float, *, live: bool) -> None:
-        self._uri, self._live = uri, live
+    def __init__(self, uri: Uri, rate_hz: float, timing: SourceClock | None) -> None:
+        live = timing is not None
+        self._uri, self._live, self._timing = uri, live, timing
         self._container = _open_file(uri) if uri.scheme == "file" else _open_address(uri, live=live)
         try:
             stream, self.remarks = _choose_stream(self._container, uri)
@@ -144,7 +146,6 @@ class _Reading:
         self._ended = False
         self._failure: RefusionError | None = None
         self._seen = self._index = self._shown = 0
-        self._anchor = ClockAnchor()
         self._stamp_ns = self._time_ns = -self._period_ns
         self._standing = 0
 
@@ -205,8 +206,8 @@ class _Reading:
         """Time of a frame in ns: its time stamp, on the container's clock or mapped to the host's."""
         base = self._stream.time_base
         read_ns = None if stamp is None or base is None or not self.stamped else round(stamp * base * SECOND)
-        if self._live:
-            return arrived_ns if read_ns is None else self._anchor.place(read_ns, arrived_ns)
+        if self._timing is not None:
+            return self._timing.place(read_ns, arrived_ns)
         if not self.stamped:
             return self._index * self._period_ns
         stamp_ns = self._time_ns + self._period_ns if read_ns is None else read_ns

@@ -19,6 +19,7 @@ from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import OutputRange, merge, to_output_range
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.kernels.gpu.simulated_device import SimulatedDevice
+from refusion_edge.network.cost import refusion_work
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
 from tests.fakes.tensorrt import DESKTOP, JETSON, FakeTensorRT, plan_bytes, refuse_to_record
@@ -75,7 +76,14 @@ def test_bench_says_which_engine_is_not_replayed_from_a_graph(fake_trt: FakeTens
     identity = Identity("bundle", "ir_vis", "fp16", HW, "tensorrt", 0)
     files = find_subjects("ir_vis", Wanted())[0].files
     subject = Subject(
-        identity, "ir_vis", files, None, lambda: Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")), lambda: pair, False
+        identity,
+        "ir_vis",
+        files,
+        None,
+        lambda: Fuser(TrtBackend(plan_bytes()), find_task("ir_vis")),
+        lambda: pair,
+        False,
+        refusion_work("fp16"),
     )
     assert measure(subject, plan, SystemClock(), None).graph_problem == ""
 

@@ -129,7 +129,7 @@ def test_companions_of_macos_are_no_frames(tmp_path: Path) -> None:
     assert len(read_all(str(tmp_path / "x"))) == 2
 
 
-def test_recorded_times_decide_the_order(tmp_path: Path) -> None:
-    write_levels(tmp_path / "x", ["b.png", "a.png"])
-    (tmp_path / "x" / "frames.csv").write_text("\ufefffile,time_ns\na.png,2000\nb.png,1000\n")
+def test_recorded_times_belong_to_their_names(tmp_path: Path) -> None:
+    write_levels(tmp_path / "x", ["f_9.png", "f_10.png"])
+    (tmp_path / "x" / "frames.csv").write_text("\ufefffile,time_ns\nf_10.png,2000\nf_9.png,1000\n")
     assert [(grab.time_ns, int(grab.image[0, 0])) for grab in read_all(str(tmp_path / "x"))] == [(1000, 0), (2000, 1)]

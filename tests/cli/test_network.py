@@ -1,0 +1,128 @@
+"""``--network``: every verb runs the network of the weights, and says so where another one was requested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refusion_edge.backends.registry import choose_builder, choose_runner
+from refusion_edge.bundle.folder import read_bundle
+from refusion_edge.errors import CheckpointError, UsageError
+from refusion_edge.fuser import load
+from refusion_edge.images.color import to_planes
+from refusion_edge.images.pairs import read_pair
+from refusion_edge.images.samples import sample_paths
+from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.network.fast import FastLayout, reference
+
+RunCli = Callable[..., tuple[int, str, str]]
+PAIR = sample_paths("ir_vis")[0]
+
+
+@pytest.fixture
+def weights() -> Path:
+    rng = np.random.default_rng(0)
+    state = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in FastLayout(8, 3).shapes.items()}
+    write_safetensors("fast.safetensors", Checkpoint("ir_vis", state))
+    return Path("fast.safetensors")
+
+
+@pytest.fixture
+def bundle(weights: Path, run_cli: RunCli) -> Path:
+    code, _, err = run_cli("build", "--weights", weights, "--backend", "onnxruntime", "--no-cache", "-o", "bundle")
+    assert code == 0, err
+    return Path("bundle")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
+def test_back_ends_compute_the_definition(weights: Path, backend: str) -> None:
+    pytest.importorskip({"eager": "torch"}.get(backend, backend), reason=f"the back end {backend} is not installed")
+    pair = read_pair(PAIR)
+    planes = to_planes(pair.a, pair.b, sensor_a=True)
+    with load(weights, backend=backend, threads=1) as fuser:
+        fused = fuser.backend.fuse(planes.a, planes.b)[0, 0]
+    rng = np.random.default_rng(0)
+    state = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in FastLayout(8, 3).shapes.items()}
+    assert np.abs(fused - reference(state, planes.a[0, 0], planes.b[0, 0])).max() < 1e-5
+
+
+def test_a_bundle_holds_its_network(bundle: Path, run_cli: RunCli) -> None:
+    manifest = read_bundle(bundle).manifest
+    assert (manifest.spec.network, manifest.precision, manifest.form) == ("fast", "fp32", "fast")
+    assert "--network fast" in read_bundle(bundle).rebuild_command()
+    assert run_cli("verify", bundle, "--network", "fast")[0] == 0
+    assert run_cli("fuse", PAIR.a, PAIR.b, "-o", "fused.png", "--bundle", bundle)[0] == 0
+    code, out, _ = run_cli("inspect", bundle, "--json", "-")
+    assert (code, json.loads(out)["network"]) == (0, "fast")
+
+
+def test_bundles_without_a_network_are_the_paper_s(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["spec"]["network"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Exception, match="graph form") as caught:
+        read_bundle(bundle)
+    assert type(caught.value).__name__ == "BundleError"
+
+
+def test_weights_can_be_converted(weights: Path, run_cli: RunCli) -> None:
+    assert run_cli("export", "--weights", weights, "-o", "copy.safetensors")[0] == 0
+    code, out, _ = run_cli("inspect", "copy.safetensors", "--json", "-")
+    assert (code, json.loads(out)["network"]) == (0, "fast")
+    assert run_cli("export", "--weights", weights, "-o", "copy.pth")[0] == UsageError.exit_code
+
+
+def test_a_graph_is_exported_after_comparison_with_torch(weights: Path, run_cli: RunCli) -> None:
+    pytest.importorskip("torch", reason="the comparison needs torch")
+    code, _, err = run_cli("export", "--weights", weights, "-o", "fast.onnx")
+    assert code == 0, err
+    assert Path("fast.onnx").stat().st_size > 1000
+    assert run_cli("export", "--weights", weights, "-o", "half.onnx", "--precision", "fp16")[0] == UsageError.exit_code
+    assert not Path("half.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fuse", PAIR.a, PAIR.b, "-o", "fused.png", "--weights", "fast.safetensors"),
+        ("build", "--weights", "fast.safetensors", "--precision", "fp32"),
+        ("export", "--weights", "fast.safetensors", "-o", "copy.safetensors"),
+        ("bench", "fast.safetensors"),
+    ],
+)
+def test_another_network_than_that_of_the_weights_is_refused(weights: Path, run_cli: RunCli, words: tuple[object, ...]) -> None:
+    code, _, err = run_cli(*words, "--network", "refusion")
+    assert code == CheckpointError.exit_code
+    assert "fast" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_another_network_than_that_of_the_bundle_is_refused(bundle: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(bundle, network="refusion")
+    assert (caught.value.expected, caught.value.got) == ("refusion", "fast")
+
+
+def test_back_ends_that_do_not_run_a_network_are_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose_builder("tensorrt", "fp16", "fast")
+    assert caught.value.got == "tensorrt"
+    with pytest.raises(UsageError) as caught:
+        choose_builder("onnxruntime", "fp16", "fast")
+    assert (caught.value.expected, caught.value.got) == (("fp32",), "fp16")
+    with pytest.raises(UsageError):
+        choose_runner("fused", "fast")
+
+
+def test_bench_measures_it_against_its_own_cost(weights: Path) -> None:
+    from refusion_edge.bench.subjects import Wanted, find_subjects
+
+    (subject,) = find_subjects(str(weights), Wanted(backend="onnxruntime"))
+    assert subject.identity.network == "fast"
+    assert subject.work.flops == 2 * FastLayout(8, 3).multiplications
+    (paper,) = find_subjects("ir_vis", Wanted(backend="onnxruntime"))
+    assert paper.work.flops > 100_000

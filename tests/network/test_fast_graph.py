@@ -1,0 +1,66 @@
+"""The ONNX graph of the network ``fast``, run by ONNX Runtime, against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.errors import ShapeError, UsageError
+from refusion_edge.network.fast import FastLayout, reference
+from refusion_edge.network.fast_graph import make_fast_graph
+from refusion_edge.network.graph import form_name
+
+LAYOUTS = (FastLayout(), FastLayout(channels=16, convolutions=3, factor=4))
+
+
+def random_state(layout: FastLayout) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in layout.shapes.items()}
+
+
+def fused_by(model: onnx.ModelProto, a: np.ndarray, b: np.ndarray, *, optimized: bool) -> np.ndarray:
+    with OrtBackend(model.SerializeToString(), threads=1, optimized=optimized) as engine:
+        result: np.ndarray = engine.fuse(a, b)[0, 0]
+        return result
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size_hw", [(8, 8), (9, 14), (33, 50)])
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("optimized", [True, False])
+def test_it_computes_the_definition(layout: FastLayout, size_hw: tuple[int, int], fixed: bool, optimized: bool) -> None:
+    state = random_state(layout)
+    a, b = np.random.default_rng(1).random((2, 1, 1, *size_hw), dtype=np.float32)
+    fused = fused_by(make_fast_graph(state, size_hw if fixed else None), a, b, optimized=optimized)
+    assert np.abs(fused - reference(state, a[0, 0], b[0, 0])).max() < 2e-5
+    assert fused.shape == size_hw
+
+
+def test_it_is_valid_onnx_and_says_what_it_is() -> None:
+    model = make_fast_graph(random_state(FastLayout()))
+    onnx.checker.check_model(model, full_check=True)
+    assert form_name(model) == "fast"
+    assert [value.name for value in model.graph.input] == ["a", "b"]
+    assert model.SerializeToString(deterministic=True) == make_fast_graph(random_state(FastLayout())).SerializeToString(
+        deterministic=True
+    )
+
+
+def test_nan_reaches_the_result() -> None:
+    state = random_state(FastLayout())
+    state["layers.5.bias"][:] = np.nan
+    a, b = np.random.default_rng(1).random((2, 1, 1, 8, 8), dtype=np.float32)
+    assert np.isnan(fused_by(make_fast_graph(state), a, b, optimized=True)).any()
+
+
+def test_a_fixed_size_is_kept() -> None:
+    planes = np.zeros((2, 1, 1, 12, 12), np.float32)
+    with (
+        OrtBackend(make_fast_graph(random_state(FastLayout()), (16, 16)).SerializeToString()) as engine,
+        pytest.raises(ShapeError),
+    ):
+        engine.fuse(*planes)
+    with pytest.raises(UsageError):
+        make_fast_graph(random_state(FastLayout()), (4, 16))
