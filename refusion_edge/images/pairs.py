@@ -16,6 +16,7 @@ from pathlib import Path
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
+from refusion_edge.files import natural_key
 from refusion_edge.images.io import READABLE_SUFFIXES, read_still
 from refusion_edge.images.still import Encoding, Still, default_encoding
 
@@ -189,7 +190,7 @@ def find_pairs(a: str, b: str) -> PairList:
         for files, pattern in zip((by_stem_a, by_stem_b), _WORD_PATTERNS, strict=True)
     )
     by_word = [PairPaths(key, rest_a[key], rest_b[key]) for key in rest_a.keys() & rest_b.keys() if key not in common]
-    pairs = sorted([*pairs, *by_word], key=lambda pair: pair.name)
+    pairs = sorted([*pairs, *by_word], key=lambda pair: natural_key(pair.name))
     if not pairs:
         raise InputError(
             f"{a} ({some_names(by_stem_a)}) and {b} ({some_names(by_stem_b)}) have no file stem in common",
@@ -221,7 +222,7 @@ def find_images(source: str) -> dict[str, Path]:
         source: Folder, pattern or single file.
 
     Returns:
-        Stem, in Unicode's composed form, to file; ordered by name.
+        Stem, in Unicode's composed form, to file; in natural order of the names.
 
     Raises:
         InputError: There is no image, or a stem occurs twice.
@@ -251,13 +252,14 @@ def _other_files(source: str) -> tuple[Path, ...]:
 
 
 def _listed(source: str) -> list[Path]:
-    """The files of a folder or pattern that are not hidden, ordered by name; broken links are kept, and fail when read."""
+    """The files of a folder or pattern that are not hidden, in natural order; broken links are kept, and fail when read."""
     folder = Path(source)
     try:
         if not folder.exists() and not folder.is_symlink() and not glob.has_magic(source):
             raise InputError(f"there is no file or folder at {source}", "check the path")
         found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(source, recursive=True))
-        return sorted(path for path in found if not path.name.startswith(".") and (path.is_file() or path.is_symlink()))
+        files = (path for path in found if not path.name.startswith(".") and (path.is_file() or path.is_symlink()))
+        return sorted(files, key=lambda path: (path.parent, natural_key(path.name)))
     except OSError as error:
         if isinstance(error, InputError):
             raise
@@ -270,5 +272,5 @@ def _kind(source: str) -> str:
 
 def some_names(names: Iterable[str]) -> str:
     """The first few of many names."""
-    names = sorted(names)
+    names = sorted(names, key=natural_key)
     return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
