@@ -10,6 +10,7 @@ from pathlib import Path
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
+from refusion_edge.files import natural_key
 from refusion_edge.images.io import READABLE_SUFFIXES, read_image
 
 _LISTED = 5
@@ -115,7 +116,7 @@ def find_pairs(a: str, b: str) -> PairList:
     if not is_collection(a):
         return PairList((PairPaths(Path(a).stem, Path(a), Path(b)),))
     by_stem_a, by_stem_b = find_images(a), find_images(b)
-    common = sorted(by_stem_a.keys() & by_stem_b.keys())
+    common = sorted(by_stem_a.keys() & by_stem_b.keys(), key=natural_key)
     if not common:
         raise InputError(
             f"{a} ({_some(by_stem_a)}) and {b} ({_some(by_stem_b)}) have no file stem in common",
@@ -123,8 +124,8 @@ def find_pairs(a: str, b: str) -> PairList:
         )
     return PairList(
         tuple(PairPaths(stem, by_stem_a[stem], by_stem_b[stem]) for stem in common),
-        tuple(by_stem_a[stem] for stem in sorted(by_stem_a.keys() - by_stem_b.keys())),
-        tuple(by_stem_b[stem] for stem in sorted(by_stem_b.keys() - by_stem_a.keys())),
+        tuple(by_stem_a[stem] for stem in sorted(by_stem_a.keys() - by_stem_b.keys(), key=natural_key)),
+        tuple(by_stem_b[stem] for stem in sorted(by_stem_b.keys() - by_stem_a.keys(), key=natural_key)),
     )
 
 
@@ -135,7 +136,7 @@ def find_images(source: str) -> dict[str, Path]:
         source: Folder, pattern or single file.
 
     Returns:
-        Stem to file, ordered by name.
+        Stem to file, in natural order of the names.
 
     Raises:
         InputError: There is no image, or a stem occurs twice.
@@ -159,7 +160,8 @@ def _image_files(source: str) -> Iterable[Path]:
     if not folder.exists() and not glob.has_magic(source):
         raise InputError(f"there is no file or folder at {source}", "check the path")
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(source, recursive=True))
-    return sorted(path for path in found if path.suffix.lower() in READABLE_SUFFIXES and path.is_file())
+    images = (path for path in found if path.suffix.lower() in READABLE_SUFFIXES and path.is_file())
+    return sorted(images, key=lambda path: (path.parent, natural_key(path.name)))
 
 
 def _kind(source: str) -> str:
@@ -167,5 +169,5 @@ def _kind(source: str) -> str:
 
 
 def _some(stems: Iterable[str]) -> str:
-    names = sorted(stems)
+    names = sorted(stems, key=natural_key)
     return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
