@@ -46,7 +46,7 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
 _LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.8
 _MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
-_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
+_MOST_ERROR_PX, _MOST_ERROR_NARROW_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 3.2, 25.0
 # Likely causes.
 _NOTHING_IN_COMMON = (
     "probably the two images are not of the same scene and moment, one of them has hardly any contrast, or one camera sees "
@@ -200,8 +200,9 @@ def align_scene(
     full = up_moving @ roles.outward(homography) @ np.linalg.inv(up_base)
     field = _field(whole, target, full)
     # A smaller part of the scene has fewer edges that could be wrong together, so they have to agree better.
-    share = 1.0 if roles.fixed is small else min(field, 1 / field)
-    return SceneAlignment(full / full[2, 2], choice.model, evidence, field, _doubts(evidence, share * zoom))
+    share, most_px = (1.0, _MOST_ERROR_PX) if roles.fixed is small else (min(field, 1 / field), _MOST_ERROR_NARROW_PX)
+    doubts = _doubts(evidence, share * zoom, most_px)
+    return SceneAlignment(full / full[2, 2], choice.model, evidence, field, doubts)
 
 
 def require_evidence(alignment: SceneAlignment) -> None:
@@ -431,9 +432,9 @@ def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Mat
     return best, max(apart_px(best, other, base.size_wh) for other in as_good)
 
 
-def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
+def _doubts(evidence: Evidence, zoom: float, most_error_px: float) -> tuple[Doubt, ...]:
     """Every reason not to trust the alignment; distances are in pixels of the image that was aligned."""
-    most_px = min(_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
+    most_px = min(most_error_px, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
     found = (
         (
             evidence.correlation < _LEAST_CORRELATION,

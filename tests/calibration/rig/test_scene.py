@@ -67,6 +67,7 @@ def test_contrast_color_depth_and_size_do_not_matter(street: ImagePair, moved: M
     assert found.doubts == ()
 
 
+@pytest.mark.slow
 def test_a_keystone_asks_for_a_homography(street: ImagePair, moved: Move) -> None:
     keystone = MOVE @ np.array([[1, 0, 0], [0, 1, 0], [2e-4, -1e-4, 1.0]])
     found = align_scene(street.b, moved(street.b[..., 1], keystone))
