@@ -41,7 +41,7 @@ def encode_h264(frames: list[Array], keyframe_interval: int) -> list[list[bytes]
 
 
 class RtspCamera:
-    """Serves one stream at 25 frames per second over TCP, to one client at a time.
+    """Serves one stream over TCP, to one client at a time: stamped at 25 frames per second, and sent at ``period_s``.
 
     Attributes:
         port: Where it listens, on 127.0.0.1.
@@ -50,8 +50,15 @@ class RtspCamera:
     """
 
     def __init__(
-        self, frames: list[Array], *, status: str = "200 OK", silent: bool = False, keyframe_interval: int = 10
+        self,
+        frames: list[Array],
+        *,
+        status: str = "200 OK",
+        silent: bool = False,
+        keyframe_interval: int = 10,
+        period_s: float = 0.04,
     ) -> None:
+        self._period_s = period_s
         self.requests: list[str] = []
         self.paths: list[str] = []
         self._units = encode_h264(frames, keyframe_interval) if frames else []
@@ -112,7 +119,7 @@ class RtspCamera:
                 packet = struct.pack(">BBHII", 0x80, 96 | marker, sequence, number * 3600, 1) + unit
                 connection.sendall(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
                 sequence += 1
-            if self._stop.wait(0.04):
+            if self._stop.wait(self._period_s):
                 return
         while self._silent and not self._stop.wait(0.1):
             pass

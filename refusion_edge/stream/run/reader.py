@@ -133,9 +133,10 @@ class Reader:
             self._statistics.remark(side, remark)
         self._remarks = len(self.source.remarks)
         freezes = self._freeze.freezes
-        # Inter-coded video repeats the pixels of a still scene: that is no sign of a frozen or slow camera.
-        seen = self._freeze.add(self._used(image), grab.time_ns) if self.source.keeps_noise else Seen("new", grab.time_ns)
-        camera.content_hz = self._freeze.content_hz
+        seen = Seen("new", grab.time_ns)
+        if self.source.keeps_noise:
+            seen = self._freeze.add(self._used(image), grab.time_ns)
+            camera.content_hz = self._freeze.content_hz
         if self._freeze.freezes > freezes:
             camera.freezes += 1
             self._statistics.note(side, "frozen")

@@ -12,7 +12,12 @@ from refusion_edge.stream.uri import NETWORK_SCHEMES, Uri, frame_pattern
 
 
 def open_pair(ir: Uri, vis: Uri, *, best_effort: bool = False) -> tuple[Source, Source]:
-    """Create the two sources of a stream; the frames of two image folders meet by number or stem. See ``open_source``.
+    """Create the two sources of a stream; the frames of two image folders meet by number or stem.
+
+    Args:
+        ir: The infrared source.
+        vis: The visible source.
+        best_effort: See ``open_source``.
 
     Raises:
         UsageError: A URI has unknown options, or its scheme cannot be read.

@@ -61,6 +61,8 @@ def test_recorded_times_with_a_byte_order_mark_are_read() -> None:
         write_image(f"cam/{index}.png", np.full((9, 9), index, np.uint8))
     Path("cam/frames.csv").write_bytes(b"\xef\xbb\xbffile,time_ns\n0.png,100\n1.png,250\n")
     assert [grab.time_ns for grab in read_all("cam")] == [100, 250]
+
+
 def write_levels(folder: Path, names: list[str]) -> None:
     """One image for each name; its level is the position in the list."""
     folder.mkdir()

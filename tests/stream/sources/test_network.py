@@ -137,3 +137,19 @@ def test_a_video_over_http_is_a_file(path: str, picture: Picture) -> None:
         assert source.clock == CLOCK_CONTAINER
         grabs = list(iter(source.read, None))
     assert [round(grab.time_ns / 1e6) for grab in grabs] == [40 * number for number in range(12)]
+
+
+def test_nominal_stamps_of_a_network_camera_give_way_to_the_arrival(picture: Picture) -> None:
+    # RTP says 25 frames per second; the camera sends about ten.
+    frames = [picture(48, 64, 3)] * 40
+    camera = RtspCamera(frames, period_s=0.1)
+    with camera, open_source(parse_source(f"rtsp://127.0.0.1:{camera.port}/x"), "vis") as source:
+        lags_ns = []
+        for _ in range(38):
+            grab = source.read()
+            assert grab is not None
+            lags_ns.append(time.monotonic_ns() - grab.time_ns)
+        assert source.timing is not None
+        assert source.clock.startswith(CLOCK_ARRIVAL)
+        assert any("nominal" in news for news in source.timing.take_news())
+    assert max(lags_ns[-10:]) < 0.5e9  # by the stamps they would be 2.3 s old
