@@ -25,7 +25,8 @@ from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionE
 from refusion_edge.text import printable, redact
 
 VERBS = (
-    "demo", "fuse", "stream", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor", "selftest",
+    "demo", "fuse", "stream", "snap", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor",
+    "selftest",
 )  # fmt: skip
 
 EXIT_CODES = """\
@@ -205,7 +206,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 class _Interruption:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, so that temporary files are removed, and remembers it."""
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that files are closed or removed, and remembers it."""
 
     def __init__(self) -> None:
         self.happened = False
@@ -215,8 +216,9 @@ class _Interruption:
 
     def __enter__(self) -> None:
         sys.unraisablehook = self._unraisable
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A background job of a shell ignores SIGINT, and so do we. Only the main thread can set handlers.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # A background job of a shell ignores SIGINT, one of nohup SIGHUP, and so do we. Only the main thread can set
+            # handlers.
             if signal.getsignal(number) is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
                 self._previous[number] = signal.signal(number, self._interrupt)
 

@@ -44,6 +44,15 @@ def add_rebuild(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_best_effort(parser: argparse.ArgumentParser) -> None:
+    """Add ``--best-effort`` for cameras."""
+    parser.add_argument(
+        "--best-effort",
+        action="store_true",
+        help="use a camera in its nearest mode if it does not grant the format, size or rate asked for",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
@@ -129,7 +138,7 @@ def nonempty(text: str) -> str:
     return text
 
 
-def require_both(first: str | None, second: str | None, names: str) -> None:
+def require_both(first: object, second: object, names: str) -> None:
     """Require two options that belong together to be both present or both absent.
 
     Raises:

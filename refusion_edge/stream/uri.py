@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -46,6 +46,10 @@ class Uri:
             text = text.replace(secret, HIDDEN)
         return printable(redact(text))
 
+    def with_option(self, name: str, value: str) -> Uri:
+        """The same URI with another option."""
+        return replace(self, options={**self.options, name: value})
+
     @property
     def path(self) -> Path:
         """The target as a file system path."""
@@ -65,6 +69,11 @@ def parse_source(text: str) -> Uri:
     if text.startswith("/dev/video"):
         text = f"v4l2://{text}"
     return _parse(text, SOURCE_SCHEMES, "a source")
+
+
+def is_camera(text: str) -> bool:
+    """Whether a name is the URI of a source rather than that of an image file, a folder or a pattern."""
+    return "://" in text or text.startswith(("gst:", "/dev/video", "/dev/v4l/"))
 
 
 def parse_output(text: str) -> Uri:

@@ -47,6 +47,8 @@ from tests.raising import raises
 if not status("native").usable:
     pytest.skip(f"native: {status('native').reason}; {status('native').fix}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("small_samples")
+
 MODULE = native.load_module()
 ISAS = native.instruction_sets()
 HAS_BF16 = bool(native.instruction_sets("bf16"))

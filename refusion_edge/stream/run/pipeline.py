@@ -16,14 +16,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from refusion_edge.arrays import Array
 from refusion_edge.errors import SourceLostError, StreamError
+from refusion_edge.stream.frames import Side
 from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
-from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.fusion import FusionStage
-from refusion_edge.stream.run.inbox import Inbox
 from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource, WaitingPair
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner
@@ -87,11 +88,13 @@ class Pipeline:
         self._limits = limits or RunLimits()
         cameras = () if isinstance(sources, Recording) else sources
         self._live = live = any(source.live for source in cameras)
-        self._inbox = Inbox(live=live)
-        self._readers = [Reader(source, self._inbox, statistics, stop) for source in cameras]
+        self._inbox = Inbox(live=live, offset_ns=failover.offset_ns)
+        self._readers = [
+            Reader(source, self._inbox, statistics, stop, used=_used_part(processor, source.side)) for source in cameras
+        ]
         self._pairs: Channel[WaitingPair] = Channel(_LIVE_PAIRS if live else _FILE_PAIRS, lossless=not live)
         self._record = None if recorder is None else RecordWriter(recorder, statistics, live=live)
-        decisions = Decisions(failover, self._pairs, statistics, stop)
+        decisions = Decisions(failover, self._pairs, statistics, stop, used=_used_part(processor, "vis"))
         self._pairing: PairSource = (
             ReplaySource(sources, decisions, statistics, stop)
             if isinstance(sources, Recording)
@@ -203,3 +206,11 @@ class Pipeline:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
         return [thread.name for thread in threads if thread.is_alive()]
+
+
+def _used_part(processor: Processor, side: Side) -> Callable[[Array], Array]:
+    """Takes from a frame of a camera the part that the rig shows."""
+    warp = processor.first_warp
+    if warp is None:
+        return lambda image: image
+    return warp.ir.used if side == "ir" else warp.vis.used

@@ -1,25 +1,27 @@
-"""Reading one camera: frozen frames, time stamps that do not advance, losses and reconnects."""
+"""Reading one camera: frozen frames, news of its clock, losses and reconnects."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 
+from refusion_edge.arrays import Array
 from refusion_edge.errors import SourceLostError
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.freeze import FreezeWatch
-from refusion_edge.stream.run.inbox import Inbox
-from refusion_edge.stream.sources.source import CLOCK_ARRIVAL, CorruptFrameError, Grab, Source
+from refusion_edge.stream.run.channel import Inbox
+from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 
 _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Why a frame is part of no pair, as the report names it.
+REPEATED = "content of the frame before"
 _DTYPES = (np.uint8, np.uint16, np.float32)
-# After this many frames without an advance, the time stamps of a live camera are replaced.
-_MAX_STANDING = 3
 
 
 class Reader:
@@ -30,17 +32,27 @@ class Reader:
         inbox: Receives its frames.
         statistics: Counters of the run.
         stop: Ends the run.
+        used: Takes from a frame the part that is shown; a clock beside it does not hide that the camera is frozen.
 
     Attributes:
         delivered_s: Arrival of the last frame, monotonic clock; 0 before the first one.
     """
 
-    def __init__(self, source: Source, inbox: Inbox, statistics: Statistics, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        source: Source,
+        inbox: Inbox,
+        statistics: Statistics,
+        stop: threading.Event,
+        *,
+        used: Callable[[Array], Array] = lambda image: image,
+    ) -> None:
         self.source = source
         self.delivered_s = 0.0
         self._inbox, self._statistics, self._stop = inbox, statistics, stop
+        self._used = used
         self._camera = statistics.cameras[source.side]
-        self._freeze, self._stamps = FreezeWatch(), _Stamps()
+        self._freeze = FreezeWatch()
         # Number of the next frame; negative if unknown.
         self._expected = -1 if source.live else 0
 
@@ -66,15 +78,13 @@ class Reader:
                     if not source.live:
                         raise
                     self._come_back(error)
-                    self._freeze, self._stamps, self._expected = FreezeWatch(), _Stamps(), -1
+                    self._freeze, self._expected = FreezeWatch(), -1
                     continue
                 if grab is None:
                     break
                 missing = max(0, grab.index - self._expected) if self._expected >= 0 else 0
                 self._expected = grab.index + 1
-                self._deliver(self._stamps.check(grab) if source.live else grab, missing)
-                if self._stamps.replaced:
-                    self._camera.clock = f"{CLOCK_ARRIVAL}, as its own time stamps do not advance"
+                self._deliver(grab, missing)
         finally:
             self._camera.state = "ended" if self._camera.state != "lost" else self._camera.state
             source.__exit__(None, None, None)
@@ -82,19 +92,30 @@ class Reader:
 
     def _deliver(self, grab: Grab, missing: int) -> None:
         side, image, camera = self.source.side, grab.image, self._camera
-        self._statistics.delivered(side, (image.shape[1], image.shape[0]), str(image.dtype), missing=missing)
-        camera.clock = self.source.clock
+        self._statistics.delivered(
+            side, (image.shape[1], image.shape[0]), str(image.dtype), missing=missing, time_ns=grab.time_ns
+        )
+        camera.clock, camera.declared_hz, timing = self.source.clock, self.source.rate_hz, self.source.timing
+        if timing is not None:
+            camera.timing = asdict(timing.state)
+            for news in timing.take_news():
+                self._statistics.note(side, news)
         self.delivered_s = time.monotonic()
         if image.dtype not in _DTYPES or image.ndim not in (2, 3):
             self._statistics.dropped(side, "unknown pixel type")
             return
         freezes = self._freeze.freezes
-        unchanged_since_ns = self._freeze.add(image, grab.time_ns)
-        camera.frozen_frames += self._freeze.freezes > 0 and unchanged_since_ns != grab.time_ns
+        seen = self._freeze.add(self._used(image), grab.time_ns)
+        camera.content_hz = self._freeze.content_hz
         if self._freeze.freezes > freezes:
             camera.freezes += 1
             self._statistics.note(side, "frozen")
-        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), unchanged_since_ns)
+        if seen.content == "repeated":
+            # The frame before shows the same at its true time; this one would only pretend to be newer.
+            self._statistics.dropped(side, REPEATED)
+            return
+        camera.frozen_frames += seen.content == "frozen"
+        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), seen.since_ns)
         overflow = self._inbox.put(frame)
         if overflow is not None:
             self._statistics.dropped(overflow.side, "stopped" if self._stop.is_set() else "queue of frames full")
@@ -117,21 +138,3 @@ class Reader:
             camera.state = "running"
             self._statistics.note(source.side, "back")
             return
-
-
-class _Stamps:
-    """Uses the time stamps of a live camera as long as they advance, then the host clock at arrival."""
-
-    def __init__(self) -> None:
-        self.replaced = False
-        self._latest_ns: int | None = None
-        self._standing = 0
-
-    def check(self, grab: Grab) -> Grab:
-        """Return the frame with an advancing time; single steps back are left for pairing to reject."""
-        if not self.replaced:
-            stands = self._latest_ns is not None and grab.time_ns <= self._latest_ns
-            self._standing = self._standing + 1 if stands else 0
-            self._latest_ns = grab.time_ns if self._latest_ns is None else max(self._latest_ns, grab.time_ns)
-            self.replaced = self._standing >= _MAX_STANDING
-        return replace(grab, time_ns=time.monotonic_ns()) if self.replaced else grab

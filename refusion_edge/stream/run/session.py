@@ -133,7 +133,11 @@ class StreamSession:
         ir, vis = settings.ir or (rig.ir.uri if rig else None), settings.vis or (rig.vis.uri if rig else None)
         if ir is None or vis is None:
             raise UsageError("a stream needs two sources", "give --ir and --vis, a --rig that names them, or --replay")
-        opened = open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis")
+        best_effort = settings.best_effort
+        opened = (
+            open_source(parse_source(ir), "ir", best_effort=best_effort),
+            open_source(parse_source(vis), "vis", best_effort=best_effort),
+        )
         if opened[0].live != opened[1].live:
             return (
                 opened[0] if opened[0].live else PacedSource(opened[0]),
@@ -190,7 +194,14 @@ class StreamSession:
         if uri.scheme == "view":
             from refusion_edge.stream.outputs.view import ViewSink
 
-            return ViewSink(uri, self.statistics, gain, token=self.settings.token, announce=announce)
+            return ViewSink(
+                uri,
+                self.statistics,
+                gain,
+                token=self.settings.token,
+                allow_origins=self.settings.allow_origins,
+                announce=announce,
+            )
         return open_file_sink(uri, rate_hz=rate_hz, live=live)
 
 

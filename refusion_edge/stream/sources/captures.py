@@ -28,16 +28,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 from refusion_edge.errors import InputError, SourceLostError, UsageError
 from refusion_edge.stream.frames import MS, SECOND, Side
-from refusion_edge.stream.sources.clock import ClockAnchor
-from refusion_edge.stream.sources.source import (
-    CLOCK_ARRIVAL,
-    CLOCK_CONTAINER,
-    CLOCK_COUNT,
-    CLOCK_KERNEL,
-    CLOCK_STREAM,
-    CorruptFrameError,
-    Grab,
-)
+from refusion_edge.stream.sources.clock import CLOCK_KERNEL, CLOCK_STREAM, SourceClock
+from refusion_edge.stream.sources.source import CLOCK_CONTAINER, CLOCK_COUNT, CorruptFrameError, Grab
 from refusion_edge.stream.uri import Uri, number_option, read_options
 from refusion_edge.text import printable
 
@@ -68,15 +60,17 @@ class CaptureSource:
         self._size_wh = tuple(int(number_option(uri, name, 0, low=0, high=16384)) for name in ("width", "height"))
         self._asked_rate_hz = number_option(uri, "rate", 0, low=0, high=1000)
         self._capture: Any = None
-        self._anchor = ClockAnchor()
+        is_camera = uri.scheme == "v4l2"
+        self.timing = SourceClock(CLOCK_KERNEL if is_camera else CLOCK_STREAM, shared=is_camera) if self.live else None
         self._index = 0
         self._failed_reads = 0
         self._last_stamp_ns: int | None = None
         self._stamps_usable = True
-        self._is_v4l2 = uri.scheme == "v4l2"
 
     def __enter__(self) -> Self:
         silence_opencv()
+        if self.timing is not None and self._index:
+            self.timing.restart()
         self._check_reachable()
         self._capture = self._open()
         if not self._capture.isOpened():
@@ -92,11 +86,9 @@ class CaptureSource:
     @property
     def clock(self) -> str:
         """See ``Source.clock``."""
-        if not self._stamps_usable:
-            return CLOCK_ARRIVAL if self.live else CLOCK_COUNT
-        if self._is_v4l2:
-            return CLOCK_KERNEL
-        return CLOCK_STREAM if self.live else CLOCK_CONTAINER
+        if self.timing is not None:
+            return self.timing.state.clock
+        return CLOCK_CONTAINER if self._stamps_usable else CLOCK_COUNT
 
     @property
     def rate_hz(self) -> float | None:
@@ -142,19 +134,14 @@ class CaptureSource:
         raise SourceLostError(f"{self.uri} stopped sending frames", "check the camera and its cable")
 
     def _time_ns(self, index: int, arrived_ns: int) -> int:
-        """Choose the best time stamp: the one of the stream as long as it advances."""
+        """The time of the container as long as it advances, or of the clock of a camera."""
         stamp_ns = round(float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) * MS)
+        if self.timing is not None:
+            return self.timing.place(stamp_ns, arrived_ns)
         if index and self._stamps_usable and stamp_ns == self._last_stamp_ns:
             self._stamps_usable = False
         self._last_stamp_ns = stamp_ns
-        if not self._stamps_usable:
-            return arrived_ns if self.live else round(index * SECOND / (self.rate_hz or 30.0))
-        if not self.live:
-            return stamp_ns
-        if self._is_v4l2 and abs(arrived_ns - stamp_ns) < SECOND:
-            return stamp_ns
-        self._is_v4l2 = False  # some drivers use another clock for their stamps
-        return self._anchor.place(stamp_ns, arrived_ns)
+        return stamp_ns if self._stamps_usable else round(index * SECOND / (self.rate_hz or 30.0))
 
     def _open(self) -> Any:
         scheme, raw = self.uri.scheme, self._format != "auto"

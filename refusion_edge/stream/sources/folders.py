@@ -27,7 +27,7 @@ class FolderSource:
     the columns ``file`` and ``time_ns``, gives exact times; without it, the option ``rate`` sets the frames per second.
     """
 
-    live = False
+    live, timing = False, None
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side

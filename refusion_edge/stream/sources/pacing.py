@@ -25,6 +25,7 @@ class PacedSource:
         self.side, self.uri = source.side, source.uri
         self.live = not from_zero_only
         self.absolute = not from_zero_only
+        self.timing = None
         self._first_ns: int | None = None
         self._start_ns = 0
 

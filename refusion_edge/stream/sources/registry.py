@@ -9,8 +9,13 @@ from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.uri import Uri, frame_pattern
 
 
-def open_source(uri: Uri, side: Side) -> Source:
+def open_source(uri: Uri, side: Side, *, best_effort: bool = False) -> Source:
     """Create the source that a URI names; entering it as a context manager opens it.
+
+    Args:
+        uri: The source.
+        side: Which camera it is.
+        best_effort: Whether a camera that does not grant what the URI asks for is used in its nearest mode.
 
     Raises:
         UsageError: The URI has unknown options, or its scheme cannot be read.
@@ -30,7 +35,11 @@ def open_source(uri: Uri, side: Side) -> Source:
         from refusion_edge.stream.sources.gstreamer import GStreamerSource
 
         return GStreamerSource(uri, side)
-    if uri.scheme in ("file", "v4l2", "rtsp", "rtsps", "http", "https"):
+    if uri.scheme == "v4l2":
+        from refusion_edge.stream.sources.v4l2 import V4l2Source
+
+        return V4l2Source(uri.with_option("best-effort", "1") if best_effort else uri, side)
+    if uri.scheme in ("file", "rtsp", "rtsps", "http", "https"):
         from refusion_edge.stream.sources.captures import CaptureSource
 
         return CaptureSource(uri, side)

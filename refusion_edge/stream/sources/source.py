@@ -10,17 +10,15 @@ from typing_extensions import Self
 from refusion_edge.arrays import Array
 from refusion_edge.errors import RefusionError
 from refusion_edge.stream.frames import Side
+from refusion_edge.stream.sources.clock import SourceClock
 from refusion_edge.stream.uri import Uri
 
-# Origins of time stamps, best first; the report names the one in use.
+# Origins of the times of frames, as the report names them; those of live sources are in `clock`.
 CLOCK_RECORDED = "recorded time stamps"
 CLOCK_SYNTHETIC = "exact times of the synthetic scene"
-CLOCK_KERNEL = "kernel time of the capture buffer"
 CLOCK_GSTREAMER = "time stamps of the GStreamer buffers, on the host clock"
-CLOCK_STREAM = "time stamps of the stream, mapped to the host clock by the minimum delay"
 CLOCK_CONTAINER = "time stamps of the container"
 CLOCK_COUNT = "frame number divided by the rate"
-CLOCK_ARRIVAL = "host clock at arrival"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +62,10 @@ class Source(Protocol):
     @property
     def clock(self) -> str:
         """Origin of its time stamps, in words; it may change if better ones prove unusable."""
+
+    @property
+    def timing(self) -> SourceClock | None:
+        """The clock that places its frames on the one of this machine; None if its time stamps are used as they are."""
 
     @property
     def rate_hz(self) -> float | None:

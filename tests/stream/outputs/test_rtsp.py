@@ -17,8 +17,8 @@ from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs import rtsp
 from refusion_edge.stream.outputs.rtsp import RtspSink
 from refusion_edge.stream.sources import captures
+from refusion_edge.stream.sources.clock import CLOCK_STREAM
 from refusion_edge.stream.sources.registry import open_source
-from refusion_edge.stream.sources.source import CLOCK_STREAM
 from refusion_edge.stream.uri import parse_output, parse_source
 from tests.raising import raises
 from tests.stream.conftest import camera
