@@ -143,37 +143,46 @@ class NativeBackend:
         name: str = self._network.isa
         return name
 
-    def fuse(self, a: Float32Array, b: Float32Array, figures: NDArray[np.float64] | None = None) -> Float32Array:
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Fuse two luma planes; see ``Backend.fuse``. The result is a new array.
 
         The planes may be read-only and have any strides, including negative ones; they are not copied. If a pixel of either
         is NaN or infinite, all pixels of the result are NaN.
 
-        Args:
-            a: Source a, (1, 1, H, W), [0, 1].
-            b: Source b, same shape.
-            figures: For the network ``fast``, the statistics that it adapts to, such as those of the frame before; None for
-                those of this pair. See ``statistics``.
-
         Raises:
             ShapeError: The planes are not float32, differ in shape, are not between 8x8 and 16384x16384, or do not have the
                 fixed size.
-            InputError: The figures are not eight finite numbers.
-            UsageError: Figures are given to another network.
             BackendError: There is not enough memory.
         """
-        height, width = require_planes(a, b)
-        require_size(self._size_hw, (height, width))
-        given = () if figures is None else (self._require_figures(figures),)
-        fused = np.empty((1, 1, height, width), np.float32)
-        try:
-            self._network.fuse(a[0, 0], b[0, 0], fused[0, 0], *given)
-        except MemoryError as error:
-            need = "" if self._network_name == "fast" else f", about {2 * 32 * 4 * width * height / 1e6:.0f} MB"
-            raise BackendError(
-                f"there is not enough memory to fuse {width}x{height} (width x height{need})", "fuse smaller images"
-            ) from error
-        return fused
+        return self._fuse(a, b)
+
+    def fuse_adapted(self, a: Float32Array, b: Float32Array, figures: NDArray[np.float64]) -> Float32Array:
+        """Fuse two luma planes with the network ``fast``, adapted to given statistics, such as those of the frame before.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+            figures: Statistics, (8,); see ``statistics``.
+
+        Returns:
+            As ``fuse``.
+
+        Raises:
+            InputError: The figures are not eight finite numbers.
+            UsageError: It is another network.
+            ShapeError: As ``fuse``.
+            BackendError: As ``fuse``.
+        """
+        self._require_fast()
+        finite = int(np.isfinite(figures).sum())
+        if figures.shape != (STATISTICS,) or finite != STATISTICS:
+            raise InputError(
+                f"the statistics are {finite} finite numbers in the shape {figures.shape}, not {STATISTICS} in ({STATISTICS},)",
+                "take those of an image",
+                expected=(STATISTICS,),
+                got=figures.shape,
+            )
+        return self._fuse(a, b, figures.tolist())
 
     def statistics(self, a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
         """Take the statistics of a pair that the network ``fast`` adapts to, see ``refusion_edge.network.fast``.
@@ -193,18 +202,18 @@ class NativeBackend:
         require_planes(a, b)
         return np.array(self._network.statistics(a[0, 0], b[0, 0]))
 
-    def _require_figures(self, figures: NDArray[np.float64]) -> list[float]:
-        self._require_fast()
-        finite = int(np.isfinite(figures).sum())
-        if figures.shape != (STATISTICS,) or finite != STATISTICS:
-            raise InputError(
-                f"the statistics are {finite} finite numbers in the shape {figures.shape}, not {STATISTICS} in ({STATISTICS},)",
-                "take those of an image",
-                expected=(STATISTICS,),
-                got=figures.shape,
-            )
-        values: list[float] = figures.tolist()
-        return values
+    def _fuse(self, a: Float32Array, b: Float32Array, *given: list[float]) -> Float32Array:
+        height, width = require_planes(a, b)
+        require_size(self._size_hw, (height, width))
+        fused = np.empty((1, 1, height, width), np.float32)
+        try:
+            self._network.fuse(a[0, 0], b[0, 0], fused[0, 0], *given)
+        except MemoryError as error:
+            need = "" if self._network_name == "fast" else f", about {2 * 32 * 4 * width * height / 1e6:.0f} MB"
+            raise BackendError(
+                f"there is not enough memory to fuse {width}x{height} (width x height{need})", "fuse smaller images"
+            ) from error
+        return fused
 
     def _require_fast(self) -> None:
         if self._network_name != "fast":

@@ -335,20 +335,20 @@ def test_the_network_fast_adapts_to_given_statistics(fast_state: State) -> None:
     with native.NativeBackend(fast_state, threads=1) as engine:
         figures = engine.statistics(a, b)
         assert np.allclose(figures, fast.statistics(a[0, 0], b[0, 0]), rtol=0, atol=1e-12)
-        assert np.array_equal(engine.fuse(a, b, figures), engine.fuse(a, b))
+        assert np.array_equal(engine.fuse_adapted(a, b, figures), engine.fuse(a, b))
         before = figures * 0.5
         expected = fast.reference(fast_state, a[0, 0], b[0, 0], before)
-        assert np.abs(engine.fuse(a, b, before)[0, 0] - expected).max() <= TOLERANCE["fp32"]
+        assert np.abs(engine.fuse_adapted(a, b, before)[0, 0] - expected).max() <= TOLERANCE["fp32"]
         for wrong in (figures[:7], figures[None], figures * np.nan):
             with pytest.raises(InputError) as caught:
-                engine.fuse(a, b, wrong)
+                engine.fuse_adapted(a, b, wrong)
             assert one_sentence(str(caught.value))
 
 
 def test_statistics_are_refused_for_the_network_without_them(random_state: State) -> None:
     a, b = planes(16, 16)
     with native.NativeBackend(random_state, threads=1) as engine:
-        for ask in (lambda: engine.statistics(a, b), lambda: engine.fuse(a, b, np.zeros(8))):
+        for ask in (lambda: engine.statistics(a, b), lambda: engine.fuse_adapted(a, b, np.zeros(8))):
             with pytest.raises(UsageError) as caught:
                 ask()
             assert one_sentence(str(caught.value))
