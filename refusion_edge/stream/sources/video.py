@@ -140,8 +140,8 @@ class _Reading:
         self.codec = stream.codec_context.codec.name
         self.rate_hz = float(stream.average_rate or stream.guessed_rate or 0)
         self.stamped = self._container.format.name not in _COUNTED and not self._container.format.flags & _WITHOUT_STAMPS
-        if clock is not None and not self.stamped:
-            clock.use_arrival()
+        if timing is not None and not self.stamped:
+            timing.use_arrival()
         self._period_ns = round(SECOND / (rate_hz or self.rate_hz or _DEFAULT_RATE_HZ))
         self._packets = iter(self._container.demux(stream))
         self._ready: deque[_Taken | CorruptFrameError] = deque()
