@@ -132,8 +132,8 @@ def to_planes(
 
     Raises:
         ShapeError: The images cannot be fused, see ``check_pair``.
-        InputError: An image has the same value in every pixel (the remedy is then ``CONSTANT_REMEDY``), no valid pixel, or values
-            out of range.
+        InputError: An image has the same value in every pixel (the remedy is then ``CONSTANT_REMEDY``), no valid pixel, or
+            values out of range.
     """
     check_pair(a, b)
     if task.one_camera:
