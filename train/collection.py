@@ -17,7 +17,7 @@ from refusion_edge.errors import InputError, ShapeError
 from refusion_edge.images.depth import NO_DEPTHS, Depths, find_depths
 from refusion_edge.images.io import read_still
 from refusion_edge.images.layouts import SourceFolders, find_folders
-from refusion_edge.images.luma import CONTRAST, to_luma8, to_planes
+from refusion_edge.images.luma import CONSTANT_REMEDY, to_luma8, to_planes
 from refusion_edge.images.pairs import PairPaths, find_images, find_pairs, read_pair
 from refusion_edge.tasks import Task
 
@@ -206,9 +206,7 @@ def read_planes(entry: Entry, sharp_scale: float = 1.0) -> tuple[Array, Array]:
         sharp = read_still(entry.a)
         luma = to_luma8(sharp.pixels, entry.task.roles[0], encoding=sharp.encoding)
         if luma.min() == luma.max():
-            raise InputError(
-                f"{entry.a} has the same value in every pixel", "leave it out", expected=CONTRAST, got=int(luma[0, 0])
-            )
+            raise InputError(f"{entry.a} has the same value in every pixel", CONSTANT_REMEDY)
         if sharp_scale != 1:
             luma = cv2.resize(luma, None, fx=sharp_scale, fy=sharp_scale, interpolation=cv2.INTER_AREA).astype(
                 np.uint8, copy=False
@@ -265,7 +263,7 @@ def _unfit(entry: Entry, crop_px: int, sharp_scale: float) -> str | None:
     except ShapeError:
         return "sizes that do not fit"
     except InputError as error:
-        if error.expected == CONTRAST:
+        if error.remedy == CONSTANT_REMEDY:
             return "one value in every pixel"
         return f"unreadable ({error.problem})"
     if min(plane.shape) < crop_px:

@@ -16,8 +16,8 @@ from refusion_edge.tasks import Role, Task
 
 # Mean difference between the largest and the smallest channel, in levels; noise of JPEG in gray images stays below.
 _COLORED, _EVERY = 8.0, 4
-CONTRAST = "different values"
-"""What an image with the same value in every pixel lacks, as the ``expected`` of its error."""
+CONSTANT_REMEDY = "check the camera or the file"
+"""The remedy of the error for an image with the same value in every pixel."""
 
 _THERMAL = "ir"
 _PALETTE = "colored, although infrared has no color"
@@ -132,8 +132,8 @@ def to_planes(
 
     Raises:
         ShapeError: The images cannot be fused, see ``check_pair``.
-        InputError: An image has the same value in every pixel (``expected`` is then ``CONTRAST``), no valid pixel, or values
-            out of range.
+        InputError: An image has the same value in every pixel (the remedy is then ``CONSTANT_REMEDY``), no valid pixel, or
+            values out of range.
     """
     check_pair(a, b)
     if task.one_camera:
@@ -190,9 +190,7 @@ def _require_contrast(name: str, image: Array, luma: Luma) -> None:
     if valid.min() == valid.max():
         raise InputError(
             f"source {name} has the same value ({valid.flat[0]}) in every pixel",
-            "check the camera or the file",
-            expected=CONTRAST,
-            got=valid.flat[0].item(),
+            CONSTANT_REMEDY,
         )
     if valid.max() <= luma.scale.low or valid.min() >= luma.scale.high:
         raise InputError(

@@ -166,8 +166,8 @@ def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) 
     """Find the pixels where a source has no value.
 
     These are NaN and infinities, the value that the file reserves, and, with ``isolated``, 0 and the ends of the data type
-    where they are far from all other values: dead pixels, saturation, and the border that a warp leaves. Pixels beside these
-    whose values lie between them and the scene are interpolated from both, and are invalid, too.
+    where they are far from all other values: dead pixels, saturation, and the border that a warp leaves. Pixels connected
+    to these whose values lie between them and the scene are interpolated from both, and are invalid, too.
 
     Args:
         image: (H, W) or (H, W, 3); a pixel is invalid if one of its channels is.
@@ -214,9 +214,12 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
         return
     invalid |= plateau
     flat = plateau.any(axis=2) if plateau.ndim == 3 else plateau
-    beside = cv2.dilate(np.asarray(flat, np.uint8), np.ones((5, 5), np.uint8)).astype(np.bool_)
     between = (image < low - gap) | (image > high + gap)
-    invalid |= between & (beside if image.ndim == 2 else beside[..., None])
+    apart = flat | (between.any(axis=2) if between.ndim == 3 else between)
+    # Together with all that is connected to it: along the edge of a warp, pixels are made of both.
+    _, labels = cv2.connectedComponents(np.asarray(apart, np.uint8))
+    connected = np.isin(labels, np.unique(labels[flat]))
+    invalid |= connected if image.ndim == 2 else connected[..., None]
 
 
 def _full_scale(
