@@ -24,8 +24,7 @@ def test_a_large_image_does_not_hold_its_memory_while_small_ones_follow() -> Non
     script = (
         "import gc\n"
         "import numpy as np\n"
-        "from refusion_edge.backends.registry import RunOptions\n"
-        "from refusion_edge.fuser import open_weights\n"
+        "from refusion_edge.backends.registry import RunOptions, open_weights\n"
         "from refusion_edge.network.checkpoint import read_checkpoint\n"
         "from refusion_edge.network.weights import weights_path\n"
         "def resident_mb():\n"

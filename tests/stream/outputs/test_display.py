@@ -15,6 +15,7 @@ XVFB = shutil.which("Xvfb")
 
 
 SHOW = (
+    "import refusion_edge.stream\n"  # as programs begin: it loads OpenCV before the conftest loads PyAV
     "from tests.stream.conftest import *\n"
     "settings = StreamSettings(ir=camera('ir'), vis=camera('vis'), frames=5)\n"  # the window is the default
     "session = StreamSession(settings, fuser=Fuser(MeanBackend(), find_task('ir_vis')))\n"

@@ -57,7 +57,7 @@ def test_shared_memory_is_readable_from_outside() -> None:
 def test_invalid_outputs_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("out.xyz", "f_%04i.gif"):
         with raises(UsageError, text):
-            open_file_sink(parse_output(text), rate_hz=None, live=False)
+            open_file_sink(parse_output(text), rate_hz=None)
     with raises(UsageError, "'view://'"):
         parse_output("veiw://0")
     for display in ("", ":97", "nonsense", "127.0.0.1:9"):
