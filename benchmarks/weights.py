@@ -48,7 +48,7 @@ METRICS = {
 LOWER = ("swap", "black", "black-p99")
 """Measured quantities of which less is better."""
 
-AVERAGE = "average"
+AVERAGE, MAXIMUM = "average", "max"
 # Levels up to this count as black; the sources are JPEG in part.
 _BLACK = 8
 _DEFOCUSED = 50
@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with TASK/test/SOURCE")
     parser.add_argument(
         "--weights", action="append", required=True, metavar="NAME=FILE", help="repeatable; the last one is the reference; "
-        "the file 'average' stands for the mean of the sources",
+        "'average' and 'max' instead of a file stand for the mean and the maximum of the sources",
     )  # fmt: skip
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="first N pairs of each set only")
@@ -124,6 +124,8 @@ def fuser_of(argument: str, task: Task) -> tuple[str, Fuse]:
     name, _, path = argument.partition("=")
     if path == AVERAGE:
         return name, lambda a, b: (a + b) / 2
+    if path == MAXIMUM:
+        return name, np.maximum
     return name, load(path, task=task.name).backend.fuse
 
 

@@ -113,7 +113,7 @@ class Fuser:
             color = colour
         planes = self.to_planes(a, b, color_order=color_order, a_range=a_range, b_range=b_range)
         for remark in planes.remarks:
-            count = f" ({remark.pixels} pixels)" if remark.pixels else ""
+            count = f" ({remark.pixels} pixel{'s' if remark.pixels != 1 else ''})" if remark.pixels else ""
             logging.getLogger("refusion_edge").warning("%s%s", remark.text, count)
         image = self.to_image(self.infer(planes, color=color), planes, color=color)
         return np.ascontiguousarray(image[..., ::-1]) if color_order == "bgr" and image.ndim == 3 else image

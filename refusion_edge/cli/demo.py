@@ -38,9 +38,11 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.images.pairs import read_pair
     from refusion_edge.images.samples import sample_paths
     from refusion_edge.network.family import DEFAULT_NETWORK
+    from refusion_edge.network.weights import shipped_tasks
     from refusion_edge.tasks import TASKS
 
     network = options.network or DEFAULT_NETWORK
+    shipped = shipped_tasks(network)
     bundled_task = read_bundle(options.bundle).manifest.task if options.bundle else None
     backends = usable_runners(network) if options.backend == "all" else (options.backend,)
     rows: list[MontageRow] = []
@@ -49,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         jobs = [
             (task, options.bundle if task.name == bundled_task else task.name, backend)
             for task in TASKS.values()
+            if task.name in shipped or task.name == bundled_task
             # A bundle runs on the back end that it was built for.
             for backend in (("auto",) if task.name == bundled_task else backends)
         ]

@@ -18,7 +18,7 @@ from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout, reference
-from refusion_edge.tasks import find_task
+from refusion_edge.tasks import TASKS, find_task
 
 RunCli = Callable[..., tuple[int, str, str]]
 PAIR = sample_paths("ir_vis")[0]
@@ -127,3 +127,16 @@ def test_bench_measures_it_against_its_own_cost(weights: Path) -> None:
     assert subject.work.flops == 2 * FastLayout(8, 3).multiplications
     (paper,) = find_subjects("ir_vis", Wanted(backend="onnxruntime"))
     assert paper.work.flops > 100_000
+
+
+def test_tasks_without_weights_of_a_network_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from refusion_edge.network import weights as module
+
+    assert module.shipped_tasks() == tuple(TASKS)
+    empty = Path("empty")
+    empty.mkdir()
+    monkeypatch.setattr(module.resources, "files", lambda _: empty.resolve())
+    assert module.shipped_tasks("fast") == ()
+    with pytest.raises(UsageError) as caught:
+        module.weights_path("medical", "fast")
+    assert "--network fast --teacher medical" in caught.value.remedy
