@@ -35,7 +35,8 @@ class Findings:
         return [{"text": text, "images": names, "pixels": self.pixels[text]} for text, names in self.images.items()]
 
     def _line(self, text: str, names: list[str]) -> str:
-        pixels = f"{self.pixels[text]} pixels" if self.pixels[text] else ""
+        count = self.pixels[text]
+        pixels = f"{count} pixel{'s' if count > 1 else ''}" if count else ""
         images = f"{len(names)} images, the first is {names[0]}" if len(names) > 1 else ""
         counts = " in ".join(filter(None, (pixels, images)))
         return f"{text} ({counts})" if counts else text
