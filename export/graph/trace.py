@@ -22,7 +22,7 @@ from refusion_edge.backends.eager import EagerBackend
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.errors import GateError, UsageError
 from refusion_edge.files import write_atomically
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import require
@@ -190,7 +190,7 @@ def export_onnx(
             for paths in sample_paths(task):
                 pair = read_pair(paths)
                 pair = pair if size_hw is None else resized(pair, size_hw)
-                planes = to_planes(pair.a, pair.b, sensor_a=find_task(task).ranged_a)
+                planes = to_planes(pair.a, pair.b, find_task(task))
                 difference = np.abs(exported.fuse(planes.a, planes.b) - eager.fuse(planes.a, planes.b))
                 height, width = planes.a.shape[2:]
                 results.append(Parity(pair.name, (height, width), float(difference.max()), float(difference.mean())))

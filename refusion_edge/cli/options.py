@@ -11,7 +11,7 @@ from typing import Any
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
-from refusion_edge.network.family import NETWORKS
+from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
@@ -30,7 +30,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     """Add ``--network``."""
     parser.add_argument(
         "--network",
-        choices=NETWORKS,
+        choices=NETWORK_NAMES,
         help="network: refusion, that of the paper, or fast (default: that of the weights, or refusion)",
     )
 
@@ -136,6 +136,23 @@ def nonempty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the value is empty")
     return text
+
+
+def pixel_range(text: str) -> tuple[float, float] | str:
+    """Read a range of pixel values, ``LOW:HIGH``, ``auto`` or ``full``.
+
+    Raises:
+        ArgumentTypeError: The text is none of these, or the range is empty.
+    """
+    if text in ("auto", "full"):
+        return text
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a range; write LOW:HIGH with LOW below HIGH, auto or full")
+    return low, high
 
 
 def require_both(first: object, second: object, names: str) -> None:

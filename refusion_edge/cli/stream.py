@@ -224,6 +224,9 @@ def _print_report(report: dict[str, Any]) -> None:
     for side, camera in report["cameras"].items():
         clocks.add_row(side, *_timing(camera["timing"]))
     console.print(clocks)
+    for side, camera in report["cameras"].items():
+        for remark in camera["remarks"]:
+            console.print(f"{side}: {remark}")
     for cause, count in pairs["drops"].items():
         console.print(f"pairs not shown: {count} ({cause})")
     stages = plain_table("stage", "count", "p50 (ms)", "p95 (ms)", "p99 (ms)", "max (ms)")

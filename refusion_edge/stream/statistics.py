@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class CameraState:
         epochs: Clocks that wrote the times of a file: each time that it was set back begins another one.
         size_wh: Width and height of the last frame.
         dtype: Type of its pixels.
+        remarks: What its source guessed or repaired.
     """
 
     frames_in: int = 0
@@ -94,6 +95,7 @@ class CameraState:
     epochs: int = 1
     size_wh: tuple[int, int] | None = None
     dtype: str = ""
+    remarks: list[str] = field(default_factory=list)
 
 
 class Statistics:
@@ -180,6 +182,17 @@ class Statistics:
         with self._lock:
             self._refinement = progress
 
+    def remark(self, side: Side, text: str) -> None:
+        """Record what a source guessed or repaired, for the end of the run and as an event."""
+        with self._lock:
+            self.cameras[side].remarks.append(text)
+            self._note(side, text)
+
+    def drops_of(self, where: str, cause: str) -> int:
+        """How often ``dropped`` counted a cause."""
+        with self._lock:
+            return self._drops[where, cause]
+
     def note(self, side: str, text: str) -> None:
         """Record an event, such as a loss, a freeze or a damaged frame. All are counted; the last 1000 are kept."""
         with self._lock:
@@ -257,6 +270,7 @@ class Statistics:
             "timing": self._timing(side),
             "size_wh": None if camera.size_wh is None else list(camera.size_wh),
             "dtype": camera.dtype or None,
+            "remarks": list(camera.remarks),
             "rate_hz": _rate(self._arrivals[side]),
         }
 

@@ -159,15 +159,18 @@ class CameraPairs:
 
     def run(self) -> None:
         """See ``PairSource.run``."""
-        while (frame := self._inbox.get()) is not None:
-            self._statistics.followed(self._inbox.epochs.count, self._inbox.epochs.take_news())
+        try:
+            while (frame := self._inbox.get()) is not None:
+                self._statistics.followed(self._inbox.epochs.count, self._inbox.epochs.take_news())
+                if self._record is not None:
+                    self._record.keep(frame)
+                self._hand_on(self._decisions.push(frame))
+            self._hand_on(self._decisions.flush())
+            self._decisions.close()
+        finally:
+            # Not before: a replay needs the fate of every pair.
             if self._record is not None:
-                self._record.keep(frame)
-            self._hand_on(self._decisions.push(frame))
-        self._hand_on(self._decisions.flush())
-        self._decisions.close()
-        if self._record is not None:
-            self._record.close()
+                self._record.close()
 
     def _hand_on(self, pairs: tuple[Pair, ...]) -> None:
         for pair in pairs:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import SourceLostError, StreamError
-from refusion_edge.stream.frames import Side
+from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
+from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
@@ -106,18 +106,23 @@ class Pipeline:
             self._pairs, processor, self._writers, statistics, stop,
             frames=self._limits.frames, follower=self._follower, hashed=hashed,
         )  # fmt: skip
+        self._statistics = statistics
+        self._ended = self._interrupted = False
         self._failure: BaseException | None = None
         self._failed = threading.Lock()
 
-    def run(self) -> str | None:
-        """Run until the sources end, a limit is reached, ``stop`` is set, or something fails.
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of all fused frames so far, or None if they are not hashed."""
+        return self._fusion.sha256
 
-        Returns:
-            SHA-256 of all fused frames, or None if they are not hashed.
+    def run(self) -> None:
+        """Run until the sources end, a limit is reached, ``stop`` is set, or something fails.
 
         Raises:
             KeyboardInterrupt: A signal arrived; everything is closed by then.
-            RefusionError: A source, an output or the engine failed; everything is closed by then.
+            RefusionError: A source, an output or the engine failed, a file is damaged in part, or nothing could be
+                shown; everything is closed by then.
         """
         with contextlib.ExitStack() as stack:
             for reader in self._readers:
@@ -136,11 +141,35 @@ class Pipeline:
             finally:
                 self._end()
                 stuck = self._join(threads)
+                self._finish_recording()
         if self._failure is not None:
             raise self._failure
         if stuck:
             raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}", "start it again")
-        return self._fusion.sha256
+        failures = [reader.failure for reader in self._readers if reader.failure is not None]
+        if failures:
+            raise failures[0]
+        if not self._fusion.count and not self._interrupted:
+            raise self._fusion.refused or self._nothing_shown()
+
+    def _finish_recording(self) -> None:
+        if self._record is not None:
+            try:
+                self._record.recorder.finish(self._fusion.end)
+            except OutputError as error:
+                self._fail(error)
+
+    def _nothing_shown(self) -> InputError:
+        """Why no pair of frames could be fused, by what is known of either camera."""
+        figures = self._statistics.snapshot()
+        found = []
+        for side in SIDES:
+            drops = ", ".join(f"{count} {cause}" for cause, count in figures["cameras"][side]["drops"].items())
+            found.append(f"{side} {figures['cameras'][side]['in']} frames{f' ({drops})' if drops else ''}")
+        return InputError(
+            f"no frames could be fused: {'; '.join(found)}",
+            "compare the times of the two sources; --offset-ms shifts those of infrared, --max-skew-ms allows more",
+        )
 
     def _work(self) -> list[tuple[str, Callable[[], None]]]:
         work: list[tuple[str, Callable[[], None]]] = [(f"reader {each.source.side}", each.run) for each in self._readers]
@@ -190,13 +219,15 @@ class Pipeline:
 
     def _end(self) -> None:
         """Stop every thread: queues accept nothing more, and outputs write what they still hold."""
+        with self._failed:
+            if not self._ended:
+                # Whoever holds `stop` may set it; that nothing was shown by then is no error.
+                self._ended, self._interrupted = True, self.stop.is_set()
         self.stop.set()
         self._inbox.close()
         self._pairs.close()
         if self._follower is not None:
             self._follower.close()
-        if self._record is not None:
-            self._record.close()
         for writer in self._writers:
             writer.close()
 

@@ -11,14 +11,15 @@ from dataclasses import asdict
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import SourceLostError
+from refusion_edge.errors import InputError, RefusionError, SourceLostError
 from refusion_edge.stream.frames import Frame
-from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.pairing.freeze import FreezeWatch, Seen
 from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 
 _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+_DAMAGED = "damaged frame"
 # Why a frame is part of no pair, as the report names it.
 REPEATED = "content of the frame before"
 _DTYPES = (np.uint8, np.uint16, np.float32)
@@ -36,6 +37,7 @@ class Reader:
 
     Attributes:
         delivered_s: Arrival of the last frame, monotonic clock; 0 before the first one.
+        failure: What was wrong with a file that could be used in part, for the end of the run.
     """
 
     def __init__(
@@ -49,19 +51,22 @@ class Reader:
     ) -> None:
         self.source = source
         self.delivered_s = 0.0
+        self.failure: RefusionError | None = None
         self._inbox, self._statistics, self._stop = inbox, statistics, stop
         self._used = used
         self._camera = statistics.cameras[source.side]
         self._freeze = FreezeWatch()
         # Number of the next frame; negative if unknown.
         self._expected = -1 if source.live else 0
+        self._damage: CorruptFrameError | None = None
+        self._remarks = 0
 
     def run(self) -> None:
         """Read frames until the source ends or the run stops.
 
         Raises:
             SourceLostError: A file is lost; only cameras are reopened.
-            InputError: The file is damaged.
+            InputError: The file holds no frames.
         """
         source = self.source
         try:
@@ -71,11 +76,16 @@ class Reader:
                 except CorruptFrameError as error:
                     self._camera.frames_in += 1
                     self._expected += self._expected >= 0  # the first frame of a camera does not reveal how many preceded it
-                    self._statistics.dropped(source.side, "damaged frame")
+                    self._statistics.dropped(source.side, _DAMAGED)
                     self._statistics.note(source.side, str(error))
+                    self._damage = self._damage or error
                     continue
-                except SourceLostError as error:
-                    if not source.live:
+                except (SourceLostError, InputError) as error:
+                    if not source.live and self._camera.frames_in:
+                        self._statistics.note(source.side, str(error))
+                        self.failure = error
+                        break
+                    if isinstance(error, InputError) or not source.live:
                         raise
                     self._come_back(error)
                     self._freeze, self._expected = FreezeWatch(), -1
@@ -85,10 +95,25 @@ class Reader:
                 missing = max(0, grab.index - self._expected) if self._expected >= 0 else 0
                 self._expected = grab.index + 1
                 self._deliver(grab, missing)
+            self._judge_damage()
         finally:
             self._camera.state = "ended" if self._camera.state != "lost" else self._camera.state
             source.__exit__(None, None, None)
             self._inbox.end(source.side)
+
+    def _judge_damage(self) -> None:
+        """A camera may lose frames. A file that did is damaged, which its reader wants to know."""
+        damaged, whole = self._statistics.drops_of(self.source.side, _DAMAGED), self._camera.frames_in
+        if self._damage is None or self.source.live or self.failure is not None:
+            return
+        if damaged == whole:
+            self.failure = InputError(self._damage.problem, self._damage.remedy)
+        else:
+            self.failure = InputError(
+                f"{damaged} of {whole} frames of {self.source.uri} are damaged, or depend on one that is, and were left out",
+                "copy or record it again; all others were used",
+                got=damaged,
+            )
 
     def _deliver(self, grab: Grab, missing: int) -> None:
         side, image, camera = self.source.side, grab.image, self._camera
@@ -104,9 +129,14 @@ class Reader:
         if image.dtype not in _DTYPES or image.ndim not in (2, 3):
             self._statistics.dropped(side, "unknown pixel type")
             return
+        for remark in self.source.remarks[self._remarks :]:
+            self._statistics.remark(side, remark)
+        self._remarks = len(self.source.remarks)
         freezes = self._freeze.freezes
-        seen = self._freeze.add(self._used(image), grab.time_ns)
-        camera.content_hz = self._freeze.content_hz
+        seen = Seen("new", grab.time_ns)
+        if self.source.keeps_noise:
+            seen = self._freeze.add(self._used(image), grab.time_ns)
+            camera.content_hz = self._freeze.content_hz
         if self._freeze.freezes > freezes:
             camera.freezes += 1
             self._statistics.note(side, "frozen")

@@ -51,5 +51,7 @@ class ReplaySource:
         for pair in pairs:
             if pair.number in self._recording.not_shown:
                 self._statistics.dropped("pair", "engine busy")
+            elif self._recording.end is not None and pair.number >= self._recording.end:
+                self._statistics.dropped("pair", "stopped")
             else:
                 self._decisions.hand_on(pair)

@@ -12,8 +12,7 @@ from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.run.reader import Reader
-from refusion_edge.stream.sources.registry import open_source
-from refusion_edge.stream.sources.source import Source
+from refusion_edge.stream.sources.registry import open_pair
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_source
 
@@ -52,10 +51,7 @@ def take_pair(
         SourceLostError: A camera cannot be read, or there was no pair in time.
         InputError: A file cannot be read.
     """
-    sources: tuple[Source, Source] = (
-        open_source(parse_source(ir), "ir", best_effort=best_effort),
-        open_source(parse_source(vis), "vis", best_effort=best_effort),
-    )
+    sources = open_pair(parse_source(ir), parse_source(vis), best_effort=best_effort)
     live = sources[0].live
     if sources[1].live != live:
         raise UsageError("the clocks of a camera and a file are unrelated", "give two cameras or two files")

@@ -85,7 +85,7 @@ class SourceClock:
     """
 
     def __init__(self, clock: str = CLOCK_STREAM, *, shared: bool = False) -> None:
-        self._words, self._said_shared = clock, shared
+        self._words, self._said_shared, self._unstamped = clock, shared, False
         self._epochs, self._steps = 0, 0
         self._news: list[str] = []
         self._delays_ns: deque[int] = deque(maxlen=2 * _INTERVALS)
@@ -109,6 +109,10 @@ class SourceClock:
         self._arrived_ns: int | None = None
         self._suspect: _Suspect | None = None
         self._raised: _Suspect | None = None
+
+    def use_arrival(self) -> None:
+        """Use the arrival of each frame, as where the source gives no stamps of a clock."""
+        self._words, self._unstamped = CLOCK_ARRIVAL, True
 
     def distrust(self) -> None:
         """Take the stamps for those of another clock, as where the driver says so."""
@@ -154,12 +158,14 @@ class SourceClock:
 
     @property
     def _uses_arrival(self) -> bool:
-        return self._nominal or self._standing
+        return self._nominal or self._standing or self._unstamped
 
     def _time_ns(self, stamp_ns: int | None, arrived_ns: int) -> int:
         before_ns = self._arrived_ns
         if before_ns is not None:
             self._arrivals.add(arrived_ns - before_ns)
+        if self._unstamped:
+            return arrived_ns
         self._since_stamp += 1
         if stamp_ns is None or stamp_ns == self._stamp_ns:
             self._unusable += 1

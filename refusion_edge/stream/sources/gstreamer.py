@@ -42,6 +42,7 @@ class GStreamerSource:
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
+        self.remarks: list[str] = []
         read_options(uri, ("width", "height", "rate"))
         sizes = zip(("width", "height"), _DEFAULT_WH, strict=True)
         self._size_wh = tuple(int(number_option(uri, name, default, low=1, high=16384)) for name, default in sizes)
@@ -83,6 +84,11 @@ class GStreamerSource:
     def rate_hz(self) -> float | None:
         """Frames per second requested from the sensor, or None for ``gst:``."""
         return self._rate_hz
+
+    @property
+    def keeps_noise(self) -> bool:
+        """See ``Source.keeps_noise``; a pipeline with a decoder other than that of JPEG may not."""
+        return "dec" not in self._pipeline().replace("jpegdec", "")
 
     def read(self) -> Grab | None:
         """See ``Source.read``; the end of the pipeline is the end of the source, a failure is a lost camera."""

@@ -48,12 +48,14 @@ class Source(Protocol):
         uri: The URI it was opened from.
         live: Whether frames arrive on their own, as from a camera; frames of a file wait until they are read.
         absolute: Whether its clock is directly comparable with that of another source.
+        remarks: What it guessed or repaired so far, in words; it may grow with every frame.
     """
 
     side: Side
     uri: Uri
     live: bool
     absolute: bool
+    remarks: list[str]
 
     def __enter__(self) -> Self: ...
 
@@ -70,6 +72,13 @@ class Source(Protocol):
     @property
     def rate_hz(self) -> float | None:
         """Nominal frame rate, or None if unknown."""
+
+    @property
+    def keeps_noise(self) -> bool:
+        """Whether each frame shows the noise of the sensor, so that equal frames are a repeated one.
+
+        Inter-coded video (H.264 and the like) repeats the pixels of a still scene.
+        """
 
     def read(self) -> Grab | None:
         """Return the next frame, or None at the end.

@@ -115,10 +115,11 @@ def read_scene(uri: Uri) -> Scene:
 class SyntheticSource:
     """One of two synthetic cameras, see ``Scene``. Implements ``Source``."""
 
-    absolute = True
+    absolute = keeps_noise = True
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
+        self.remarks: list[str] = []
         if uri.target not in ("", side):
             raise UsageError(f"{uri} cannot be the source {side}", f"write test://{side}")
         self.scene = read_scene(uri)

@@ -13,7 +13,7 @@ import pytest
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.errors import GateError, OutputError, ShapeError, SourceLostError
+from refusion_edge.errors import GateError, InputError, OutputError, ShapeError, SourceLostError
 from refusion_edge.images.io import read_image
 from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
@@ -81,6 +81,7 @@ def test_faults_of_files_are_counted_by_cause(stream: Stream) -> None:
         ir=camera("ir", live=0, frames=60, corrupt_every=10, freeze_every_ms=700, freeze_ms=400),
         vis=camera("vis", live=0, frames=60, drop_every_ms=1000, drop_ms=100, resize_every=25),
         outputs=("null://",),
+        fails=InputError,
     )
     ir, vis = report["cameras"]["ir"], report["cameras"]["vis"]
     assert ir["drops"]["damaged frame"] == 6
@@ -163,9 +164,10 @@ def test_one_lost_camera_is_passed_over_and_comes_back(stream: Stream) -> None:
 class SilentSource:
     """Delivers nothing and never fails, like a driver that hangs."""
 
-    live, absolute, clock, rate_hz, timing = True, True, "host clock at arrival", 30.0, None
+    live, absolute, clock, rate_hz, timing, keeps_noise = True, True, "host clock at arrival", 30.0, None, True
 
     def __init__(self, side: str) -> None:
+        self.remarks: list[str] = []
         self.side, self.uri, self._over = side, parse_source("test://"), threading.Event()
 
     def __enter__(self) -> Self:
@@ -209,9 +211,10 @@ class BrokenNetwork(MeanBackend):
 class FailingSource:
     """Fails after a few frames with an unforeseen error."""
 
-    live, absolute, clock, rate_hz, timing = True, True, "host clock at arrival", 30.0, None
+    live, absolute, clock, rate_hz, timing, keeps_noise = True, True, "host clock at arrival", 30.0, None, True
 
     def __init__(self, side: str) -> None:
+        self.remarks: list[str] = []
         self.side, self.uri, self._count = side, parse_source("test://"), 0
 
     def __enter__(self) -> Self:

@@ -112,6 +112,14 @@ def test_stamps_that_do_not_advance_give_way_to_the_arrival(stamp_ns: int | None
     assert clock.state.clock.startswith(CLOCK_ARRIVAL)
 
 
+def test_a_source_without_a_clock_is_placed_by_its_arrival() -> None:
+    clock = SourceClock()
+    clock.use_arrival()
+    assert [clock.place(None, arrived_ns) for arrived_ns in (5, 50, 60)] == [5, 50, 60]
+    assert clock.state.clock == CLOCK_ARRIVAL
+    assert clock.take_news() == ()
+
+
 def test_the_camera_may_change_its_rate() -> None:
     shots = [
         *SimulatedCamera(rate_hz=5, seconds=1.6, epoch_s=7).shots(),
