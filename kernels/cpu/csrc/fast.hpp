@@ -34,7 +34,7 @@ struct FastRing {
     void clear(int index) const { std::memset(row(index), 0, sizeof(float) * static_cast<unsigned long>(channels * pitch)); }
 };
 
-// How the scratch is cut for tiles of so many columns.
+// How the scratch is cut for tiles of so many columns; without its start, only the count is found.
 struct FastScratch {
     FastRing rings[kFastMostLayers + 1];  // the input of each layer, and the result of the last
     float* mixes;
@@ -42,10 +42,10 @@ struct FastScratch {
     std::size_t count;
 
     FastScratch(const FastImage& image, int columns, float* start) {
-        float* next = start;
+        std::ptrdiff_t used = 0;
         const auto take = [&](std::ptrdiff_t numbers) {
-            float* piece = next;
-            next += (numbers + 15) / 16 * 16;
+            float* piece = start ? start + used : nullptr;
+            used += (numbers + 15) / 16 * 16;
             return piece;
         };
         // Whole vectors are written, at most one more than fits. An odd number of cache lines keeps channels out of one set.
@@ -60,8 +60,7 @@ struct FastScratch {
         rings[image.layer_count] = {take(fast_ring * planes * pitch), planes, pitch};
         mixes = take(static_cast<std::ptrdiff_t>(kFastMixes) * most * fast_mix_pitch);
         for (float*& line : lines) line = take(image.factor * (columns + 2 * image.layer_count) + lanes);
-        next += fast_columns + 2 * lanes;  // may be read behind the last row
-        count = static_cast<std::size_t>(next - start);
+        count = static_cast<std::size_t>(used) + fast_columns + 2 * lanes;  // may be read behind the last row
     }
 };
 
