@@ -144,8 +144,9 @@ def safetensors_bytes(checkpoint: Checkpoint) -> bytes:
     from safetensors.numpy import save
 
     state = _validated(checkpoint.state, Path("state"))
-    network = checkpoint.network
-    about = {"schema": SCHEMA, "network": network, "task": checkpoint.task, "notes": dict(checkpoint.notes)}
+    about: dict[str, object] = {"schema": SCHEMA, "task": checkpoint.task, "notes": dict(checkpoint.notes)}
+    if checkpoint.network != DEFAULT_NETWORK:  # files of the paper's network keep the bytes that earlier releases wrote
+        about["network"] = checkpoint.network
     # A single entry, because safetensors writes several in an order that differs from run to run.
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
     serialized: bytes = save({name: np.ascontiguousarray(array) for name, array in state.items()}, metadata)

@@ -24,7 +24,7 @@ from refusion_edge.export.build import build
 from refusion_edge.fuser import open_bundle
 from refusion_edge.machine import Target, this_machine
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.graph import make_model
+from refusion_edge.network.family import make_model
 from refusion_edge.network.weights import weights_path
 from refusion_edge.selftest.checks import check_backend, describe_device, timing_sizes
 from refusion_edge.sizes import SizeRange

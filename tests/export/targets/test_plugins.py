@@ -173,7 +173,7 @@ def test_a_bundle_with_plugins_is_built_evaluated_and_says_how_to_rebuild_it(
 ) -> None:
     from refusion_edge.backends.tensorrt.settings import PlanSettings
     from refusion_edge.network.checkpoint import read_checkpoint
-    from refusion_edge.network.graph import make_model
+    from refusion_edge.network.family import make_model
     from refusion_edge.network.weights import weights_path
 
     parsed: list[onnx.ModelProto] = []
