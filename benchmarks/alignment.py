@@ -112,7 +112,7 @@ def _try(pair: ImagePair, homography: Matrix) -> tuple[Outcome, str]:
         pair_px=apart_px(np.eye(3), own.homography, size_wh),
         stated_px=found.evidence.error_px,
     )
-    return outcome, f"{found.model}{': ' if found.doubts else ''}{', '.join(found.doubts)}"
+    return outcome, f"{found.model}{': ' if found.doubts else ''}{', '.join(map(str, found.doubts))}"
 
 
 def _samples(rng: np.random.Generator) -> None:

@@ -338,7 +338,7 @@ def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
     from benchmarks.gpu_engines import time_engine, watch_for_leaks
     from refusion_edge.backends.fused import FusedBackend
     from refusion_edge.cuda.program_file import program_bytes
-    from refusion_edge.export.targets.program import make_program
+    from refusion_edge.export.targets.cubins import make_program
 
     program = program_bytes(make_program(setting.state, {"task": TASK}, [_architecture()], jobs=os.cpu_count() or 1))
     opening = functools.partial(_opened, FusedBackend, program)

@@ -33,7 +33,7 @@ from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
 from refusion_edge.backends.openvino import OpenVinoBackend
 from refusion_edge.backends.registry import status
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import ImagePair, read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import processor
@@ -168,7 +168,7 @@ def _open_openvino(model: bytes, precision: Precision) -> Fuse:
 
 
 def _planes(pair: ImagePair) -> tuple[Float32Array, Float32Array]:
-    planes = to_planes(pair.a, pair.b, sensor_a=find_task("ir_vis").ranged_a)
+    planes = to_planes(pair.a, pair.b, find_task("ir_vis"))
     return planes.a, planes.b
 
 

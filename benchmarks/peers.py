@@ -38,13 +38,14 @@ from refusion_edge.export.build import BuildSpec, build
 from refusion_edge.export.graph.trace import silence
 from refusion_edge.files import write_atomically
 from refusion_edge.fuser import load as load_fuser
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import is_installed
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import parse_size
+from refusion_edge.tasks import find_task
 
 SCHEMA = "refusion-edge/bench-peers/1"
 OURS = "onnxruntime"
@@ -240,7 +241,7 @@ def open_peer(name: str, setting: Setting) -> Iterator[Fuse]:
 def planes(size_hw: tuple[int, int]) -> tuple[Float32Array, Float32Array]:
     """The luma planes of a sample pair."""
     pair = resized(read_pair(sample_paths(TASK)[0]), size_hw)
-    found = to_planes(pair.a, pair.b, sensor_a=True)
+    found = to_planes(pair.a, pair.b, find_task(TASK))
     return found.a, found.b
 
 

@@ -30,7 +30,7 @@ from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Geometry, Processor
-from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.run.pairing import MotionMeter
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 
 LIMIT_MS = 4.0
@@ -76,7 +76,7 @@ def _cost(gain: ThermalGain, pairs: int, *, rigged: bool) -> tuple[list[float], 
         time_ns = number * SECOND // 30
         wall, cpu = time.perf_counter_ns(), time.process_time_ns()
         for side, image, late_ns in (("ir", ir, 0), ("vis", vis, 2 * MS)):
-            since_ns = freeze.add(image, time_ns) if side == "ir" else time_ns
+            since_ns = freeze.add(image, time_ns).since_ns if side == "ir" else time_ns
             frame = Frame("ir" if side == "ir" else "vis", image, number, time_ns + late_ns, time_ns + late_ns, since_ns)
             for pair in failover.push(frame).pairs:
                 if pair.number % _MOTION_EVERY < 2 and pair.vis is not None:

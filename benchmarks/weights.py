@@ -29,7 +29,9 @@ import numpy as np
 
 from refusion_edge import load
 from refusion_edge.arrays import Float32Array, Uint8Array
-from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range, to_planes
+from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
+from refusion_edge.images.io import read_image
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import ImagePair, find_images, find_pairs, read_pair
 from refusion_edge.metrics import Metric, find_metric, score
 from refusion_edge.metrics.planes import to_gray_plane
@@ -143,7 +145,7 @@ def test_cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
 def _defocused(data: Path, count: int) -> Iterator[Case]:
     images = find_images(str(data / "ir_vis" / "test" / "vis"))
     for index, stem in enumerate([stem for stem in images if stem.startswith("roadscene")][:count]):
-        sharp = np.rint(to_gray_plane(cv2.imread(str(images[stem]), cv2.IMREAD_GRAYSCALE))).astype(np.uint8)
+        sharp = np.rint(to_gray_plane(read_image(images[stem]))).astype(np.uint8)
         near, far = defocused_pair(sharp, np.random.default_rng(index))
         yield Case("defocus", ImagePair(stem, near, far), sharp)
 
@@ -151,7 +153,7 @@ def _defocused(data: Path, count: int) -> Iterator[Case]:
 def measure(fuse: Fuse, task: Task, case: Case) -> Values:
     """Fuse a pair and score the result."""
     a, b = case.pair.a, case.pair.b
-    planes = to_planes(a, b, sensor_a=task.ranged_a)
+    planes = to_planes(a, b, task)
     fused = fuse(planes.a, planes.b)[0, 0].copy()
     swap = float(np.abs(fused - fuse(planes.b, planes.a)[0, 0]).mean())
     stretched, plain = (merge(to_output_range(fused, kind), None) for kind in OUTPUT_RANGES)

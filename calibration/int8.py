@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import GateError, InputError
-from refusion_edge.images.color import Planes, to_planes
+from refusion_edge.images.luma import Planes, to_planes
 from refusion_edge.images.pairs import ImagePair, fingerprint
 from refusion_edge.network.graph import INPUT_A, INPUT_B
 from refusion_edge.network.quantization import CalibrationTable, Method, layer_nodes
@@ -69,11 +70,11 @@ def collect(
     largest = dict.fromkeys(names, 0.0)
     used: list[ImagePair] = []
     for pair in pairs:
-        # Check before cropping, which would hide that the two images differ in size.
-        planes_of(pair, task)
-        used.append(ImagePair(pair.name, _middle(pair.a), _middle(pair.b)))
-        planes = planes_of(used[-1], task)
-        values = dict(zip(names, session.run(names, {INPUT_A: planes.a, INPUT_B: planes.b}), strict=True))
+        # From the whole images, whose ranges the network will see.
+        planes = planes_of(pair, task)
+        used.append(replace(pair, a=_middle(pair.a), b=_middle(pair.b)))
+        inputs_of_pair = {INPUT_A: _middle(planes.a[0, 0])[None, None], INPUT_B: _middle(planes.b[0, 0])[None, None]}
+        values = dict(zip(names, session.run(names, inputs_of_pair), strict=True))
         for name, array in values.items():
             largest[name] = max(largest[name], float(np.abs(array).max()))
         if method != "min-max":
@@ -113,7 +114,7 @@ def planes_of(pair: ImagePair, task: Task) -> Planes:
         InputError: It cannot be fused; the message names it.
     """
     try:
-        return to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
+        return to_planes(pair.a, pair.b, task, encodings=pair.encodings)
     except InputError as error:
         raise error.within(f"pair {pair.name}") from error
 

@@ -1,4 +1,5 @@
 // Fuses two 8-bit PGM files without Python:  fuse_pgm weights.safetensors infrared.pgm visible.pgm fused.pgm [threads]
+// The weights may be those of either network.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

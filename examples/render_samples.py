@@ -10,6 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from refusion_edge.errors import InputError
+from refusion_edge.images.io import read_image
+
 # isort: split
 from samples import head, interiors, streets
 from samples.paint import Uint8Image
@@ -27,9 +30,13 @@ TOLERANCE = 2
 
 def compare(path: Path, image: Uint8Image) -> str:
     """Describe how a stored file differs from an image (BGR or grayscale); "ok" if it does not."""
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.shape != image.shape:
-        return "missing or unreadable" if stored is None else f"its shape is {stored.shape}, that of the image {image.shape}"
+    try:
+        stored = read_image(path)
+    except InputError:
+        return "missing or unreadable"
+    if stored.shape != image.shape:
+        return f"its shape is {stored.shape}, that of the image {image.shape}"
+    stored = stored[..., ::-1] if stored.ndim == 3 else stored
     difference = int(np.abs(stored.astype(int) - image.astype(int)).max())
     return "ok" if difference <= TOLERANCE else f"differs by up to {difference} gray levels"
 

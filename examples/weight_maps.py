@@ -20,10 +20,10 @@ from torch import Tensor
 
 from refusion_edge.arrays import Uint8Array
 from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.luma import to_luma8
 from refusion_edge.images.montage import MontageRow, montage
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import find_task
-from refusion_edge.train.crops import to_luma8
 from refusion_edge.train.losses import LossWeights
 from refusion_edge.train.networks import propose
 from refusion_edge.train.priors import PRIORS
@@ -44,7 +44,8 @@ def main() -> int:
     checkpoints = [read_state(path) for path in options.checkpoints]
     task = find_task(checkpoints[0].task)
     sample = sample_paths(task.name)[0]
-    a, b = (to_luma8(read_image(path)) for path in (options.a or sample.a, options.b or sample.b))
+    files = options.a or sample.a, options.b or sample.b
+    a, b = (to_luma8(read_image(path), role) for path, role in zip(files, task.roles, strict=True))
     planes = [torch.from_numpy(plane[None, None] / np.float32(255)) for plane in (a, b)]
     proposal = checkpoints[0].settings.proposal
     prior = LossWeights.from_logits(PRIORS[proposal.prior](*planes, proposal.gradient_sharpness))

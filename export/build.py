@@ -237,8 +237,8 @@ def _run_gate(
     ):
         return run_gate(
             engine, inputs.state, pairs, task, precision,
-            subject=f"the {precision} engine differs too much from",
-            remedy=f"nothing was installed, {remedy}",
+            subject=f"the {precision} engine was not installed, as it differs too much from",
+            remedy=remedy,
         )  # fmt: skip
 
 

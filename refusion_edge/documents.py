@@ -40,7 +40,7 @@ def parse_json(text: bytes | str, source: str, *, error: type[RefusionError] = I
     """Parse strict JSON (RFC 8259) without duplicate keys.
 
     Args:
-        text: The document; bytes in UTF-8.
+        text: The document; bytes in UTF-8, with or without a byte order mark.
         source: Name of the document in messages.
         error: Type of exception to raise.
 
@@ -50,7 +50,7 @@ def parse_json(text: bytes | str, source: str, *, error: type[RefusionError] = I
     """
     try:
         value = json.loads(
-            text.decode("utf-8") if isinstance(text, bytes) else text,
+            text.decode("utf-8-sig") if isinstance(text, bytes) else text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -87,6 +88,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
             _replace(target, before, data, mode)
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def natural_key(name: str) -> tuple[list[object], str]:
+    """Key that sorts names as people count: ``frame_9`` before ``frame_10``."""
+    parts: list[object] = list(re.split(r"([0-9]+)", name))
+    # Numbers by their length, then as text: a name may hold more digits than Python converts.
+    parts[1::2] = [(len(number), number) for number in (str(part).lstrip("0") for part in parts[1::2])]
+    return parts, name
 
 
 def require_writable(path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.accuracy.gate import gate_pairs, run_gate
-from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.arrays import Float32Array, Uint8Array
 from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import (
     AUTO,
@@ -26,7 +29,10 @@ from refusion_edge.backends.registry import (
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
 from refusion_edge.errors import CheckpointError, OutputError, UsageError
-from refusion_edge.images.color import OUTPUT_RANGES, OutputRange, Planes, to_output_range, to_planes
+from refusion_edge.images.color import OUTPUT_RANGES, ColorOrder, OutputRange, to_output_range
+from refusion_edge.images.conversion import to_still
+from refusion_edge.images.luma import Planes, to_planes
+from refusion_edge.images.ranges import Remark, Span
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network.checkpoint import read_checkpoint, require_network
 from refusion_edge.network.family import DEFAULT_NETWORK
@@ -67,33 +73,70 @@ class Fuser:
     def __exit__(self, *exc: object) -> None:
         self.backend.__exit__(*exc)
 
-    def fuse(self, a: Array, b: Array, *, color: bool = True, colour: bool | None = None) -> Uint8Array:
+    def fuse(
+        self,
+        a: object,
+        b: object,
+        *,
+        color: bool = True,
+        color_order: ColorOrder = "rgb",
+        a_range: Span | None = None,
+        b_range: Span | None = None,
+        colour: bool | None = None,
+    ) -> Uint8Array:
         """Fuse two registered images.
 
+        What had to be guessed about them, or is doubtful, is logged as a warning of ``refusion_edge``.
+
         Args:
-            a: Source a (infrared, functional, near, under), (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in
-                [0, 1]. 16-bit or float gray of an infrared or functional source may have any range.
+            a: Source a (infrared, functional, near, under): a path, an array (H, W) or (H, W, 3), a Pillow image, a tensor, or
+                what else ``refusion_edge.images.conversion.to_still`` takes. uint8, uint16, or float in [0, 1]; gray of more
+                bits or float may have any range where it is infrared, CT, PET, SPECT or MRI.
             b: Source b (visible, MRI, far, over), same height and width.
             color: Whether to keep the color of the sources.
+            color_order: Channel order of arrays; ``bgr`` for those of OpenCV.
+            a_range: The values of source a that become black and white: two values, ``auto`` for its own range or ``full``
+                for its full scale.
+            b_range: The same for source b.
             colour: Former name of ``color``; deprecated.
 
         Returns:
-            (H, W, 3) RGB uint8 if a source has color and ``color`` is set, else (H, W). A new array.
+            (H, W, 3) uint8 in that channel order if a source has color and ``color`` is set, else (H, W). A new array.
 
         Raises:
             ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
-            InputError: An image contains NaN or infinities, or is constant.
+            InputError: An image cannot be read, is constant, has no valid pixel, or values out of range.
             GateError: The network's output is not finite; its weights or its engine are broken.
         """
         if colour is not None:
             warnings.warn("the argument colour of Fuser.fuse is now called color", DeprecationWarning, stacklevel=2)
             color = colour
-        planes = self.to_planes(a, b)
-        return self.to_image(self.infer(planes, color=color), planes, color=color)
+        planes = self.to_planes(a, b, color_order=color_order, a_range=a_range, b_range=b_range)
+        for remark in planes.remarks:
+            count = f" ({remark.pixels} pixels)" if remark.pixels else ""
+            logging.getLogger("refusion_edge").warning("%s%s", remark.text, count)
+        image = self.to_image(self.infer(planes, color=color), planes, color=color)
+        return np.ascontiguousarray(image[..., ::-1]) if color_order == "bgr" and image.ndim == 3 else image
 
-    def to_planes(self, a: Array, b: Array) -> Planes:
+    def to_planes(
+        self,
+        a: object,
+        b: object,
+        *,
+        color_order: ColorOrder = "rgb",
+        a_range: Span | None = None,
+        b_range: Span | None = None,
+    ) -> Planes:
         """Run the steps of ``fuse`` before the network: turn two images into its inputs. Arguments and errors as there."""
-        return to_planes(a, b, sensor_a=self.task.ranged_a, keep_uint8=self._finisher.takes_uint8)
+        first, second = (to_still(image, name, color_order=color_order) for image, name in ((a, "source a"), (b, "source b")))
+        planes = to_planes(
+            first.pixels, second.pixels, self.task, encodings=(first.encoding, second.encoding), spans=(a_range, b_range),
+            keep_uint8=self._finisher.takes_uint8,
+        )  # fmt: skip
+        notes = tuple(
+            Remark(f"source {name}: {text}") for name, still in (("a", first), ("b", second)) for text in still.encoding.remarks
+        )
+        return replace(planes, remarks=notes + planes.remarks) if notes else planes
 
     def infer(self, planes: Planes, *, color: bool = True) -> Float32Array | Uint8Array:
         """Run the network, as ``fuse`` does.
@@ -116,7 +159,8 @@ class Fuser:
             GateError: The output is not finite; the weights or the engine are broken.
         """
         stretch = partial(to_output_range, output_range=self.output_range)
-        return self._finisher.finish(output, planes.chroma if color else None, stretch)
+        beside = planes.beside(output.dtype)
+        return self._finisher.finish(output, planes.chroma if color else None, stretch, beside=beside)
 
 
 def load(

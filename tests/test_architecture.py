@@ -128,7 +128,7 @@ def test_packages_have_no_circle_inside() -> None:
 
 
 def test_the_checks_bite() -> None:
-    assert violations("export.spec", "from refusion_edge.calibration.int8 import measure", MODULES)
+    assert violations("export.build", "from refusion_edge.calibration.int8 import measure", MODULES)
     assert violations("fuser", "def f():\n    import refusion_edge.export.build", MODULES)
     assert violations("errors", "from refusion_edge.files import write_atomically", MODULES)
     assert violations("bundle.folder", "if TYPE_CHECKING:\n    from refusion_edge import Fuser", MODULES)

@@ -68,6 +68,7 @@ def check(report: Path, *allowed: str) -> subprocess.CompletedProcess[str]:
 EVERY = ("needs an? (instruction set|module)", "needs a fixture's 'resource'")
 
 
+@pytest.mark.slow
 def test_skips_on_the_list_pass_and_are_counted(report: Path) -> None:
     done = check(report, *EVERY)
     assert (done.returncode, done.stderr) == (0, "")
@@ -79,6 +80,7 @@ def test_skips_on_the_list_pass_and_are_counted(report: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_lines_that_match_nothing_are_named_and_fail_nothing(report: Path) -> None:
     done = check(report, *EVERY, "needs the moon")
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,6 +97,7 @@ def test_lines_that_match_nothing_are_named_and_fail_nothing(report: Path) -> No
         ((), "needs an instruction set"),
     ],
 )
+@pytest.mark.slow
 def test_a_skip_that_is_not_on_the_list_fails(report: Path, allowed: tuple[str, ...], named: str) -> None:
     done = check(report, *allowed)
     assert done.returncode == 1

@@ -14,11 +14,12 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, ShapeError
-from refusion_edge.images.color import check_pair
-from refusion_edge.images.io import read_image
-from refusion_edge.images.pairs import PairPaths, find_images, find_pairs
+from refusion_edge.images.depth import NO_DEPTHS, Depths, find_depths
+from refusion_edge.images.io import read_still
+from refusion_edge.images.layouts import SourceFolders, find_folders
+from refusion_edge.images.luma import CONTRAST, to_luma8, to_planes
+from refusion_edge.images.pairs import PairPaths, find_images, find_pairs, read_pair
 from refusion_edge.tasks import Task
-from refusion_edge.train.crops import to_luma8
 
 SHARP_FOLDER = "sharp"
 _LISTED = 20
@@ -32,11 +33,15 @@ class Entry:
         name: Stem of the files.
         a: File of source a, or a sharp image.
         b: File of source b, or None for a sharp image, from which both sources are made.
+        task: The task, which determines what the values of each source mean.
+        depths: Bit depths of the set that it belongs to.
     """
 
     name: str
     a: Path
     b: Path | None
+    task: Task
+    depths: Depths = NO_DEPTHS
 
 
 @dataclass(slots=True)
@@ -125,6 +130,7 @@ def survey(
     *,
     folder_a: str | None = None,
     folder_b: str | None = None,
+    layout: str | None = None,
     exclude: Sequence[str] = (),
     sharp_scale: float = 1.0,
     progress: Callable[[Iterable[Entry]], Iterable[Entry]] = iter,
@@ -138,6 +144,7 @@ def survey(
         crop_px: Side of the largest crop.
         folder_a: Name of the folder of source a, if not the task's own.
         folder_b: The same for source b.
+        layout: Layout of a known data set, see ``refusion_edge.images.layouts``; None to find it.
         exclude: Prefixes of names to leave out.
         sharp_scale: Factor by which sharp images are resized.
         progress: Wraps the files to show progress.
@@ -147,8 +154,11 @@ def survey(
     """
     if not data.is_dir():
         raise InputError(f"there is no folder {data}", "check the path to the pairs")
-    names = folder_a or task.folder_a, folder_b or task.folder_b
-    found, reasons = _find(data, task, names)
+    if folder_a is None and folder_b is None:
+        folders = _folders(data, task, layout)
+    else:
+        folders = SourceFolders(data / (folder_a or task.folder_a), data / (folder_b or task.folder_b))
+    found, reasons, said = _find(data, task, folders)
     kept = [entry for entry in found if not entry.name.startswith(tuple(exclude))]
     if len(kept) < len(found):
         reasons["excluded by name"] = [entry.name for entry in found if entry.name.startswith(tuple(exclude))]
@@ -159,7 +169,7 @@ def survey(
             usable.append(entry)
         else:
             reasons.setdefault(reason, []).append(entry.name)
-    remarks = tuple(f"left out, {reason}: {len(names)} ({_some(names)})" for reason, names in reasons.items())
+    remarks = tuple(f"left out, {reason}: {len(names)} ({_some(names)})" for reason, names in reasons.items()) + tuple(said)
     if not usable:
         raise InputError(
             f"no usable pairs of at least {crop_px}x{crop_px} pixels below "
@@ -187,28 +197,42 @@ def split_held(entries: Sequence[Entry], share: float) -> tuple[tuple[Entry, ...
 
 
 def read_planes(entry: Entry, sharp_scale: float = 1.0) -> tuple[Array, Array]:
-    """Read the luma of both sources, each (H, W) uint8; the same plane twice for a sharp image.
+    """Read the luma of both sources as they are fused, rounded to (H, W) uint8; the same plane twice for a sharp image.
 
     Raises:
         InputError: A file cannot be used.
     """
-    a = read_image(entry.a)
     if entry.b is None:
-        luma = to_luma8(a)
+        sharp = read_still(entry.a)
+        luma = to_luma8(sharp.pixels, entry.task.roles[0], encoding=sharp.encoding)
+        if luma.min() == luma.max():
+            raise InputError(
+                f"{entry.a} has the same value in every pixel", "leave it out", expected=CONTRAST, got=int(luma[0, 0])
+            )
         if sharp_scale != 1:
-            luma = cv2.resize(luma, None, fx=sharp_scale, fy=sharp_scale, interpolation=cv2.INTER_AREA)
+            luma = cv2.resize(luma, None, fx=sharp_scale, fy=sharp_scale, interpolation=cv2.INTER_AREA).astype(
+                np.uint8, copy=False
+            )
         return luma, luma
-    b = read_image(entry.b)
-    check_pair(a, b)
-    return to_luma8(a), to_luma8(b)
+    pair = entry.depths.apply(read_pair(PairPaths(entry.name, entry.a, entry.b)))
+    planes = to_planes(pair.a, pair.b, entry.task, encodings=pair.encodings)
+    a, b = (np.rint(plane[0, 0] * 255).astype(np.uint8) for plane in (planes.a, planes.b))
+    return a, b
 
 
 def _repeats(name: str, repeat: Mapping[str, int]) -> int:
     return next((times for beginning, times in repeat.items() if name.startswith(beginning)), 1)
 
 
-def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], dict[str, list[str]]]:
-    folders = data / names[0], data / names[1]
+def _folders(data: Path, task: Task, layout: str | None) -> SourceFolders:
+    if layout is None and task.name == "multi_focus" and (data / SHARP_FOLDER).is_dir():
+        return SourceFolders(data / task.folder_a, data / task.folder_b)
+    return find_folders(data, task, layout)
+
+
+def _find(data: Path, task: Task, sources: SourceFolders) -> tuple[list[Entry], dict[str, list[str]], list[str]]:
+    folders = sources.a, sources.b
+    said = [f"layout {sources.layout}: {sources.a} and {sources.b}"] if sources.layout else []
     sharp = data / SHARP_FOLDER
     has_sharp = task.name == "multi_focus" and sharp.is_dir()
     entries: list[Entry] = []
@@ -218,34 +242,34 @@ def _find(data: Path, task: Task, names: tuple[str, str]) -> tuple[list[Entry], 
             if not folder.is_dir():
                 raise InputError(
                     f"{data} has no folder {folder.name}",
-                    f"put the pairs into {names[0]} and {names[1]}, or name their folders with --a and --b",
+                    f"put the pairs into {folders[0].name} and {folders[1].name}, or name their folders with --a and --b",
                 )
         found = find_pairs(str(folders[0]), str(folders[1]))
-        entries += [_entry(pair) for pair in found.pairs]
+        depths = find_depths(found.pairs, task)
+        entries += [Entry(pair.name, pair.a, pair.b, task, depths) for pair in found.pairs]
         alone = [f"{path.parent.name}/{path.name}" for path in (*found.only_a, *found.only_b)]
         if alone:
             reasons["without a counterpart"] = alone
+        if found.ignored:
+            reasons["no supported suffix"] = [f"{path.parent.name}/{path.name}" for path in found.ignored]
+        said += [*depths.remarks, *found.matching]
     if has_sharp:
-        entries += [Entry(stem, path, None) for stem, path in find_images(str(sharp)).items()]
-    return sorted(entries, key=lambda entry: (entry.name, entry.b is None)), reasons
-
-
-def _entry(pair: PairPaths) -> Entry:
-    return Entry(pair.name, pair.a, pair.b)
+        entries += [Entry(stem, path, None, task) for stem, path in find_images(str(sharp)).items()]
+    return sorted(entries, key=lambda entry: (entry.name, entry.b is None)), reasons, said
 
 
 def _unfit(entry: Entry, crop_px: int, sharp_scale: float) -> str | None:
     """Why an entry cannot be used, in a few words, or None."""
     try:
-        a, b = read_planes(entry, sharp_scale)
+        plane, _ = read_planes(entry, sharp_scale)
     except ShapeError:
         return "sizes that do not fit"
     except InputError as error:
+        if error.expected == CONTRAST:
+            return "one value in every pixel"
         return f"unreadable ({error.problem})"
-    if min(a.shape) < crop_px:
+    if min(plane.shape) < crop_px:
         return f"smaller than the crop of {crop_px} pixels"
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return "one value in every pixel"
     return None
 
 

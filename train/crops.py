@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from refusion_edge.arrays import Array, Float32Array
-from refusion_edge.images.color import split, to_display_range
 from refusion_edge.train.augmentation import ToneSettings, defocused_pair, toned
 
 PLAIN = ToneSettings(share=0.0, gamma=1.0, least_gain=1.0, alike=True)
@@ -79,12 +78,6 @@ def crop_batch(
         crops_a.append(plane_a)
         crops_b.append(plane_b)
     return _to_tensor(crops_a), _to_tensor(crops_b)
-
-
-def to_luma8(image: Array) -> Array:
-    """Luma of an image as it is fused, rounded to 8 bits, (H, W) uint8."""
-    luma, _ = split(to_display_range(image, sensor=False))
-    return np.rint(luma * 255).astype(np.uint8)
 
 
 def _to_tensor(crops: list[Float32Array]) -> Tensor:

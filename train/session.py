@@ -41,6 +41,7 @@ class Request:
         assignments: ``section.key=value`` on top of it.
         folder_a: Folder of source a below ``data``, if not the task's own name.
         folder_b: The same for source b.
+        layout: Layout of a known data set; None to find it.
         exclude: Prefixes of names to leave out.
         init: Weights of F to start from.
         resume: Folder of a run, or one of its checkpoints, to continue from.
@@ -58,6 +59,7 @@ class Request:
     assignments: tuple[str, ...] = ()
     folder_a: str | None = None
     folder_b: str | None = None
+    layout: str | None = None
     exclude: tuple[str, ...] = ()
     init: Path | None = None
     resume: Path | None = None
@@ -234,6 +236,7 @@ def survey_for(request: Request, settings: Settings, console: Console) -> Survey
         max(settings.run.crop_px, settings.run.late_crop_px),
         folder_a=request.folder_a,
         folder_b=request.folder_b,
+        layout=request.layout,
         exclude=request.exclude,
         sharp_scale=settings.data.sharp_scale,
         progress=console.files,

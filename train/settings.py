@@ -375,7 +375,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
         )
     data = read_file(path, kind="preset", most_bytes=_MOST_BYTES, error=UsageError)
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no TOML file ({brief(error)})", "correct it") from error
 

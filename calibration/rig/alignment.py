@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.calibration.rig.causes import find_cause
 from refusion_edge.calibration.rig.coarse import SearchRange
 from refusion_edge.calibration.rig.motion import Model, apart_px
-from refusion_edge.calibration.rig.points import PointPairs, align_points, checkerboard_points
+from refusion_edge.calibration.rig.points import PointPairs, align_points
 from refusion_edge.calibration.rig.scene import SceneAlignment, align_scene, require_evidence
 from refusion_edge.calibration.rig.structure import shown_part, shrunk
 from refusion_edge.errors import AlignmentError
@@ -37,7 +38,7 @@ from refusion_edge.rig.warp import make_view, make_warp
 SCHEMA = "refusion-edge/alignment/1"
 PARALLAX_DISTANCES_M = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, math.inf)
 # Little misalignment remains between cameras that were aligned before.
-_CHECK_RANGE = SearchRange(shift=0.08, rotation_deg=2.0, scale=(0.95, 1.05))
+_CHECK_RANGE = SearchRange(shift=0.08, rotation_deg=2.0, field=(0.95, 1.05))
 _PANEL_PX = 560
 _TILES = 8
 # Gradients at this percentile are drawn in full.
@@ -108,15 +109,15 @@ def align_views(
         AlignmentError: The scene provides too little evidence; names every reason.
         InputError: A view holds NaN or infinities.
     """
-    scene = align_scene(
-        views.of_base(),
-        views.of_moving(),
-        sensor_base=views.base == "ir",
-        sensor_moving=views.base == "vis",
-        model=model,
-        within=within,
-    )
-    require_evidence(scene)
+    sensors = {"sensor_base": views.base == "ir", "sensor_moving": views.base == "vis"}
+    try:
+        scene = align_scene(views.of_base(), views.of_moving(), **sensors, model=model, within=within)
+        require_evidence(scene)
+    except AlignmentError as error:
+        cause = find_cause(views.of_base(), views.of_moving(), **sensors, within=within or SearchRange())
+        if cause is None:
+            raise
+        raise AlignmentError(f"{error.problem}: {cause[0]}", cause[1]) from error
     method = (
         f"from the scene ({scene.model}): standard error {scene.evidence.standard_error_px:.2f} px, halves of the image "
         f"{scene.evidence.halves_px:.2f} px apart, two measures {scene.evidence.measures_px:.2f} px apart"
@@ -150,24 +151,6 @@ def align_point_pairs(
             f"view; left-out points {found.left_out_px:.2f} px off"
         )
     return RigAlignment(distance_m, to_rows(found.homography), found.error_px, method)
-
-
-def join_boards(pairs: list[tuple[Array, Array]], board: tuple[int, int]) -> PointPairs:
-    """Corners of a checkerboard in several pairs of views, all at one distance.
-
-    Raises:
-        AlignmentError: No pair shows the board in both views; pairs that do not are left out.
-    """
-    found: list[PointPairs] = []
-    last: AlignmentError | None = None
-    for ir, vis in pairs:
-        try:
-            found.append(checkerboard_points(ir, vis, board))
-        except AlignmentError as error:
-            last = error
-    if not found:
-        raise last or AlignmentError("there are no pairs of images", "check the folders")
-    return PointPairs(np.concatenate([each.ir for each in found]), np.concatenate([each.vis for each in found]))
 
 
 def check_rig(rig: Rig, frames: Mapping[SourceName, Array], distance_m: float | None = None) -> CheckResult:

@@ -1,4 +1,7 @@
-"""Exhaustive search, on small copies, for the shift, rotation and scale that map one image onto another."""
+"""Exhaustive search, on small copies, for the shift, rotation and scale that map one image onto another.
+
+The two fields of view may differ: at each scale, the narrower image is a template that is looked for in the wider one.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.calibration.rig.structure import Mask, Scene, gradient_structure, scaled, warped
+from refusion_edge.calibration.rig.structure import Mask, Scene, gradient_structure, scaled, warped, without_mean
 from refusion_edge.rig.model import Matrix
 from refusion_edge.rig.warp import warp_points
 
-_SIDE_PX = 160
-_ROTATION_STEP_DEG = 2.0
-_SCALE_STEP = 1.045
+# Long side of the small copy of the wider image; less where the narrower one has too few pixels, but not below the least.
+_SIDE_PX, _LEAST_SIDE_PX = 256, 160
+# Steps of a template that fills the wider view; smaller templates allow longer ones.
+_ROTATION_STEP_DEG = 2.5
+_SCALE_STEP = 0.045
+_LEAST_TEMPLATE = 0.5
 # Overlaps below this part of the largest are ignored: a few pixels can agree by chance.
 _LEAST_OVERLAP = 0.25
+# Peaks of one rotation and scale, and how far apart they are in pixels of the small copy.
+_PEAKS, _PEAK_PX = 2, 6
 # Candidates whose image outlines differ by less than this part of the long side count as one.
 _DISTINCT = 0.04
+
+Spectrum = NDArray[np.complex64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +39,15 @@ class SearchRange:
     """Range of the search.
 
     Attributes:
-        shift: Largest shift as a part of the width and height.
+        shift: How far the narrower view may reach beyond the wider one, as a part of the wider one's width and height.
         rotation_deg: Largest rotation in either direction.
-        scale: Smallest and largest scale of the moving image relative to the nominal one, the ratio of the widths.
+        field: Smallest and largest field of view of the moving image as a multiple of that of the base: the width of the
+            part of the scene that it shows over the width that the base shows.
     """
 
     shift: float = 0.2
     rotation_deg: float = 5.0
-    scale: tuple[float, float] = (0.85, 1.18)
+    field: tuple[float, float] = (0.4, 2.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +57,12 @@ class Candidate:
     Attributes:
         homography: Point of the base to point of the moving image.
         agreement: Normalized correlation of the gradient structure, at most 1.
+        score: How far the agreement stands out from that of other shifts, and from chance for its area; for comparison only.
     """
 
     homography: Matrix
     agreement: float
+    score: float
 
 
 def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[Candidate]:
@@ -67,74 +80,163 @@ def search(base: Scene, moving: Scene, within: SearchRange, count: int) -> list[
     Returns:
         Up to ``count`` distinct candidates, best first.
     """
-    small, up = scaled(base, _SIDE_PX / max(base.size_wh))
-    structure, mask = gradient_structure(small)
-    field = _complex(structure)
-    height, width = field.shape
-    reach = math.ceil(within.shift * width), math.ceil(within.shift * height)
-    # Room for every shift without wrapping around.
-    shape = (height + reach[1] + 1, width + reach[0] + 1)
-    shape = (cv2.getOptimalDFTSize(shape[0]), cv2.getOptimalDFTSize(shape[1]))
-    field_hat, energy_hat, mask_hat = (np.conj(np.fft.fft2(plane, shape)) for plane in (field, np.abs(field) ** 2, _real(mask)))
-    rows, columns = (np.r_[0 : reach[axis] + 1, -reach[axis] : 0] for axis in (1, 0))
-
+    low, high = within.field
     found: list[Candidate] = []
-    for pose in _poses(base, moving, within):
-        turned, turned_mask = gradient_structure(warped(moving, pose @ up, (width, height)))
-        other = _complex(turned)
-        product = np.fft.ifft2(field_hat * np.fft.fft2(other, shape)).real
-        # Both are real, so one transform computes the two.
-        energies = np.fft.ifft2(
-            energy_hat * np.fft.fft2(_real(turned_mask), shape) + 1j * mask_hat * np.fft.fft2(np.abs(other) ** 2, shape)
+    if low < 1 or high <= 1:
+        found += _look_for(moving, base, (low, min(high, 1.0)), within)
+    if high > 1:
+        for candidate in _look_for(base, moving, (1 / high, min(1 / low, 1.0)), within):
+            inverse = np.linalg.inv(candidate.homography).astype(np.float64)
+            found.append(Candidate(inverse / inverse[2, 2], candidate.agreement, candidate.score))
+    found.sort(key=lambda candidate: -candidate.score)
+    return _distinct(found, base.size_wh, moving.size_wh, count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Field:
+    """The gradient structure of a small copy as complex numbers, (H, W), and where it is known."""
+
+    values: Spectrum
+    mask: Mask
+
+
+def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: SearchRange) -> Iterator[Candidate]:
+    """Look for the narrower image, which shows ``part`` of the width of the wider one; candidates map wide to narrow."""
+    side_px = min(_SIDE_PX, max(max(narrow.size_wh) / part[1], _LEAST_SIDE_PX))
+    small, up = scaled(wide, side_px / max(wide.size_wh))
+    field = _field(small)
+    height, width = field.mask.shape
+    tallest = round(part[1] * width * narrow.size_wh[1] / narrow.size_wh[0])
+    reach = math.ceil(within.shift * height), math.ceil(within.shift * width)
+    # Room for every shift without wrapping around.
+    shape = tuple(
+        cv2.getOptimalDFTSize(max(side, other) + room + 1)
+        for side, other, room in zip((height, width), (tallest, round(part[1] * width)), reach, strict=True)
+    )
+    field_hat, energy_hat, mask_hat = _spectra(field, shape)
+    for share in _shares(*part):
+        template, template_up = _resized(narrow, share * width / narrow.size_wh[0])
+        own_width, own_height = template.size_wh
+        rows, columns = (
+            np.arange(min(0, side - own) - room, max(0, side - own) + room + 1)
+            for side, own, room in zip((height, width), (own_height, own_width), reach, strict=True)
         )
-        agreement = (product / np.sqrt(_floored(energies.real) * _floored(energies.imag)))[np.ix_(rows, columns)]
-        row, column = np.unravel_index(int(np.argmax(agreement)), agreement.shape)
-        shift = np.eye(3)
-        shift[:2, 2] = columns[column], rows[row]
-        found.append(Candidate(pose @ up @ shift @ np.linalg.inv(up), float(agreement[row, column])))
-    found.sort(key=lambda candidate: -candidate.agreement)
-    return _distinct(found, base.size_wh, count)
+        window = np.ix_(rows, columns)
+        for turn in _turns(template.size_wh, share, within.rotation_deg):
+            turned = template if turn is None else warped(template, turn, template.size_wh)
+            other = _field(turned)
+            other_hat, other_energy_hat, other_mask_hat = _spectra(other, shape)
+            product = _inverse(field_hat * np.conj(other_hat)).real[window]
+            # Both are real, so one transform computes the two.
+            energies = _inverse(energy_hat * np.conj(other_mask_hat) + 1j * mask_hat * np.conj(other_energy_hat))[window]
+            agreement = product / np.sqrt(_floored(energies.real) * _floored(energies.imag))
+            mean, deviation = float(agreement.mean()), max(float(agreement.std()), 1e-6)
+            for row, column, peak in _peaks(agreement):
+                shift = np.eye(3)
+                shift[:2, 2] = -columns[column], -rows[row]
+                pose = template_up @ (np.eye(3) if turn is None else turn) @ shift @ np.linalg.inv(up)
+                chance = max(peak, 0.0) * math.sqrt(other.mask.size)
+                yield Candidate(pose, peak, math.sqrt(chance * max((peak - mean) / deviation, 0.0)))
 
 
-def _poses(base: Scene, moving: Scene, within: SearchRange) -> Iterator[Matrix]:
-    """Homographies that rotate and scale about the centers of both images."""
-    nominal = moving.size_wh[0] / base.size_wh[0]
-    turns = 2 * math.ceil(within.rotation_deg / _ROTATION_STEP_DEG) + 1
-    low, high = within.scale
-    scales = max(1, math.ceil(math.log(high / low) / math.log(_SCALE_STEP))) + 1
-    center, target = ((np.array(scene.size_wh) - 1) / 2 for scene in (base, moving))
-    for angle in np.deg2rad(np.linspace(-within.rotation_deg, within.rotation_deg, turns)):
-        for scale in np.geomspace(low, high, scales) * nominal:
-            pose = np.eye(3)
-            pose[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            pose[:2, 2] = target - pose[:2, :2] @ center
-            yield pose
+def _resized(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
+    """As ``scaled``, but enlarges, too."""
+    if factor <= 1:
+        return scaled(scene, factor)
+    width, height = (round(side * factor) for side in scene.size_wh)
+    step = 1 / factor
+    up = np.array([[step, 0, (step - 1) / 2], [0, step, (step - 1) / 2], [0, 0, 1]])
+    return warped(scene, up, (width, height)), up
 
 
-def _complex(structure: Float32Array) -> NDArray[np.complex64]:
-    return np.ascontiguousarray(structure).view(np.complex64)[..., 0]
+def _shares(low: float, high: float) -> list[float]:
+    count = max(1, math.ceil((high - low) / _SCALE_STEP - 1e-9)) + 1 if high > low else 1
+    return [float(share) for share in np.linspace(high, low, count)]
 
 
-def _real(mask: Mask) -> Float32Array:
-    return mask.astype(np.float32)
+def _turns(size_wh: tuple[int, int], share: float, rotation_deg: float) -> Iterator[Matrix | None]:
+    """Rotations about the center of a template, as homographies; None for none."""
+    steps = math.ceil(rotation_deg * max(share, _LEAST_TEMPLATE) / _ROTATION_STEP_DEG)
+    center = (np.array(size_wh) - 1) / 2
+    for angle in np.deg2rad(np.linspace(-rotation_deg, rotation_deg, 2 * steps + 1)) if steps else (0.0,):
+        if abs(angle) < 1e-9:
+            yield None
+            continue
+        turn = np.eye(3)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        turn[:2, 2] = center - turn[:2, :2] @ center
+        yield turn
 
 
-def _floored(energy: NDArray[np.floating]) -> NDArray[np.floating]:
+def _field(scene: Scene) -> _Field:
+    structure, mask = gradient_structure(scene)
+    # Without its local mean: a street with mostly vertical edges on either side agrees a little with every other street.
+    flat = without_mean(structure, mask)
+    return _Field(np.ascontiguousarray(flat).view(np.complex64)[..., 0], mask)
+
+
+def _spectra(field: _Field, shape: tuple[int, ...]) -> tuple[Spectrum, Spectrum, Spectrum]:
+    """Fourier transforms of a field, its energy and its mask."""
+    values = _transform(field.values, shape)
+    # Both are real, so one transform gives the two: the even and the odd part.
+    both = _transform((np.abs(field.values) ** 2 + 1j * field.mask).astype(np.complex64), shape)
+    mirrored = np.conj(np.roll(both[::-1, ::-1], (1, 1), (0, 1)))
+    return values, (both + mirrored) / 2, (both - mirrored) / 2j
+
+
+def _transform(values: Spectrum, shape: tuple[int, ...]) -> Spectrum:
+    height, width = values.shape
+    padded = np.zeros(shape, np.complex64)
+    padded[:height, :width] = values
+    # OpenCV's is several times faster than NumPy's.
+    planes = cv2.dft(padded.view(np.float32).reshape(*shape, 2), flags=cv2.DFT_COMPLEX_OUTPUT, nonzeroRows=height)
+    spectrum: Spectrum = planes.view(np.complex64)[..., 0]
+    return spectrum
+
+
+def _inverse(spectrum: NDArray[np.complexfloating]) -> Spectrum:
+    planes = np.ascontiguousarray(spectrum, np.complex64).view(np.float32).reshape(*spectrum.shape, 2)
+    values: Spectrum = cv2.dft(planes, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE | cv2.DFT_COMPLEX_OUTPUT).view(np.complex64)[
+        ..., 0
+    ]
+    return values
+
+
+def _peaks(agreement: NDArray[np.floating]) -> Iterator[tuple[int, int, float]]:
+    """Row, column and height of the highest peaks."""
+    left = agreement.copy()
+    for _ in range(_PEAKS):
+        row, column = np.unravel_index(int(np.argmax(left)), left.shape)
+        if not np.isfinite(left[row, column]):
+            return
+        yield int(row), int(column), float(left[row, column])
+        near = tuple(slice(max(0, int(at) - _PEAK_PX), int(at) + _PEAK_PX + 1) for at in (row, column))
+        left[near] = -np.inf
+
+
+def _floored(energy: Float32Array) -> Float32Array:
     floor = max(_LEAST_OVERLAP * float(energy.max()), 1e-9)
-    floored: NDArray[np.floating] = np.maximum(energy, floor)
+    floored: Float32Array = np.maximum(energy, np.float32(floor))
     return floored
 
 
-def _distinct(candidates: list[Candidate], size_wh: tuple[int, int], count: int) -> list[Candidate]:
-    width, height = size_wh
-    outline = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+def _distinct(candidates: list[Candidate], base_wh: tuple[int, int], moving_wh: tuple[int, int], count: int) -> list[Candidate]:
     kept: list[Candidate] = []
     for candidate in candidates:
-        places = warp_points(candidate.homography, outline)
-        scale = math.sqrt(abs(np.linalg.det(candidate.homography[:2, :2])))
-        apart = (np.abs(warp_points(old.homography, outline) - places).max() / scale for old in kept)
-        if all(distance > _DISTINCT * max(size_wh) for distance in apart):
+        if all(_apart(candidate.homography, old.homography, base_wh, moving_wh) > _DISTINCT for old in kept):
             kept.append(candidate)
         if len(kept) == count:
             break
     return kept
+
+
+def _apart(one: Matrix, other: Matrix, base_wh: tuple[int, int], moving_wh: tuple[int, int]) -> float:
+    """Largest distance of the corners of the view that shows less, as a part of its long side."""
+    scale = math.sqrt(abs(float(np.linalg.det(one[:2, :2]))))
+    size_wh = base_wh
+    if moving_wh[0] < scale * base_wh[0]:
+        one, other = (np.linalg.inv(matrix).astype(np.float64) for matrix in (one, other))
+        scale, size_wh = 1 / scale, moving_wh
+    width, height = size_wh
+    outline = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+    return float(np.abs(warp_points(one, outline) - warp_points(other, outline)).max()) / scale / max(size_wh)

@@ -1,27 +1,32 @@
-"""Alignment from points visible in both views: picked by hand, or the corners of a checkerboard."""
+"""Alignment from points visible in both views, such as those picked by hand."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.calibration.rig.agreement import CLEARLY, LEAST_AGREEMENT, agreement
 from refusion_edge.calibration.rig.motion import MODELS, Model, Numbers, basis_at, spread_px
+from refusion_edge.calibration.rig.structure import Scene
 from refusion_edge.documents import shown
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.files import read_file
-from refusion_edge.images.color import split, to_display_range
-from refusion_edge.rig.model import Matrix
+from refusion_edge.rig.model import Matrix, SourceName
 from refusion_edge.rig.warp import warp_points
 
 _MOST_BYTES = 4 << 20
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MOST_PX = 1e6
+_SWAPPED = "the columns {} seem to be swapped: exchange their names in the first line"
 COLUMNS = ("ir_x", "ir_y", "vis_x", "vis_y")
 
 # Points have to span at least this part of the base view: outside their hull the homography is unconstrained.
@@ -66,32 +71,133 @@ def read_points(path: Path) -> PointPairs:
     """Read hand-picked points.
 
     Args:
-        path: CSV file with the columns ``ir_x, ir_y, vis_x, vis_y`` in pixels; further columns are ignored.
+        path: CSV file with the columns ``ir_x, ir_y, vis_x, vis_y`` in pixels, separated by commas, semicolons or tabs;
+            UTF-8 with or without a byte order mark, or UTF-16 with one; further columns are ignored.
 
     Raises:
         InputError: The file is missing, lacks a column, or holds a value that is not a finite number.
     """
     data = read_file(path, kind="CSV file of points", most_bytes=_MOST_BYTES)
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), skipinitialspace=True)
+        text = data.decode("utf-16" if data[:2] in _UTF16 else "utf-8-sig")
+        # Spreadsheets of many countries write semicolons, and decimal commas; some write tabs.
+        first = text.partition("\n")[0]
+        delimiter = max(",;\t", key=first.count)
+        reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, delimiter=delimiter)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise InputError(f"{path} has no columns {', '.join(missing)}", f"name {', '.join(COLUMNS)} in the first line")
-        rows = [[_coordinate(row[column], reader.line_num, path) for column in COLUMNS] for row in reader]
+        rows = [
+            [_coordinate(row[column], reader.line_num, path, decimal_comma=delimiter != ",") for column in COLUMNS]
+            for row in reader
+        ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no CSV file of points ({error})", "correct it") from error
     points = np.array(rows, np.float64).reshape(-1, 4)
     return PointPairs(points[:, :2], points[:, 2:])
 
 
-def _coordinate(text: str | None, line: int, path: Path) -> float:
+def _coordinate(text: str | None, line: int, path: Path, *, decimal_comma: bool) -> float:
     try:
-        value = float(text or "")
+        value = float((text or "").replace(",", ".") if decimal_comma else text or "")
     except (TypeError, ValueError):
         value = math.nan
     if not abs(value) <= _MOST_PX:
         raise InputError(f"line {line} of {path} holds {shown(text)} instead of four coordinates in pixels", "correct it")
     return value
+
+
+def check_points(
+    points: PointPairs, sizes_wh: Mapping[SourceName, tuple[int, int]], frames_wh: Mapping[SourceName, tuple[int, int]]
+) -> None:
+    """Check that the points lie in the pictures.
+
+    Args:
+        points: The points.
+        sizes_wh: Width and height of both views.
+        frames_wh: Width and height of both frames, of which the views may be parts.
+
+    Raises:
+        InputError: Points lie outside a picture; names the likely cause.
+    """
+    ends: dict[SourceName, Numbers] = {"ir": points.ir, "vis": points.vis}
+    outside = {name: ~_inside(ends[name], sizes_wh[name]) for name in ends}
+    for name, flags in outside.items():
+        if not flags.any():
+            continue
+        index = int(np.argmax(flags))
+        x, y = ends[name][index]
+        raise InputError(
+            f"{int(flags.sum())} of {len(flags)} points lie outside the {name} picture, such as point {index + 1} at "
+            f"({x:g}, {y:g})",
+            _cause_outside(ends, sizes_wh, frames_wh),
+            expected=sizes_wh[name],
+            got=(float(x), float(y)),
+        )
+
+
+def _cause_outside(
+    ends: Mapping[SourceName, Numbers],
+    sizes_wh: Mapping[SourceName, tuple[int, int]],
+    frames_wh: Mapping[SourceName, tuple[int, int]],
+) -> str:
+    """The remedy for the likely cause of points outside a picture."""
+
+    def fit(ir: Numbers, vis: Numbers, sizes: Mapping[SourceName, tuple[int, int]]) -> bool:
+        return bool(_inside(ir, sizes["ir"]).all() and _inside(vis, sizes["vis"]).all())
+
+    ir, vis = ends["ir"], ends["vis"]
+    if fit(vis, ir, sizes_wh):
+        return _SWAPPED.format("ir and vis")
+    for names, turned in (
+        ("ir_x and ir_y", (ir[:, ::-1], vis)),
+        ("vis_x and vis_y", (ir, vis[:, ::-1])),
+        ("x and y", (ir[:, ::-1], vis[:, ::-1])),
+    ):
+        if fit(*turned, sizes_wh):
+            return _SWAPPED.format(names)
+    if fit(ir, vis, frames_wh):
+        return "the points seem to be picked in the whole frame: pick them in the cropped view, or leave the crop out"
+    return "pick the points in these pictures, at their full size, with (0, 0) at the top left pixel"
+
+
+def check_columns(points: PointPairs, ir: Scene, vis: Scene, model: Model) -> None:
+    """Check against the pictures that no columns are swapped, which the points alone cannot tell.
+
+    Args:
+        points: The points.
+        ir: Infrared view.
+        vis: Visible view.
+        model: Motion model of the warp.
+
+    Raises:
+        InputError: With columns swapped, the pictures agree far better.
+    """
+
+    def agree(one: Numbers, other: Numbers) -> float:
+        try:
+            return agreement(vis, ir, _through(one, other, model))
+        except AlignmentError:
+            return 0.0
+
+    given = agree(points.vis, points.ir)
+    for names, ends in (
+        ("ir and vis", (points.ir, points.vis)),
+        ("x and y", (points.vis[:, ::-1], points.ir[:, ::-1])),
+        ("ir and vis, and of x and y,", (points.ir[:, ::-1], points.vis[:, ::-1])),
+    ):
+        swapped = agree(*ends)
+        if swapped > max(LEAST_AGREEMENT, CLEARLY * given):
+            raise InputError(
+                f"the pictures agree far better with columns of the points swapped ({swapped:.2f} instead of {given:.2f})",
+                _SWAPPED.format(names),
+            )
+
+
+def _inside(points: Numbers, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
+    # Pixels are points, so the picture ends half a pixel outside the outermost ones.
+    inside = (points >= -0.5) & (points <= np.array(size_wh) - 0.5)
+    return inside[:, 0] & inside[:, 1]
 
 
 def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model: Model = "homography") -> PointAlignment:
@@ -115,6 +221,11 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
             got=len(base),
         )
     homography = _through(base, moving, model)
+    if _mirrors(homography, size_wh):
+        raise AlignmentError(
+            "the points are mirrored between the two pictures",
+            _SWAPPED.format("x and y of one picture") + ", or mirror the picture of that camera back",
+        )
     coverage = float(cv2.contourArea(cv2.convexHull(base.astype(np.float32)))) / (size_wh[0] * size_wh[1])
     if model != "similarity" and coverage < _LEAST_COVERAGE:
         raise AlignmentError(
@@ -139,49 +250,6 @@ def align_points(base: Numbers, moving: Numbers, size_wh: tuple[int, int], model
     normal = np.einsum("ckn,cln->kl", rows, rows)
     error_px = spread_px(variance * np.linalg.inv(normal), size_wh)
     return PointAlignment(homography, error_px, math.sqrt(float((distances**2).mean())), coverage, len(base))
-
-
-def checkerboard_points(ir: Array, vis: Array, board: tuple[int, int]) -> PointPairs:
-    """Find the inner corners of a checkerboard visible in both images.
-
-    The board may be inverted in the infrared image. Of the two ways to number the corners, the one with the smaller
-    rotation between the views is taken.
-
-    Args:
-        ir: Infrared image, (H, W) or (H, W, 3); uint8, uint16 or float32.
-        vis: Visible image, the same.
-        board: Inner corners across and down.
-
-    Raises:
-        AlignmentError: An image does not show the board.
-        InputError: An image holds NaN or infinities.
-    """
-    corners_ir = _corners("ir", ir, board, sensor=True)
-    corners_vis = _corners("vis", vis, board, sensor=False)
-    if _turn(corners_vis, corners_ir) > math.pi / 2:
-        corners_ir = corners_ir[::-1]
-    return PointPairs(corners_ir, corners_vis)
-
-
-def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
-    luma = split(to_display_range(image, sensor=sensor))[0]
-    low, high = float(luma.min()), float(luma.max())
-    grey: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
-    for board_grey in (grey, 255 - grey):
-        # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.
-        found, corners = cv2.findChessboardCornersSB(board_grey, board, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY)
-        if found:
-            return np.asarray(corners, np.float64).reshape(-1, 2)
-    raise AlignmentError(
-        f"no checkerboard with {board[0]}x{board[1]} inner corners found in the {name} image",
-        "show all of it, warm it for the infrared camera, and count the corners between the squares",
-    )
-
-
-def _turn(one: Numbers, other: Numbers) -> float:
-    """Angle by which the first-to-last directions of two point sets differ, [0, pi]."""
-    (x, y), (u, v) = one[-1] - one[0], other[-1] - other[0]
-    return abs(math.remainder(math.atan2(y, x) - math.atan2(v, u), 2 * math.pi))
 
 
 def _through(base: Numbers, moving: Numbers, model: Model) -> Matrix:
@@ -220,6 +288,14 @@ def _left_out(base: Numbers, moving: Numbers, index: int, model: Model, whole: M
         homography = whole
     back = warp_points(_inverse(homography), moving[index : index + 1])[0] - base[index]
     return float(np.hypot(*back))
+
+
+def _mirrors(homography: Matrix, size_wh: tuple[int, int]) -> bool:
+    """Tell whether a homography turns a right hand into a left one at the center of the base view."""
+    x, y = (np.array(size_wh) - 1) / 2
+    depth = float(homography[2] @ (x, y, 1.0))
+    # The determinant of the derivative of a homography is its own over the cube of the depth.
+    return float(np.linalg.det(homography)) / depth**3 < 0 if depth else False
 
 
 def _inverse(homography: Matrix) -> Matrix:

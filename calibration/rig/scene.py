@@ -21,7 +21,12 @@ from refusion_edge.rig.model import Matrix
 
 # Larger images are scaled down to this long side, which still aligns them to within the noise of a full-scale pixel.
 _SIDE_PX = 640
-_CANDIDATES = 3
+# So many candidates of the search are fitted roughly, and so many of these finely.
+_CANDIDATES, _FINALISTS = 14, 3
+# The view that shows the smaller part of the scene is warped onto, unless both show nearly the same.
+_NARROWER = 0.87
+# Smaller images have too few edges to fit.
+_LEAST_SIDE_PX = 120
 # Scales of the fine alignment, and the blur in pixels that widens its reach.
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
 _LAST, _BY_STRENGTH = ((1.0, 1.0),), ((0.5, 0.0),)
@@ -39,9 +44,27 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
 # benchmarks/alignment.py. Halves and measures disagree where a scene is deep, too; what tells a wrong place from a right one
 # is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
-_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.9
+_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.8
 _MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
-_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 25.0
+_MOST_ERROR_PX, _MOST_ERROR_NARROW_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 3.2, 25.0
+# Likely causes.
+_NOTHING_IN_COMMON = (
+    "probably the two images are not of the same scene and moment, one of them has hardly any contrast, or one camera sees "
+    "more than 2.5 times as much as the other: check the images, and give --ir-fov and --vis-fov if you know them"
+)
+_BESIDE_EACH_OTHER = "probably the cameras point in different directions: turn them the same way, or raise --max-shift"
+_SEVERAL_FIT = (
+    "probably the scene repeats itself, or both cameras see few of its edges: choose one with buildings, poles or people, give "
+    "--ir-fov and --vis-fov, or use align points"
+)
+_DEEP = (
+    "probably objects at very different distances, or distorted lenses: choose a scene that is all at about your working "
+    "distance, or use align points or align calibration"
+)
+_FEW_EDGES = (
+    "probably too few edges that both cameras see, or blur: choose a scene with more of them, or use align points or align "
+    "checkerboard"
+)
 _CHECKS = 6  # blocks across the image in the two halves, which lie like the squares of a checkerboard
 
 
@@ -81,6 +104,22 @@ class Evidence:
         return math.hypot(self.standard_error_px, self.starts_px, *(distance_px / 2 for distance_px in of_two))
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A reason not to trust an alignment.
+
+    Attributes:
+        text: What was found.
+        remedy: The likely cause, and what to do about it.
+    """
+
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SceneAlignment:
     """An alignment found from the scene.
@@ -89,13 +128,15 @@ class SceneAlignment:
         homography: Point of the base view to point of the moving view, (3, 3).
         model: Motion model.
         evidence: Evidence for it.
-        doubts: Reasons not to trust it; empty if it is good enough.
+        field: Field of view of the moving image as a multiple of that of the base, by the widths.
+        doubts: Reasons not to trust it, the most telling one first; empty if it is good enough.
     """
 
     homography: Matrix
     model: Model
     evidence: Evidence
-    doubts: tuple[str, ...]
+    field: float
+    doubts: tuple[Doubt, ...]
 
 
 def align_scene(
@@ -137,26 +178,31 @@ def align_scene(
             "choose a scene with buildings, poles or people, or use align points",
         )
     place = found[0]
-    start, starts_px = _best_of_starts(small, small_target, place.homography)
-    choice = _choose_model(small, small_target, start, model)
-    refined = refine(small, small_target, choice.homography, choice.model, levels=_LAST)
+    roles = place.roles
+    start, starts_px = _best_of_starts(roles.fixed, roles.other, roles.inward(place.homography))
+    choice = _choose_model(roles.fixed, roles.other, start, model)
+    refined = refine(roles.fixed, roles.other, choice.homography, choice.model, levels=_LAST)
     if refined is None:
         raise AlignmentError("the two views hardly overlap", "point both cameras at the same scene")
     homography, last = refined
-    zoom = float(up_base[0, 0])
+    zoom = float(up_base[0, 0]) * roles.zoom(homography)
     evidence = Evidence(
         correlation=last.correlation,
         rival=found[1].weight / place.weight if len(found) > 1 else 0.0,
         overlap=last.overlap,
         standard_error_px=last.error_px * zoom,
         halves_px=choice.halves_px * zoom,
-        measures_px=_measures_px(small, small_target, homography) * zoom,
+        measures_px=_measures_px(roles.fixed, roles.other, homography) * zoom,
         starts_px=starts_px * zoom,
-        scales_px=apart_px(choice.homography, homography, small.size_wh) * zoom,
+        scales_px=apart_px(choice.homography, homography, roles.fixed.size_wh) * zoom,
         model_px=choice.model_px * zoom,
     )
-    full = up_moving @ homography @ np.linalg.inv(up_base)
-    return SceneAlignment(full / full[2, 2], choice.model, evidence, _doubts(evidence, zoom))
+    full = up_moving @ roles.outward(homography) @ np.linalg.inv(up_base)
+    field = _field(whole, target, full)
+    # A smaller part of the scene has fewer edges that could be wrong together, so they have to agree better.
+    share, most_px = (1.0, _MOST_ERROR_PX) if roles.fixed is small else (min(field, 1 / field), _MOST_ERROR_NARROW_PX)
+    doubts = _doubts(evidence, share * zoom, most_px)
+    return SceneAlignment(full / full[2, 2], choice.model, evidence, field, doubts)
 
 
 def require_evidence(alignment: SceneAlignment) -> None:
@@ -167,8 +213,7 @@ def require_evidence(alignment: SceneAlignment) -> None:
     """
     if alignment.doubts:
         raise AlignmentError(
-            f"too little evidence for an alignment: {', and '.join(alignment.doubts)}",
-            "choose a scene with more edges that both cameras see, or use align points or align checkerboard",
+            f"too little evidence for an alignment: {', and '.join(map(str, alignment.doubts))}", alignment.doubts[0].remedy
         )
 
 
@@ -180,6 +225,7 @@ def refine(
     *,
     levels: tuple[tuple[float, float], ...] = _LEVELS,
     strength: bool = False,
+    rounds: int = _MOST_ROUNDS,
 ) -> tuple[Matrix, Fit] | None:
     """Refine a homography from coarse to fine.
 
@@ -190,14 +236,15 @@ def refine(
         model: Motion model of each step.
         levels: Scale of the base image, and blur of the fields in pixels, of each step.
         strength: Whether to use the strength of edges instead of their direction.
+        rounds: How often a fit is repeated at most.
 
     Returns:
         The homography and the last fit, whose numbers are in pixels of the last level; None if nothing could be fitted.
     """
     last: Fit | None = None
     for factor, blur_px in levels:
-        small, up = scaled(base, factor)
-        for _ in range(_MOST_ROUNDS):
+        small, up = scaled(base, _factor(base, factor))
+        for _ in range(rounds):
             # To look a field up between its pixels smooths it, which raises the correlation by itself: a result is where it
             # should be only when the last fit had nothing left to move.
             last = fit(*_fields(small, moving, homography @ up, blur_px, strength), model=model)
@@ -207,6 +254,11 @@ def refine(
             if apart_px(np.eye(3), last.homography, small.size_wh) < _SETTLED_PX:
                 break
     return None if last is None else (homography / homography[2, 2], last)
+
+
+def _factor(scene: Scene, factor: float) -> float:
+    """The scale of a level, raised for images that would become too small to fit."""
+    return min(1.0, max(factor, _LEAST_SIDE_PX / max(scene.size_wh)))
 
 
 def _is_view(motion: Matrix) -> bool:
@@ -230,27 +282,84 @@ def _fields(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Roles:
+    """Which of the two images is warped onto which: the wider one onto the narrower one, all of which it covers.
+
+    Attributes:
+        fixed: The narrower image, no finer than the other one shows the same; the base if both show nearly the same.
+        other: The image to warp.
+        up: Matrix from points of ``fixed`` to those of the image that it is a copy of.
+        swapped: Whether ``fixed`` is the moving image.
+    """
+
+    fixed: Scene
+    other: Scene
+    up: Matrix
+    swapped: bool
+
+    def inward(self, homography: Matrix) -> Matrix:
+        """From base to moving becomes from ``fixed`` to ``other``."""
+        inward: Matrix = (np.linalg.inv(homography) if self.swapped else homography) @ self.up
+        return inward
+
+    def outward(self, homography: Matrix) -> Matrix:
+        """From ``fixed`` to ``other`` becomes from base to moving."""
+        outward: Matrix = homography @ np.linalg.inv(self.up)
+        return np.linalg.inv(outward).astype(np.float64) if self.swapped else outward
+
+    def zoom(self, homography: Matrix) -> float:
+        """Pixels of the base for one of ``fixed``, given the homography from ``fixed`` to ``other``."""
+        return _step(homography if self.swapped else self.up)
+
+
+def _step(homography: Matrix) -> float:
+    """Pixels of the moving image for one of the base."""
+    return math.sqrt(abs(float(np.linalg.det((homography / homography[2, 2])[:2, :2]))))
+
+
+def _field(base: Scene, moving: Scene, homography: Matrix) -> float:
+    return moving.size_wh[0] / (_step(homography) * base.size_wh[0])
+
+
+def _roles(base: Scene, moving: Scene, homography: Matrix) -> _Roles:
+    step, field = _step(homography), _field(base, moving, homography)
+    if _NARROWER <= field <= 1 / _NARROWER:
+        return _Roles(base, moving, np.eye(3), swapped=False)
+    swapped = field < 1
+    narrow, wide, step = (moving, base, 1 / step) if swapped else (base, moving, step)
+    fixed, up = scaled(narrow, max(step, _LEAST_SIDE_PX / max(narrow.size_wh)))
+    return _Roles(fixed, wide, up, swapped)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Place:
     """An alignment and its score: correlation times the root of the overlap, as small overlaps agree by chance."""
 
     homography: Matrix
     weight: float
+    roles: _Roles
 
 
 def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
     """Distinct alignments that the candidates of the search converge to, best first."""
+    rough = _fitted(base, moving, [each.homography for each in search(base, moving, within, _CANDIDATES)], _LEVELS[0], 1)
+    return _fitted(base, moving, [place.homography for place in rough[:_FINALISTS]], _LEVELS[1], _MOST_ROUNDS)
+
+
+def _fitted(base: Scene, moving: Scene, starts: list[Matrix], level: tuple[float, float], rounds: int) -> list[_Place]:
     places: list[_Place] = []
-
-    def is_known(homography: Matrix) -> bool:
-        return any(apart_px(homography, place.homography, base.size_wh) < _SAME_PLACE_PX for place in places)
-
-    for candidate in search(base, moving, within, _CANDIDATES):
-        near = refine(base, moving, candidate.homography, "similarity", levels=_LEVELS[:1])
-        # A coarse fit has a longer reach and may leave an alignment that was right.
-        for start in (candidate.homography, *(() if near is None else near[:1])):
-            refined = None if is_known(start) else refine(base, moving, start, "similarity", levels=_LEVELS[1:])
-            if refined is not None and not is_known(refined[0]):
-                places.append(_Place(refined[0], refined[1].correlation * math.sqrt(refined[1].overlap)))
+    for start in starts:
+        roles = _roles(base, moving, start)
+        refined = refine(roles.fixed, roles.other, roles.inward(start), "similarity", levels=(level,), rounds=rounds)
+        if refined is None:
+            continue
+        homography = roles.outward(refined[0])
+        near = (apart_px(roles.inward(place.homography), refined[0], roles.fixed.size_wh) for place in places)
+        if any(distance_px < _SAME_PLACE_PX for distance_px in near):
+            continue
+        # Of images of different size, as many pixels as the smaller one has are compared.
+        area = refined[1].overlap * roles.fixed.mask.size / max(base.mask.size, moving.mask.size)
+        places.append(_Place(homography, refined[1].correlation * math.sqrt(area), roles))
     return sorted(places, key=lambda place: -place.weight)
 
 
@@ -277,7 +386,7 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
     halves_px = _halves_px(base, moving, better[0], richer)
     if model is not None:
         return _Choice(richer, better[0], halves_px)
-    moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _LEVELS[1][0]
+    moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _factor(base, _LEVELS[1][0])
     if moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX:
         return _Choice(richer, better[0], halves_px)
     # What its halves disagree on is no evidence against the similarity.
@@ -288,6 +397,7 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
 def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> float:
     """Distance between the alignments of the two halves of a checkerboard, in pixels of the base."""
     factor, blur_px = _LEVELS[-1]
+    factor = _factor(base, factor)
     small, up = scaled(base, factor)
     field, mask, other, other_mask = _fields(small, moving, homography @ up, blur_px, strength=False)
     height, width = mask.shape
@@ -322,18 +432,37 @@ def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Mat
     return best, max(apart_px(best, other, base.size_wh) for other in as_good)
 
 
-def _doubts(evidence: Evidence, zoom: float) -> tuple[str, ...]:
+def _doubts(evidence: Evidence, zoom: float, most_error_px: float) -> tuple[Doubt, ...]:
     """Every reason not to trust the alignment; distances are in pixels of the image that was aligned."""
-    found = {
-        f"edges that correlate only by {evidence.correlation:.2f}": evidence.correlation < _LEAST_CORRELATION,
-        f"an overlap of only {100 * evidence.overlap:.0f} % of the view": evidence.overlap < _LEAST_OVERLAP,
-        "another alignment that fits nearly as well": evidence.rival > _MOST_RIVAL,
-        f"two halves of the image that disagree by {evidence.halves_px:.1f} px": evidence.halves_px > _MOST_HALVES_PX * zoom,
-        f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px": (
-            evidence.measures_px > _MOST_MEASURES_PX * zoom
+    most_px = min(most_error_px, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
+    found = (
+        (
+            evidence.correlation < _LEAST_CORRELATION,
+            Doubt(f"edges that correlate only by {evidence.correlation:.2f}", _NOTHING_IN_COMMON),
         ),
-        f"results that depend on the start by {evidence.starts_px:.1f} px": evidence.starts_px > _MOST_STARTS_PX * zoom,
-    }
-    most_px = min(_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
-    found[f"an error of {evidence.error_px:.1f} px"] = evidence.error_px > most_px and not any(found.values())
-    return tuple(reason for reason, holds in found.items() if holds)
+        (
+            evidence.overlap < _LEAST_OVERLAP,
+            Doubt(f"an overlap of only {100 * evidence.overlap:.0f} % of the view that shows less", _BESIDE_EACH_OTHER),
+        ),
+        # Views that overlap little agree by chance more easily.
+        (
+            evidence.rival > _MOST_RIVAL * math.sqrt(evidence.overlap),
+            Doubt("another alignment that fits nearly as well", _SEVERAL_FIT),
+        ),
+        (
+            evidence.halves_px > _MOST_HALVES_PX * zoom,
+            Doubt(f"two halves of the image that disagree by {evidence.halves_px:.1f} px", _DEEP),
+        ),
+        (
+            evidence.measures_px > _MOST_MEASURES_PX * zoom,
+            Doubt(f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px", _DEEP),
+        ),
+        (
+            evidence.starts_px > _MOST_STARTS_PX * zoom,
+            Doubt(f"results that depend on the start by {evidence.starts_px:.1f} px", _FEW_EDGES),
+        ),
+    )
+    doubts = tuple(doubt for holds, doubt in found if holds)
+    if not doubts and evidence.error_px > most_px:
+        doubts = (Doubt(f"an error of {evidence.error_px:.1f} px", _FEW_EDGES),)
+    return doubts

@@ -29,6 +29,8 @@ _LOCAL_FLOOR = 0.03
 # Edges count half at this multiple of the median gradient.
 _HALF_EDGE = 2.0
 _LOG_OFFSET = 8.0
+# What edges around a pixel have in common says little about where two images agree.
+_AROUND_PX = 8.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +130,13 @@ def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
     half = _HALF_EDGE**2 * float(np.median(energy[mask])) if mask.any() else 1.0
     weight = mask / (energy + max(half, 1e-9))
     return np.dstack(((x * x - y * y) * weight, 2 * x * y * weight)).astype(np.float32), mask
+
+
+def without_mean(structure: Float32Array, mask: Mask) -> Float32Array:
+    """Subtract from a field, (H, W, C), its mean over the known pixels around each pixel."""
+    known = np.maximum(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _AROUND_PX), 1e-3)[..., None]
+    around = cv2.GaussianBlur(structure, (0, 0), _AROUND_PX).reshape(structure.shape)
+    return ((structure - around / known) * mask[..., None]).astype(np.float32)
 
 
 def edge_strength(structure: Float32Array, mask: Mask) -> Float32Array:

@@ -74,7 +74,7 @@ class OnlineRefinement:
             ``reset`` if that happened so often that the correction was dropped.
         """
         size_wh = (base.shape[1], base.shape[0])
-        within = SearchRange(shift=min(0.2, 1.5 * self.bounds.shift_px / max(size_wh)), rotation_deg=1.0, scale=(0.98, 1.02))
+        within = SearchRange(shift=min(0.2, 1.5 * self.bounds.shift_px / max(size_wh)), rotation_deg=1.0, field=(0.98, 1.02))
         try:
             found = align_scene(
                 base, moved, sensor_base=sensor_base, sensor_moving=sensor_moved, model="similarity", within=within

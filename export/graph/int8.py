@@ -19,7 +19,7 @@ from refusion_edge.accuracy.gate import Fidelity, Limits, compare, worst
 from refusion_edge.arrays import Array, State
 from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
 from refusion_edge.errors import GateError
-from refusion_edge.images.color import Planes, to_planes
+from refusion_edge.images.luma import Planes, to_planes
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.network.quantization import LARGEST, CalibrationTable, layer_nodes, quantizable_layers
 from refusion_edge.tasks import Task
@@ -119,7 +119,7 @@ class Evaluator:
     scanned = 2
 
     def __init__(self, state: State, pairs: Sequence[ImagePair], task: Task, *, threads: int = 0) -> None:
-        self._planes: list[Planes] = [to_planes(pair.a, pair.b, sensor_a=task.ranged_a) for pair in pairs]
+        self._planes: list[Planes] = [to_planes(pair.a, pair.b, task, encodings=pair.encodings) for pair in pairs]
         with open_reference(state, threads) as reference:
             self._expected = [reference.fuse(planes.a, planes.b)[0, 0].copy() for planes in self._planes]
 

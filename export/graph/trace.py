@@ -1,4 +1,4 @@
-"""Tracing the network to the ONNX templates that ship with the package. Needs torch, onnxscript and onnxsim.
+"""Tracing the network to ONNX: the templates that ship with the package, and weights in one file. Needs torch and onnxsim.
 
 python -m refusion_edge.export.graph.trace --output refusion_edge/network/graphs
 """
@@ -11,21 +11,35 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.errors import GateError
+import numpy as np
+
+from refusion_edge.accuracy.gate import resized
+from refusion_edge.backends.eager import EagerBackend
+from refusion_edge.backends.onnxruntime import OrtBackend
+from refusion_edge.errors import GateError, UsageError
 from refusion_edge.files import write_atomically
+from refusion_edge.images.luma import to_planes
+from refusion_edge.images.pairs import read_pair
+from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import require
-from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, template_name
-from refusion_edge.network.layouts import FORMS, GraphForm, GraphPrecision, find_form, parameter_shapes
+from refusion_edge.network.checkpoint import Checkpoint
+from refusion_edge.network.family import DEFAULT_NETWORK, network_of
+from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, fill, template_name
+from refusion_edge.network.layouts import FORMS, REFERENCE, GraphForm, GraphPrecision, find_form, parameter_shapes
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
+from refusion_edge.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
     import onnx
 
 # Any size will do, because the axes become dynamic; two different primes reveal swapped axes.
 _TRACED_HW = (37, 53)
+# Largest difference in the output, [0, 1]. fp32: different orders of summation; fp16: a few ulps of half precision at 1.
+_LIMITS: dict[GraphPrecision, float] = {"fp32": 1e-4, "fp16": 1.6e-2}
 
 
 def trace(form: str, precision: GraphPrecision) -> onnx.ModelProto:
@@ -116,6 +130,82 @@ def silence() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Difference between an exported graph and the network in torch, on one pair.
+
+    Attributes:
+        name: Name of the pair.
+        size_hw: Its height and width.
+        max_difference: Largest absolute difference of the output, [0, 1].
+        mean_difference: Mean absolute difference.
+    """
+
+    name: str
+    size_hw: tuple[int, int]
+    max_difference: float
+    mean_difference: float
+
+
+def export_onnx(
+    checkpoint: Checkpoint, output: Path, form: str | None, precision: GraphPrecision, size_hw: tuple[int, int] | None
+) -> list[Parity]:
+    """Make the graph (trace, simplify and fill that of the paper's network), compare it with torch, and only then write it.
+
+    Args:
+        checkpoint: Weights; compared on the sample pairs of their task, or of all tasks if none is stated.
+        output: ONNX file to write.
+        form: Name of the graph form, or None for the only one, or that in the official layout.
+        precision: Precision of the graph.
+        size_hw: Fixed height and width, or None for any size.
+
+    Returns:
+        Parity per sample pair.
+
+    Raises:
+        GateError: The graph differs too much; nothing is written.
+        MissingDependencyError: torch, onnxscript or onnxsim is not installed.
+        OutputError: The file cannot be written.
+        UsageError: The network has no such form, or not in this precision.
+    """
+    network = network_of(checkpoint.state)
+    if network.name == DEFAULT_NETWORK:
+        graph = fill(trace(form or REFERENCE, precision), checkpoint.state, size_hw)
+    elif (form or network.forms[0]) not in network.forms or precision != "fp32":
+        raise UsageError(
+            f"the graph of the network {network.name} exists only in fp32 and in one form",
+            "leave --form and --precision out",
+            expected=("fp32", network.forms[0]),
+            got=(precision, form),
+        )
+    else:
+        graph = network.graph(checkpoint.state, network.forms[0], precision, size_hw)
+    model = graph.SerializeToString(deterministic=True)
+    tasks = [checkpoint.task] if checkpoint.task else list(TASKS)
+    results = []
+    with OrtBackend(model) as exported, EagerBackend(checkpoint.state) as eager:
+        for task in tasks:
+            for paths in sample_paths(task):
+                pair = read_pair(paths)
+                pair = pair if size_hw is None else resized(pair, size_hw)
+                planes = to_planes(pair.a, pair.b, find_task(task))
+                difference = np.abs(exported.fuse(planes.a, planes.b) - eager.fuse(planes.a, planes.b))
+                height, width = planes.a.shape[2:]
+                results.append(Parity(pair.name, (height, width), float(difference.max()), float(difference.mean())))
+    # Written so that NaN fails.
+    if not all(result.max_difference <= _LIMITS[precision] for result in results):
+        largest = max(result.max_difference for result in results)
+        raise GateError(
+            f"the {precision} graph was not written, as it differs from the network in torch by {largest:.2e}, and the limit "
+            f"is {_LIMITS[precision]:g}",
+            "report this with the versions of torch, onnxsim and onnxruntime",
+            expected=_LIMITS[precision],
+            got=largest,
+        )
+    write_atomically(output, model)
+    return results
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusion_edge.cuda.program import Binary, Kernel, Parameter, Tile
-from refusion_edge.export.targets.ptx import PtxError, parameters, rearranged
 
 _TRITON_TYPES = {"float16*": "*fp16", "float32*": "*fp32", "uint8*": "*u8", "int32": "i32"}
 
@@ -25,6 +24,8 @@ _HIDDEN_POINTERS = 2
 
 # The verdict of the assembler, without its name and that of a temporary file.
 _VERDICT = re.compile(r"ptxas\S* (?:\S+, )?((?:line \d+; )?(?:fatal|error) .*)")
+_ENTRY = re.compile(r"(?P<head>\.visible \.entry (?P<name>[\w$]+)\()(?P<parameters>[^)]*)(?P<tail>\))")
+_DECLARED = re.compile(r"\.param\s+\.(?P<type>[a-z]\d+)\b[^,]*?\b(?P<name>[\w$]+_param_\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +176,53 @@ def complaint(error: Exception) -> str:
 
 def _types(kernel: Kernel) -> dict[str, str]:
     return {parameter.name: _TRITON_TYPES[parameter.type] for parameter in kernel.parameters}
+
+
+class PtxError(Exception):
+    """PTX in a form that Triton does not write."""
+
+
+def parameters(ptx: str) -> tuple[tuple[str, str], ...]:
+    """Type (``u64``, ``u32``) and name of every parameter of the one kernel in a module, in order.
+
+    Raises:
+        PtxError: There is no kernel, or more than one, or a declaration cannot be parsed.
+    """
+    entries = list(_ENTRY.finditer(ptx))
+    if len(entries) != 1:
+        raise PtxError(f"the PTX has {len(entries)} kernels instead of one")
+    declarations = [text for text in entries[0]["parameters"].split(",") if text.strip()]
+    found = [_DECLARED.search(text) for text in declarations]
+    return tuple((match["type"], match["name"]) for match in found if match) if all(found) else _not_understood(declarations)
+
+
+def rearranged(ptx: str, order: Sequence[int]) -> str:
+    """Declare the parameters of a kernel in another order, and drop those that are not part of it.
+
+    TensorRT passes inputs, integers and outputs to a plugin, in this order, and nothing else. Triton appends pointers of its
+    own (``global_scratch`` and ``profile_scratch``), which a launch without them would read from beyond its arguments, and our
+    kernels have their integers last. PTX refers to parameters by name, and the order of the declarations alone decides where
+    they lie, so it is enough to rewrite the declarations.
+
+    Args:
+        ptx: A module with one kernel.
+        order: Indices of the parameters to keep, each once.
+
+    Raises:
+        PtxError: A dropped parameter is read, an index is out of range or repeated, or the PTX cannot be parsed.
+    """
+    declared = parameters(ptx)
+    if len(set(order)) != len(order) or not all(0 <= index < len(declared) for index in order):
+        raise PtxError(f"{list(order)} is not an order of {len(declared)} parameters")
+    entry = next(_ENTRY.finditer(ptx))
+    before, body = ptx[: entry.start()], ptx[entry.end() :]
+    for index, (_, name) in enumerate(declared):
+        if index not in order and re.search(rf"\b{re.escape(name)}\b", body):
+            raise PtxError(f"the kernel reads the hidden parameter {name}")
+    declarations = [text.strip() for text in entry["parameters"].split(",")]
+    kept = ",\n\t".join(declarations[index] for index in order)
+    return f"{before}{entry['head']}\n\t{kept}\n{entry['tail']}{body}"
+
+
+def _not_understood(declarations: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    raise PtxError(f"cannot parse the parameters '{' / '.join(text.strip() for text in declarations)[:120]}'")

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the Triton kernels to machine code, on any machine. Needs Triton, but neither a GPU nor torch.
+"""Ahead-of-time compilation of the Triton kernels to machine code, and programs of them. Needs Triton, but no GPU and no torch.
 
 Kernels are compiled in separate processes (``refusion_edge.export.targets.compiler``), so that a compiler that crashes does not
 take the build down with it.
@@ -20,11 +20,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from refusion_edge.cuda.program import Binary, Target
-from refusion_edge.errors import BackendError
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import State
+from refusion_edge.cuda.program import Binary, Program, SelfTest, Target
+from refusion_edge.errors import BackendError, CheckpointError
 from refusion_edge.export.targets.compiler import CompileError, compile_kernel, prepare_compiler
+from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
-from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
+from refusion_edge.kernels.gpu.schedule import FUSED, fuse_reference, make_schedule, tiles
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
 
 # The slowest kernel takes about 10 s on an idle core.
@@ -32,6 +37,10 @@ _LONGEST_COMPILE_S = 900.0
 
 # First CUDA toolkit whose assembler supports an architecture, if that of Triton 3.6 is older. CUDA 12 calls Thor sm_101.
 _FIRST_TOOLKITS = {110: "13.0"}
+# Small, odd, and wider than one strip of any architecture.
+_SELF_TEST_SIZE_HW = (19, 70)
+# A wrong kernel is off by tenths, half precision by less than this.
+_SELF_TEST_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,45 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
         binaries = {name: binary for name, (binary, _) in found.items()}
         targets[architecture] = Target(architecture, max(toolkit for _, toolkit in found.values()), binaries)
     return targets
+
+
+def make_program(state: State, model: Mapping[str, str], architectures: Iterable[int], *, jobs: int = 1) -> Program:
+    """Compile the network with these weights.
+
+    Args:
+        state: The 86 parameters.
+        model: Description of the model, texts by name; the version of the compiler is added.
+        architectures: Out of ``refusion_edge.export.targets.cubins.ARCHITECTURES``.
+        jobs: Number of compilers that run at a time.
+
+    Raises:
+        BackendError: Triton is missing, or a kernel does not compile.
+        CheckpointError: A folded weight is out of the range of half precision.
+    """
+    folded = fold(state)
+    targets = compile_targets(architectures, jobs=jobs)
+    return assemble(folded, {**model, "triton": importlib.metadata.version("triton")}, targets)
+
+
+def assemble(folded: FoldedWeights, model: Mapping[str, str], targets: Mapping[int, Target]) -> Program:
+    """Put folded weights and compiled kernels together, with a self-test.
+
+    Raises:
+        CheckpointError: A folded weight is out of the range of half precision.
+    """
+    with np.errstate(over="ignore"):
+        weights = folded.rounded(np.dtype(np.float16))
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(
+                f"the folded weights {name} are out of the range of half precision", "use other weights or another back end"
+            )
+    height, width = _SELF_TEST_SIZE_HW
+    noise = np.random.default_rng(0).random((2, height, width)).astype(np.float32)
+    planes = np.stack([cv2.GaussianBlur(plane, (5, 5), 1.0) for plane in noise])
+    exact = fuse_reference(make_schedule("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
+    test = SelfTest(planes, exact.astype(np.float32), _SELF_TEST_TOLERANCE)
+    return Program(dict(model), make_schedule(), weights, dict(targets), test)
 
 
 def require_assembler(architectures: Iterable[int]) -> None:

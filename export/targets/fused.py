@@ -53,7 +53,7 @@ class ProgramBuilder:
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
         """See ``Builder.build``."""
         from refusion_edge.cuda.program_file import program_bytes
-        from refusion_edge.export.targets.program import make_program
+        from refusion_edge.export.targets.cubins import make_program
 
         facts = {
             "task": spec.task,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from refusion_edge.arrays import Array, Float32Array, State
 from refusion_edge.backends.registry import Backend
 from refusion_edge.bundle.manifest import GateResult
 from refusion_edge.errors import GateError
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import ImagePair, fingerprint, read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.layouts import Precision
@@ -133,7 +133,7 @@ def measure(engine: Backend, reference: Backend, pairs: Iterable[ImagePair], tas
         GateError: The output of the reference itself is constant.
     """
     for pair in pairs:
-        planes = to_planes(pair.a, pair.b, sensor_a=task.ranged_a)
+        planes = to_planes(pair.a, pair.b, task, encodings=pair.encodings)
         # Copied, because a back end may overwrite its result with the next call.
         fused = engine.fuse(planes.a, planes.b)[0, 0].copy()
         expected = reference.fuse(planes.a, planes.b)[0, 0]
@@ -232,7 +232,7 @@ def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:
         scaled: Array = cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA)
         return scaled
 
-    return ImagePair(pair.name, scale(pair.a), scale(pair.b))
+    return replace(pair, a=scale(pair.a), b=scale(pair.b))
 
 
 def _ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -1,22 +1,25 @@
-"""Our fused C++ kernels for the CPU, which run the whole network without a graph. Needs the compiled module."""
+"""Our fused C++ kernels for the CPU, which run a whole network without a graph. Needs the compiled module."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
-from refusion_edge.errors import BackendError, UsageError
+from refusion_edge.errors import BackendError, InputError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
+from refusion_edge.network.family import network_of
+from refusion_edge.network.fast import STATISTICS, layout_of
 from refusion_edge.network.layouts import Precision
-from refusion_edge.network.parameters import PARAMETERS
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 
@@ -46,8 +49,9 @@ def instruction_sets(precision: Precision = "fp32") -> tuple[str, ...]:
 
 
 def flat_parameters(state: State) -> Float32Array:
-    """Concatenate all parameters in the order of ``PARAMETERS``, as the module expects them."""
-    return np.concatenate([np.asarray(state[name], np.float32).ravel() for name in PARAMETERS])
+    """Concatenate all parameters of a network in their order, as the module expects them."""
+    names = network_of(state).shapes({name: array.shape for name, array in state.items()})
+    return np.concatenate([np.asarray(state[name], np.float32).ravel() for name in names])
 
 
 def open_engine(engine: Engine, options: RunOptions) -> NativeBackend:
@@ -64,11 +68,12 @@ def open_weights(state: State, options: RunOptions) -> NativeBackend:
 class NativeBackend:
     """The fused CPU kernels. Implements ``Backend``; calls from several threads are serialized.
 
-    Keeps two buffers of 32 float32 numbers per pixel of the last size, and frees them on ``__exit__``. Results are identical
-    bit for bit for any number of threads, but differ in the last bits between instruction sets.
+    Keeps memory for the next image of the last size, and frees it on ``__exit__``: for the paper's network two buffers of 32
+    float32 numbers per pixel, for ``fast`` at most 1.5 MB per thread. Results are identical bit for bit for any number of
+    threads, but differ in the last bits between instruction sets.
 
     Args:
-        state: The 86 parameters.
+        state: All parameters of one of the networks.
         precision: ``fp32``, or ``bf16`` to compute the products of 1x1 and dense 3x3 convolutions and of the attention's
             mixing with eight bits of mantissa; their sums and everything else stay in fp32.
         threads: Threads; 0 for one per core that this process may use.
@@ -78,7 +83,7 @@ class NativeBackend:
 
     Raises:
         UsageError: The number of threads is out of range, or the CPU does not support the instruction set.
-        BackendError: The CPU does not support bf16, or memory or threads have run out.
+        BackendError: The CPU or the network does not support bf16, or memory or threads have run out.
     """
 
     name = "native"
@@ -105,14 +110,18 @@ class NativeBackend:
                 "build with --precision fp32",
                 got=precision,
             )
-        self._size_hw = size_hw
-        try:
-            self._network = load_module().Network(
-                flat_parameters(state),
-                threads or min(usable_cores(), MAX_THREADS),
-                chosen_isa() if isa is None else isa,
-                precision,
+        self._network_name = network_of(state).name
+        if self._network_name == "fast" and precision != "fp32":
+            raise BackendError(
+                f"the back end native computes the network fast in fp32 only, not in {precision}",
+                "build with --precision fp32",
+                got=precision,
             )
+        self._size_hw = size_hw
+        threads = threads or min(usable_cores(), MAX_THREADS)
+        isa = chosen_isa() if isa is None else isa
+        try:
+            self._network = _make_network(state, precision, threads, isa)
         except ValueError as error:
             # The message of the kernels reads "problem; remedy", too.
             problem, _, remedy = str(error).partition("; ")
@@ -145,15 +154,77 @@ class NativeBackend:
                 fixed size.
             BackendError: There is not enough memory.
         """
+        return self._fuse(a, b)
+
+    def fuse_adapted(self, a: Float32Array, b: Float32Array, figures: NDArray[np.float64]) -> Float32Array:
+        """Fuse two luma planes with the network ``fast``, adapted to given statistics, such as those of the frame before.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+            figures: Statistics, (8,); see ``statistics``.
+
+        Returns:
+            As ``fuse``.
+
+        Raises:
+            InputError: The figures are not eight finite numbers.
+            UsageError: It is another network.
+            ShapeError: As ``fuse``.
+            BackendError: As ``fuse``.
+        """
+        self._require_fast()
+        finite = int(np.isfinite(figures).sum())
+        if figures.shape != (STATISTICS,) or finite != STATISTICS:
+            raise InputError(
+                f"the statistics are {finite} finite numbers in the shape {figures.shape}, not {STATISTICS} in ({STATISTICS},)",
+                "take those of an image",
+                expected=(STATISTICS,),
+                got=figures.shape,
+            )
+        return self._fuse(a, b, figures.tolist())
+
+    def statistics(self, a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
+        """Take the statistics of a pair that the network ``fast`` adapts to, see ``refusion_edge.network.fast``.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+
+        Returns:
+            (8,) float64.
+
+        Raises:
+            ShapeError: As ``fuse``.
+            UsageError: It is another network.
+        """
+        self._require_fast()
+        require_planes(a, b)
+        return np.array(self._network.statistics(a[0, 0], b[0, 0]))
+
+    def _fuse(self, a: Float32Array, b: Float32Array, *given: list[float]) -> Float32Array:
         height, width = require_planes(a, b)
         require_size(self._size_hw, (height, width))
         fused = np.empty((1, 1, height, width), np.float32)
         try:
-            self._network.fuse(a[0, 0], b[0, 0], fused[0, 0])
+            self._network.fuse(a[0, 0], b[0, 0], fused[0, 0], *given)
         except MemoryError as error:
+            need = "" if self._network_name == "fast" else f", about {2 * 32 * 4 * width * height / 1e6:.0f} MB"
             raise BackendError(
-                f"there is not enough memory to fuse {width}x{height} (width x height, about "
-                f"{2 * 32 * 4 * width * height / 1e6:.0f} MB)",
-                "fuse smaller images",
+                f"there is not enough memory to fuse {width}x{height} (width x height{need})", "fuse smaller images"
             ) from error
         return fused
+
+    def _require_fast(self) -> None:
+        if self._network_name != "fast":
+            raise UsageError(
+                f"the network {self._network_name} does not adapt to statistics of the pair",
+                "leave them out, or run the network fast",
+            )
+
+
+def _make_network(state: State, precision: Precision, threads: int, isa: str) -> Any:
+    if network_of(state).name != "fast":
+        return load_module().Network(flat_parameters(state), threads, isa, precision)
+    layout = layout_of({name: array.shape for name, array in state.items()})
+    return load_module().FastNetwork(flat_parameters(state), layout.channels, layout.convolutions, layout.factor, threads, isa)

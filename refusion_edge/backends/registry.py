@@ -211,6 +211,7 @@ BACKENDS: dict[str, Entry] = {
         "refusion_edge.backends.native",
         "our C++ kernels for the CPU",
         {"fp32": "cpu", "bf16": "cpu"},
+        ("fp32",),
         takes_weights=True,
     ),
     "openvino": Entry(

@@ -82,7 +82,7 @@ def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        text = read_file(path, kind="file of measurements", most_bytes=_MOST_BYTES).decode("utf-8")
+        text = read_file(path, kind="file of measurements", most_bytes=_MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} does not hold JSON lines of the schema {LINES_SCHEMA}", "name another file") from error
     *whole, unfinished = text.split("\n")

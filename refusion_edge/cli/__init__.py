@@ -11,6 +11,8 @@ import contextlib
 import difflib
 import errno
 import importlib
+import io
+import logging
 import os
 import signal
 import sys
@@ -25,7 +27,8 @@ from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionE
 from refusion_edge.text import printable, redact
 
 VERBS = (
-    "demo", "fuse", "stream", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor", "selftest",
+    "demo", "fuse", "stream", "snap", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor",
+    "selftest",
 )  # fmt: skip
 
 EXIT_CODES = """\
@@ -88,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         # Stop now: the next file opened would get its descriptor, and with it everything that is printed.
         return _refuse("standard output is closed; redirect it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        # Names that are not valid UTF-8, or beyond the encoding of the terminal, are printed with escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = _run(argv)
     try:
         sys.stdout.flush()
@@ -101,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     interruption = _Interruption()
     try:
-        with interruption:
+        with interruption, _WarningLines():
             options = _parser().parse_args(argv)
             _require_folder()
             code = _run_verb(options)
@@ -125,6 +132,26 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
         return error.exit_code
+
+
+class _WarningLines(logging.Handler):
+    """Prints each warning of the package once, as one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._printed: set[str] = set()
+
+    def __enter__(self) -> None:
+        logging.getLogger("refusion_edge").addHandler(self)
+
+    def __exit__(self, *exc: object) -> None:
+        logging.getLogger("refusion_edge").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._printed:
+            self._printed.add(text)
+            print(f"refusion-edge: warning: {printable(text, _MOST_SHOWN)}", file=sys.stderr)
 
 
 def _run_verb(options: argparse.Namespace) -> int:
@@ -205,7 +232,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 class _Interruption:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, so that temporary files are removed, and remembers it."""
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that files are closed or removed, and remembers it."""
 
     def __init__(self) -> None:
         self.happened = False
@@ -215,8 +242,9 @@ class _Interruption:
 
     def __enter__(self) -> None:
         sys.unraisablehook = self._unraisable
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A background job of a shell ignores SIGINT, and so do we. Only the main thread can set handlers.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # A background job of a shell ignores SIGINT, one of nohup SIGHUP, and so do we. Only the main thread can set
+            # handlers.
             if signal.getsignal(number) is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
                 self._previous[number] = signal.signal(number, self._interrupt)
 

@@ -12,8 +12,12 @@ from refusion_edge.cli.options import add_json, length_m, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
+    from refusion_edge.calibration.rig.coarse import SearchRange
     from refusion_edge.calibration.rig.scene import SceneAlignment
     from refusion_edge.rig.model import ParallaxModel, Rig, RigAlignment, RigSource, SourceName
+
+# Data sheets round fields of view, and lenses and video modes differ from them by some percent.
+_FOV_TOLERANCE = 1.12
 
 SUMMARY = "align an infrared and a visible camera, or check their alignment"
 
@@ -35,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _add_images(way, required=name != "calibration")
         if name == "checkerboard":
             way.add_argument("--board", type=_board, required=True, metavar="9x6", help="inner corners across and down")
+            way.add_argument(
+                "--turn", type=int, choices=(0, 90, 180, 270),
+                help="how far the infrared image is turned against the visible one, clockwise, in degrees (default: found from "
+                "what is around the board, else 0)",
+            )  # fmt: skip
         if name in ("auto", "points", "checkerboard"):
             _add_model(way, auto=name == "auto")
         if name == "auto":
@@ -102,6 +111,10 @@ def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
     if kept:
         option = f"--{kept[0].replace('_', '-')}"
         raise UsageError(f"{option} would change the views of the rig given by --rig", "leave one of the two out")
+    if options.way == "auto" and options.scale_range and (options.ir_fov or options.vis_fov):
+        raise UsageError("--scale-range and the fields of view both state the scale", "leave one of the two out")
+    if options.fov is None and options.way == "auto":
+        options.fov = getattr(options, f"{old.base if old else options.onto or 'vis'}_fov")
     has_lens = options.way == "calibration" or (old is not None and old.source(old.base).lens is not None)
     if options.baseline is not None and options.fov is None and not has_lens:
         raise UsageError("--baseline needs the field of view", "add --fov DEGREES of the base camera")
@@ -114,24 +127,59 @@ def _check_contradictions(options: argparse.Namespace, old: Rig | None) -> None:
 def _aligned(
     options: argparse.Namespace, old: Rig | None, frames: list[dict[SourceName, Array]]
 ) -> tuple[Rig, list[RigAlignment], SceneAlignment | None]:
-    from refusion_edge.calibration.rig.alignment import align_point_pairs, align_views, join_boards, make_views
-    from refusion_edge.calibration.rig.coarse import SearchRange
-    from refusion_edge.calibration.rig.points import read_points
+    from refusion_edge.calibration.rig.alignment import align_point_pairs, align_views, make_views
+    from refusion_edge.calibration.rig.board import find_board
+    from refusion_edge.calibration.rig.points import check_columns, check_points, read_points
+    from refusion_edge.calibration.rig.structure import to_scene
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.rig.model import SOURCE_NAMES
 
     sources = _sources(options, old, frames[0])
     base = old.base if old else options.onto or "vis"
     views = [make_views(sources, each, base) for each in frames]
     scene = None
     if options.way == "auto":
-        within = SearchRange(options.max_shift, options.max_rotation, options.scale_range)
+        within = _search_range(options, sources, base)
         alignment, scene = align_views(views[0], options.distance, model=options.model, within=within)
     else:
         if options.way == "points":
             points, kind = read_points(options.points), "points"
+            sizes = {name: sources[name].view_xywh[2:] for name in SOURCE_NAMES}
+            check_points(points, sizes, {name: sources[name].size_wh for name in SOURCE_NAMES})
+            ir, vis = to_scene(views[0].ir, sensor=True), to_scene(views[0].vis, sensor=False)
+            check_columns(points, ir, vis, options.model)
         else:
-            points, kind = join_boards([(each.ir, each.vis) for each in views], options.board), "corners"
+            board = find_board([(each.ir, each.vis) for each in views], options.board, options.turn)
+            points, kind = board.points, f"corners (infrared turned by {board.turn_deg} degrees, {board.known})"
+            if board.known == "assumed":
+                remarks().print(
+                    "assumed that neither camera is upside down against the other, as the board looks the same either way; if "
+                    "one is, add --turn 180"
+                )
+            elif board.turn_deg and board.known == "seen":
+                remarks().print(f"the infrared image is turned by {board.turn_deg} degrees clockwise, as the scene shows")
         alignment = align_point_pairs(points, base, views[0].base_size_wh, options.distance, model=options.model, kind=kind)
     return _finish(options, old, sources, [alignment], None), [alignment], scene
+
+
+def _search_range(options: argparse.Namespace, sources: dict[SourceName, RigSource], base: SourceName) -> SearchRange:
+    """The range of ``align auto``: fields of view of the moving view over that of the base."""
+    from refusion_edge.calibration.rig.alignment import field_of_view_focal_px
+    from refusion_edge.calibration.rig.coarse import SearchRange
+    from refusion_edge.cli.options import require_both
+    from refusion_edge.rig.model import SOURCE_NAMES
+
+    require_both(options.ir_fov, options.vis_fov, "--ir-fov and --vis-fov")
+    low, high = options.scale_range or SearchRange().field
+    if options.ir_fov is not None:
+        # Of the views, which may be parts of the frames that the data sheets speak of.
+        shown = [
+            sources[name].view_xywh[2] / field_of_view_focal_px(sources[name].size_wh[0], getattr(options, f"{name}_fov"))
+            for name in SOURCE_NAMES
+        ]
+        field = shown[0] / shown[1]
+        low, high = field / _FOV_TOLERANCE, field * _FOV_TOLERANCE
+    return SearchRange(options.max_shift, options.max_rotation, (low, high) if base == "vis" else (1 / high, 1 / low))
 
 
 def _calibrated(
@@ -199,10 +247,13 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
     from refusion_edge.cli.options import require_both
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.images.pairs import find_pairs, read_pair
+    from refusion_edge.stream.uri import is_camera
 
     require_both(options.ir, options.vis, "--ir and --vis")
     if not options.ir:
         return []
+    if is_camera(options.ir) or is_camera(options.vis):
+        return [_snapped(options)]
     pairs = find_pairs(options.ir, options.vis).pairs
     if len(pairs) > 1 and options.way != "checkerboard":
         raise UsageError(
@@ -219,6 +270,20 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
     if len(sizes) > 1:
         raise InputError("the images of one camera have different sizes", "sort them into folders by size")
     return frames
+
+
+def _snapped(options: argparse.Namespace) -> dict[SourceName, Array]:
+    """A pair of frames from two cameras, which the rig then names as its sources."""
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.errors import UsageError
+    from refusion_edge.stream.run.snapshot import take_pair
+
+    if options.way not in ("auto", "check"):
+        raise UsageError(f"align {options.way} needs images", "take them with 'refusion-edge snap'")
+    pair = take_pair(options.ir, options.vis, offset_ms=getattr(options, "time_offset_ms", None) or 0.0, remark=remarks().print)
+    if options.way == "auto":
+        options.ir_uri, options.vis_uri = options.ir_uri or options.ir, options.vis_uri or options.vis
+    return dict(pair.images())
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -266,7 +331,10 @@ def _print(options: argparse.Namespace, rig: Rig, alignments: list[RigAlignment]
         facts["Alignment" if len(alignments) == 1 else f"Alignment {distance_text(alignment.distance_m)}"] = summary(alignment)
     facts["Measured"] = alignments[-1].error_method
     if scene is not None:
-        facts["Overlap"] = f"{100 * scene.evidence.overlap:.0f} % of the {rig.base} view"
+        facts["Overlap"] = f"{100 * scene.evidence.overlap:.0f} % of the view that shows less of the scene"
+        facts["Field of view"] = (
+            f"infrared {scene.field if rig.moving == 'ir' else 1 / scene.field:.2f} times as wide as visible"
+        )
     print_facts(facts)
     console = output()
     distance_m = alignments[-1].distance_m
@@ -282,8 +350,12 @@ def _print(options: argparse.Namespace, rig: Rig, alignments: list[RigAlignment]
 
 
 def _add_images(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--ir", type=nonempty, required=required, metavar="FILE", help="image from the infrared camera")
-    parser.add_argument("--vis", type=nonempty, required=required, metavar="FILE", help="image from the visible camera")
+    parser.add_argument(
+        "--ir", type=nonempty, required=required, metavar="FILE", help="image from the infrared camera, or its URI"
+    )
+    parser.add_argument(
+        "--vis", type=nonempty, required=required, metavar="FILE", help="image from the visible camera, or its URI"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:
@@ -300,15 +372,22 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         type=_fraction,
         default=0.2,
         metavar="FRACTION",
-        help="largest shift, as a fraction of the width (default: 0.2)",
+        help="how far the narrower view may reach beyond the wider one, as a fraction of the wider one's width and height "
+        "(default: 0.2)",
     )
     parser.add_argument(
         "--max-rotation", type=_angle, default=5.0, metavar="DEGREES", help="largest rotation in either direction (default: 5)"
     )
     parser.add_argument(
-        "--scale-range", type=_scale_range, default=(0.85, 1.18), metavar="LOW,HIGH",
-        help="scale of the moving view relative to the ratio of the widths (default: 0.85,1.18)",
+        "--scale-range", type=_scale_range, metavar="LOW,HIGH",
+        help="how wide the infrared view may be, as a multiple of the visible one: 0.5 if it shows half the width of the scene "
+        "(default: 0.4,2.5)",
     )  # fmt: skip
+    for name, camera in (("ir", "infrared"), ("vis", "visible")):
+        parser.add_argument(
+            f"--{name}-fov", type=_angle, metavar="DEGREES",
+            help=f"horizontal field of view of the {camera} camera; with both, only scales near their ratio are tried",
+        )  # fmt: skip
 
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:

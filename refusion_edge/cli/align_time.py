@@ -93,14 +93,14 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
             frame = recording.read(number)
             take(frame.side, frame.image, frame.time_ns)
         return tracks
-    from refusion_edge.stream.sources.registry import open_source
+    from refusion_edge.stream.sources.registry import open_pair
     from refusion_edge.stream.sources.watching import watch
     from refusion_edge.stream.uri import parse_source
 
     ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
     if ir is None or vis is None:
         raise UsageError("two sources are needed", "give --ir and --vis, a rig that names them, or --recording")
-    sources = open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis")
+    sources = open_pair(parse_source(ir), parse_source(vis))
     if sources[0].live != sources[1].live:
         raise UsageError("the clocks of a camera and a file are unrelated", "give two cameras or two files")
     watch(sources, options.duration_s, take)

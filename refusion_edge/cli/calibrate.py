@@ -32,7 +32,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     from refusion_edge.calibration.int8 import collect, planes_of, random_pairs
     from refusion_edge.errors import UsageError
     from refusion_edge.files import read_file
-    from refusion_edge.images.pairs import read_pair
+    from refusion_edge.images.depth import read_pairs
     from refusion_edge.network.checkpoint import read_checkpoint
     from refusion_edge.network.graph import fill, read_template
     from refusion_edge.network.quantization import read_table
@@ -54,7 +54,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
     is_random = options.calib_data == RANDOM and not source.exists()
     calibrating, held_out = ((), ()) if is_random else _split(_find(source, task))
     # Before minutes are spent on ranges, and before the pairs are scaled to one size.
-    gate_pairs = tuple(read_pair(paths) for paths in held_out)
+    gate_pairs = tuple(read_pairs(held_out, task))
     for pair in gate_pairs:
         planes_of(pair, task)
     checkpoint = read_checkpoint(options.weights or weights_path(task.name))
@@ -68,7 +68,7 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
         shown.stepped("pairs", done)
         done += 1
 
-    pairs: Iterator[ImagePair] = random_pairs(task) if is_random else (read_pair(paths) for paths in calibrating)
+    pairs: Iterator[ImagePair] = random_pairs(task) if is_random else read_pairs(calibrating, task)
     table = collect(model, pairs, task, options.calib_method, random=is_random, on_pair=step)
     shown.finished("pairs")
     return table, gate_pairs
@@ -76,18 +76,13 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
 
 def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
     from refusion_edge.cli.console import remarks
-    from refusion_edge.errors import InputError
+    from refusion_edge.images.layouts import find_folders
     from refusion_edge.images.pairs import find_pairs
 
-    folders = source / task.folder_a, source / task.folder_b
-    if not all(folder.is_dir() for folder in folders):
-        raise InputError(
-            f"{source} lacks the folders {task.folder_a} and {task.folder_b} with pairs to calibrate {task.name}",
-            "check --calib-data and --task",
-        )
-    found = find_pairs(str(folders[0]), str(folders[1]))
-    if alone := (*found.only_a, *found.only_b):
-        remarks().print(f"left out, no counterpart: {len(alone)} files in {source}, such as {alone[0].name}")
+    folders = find_folders(source, task)
+    found = find_pairs(str(folders.a), str(folders.b))
+    for line in found.remarks():
+        remarks().print(line)
     return found.pairs
 
 

@@ -1,4 +1,4 @@
-"""``doctor``: show which back ends work on this machine, and how to fix the others. Changes nothing."""
+"""``doctor``: show which back ends work on this machine, how to fix the others, and its cameras. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from refusion_edge.cli.options import add_json
 
 if TYPE_CHECKING:
     from refusion_edge.backends.registry import Status
+    from refusion_edge.stream.sources.v4l2_device import Camera
 
-SUMMARY = "show which back ends work on this machine, and how to fix the others"
+SUMMARY = "show which back ends work on this machine, how to fix the others, and the cameras with their formats"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the machine and the table of back ends."""
+    """Print the machine, and the tables of back ends and of cameras."""
+    from dataclasses import asdict
+
     from refusion_edge._version import __version__
     from refusion_edge.backends.registry import BACKENDS, build_status, status
     from refusion_edge.cli.console import output, plain_table, print_facts, write_json
     from refusion_edge.machine import accelerator, processor, this_machine, usable_cores
+    from refusion_edge.stream.sources.v4l2_device import find_cameras
 
     machine = {
         "refusion-edge": __version__,
@@ -35,10 +39,12 @@ def run(options: argparse.Namespace) -> int:
         "nvidia_device": accelerator(),
     }
     found = {name: status(name) for name in BACKENDS}
+    cameras = find_cameras()
     builds = {name: entry.builds and build_status(name).usable for name, entry in BACKENDS.items()}
     if options.json:
         backends = {name: _facts(item, builds[name]) for name, item in found.items()}
-        write_json(options.json, {"schema": "refusion-edge/doctor/1", "machine": machine, "backends": backends})
+        facts = {"machine": machine, "backends": backends, "cameras": [asdict(camera) for camera in cameras]}
+        write_json(options.json, {"schema": "refusion-edge/doctor/1", **facts})
     if options.json != "-":
         console = output()
         print_facts({name.replace("_", " "): value for name, value in machine.items()})
@@ -48,12 +54,30 @@ def run(options: argparse.Namespace) -> int:
             table.add_row(name, _answer(item, builds[name]), BACKENDS[name].summary, item.reason, item.fix)
         console.print(table)
         console.print()
+        if cameras:
+            table = plain_table("camera", "name", "formats")
+            for camera in cameras:
+                table.add_row(camera.stable_path or camera.path, camera.card, camera.problem or _formats(camera))
+            console.print(table)
+            console.print()
         console.print("next: refusion-edge build --task ir_vis --precision fp16")
     return 0
 
 
 def _answer(found: Status, builds: bool) -> str:
     return "yes" if found.usable else "builds only" if builds else "no"
+
+
+def _formats(camera: Camera) -> str:
+    """The formats of a camera, each with its sizes and the fastest rate of each size."""
+    fastest: dict[tuple[str, str], float] = {}
+    for mode in camera.modes:
+        key = mode.fourcc.strip(), f"{mode.width}x{mode.height}"
+        fastest[key] = max(fastest.get(key, 0.0), mode.rate_hz or 0.0)
+    texts: dict[str, list[str]] = {}
+    for (fourcc, size), rate_hz in fastest.items():
+        texts.setdefault(fourcc, []).append(f"{size}@{rate_hz:.4g}" if rate_hz else size)
+    return "; ".join(f"{fourcc} {', '.join(sizes)}" for fourcc, sizes in texts.items()) or "none"
 
 
 def _facts(found: Status, builds: bool) -> dict[str, object]:

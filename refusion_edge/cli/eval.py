@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     """Score, then print and write the results."""
     import tempfile
 
-    from refusion_edge.cli.console import output, write_json
+    from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.errors import UsageError
     from refusion_edge.report.html import require_engine
 
@@ -84,7 +84,9 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.evaluation import evaluate
     from refusion_edge.evaluation.page import render_page
     from refusion_edge.files import write_atomically
+    from refusion_edge.images.findings import Findings
 
+    findings = Findings()
     with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder, _progress() as progress:
         report = evaluate(
             options.a,
@@ -98,14 +100,17 @@ def run(options: argparse.Namespace) -> int:
             misregistration=sweep,
             jobs=options.jobs,
             progress=progress,
+            findings=findings,
             network=options.network,
             trivial=not options.no_trivial,
         )
         page = render_page(report) if options.html else ""
+    for line in findings.lines():
+        remarks().print(line)
     if options.csv:
-        write_atomically(Path(options.csv), report.to_csv().encode())
+        write_atomically(Path(options.csv), report.to_csv().encode(errors="backslashreplace"))
     if options.html:
-        write_atomically(Path(options.html), page.encode())
+        write_atomically(Path(options.html), page.encode(errors="backslashreplace"))
     if options.json:
         write_json(options.json, report.to_document())
     if options.json != "-":

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _export_onnx(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
     from refusion_edge.cli.console import output, plain_table, remarks
-    from refusion_edge.export.graph.onnx_model import export_onnx
+    from refusion_edge.export.graph.trace import export_onnx
     from refusion_edge.sizes import parse_size
 
     with remarks().status("tracing, simplifying and comparing with torch"):

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_image_output, add_network, add_rebuild, add_task, add_threads, nonempty
+from refusion_edge.cli.options import (
+    add_image_output,
+    add_json,
+    add_network,
+    add_rebuild,
+    add_task,
+    add_threads,
+    nonempty,
+    pixel_range,
+)
 
 if TYPE_CHECKING:
+    from refusion_edge.arrays import Uint8Array
+    from refusion_edge.errors import RefusionError
     from refusion_edge.fuser import Fuser
-    from refusion_edge.images.pairs import PairPaths
+    from refusion_edge.images.findings import Findings
+    from refusion_edge.images.luma import Planes
+    from refusion_edge.images.pairs import ImagePair, PairList, PairPaths
 
-SUMMARY = "fuse two images, or two folders of images matched by stem"
+SUMMARY = "fuse two images, or two folders of images matched by name"
+SCHEMA = "refusion-edge/fuse/1"
 
 _FORMATS = ("png", "jpg", "tiff")
+_MOST_FAILURES = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or overexposed one. Quote patterns ('ir/*.png') so that the shell does not expand them."
     )
     parser.add_argument("a", type=nonempty, help="source a: file, folder or quoted glob pattern")
-    parser.add_argument("b", type=nonempty, help="source b, of the same kind")
+    parser.add_argument("b", type=nonempty, help="source b, of the same kind; the same folder as A for a known data set")
     parser.add_argument(
         "-o", "--output", required=True, type=nonempty, help="file to write, or a folder if the sources are folders or patterns"
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
         "--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build' (default: the weights of the task in fp32)"
     )
-    source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
+    weights.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
@@ -41,17 +58,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=_FORMATS, default="png", help="format of the files in an output folder (default: png)"
     )
+    for source in "ab":
+        parser.add_argument(
+            f"--{source}-range", type=pixel_range, metavar="LOW:HIGH",
+            help=f"values of source {source} that become black and white, auto for its own range, or full for its full scale "
+            "(default: from its role and its file)",
+        )  # fmt: skip
+    parser.add_argument("--layout", metavar="NAME", help="layout of the data set in the folder A, such as msrs, m3fd or llvip")
     add_threads(parser)
+    add_json(parser)
+
+
+@dataclass(slots=True)
+class _Log:
+    """What happened to the pairs of one run: results by name, and failures."""
+
+    written: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[str, RefusionError]] = field(default_factory=list)
+
+    def to_json(self, found: PairList, remarks: list[dict[str, object]]) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "written": self.written,
+            "failed": [{"name": name, "problem": error.problem, "remedy": error.remedy} for name, error in self.failures],
+            "left_out": [str(path) for path in (*found.only_a, *found.only_b, *found.ignored)],
+            "remarks": [*remarks, *({"text": text} for text in found.remarks())],
+        }
 
 
 def run(options: argparse.Namespace) -> int:
     """Fuse and write; a pair of a folder that cannot be fused is reported, and the others are still fused."""
-    from refusion_edge.cli.console import output
+    from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.fuser import load
+    from refusion_edge.images.findings import Findings
     from refusion_edge.images.io import check_writable_suffix, write_image
     from refusion_edge.images.pairs import find_pairs, is_collection, read_pair
 
+    _resolve_layout(options)
     many = is_collection(options.a)
     if not many:
         check_writable_suffix(Path(options.output))
@@ -72,53 +116,103 @@ def run(options: argparse.Namespace) -> int:
             network=options.network,
         )
 
+    findings, log = Findings(), _Log()
     if many:
         with opened() as fuser:
-            _say_choice(fuser)
-            return _fuse_folder(options, fuser, found.pairs, (*found.only_a, *found.only_b))
+            _say_choice(options, fuser)
+            code = _fuse_folder(options, fuser, found, findings, log)
+        if options.json:
+            write_json(options.json, log.to_json(found, findings.to_json()))
+        return code
     # Read the images first, so that a wrong path fails before an engine is loaded.
     pair = read_pair(found.pairs[0])
     with opened() as fuser:
         try:
-            fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
+            fused, planes = _fuse(options, fuser, pair)
         except InputError as error:
             raise error.within(f"{options.a} and {options.b}") from error
     write_image(options.output, fused)
-    _say_choice(fuser)
-    output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {'color' if fused.ndim == 3 else 'grayscale'})")
+    findings.add(pair.name, planes.remarks)
+    for line in findings.lines():
+        remarks().print(line)
+    _say_choice(options, fuser)
+    if options.json:
+        log.written.append(_entry(found.pairs[0], Path(options.output), planes))
+        write_json(options.json, log.to_json(found, findings.to_json()))
+    if options.json != "-":
+        kind = "color" if fused.ndim == 3 else "grayscale"
+        output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {kind})")
     return 0
 
 
-def _say_choice(fuser: Fuser) -> None:
+def _resolve_layout(options: argparse.Namespace) -> None:
+    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources."""
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.images.layouts import find_folders
+    from refusion_edge.tasks import find_task
+
+    if options.layout is None and not (options.a == options.b and Path(options.a).is_dir()):
+        return
+    folders = find_folders(Path(options.a), find_task(options.task or "ir_vis"), options.layout)
+    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
+    options.a, options.b = str(folders.a), str(folders.b)
+
+
+def _fuse(options: argparse.Namespace, fuser: Fuser, pair: ImagePair) -> tuple[Uint8Array, Planes]:
+    planes = fuser.to_planes(*pair.stills, a_range=options.a_range, b_range=options.b_range)
+    color = not options.gray
+    return fuser.to_image(fuser.infer(planes, color=color), planes, color=color), planes
+
+
+def _entry(paths: PairPaths, target: Path, planes: Planes) -> dict[str, Any]:
+    """What became of one pair, for JSON."""
+    invalid = [0 if mask is None else int(mask.sum()) for mask in (planes.only_b, planes.only_a)]
+    sources = [
+        {"file": str(path), "low": scale.low, "high": scale.high, "range_from": scale.origin, "invalid_pixels": count}
+        for path, scale, count in zip((paths.a, paths.b), planes.scales, invalid, strict=True)
+    ]
+    return {"name": paths.name, "file": str(target), "sources": sources}
+
+
+def _say_choice(options: argparse.Namespace, fuser: Fuser) -> None:
     """Print which back end auto chose and why; a bundle names its own."""
-    from refusion_edge.cli.console import output
+    from refusion_edge.cli.console import output, remarks
 
     if fuser.choice is not None and fuser.choice.automatic:
-        output().print(f"Back end: {fuser.choice.reason}")
+        (remarks if options.json == "-" else output)().print(f"Back end: {fuser.choice.reason}")
 
 
-def _fuse_folder(options: argparse.Namespace, fuser: Fuser, pairs: tuple[PairPaths, ...], unmatched: tuple[Path, ...]) -> int:
+def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, findings: Findings, log: _Log) -> int:
     from refusion_edge.cli.console import output, progress_bar, remarks
-    from refusion_edge.errors import InputError
+    from refusion_edge.errors import InputError, OutputError
+    from refusion_edge.files import output_error
+    from refusion_edge.images.depth import find_depths
     from refusion_edge.images.io import write_image
     from refusion_edge.images.pairs import read_pair
 
-    failures: list[str] = []
+    depths = find_depths(found.pairs, fuser.task)
     with progress_bar() as progress:
-        for paths in progress.track(pairs, description="fusing"):
+        for paths in progress.track(found.pairs, description="fusing"):
+            target = _target(options, paths, many=True)
             try:
-                pair = read_pair(paths)
-                fused = fuser.fuse(pair.a, pair.b, color=not options.gray)
-            except InputError as error:
-                failures.append(f"pair {paths.name}: {error}")
+                fused, planes = _fuse(options, fuser, depths.apply(read_pair(paths)))
+                write_image(target, fused)
+            except (InputError, OutputError) as error:
+                log.failures.append((paths.name, error))
+            except OSError as error:
+                log.failures.append((paths.name, output_error(target, error)))
             else:
-                write_image(_target(options, paths, many=True), fused)
-    if unmatched:
-        remarks().print(f"left out, no counterpart: {', '.join(str(path) for path in unmatched)}")
-    for failure in failures:
-        remarks().print(f"refusion-edge: error: {failure}")
-    output().print(f"wrote {len(pairs) - len(failures)} of {len(pairs)} fused images to {options.output}")
-    return InputError.exit_code if failures else 0
+                findings.add(paths.name, planes.remarks)
+                log.written.append(_entry(paths, target, planes))
+    for line in (*found.remarks(), *depths.remarks, *findings.lines()):
+        remarks().print(line)
+    for name, failure in log.failures[:_MOST_FAILURES]:
+        remarks().print(f"refusion-edge: error: pair {name}: {failure}")
+    if len(log.failures) > _MOST_FAILURES:
+        remarks().print(f"refusion-edge: error: {len(log.failures) - _MOST_FAILURES} more pairs failed; --json FILE lists them")
+    if options.json != "-":
+        output().print(f"wrote {len(log.written)} of {len(found.pairs)} fused images to {options.output}")
+    return InputError.exit_code if log.failures else 0
 
 
 def _target(options: argparse.Namespace, paths: PairPaths, many: bool) -> Path:
@@ -128,7 +222,8 @@ def _target(options: argparse.Namespace, paths: PairPaths, many: bool) -> Path:
 def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> None:
     from refusion_edge.errors import UsageError
 
-    sources = {path.resolve() for paths in pairs for path in (paths.a, paths.b)}
+    # Not Path.resolve, which raises for a link to itself.
+    sources = {os.path.realpath(path) for paths in pairs for path in (paths.a, paths.b)}
     for target in targets:
-        if target.resolve() in sources:
+        if os.path.realpath(target) in sources:
             raise UsageError(f"the result would overwrite the source {target}", "choose another --output")

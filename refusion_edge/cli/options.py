@@ -11,7 +11,7 @@ from typing import Any
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
-from refusion_edge.network.layouts import NETWORK_NAMES
+from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
@@ -42,6 +42,15 @@ def add_rebuild(parser: argparse.ArgumentParser) -> None:
         help="rebuild the bundle in place, with its own settings, if it was built for another machine, GPU, driver or version "
         "(default: stop with an error)",
     )  # fmt: skip
+
+
+def add_best_effort(parser: argparse.ArgumentParser) -> None:
+    """Add ``--best-effort`` for cameras."""
+    parser.add_argument(
+        "--best-effort",
+        action="store_true",
+        help="use a camera in its nearest mode if it does not grant the format, size or rate asked for",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +138,24 @@ def nonempty(text: str) -> str:
     return text
 
 
-def require_both(first: str | None, second: str | None, names: str) -> None:
+def pixel_range(text: str) -> tuple[float, float] | str:
+    """Read a range of pixel values, ``LOW:HIGH``, ``auto`` or ``full``.
+
+    Raises:
+        ArgumentTypeError: The text is none of these, or the range is empty.
+    """
+    if text in ("auto", "full"):
+        return text
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a range; write LOW:HIGH with LOW below HIGH, auto or full")
+    return low, high
+
+
+def require_both(first: object, second: object, names: str) -> None:
     """Require two options that belong together to be both present or both absent.
 
     Raises:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import (
+    add_best_effort,
     add_json,
     add_network,
     add_rebuild,
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
+# A rate error below this is that of any quartz.
+_SHOWN_PPM = 200
+
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
 outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mkv, .avi, .webm), a folder, frame_%04i.png,
          rtsp://@:8554/fused, shm://NAME, null://
-Ctrl-C or SIGTERM ends a stream cleanly (exit code 130). Example without cameras:
+Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
 
@@ -37,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: from the rig)")
     parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: from the rig)")
+    add_best_effort(parser)
     parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording in place of two sources")
     parser.add_argument(
         "-o", "--output", action="append", type=nonempty, metavar="URI",
@@ -168,6 +173,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="token required from viewers of view:// (default: generated if view:// is reachable from other machines)",
     )
+    add(
+        "--allow-origin",
+        dest="allow_origins",
+        action="append",
+        type=nonempty,
+        metavar="URL",
+        help="address under which a reverse proxy shows the page of view://, such as https://cameras.example; repeatable",
+    )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
@@ -178,6 +191,7 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     chosen = dict(vars(options))
     for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):
         chosen.pop(name, None)
+    chosen["allow_origins"] = tuple(chosen["allow_origins"] or ())
     chosen["outputs"] = tuple(chosen.pop("output") or ())
     return StreamSettings(**chosen, marks=not options.no_marks)
 
@@ -200,12 +214,19 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{pairs['shown']} fused frames in {report['duration_s']:.1f} s ({modes}); "
         f"{pairs['paired']} pairs, {pairs['held']} held"
     )
-    table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses", "time stamps")
+    table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses")
     for side, camera in report["cameras"].items():
         dropped = ", ".join(f"{count} {cause}" for cause, count in camera["drops"].items()) or "0"
         row = (camera["in"], camera["used"], dropped, camera["missing_at_source"], camera["freezes"], camera["losses"])
-        table.add_row(side, *map(str, row), camera["clock"] or "none")
+        table.add_row(side, *map(str, row))
     console.print(table)
+    clocks = plain_table("camera", "frames per second", "delay", "error", "time stamps")
+    for side, camera in report["cameras"].items():
+        clocks.add_row(side, *_timing(camera["timing"]))
+    console.print(clocks)
+    for side, camera in report["cameras"].items():
+        for remark in camera["remarks"]:
+            console.print(f"{side}: {remark}")
     for cause, count in pairs["drops"].items():
         console.print(f"pairs not shown: {count} ({cause})")
     stages = plain_table("stage", "count", "p50 (ms)", "p95 (ms)", "p99 (ms)", "max (ms)")
@@ -231,6 +252,24 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     if report["output_sha256"]:
         console.print(f"SHA-256 of all fused frames: {report['output_sha256']}")
+
+
+def _timing(timing: dict[str, Any]) -> tuple[str, str, str, str]:
+    """How the times of a source come about, for a row of the table: its rates, delay, how sure they are, and the clock."""
+    measured, declared, content = timing["measured_hz"], timing["declared_hz"], timing["content_hz"]
+    rates = "unknown" if measured is None else f"{measured:.4g}"
+    if declared is not None:
+        rates += f" ({declared:.4g} declared)"
+    if measured is not None and content is not None and content < 0.8 * measured:
+        rates += f", {content:.3g} with new content"
+    delay = "unknown" if timing["delay_ms"] is None else f"{timing['delay_ms']:.0f} ms"
+    error = "unknown" if timing["error_ms"] is None else f"{timing['error_ms']:.0f} ms"
+    clock = timing["clock"] or "none"
+    if timing["rate_error_ppm"] is not None and abs(timing["rate_error_ppm"]) >= _SHOWN_PPM:
+        clock += f"; its clock runs {timing['rate_error_ppm'] / 1e4:+.2f} %"
+    if timing["steps"]:
+        clock += f"; stepped {timing['steps']} times"
+    return rates, delay, error, clock
 
 
 def _milliseconds(text: str) -> float:

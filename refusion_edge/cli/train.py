@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder that holds the folders of both sources")
     parser.add_argument("--a", metavar="NAME", help="folder of source a below --data (default: the task's)")
     parser.add_argument("--b", metavar="NAME", help="folder of source b below --data (default: the task's)")
+    parser.add_argument("--layout", metavar="NAME", help="layout of a known data set: msrs, m3fd, llvip, ... (default: found)")
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="PREFIX", help="leave out names that start with this; repeatable"
     )
@@ -90,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         assignments=tuple(options.assignments),
         folder_a=options.a,
         folder_b=options.b,
+        layout=options.layout,
         exclude=tuple(options.exclude),
         init=options.init,
         resume=options.resume,

@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.cli.console import output, plain_table, progress_bar, write_json
     from refusion_edge.export.build import BUILDERS, model_of
     from refusion_edge.fuser import open_bundle
-    from refusion_edge.images.pairs import find_pairs, read_pair
+    from refusion_edge.images.depth import read_pairs
+    from refusion_edge.images.pairs import find_pairs
     from refusion_edge.images.samples import sample_paths
     from refusion_edge.network.checkpoint import read_checkpoint, require_network
     from refusion_edge.tasks import find_task
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     bundle = read_bundle(options.bundle)
     manifest = bundle.manifest
     paths = find_pairs(options.a, options.b).pairs if options.a else sample_paths(manifest.task)
-    pairs = (read_pair(pair) for pair in paths)
+    pairs = read_pairs(paths, find_task(manifest.task))
     if options.a is None and (size_hw := manifest.gate_hw) is not None:
         pairs = (resized(pair, size_hw) for pair in pairs)
     if options.per_layer:

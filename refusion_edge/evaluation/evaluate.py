@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases, find_sources
 from refusion_edge.evaluation.report import Report, SweepResult
@@ -18,8 +18,11 @@ from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, 
 from refusion_edge.evaluation.statistics import mean_of_defined
 from refusion_edge.evaluation.trivial import TRIVIAL, trivial_fuser
 from refusion_edge.fuser import Fuser, load
+from refusion_edge.images.depth import read_pairs
+from refusion_edge.images.findings import Findings
 from refusion_edge.images.io import write_image
-from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
+from refusion_edge.images.pairs import ImagePair, PairPaths
+from refusion_edge.images.ranges import to_display8
 from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
 
@@ -47,6 +50,7 @@ def evaluate(
     misregistration: Sweep | None = None,
     jobs: int = 0,
     progress: Progress = silent,
+    findings: Findings | None = None,
     network: str | None = None,
     trivial: bool = False,
 ) -> Report:
@@ -64,6 +68,7 @@ def evaluate(
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
         progress: Called for every step.
+        findings: Collects what was guessed or doubtful about the sources that engines fuse.
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
 
@@ -90,7 +95,14 @@ def evaluate(
             with _opened(name, engine, task, network) as fuser:
                 task = task if engine is None else fuser.task.name
                 folders[name] = str(folder / f"{index}-luma")
-                fuse_pairs(fuser, pairs, Path(folders[name]), color=False, done=progress(f"fusing: {name}", len(pairs)))
+                fuse_pairs(
+                    fuser,
+                    pairs,
+                    Path(folders[name]),
+                    color=False,
+                    done=progress(f"fusing: {name}", len(pairs)),
+                    findings=findings,
+                )
                 if wants_color:
                     in_color[name] = str(folder / f"{index}-color")
                     done = progress(f"fusing in color: {name}", len(pairs))
@@ -99,7 +111,7 @@ def evaluate(
     found = find_cases(a, b, folders, in_color=in_color, partial=partial)
     chosen = find_task(task or DEFAULT_TASK)
     done = progress("scoring", len(found.cases))
-    values = score_cases(found.cases, metrics, sensor_a=chosen.ranged_a, jobs=jobs, done=done)
+    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done)
     report = Report(chosen, found, tuple(metrics), values)
     if misregistration is None:
         return report
@@ -118,13 +130,13 @@ def _sweep(
     report: Report, engines: Mapping[str, str | None], sweep: Sweep, jobs: int, progress: Progress, network: str | None
 ) -> SweepResult:
     """Sweep over finished results directly, and over engines by fusing again."""
-    cases, metrics, sensor_a = report.found.cases, report.metrics, report.task.ranged_a
+    cases, metrics = report.found.cases, report.metrics
     by_method: dict[str, NDArray[np.float64]] = {}
     finished = [method for method in report.methods if method not in engines]
     if finished:
         reduced = [replace(case, results={method: case.results[method] for method in finished}) for case in cases]
         done = progress("misregistering", len(cases))
-        swept = sweep_cases(reduced, metrics, sweep, sensor_a=sensor_a, jobs=jobs, done=done)
+        swept = sweep_cases(reduced, metrics, sweep, task=report.task, jobs=jobs, done=done)
         by_method = dict(zip(finished, swept, strict=True))
     pairs = [PairPaths(case.name, case.a, case.b) for case in cases]
     for name, engine in engines.items():
@@ -133,7 +145,15 @@ def _sweep(
     return SweepResult(sweep, np.stack([mean_of_defined(by_method[method], axis=0) for method in report.methods]))
 
 
-def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color: bool, done: Callable[[], None]) -> None:
+def fuse_pairs(
+    fuser: Fuser,
+    pairs: Sequence[PairPaths],
+    folder: Path,
+    *,
+    color: bool,
+    done: Callable[[], None],
+    findings: Findings | None = None,
+) -> None:
     """Fuse pairs and write the results as PNG files of the same names.
 
     Args:
@@ -142,15 +162,18 @@ def fuse_pairs(fuser: Fuser, pairs: Sequence[PairPaths], folder: Path, *, color:
         folder: Output folder; created if needed.
         color: Whether to keep the color of the sources.
         done: Called after each pair.
+        findings: Collects what was guessed or doubtful about the sources.
 
     Raises:
         InputError: A pair cannot be fused; the message names it.
         OutputError: The folder cannot be written.
     """
-    for paths in pairs:
-        pair = read_pair(paths)
+    for paths, pair in zip(pairs, read_pairs(pairs, fuser.task), strict=True):
         try:
-            fused = fuser.fuse(pair.a, pair.b, color=color)
+            planes = fuser.to_planes(*pair.stills)
+            fused = fuser.to_image(fuser.infer(planes, color=color), planes, color=color)
+            if findings is not None:
+                findings.add(pair.name, planes.remarks)
         except InputError as error:
             raise error.within(f"pair {pair.name}") from error
         write_image(folder / f"{paths.name}.png", fused)
@@ -177,8 +200,7 @@ def sweep_fuser(
         UsageError: An offset is too large for an image.
     """
     rows = []
-    for paths in pairs:
-        pair = read_pair(paths)
+    for pair in read_pairs(pairs, fuser.task):
         try:
             rows.append(_sweep_pair(fuser, pair, metrics, misregistration))
         except InputError as error:
@@ -193,9 +215,16 @@ def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep:
         wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
         if not wanted:
             continue
-        fuse = functools.partial(fuser.fuse, color=color)
-        sensor_a = fuser.task.ranged_a
-        points = sweep_fusion(pair.a, pair.b, fuse, wanted, sweep.offsets_px, sweep.kind, sensor_a=sensor_a)
+        shown = [
+            to_display8(image, role, encoding=encoding)
+            for image, role, encoding in zip((pair.a, pair.b), fuser.task.roles, pair.encodings, strict=True)
+        ]
+
+        def fuse(a: Array, b: Array, color: bool = color) -> Array:
+            planes = fuser.to_planes(a, b)
+            return fuser.to_image(fuser.infer(planes, color=color), planes, color=color)
+
+        points = sweep_fusion(shown[0], shown[1], fuse, wanted, sweep.offsets_px, sweep.kind)
         for metric in wanted:
             values[metric] = [defined_or_nan(point[metric]) for point in points]
     return np.array([values[metric] for metric in metrics]).T

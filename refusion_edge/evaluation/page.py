@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.arrays import Uint8Array
 from refusion_edge.evaluation.cases import Case
 from refusion_edge.evaluation.report import UNDEFINED, Report, format_difference, format_value
 from refusion_edge.evaluation.statistics import image_quality
-from refusion_edge.images.color import to_display_range
-from refusion_edge.images.io import read_image
+from refusion_edge.images.io import read_still
+from refusion_edge.images.ranges import to_display8
+from refusion_edge.images.still import Still
 from refusion_edge.metrics import CONVENTIONS, Metric
 from refusion_edge.report.bootstrap import CONFIDENCE, RESAMPLES
 from refusion_edge.report.html import render
 from refusion_edge.report.plots import COLORS, curves, distribution
+from refusion_edge.tasks import DISPLAY, Role, Task
 
 _SHOWN = 3
 _TILE_HEIGHT = 200
@@ -117,22 +119,23 @@ def _extremes(report: Report, method: str) -> dict[str, list[_Montage]]:
     order = np.argsort(quality, kind="stable")
     count = min(_SHOWN, len(order) // 2) or 1
     return {
-        title: [_montage(report.found.cases[index], method, quality[index]) for index in indices]
+        title: [_montage(report.found.cases[index], report.task, method, quality[index]) for index in indices]
         for title, indices in (("Worst", order[:count]), ("Best", order[::-1][:count]))
     }
 
 
-def _montage(case: Case, method: str, quality: float) -> _Montage:
-    tiles = [_tile(read_image(path)) for path in (case.a, case.b, case.results[method].color)]
+def _montage(case: Case, task: Task, method: str, quality: float) -> _Montage:
+    sources = zip((case.a, case.b, case.results[method].color), (*task.roles, DISPLAY), strict=True)
+    tiles = [_tile(read_still(path), role) for path, role in sources]
     gap = np.full((_TILE_HEIGHT, 6, 3), 255, np.uint8)
     row = np.concatenate([tiles[0], gap, tiles[1], gap, tiles[2]], axis=1)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return _Montage(case.name, f"{quality:.0%}", "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode())
 
 
-def _tile(image: Array) -> Uint8Array:
-    """An image scaled to the common height, (200, W, 3) uint8."""
-    shown = np.round(to_display_range(image, sensor=True)).astype(np.uint8)
+def _tile(still: Still, role: Role) -> Uint8Array:
+    """An image as it is fused, scaled to the common height, (200, W, 3) uint8."""
+    shown = to_display8(still.pixels, role, encoding=still.encoding)
     width = max(1, round(shown.shape[1] * _TILE_HEIGHT / shown.shape[0]))
     resized = cv2.resize(shown, (width, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(resized, cv2.COLOR_GRAY2RGB) if resized.ndim == 2 else resized, np.uint8)

@@ -17,12 +17,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.arrays import Array
+from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.errors import InputError
 from refusion_edge.evaluation.cases import Case
+from refusion_edge.images.depth import Depths, find_depths
 from refusion_edge.images.io import read_image
+from refusion_edge.images.pairs import PairPaths, read_pair
+from refusion_edge.images.ranges import to_display8
 from refusion_edge.metrics import Metric, score, score_transition, sweep
 from refusion_edge.metrics.misregistration import Displacement
+from refusion_edge.tasks import Task
 
 # Cases handed out ahead of the workers, for each of them.
 _AHEAD = 2
@@ -42,7 +46,8 @@ class _Job:
     previous: Case | None
     metrics: tuple[Metric, ...]
     sweep: Sweep | None
-    sensor_a: bool
+    task: Task
+    depths: Depths
 
 
 def core_count() -> int:
@@ -51,14 +56,14 @@ def core_count() -> int:
 
 
 def score_cases(
-    cases: Sequence[Case], metrics: Sequence[Metric], *, sensor_a: bool, jobs: int, done: Callable[[], None]
+    cases: Sequence[Case], metrics: Sequence[Metric], *, task: Task, jobs: int, done: Callable[[], None]
 ) -> NDArray[np.float64]:
     """Score every method on every case.
 
     Args:
         cases: Cases; in chronological order if a metric compares consecutive frames.
         metrics: What to compute.
-        sensor_a: Whether 16-bit or float gray of source a is raw sensor data.
+        task: Their task, which determines what the values of each source mean.
         jobs: Number of processes; 1 for this one only.
         done: Called after each case.
 
@@ -71,7 +76,8 @@ def score_cases(
     previous: list[Case | None] = [None] * len(cases)
     if any(metric.reads == "transition" for metric in metrics):
         previous = [None, *cases[:-1]]
-    work = [_Job(case, before, tuple(metrics), None, sensor_a) for case, before in zip(cases, previous, strict=True)]
+    depths = _depths(cases, task)
+    work = [_Job(case, before, tuple(metrics), None, task, depths) for case, before in zip(cases, previous, strict=True)]
     return np.stack(list(_run(work, jobs, done)), axis=1)
 
 
@@ -80,7 +86,7 @@ def sweep_cases(
     metrics: Sequence[Metric],
     misregistration: Sweep,
     *,
-    sensor_a: bool,
+    task: Task,
     jobs: int,
     done: Callable[[], None],
 ) -> NDArray[np.float64]:
@@ -90,7 +96,7 @@ def sweep_cases(
         cases: Cases.
         metrics: What to compute.
         misregistration: Offsets to try.
-        sensor_a: As in ``score_cases``.
+        task: As in ``score_cases``.
         jobs: As in ``score_cases``.
         done: Called after each case.
 
@@ -101,7 +107,8 @@ def sweep_cases(
         InputError: An image cannot be used; the message names it.
         UsageError: An offset is too large for an image.
     """
-    work = [_Job(case, None, tuple(metrics), misregistration, sensor_a) for case in cases]
+    depths = _depths(cases, task)
+    work = [_Job(case, None, tuple(metrics), misregistration, task, depths) for case in cases]
     return np.stack(list(_run(work, jobs, done)), axis=1)
 
 
@@ -147,7 +154,7 @@ def _start_worker() -> None:
 def _score_case(job: _Job) -> NDArray[np.float64]:
     """Score one case; returns (methods, metrics) or (methods, offsets, metrics)."""
     case = job.case
-    a, b = read_image(case.a), read_image(case.b)
+    a, b = _read_sources(job, case)
     rows = []
     for method in case.results:
         try:
@@ -162,17 +169,31 @@ def _score_method(job: _Job, a: Array, b: Array, method: str) -> NDArray[np.floa
     for path, metrics in _by_file(job, method).items():
         fused = read_image(path)
         if job.sweep is not None:
-            points = sweep(a, b, fused, metrics, job.sweep.offsets_px, job.sweep.kind, sensor_a=job.sensor_a)
+            points = sweep(a, b, fused, metrics, job.sweep.offsets_px, job.sweep.kind)
         elif job.previous is None:
-            points = [score(a, b, fused, metrics, sensor_a=job.sensor_a)]
+            points = [score(a, b, fused, metrics)]
         else:
             before = job.previous
-            frame_before = read_image(before.a), read_image(before.b), read_image(before.results[method].luma)
-            points = [score_transition(frame_before, (a, b, fused), metrics, sensor_a=job.sensor_a)]
+            frame_before = *_read_sources(job, before), read_image(before.results[method].luma)
+            points = [score_transition(frame_before, (a, b, fused), metrics)]
         for metric in metrics:
             values[metric] = np.array([defined_or_nan(point[metric]) for point in points])
     table = np.stack([values[metric] for metric in job.metrics], axis=-1)
     return table if job.sweep is not None else table[0]
+
+
+def _read_sources(job: _Job, case: Case) -> tuple[Uint8Array, Uint8Array]:
+    """Both sources as they are shown, from which metrics are computed."""
+    pair = job.depths.apply(read_pair(PairPaths(case.name, case.a, case.b)))
+    a, b = (
+        to_display8(image, role, encoding=encoding)
+        for image, role, encoding in zip((pair.a, pair.b), job.task.roles, pair.encodings, strict=True)
+    )
+    return a, b
+
+
+def _depths(cases: Sequence[Case], task: Task) -> Depths:
+    return find_depths([PairPaths(case.name, case.a, case.b) for case in cases], task)
 
 
 def _by_file(job: _Job, method: str) -> dict[Path, list[Metric]]:

@@ -1,4 +1,4 @@
-"""Conversion between images and the luma planes that the network fuses.
+"""Luma and chroma of images, and joining them again.
 
 Full-range BT.601 in float32 through OpenCV, as in the official test script. OpenCV assumes float images in [0, 1] and
 therefore puts the zero of float chroma at 0.5, although the values here range over [0, 255]; the offset is kept because
@@ -7,7 +7,6 @@ the official weighted mean of two chromas is defined around it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -15,7 +14,9 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.errors import InputError, ShapeError
+from refusion_edge.images.ranges import is_gray, to_display
 from refusion_edge.sizes import MIN_SIDE
+from refusion_edge.tasks import DISPLAY, SENSOR
 
 OutputRange = Literal["stretch", "fixed"]
 OUTPUT_RANGES: tuple[OutputRange, ...] = ("stretch", "fixed")
@@ -24,109 +25,28 @@ ColorOrder = Literal["rgb", "bgr"]
 
 CHROMA_ZERO = 0.5
 
-_SENSOR_PERCENTILES = (0.1, 99.9)
 _WHITE = 255.0
+_DTYPES = (np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 # Rounding of the official script before truncation to integers: a half is rounded down.
 _ROUNDING = 0.499999999
 _TO_YCRCB = {"rgb": cv2.COLOR_RGB2YCrCb, "bgr": cv2.COLOR_BGR2YCrCb}
 _FROM_YCRCB = {"rgb": cv2.COLOR_YCrCb2RGB, "bgr": cv2.COLOR_YCrCb2BGR}
-# Resampled images overshoot slightly.
-_FLOAT_MARGIN = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Planes:
-    """Inputs of the network, and the chroma that bypasses it.
-
-    Attributes:
-        a: Luma of source a, (1, 1, H, W) float32, [0, 1]; or uint8, [0, 255], if ``keep_uint8`` was set.
-        b: Luma of source b, same shape; dtype and range likewise.
-        chroma: Chroma of the result, (H, W, 2) as (Cr, Cb) around 0.5, or None for a gray result.
-    """
-
-    a: Array
-    b: Array
-    chroma: Float32Array | None
-
-
-def to_planes(a: Array, b: Array, *, sensor_a: bool, keep_uint8: bool = False) -> Planes:
-    """Turn two images into inputs of the network.
-
-    Args:
-        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
-        b: Source b, same height and width.
-        sensor_a: Whether 16-bit or float gray of source a is raw sensor data, see ``to_display_range``.
-        keep_uint8: Whether single-channel uint8 images stay uint8, for an engine with uint8 inputs.
-
-    Raises:
-        ShapeError: The images cannot be fused, see ``check_pair``.
-        InputError: An image contains NaN or infinities, or is constant.
-    """
-    check_pair(a, b)
-    for name, image in (("a", a), ("b", b)):
-        if image.min() == image.max():
-            raise InputError(
-                f"source {name} has the same value ({image.flat[0]}) in every pixel", "check the camera or the file"
-            )
-
-    def parts(image: Array, sensor: bool) -> tuple[Array, Float32Array | None]:
-        if keep_uint8 and image.dtype == np.uint8 and image.ndim == 2:
-            return image, None
-        return split(to_display_range(image, sensor=sensor))
-
-    (luma_a, chroma_a), (luma_b, chroma_b) = parts(a, sensor_a), parts(b, False)
-    return Planes(
-        np.ascontiguousarray(luma_a[None, None]), np.ascontiguousarray(luma_b[None, None]), fuse_chroma(chroma_a, chroma_b)
-    )
 
 
 def to_display_range(image: Array, *, sensor: bool) -> Float32Array:
-    """Bring 8-bit, 16-bit or float pixels to [0, 255] without losing depth.
-
-    8-bit values are kept. 16-bit and float images use their full scale (65535 and 1.0). Gray sensor data (``sensor``:
-    thermal counts, CT numbers) fill only part of their scale, so their own range is used: from the 0.1 to the 99.9
-    percentile, which a few dead or hot pixels cannot shift.
+    """Bring an image to [0, 255] as ``refusion_edge.images.ranges.to_display`` does, in float32; isolated values become 0.
 
     Args:
-        image: (H, W) or (H, W, 3); uint8, uint16 or float32.
-        sensor: Whether 16-bit or float gray is raw sensor data.
-
-    Returns:
-        Same shape, float32, [0, 255].
+        image: (H, W) or (H, W, 3) of whole or float numbers.
+        sensor: Whether 16-bit or float gray is sensor data, whose own range is used.
 
     Raises:
-        InputError: The image contains NaN or infinities, or float values outside [0, 1] without being sensor data.
+        InputError: The image contains NaN or infinities, which nothing can take the place of here; or see there.
     """
-    if image.dtype == np.uint8:
-        return image.astype(np.float32)
-    values = image.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"the image contains {np.count_nonzero(~np.isfinite(values))} NaN or infinite pixels", "repair or mask them first"
-        )
-    if sensor and is_gray(values):
-        low, high = np.percentile(values if values.ndim == 2 else values[..., 0], _SENSOR_PERCENTILES)
-        if high <= low:  # all but a few pixels are equal
-            low, high = values.min(), values.max()
-    elif image.dtype.kind == "u":
-        low, high = 0.0, float(np.iinfo(image.dtype).max)
-    else:
-        low, high = 0.0, 1.0
-        if values.min() < -_FLOAT_MARGIN or values.max() > 1 + _FLOAT_MARGIN:
-            raise InputError(
-                f"float pixel values range from {values.min():g} to {values.max():g}",
-                "scale the image to [0, 1] first",
-                expected=(0.0, 1.0),
-                got=(float(values.min()), float(values.max())),
-            )
-    if high <= low:
-        return np.zeros_like(values)
-    return ((values - np.float32(low)) * np.float32(_WHITE / (high - low))).clip(0.0, _WHITE)
-
-
-def is_gray(image: Array) -> bool:
-    """Tell whether an image, (H, W) or (H, W, 3), is gray: one channel, or three that are equal everywhere."""
-    return image.ndim == 2 or bool((image[..., :1] == image[..., 1:]).all())
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        count = np.count_nonzero(~np.isfinite(image))
+        raise InputError(f"the image contains {count} NaN or infinite pixels", "repair or mask them first")
+    return to_display(image, SENSOR if sensor else DISPLAY).pixels.astype(np.float32)
 
 
 def split(image: Float32Array) -> tuple[Float32Array, Float32Array | None]:
@@ -241,15 +161,15 @@ def check_pair(a: Array, b: Array) -> None:
     """Check that two images can be fused.
 
     Raises:
-        ShapeError: An image is not (H, W) or (H, W, 3), is smaller than 8x8, has a dtype other than uint8, uint16
-            or float32, or the two differ in size.
+        ShapeError: An image is not (H, W) or (H, W, 3), is smaller than 8x8, has a dtype other than whole numbers of 8 to 32
+            bits or float32 or float64, or the two differ in size.
     """
     for name, image in (("a", a), ("b", b)):
-        if image.dtype not in (np.uint8, np.uint16, np.float32):
+        if image.dtype not in _DTYPES:
             raise ShapeError(
                 f"source {name} is {image.dtype}",
                 "convert it to uint8, uint16 or float32",
-                expected=("uint8", "uint16", "float32"),
+                expected=tuple(np.dtype(kind).name for kind in _DTYPES),
                 got=str(image.dtype),
             )
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):

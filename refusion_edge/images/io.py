@@ -1,11 +1,12 @@
 """Reading and writing image files: complete, or with an error.
 
-This module decodes, encodes, and detects damaged files; ``color`` interprets the values (luma, chroma, range).
+``decoders`` turns bytes into pixels, and ``luma`` interprets their values (luma, chroma, range).
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,34 +15,50 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, UsageError
 from refusion_edge.files import read_file, write_atomically
-from refusion_edge.images.header import read_header
+from refusion_edge.images.decoders import decode
+from refusion_edge.images.exif import turn_upright
+from refusion_edge.images.header import name_foreign_format, read_header
+from refusion_edge.images.still import Still
 
-READABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm"})
+READABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm", ".pbm", ".pnm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
 WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 MOST_PIXELS = 100_000_000
 # Size of that many pixels in 16 bits and three channels, uncompressed.
 _MOST_BYTES = 640 << 20
-_DTYPES = (np.uint8, np.uint16, np.float32)
-_PNG_END = b"IEND\xaeB`\x82"
-_JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_READABLE = "PNG, JPEG, TIFF, BMP, WebP, PNM or GIF image"
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -> Array:
-    """Read one image file.
-
-    EXIF orientation is applied, a palette is resolved, and alpha is dropped (the color under it stays as stored).
+    """Read the pixels of one image file; ``read_still`` also returns what the file says about them.
 
     Args:
-        path: PNG, JPEG, TIFF, BMP, WebP or PNM file.
+        path: As for ``read_still``.
         max_pixels: Largest number of pixels to decode, according to the header.
 
     Returns:
-        (H, W) gray or (H, W, 3) RGB; uint8, uint16 or float32 as stored.
+        (H, W) gray or (H, W, 3) RGB; uint8, uint16 or float32 as stored, and for TIFF also int16, uint32, int32 or float64.
 
     Raises:
-        InputError: The file is missing, not a regular file, empty, truncated, a video, too large, or cannot be decoded.
+        InputError: As for ``read_still``.
+    """
+    return read_still(path, max_pixels=max_pixels).pixels
+
+
+def read_still(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -> Still:
+    """Read one image file, and what it says about its pixels.
+
+    The orientation of EXIF or TIFF is applied, a palette is resolved, and alpha is dropped (the color under it stays as
+    stored). The content determines the format, not the suffix.
+
+    Args:
+        path: PNG, JPEG, TIFF, BMP, WebP, PNM or GIF file.
+        max_pixels: Largest number of pixels to decode, according to the header.
+
+    Raises:
+        InputError: The file is missing, not a regular file, empty, damaged, a video or an animation, too large, of several
+            pages, or of an unknown format.
     """
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -51,14 +68,15 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -
     data = read_file(path, kind="image", most_bytes=_MOST_BYTES)
     if not data:
         raise InputError(f"the image {path} is empty (zero bytes)", "write or copy it again")
-    if _is_truncated(data):
-        raise InputError(f"the image {path} is truncated", "write or copy it again")
     header = read_header(data)
     if header is None:
-        raise InputError(f"{path} is not a PNG, JPEG, TIFF, BMP, WebP or PNM image, or is damaged", "convert it to PNG")
+        foreign = name_foreign_format(data)
+        if foreign is not None:
+            raise InputError(f"{path} is a {foreign} file, which is not read here", "convert it to PNG or TIFF")
+        raise InputError(f"{path} is not a {_READABLE}, or is damaged", "convert it to PNG, or copy it again")
     if header.pages > 1:
         raise InputError(
-            f"{path} contains {header.pages} pages instead of a single image",
+            f"{path} contains {header.pages} pages or frames instead of a single image",
             "split the file first",
             expected=1,
             got=header.pages,
@@ -69,19 +87,18 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -
             f"the image {path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million",
             "scale it down",
             expected=max_pixels,
-            got=width * height,
+            got=header.pixels,
         )
-    image = _decode(data)
-    if image is None:
-        raise InputError(f"cannot decode {path}: it is damaged, or of a kind that OpenCV does not know", "convert it to PNG")
-    if image.dtype not in _DTYPES:
+    try:
+        still = decode(header.format, data)
+    except Exception as error:  # decoders raise almost any exception
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{path} has {image.dtype} pixels instead of uint8, uint16 or float32",
-            "convert it to 16-bit PNG",
-            expected=("uint8", "uint16", "float32"),
-            got=str(image.dtype),
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
+            f"the {header.format} image {path} is damaged, or of a rare kind ({reason})", "write or copy it again"
+        ) from error
+    if still.encoding.orientation != 1:
+        still = replace(still, pixels=turn_upright(still.pixels, still.encoding.orientation))
+    return still
 
 
 def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int = 95) -> None:
@@ -137,29 +154,3 @@ def check_writable_suffix(path: Path) -> None:
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         problem = f"ends in '{path.suffix}'" if path.suffix else "has no suffix"
         raise UsageError(f"the output file {path} {problem}", f"choose a name ending in {', '.join(WRITABLE_SUFFIXES)}")
-
-
-def _is_truncated(data: bytes) -> bool:
-    """Tell whether a PNG or JPEG lacks its end marker; decoders silently fill the missing part with gray.
-
-    Inside the entropy-coded data of a JPEG, 0xff is always followed by 0, so the last scan must be followed by an
-    end marker; the end marker of an embedded thumbnail comes before that scan.
-    """
-    if data.startswith(b"\x89PNG"):
-        return data.rfind(_PNG_END) < 0
-    if data.startswith(b"\xff\xd8"):
-        return data.rfind(_JPEG_END) < data.rfind(_JPEG_START_OF_SCAN) or _JPEG_START_OF_SCAN not in data
-    return False
-
-
-def _decode(data: bytes) -> Array | None:
-    level = cv2.utils.logging.getLogLevel()
-    # Our error describes a damaged file; keep OpenCV from printing its own.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        image: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        return None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    return image

@@ -7,8 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane
-from refusion_edge.metrics.windows import sobel
+from refusion_edge.metrics.planes import Plane, sobel
 
 
 def standard_deviation(fused: Plane) -> float:

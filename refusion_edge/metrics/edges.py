@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane
-from refusion_edge.metrics.windows import sobel
+from refusion_edge.metrics.planes import Plane, sobel
 
 # Xydeas and Petrovic, 2000: gain, slope and center of the sigmoids of strength and of orientation.
 _STRENGTH = (0.9994, -15.0, 0.5)

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from refusion_edge.metrics.planes import WHITE, Plane
-from refusion_edge.metrics.windows import filter_inside, fits, gaussian, halve, sum_inside
+from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaussian, halve, sum_inside
 
 _SIZE = 11
 _COUNT = _SIZE**2

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from refusion_edge.metrics.planes import Plane
-from refusion_edge.metrics.windows import fits
+from refusion_edge.metrics.planes import Plane, fits
 
 _WINDOW = 3
 _COUNT = _WINDOW**2

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.metrics.planes import Plane, stretch
-from refusion_edge.metrics.windows import filter_same, sobel
+from refusion_edge.metrics.planes import Plane, filter_same, sobel, stretch
 
 # Chen and Blum: cycles per image that make one unit of the sensitivity's argument, and its constants.
 _CHEN_BLUM_CYCLES = 15.0

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.metrics.planes import WHITE, Plane
-from refusion_edge.metrics.windows import filter_inside, fits, gaussian, halve, sum_inside
+from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaussian, halve, sum_inside
 
 _K1, _K2 = 0.01, 0.03
 

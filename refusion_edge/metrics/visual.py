@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane
-from refusion_edge.metrics.windows import filter_inside, fits, gaussian
+from refusion_edge.metrics.planes import Plane, filter_inside, fits, gaussian
 
 # One Gaussian window for each of the four scales; sigma is a fifth of the size.
 _WINDOWS = (17, 9, 5, 3)

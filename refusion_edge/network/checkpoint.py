@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import zipfile
 from collections import OrderedDict
@@ -37,6 +38,9 @@ _MOST_HEADER_BYTES = 8 << 20
 # Models and engines: built from weights, which cannot be read back from them.
 _NO_WEIGHTS = (".onnx", ".plan", ".engine", ".trt", ".rfx")
 _LISTED = 3
+# Before the names of parallel and of compiled modules.
+_WRAPPERS = ("module.", "_orig_mod.")
+_TYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ def parse_checkpoint(data: bytes, path: Path) -> Checkpoint:
     if not data:
         raise CheckpointError(f"{path} is empty", "copy it again")
     if _is_zip(data):
-        return Checkpoint(None, _validated(_merge_spellings(read_pth(data, path), path), path))
+        return Checkpoint(None, _validated(_merge_spellings(_unwrapped(read_pth(data, path), path), path), path))
     # A safetensors file begins with the length of its header, which may end in the same byte, and then with a brace.
     if data[:1] == b"\x80" and data[8:9] != b"{":
         raise CheckpointError(
@@ -229,7 +233,7 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
 
     try:
         document = read_header(data, str(path))
-        state = load(data)
+        state = _load_bfloat16(data) if b'"BF16"' in data[:_MOST_HEADER_BYTES] else load(data)
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise _no_weights(path, f" ({brief(error)})") from error
     except CheckpointError as error:
@@ -262,7 +266,7 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
             expected=SCHEMA,
             got=about.schema,
         )
-    checkpoint = Checkpoint(about.task, _validated(_merge_spellings(state, path), path), about.notes)
+    checkpoint = Checkpoint(about.task, _validated(_merge_spellings(_unwrapped(state, path), path), path), about.notes)
     if checkpoint.network != about.network:
         raise CheckpointError(
             f"{path} says that it holds the network {about.network}, but its parameters are those of {checkpoint.network}",
@@ -271,6 +275,39 @@ def _read_safetensors(path: Path, data: bytes) -> Checkpoint:
             got=checkpoint.network,
         )
     return checkpoint
+
+
+def _load_bfloat16(data: bytes) -> State:
+    """Load tensors of which some are bfloat16, the upper half of float32, which NumPy does not know."""
+    import safetensors
+
+    deserialize: Any = safetensors.deserialize
+    state: State = {}
+    for name, view in deserialize(data):
+        kind = _TYPES.get(view["dtype"])
+        if kind is None:
+            raise TypeError(f"{name} has the type {view['dtype']}")
+        values = np.frombuffer(view["data"], kind)
+        if view["dtype"] == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        state[name] = values.reshape(view["shape"])
+    return state
+
+
+def _unwrapped(entries: Mapping[str, Array], path: Path) -> Mapping[str, Array]:
+    """Take off the prefixes that wrappers of torch put before every name."""
+    bare: dict[str, Array] = {}
+    for name, array in entries.items():
+        short = name
+        while short.startswith(_WRAPPERS):
+            short = short.removeprefix(next(prefix for prefix in _WRAPPERS if short.startswith(prefix)))
+        if short in bare:
+            raise CheckpointError(f"{path} contains {short} with and without a prefix", "export it again")
+        bare[short] = array
+    if bare.keys() != entries.keys():
+        text = f"the names in {path} had the prefixes of wrappers ({', '.join(_WRAPPERS)}), which were left out"
+        logging.getLogger("refusion_edge").warning(text)
+    return bare
 
 
 def _no_weights(path: Path, reason: str = "") -> CheckpointError:

@@ -21,6 +21,8 @@ _BORDER_PX = 1e-3
 # Points per side of the frame's outline, which bounds where a lens model is valid.
 _OUTLINE_POINTS = 64
 _NOWHERE = -1e4
+# Refinement may move the view a little; what it can reach is part of the frame that is used.
+_REFINED_PX = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +38,8 @@ class SourceWarp:
         tables: Columns and rows to look up in the reduced frame, (H, W) float32 each, or None to crop only. ``cv2.remap`` is
             faster with them than with fixed-point ones, and since OpenCV 5 exact instead of accurate to 1/64 pixel.
         mask: (H, W) bool, base view, True where the frame has pixels.
+        used_xywh: Left, top, width and height of the part of the frame that the view shows. Gain, freezes and motion are
+            measured on it, so that telemetry, clocks and letterboxes that a crop leaves out do not count.
     """
 
     name: SourceName
@@ -45,6 +49,13 @@ class SourceWarp:
     reduction: int
     tables: tuple[Float32Array, Float32Array] | None
     mask: NDArray[np.bool_]
+    used_xywh: tuple[int, int, int, int]
+
+    def used(self, frame: Array) -> Array:
+        """The used part of a frame, sharing its memory; the whole frame if its size differs from that in the rig."""
+        left, top, width, height = self.used_xywh
+        fits = frame.shape[:2] == self.size_wh[::-1]
+        return frame[top : top + height, left : left + width] if fits else frame
 
     def apply(self, frame: Array, out: Array | None = None) -> Array:
         """Warp a frame to the base view.
@@ -164,7 +175,8 @@ def _source_warp(name: SourceName, source: RigSource, homography: Matrix, view_s
     left, top, own_width, own_height = source.view_xywh
     width, height = view_size_wh
     if source.lens is None and own_width >= width and own_height >= height and np.array_equal(homography, np.eye(3)):
-        return SourceWarp(name, source.size_wh, view_size_wh, (left, top), 1, None, np.ones((height, width), np.bool_))
+        everywhere = np.ones((height, width), np.bool_)
+        return SourceWarp(name, source.size_wh, view_size_wh, (left, top), 1, None, everywhere, (left, top, width, height))
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
     straight = warp_points(homography, np.column_stack((x.ravel(), y.ravel()))) + np.array([left, top])
     # Pixels outside the crop stay hidden.
@@ -179,7 +191,25 @@ def _source_warp(name: SourceName, source: RigSource, homography: Matrix, view_s
     reduced = ((points + 0.5) / reduction - 0.5).clip(0, np.array(source.size_wh) // reduction - 1)
     reduced[~seen] = _NOWHERE
     columns, rows = (reduced[:, axis].reshape(height, width).astype(np.float32) for axis in (0, 1))
-    return SourceWarp(name, source.size_wh, view_size_wh, (left, top), reduction, (columns, rows), seen.reshape(height, width))
+    used = _used_part(source, points[seen])
+    mask = seen.reshape(height, width)
+    return SourceWarp(name, source.size_wh, view_size_wh, (left, top), reduction, (columns, rows), mask, used)
+
+
+def _used_part(source: RigSource, points: NDArray[np.float64]) -> tuple[int, int, int, int]:
+    """Bounds of the looked-up points, with room for refinement, inside those of what the crop leaves of the frame."""
+    left, top, width, height = source.view_xywh
+    outline = _outline(width, height) + np.array([left, top])
+    if source.lens is not None:
+        outline, holds = _distort(source.lens, outline, source.size_wh)
+        outline = outline[holds] if holds.any() else _outline(*source.size_wh)
+    frame = np.array(source.size_wh)
+    low, high = (np.rint(end).clip(0, frame - 1) for end in (outline.min(axis=0), outline.max(axis=0)))
+    if len(points):
+        low = np.maximum(low, np.floor(points.min(axis=0)) - _REFINED_PX)
+        high = np.minimum(high, np.ceil(points.max(axis=0)) + _REFINED_PX)
+    width, height = (int(side) for side in np.maximum(high - low + 1, 1))
+    return int(low[0]), int(low[1]), width, height
 
 
 def _inside(points: NDArray[np.float64], left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:

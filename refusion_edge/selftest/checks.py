@@ -34,7 +34,7 @@ from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import WEIGHTS
 from refusion_edge.errors import RefusionError, UsageError
 from refusion_edge.fuser import open_bundle
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.machine import accelerator, is_installed, processor, this_machine, usable_cores
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.layouts import Precision
@@ -312,7 +312,7 @@ def check_bundle(path: Path) -> Check:
         pairs = gate_pairs(task, manifest.gate_hw)
         with open_bundle(bundle, run_gate=False) as engine, open_reference(state) as reference:
             results = list(measure(engine, reference, pairs, task))
-            planes = to_planes(pairs[0].a, pairs[0].b, sensor_a=task.ranged_a)
+            planes = to_planes(pairs[0].a, pairs[0].b, task)
             latency = _timed(engine, planes.a, planes.b)
         return _evaluated(blank, worst(result.fidelity for result in results), latency)
 

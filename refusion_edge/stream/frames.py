@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 
@@ -48,6 +50,10 @@ class Frame:
         """Time in ns since the content last changed."""
         return self.time_ns - self.unchanged_since_ns
 
+    def moved(self, by_ns: int) -> Frame:
+        """The same frame at another time."""
+        return replace(self, time_ns=self.time_ns + by_ns, unchanged_since_ns=self.unchanged_since_ns + by_ns)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
@@ -72,6 +78,14 @@ class Pair:
         """The later of the two frames."""
         frames = [frame for frame in (self.ir, self.vis) if frame is not None]
         return max(frames, key=lambda frame: frame.time_ns)
+
+    def images(self) -> dict[Side, Array]:
+        """The images that it has, by side, in the order of image files: (H, W), or (H, W, 3) RGB."""
+        frames = [frame for frame in (self.ir, self.vis) if frame is not None]
+        return {
+            frame.side: frame.image if frame.image.ndim == 2 else np.ascontiguousarray(frame.image[..., ::-1])
+            for frame in frames
+        }
 
     @property
     def skew_ns(self) -> int | None:

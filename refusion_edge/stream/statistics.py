@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,13 @@ class CameraState:
         faults: How often it switched to unusable frames.
         state: ``running``, ``faulty``, ``lost`` or ``ended``.
         clock: Origin of the time stamps.
+        timing: What is known about the clock of a live source, as plain values; None for others.
+        declared_hz: Frames per second as the source declares them, or None.
+        content_hz: Rate at which the content of its frames changes, or None if unknown.
+        epochs: Clocks that wrote the times of a file: each time that it was set back begins another one.
         size_wh: Width and height of the last frame.
         dtype: Type of its pixels.
+        remarks: What its source guessed or repaired.
     """
 
     frames_in: int = 0
@@ -83,8 +89,13 @@ class CameraState:
     faults: int = 0
     state: str = "running"
     clock: str = ""
+    timing: dict[str, Any] | None = None
+    declared_hz: float | None = None
+    content_hz: float | None = None
+    epochs: int = 1
     size_wh: tuple[int, int] | None = None
     dtype: str = ""
+    remarks: list[str] = field(default_factory=list)
 
 
 class Statistics:
@@ -108,9 +119,10 @@ class Statistics:
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
+        self._times: dict[Side, deque[int]] = {side: deque(maxlen=_RATE_WINDOW) for side in SIDES}
 
-    def delivered(self, side: Side, size_wh: tuple[int, int], dtype: str, *, missing: int = 0) -> None:
-        """Count a frame of a camera, and the frames missing before it."""
+    def delivered(self, side: Side, size_wh: tuple[int, int], dtype: str, *, missing: int = 0, time_ns: int) -> None:
+        """Count a frame of a camera taken at ``time_ns``, and the frames missing before it."""
         with self._lock:
             camera = self.cameras[side]
             camera.frames_in += 1
@@ -119,6 +131,15 @@ class Statistics:
                 self._note(side, f"size changed to {size_wh[0]}x{size_wh[1]}")
             camera.size_wh, camera.dtype = size_wh, dtype
             self._arrivals[side].append(time.monotonic_ns())
+            self._times[side].append(time_ns)
+
+    def followed(self, epochs: Mapping[Side, int], news: Sequence[tuple[Side, str]]) -> None:
+        """Keep the number of epochs of each source, and record the events that began them."""
+        with self._lock:
+            for side in SIDES:
+                self.cameras[side].epochs = epochs[side]
+            for side, text in news:
+                self._note(side, text)
 
     def dropped(self, where: str, cause: str, count: int = 1) -> None:
         """Count what was dropped: a frame of a camera, a pair (``pair``), or a fused frame of an output (``output NAME``)."""
@@ -160,6 +181,17 @@ class Statistics:
         """Keep the progress of online refinement."""
         with self._lock:
             self._refinement = progress
+
+    def remark(self, side: Side, text: str) -> None:
+        """Record what a source guessed or repaired, for the end of the run and as an event."""
+        with self._lock:
+            self.cameras[side].remarks.append(text)
+            self._note(side, text)
+
+    def drops_of(self, where: str, cause: str) -> int:
+        """How often ``dropped`` counted a cause."""
+        with self._lock:
+            return self._drops[where, cause]
 
     def note(self, side: str, text: str) -> None:
         """Record an event, such as a loss, a freeze or a damaged frame. All are counted; the last 1000 are kept."""
@@ -235,9 +267,25 @@ class Statistics:
             "faults": camera.faults,
             "state": camera.state,
             "clock": camera.clock,
+            "timing": self._timing(side),
             "size_wh": None if camera.size_wh is None else list(camera.size_wh),
             "dtype": camera.dtype or None,
+            "remarks": list(camera.remarks),
             "rate_hz": _rate(self._arrivals[side]),
+        }
+
+    def _timing(self, side: Side) -> dict[str, Any]:
+        """How the times of a source come about, and how far they can be trusted."""
+        camera = self.cameras[side]
+        known = {"rate_error_ppm": None, "delay_ms": None, "error_ms": None, "steps": 0, "epochs": 1, **(camera.timing or {})}
+        return {
+            **known,
+            "clock": camera.clock,
+            "declared_hz": camera.declared_hz,
+            "measured_hz": _rate(self._times[side]),
+            "content_hz": camera.content_hz,
+            "steps": known["steps"] + camera.epochs - 1,
+            "epochs": known["epochs"] + camera.epochs - 1,
         }
 
     def _drops_of(self, where: str) -> dict[str, int]:
@@ -253,6 +301,6 @@ class Statistics:
 
 def _rate(arrivals_ns: deque[int]) -> float | None:
     """Frames per second over the last arrivals, or None before the second one."""
-    if len(arrivals_ns) < 2 or arrivals_ns[-1] == arrivals_ns[0]:
+    if len(arrivals_ns) < 2 or arrivals_ns[-1] <= arrivals_ns[0]:
         return None
     return (len(arrivals_ns) - 1) * 1e9 / (arrivals_ns[-1] - arrivals_ns[0])

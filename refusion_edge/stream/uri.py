@@ -5,18 +5,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from refusion_edge.errors import UsageError
 from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 
-SOURCE_SCHEMES = ("csi", "v4l2", "rtsp", "rtsps", "http", "https", "file", "gst", "test")
+NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
+SOURCE_SCHEMES = ("csi", "v4l2", *NETWORK_SCHEMES, "file", "gst", "test")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")
+_CAMERA_NUMBER = re.compile(r"(?:v4l2://)?(\d{1,2})(\?.*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,28 @@ class Uri:
             text = text.replace(secret, HIDDEN)
         return printable(redact(text))
 
+    def with_option(self, name: str, value: str) -> Uri:
+        """The same URI with another option."""
+        return replace(self, options={**self.options, name: value})
+
+    @property
+    def address(self) -> str:
+        """The network address with its credentials, spaces and other special characters percent-encoded, as a URL has them.
+
+        A password may be written as it is, with ``/ ? # @`` or spaces in it.
+        """
+        scheme, _, rest = self.text.partition("://")
+        end = re.search(r"[/?#]|$", rest)
+        authority = rest[: end.start()] if end else rest
+        if "@" in authority:
+            at = authority.rindex("@")
+        elif re.match(r"[^/?#@\[]*:(?!\d*([/?#]|$))", rest) and "@" in rest:
+            at = rest.rindex("@")
+        else:
+            return f"{scheme}://{_encoded(rest)}"
+        user, colon, password = rest[:at].partition(":")
+        return f"{scheme}://{_encoded(user, '')}{colon}{_encoded(password, '')}@{_encoded(rest[at + 1 :])}"
+
     @property
     def path(self) -> Path:
         """The target as a file system path."""
@@ -56,15 +80,26 @@ def parse_source(text: str) -> Uri:
     """Parse the URI of a source.
 
     Args:
-        text: ``csi://0``, ``v4l2:///dev/video0`` or ``/dev/video0``, ``rtsp://...``, ``file://clip.mkv``, a file, a
-            folder, a pattern such as ``frame_%04i.png``, ``gst:`` and a pipeline, or ``test://ir?rate=9``.
+        text: ``csi://0``, ``v4l2:///dev/video0``, ``/dev/video0``, ``/dev/v4l/by-id/...`` or ``0``, ``rtsp://...``,
+            ``file://clip.mkv``, a file, a folder, a pattern such as ``frame_%04i.png``, ``gst:`` and a pipeline, or
+            ``test://ir?rate=9``.
 
     Raises:
         UsageError: The scheme is unknown; the message suggests the nearest one.
     """
-    if text.startswith("/dev/video"):
+    number = _CAMERA_NUMBER.fullmatch(text)
+    if number is not None and not Path(text).exists():
+        text = f"v4l2:///dev/video{number[1]}{number[2] or ''}"
+    elif text.startswith(("/dev/video", "/dev/v4l/")):
         text = f"v4l2://{text}"
     return _parse(text, SOURCE_SCHEMES, "a source")
+
+
+def is_camera(text: str) -> bool:
+    """Whether a name is the URI of a source rather than that of an image file, a folder or a pattern."""
+    if _CAMERA_NUMBER.fullmatch(text):
+        return not Path(text).exists()
+    return "://" in text or text.startswith(("gst:", "/dev/video", "/dev/v4l/"))
 
 
 def parse_output(text: str) -> Uri:
@@ -123,6 +158,11 @@ def number_option(uri: Uri, name: str, default: float, *, low: float, high: floa
     return value
 
 
+def _encoded(text: str, safe: str = "/?#@:&=+$,;!*'()[]~") -> str:
+    """Percent-encode all but ``safe`` characters and what is percent-encoded already."""
+    return quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text), safe=f"%{safe}")
+
+
 def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     if not text or "\0" in text:
         raise UsageError(f"the name of {what} is empty or holds a zero byte", "give a file, a folder or SCHEME://...")
@@ -137,7 +177,7 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
             f"'{printable(redact(text))}' cannot be {what}{_nearest(scheme, schemes, suffix='://')}",
             f"give a file, a folder or one of {', '.join(f'{name}://' for name in schemes)}",
         )
-    if scheme in ("rtsp", "rtsps", "http", "https"):
+    if scheme in NETWORK_SCHEMES:
         return Uri(scheme, text, {}, text)
     rest = text[len(scheme) + 3 :]
     target, _, query = rest.partition("?")

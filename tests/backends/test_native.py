@@ -17,24 +17,37 @@ import pytest
 from refusion_edge.accuracy.gate import LIMITS, compare
 from refusion_edge.arrays import Array, Float32Array, State
 from refusion_edge.backends import native
-from refusion_edge.backends.registry import RunOptions, choose_builder, choose_runner, open_weights, require_usable, status
+from refusion_edge.backends.registry import (
+    Engine,
+    RunOptions,
+    choose_builder,
+    choose_runner,
+    open_engine,
+    open_weights,
+    require_usable,
+    status,
+)
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.bundle.spec import BuildSpec
-from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.errors import BackendError, InputError, ShapeError, UsageError
 from refusion_edge.export.build import build
 from refusion_edge.fuser import load, open_bundle
 from refusion_edge.images.io import write_image
 from refusion_edge.kernels.cpu.compiled import ISA_VARIABLE
-from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network import fast
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.network.layouts import Precision
 from refusion_edge.network.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence
+from tests.oracles import fast as fast_oracle
 from tests.oracles.network import fuse_in_double
 from tests.raising import raises
 
 if not status("native").usable:
     pytest.skip(f"native: {status('native').reason}; {status('native').fix}", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("small_samples")
 
 MODULE = native.load_module()
 ISAS = native.instruction_sets()
@@ -294,6 +307,59 @@ def test_no_memory_is_an_error_and_the_engine_lives_on() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(fact in done.stdout for fact in ("4096x4096", "4295 MB"))
+
+
+@pytest.fixture(scope="module")
+def fast_state() -> State:
+    return fast_oracle.random_state(fast.FastLayout())
+
+
+def test_weights_of_the_network_fast_are_run_by_their_names(fast_state: State) -> None:
+    a, b = planes(45, 62)
+    expected = fast.reference(fast_state, a[0, 0], b[0, 0])
+    with open_weights(fast_state, "native", RunOptions(threads=2)) as engine:
+        fused = engine.fuse(a, b)
+    assert (fused.shape, fused.dtype) == (a.shape, np.float32)
+    assert np.abs(fused[0, 0] - expected).max() <= TOLERANCE["fp32"]
+    write_safetensors("fast.safetensors", Checkpoint("ir_vis", fast_state))
+    data = Path("fast.safetensors").read_bytes()
+    with open_engine("native", Engine(data, "fp32", size_hw=(45, 62))) as same:
+        assert np.array_equal(same.fuse(a, b), fused)
+        with pytest.raises(ShapeError) as caught:
+            same.fuse(*planes(45, 64))
+        assert one_sentence(str(caught.value))
+
+
+def test_the_network_fast_adapts_to_given_statistics(fast_state: State) -> None:
+    a, b = planes(30, 44)
+    with native.NativeBackend(fast_state, threads=1) as engine:
+        figures = engine.statistics(a, b)
+        assert np.allclose(figures, fast.statistics(a[0, 0], b[0, 0]), rtol=0, atol=1e-12)
+        assert np.array_equal(engine.fuse_adapted(a, b, figures), engine.fuse(a, b))
+        before = figures * 0.5
+        expected = fast.reference(fast_state, a[0, 0], b[0, 0], before)
+        assert np.abs(engine.fuse_adapted(a, b, before)[0, 0] - expected).max() <= TOLERANCE["fp32"]
+        for wrong in (figures[:7], figures[None], figures * np.nan):
+            with pytest.raises(InputError) as caught:
+                engine.fuse_adapted(a, b, wrong)
+            assert one_sentence(str(caught.value))
+
+
+def test_statistics_are_refused_for_the_network_without_them(random_state: State) -> None:
+    a, b = planes(16, 16)
+    with native.NativeBackend(random_state, threads=1) as engine:
+        for ask in (lambda: engine.statistics(a, b), lambda: engine.fuse_adapted(a, b, np.zeros(8))):
+            with pytest.raises(UsageError) as caught:
+                ask()
+            assert one_sentence(str(caught.value))
+
+
+def test_the_network_fast_has_no_bf16(fast_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32": ISAS)
+    with pytest.raises(BackendError) as caught:
+        native.NativeBackend(fast_state, precision="bf16")
+    assert "fp32" in caught.value.remedy
+    assert one_sentence(str(caught.value))
 
 
 def test_auto_prefers_native_for_fp32_and_says_so() -> None:

@@ -92,6 +92,11 @@ def clock() -> MadeUpClock:
 @pytest.fixture
 def make_subject(clock: MadeUpClock) -> Callable[..., Subject]:
     """Make a subject from the times of its calls: ``make_subject(itertools.repeat(5.0))``."""
+    return subject_maker(clock)
+
+
+def subject_maker(clock: MadeUpClock) -> Callable[..., Subject]:
+    """What ``make_subject`` is, for fixtures that live longer."""
 
     def make(
         times_ms: Iterator[float],

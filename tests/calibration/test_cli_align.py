@@ -19,7 +19,7 @@ from refusion_edge.images.pairs import ImagePair
 from refusion_edge.rig.file import read_rig
 from refusion_edge.rig.warp import warp_points
 from tests.calibration.conftest import MOVE
-from tests.calibration.rig.test_points import board_picture
+from tests.calibration.rig.test_board import board_picture
 from tests.calibration.rig.test_stereo import write as write_calibration
 from tests.conftest import files_below, one_sentence
 
@@ -75,6 +75,7 @@ def test_auto_writes_a_rig_that_check_confirms(run_cli: Run, pair: ImagePair, mo
     assert Path("check.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_distance_joins_the_rig(run_cli: Run, pair: ImagePair) -> None:
     assert run_cli("align", "auto", *PICTURES, "--distance", "far", "--ir-crop", "0,0,384,280")[0] == 0
     code, out, err = run_cli("align", "auto", *PICTURES, "--distance", "2m")
@@ -128,9 +129,68 @@ def test_checkerboard(run_cli: Run) -> None:
         write_image(f"ir/{index}.png", board_picture(move @ np.array(base), inverted=True))
         write_image(f"vis/{index}.png", board_picture(np.array(base)))
     code, out, err = run_cli("align", "checkerboard", "--ir", "ir", "--vis", "vis", "--board", "7x5", "--distance", "3m")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert "--turn 180" in err
     assert "from 70 corners" in out
+    assert "assumed" in read_rig("rig.yaml").alignments[0].error_method
     assert apart_px(move, read_rig("rig.yaml").homography(3.0), (640, 480)) < 1
+
+
+def test_an_upside_down_camera_is_told(run_cli: Run) -> None:
+    base = np.array([[1.0, 0, 60], [0, 1, 80], [0, 0, 1]])
+    write_image("vis.png", board_picture(base))
+    write_image("ir.png", np.ascontiguousarray(board_picture(base)[::-1, ::-1]))
+    code, _, err = run_cli("align", "checkerboard", *PICTURES, "--board", "7x5", "--turn", "180")
+    assert (code, err) == (0, "")
+    assert apart_px(np.array([[-1.0, 0, 639], [0, -1, 479], [0, 0, 1]]), read_rig("rig.yaml").homography(), (640, 480)) < 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ("10,10,300,10\n370,12,20,14\n15,270,310,275\n360,265,15,400\n", "vis"),
+        ("700,10,300,10\n370,12,20,14\n15,270,310,275\n360,265,15,270\n", "ir"),
+    ],
+)
+def test_points_outside_a_picture(run_cli: Run, pair: ImagePair, rows: str, named: str) -> None:
+    Path("p.csv").write_text("ir_x,ir_y,vis_x,vis_y\n" + rows)
+    code, out, err = run_cli("align", "points", "p.csv", *PICTURES)
+    assert (code, out) == (4, "")
+    assert f"1 of 4 points lie outside the {named} picture" in err
+    assert not Path("rig.yaml").exists()
+
+
+@pytest.fixture
+def narrow(street: ImagePair) -> Array:
+    """The street in files, its infrared image cut to two thirds of the width; returns the true homography."""
+    height, width = street.b.shape[:2]
+    left, top = width // 8, height // 8
+    write_image("ir.png", np.ascontiguousarray(street.a[top : top + 2 * height // 3, left : left + 2 * width // 3]))
+    write_image("vis.png", street.b)
+    return np.array([[1.0, 0, -left], [0, 1, -top], [0, 0, 1]])
+
+
+# The visible camera sees 74 degrees; two thirds of its width are as much as atan(2/3 tan(37 degrees)) to each side.
+IR_FOV = str(2 * math.degrees(math.atan(2 / 3 * math.tan(math.radians(37)))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--scale-range", "0.6,0.75"), ("--ir-fov", IR_FOV, "--vis-fov", "74")])
+@pytest.mark.parametrize("onto", ["vis", "ir"])
+def test_fields_of_view_differ(run_cli: Run, narrow: Array, words: tuple[str, ...], onto: str) -> None:
+    code, out, err = run_cli("align", "auto", *PICTURES, *words, "--onto", onto)
+    assert (code, err) == (0, "")
+    assert "infrared 0.67 times as wide" in out
+    found = read_rig("rig.yaml").homography()
+    assert apart_px(narrow, found if onto == "vis" else np.linalg.inv(found), (384, 288)) < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("--scale-range", "1.3,1.7"), ("--ir-fov", "74", "--vis-fov", IR_FOV)])
+def test_a_wrong_field_of_view_is_named(run_cli: Run, narrow: Array, words: tuple[str, ...]) -> None:
+    code, out, err = run_cli("align", "auto", *PICTURES, *words)
+    assert (code, out) == (1, "")
+    assert "0.67 times" in err
 
 
 def test_calibration(run_cli: Run) -> None:
@@ -152,6 +212,9 @@ def test_calibration(run_cli: Run) -> None:
         (("auto", *PICTURES, "--distance", "0m"), 2, "'0m'"),
         (("auto", *PICTURES, "--scale-range", "2,1"), 2, "'2,1'"),
         (("auto", *PICTURES, "--max-shift", "0.9"), 2, "'0.9'"),
+        (("auto", *PICTURES, "--ir-fov", "50"), 2, "--vis-fov"),
+        (("auto", *PICTURES, "--ir-fov", "50", "--vis-fov", "74", "--scale-range", "0.5,0.9"), 2, "--scale-range"),
+        (("checkerboard", *PICTURES, "--board", "9x6", "--turn", "45"), 2, "45"),
         (("auto", *PICTURES, "--ir-crop", "1,2,3"), 2, "'1,2,3'"),
         (("auto", *PICTURES, "--ir-crop", "0,0,9999,9"), 4, "9999"),
         (("auto", *PICTURES, "--baseline", "3cm"), 2, "--fov"),

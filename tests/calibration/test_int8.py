@@ -12,7 +12,7 @@ import pytest
 from refusion_edge.arrays import State
 from refusion_edge.calibration.int8 import MAX_PAIRS, MIN_PAIRS, collect, random_pairs, spread
 from refusion_edge.errors import GateError, InputError, RefusionError, ShapeError
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.quantization import METHODS, CalibrationTable, Method, layer_nodes, quantizable_layers, read_table
@@ -50,7 +50,7 @@ def test_a_range_is_what_the_layer_sees(model: onnx.ModelProto, method: Method, 
     session = ort.InferenceSession(watched.SerializeToString())
     values = []
     for pair in pairs:
-        planes = to_planes(pair.a, pair.b, sensor_a=True)
+        planes = to_planes(pair.a, pair.b, find_task("ir_vis"))
         values.append(np.abs(session.run([name], {"a": planes.a, "b": planes.b})[0]).ravel())
     seen = np.concatenate(values)
     if method == "min-max":

@@ -21,8 +21,12 @@ from refusion_edge.cli import EXIT_CODES, VERBS
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.stream.sources import v4l2_device
+from refusion_edge.stream.sources.v4l2_device import Camera, Mode
 from refusion_edge.tasks import TASKS
 from tests.conftest import ROOT, files_below, one_sentence
+
+pytestmark = pytest.mark.usefixtures("small_samples")
 
 Run = Callable[..., tuple[int, str, str]]
 Picture = Callable[..., Array]
@@ -353,6 +357,31 @@ def test_other_bad_input(run_cli: Run, words: tuple[str, ...], expected: int, hi
     assert hint in err
     assert one_sentence(err)
     assert files_below(Path()) == ["junk.pth"]
+
+
+def test_doctor_shows_each_camera_with_its_formats(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = Mode("MJPG", 1280, 720, 30.0), Mode("MJPG", 1280, 720, 15.0), Mode("Y16 ", 160, 120, 9.0), Mode("GREY", 8, 8, None)
+    cameras = (
+        Camera("/dev/video0", "/dev/v4l/by-id/usb-Maker_Cam-video-index0", "Maker Cam", modes),
+        Camera("/dev/video2", None, "", (), "Permission denied"),
+    )
+    monkeypatch.setattr(v4l2_device, "find_cameras", lambda: cameras)
+    code, out, _ = run_cli("doctor")
+    assert code == 0
+    text = " ".join(out.split())
+    for word in (
+        "usb-Maker_Cam-video-index0",
+        "MJPG 1280x720@30",
+        "Y16 160x120@9",
+        "GREY 8x8",
+        "/dev/video2",
+        "Permission denied",
+    ):
+        assert word in text
+    assert "@15" not in text
+    document = json.loads(run_cli("doctor", "--json", "-")[1])
+    assert document["cameras"][0]["modes"][1] == {"fourcc": "MJPG", "width": 1280, "height": 720, "rate_hz": 15.0}
+    assert document["cameras"][1]["problem"] == "Permission denied"
 
 
 def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:

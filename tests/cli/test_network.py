@@ -13,12 +13,12 @@ from refusion_edge.backends.registry import choose_builder, choose_runner
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.fuser import load
-from refusion_edge.images.color import to_planes
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout, reference
-from refusion_edge.tasks import TASKS
+from refusion_edge.tasks import TASKS, find_task
 
 RunCli = Callable[..., tuple[int, str, str]]
 PAIR = sample_paths("ir_vis")[0]
@@ -43,7 +43,7 @@ def bundle(weights: Path, run_cli: RunCli) -> Path:
 def test_back_ends_compute_the_definition(weights: Path, backend: str) -> None:
     pytest.importorskip({"eager": "torch"}.get(backend, backend), reason=f"the back end {backend} is not installed")
     pair = read_pair(PAIR)
-    planes = to_planes(pair.a, pair.b, sensor_a=True)
+    planes = to_planes(pair.a, pair.b, find_task("ir_vis"))
     with load(weights, backend=backend, threads=1) as fuser:
         fused = fuser.backend.fuse(planes.a, planes.b)[0, 0]
     rng = np.random.default_rng(0)

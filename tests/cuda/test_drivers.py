@@ -191,7 +191,7 @@ def test_what_the_driver_refuses_is_one_sentence(driver: Driver, library: FakeLi
         driver.launch(driver.capture(stream, lambda: None), stream)
         driver.synchronize(stream)
 
-    with raises(BackendError, fail, "CUDA_ERROR_UNKNOWN"):
+    with raises(BackendError, fail):
         work()
     assert "recorded" not in [kept for kept in library.held.values() if isinstance(kept, str)]
 

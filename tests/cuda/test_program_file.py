@@ -185,7 +185,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+LARGE = ("400,000 shapes", "100,000 launches")
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * (what in LARGE)) for what in HOSTILE])
 def test_a_manifest_that_lies_is_refused(data: bytes, what: str) -> None:
     refused(rewritten(data, HOSTILE[what]))
 

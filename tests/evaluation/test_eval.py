@@ -202,6 +202,18 @@ def test_a_sequence_gives_flicker(dataset: Path, run_cli: Cli) -> None:
     assert (entry["mean"], entry["images"], entry["undefined"], entry["convention"]) == (10, 4, 1, "sequence")
 
 
+def test_a_sequence_is_in_the_order_of_its_numbers(run_cli: Cli) -> None:
+    still = np.tile(np.arange(64, dtype=np.uint8), (48, 1))
+    for number in range(12):
+        for folder, image in (("ir", still), ("vis", still), ("rising", np.full_like(still, 100 + number))):
+            write_image(f"{folder}/frame_{number}.png", image)
+    words = ("--ir", "ir", "--vis", "vis", "--fused", "rising", "--metrics", "Flicker", "--json", "r.json")
+    assert run_cli("eval", *words)[0] == 0
+    (entry,) = read_json("r.json")["summary"]
+    # One level from frame to frame; in the order of the text (0, 1, 10, 11, 2, ...) it is 2.8.
+    assert entry["mean"] == 1
+
+
 def test_shifts_add_a_sweep(dataset: Path, run_cli: Cli) -> None:
     code, out, _ = run_cli(
         "eval", *SOURCES, "--fused", "good", "--metrics", "CC", "--shifts", "0,2,5", "--json", "r.json", "--html", "r.html"

@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.6, 1.2])
+@pytest.mark.parametrize("after_s", [0.1, 0.6, *(pytest.param(after_s, marks=pytest.mark.slow) for after_s in (0.0, 0.3, 1.2))])
 def test_a_killed_build_leaves_nothing_half_written(signal_number: int, after_s: float) -> None:
     process = start("build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle")
     wait_for_handler(process.pid)

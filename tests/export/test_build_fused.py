@@ -23,7 +23,7 @@ from refusion_edge.cuda.program import Target
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.errors import BackendError, CheckpointError, GateError, UsageError
 from refusion_edge.export.build import build
-from refusion_edge.export.targets import program as program_module
+from refusion_edge.export.targets import cubins as program_module
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedDevice, SimulatedProgramDevice
 from refusion_edge.machine import ARCHITECTURES
@@ -33,7 +33,7 @@ from tests.conftest import files_below, one_sentence
 from tests.fakes.programs import hollow_target
 from tests.raising import raises
 
-SMALL = (64, 96)
+SMALL = (32, 48)
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +164,7 @@ def test_a_kernel_that_computes_wrongly_does_not_pass(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("task", ["IVIF", "MIF", "MFIF", "MEIF"])
 def test_half_precision_keeps_70_db_on_real_pairs_with_official_weights(shared_data: Path, task: str) -> None:
     from refusion_edge.kernels.gpu.folding import fold
-    from refusion_edge.kernels.gpu.reference_frame import fuse_reference
-    from refusion_edge.kernels.gpu.schedule import FUSED, make_schedule
+    from refusion_edge.kernels.gpu.schedule import FUSED, fuse_reference, make_schedule
     from refusion_edge.network.checkpoint import read_checkpoint
 
     state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state

@@ -23,6 +23,8 @@ from refusion_edge.fuser import load
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes
 from tests.raising import raises
 
+pytestmark = pytest.mark.usefixtures("small_samples")
+
 SMALL = (16, 24)
 Run = Callable[..., tuple[int, str, str]]
 

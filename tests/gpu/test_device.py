@@ -100,7 +100,7 @@ def test_the_back_end_fused_runs_behind_each_layer_at_any_size(random_state: Sta
     from refusion_edge.backends.fused import FusedBackend
     from refusion_edge.backends.registry import open_weights
     from refusion_edge.cuda.program_file import program_bytes
-    from refusion_edge.export.targets.program import make_program
+    from refusion_edge.export.targets.cubins import make_program
 
     if layer not in cuda.layers():
         pytest.skip(f"{layer} is not installed")

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.errors import InputError
+from refusion_edge.errors import InputError, UsageError
+from refusion_edge.images.depth import find_depths, read_pairs
 from refusion_edge.images.io import write_image
+from refusion_edge.images.layouts import find_folders
+from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import find_pairs, fingerprint, read_pair
+from refusion_edge.tasks import find_task
 from tests.raising import raises
 
 
@@ -25,15 +29,15 @@ def test_two_files_are_one_pair() -> None:
 
 
 def test_folders_are_matched_by_stem_whatever_the_format() -> None:
-    make("ir", "2.png", "1.png", "only_ir.png")
-    make("vis", "1.jpg", "2.tiff", "only_vis.png")
+    make("ir", "2.png", "1.png", "lonely.png")
+    make("vis", "1.jpg", "2.tiff", "single.png")
     Path("vis/notes.txt").write_text("no image")
     found = find_pairs("ir", "vis")
     assert [(pair.name, pair.a.name, pair.b.name) for pair in found.pairs] == [
         ("1", "1.png", "1.jpg"),
         ("2", "2.png", "2.tiff"),
     ]
-    assert (found.only_a, found.only_b) == ((Path("ir/only_ir.png"),), (Path("vis/only_vis.png"),))
+    assert (found.only_a, found.only_b) == ((Path("ir/lonely.png"),), (Path("vis/single.png"),))
 
 
 def test_patterns_choose_files() -> None:
@@ -75,3 +79,88 @@ def test_fingerprint_depends_on_pixels_only() -> None:
     assert fingerprint([read_pair(pair)]) == before
     write_image("ir/1.png", np.zeros((10, 10), np.uint8))
     assert fingerprint([read_pair(pair)]) != before
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "name"),
+    [
+        ("00001_ir", "00001_vis", "00001"),
+        ("IR1", "VIS1", "1"),
+        ("FLIR_00001_PreviewData", "FLIR_00001_RGB", "FLIR_00001"),
+        ("thermal-07", "visible-07", "07"),
+        ("scene.ct", "scene.mri", "scene"),
+        ("lytro-01-A", "lytro-01-B", "lytro-01"),
+    ],
+)
+def test_words_for_the_source_are_left_out_of_names(a: str, b: str, name: str) -> None:
+    make("x", f"{a}.png")
+    make("y", f"{b}.png", "other.png")
+    found = find_pairs("x", "y")
+    assert [(pair.name, pair.a.stem, pair.b.stem) for pair in found.pairs] == [(name, a, b)]
+    assert found.by_word == 1
+    assert any(f"{a}.png" in line for line in found.matching)
+
+
+def test_words_that_are_parts_of_others_stay() -> None:
+    make("x", "stairs.png")
+    make("y", "stas.png", "vistas.png")
+    with pytest.raises(InputError):
+        find_pairs("x", "y")
+
+
+def test_composed_and_decomposed_names_are_the_same() -> None:
+    make("x", "Gru\u0308n.png")
+    make("y", "Gr\u00fcn.png")
+    assert [pair.a.name for pair in find_pairs("x", "y").pairs] == ["Gru\u0308n.png"]
+
+
+def test_hidden_files_are_skipped_and_others_named() -> None:
+    make("x", "1.png", "._1.png", ".DS_Store.png")
+    make("y", "1.png")
+    Path("x/Thumbs.db").write_bytes(b"x")
+    Path("y/1.heic").write_bytes(b"x")
+    found = find_pairs("x", "y")
+    assert len(found.pairs) == 1
+    assert {path.name for path in found.ignored} == {"Thumbs.db", "1.heic"}
+    assert (found.only_a, found.only_b) == ((), ())
+    assert "2 (" in found.remarks()[-1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "layout"),
+    [
+        ("train/ir", "train/vi", "msrs"),
+        ("Ir", "Vis", ""),
+        ("Inf", "Vis", "m3fd-inf"),
+        ("infrared/train", "visible/train", "llvip"),
+        ("ir", "vis", ""),
+    ],
+)
+def test_layouts_of_known_data_sets_are_found(a: str, b: str, layout: str) -> None:
+    make(f"data/{a}", "1.png")
+    make(f"data/{b}", "1.png")
+    task = find_task("ir_vis")
+    found = find_folders(Path("data"), task)
+    assert (found.a, found.b, found.layout) == (Path("data", a), Path("data", b), layout)
+    if layout:
+        assert find_folders(Path("data"), task, layout) == found
+    with raises(InputError, "data"):
+        find_folders(Path("data"), task, "kaist")
+    with raises(UsageError, "nowhere"):
+        find_folders(Path("data"), task, "nowhere")
+
+
+def test_the_bit_depth_is_that_of_the_whole_set(rng: np.random.Generator) -> None:
+    for index, most in enumerate((700, 4000, 900)):
+        image = rng.integers(0, most, (10, 12)).astype(np.uint16)
+        image[0, 0] = most
+        write_image(f"ir/{index}.png", image)
+        write_image(f"vis/{index}.png", image)
+    pairs = find_pairs("ir", "vis").pairs
+    depths = find_depths(pairs, find_task("ir_vis"))
+    assert depths.bits == (None, 12)
+    assert [remark.split(":")[0] for remark in depths.remarks] == ["source b"]
+    for pair in read_pairs(pairs, find_task("ir_vis")):
+        assert [encoding.white for encoding in pair.encodings if encoding is not None] == [65535, 4095]
+        assert np.abs(to_planes(pair.a, pair.b, find_task("ir_vis"), encodings=pair.encodings).b - pair.b / 4095).max() < 1e-6
+    assert find_depths(pairs, find_task("multi_focus")).bits == (12, 12)

@@ -447,3 +447,31 @@ def test_only_the_paper_s_network_has_an_official_layout() -> None:
         write_pth("w.pth", Checkpoint("ir_vis", fast_state()))
     assert caught.value.got == "fast"
     assert not Path("w.pth").exists()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_left_out_and_said(random_state: State, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    Path("w.safetensors").write_bytes(save({prefix + name: array for name, array in random_state.items()}))
+    assert equal(read_checkpoint("w.safetensors").state, random_state)
+    assert [("w.safetensors" in record.message, record.levelname) for record in caplog.records] == [(True, "WARNING")]
+
+
+def test_a_name_with_and_without_a_prefix_is_refused(random_state: State) -> None:
+    name = next(iter(random_state))
+    Path("w.safetensors").write_bytes(save(random_state | {f"module.{name}": random_state[name]}))
+    with raises(CheckpointError, "w.safetensors", name):
+        read_checkpoint("w.safetensors")
+
+
+def test_bfloat16_weights_are_read(random_state: State) -> None:
+    """The upper halves of float32 values, in a file written by hand."""
+    halves = {name: (array.view(np.uint32) >> 16).astype("<u2") for name, array in random_state.items()}
+    header, data = {}, b""
+    for name, half in halves.items():
+        header[name] = {"dtype": "BF16", "shape": list(half.shape), "data_offsets": [len(data), len(data) + half.nbytes]}
+        data += half.tobytes()
+    text = json.dumps(header).encode()
+    Path("w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    read = read_checkpoint("w.safetensors").state
+    for name, half in halves.items():
+        assert np.array_equal(read[name], (half.astype(np.uint32) << 16).view(np.float32)), name

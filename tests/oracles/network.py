@@ -9,8 +9,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.reference_frame import fuse_reference
-from refusion_edge.kernels.gpu.schedule import FUSED, make_schedule
+from refusion_edge.kernels.gpu.schedule import FUSED, fuse_reference, make_schedule
 
 
 def fuse_in_double(state: State, a: Array, b: Array) -> Array:

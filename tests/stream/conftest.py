@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import cv2
+import av
 import numpy as np
 import pytest
 from typing_extensions import Self
 
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.errors import RefusionError
 from refusion_edge.fuser import Fuser
 from refusion_edge.stream.frames import MS, Frame, FusedFrame, Side
 from refusion_edge.stream.run.session import StreamSession
@@ -73,13 +76,19 @@ def make_frame() -> Callable[..., Frame]:
 
 @pytest.fixture
 def stream() -> Callable[..., tuple[dict[str, Any], StreamSession]]:
-    """Run a stream that fuses two sources by the mean: ``report, session = stream(ir=..., vis=...)``."""
+    """Run a stream that fuses two sources by the mean: ``report, session = stream(ir=..., vis=...)``.
 
-    def run(*, delay_s: float = 0.0, **settings: Any) -> tuple[dict[str, Any], StreamSession]:
+    With ``fails``, the run has to end with an error of this type.
+    """
+
+    def run(
+        *, delay_s: float = 0.0, fails: type[RefusionError] | None = None, **settings: Any
+    ) -> tuple[dict[str, Any], StreamSession]:
         settings.setdefault("outputs", ("null://",))
         fuser = Fuser(MeanBackend(delay_s), find_task("ir_vis"))
         session = StreamSession(StreamSettings(**settings), fuser=fuser)
-        session.run()
+        with contextlib.nullcontext() if fails is None else pytest.raises(fails):
+            session.run()
         report = session.report()
         assert report is not None
         return report, session
@@ -100,20 +109,37 @@ def explained(report: dict[str, Any]) -> bool:
 
 def frames_of(path: str | Path) -> int:
     """Count the frames of a video."""
-    capture, count = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), 0
-    while capture.read()[0]:
-        count += 1
-    capture.release()
-    return count
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
-def write_video(path: Path, frames: list[Array], rate: float = 25.0) -> None:
-    """Write a lossless video; 16-bit gray stays 16-bit."""
-    gray16 = frames[0].dtype == np.uint16
-    options = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0] if gray16 else []
-    size = (frames[0].shape[1], frames[0].shape[0])
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), rate, size, options)
-    assert writer.isOpened()
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
+def write_video(
+    path: Path | str,
+    frames: Sequence[Array],
+    rate: float = 25.0,
+    *,
+    codec: str = "ffv1",
+    pixels: str | None = None,
+    times: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
+    **container: Any,
+) -> None:
+    """Write a video by FFmpeg: by default lossless, 16-bit gray stays 16-bit.
+
+    ``frames`` are (H, W, 3) BGR uint8, (H, W) uint8 or uint16. ``pixels`` is the pixel format of the encoder; 16-bit frames of
+    10 or 12 bits are stored as they are. ``times`` are in milliseconds.
+    """
+    kind = "bgr24" if frames[0].ndim == 3 else "gray" if frames[0].dtype == np.uint8 else "gray16le"
+    pixels = pixels or {"bgr24": "bgr0"}.get(kind, kind)
+    with av.open(str(path), "w", **container) as file:
+        stream = file.add_stream(codec, rate=Fraction(rate).limit_denominator(1001), options=dict(options or {}))
+        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], pixels
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(frames):
+            stored = pixels if kind == "gray16le" and pixels.startswith("gray") else kind
+            frame = av.VideoFrame.from_ndarray(image, format=stored)
+            frame.pts = number if times is None else times[number]
+            frame.time_base = stream.codec_context.time_base if times is not None else 1 / stream.average_rate
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from refusion_edge.errors import UsageError
@@ -60,3 +62,46 @@ def test_patterns_and_ports() -> None:
     assert host_and_port(parse_output("rtsp://@:8554/x"), "127.0.0.1", 1) == ("127.0.0.1", 8554)
     with raises(UsageError, "port"):
         host_and_port(parse_output("view://x:99999"), "127.0.0.1", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("/dev/v4l/by-id/usb-FLIR_Boson_123-video-index0", "/dev/v4l/by-id/usb-FLIR_Boson_123-video-index0"),
+        (
+            "/dev/v4l/by-path/pci-0000:00:14.0-usb-0:1:1.0-video-index0",
+            "/dev/v4l/by-path/pci-0000:00:14.0-usb-0:1:1.0-video-index0",
+        ),
+        ("0", "/dev/video0"),
+        ("12", "/dev/video12"),
+        ("v4l2://1", "/dev/video1"),
+        ("2?format=y16", "/dev/video2"),
+    ],
+)
+def test_cameras_by_path_and_number(text: str, device: str) -> None:
+    uri = parse_source(text)
+    assert (uri.scheme, uri.target) == ("v4l2", device)
+    assert uri.options == ({"format": "y16"} if "?" in text else {})
+
+
+def test_a_file_named_like_a_camera_is_a_file() -> None:
+    Path("0").touch()
+    assert parse_source("0").scheme == "file"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("rtsp://u:a/b@h:554/live", "rtsp://u:a%2Fb@h:554/live"),
+        ("rtsp://u:a?b#c d@h/live?x=1", "rtsp://u:a%3Fb%23c%20d@h/live?x=1"),
+        ("rtsp://u:a@b@h/live", "rtsp://u:a%40b@h/live"),
+        ("rtsp://u:a%40b@h/live", "rtsp://u:a%40b@h/live"),
+        ("rtsp://u:5%@h/live", "rtsp://u:5%25@h/live"),
+        ("rtsp://h:554/a@b", "rtsp://h:554/a@b"),
+        ("rtsp://h/live?u=a:b@c", "rtsp://h/live?u=a:b@c"),
+        ("http://[::1]:80/x@y", "http://[::1]:80/x@y"),
+        ("http://h/a b.mp4", "http://h/a%20b.mp4"),
+    ],
+)
+def test_credentials_become_part_of_a_valid_address(text: str, address: str) -> None:
+    assert parse_source(text).address == address

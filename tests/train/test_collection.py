@@ -15,7 +15,7 @@ from refusion_edge.errors import InputError
 from refusion_edge.images.io import write_image
 from refusion_edge.tasks import find_task
 from refusion_edge.train.augmentation import defocused_pair
-from refusion_edge.train.collection import PairCollection, split_held, survey
+from refusion_edge.train.collection import PairCollection, read_planes, split_held, survey
 from refusion_edge.train.crops import crop_batch
 from tests.raising import raises
 
@@ -131,3 +131,43 @@ def test_defocus_is_complementary(rng: np.random.Generator) -> None:
     assert np.mean(np.minimum(error_near, error_far) <= 1) > 0.7  # one of the two is in focus, but at the edge of the mask
     for error in (error_near, error_far):
         assert 0.25 < np.mean(error > 5) < 0.75  # and each is blurred on about a half
+
+
+def test_training_sees_what_is_fused_in_every_encoding(picture: Callable[..., Array]) -> None:
+    levels = picture(40, 56).astype(np.float64)
+    levels = np.rint((levels - levels.min()) / np.ptp(levels) * 255).astype(np.uint8)
+    encodings = {
+        "0": levels,
+        "1": (51_241 + levels.astype(np.uint16) * 4).astype(np.uint16),
+        "2": (51_241 + levels.astype(np.uint16) // 2).astype(np.uint16),  # 128 counts
+    }
+    visible = picture(40, 56, 3)
+    for name, image in encodings.items():
+        write_image(f"data/ir/{name}.png", image)
+        write_image(f"data/vis/{name}.png", visible)
+    found = survey(Path("data"), IR_VIS, 16)
+    assert [entry.name for entry in found.entries] == ["0", "1", "2"]
+    planes = [read_planes(entry) for entry in found.entries]
+    for a, b in planes:
+        assert np.abs(a.astype(int) - levels).max() <= 2
+        assert np.array_equal(b, planes[0][1])
+
+
+def test_training_takes_the_other_source_where_one_has_no_value(picture: Callable[..., Array]) -> None:
+    counts = (51_241 + picture(40, 56).astype(np.uint16) * 4).astype(np.uint16)
+    counts[:9] = 0
+    visible = picture(40, 56)
+    write_image("data/ir/x.png", counts)
+    write_image("data/vis/x.png", visible)
+    (entry,) = survey(Path("data"), IR_VIS, 16).entries
+    a, b = read_planes(entry)
+    assert np.array_equal(a[:9], visible[:9])
+    assert np.array_equal(b, visible)
+    assert np.ptp(a[9:]) == 255
+
+
+def test_the_folders_of_a_known_data_set_are_found(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data", folders=("infrared", "visible"))
+    found = survey(data, IR_VIS, 16)
+    assert len(found.entries) == 3
+    assert any("llvip" in remark for remark in found.remarks)

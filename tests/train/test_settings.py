@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.errors import UsageError
 from refusion_edge.tasks import TASKS
+from refusion_edge.train import settings
 from refusion_edge.train.optimization import Action, action_at, average_decay, crop_at, gradient_coefficient, learning_factor
 from refusion_edge.train.settings import PRESETS, Settings, resolve
 from tests.raising import raises
@@ -135,3 +136,10 @@ def test_presets_are_regular_files_of_their_size(kind: str) -> None:
             file.truncate(1 << 34)
     with raises(UsageError, "own.toml"):
         resolve("own.toml", "ir_vis", device="cpu")
+
+
+def test_a_preset_with_a_byte_order_mark_is_read() -> None:
+    assert settings.__file__ is not None
+    default = (Path(settings.__file__).parent / "presets" / "default.toml").read_bytes()
+    Path("mine.toml").write_bytes(b"\xef\xbb\xbf" + default)
+    assert resolve("mine.toml", "ir_vis", device="cpu") == resolve("default", "ir_vis", device="cpu")

@@ -1,23 +1,27 @@
 // The Python module _native. Arrays come through the buffer protocol, which knows any strides; nothing is copied.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <climits>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "batches.hpp"
 #include "expansion.hpp"
+#include "fast_network.hpp"
 #include "isa.hpp"
 #include "network.hpp"
 #include "parameters.hpp"
 
 namespace nb = nanobind;
+using refusion::FastNetwork;
 using refusion::Network;
 
 namespace {
@@ -60,23 +64,54 @@ void require_same_size(const Array& a, const Array& b) {
     }
 }
 
-const float* require_parameters(const Array& flat) {
-    if (flat.side(0) != static_cast<Py_ssize_t>(refusion::parameter_count()) || flat.stride(0) != static_cast<Py_ssize_t>(sizeof(float))) {
-        throw std::invalid_argument("there are " + std::to_string(flat.side(0)) + " parameters instead of " +
-                                    std::to_string(refusion::parameter_count()) + ", or they are not consecutive");
+const float* require_parameters(const Array& flat, std::size_t count) {
+    if (flat.side(0) != static_cast<Py_ssize_t>(count) || flat.stride(0) != static_cast<Py_ssize_t>(sizeof(float))) {
+        throw std::invalid_argument("there are " + std::to_string(flat.side(0)) + " parameters instead of " + std::to_string(count) +
+                                    ", or they are not consecutive");
     }
     return static_cast<const float*>(flat.data());
 }
 
-void fuse(Network& network, nb::handle a_object, nb::handle b_object, nb::handle fused_object) {
-    const Array a(a_object, 'f', 2, false), b(b_object, 'f', 2, false), fused(fused_object, 'f', 2, true);
-    require_same_size(a, b);
-    require_same_size(a, fused);
-    if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(float))) {
-        throw std::invalid_argument("the columns of the result are not consecutive; pass a contiguous array");
+// The arrays of a call of `fuse`.
+struct FuseCall {
+    const Array a, b, fused;
+
+    FuseCall(nb::handle a_object, nb::handle b_object, nb::handle fused_object)
+        : a(a_object, 'f', 2, false), b(b_object, 'f', 2, false), fused(fused_object, 'f', 2, true) {
+        require_same_size(a, b);
+        require_same_size(a, fused);
+        if (fused.stride(1) != static_cast<Py_ssize_t>(sizeof(float))) {
+            throw std::invalid_argument("the columns of the result are not consecutive; pass a contiguous array");
+        }
     }
+    int height() const { return static_cast<int>(a.side(0)); }
+    int width() const { return static_cast<int>(a.side(1)); }
+    refusion::PlaneTarget target() const { return {fused.data(), fused.stride(0)}; }
+};
+
+void fuse(Network& network, nb::handle a, nb::handle b, nb::handle fused) {
+    const FuseCall call(a, b, fused);
     const nb::gil_scoped_release released;
-    network.fuse(a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)), {fused.data(), fused.stride(0)});
+    network.fuse(call.a.plane(), call.b.plane(), call.height(), call.width(), call.target());
+}
+
+void fuse_fast(FastNetwork& network, nb::handle a, nb::handle b, nb::handle fused, const std::optional<refusion::FastStatistics>& statistics) {
+    const FuseCall call(a, b, fused);
+    const nb::gil_scoped_release released;
+    network.fuse(call.a.plane(), call.b.plane(), call.height(), call.width(), call.target(), statistics ? &*statistics : nullptr);
+}
+
+refusion::FastStatistics fast_statistics(FastNetwork& network, nb::handle a_object, nb::handle b_object) {
+    const Array a(a_object, 'f', 2, false), b(b_object, 'f', 2, false);
+    require_same_size(a, b);
+    const nb::gil_scoped_release released;
+    return network.statistics(a.plane(), b.plane(), static_cast<int>(a.side(0)), static_cast<int>(a.side(1)));
+}
+
+nb::list names_and_shapes(const std::vector<refusion::Parameter>& parameters) {
+    nb::list rows;
+    for (const refusion::Parameter& row : parameters) rows.append(nb::make_tuple(row.name, nb::tuple(nb::cast(row.shape))));
+    return rows;
 }
 
 // The arrays of a call, held until it is done.
@@ -301,7 +336,7 @@ NB_MODULE(_native, m) {
         .def("__init__",
              [](Network* self, nb::handle flat_object, int threads, const std::string& isa, const std::string& precision) {
                  const Array flat(flat_object, 'f', 1, false);
-                 new (self) Network(require_parameters(flat), threads, isa, refusion::find_precision(precision));
+                 new (self) Network(require_parameters(flat, refusion::parameter_count()), threads, isa, refusion::find_precision(precision));
              },
              nb::arg("parameters"), nb::arg("threads"), nb::arg("isa") = "", nb::arg("precision") = "fp32")
         .def("fuse", &fuse, nb::arg("a"), nb::arg("b"), nb::arg("fused"))
@@ -312,11 +347,26 @@ NB_MODULE(_native, m) {
         for (const refusion::Kernels* kernels : refusion::usable_kernels(refusion::find_precision(precision))) names.emplace_back(kernels->isa);
         return names;
     }, nb::arg("precision") = "fp32");
-    m.def("parameters", [] {
-        nb::list rows;
-        for (const refusion::Parameter& row : refusion::parameters()) rows.append(nb::make_tuple(row.name, nb::tuple(nb::cast(row.shape))));
-        return rows;
-    });
+    m.def("parameters", [] { return names_and_shapes(refusion::parameters()); });
+    nb::class_<FastNetwork>(m, "FastNetwork")
+        .def("__init__",
+             [](FastNetwork* self, nb::handle flat_object, int channels, int convolutions, int factor, int threads, const std::string& isa) {
+                 const refusion::FastLayout layout{channels, convolutions, factor};
+                 refusion::require_layout(layout);
+                 const Array flat(flat_object, 'f', 1, false);
+                 const refusion::Parameter last = refusion::fast_parameters(layout).back();
+                 new (self) FastNetwork(layout, require_parameters(flat, last.offset + last.size), threads, isa);
+             },
+             nb::arg("parameters"), nb::arg("channels"), nb::arg("convolutions"), nb::arg("factor"), nb::arg("threads"), nb::arg("isa") = "")
+        .def("fuse", &fuse_fast, nb::arg("a"), nb::arg("b"), nb::arg("fused"), nb::arg("statistics") = nb::none())
+        .def("statistics", &fast_statistics, nb::arg("a"), nb::arg("b"))
+        .def_prop_ro("isa", &FastNetwork::isa)
+        .def_prop_ro("threads", &FastNetwork::threads);
+    m.def("fast_parameters", [](int channels, int convolutions, int factor) {
+        const refusion::FastLayout layout{channels, convolutions, factor};
+        refusion::require_layout(layout);
+        return names_and_shapes(refusion::fast_parameters(layout));
+    }, nb::arg("channels"), nb::arg("convolutions"), nb::arg("factor"));
     m.def("expand", &expand, nb::arg("points"), nb::arg("y"), nb::arg("gated") = false, nb::arg("residual_is_input") = false,
           nb::arg("threads") = 1, nb::arg("isa") = "");
     m.def("expand_tangent", &expand_tangent, nb::arg("points"), nb::arg("tangents"), nb::arg("y"), nb::arg("gated") = false,

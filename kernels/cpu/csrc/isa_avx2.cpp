@@ -3,5 +3,7 @@
 #define REFUSION_LANES 8
 #define REFUSION_OUTPUT_BLOCK 4
 #define REFUSION_VECTOR_BLOCK 3
+#define REFUSION_FAST_OUTPUT_BLOCK 6
+#define REFUSION_FAST_VECTOR_BLOCK 2
 #define REFUSION_TABLE avx2_kernels
 #include "isa.inc"

@@ -4,5 +4,7 @@
 #define REFUSION_LANES 4
 #define REFUSION_OUTPUT_BLOCK 8
 #define REFUSION_VECTOR_BLOCK 3
+#define REFUSION_FAST_OUTPUT_BLOCK 8
+#define REFUSION_FAST_VECTOR_BLOCK 3
 #define REFUSION_TABLE neon_bf16_kernels
 #include "isa.inc"

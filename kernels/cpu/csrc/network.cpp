@@ -94,20 +94,33 @@ struct Network::Image {
     }
 };
 
-Network::Network(const float* flat, int threads, const std::string& isa, Precision precision)
-    : kernels_(find_kernels(isa, precision)),
-      weights_(flat, kernels_.packing),
-      pool_(threads >= 1 && threads <= kMaxThreads
-                ? threads
-                : throw std::invalid_argument(std::to_string(threads) + " threads are out of range; choose from 1 to " +
-                                              std::to_string(kMaxThreads))) {}
+int require_threads(int threads) {
+    if (threads >= 1 && threads <= kMaxThreads) return threads;
+    throw std::invalid_argument(std::to_string(threads) + " threads are out of range; choose from 1 to " + std::to_string(kMaxThreads));
+}
 
-void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused) {
+void require_sides(int height, int width) {
     if (std::min(height, width) < kMinSide || std::max(height, width) > kMaxSide) {
         throw std::invalid_argument("the planes are " + std::to_string(width) + "x" + std::to_string(height) +
                                     " (width x height); resize them to sides from " + std::to_string(kMinSide) + " to " +
                                     std::to_string(kMaxSide) + " pixels");
     }
+}
+
+void fill_with_nan(const PlaneTarget& fused, int height, int width) {
+    const float nan = NAN;
+    for (int row = 0; row < height; ++row) {
+        for (int column = 0; column < width; ++column) std::memcpy(fused.row(row) + 4 * static_cast<std::ptrdiff_t>(column), &nan, 4);
+    }
+}
+
+Network::Network(const float* flat, int threads, const std::string& isa, Precision precision)
+    : kernels_(find_kernels(isa, precision)),
+      weights_(flat, kernels_.packing),
+      pool_(require_threads(threads)) {}
+
+void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused) {
+    require_sides(height, width);
     const std::lock_guard<std::mutex> lock(mutex_);
     Image image(height, width, kernels_.lanes);
     const auto grow = [](Buffer& buffer, std::size_t count) {
@@ -123,10 +136,7 @@ void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width
     image.scratch = scratch_.data();
 
     if (!lift(image, a, b)) {
-        const float nan = NAN;
-        for (int row = 0; row < height; ++row) {
-            for (int column = 0; column < width; ++column) std::memcpy(fused.row(row) + 4 * static_cast<std::ptrdiff_t>(column), &nan, 4);
-        }
+        fill_with_nan(fused, height, width);
         return;
     }
     bool forth = true;

@@ -17,6 +17,15 @@ inline constexpr int kMinSide = 8;
 inline constexpr int kMaxSide = 16384;
 inline constexpr int kMaxThreads = 256;
 
+// The number of threads. Throws std::invalid_argument if it is out of range.
+int require_threads(int threads);
+
+// Throws std::invalid_argument for the size of an image that is out of range.
+void require_sides(int height, int width);
+
+// What a pixel of a source that is not finite makes of the result.
+void fill_with_nan(const PlaneTarget& fused, int height, int width);
+
 // Fuses images. Calls from several threads wait for one another.
 class Network {
   public:

@@ -112,7 +112,8 @@ PackedWeights::PackedWeights(const float* flat, Packing packing) : flat_(flat, f
     }
     fusion = fusion_module();
     // One channel has nothing to be paired with.
-    const Packing single{Precision::fp32, packing.output_block};
+    Packing single = packing;
+    single.precision = Precision::fp32;
     dense.lift_a = keep(pack(parameter("project_in_1.weight"), kDim, 9, single));
     dense.lift_b = keep(pack(parameter("project_in_2.weight"), kDim, 9, single));
     // (output, input, tap) to (output, tap, input), so that one row of pixels serves all its inputs.

@@ -12,7 +12,7 @@
 namespace refusion {
 namespace {
 
-// A file of this network has 0.3 MB.
+// A file of these networks has 0.1 to 2.5 MB.
 constexpr std::size_t kMostBytes = std::size_t{64} << 20;
 
 struct Entry {
@@ -129,16 +129,39 @@ std::string read_file(const std::string& path) {
     return data;
 }
 
-std::vector<float> parse(const std::string& data) {
+using Entries = std::map<std::string, Entry>;
+
+// The layout of the network `fast` that these entries begin to describe; absent if they are of the paper's network.
+std::optional<FastLayout> find_fast(const Entries& entries) {
+    const auto first = entries.find("layers.0.weight");
+    if (first == entries.end()) return std::nullopt;
+    const std::vector<std::uint64_t>& shape = first->second.shape;
+    constexpr std::uint64_t most = kFastMostChannels;
+    if (shape.size() != 4 || shape[0] > most || shape[1] > most) throw Malformed("the parameter layers.0.weight has another shape");
+    FastLayout layout{static_cast<int>(shape[0]), 0, 2};
+    while (entries.count("layers." + std::to_string(layout.convolutions) + ".weight") != 0) ++layout.convolutions;
+    while (layout.planes() < static_cast<int>(shape[1])) ++layout.factor;
+    try {
+        require_layout(layout);
+    } catch (const std::invalid_argument&) {
+        throw Malformed("the network fast cannot have these sizes");
+    }
+    return layout;
+}
+
+Weights parse(const std::string& data) {
     std::uint64_t length = 0;
     if (data.size() < 8) throw Malformed("it has only " + std::to_string(data.size()) + " bytes");
     for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(data[static_cast<std::size_t>(i)]);
     if (length > data.size() - 8) throw Malformed("it is cut short or no safetensors file");
     const std::string header = data.substr(8, length);
-    const std::map<std::string, Entry> entries = Header(header).read();
+    const Entries entries = Header(header).read();
     const std::size_t start = 8 + length, available = data.size() - start;
-    std::vector<float> flat(parameter_count());
-    for (const Parameter& row : parameters()) {
+    Weights weights{find_fast(entries), {}};
+    const std::vector<Parameter> rows = weights.fast ? fast_parameters(*weights.fast) : parameters();
+    std::vector<float>& flat = weights.flat;
+    flat.resize(rows.back().offset + rows.back().size);
+    for (const Parameter& row : rows) {
         const auto found = entries.find(row.name);
         if (found == entries.end()) throw Malformed("the parameter " + row.name + " is missing");
         const Entry& entry = found->second;
@@ -153,15 +176,15 @@ std::vector<float> parse(const std::string& data) {
             if (!std::isfinite(flat[row.offset + i])) throw Malformed("the parameter " + row.name + " contains NaN or infinity");
         }
     }
-    if (entries.size() != parameters().size()) {
-        throw Malformed("it holds " + std::to_string(entries.size()) + " parameters instead of " + std::to_string(parameters().size()));
+    if (entries.size() != rows.size()) {
+        throw Malformed("it holds " + std::to_string(entries.size()) + " parameters instead of " + std::to_string(rows.size()));
     }
-    return flat;
+    return weights;
 }
 
 }  // namespace
 
-std::vector<float> read_weights(const std::string& path) {
+Weights read_weights(const std::string& path) {
     try {
         return parse(read_file(path));
     } catch (const Malformed& error) {

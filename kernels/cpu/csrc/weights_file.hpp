@@ -1,13 +1,21 @@
-// Reading a weights file of ours: safetensors with the 86 parameters in float32.
+// Reading a weights file of ours: safetensors with the parameters of one of the networks in float32.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "fast_parameters.hpp"
+
 namespace refusion {
 
-// Returns all parameters in the order of the table. Throws std::runtime_error with one sentence for a file that is
+struct Weights {
+    std::optional<FastLayout> fast;  // of the network `fast`; absent for the paper's network
+    std::vector<float> flat;         // all parameters in their order
+};
+
+// Tells the networks apart by the names of their parameters. Throws std::runtime_error with one sentence for a file that is
 // missing, damaged or holds something else.
-std::vector<float> read_weights(const std::string& path);
+Weights read_weights(const std::string& path);
 
 }  // namespace refusion

@@ -11,8 +11,7 @@ from typing_extensions import Self
 from refusion_edge import cuda
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.registry import Engine, RunOptions
-from refusion_edge.backends.tensorrt.mismatch import explain
-from refusion_edge.backends.tensorrt.product import TENSORRT, TENSORRT_RTX, Product, load, open_log
+from refusion_edge.backends.tensorrt.product import TENSORRT, TENSORRT_RTX, Product, explain, load, open_log
 from refusion_edge.cuda.driver import Driver, HostBuffer, memory_text, on_its_device, out_of_memory
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
 from refusion_edge.errors import BackendError, ShapeError, not_finite

@@ -1,7 +1,7 @@
-"""Disk space for the files being written, and checks that the data reaches the disk.
+"""Disk space for the files being written.
 
-The video library reports no write errors: at a limit of the file system, the user or the process it continues silently, and
-every later frame is lost. So the limits are probed before the library reaches them.
+At a limit of the file system, the user or the process, a file cannot be closed properly any more: its index no longer fits. So
+the limits are probed before a file reaches them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ _CHECK_S = 1.0
 # Room for the growth of a file between two checks, and for the index at its end.
 _RESERVE_BYTES = 16 << 20
 _LIMITS = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-# The video library buffers less than 512 KiB, and even an unchanged frame takes some 20 bytes.
-_MAX_STANDING = 30_000
 
 
 class Claim:
@@ -72,7 +70,7 @@ class DiskWatch:
     """Ends a run while there is still room to close its files. Use each instance from the thread that writes.
 
     Args:
-        path: The folder, or the file that a library writes; a file is also checked for growth.
+        path: The folder or the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,16 +78,15 @@ class DiskWatch:
         self._next_s = 0.0
         self._checked_bytes = 0
         self._bytes = 0
-        self._standing = 0
 
     def check(self) -> None:
         """Call before each frame; the expensive checks run once a second, or after 8 MiB.
 
         Raises:
-            OutputError: Less than 64 MiB is left on the disk, the file has reached a limit, or it has stopped growing.
+            OutputError: Less than 64 MiB is left on the disk, or the file has reached a limit.
         """
         if self._path.is_file():
-            self._check_growth()
+            self._bytes = self._path.stat().st_size
         now_s = time.monotonic()
         if now_s < self._next_s and self._bytes - self._checked_bytes < _RESERVE_BYTES // 2:
             return
@@ -106,15 +103,6 @@ class DiskWatch:
         if self._path.is_file():
             self._reserve()
 
-    def _check_growth(self) -> None:
-        size = self._path.stat().st_size
-        self._standing = self._standing + 1 if size == self._bytes else 0
-        self._bytes = size
-        if self._standing > _MAX_STANDING:
-            raise OutputError(
-                f"cannot go on writing {self._path}: it has not grown for {_MAX_STANDING} frames", "choose another place"
-            )
-
     def _reserve(self) -> None:
         """Allocate the space that the file needs next, and free it at once."""
         try:
@@ -124,6 +112,6 @@ class DiskWatch:
                 finally:
                     file.truncate(self._bytes)
         except OSError as error:
-            # Not every file system can allocate ahead; the check at the end of the file then finds the error.
+            # Not every file system can allocate ahead; writing then finds the limit.
             if error.errno in _LIMITS:
                 raise output_error(self._path, error) from error

@@ -1,8 +1,8 @@
 """Recordings of raw frames, and reading them for a replay: the same frames in the same order give the same fused frames.
 
-A recording is a folder: ``recording.json`` (pairing settings), ``frames.csv`` (all frames in order of arrival), ``pairs.csv``
-(pairs that were not shown because the engine was busy), and the folders ``ir`` and ``vis`` with lossless PNG files and their
-own ``frames.csv``, so that each folder is also a source by itself.
+A recording is a folder: ``recording.json`` (pairing settings, and where the run ended), ``frames.csv`` (all frames in order of
+arrival), ``pairs.csv`` (pairs that were not shown because the engine was busy), and the folders ``ir`` and ``vis`` with
+lossless PNG files and their own ``frames.csv``, so that each folder is also a source by itself.
 """
 
 from __future__ import annotations
@@ -128,11 +128,25 @@ class Recorder:
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
 
+    def finish(self, end: int) -> None:
+        """Note which pair was the first of those that the end of the run kept from being shown.
+
+        Args:
+            end: Its number.
+
+        Raises:
+            OutputError: The disk is full or cannot be written.
+        """
+        self._describe({**self._settings, "end": end})
+
+    def _describe(self, settings: dict[str, Any]) -> None:
+        text = json.dumps({"schema": SCHEMA, **settings}, indent=2, sort_keys=True) + "\n"
+        write_atomically(self._folder / "recording.json", text.encode())
+
     def _begin(self) -> None:
         for side in SIDES:
             (self._folder / side).mkdir()
-        document = {"schema": SCHEMA, **self._settings}
-        write_atomically(self._folder / "recording.json", (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+        self._describe(self._settings)
         self._start(TIMES_NAME, _FRAME_COLUMNS)
         self._start("pairs.csv", ("not_shown",))
         for side in SIDES:
@@ -166,12 +180,14 @@ class Recording:
         settings: The content of ``recording.json``.
         rows: Frames in order of arrival, with the columns of ``frames.csv``.
         not_shown: Numbers of the pairs that were not shown.
+        end: Number of the first pair that the end of the run kept from being shown; None after a crash.
     """
 
     folder: Path
     settings: dict[str, Any]
     rows: tuple[tuple[Side, str, int, int, int, int], ...]
     not_shown: frozenset[int]
+    end: int | None = None
 
     def read(self, number: int) -> Frame:
         """Read the frame at an index of ``rows``.
@@ -216,11 +232,16 @@ def read_recording(folder: Path) -> Recording:
         raise InputError(f"the recording {folder} is damaged ({error})", "record it again") from error
     if not rows:
         raise InputError(f"the recording {folder} holds no frames", "record it again")
-    return Recording(folder, settings, rows, not_shown)
+    return Recording(folder, settings, rows, not_shown, _end(settings, path))
+
+
+def _end(settings: dict[str, Any], path: Path) -> int | None:
+    end = settings.get("end")
+    return None if end is None else typed(int, end, f"end in {path}")
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
-    text = read_file(path, kind="table of a recording", most_bytes=_MAX_TABLE_BYTES).decode("utf-8")
+    text = read_file(path, kind="table of a recording", most_bytes=_MAX_TABLE_BYTES).decode("utf-8-sig")
     lines = text.replace("\r\n", "\n").split("\n")[1:]
     rows = list(csv.reader(lines[:-1]))
     for number, row in enumerate(rows, start=2):

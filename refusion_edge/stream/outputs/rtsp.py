@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.sources.captures import as_bgr
+from refusion_edge.stream.outputs.sinks import as_bgr
 from refusion_edge.stream.system_python import Program, end, first_line, send, start
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port
 

@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 from typing_extensions import Self
 
-from refusion_edge.arrays import Uint8Array
+from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.files import output_error
 from refusion_edge.images.io import WRITABLE_SUFFIXES, write_image
 from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.sources.captures import as_bgr
 from refusion_edge.stream.uri import Uri, frame_pattern, number_option, read_options
 
 
@@ -44,6 +43,11 @@ class Sink(Protocol):
         Raises:
             OutputError: The frame cannot be written; what was written before stays usable.
         """
+
+
+def as_bgr(image: Array) -> Array:
+    """Convert an image to (H, W, 3) BGR; a BGR image is returned as is."""
+    return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
 class NullSink:

@@ -1,11 +1,12 @@
-"""Fused frames as a video file."""
+"""Fused frames as a video file, through PyAV, the binding of FFmpeg's libraries."""
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
 
 import cv2
 from typing_extensions import Self
@@ -13,52 +14,90 @@ from typing_extensions import Self
 from refusion_edge.arrays import Array
 from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.files import output_error
+from refusion_edge.machine import require
 from refusion_edge.stream.frames import SECOND, FusedFrame
-from refusion_edge.stream.outputs.container import is_whole
 from refusion_edge.stream.outputs.disk import Claim, DiskWatch
-from refusion_edge.stream.outputs.sinks import FolderSink, Sink
-from refusion_edge.stream.sources.captures import as_bgr, silence_opencv
+from refusion_edge.stream.outputs.sinks import FolderSink, Sink, as_bgr
 from refusion_edge.stream.uri import Uri, frame_pattern, read_options
 
-VIDEO_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "FFV1", ".avi": "MJPG", ".webm": "VP90"}
-
 _DEFAULT_RATE_HZ = 30.0
-# A gap in live video is filled with up to this many repeats; longer gaps are cut.
+# AVI has no times, only a rate: gaps are filled with up to this many repeats, and longer ones are cut.
 _MAX_REPEATS = 300
-_FRAGMENTED = (".mp4", ".m4v")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How frames are encoded.
+
+    Attributes:
+        codec: FFmpeg's name of the encoder.
+        pixels: Its pixel format.
+        options: Its options.
+    """
+
+    codec: str
+    pixels: str = "yuv420p"
+    options: dict[str, str] = field(default_factory=dict)
+
+
+# H.264 is what browsers play; the second choice is for builds of FFmpeg without it.
+_H264 = (
+    Encoding("libx264", options={"preset": "ultrafast", "crf": "20", "bf": "0"}),
+    Encoding("libopenh264", options={"b": "8M"}),
+    Encoding("mpeg4", options={"qmin": "2", "qmax": "5"}),
+)
+VIDEO_ENCODINGS: dict[str, tuple[Encoding, ...]] = {
+    ".mp4": _H264,
+    ".m4v": _H264,
+    ".mov": _H264,
+    # Every frame a key frame, with a checksum of each slice: damage stays in its frame, and is noticed.
+    ".mkv": (Encoding("ffv1", "bgr0", {"level": "3", "slicecrc": "1", "g": "1"}),),
+    ".avi": (Encoding("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "3"}),),
+    ".webm": (Encoding("libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),),
+}
+# Fragments as it grows, made into an ordinary file when it is closed; a power cut leaves the fragments.
+_FRAGMENTED = {"movflags": "+hybrid_fragmented+default_base_moof", "frag_duration": "1000000"}
+_CONTAINER_OPTIONS = {".mp4": _FRAGMENTED, ".m4v": _FRAGMENTED, ".mov": _FRAGMENTED, ".mkv": {"cluster_time_limit": "1000"}}
+_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi", ".webm": "webm"}
+# Units of time in a second: a multiple of all usual rates, and less than the 65,536 that MPEG-4 allows.
+_TICKS = 60_000
+# FFmpeg's numbers of the color matrix and of the ranges 16 to 235 and 0 to 255.
+_BT601, _LIMITED, _FULL = 5, 1, 2
 
 
 class VideoSink:
-    """Writes a video file at a constant rate. Implements ``Sink``.
+    """Writes a video file at the speed of the scene. Implements ``Sink``.
 
-    Live frames are repeated or left out so that the video runs at the speed of the scene; each frame from a file is written
-    once. The suffix selects the codec: MPEG-4 in .mp4 and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm. After
-    a kill or a power cut, .mkv, .avi, .webm and .mp4 (written in fragments) are playable up to the last 256 KiB, or the last
-    seconds, that were still in memory; .mov has its index at the end, as old players require.
+    Each frame has its own time, except in .avi, which has a constant rate: frames are repeated or left out there. The suffix
+    selects the codec: H.264 in .mp4, .m4v and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm. After a kill or a
+    power cut, the file is playable up to the last seconds that were still in memory.
 
     Args:
         uri: The file.
-        rate_hz: Frames per second of the video.
-        live: Whether the video has to keep the times of the frames.
+        rate_hz: Nominal frames per second.
+        announce: Called with what a viewer of the file has to know.
     """
 
     capacity, lossless = 8, True
 
-    def __init__(self, uri: Uri, *, rate_hz: float | None, live: bool) -> None:
+    def __init__(self, uri: Uri, *, rate_hz: float | None, announce: Callable[[str], object] = lambda _text: None) -> None:
         self.name = str(uri)
         read_options(uri, ())
+        self._av = require("av", "stream", "writing video")
         self._path = uri.path
-        self._codec = VIDEO_CODECS[self._path.suffix.lower()]
+        self._suffix = self._path.suffix.lower()
         self._rate_hz = min(240.0, max(1.0, rate_hz or _DEFAULT_RATE_HZ))
-        self._live = live
-        self._writer: cv2.VideoWriter | None = None
+        self._rate = Fraction(self._rate_hz).limit_denominator(1001)
+        self._announce = announce
+        self._converter = self._av.video.reformatter.VideoReformatter()
+        self._container: Any = None
+        self._stream: Any = None
         self._size_wh = (0, 0)
         self._first_ns = 0
-        self._written = 0
+        self._ticks = -1
         self._disk, self._claim = DiskWatch(self._path), Claim(self._path)
 
     def __enter__(self) -> Self:
-        silence_opencv()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch()
@@ -69,11 +108,14 @@ class VideoSink:
 
     def __exit__(self, *exc: object) -> None:
         with contextlib.closing(self._claim):
-            if self._writer is not None:
-                self._writer.release()
-                self._writer = None
-                if exc[0] is None:
-                    self._check()
+            if self._container is not None:
+                container, self._container = self._container, None
+                try:
+                    with container:
+                        container.mux(self._stream.encode())
+                except (self._av.FFmpegError, OSError) as error:
+                    if exc[0] is None:
+                        raise output_error(self._path, error) from error
             elif self._path.is_file() and self._path.stat().st_size == 0:
                 self._path.unlink()  # no frame ever came
 
@@ -81,79 +123,101 @@ class VideoSink:
         """See ``Sink.write``."""
         self._disk.check()
         image = as_bgr(frame.image)
-        if self._writer is None:
-            self._writer = self._open(image, frame.time_ns)
-        if (image.shape[1], image.shape[0]) != self._size_wh:
-            image = cv2.resize(image, self._size_wh, interpolation=cv2.INTER_AREA)
-        for _ in range(self._repeats(frame.time_ns)):
-            self._writer.write(image)
-            self._written += 1
-
-    def _repeats(self, time_ns: int) -> int:
-        if not self._live:
-            return 1
-        due = round((time_ns - self._first_ns) * self._rate_hz / SECOND) + 1
-        missing = due - self._written
-        if missing > _MAX_REPEATS:
-            self._first_ns += round((missing - 1) * SECOND / self._rate_hz)
-            return 1
-        return max(0, missing)
-
-    def _open(self, image: Array, time_ns: int) -> cv2.VideoWriter:
-        self._size_wh, self._first_ns = (image.shape[1], image.shape[0]), time_ns
-        writer = _open_fragmented(self._path, self._make_writer) if self._path.suffix.lower() in _FRAGMENTED else None
-        writer = writer or self._make_writer(self._path)
-        if not writer.isOpened():
-            raise OutputError(
-                f"cannot write a video of {self._size_wh[0]}x{self._size_wh[1]} to {self._path}: there is no {self._codec} "
-                "encoder",
-                f"choose another suffix of {', '.join(VIDEO_CODECS)}",
-            )
-        return writer
-
-    def _make_writer(self, path: Path) -> cv2.VideoWriter:
-        return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*self._codec), self._rate_hz, self._size_wh)
-
-    def _check(self) -> None:
-        """Check that the file is complete, as the video library does not report failed writes."""
         try:
-            whole = is_whole(self._path)
-        except OSError as error:
-            raise output_error(self._path, error) from error
-        if not whole:
+            if self._container is None:
+                self._open(image, frame.time_ns)
+            if (image.shape[1], image.shape[0]) != self._size_wh:
+                image = cv2.resize(image, self._size_wh, interpolation=cv2.INTER_AREA)
+            for ticks in self._due(frame.time_ns):
+                self._encode(image, ticks)
+        except (self._av.FFmpegError, OSError) as error:
+            raise error if isinstance(error, OutputError) else output_error(self._path, error) from error
+
+    def _due(self, time_ns: int) -> range:
+        """The times in ticks at which the frame is to be written: one, or in .avi as many as fill the gap before it."""
+        rate = round(self._rate_hz * 1000) if self._suffix == ".avi" else _TICKS * 1000
+        due = round((time_ns - self._first_ns) * rate / (1000 * SECOND))
+        if self._suffix != ".avi":
+            # Times that stand still or went back, as after a new clock: the video goes on from where it is.
+            if due <= self._ticks:
+                self._first_ns -= round((self._ticks + 1 - due) * SECOND / _TICKS)
+                due = self._ticks + 1
+            return range(due, due + 1)
+        if due - self._ticks > _MAX_REPEATS:
+            self._first_ns += round((due - self._ticks - 1) * SECOND / self._rate_hz)
+            due = self._ticks + 1
+        return range(self._ticks + 1, due + 1)
+
+    def _open(self, image: Array, time_ns: int) -> None:
+        """Open the file with the first encoder that works on this machine for frames of this size."""
+        size_wh = image.shape[1], image.shape[0]
+        encodings = VIDEO_ENCODINGS[self._suffix]
+        encoding = next((each for each in encodings if self._works(each, size_wh)), None)
+        if encoding is None:
             raise OutputError(
-                f"cannot write all {self._written} frames to {self._path}: a full disk or a limit (ulimit -f, a quota, 4 GiB "
-                "on FAT32) cut it off",
-                "choose another place",
+                f"cannot write a video of {size_wh[0]}x{size_wh[1]} to {self._path}: there is no encoder for it",
+                f"choose another suffix of {', '.join(VIDEO_ENCODINGS)}",
             )
+        if encoding.codec == "mpeg4":
+            self._announce(f"{self.name} is in MPEG-4 part 2, which browsers do not play: there is no H.264 encoder here")
+        self._container = self._av.open(
+            f"file:{self._path}", "w", format=_FORMATS[self._suffix],
+            container_options={"flush_packets": "1", **_CONTAINER_OPTIONS.get(self._suffix, {})},
+        )  # fmt: skip
+        self._stream = self._container.add_stream(encoding.codec, rate=self._rate)
+        self._configure(self._stream.codec_context, encoding, size_wh)
+        self._size_wh, self._first_ns = size_wh, time_ns
+
+    def _works(self, encoding: Encoding, size_wh: tuple[int, int]) -> bool:
+        try:
+            context = self._av.CodecContext.create(encoding.codec, "w")
+            self._configure(context, encoding, size_wh)
+            context.open()
+        except (self._av.FFmpegError, ValueError):
+            return False
+        return True
+
+    def _configure(self, context: Any, encoding: Encoding, size_wh: tuple[int, int]) -> None:
+        context.options = {"g": str(round(self._rate_hz)), **encoding.options}
+        # 4:2:0 has even sides; the last row and column are repeated.
+        even = 2 if "420" in encoding.pixels else 1
+        context.width, context.height = (-(-side // even) * even for side in size_wh)
+        context.pix_fmt = encoding.pixels
+        if even > 1:
+            context.colorspace, context.color_range = _BT601, _FULL if encoding.pixels.startswith("yuvj") else _LIMITED
+        context.time_base = 1 / self._rate if self._suffix == ".avi" else Fraction(1, _TICKS)
+
+    def _encode(self, image: Array, ticks: int) -> None:
+        context = self._stream.codec_context
+        right, below = context.width - image.shape[1], context.height - image.shape[0]
+        if right or below:
+            image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        frame = self._av.VideoFrame.from_ndarray(image, format="bgr24")
+        color = {} if context.pix_fmt == "bgr0" else {"dst_colorspace": _BT601, "dst_color_range": context.color_range}
+        frame = self._converter.reformat(frame, format=context.pix_fmt, **color)
+        frame.pts, frame.time_base = ticks, context.time_base
+        self._container.mux(self._stream.encode(frame))
+        self._ticks = ticks
 
 
-def _open_fragmented(path: Path, make: Callable[[Path], cv2.VideoWriter]) -> cv2.VideoWriter | None:
-    """Open an MP4 file with a fragmented index, so that it stays playable up to a kill or a power cut.
-
-    OpenCV passes no options to a container and selects it by the suffix of the file name. The container that always writes
-    fragments (Protected Interoperable File Format, which any MP4 reader accepts) has the suffix .ismv, so the file is opened
-    through a symbolic link with that suffix, which is removed once the file is open.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / "video.ismv"
-        link.symlink_to(path.resolve())
-        writer = make(link)
-    return writer if writer.isOpened() else None
-
-
-def open_file_sink(uri: Uri, *, rate_hz: float | None, live: bool) -> Sink:
+def open_file_sink(uri: Uri, *, rate_hz: float | None, announce: Callable[[str], object] = lambda _text: None) -> Sink:
     """Create the sink for a file name: a video with a known suffix, else a folder or a pattern.
+
+    Args:
+        uri: The file, folder or pattern.
+        rate_hz: Nominal frames per second.
+        announce: Called with what a viewer of the file has to know.
 
     Raises:
         UsageError: The suffix is unknown.
+        MissingDependencyError: It is a video, and PyAV is not installed.
     """
     suffix = uri.path.suffix.lower()
     if frame_pattern(uri.target) is not None or not suffix or uri.path.is_dir():
         return FolderSink(uri)
-    if suffix in VIDEO_CODECS:
-        return VideoSink(uri, rate_hz=rate_hz, live=live)
+    if suffix in VIDEO_ENCODINGS:
+        return VideoSink(uri, rate_hz=rate_hz, announce=announce)
     raise UsageError(
         f"cannot write {uri}: its suffix is unknown",
-        f"name a video ({', '.join(VIDEO_CODECS)}), a folder or a pattern such as frame_%04i.png",
+        f"name a video ({', '.join(VIDEO_ENCODINGS)}), a folder or a pattern such as frame_%04i.png",
     )

@@ -15,9 +15,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 from typing_extensions import Self
@@ -31,6 +32,7 @@ from refusion_edge.stream.outputs.prometheus import to_prometheus
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
+from refusion_edge.text import printable, redact
 
 IMAGES = ("fused", "ir", "vis")
 
@@ -65,7 +67,11 @@ class ViewSink:
         statistics: Figures to show.
         gain: Its polarity can be switched from the page.
         token: Token that viewers have to present; if None, it is generated for an address that other machines can reach.
+        allow_origins: Addresses, such as ``https://cameras.example``, under which a reverse proxy shows the page.
         announce: Called with the address of the page.
+
+    Raises:
+        UsageError: An allowed address is none, or has a path.
 
     Attributes:
         address: Host and port that are bound, after it was entered.
@@ -80,12 +86,14 @@ class ViewSink:
         gain: ThermalGain,
         *,
         token: str | None = None,
+        allow_origins: Sequence[str] = (),
         announce: Callable[[str], object] = lambda _text: None,
     ) -> None:
         self.name = str(uri)
         read_options(uri, ())
         self._host, self._port = host_and_port(uri, "127.0.0.1", _DEFAULT_PORT)
         self._local = self._host in LOOPBACK
+        self._origins = frozenset(_origin(text) for text in allow_origins)
         self._token = token or (None if self._local else secrets.token_urlsafe(16))
         self._announce = announce
         self._statistics, self._gain = statistics, gain
@@ -224,17 +232,25 @@ class ViewSink:
         return self._number
 
     async def _guard(self, request: Any, handler: Any) -> Any:
-        """Authorize a request: it needs the token, if there is one, and must not come from another site's page."""
+        """Authorize a request: it needs the token, if there is one, and must not come from another site's page.
+
+        The names in ``Host`` and, behind a proxy, in ``X-Forwarded-Host`` have to be this machine's or allowed ones: the page
+        of an attacker whose name is made to resolve to this machine or to the proxy has another one.
+        """
         web = self._web
         try:
             host = request.url.host
         except ValueError:
             raise web.HTTPBadRequest(text="the port of this address is not valid\n") from None
-        if self._local and host not in LOOPBACK:
-            raise web.HTTPForbidden(text="this view is bound to this machine only; open it as http://127.0.0.1\n")
+        allowed = LOOPBACK | {urlsplit(origin).hostname for origin in self._origins}
+        forwarded = request.headers.get("X-Forwarded-Host")
+        if self._local and (host not in allowed or (forwarded is not None and _host_name(forwarded) not in allowed)):
+            raise web.HTTPForbidden(
+                text="this view is bound to this machine only; open it as http://127.0.0.1, or start it with --allow-origin\n"
+            )
         origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("://")[2] != request.host:
-            raise web.HTTPForbidden(text="this view cannot be used from another site\n")
+        if origin is not None and origin.partition("://")[2] != request.host and origin.lower() not in self._origins:
+            raise web.HTTPForbidden(text="this view cannot be used from another site; see --allow-origin\n")
         given = self._given_token(request).encode(errors="replace")  # a header may hold bytes that are not valid text
         if self._token is not None and not hmac.compare_digest(given, self._token.encode()):
             raise web.HTTPUnauthorized(
@@ -361,6 +377,30 @@ class ViewSink:
                 },
             }
         return self._figures
+
+
+def _origin(text: str) -> str:
+    """The origin that a browser states for pages at this address."""
+    try:
+        parts = urlsplit(text.lower().rstrip("/"))
+        good = parts.scheme in ("http", "https") and parts.hostname and not parts.path and not parts.query and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in parts.netloc:
+        raise UsageError(
+            f"--allow-origin '{printable(redact(text))}' is not the address of a site", "write it as https://cameras.example"
+        )
+    port = f":{parts.port}" if parts.port not in (None, {"http": 80, "https": 443}[parts.scheme]) else ""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{port}"
+
+
+def _host_name(text: str) -> str | None:
+    """The name in a header like ``Host``, without its port; None if it is malformed."""
+    try:
+        return urlsplit(f"//{text.strip().lower()}").hostname
+    except ValueError:
+        return None
 
 
 def _image(frame: FusedFrame, name: str) -> Array | None:

@@ -38,6 +38,7 @@ class Failover:
         limits: When one camera continues alone; None for sources that cannot be lost, such as files.
         sizes_wh: Frame sizes that the rig was made for. A camera that starts with its size and then changes it is skipped until
             the size returns; a camera that never had it is passed on, and the warp reports the mismatch.
+        offset_ns: Added to the times of ir to match those of vis, before anything is decided: pairs hold corrected times.
 
     Attributes:
         lost: Cameras that are currently lost.
@@ -45,8 +46,11 @@ class Failover:
         faults: Cameras that deliver but are skipped, with the reason in words.
     """
 
-    def __init__(self, pairer: Pairer, limits: Limits | None, sizes_wh: Mapping[Side, Size] | None = None) -> None:
+    def __init__(
+        self, pairer: Pairer, limits: Limits | None, sizes_wh: Mapping[Side, Size] | None = None, *, offset_ns: int = 0
+    ) -> None:
         self.pairer = pairer
+        self.offset_ns = offset_ns
         self.lost: set[Side] = set()
         self.used: dict[Side, int] = dict.fromkeys(SIDES, 0)
         self.faults: dict[Side, str] = {}
@@ -59,6 +63,8 @@ class Failover:
 
     def push(self, frame: Frame) -> Outcome:
         """Accept the next frame of either camera, in order of arrival."""
+        if frame.side == "ir" and self.offset_ns:
+            frame = frame.moved(self.offset_ns)
         if self._has_other_size(frame):
             return self._pass_over(frame)
         self.faults.pop(frame.side, None)

@@ -21,14 +21,18 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 NO_COUNTERPART = "no counterpart within the skew"
 TIME_WENT_BACK = "time stamp went back or stood still"
 
-_WINDOW = 64
+# Short, so that a camera that slows down in the dark is noticed within seconds.
+_WINDOW = 16
 _TRUSTED_INTERVALS = 4
 # Two cameras at equal rates may be half a period apart; another tenth of a period allows for jitter.
 _SKEW_OF_PERIOD = 0.6
 _UNKNOWN_SKEW_NS = SECOND // 60
 # Rates within this ratio count as equal, and the visible camera leads.
 _EQUAL_RATES = 1.2
-_MAX_WAITING = 32
+# The leader changes only if the rates differ by this much more, so that it does not alternate.
+_CLEARLY = 1.1
+# A silent camera is waited for by this many frames, or longer if the offset says that its frames come later.
+_MIN_WAITING, _WAIT_NS, _MAX_WAITING_BYTES = 32, SECOND, 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Outcome:
 
 
 class RateEstimate:
-    """Median of the last 64 intervals between the frames of one camera."""
+    """Median of the last 16 intervals between the frames of one camera."""
 
     def __init__(self) -> None:
         self._last_ns: int | None = None
@@ -92,7 +96,7 @@ class Pairer:
         policy: One of ``POLICIES``.
         max_skew_ns: Maximum time difference in a pair; None for 0.6 of the measured period of the faster camera.
         max_age_ns: Maximum time difference in a held pair.
-        offset_ns: Added to the time stamps of ir to match those of vis.
+        max_wait_ns: How long frames wait for those of the other camera, by their times.
 
     Raises:
         UsageError: The policy is unknown, or a limit is negative.
@@ -104,7 +108,7 @@ class Pairer:
         *,
         max_skew_ns: int | None = None,
         max_age_ns: int = SECOND // 2,
-        offset_ns: int = 0,
+        max_wait_ns: int = _WAIT_NS,
     ) -> None:
         if policy not in POLICIES:
             raise UsageError(
@@ -121,15 +125,21 @@ class Pairer:
         self.policy = policy
         self.max_age_ns = max_age_ns
         self._asked_skew_ns = max_skew_ns
-        self._offset_ns = {"ir": offset_ns, "vis": 0}
+        self._max_wait_ns = max_wait_ns
         self._waiting: dict[Side, deque[Frame]] = {side: deque() for side in SIDES}
         self._rates = {side: RateEstimate() for side in SIDES}
         self._latest_ns: dict[Side, int | None] = dict.fromkeys(SIDES)
         self._leader: Side | None = None
+        self._last_led: Frame | None = None
         # Slower camera under `nearest` and `hold`: the last frame, which may be used again, and whether it was used.
         self._kept: Frame | None = None
         self._kept_used = False
         self._number = 0
+
+    @property
+    def leader(self) -> Side | None:
+        """The camera whose every frame is paired under ``nearest`` and ``hold``; None until the rates are known."""
+        return self._leader
 
     @property
     def max_skew_ns(self) -> int:
@@ -142,7 +152,7 @@ class Pairer:
 
     def push(self, frame: Frame) -> Outcome:
         """Accept the next frame of either camera, in order of arrival."""
-        time_ns, latest_ns = self._time(frame), self._latest_ns[frame.side]
+        time_ns, latest_ns = frame.time_ns, self._latest_ns[frame.side]
         if latest_ns is not None and time_ns <= latest_ns:
             return Outcome(dropped=((frame, TIME_WENT_BACK),))
         self._latest_ns[frame.side] = time_ns
@@ -167,14 +177,24 @@ class Pairer:
         outcome = self.flush()
         self._latest_ns[side] = None
         self._rates[side] = RateEstimate()
-        self._leader = None
+        self._leader = self._last_led = None
         return outcome
 
     def _choose_leader(self) -> None:
-        if self.policy == "drop" or self._leader is not None or not all(rate.trusted for rate in self._rates.values()):
+        """Let the faster camera lead, the visible one at equal rates; when the rates change, so does the leader."""
+        if self.policy == "drop" or not all(rate.trusted for rate in self._rates.values()):
             return
         ir_ns, vis_ns = self._rates["ir"].period_ns or 0, self._rates["vis"].period_ns or 0
-        self._leader = "ir" if ir_ns * _EQUAL_RATES < vis_ns else "vis"
+        margin = {"ir": 1 / _CLEARLY, "vis": _CLEARLY, None: 1.0}[self._leader]
+        leader: Side = "ir" if ir_ns * _EQUAL_RATES * margin < vis_ns else "vis"
+        if leader == self._leader:
+            return
+        if self._leader is not None:
+            # The last frame of the former leader may be used again; an unused one of the new leader is to be decided on.
+            if self._kept is not None and not self._kept_used:
+                self._waiting[leader].appendleft(self._kept)
+            self._kept, self._kept_used = self._last_led, True
+        self._leader, self._last_led = leader, None
 
     def _decide(self, *, final: bool) -> Outcome:
         pairs: list[Pair] = []
@@ -189,11 +209,11 @@ class Pairer:
         """Decide on the earliest waiting frame; False if the decision has to wait."""
         if not all(self._waiting.values()):
             return self._drop_overflow(dropped)
-        first: Side = min(SIDES, key=lambda side: self._time(self._waiting[side][0]))
+        first: Side = min(SIDES, key=lambda side: self._waiting[side][0].time_ns)
         second = other(first)
         early, late = self._waiting[first][0], self._waiting[second][0]
-        gap_ns = self._time(late) - self._time(early)
-        better = self._is_followed_by_better(first, self._time(late), gap_ns)
+        gap_ns = late.time_ns - early.time_ns
+        better = self._is_followed_by_better(first, late.time_ns, gap_ns)
         if better is None and not final and gap_ns <= self.max_skew_ns:
             return self._drop_overflow(dropped)
         self._waiting[first].popleft()
@@ -208,11 +228,11 @@ class Pairer:
         """Whether the second waiting frame is nearer to a time; None if it has not arrived yet and may be nearer."""
         waiting = self._waiting[side]
         if len(waiting) > 1:
-            return abs(self._time(waiting[1]) - time_ns) < gap_ns
+            return abs(waiting[1].time_ns - time_ns) < gap_ns
         rate = self._rates[side]
         # For the first frames, the shortest interval is the cautious estimate; waiting for more would delay each of them.
         period_ns = rate.period_ns if rate.trusted else rate.shortest_ns
-        expected_ns = time_ns if period_ns is None else self._time(waiting[0]) + period_ns
+        expected_ns = time_ns if period_ns is None else waiting[0].time_ns + period_ns
         return None if abs(expected_ns - time_ns) < gap_ns else False
 
     def _match_leader(self, pairs: list[Pair], dropped: list[tuple[Frame, str]], *, final: bool) -> bool:
@@ -222,34 +242,34 @@ class Pairer:
         if not self._waiting[self._leader]:
             return self._drop_overflow(dropped)
         frame = self._waiting[self._leader][0]
-        time_ns = self._time(frame)
+        time_ns = frame.time_ns
         # All frames of the slower camera up to this time, and the first one after it if it is nearer.
         while self._waiting[slower] and (
-            self._time(self._waiting[slower][0]) <= time_ns or self._nearer(self._waiting[slower][0], time_ns)
+            self._waiting[slower][0].time_ns <= time_ns or self._nearer(self._waiting[slower][0], time_ns)
         ):
             self._keep(self._waiting[slower].popleft(), dropped)
         if self.policy == "nearest" and not final and not self._waiting[slower] and self._next_may_be_nearer(slower, time_ns):
             return self._drop_overflow(dropped)
         self._waiting[self._leader].popleft()
-        gap_ns = None if self._kept is None else abs(self._time(self._kept) - time_ns)
+        gap_ns = None if self._kept is None else abs(self._kept.time_ns - time_ns)
         limit_ns = max(self.max_age_ns, self.max_skew_ns) if self.policy == "hold" else self.max_skew_ns
         if self._kept is None or gap_ns is None or gap_ns > limit_ns:
             dropped.append((frame, NO_COUNTERPART))
             return True
         pairs.append(self._pair(frame, self._kept, held=gap_ns > self.max_skew_ns))
-        self._kept_used = True
+        self._kept_used, self._last_led = True, frame
         return True
 
     def _nearer(self, candidate: Frame, time_ns: int) -> bool:
         """Whether a frame after ``time_ns`` is nearer to it than the kept frame."""
         if self._kept is None:
             return True
-        return abs(self._time(candidate) - time_ns) < abs(self._time(self._kept) - time_ns)
+        return abs(candidate.time_ns - time_ns) < abs(self._kept.time_ns - time_ns)
 
     def _next_may_be_nearer(self, slower: Side, time_ns: int) -> bool:
         if self._kept is None:
             return (self._latest_ns[slower] or 0) < time_ns
-        kept_ns = self._time(self._kept)
+        kept_ns = self._kept.time_ns
         if kept_ns >= time_ns:
             return False
         period_ns = self._rates[slower].period_ns or 0
@@ -264,7 +284,10 @@ class Pairer:
     def _drop_overflow(self, dropped: list[tuple[Frame, str]]) -> bool:
         """Limit the number of frames that wait for a silent camera."""
         for waiting in self._waiting.values():
-            while len(waiting) > _MAX_WAITING:
+            while len(waiting) > _MIN_WAITING and (
+                waiting[-1].time_ns - waiting[0].time_ns > self._max_wait_ns
+                or len(waiting) * waiting[0].image.nbytes > _MAX_WAITING_BYTES
+            ):
                 dropped.append((waiting.popleft(), NO_COUNTERPART))
         return False
 
@@ -272,6 +295,3 @@ class Pairer:
         ir, vis = (one, two) if one.side == "ir" else (two, one)
         self._number += 1
         return Pair(self._number - 1, ir, vis, held)
-
-    def _time(self, frame: Frame) -> int:
-        return frame.time_ns + self._offset_ns[frame.side]

@@ -77,6 +77,13 @@ class Processor:
         self._marks = marks
         self._took = took
         self._size_wh: tuple[int, int] | None = None
+        # Of the first warp: gain starts anew when the part that it is measured on changes, and refinement moves a view little.
+        self._first_warp = self._geometry.warp
+
+    @property
+    def first_warp(self) -> RigWarp | None:
+        """The warp at the start of the run, whose used parts of the frames everything is measured on; None without a rig."""
+        return self._first_warp
 
     def use_warp(self, warp: RigWarp) -> None:
         """Set the warp of the next frames; call it between two frames, from the thread that processes them."""
@@ -131,10 +138,15 @@ class Processor:
         return image
 
     def _infrared(self, frame: Frame) -> Float32Array:
-        self.gain.update(frame.image, frame.time_ns)
         warp = self._geometry.warp
+        used = frame.image if self._first_warp is None else self._first_warp.ir.used(frame.image)
+        self.gain.update(used, frame.time_ns)
         # Warping float32 luma is faster than warping counts.
-        luma = self.gain.apply(frame.image)
+        luma = self.gain.apply(used)
+        if self._first_warp is not None and used.shape != frame.image.shape:
+            whole = np.zeros(frame.image.shape[:2], np.float32)
+            self._first_warp.ir.used(whole)[...] = luma
+            luma = whole
         return luma if warp is None else warp.ir.apply(luma).astype(np.float32, copy=False)
 
     def _visible(self, frame: Frame) -> Uint8Array:

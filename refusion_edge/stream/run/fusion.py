@@ -31,6 +31,9 @@ class FusionStage:
         frames: End after this many fused frames, or None.
         follower: Follows slow changes of the rig, or None.
         hashed: Whether to hash the fused frames, so that two runs can be compared.
+
+    Attributes:
+        refused: The last pair's error, of those that could not be fused.
     """
 
     def __init__(
@@ -48,13 +51,24 @@ class FusionStage:
         self._pairs, self._processor, self._writers = pairs, processor, writers
         self._statistics, self._stop, self._follower = statistics, stop, follower
         self._limit = frames
-        self._count = 0
+        self._count = self._end = 0
+        self.refused: InputError | None = None
         self._hash = hashlib.sha256() if hashed else None
 
     @property
     def reached_its_limit(self) -> bool:
         """Whether the requested number of frames is done."""
         return self._limit is not None and self._count >= self._limit
+
+    @property
+    def count(self) -> int:
+        """Number of fused frames."""
+        return self._count
+
+    @property
+    def end(self) -> int:
+        """Number of the pair after the last one that was fused or refused; the later ones were not shown."""
+        return self._end
 
     @property
     def sha256(self) -> str | None:
@@ -74,6 +88,7 @@ class FusionStage:
             if self._stop.is_set():
                 self._statistics.dropped("pair", "stopped")
                 continue
+            self._end = pair.number + 1
             self._statistics.took("queue", time.monotonic_ns() - handed_on_ns)
             try:
                 fused = self._processor.process(pair)
@@ -84,6 +99,7 @@ class FusionStage:
                     raise
                 self._statistics.dropped("pair", "unusable frame")
                 self._statistics.note("engine", str(error))
+                self.refused = error
                 continue
             self._show(fused)
         if self._follower is not None:

@@ -7,20 +7,23 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import cv2
 import numpy as np
 
-from refusion_edge.stream.frames import SIDES, Frame, Pair
+from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.stream.frames import SECOND, SIDES, Frame, Pair
 from refusion_edge.stream.outputs.recording import PairFate
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.pairing.pairer import Outcome
-from refusion_edge.stream.run.channel import Channel
-from refusion_edge.stream.run.inbox import Inbox
-from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.writer import RecordWriter
 from refusion_edge.stream.statistics import Statistics
 
 # Two successive visible frames are compared for motion once per this many pairs.
 _MOTION_EVERY = 10
+# Wide enough for a panning camera, small enough to take a tenth of a millisecond.
+_MOTION_WIDTH = 160
+_MIN_MOTION_RESPONSE = 0.05
 
 # A pair, and the time of the decision, monotonic clock.
 WaitingPair = tuple[Pair, int]
@@ -41,9 +44,19 @@ class Decisions:
         pairs: Channel to the engine.
         statistics: Counters of the run.
         stop: Ends the run.
+        used: Takes from a visible frame the part that is shown, on which motion is measured.
     """
 
-    def __init__(self, failover: Failover, pairs: Channel[WaitingPair], statistics: Statistics, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        failover: Failover,
+        pairs: Channel[WaitingPair],
+        statistics: Statistics,
+        stop: threading.Event,
+        *,
+        used: Callable[[Array], Array] = lambda image: image,
+    ) -> None:
+        self._used = used
         self._failover, self._pairs, self._statistics, self._stop = failover, pairs, statistics, stop
         self._motion = MotionMeter()
 
@@ -87,9 +100,48 @@ class Decisions:
     def _measure_motion(self, pair: Pair) -> None:
         if pair.vis is None or pair.skew_ns is None or pair.number % _MOTION_EVERY > 1 or pair.vis.image.dtype != np.uint8:
             return
-        speed_px_s = self._motion.add(pair.vis.image, pair.vis.time_ns)
+        speed_px_s = self._motion.add(self._used(pair.vis.image), pair.vis.time_ns)
         if pair.number % _MOTION_EVERY == 1 and speed_px_s is not None:
             self._statistics.moved(speed_px_s, pair.skew_ns)
+
+
+class MotionMeter:
+    """Measures the speed of the whole image by phase correlation of two frames of one camera.
+
+    Attributes:
+        speed_px_s: Last measurement, or None.
+    """
+
+    def __init__(self) -> None:
+        self._before: Float32Array | None = None
+        self._before_ns = 0
+        self._window: Float32Array | None = None
+        self.speed_px_s: float | None = None
+
+    def add(self, image: Array, time_ns: int) -> float | None:
+        """Measure the speed since the previous frame.
+
+        Args:
+            image: (H, W) or (H, W, 3) uint8.
+            time_ns: Capture time.
+
+        Returns:
+            Speed in pixels of ``image`` per second, or None without a previous frame or without enough texture.
+
+        Source:
+            cv2.phaseCorrelate: Fourier shift theorem, with a sub-pixel centroid of the peak.
+        """
+        small, scale = _thumbnail(image)
+        before, seconds = self._before, (time_ns - self._before_ns) / SECOND
+        self._before, self._before_ns = small, time_ns
+        if before is None or before.shape != small.shape or seconds <= 0:
+            self.speed_px_s = None
+            return None
+        if self._window is None or self._window.shape != small.shape:
+            self._window = cv2.createHanningWindow((small.shape[1], small.shape[0]), cv2.CV_32F).astype(np.float32, copy=False)
+        (dx, dy), response = cv2.phaseCorrelate(before, small, self._window)
+        self.speed_px_s = float(np.hypot(dx, dy)) * scale / seconds if response >= _MIN_MOTION_RESPONSE else None
+        return self.speed_px_s
 
 
 class CameraPairs:
@@ -107,14 +159,18 @@ class CameraPairs:
 
     def run(self) -> None:
         """See ``PairSource.run``."""
-        while (frame := self._inbox.get()) is not None:
+        try:
+            while (frame := self._inbox.get()) is not None:
+                self._statistics.followed(self._inbox.epochs.count, self._inbox.epochs.take_news())
+                if self._record is not None:
+                    self._record.keep(frame)
+                self._hand_on(self._decisions.push(frame))
+            self._hand_on(self._decisions.flush())
+            self._decisions.close()
+        finally:
+            # Not before: a replay needs the fate of every pair.
             if self._record is not None:
-                self._record.keep(frame)
-            self._hand_on(self._decisions.push(frame))
-        self._hand_on(self._decisions.flush())
-        self._decisions.close()
-        if self._record is not None:
-            self._record.close()
+                self._record.close()
 
     def _hand_on(self, pairs: tuple[Pair, ...]) -> None:
         for pair in pairs:
@@ -124,3 +180,11 @@ class CameraPairs:
     def _dropped(self, number: int) -> None:
         if self._record is not None:
             self._record.keep(PairFate(number))
+
+
+def _thumbnail(image: Array) -> tuple[Float32Array, float]:
+    """Reduce an image to a gray float32 thumbnail; also returns the reduction factor."""
+    plane = image if image.ndim == 2 else image[..., 1]
+    scale = max(1.0, plane.shape[1] / _MOTION_WIDTH)
+    size = (round(plane.shape[1] / scale), max(1, round(plane.shape[0] / scale)))
+    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32), scale

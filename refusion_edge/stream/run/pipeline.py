@@ -16,14 +16,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from refusion_edge.errors import SourceLostError, StreamError
+from refusion_edge.arrays import Array
+from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
+from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
-from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.fusion import FusionStage
-from refusion_edge.stream.run.inbox import Inbox
 from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource, WaitingPair
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner
@@ -87,11 +88,13 @@ class Pipeline:
         self._limits = limits or RunLimits()
         cameras = () if isinstance(sources, Recording) else sources
         self._live = live = any(source.live for source in cameras)
-        self._inbox = Inbox(live=live)
-        self._readers = [Reader(source, self._inbox, statistics, stop) for source in cameras]
+        self._inbox = Inbox(live=live, offset_ns=failover.offset_ns)
+        self._readers = [
+            Reader(source, self._inbox, statistics, stop, used=_used_part(processor, source.side)) for source in cameras
+        ]
         self._pairs: Channel[WaitingPair] = Channel(_LIVE_PAIRS if live else _FILE_PAIRS, lossless=not live)
         self._record = None if recorder is None else RecordWriter(recorder, statistics, live=live)
-        decisions = Decisions(failover, self._pairs, statistics, stop)
+        decisions = Decisions(failover, self._pairs, statistics, stop, used=_used_part(processor, "vis"))
         self._pairing: PairSource = (
             ReplaySource(sources, decisions, statistics, stop)
             if isinstance(sources, Recording)
@@ -103,18 +106,23 @@ class Pipeline:
             self._pairs, processor, self._writers, statistics, stop,
             frames=self._limits.frames, follower=self._follower, hashed=hashed,
         )  # fmt: skip
+        self._statistics = statistics
+        self._ended = self._interrupted = False
         self._failure: BaseException | None = None
         self._failed = threading.Lock()
 
-    def run(self) -> str | None:
-        """Run until the sources end, a limit is reached, ``stop`` is set, or something fails.
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of all fused frames so far, or None if they are not hashed."""
+        return self._fusion.sha256
 
-        Returns:
-            SHA-256 of all fused frames, or None if they are not hashed.
+    def run(self) -> None:
+        """Run until the sources end, a limit is reached, ``stop`` is set, or something fails.
 
         Raises:
             KeyboardInterrupt: A signal arrived; everything is closed by then.
-            RefusionError: A source, an output or the engine failed; everything is closed by then.
+            RefusionError: A source, an output or the engine failed, a file is damaged in part, or nothing could be
+                shown; everything is closed by then.
         """
         with contextlib.ExitStack() as stack:
             for reader in self._readers:
@@ -133,11 +141,35 @@ class Pipeline:
             finally:
                 self._end()
                 stuck = self._join(threads)
+                self._finish_recording()
         if self._failure is not None:
             raise self._failure
         if stuck:
             raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}", "start it again")
-        return self._fusion.sha256
+        failures = [reader.failure for reader in self._readers if reader.failure is not None]
+        if failures:
+            raise failures[0]
+        if not self._fusion.count and not self._interrupted:
+            raise self._fusion.refused or self._nothing_shown()
+
+    def _finish_recording(self) -> None:
+        if self._record is not None:
+            try:
+                self._record.recorder.finish(self._fusion.end)
+            except OutputError as error:
+                self._fail(error)
+
+    def _nothing_shown(self) -> InputError:
+        """Why no pair of frames could be fused, by what is known of either camera."""
+        figures = self._statistics.snapshot()
+        found = []
+        for side in SIDES:
+            drops = ", ".join(f"{count} {cause}" for cause, count in figures["cameras"][side]["drops"].items())
+            found.append(f"{side} {figures['cameras'][side]['in']} frames{f' ({drops})' if drops else ''}")
+        return InputError(
+            f"no frames could be fused: {'; '.join(found)}",
+            "compare the times of the two sources; --offset-ms shifts those of infrared, --max-skew-ms allows more",
+        )
 
     def _work(self) -> list[tuple[str, Callable[[], None]]]:
         work: list[tuple[str, Callable[[], None]]] = [(f"reader {each.source.side}", each.run) for each in self._readers]
@@ -187,13 +219,15 @@ class Pipeline:
 
     def _end(self) -> None:
         """Stop every thread: queues accept nothing more, and outputs write what they still hold."""
+        with self._failed:
+            if not self._ended:
+                # Whoever holds `stop` may set it; that nothing was shown by then is no error.
+                self._ended, self._interrupted = True, self.stop.is_set()
         self.stop.set()
         self._inbox.close()
         self._pairs.close()
         if self._follower is not None:
             self._follower.close()
-        if self._record is not None:
-            self._record.close()
         for writer in self._writers:
             writer.close()
 
@@ -203,3 +237,11 @@ class Pipeline:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
         return [thread.name for thread in threads if thread.is_alive()]
+
+
+def _used_part(processor: Processor, side: Side) -> Callable[[Array], Array]:
+    """Takes from a frame of a camera the part that the rig shows."""
+    warp = processor.first_warp
+    if warp is None:
+        return lambda image: image
+    return warp.ir.used if side == "ir" else warp.vis.used

@@ -6,6 +6,7 @@ import threading
 
 from refusion_edge.stream.frames import Pair
 from refusion_edge.stream.outputs.recording import Recording
+from refusion_edge.stream.pairing.epochs import Epochs
 from refusion_edge.stream.run.pairing import Decisions
 from refusion_edge.stream.sources.source import CLOCK_RECORDED
 from refusion_edge.stream.statistics import Statistics
@@ -32,11 +33,13 @@ class ReplaySource:
         Raises:
             InputError: An image is missing or damaged.
         """
+        epochs = Epochs()
         for number in range(len(self._recording.rows)):
             if self._stop.is_set():
                 return
-            frame = self._recording.read(number)
-            self._statistics.delivered(frame.side, frame.size_wh, str(frame.image.dtype))
+            frame = epochs.place(self._recording.read(number))
+            self._statistics.delivered(frame.side, frame.size_wh, str(frame.image.dtype), time_ns=frame.time_ns)
+            self._statistics.followed(epochs.count, epochs.take_news())
             self._statistics.cameras[frame.side].frozen_frames += frame.stale_ns > 0
             self._hand_on(self._decisions.push(frame))
         self._hand_on(self._decisions.flush())
@@ -48,5 +51,7 @@ class ReplaySource:
         for pair in pairs:
             if pair.number in self._recording.not_shown:
                 self._statistics.dropped("pair", "engine busy")
+            elif self._recording.end is not None and pair.number >= self._recording.end:
+                self._statistics.dropped("pair", "stopped")
             else:
                 self._decisions.hand_on(pair)

@@ -22,7 +22,7 @@ from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.run.refinement import Refinement, RigRefiner
 from refusion_edge.stream.run.settings import StreamSettings, choose_pairing
 from refusion_edge.stream.sources.pacing import PacedSource
-from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.registry import open_pair
 from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import Uri, frame_pattern, parse_output, parse_source
@@ -80,7 +80,7 @@ class StreamSession:
             shown = {"pairing": asdict(pairing), "sources": settings.shown()}
             recorder = Recorder(Path(settings.record), shown)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
-        sinks = [self._sink(uri, gain, announce, live=live, rate_hz=rate_hz) for uri in uris]
+        sinks = [self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris]
         with self._fuser or self._load() as fuser:
             processor = Processor(
                 fuser.backend,
@@ -92,7 +92,7 @@ class StreamSession:
                 took=self.statistics.took,
             )
             self._started = True
-            self._output_sha256 = Pipeline(
+            pipeline = Pipeline(
                 sources,
                 failover,
                 processor,
@@ -103,7 +103,11 @@ class StreamSession:
                 refiner=refiner,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
-            ).run()
+            )
+            try:
+                pipeline.run()
+            finally:
+                self._output_sha256 = pipeline.sha256
 
     def report(self) -> dict[str, Any] | None:
         """The report of the run, schema ``refusion-edge/stream/1``; None if it never started."""
@@ -133,7 +137,7 @@ class StreamSession:
         ir, vis = settings.ir or (rig.ir.uri if rig else None), settings.vis or (rig.vis.uri if rig else None)
         if ir is None or vis is None:
             raise UsageError("a stream needs two sources", "give --ir and --vis, a --rig that names them, or --replay")
-        opened = open_source(parse_source(ir), "ir"), open_source(parse_source(vis), "vis")
+        opened = open_pair(parse_source(ir), parse_source(vis), best_effort=settings.best_effort)
         if opened[0].live != opened[1].live:
             return (
                 opened[0] if opened[0].live else PacedSource(opened[0]),
@@ -172,9 +176,7 @@ class StreamSession:
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
-    def _sink(
-        self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, live: bool, rate_hz: float | None
-    ) -> Sink:
+    def _sink(self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None) -> Sink:
         if uri.scheme == "null":
             return NullSink(uri)
         if uri.scheme == "display":
@@ -190,8 +192,15 @@ class StreamSession:
         if uri.scheme == "view":
             from refusion_edge.stream.outputs.view import ViewSink
 
-            return ViewSink(uri, self.statistics, gain, token=self.settings.token, announce=announce)
-        return open_file_sink(uri, rate_hz=rate_hz, live=live)
+            return ViewSink(
+                uri,
+                self.statistics,
+                gain,
+                token=self.settings.token,
+                allow_origins=self.settings.allow_origins,
+                announce=announce,
+            )
+        return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
 
 
 def _read_rig(settings: StreamSettings) -> Rig | None:

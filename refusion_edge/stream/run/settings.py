@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from refusion_edge.rig.model import GainMethod, Polarity, Rig
-from refusion_edge.stream.frames import MS, SIDES
+from refusion_edge.stream.frames import MS, SECOND, SIDES
 from refusion_edge.stream.pairing.failover import Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer, Policy
 from refusion_edge.stream.processing.output_range import VideoRange
@@ -19,6 +19,7 @@ class StreamSettings:
     """Options of the command ``stream``, by the same names; None leaves the choice to the rig, a recording or a default.
 
     Attributes:
+        best_effort: Whether cameras that do not grant what is asked of them are used in their nearest mode.
         ir: URI of the infrared source.
         vis: URI of the visible source.
         replay: Folder of a recording to replay instead.
@@ -50,9 +51,11 @@ class StreamSettings:
         duration_s: End after this time.
         frames: End after this many fused frames.
         token: Token that viewers have to present.
+        allow_origins: Addresses under which reverse proxies show the browser view.
         hash: Whether all fused frames are hashed.
     """
 
+    best_effort: bool = False
     ir: str | None = None
     vis: str | None = None
     replay: str | None = None
@@ -84,6 +87,7 @@ class StreamSettings:
     duration_s: float | None = None
     frames: int | None = None
     token: str | None = None
+    allow_origins: tuple[str, ...] = ()
     hash: bool = False
 
     def shown(self) -> dict[str, Any]:
@@ -122,16 +126,18 @@ class PairingSettings:
         Raises:
             UsageError: The policy is unknown, or a limit is negative.
         """
+        offset_ns = round(self.offset_ms * MS)
         pairer = Pairer(
             self.policy,
             max_skew_ns=None if self.max_skew_ms is None else round(self.max_skew_ms * MS),
             max_age_ns=round(self.max_age_ms * MS),
-            offset_ns=round(self.offset_ms * MS),
+            max_wait_ns=SECOND + abs(offset_ns),
         )
         limits = None
         if self.lost_after_ms is not None:
             limits = Limits(round(self.lost_after_ms * MS), round(self.max_freeze_ms * MS))
-        return Failover(pairer, limits, None if rig is None else {side: rig.source(side).size_wh for side in SIDES})
+        sizes_wh = None if rig is None else {side: rig.source(side).size_wh for side in SIDES}
+        return Failover(pairer, limits, sizes_wh, offset_ns=offset_ns)
 
 
 def choose_pairing(

@@ -86,8 +86,11 @@ class RecordWriter:
         Raises:
             OutputError: The recording cannot be written.
         """
-        while (item := self._waiting.get()) is not None:
-            self.recorder.write(item)
+        try:
+            while (item := self._waiting.get()) is not None:
+                self.recorder.write(item)
+        finally:
+            self._waiting.close()
 
     def close(self) -> None:
         """No more frames will come."""

@@ -1,39 +1,459 @@
-"""Mapping the time stamps of a stream to the host clock."""
+"""Placing the time stamps of a source on the clock of this machine, and saying how sure that is.
+
+A frame that arrives at ``a`` with the stamp ``s`` was taken, on the host's clock, at ``s + f(a)``, where ``f`` is the line
+below all points ``(a, a - s)``: the frames with the least delay lie on it. Its slope is the rate error of the camera's clock.
+Network and decoder delay single frames, never hasten them, so that jitter and bursts stay above the line. The least delay
+itself cannot be seen from outside.
+"""
 
 from __future__ import annotations
 
-from refusion_edge.stream.frames import SECOND
+import itertools
+import statistics
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass
 
-# Maximum drift between two quartz clocks, which bounds how fast the minimum delay can grow.
-_DRIFT = 1e-4
-# A larger step of the sender's clock is a restart, not jitter.
-_RESTART_NS = 2 * SECOND
+from refusion_edge.stream.frames import MS, SECOND
+
+# Origins of the times of frames, as the report names them.
+CLOCK_KERNEL = "kernel time of the capture buffer"
+CLOCK_STREAM = "time stamps of the stream, mapped to the host clock by the least delay"
+CLOCK_ARRIVAL = "host clock at arrival"
+
+_WINDOW_NS, _BUCKET_NS = 20 * SECOND, SECOND // 4
+# Quartz is within 1e-4, cheap cameras within 1 %. Stamps that are off by more are counted at a nominal rate.
+_MAX_DRIFT = 0.02
+# Stamps that were taken for nominal are used again after this long at the right rate.
+_TRUST_AGAIN_NS = 10 * SECOND
+_JUDGED_AFTER_NS, _JUDGED_AFTER_FRAMES = SECOND * 6 // 10, 6
+# Unusable stamps (absent or repeated) in a row after which arrival takes over.
+_MAX_UNUSABLE = 8
+# A shorter pause is a network that holds frames back, a longer one a camera that sends none.
+_LONGEST_STALL_NS = SECOND
+_INTERVALS, _MEASURED_EVERY = 32, 8
+_SMALLEST_STEP_NS = 8 * MS
+# A step back is confirmed by this many frames over this long, none of which is explained by the old clock.
+_CONFIRMING_FRAMES, _CONFIRMING_NS = 4, SECOND // 4
+# Without a step in the stamps, the line is raised only after this long above it.
+_RAISED_AFTER_NS = 5 * SECOND
+_RAISED_ABOVE_NS = 12 * MS
+_REPORTED_STEP_NS = 50 * MS
+# A point that lies this far below the line after two seconds moves the line without turning it.
+_SURPRISE_NS, _SETTLED = 3 * MS, 8
+# Stamps on the host's own clock lie this far before the arrival at most, and never after it, but for rounding.
+_MAX_SHARED_DELAY_NS, _ROUNDING_NS = 10 * SECOND, MS
 
 
-class ClockAnchor:
-    """Maps the clock of a sender to the local monotonic clock, by the minimum delay observed.
+@dataclass(frozen=True, slots=True)
+class ClockState:
+    """What is known about the clock of a source.
 
-    Network and decoder delay each frame by a varying time with a fixed minimum. ``arrival - stamp`` is smallest for the frames
-    with the shortest delay; that difference maps all others. The minimum delay itself remains unknown.
+    Attributes:
+        clock: Origin of the times of its frames, in words.
+        rate_error_ppm: Rate error of its stamps against the host's clock; None if they are not used or on the host's clock.
+        delay_ms: Median time from the time of a frame to its arrival; for mapped stamps, the delay above the least one. None
+            where the arrival itself is used.
+        error_ms: How far the times of frames may be off, beside a constant delay, at 95 % of frames; None if unknown.
+        steps: How often the stamps stepped.
+        epochs: How many clocks there were: steps and reconnections begin a new one.
+    """
+
+    clock: str
+    rate_error_ppm: float | None = None
+    delay_ms: float | None = None
+    error_ms: float | None = None
+    steps: int = 0
+    epochs: int = 1
+
+
+class SourceClock:
+    """Gives each frame of a live source its time on the monotonic clock of this machine.
+
+    The times are those of the stamps as long as these come from a clock. Absent and repeated stamps are filled in. Stamps that
+    are counted at a nominal rate, or do not advance, give way to the arrival. Memory is bounded, and the work for a frame is
+    constant on average.
+
+    Args:
+        clock: Origin of the stamps, in words.
+        shared: Whether the stamps are said to be on the monotonic clock of this machine. They are used as they are while that
+            is plausible.
+
+    Source:
+        L. Zhang, Z. Liu, C. H. Xia, "Clock synchronization algorithms for network measurements", INFOCOM 2002: skew from the
+        lower convex hull of the delays.
+    """
+
+    def __init__(self, clock: str = CLOCK_STREAM, *, shared: bool = False) -> None:
+        self._words, self._said_shared, self._unstamped = clock, shared, False
+        self._epochs, self._steps = 0, 0
+        self._news: list[str] = []
+        self._delays_ns: deque[int] = deque(maxlen=2 * _INTERVALS)
+        self._last_ns = -1
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, as after a source was opened again: nothing is known about its clock."""
+        self._epochs += 1
+        self._shared = self._said_shared
+        self._nominal = self._standing = False
+        self._good_since_ns: int | None = None
+        self._unusable = 0
+        self._line = _LowerLine()
+        self._stamps = _Intervals()
+        self._arrivals = _Intervals()
+        # The last frame with a usable stamp, and the number of frames since.
+        self._stamp_ns: int | None = None
+        self._stamp_arrived_ns = 0
+        self._since_stamp = 0
+        self._arrived_ns: int | None = None
+        self._suspect: _Suspect | None = None
+        self._raised: _Suspect | None = None
+
+    def use_arrival(self) -> None:
+        """Use the arrival of each frame, as where the source gives no stamps of a clock."""
+        self._words, self._unstamped = CLOCK_ARRIVAL, True
+
+    def distrust(self) -> None:
+        """Take the stamps for those of another clock, as where the driver says so."""
+        if self._shared:
+            self._shared = False
+            self._words = CLOCK_STREAM
+
+    @property
+    def state(self) -> ClockState:
+        """What is known at present."""
+        delay_ms = statistics.median(self._delays_ns) / MS if self._delays_ns else None
+        if self._standing:
+            clock = f"{CLOCK_ARRIVAL}, as its own time stamps do not advance"
+        elif self._nominal:
+            clock = f"{CLOCK_ARRIVAL}, as its own time stamps are counted at a nominal rate"
+        else:
+            clock = self._words
+        if self._uses_arrival:
+            return ClockState(clock, None, None, self._arrivals.spread_ms, self._steps, self._epochs)
+        if self._shared:
+            return ClockState(clock, None, delay_ms, 0.0, self._steps, self._epochs)
+        # The slope is that of arrival minus stamp: a camera that runs fast has a falling line.
+        rate_error_ppm = None if self._line.span_ns < SECOND else -self._line.slope * 1e6
+        return ClockState(clock, rate_error_ppm, delay_ms, self._line.error_ms, self._steps, self._epochs)
+
+    def take_news(self) -> tuple[str, ...]:
+        """Events since the last call, in words: steps, stamps that gave way to the arrival."""
+        news, self._news = tuple(self._news), []
+        return news
+
+    def place(self, stamp_ns: int | None, arrived_ns: int) -> int:
+        """Return the time of the next frame on the monotonic clock; it is never after the arrival, and always advances.
+
+        Args:
+            stamp_ns: Time stamp of the source, or None if it gives none.
+            arrived_ns: Arrival, monotonic clock.
+        """
+        time_ns = min(self._time_ns(stamp_ns, arrived_ns), arrived_ns)
+        self._delays_ns.append(arrived_ns - time_ns)
+        self._arrived_ns = arrived_ns
+        self._last_ns = max(time_ns, self._last_ns + 1)
+        return self._last_ns
+
+    @property
+    def _uses_arrival(self) -> bool:
+        return self._nominal or self._standing or self._unstamped
+
+    def _time_ns(self, stamp_ns: int | None, arrived_ns: int) -> int:
+        before_ns = self._arrived_ns
+        if before_ns is not None:
+            self._arrivals.add(arrived_ns - before_ns)
+        if self._unstamped:
+            return arrived_ns
+        self._since_stamp += 1
+        if stamp_ns is None or stamp_ns == self._stamp_ns:
+            self._unusable += 1
+            if self._unusable == _MAX_UNUSABLE and not self._standing:
+                self._standing = True
+                self._news.append("its time stamps do not advance; the arrival of each frame is used instead")
+            return arrived_ns if self._uses_arrival or before_ns is None else self._filled_in(arrived_ns, before_ns)
+        if self._standing and self._unusable == 0:
+            # Two usable stamps in a row: the clock runs again.
+            self._standing = False
+            self._stamp_ns, self._line, self._stamps = None, _LowerLine(), _Intervals()
+        self._unusable = 0
+        if self._shared:
+            if -_ROUNDING_NS <= arrived_ns - stamp_ns <= _MAX_SHARED_DELAY_NS:
+                self._remember(stamp_ns, arrived_ns)
+                return stamp_ns
+            self.distrust()
+            self._news.append("its time stamps are not on the host clock; they are mapped to it by the least delay")
+        self._compare(stamp_ns, arrived_ns)
+        self._remember(stamp_ns, arrived_ns)
+        offset_ns = self._line.add(arrived_ns, arrived_ns - stamp_ns, rigid=self._in_step)
+        self._watch_residual(arrived_ns, arrived_ns - stamp_ns - offset_ns)
+        self._judge_rate(arrived_ns)
+        return arrived_ns if self._uses_arrival else stamp_ns + self._line.at(arrived_ns)
+
+    def _filled_in(self, arrived_ns: int, before_ns: int) -> int:
+        """Time of a frame without a usable stamp: one period after the frame before, or several after a long pause."""
+        period_ns = self._stamps.median_ns or self._arrivals.median_ns
+        if not period_ns:
+            return arrived_ns
+        if arrived_ns - before_ns < _LONGEST_STALL_NS:
+            return self._last_ns + period_ns
+        return self._last_ns + period_ns * max(1, (arrived_ns - before_ns) // period_ns)
+
+    def _remember(self, stamp_ns: int, arrived_ns: int) -> None:
+        if self._stamp_ns is not None and stamp_ns > self._stamp_ns and self._since_stamp == 1:
+            self._stamps.add(stamp_ns - self._stamp_ns)
+        self._stamp_ns, self._stamp_arrived_ns, self._since_stamp = stamp_ns, arrived_ns, 0
+
+    def _compare(self, stamp_ns: int, arrived_ns: int) -> None:
+        """Look for a step: an interval between stamps that fits neither the period nor the arrivals."""
+        if self._stamp_ns is None or self._nominal:
+            return
+        passed_ns, arrival_ns = stamp_ns - self._stamp_ns, arrived_ns - self._stamp_arrived_ns
+        period_ns, tolerance_ns = self._stamps.median_ns, self._tolerance_ns
+        if period_ns is None:
+            if passed_ns < 0:
+                self._begin_epoch(passed_ns)
+            return
+        back_ns = self._since_stamp * period_ns - passed_ns
+        if back_ns > tolerance_ns:
+            if passed_ns < 0 or back_ns > 4 * period_ns + SECOND // 4:
+                # Delays never make stamps go back. The line keeps its place below the points of the new epoch.
+                expected_ns = period_ns * max(self._since_stamp, round(arrival_ns / period_ns))
+                self._shift(passed_ns - expected_ns)
+                self._check(arrived_ns, period_ns)
+            else:
+                self._suspect = _Suspect(arrived_ns, back_ns)
+            return
+        pause_ns = arrival_ns - passed_ns
+        if self._in_step and pause_ns > period_ns * 2 // 3 + 3 * self._arrivals.deviation_ns:
+            # Frames that were held back, or frames that were left out without being counted in the stamps.
+            if self._suspect is None:
+                self._suspect = _Suspect(arrived_ns, 0, confirming_ns=2 * _CONFIRMING_NS)
+            self._suspect.size_ns += pause_ns
+        expected_ns = period_ns * max(self._since_stamp, round(arrival_ns / period_ns))
+        ahead_ns = passed_ns - expected_ns
+        off_grid_ns = abs(passed_ns - period_ns * round(passed_ns / period_ns))
+        sure = off_grid_ns > tolerance_ns or ahead_ns > 4 * period_ns + SECOND // 4
+        if ahead_ns > max(tolerance_ns, self._arrivals.spread_ns) and sure and arrival_ns < passed_ns:
+            self._shift(ahead_ns)
+            self._check(arrived_ns, period_ns)
+
+    def _check(self, arrived_ns: int, period_ns: int) -> None:
+        """Watch whether a step was taken for one period too long, as jitter has it."""
+        self._suspect = _Suspect(arrived_ns, period_ns)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether stamps advance about as fast as frames arrive."""
+        stamps_ns, arrivals_ns = self._stamps.median_ns, self._arrivals.median_ns
+        return stamps_ns is not None and arrivals_ns is not None and abs(stamps_ns - arrivals_ns) * 10 < stamps_ns
+
+    @property
+    def _tolerance_ns(self) -> int:
+        return max(_SMALLEST_STEP_NS, 5 * self._stamps.deviation_ns)
+
+    def _shift(self, step_ns: int) -> None:
+        """Move the line by a step of the stamps, positive forward."""
+        self._line.shift(-step_ns)
+        self._suspect = self._raised = None
+        if abs(step_ns) >= max(_REPORTED_STEP_NS, (self._stamps.median_ns or 0) * 3 // 2):
+            self._steps += 1
+            self._epochs += 1
+            way = "forward" if step_ns > 0 else "back"
+            self._news.append(f"its clock stepped {way} by {_seconds(abs(step_ns))}; a new epoch begins")
+
+    def _begin_epoch(self, step_ns: int) -> None:
+        self._line = _LowerLine()
+        self._shift(step_ns)
+
+    def _watch_residual(self, arrived_ns: int, above_ns: int) -> None:
+        """Confirm a suspected step back, and raise the line where no frame has come near it for long."""
+        suspect = self._suspect
+        if suspect is not None:
+            suspect.add(above_ns)
+            if suspect.least_ns < suspect.size_ns // 2:
+                self._suspect = None
+            elif suspect.frames >= _CONFIRMING_FRAMES and arrived_ns - suspect.since_ns >= suspect.confirming_ns:
+                self._shift(-min(suspect.size_ns, suspect.least_ns))
+            return
+        if self._raised is None or above_ns < _RAISED_ABOVE_NS:
+            self._raised = _Suspect(arrived_ns, 0) if above_ns >= _RAISED_ABOVE_NS else None
+        if self._raised is not None:
+            self._raised.add(above_ns)
+            if arrived_ns - self._raised.since_ns >= _RAISED_AFTER_NS:
+                self._line.restart_from(self._raised.since_ns)
+                self._raised = None
+
+    def _judge_rate(self, arrived_ns: int) -> None:
+        """Decide whether the stamps are read from a clock or counted at a nominal rate."""
+        line = self._line
+        if line.frames < _JUDGED_AFTER_FRAMES or line.span_ns < _JUDGED_AFTER_NS:
+            return
+        off_ns = (abs(line.free_slope) - _MAX_DRIFT) * line.span_ns
+        if not self._nominal:
+            if off_ns > 3 * line.free_error_ns + 2 * self._arrivals.spread_ns + 20 * MS:
+                self._nominal, self._good_since_ns = True, None
+                self._news.append(
+                    f"its time stamps run {1 - line.free_slope:.2f} times as fast as the host clock, so they are nominal; the "
+                    "arrival of each frame is used instead"
+                )
+                self._line = _LowerLine()
+            return
+        if off_ns > 0 or line.free_error_ns > 20 * MS or line.span_ns < _TRUST_AGAIN_NS:
+            return
+        self._nominal = False
+        self._news.append("its time stamps keep up with the host clock again; they are used")
+
+
+def _seconds(time_ns: int) -> str:
+    return f"{time_ns / SECOND:.1f} s" if time_ns >= SECOND else f"{time_ns / MS:.0f} ms"
+
+
+class _Intervals:
+    """The last intervals between stamps or arrivals, in ns."""
+
+    def __init__(self) -> None:
+        self._values: deque[int] = deque(maxlen=_INTERVALS)
+        self._sorted: list[int] = []
+        self._deviations: list[int] = []
+        self._since_measured = 0
+
+    def add(self, interval_ns: int) -> None:
+        if len(self._values) == _INTERVALS:
+            del self._sorted[bisect_left(self._sorted, self._values[0])]
+        self._values.append(interval_ns)
+        insort(self._sorted, interval_ns)
+        self._since_measured += 1
+        if self._since_measured >= _MEASURED_EVERY or len(self._values) < _MEASURED_EVERY:
+            middle = self._sorted[len(self._sorted) // 2]
+            self._deviations = sorted(abs(value - middle) for value in self._sorted)
+            self._since_measured = 0
+
+    @property
+    def median_ns(self) -> int | None:
+        return self._sorted[len(self._sorted) // 2] if len(self._sorted) >= 2 else None
+
+    @property
+    def deviation_ns(self) -> int:
+        """Median distance from the median."""
+        return self._deviations[len(self._deviations) // 2] if self._deviations else 0
+
+    @property
+    def spread_ns(self) -> int:
+        """Distance from the median that 19 of 20 intervals keep."""
+        return self._deviations[len(self._deviations) * 19 // 20] if self._deviations else 0
+
+    @property
+    def spread_ms(self) -> float | None:
+        return self.spread_ns / MS if self._deviations else None
+
+
+class _Suspect:
+    """A possible step back, and how far the frames since lie above the line."""
+
+    def __init__(self, since_ns: int, size_ns: int, *, confirming_ns: int = _CONFIRMING_NS) -> None:
+        self.since_ns, self.size_ns, self.confirming_ns = since_ns, size_ns, confirming_ns
+        self.frames, self.least_ns = 0, 0
+
+    def add(self, above_ns: int) -> None:
+        self.least_ns = min(self.least_ns, above_ns) if self.frames else above_ns
+        self.frames += 1
+
+
+class _LowerLine:
+    """The line below the points (arrival, arrival minus stamp) of the last 20 s, in ns.
+
+    The points are reduced to the lowest of each quarter of a second.
     """
 
     def __init__(self) -> None:
-        self._offset_ns: float | None = None
-        self._arrived_ns = 0
-        self._stamp_ns = 0
+        self.slope = self.free_slope = 0.0
+        self.free_error_ns = 0
+        self.frames = 0
+        self._origin: tuple[int, int] | None = None
+        self._closed: deque[tuple[int, int]] = deque()
+        self._lowest: tuple[int, int] = (0, 0)
+        self._bucket = 0
+        self._intercept = 0.0
 
-    def place(self, stamp_ns: int, arrived_ns: int) -> int:
-        """Return the capture time of a frame on the monotonic clock.
+    @property
+    def span_ns(self) -> int:
+        """Time from the first point to the last."""
+        return self._lowest[0] - self._closed[0][0] if self._closed else 0
 
-        Args:
-            stamp_ns: Time stamp of the sender.
-            arrived_ns: Arrival, monotonic clock.
+    @property
+    def error_ms(self) -> float | None:
+        """How far the line may be off at 95 % of frames; None before there are points to judge by."""
+        return None if len(self._closed) < 4 else (3 * self.free_error_ns + MS) / MS
+
+    def add(self, x_ns: int, y_ns: int, *, rigid: bool) -> int:
+        """Add a point and keep below it; returns the line at ``x_ns``.
+
+        A point far below is a step forward, or the end of a long delay. Neither tells anything about the slope, so that the
+        points before are moved along if the line is said to be ``rigid``.
         """
-        difference = float(arrived_ns - stamp_ns)
-        restarted = abs((stamp_ns - self._stamp_ns) - (arrived_ns - self._arrived_ns)) > _RESTART_NS
-        if self._offset_ns is None or restarted:
-            self._offset_ns = difference
-        else:
-            self._offset_ns = min(difference, self._offset_ns + _DRIFT * (arrived_ns - self._arrived_ns))
-        self._arrived_ns, self._stamp_ns = arrived_ns, stamp_ns
-        return stamp_ns + int(self._offset_ns)
+        if self._origin is None:
+            self._origin, self._intercept = (x_ns, y_ns), 0.0
+            self._lowest = (0, 0)
+        x, y = x_ns - self._origin[0], y_ns - self._origin[1]
+        if x // _BUCKET_NS != self._bucket and self.frames:
+            self._closed.append(self._lowest)
+            while x - self._closed[0][0] > _WINDOW_NS and len(self._closed) > 1:
+                self._closed.popleft()
+            self._fit()
+            self._bucket, self._lowest = x // _BUCKET_NS, (x, y)
+        elif self._above(x, y) < self._above(*self._lowest):
+            self._lowest = (x, y)
+        self.frames += 1
+        below = self._intercept - self._above(x, y)
+        if rigid and below > _SURPRISE_NS and len(self._closed) >= _SETTLED:
+            self._closed = deque((a, b - round(below)) for a, b in self._closed)
+        self._intercept = min(self._intercept, self._above(x, y))
+        return self.at(x_ns)
+
+    def at(self, x_ns: int) -> int:
+        """The line at ``x_ns``."""
+        assert self._origin is not None
+        return self._origin[1] + round(self._intercept + self.slope * (x_ns - self._origin[0]))
+
+    def shift(self, y_ns: int) -> None:
+        """Move the line and all points."""
+        self._closed = deque((x, y + y_ns) for x, y in self._closed)
+        self._lowest = (self._lowest[0], self._lowest[1] + y_ns)
+        self._intercept += y_ns
+
+    def restart_from(self, x_ns: int) -> None:
+        """Forget the points before ``x_ns``, and raise the line to those that are left."""
+        assert self._origin is not None
+        since = x_ns - self._origin[0]
+        self._closed = deque(point for point in self._closed if point[0] >= since)
+        self._intercept = min(self._above(*point) for point in (*self._closed, self._lowest))
+
+    def _above(self, x: int, y: int) -> float:
+        return y - self.slope * x
+
+    def _fit(self) -> None:
+        points = list(self._closed)  # the bucket just begun may hold a late frame only
+        self.free_slope = _slope_below(points) if len(points) >= 3 else 0.0
+        residuals = sorted(y - self.free_slope * x for x, y in points)
+        self.free_error_ns = round(residuals[len(residuals) // 2] - residuals[0])
+        self.slope = max(-_MAX_DRIFT, min(_MAX_DRIFT, self.free_slope))
+        self._intercept = min(self._above(*point) for point in points)
+
+
+def _slope_below(points: list[tuple[int, int]]) -> float:
+    """Slope of the edge of the lower convex hull below the middle of the points, which are in order of x."""
+    hull: list[tuple[int, int]] = []
+    for x, y in points:
+        while len(hull) >= 2:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (x1 - x0) * (y - y0) > (x - x0) * (y1 - y0):
+                break
+            hull.pop()
+        hull.append((x, y))
+    middle = sum(x for x, _ in points) / len(points)
+    for (x0, y0), (x1, y1) in itertools.pairwise(hull):
+        if x1 >= middle:
+            return (y1 - y0) / (x1 - x0)
+    return 0.0

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from refusion_edge.arrays import Array
 from refusion_edge.errors import MissingDependencyError, SourceLostError
 from refusion_edge.stream.frames import Side
+from refusion_edge.stream.sources.clock import SourceClock
 from refusion_edge.stream.sources.source import CLOCK_GSTREAMER, Grab
 from refusion_edge.stream.system_python import Program, end, first_line, start
 from refusion_edge.stream.uri import Uri, number_option, read_options
@@ -41,14 +42,18 @@ class GStreamerSource:
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
+        self.remarks: list[str] = []
         read_options(uri, ("width", "height", "rate"))
         sizes = zip(("width", "height"), _DEFAULT_WH, strict=True)
         self._size_wh = tuple(int(number_option(uri, name, default, low=1, high=16384)) for name, default in sizes)
         self._rate_hz = number_option(uri, "rate", _DEFAULT_RATE_HZ, low=0.1, high=1000) if uri.scheme == "csi" else None
         self._program: Program | None = None
         self._index = 0
+        self.timing = SourceClock(CLOCK_GSTREAMER, shared=True)
 
     def __enter__(self) -> Self:
+        if self._index:
+            self.timing.restart()
         try:
             self._program = start("sources/gst_reader.py", (), {"REFUSION_EDGE_PIPELINE": self._pipeline()})
         except OSError as error:
@@ -73,12 +78,17 @@ class GStreamerSource:
     @property
     def clock(self) -> str:
         """See ``Source.clock``."""
-        return CLOCK_GSTREAMER
+        return self.timing.state.clock
 
     @property
     def rate_hz(self) -> float | None:
         """Frames per second requested from the sensor, or None for ``gst:``."""
         return self._rate_hz
+
+    @property
+    def keeps_noise(self) -> bool:
+        """See ``Source.keeps_noise``; a pipeline with a decoder other than that of JPEG may not."""
+        return "dec" not in self._pipeline().replace("jpegdec", "")
 
     def read(self) -> Grab | None:
         """See ``Source.read``; the end of the pipeline is the end of the source, a failure is a lost camera."""
@@ -92,7 +102,7 @@ class GStreamerSource:
         dtype, channels = _FORMATS[kind]
         image: Array = np.frombuffer(data, dtype).reshape(height, width, *channels)
         self._index += 1
-        return Grab(image, self._index - 1, time_ns)
+        return Grab(image, self._index - 1, self.timing.place(time_ns, time.monotonic_ns()))
 
     def _take(self, count: int) -> bytearray:
         """Read exactly ``count`` bytes, each part within a time limit."""

@@ -22,9 +22,10 @@ class PacedSource:
     def __init__(self, source: Source, *, from_zero_only: bool = False) -> None:
         self._source = source
         self._from_zero_only = from_zero_only
-        self.side, self.uri = source.side, source.uri
+        self.side, self.uri, self.remarks = source.side, source.uri, source.remarks
         self.live = not from_zero_only
         self.absolute = not from_zero_only
+        self.timing = None
         self._first_ns: int | None = None
         self._start_ns = 0
 
@@ -44,6 +45,11 @@ class PacedSource:
     def rate_hz(self) -> float | None:
         """See ``Source.rate_hz``."""
         return self._source.rate_hz
+
+    @property
+    def keeps_noise(self) -> bool:
+        """See ``Source.keeps_noise``."""
+        return self._source.keeps_noise
 
     def read(self) -> Grab | None:
         """See ``Source.read``; waits until the frame is due."""

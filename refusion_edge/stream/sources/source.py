@@ -10,17 +10,15 @@ from typing_extensions import Self
 from refusion_edge.arrays import Array
 from refusion_edge.errors import RefusionError
 from refusion_edge.stream.frames import Side
+from refusion_edge.stream.sources.clock import SourceClock
 from refusion_edge.stream.uri import Uri
 
-# Origins of time stamps, best first; the report names the one in use.
+# Origins of the times of frames, as the report names them; those of live sources are in `clock`.
 CLOCK_RECORDED = "recorded time stamps"
 CLOCK_SYNTHETIC = "exact times of the synthetic scene"
-CLOCK_KERNEL = "kernel time of the capture buffer"
 CLOCK_GSTREAMER = "time stamps of the GStreamer buffers, on the host clock"
-CLOCK_STREAM = "time stamps of the stream, mapped to the host clock by the minimum delay"
 CLOCK_CONTAINER = "time stamps of the container"
 CLOCK_COUNT = "frame number divided by the rate"
-CLOCK_ARRIVAL = "host clock at arrival"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +48,14 @@ class Source(Protocol):
         uri: The URI it was opened from.
         live: Whether frames arrive on their own, as from a camera; frames of a file wait until they are read.
         absolute: Whether its clock is directly comparable with that of another source.
+        remarks: What it guessed or repaired so far, in words; it may grow with every frame.
     """
 
     side: Side
     uri: Uri
     live: bool
     absolute: bool
+    remarks: list[str]
 
     def __enter__(self) -> Self: ...
 
@@ -66,8 +66,19 @@ class Source(Protocol):
         """Origin of its time stamps, in words; it may change if better ones prove unusable."""
 
     @property
+    def timing(self) -> SourceClock | None:
+        """The clock that places its frames on the one of this machine; None if its time stamps are used as they are."""
+
+    @property
     def rate_hz(self) -> float | None:
         """Nominal frame rate, or None if unknown."""
+
+    @property
+    def keeps_noise(self) -> bool:
+        """Whether each frame shows the noise of the sensor, so that equal frames are a repeated one.
+
+        Inter-coded video (H.264 and the like) repeats the pixels of a still scene.
+        """
 
     def read(self) -> Grab | None:
         """Return the next frame, or None at the end.

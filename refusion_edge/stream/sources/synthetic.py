@@ -17,6 +17,7 @@ from typing_extensions import Self
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import SourceLostError, UsageError
 from refusion_edge.stream.frames import MS, SECOND, Side
+from refusion_edge.stream.sources.clock import SourceClock
 from refusion_edge.stream.sources.source import CLOCK_SYNTHETIC, CorruptFrameError, Grab
 from refusion_edge.stream.uri import Uri, number_option, read_options
 
@@ -114,14 +115,16 @@ def read_scene(uri: Uri) -> Scene:
 class SyntheticSource:
     """One of two synthetic cameras, see ``Scene``. Implements ``Source``."""
 
-    absolute = True
+    absolute = keeps_noise = True
 
     def __init__(self, uri: Uri, side: Side) -> None:
         self.uri, self.side = uri, side
+        self.remarks: list[str] = []
         if uri.target not in ("", side):
             raise UsageError(f"{uri} cannot be the source {side}", f"write test://{side}")
         self.scene = read_scene(uri)
         self.live = bool(self.scene.live)
+        self.timing = SourceClock(CLOCK_SYNTHETIC, shared=True) if self.live else None
         self._start_ns = _start_of_pair_ns() if self.live else 0
         self._painter = Painter(self.scene, side)
         self._index = 0
@@ -133,6 +136,8 @@ class SyntheticSource:
             now_ns = time.monotonic_ns() - self._start_ns
             if self._is_lost(now_ns):
                 raise SourceLostError(f"cannot open {self.uri}: the camera is lost on purpose (lose_every_ms)")
+            if self._opened and self.timing is not None:
+                self.timing.restart()
             if not self._opened:
                 self._index = 0
             self._index = max(self._index, int(now_ns * self.scene.rate / SECOND) + 1)
@@ -145,7 +150,7 @@ class SyntheticSource:
     @property
     def clock(self) -> str:
         """See ``Source.clock``."""
-        return CLOCK_SYNTHETIC
+        return CLOCK_SYNTHETIC if self.timing is None else self.timing.state.clock
 
     @property
     def rate_hz(self) -> float | None:
@@ -175,8 +180,10 @@ class SyntheticSource:
         image = self._painter.paint(_shown_ns(taken_ns, scene))
         if scene.resize_every and index // scene.resize_every % 2:
             image = cv2.resize(image, (scene.width // 2, scene.height // 2), interpolation=cv2.INTER_AREA)
-        stamp_ns = self._start_ns + taken_ns + round(scene.clock_ms * MS)
-        return Grab(image, index, 0 if scene.zero_times else stamp_ns)
+        stamp_ns = 0 if scene.zero_times else self._start_ns + taken_ns
+        if self.timing is not None:
+            stamp_ns = self.timing.place(stamp_ns, time.monotonic_ns())
+        return Grab(image, index, stamp_ns if scene.zero_times else stamp_ns + round(scene.clock_ms * MS))
 
     def _is_lost(self, time_ns: int) -> bool:
         return _within(time_ns, self.scene.lose_every_ms, self.scene.lose_ms)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import SourceLostError, StreamError
+from refusion_edge.errors import InputError, SourceLostError, StreamError
 from refusion_edge.stream.frames import SECOND, Side
 from refusion_edge.stream.sources.source import CorruptFrameError, Source
 
@@ -62,10 +62,12 @@ def watch(sources: tuple[Source, Source], seconds: float, take: Take) -> None:
 
 def _read(source: Source, seconds: float, stop: threading.Event, take: Take) -> None:
     started_s, first_ns, count = time.monotonic(), None, 0
+    damage: CorruptFrameError | None = None
     while not stop.is_set():
         try:
             grab = source.read()
-        except CorruptFrameError:
+        except CorruptFrameError as error:
+            damage = damage or error
             continue
         if grab is None:
             break
@@ -75,5 +77,7 @@ def _read(source: Source, seconds: float, stop: threading.Event, take: Take) -> 
             break
         take(source.side, grab.image, grab.time_ns)
         count += 1
+    if count == 0 and damage is not None and not source.live:
+        raise InputError(damage.problem, damage.remedy)
     if count == 0 and not stop.is_set():
         raise SourceLostError(f"{source.uri} sent no frames", "check the source")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.accuracy.fidelity import LIMITS
+from refusion_edge.accuracy.gate import LIMITS
 from refusion_edge.accuracy.vectors import TASK, read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.onnxruntime import OrtBackend

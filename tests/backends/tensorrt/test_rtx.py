@@ -21,8 +21,7 @@ pytest.importorskip("tensorrt_rtx", reason="building needs the extra 'rtx' (pip 
 from refusion_edge import cuda
 from refusion_edge.arrays import Array
 from refusion_edge.backends.registry import status
-from refusion_edge.backends.tensorrt.mismatch import plan_version
-from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version
+from refusion_edge.backends.tensorrt.product import TENSORRT_RTX, installed_version, plan_version
 from refusion_edge.backends.tensorrt.settings import PlanSettings
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.bundle.manifest import CALIBRATION, MODEL, PLAN, GateNotRun, GateResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ import pytest
 
 from refusion_edge.arrays import Array
 from refusion_edge.calibration.rig.motion import MODELS, Model, apart_px, motion_matrix
-from refusion_edge.calibration.rig.points import align_points, checkerboard_points, read_points
+from refusion_edge.calibration.rig.points import PointPairs, align_points, check_columns, check_points, read_points
+from refusion_edge.calibration.rig.structure import to_scene
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.rig.warp import warp_points
 from tests.raising import raises
@@ -104,30 +106,57 @@ def test_files_that_hold_no_points_are_refused(text: bytes | None, named: str) -
         read_points(Path("p.csv"))
 
 
-def board_picture(homography: Array, *, inverted: bool = False) -> Array:
-    """A board with 7x5 inner corners, seen through a homography of the plane in units of 40 pixels."""
-    squares = np.indices((6 * 40, 8 * 40)) // 40
-    board = np.where(squares.sum(axis=0) % 2 == 0, 230, 40).astype(np.uint8)
-    board = cv2.copyMakeBorder(board, 60, 60, 60, 60, cv2.BORDER_CONSTANT, value=230)
-    seen = cv2.warpPerspective(board, homography, SIZE, flags=cv2.INTER_AREA, borderValue=230)
-    smooth = cv2.GaussianBlur(seen, (0, 0), 1.0)
-    return 255 - smooth if inverted else smooth
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_points_of_spreadsheets_are_read(encoding: str, separator: str) -> None:
+    decimal = "." if separator == "," else ","
+    rows = [["ir_x", "ir_y", "vis_x", "vis_y"], [f"1{decimal}5", "2", "3", f"4{decimal}25"]]
+    Path("p.csv").write_text("\r\n".join(separator.join(row) for row in rows) + "\r\n", encoding=encoding)
+    points = read_points(Path("p.csv"))
+    np.testing.assert_array_equal(np.hstack((points.ir, points.vis)), [[1.5, 2, 3, 4.25]])
 
 
-@pytest.mark.parametrize("inverted", [False, True])
-def test_a_checkerboard_is_found_in_both_images(inverted: bool) -> None:
-    base = np.array([[1.0, 0.03, 60], [-0.02, 1.0, 50], [1e-5, 0, 1]])
-    move = np.array([[0.8, 0.02, 40], [-0.02, 0.8, 30], [0, 0, 1.0]])
-    points = checkerboard_points(board_picture(move @ base, inverted=inverted), board_picture(base), (7, 5))
-    assert points.ir.shape == points.vis.shape == (35, 2)
-    found = align_points(points.vis, points.ir, SIZE)
-    assert found.left_out_px is not None
-    assert found.left_out_px < 0.1
-    corners = warp_points(base, np.array([[100, 100.0], [340, 100], [100, 260], [340, 260]]))
-    apart = warp_points(found.homography, corners) - warp_points(move, corners)
-    assert np.linalg.norm(apart, axis=1).max() < 0.1
+IR_SIZE, VIS_SIZE = (160, 120), (640, 480)
+CORNERS = np.array([[10.0, 8], [150, 10], [12, 110], [148, 112], [80, 60]])
 
 
-def test_a_image_without_the_board_is_refused() -> None:
-    with raises(AlignmentError, "7x5", " ir "):
-        checkerboard_points(np.full((480, 640), 90, np.uint8), board_picture(np.eye(3)), (7, 5))
+@pytest.mark.parametrize(
+    ("ir", "vis", "cause"),
+    [
+        (4 * CORNERS, CORNERS, "ir and vis"),
+        (CORNERS[:, ::-1], 4 * CORNERS, "ir_x and ir_y"),
+        (CORNERS, 4 * CORNERS[:, ::-1], "vis_x and vis_y"),
+        (CORNERS[:, ::-1], 4 * CORNERS[:, ::-1], "x and y"),
+        (CORNERS, 4 * CORNERS + (60, 0), "whole frame"),
+        (CORNERS, 40 * CORNERS, "full size"),
+    ],
+)
+def test_points_outside_a_picture_are_refused_with_the_cause(ir: Array, vis: Array, cause: str) -> None:
+    sizes = {"ir": IR_SIZE, "vis": VIS_SIZE}
+    check_points(PointPairs(CORNERS, 4 * CORNERS), sizes, sizes)
+    with pytest.raises(InputError) as caught:
+        check_points(PointPairs(ir, vis), sizes, {"ir": IR_SIZE, "vis": (800, 600)} if cause == "whole frame" else sizes)
+    assert cause in caught.value.remedy
+    assert caught.value.expected in (IR_SIZE, VIS_SIZE)
+
+
+def test_points_mirrored_by_swapped_columns_are_refused() -> None:
+    square = np.array([[100.0, 100], [400, 120], [120, 420], [420, 400], [250, 260]])
+    with pytest.raises(AlignmentError) as caught:
+        align_points(square, square[:, ::-1], SIZE)
+    assert "x and y" in caught.value.remedy
+
+
+@pytest.mark.parametrize("swap", ["ir and vis", "x and y"])
+def test_columns_swapped_inside_both_pictures_are_refused(noise_scene: Callable[[int], Array], swap: str) -> None:
+    vis = noise_scene(7)
+    move = np.array([[0.96, 0.1, 5.0], [-0.1, 0.96, 9.0], [0, 0, 1]])
+    ir = 255 - cv2.warpPerspective(vis, move, (200, 160))
+    at = np.array([[30.0, 30], [140, 35], [40, 120], [130, 130], [90, 80]])
+    scenes = to_scene(ir, sensor=True), to_scene(vis, sensor=False)
+    points = PointPairs(warp_points(move, at), at)
+    check_columns(points, *scenes, "similarity")
+    wrong = PointPairs(points.vis, points.ir) if swap == "ir and vis" else PointPairs(points.ir[:, ::-1], points.vis[:, ::-1])
+    with pytest.raises(InputError) as caught:
+        check_columns(wrong, *scenes, "similarity")
+    assert swap in caught.value.remedy

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
+from refusion_edge.calibration.rig.causes import find_cause
 from refusion_edge.calibration.rig.coarse import SearchRange, search
 from refusion_edge.calibration.rig.motion import apart_px
 from refusion_edge.calibration.rig.scene import align_scene, refine, require_evidence
@@ -17,6 +18,7 @@ from refusion_edge.calibration.rig.structure import to_scene
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.images.io import read_image
 from refusion_edge.images.pairs import ImagePair
+from refusion_edge.rig.warp import warp_points
 from tests.calibration.conftest import MOVE
 from tests.raising import raises
 
@@ -65,6 +67,7 @@ def test_contrast_color_depth_and_size_do_not_matter(street: ImagePair, moved: M
     assert found.doubts == ()
 
 
+@pytest.mark.slow
 def test_a_keystone_asks_for_a_homography(street: ImagePair, moved: Move) -> None:
     keystone = MOVE @ np.array([[1, 0, 0], [0, 1, 0], [2e-4, -1e-4, 1.0]])
     found = align_scene(street.b, moved(street.b[..., 1], keystone))
@@ -112,3 +115,63 @@ def test_known_homographies_of_real_pairs_are_recovered(shared_data: Path, moved
     # Relative to where the given pair is by itself, which is off by about a pixel.
     assert apart_px(MOVE @ untouched.homography, found.homography, size) < 1.0
     assert apart_px(MOVE, found.homography, size) < 3.0
+
+
+@pytest.mark.parametrize("part", [0.45, 0.62, 0.8])
+@pytest.mark.parametrize("cut", ["ir", "vis"])
+def test_a_narrower_field_of_view_is_found(street: ImagePair, part: float, cut: str) -> None:
+    height, width = street.b.shape[:2]
+    own_width, own_height = round(part * width), round(part * height)
+    left, top = round(0.3 * (width - own_width)), round(0.6 * (height - own_height))
+    window = np.s_[top : top + own_height, left : left + own_width]
+    found = align_scene(*(street.b, street.a[window]) if cut == "ir" else (street.b[window], street.a))
+    require_evidence(found)
+    assert found.field == pytest.approx(part if cut == "ir" else 1 / part, rel=0.01)
+    corners = np.array([[0, 0], [own_width - 1, 0], [0, own_height - 1], [own_width - 1, own_height - 1]], float)
+    to_whole = np.linalg.inv(found.homography) if cut == "ir" else found.homography
+    apart = np.linalg.norm(warp_points(to_whole, corners) - corners - (left, top), axis=1)
+    assert apart.mean() < 1.5
+
+
+def test_the_resolution_does_not_matter_to_the_field(street: ImagePair) -> None:
+    height, width = street.b.shape[:2]
+    piece = street.a[: round(0.6 * height), : round(0.6 * width)]
+    found = align_scene(street.b, cv2.resize(piece, (width, height), interpolation=cv2.INTER_CUBIC))
+    require_evidence(found)
+    assert found.field == pytest.approx(0.6, rel=0.01)
+
+
+def test_a_thermal_core_of_few_pixels_is_found(street: ImagePair) -> None:
+    height, width = street.b.shape[:2]
+    piece = street.a[: round(0.7 * height), : round(0.7 * width)]
+    found = align_scene(street.b, cv2.resize(piece, (120, 90), interpolation=cv2.INTER_AREA))
+    require_evidence(found)
+    assert found.field == pytest.approx(0.7, rel=0.015)
+
+
+def test_an_alignment_outside_the_range_is_not_found_but_named(street: ImagePair) -> None:
+    piece = np.ascontiguousarray(street.a[40:-40, 60:-60])
+    share = piece.shape[1] / street.b.shape[1]
+    narrow = SearchRange(field=(0.9, 1.1))
+    assert align_scene(street.b, piece, within=narrow).doubts
+    cause = find_cause(street.b, piece, sensor_base=False, sensor_moving=True, within=narrow)
+    assert cause is not None
+    assert f"{share:.2f} times" in cause[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(lambda image: image[::-1, ::-1], "180"), (np.rot90, "270"), (lambda image: image[:, ::-1], "mirrored")],
+)
+def test_a_turned_or_mirrored_camera_is_named(street: ImagePair, change: Callable[[Array], Array], named: str) -> None:
+    moving = np.ascontiguousarray(change(street.a))
+    assert align_scene(street.b, moving).doubts
+    cause = find_cause(street.b, moving, sensor_base=False, sensor_moving=True, within=SearchRange())
+    assert cause is not None
+    assert named in cause[0]
+
+
+@pytest.mark.slow
+def test_no_cause_is_made_up(noise_scene: Callable[[int], Array]) -> None:
+    assert find_cause(noise_scene(1), noise_scene(2), sensor_base=False, sensor_moving=True, within=SearchRange()) is None

@@ -12,8 +12,7 @@ from refusion_edge.arrays import State
 from refusion_edge.backends.eager import EagerBackend
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.errors import GateError
-from refusion_edge.export.graph.onnx_model import export_onnx
-from refusion_edge.export.graph.trace import trace
+from refusion_edge.export.graph.trace import export_onnx, trace
 from refusion_edge.network.checkpoint import Checkpoint
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.layouts import REFERENCE, GraphPrecision

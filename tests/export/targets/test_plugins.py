@@ -32,8 +32,7 @@ from refusion_edge.export.targets.plugins import (
     register,
 )
 from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.reference_frame import fuse_reference
-from refusion_edge.kernels.gpu.schedule import FUSED, SOURCES, make_schedule
+from refusion_edge.kernels.gpu.schedule import FUSED, SOURCES, fuse_reference, make_schedule
 from tests.fakes.tensorrt import FakeTensorRT, release
 from tests.fakes.tensorrt_plugin import FakePlugins, TensorDesc
 from tests.raising import raises

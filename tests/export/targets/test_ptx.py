@@ -13,7 +13,16 @@ import pytest
 
 from refusion_edge.cuda.program import Binary, Parameter
 from refusion_edge.errors import BackendError
-from refusion_edge.export.targets.compiler import PtxKernel, assembler_version, compile_plugin, complaint, plugin_order
+from refusion_edge.export.targets.compiler import (
+    PtxError,
+    PtxKernel,
+    assembler_version,
+    compile_plugin,
+    complaint,
+    parameters,
+    plugin_order,
+    rearranged,
+)
 from refusion_edge.export.targets.cubins import dump, run_compilers
 from refusion_edge.export.targets.plugins import (
     LARGEST_SHARED_BYTES,
@@ -22,7 +31,6 @@ from refusion_edge.export.targets.plugins import (
     plugin_tiles,
     ptx_version,
 )
-from refusion_edge.export.targets.ptx import PtxError, parameters, rearranged
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
 from tests.raising import raises

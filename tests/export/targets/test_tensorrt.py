@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from refusion_edge.backends.tensorrt.mismatch import plan_version
-from refusion_edge.backends.tensorrt.product import TENSORRT
+from refusion_edge.backends.tensorrt.product import TENSORRT, plan_version
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.targets.plan import Plan, compile_plan

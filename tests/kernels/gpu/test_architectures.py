@@ -20,9 +20,8 @@ from refusion_edge.cuda.program import Binary, Target, Tile
 from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.targets import cubins
-from refusion_edge.export.targets.cubins import compile_targets, require_assembler, resources
+from refusion_edge.export.targets.cubins import assemble, compile_targets, require_assembler, resources
 from refusion_edge.export.targets.plugins import compile_plugins, plugin_kernels
-from refusion_edge.export.targets.program import assemble
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.machine import ARCHITECTURES, parse_architectures

@@ -15,8 +15,7 @@ from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.gpu import triton_frame as network
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
-from refusion_edge.kernels.gpu.reference_frame import fuse_reference
-from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, make_schedule, tiles
+from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, fuse_reference, make_schedule, tiles
 from refusion_edge.network.model import FusionNetwork
 from tests.conftest import TOLERANCE
 from tests.raising import raises

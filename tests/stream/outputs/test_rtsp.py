@@ -16,9 +16,9 @@ from refusion_edge.errors import OutputError, SourceLostError, UsageError
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs import rtsp
 from refusion_edge.stream.outputs.rtsp import RtspSink
-from refusion_edge.stream.sources import captures
+from refusion_edge.stream.sources import video
+from refusion_edge.stream.sources.clock import CLOCK_STREAM
 from refusion_edge.stream.sources.registry import open_source
-from refusion_edge.stream.sources.source import CLOCK_STREAM
 from refusion_edge.stream.uri import parse_output, parse_source
 from tests.raising import raises
 from tests.stream.conftest import camera
@@ -40,8 +40,8 @@ needs_server = pytest.mark.skipif(not has_server(), reason="needs GStreamer's RT
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtsp, "_START_S", 300.0)
-    monkeypatch.setattr(captures, "_OPEN_TIMEOUT_MS", 300_000)
-    monkeypatch.setattr(captures, "_READ_TIMEOUT_MS", 300_000)
+    monkeypatch.setattr(video, "OPEN_S", 300.0)
+    monkeypatch.setattr(video, "READ_S", 300.0)
 
 
 def free_port() -> int:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from refusion_edge.stream.frames import MS, FusedFrame
-from refusion_edge.stream.outputs.video import VIDEO_CODECS, VideoSink
-from refusion_edge.stream.uri import parse_output
+from refusion_edge.stream.outputs.video import VIDEO_ENCODINGS, Encoding, VideoSink
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.uri import parse_output, parse_source
 from tests.stream.conftest import camera, frames_of
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
@@ -26,14 +28,14 @@ def file_pair(frames: int = 12) -> dict[str, str]:
     return {"ir": camera("ir", live=0, frames=frames), "vis": camera("vis", live=0, frames=frames)}
 
 
-@pytest.mark.parametrize("suffix", VIDEO_CODECS)
+@pytest.mark.parametrize("suffix", VIDEO_ENCODINGS)
 def test_videos_of_files_hold_every_frame(stream: Stream, suffix: str) -> None:
     stream(**file_pair(), outputs=(f"out{suffix}",))
     assert frames_of(f"out{suffix}") == 12
 
 
 def test_live_video_runs_at_the_speed_of_the_scene() -> None:
-    with VideoSink(parse_output("live.avi"), rate_hz=10, live=True) as sink:
+    with VideoSink(parse_output("live.avi"), rate_hz=10) as sink:
         for number, time_ms in enumerate((0, 100, 110, 700, 790, 100_000)):  # two early ones, a gap of six, a long loss
             sink.write(fused_frame(number, time_ms))
     assert frames_of("live.avi") == 10
@@ -41,10 +43,70 @@ def test_live_video_runs_at_the_speed_of_the_scene() -> None:
 
 def test_a_matroska_video_survives_a_power_cut() -> None:
     draw = np.random.default_rng(0)
-    with VideoSink(parse_output("cut.mkv"), rate_hz=25, live=False) as sink:
+    with VideoSink(parse_output("cut.mkv"), rate_hz=25) as sink:
         for number in range(200):
             image = draw.integers(0, 256, (48, 64, 3)).astype(np.uint8)
-            sink.write(FusedFrame(image, None, None, number, number, 0, "fused"))
+            sink.write(FusedFrame(image, None, None, number, number * 40 * MS, 0, "fused"))
         Path("copy.mkv").write_bytes(Path("cut.mkv").read_bytes())  # the file that a power cut would leave
     assert frames_of("copy.mkv") >= 100
     assert frames_of("cut.mkv") == 200
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v"])
+def test_browsers_can_play_the_video(suffix: str) -> None:
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this build of FFmpeg has no H.264 encoder")
+    with VideoSink(parse_output(f"v{suffix}"), rate_hz=25) as sink:
+        for number in range(5):
+            sink.write(fused_frame(number, 40 * number))
+    with av.open(f"v{suffix}") as file:
+        context = file.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_another_codec_than_h264_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    encodings = tuple(encoding for encoding in VIDEO_ENCODINGS[".mp4"] if encoding.codec == "mpeg4")
+    monkeypatch.setitem(VIDEO_ENCODINGS, ".mp4", (Encoding("no_such_encoder"), *encodings))
+    said: list[str] = []
+    with VideoSink(parse_output("v.mp4"), rate_hz=25, announce=said.append) as sink:
+        sink.write(fused_frame(0))
+    assert len(said) == 1
+    assert "v.mp4" in said[0]
+    assert frames_of("v.mp4") == 1
+
+
+@pytest.mark.parametrize("suffix", VIDEO_ENCODINGS)
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (65, 49)])
+def test_colors_and_odd_sizes(suffix: str, width: int, height: int) -> None:
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(30, 220, (3, 4, 3)).astype(np.uint8)
+    image = np.ascontiguousarray(np.kron(blocks, np.ones((17, 17, 1), np.uint8))[:height, :width])
+    with VideoSink(parse_output(f"v{suffix}"), rate_hz=25) as sink:
+        for number in range(3):
+            sink.write(FusedFrame(image, None, None, number, number * 40 * MS, 0, "fused"))
+    with open_source(parse_source(f"v{suffix}"), "vis") as source:
+        grab = source.read()
+    assert grab is not None
+    shown = grab.image[:height, :width].astype(int)
+    if suffix == ".mkv":
+        assert np.array_equal(grab.image, image)
+    else:
+        # In the middle of the blocks, as color has half the resolution.
+        middles = (slice(8, None, 17), slice(8, None, 17))
+        assert np.abs(shown[middles] - image[middles]).max() <= 8
+        assert np.abs(shown[middles] - image[middles]).mean() <= 3
+
+
+def test_times_that_stand_still_or_go_back_do_not_stop_the_video() -> None:
+    with VideoSink(parse_output("v.mp4"), rate_hz=25) as sink:
+        for number, time_ms in enumerate((0, 40, 40, 80, 10, 50, 90)):
+            sink.write(fused_frame(number, time_ms))
+    assert frames_of("v.mp4") == 7
+
+
+def test_a_long_gap_stays_a_gap() -> None:
+    with VideoSink(parse_output("v.mkv"), rate_hz=25) as sink:
+        for number, time_ms in enumerate((0, 40, 60_000)):
+            sink.write(fused_frame(number, time_ms))
+    with av.open("v.mkv") as file:
+        assert [float(frame.pts * frame.time_base) for frame in file.decode(video=0)] == pytest.approx([0, 0.04, 60])

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 aiohttp = pytest.importorskip("aiohttp", reason="the browser view needs the extra [stream]")
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import OutputError
+from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.prometheus import to_prometheus
@@ -39,9 +40,11 @@ Served = Callable[..., "Live"]
 class Live:
     """A view that gets frames from its own thread."""
 
-    def __init__(self, uri: str, token: str | None = None) -> None:
+    def __init__(self, uri: str, token: str | None = None, allow_origins: tuple[str, ...] = ()) -> None:
         self.gain, self.said = ThermalGain(), list[str]()
-        self.sink = ViewSink(parse_output(uri), Statistics(), self.gain, token=token, announce=self.said.append)
+        self.sink = ViewSink(
+            parse_output(uri), Statistics(), self.gain, token=token, allow_origins=allow_origins, announce=self.said.append
+        )
         self.sink.__enter__()
         self.port = self.sink.address[1]
         self._stop = threading.Event()
@@ -181,6 +184,117 @@ def test_other_sites_and_names_are_kept_out(served: Served) -> None:
     assert live.get("/", Host=f"localhost:{live.port}")[0] == 200
 
 
+def test_a_reverse_proxy_is_let_in_by_its_address(served: Served) -> None:
+    proxied = {"Origin": "https://cameras.example"}  # what nginx passes on by default: the browser's origin, its own host
+    assert served().get("/status.json", **proxied)[0] == 403
+    live = served(allow_origins=("https://Cameras.example/",))
+    assert live.get("/status.json", **proxied)[0] == 200
+    assert live.get("/status.json", **{**proxied, "X-Forwarded-Host": "cameras.example"})[0] == 200
+    assert live.get("/", Host="cameras.example")[0] == 200  # a proxy that passes the name on
+    assert live.get("/status.json", Host="cameras.example", Origin="https://cameras.example")[0] == 200
+    # Another scheme, port or site; and names that an attacker has made to resolve to this machine or to the proxy.
+    for origin in ("http://cameras.example", "https://cameras.example:444", "https://evil.example", "null"):
+        assert live.get("/status.json", Origin=origin)[0] == 403
+    assert live.get("/", Host="evil.example")[0] == 403
+    assert live.get("/", Host="evil.example", **{"X-Forwarded-Host": "cameras.example"})[0] == 403
+    for forwarded in ("evil.example", "cameras.example.evil.example", "[", ""):
+        assert live.get("/status.json", **{"X-Forwarded-Host": forwarded})[0] == 403
+
+
+def test_the_socket_opens_behind_a_reverse_proxy(served: Served) -> None:
+    async def first(port: int) -> bytes:
+        async with aiohttp.ClientSession() as session:
+            address, origin = f"http://127.0.0.1:{port}/ws", "https://cameras.example"
+            async with session.ws_connect(address, origin=origin, max_msg_size=0) as viewer:
+                message = await asyncio.wait_for(viewer.receive(), 10)
+        return bytes(message.data)
+
+    assert unpack(asyncio.run(first(served(allow_origins=("https://cameras.example",)).port)))[1]
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        asyncio.run(first(served().port))
+    assert caught.value.status == 403
+
+
+@pytest.mark.parametrize(
+    "address", ["cameras.example", "https://", "ftp://cameras.example", "https://a/b", "https://u:p@a", "*"]
+)
+def test_an_allowed_origin_has_to_be_the_address_of_a_site(address: str) -> None:
+    with pytest.raises(UsageError):
+        Live("view://127.0.0.1:0", allow_origins=(address,))
+
+
+def test_viewers_hear_why_the_stream_ends() -> None:
+    live = Live("view://127.0.0.1:0")
+
+    async def last() -> tuple[int | None, str]:
+        address = f"http://127.0.0.1:{live.port}/ws"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as viewer:
+            await asyncio.wait_for(viewer.receive(), 10)
+            ending = asyncio.create_task(asyncio.to_thread(live.close))
+            while (message := await asyncio.wait_for(viewer.receive(), 10)).type == aiohttp.WSMsgType.BINARY:
+                pass
+            await ending
+        return message.data, str(message.extra)
+
+    code, reason = asyncio.run(last())
+    assert code == 1000
+    assert "ended" in reason
+
+
+NODE = shutil.which("node")
+# The page's script in a document of stand-ins, and what it shows after the events of its socket.
+PAGE = """
+const fs = require("fs");
+const vm = require("vm");
+const elements = {};
+const make = (id) => ({ id, dataset: {}, hidden: true, textContent: "", classes: new Set(), addEventListener() {},
+  classList: { toggle(name, on) { on ? elements[id].classes.add(name) : elements[id].classes.delete(name); } } });
+const document = { getElementById: (id) => elements[id] ??= make(id), createElement: () => make("scratch"),
+  querySelectorAll: () => [], addEventListener() {} };
+let socket;
+class WebSocket { constructor() { socket = this; } send() {} }
+WebSocket.OPEN = 1;
+let now = 1000;
+const timers = [];
+const context = { document, WebSocket, location: { search: "", href: "http://127.0.0.1/", hash: "" }, URL, history: {},
+  setTimeout: () => 0, setInterval: (call) => timers.push(call), Date: { now: () => now }, console };
+vm.createContext(context);
+const script = fs.readFileSync(process.argv[1], "utf8");
+vm.runInContext(script.replace("async function draw() {", "async function draw() { return;"), context);
+const shown = () => ({ over: elements.images?.classes.has("over") ?? false, text: elements.over?.textContent ?? "",
+  state: elements.state?.textContent ?? "" });
+const seen = [];
+socket.onopen();
+socket.onmessage({ data: 1 });
+seen.push(shown());
+now += 5000;
+timers.forEach((call) => call());
+seen.push(shown());
+socket.onmessage({ data: 1 });
+seen.push(shown());
+socket.onclose({ reason: "the stream has ended" });
+seen.push(shown());
+socket.onclose({ reason: "" });
+seen.push(shown());
+console.log(JSON.stringify(seen));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_page_dims_a_picture_that_is_not_live() -> None:
+    script = str(resources.files("refusion_edge.stream.outputs").joinpath("page", "page.js"))
+    done = subprocess.run([str(NODE), "-e", PAGE, script], check=True, capture_output=True, text=True)
+    live, silent, again, ended, lost = json.loads(done.stdout)
+    assert (live["over"], live["text"]) == (again["over"], again["text"]) == (False, "")
+    assert silent["over"]
+    assert "no new picture" in silent["text"]
+    assert ended["over"]
+    assert "the stream has ended" in ended["text"]
+    assert "the stream has ended" in ended["state"]
+    assert lost["over"]
+    assert "disconnected" in lost["text"]
+
+
 def test_a_view_bound_wider_needs_its_token(served: Served) -> None:
     live = served("view://0.0.0.0:0")
     token = live.said[0].rpartition("token=")[2]
@@ -226,6 +340,7 @@ FLAGS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None:
     live = served()

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from refusion_edge.errors import OutputError
-from refusion_edge.stream.frames import FusedFrame
-from refusion_edge.stream.outputs import disk
-from refusion_edge.stream.outputs.container import is_whole
+from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.recording import Recorder, read_recording
-from refusion_edge.stream.outputs.video import VIDEO_CODECS, VideoSink
+from refusion_edge.stream.outputs.video import VideoSink
+from refusion_edge.stream.sources.damage import is_cut_off
 from refusion_edge.stream.uri import parse_output
 from tests.conftest import ROOT
 from tests.stream.conftest import frames_of
@@ -63,8 +62,8 @@ def test_a_video_cut_by_a_limit_is_noticed_at_its_end(suffix: str) -> None:
 
 
 def test_a_video_ends_whole_where_it_nears_a_limit() -> None:
-    assert_said(run_limited((16 << 20) + 2_000_000, "ahead", "-o", "out.mkv"), "out.mkv")
-    assert is_whole(Path("out.mkv"))
+    assert_said(run_limited((16 << 20) + 4_000_000, "ahead", "-o", "out.mkv"), "out.mkv")
+    assert not is_cut_off(Path("out.mkv"))
     assert frames_of("out.mkv") > 10
 
 
@@ -93,36 +92,15 @@ def test_a_recording_stays_readable_when_its_table_reaches_a_limit() -> None:
     assert recording.read(len(recording.rows) - 1).image.shape[:2] == (16, 16)
 
 
-def test_a_file_that_stops_growing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_MAX_STANDING", 50)
-    Path("x.mkv").write_bytes(b"1")
-    watch = disk.DiskWatch(Path("x.mkv"))
-    with pytest.raises(OutputError) as caught:
-        all(watch.check() is None for _ in range(60))
-    assert caught.value.exit_code == 4
-    assert Path("x.mkv").read_bytes() == b"1"
-
-
 def write_noise(path: str, count: int) -> None:
     draw = np.random.default_rng(0)
-    with VideoSink(parse_output(path), rate_hz=25, live=False) as sink:
+    with VideoSink(parse_output(path), rate_hz=25) as sink:
         for number in range(count):
             image = draw.integers(0, 256, (48, 64, 3)).astype(np.uint8)
-            sink.write(FusedFrame(image, None, None, number, number, 0, "fused"))
+            sink.write(FusedFrame(image, None, None, number, number * 40 * MS, 0, "fused"))
 
 
-@pytest.mark.parametrize("suffix", VIDEO_CODECS)
-def test_only_a_whole_container_counts_as_whole(suffix: str) -> None:
-    path = Path(f"v{suffix}")
-    write_noise(str(path), 20)
-    assert is_whole(path)
-    data = path.read_bytes()
-    for end in (0, 3, 11, len(data) // 2, len(data) - 1):
-        path.write_bytes(data[:end])
-        assert not is_whole(path), end
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mkv", ".avi"])
+@pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"])
 def test_a_killed_process_leaves_a_video_that_plays(suffix: str) -> None:
     code = (
         "import os, sys, signal\n"
@@ -132,13 +110,13 @@ def test_a_killed_process_leaves_a_video_that_plays(suffix: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert frames_of(f"cut{suffix}") >= 50  # the last 256 KiB were still in memory
+    assert frames_of(f"cut{suffix}") >= 300  # the last seconds were still in memory
 
 
 def test_two_streams_do_not_write_one_file() -> None:
-    with VideoSink(parse_output("one.mkv"), rate_hz=25, live=False) as first:
+    with VideoSink(parse_output("one.mkv"), rate_hz=25) as first:
         first.write(FusedFrame(np.zeros((48, 64, 3), np.uint8), None, None, 0, 0, 0, "fused"))
-        with pytest.raises(OutputError) as caught, VideoSink(parse_output("one.mkv"), rate_hz=25, live=False):
+        with pytest.raises(OutputError) as caught, VideoSink(parse_output("one.mkv"), rate_hz=25):
             pass
     assert caught.value.exit_code == 4
     assert frames_of("one.mkv") == 1

@@ -6,10 +6,37 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame
 from refusion_edge.stream.pairing.failover import FROZEN_TOO_LONG, OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import Pairer
+from refusion_edge.stream.run.settings import StreamSettings, choose_pairing
+
+
+def test_the_offset_moves_infrared_times_in_every_figure(make_frame: Callable[..., Frame]) -> None:
+    failover = Failover(Pairer("drop", max_skew_ns=5 * MS), None, offset_ns=18 * MS)
+    frames = sorted(
+        [make_frame("ir", 40 * number) for number in range(25)] + [make_frame("vis", 40 * number + 18) for number in range(25)],
+        key=lambda one: one.arrived_ns,
+    )
+    pairs = [pair for one in frames for pair in failover.push(one).pairs] + list(failover.flush().pairs)
+    assert len(pairs) >= 24
+    assert {pair.skew_ns for pair in pairs} == {0}
+    assert all(pair.ir is not None and pair.ir.stale_ns == 0 for pair in pairs)
+
+
+@pytest.mark.parametrize("offset_s", [3, -3])
+def test_long_offsets_of_live_cameras_pair(make_frame: Callable[..., Frame], offset_s: int) -> None:
+    settings = choose_pairing(StreamSettings(offset_ms=offset_s * 1000), None, None, live=False)
+    failover = settings.failover()
+    # Both arrive at the same moment; one of them shows what was three seconds ago.
+    pairs = []
+    for number in range(200):
+        for side in SIDES:
+            pairs += failover.push(make_frame(side, number * 1000 / 15, number)).pairs
+    assert len(pairs) >= 150
+    assert {abs(pair.skew_ns) <= MS for pair in pairs if pair.skew_ns is not None} == {True}
 
 
 def test_a_camera_that_never_fitted_the_rig_ends_the_run_even_after_the_first_frame(

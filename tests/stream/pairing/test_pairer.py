@@ -55,23 +55,22 @@ steps_ms = st.lists(st.tuples(st.sampled_from(["ir", "vis"]), st.integers(-20, 1
     policy=st.sampled_from(POLICIES),
     max_skew_ms=st.integers(0, 120),
     max_age_ms=st.integers(0, 400),
-    offset_ms=st.integers(-50, 50),
 )
 def test_never_beyond_the_limit_never_back_and_every_frame_accounted_for(
-    steps: list[tuple[Side, int]], policy: Policy, max_skew_ms: int, max_age_ms: int, offset_ms: int
+    steps: list[tuple[Side, int]], policy: Policy, max_skew_ms: int, max_age_ms: int
 ) -> None:
     now_ms: Counter[str] = Counter()
     frames = []
     for number, (side, step_ms) in enumerate(steps):
         now_ms[side] += step_ms
         frames.append(frame(side, now_ms[side], number))
-    pairer = Pairer(policy, max_skew_ns=max_skew_ms * MS, max_age_ns=max_age_ms * MS, offset_ns=offset_ms * MS)
+    pairer = Pairer(policy, max_skew_ns=max_skew_ms * MS, max_age_ns=max_age_ms * MS)
     outcome = push_all(pairer, frames)
     uses: Counter[int] = Counter()
     for pair in outcome.pairs:
         assert pair.ir is not None
         assert pair.vis is not None
-        skew_ms = abs(pair.vis.time_ns - pair.ir.time_ns - offset_ms * MS) / MS
+        skew_ms = abs(pair.vis.time_ns - pair.ir.time_ns) / MS
         assert skew_ms <= (max(max_age_ms, max_skew_ms) if policy == "hold" else max_skew_ms)
         assert pair.held == (skew_ms > max_skew_ms)
         uses[pair.ir.index] += 1
@@ -137,12 +136,26 @@ def test_nearest_waits_for_a_nearer_frame_and_hold_does_not() -> None:
         assert [len(pairer.push(one).pairs) for one in late] == counts
 
 
-def test_the_offset_of_the_rig_moves_infrared_times() -> None:
-    frames = by_time(regular("ir", 40, 25), regular("vis", 40, 25, start_ms=18))
-    pairs = push_all(Pairer("drop", max_skew_ns=5 * MS, offset_ns=18 * MS), frames).pairs
-    assert len(pairs) >= 24
-    assert {round(vis - ir) for ir, vis in times_ms(pairs)} == {18}
-    assert not push_all(Pairer("drop", max_skew_ns=5 * MS), frames).pairs
+@pytest.mark.parametrize("policy", ["nearest", "hold"])
+def test_the_leader_follows_the_rates(policy: Policy) -> None:
+    # The visible camera begins with eight frames at 5 per second, then gives 30; later it falls to 5 in the dark.
+    slow, fast = regular("vis", 200, 8), regular("vis", 1000 / 30, 300, start_ms=1600)
+    dark = regular("vis", 200, 50, start_ms=11_600)
+    ir = regular("ir", 1000 / 9, 190)
+    pairs = push_all(Pairer(policy, max_skew_ns=101 * MS), by_time(ir, slow, fast, dark)).pairs
+    lit = [vis for _, vis in times_ms(pairs) if 3000 <= vis < 11_600]
+    assert len(lit) >= 250  # 30 per second, less a few at the change
+    late = {ir for ir, _ in times_ms(pairs) if ir >= 15_000}
+    assert len(late) >= 50  # of 55 at 9 per second: infrared leads
+
+
+def test_the_leader_does_not_alternate_between_similar_rates() -> None:
+    pairer, changes, before = Pairer("nearest"), 0, None
+    for one in by_time(regular("ir", 40, 250), regular("vis", 48, 200)):
+        pairer.push(one)
+        changes += pairer.leader not in (None, before)
+        before = pairer.leader
+    assert changes == 1
 
 
 def test_a_thermal_camera_that_delivers_late_loses_nothing() -> None:

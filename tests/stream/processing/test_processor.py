@@ -11,9 +11,12 @@ from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends.registry import RunOptions, open_weights
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
+from refusion_edge.rig.model import GAIN_METHODS, GainMethod, Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import MS, Frame, Pair
+from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch, VideoRange
-from refusion_edge.stream.processing.processor import Processor
+from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 from refusion_edge.tasks import find_task
 from tests.stream.conftest import MeanBackend
@@ -91,3 +94,31 @@ def test_marks_are_written_into_a_copy_only() -> None:
     assert np.array_equal(vis, before)
     assert not np.array_equal(marked.image, vis)
     assert np.array_equal(Processor(MeanBackend(), marks=False).process(alone).image, vis)
+
+
+def telemetry(ir: Array, number: int) -> Array:
+    """A 16-bit thermal frame with two rows of telemetry below, which count."""
+    below = np.zeros((2, ir.shape[1]), ir.dtype)
+    below[:, ::2] = 65535
+    below[1, 0] = number
+    return np.concatenate((ir, below))
+
+
+@pytest.mark.parametrize("method", GAIN_METHODS)
+def test_gain_is_measured_on_what_a_crop_leaves(method: GainMethod) -> None:
+    rng = np.random.default_rng(5)
+    ir = (20000 + 60 * rng.standard_normal((72, 96))).astype(np.uint16)
+    vis = np.full((72, 96, 3), 128, np.uint8)
+    rig = Rig(
+        RigSource((96, 74), crop_xywh=(0, 0, 96, 72)), RigSource((96, 72)), (RigAlignment(None, to_rows(np.eye(3)), None, ""),)
+    )
+
+    def luma(frame: Array, geometry: Geometry | None) -> Array:
+        pair = Pair(0, Frame("ir", frame, 0, 0, 0, 0), Frame("vis", vis, 0, 0, 0, 0))
+        found = Processor(MeanBackend(), gain=ThermalGain(method), geometry=geometry).process(pair).ir
+        assert found is not None
+        return found
+
+    got = luma(telemetry(ir, 7), Geometry(make_warp(rig)))
+    np.testing.assert_allclose(got, luma(ir, None), atol=1e-5)
+    assert got.std() > 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refusion_edge.stream.frames import MS
-from refusion_edge.stream.run.motion import MotionMeter
+from refusion_edge.stream.run.pairing import MotionMeter
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 
 

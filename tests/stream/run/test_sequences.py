@@ -34,7 +34,10 @@ def sequences(request: pytest.FixtureRequest) -> dict[str, str]:
     return {"ir": "cameras/ir", "vis": "cameras/vis"}
 
 
-@pytest.mark.parametrize(("policy", "limit_ms"), [("nearest", 0.6 * 1000 / SWING.vis_hz), ("hold", 500.0)])
+@pytest.mark.parametrize(
+    ("policy", "limit_ms"),
+    [("nearest", 0.6 * 1000 / SWING.vis_hz), pytest.param("hold", 500.0, marks=pytest.mark.slow)],
+)
 def test_two_rates_are_paired_recorded_and_replayed(
     stream: Callable[..., tuple[dict[str, Any], Any]], sequences: dict[str, str], policy: Policy, limit_ms: float
 ) -> None:

@@ -4,20 +4,39 @@
 const IMAGES = { fused: ["fused"], side: ["ir", "vis", "fused"], blend: ["ir", "vis"], edges: ["ir", "vis"] };
 const CAPTIONS = { fused: "fused", side: "fused", blend: "infrared and visible, blended", edges: "visible, with infrared edges in orange" };
 const EDGE_TIMES_MEAN = 3; // gradients above this multiple of their mean are edges, whatever the contrast
+const SILENT_MS = 3000;
 const byId = (id) => document.getElementById(id);
 const scratch = document.createElement("canvas");
 let view = "fused";
 let socket = null;
 let newest = null;
 let drawing = false;
+let over = ""; // why the picture is not live
+let pictureAt = 0;
 
 function connect() {
   const address = new URL("ws" + location.search, location.href.replace(/^http/, "ws"));
   socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { showState("waiting for frames", ""); ask(); };
-  socket.onmessage = (event) => { newest = event.data; draw(); };
-  socket.onclose = () => { showState("disconnected, reconnecting", "lost"); setTimeout(connect, 1000); };
+  socket.onopen = () => { showState(over || "waiting for frames", over ? "lost" : ""); ask(); };
+  socket.onmessage = (event) => { newest = event.data; pictureAt = Date.now(); showOver(""); draw(); };
+  socket.onclose = (event) => {
+    showState(event.reason || "disconnected, reconnecting", "lost");
+    showOver(event.reason || "disconnected");
+    setTimeout(connect, 1000);
+  };
+}
+
+// A picture that is not live any more is dimmed, with the reason.
+function showOver(reason) {
+  over = reason;
+  byId("images").classList.toggle("over", over !== "");
+  byId("over").textContent = over && pictureAt ? `not live: ${over}` : "";
+  byId("over").hidden = byId("over").textContent === "";
+}
+
+function checkAge() {
+  if (pictureAt && !over && Date.now() - pictureAt > SILENT_MS) showOver("no new picture");
 }
 
 function ask() {
@@ -153,5 +172,6 @@ document.addEventListener("keydown", (event) => {
   if (name && event.target === document.body) choose(name);
 });
 byId("polarity").addEventListener("change", (event) => socket.send(JSON.stringify({ polarity: event.target.value })));
+setInterval(checkAge, 500);
 connect();
 if (location.hash.slice(1) in IMAGES) choose(location.hash.slice(1));

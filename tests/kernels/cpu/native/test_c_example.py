@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from refusion_edge.fuser import load
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.images.samples import sample_paths
+from refusion_edge.network import fast
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.network.weights import weights_path
-from tests.conftest import ROOT, one_sentence
+from tests.conftest import ROOT, TOLERANCE, one_sentence
+from tests.oracles import fast as fast_oracle
 
 WEIGHTS = weights_path("ir_vis")
 
@@ -75,6 +79,74 @@ def test_the_example_fuses_what_python_fuses(fuse_pgm: Path) -> None:
     assert np.abs(fused.astype(int) - expected).max() <= most
 
 
+@pytest.fixture
+def fast_weights() -> Path:
+    path = Path("fast.safetensors").resolve()
+    write_safetensors(path, Checkpoint("ir_vis", fast_oracle.random_state(fast.FastLayout())))
+    return path
+
+
+def test_the_example_takes_weights_of_both_networks(fuse_pgm: Path, fast_weights: Path, picture: Callable[..., Array]) -> None:
+    a, b = picture(45, 70), picture(45, 70)
+    write_pgm("a.pgm", a)
+    write_pgm("b.pgm", b)
+    done = run(fuse_pgm, fast_weights, "a.pgm", "b.pgm", "fused.pgm", 2)
+    assert done.returncode == 0, done.stderr
+    planes = (plane.astype(np.float32) / np.float32(255) for plane in (a, b))
+    expected = fast.reference(read_checkpoint(fast_weights).state, *planes).astype(np.float32)
+    levels = merge(to_output_range(expected, "stretch"), None)
+    assert levels.std() > 20
+    assert np.abs(read_pgm("fused.pgm").astype(int) - levels).max() <= 1
+
+
+def test_statistics_are_taken_and_given(fuse_pgm: Path, fast_weights: Path, rng: np.random.Generator) -> None:
+    library = ctypes.CDLL(str(fuse_pgm.parent / "librefusion_edge.so"))
+    library.refusion_edge_create.restype = ctypes.c_void_p
+    for text in ("error", "network", "isa"):
+        getattr(library, f"refusion_edge_{text}").restype = ctypes.c_char_p
+    a, b = rng.random((2, 45, 67), np.float32)
+    sides = [ctypes.c_int(side) for side in a.shape]
+
+    def passed(plane: Array) -> tuple[ctypes.c_void_p, ctypes.c_ssize_t]:
+        return ctypes.c_void_p(plane.ctypes.data), ctypes.c_ssize_t(plane.strides[0])
+
+    def fused(engine: ctypes.c_void_p, figures: Array | None) -> Float32Array | None:
+        result = np.full_like(a, np.nan)
+        address = ctypes.c_void_p(None if figures is None else figures.ctypes.data)
+        failed = library.refusion_edge_fuse_adapted(engine, *passed(a), *passed(b), *sides, address, *passed(result))
+        return None if failed else result
+
+    state = read_checkpoint(fast_weights).state
+    engine = ctypes.c_void_p(library.refusion_edge_create(str(fast_weights).encode(), ctypes.c_int(2), ctypes.c_int(0)))
+    assert library.refusion_edge_network(engine) == b"fast"
+    assert library.refusion_edge_isa(engine) != b""
+    figures = np.zeros(fast.STATISTICS)
+    address = ctypes.c_void_p(figures.ctypes.data)
+    assert library.refusion_edge_statistics(engine, *passed(a), *passed(b), *sides, address) == 0
+    assert np.allclose(figures, fast.statistics(a, b), rtol=0, atol=1e-12)
+    own, given, before = fused(engine, None), fused(engine, figures), fused(engine, figures * 0.5)
+    assert own is not None
+    assert given is not None
+    assert np.array_equal(own, given)
+    assert np.abs(before - fast.reference(state, a, b, figures * 0.5)).max() <= TOLERANCE["fp32"]
+    assert fused(engine, figures * np.nan) is None
+    assert b"statistics" in library.refusion_edge_error()
+    library.refusion_edge_destroy(engine)
+
+    assert library.refusion_edge_create(str(fast_weights).encode(), ctypes.c_int(2), ctypes.c_int(1)) is None
+    assert b"network fast does not compute in bf16" in library.refusion_edge_error()
+    paper = ctypes.c_void_p(library.refusion_edge_create(str(WEIGHTS).encode(), ctypes.c_int(2), ctypes.c_int(0)))
+    assert library.refusion_edge_network(paper) == b"refusion"
+    assert fused(paper, None) is not None
+    for refused in (
+        fused(paper, figures) is None,
+        library.refusion_edge_statistics(paper, *passed(a), *passed(b), *sides, address) != 0,
+    ):
+        assert refused
+        assert one_sentence(library.refusion_edge_error().decode())
+    library.refusion_edge_destroy(paper)
+
+
 def test_the_precision_is_named_in_the_call(fuse_pgm: Path, rng: np.random.Generator) -> None:
     library = ctypes.CDLL(str(fuse_pgm.parent / "librefusion_edge.so"))
     library.refusion_edge_create.restype = ctypes.c_void_p
@@ -102,14 +174,16 @@ def test_the_precision_is_named_in_the_call(fuse_pgm: Path, rng: np.random.Gener
     assert one_sentence(library.refusion_edge_error().decode())
 
 
-def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path) -> None:
+def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path, fast_weights: Path) -> None:
     pixels = np.arange(16 * 20, dtype=np.uint16).reshape(16, 20).astype(np.uint8)
     write_pgm("a.pgm", pixels)
     write_pgm("narrow.pgm", pixels[:, :7].copy())
     write_pgm("other.pgm", pixels[:, :16].copy())
     write_image("a.png", pixels)
-    cut = Path("cut.safetensors")
+    cut, odd = Path("cut.safetensors"), Path("odd.safetensors")
     cut.write_bytes(WEIGHTS.read_bytes()[:-4])
+    # Of as many bytes, but with 25 channels.
+    odd.write_bytes(fast_weights.read_bytes().replace(b"[24,8,3,3]", b"[25,8,3,3]"))
     for words, message in (
         ([WEIGHTS, "a.pgm", "other.pgm", "fused.pgm"], "different sizes"),
         ([WEIGHTS, "narrow.pgm", "narrow.pgm", "fused.pgm"], "7x16 (width x height)"),
@@ -118,6 +192,7 @@ def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path) -> None:
         (["nowhere", "a.pgm", "a.pgm", "fused.pgm"], "nowhere: it cannot be read"),
         (["a.pgm", "a.pgm", "a.pgm", "fused.pgm"], "a.pgm: "),
         ([cut, "a.pgm", "a.pgm", "fused.pgm"], "cut.safetensors: the parameter"),
+        ([odd, "a.pgm", "a.pgm", "fused.pgm"], "odd.safetensors: the network fast"),
         ([WEIGHTS], "fuse_pgm WEIGHTS"),
         ([WEIGHTS, "a.pgm", "a.pgm", "no/such/folder.pgm"], "no/such/folder.pgm"),
     ):

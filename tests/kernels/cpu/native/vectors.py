@@ -2,8 +2,9 @@
 
 python -m tests.kernels.cpu.native.vectors build/vectors
 
-One random pair per task with the weights of the package, expected as ONNX Runtime without optimisations computes it; and
-the official golden crops where they lie beside the repository.
+One random pair per task with the weights of the package, expected as ONNX Runtime without optimisations computes it; one
+pair for each of two layouts of the network ``fast``, expected as its definition computes it; and the official golden crops
+where they lie beside the repository.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.onnxruntime import open_reference
 from refusion_edge.backends.registry import RunOptions
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
+from refusion_edge.network.fast import FastLayout
+from refusion_edge.network.fast import reference as fast_reference
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
 from tests.conftest import SHARED
+from tests.oracles.fast import random_state
 
 _GOLDEN = ("45x63_acts",)
+_FAST = (FastLayout(), FastLayout(channels=32, convolutions=3, factor=4))
 
 
 def main() -> int:
@@ -34,6 +39,12 @@ def main() -> int:
         a, b = (draw.random((1, 1, 41, 67), np.float32) for _ in range(2))
         with open_reference(checkpoint.state, "onnxruntime", RunOptions(threads=1)) as reference:
             write_vector(folder / task, checkpoint, a, b, reference.fuse(a, b))
+    for layout in _FAST:
+        state = random_state(layout)
+        a, b = draw.random((2, 41, 67), np.float32)
+        name = f"fast-{layout.channels}x{layout.convolutions}-{layout.factor}"
+        fused = fast_reference(state, a, b).astype(np.float32)
+        write_vector(folder / name, Checkpoint("ir_vis", state), *(plane[None, None] for plane in (a, b, fused)))
     for path in sorted((SHARED / "reference/checkpoints").glob("ReFusion_*.pth")):
         checkpoint = read_checkpoint(path)
         task = path.stem.removeprefix("ReFusion_")

@@ -1,0 +1,378 @@
+// The network `fast` on a tile: all its convolutions in one pass down the rows, which run through rings between them, and the
+// composition of the result out of the sources.
+#pragma once
+
+#include "dense.hpp"
+#include "kernels.hpp"
+#include "simd.hpp"
+#include "tile.hpp"
+
+namespace refusion::REFUSION_ISA {
+
+inline constexpr int fast_outputs = REFUSION_FAST_OUTPUT_BLOCK;
+inline constexpr int fast_vectors = REFUSION_FAST_VECTOR_BLOCK;
+
+// Register blocks side by side whose mixed inputs fit into the first cache together.
+inline constexpr int fast_blocks_of_columns = 32 / (fast_vectors * lanes) < 1 ? 1 : 32 / (fast_vectors * lanes);
+inline constexpr int fast_columns = fast_blocks_of_columns * fast_vectors * lanes;
+inline constexpr int fast_mix_pitch = (fast_columns + 2 + lanes - 1) / lanes * lanes;  // with a neighbor at both sides
+
+inline constexpr int fast_ring = kFastRows + 2;  // rows that the next layer sees at a time
+inline constexpr int fast_halo = 16;             // columns in front of a tile; at least the number of layers
+static_assert(fast_halo >= kFastMostLayers);
+
+inline constexpr float fast_root = 0.70710678118654752f;  // 1/sqrt 2, the first of the points; the other is twice as much
+
+// The last rows of some channels, those of a row one after the other.
+struct FastRing {
+    float* data;
+    int channels;
+    std::ptrdiff_t pitch;
+
+    // Counts rows from -96 on.
+    float* row(int index) const { return data + (index + 96) % fast_ring * (channels * pitch); }
+    void clear(int index) const { std::memset(row(index), 0, sizeof(float) * static_cast<unsigned long>(channels * pitch)); }
+};
+
+// How the scratch is cut for tiles of so many columns.
+struct FastScratch {
+    FastRing rings[kFastMostLayers + 1];  // the input of each layer, and the result of the last
+    float* mixes;
+    float* lines[3];  // rows of the planes
+    std::size_t count;
+
+    FastScratch(const FastImage& image, int columns, float* start) {
+        float* next = start;
+        const auto take = [&](std::ptrdiff_t numbers) {
+            float* piece = next;
+            next += (numbers + 15) / 16 * 16;
+            return piece;
+        };
+        // Whole vectors are written, at most one more than fits. An odd number of cache lines keeps channels out of one set.
+        const std::ptrdiff_t pitch = ((fast_halo + columns + image.layer_count + lanes + 15) / 16 | 1) * 16;
+        int most = 0;
+        for (int i = 0; i < image.layer_count; ++i) {
+            const int inputs = image.layers[i].inputs;
+            rings[i] = {take(fast_ring * inputs * pitch), inputs, pitch};
+            if (inputs > most) most = inputs;
+        }
+        const int planes = image.layers[image.layer_count - 1].outputs;
+        rings[image.layer_count] = {take(fast_ring * planes * pitch), planes, pitch};
+        mixes = take(static_cast<std::ptrdiff_t>(kFastMixes) * most * fast_mix_pitch);
+        for (float*& line : lines) line = take(image.factor * (columns + 2 * image.layer_count) + lanes);
+        next += fast_columns + 2 * lanes;  // may be read behind the last row
+        count = static_cast<std::size_t>(next - start);
+    }
+};
+
+inline std::size_t fast_scratch(const FastImage& image, int columns) { return FastScratch(image, columns, nullptr).count; }
+
+// Six rows of one channel become six mixes, for one block of columns.
+REFUSION_INLINE void mix_rows(const float* const (&rows)[fast_ring], float* mixes, std::ptrdiff_t mix_pitch) {
+    for (int at = 0; at < fast_mix_pitch; at += lanes) {
+        Vec x[fast_ring];
+#pragma GCC unroll 6
+        for (int i = 0; i < fast_ring; ++i) x[i] = load(rows[i] + at);
+        const Vec even = x[4] - 2.0f * x[2], odd = x[3] - 2.0f * x[1];
+        const Vec even_2 = x[4] - 0.5f * x[2], odd_2 = x[3] - 0.5f * x[1];
+        float* y = mixes + at;
+        store(y, x[0] + x[4] - 2.5f * x[2]);
+        store(y + mix_pitch, even + fast_root * odd);
+        store(y + 2 * mix_pitch, even - fast_root * odd);
+        store(y + 3 * mix_pitch, even_2 + 2 * fast_root * odd_2);
+        store(y + 4 * mix_pitch, even_2 - 2 * fast_root * odd_2);
+        store(y + 5 * mix_pitch, x[1] + x[5] - 2.5f * x[3]);
+    }
+}
+
+// A register block of a convolution: `Outputs` outputs in four rows of `Vectors` vectors.
+template <int Outputs, int Vectors>
+inline void convolve_block(const float* __restrict mixes, int inputs, const float* __restrict weights, const float* biases, float slope,
+                           float* const (&to)[kFastRows], std::ptrdiff_t to_pitch) {
+    Vec products[kFastMixes][Outputs][Vectors];
+#pragma GCC unroll 1
+    for (int mix = 0; mix < kFastMixes; ++mix) {
+        Vec sums[Outputs][Vectors] = {};
+#pragma GCC unroll 1
+        for (int input = 0; input < inputs; ++input, mixes += fast_mix_pitch) {
+            // Unrolled, GCC 12 keeps sums in memory.
+#pragma GCC unroll 1
+            for (int tap = 0; tap < 3; ++tap, weights += Outputs) {
+                Vec x[Vectors];
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v) x[v] = load(mixes + tap + v * lanes);
+#pragma GCC unroll 8
+                for (int o = 0; o < Outputs; ++o) {
+                    const Vec weight = broadcast(weights[o]);
+#pragma GCC unroll 8
+                    for (int v = 0; v < Vectors; ++v) sums[o][v] += weight * x[v];
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) products[mix][o][v] = sums[o][v];
+        }
+    }
+#pragma GCC unroll 1
+    for (int o = 0; o < Outputs; ++o) {
+        const Vec bias = broadcast(biases[o]);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            const Vec even = products[1][o][v] + products[2][o][v], odd = products[1][o][v] - products[2][o][v];
+            const Vec even_2 = products[3][o][v] + products[4][o][v], odd_2 = products[3][o][v] - products[4][o][v];
+            const auto finish = [&](int row, Vec y) { store(to[row] + o * to_pitch + v * lanes, most(y, slope * y)); };
+            finish(0, products[0][o][v] + even + even_2 + bias);
+            finish(1, fast_root * (odd + 2.0f * odd_2) + bias);
+            finish(2, 0.5f * (even + 4.0f * even_2) + bias);
+            finish(3, 0.5f * fast_root * (odd + 8.0f * odd_2) + (products[5][o][v] + bias));
+        }
+    }
+}
+
+// `Outputs` outputs in four rows, columns [0, columns) of one block of columns.
+template <int Outputs>
+inline void convolve_columns(const float* mixes, int inputs, const float* weights, const float* biases, float slope,
+                             float* const (&to)[kFastRows], std::ptrdiff_t to_pitch, int columns) {
+    float* rows[kFastRows];
+    for (int at = 0; at < columns && at < fast_columns; at += fast_vectors * lanes) {
+        for (int i = 0; i < kFastRows; ++i) rows[i] = to[i] + at;
+        if (columns - at > (fast_vectors - 1) * lanes) {
+            convolve_block<Outputs, fast_vectors>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
+        } else if (fast_vectors > 2 && columns - at > lanes) {
+            convolve_block<Outputs, 2>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
+        } else {
+            convolve_block<Outputs, 1>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
+        }
+    }
+}
+
+// Four rows of one layer's result, columns [begin, end) of the rings.
+inline void convolve_rows(const FastLayer& layer, const float* const (&from)[fast_ring], std::ptrdiff_t pitch, float* mixes,
+                          float* const (&to)[kFastRows], int begin, int end) {
+    const std::ptrdiff_t mix_pitch = static_cast<std::ptrdiff_t>(layer.inputs) * fast_mix_pitch;
+    for (int first = begin; first < end; first += fast_columns) {
+        for (int input = 0; input < layer.inputs; ++input) {
+            const float* rows[fast_ring];
+            for (int i = 0; i < fast_ring; ++i) rows[i] = from[i] + input * pitch + first - 1;
+            mix_rows(rows, mixes + input * fast_mix_pitch, mix_pitch);
+        }
+        const float *weights = layer.weights, *biases = layer.biases;
+        for (int output = 0; output < layer.outputs;) {
+            float* rows[kFastRows];
+            for (int i = 0; i < kFastRows; ++i) rows[i] = to[i] + output * pitch + first;
+            const int count = fast_output_block(layer.outputs - output, fast_outputs);
+            if (count == fast_outputs) {
+                convolve_columns<fast_outputs>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
+            } else {
+                convolve_columns<4>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
+            }
+            output += count;
+            weights += static_cast<std::ptrdiff_t>(kFastMixes) * 3 * layer.inputs * count;
+            biases += count;
+        }
+    }
+}
+
+// The pixels of a row of cells, apart by their place in the cell.
+template <int Factor>
+inline void unshuffle(const float* __restrict from, float* __restrict to, std::ptrdiff_t pitch, int columns) {
+    for (int x = 0; x < columns; ++x) {
+#pragma GCC unroll 4
+        for (int place = 0; place < Factor; ++place) to[place * pitch + x] = from[Factor * x + place];
+    }
+}
+
+// One row of the result, in whole cells.
+template <int Factor>
+inline void compose(const float* __restrict a, const float* __restrict b, const float* __restrict s, const float* __restrict r,
+                    std::ptrdiff_t pitch, float* __restrict to, int columns) {
+    for (int x = 0; x < columns; ++x) {
+#pragma GCC unroll 4
+        for (int place = 0; place < Factor; ++place) {
+            const float one = a[Factor * x + place], other = b[Factor * x + place];
+            const float most = one > other ? one : other, least = one > other ? other : one;
+            const float fused = most - s[place * pitch + x] * (most - least) + r[place * pitch + x];
+            const float above = fused > 0.0f ? fused : 0.0f;
+            to[Factor * x + place] = above < 1.0f ? above : 1.0f;
+        }
+    }
+}
+
+// Numbers in double precision, half as many as there are lanes.
+#if REFUSION_LANES == 1
+inline constexpr int doubles = 1;
+typedef double DoubleVec;
+REFUSION_INLINE DoubleVec load_as_double(const float* from) { return *from; }
+#else
+inline constexpr int doubles = lanes / 2;
+typedef double DoubleVec __attribute__((vector_size(4 * REFUSION_LANES)));
+typedef float LooseHalfVec __attribute__((vector_size(2 * REFUSION_LANES), aligned(4), may_alias));
+REFUSION_INLINE DoubleVec load_as_double(const float* from) {
+    return __builtin_convertvector(*reinterpret_cast<const LooseHalfVec*>(from), DoubleVec);
+}
+#endif
+
+// Sums over every `stride`-th pixel of one row of the planes a, b, max(a, b) and |a - b|, of each its pixels and their squares.
+inline void sum_fast_row(const PlaneView& a, const PlaneView& b, int row, int width, int stride, double* sums) {
+    constexpr int planes = 4, chunk = 64;
+    DoubleVec sum[planes] = {}, squares[planes] = {};
+    const char* next[2] = {static_cast<const char*>(a.data) + row * a.row_stride, static_cast<const char*>(b.data) + row * b.row_stride};
+    const std::ptrdiff_t steps[2] = {stride * a.column_stride, stride * b.column_stride};
+    for (int left = (width + stride - 1) / stride; left > 0; left -= chunk) {
+        float pixels[planes][chunk];
+        for (int source = 0; source < 2; ++source) {
+            for (int i = left; i < chunk; ++i) pixels[source][i] = 0.0f;
+            for (int i = 0; i < left && i < chunk; ++i, next[source] += steps[source]) {
+                std::memcpy(&pixels[source][i], next[source], sizeof(float));
+            }
+        }
+        for (int i = 0; i < chunk; i += lanes) {
+            const Vec x = load(pixels[0] + i), y = load(pixels[1] + i), larger = most(x, y);
+            store(pixels[2] + i, larger);
+            store(pixels[3] + i, larger - least(x, y));
+        }
+        for (int i = 0; i < chunk; i += doubles) {
+#pragma GCC unroll 4
+            for (int plane = 0; plane < planes; ++plane) {
+                const DoubleVec x = load_as_double(pixels[plane] + i);
+                sum[plane] += x;
+                squares[plane] += x * x;
+            }
+        }
+    }
+    for (int plane = 0; plane < planes; ++plane) {
+        double of_lanes[2][doubles];
+        std::memcpy(of_lanes[0], &sum[plane], sizeof of_lanes[0]);
+        std::memcpy(of_lanes[1], &squares[plane], sizeof of_lanes[1]);
+        for (int i = 0; i < 2; ++i) {
+            sums[2 * plane + i] = 0;
+            for (int lane = 0; lane < doubles; ++lane) sums[2 * plane + i] += of_lanes[i][lane];
+        }
+    }
+}
+
+// One run down a tile.
+class FastRun {
+  public:
+    FastRun(const Tile& tile, const FastImage& image, float* scratch)
+        : tile_(tile), pixels_{image.height, image.width, 0, 0, 0, 0}, image_(image), scratch_(image, tile.right - tile.left, scratch) {}
+
+    // Layer i makes its four rows at step n from row 4 n - i - 1 on: the rows that it sees are two of the step before, and
+    // four that have just been made. So every layer begins one step before the next.
+    bool run() {
+        const int layers = image_.layer_count;
+        const int first = floor_4(tile_.top + layers), last = floor_4(tile_.bottom - 1 + layers);
+        for (int i = 0; i <= layers && tile_.left == 0; ++i) clear_left_of_image(scratch_.rings[i]);
+        bool finite = true;
+        for (int step = first - layers; step <= last; ++step) {
+            for (int row = 4 * step; row < 4 * step + kFastRows; ++row) finite &= load_row(row);
+            for (int i = 0; i < layers; ++i) {
+                if (step >= first - (layers - 1 - i)) convolve(i, 4 * step - i - 1);
+            }
+            if (step < first) continue;
+            for (int row = 4 * step - layers; row < 4 * step - layers + kFastRows; ++row) {
+                if (row >= tile_.top && row < tile_.bottom) write_row(row);
+            }
+        }
+        return finite;
+    }
+
+  private:
+    static int floor_4(int row) { return row >> 2; }
+    int place(int column) const { return column - tile_.left + fast_halo; }
+    static int larger(int x, int y) { return x > y ? x : y; }
+    static int smaller(int x, int y) { return x < y ? x : y; }
+
+    void clear_left_of_image(const FastRing& ring) const {
+        for (int row = 0; row < fast_ring * ring.channels; ++row) ring.data[row * ring.pitch + place(-1)] = 0.0f;
+    }
+    void clear_right_of_image(const FastRing& ring, int row) const {
+        for (int channel = 0; channel < ring.channels; ++channel) ring.row(row)[channel * ring.pitch + place(tile_.width)] = 0.0f;
+    }
+
+    // Reads a row of cells from both sources. The last row and column of the image are repeated to fill its cells.
+    bool load_row(int row) {
+        const FastRing& ring = scratch_.rings[0];
+        if (!inside(tile_, row)) {
+            ring.clear(row);
+            return true;
+        }
+        const int factor = image_.factor, left = larger(0, tile_.left - image_.layer_count);
+        const int right = smaller(tile_.width, tile_.right + image_.layer_count);
+        bool finite = true;
+        for (int source = 0; source < 2; ++source) {
+            for (int y = 0; y < factor; ++y) {
+                float* line = scratch_.lines[0];
+                finite &= read(source == 0 ? image_.a : image_.b, smaller(factor * row + y, image_.height - 1), left, right, line);
+                float* to = ring.row(row) + (source * factor + y) * factor * ring.pitch + place(left);
+                if (factor == 2) {
+                    unshuffle<2>(line, to, ring.pitch, right - left);
+                } else {
+                    unshuffle<4>(line, to, ring.pitch, right - left);
+                }
+            }
+        }
+        if (right == tile_.width) clear_right_of_image(ring, row);
+        return finite;
+    }
+
+    // Whole cells of one row of a plane.
+    bool read(const PlaneView& plane, int row, int left, int right, float* line) const {
+        const int first = image_.factor * left, count = image_.factor * (right - left);
+        const bool finite = gather_row(plane, pixels_, row, first, count, line);
+        for (int i = image_.width - first; i < count; ++i) line[i] = line[image_.width - 1 - first];
+        return finite;
+    }
+
+    void convolve(int index, int row) {
+        const FastRing &from = scratch_.rings[index], &to = scratch_.rings[index + 1];
+        const float* sources[fast_ring];
+        float* targets[kFastRows];
+        for (int i = 0; i < fast_ring; ++i) sources[i] = from.row(row - 1 + i);
+        for (int i = 0; i < kFastRows; ++i) targets[i] = to.row(row + i);
+        if (row + kFastRows > 0 && row < tile_.height) {
+            const int halo = image_.layer_count - 1 - index;
+            const int begin = larger(0, tile_.left - halo), end = smaller(tile_.width, tile_.right + halo);
+            convolve_rows(image_.layers[index], sources, from.pitch, scratch_.mixes, targets, place(begin), place(end));
+        }
+        for (int i = row; i < row + kFastRows; ++i) {
+            if (!inside(tile_, i)) {
+                to.clear(i);
+            } else if (tile_.right + image_.layer_count > tile_.width) {
+                clear_right_of_image(to, i);
+            }
+        }
+    }
+
+    void write_row(int row) {
+        const int factor = image_.factor, first = factor * tile_.left;
+        const int count = smaller(image_.width, factor * tile_.right) - first;
+        const FastRing& ring = scratch_.rings[image_.layer_count];
+        for (int y = 0; y < factor && factor * row + y < image_.height; ++y) {
+            float* const(&lines)[3] = scratch_.lines;
+            read(image_.a, factor * row + y, tile_.left, tile_.right, lines[0]);
+            read(image_.b, factor * row + y, tile_.left, tile_.right, lines[1]);
+            const float* s = ring.row(row) + factor * y * ring.pitch + fast_halo;
+            const float* r = s + factor * factor * ring.pitch;
+            if (factor == 2) {
+                compose<2>(lines[0], lines[1], s, r, ring.pitch, lines[2], tile_.right - tile_.left);
+            } else {
+                compose<4>(lines[0], lines[1], s, r, ring.pitch, lines[2], tile_.right - tile_.left);
+            }
+            // The target may lie at any address.
+            std::memcpy(image_.fused.row(factor * row + y) + static_cast<std::ptrdiff_t>(sizeof(float)) * first, lines[2],
+                        sizeof(float) * static_cast<unsigned>(count));
+        }
+    }
+
+    const Tile& tile_;
+    const Tile pixels_;
+    const FastImage& image_;
+    const FastScratch scratch_;
+};
+
+inline bool fuse_fast(const Tile& tile, const FastImage& image, float* scratch) { return FastRun(tile, image, scratch).run(); }
+
+}  // namespace refusion::REFUSION_ISA

@@ -1,0 +1,282 @@
+"""Ranges of pixel values: which become black and white, which are none, and how many bits are significant.
+
+Everything that turns pixels into luma starts here, so that an image means the same to fusing, training and calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.errors import InputError
+from refusion_edge.images.still import CONTAINER, Encoding
+from refusion_edge.tasks import Role
+
+Span: TypeAlias = Literal["auto", "full"] | tuple[float, float]
+"""The values that become black and white: ``auto`` for the image's own range, ``full`` for its full scale, or two values."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+WHITE = 255.0
+
+# Percentiles from so many pixels are exact to a thousandth of the range; more only take time.
+_SAMPLED_PIXELS = 1 << 16
+# A value is an outlier (the sun, a stuck pixel) if it lies 8 widths of the middle 90 % beyond it, and few are as far: by the
+# share of these pixels, in units of 0.5 %, the 8 widths grow as 1 + share^3. In 332 thermal images, hot objects at night are
+# 1 to 12 widths away.
+_BODY, _OUTLIER_WIDTHS, _USUAL_SHARE = (5.0, 95.0), 8.0, 0.005
+# Beyond what is no outlier, the range is extended to values that are at most its own width away.
+_EXTENSION = 1.0
+# The values that sensors and warps write where they have none are apart from all others by their range.
+_VALID, _ISOLATION = (1.0, 99.0), 1.0
+# In degrees Celsius; below it lie only values such as -9999.
+_ABSOLUTE_ZERO = -273.15
+_DEPTHS = (8, 10, 12, 14, 16, 20, 24, 32)
+_LEAST_FILLING = 1 / 8
+# Interpolation overshoots slightly.
+_FLOAT_MARGIN = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that was guessed, repaired or is doubtful, and worth saying once.
+
+    Attributes:
+        text: One phrase, the same for every image that it applies to.
+        pixels: Number of pixels that it concerns; 0 for the image as a whole.
+    """
+
+    text: str
+    pixels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The values that became black and white.
+
+    Attributes:
+        low: Value that became black.
+        high: Value that became white.
+        origin: Where they come from: ``own range``, ``given``, or what states or suggests the full scale.
+    """
+
+    low: float
+    high: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Displayed:
+    """An image brought to the range of display.
+
+    Attributes:
+        pixels: As given, (H, W) or (H, W, 3), in [0, 255]: uint8 if the image was uint8 and is unchanged, else float32.
+        scale: The values that became black and white.
+        invalid: (H, W), True where the source has no value; None if it has one everywhere. Such pixels are black.
+        remarks: What was guessed or is doubtful.
+    """
+
+    pixels: Array
+    scale: Scale
+    invalid: Mask | None = None
+    remarks: tuple[Remark, ...] = ()
+
+
+def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, span: Span | None = None) -> Displayed:
+    """Bring an image to [0, 255] without losing depth.
+
+    8-bit values are kept. Gray sensor data (``role.ranged``) of more bits, or float, is scaled by its own range, see
+    ``own_range``. Other images are scaled by their full scale: as the file states it, or by the smallest usual bit depth that
+    holds their values, or 1.0 for float.
+
+    Args:
+        image: (H, W) or (H, W, 3) of whole or float numbers.
+        role: What the values mean.
+        encoding: What the file says about them.
+        span: Overrides all of this.
+
+    Raises:
+        InputError: No pixel has a value, or whole or float numbers of an image that is no sensor data are out of range.
+    """
+    if image.dtype == np.uint8 and span in (None, "full"):
+        return Displayed(image, Scale(0.0, WHITE, "8 bits"), None, _doubts(image, None, WHITE, role))
+    ranged = span == "auto" or (span is None and role.ranged and is_gray(image))
+    invalid = find_invalid(image, isolated=ranged, no_data=None if encoding is None else encoding.no_data)
+    valid = image if invalid is None else image[~invalid]
+    if valid.size == 0:
+        raise InputError("no pixel of the image has a value", "check the camera or the file")
+    remarks: tuple[Remark, ...] = ()
+    if isinstance(span, tuple):
+        scale = Scale(float(span[0]), float(span[1]), "given")
+    elif ranged:
+        scale = Scale(*own_range(valid), "own range")
+    else:
+        scale, remarks = _full_scale(image.dtype, valid, encoding, guess=span is None)
+        remarks += _doubts(valid, invalid, scale.high, role)
+    if invalid is not None:
+        remarks += (Remark("pixels without a value show the other source", int(np.count_nonzero(invalid))),)
+    return Displayed(_scaled(image, scale, invalid), scale, invalid, remarks)
+
+
+def to_display8(image: Array, role: Role, *, encoding: Encoding | None = None) -> Uint8Array:
+    """An image as it is shown, rounded to uint8; arguments and errors as for ``to_display``."""
+    pixels = to_display(image, role, encoding=encoding).pixels
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
+
+
+def is_gray(image: Array) -> bool:
+    """Tell whether an image, (H, W) or (H, W, 3), is gray: one channel, or three that are equal everywhere."""
+    return image.ndim == 2 or bool((image[..., :1] == image[..., 1:]).all())
+
+
+def own_range(values: Array) -> tuple[float, float]:
+    """Find the range of a scene: from its smallest to its largest value, without outliers.
+
+    What counts as an outlier depends on its distance from the middle 90 % of the values and, smoothly, on how many there are,
+    so that a few more hot pixels do not change the image.
+
+    Args:
+        values: Any shape, finite.
+
+    Returns:
+        The values that become black and white; equal if all values are.
+    """
+    low, high = float(values.min()), float(values.max())
+    ordered = np.sort(_sample(values)).astype(np.float64)
+    body_low, body_high = np.percentile(ordered, _BODY)
+    reach = _OUTLIER_WIDTHS * (body_high - body_low)
+    if reach == 0 or (low >= body_low - reach and high <= body_high + reach):
+        return low, high
+    # Share of the values that are as large, or, from the other end, as small.
+    share = np.arange(ordered.size, 0, -1) / ordered.size
+    allowed = reach * (1 + (share / _USUAL_SHARE) ** 3)
+    inner_high = ordered[ordered - body_high <= allowed][-1]
+    inner_low = ordered[body_low - ordered <= allowed[::-1]][0]
+    extension = _EXTENSION * (inner_high - inner_low)
+    near = values[(values >= inner_low - extension) & (values <= inner_high + extension)]
+    return float(near.min()), float(near.max())
+
+
+def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) -> Mask | None:
+    """Find the pixels where a source has no value.
+
+    These are NaN and infinities, the value that the file reserves, and, with ``isolated``, 0 and the ends of the data type
+    where they are far from all other values: dead pixels, saturation, and the border that a warp leaves. Pixels beside these
+    whose values lie between them and the scene are interpolated from both, and are invalid, too.
+
+    Args:
+        image: (H, W) or (H, W, 3); a pixel is invalid if one of its channels is.
+        isolated: Whether to look for such values.
+        no_data: Reserved value, or None.
+
+    Returns:
+        (H, W), or None if every pixel has a value.
+    """
+    invalid: Mask = np.zeros(image.shape, np.bool_)
+    if image.dtype.kind == "f":
+        np.logical_not(np.isfinite(image), out=invalid)
+    if no_data is not None:
+        np.logical_or(invalid, image == no_data, out=invalid)
+    if isolated:
+        _mark_isolated(image, invalid)
+    if invalid.ndim == 3:
+        invalid = np.any(invalid, axis=2)
+    return invalid if invalid.any() else None
+
+
+def _mark_isolated(image: Array, invalid: Mask) -> None:
+    sample = _sample(image)
+    if image.dtype.kind == "f":
+        sample = sample[np.isfinite(sample)]
+        candidates = [0.0]
+        if sample.size and sample.min() < _ABSOLUTE_ZERO:
+            candidates.append(float(image[~invalid].min()))
+    else:
+        limits = np.iinfo(image.dtype)
+        candidates = sorted({0.0, float(limits.min), float(limits.max)})
+    others = sample[~np.isin(sample, candidates)]
+    if others.size == 0:
+        return
+    low, high = (float(value) for value in np.percentile(others, _VALID))
+    gap = _ISOLATION * (high - low)
+    if gap == 0:
+        return
+    plateau = np.zeros(image.shape, np.bool_)
+    for value in candidates:
+        if value < low - gap or value > high + gap:
+            plateau |= image == value
+    if not plateau.any():
+        return
+    invalid |= plateau
+    flat = plateau.any(axis=2) if plateau.ndim == 3 else plateau
+    beside = cv2.dilate(np.asarray(flat, np.uint8), np.ones((5, 5), np.uint8)).astype(np.bool_)
+    between = (image < low - gap) | (image > high + gap)
+    invalid |= between & (beside if image.ndim == 2 else beside[..., None])
+
+
+def _full_scale(
+    dtype: np.dtype[Any], valid: Array, encoding: Encoding | None, *, guess: bool
+) -> tuple[Scale, tuple[Remark, ...]]:
+    least, most = float(valid.min()), float(valid.max())
+    if dtype.kind == "f":
+        if least < -_FLOAT_MARGIN or most > 1 + _FLOAT_MARGIN:
+            raise InputError(
+                f"float pixel values range from {least:g} to {most:g}",
+                "scale the image to [0, 1] first, or state its range with --a-range or --b-range",
+                expected=(0.0, 1.0),
+                got=(least, most),
+            )
+        return Scale(0.0, 1.0, "float"), ()
+    if least < 0:
+        raise InputError(
+            f"pixel values range from {least:g} to {most:g}, and negative ones mean nothing in an image",
+            "state the range with --a-range or --b-range",
+            got=(least, most),
+        )
+    if encoding is not None and encoding.white_from != CONTAINER and most <= encoding.white:
+        return Scale(0.0, encoding.white, f"{encoding.bits} bits, from {encoding.white_from}"), ()
+    container = float(np.iinfo(dtype).max)
+    if not guess:
+        return Scale(0.0, container, f"{8 * dtype.itemsize} bits, the full scale"), ()
+    bits = significant_bits(most)
+    if bits >= 8 * dtype.itemsize:
+        return Scale(0.0, container, f"{8 * dtype.itemsize} bits"), ()
+    text = f"{bits} significant bits, judged by the largest value"
+    return Scale(0.0, float((1 << bits) - 1), text), (Remark(text),)
+
+
+def significant_bits(most: float) -> int:
+    """The smallest usual bit depth that holds a value: 8, 10, 12, 14, 16, 20, 24 or 32."""
+    return next(bits for bits in _DEPTHS if most < 1 << bits)
+
+
+def _doubts(valid: Array, invalid: Mask | None, white: float, role: Role) -> tuple[Remark, ...]:
+    if role.dark or role.ranged or valid.size == 0 or float(valid.max()) >= white * _LEAST_FILLING:
+        return ()
+    return (Remark("fills less than an eighth of its scale"),)
+
+
+def _scaled(image: Array, scale: Scale, invalid: Mask | None) -> Array:
+    if scale.high <= scale.low:
+        return np.zeros(image.shape, np.float32)
+    factor = WHITE / (scale.high - scale.low)
+    if image.dtype.itemsize > 2 and image.dtype != np.float32:
+        # Beyond the 24 bits of float32, the difference has to be taken first.
+        shown = ((image.astype(np.float64) - scale.low) * factor).astype(np.float32)
+    else:
+        shown = (image.astype(np.float32) - np.float32(scale.low)) * np.float32(factor)
+    if invalid is not None:
+        shown[invalid] = 0
+    return shown.clip(0.0, WHITE, out=shown)
+
+
+def _sample(values: Array) -> Array:
+    """A regular sample of pixels, flat."""
+    flat = values.reshape(-1)
+    # An odd step meets every column.
+    return flat[:: max(1, flat.size // _SAMPLED_PIXELS) | 1]

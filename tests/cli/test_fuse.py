@@ -1,0 +1,139 @@
+"""``fuse`` with files as cameras and people leave them: encodings, missing pixels, odd names, and failures that end nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refusion_edge.arrays import Array
+from refusion_edge.cli import main
+from refusion_edge.images.io import read_image, write_image
+
+Picture = Callable[..., Array]
+
+
+def levels_of(picture: Picture) -> Array:
+    levels = picture(40, 56).astype(np.float64)
+    return np.rint((levels - levels.min()) / np.ptp(levels) * 255).astype(np.uint8)
+
+
+def fuse(*arguments: str) -> int:
+    return main(["fuse", *arguments, "--backend", "onnxruntime", "--threads", "1"])
+
+
+@pytest.mark.parametrize("output_range", ["stretch", "fixed"])
+def test_the_same_scene_gives_the_same_image_in_every_encoding(picture: Picture, output_range: str) -> None:
+    import tifffile
+
+    levels = levels_of(picture)
+    tifffile.imwrite("levels.tiff", levels)
+    tifffile.imwrite("counts.tiff", (51_241 + levels.astype(np.uint16) * 4).astype(np.uint16))
+    tifffile.imwrite("centikelvin.tiff", (28_500 + levels.astype(np.uint16) * 5).astype(np.uint16))
+    tifffile.imwrite("kelvin.tiff", (285 + levels * 0.05).astype(np.float32))
+    write_image("vis.png", picture(40, 56, 3))
+    results = {}
+    for name in ("levels", "counts", "centikelvin", "kelvin"):
+        assert fuse(f"{name}.tiff", "vis.png", "-o", f"{name}.png", "--range", output_range) == 0
+        results[name] = read_image(f"{name}.png").astype(int)
+    for name, image in results.items():
+        assert np.abs(image - results["levels"]).max() <= 2, name
+
+
+def test_pixels_without_a_value_show_the_other_source_and_are_counted(
+    picture: Picture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = (51_241 + levels_of(picture).astype(np.uint16) * 4).astype(np.uint16)
+    counts[:8] = 0
+    visible = picture(40, 56)
+    write_image("ir.png", counts)
+    write_image("vis.png", visible)
+    assert fuse("ir.png", "vis.png", "-o", "out.png", "--json", "out.json") == 0
+    assert np.abs(read_image("out.png")[:8].astype(int) - visible[:8]).max() <= 1
+    document = json.loads(Path("out.json").read_text())
+    (written,) = document["written"]
+    assert [source["invalid_pixels"] for source in written["sources"]] == [8 * 56, 0]
+    assert (written["sources"][0]["low"], written["sources"][0]["high"]) == (counts[8:].min(), counts[8:].max())
+    assert any(remark["pixels"] == 8 * 56 for remark in document["remarks"])
+    assert str(8 * 56) in capsys.readouterr().err
+
+
+def test_a_guessed_depth_is_said_once_and_can_be_overridden(picture: Picture, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(3):
+        write_image(f"ir/{index}.png", picture(24, 32))
+        write_image(f"vis/{index}.png", (picture(24, 32, 1, np.uint16) >> 4).astype(np.uint16))
+    assert fuse("ir", "vis", "-o", "out") == 0
+    assert capsys.readouterr().err.count("12 significant bits") == 1
+    assert fuse("ir/0.png", "vis/0.png", "-o", "guessed.png") == 0
+    assert fuse("ir/0.png", "vis/0.png", "-o", "given.png", "--b-range", "0:4095") == 0
+    assert np.array_equal(read_image("guessed.png"), read_image("given.png"))
+    assert fuse("ir/0.png", "vis/0.png", "-o", "full.png", "--b-range", "full") == 0
+    assert not np.array_equal(read_image("guessed.png"), read_image("full.png"))
+    assert fuse("ir/0.png", "vis/0.png", "-o", "x.png", "--b-range", "9:3") == 2
+
+
+def test_one_failure_does_not_end_a_folder(picture: Picture, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a", "b", "c", "long" + "x" * 242]
+    for name in names:
+        for folder in ("ir", "vis"):
+            write_image(f"{folder}/{name}.png", picture(24, 32))
+    Path("ir/b.png").unlink()
+    Path("ir/b.png").symlink_to("b.png")  # a link to itself
+    Path("out/c.png").mkdir(parents=True)
+    Path("ir/._a.png").write_bytes(b"resource fork")
+    Path("vis/Thumbs.db").write_bytes(b"thumbnails")
+    assert fuse("ir", "vis", "-o", "out", "--json", "out.json") == 4
+    document = json.loads(Path("out.json").read_text())
+    assert [written["name"] for written in document["written"]] == ["a", names[3]]
+    assert [failed["name"] for failed in document["failed"]] == ["b", "c"]
+    assert document["left_out"] == ["vis/Thumbs.db"]
+    assert read_image(f"out/{names[3]}.png").shape == (24, 32)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_that_no_terminal_can_show_are_escaped(picture: Picture, encoding: str) -> None:
+    write_image("ir/x.png", picture(24, 32))
+    write_image("vis/x.png", picture(24, 32))
+    odd = os.fsencode("ir/x.png").replace(b"x", b"\xff\xe4\xf6")
+    Path("ir/x.png").rename(os.fsdecode(odd))
+    Path("vis/x.png").rename(os.fsdecode(odd.replace(b"ir", b"vis")))
+    done = subprocess.run(
+        [sys.executable, "-m", "refusion_edge", "fuse", "ir", "vis", "-o", os.fsdecode(b"out\xff"), "--backend", "onnxruntime"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert Path(os.fsdecode(b"out\xff/\xff\xe4\xf6.png")).is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_sentence(picture: Picture) -> None:
+    write_image("ir.png", picture(24, 32))
+    write_image("vis.png", picture(24, 32))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "refusion_edge", "fuse", "ir.png", "vis.png", "-o", "out.png", "--backend", "onnxruntime"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 4
+    assert b"Traceback" not in done.stderr
+    assert Path("out.png").is_file()
+
+
+def test_a_data_set_of_a_known_layout_is_named_once(picture: Picture) -> None:
+    for folder in ("Ir", "Vis"):
+        write_image(f"data/{folder}/1.png", picture(24, 32))
+    assert fuse("data", "data", "-o", "out") == 0
+    assert fuse("data", "data", "-o", "again", "--layout", "m3fd") == 0
+    assert fuse("data", "data", "-o", "out", "--layout", "msrs") == 4
+    assert np.array_equal(read_image("out/1.png"), read_image("again/1.png"))

@@ -1,0 +1,4 @@
+// Counts what the whole process allocates with `new`.
+#pragma once
+
+long allocation_count();
