@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from refusion_edge.arrays import State
 
-NETWORK_NAMES = ("refusion", "fast")
-"""Names of the networks, which ``refusion_edge.network.family`` defines."""
-
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 """Precision of an engine."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")

@@ -9,7 +9,6 @@ import torch
 from refusion_edge.errors import UsageError
 from refusion_edge.network.family import NETWORKS, find_network, network_of
 from refusion_edge.network.fast import FastLayout, reference
-from refusion_edge.network.layouts import NETWORK_NAMES
 from refusion_edge.network.parameters import PARAMETERS
 
 
@@ -24,10 +23,6 @@ def test_an_unknown_network_is_refused() -> None:
         find_network("fst")
     assert caught.value.expected == tuple(NETWORKS)
     assert "'fast'" in caught.value.problem
-
-
-def test_the_command_line_knows_every_network() -> None:
-    assert tuple(NETWORKS) == NETWORK_NAMES
 
 
 def test_shapes_follow_the_layout() -> None:
