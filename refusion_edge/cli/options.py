@@ -11,7 +11,7 @@ from typing import Any
 
 from refusion_edge.errors import UsageError
 from refusion_edge.machine import MAX_THREADS
-from refusion_edge.network.layouts import NETWORK_NAMES
+from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}

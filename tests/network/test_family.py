@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from refusion_edge.errors import UsageError
+from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.network.family import NETWORKS, find_network, network_of
 from refusion_edge.network.fast import FastLayout, reference
 from refusion_edge.network.parameters import PARAMETERS
@@ -47,3 +48,7 @@ def test_torch_runs_the_fast_network() -> None:
     assert np.abs(fused[0, 0] - reference(state, a[0, 0], b[0, 0])).max() < 1e-5
     assert fused.min() >= 0
     assert fused.max() <= 1
+
+
+def test_the_names_are_those_of_the_networks() -> None:
+    assert tuple(NETWORKS) == NETWORK_NAMES
