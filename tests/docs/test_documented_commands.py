@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shlex
 import shutil
@@ -108,6 +109,11 @@ def documented_files(bundle: Path) -> None:
     infrared, visible = read_image(street.a), read_image(street.b)
     for name in ("infrared.png", "ir.png", "later-ir.png"):
         write_image(name, infrared)
+    # The middle of it, as wide as 50 degrees are in an image of 74.
+    height, width = infrared.shape[:2]
+    share = math.tan(math.radians(25)) / math.tan(math.radians(37))
+    top, left = (round(side * (1 - share) / 2) for side in (height, width))
+    write_image("narrow-ir.png", infrared[top : height - top, left : width - left])
     for name in ("visible.png", "vis.png", "later-vis.png"):
         write_image(name, visible)
     for pair in sample_paths("ir_vis"):
