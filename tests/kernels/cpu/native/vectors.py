@@ -16,7 +16,6 @@ import numpy as np
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.onnxruntime import open_reference
-from refusion_edge.backends.registry import RunOptions
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout
 from refusion_edge.network.fast import reference as fast_reference
@@ -37,7 +36,7 @@ def main() -> int:
     for task in TASKS:
         checkpoint = read_checkpoint(weights_path(task))
         a, b = (draw.random((1, 1, 41, 67), np.float32) for _ in range(2))
-        with open_reference(checkpoint.state, "onnxruntime", RunOptions(threads=1)) as reference:
+        with open_reference(checkpoint.state, 1) as reference:
             write_vector(folder / task, checkpoint, a, b, reference.fuse(a, b))
     for layout in _FAST:
         state = random_state(layout)
