@@ -35,7 +35,15 @@ from refusion_edge.train.meta import (
     reconstruction_gradient,
 )
 from refusion_edge.train.networks import ProposalSettings, fuse, propose, reconstruct
-from refusion_edge.train.optimization import action_at, apply, average_decay, crop_at, gradient_coefficient, learning_factor
+from refusion_edge.train.optimization import (
+    action_at,
+    apply,
+    average_decay,
+    clipped,
+    crop_at,
+    gradient_coefficient,
+    learning_factor,
+)
 from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.process import Ranks, StopSignal
 from refusion_edge.train.settings import Settings
@@ -214,7 +222,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 if action.update:
                     rate = settings.optimiser.learning_rate * factor
                     if progress >= settings.optimiser.fusion_frozen:
-                        apply(state.optimizers["fusion"], state.theta, fusion.gradient, rate)
+                        apply(state.optimizers["fusion"], state.theta, clipped(fusion.gradient, settings.optimiser.clip), rate)
                     if networks.reconstructs:
                         apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
                     _follow(state, average_decay(settings.optimiser, settings.run, step))

@@ -106,6 +106,14 @@ def outer_optimizer(phi: Parameters, settings: MetaSettings) -> Optimizer:
     return AdamW(phi.values(), betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True)
 
 
+def clipped(gradient: Parameters, limit: float) -> Parameters:
+    """Shorten a gradient to a norm of at most ``limit``, all tensors together; 0 for no limit."""
+    norm = torch.nn.utils.get_total_norm(gradient.values())
+    if not limit or norm <= limit:
+        return gradient
+    return {name: tensor * (limit / norm) for name, tensor in gradient.items()}
+
+
 def apply(optimizer: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
     """Update parameters in place, given a gradient."""
     for group in optimizer.param_groups:

@@ -123,6 +123,7 @@ class OptimizerSettings:
             in runs below 1,000 steps.
         fusion_frozen: Share of the run at its start in which F is frozen while R adapts to it; for an F that was
             trained before.
+        clip: Largest norm of the gradient of F; a longer gradient is shortened to it. 0 for no limit.
     """
 
     learning_rate: float
@@ -133,6 +134,7 @@ class OptimizerSettings:
     decay_every: float
     ema: float
     fusion_frozen: float
+    clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,7 @@ class Settings:
             "meta.phase": meta.phase,
             "meta.eps": meta.eps,
             "optimiser.warm_up_steps": optimiser.warm_up_steps,
+            "optimiser.clip": optimiser.clip,
             "guard.margin": self.guard.margin,
             "validation.images": self.validation.images,
             "data.cache_mib": self.data.cache_mib,

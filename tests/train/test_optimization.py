@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from refusion_edge.train.optimization import adamw, apply
+from refusion_edge.train.optimization import adamw, apply, clipped
 
 
 def test_the_layout_of_a_gradient_does_not_matter() -> None:
@@ -16,3 +16,14 @@ def test_the_layout_of_a_gradient_does_not_matter() -> None:
     optimizer = adamw(parameters)
     apply(optimizer, parameters, {"weight": gradient.contiguous(memory_format=torch.channels_last)}, 0.5)
     assert torch.allclose(parameters["weight"], -0.5 * gradient.sign(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("limit", "norm"), [(0.0, 13.0), (20.0, 13.0), (13.0, 13.0), (1.0, 1.0), (1e-6, 1e-6)])
+def test_a_gradient_is_shortened_as_a_whole(limit: float, norm: float) -> None:
+    # 3, 4 and 12 in the only entries that are not 0: their root of squares is 13.
+    gradient = {"one": torch.tensor([[3.0, 0.0], [0.0, -4.0]]), "other": torch.tensor([0.0, 12.0])}
+    found = clipped(gradient, limit)
+    assert found.keys() == gradient.keys()
+    for name, tensor in gradient.items():
+        torch.testing.assert_close(found[name], tensor * (norm / 13))
+    assert gradient["other"].tolist() == [0, 12]

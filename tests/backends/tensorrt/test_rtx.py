@@ -267,6 +267,7 @@ def test_an_engine_can_take_8_bit_sources_and_give_levels_besides(levels: Output
     assert (" --uint8-input" in rebuilt) == pixels
 
 
+@pytest.mark.slow
 def test_layers_are_evaluated_one_by_one(run_cli: Run) -> None:
     assert run_cli(*INT8, "--calib-data", "random")[0] in (0, 1)
     if not Path("x").exists():

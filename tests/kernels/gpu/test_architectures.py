@@ -72,6 +72,7 @@ def test_every_kernel_compiles_and_fits(architecture: int) -> None:
         assert len(binary.image) < 150_000, name
 
 
+@pytest.mark.slow
 def test_a_program_for_all_of_them_is_small(random_state: State) -> None:
     targets = {architecture: compiled(architecture) for architecture in CHOSEN if not why_not(architecture)}
     program = assemble(fold(random_state), {"task": "medical"}, targets)
@@ -97,6 +98,7 @@ for kernel in (weighted_loss.weighted_loss_kernel, weighted_loss.second_order_ke
 """
 
 
+@pytest.mark.slow
 def test_the_loss_kernels_compile_without_spilling() -> None:
     pytest.importorskip("torch", reason="training needs torch")
     if reason := why_not(CHOSEN[0]):

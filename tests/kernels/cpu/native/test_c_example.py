@@ -24,6 +24,9 @@ from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT, TOLERANCE, one_sentence
 from tests.oracles import fast as fast_oracle
 
+# Building takes most of a minute, in every worker.
+pytestmark = pytest.mark.slow
+
 WEIGHTS = weights_path("ir_vis")
 
 
@@ -61,7 +64,6 @@ def read_pgm(path: str) -> Array:
     return np.frombuffer(pixels, np.uint8).reshape(height, width)
 
 
-@pytest.mark.slow
 def test_the_example_fuses_what_python_fuses(fuse_pgm: Path) -> None:
     street = sample_paths("ir_vis")[1]
     images = [read_image(path) for path in (street.a, street.b)]
