@@ -28,6 +28,7 @@ from refusion_edge.errors import BackendError, OutputError, StreamError, UsageEr
 from refusion_edge.machine import require
 from refusion_edge.rig.model import POLARITIES
 from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.outputs.connections import LIMITS, Connections, Limits
 from refusion_edge.stream.outputs.prometheus import to_prometheus
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
@@ -42,6 +43,7 @@ _JPEG_QUALITY = 82
 _FIGURES_EVERY_S = 0.5
 _START_S = _STOP_S = 5.0
 _MAX_WAITING_S = 10.0
+_KEPT_ALIVE_S = 15.0
 _COOKIE = "refusion_edge_token"
 _PAGE_FILES = {
     "/": ("page.html", "text/html"),
@@ -69,6 +71,7 @@ class ViewSink:
         token: Token that viewers have to present; if None, it is generated for an address that other machines can reach.
         allow_origins: Addresses, such as ``https://cameras.example``, under which a reverse proxy shows the page.
         announce: Called with the address of the page.
+        limits: Limits of its connections.
 
     Raises:
         UsageError: An allowed address is none, or has a path.
@@ -88,6 +91,7 @@ class ViewSink:
         token: str | None = None,
         allow_origins: Sequence[str] = (),
         announce: Callable[[str], object] = lambda _text: None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.name = str(uri)
         read_options(uri, ())
@@ -111,6 +115,7 @@ class ViewSink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._figures: dict[str, Any] = {}
         self._figures_s = 0.0
+        self._connections = Connections(limits)
         self.address = (self._host, self._port)
 
     def __enter__(self) -> Self:
@@ -159,6 +164,7 @@ class ViewSink:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self._host, self._port))
+            listening.listen(128)
         except OSError as error:
             listening.close()
             if error.errno == errno.EADDRINUSE:
@@ -199,12 +205,15 @@ class ViewSink:
         application.router.add_get("/fused.mjpg", self._motion_jpeg)
         application.router.add_get("/status.json", self._status)
         application.router.add_get("/metrics", self._prometheus)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S)
         await runner.setup()
-        await web.SockSite(runner, listening).start()
+        accepting = asyncio.create_task(self._connections.accept(listening, runner.server))
         self._ready.set()
         async with self._news:
             await self._news.wait_for(lambda: self._ending)
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+        listening.close()
         await runner.cleanup()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -256,6 +265,7 @@ class ViewSink:
             raise web.HTTPUnauthorized(
                 text="this view needs the token that the stream printed: add ?token=... to the address\n"
             )
+        self._connections.authorize(request.transport)
         response = await handler(request)
         if self._token is not None and "token" in request.query and not response.prepared:
             response.set_cookie(_COOKIE, self._token, httponly=True, samesite="Strict")

@@ -26,6 +26,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.outputs.connections import LIMITS, Limits
 from refusion_edge.stream.outputs.prometheus import to_prometheus
 from refusion_edge.stream.outputs.view import ViewSink
 from refusion_edge.stream.processing.gain import ThermalGain
@@ -40,10 +41,18 @@ Served = Callable[..., "Live"]
 class Live:
     """A view that gets frames from its own thread."""
 
-    def __init__(self, uri: str, token: str | None = None, allow_origins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, uri: str, token: str | None = None, allow_origins: tuple[str, ...] = (), limits: Limits = LIMITS
+    ) -> None:
         self.gain, self.said = ThermalGain(), list[str]()
         self.sink = ViewSink(
-            parse_output(uri), Statistics(), self.gain, token=token, allow_origins=allow_origins, announce=self.said.append
+            parse_output(uri),
+            Statistics(),
+            self.gain,
+            token=token,
+            allow_origins=allow_origins,
+            announce=self.said.append,
+            limits=limits,
         )
         self.sink.__enter__()
         self.port = self.sink.address[1]
@@ -408,3 +417,66 @@ def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: 
             seen.add(viewers if viewers or 1 in seen else None)
             time.sleep(0.05)
     assert {0, 1} <= seen
+
+
+def idle(port: int, count: int, greeting: bytes = b"") -> list[socket.socket]:
+    """Connections that send this and then nothing."""
+    opened = []
+    for _ in range(count):
+        connection = socket.create_connection(("127.0.0.1", port), 5)
+        connection.settimeout(5)
+        connection.sendall(greeting)
+        opened.append(connection)
+    return opened
+
+
+def closed(connections: list[socket.socket]) -> int:
+    """How many of them the other side has closed within 5 s."""
+    count = 0
+    for connection in connections:
+        try:
+            while connection.recv(4096):
+                pass
+            count += 1
+        except ConnectionResetError:
+            count += 1
+        except TimeoutError:
+            pass
+        connection.close()
+    return count
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"\x16\x03\x01"], ids=["idle", "half", "tls"]
+)
+def test_connections_that_are_not_authorized_take_no_descriptors(served: Served, greeting: bytes) -> None:
+    live = served("view://0.0.0.0:0", token="secret", limits=Limits(total=40, waiting=8, waiting_s=0.5))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened = idle(live.port, 60, greeting)
+    # Own ends, and those that were let in.
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 60 + 8 + 2
+    assert closed(opened) == 60
+    assert live.get("/?token=secret")[0] == 200
+
+
+def test_a_new_viewer_takes_the_place_of_who_waits_longest(served: Served) -> None:
+    live = served("view://0.0.0.0:0", token="secret", limits=Limits(total=6, waiting=6, waiting_s=60.0))
+    opened = idle(live.port, 6)
+    assert live.get("/?token=secret")[0] == 200
+    assert closed(opened[:1]) == 1
+    for connection in opened[1:]:
+        connection.close()
+
+
+def test_who_was_authorized_may_be_slow(served: Served) -> None:
+    live = served("view://0.0.0.0:0", token="secret", limits=Limits(total=6, waiting=2, waiting_s=0.3))
+
+    async def look() -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"http://127.0.0.1:{live.port}/ws?token=secret") as socket_,
+        ):
+            await asyncio.sleep(0.8)
+            return len((await socket_.receive(5)).data)
+
+    assert asyncio.run(look()) > 100
