@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, length_m, nonempty, number_between
+from refusion_edge.cli.options import add_json, add_trust, length_m, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-offset-ms", type=_milliseconds, default=500.0, metavar="MS", help="largest offset to search for (default: 500)"
     )
+    add_trust(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="rig file to write (default: overwrite RIG)")
     add_json(parser)
 
@@ -95,12 +96,13 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
         return tracks
     from refusion_edge.stream.sources.registry import open_pair
     from refusion_edge.stream.sources.watching import watch
-    from refusion_edge.stream.uri import parse_source
+    from refusion_edge.stream.uri import choose_source
 
-    ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
+    ir = choose_source(options.ir, rig.ir.uri, trusted=options.trust)
+    vis = choose_source(options.vis, rig.vis.uri, trusted=options.trust)
     if ir is None or vis is None:
         raise UsageError("two sources are needed", "give --ir and --vis, a rig that names them, or --recording")
-    sources = open_pair(parse_source(ir), parse_source(vis))
+    sources = open_pair(ir, vis)
     if sources[0].live != sources[1].live:
         raise UsageError("the clocks of a camera and a file are unrelated", "give two cameras or two files")
     watch(sources, options.duration_s, take)

@@ -53,6 +53,11 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust`` for the pipelines in a rig file."""
+    parser.add_argument("--trust", action="store_true", help="run the GStreamer pipelines (gst:) that the rig names as sources")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")

@@ -13,6 +13,7 @@ from refusion_edge.cli.options import (
     add_renamed,
     add_task,
     add_threads,
+    add_trust,
     nonempty,
     number_between,
 )
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ir", type=nonempty, metavar="URI", help="infrared source (default: from the rig)")
     parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: from the rig)")
     add_best_effort(parser)
+    add_trust(parser)
     parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording in place of two sources")
     parser.add_argument(
         "-o", "--output", action="append", type=nonempty, metavar="URI",

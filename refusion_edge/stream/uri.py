@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import RigError, UsageError
 from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -18,6 +18,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")
+# Elements of GStreamer that take frames away; by custom, their names end like this.
+_SINK = re.compile(r"\b\w*sink\b", re.IGNORECASE)
 _CAMERA_NUMBER = re.compile(r"(?:v4l2://)?(\d{1,2})(\?.*)?", re.ASCII)
 
 
@@ -93,6 +95,41 @@ def parse_source(text: str) -> Uri:
     elif text.startswith(("/dev/video", "/dev/v4l/")):
         text = f"v4l2://{text}"
     return _parse(text, SOURCE_SCHEMES, "a source")
+
+
+def choose_source(given: str | None, stored: str | None, *, trusted: bool) -> Uri | None:
+    """Choose between the source on the command line and the one in the rig file, which may come from a stranger.
+
+    Args:
+        given: URI on the command line, see ``parse_source``, or None.
+        stored: URI in the rig, or None.
+        trusted: Whether the user vouches for the rig.
+
+    Returns:
+        The source, or None if neither names one.
+
+    Raises:
+        UsageError: See ``parse_source``.
+        RigError: The rig names a pipeline, which is code, and is not trusted, or the pipeline sends frames elsewhere.
+    """
+    if given is not None or stored is None:
+        return None if given is None else parse_source(given)
+    uri = parse_source(stored)
+    if uri.scheme != "gst":
+        return uri
+    if not trusted:
+        raise RigError(
+            f"the rig takes frames from a GStreamer pipeline, which can run anything on this machine: {uri}",
+            "if you know where the file comes from, repeat the command with --trust",
+        )
+    sink = _SINK.search(uri.target)
+    if sink is not None:
+        raise RigError(
+            f"the pipeline of the rig sends frames elsewhere, to {printable(sink[0])}: {uri}",
+            "take that element out, or give the pipeline on the command line",
+            got=sink[0],
+        )
+    return uri
 
 
 def is_camera(text: str) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from refusion_edge.errors import UsageError
-from refusion_edge.stream.uri import frame_pattern, host_and_port, parse_output, parse_source, redact
+from refusion_edge.errors import RigError, UsageError
+from refusion_edge.stream.uri import choose_source, frame_pattern, host_and_port, parse_output, parse_source, redact
 from tests.raising import raises
 
 
@@ -105,3 +105,38 @@ def test_a_file_named_like_a_camera_is_a_file() -> None:
 )
 def test_credentials_become_part_of_a_valid_address(text: str, address: str) -> None:
     assert parse_source(text).address == address
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "trusted", "target"),
+    [
+        (None, "clip.mkv", False, "clip.mkv"),
+        ("other.mkv", "gst:filesrc ! fakesink", False, "other.mkv"),
+        ("gst:tee ! filesink location=a", None, False, "tee ! filesink location=a"),
+        (None, "gst:v4l2src ! videoconvert", True, "v4l2src ! videoconvert"),
+    ],
+)
+def test_the_command_line_comes_before_the_rig(given: str | None, stored: str | None, trusted: bool, target: str) -> None:
+    uri = choose_source(given, stored, trusted=trusted)
+    assert uri is not None
+    assert uri.target == target
+
+
+def test_there_may_be_no_source() -> None:
+    assert choose_source(None, None, trusted=True) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["gst:v4l2src ! videoconvert", "gst:fakesrc ! filesink location=/etc/passwd", "gst://videotestsrc"]
+)
+def test_a_pipeline_in_a_rig_has_to_be_trusted(text: str) -> None:
+    with raises(RigError, remedy="--trust"):
+        choose_source(None, text, trusted=False)
+
+
+@pytest.mark.parametrize(
+    "sink", ["filesink location=/etc/passwd", "tcpserversink host=0.0.0.0", "FileSink", "appsink", "multiudpsink"]
+)
+def test_a_pipeline_in_a_rig_sends_frames_nowhere_else(sink: str) -> None:
+    with raises(RigError, got=sink.split(maxsplit=1)[0]):
+        choose_source(None, f"gst:videotestsrc ! tee name=t ! queue ! {sink} t. ! videoconvert", trusted=True)

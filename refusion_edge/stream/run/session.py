@@ -25,7 +25,7 @@ from refusion_edge.stream.sources.pacing import PacedSource
 from refusion_edge.stream.sources.registry import open_pair
 from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.statistics import Statistics
-from refusion_edge.stream.uri import Uri, frame_pattern, parse_output, parse_source
+from refusion_edge.stream.uri import Uri, choose_source, frame_pattern, parse_output
 
 _DEFAULT_VIEW = "view://127.0.0.1:8080"
 _DEFAULT_TASK = "ir_vis"
@@ -134,10 +134,11 @@ class StreamSession:
             if settings.ir or settings.vis or settings.record:
                 raise UsageError("--replay cannot be combined with --ir, --vis or --record", "leave them out")
             return read_recording(Path(settings.replay))
-        ir, vis = settings.ir or (rig.ir.uri if rig else None), settings.vis or (rig.vis.uri if rig else None)
+        ir = choose_source(settings.ir, rig.ir.uri if rig else None, trusted=settings.trust)
+        vis = choose_source(settings.vis, rig.vis.uri if rig else None, trusted=settings.trust)
         if ir is None or vis is None:
             raise UsageError("a stream needs two sources", "give --ir and --vis, a --rig that names them, or --replay")
-        opened = open_pair(parse_source(ir), parse_source(vis), best_effort=settings.best_effort)
+        opened = open_pair(ir, vis, best_effort=settings.best_effort)
         if opened[0].live != opened[1].live:
             return (
                 opened[0] if opened[0].live else PacedSource(opened[0]),

@@ -53,6 +53,7 @@ class StreamSettings:
         token: Token that viewers have to present.
         allow_origins: Addresses under which reverse proxies show the browser view.
         hash: Whether all fused frames are hashed.
+        trust: Whether pipelines that the rig names are run.
     """
 
     best_effort: bool = False
@@ -89,6 +90,7 @@ class StreamSettings:
     token: str | None = None
     allow_origins: tuple[str, ...] = ()
     hash: bool = False
+    trust: bool = False
 
     def shown(self) -> dict[str, Any]:
         """The settings as plain values for the report, without credentials."""
