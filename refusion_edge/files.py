@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import stat
 import sys
 import tempfile
 from pathlib import Path
+
+from typing_extensions import Self
 
 from refusion_edge.errors import InputError, OutputError, RefusionError
 
@@ -88,6 +91,46 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
             _replace(target, before, data, mode)
     except OSError as error:
         raise output_error(path, error) from error
+
+
+class Claim:
+    """An exclusive lock on a file or a folder while this process writes it. Leaving the context twice is harmless.
+
+    Args:
+        path: The file or folder to lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        """Lock the path, which must exist.
+
+        Raises:
+            OutputError: Another process is writing it, or it cannot be opened.
+        """
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise OutputError(f"cannot write {self._path}: another process is writing it", "choose another name") from error
+        except OSError:
+            pass  # this file system has no locks
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def natural_key(name: str) -> tuple[list[object], str]:

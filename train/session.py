@@ -13,7 +13,7 @@ import torch
 
 from refusion_edge._version import __version__
 from refusion_edge.errors import BackendError, CheckpointError, UsageError
-from refusion_edge.files import output_error
+from refusion_edge.files import Claim, output_error
 from refusion_edge.network.family import DEFAULT_NETWORK
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import Entry, PairCollection, Survey, split_held, survey
@@ -95,7 +95,7 @@ def run_session(request: Request, console: Console) -> Outcome:
             of another task.
         BackendError: The device is not available, or another rank was lost.
         TrainingError: The loss became NaN or infinite.
-        OutputError: A file cannot be written.
+        OutputError: A file cannot be written, or another run is writing into the folder.
     """
     _check(request)
     checkpoint = None if request.resume is None else read_state(request.resume)
@@ -138,7 +138,7 @@ def run_session(request: Request, console: Console) -> Outcome:
         run = Run(request.task, settings, collection, data_held, output, ranks, max_s, teacher)
         if not ranks.is_first:
             return train(run, networks, state, _Silent(output), lambda *_: None)
-        with RunLog(output) as log:
+        with Claim(output), RunLog(output) as log:
             log.write("start", state.counters.step, _facts(request, settings, ranks, found))
 
             def report(sentence: str) -> None:

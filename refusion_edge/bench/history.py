@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from refusion_edge.bench.measurement import END_TO_END, Row
 from refusion_edge.bench.report import SCHEMA, Report, machine_differences, row_document, row_from_document
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.bench.timing import Load
 from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, UsageError
-from refusion_edge.files import output_error, read_file, write_atomically
+from refusion_edge.files import Claim, output_error, read_file, write_atomically
 
 LINES_SCHEMA = "refusion-edge/bench-lines/1"
 DEFAULT_THRESHOLD = 0.10
@@ -28,6 +31,8 @@ _COMPARED = ("task", "size_text", "precision", "backend", "threads", "color", "o
 class SweepLog:
     """A file of measurements that grows line by line. Each line is on the disk before the next measurement starts.
 
+    Use it as a context manager; on entry the file is locked, and read.
+
     Args:
         path: The file; created if it does not exist, continued if it does.
         configuration: Everything the numbers depend on; a file with another configuration is refused.
@@ -35,21 +40,39 @@ class SweepLog:
     Raises:
         UsageError: The file holds another configuration; names the difference.
         InputError: The file is not such a file.
-        OutputError: It cannot be written.
+        OutputError: It cannot be written, or another sweep is writing it.
     """
 
     def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
-        self._path = path
-        header = {"schema": LINES_SCHEMA, "configuration": json.loads(json.dumps(configuration, sort_keys=True))}
-        kept = _whole_lines(path)
+        self._path, self._claim = path, Claim(path)
+        self._header = {"schema": LINES_SCHEMA, "configuration": json.loads(json.dumps(configuration, sort_keys=True))}
         self.rows: dict[Identity, Row] = {}
-        if kept:
-            _check_header(path, kept[0], header)
-            found = (_row(path, line) for line in kept[1:])
+
+    def __enter__(self) -> Self:
+        if not _whole_lines(self._path):
+            write_atomically(self._path, f"{_to_line(self._header)}\n".encode())
+        # Two sweeps in one file would be one that nobody measured.
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._claim)
+            kept = _whole_lines(self._path)
+            _check_header(self._path, kept[0], self._header)
+            found = (_row(self._path, line) for line in kept[1:])
             # Unstable measurements are repeated, perhaps when the machine is quieter.
             self.rows = {row.identity: row for row in found if row.stages is not None}
-        # Drop the partial line that a killed run may have left.
-        write_atomically(path, "".join(f"{line}\n" for line in kept or [_to_line(header)]).encode())
+            self._drop_partial_line()
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._claim.close()
+
+    def _drop_partial_line(self) -> None:
+        """Remove what a killed run may have left at the end."""
+        try:
+            with self._path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        except OSError as error:
+            raise output_error(self._path, error) from error
 
     def add(self, row: Row) -> None:
         """Append a measurement."""

@@ -318,29 +318,27 @@ def _sweep(
     from refusion_edge.bench.timing import SystemClock
     from refusion_edge.cli.console import progress_bar, remarks
 
-    log = None
-    if options.lines:
-        configuration = {
-            "machine": asdict(describe_machine()),
-            "versions": versions,
-            "plan": asdict(plan),
-            "engines": {subject.identity.label: subject.files for subject in subjects},
-            "backend": options.backend,
-            "threads": options.threads,
-            "images": [options.a, options.b],
-        }
-        log = SweepLog(Path(options.lines), configuration)
-        if log.rows:
-            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are already measured")
+    configuration = {
+        "machine": asdict(describe_machine()),
+        "versions": versions,
+        "plan": asdict(plan),
+        "engines": {subject.identity.label: subject.files for subject in subjects},
+        "backend": options.backend,
+        "threads": options.threads,
+        "images": [options.a, options.b],
+    }
     rows: list[Row] = []
-    with progress_bar() as progress:
-        for subject in progress.track(subjects, description="measuring"):
-            row = log.rows.get(subject.identity) if log else None
-            if row is None:
-                row = measure(subject, plan, SystemClock(), limits_of(subject.identity.backend))
-                if log:
-                    log.add(row)
-            rows.append(row)
+    with SweepLog(Path(options.lines), configuration) if options.lines else contextlib.nullcontext() as log:
+        if log is not None and log.rows:
+            remarks().print(f"{options.lines}: {len(log.rows)} of {len(subjects)} are already measured")
+        with progress_bar() as progress:
+            for subject in progress.track(subjects, description="measuring"):
+                row = None if log is None else log.rows.get(subject.identity)
+                if row is None:
+                    row = measure(subject, plan, SystemClock(), limits_of(subject.identity.backend))
+                    if log is not None:
+                        log.add(row)
+                rows.append(row)
     return tuple(rows)
 
 

@@ -206,6 +206,8 @@ def _print_report(report: Report) -> None:
         console.print(table)
     if any(report.summary(method, metric).undefined for method in report.methods for metric in report.metrics):
         console.print(f"\n* {UNDEFINED} on some images, which are not included")
+        if several:
+            console.print("  a method that is undefined on an image where another one is not ranks last in that metric")
     if several:
         _print_comparison(report)
     if report.misregistration is not None:

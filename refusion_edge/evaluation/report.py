@@ -82,8 +82,8 @@ class Report:
 
     def ranks(self, metric: Metric) -> dict[str, int | None]:
         """Method to its rank in a metric, 1 for the best."""
-        means = [self.summary(method, metric).mean for method in self.methods]
-        return dict(zip(self.methods, ranks(means, higher_is_better=metric.direction == "higher"), strict=True))
+        values = self.values[:, :, self.metrics.index(metric)]
+        return dict(zip(self.methods, ranks(values, higher_is_better=metric.direction == "higher"), strict=True))
 
     def ranking(self) -> list[tuple[str, float | None]]:
         """Methods and their mean rank over all metrics that are defined for them, best first."""

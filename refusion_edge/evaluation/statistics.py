@@ -87,12 +87,25 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
     return Difference(float(np.mean(paired)), *interval(resampling(len(paired)) @ paired), len(paired))
 
 
-def ranks(means: list[float | None], *, higher_is_better: bool) -> list[int | None]:
-    """Rank methods by their means, 1 for the best; equal means share the better rank, undefined ones have no rank."""
-    sign = 1 if higher_is_better else -1
-    return [
-        None if own is None else 1 + sum(other is not None and sign * other > sign * own for other in means) for own in means
-    ]
+def ranks(values: NDArray[np.float64], *, higher_is_better: bool) -> list[int | None]:
+    """Rank methods by their means over the images, 1 for the best; equal means share the better rank.
+
+    A method without a value on an image where another one has it comes last: its mean is over other images, and blank results
+    would win otherwise.
+
+    Args:
+        values: (methods, images), NaN where undefined.
+        higher_is_better: Direction of the metric.
+
+    Returns:
+        A rank for each method; None for all if no value is defined.
+    """
+    comparable = values[:, ~np.isnan(values).all(axis=0)]
+    if not comparable.size:
+        return [None] * len(values)
+    means = comparable.mean(axis=1) * (1 if higher_is_better else -1)
+    oriented = np.where(np.isnan(means), -np.inf, means)
+    return [1 + int((oriented > own).sum()) for own in oriented]
 
 
 def image_quality(values: NDArray[np.float64], higher_is_better: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from refusion_edge.bench.report import Report, describe_machine, describe_versio
 from refusion_edge.bench.sensors import MachineState
 from refusion_edge.bench.subjects import Subject
 from refusion_edge.bench.timing import Load
-from refusion_edge.errors import InputError, RefusionError, UsageError
+from refusion_edge.errors import InputError, OutputError, RefusionError, UsageError
 from tests.bench.conftest import QUICK, MadeUpClock, subject_maker
 from tests.conftest import ROOT, one_sentence
 from tests.raising import raises
@@ -202,60 +202,80 @@ def test_an_engine_that_is_not_replayed_from_a_graph_is_named_wherever_it_was_me
 def test_a_sweep_goes_on_where_it_stopped(make_row: Callable[..., Row]) -> None:
     first, second = make_row(5.0), make_row(7.0, name="other")
     path, configuration = Path("out/sweep.jsonl"), {"plan": {"seconds": 3.0}, "engines": {"ir_vis": {"w": "00"}}}
-    SweepLog(path, configuration).add(first)
+    with SweepLog(path, configuration) as log:
+        log.add(first)
     whole = path.read_text()
     path.write_text(whole + '{"identity": {"na')
-    log = SweepLog(path, configuration)
-    assert log.rows == {first.identity: first}
-    assert path.read_text() == whole
-    log.add(second)
+    with SweepLog(path, configuration) as log:
+        assert log.rows == {first.identity: first}
+        assert path.read_text() == whole
+        log.add(second)
     assert read_rows(path) == (configuration, (first, second))
-    assert SweepLog(path, configuration).rows == {row.identity: row for row in (first, second)}
+    with SweepLog(path, configuration) as log:
+        assert log.rows == {row.identity: row for row in (first, second)}
 
 
 def test_measurements_of_earlier_releases_are_continued(make_row: Callable[..., Row]) -> None:
     row = make_row(5.0)
     path, configuration = Path("sweep.jsonl"), {"images": ["a.png", "b.png"], "plan": {}}
-    SweepLog(path, configuration).add(row)
+    with SweepLog(path, configuration) as log:
+        log.add(row)
     path.write_text(path.read_text().replace('"images"', '"pictures"').replace('"color"', '"colour"'))
     assert read_rows(path) == (configuration, (row,))
-    assert SweepLog(path, configuration).rows == {row.identity: row}
+    with SweepLog(path, configuration) as log:
+        assert log.rows == {row.identity: row}
+
+
+def test_two_sweeps_do_not_share_a_file(make_row: Callable[..., Row]) -> None:
+    path = Path("sweep.jsonl")
+    with SweepLog(path, {}) as log:
+        log.add(make_row(5.0))
+        before = path.read_bytes()
+        with raises(OutputError, "sweep.jsonl"), SweepLog(path, {}):
+            pass
+        assert path.read_bytes() == before
+    with SweepLog(path, {}) as log:
+        assert len(log.rows) == 1
 
 
 def test_what_was_not_stable_is_measured_again(make_row: Callable[..., Row]) -> None:
     path = Path("sweep.jsonl")
     unsteady, steady = make_row(None), make_row(5.0)
-    SweepLog(path, {}).add(unsteady)
-    log = SweepLog(path, {})
-    assert log.rows == {}
-    log.add(steady)
-    assert SweepLog(path, {}).rows == {steady.identity: steady}
+    with SweepLog(path, {}) as log:
+        log.add(unsteady)
+    with SweepLog(path, {}) as log:
+        assert log.rows == {}
+        log.add(steady)
+    with SweepLog(path, {}) as log:
+        assert log.rows == {steady.identity: steady}
     assert read_rows(path)[1] == (unsteady, steady)
 
 
 def test_another_configuration_is_not_continued(make_row: Callable[..., Row]) -> None:
     path = Path("sweep.jsonl")
-    SweepLog(path, {"plan": {"seconds": 3.0}, "backend": "auto"}).add(make_row(5.0))
+    with SweepLog(path, {"plan": {"seconds": 3.0}, "backend": "auto"}) as log:
+        log.add(make_row(5.0))
     before = path.read_bytes()
-    with raises(UsageError, "plan.seconds 3.0", "5.0"):
-        SweepLog(path, {"plan": {"seconds": 5.0}, "backend": "auto"})
+    with raises(UsageError, "plan.seconds 3.0", "5.0"), SweepLog(path, {"plan": {"seconds": 5.0}, "backend": "auto"}):
+        pass
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ["precious", "precious\n", '{"schema": "other/1"}\n', "[]\n", "\0\n", '{"schema": []'])
 def test_a_file_of_somebody_else_is_left_alone(content: str) -> None:
     Path("mine").write_text(content)
-    with raises(InputError, "mine"):
-        SweepLog(Path("mine"), {})
+    with raises(InputError, "mine"), SweepLog(Path("mine"), {}):
+        pass
     assert Path("mine").read_text() == content
 
 
 def test_a_damaged_line_is_named(make_row: Callable[..., Row]) -> None:
     path = Path("sweep.jsonl")
-    SweepLog(path, {}).add(make_row(5.0))
+    with SweepLog(path, {}) as log:
+        log.add(make_row(5.0))
     path.write_text(path.read_text() + '{"identity": {}}\n')
-    with raises(InputError, "sweep.jsonl"):
-        SweepLog(path, {})
+    with raises(InputError, "sweep.jsonl"), SweepLog(path, {}):
+        pass
 
 
 def test_slower_than_the_threshold_is_a_regression(report: Report, make_row: Callable[..., Row]) -> None:
@@ -325,7 +345,7 @@ def test_a_time_that_is_none_is_no_measurement(report: Report, value: object, fo
         header = {"schema": "refusion-edge/bench-lines/1", "configuration": {}}
         path.write_text("".join(json.dumps(one) + "\n" for one in (header, document["rows"][0])))
     with pytest.raises(InputError) as caught:
-        read_baseline(path) if form == "report" else SweepLog(path, {})
+        read_baseline(path) if form == "report" else SweepLog(path, {}).__enter__()
     assert one_sentence(str(caught.value))
 
 
@@ -386,6 +406,6 @@ def test_lines_need_a_regular_file(kind: str) -> None:
         os.mkfifo(path)
     else:
         path.mkdir()
-    with raises(InputError, "sweep.jsonl"):
-        SweepLog(path, {})
+    with raises(InputError, "sweep.jsonl"), SweepLog(path, {}):
+        pass
     assert path.is_fifo() or path.is_dir()

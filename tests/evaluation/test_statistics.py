@@ -24,8 +24,12 @@ def test_undefined_values_are_counted_and_left_out() -> None:
 
 
 def test_equal_means_share_a_rank() -> None:
-    assert ranks([1.0, 3.0, 3.0, None], higher_is_better=True) == [3, 1, 1, None]
-    assert ranks([1.0, 3.0, 3.0, None], higher_is_better=False) == [1, 2, 2, None]
+    values = np.array([[0.5, 1.5], [3, 3], [2, 4], [9, NAN]])
+    assert ranks(values, higher_is_better=True) == [3, 1, 1, 4]
+    assert ranks(values, higher_is_better=False) == [1, 2, 2, 4]
+    # An image that is undefined for all of them says nothing about any.
+    assert ranks(np.array([[1, NAN, 5], [2, NAN, 5]]), higher_is_better=True) == [2, 1]
+    assert ranks(np.full((2, 3), NAN), higher_is_better=True) == [None, None]
 
 
 def test_interval_is_the_same_in_every_run() -> None:

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
 from refusion_edge.errors import CheckpointError, OutputError, TrainingError, UsageError
+from refusion_edge.files import Claim
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.tasks import find_task
 from refusion_edge.train import loop
@@ -350,3 +351,10 @@ def test_gpu_features_are_refused_without_a_gpu(folder_of_pairs: Callable[..., P
     for switch in ("machine.bf16=true", "machine.compile=true"):
         with raises(UsageError, "machine.bf16", "machine.compile"):
             run_session(request(folder_of_pairs("data"), "run", switch), quiet())
+
+
+def test_two_runs_do_not_share_a_folder(folder_of_pairs: Callable[..., Path]) -> None:
+    Path("run").mkdir()
+    with Claim(Path("run")), raises(OutputError, "run"):
+        run_session(request(folder_of_pairs("data"), "run", "run.steps=2"), quiet())
+    assert list(Path("run").iterdir()) == []

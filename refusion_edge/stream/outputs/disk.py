@@ -7,13 +7,10 @@ the limits are probed before a file reaches them.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
 from pathlib import Path
-
-from typing_extensions import Self
 
 from refusion_edge.errors import OutputError
 from refusion_edge.files import output_error
@@ -24,46 +21,6 @@ _CHECK_S = 1.0
 # Room for the growth of a file between two checks, and for the index at its end.
 _RESERVE_BYTES = 16 << 20
 _LIMITS = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-
-
-class Claim:
-    """An exclusive lock on a file or a folder while this stream writes it. Leaving the context twice is harmless.
-
-    Args:
-        path: The file or folder to lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def __enter__(self) -> Self:
-        """Lock the path, which must exist.
-
-        Raises:
-            OutputError: Another stream is writing it, or it cannot be opened.
-        """
-        try:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise output_error(self._path, error) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise OutputError(f"cannot write {self._path}: another stream is writing it", "choose another name") from error
-        except OSError:
-            pass  # this file system has no locks
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the lock."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 class DiskWatch:

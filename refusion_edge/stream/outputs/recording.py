@@ -20,10 +20,10 @@ from typing_extensions import Self
 
 from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, OutputError
-from refusion_edge.files import output_error, read_file, write_atomically
+from refusion_edge.files import Claim, output_error, read_file, write_atomically
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import SIDES, Frame, Side
-from refusion_edge.stream.outputs.disk import Claim, DiskWatch
+from refusion_edge.stream.outputs.disk import DiskWatch
 from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"

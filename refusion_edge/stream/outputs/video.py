@@ -13,10 +13,10 @@ from typing_extensions import Self
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import OutputError, UsageError
-from refusion_edge.files import output_error
+from refusion_edge.files import Claim, output_error
 from refusion_edge.machine import require
 from refusion_edge.stream.frames import SECOND, FusedFrame
-from refusion_edge.stream.outputs.disk import Claim, DiskWatch
+from refusion_edge.stream.outputs.disk import DiskWatch
 from refusion_edge.stream.outputs.sinks import FolderSink, Sink, as_bgr
 from refusion_edge.stream.uri import Uri, frame_pattern, read_options
 
