@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,11 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.registry import Backend, Uint8InputBackend, Uint8OutputBackend
-from refusion_edge.errors import not_finite
+from refusion_edge.errors import GateError, not_finite
 from refusion_edge.images.color import ColorOrder, merge, merge_uint8
+
+# Rounding in half precision passes the ends of the range by less.
+_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,22 @@ class Finisher:
 
         Raises:
             ShapeError: The planes do not have the fixed size of the engine.
-            GateError: A plane finished on the device contains NaN or infinities.
+            GateError: The output has another shape or dtype, or a plane finished on the device contains NaN or infinities.
         """
         if finished and isinstance(self.backend, Uint8OutputBackend) and self.backend.uint8_range == self.output_range:
-            return self.backend.fuse_uint8(a, b)
-        return self.backend.fuse(a, b)
+            return self._of(self.backend.fuse_uint8(a, b), a.shape[2:], np.uint8)
+        return self._of(self.backend.fuse(a, b), a.shape, np.float32)
+
+    def _of(self, output: Array, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
+        if output.shape == shape and output.dtype == dtype:
+            return output
+        raise GateError(
+            f"the back end {self.backend.name} returns {output.dtype} of the shape {output.shape} instead of "
+            f"{np.dtype(dtype)} of the shape {shape}",
+            "check the bundle with 'refusion-edge verify'",
+            expected=shape,
+            got=output.shape,
+        )
 
     def finish(
         self,
@@ -73,14 +88,22 @@ class Finisher:
             (H, W), or (H, W, 3) in the channel order ``order``, uint8.
 
         Raises:
-            GateError: The plane contains NaN or infinities; the weights or the engine are broken.
+            GateError: The plane contains NaN, infinities or values outside [0, 1]; the weights or the engine are broken.
         """
         luma: Array = output
         if output.dtype != np.uint8:
             fused = output[0, 0].astype(np.float32, copy=False)
-            # The sum is not finite if any value is not, and is several times faster than checking each.
-            if not np.isfinite(fused.sum()):
+            # Both are NaN if any value is.
+            low, high = float(fused.min()), float(fused.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise not_finite(self.backend.name)
+            if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+                raise GateError(
+                    f"the back end {self.backend.name} returns values from {low:.3g} to {high:.3g} instead of 0 to 1",
+                    "check the weights with 'refusion-edge inspect' or the bundle with 'refusion-edge verify'",
+                    expected=(0, 1),
+                    got=(low, high),
+                )
             luma = stretch(fused)
         if beside is not None:
             np.copyto(luma, beside[0], where=beside[1])

@@ -12,6 +12,7 @@ from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.finisher import Finisher
 from refusion_edge.errors import GateError
 from refusion_edge.images.color import merge, merge_uint8, split, split_uint8, to_output_range
+from tests.raising import raises
 
 
 class LevelsEngine(MeanEngine):
@@ -76,3 +77,43 @@ def test_what_lies_beside_the_common_view_replaces_the_fused_luma(
     image = finisher.finish(finisher.infer(*planes), None, lambda fused: np.full(fused.shape, 3, np.uint8), beside=beside)
     assert (image[:, 10:] == 99).all()
     assert (image[:, :10] == (7 if on_device else 3)).all()
+
+
+class OtherEngine(MeanEngine):
+    """Returns what it was made with."""
+
+    def __init__(self, output: Array) -> None:
+        super().__init__()
+        self._output = output
+
+    def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        return self._output
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        np.zeros((12, 16), np.float32),
+        np.zeros((1, 3, 12, 16), np.float32),
+        np.zeros((1, 1, 16, 12), np.float32),
+        np.zeros((1, 1, 0, 0), np.float32),
+        np.zeros((1, 1, 12, 16), np.uint8),
+        np.zeros((1, 1, 12, 16), np.float64),
+    ],
+    ids=lambda output: f"{output.shape}-{output.dtype}",
+)
+def test_an_output_of_another_kind_is_refused(planes: tuple[Float32Array, Float32Array], output: Array) -> None:
+    with raises(GateError, expected=(1, 1, 12, 16), got=output.shape):
+        Finisher(OtherEngine(output), "fixed", "rgb").infer(*planes)
+
+
+@pytest.mark.parametrize(("value", "fits"), [(1e30, False), (-1.0, False), (1.5, False), (1.005, True), (-0.005, True)])
+def test_values_that_no_network_returns_are_refused(value: float, fits: bool) -> None:
+    output = np.full((1, 1, 12, 16), 0.5, np.float32)
+    output[0, 0, 11, 15] = value
+    finisher, stretch = Finisher(MeanEngine(), "fixed", "rgb"), partial(to_output_range, output_range="fixed")
+    if fits:
+        assert finisher.finish(output, None, stretch)[11, 15] == np.clip(np.rint(value * 255), 0, 255)
+    else:
+        with raises(GateError, expected=(0, 1)):
+            finisher.finish(output, None, stretch)
