@@ -16,6 +16,7 @@ from refusion_edge.cli.options import (
     add_task,
     add_threads,
     nonempty,
+    number_between,
     pixel_range,
 )
 
@@ -65,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "(default: from its role and its file)",
         )  # fmt: skip
     parser.add_argument("--layout", metavar="NAME", help="layout of the data set in the folder A, such as msrs, m3fd or llvip")
+    parser.add_argument(
+        "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
+        help="largest number of pixels of an image; a small file can claim to hold gigabytes (default: 100 million)",
+    )  # fmt: skip
     add_threads(parser)
     add_json(parser)
 
@@ -125,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
             write_json(options.json, log.to_json(found, findings.to_json()))
         return code
     # Read the images first, so that a wrong path fails before an engine is loaded.
-    pair = read_pair(found.pairs[0])
+    pair = read_pair(found.pairs[0], max_pixels=options.max_pixels)
     with opened() as fuser:
         try:
             fused, planes = _fuse(options, fuser, pair)
@@ -195,7 +200,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, fin
         for paths in progress.track(found.pairs, description="fusing"):
             target = _target(options, paths, many=True)
             try:
-                fused, planes = _fuse(options, fuser, depths.apply(read_pair(paths)))
+                fused, planes = _fuse(options, fuser, depths.apply(read_pair(paths, max_pixels=options.max_pixels)))
                 write_image(target, fused)
             except (InputError, OutputError) as error:
                 log.failures.append((paths.name, error))
@@ -227,3 +232,7 @@ def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> No
     for target in targets:
         if os.path.realpath(target) in sources:
             raise UsageError(f"the result would overwrite the source {target}", "choose another --output")
+
+
+def _pixels(text: str) -> int:
+    return int(number_between(text, 64, 1e10))

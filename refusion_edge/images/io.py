@@ -85,7 +85,7 @@ def read_still(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -
         width, height = header.size_wh
         raise InputError(
             f"the image {path} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million",
-            "scale it down",
+            "scale it down, or let fuse read it with --max-pixels",
             expected=max_pixels,
             got=header.pixels,
         )

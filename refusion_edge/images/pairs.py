@@ -17,7 +17,7 @@ from pathlib import Path
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
 from refusion_edge.files import natural_key
-from refusion_edge.images.io import READABLE_SUFFIXES, read_still
+from refusion_edge.images.io import MOST_PIXELS, READABLE_SUFFIXES, read_still
 from refusion_edge.images.still import Encoding, Still, default_encoding
 
 _LISTED = 5
@@ -127,13 +127,17 @@ class ImagePair:
         return a, b
 
 
-def read_pair(paths: PairPaths) -> ImagePair:
+def read_pair(paths: PairPaths, *, max_pixels: int = MOST_PIXELS) -> ImagePair:
     """Read the two files of a pair.
+
+    Args:
+        paths: The files.
+        max_pixels: Largest number of pixels to decode of each, according to its header.
 
     Raises:
         InputError: One of them cannot be read.
     """
-    a, b = read_still(paths.a), read_still(paths.b)
+    a, b = (read_still(path, max_pixels=max_pixels) for path in (paths.a, paths.b))
     return ImagePair(paths.name, a.pixels, b.pixels, (a.encoding, b.encoding))
 
 

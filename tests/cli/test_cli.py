@@ -519,3 +519,12 @@ sys.exit(main(["doctor"]))
     assert (found.returncode, found.stdout) == (130, "went on\n")
     assert found.stderr.startswith("refusion-edge: interrupted")
     assert one_sentence(found.stderr)
+
+
+@pytest.mark.parametrize(("limit", "code"), [(767, 4), ("768", 0), ("1e6", 0), (5, 2), ("many", 2)])
+def test_the_number_of_pixels_has_a_limit(run_cli: Run, limit: str | int, code: int) -> None:
+    for name in "ab":
+        write_image(f"{name}.png", np.full((24, 32), 90 if name == "a" else 200, np.uint8) + np.eye(24, 32, dtype=np.uint8))
+    found, _, _ = run_cli("fuse", "a.png", "b.png", "-o", "f.png", "--network", "fast", "--max-pixels", limit)
+    assert found == code
+    assert Path("f.png").exists() == (code == 0)
