@@ -183,6 +183,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="address under which a reverse proxy shows the page of view://, such as https://cameras.example; repeatable",
     )
+    add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
@@ -194,6 +195,7 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):
         chosen.pop(name, None)
     chosen["allow_origins"] = tuple(chosen["allow_origins"] or ())
+    chosen["tls"] = None if chosen["tls"] is None else tuple(chosen["tls"])
     chosen["outputs"] = tuple(chosen.pop("output") or ())
     return StreamSettings(**chosen, marks=not options.no_marks)
 

@@ -8,10 +8,11 @@ when there are too many.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 _RETRY_S = 0.5
 
@@ -39,16 +40,18 @@ class Connections:
 
     Args:
         limits: The limits.
+        tls: Makes the connections encrypted, or None.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, tls: ssl.SSLContext | None = None) -> None:
+        self._limits, self._tls = limits, tls
         self._authorized: set[asyncio.BaseTransport] = set()
-        # The oldest one comes first.
-        self._waiting: dict[asyncio.BaseTransport, tuple[str, asyncio.TimerHandle]] = {}
+        # Those that are not authorized, by address, the oldest first. A task stands for a connection until it is encrypted.
+        self._waiting: dict[asyncio.BaseTransport | asyncio.Task[None], str] = {}
 
     def __len__(self) -> int:
-        self._forget_closed()
+        self._authorized = {transport for transport in self._authorized if not transport.is_closing()}
+        self._waiting = {entry: address for entry, address in self._waiting.items() if not _is_gone(entry)}
         return len(self._authorized) + len(self._waiting)
 
     async def accept(self, listening: socket.socket, factory: Callable[[], asyncio.BaseProtocol]) -> None:
@@ -68,35 +71,56 @@ class Connections:
                 await asyncio.sleep(_RETRY_S)
                 continue
             address = str(peer[0])
-            if not self._has_room(address):
+            if self._has_room(address):
+                task = loop.create_task(self._greet(connected, address, factory))
+                # A task that is cancelled may never have begun.
+                task.add_done_callback(partial(_close_unless_greeted, connected))
+                self._waiting[task] = address
+            else:
                 connected.close()
-                continue
-            with contextlib.suppress(OSError):
-                transport, _ = await loop.connect_accepted_socket(factory, connected)
-                self._waiting[transport] = (address, loop.call_later(self._limits.waiting_s, self._close, transport))
+
+    def close(self) -> None:
+        """Close all connections that are not authorized."""
+        for entry in list(self._waiting):
+            self._close(entry)
 
     def authorize(self, transport: asyncio.BaseTransport | None) -> None:
         """Note that a connection is authorized: it stays open for as long as its requests want."""
-        if transport in self._waiting:
-            assert transport is not None
-            _, timer = self._waiting.pop(transport)
-            timer.cancel()
+        if transport is not None and self._waiting.pop(transport, None) is not None:
             self._authorized.add(transport)
+
+    async def _greet(self, connected: socket.socket, address: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await asyncio.wait_for(
+                loop.connect_accepted_socket(factory, connected, ssl=self._tls), self._limits.waiting_s
+            )
+        except (OSError, asyncio.TimeoutError):
+            connected.close()
+            return
+        self._waiting[transport] = address
+        loop.call_later(self._limits.waiting_s, self._close, transport)
 
     def _has_room(self, address: str) -> bool:
         if len(self) >= self._limits.total and self._waiting:
             self._close(next(iter(self._waiting)))
-        waiting = sum(other == address for other, _ in self._waiting.values())
+        waiting = sum(other == address for other in self._waiting.values())
         return len(self) < self._limits.total and waiting < self._limits.waiting
 
-    def _close(self, transport: asyncio.BaseTransport) -> None:
-        _, timer = self._waiting.pop(transport)
-        timer.cancel()
-        # Without waiting for data that the peer may never take.
-        getattr(transport, "abort", transport.close)()
+    def _close(self, entry: asyncio.BaseTransport | asyncio.Task[None]) -> None:
+        if self._waiting.pop(entry, None) is None:
+            return
+        if isinstance(entry, asyncio.Task):
+            entry.cancel()
+        else:
+            # Without waiting for data that the peer may never take.
+            getattr(entry, "abort", entry.close)()
 
-    def _forget_closed(self) -> None:
-        self._authorized = {transport for transport in self._authorized if not transport.is_closing()}
-        for transport in [transport for transport in self._waiting if transport.is_closing()]:
-            _, timer = self._waiting.pop(transport)
-            timer.cancel()
+
+def _close_unless_greeted(connected: socket.socket, task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        connected.close()
+
+
+def _is_gone(entry: asyncio.BaseTransport | asyncio.Task[None]) -> bool:
+    return entry.done() if isinstance(entry, asyncio.Task) else entry.is_closing()

@@ -12,11 +12,13 @@ import hmac
 import json
 import secrets
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +26,8 @@ import cv2
 from typing_extensions import Self
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import BackendError, OutputError, StreamError, UsageError
+from refusion_edge.errors import BackendError, InputError, OutputError, StreamError, UsageError
+from refusion_edge.files import read_file
 from refusion_edge.machine import require
 from refusion_edge.rig.model import POLARITIES
 from refusion_edge.stream.frames import MS, FusedFrame
@@ -44,6 +47,7 @@ _FIGURES_EVERY_S = 0.5
 _START_S = _STOP_S = 5.0
 _MAX_WAITING_S = 10.0
 _KEPT_ALIVE_S = 15.0
+_MOST_PEM_BYTES = 1 << 20
 _COOKIE = "refusion_edge_token"
 _PAGE_FILES = {
     "/": ("page.html", "text/html"),
@@ -72,9 +76,11 @@ class ViewSink:
         allow_origins: Addresses, such as ``https://cameras.example``, under which a reverse proxy shows the page.
         announce: Called with the address of the page.
         limits: Limits of its connections.
+        tls: Files of a certificate, with its chain, and of its key, in PEM; None for plain HTTP.
 
     Raises:
         UsageError: An allowed address is none, or has a path.
+        InputError: Certificate and key cannot be used.
 
     Attributes:
         address: Host and port that are bound, after it was entered.
@@ -92,6 +98,7 @@ class ViewSink:
         allow_origins: Sequence[str] = (),
         announce: Callable[[str], object] = lambda _text: None,
         limits: Limits = LIMITS,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         self.name = str(uri)
         read_options(uri, ())
@@ -115,7 +122,8 @@ class ViewSink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._figures: dict[str, Any] = {}
         self._figures_s = 0.0
-        self._connections = Connections(limits)
+        self._tls = None if tls is None else _tls_context(*tls)
+        self._connections = Connections(limits, self._tls)
         self.address = (self._host, self._port)
 
     def __enter__(self) -> Self:
@@ -130,7 +138,8 @@ class ViewSink:
             )
         host = f"[{self.address[0]}]" if ":" in self.address[0] else self.address[0]
         token = f"/?token={self._token}" if self._token else "/"
-        self._announce(f"browser view: http://{host}:{self.address[1]}{token}")
+        scheme = "http" if self._tls is None else "https"
+        self._announce(f"browser view: {scheme}://{host}:{self.address[1]}{token}")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -213,6 +222,7 @@ class ViewSink:
             await self._news.wait_for(lambda: self._ending)
         accepting.cancel()
         await asyncio.gather(accepting, return_exceptions=True)
+        self._connections.close()
         listening.close()
         await runner.cleanup()
 
@@ -268,7 +278,7 @@ class ViewSink:
         self._connections.authorize(request.transport)
         response = await handler(request)
         if self._token is not None and "token" in request.query and not response.prepared:
-            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="Strict")
+            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="Strict", secure=self._tls is not None)
         return response
 
     def _given_token(self, request: Any) -> str:
@@ -387,6 +397,22 @@ class ViewSink:
                 },
             }
         return self._figures
+
+
+def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for path in (certificate, key):
+        read_file(path, kind="certificate or key", most_bytes=_MOST_PEM_BYTES)
+    try:
+        # The empty password keeps OpenSSL from asking for one on the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise InputError(
+            f"{certificate} and {key} are not a certificate and its unencrypted key in PEM ({error.reason or error})",
+            "give the full chain first and then the key that belongs to it",
+        ) from error
+    return context
 
 
 def _origin(text: str) -> str:

@@ -74,6 +74,8 @@ class StreamSession:
         refiner = self._refiner(rig)
         gain, stretch, geometry = self._processing(rig)
         uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
+        if settings.tls is not None and all(uri.scheme != "view" for uri in uris):
+            raise UsageError("--tls is for the browser view, which is not among the outputs", "add -o view://, or leave it out")
         _refuse_overwriting(sources, uris, settings.record)
         recorder = None
         if settings.record is not None:
@@ -200,6 +202,7 @@ class StreamSession:
                 token=self.settings.token,
                 allow_origins=self.settings.allow_origins,
                 announce=announce,
+                tls=None if self.settings.tls is None else (Path(self.settings.tls[0]), Path(self.settings.tls[1])),
             )
         return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
 

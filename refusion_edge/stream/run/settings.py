@@ -52,6 +52,7 @@ class StreamSettings:
         frames: End after this many fused frames.
         token: Token that viewers have to present.
         allow_origins: Addresses under which reverse proxies show the browser view.
+        tls: Files of a certificate and its key with which the browser view is served, or None.
         hash: Whether all fused frames are hashed.
         trust: Whether pipelines that the rig names are run.
     """
@@ -89,6 +90,7 @@ class StreamSettings:
     frames: int | None = None
     token: str | None = None
     allow_origins: tuple[str, ...] = ()
+    tls: tuple[str, str] | None = None
     hash: bool = False
     trust: bool = False
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -23,7 +24,7 @@ import pytest
 aiohttp = pytest.importorskip("aiohttp", reason="the browser view needs the extra [stream]")
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import OutputError, UsageError
+from refusion_edge.errors import InputError, OutputError, UsageError
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.connections import LIMITS, Limits
@@ -42,7 +43,12 @@ class Live:
     """A view that gets frames from its own thread."""
 
     def __init__(
-        self, uri: str, token: str | None = None, allow_origins: tuple[str, ...] = (), limits: Limits = LIMITS
+        self,
+        uri: str,
+        token: str | None = None,
+        allow_origins: tuple[str, ...] = (),
+        limits: Limits = LIMITS,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         self.gain, self.said = ThermalGain(), list[str]()
         self.sink = ViewSink(
@@ -53,6 +59,7 @@ class Live:
             allow_origins=allow_origins,
             announce=self.said.append,
             limits=limits,
+            tls=tls,
         )
         self.sink.__enter__()
         self.port = self.sink.address[1]
@@ -480,3 +487,52 @@ def test_who_was_authorized_may_be_slow(served: Served) -> None:
             return len((await socket_.receive(5)).data)
 
     assert asyncio.run(look()) > 100
+
+
+@pytest.fixture
+def certificate() -> tuple[Path, Path]:
+    """A certificate for this machine, signed by itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, to make a certificate")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    files = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run([*make.split(), *files], check=True, capture_output=True)
+    return Path("cert.pem"), Path("key.pem")
+
+
+def test_the_page_is_served_encrypted(served: Served, certificate: tuple[Path, Path]) -> None:
+    live = served("view://0.0.0.0:0", token="secret", tls=certificate, limits=Limits(waiting_s=0.5))
+    assert "https://" in live.said[0]
+    trusting = ssl.create_default_context(cafile="cert.pem")
+
+    async def look() -> tuple[int, str, bytes]:
+        # Nobody waits for those that never greet, or speak plainly.
+        silent = idle(live.port, 5) + idle(live.port, 3, b"GET / HTTP/1.1\r\n\r\n")
+        async with aiohttp.ClientSession() as session:
+            address = f"https://localhost:{live.port}"
+            async with session.get(f"{address}/?token=secret", ssl=trusting) as answer:
+                status, cookie = answer.status, answer.headers["Set-Cookie"]
+            async with session.ws_connect(f"{address}/ws?token=secret", ssl=trusting) as socket_:
+                message = (await socket_.receive(5)).data
+        assert await asyncio.to_thread(closed, silent) == 8
+        return status, cookie, message
+
+    status, cookie, message = asyncio.run(look())
+    assert status == 200
+    assert "Secure" in cookie
+    assert unpack(message)[1]["fused"].shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("change", ["swapped", "missing", "another", "empty"])
+def test_a_certificate_that_cannot_be_used_is_refused(certificate: tuple[Path, Path], change: str) -> None:
+    cert, key = certificate
+    if change == "swapped":
+        cert, key = key, cert
+    elif change == "missing":
+        key = Path("none.pem")
+    elif change == "another":
+        subprocess.run(["openssl", "genrsa", "-out", "key.pem", "2048"], check=True, capture_output=True)
+    else:
+        cert.write_bytes(b"")
+    with raises(InputError, ".pem"):
+        ViewSink(parse_output("view://127.0.0.1:0"), Statistics(), ThermalGain(), tls=(cert, key))
