@@ -409,7 +409,7 @@ def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         raise InputError(
-            f"{certificate} and {key} are not a certificate and its unencrypted key in PEM ({error.reason or error})",
+            f"{certificate} and {key} are not a certificate and its unencrypted key in PEM",
             "give the full chain first and then the key that belongs to it",
         ) from error
     return context
