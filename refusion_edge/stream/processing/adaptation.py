@@ -8,7 +8,7 @@ from refusion_edge.arrays import Float64Array
 from refusion_edge.errors import UsageError
 from refusion_edge.stream.processing.smoothing import follow_share
 
-MOST_CHANGE = 0.1
+MOST_CHANGE = 0.2
 """A frame one of whose statistics is farther than this from the smoothed one, in units of luma, begins another scene."""
 
 

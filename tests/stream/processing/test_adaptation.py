@@ -41,7 +41,7 @@ def test_another_scene_is_taken_at_once() -> None:
     near, far = FIRST.copy(), FIRST.copy()
     near[5] += 0.99 * MOST_CHANGE
     far[3] -= 1.01 * MOST_CHANGE
-    assert np.abs(adaptation.update(near, 40 * MS) - FIRST).max() < 0.05 * MOST_CHANGE
+    assert np.abs(adaptation.update(near, 40 * MS) - FIRST).max() < 0.1 * MOST_CHANGE
     assert np.array_equal(adaptation.update(far, 80 * MS), far)
     assert adaptation.cuts == 1
 
