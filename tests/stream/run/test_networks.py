@@ -216,9 +216,9 @@ def test_a_change_of_size_leads_to_another_decision_and_loses_nothing(
     monkeypatch.setattr(networks, "decide", lambda *_: Decision(next(decided), "as told"))
     report, said = run(
         ir=camera("ir", rate=6, resize_every=8),
-        vis=camera("vis", rate=10),
+        vis=camera("vis", rate=6),
         resize=True,
-        frames=26,
+        frames=19,
         record=str(tmp_path / "r"),
     )
     assert explained(report)
