@@ -58,8 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
     from refusion_edge.cli.console import remarks, write_json
+    from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.run.session import StreamSession
 
+    # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
+    keep_freed_memory()
     session = StreamSession(_settings(options), refinement=_refinement(options))
     try:
         session.run(announce=remarks().print)
