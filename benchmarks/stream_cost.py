@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.mean_engine import MeanEngine
 from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.machine import keep_freed_memory
 from refusion_edge.metrics.temporal import flicker
 from refusion_edge.rig.model import GAIN_METHODS, Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig.warp import make_warp
@@ -43,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=150, help="timed pairs (default: 150)")
     pairs = parser.parse_args().pairs
+    keep_freed_memory()  # as the command does
     cv2.setNumThreads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(f"stream without the network, {WIDTH}x{HEIGHT}, 16-bit infrared, BGR visible, one core, {pairs} pairs, 10 warm-up")

@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.official_layout import official_fuse
+from refusion_edge.machine import keep_freed_memory
 from refusion_edge.network.model import FusionNetwork
 from refusion_edge.train.loop import build_networks
 from refusion_edge.train.meta import Batch, Engine, FusionObjective, MetaRule, Networks, fusion_gradient
 from refusion_edge.train.optimization import apply
 from refusion_edge.train.probe import cycle_step, update_step
-from refusion_edge.train.process import keep_freed_memory
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 Float32Array: TypeAlias = NDArray[np.float32]
+Float64Array: TypeAlias = NDArray[np.float64]
 Uint8Array: TypeAlias = NDArray[np.uint8]
 State: TypeAlias = dict[str, NDArray[np.float32]]
 """Parameters of a fusion network, name to float32 array; ``refusion_edge.network.family`` tells which one by the names."""

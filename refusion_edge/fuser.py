@@ -35,7 +35,7 @@ from refusion_edge.images.luma import Planes, to_planes
 from refusion_edge.images.ranges import Remark, Span
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network.checkpoint import read_checkpoint, require_network
-from refusion_edge.network.family import DEFAULT_NETWORK
+from refusion_edge.network.family import DEFAULT_NETWORK, NETWORKS
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
 
@@ -48,10 +48,17 @@ class Fuser:
         task: The task that its weights were trained for.
         output_range: ``stretch`` or ``fixed``, see ``refusion_edge.images.color.to_output_range``.
         choice: Which back end was chosen, and why; None if the engine determined it.
+        network: Name of the network that it runs; None if unknown.
     """
 
     def __init__(
-        self, backend: Backend, task: Task, output_range: OutputRange = "stretch", choice: Choice | None = None
+        self,
+        backend: Backend,
+        task: Task,
+        output_range: OutputRange = "stretch",
+        choice: Choice | None = None,
+        *,
+        network: str | None = None,
     ) -> None:
         if output_range not in OUTPUT_RANGES:
             raise UsageError(
@@ -64,6 +71,7 @@ class Fuser:
         self.task = task
         self.output_range = output_range
         self.choice = choice
+        self.network = network
         self._finisher = Finisher(backend, output_range, "rgb")
 
     def __enter__(self) -> Self:
@@ -205,6 +213,13 @@ def load(
             expected=(0, MAX_THREADS),
             got=threads,
         )
+    if network == AUTO:
+        raise UsageError(
+            "only a stream chooses its network, by the rate of its cameras",
+            f"choose network {' or '.join(NETWORKS)}, or leave it out",
+            expected=tuple(NETWORKS),
+            got=network,
+        )
     name = os.fspath(source)
     options = RunOptions(threads, streaming)
     if name in TASKS or Path(name).is_file():
@@ -212,7 +227,7 @@ def load(
         require_network(checkpoint, network, name)
         agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
         runner, choice = open_runner(checkpoint.state, backend, options)
-        return Fuser(runner, agreed, output_range, choice)
+        return Fuser(runner, agreed, output_range, choice, network=checkpoint.network)
     bundle = read_bundle(name)
     if network not in (None, bundle.manifest.spec.network):
         raise CheckpointError(
@@ -222,7 +237,7 @@ def load(
             got=bundle.manifest.spec.network,
         )
     agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, options), agreed, output_range)
+    return Fuser(open_bundle(bundle, backend, options), agreed, output_range, network=bundle.manifest.spec.network)
 
 
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:

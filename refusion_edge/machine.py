@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ ANY = "any"
 
 # More would not run faster on any machine, and thousands would stall it.
 MAX_THREADS = 256
+
+# Names and numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_NEVER = 2**31 - 1
+_GROWTH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +162,20 @@ def require(name: str, extra: str, purpose: str) -> Any:
             f"run: pip install 'refusion-edge[{extra}]'",
         ) from error
     return module
+
+
+def keep_freed_memory() -> bool:
+    """Make the process keep freed memory for its own later allocations; it stays at its peak until it ends.
+
+    Affects the whole process, so only a program that owns it should call this.
+
+    Returns:
+        Whether the C library accepted the settings; only glibc has them.
+    """
+    if sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        return False
+    taken = [set_option(*option) for option in ((_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROWTH_BYTES), (_M_MMAP_MAX, 0))]
+    return all(taken)

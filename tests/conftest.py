@@ -17,7 +17,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if {"-mgpu", "gpu"} & set(sys.argv
 
 pytest.register_assert_rewrite("tests.raising")
 
-from refusion_edge import cuda
+from refusion_edge import cuda, machine
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.images import samples
@@ -58,6 +58,12 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+
+
+@pytest.fixture(autouse=True)
+def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some commands change the allocator of their process, which here belongs to all tests."""
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: True)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The processes of a training run: the ranks that train together, the signals that stop one, and the memory it keeps.
+"""The processes of a training run: the ranks that train together, and the signals that stop one.
 
 The networks are plain functions of their parameters, so nothing is wrapped for training on several ranks: the few gradients
 that have to agree are averaged by hand, in one flat buffer each.
@@ -6,11 +6,9 @@ that have to agree are averaged by hand, in one flat buffer each.
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -26,10 +24,6 @@ from refusion_edge.train.layers import Parameters
 _TIMEOUT = datetime.timedelta(minutes=5)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Names and numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_NEVER = 2**31 - 1
-_GROWTH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +138,3 @@ class StopSignal:
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-
-
-def keep_freed_memory() -> bool:
-    """Make the process keep freed memory for its own later allocations; it stays at its peak until it ends.
-
-    Affects the whole process, so only a program that owns it should call this.
-
-    Returns:
-        Whether the C library accepted the settings; only glibc has them.
-    """
-    if sys.platform != "linux":
-        return False
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is None:
-        return False
-    taken = [set_option(*option) for option in ((_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROWTH_BYTES), (_M_MMAP_MAX, 0))]
-    return all(taken)

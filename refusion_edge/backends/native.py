@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import Self
 
-from refusion_edge.arrays import Float32Array, State
+from refusion_edge.arrays import Float32Array, Float64Array, State
 from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
@@ -66,7 +65,7 @@ def open_weights(state: State, options: RunOptions) -> NativeBackend:
 
 
 class NativeBackend:
-    """The fused CPU kernels. Implements ``Backend``; calls from several threads are serialized.
+    """The fused CPU kernels. Implements ``AdaptedBackend``; calls from several threads are serialized.
 
     Keeps memory for the next image of the last size, and frees it on ``__exit__``: for the paper's network two buffers of 32
     float32 numbers per pixel, for ``fast`` at most 1.5 MB per thread. Results are identical bit for bit for any number of
@@ -143,6 +142,11 @@ class NativeBackend:
         name: str = self._network.isa
         return name
 
+    @property
+    def adapts(self) -> bool:
+        """See ``AdaptedBackend``."""
+        return self._network_name == "fast"
+
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Fuse two luma planes; see ``Backend.fuse``. The result is a new array.
 
@@ -156,16 +160,8 @@ class NativeBackend:
         """
         return self._fuse(a, b)
 
-    def fuse_adapted(self, a: Float32Array, b: Float32Array, figures: NDArray[np.float64]) -> Float32Array:
-        """Fuse two luma planes with the network ``fast``, adapted to given statistics, such as those of the frame before.
-
-        Args:
-            a: Source a, (1, 1, H, W), [0, 1].
-            b: Source b, same shape.
-            figures: Statistics, (8,); see ``statistics``.
-
-        Returns:
-            As ``fuse``.
+    def fuse_adapted(self, a: Float32Array, b: Float32Array, figures: Float64Array) -> Float32Array:
+        """Fuse two luma planes with the network ``fast``; see ``AdaptedBackend.fuse_adapted``.
 
         Raises:
             InputError: The figures are not eight finite numbers.
@@ -184,15 +180,8 @@ class NativeBackend:
             )
         return self._fuse(a, b, figures.tolist())
 
-    def statistics(self, a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
-        """Take the statistics of a pair that the network ``fast`` adapts to, see ``refusion_edge.network.fast``.
-
-        Args:
-            a: Source a, (1, 1, H, W), [0, 1].
-            b: Source b, same shape.
-
-        Returns:
-            (8,) float64.
+    def statistics(self, a: Float32Array, b: Float32Array) -> Float64Array:
+        """Take the statistics of a pair; see ``AdaptedBackend.statistics``.
 
         Raises:
             ShapeError: As ``fuse``.
@@ -216,7 +205,7 @@ class NativeBackend:
         return fused
 
     def _require_fast(self) -> None:
-        if self._network_name != "fast":
+        if not self.adapts:
             raise UsageError(
                 f"the network {self._network_name} does not adapt to statistics of the pair",
                 "leave them out, or run the network fast",

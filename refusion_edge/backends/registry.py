@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from typing_extensions import Self
 
-from refusion_edge.arrays import Float32Array, State, Uint8Array
+from refusion_edge.arrays import Float32Array, Float64Array, State, Uint8Array
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.network.family import DEFAULT_NETWORK, find_network, network_of
 from refusion_edge.network.layouts import Precision
@@ -85,6 +85,49 @@ class Uint8InputBackend(Backend, Protocol):
     """
 
     takes_uint8: bool
+
+
+@runtime_checkable
+class AdaptedBackend(Backend, Protocol):
+    """A back end that can adapt the network to given statistics, such as those of a video over time.
+
+    Attributes:
+        adapts: Whether its network is one that adapts to statistics, ``fast``; the methods are for such networks only.
+    """
+
+    adapts: bool
+
+    def statistics(self, a: Float32Array, b: Float32Array) -> Float64Array:
+        """Take the statistics of a pair that the network adapts to, see ``refusion_edge.network.fast``.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+
+        Returns:
+            (8,); the same bits for any number of threads.
+
+        Raises:
+            ShapeError: The planes differ in shape, or are too small or too large.
+            UsageError: The network does not adapt to statistics.
+        """
+
+    def fuse_adapted(self, a: Float32Array, b: Float32Array, figures: Float64Array) -> Float32Array:
+        """Fuse two luma planes with a network that is adapted to given statistics instead of those of the pair.
+
+        Args:
+            a: Source a, (1, 1, H, W), [0, 1].
+            b: Source b, same shape.
+            figures: Statistics, (8,) as ``statistics`` returns them, or a weighted mean of several.
+
+        Returns:
+            As ``fuse``; with the statistics of the pair itself, exactly what ``fuse`` returns.
+
+        Raises:
+            InputError: The figures are not eight finite numbers.
+            ShapeError: As ``fuse``.
+            UsageError: The network does not adapt to statistics.
+        """
 
 
 @dataclass(frozen=True, slots=True)

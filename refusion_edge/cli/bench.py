@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_image_output, add_json, add_network, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, require_both
+from refusion_edge.network import NETWORK_NAMES
 
 if TYPE_CHECKING:
     from refusion_edge.bench.comparison import Comparison
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from refusion_edge.bench.limits import DeviceLimits, Limits, Rates
     from refusion_edge.bench.measurement import Row
     from refusion_edge.bench.report import Report
-    from refusion_edge.bench.subjects import Subject
+    from refusion_edge.bench.subjects import Subject, Wanted
     from refusion_edge.bench.timing import Plan
 
 SUMMARY = "measure latency: stages, percentiles, comparisons, deadlines, regressions"
 
+ALL = "all"
 _WINDOWS_S, _DEADLINE_S = 3.0, 60.0
 
 
@@ -40,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs=2, metavar=("A", "B"), help="measure two engines in alternation and report their ratio"
     )
     add_task(parser)
-    add_network(parser)
+    parser.add_argument(
+        "--network",
+        action="append",
+        choices=(*NETWORK_NAMES, ALL),
+        help="network: refusion or fast; several, or all, measure each task with each of them, and with --compare the first is "
+        "that of A and the second that of B (default: that of the weights, or refusion)",
+    )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end for tasks and weights (default: auto)")
     add_threads(parser)
     parser.add_argument("--sizes", metavar="SIZES", help="sizes HxW, separated by commas (default: the engine's, or 480x640)")
@@ -155,6 +163,12 @@ def _check(options: argparse.Namespace) -> None:
             "--compare cannot be combined with --lines, --against, --precisions or --csv",
             "build both engines first, and write --json",
         )
+    if options.compare and ALL in (options.network or ()):
+        raise UsageError("--network all does not say which network is that of A", "give --network twice, or one for both")
+    if options.compare and len(options.network or ()) > 2:
+        raise UsageError(
+            f"--compare takes two networks, not {len(options.network)}", "give two", expected=2, got=len(options.network)
+        )
     if options.compare and "," in (options.sizes or ""):
         raise UsageError(
             f"--compare takes one size, not '{options.sizes}'", "compare size by size", expected=1, got=options.sizes
@@ -170,6 +184,7 @@ def _check(options: argparse.Namespace) -> None:
 def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     """The engines to measure; those built for the measurement live in a temporary folder."""
     import tempfile
+    from dataclasses import replace
 
     from refusion_edge.bench.subjects import Wanted, find_subjects
     from refusion_edge.errors import UsageError
@@ -185,17 +200,36 @@ def _subjects(options: argparse.Namespace) -> Iterator[list[Subject]]:
     pair = PairPaths(Path(options.a).stem, Path(options.a), Path(options.b)) if options.a else None
     wanted = Wanted(
         options.task, options.backend, options.threads, tuple(dict.fromkeys(sizes_hw)), pair,
-        color=not options.gray, output_range=options.output_range, network=options.network,
+        color=not options.gray, output_range=options.output_range,
     )  # fmt: skip
-    origins = list(options.compare or options.engines)
+    origins = [(origin, replace(wanted, network=network)) for origin, network in _networks(options)]
     if not options.precisions:
-        yield [subject for origin in origins for subject in find_subjects(origin, wanted)]
+        yield [subject for origin, one in origins for subject in find_subjects(origin, one)]
         return
     with tempfile.TemporaryDirectory(prefix="refusion-edge-") as folder:
-        yield _built(options, origins, wanted, Path(folder))
+        yield _built(options, origins, Path(folder))
 
 
-def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, folder: Path) -> list[Subject]:
+def _networks(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+    """Each engine to measure with its network; None for that of its file, or the default one of a task."""
+    from refusion_edge.network.weights import shipped_tasks
+    from refusion_edge.tasks import TASKS
+
+    asked: Sequence[str | None] = list(dict.fromkeys(options.network or ())) or [None]
+    if options.compare:
+        # In turn, so that one network counts for both.
+        yield from zip(options.compare, (asked[0], asked[-1]), strict=True)
+        return
+    for origin in options.engines:
+        if ALL not in asked:
+            yield from ((origin, network) for network in asked)
+        elif origin in TASKS:
+            yield from ((origin, network) for network in NETWORK_NAMES if origin in shipped_tasks(network))
+        else:
+            yield origin, None
+
+
+def _built(options: argparse.Namespace, origins: Sequence[tuple[str, Wanted]], folder: Path) -> list[Subject]:
     from dataclasses import replace
 
     from refusion_edge.bench.subjects import find_subjects
@@ -207,7 +241,7 @@ def _built(options: argparse.Namespace, origins: Sequence[str], wanted: Any, fol
 
     names = {precision: precision for precision in PRECISIONS}
     subjects: list[Subject] = []
-    for origin in origins:
+    for origin, wanted in origins:
         if Path(origin).is_dir():
             raise UsageError(
                 f"--precisions builds engines from tasks and weights, but {origin} is a bundle, which has one precision",

@@ -26,12 +26,21 @@ def add_task(parser: argparse.ArgumentParser, *, default: str | None = None) -> 
     )  # fmt: skip
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Add ``--network``."""
+def add_network(
+    parser: argparse.ArgumentParser, *others: str, also: str = "", default: str = "that of the weights, or refusion"
+) -> None:
+    """Add ``--network``.
+
+    Args:
+        parser: Where to add it.
+        *others: What may be given instead of a name.
+        also: What these mean, for the help; begins with a comma.
+        default: What is done without it, for the help.
+    """
     parser.add_argument(
         "--network",
-        choices=NETWORK_NAMES,
-        help="network: refusion, that of the paper, or fast (default: that of the weights, or refusion)",
+        choices=(*NETWORK_NAMES, *others),
+        help=f"network: refusion, that of the paper, or fast{also} (default: {default})",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import (
@@ -59,8 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
     from refusion_edge.cli.console import remarks, write_json
+    from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.run.session import StreamSession
 
+    # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
+    keep_freed_memory()
     session = StreamSession(_settings(options), refinement=_refinement(options))
     try:
         session.run(announce=remarks().print)
@@ -79,7 +83,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build'")
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
-    add_network(parser)
+    add_network(parser, "auto", also=", or auto for refusion if it holds the cameras' rate here and fast otherwise")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
     add_rebuild(parser)
     add_threads(parser)
@@ -218,6 +222,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{pairs['shown']} fused frames in {report['duration_s']:.1f} s ({modes}); "
         f"{pairs['paired']} pairs, {pairs['held']} held"
     )
+    console.print(_network_text(report["network"], report["settings"]["network"]))
     table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses")
     for side, camera in report["cameras"].items():
         dropped = ", ".join(f"{count} {cause}" for cause, count in camera["drops"].items()) or "0"
@@ -256,6 +261,21 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     if report["output_sha256"]:
         console.print(f"SHA-256 of all fused frames: {report['output_sha256']}")
+
+
+def _network_text(network: dict[str, Any], asked: str | None) -> str:
+    """What fused the pairs, and whether it may flicker."""
+    how = {
+        None: "",
+        "smoothed": f", adapted to statistics smoothed over time; {network['scene_cuts']} cuts to another scene",
+        "of each frame": ", adapted to the statistics of each frame alone, which may flicker",
+    }[network["statistics"]]
+    lines = [f"network: {network['name'] or 'unknown'} on {network['backend']}{how}"]
+    for before, after in itertools.pairwise(network["used"]):
+        lines.append(f"  {before['name']} up to pair {after['first_pair'] - 1}, then {after['name']}")
+    if asked == "auto" and not network["decisions"]:
+        lines.append("  the stream ended before auto had measured the networks")
+    return "\n".join(lines)
 
 
 def _timing(timing: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -73,10 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, then print where the weights are and a command to try next."""
-    from refusion_edge.machine import require
+    from refusion_edge.machine import keep_freed_memory, require
 
     torch = require("torch", "train", "training")
-    from refusion_edge.train.process import keep_freed_memory
     from refusion_edge.train.session import Request
 
     keep_freed_memory()

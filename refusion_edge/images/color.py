@@ -27,8 +27,6 @@ CHROMA_ZERO = 0.5
 
 _WHITE = 255.0
 _DTYPES = (np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
-# Rounding of the official script before truncation to integers: a half is rounded down.
-_ROUNDING = 0.499999999
 _TO_YCRCB = {"rgb": cv2.COLOR_RGB2YCrCb, "bgr": cv2.COLOR_BGR2YCrCb}
 _FROM_YCRCB = {"rgb": cv2.COLOR_YCrCb2RGB, "bgr": cv2.COLOR_YCrCb2BGR}
 
@@ -151,9 +149,17 @@ def merge(luma: Float32Array, chroma: Float32Array | None, order: ColorOrder = "
     Returns:
         (H, W), or (H, W, 3) in that order, uint8.
     """
-    image = luma if chroma is None else cv2.cvtColor(np.dstack((luma, chroma)), _FROM_YCRCB[order])
-    # In float64, because in float32 the rounding constant of the official script would become a half.
-    rounded: Uint8Array = np.floor(image.clip(0.0, _WHITE).astype(np.float64) + _ROUNDING).astype(np.uint8)
+    if chroma is None:
+        image = luma.clip(0.0, _WHITE)
+    else:
+        ycrcb = np.empty((*luma.shape, 3), np.float32)
+        ycrcb[..., 0], ycrcb[..., 1:] = luma, chroma
+        image = cv2.cvtColor(ycrcb, _FROM_YCRCB[order]).astype(np.float32, copy=False)
+        np.clip(image, 0.0, _WHITE, out=image)
+    # Floor of the value plus 0.499999999, as in the official script: float32 has no number between that and a half. Taking a
+    # half away is exact, unless the result is rounded up to 0.
+    image -= np.float32(0.5)
+    rounded: Uint8Array = np.ceil(image, out=image).astype(np.uint8)
     return rounded
 
 

@@ -21,11 +21,11 @@ class MontageRow:
     """One row of a contact sheet.
 
     Attributes:
-        images: Images from left to right, each (H, W) or (H, W, 3) RGB uint8, all of one size.
+        images: Images from left to right, each (H, W) or (H, W, 3) RGB uint8, all of one size; None leaves its place empty.
         captions: One caption per image.
     """
 
-    images: Sequence[Array]
+    images: Sequence[Array | None]
     captions: Sequence[str]
 
 
@@ -43,15 +43,18 @@ def montage(rows: Sequence[MontageRow], width_px: int = 384) -> Uint8Array:
 
 
 def _strip(row: MontageRow, width_px: int) -> Uint8Array:
-    height_px = round(width_px * row.images[0].shape[0] / row.images[0].shape[1])
+    first = next(image for image in row.images if image is not None)
+    height_px = round(width_px * first.shape[0] / first.shape[1])
     count = len(row.images)
     sheet = np.full((_CAPTION_PX + height_px + _GAP_PX, _GAP_PX + count * (width_px + _GAP_PX), 3), _BACKGROUND, np.uint8)
     for index, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
         left = _GAP_PX + index * (width_px + _GAP_PX)
+        cv2.putText(sheet, caption, (left, _CAPTION_PX - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+        if image is None:
+            continue
         color = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         enlarging = width_px > color.shape[1]
         sheet[_CAPTION_PX : _CAPTION_PX + height_px, left : left + width_px] = cv2.resize(
             color, (width_px, height_px), interpolation=cv2.INTER_CUBIC if enlarging else cv2.INTER_AREA
         )
-        cv2.putText(sheet, caption, (left, _CAPTION_PX - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
     return sheet

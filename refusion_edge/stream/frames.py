@@ -31,6 +31,7 @@ class Frame:
         arrived_ns: Arrival in this process, monotonic clock.
         unchanged_since_ns: ``time_ns`` of the first frame in the run of identical frames that ends with this one; equal to
             ``time_ns`` if the content is new.
+        epoch: Number of the clock that stamped it, from 1; see ``refusion_edge.stream.pairing.epochs``.
     """
 
     side: Side
@@ -39,6 +40,7 @@ class Frame:
     time_ns: int
     arrived_ns: int
     unchanged_since_ns: int
+    epoch: int = 1
 
     @property
     def size_wh(self) -> tuple[int, int]:

@@ -129,6 +129,7 @@ class Statistics:
             camera.missing += missing
             if camera.size_wh not in (None, size_wh):
                 self._note(side, f"size changed to {size_wh[0]}x{size_wh[1]}")
+                self._times[side].clear()  # many cameras are slower at another size
             camera.size_wh, camera.dtype = size_wh, dtype
             self._arrivals[side].append(time.monotonic_ns())
             self._times[side].append(time_ns)
@@ -187,6 +188,11 @@ class Statistics:
         with self._lock:
             self.cameras[side].remarks.append(text)
             self._note(side, text)
+
+    def timing(self, side: Side) -> dict[str, Any]:
+        """How the times of a source come about, as in the report: its clock, its rates, and how sure they are."""
+        with self._lock:
+            return self._timing(side)
 
     def drops_of(self, where: str, cause: str) -> int:
         """How often ``dropped`` counted a cause."""
@@ -275,7 +281,6 @@ class Statistics:
         }
 
     def _timing(self, side: Side) -> dict[str, Any]:
-        """How the times of a source come about, and how far they can be trusted."""
         camera = self.cameras[side]
         known = {"rate_error_ppm": None, "delay_ms": None, "error_ms": None, "steps": 0, "epochs": 1, **(camera.timing or {})}
         return {

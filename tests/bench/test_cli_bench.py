@@ -15,6 +15,7 @@ from refusion_edge.bench import timing
 from refusion_edge.bench.timing import Load
 from refusion_edge.cli import _parser
 from refusion_edge.images.io import write_image
+from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT, files_below, one_sentence
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -102,6 +103,32 @@ def test_how_the_image_is_finished_is_part_of_what_is_measured(run_cli: Cli) -> 
     assert code == 2
     assert "output_range" in err
     assert one_sentence(err)
+
+
+def test_networks_are_compared(run_cli: Cli) -> None:
+    what = ("--sizes", "16x24", *SHORT, "--no-limits", "--json", "-")
+    code, out, _ = run_cli("bench", "ir_vis", "--network", "all", *what)
+    assert code == 0
+    assert [row["identity"]["network"] for row in json.loads(out)["rows"]] == ["refusion", "fast"]
+    code, out, _ = run_cli("bench", "ir_vis", "--network", "fast", "--network", "refusion", *what)
+    assert [row["identity"]["network"] for row in json.loads(out)["rows"]] == ["fast", "refusion"]
+    turns = ("--compare", "ir_vis", "ir_vis", "--network", "fast", "--network", "refusion")
+    code, out, _ = run_cli("bench", *turns, *what)
+    assert code == 0
+    found = json.loads(out)["comparison"]
+    assert [found[name]["network"] for name in ("first", "second")] == ["fast", "refusion"]
+    code, out, err = run_cli("bench", "--compare", "ir_vis", "ir_vis", "--network", "all", *what)
+    assert (code, out, one_sentence(err)) == (2, "", True)
+
+
+def test_a_file_is_measured_with_its_own_network_only(run_cli: Cli) -> None:
+    path = weights_path("ir_vis", "fast")
+    words = ("bench", path, "--sizes", "16x24", *SHORT, "--no-limits", "--json", "-")
+    code, out, _ = run_cli(*words, "--network", "all")
+    assert code == 0
+    assert [row["identity"]["network"] for row in json.loads(out)["rows"]] == ["fast"]
+    code, _, err = run_cli(*words, "--network", "fast", "--network", "refusion")
+    assert (code, one_sentence(err)) == (4, True)
 
 
 def test_two_engines_in_turns(run_cli: Cli) -> None:

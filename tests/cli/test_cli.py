@@ -21,6 +21,8 @@ from refusion_edge.cli import EXIT_CODES, VERBS
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.network.family import NETWORKS
+from refusion_edge.network.weights import shipped_tasks
 from refusion_edge.stream.sources import v4l2_device
 from refusion_edge.stream.sources.v4l2_device import Camera, Mode
 from refusion_edge.tasks import TASKS
@@ -429,9 +431,15 @@ def test_demo_writes_results_and_montage(run_cli: Run) -> None:
     code, out, _ = run_cli("demo", "-o", "demo")
     assert code == 0
     assert "Montage: demo/montage.png" in out
-    assert len(files_below(Path("demo/fused"))) == 5
+    pairs = {
+        network: {Path(path.a).stem for task in shipped_tasks(network) for path in sample_paths(task)} for network in NETWORKS
+    }
+    files = files_below(Path("demo/fused"))
+    assert sum("-fast" in name for name in files) == len(pairs["fast"]) > 0
+    assert sum("-fast" not in name for name in files) == len(pairs["refusion"]) == 5
+    assert {line.split()[3] for line in out.splitlines() if line.startswith("ir_vis")} == set(NETWORKS)
     height, width = read_image("demo/montage.png").shape[:2]
-    assert width == 8 + 3 * (384 + 8)
+    assert width == 8 + 4 * (384 + 8)
     assert height > 1200
 
 
@@ -442,12 +450,12 @@ def test_demo_runs_on_every_back_end_in_turn(run_cli: Run, monkeypatch: pytest.M
         "refusion_edge.backends.registry.status", lambda name: Status(name in ("onnxruntime", "eager"), "because")
     )
     pytest.importorskip("torch", reason="one of two back ends")
-    code, out, _ = run_cli("demo", "--backend", "all", "-o", "demo")
+    code, out, _ = run_cli("demo", "--backend", "all", "--network", "refusion", "-o", "demo")
     assert code == 0
     assert files_below(Path("demo/fused")) == ["medical-brain-eager.png", "medical-brain-onnxruntime.png"]
     first, second = (read_image(f"demo/fused/medical-brain-{name}.png").astype(int) for name in ("eager", "onnxruntime"))
     assert np.abs(first - second).max() <= 1
-    assert [line.split()[4] for line in out.splitlines() if line.startswith("medical")] == ["onnxruntime", "eager"]
+    assert [line.split()[5] for line in out.splitlines() if line.startswith("medical")] == ["onnxruntime", "eager"]
     assert read_image("demo/montage.png").shape[0] < 700
     code, _, err = run_cli("demo", "--backend", "tensorrt", "-o", "other")
     assert (code, one_sentence(err), Path("other").exists()) == (3, True, False)

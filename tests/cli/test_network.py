@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.backends.registry import choose_builder, choose_runner
+from refusion_edge.backends.registry import choose_builder, choose_runner, status
 from refusion_edge.bundle.folder import read_bundle
-from refusion_edge.errors import CheckpointError, UsageError
+from refusion_edge.errors import CheckpointError, InputError, ShapeError, UsageError
 from refusion_edge.fuser import load
 from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
-from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout, reference
+from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, find_task
+from tests.raising import raises
 
 RunCli = Callable[..., tuple[int, str, str]]
 PAIR = sample_paths("ir_vis")[0]
@@ -140,3 +142,66 @@ def test_tasks_without_weights_of_a_network_are_named(monkeypatch: pytest.Monkey
     with pytest.raises(UsageError) as caught:
         module.weights_path("medical", "fast")
     assert "--network fast --teacher medical" in caught.value.remedy
+
+
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(not status("native").usable, reason="needs the native module"))
+
+
+@pytest.mark.parametrize("backend", [NATIVE, "onnxruntime"])
+@pytest.mark.parametrize("size_hw", [(8, 8), (9, 8), (8, 11), (13, 27)])
+def test_odd_sizes_are_fused_whole(weights: Path, backend: str, size_hw: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    a, b = (rng.integers(0, 256, size_hw).astype(np.uint8) for _ in "ab")
+    with load(weights, backend=backend, threads=1, output_range="fixed") as fuser:
+        fused = fuser.fuse(a, b)
+    state = read_checkpoint(weights).state
+    expected = 255 * reference(state, *(plane.astype(np.float64) / 255 for plane in (a, b)))
+    assert fused.shape == size_hw
+    assert np.abs(fused - expected).max() < 0.51
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kind"),
+    [
+        (np.zeros((7, 20), np.uint8), np.zeros((7, 20), np.uint8), ShapeError),
+        (np.zeros((20, 7), np.uint8), np.zeros((20, 7), np.uint8), ShapeError),
+        (np.full((12, 12), 90, np.uint8), np.arange(144, dtype=np.uint8).reshape(12, 12), InputError),
+        (np.full((12, 12), np.nan, np.float32), np.arange(144, dtype=np.uint8).reshape(12, 12), InputError),
+    ],
+)
+def test_images_that_cannot_be_fused_are_refused(weights: Path, a: np.ndarray, b: np.ndarray, kind: type[InputError]) -> None:
+    with load(weights, backend="onnxruntime", threads=1) as fuser, raises(kind):
+        fuser.fuse(a, b)
+
+
+def test_pixels_that_are_nan_show_the_other_source(weights: Path) -> None:
+    rng = np.random.default_rng(4)
+    a = (20 + rng.random((16, 20))).astype(np.float32)
+    b = rng.integers(0, 256, (16, 20)).astype(np.uint8)
+    a[3, 4] = np.nan
+    with load(weights, backend="onnxruntime", threads=1, output_range="fixed") as fuser:
+        assert fuser.fuse(a, b)[3, 4] == b[3, 4]
+
+
+@pytest.mark.parametrize(("given", "network"), [("ir_vis", "fast"), ("fast.safetensors", "refusion")])
+def test_swapped_weights_name_both_networks(weights: Path, given: str, network: str, run_cli: RunCli) -> None:
+    other = {"fast": "refusion", "refusion": "fast"}[network]
+    path = weights_path(given) if given == "ir_vis" else Path(given)
+    with raises(CheckpointError, path, expected=network, got=other):
+        load(path, network=network)
+    files = ("--ir", "test://ir?width=16&height=16&live=0&frames=2", "--vis", "test://vis?width=16&height=16&live=0&frames=2")
+    code, out, err = run_cli("stream", *files, "--weights", path, "--network", network, "-o", "out.mkv")
+    assert (code, out, len(err.strip().splitlines())) == (CheckpointError.exit_code, "", 1)
+    assert not Path("out.mkv").exists()
+
+
+def test_a_bundle_of_release_0_1_runs_the_paper_s_network(run_cli: RunCli, small_samples: None) -> None:
+    code, _, err = run_cli("build", "--task", "ir_vis", "--backend", "onnxruntime", "--precision", "fp32", "-o", "old")
+    assert code == 0, err
+    manifest = json.loads(Path("old/manifest.json").read_text())
+    manifest["spec"].pop("network", None)
+    Path("old/manifest.json").write_text(json.dumps(manifest))
+    with load("old") as fuser:
+        assert fuser.network == "refusion"
+    with raises(CheckpointError, "old", expected="fast", got="refusion"):
+        load("old", network="fast")

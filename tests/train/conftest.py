@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.arrays import Array
 from refusion_edge.images.io import write_image
-from refusion_edge.train import process as memory
 
 SMALL = (
     "run.batch=1", "run.crop_px=16", "run.late_crop_px=16", "meta.every=2", "meta.accumulate=2", "meta.warm_up=0.2",
@@ -51,12 +50,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command changes the allocator of its process, which here belongs to all tests."""
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: True)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import Claim, output_error, read_file, write_atomically
 from refusion_edge.images.io import read_image
+from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.stream.frames import SIDES, Frame, Side
 from refusion_edge.stream.outputs.disk import DiskWatch
 from refusion_edge.stream.sources.folders import TIMES_NAME
@@ -128,16 +130,17 @@ class Recorder:
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
 
-    def finish(self, end: int) -> None:
-        """Note which pair was the first of those that the end of the run kept from being shown.
+    def finish(self, end: int, networks: Sequence[tuple[int, str]] = ()) -> None:
+        """Note where the run ended, and what its pairs were fused by.
 
         Args:
-            end: Its number.
+            end: Number of the first pair that the end of the run kept from being shown.
+            networks: Number of the first pair of each network, in order, with its name.
 
         Raises:
             OutputError: The disk is full or cannot be written.
         """
-        self._describe({**self._settings, "end": end})
+        self._describe({**self._settings, "end": end, "networks": [list(each) for each in networks]})
 
     def _describe(self, settings: dict[str, Any]) -> None:
         text = json.dumps({"schema": SCHEMA, **settings}, indent=2, sort_keys=True) + "\n"
@@ -181,6 +184,7 @@ class Recording:
         rows: Frames in order of arrival, with the columns of ``frames.csv``.
         not_shown: Numbers of the pairs that were not shown.
         end: Number of the first pair that the end of the run kept from being shown; None after a crash.
+        networks: Number of the first pair of each network, in order from 0, with its name; empty if unknown.
     """
 
     folder: Path
@@ -188,6 +192,7 @@ class Recording:
     rows: tuple[tuple[Side, str, int, int, int, int], ...]
     not_shown: frozenset[int]
     end: int | None = None
+    networks: tuple[tuple[int, str], ...] = ()
 
     def read(self, number: int) -> Frame:
         """Read the frame at an index of ``rows``.
@@ -232,12 +237,23 @@ def read_recording(folder: Path) -> Recording:
         raise InputError(f"the recording {folder} is damaged ({error})", "record it again") from error
     if not rows:
         raise InputError(f"the recording {folder} holds no frames", "record it again")
-    return Recording(folder, settings, rows, not_shown, _end(settings, path))
+    return Recording(folder, settings, rows, not_shown, _end(settings, path), _networks(settings, path))
 
 
 def _end(settings: dict[str, Any], path: Path) -> int | None:
     end = settings.get("end")
     return None if end is None else typed(int, end, f"end in {path}")
+
+
+def _networks(settings: dict[str, Any], path: Path) -> tuple[tuple[int, str], ...]:
+    networks = typed(list[tuple[int, str]], settings.get("networks", []), f"networks in {path}")
+    numbers = [number for number, _ in networks]
+    if numbers and (numbers[0] != 0 or sorted(set(numbers)) != numbers):
+        raise InputError(f"the pairs at which the networks in {path} begin do not rise from 0", "record it again", got=numbers)
+    for _, name in networks:
+        if name not in NETWORK_NAMES:
+            raise InputError(f"{path} names the network {shown(name)}", "record it again", expected=NETWORK_NAMES, got=name)
+    return tuple(networks)
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:

@@ -156,6 +156,7 @@ class ViewSink:
         parts = {name: _jpeg(image) for name in wanted if (image := _image(frame, name)) is not None}
         header = {
             "number": frame.number,
+            "time_ns": frame.time_ns,
             "mode": frame.mode,
             "marks": list(frame.marks),
             "skew_ms": None if frame.skew_ns is None else frame.skew_ns / MS,

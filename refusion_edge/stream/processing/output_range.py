@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import cv2
 import numpy as np
 
 from refusion_edge.arrays import Float32Array, Uint8Array
@@ -54,7 +55,6 @@ class OutputStretch:
             measured_low, measured_high = inner_range(fused[::step, ::step], _PERCENTILES)
             spread = max(0.0, _MIN_RANGE - (measured_high - measured_low)) / 2
             low, high = self._range.update(measured_low - spread, measured_high + spread, time_ns)
-        scale = np.float32(255.0 / (high - low))
-        stretched = fused * scale
-        stretched += np.float32(0.5) - np.float32(low) * scale
-        return stretched.clip(0.0, 255.0, out=stretched).astype(np.uint8)
+        scale = 255.0 / (high - low)
+        # One pass that scales, rounds and saturates.
+        return cv2.addWeighted(fused, scale, fused, 0.0, -low * scale, dtype=cv2.CV_8U).astype(np.uint8, copy=False)

@@ -13,12 +13,13 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.finisher import Finisher
-from refusion_edge.backends.registry import Backend
+from refusion_edge.backends.registry import AdaptedBackend, Backend
 from refusion_edge.errors import ShapeError
 from refusion_edge.images.color import split_uint8
 from refusion_edge.rig.warp import RigWarp
 from refusion_edge.sizes import MIN_SIDE
 from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
+from refusion_edge.stream.processing.adaptation import Adaptation
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 
@@ -52,6 +53,7 @@ class Processor:
         backend: Runs the network; owned by the caller.
         gain: Thermal gain control.
         stretch: Output range.
+        adaptation: Statistics over time, for a network and a back end that adapt to them; others do without.
         geometry: How the two views are brought to one size.
         color: Whether the fused image keeps the color of the visible one.
         marks: Whether frozen, held and missing cameras are marked in the image.
@@ -64,6 +66,7 @@ class Processor:
         *,
         gain: ThermalGain | None = None,
         stretch: OutputStretch | None = None,
+        adaptation: Adaptation | None = None,
         geometry: Geometry | None = None,
         color: bool = True,
         marks: bool = True,
@@ -71,7 +74,9 @@ class Processor:
     ) -> None:
         self.gain = gain or ThermalGain()
         self._stretch = stretch or OutputStretch()
-        self._finisher = Finisher(backend, self._stretch.kind, "bgr")
+        self._adaptation = adaptation or Adaptation()
+        self._adapted_to: object = None
+        self._use(backend)
         self._geometry = geometry or Geometry()
         self._color = color
         self._marks = marks
@@ -89,6 +94,15 @@ class Processor:
         """Set the warp of the next frames; call it between two frames, from the thread that processes them."""
         self._geometry = replace(self._geometry, warp=warp)
 
+    def use_backend(self, backend: Backend) -> None:
+        """Run the next frames on another back end or with another network; call it between two frames, from their thread."""
+        self._adaptation.reset()
+        self._use(backend)
+
+    def _use(self, backend: Backend) -> None:
+        self._finisher = Finisher(backend, self._stretch.kind, "bgr")
+        self._adapted = backend if isinstance(backend, AdaptedBackend) and backend.adapts else None
+
     def process(self, pair: Pair) -> FusedFrame:
         """Fuse a pair, or pass on the only frame of it.
 
@@ -104,11 +118,13 @@ class Processor:
         mode: Mode
         if ir is None or vis is None:
             mode = "infrared only" if vis is None else "visible only"
+            self._adaptation.reset()
             image = _levels(ir) if ir is not None else vis
             assert image is not None
             self._took("preprocess", time.perf_counter_ns() - started_ns)
         else:
             mode = "fused"
+            self._follow_cameras(pair)
             image = self._fuse(ir, vis, pair.newest.time_ns, started_ns)
         if self._color and image.ndim == 2 and mode == "infrared only":
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
@@ -126,16 +142,28 @@ class Processor:
         gray, ycrcb = split_uint8(vis, "bgr")
         luma: Array = gray if self._finisher.takes_uint8 else gray * np.float32(1 / 255)
         prepared_ns = time.perf_counter_ns()
-        output = self._finisher.infer(ir[None, None], luma[None, None])
+        self._took("preprocess", prepared_ns - started_ns)
+        output = self._infer(ir[None, None], luma[None, None], time_ns)
         inferred_ns = time.perf_counter_ns()
+        self._took("infer", inferred_ns - prepared_ns)
         warp, stretch = self._geometry.warp, partial(self._stretch.apply, time_ns=time_ns)
         # Outside the view of the other camera, the visible luma is shown.
         beside = None if warp is None else (gray, ~warp.mask)
         image = self._finisher.finish(output, ycrcb if self._color else None, stretch, beside=beside)
-        self._took("preprocess", prepared_ns - started_ns)
-        self._took("infer", inferred_ns - prepared_ns)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)
         return image
+
+    def _infer(self, a: Float32Array, b: Array, time_ns: int) -> Float32Array | Uint8Array:
+        if self._adapted is None:
+            return self._finisher.infer(a, b)
+        return self._adapted.fuse_adapted(a, b, self._adaptation.update(self._adapted.statistics(a, b), time_ns))
+
+    def _follow_cameras(self, pair: Pair) -> None:
+        """Forget the statistics of frames that a camera took at another size, or stamped with another clock."""
+        taken = [(frame.size_wh, frame.epoch) for frame in (pair.ir, pair.vis) if frame is not None]
+        if taken != self._adapted_to:
+            self._adaptation.reset()
+            self._adapted_to = taken
 
     def _infrared(self, frame: Frame) -> Float32Array:
         warp = self._geometry.warp

@@ -13,6 +13,7 @@ from refusion_edge.errors import InputError, RigError, ShapeError
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.run.channel import Channel
+from refusion_edge.stream.run.networks import NetworkPlan
 from refusion_edge.stream.run.pairing import WaitingPair
 from refusion_edge.stream.run.refinement import RigFollower
 from refusion_edge.stream.run.writer import Writer
@@ -30,6 +31,7 @@ class FusionStage:
         stop: Ends the run.
         frames: End after this many fused frames, or None.
         follower: Follows slow changes of the rig, or None.
+        networks: Decides which network the pairs are fused by, or None if it stays.
         hashed: Whether to hash the fused frames, so that two runs can be compared.
 
     Attributes:
@@ -46,10 +48,12 @@ class FusionStage:
         *,
         frames: int | None = None,
         follower: RigFollower | None = None,
+        networks: NetworkPlan | None = None,
         hashed: bool = False,
     ) -> None:
         self._pairs, self._processor, self._writers = pairs, processor, writers
         self._statistics, self._stop, self._follower = statistics, stop, follower
+        self._networks = networks
         self._limit = frames
         self._count = self._end = 0
         self.refused: InputError | None = None
@@ -102,8 +106,12 @@ class FusionStage:
                 self.refused = error
                 continue
             self._show(fused)
+            if self._networks is not None and (backend := self._networks.next_backend(fused, pair)) is not None:
+                self._processor.use_backend(backend)
         if self._follower is not None:
             self._follower.close()
+        if self._networks is not None:
+            self._networks.close()
         for writer in self._writers:
             writer.close()
 

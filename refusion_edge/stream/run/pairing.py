@@ -184,7 +184,7 @@ class CameraPairs:
 
 def _thumbnail(image: Array) -> tuple[Float32Array, float]:
     """Reduce an image to a gray float32 thumbnail; also returns the reduction factor."""
-    plane = image if image.ndim == 2 else image[..., 1]
+    plane = image if image.ndim == 2 else cv2.extractChannel(image, 1)
     scale = max(1.0, plane.shape[1] / _MOTION_WIDTH)
     size = (round(plane.shape[1] / scale), max(1, round(plane.shape[0] / scale)))
     return cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32), scale

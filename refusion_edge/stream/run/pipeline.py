@@ -25,6 +25,7 @@ from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.run.channel import Channel, Inbox
 from refusion_edge.stream.run.fusion import FusionStage
+from refusion_edge.stream.run.networks import NetworkChooser, NetworkPlan
 from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource, WaitingPair
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner
@@ -66,6 +67,7 @@ class Pipeline:
         recorder: Records the raw frames of cameras and files, or None.
         refiner: Follows slow changes of the rig, or None. With cameras it runs in parallel with the engine; with files the
             engine waits for it, so that the same files give the same fused frames.
+        networks: Decides which network the pairs are fused by, already entered; or None if it stays.
         hashed: Whether to hash the fused frames, so that two runs can be compared.
         stop: Set it from any thread to end the run as after a signal.
     """
@@ -81,6 +83,7 @@ class Pipeline:
         limits: RunLimits | None = None,
         recorder: Recorder | None = None,
         refiner: RigRefiner | None = None,
+        networks: NetworkPlan | None = None,
         hashed: bool = False,
         stop: threading.Event | None = None,
     ) -> None:
@@ -104,8 +107,9 @@ class Pipeline:
         self._writers = [Writer(sink, statistics, stop, live=live) for sink in sinks]
         self._fusion = FusionStage(
             self._pairs, processor, self._writers, statistics, stop,
-            frames=self._limits.frames, follower=self._follower, hashed=hashed,
+            frames=self._limits.frames, follower=self._follower, networks=networks, hashed=hashed,
         )  # fmt: skip
+        self._networks = networks
         self._statistics = statistics
         self._ended = self._interrupted = False
         self._failure: BaseException | None = None
@@ -155,7 +159,7 @@ class Pipeline:
     def _finish_recording(self) -> None:
         if self._record is not None:
             try:
-                self._record.recorder.finish(self._fusion.end)
+                self._record.recorder.finish(self._fusion.end, [] if self._networks is None else self._networks.used)
             except OutputError as error:
                 self._fail(error)
 
@@ -178,6 +182,8 @@ class Pipeline:
             work.append(("recorder", self._record.run))
         if self._follower is not None and self._live:
             work.append(("refinement", self._follower.run))
+        if isinstance(self._networks, NetworkChooser):
+            work.append(("networks", self._networks.run))
         return work + [(f"output {each.sink.name}", each.run) for each in self._writers]
 
     def _fuse(self) -> None:
@@ -228,6 +234,8 @@ class Pipeline:
         self._pairs.close()
         if self._follower is not None:
             self._follower.close()
+        if self._networks is not None:
+            self._networks.close()
         for writer in self._writers:
             writer.close()
 

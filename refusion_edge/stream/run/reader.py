@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from refusion_edge.errors import InputError, RefusionError, SourceLostError
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.freeze import FreezeWatch, Seen
 from refusion_edge.stream.run.channel import Inbox
+from refusion_edge.stream.sources.clock import ClockState
 from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
 
@@ -22,6 +23,8 @@ _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _DAMAGED = "damaged frame"
 # Why a frame is part of no pair, as the report names it.
 REPEATED = "content of the frame before"
+# What is known of the clock of a live source; `asdict` would copy every value for every frame.
+_TIMING = [field.name for field in fields(ClockState)]
 _DTYPES = (np.uint8, np.uint16, np.float32)
 
 
@@ -122,7 +125,8 @@ class Reader:
         )
         camera.clock, camera.declared_hz, timing = self.source.clock, self.source.rate_hz, self.source.timing
         if timing is not None:
-            camera.timing = asdict(timing.state)
+            state = timing.state
+            camera.timing = {name: getattr(state, name) for name in _TIMING}
             for news in timing.take_news():
                 self._statistics.note(side, news)
         self.delivered_s = time.monotonic()

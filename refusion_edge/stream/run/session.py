@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from refusion_edge.backends.registry import AdaptedBackend
 from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
+from refusion_edge.network.weights import shipped_tasks
 from refusion_edge.rig.model import Rig
 from refusion_edge.stream.outputs.display import DisplaySink, has_display
 from refusion_edge.stream.outputs.recording import Recorder, Recording, read_recording
 from refusion_edge.stream.outputs.sinks import NullSink, SharedMemorySink, Sink
 from refusion_edge.stream.outputs.video import open_file_sink
+from refusion_edge.stream.processing.adaptation import Adaptation
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Geometry, Processor
+from refusion_edge.stream.run.networks import AUTO, BETTER, FASTER, NetworkChooser, NetworkPlan, PlannedNetworks
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.run.refinement import Refinement, RigRefiner
-from refusion_edge.stream.run.settings import StreamSettings, choose_pairing
+from refusion_edge.stream.run.settings import PairingSettings, StreamSettings, choose_pairing
 from refusion_edge.stream.sources.pacing import PacedSource
 from refusion_edge.stream.sources.registry import open_pair
 from refusion_edge.stream.sources.source import Source
@@ -52,7 +57,7 @@ class StreamSession:
         self._fuser = fuser
         self._refinement = refinement
         self._output_sha256: str | None = None
-        self._started = False
+        self._engine: RunningEngine | None = None
 
     def run(self, announce: Callable[[str], object] = lambda _text: None) -> None:
         """Run until the sources end, a limit is reached or ``stop`` is set.
@@ -83,17 +88,20 @@ class StreamSession:
             recorder = Recorder(Path(settings.record), shown)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
         sinks = [self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris]
-        with self._fuser or self._load() as fuser:
+        with contextlib.ExitStack() as engines:
+            fuser, networks = self._engines(engines, sources, pairing, announce)
+            adaptation = Adaptation(settings.smooth_s)
+            self._engine = RunningEngine(fuser, networks, adaptation)
             processor = Processor(
                 fuser.backend,
                 gain=gain,
                 stretch=stretch,
+                adaptation=adaptation,
                 geometry=geometry,
                 color=not settings.gray,
                 marks=settings.marks,
                 took=self.statistics.took,
             )
-            self._started = True
             pipeline = Pipeline(
                 sources,
                 failover,
@@ -103,6 +111,7 @@ class StreamSession:
                 limits=RunLimits(settings.give_up_s, settings.duration_s, frames=settings.frames),
                 recorder=recorder,
                 refiner=refiner,
+                networks=networks,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
             )
@@ -113,22 +122,58 @@ class StreamSession:
 
     def report(self) -> dict[str, Any] | None:
         """The report of the run, schema ``refusion-edge/stream/1``; None if it never started."""
-        if not self._started:
+        if self._engine is None:
             return None
         return {
             "schema": "refusion-edge/stream/1",
             "settings": self.settings.shown(),
+            "network": self._engine.report(),
             "output_sha256": self._output_sha256,
             **self.statistics.snapshot(),
         }
 
-    def _load(self) -> Fuser:
+    def _engines(
+        self,
+        engines: contextlib.ExitStack,
+        sources: tuple[Source, Source] | Recording,
+        pairing: PairingSettings,
+        announce: Callable[[str], object],
+    ) -> tuple[Fuser, NetworkPlan | None]:
+        """Open the engine that the run begins with, and decide how its network is chosen."""
+        if self._fuser is not None:
+            return engines.enter_context(self._fuser), None
+        settings = self.settings
+        if settings.network != AUTO:
+            fuser = engines.enter_context(self._load(settings.network))
+            return fuser, None if fuser.network is None else PlannedNetworks([(0, fuser.network)], self._load)
+        explicit, task = settings.bundle or settings.weights, settings.task or _DEFAULT_TASK
+        planned: Sequence[tuple[int, str]] = [(0, BETTER)]
+        if explicit is not None:
+            fuser = engines.enter_context(self._load(None))
+            planned = [(0, fuser.network or BETTER)]
+            reason = f"{fuser.network}, as {explicit} holds it; an explicit file leaves auto nothing to choose"
+        elif isinstance(sources, Recording):
+            planned = sources.networks or planned
+            how = "as recorded" if sources.networks else "as the recording does not name its network"
+            reason = f"{', then '.join(name for _, name in planned)}, {how}"
+        elif task not in shipped_tasks(FASTER):
+            reason = f"auto chose {BETTER}: the package has no weights of {FASTER} for {task}"
+        elif not any(source.live for source in sources):
+            reason = f"auto chose {BETTER}: files wait for the network"
+        else:
+            fuser = engines.enter_context(self._load(FASTER))
+            chooser = NetworkChooser(self._load, self.statistics, fastest=pairing.policy != "drop", announce=announce)
+            return fuser, engines.enter_context(chooser)
+        announce(f"network: {reason}")
+        if explicit is None:
+            fuser = engines.enter_context(self._load(planned[0][1]))
+        return fuser, engines.enter_context(PlannedNetworks(planned, self._load, reason))
+
+    def _load(self, network: str | None) -> Fuser:
         settings = self.settings
         source = settings.bundle or settings.weights or settings.task or _DEFAULT_TASK
         task = settings.task if source != settings.task else None
-        return load(
-            source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=settings.network
-        )
+        return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
 
     def _sources(self, rig: Rig | None) -> tuple[Source, Source] | Recording:
         settings = self.settings
@@ -205,6 +250,38 @@ class StreamSession:
                 tls=None if self.settings.tls is None else (Path(self.settings.tls[0]), Path(self.settings.tls[1])),
             )
         return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningEngine:
+    """What fuses the pairs of a run.
+
+    Attributes:
+        fuser: The engine at its start.
+        networks: How its network is chosen, or None if it stays.
+        adaptation: Statistics that ``fast`` adapts to.
+    """
+
+    fuser: Fuser
+    networks: NetworkPlan | None
+    adaptation: Adaptation
+
+    def report(self) -> dict[str, Any]:
+        """As plain values for the report of the run."""
+        used = [] if self.networks is None else self.networks.used
+        network, backend = used[-1][1] if used else self.fuser.network, self.fuser.backend
+        statistics = None
+        if network == FASTER:
+            statistics = "smoothed" if isinstance(backend, AdaptedBackend) else "of each frame"
+        decisions = [] if self.networks is None else self.networks.decisions
+        return {
+            "name": network,
+            "backend": backend.name,
+            "statistics": statistics,
+            "scene_cuts": self.adaptation.cuts,
+            "used": [{"first_pair": number, "name": name} for number, name in used],
+            "decisions": [decision.to_json() for decision in decisions],
+        }
 
 
 def _read_rig(settings: StreamSettings) -> Rig | None:

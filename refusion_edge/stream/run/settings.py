@@ -28,7 +28,8 @@ class StreamSettings:
         bundle: Engine bundle.
         weights: Weights file.
         task: Fusion task.
-        network: Name of the network, or None for that of the weights or the bundle, and ``refusion`` for a task.
+        network: Name of the network, or ``auto`` for the better one that holds the cameras' rate, see
+            ``refusion_edge.stream.run.networks``; None for that of the weights or the bundle, and ``refusion`` for a task.
         backend: Back end of the network.
         threads: Threads of the back end; 0 for its default.
         policy: Pairing policy.

@@ -1,4 +1,4 @@
-"""The allocator of a training process, in a process of its own."""
+"""This machine: the allocator of a process, in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 # Page faults of the last of three rounds that allocate and free 64 MB in blocks of 8 MB.
 ROUNDS = """
 import resource, sys
-from refusion_edge.train.process import keep_freed_memory
+from refusion_edge.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(3):
@@ -37,5 +37,5 @@ def test_freed_memory_is_found_in_place_again() -> None:
 
 
 def test_a_library_without_the_settings_is_left_alone() -> None:
-    words = "import sys; from refusion_edge.train.process import keep_freed_memory as k; sys.platform = 'win32'; assert not k()"
+    words = "import sys; from refusion_edge.machine import keep_freed_memory as k; sys.platform = 'win32'; assert not k()"
     subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
