@@ -194,6 +194,7 @@ BACKENDS: dict[str, Entry] = {
         "refusion_edge.backends.fused",
         "our compiled GPU kernels, without torch",
         {"fp16": "tensorrt-literal"},
+        ("fp16",),
         on_gpu=True,
     ),
     "tensorrt": Entry(
