@@ -5,6 +5,10 @@ python -m benchmarks.gpu_model --table FILE                 print the table of d
 
 Build the program with ``refusion-edge build --task ir_vis --backend fused --arch sm_87,sm_89,sm_90,sm_110``; no GPU is needed.
 
+For the network ``fast``, add ``--network fast --precision fp16``. The only launch with convolutions there walks down its strip
+once for each of them, and computes some rows and columns twice; both are counted, as are the instructions around those walks,
+and one write and one read of what lies between two convolutions.
+
 Every launch takes the longest of three times: its instructions on the four schedulers of each multiprocessor, one each per
 clock; its products on the tensor cores; its bytes through memory. A frame is the sum of its launches. Latencies, bank
 conflicts, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound. Caches are left
@@ -22,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernel_work import frame_work
+from benchmarks.kernel_work import frame_work, layer_rows, scratch_bytes
 from refusion_edge.backends.fused import choose_target
 from refusion_edge.cuda.driver import Device
 from refusion_edge.cuda.program import Program
@@ -125,9 +129,15 @@ def count(program: Program) -> dict[str, Any]:
             for work in works:
                 tile, streams = binaries[work.kernel].tile, program.schedule.kernels[work.kernel].streams
                 per_strip_row = streams * tile.warps / tile.columns
-                is_walk = program.schedule.kernels[work.kernel].grid == "strips"
-                instructions, products = row_costs(code[work.kernel], tile.rows) if is_walk else (0.0, 0.0)
-                cost = Cost(work.kernel, instructions * per_strip_row, products * per_strip_row, work.bytes)
+                kernel = program.schedule.kernels[work.kernel]
+                nbytes = float(work.bytes)
+                if kernel.source == "fast_convolutions":
+                    instructions, products = layered_costs(code[work.kernel], tile.rows, layer_rows(kernel, tile))
+                    nbytes += scratch_bytes(program.schedule, kernel, tile)
+                else:
+                    is_walk = kernel.grid == "strips"
+                    instructions, products = row_costs(code[work.kernel], tile.rows) if is_walk else (0.0, 0.0)
+                cost = Cost(work.kernel, instructions * per_strip_row, products * per_strip_row, nbytes)
                 costs[chip.architecture].append(asdict(cost))
     return {"schema": SCHEMA, "versions": dict(program.model), "costs": {f"{key}": rows for key, rows in costs.items()}}
 
@@ -139,6 +149,35 @@ def row_costs(code: str, rows: int) -> tuple[float, float]:
         code: Disassembly of a kernel.
         rows: Rows of a strip, for a kernel whose rows the compiler unrolled.
     """
+    names, walks = _walks(code)
+    if not walks:
+        return len(names) / rows, sum(map(_products, names)) / rows
+    return float(sum(map(len, walks))), float(sum(_products(name) for body in walks for name in body))
+
+
+def layered_costs(code: str, rows: int, layers: Sequence[int]) -> tuple[float, float]:
+    """Instructions and products of one warp for one row of its strip, of a kernel that walks down it once for each layer.
+
+    Args:
+        code: Disassembly of a kernel.
+        rows: Rows of pixels of a strip.
+        layers: Rows that each layer walks, in order.
+
+    Raises:
+        ValueError: The code has another number of walks.
+    """
+    names, walks = _walks(code)
+    if len(walks) != len(layers):
+        raise ValueError(f"the code has {len(walks)} walks over rows instead of {len(layers)}; the compiler changed them")
+    around = len(names) - sum(map(len, walks))
+    pairs = list(zip(walks, layers, strict=True))
+    instructions = around + sum(len(body) * times for body, times in pairs)
+    products = sum(_products(name) * times for body, times in pairs for name in body)
+    return instructions / rows, products / rows
+
+
+def _walks(code: str) -> tuple[list[str], list[list[str]]]:
+    """The instructions of a kernel, and those of each loop over rows."""
     instructions = [(int(found[1], 16), found[2], found[3]) for found in _INSTRUCTION.finditer(code)]
     bodies = []
     for address, name, operands in instructions:
@@ -147,10 +186,7 @@ def row_costs(code: str, rows: int) -> tuple[float, float]:
             bodies.append([one for at, one, _ in instructions if int(target[1], 16) <= at <= address])
     # Loops over strips, which some kernels begin with, neither store a pixel nor multiply matrices.
     walks = [body for body in bodies if any(name.startswith(("STG", "HMMA", "HGMMA", "UTCHMMA")) for name in body)]
-    if not walks:
-        names = [name for _, name, _ in instructions]
-        return len(names) / rows, sum(map(_products, names)) / rows
-    return float(sum(map(len, walks))), float(sum(_products(name) for body in walks for name in body))
+    return [name for _, name, _ in instructions], walks
 
 
 def _products(name: str) -> float:

@@ -43,7 +43,7 @@ def collect(
     """Measure the value range of every quantizable layer.
 
     Args:
-        model: A filled fp32 model of the folded form and of any size.
+        model: A filled fp32 model of any size, of the folded form or of the network ``fast``.
         pairs: At least ``MIN_PAIRS`` pairs; only the first ``MAX_PAIRS`` are used.
         task: Their task.
         method: ``min-max`` takes the largest absolute value, ``percentile`` the 99.99th percentile, and ``entropy`` the limit

@@ -16,6 +16,7 @@ import onnx
 
 from refusion_edge._version import __version__
 from refusion_edge.accuracy.gate import LIMITS, PairFidelity, gate_pairs, run_gate
+from refusion_edge.arrays import State
 from refusion_edge.backends import onnxruntime
 from refusion_edge.backends.registry import Choice, choose_builder, open_engine
 from refusion_edge.bundle.folder import (
@@ -164,7 +165,7 @@ def rebuild(
         RefusionError: As for ``build``; the old bundle is unchanged.
     """
     manifest = bundle.manifest
-    table = None if manifest.quantized is None else _table_of(bundle)
+    table = None if manifest.quantized is None else _table_of(bundle, read_checkpoint(bundle.path / WEIGHTS).state)
     fields = {name: getattr(manifest.spec, name) for name in manifest.spec.__dataclass_fields__}
     return build(BuildSpec(**fields, weights=bundle.path / WEIGHTS, output=bundle.path, calibration=table), on_stage, listener)
 
@@ -179,12 +180,12 @@ def model_of(bundle: EngineBundle) -> bytes:
     state = read_checkpoint(bundle.path / WEIGHTS).state
     model = BUILDERS[manifest.backend].model(manifest.spec, state)
     if manifest.quantized is not None:
-        model = quantize(model, _table_of(bundle), keep=manifest.quantized.kept)
+        model = quantize(model, _table_of(bundle, state), keep=manifest.quantized.kept)
     return checked_model(bundle.read(MODEL), model, bundle.path / MODEL, f"rebuild it with: {bundle.rebuild_command()}")
 
 
-def _table_of(bundle: EngineBundle) -> CalibrationTable:
-    return read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
+def _table_of(bundle: EngineBundle, state: State) -> CalibrationTable:
+    return read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION), quantizable_layers(state))
 
 
 BUILDERS: dict[str, Builder] = {
@@ -249,7 +250,7 @@ def _select(
     if listener is None:
         return select_layers(inputs.model, table, evaluator, LIMITS["int8"])
     scan, layers = "one layer at a time", itertools.count()
-    listener.started(scan, None, len(quantizable_layers()))
+    listener.started(scan, None, len(quantizable_layers(inputs.state)))
     selection = select_layers(inputs.model, table, evaluator, LIMITS["int8"], lambda: listener.stepped(scan, next(layers)))
     listener.finished(scan)
     return selection

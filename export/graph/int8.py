@@ -21,7 +21,7 @@ from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
 from refusion_edge.errors import GateError
 from refusion_edge.images.luma import Planes, to_planes
 from refusion_edge.images.pairs import ImagePair
-from refusion_edge.network.quantization import LARGEST, CalibrationTable, layer_nodes, quantizable_layers
+from refusion_edge.network.quantization import LARGEST, CalibrationTable, layer_nodes
 from refusion_edge.tasks import Task
 
 # The few gate pairs are not the hardest that will come: the pairs of one camera were 8 dB below the worst of them.
@@ -31,10 +31,10 @@ _OPSET = 19
 
 
 def quantize(model: onnx.ModelProto, table: CalibrationTable, keep: Container[str] = ()) -> onnx.ModelProto:
-    """Quantize the folded convolutions of a model.
+    """Quantize the quantizable convolutions of a model, see ``refusion_edge.network.quantization``.
 
     Args:
-        model: A filled model of the folded form, fp32 or fp16; it is not changed.
+        model: A filled model of the folded form or of the network ``fast``, fp32 or fp16; it is not changed.
         table: Ranges of their inputs.
         keep: Layers to leave unchanged.
 
@@ -110,7 +110,7 @@ class Evaluator:
         scanned: Number of pairs for the layer scan, which only ranks layers; the gate uses all pairs.
 
     Args:
-        state: The 86 parameters.
+        state: All parameters.
         pairs: The pairs.
         task: Their task.
         threads: Threads of the fp32 reference; 0 for one per physical core.
@@ -138,7 +138,7 @@ def scan_layers(
     """Quantize one layer at a time.
 
     Args:
-        model: A filled model of the folded form.
+        model: A filled model, see ``quantize``.
         table: Ranges.
         evaluator: Evaluates the models.
         on_layer: Called after each layer.
@@ -146,7 +146,7 @@ def scan_layers(
     Returns:
         Fidelity with one layer alone in INT8, by layer, the most sensitive layer first.
     """
-    layers = quantizable_layers()
+    layers = tuple(layer_nodes(model))
     found = {}
     for layer in layers:
         found[layer] = evaluator.evaluate(quantize(model, table, keep=_others(layers, layer)), evaluator.scanned)
@@ -167,7 +167,7 @@ def select_layers(
     of the most sensitive layers that have to stay in half precision.
 
     Args:
-        model: A filled fp16 model of the folded form.
+        model: A filled fp16 model, see ``quantize``.
         table: Ranges.
         evaluator: Evaluates the models.
         limits: Limits of the accuracy gate.
@@ -176,7 +176,7 @@ def select_layers(
     Raises:
         GateError: Even a single layer in INT8 exceeds the limits.
     """
-    layers = quantizable_layers()
+    layers = tuple(layer_nodes(model))
     spared = replace(limits, psnr_db=limits.psnr_db + SPARE_DB)
     everything = quantize(model, table)
     found = {0: evaluator.evaluate(everything)}

@@ -173,12 +173,12 @@ def export_onnx(
     network = network_of(checkpoint.state)
     if network.name == DEFAULT_NETWORK:
         graph = fill(trace(form or REFERENCE, precision), checkpoint.state, size_hw)
-    elif (form or network.forms[0]) not in network.forms or precision != "fp32":
+    elif (form or network.forms[0]) not in network.forms:
         raise UsageError(
-            f"the graph of the network {network.name} exists only in fp32 and in one form",
-            "leave --form and --precision out",
-            expected=("fp32", network.forms[0]),
-            got=(precision, form),
+            f"the graph of the network {network.name} exists in one form only",
+            "leave --form out",
+            expected=network.forms[0],
+            got=form,
         )
     else:
         graph = network.graph(checkpoint.state, network.forms[0], precision, size_hw)

@@ -27,18 +27,20 @@ from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Binary, Program, SelfTest, Target
 from refusion_edge.errors import BackendError, CheckpointError
 from refusion_edge.export.targets.compiler import CompileError, compile_kernel, prepare_compiler
-from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
+from refusion_edge.kernels.gpu.folding import FoldedWeights
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet, fast_kernels, kernel_set
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
-from refusion_edge.kernels.gpu.schedule import FUSED, fuse_reference, make_schedule, tiles
+from refusion_edge.kernels.gpu.schedule import FUSED, fuse_reference
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
+from refusion_edge.network import NETWORK_NAMES
+from refusion_edge.network.family import DEFAULT_NETWORK
+from refusion_edge.network.fast import FastLayout
 
 # The slowest kernel takes about 10 s on an idle core.
 _LONGEST_COMPILE_S = 900.0
 
 # First CUDA toolkit whose assembler supports an architecture, if that of Triton 3.6 is older. CUDA 12 calls Thor sm_101.
 _FIRST_TOOLKITS = {110: "13.0"}
-# Small, odd, and wider than one strip of any architecture.
-_SELF_TEST_SIZE_HW = (19, 70)
 # A wrong kernel is off by tenths, half precision by less than this.
 _SELF_TEST_TOLERANCE = 0.02
 
@@ -60,12 +62,13 @@ class Resources:
     tensor_core: int
 
 
-def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int, Target]:
-    """Compile every kernel of the network.
+def compile_targets(architectures: Iterable[int], *, jobs: int = 1, kernels: KernelSet = REFUSION) -> dict[int, Target]:
+    """Compile every kernel of a network.
 
     Args:
         architectures: Out of ``ARCHITECTURES``.
         jobs: Number of compilers that run at a time.
+        kernels: The kernels of the network.
 
     Returns:
         The kernels by architecture.
@@ -73,10 +76,10 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
     Raises:
         BackendError: Triton is not installed, its assembler is too old for an architecture, or a kernel does not compile.
     """
-    schedule, wanted = make_schedule(), tuple(architectures)
+    schedule, wanted = kernels.schedule("float16"), tuple(architectures)
     require_assembler(wanted)
     work = {
-        f"{name} for sm_{architecture}": (compile_kernel, (kernel, tiles(architecture)[name], architecture))
+        f"{name} for sm_{architecture}": (compile_kernel, (kernel, kernels.tiles(architecture)[name], architecture))
         for architecture in wanted
         for name, kernel in schedule.kernels.items()
     }
@@ -90,10 +93,10 @@ def compile_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int,
 
 
 def make_program(state: State, model: Mapping[str, str], architectures: Iterable[int], *, jobs: int = 1) -> Program:
-    """Compile the network with these weights.
+    """Compile a network with these weights.
 
     Args:
-        state: The 86 parameters.
+        state: Parameters of either network.
         model: Description of the model, texts by name; the version of the compiler is added.
         architectures: Out of ``refusion_edge.export.targets.cubins.ARCHITECTURES``.
         jobs: Number of compilers that run at a time.
@@ -101,14 +104,24 @@ def make_program(state: State, model: Mapping[str, str], architectures: Iterable
     Raises:
         BackendError: Triton is missing, or a kernel does not compile.
         CheckpointError: A folded weight is out of the range of half precision.
+        UsageError: There are no kernels for this layout of the network.
     """
-    folded = fold(state)
-    targets = compile_targets(architectures, jobs=jobs)
-    return assemble(folded, {**model, "triton": importlib.metadata.version("triton")}, targets)
+    kernels = kernel_set(state)
+    folded = kernels.fold(state)
+    targets = compile_targets(architectures, jobs=jobs, kernels=kernels)
+    return assemble(folded, {**model, "triton": importlib.metadata.version("triton")}, targets, kernels)
 
 
-def assemble(folded: FoldedWeights, model: Mapping[str, str], targets: Mapping[int, Target]) -> Program:
+def assemble(
+    folded: FoldedWeights, model: Mapping[str, str], targets: Mapping[int, Target], kernels: KernelSet = REFUSION
+) -> Program:
     """Put folded weights and compiled kernels together, with a self-test.
+
+    Args:
+        folded: Weights as the kernels take them.
+        model: Description of the model, texts by name.
+        targets: The compiled kernels by architecture.
+        kernels: The kernels of the network.
 
     Raises:
         CheckpointError: A folded weight is out of the range of half precision.
@@ -120,12 +133,13 @@ def assemble(folded: FoldedWeights, model: Mapping[str, str], targets: Mapping[i
             raise CheckpointError(
                 f"the folded weights {name} are out of the range of half precision", "use other weights or another back end"
             )
-    height, width = _SELF_TEST_SIZE_HW
+    height, width = kernels.self_test_hw
     noise = np.random.default_rng(0).random((2, height, width)).astype(np.float32)
     planes = np.stack([cv2.GaussianBlur(plane, (5, 5), 1.0) for plane in noise])
-    exact = fuse_reference(make_schedule("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))[FUSED]
+    wide = folded.rounded(np.dtype(np.float64))
+    exact = fuse_reference(kernels.schedule("float64"), wide, planes.astype(np.float64))[FUSED]
     test = SelfTest(planes, exact.astype(np.float32), _SELF_TEST_TOLERANCE)
-    return Program(dict(model), make_schedule(), weights, dict(targets), test)
+    return Program(dict(model), kernels.schedule("float16"), weights, dict(targets), test)
 
 
 def require_assembler(architectures: Iterable[int]) -> None:
@@ -244,9 +258,15 @@ def main(argv: list[str] | None = None) -> int:
         "--arch", default=everything, metavar="LIST", help="architectures, separated by commas (default: %(default)s)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="compilers to run at a time (default: %(default)s)")
+    parser.add_argument(
+        "--network", choices=NETWORK_NAMES, default=DEFAULT_NETWORK,
+        help="whose kernels; those of fast in the layout of its weights in the package (default: %(default)s)",
+    )  # fmt: skip
     options = parser.parse_args(argv)
+    kernels = REFUSION if options.network == DEFAULT_NETWORK else fast_kernels(FastLayout())
+    targets = compile_targets(parse_architectures(options.arch), jobs=options.jobs, kernels=kernels)
     print(f"{'kernel':24} {'arch':7} {'tile':>12} {'registers':>9} {'spilled':>7} {'shared':>7} {'tensor':>6} {'kB':>4}")
-    for architecture, target in compile_targets(parse_architectures(options.arch), jobs=options.jobs).items():
+    for architecture, target in targets.items():
         for name, binary in target.binaries.items():
             taken = resources(binary)
             tile = f"{binary.tile.columns}x{binary.tile.rows}/{binary.tile.warps}"

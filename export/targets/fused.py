@@ -29,7 +29,7 @@ class ProgramBuilder:
 
     def check(self, spec: BuildSpec, choice: Choice) -> None:
         """See ``Builder.check``."""
-        check_options(spec, (BACKENDS["fused"].forms[spec.precision],), has_architectures=True)
+        check_options(spec, (BACKENDS["fused"].form(spec.network, spec.precision),), has_architectures=True)
         if spec.architectures is None and not choice.status.usable:
             raise UsageError(
                 "there is no GPU here to compile the kernels of fused for",
@@ -38,10 +38,17 @@ class ProgramBuilder:
 
     def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
         """See ``Builder.model``."""
-        return make_model(BACKENDS["fused"].forms[spec.precision], spec.precision, state, spec.size_hw)
+        return make_model(BACKENDS["fused"].form(spec.network, spec.precision), spec.precision, state, spec.size_hw)
 
     def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
-        """See ``Builder.prepare``."""
+        """See ``Builder.prepare``.
+
+        Raises:
+            UsageError: There are no kernels for the layout of these weights.
+        """
+        from refusion_edge.kernels.gpu.kernel_sets import kernel_set
+
+        kernel_set(state)
         facts = {
             "version": choice.build_status.reason,
             "architectures": spec.architectures,
@@ -58,6 +65,7 @@ class ProgramBuilder:
         facts = {
             "task": spec.task,
             "precision": spec.precision,
+            "network": spec.network,
             "weights_sha256": sha256(inputs.weights),
             "refusion-edge": __version__,
         }

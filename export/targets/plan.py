@@ -152,6 +152,9 @@ def _create_network(trt: Any, product: Product, builder: Any) -> tuple[Any, bool
 
 
 def _apply(trt: Any, product: Product, settings: PlanSettings, config: Any) -> None:
+    # On by default. It rounds the factors of fp32 products to ten bits of mantissa, which fp32 does not mean, and which would
+    # shift whole images where it hits statistics.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MIB)
     if settings.optimization_level is not None:

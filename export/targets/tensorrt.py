@@ -32,7 +32,7 @@ from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListen
 from refusion_edge.export.targets.fused import require_architecture
 from refusion_edge.export.targets.plan import compile_plan
 from refusion_edge.machine import Target, this_machine, usable_cores
-from refusion_edge.network.family import make_model
+from refusion_edge.network.family import DEFAULT_NETWORK, make_model
 from refusion_edge.sizes import DYNAMIC
 
 _FORMS = ("tensorrt-folded", "tensorrt-literal")
@@ -58,8 +58,16 @@ class PlanBuilder:
     def check(self, spec: BuildSpec, choice: Choice) -> None:
         """See ``Builder.check``."""
         name = self.product.name
-        forms = _FORMS if spec.precision != "int8" else (BACKENDS[name].forms["int8"],)
+        has_forms = spec.network == DEFAULT_NETWORK and spec.precision != "int8"
+        forms = _FORMS if has_forms else (BACKENDS[name].form(spec.network, spec.precision),)
         check_options(spec, forms, has_compiler_options=True)
+        if spec.settings.plugins and spec.network != DEFAULT_NETWORK:
+            raise UsageError(
+                f"--plugins has kernels of the network {DEFAULT_NETWORK} only, and the network is {spec.network}",
+                "leave --plugins out, or build for the back end fused",
+                expected=DEFAULT_NETWORK,
+                got=spec.network,
+            )
         if spec.settings.plugins and (spec.precision != "fp16" or spec.form is not None):
             asked = spec.precision if spec.precision != "fp16" else f"the graph form {spec.form}"
             raise UsageError(
@@ -84,7 +92,7 @@ class PlanBuilder:
 
     def model(self, spec: EngineSpec, state: State) -> onnx.ModelProto:
         """See ``Builder.model``: with uint8 inputs and outputs, as set in the spec."""
-        form = spec.form or BACKENDS[self.backend].forms[spec.precision]
+        form = spec.form or BACKENDS[self.backend].form(spec.network, spec.precision)
         return add_uint8(make_model(form, spec.precision, state, spec.size_hw), spec.settings)
 
     def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:

@@ -18,6 +18,8 @@ from refusion_edge.cuda.program import Argument, Buffer, Kernel, Launch, Paramet
 from refusion_edge.kernels.gpu import (
     attention_apply,
     attention_statistics,
+    fast_convolutions,
+    fast_statistics,
     feed_forward,
     fusion_gates,
     head,
@@ -44,6 +46,8 @@ SOURCES: dict[str, Source] = {
         head.NARROW,
         head.TO_PLANE,
         stretch.SOURCE,
+        fast_statistics.SOURCE,
+        fast_convolutions.SOURCE,
     )
 }
 """Every kernel source by name."""
@@ -115,7 +119,7 @@ def make_schedule(features: str = "float16") -> Schedule:
         name: Kernel(
             name,
             source,
-            tuple(_typed(parameter, features, wide) for parameter in SOURCES[source].parameters),
+            tuple(typed(parameter, features, wide) for parameter in SOURCES[source].parameters),
             constants,
             "streams" if source == "mixing_weights" else "strips",
             streams,
@@ -184,7 +188,14 @@ def make_schedule(features: str = "float16") -> Schedule:
     return Schedule(kernels, with_lifetimes(buffers, tuple(launches)), tuple(launches))
 
 
-def _typed(parameter: Parameter, features: str, wide: str) -> Parameter:
+def typed(parameter: Parameter, features: str, wide: str) -> Parameter:
+    """A parameter with the dtypes of a schedule.
+
+    Args:
+        parameter: As its source declares it.
+        features: Dtype of the features.
+        wide: Dtype of everything that is at least single precision.
+    """
     types: Mapping[str, str] = {FEATURES: f"{features}*", "float32*": f"{wide}*"}
     return Parameter(parameter.name, types.get(parameter.type, parameter.type), parameter.written)
 

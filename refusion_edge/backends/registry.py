@@ -237,15 +237,22 @@ BACKENDS: dict[str, Entry] = {
         "refusion_edge.backends.fused",
         "our compiled GPU kernels, without torch",
         {"fp16": "tensorrt-literal"},
+        ("fp16",),
         on_gpu=True,
     ),
     "tensorrt": Entry(
-        "refusion_edge.backends.tensorrt.runner:TrtBackend", "TensorRT engine", _FOLDED, on_gpu=True, takes_ranges=True
+        "refusion_edge.backends.tensorrt.runner:TrtBackend",
+        "TensorRT engine",
+        _FOLDED,
+        tuple(_FOLDED),
+        on_gpu=True,
+        takes_ranges=True,
     ),
     "tensorrt-rtx": Entry(
         "refusion_edge.backends.tensorrt.runner:TrtRtxBackend",
         "TensorRT-RTX engine",
         _FOLDED,
+        tuple(_FOLDED),
         on_gpu=True,
         builds_anywhere=True,
         takes_ranges=True,
@@ -261,7 +268,7 @@ BACKENDS: dict[str, Entry] = {
         "refusion_edge.backends.openvino",
         "OpenVINO on the CPU",
         {"fp32": "cpu", "bf16": "cpu"},
-        ("fp32",),
+        ("fp32", "bf16"),
         takes_weights=True,
     ),
     "onnxruntime": Entry(
@@ -269,7 +276,7 @@ BACKENDS: dict[str, Entry] = {
         "ONNX Runtime on the CPU",
         # In fp16 it computes in fp32 between casts, so that no layout is faster than another.
         {"fp32": "cpu", "fp16": "tensorrt-literal"},
-        ("fp32",),
+        ("fp32", "fp16"),
         takes_weights=True,
     ),
     "eager": Entry("refusion_edge.backends.eager", "PyTorch, the reference", fast=("fp32",), takes_weights=True),

@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
     with progress_bar() as progress:
         shown = BuildProgress(progress)
         if options.calib_data is not None:
-            table, gate_pairs = calibrate(options, shown)
+            table, gate_pairs = calibrate(options, spec.network, shown)
             spec = replace(spec, calibration=table, gate_pairs=gate_pairs)
         report = build(spec, shown.enter, shown)
     if options.json:

@@ -18,8 +18,15 @@ RANDOM = "random"
 _MAX_GATE_PAIRS = 4
 
 
-def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[CalibrationTable, tuple[ImagePair, ...]]:
+def calibrate(
+    options: argparse.Namespace, network: str, shown: BuildProgress
+) -> tuple[CalibrationTable, tuple[ImagePair, ...]]:
     """Collect the calibration table of an int8 build.
+
+    Args:
+        options: Those of ``build``.
+        network: Name of the network that is built.
+        shown: Shows the progress.
 
     Returns:
         The table, and the pairs held out of it for the accuracy gate.
@@ -28,14 +35,14 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
         UsageError: The precision is not int8.
         InputError: There are too few pairs, or one is unusable.
     """
-    from refusion_edge.backends.registry import choose_builder
+    from refusion_edge.backends.registry import BACKENDS, choose_builder
     from refusion_edge.calibration.int8 import collect, planes_of, random_pairs
     from refusion_edge.errors import UsageError
     from refusion_edge.files import read_file
     from refusion_edge.images.depth import read_pairs
-    from refusion_edge.network.checkpoint import read_checkpoint
-    from refusion_edge.network.graph import fill, read_template
-    from refusion_edge.network.quantization import read_table
+    from refusion_edge.network.checkpoint import read_checkpoint, require_network
+    from refusion_edge.network.family import make_model
+    from refusion_edge.network.quantization import quantizable_layers, read_table
     from refusion_edge.network.weights import weights_path
     from refusion_edge.tasks import find_task
 
@@ -46,19 +53,22 @@ def calibrate(options: argparse.Namespace, shown: BuildProgress) -> tuple[Calibr
             expected="int8",
             got=options.precision,
         )
-    choose_builder(options.backend, "int8")  # before minutes are spent on ranges
+    choice = choose_builder(options.backend, "int8", network)  # before minutes are spent on ranges
     task = find_task(options.task)
+    weights = options.weights or weights_path(task.name, network)
+    checkpoint = read_checkpoint(weights)
+    require_network(checkpoint, network, str(weights))
     source = Path(options.calib_data)
     if source.exists() and not source.is_dir():
-        return read_table(read_file(source, kind="calibration table", most_bytes=1 << 20), str(source)), ()
+        text = read_file(source, kind="calibration table", most_bytes=1 << 20)
+        return read_table(text, str(source), quantizable_layers(checkpoint.state)), ()
     is_random = options.calib_data == RANDOM and not source.exists()
     calibrating, held_out = ((), ()) if is_random else _split(_find(source, task))
     # Before minutes are spent on ranges, and before the pairs are scaled to one size.
     gate_pairs = tuple(read_pairs(held_out, task))
     for pair in gate_pairs:
         planes_of(pair, task)
-    checkpoint = read_checkpoint(options.weights or weights_path(task.name))
-    model = fill(read_template("tensorrt-folded", "fp32"), checkpoint.state)
+    model = make_model(BACKENDS[choice.name].form(network, "int8"), "fp32", checkpoint.state)
     shown.enter("calibration")
     shown.started("pairs", None, len(calibrating))
     done = 0

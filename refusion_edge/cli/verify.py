@@ -139,12 +139,14 @@ def _per_layer(options: argparse.Namespace, bundle: EngineBundle, pairs: list[Im
             expected="int8",
             got=manifest.precision,
         )
-    table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION))
     state = read_checkpoint(bundle.path / WEIGHTS).state
-    model = make_model(BACKENDS[manifest.backend].forms[manifest.precision], manifest.precision, state)
+    layers = quantizable_layers(state)
+    table = read_table(bundle.read(CALIBRATION).decode(), str(bundle.path / CALIBRATION), layers)
+    form = BACKENDS[manifest.backend].form(manifest.spec.network, manifest.precision)
+    model = make_model(form, manifest.precision, state)
     evaluator = Evaluator(state, pairs, find_task(manifest.task), threads=options.threads)
     with progress_bar() as progress:
-        bar = progress.add_task("one layer at a time", total=len(quantizable_layers()))
+        bar = progress.add_task("one layer at a time", total=len(layers))
         scan = scan_layers(model, table, evaluator, lambda: progress.advance(bar))
     if options.json:
         write_json(options.json, {

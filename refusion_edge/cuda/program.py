@@ -32,7 +32,7 @@ class Tile:
     """The part of an image that one program of a kernel works on.
 
     Attributes:
-        columns: Columns of a strip, a power of two of at least 16.
+        columns: Columns of a strip, at least 16.
         rows: Rows of a strip.
         warps: Warps of 32 threads.
     """

@@ -365,7 +365,7 @@ class _Reader:
 
     def _tile(self, fields: dict[str, Any]) -> Tile:
         columns, warps = self._number(fields, "columns", 16, 256), self._number(fields, "warps", 1, 32)
-        self._require(not columns & columns - 1 and not warps & warps - 1, "powers of two for a tile", f"{columns}, {warps}")
+        self._require(not warps & warps - 1, "a power of two for the warps of a tile", str(warps))
         return Tile(columns, self._number(fields, "rows", 1, 1024), warps)
 
     def _self_test(self, fields: dict[str, Any]) -> SelfTest:

@@ -77,10 +77,10 @@ def _refusion_graph(state: State, form: str, precision: GraphPrecision, size_hw:
     return fill(read_template(form, precision), state, size_hw)
 
 
-def _fast_graph(state: State, _form: str, _precision: GraphPrecision, size_hw: tuple[int, int] | None) -> onnx.ModelProto:
+def _fast_graph(state: State, _form: str, precision: GraphPrecision, size_hw: tuple[int, int] | None) -> onnx.ModelProto:
     from refusion_edge.network.fast_graph import make_fast_graph
 
-    return make_fast_graph(state, size_hw)
+    return make_fast_graph(state, size_hw, precision)
 
 
 NETWORKS: dict[str, Network] = {

@@ -1,4 +1,9 @@
-"""The ONNX graph of the network ``fast``, built node by node from its parameters. Needs onnx, but no torch."""
+"""The ONNX graph of the network ``fast``, built node by node from its parameters. Needs onnx, but no torch.
+
+In half precision, only the features between the convolutions, and the planes in front of the first one, are float16. The
+statistics and what follows from them stay float32, because their error would shift the whole image, and so does the composition
+of the result, which would otherwise be rounded to steps of up to 1 / 2048.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,8 @@ from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.network.fast import FORM, SLOPE, STATISTICS, STRIDE, FastLayout, layout_of
-from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT
+from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, rounded
+from refusion_edge.network.layouts import GraphPrecision
 from refusion_edge.sizes import check_size
 
 if TYPE_CHECKING:
@@ -19,32 +25,36 @@ if TYPE_CHECKING:
 _END = np.iinfo(np.int64).max
 
 
-def make_fast_graph(state: State, size_hw: tuple[int, int] | None = None) -> onnx.ModelProto:
+def make_fast_graph(
+    state: State, size_hw: tuple[int, int] | None = None, precision: GraphPrecision = "fp32"
+) -> onnx.ModelProto:
     """Build the graph of ``refusion_edge.network.fast`` with these parameters.
 
     Args:
         state: All parameters.
         size_hw: Fixed height and width of the graph, or None to keep both dynamic.
+        precision: ``fp32``, or ``fp16`` for a strongly typed graph with features in half precision.
 
     Returns:
-        A model with the inputs ``a`` and ``b`` and the output ``fused``, (1, 1, H, W) float32.
+        A model with the inputs ``a`` and ``b`` and the output ``fused``, (1, 1, H, W) float32 in both precisions.
 
     Raises:
         UsageError: The size is out of range.
+        CheckpointError: A parameter is too large for the precision.
     """
     import onnx
     from onnx import helper
 
     if size_hw is not None:
         check_size(size_hw)
-    graph = _Graph()
+    graph = _Graph(np.dtype(np.float16 if precision == "fp16" else np.float32))
     graph.build(state, size_hw)
     shape = (1, 1, "height", "width") if size_hw is None else (1, 1, *size_hw)
     inputs, outputs = (
         [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in names]
         for names in ((INPUT_A, INPUT_B), (OUTPUT,))
     )
-    made = helper.make_graph(graph.nodes, "refusion-fast-fp32", inputs, outputs, graph.constants)
+    made = helper.make_graph(graph.nodes, f"refusion-fast-{precision}", inputs, outputs, graph.constants)
     model = helper.make_model(made, producer_name="refusion-edge", opset_imports=[helper.make_opsetid("", OPSET)])
     # The version of the other network's templates; the newest one is refused by older runtimes.
     model.ir_version = 10
@@ -54,11 +64,16 @@ def make_fast_graph(state: State, size_hw: tuple[int, int] | None = None) -> onn
 
 
 class _Graph:
-    """Collects nodes and constants."""
+    """Collects nodes and constants.
 
-    def __init__(self) -> None:
+    Args:
+        features: Dtype of the features: float32 or float16.
+    """
+
+    def __init__(self, features: np.dtype[np.floating]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self._features = features
 
     def build(self, state: State, size_hw: tuple[int, int] | None) -> None:
         a, b, fused = INPUT_A, INPUT_B, OUTPUT
@@ -66,14 +81,14 @@ class _Graph:
         gain, offset = self.adaptation(state, layout, a, b)
         padded = size_hw is None or any(side % layout.factor for side in size_hw)
         inner = (self.padded(a, layout, size_hw), self.padded(b, layout, size_hw)) if padded else (a, b)
-        features = self.first(state, layout, self.op("Concat", inner, axis=1))
-        features = self.op("Add", (self.op("Mul", (features, gain)), offset))
+        features = self.wide(self.first(state, layout, self.narrow(self.op("Concat", inner, axis=1))))
+        features = self.narrow(self.op("Add", (self.op("Mul", (features, gain)), offset)))
         for index in range(1, layout.convolutions):
             active = self.op("LeakyRelu", (features,), alpha=SLOPE)
-            kernel = [self.constant(f"layers.{index}.{part}", state[f"layers.{index}.{part}"]) for part in ("weight", "bias")]
+            kernel = [self.weights(f"layers.{index}.{part}", state[f"layers.{index}.{part}"]) for part in ("weight", "bias")]
             features = self.op("Conv", (active, *kernel), pads=[1, 1, 1, 1])
         halves = self.halves(features)
-        s, r = (self.op("DepthToSpace", (half,), blocksize=layout.factor) for half in halves)
+        s, r = (self.wide(self.op("DepthToSpace", (half,), blocksize=layout.factor)) for half in halves)
         difference = self.op("Abs", (self.op("Sub", inner),))
         composed = self.op("Add", (self.op("Sub", (self.op("Max", inner), self.op("Mul", (s, difference)))), r))
         bounds = self.constant("zero", np.float32(0)), self.constant("one", np.float32(1))
@@ -106,12 +121,25 @@ class _Graph:
         factor, channels = layout.factor, layout.channels
         cells = state["layers.0.weight"].reshape(channels, 2, factor, factor, 3, 3)
         weight = cells.transpose(0, 1, 4, 2, 5, 3).reshape(channels, 2, 3 * factor, 3 * factor)
-        kernel = self.constant("layers.0.weight", weight), self.constant("layers.0.bias", state["layers.0.bias"])
+        kernel = self.weights("layers.0.weight", weight), self.weights("layers.0.bias", state["layers.0.bias"])
         return self.op("Conv", (planes, *kernel), pads=[factor] * 4, strides=[factor] * 2)
 
     def dense(self, state: State, name: str, values: str) -> str:
         weight, bias = (self.constant(f"{name}.{part}", state[f"{name}.{part}"]) for part in ("weight", "bias"))
         return self.op("Gemm", (values, weight, bias), transB=1)
+
+    def narrow(self, value: str) -> str:
+        """Convert a float32 value to the dtype of the features."""
+        return value if self._features == np.float32 else self._cast(value, self._features)
+
+    def wide(self, value: str) -> str:
+        """Convert features to float32."""
+        return value if self._features == np.float32 else self._cast(value, np.dtype(np.float32))
+
+    def _cast(self, value: str, dtype: np.dtype[np.floating]) -> str:
+        from onnx import helper
+
+        return self.op("Cast", (value,), to=helper.np_dtype_to_tensor_dtype(dtype))
 
     def padded(self, plane: str, layout: FastLayout, size_hw: tuple[int, int] | None) -> str:
         """Extend a plane at the bottom and at the right to multiples of k by repeating its edge."""
@@ -119,8 +147,14 @@ class _Graph:
         if size_hw is not None:
             missing = self.constant("missing", _integers([-side % factor for side in size_hw]))
         else:
-            divisor = self.constant("factor", _integers([factor]))
-            missing = self.op("Mod", (self.op("Neg", (self.sides(plane, None),)), divisor))
+            # Only what every release of TensorRT computes with sizes: sums, products and quotients.
+            divisor, short = (
+                self.constant("factor", _integers([factor])),
+                self.constant("factor less one", _integers([factor - 1])),
+            )
+            sides = self.sides(plane, None)
+            cells = self.op("Div", (self.op("Add", (sides, short)), divisor))
+            missing = self.op("Sub", (self.op("Mul", (cells, divisor)), sides))
         before = self.constant("nothing before", _integers([0, 0]))
         axes = self.constant("padded sides", _integers([2, 3]))
         pads = self.op("Concat", (before, missing), axis=0)
@@ -131,6 +165,10 @@ class _Graph:
         if size_hw is not None:
             return self.constant("size", _integers(size_hw))
         return self.op("Shape", (plane,), start=2)
+
+    def weights(self, name: str, value: Array) -> str:
+        """Add parameters in the dtype of the features."""
+        return self.constant(name, rounded(name, value, self._features))
 
     def constant(self, name: str, value: Array | np.generic) -> str:
         from onnx import numpy_helper

@@ -9,11 +9,11 @@ Templates are created by ``refusion_edge.export.graph.trace``.
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refusion_edge.arrays import State
+from refusion_edge.arrays import Array, State
 from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.network.layouts import FORMS, GraphPrecision, Precision, find_form, form_named, rewrite
 from refusion_edge.sizes import check_size
@@ -108,15 +108,31 @@ def fill(template: onnx.ModelProto, state: State, size_hw: tuple[int, int] | Non
     graph.input.extend(planes)
     for name, exact in parameters.items():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(declared[name])
-        with np.errstate(over="ignore"):
-            rounded = np.ascontiguousarray(exact.astype(dtype))
-        if not np.isfinite(rounded).all():
-            remedy = "build with --precision fp32, or use other weights" if dtype == np.float16 else "use other weights"
-            raise CheckpointError(f"{name} reaches {np.abs(exact).max():g}, which is beyond the range of {dtype}", remedy)
-        graph.initializer.append(numpy_helper.from_array(rounded, name))
+        graph.initializer.append(numpy_helper.from_array(rounded(name, exact, dtype), name))
     if size_hw is not None:
         _fix_size(graph, size_hw)
     return model
+
+
+def rounded(name: str, exact: Array, dtype: np.dtype[Any]) -> Array:
+    """Round a parameter to the dtype of a graph.
+
+    Args:
+        name: Its name in the message.
+        exact: Its values; NaN and infinities among them are kept where the dtype is their own.
+        dtype: The dtype.
+
+    Raises:
+        CheckpointError: A value is out of the range of the dtype.
+    """
+    if exact.dtype == dtype:
+        return exact
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(exact.astype(dtype))
+    if not np.isfinite(values).all():
+        remedy = "build with --precision fp32, or use other weights" if dtype == np.float16 else "use other weights"
+        raise CheckpointError(f"{name} reaches {np.abs(exact).max():g}, which is beyond the range of {dtype}", remedy)
+    return values
 
 
 def _fix_size(graph: onnx.GraphProto, size_hw: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from refusion_edge import cuda
+from refusion_edge.accuracy.gate import compare
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends import fused as fused_module
 from refusion_edge.backends.fused import FusedBackend, choose_target, probe
@@ -21,6 +22,7 @@ from refusion_edge.errors import BackendError, BundleError, GateError, ShapeErro
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedProgramDevice
+from refusion_edge.network.fast import FastLayout, reference
 from refusion_edge.tasks import find_task
 from tests.conftest import TOLERANCE
 from tests.fakes.programs import hollow_program, hollow_target, stored_program
@@ -102,6 +104,26 @@ def test_a_program_of_an_earlier_version_runs_and_passes_its_self_test() -> None
     device = SimulatedProgramDevice(parse_program(stored), 87)
     with FusedBackend(stored, driver=device) as engine:
         assert np.isfinite(engine.fuse(*pair(9, 17))).all()
+
+
+@pytest.mark.parametrize("integrated", [True, False])
+@pytest.mark.parametrize("layout", [FastLayout(), FastLayout(16, 3, 4)])
+def test_the_network_fast_at_any_size(integrated: bool, layout: FastLayout) -> None:
+    draw = np.random.default_rng(0)
+    state = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in layout.shapes.items()}
+    program = hollow_program(state, 87)
+    device = SimulatedProgramDevice(program, 87, integrated=integrated)
+    with FusedBackend(program_bytes(program), driver=device) as engine:
+        for size_hw in ((8, 8), (37, 9), (131, 240), (13, 131)):
+            a, b = pair(*size_hw)
+            expected = reference(state, a[0, 0], b[0, 0])
+            fused = engine.fuse(a, b)[0, 0].copy()
+            assert compare(fused, expected.astype(np.float32)).psnr_db >= 60
+            assert np.abs(engine.fuse_uint8(a, b) - to_output_range(fused, "stretch")).max() <= 0.5 + 1e-3
+        a[0, 0, 4, 4] = np.nan
+        with raises(GateError, "fused"):
+            engine.fuse_uint8(a, b)
+    assert not device.held
 
 
 def test_sources_are_not_changed_and_may_be_read_only(program: Program) -> None:

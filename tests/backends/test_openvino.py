@@ -111,6 +111,15 @@ def test_every_task_and_precision_passes_its_gate(task: str, precision: Precisio
         assert fuser.fuse(a.astype(np.uint8), (a // 96).astype(np.uint8)).shape == (64, 96)
 
 
+@needs_bf16
+def test_the_network_fast_is_built_in_bf16() -> None:
+    report = build(BuildSpec("ir_vis", "bf16", "openvino", size_hw=(64, 96), output=Path("bundle"), network="fast"))
+    manifest = read_bundle("bundle").manifest
+    assert (manifest.spec.network, manifest.precision, manifest.form) == ("fast", "bf16", "fast")
+    # Really bf16, and inside the limits with room.
+    assert all(55 < result.fidelity.psnr_db < 80 for result in report.gate)
+
+
 def test_the_cache_keeps_precisions_apart() -> None:
     if not HAS_BF16:
         pytest.skip("needs a processor with bf16 instructions")

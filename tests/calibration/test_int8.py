@@ -14,13 +14,17 @@ from refusion_edge.calibration.int8 import MAX_PAIRS, MIN_PAIRS, collect, random
 from refusion_edge.errors import GateError, InputError, RefusionError, ShapeError
 from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import ImagePair
+from refusion_edge.network.fast import FastLayout
+from refusion_edge.network.fast_graph import make_fast_graph
 from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.network.quantization import METHODS, CalibrationTable, Method, layer_nodes, quantizable_layers, read_table
 from refusion_edge.tasks import find_task
 from tests.conftest import one_sentence
 from tests.raising import raises
 
 TASK = find_task("ir_vis")
+LAYERS = quantizable_layers(PARAMETERS)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def test_a_range_is_what_the_layer_sees(model: onnx.ModelProto, method: Method, 
     told: list[None] = []
     table = collect(model, iter(pairs), TASK, method, on_pair=lambda: told.append(None))
     assert (table.method, table.pairs, table.random, len(told)) == (method, MIN_PAIRS, False, MIN_PAIRS)
-    assert set(table.ranges) == set(quantizable_layers())
+    assert set(table.ranges) == set(LAYERS)
 
     layer = "decoder.1.ffn.project_in"
     name = layer_nodes(model)[layer].input[0]
@@ -110,8 +114,8 @@ def test_pairs_are_spread_over_the_whole_folder() -> None:
 
 
 def test_a_table_is_read_back_and_a_wrong_one_refused() -> None:
-    table = CalibrationTable("entropy", dict.fromkeys(quantizable_layers(), 2.5), 16, "0" * 64)
-    assert read_table(table.to_json(), "x") == table
+    table = CalibrationTable("entropy", dict.fromkeys(LAYERS, 2.5), 16, "0" * 64)
+    assert read_table(table.to_json(), "x", LAYERS) == table
     fields = json.loads(table.to_json())
     damaged = [
         "",
@@ -120,12 +124,12 @@ def test_a_table_is_read_back_and_a_wrong_one_refused() -> None:
         json.dumps({**fields, "schema": "refusion-edge/calibration/9"}),
         json.dumps({**fields, "method": "guess"}),
         json.dumps({**fields, "ranges": {"FM.qkv1": 1.0}}),
-        json.dumps({**fields, "ranges": dict.fromkeys(quantizable_layers(), -1.0)}),
-        json.dumps({**fields, "ranges": dict.fromkeys(quantizable_layers(), "wide")}),
+        json.dumps({**fields, "ranges": dict.fromkeys(LAYERS, -1.0)}),
+        json.dumps({**fields, "ranges": dict.fromkeys(LAYERS, "wide")}),
         json.dumps({**fields, "ranges": 5}),
         json.dumps({**fields, "extra": 1}),
-        json.dumps({**fields, "ranges": dict.fromkeys(quantizable_layers(), float("inf"))}),
-        json.dumps({**fields, "ranges": dict.fromkeys(quantizable_layers(), 10**400)}),
+        json.dumps({**fields, "ranges": dict.fromkeys(LAYERS, float("inf"))}),
+        json.dumps({**fields, "ranges": dict.fromkeys(LAYERS, 10**400)}),
         json.dumps({**fields, "pairs": "many"}),
         json.dumps({**fields, "data_sha256": ["a"]}),
         json.dumps({**fields, "method": ["entropy"]}),
@@ -133,5 +137,26 @@ def test_a_table_is_read_back_and_a_wrong_one_refused() -> None:
     ]
     for text in damaged:
         with pytest.raises(InputError) as caught:
-            read_table(text, "x.json")
+            read_table(text, "x.json", LAYERS)
         assert one_sentence(str(caught.value))
+
+
+def test_a_table_of_another_network_is_refused() -> None:
+    others = quantizable_layers(FastLayout().shapes)
+    table = CalibrationTable("min-max", dict.fromkeys(LAYERS, 2.5), 16, "0" * 64)
+    with raises(InputError, "x.json", expected=others, got=tuple(sorted(LAYERS))):
+        read_table(table.to_json(), "x.json", others)
+
+
+def test_ranges_of_the_network_fast_are_those_of_its_activations() -> None:
+    draw = np.random.default_rng(0)
+    layout = FastLayout(8, 3)
+    state = {name: draw.normal(0, 0.2, shape).astype(np.float32) for name, shape in layout.shapes.items()}
+    model = make_fast_graph(state)
+    table = collect(model, small_pairs(MIN_PAIRS), TASK, "min-max")
+    assert tuple(table.ranges) == ("layers.1", "layers.2")
+    # What precedes a layer is a leaky ReLU: raising the bias raises the range by as much.
+    raised = {**state, "layers.1.bias": state["layers.1.bias"] + np.float32(10)}
+    higher = collect(make_fast_graph(raised), small_pairs(MIN_PAIRS), TASK, "min-max")
+    assert higher.ranges["layers.1"] == table.ranges["layers.1"]
+    assert 8 < higher.ranges["layers.2"] - table.ranges["layers.2"] <= 10.001

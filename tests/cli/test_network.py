@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from refusion_edge.backends.registry import choose_builder, choose_runner, status
+from refusion_edge.backends.registry import BACKENDS, choose_builder, choose_runner, status
 from refusion_edge.bundle.folder import read_bundle
 from refusion_edge.errors import CheckpointError, InputError, ShapeError, UsageError
 from refusion_edge.fuser import load
@@ -84,8 +86,11 @@ def test_a_graph_is_exported_after_comparison_with_torch(weights: Path, run_cli:
     code, _, err = run_cli("export", "--weights", weights, "-o", "fast.onnx")
     assert code == 0, err
     assert Path("fast.onnx").stat().st_size > 1000
-    assert run_cli("export", "--weights", weights, "-o", "half.onnx", "--precision", "fp16")[0] == UsageError.exit_code
-    assert not Path("half.onnx").exists()
+    assert run_cli("export", "--weights", weights, "-o", "half.onnx", "--precision", "fp16")[0] == 0
+    kinds = {tensor.data_type for tensor in onnx.load("half.onnx").graph.initializer if tensor.name.startswith("layers.")}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    assert run_cli("export", "--weights", weights, "-o", "x.onnx", "--form", "cpu")[0] == UsageError.exit_code
+    assert not Path("x.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,15 +115,14 @@ def test_another_network_than_that_of_the_bundle_is_refused(bundle: Path) -> Non
     assert (caught.value.expected, caught.value.got) == ("refusion", "fast")
 
 
-def test_back_ends_that_do_not_run_a_network_are_refused() -> None:
+def test_back_ends_that_do_not_run_a_network_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError) as caught:
-        choose_builder("tensorrt", "fp16", "fast")
-    assert caught.value.got == "tensorrt"
+        choose_builder("onnxruntime", "bf16", "fast")
+    assert (caught.value.expected, caught.value.got) == (("fp32", "fp16"), "bf16")
+    monkeypatch.setitem(BACKENDS, "eager", dataclasses.replace(BACKENDS["eager"], fast=()))
     with pytest.raises(UsageError) as caught:
-        choose_builder("onnxruntime", "fp16", "fast")
-    assert (caught.value.expected, caught.value.got) == (("fp32",), "fp16")
-    with pytest.raises(UsageError):
-        choose_runner("fused", "fast")
+        choose_runner("eager", "fast")
+    assert caught.value.got == "eager"
 
 
 def test_bench_measures_it_against_its_own_cost(weights: Path) -> None:

@@ -160,7 +160,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a blob that holds less than it says": lambda m: m["blobs"][-1].update(length=1000),
     "a blob that becomes enormous": lambda m: m["blobs"][-1].update(length=1 << 40),
     "a picture that holds less than it says": lambda m: m["blobs"][1].update(length=1000),
-    "a tile of an odd size": lambda m: m["targets"][0]["kernels"]["stem"]["tile"].update(columns=48),
+    "a tile of three warps": lambda m: m["targets"][0]["kernels"]["stem"]["tile"].update(warps=3),
     "no warps": lambda m: m["targets"][0]["kernels"]["stem"]["tile"].update(warps=0),
     "a kernel left out": lambda m: m["targets"][0]["kernels"].pop("stem"),
     "too much shared memory": lambda m: m["targets"][0]["kernels"]["stem"].update(shared_bytes=1 << 30),

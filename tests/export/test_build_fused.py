@@ -25,9 +25,11 @@ from refusion_edge.errors import BackendError, CheckpointError, GateError, Usage
 from refusion_edge.export.build import build
 from refusion_edge.export.targets import cubins as program_module
 from refusion_edge.fuser import Fuser, load
+from refusion_edge.kernels.gpu.kernel_sets import KernelSet
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedDevice, SimulatedProgramDevice
 from refusion_edge.machine import ARCHITECTURES
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
+from refusion_edge.network.fast import FastLayout
 from refusion_edge.tasks import TASKS
 from tests.conftest import files_below, one_sentence
 from tests.fakes.programs import hollow_target
@@ -40,9 +42,9 @@ SMALL = (32, 48)
 def _without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that are no machine code: what compiles them has tests of its own."""
 
-    def compile_hollow(architectures: Iterable[int], *, jobs: int) -> dict[int, Target]:
+    def compile_hollow(architectures: Iterable[int], *, jobs: int, kernels: KernelSet) -> dict[int, Target]:
         assert jobs >= 1
-        return {architecture: hollow_target(architecture) for architecture in architectures}
+        return {architecture: hollow_target(architecture, kernels=kernels) for architecture in architectures}
 
     monkeypatch.setattr(program_module, "compile_targets", compile_hollow)
     monkeypatch.setattr(program_module.importlib.metadata, "version", lambda _: "3.9.0")
@@ -132,7 +134,7 @@ def test_kernels_are_compiled_for_the_device_that_is_here(
     asked: list[int] = []
     compile_hollow = program_module.compile_targets
     monkeypatch.setattr(
-        program_module, "compile_targets", lambda some, jobs: asked.extend(some) or compile_hollow(some, jobs=jobs)
+        program_module, "compile_targets", lambda some, **how: asked.extend(some) or compile_hollow(some, **how)
     )
     if architecture is None:
         with raises(BackendError, "GPU of the tests", expected=ARCHITECTURES, got=int(capability.replace(".", ""))):
@@ -159,6 +161,39 @@ def test_a_kernel_that_computes_wrongly_does_not_pass(monkeypatch: pytest.Monkey
     with raises(GateError, "fp16", remedy="--precision fp32", expected=LIMITS["fp16"]):
         build(spec())
     assert files_below(Path("..")) == ["work"]
+
+
+def test_the_network_fast_passes_its_gate_with_room(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    report = build(spec("ir_vis", network="fast"))
+    assert all(75 <= result.fidelity.psnr_db < 110 for result in report.gate)
+    bundle = read_bundle(report.bundle.path)
+    assert (bundle.manifest.spec.network, bundle.manifest.form) == ("fast", "fast")
+    assert "--network fast" in bundle.rebuild_command()
+    program = parse_program(bundle.read(PROGRAM))
+    assert [launch.kernel for launch in program.schedule.launches] == ["fast_statistics", "fast_convolutions", "stretch"]
+    code, out, _ = run_cli("inspect", bundle.path / PROGRAM, "--json", "-")
+    facts = json.loads(out)
+    assert (code, facts["network"], facts["launches"], facts["task"]) == (0, "fast", 3, "ir_vis")
+    code, out, _ = run_cli("verify", bundle.path, "--proxy", "--json", "-")
+    assert (code, json.loads(out)["network"]) == (0, "fast")
+
+
+def test_a_layout_without_kernels_is_refused_before_any_work() -> None:
+    draw = np.random.default_rng(0)
+    layout = FastLayout(channels=48, convolutions=3, factor=4)
+    state = {name: draw.normal(0, 0.05, shape).astype(np.float32) for name, shape in layout.shapes.items()}
+    write_safetensors("wide.safetensors", Checkpoint("ir_vis", state))
+    with raises(UsageError, "fused", remedy="tensorrt", expected=32, got=48):
+        build(spec("ir_vis", network="fast", weights=Path("wide.safetensors")))
+    assert not Path("bundles").exists()
+
+
+def test_weights_of_fast_beyond_half_precision_are_refused() -> None:
+    layout = FastLayout(8, 3)
+    state = {name: np.full(shape, 1e5, np.float32) for name, shape in layout.shapes.items()}
+    write_safetensors("large.safetensors", Checkpoint("ir_vis", state))
+    with raises(CheckpointError, "layers.0.weight", "float16", remedy="--precision fp32"):
+        build(spec("ir_vis", network="fast", weights=Path("large.safetensors")))
 
 
 @pytest.mark.parametrize("task", ["IVIF", "MIF", "MFIF", "MEIF"])

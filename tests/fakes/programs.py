@@ -10,28 +10,28 @@ from dataclasses import replace
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program import Binary, Program, Target
 from refusion_edge.export.targets.cubins import assemble
-from refusion_edge.kernels.gpu.folding import fold
-from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet, kernel_set
 from tests.conftest import ROOT
 
 _ASSEMBLED: dict[str, Program] = {}
 
 
-def hollow_target(architecture: int, driver_version: int = 12000) -> Target:
-    cut = tiles(architecture)
+def hollow_target(architecture: int, driver_version: int = 12000, kernels: KernelSet = REFUSION) -> Target:
+    cut = kernels.tiles(architecture)
     binaries = {
         name: Binary(f"{kernel.source}_kernel", cut[name], 1024 * index, 2, f"{name} for sm_{architecture}".encode())
-        for index, (name, kernel) in enumerate(make_schedule().kernels.items())
+        for index, (name, kernel) in enumerate(kernels.schedule("float16").kernels.items())
     }
     return Target(architecture, driver_version, binaries)
 
 
 def hollow_program(state: State, *architectures: int) -> Program:
-    """A program of these parameters; a copy, as the self-test of equal ones is computed once."""
+    """A program of these parameters of either network; a copy, as the self-test of equal ones is computed once."""
+    kernels = kernel_set(state)
     key = hashlib.sha256(b"".join(array.tobytes() for array in state.values())).hexdigest()
     if key not in _ASSEMBLED:
-        _ASSEMBLED[key] = assemble(fold(state), {"task": "medical", "precision": "fp16"}, {})
-    targets = {architecture: hollow_target(architecture) for architecture in architectures}
+        _ASSEMBLED[key] = assemble(kernels.fold(state), {"task": "medical", "precision": "fp16"}, {}, kernels)
+    targets = {architecture: hollow_target(architecture, kernels=kernels) for architecture in architectures}
     return replace(copy.deepcopy(_ASSEMBLED[key]), targets=targets)
 
 

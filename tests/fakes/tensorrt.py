@@ -166,6 +166,9 @@ class FakeConfig:
     def set_memory_pool_limit(self, pool: Any, nbytes: int) -> None:
         self.trt.asked.append(("limit", pool.name, nbytes))
 
+    def clear_flag(self, flag: Any) -> None:
+        self.trt.asked.append(("no flag", flag.name))
+
     def set_flag(self, flag: Any) -> None:
         self.trt.asked.append(("flag", flag.name))
 
@@ -299,7 +302,7 @@ class NewerContext(FakeContext):
 def release(version: str) -> FakeTensorRT:
     """A release: 10.3 asks for strong typing beside the weak flags, 11 has neither, 9 knows only weak typing."""
     typing = enum.IntEnum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
-    weak = enum.Enum("BuilderFlag", ["FP16", "INT8", "VERSION_COMPATIBLE"])
+    weak = enum.Enum("BuilderFlag", ["FP16", "INT8", "TF32", "VERSION_COMPATIBLE"])
     strong = enum.Enum("BuilderFlag", ["TF32", "VERSION_COMPATIBLE"])
     if version.startswith("11."):
         fake = FakeTensorRT(version, NetworkDefinitionCreationFlag=enum.IntEnum("None", {"REFIT": 0}), BuilderFlag=strong)

@@ -23,6 +23,7 @@ from refusion_edge.bench.statistics import spread
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.network.checkpoint import Checkpoint, safetensors_bytes, write_pth
+from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
 from refusion_edge.rig.file import format_rig
 from refusion_edge.rig.model import Lens, ParallaxModel, Rig, RigAlignment, RigSource
@@ -78,7 +79,7 @@ def sound_files(folder: Path, state: State) -> None:
     header = {"schema": "refusion-edge/bench-lines/1", "configuration": {}}
     recorded = {"schema": "refusion-edge/recording/1", "pairing": {"policy": "hold", "max_age_ms": 60.0, "max_skew_ms": None}}
     rows = "side,file,index,time_ns,arrived_ns,unchanged_since_ns\n" + "ir,0.png,0,0,0,0\nvis,0.png,0,0,0,0\n" * 4
-    table = CalibrationTable("entropy", dict.fromkeys(quantizable_layers(), 2.5), 16, "0" * 64)
+    table = CalibrationTable("entropy", dict.fromkeys(quantizable_layers(PARAMETERS), 2.5), 16, "0" * 64)
     picture = np.random.default_rng(3).integers(0, 255, (24, 31, 3), np.uint8)
     files = {
         "safetensors": safetensors_bytes(Checkpoint("medical", state, {"note": "x"})),

@@ -10,6 +10,7 @@ import pytest
 from refusion_edge import cuda
 from refusion_edge.arrays import Float32Array, State
 from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
+from refusion_edge.network.fast import FastLayout, reference
 from tests.conftest import TOLERANCE
 
 torch = pytest.importorskip("torch", reason="what kernels are compared with needs torch")
@@ -110,5 +111,24 @@ def test_the_back_end_fused_runs_behind_each_layer_at_any_size(random_state: Sta
             a, b = random_planes(2, 1, 1, *size_hw)
             fused = engine.fuse(a, b).copy()
             assert np.abs(fused - reference.fuse(a, b)).max() <= TOLERANCE["fp16"]
+            assert np.array_equal(fused, engine.fuse(a, b))
+            assert engine.fuse_uint8(a, b).max() == 255
+
+
+@pytest.mark.parametrize("layout", [FastLayout(), FastLayout(16, 3, 4)])
+def test_the_back_end_fused_runs_the_network_fast_at_any_size(architecture: int, layout: FastLayout) -> None:
+    from refusion_edge.backends.fused import FusedBackend
+    from refusion_edge.cuda.program_file import program_bytes
+    from refusion_edge.export.targets.cubins import make_program
+
+    draw = np.random.default_rng(0)
+    state = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in layout.shapes.items()}
+    data = program_bytes(make_program(state, {"task": "ir_vis"}, [architecture], jobs=os.cpu_count() or 1))
+    with FusedBackend(data) as engine:
+        for size_hw in ((8, 8), (61, 83), (13, 131), (480, 640), (131, 13)):
+            a, b = random_planes(2, 1, 1, *size_hw)
+            fused = engine.fuse(a, b).copy()
+            error = fused[0, 0] - reference(state, a[0, 0], b[0, 0])
+            assert -10 * np.log10(np.mean(error**2)) >= 60
             assert np.array_equal(fused, engine.fuse(a, b))
             assert engine.fuse_uint8(a, b).max() == 255

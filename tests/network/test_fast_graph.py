@@ -7,10 +7,11 @@ import onnx
 import pytest
 
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.errors import ShapeError, UsageError
+from refusion_edge.errors import CheckpointError, ShapeError, UsageError
 from refusion_edge.network.fast import FastLayout, reference
 from refusion_edge.network.fast_graph import make_fast_graph
 from refusion_edge.network.graph import form_name
+from tests.raising import raises
 
 LAYOUTS = (FastLayout(), FastLayout(channels=16, convolutions=3, factor=4))
 
@@ -46,6 +47,32 @@ def test_it_is_valid_onnx_and_says_what_it_is() -> None:
     assert model.SerializeToString(deterministic=True) == make_fast_graph(random_state(FastLayout())).SerializeToString(
         deterministic=True
     )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size_hw", [(8, 8), (33, 50)])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_half_precision_is_half_precision_only_where_it_may_be(
+    layout: FastLayout, size_hw: tuple[int, int], fixed: bool
+) -> None:
+    state = random_state(layout)
+    model = make_fast_graph(state, size_hw if fixed else None, "fp16")
+    onnx.checker.check_model(model, full_check=True)
+    # Bright planes, whose mean alone takes the statistics far from what half precision resolves.
+    a, b = 0.9 + 0.1 * np.random.default_rng(1).random((2, 1, 1, *size_hw), dtype=np.float32)
+    error = fused_by(model, a, b, optimized=False) - reference(state, a[0, 0], b[0, 0])
+    assert 1e-6 < np.abs(error).max() < 2e-3
+    assert abs(error.mean()) < 4e-4
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    half = {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT16}
+    assert half == {name for name in state if name.startswith("layers.")}
+
+
+def test_weights_beyond_half_precision_are_refused() -> None:
+    state = random_state(LAYOUTS[0])
+    state["layers.2.weight"] = state["layers.2.weight"] * np.float32(1e6)
+    with raises(CheckpointError, "layers.2.weight", "float16", remedy="--precision fp32"):
+        make_fast_graph(state, None, "fp16")
 
 
 def test_nan_reaches_the_result() -> None:

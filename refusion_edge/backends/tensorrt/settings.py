@@ -143,7 +143,7 @@ def tool_command(
     """
     if settings.plugins:
         return ""
-    words = [product.tool, f"--onnx={model}", f"--saveEngine={plan}", "--skipInference"]
+    words = [product.tool, f"--onnx={model}", f"--saveEngine={plan}", "--skipInference", "--noTF32"]
     if says_typed and product is not TENSORRT_RTX:
         words.append("--stronglyTyped")
     if sizes_hw is not None:

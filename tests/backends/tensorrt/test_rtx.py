@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,7 +53,7 @@ def test_an_engine_is_built_and_the_manifest_says_what_was_not_done(precision: s
     assert manifest.tools["tensorrt_rtx"] == installed_version(TENSORRT_RTX)
     assert manifest.compiled is not None
     assert 1e6 < (manifest.compiled.scratch_bytes or 0) < 1e8
-    assert manifest.compiled.command == "tensorrt_rtx --onnx=model.onnx --saveEngine=engine.plan --skipInference"
+    assert manifest.compiled.command == "tensorrt_rtx --onnx=model.onnx --saveEngine=engine.plan --skipInference --noTF32"
     if status("tensorrt-rtx").usable:
         assert isinstance(manifest.gate, GateResult)
     else:
@@ -277,3 +278,53 @@ def test_layers_are_evaluated_one_by_one(run_cli: Run) -> None:
     assert len(json.loads(out)["layers"]) == 17
     code, out, _ = run_cli("verify", "x", "--proxy")
     assert (code, "int8 on its model on the CPU against fp32" in out) == (0, True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("size_hw", "sizes_hw"), [((33, 50), None), ((64, 96), None), (None, SizeRange((16, 16), SMALL, (97, 131)))]
+)
+def test_the_network_fast_is_built(precision: str, size_hw: tuple[int, int] | None, sizes_hw: SizeRange | None) -> None:
+    spec = BuildSpec("ir_vis", precision, "tensorrt-rtx", size_hw, sizes_hw, network="fast", output=Path("x"))
+    report = build(spec)
+    bundle = read_bundle(report.bundle.path)
+    assert (bundle.manifest.spec.network, bundle.manifest.form) == ("fast", "fast")
+    assert plan_version(bundle.read(PLAN), TENSORRT_RTX) == installed_version(TENSORRT_RTX)
+    assert "--network fast" in bundle.rebuild_command()
+    # The proxy of fp16 rounds; the statistics that it does not round would cost some 20 dB.
+    assert all(result.fidelity.psnr_db >= (80 if precision == "fp16" else 110) for result in report.gate)
+
+
+@pytest.mark.slow
+def test_the_network_fast_is_built_in_int8(run_cli: Run, picture: Callable[..., Array]) -> None:
+    calibration_folder(picture, 20)
+    code, out, err = run_cli(*INT8, "--network", "fast", "--calib-data", "data")
+    assert code == 0, err
+    quantized = read_bundle("x").manifest.quantized
+    assert quantized is not None
+    assert sorted((*quantized.int8, *quantized.kept)) == [f"layers.{index}" for index in range(1, 6)]
+    assert f"INT8 in {len(quantized.int8)} of 5 layers" in out
+    code, out, _ = run_cli("verify", "x", "--per-layer", "--json", "-")
+    assert (code, len(json.loads(out)["layers"])) == (0, 5)
+    code, out, err = run_cli(*INT8[:-1], "y", "--network", "fast", "--calib-data", f"x/{CALIBRATION}")
+    assert code == 0, err
+    # Ranges of one network say nothing about the other.
+    code, _, err = run_cli(*INT8[:-1], "z", "--calib-data", f"x/{CALIBRATION}")
+    assert (code, one_sentence(err)) == (4, True)
+    assert not Path("z").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "got"),
+    [
+        ({"form": "tensorrt-literal"}, "tensorrt-literal"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"precision": "int8"}, None),
+        ({"backend": "tensorrt-rtx", "settings": PlanSettings(plugins=True)}, "fast"),
+    ],
+)
+def test_what_the_network_fast_does_not_have_is_refused(more: dict[str, Any], got: str | None) -> None:
+    spec = {"task": "ir_vis", "precision": "fp16", "backend": "tensorrt-rtx", "network": "fast", **more}
+    with raises(UsageError, got=got):
+        build(BuildSpec(**spec))
+    assert not Path("bundles").exists()

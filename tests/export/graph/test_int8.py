@@ -17,13 +17,16 @@ from refusion_edge.arrays import Array, State
 from refusion_edge.errors import GateError
 from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, quantize, scan_layers, select_layers
 from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.fast import FastLayout
+from refusion_edge.network.fast_graph import make_fast_graph
 from refusion_edge.network.graph import fill, read_template
+from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.network.quantization import CalibrationTable, layer_nodes, quantizable_layers
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import find_task
 from tests.raising import raises
 
-LAYERS = quantizable_layers()
+LAYERS = quantizable_layers(PARAMETERS)
 # Layer norm outputs are near 3, what the fusion module sees is near 1.5: a little more than any image gives.
 TABLE = CalibrationTable("min-max", {layer: 2.0 if layer.startswith("FM") else 4.0 for layer in LAYERS}, 16, "0")
 HW = (21, 34)
@@ -160,3 +163,50 @@ def test_real_weights_pass_the_gate_on_images() -> None:
     assert len(selection.int8) >= 12
     # It is really coarser than fp16, which is above 60 dB here.
     assert evaluator.evaluate(selection.model).psnr_db < 60 < evaluator.evaluate(model).psnr_db
+
+
+FAST_LAYERS = tuple(f"layers.{index}" for index in range(1, 6))
+
+
+def test_every_convolution_of_the_network_fast_but_the_first_is_quantized() -> None:
+    layout = FastLayout()
+    draw = np.random.default_rng(0)
+    state = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in layout.shapes.items()}
+    assert quantizable_layers(state) == FAST_LAYERS
+    model = make_fast_graph(state, precision="fp16")
+    table = CalibrationTable("min-max", dict.fromkeys(FAST_LAYERS, 3.0), 16, "0")
+    quantized = quantize(model, table, keep=("layers.3",))
+    onnx.checker.check_model(quantized, full_check=True)
+    weights = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    kinds = {name: tensor.data_type for name, tensor in weights.items() if name.endswith(".weight")}
+    in_int8 = {name for name, kind in kinds.items() if kind == TensorProto.INT8}
+    assert in_int8 == {f"{layer}.weight" for layer in FAST_LAYERS if layer != "layers.3"}
+    assert (kinds["layers.0.weight"], kinds["layers.3.weight"]) == (TensorProto.FLOAT16, TensorProto.FLOAT16)
+    assert (kinds["statistics.0.weight"], kinds["statistics.1.weight"]) == (TensorProto.FLOAT, TensorProto.FLOAT)
+
+    planes = {name: draw.random((1, 1, *HW), np.float32) for name in "ab"}
+    node = layer_nodes(model)["layers.5"]
+    seen, result = observe(quantized, [node.input[0], node.output[0]], planes)
+    step = float(numpy_helper.to_array(weights["layers.5.input.scale"]))
+    assert step == pytest.approx(3.0 / 127, rel=1e-3)
+    rounded = np.clip(np.rint(seen[0].astype(np.float64) / step), -128, 127) * step
+    scales = numpy_helper.to_array(weights["layers.5.weight.scale"]).astype(np.float64)
+    kernels = numpy_helper.to_array(weights["layers.5.weight"]) * scales[:, None, None, None]
+    bias = numpy_helper.to_array(weights["layers.5.bias"]).astype(np.float64)
+    padded = np.pad(rounded, ((0, 0), (1, 1), (1, 1)))
+    expected = np.stack([correlate(padded, kernel, mode="valid")[0] for kernel in kernels]) + bias[:, None, None]
+    # Input, kernels and sum are rounded to half precision; a value between two steps may fall to either side.
+    assert np.abs(result[0] - expected).max() <= np.abs(kernels).max() * step + 4e-3
+
+
+def test_real_weights_of_the_network_fast_pass_the_gate_on_images() -> None:
+    state, task = read_checkpoint(weights_path("ir_vis", "fast")).state, find_task("ir_vis")
+    evaluator = Evaluator(state, gate_pairs(task, (48, 64))[:1], task)
+    model = make_fast_graph(state, precision="fp16")
+    # Three times what 32 training pairs give at most: 1.1 to 2.6.
+    table = CalibrationTable("min-max", dict.fromkeys(FAST_LAYERS, 2.5), 16, "0")
+    selection = select_layers(model, table, evaluator, LIMITS["int8"])
+    found = evaluator.evaluate(selection.model)
+    assert LIMITS["int8"].hold(found)
+    assert len(selection.int8) >= 1
+    assert found.psnr_db < 70 < 80 < evaluator.evaluate(model).psnr_db

@@ -17,6 +17,7 @@ from refusion_edge.export.targets.plugins import make_plugin_model
 from refusion_edge.images.color import split
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.network.graph import UINT8_INPUTS, fill, read_template
+from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
 from tests.raising import raises
 
@@ -86,7 +87,7 @@ def test_it_goes_with_our_kernels(random_state: State) -> None:
 
 def test_it_goes_with_levels_and_with_int8(random_state: State, levels: list[Array]) -> None:
     plain = fill(read_template("tensorrt-folded", "fp16"), random_state)
-    table = CalibrationTable("min-max", dict.fromkeys(quantizable_layers(), 4.0), 1, "0" * 64, random=True)
+    table = CalibrationTable("min-max", dict.fromkeys(quantizable_layers(PARAMETERS), 4.0), 1, "0" * 64, random=True)
     model = quantize(add_uint8_output(add_uint8_input(plain), "fixed"), table)
     fused, shown, mean = run(model, a_pixels=levels[0], b_pixels=levels[1])
     assert np.array_equal(shown, np.ceil(fused.clip(0, 1) * np.float32(255) - np.float32(0.5)).astype(np.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import signal
 import threading
 import time
@@ -44,8 +45,9 @@ def compiled(settings: PlanSettings = NO_SETTINGS, sizes_hw: SizeRange | None = 
 def test_strong_typing_is_asked_for_only_where_it_has_to_be(fake_trt: FakeTensorRT) -> None:
     plan = compiled()
     typed = fake_trt.__version__.startswith("10.")
-    assert fake_trt.asked == [("network", 2 if typed else 0)]
-    assert plan.command == "trtexec --onnx=model.onnx --saveEngine=engine.plan --skipInference" + " --stronglyTyped" * typed
+    assert fake_trt.asked == [("network", 2 if typed else 0), ("no flag", "TF32")]
+    command = "trtexec --onnx=model.onnx --saveEngine=engine.plan --skipInference --noTF32"
+    assert plan.command == command + " --stronglyTyped" * typed
     assert plan.tools == {"tensorrt": fake_trt.__version__}
     assert plan.scratch_bytes == 4096
     assert plan_version(plan.data, TENSORRT) == "10.3.0.26"
@@ -53,7 +55,7 @@ def test_strong_typing_is_asked_for_only_where_it_has_to_be(fake_trt: FakeTensor
 
 def test_every_setting_reaches_the_compiler_and_the_command(fake_trt: FakeTensorRT) -> None:
     plan = compiled(PlanSettings(workspace_mib=512, optimization_level=4, version_compatible=True), RANGE)
-    assert fake_trt.asked[1:] == [
+    assert fake_trt.asked[2:] == [
         ("limit", "WORKSPACE", 512 << 20),
         ("flag", "VERSION_COMPATIBLE"),
         ("shape", "a", (1, 1, 8, 8), (1, 1, 16, 24), (1, 1, 64, 96)),
@@ -217,7 +219,7 @@ def test_a_release_without_strong_typing_is_refused(monkeypatch: pytest.MonkeyPa
 def test_what_a_compiler_does_not_offer_is_refused(fake_trt: FakeTensorRT) -> None:
     with raises(UsageError, "--compute-capability", expected="tensorrt-rtx", got="tensorrt"):
         compiled(PlanSettings(compute_capabilities=("8.6",)))
-    fake_trt.BuilderFlag = type("BuilderFlag", (), {"FP16": 1} if fake_trt.__version__.startswith("10.") else {})
+    fake_trt.BuilderFlag = enum.Enum("BuilderFlag", ["FP16"] * fake_trt.__version__.startswith("10.") + ["TF32"])
     with raises(UsageError, remedy="--version-compatible"):
         compiled(PlanSettings(version_compatible=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -23,8 +24,10 @@ from refusion_edge.export.targets import cubins
 from refusion_edge.export.targets.cubins import assemble, compile_targets, require_assembler, resources
 from refusion_edge.export.targets.plugins import compile_plugins, plugin_kernels
 from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, fast_kernels
 from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.machine import ARCHITECTURES, parse_architectures
+from refusion_edge.network.fast import FastLayout
 from tests.conftest import ROOT
 from tests.raising import raises
 
@@ -36,10 +39,19 @@ SHARED_KIB = {"plugin": 48, "other": 99}
 WITHOUT_PRODUCTS = ("stem", "encoder_mixing", "decoder_mixing", "to_plane", "stretch")
 
 
+FAST = fast_kernels(FastLayout())
+
+
 @functools.cache
 def compiled(architecture: int) -> Target:
-    """The kernels for an architecture, compiled once."""
+    """The kernels of the paper's network for an architecture, compiled once."""
     return compile_targets([architecture], jobs=2)[architecture]
+
+
+@functools.cache
+def compiled_fast(architecture: int) -> Target:
+    """The kernels of the network fast, in the layout of its weights in the package, compiled once."""
+    return compile_targets([architecture], jobs=2, kernels=FAST)[architecture]
 
 
 def why_not(architecture: int) -> str:
@@ -69,6 +81,24 @@ def test_every_kernel_compiles_and_fits(architecture: int) -> None:
         assert taken.spilled == 0, name
         assert taken.shared_bytes <= SHARED_KIB["plugin" if name in plugin_kernels() else "other"] * 1024, name
         assert (taken.tensor_core > 0) == (name not in WITHOUT_PRODUCTS), name
+        assert len(binary.image) < 150_000, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_every_kernel_of_the_network_fast_compiles_and_fits(architecture: int) -> None:
+    if reason := why_not(architecture):
+        pytest.skip(reason)
+    target = compiled_fast(architecture)
+    assert target.tiles == FAST.tiles(architecture)
+    assert list(target.binaries) == ["fast_statistics", "fast_convolutions", "stretch"]
+    for name, binary in target.binaries.items():
+        taken = resources(binary)
+        assert binary.symbol == f"{name}_kernel", name
+        assert 0 < taken.registers <= 255, name
+        assert taken.spilled == 0, name
+        assert taken.shared_bytes <= SHARED_KIB["other"] * 1024, name
+        assert (taken.tensor_core > 0) == (name == "fast_convolutions"), name
         assert len(binary.image) < 150_000, name
 
 
@@ -112,13 +142,13 @@ def test_the_loss_kernels_compile_without_spilling() -> None:
     assert all(registers <= 255 and spilled == 0 for registers, spilled in taken)
 
 
-def test_a_kernel_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_compile_is_an_error() -> None:
     schedule = make_schedule()
     kernel = schedule.kernels["stretch"]
     broken = type(kernel)("stretch", "stretch", kernel.parameters[:-1], {}, "strips", 1)
-    monkeypatch.setattr(cubins, "make_schedule", lambda: type(schedule)({"stretch": broken}, {}, ()))
+    kernels = dataclasses.replace(REFUSION, schedule=lambda _: type(schedule)({"stretch": broken}, {}, ()))
     with raises(BackendError, "stretch for sm_87", remedy="Triton"):
-        compile_targets([87])
+        compile_targets([87], kernels=kernels)
 
 
 @pytest.mark.parametrize("compile_something", [lambda: compile_targets([87, 110]), lambda: compile_plugins(110, 90)])
