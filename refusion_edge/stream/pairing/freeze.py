@@ -69,6 +69,7 @@ class FreezeWatch:
 
     def add(self, image: Array, time_ns: int) -> Seen:
         """Compare a frame with the previous one."""
+        image = _comparable(image)
         if self._before is None or not np.array_equal(image, self._before):
             if self._before is not None and not self._frozen:
                 self._runs.append(self._length)
@@ -87,3 +88,8 @@ class FreezeWatch:
             return stale_ns >= _FROZEN_AFTER_NS
         usual = self.repeats
         return self._length > (1 if usual == 1 else 2 * usual)
+
+
+def _comparable(image: Array) -> Array:
+    """The bits of float pixels, as NaN differs from itself."""
+    return image.view(f"u{image.dtype.itemsize}") if image.dtype.kind == "f" else image

@@ -22,7 +22,7 @@ _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _DAMAGED = "damaged frame"
 # Why a frame is part of no pair, as the report names it.
 REPEATED = "content of the frame before"
-_DTYPES = (np.uint8, np.uint16, np.float32)
+_DTYPES = (np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 
 
 class Reader:
@@ -145,7 +145,7 @@ class Reader:
             self._statistics.dropped(side, REPEATED)
             return
         camera.frozen_frames += seen.content == "frozen"
-        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), seen.since_ns)
+        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), seen.since_ns, grab.white)
         overflow = self._inbox.put(frame)
         if overflow is not None:
             self._statistics.dropped(overflow.side, "stopped" if self._stop.is_set() else "queue of frames full")

@@ -90,6 +90,7 @@ class StreamSession:
                 color=not settings.gray,
                 marks=settings.marks,
                 took=self.statistics.took,
+                remark=self.statistics.remark,
             )
             self._started = True
             pipeline = Pipeline(
