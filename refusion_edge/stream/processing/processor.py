@@ -29,6 +29,8 @@ from refusion_edge.stream.processing.output_range import OutputStretch
 _FROZEN_MARK_NS = 250_000_000
 _MARK_COLOR, _MARK_SHADOW = (0, 220, 255), (0, 0, 0)
 _NO_CHROMA = 128
+# So many rows and columns apart, pixels show whether it is worth looking at all of them.
+_SPARSE = 16
 
 Timer = Callable[[str, int], None]
 Remark = Callable[[Side, str], None]
@@ -110,11 +112,17 @@ class Processor:
         self._remark, self._remarked = remark, set[tuple[Side, str]]()
         self._full_scale = FullScale(partial(remark, "vis"))
         self._checks_colors = True
+        self._shown_by: dict[Side, bool] = {}
 
     @property
     def first_warp(self) -> RigWarp | None:
         """The warp at the start of the run, whose used parts of the frames everything is measured on; None without a rig."""
         return self._first_warp
+
+    @property
+    def flat(self) -> tuple[Side, ...]:
+        """Cameras of which no frame so far shows anything, as each has the same value in every pixel."""
+        return tuple(side for side, shows in self._shown_by.items() if not shows)
 
     def use_warp(self, warp: RigWarp) -> None:
         """Set the warp of the next frames; call it between two frames, from the thread that processes them."""
@@ -163,7 +171,7 @@ class Processor:
         luma: Array = gray if self._finisher.takes_uint8 else gray * np.float32(1 / 255)
         infrared, shown = ir.pixels, gray
         if ir.missing is not None:
-            infrared = np.where(ir.missing, gray * np.float32(1 / 255), ir.pixels)
+            infrared = np.where(ir.missing, gray * np.float32(1 / 255) if self._finisher.takes_uint8 else luma, ir.pixels)
         if vis.missing is not None:
             shown = np.where(vis.missing, _levels(infrared), gray)
             luma = np.where(vis.missing, shown if self._finisher.takes_uint8 else infrared, luma)
@@ -187,6 +195,7 @@ class Processor:
         self.gain.update(used, frame.time_ns)
         # Warping float32 luma is faster than warping counts.
         luma, invalid = self.gain.apply(used), self.gain.invalid
+        self._note_contrast("ir", used)
         if invalid is not None:
             self._say_missing("ir", invalid)
         if first is not None and used.shape != frame.image.shape:
@@ -200,6 +209,7 @@ class Processor:
         warp, first = self._geometry.warp, self._first_warp
         used = frame.image if first is None else first.vis.used(frame.image)
         levels, invalid = self._full_scale.to_levels(frame.image, frame.white, used)
+        self._note_contrast("vis", used)
         if invalid is not None:
             self._say_missing("vis", invalid)
         if warp is None:
@@ -212,6 +222,12 @@ class Processor:
         if invalid is not None:
             view.hide(warp.apply(invalid.astype(np.float32)) > 0)
         return view
+
+    def _note_contrast(self, side: Side, used: Array) -> None:
+        shows = not _is_flat(used)
+        self._shown_by[side] = self._shown_by.get(side, False) or shows
+        if not shows:
+            self._say(side, "frames with the same value in every pixel add nothing to the fused image")
 
     def _say_missing(self, side: Side, invalid: Mask) -> None:
         other = "visible" if side == "ir" else "infrared"
@@ -266,6 +282,15 @@ def _unseen(warp: RigWarp | None) -> dict[Side, Mask | None]:
     if warp is None:
         return dict.fromkeys(SIDES)
     return {view.name: None if view.mask.all() else ~view.mask for view in (warp.ir, warp.vis)}
+
+
+def _is_flat(image: Array) -> bool:
+    """Whether all pixels that have a value have the same one."""
+    for part in (image[::_SPARSE, ::_SPARSE], image):
+        known = part[np.isfinite(part)] if part.dtype.kind == "f" else part
+        if known.size and known.min() != known.max():
+            return False
+    return True
 
 
 def _white(image: Array) -> float:
