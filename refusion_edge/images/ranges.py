@@ -109,7 +109,7 @@ def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, sp
     invalid = find_invalid(image, isolated=ranged, no_data=None if encoding is None else encoding.no_data)
     valid = image if invalid is None else image[~invalid]
     if valid.size == 0:
-        raise InputError("no pixel of the image has a value", "check the camera or the file")
+        raise InputError("no pixel of the image has a value", "check the camera, or how the file was made")
     remarks: tuple[Remark, ...] = ()
     if isinstance(span, tuple):
         scale = Scale(float(span[0]), float(span[1]), "given")

@@ -51,7 +51,7 @@ class FullScale:
         invalid = find_invalid(image, isolated=False)
         known = used[np.isfinite(used)] if invalid is not None else used
         if not known.size:
-            raise InputError("no pixel of the visible image has a value", "check the camera or the file")
+            raise InputError("no pixel of the visible image has a value", "check the camera, or how the file was made")
         least, most = float(known.min()), float(known.max())
         if image.dtype.kind == "f":
             if least < -_FLOAT_MARGIN or most > 1 + _FLOAT_MARGIN:

@@ -154,7 +154,7 @@ class ThermalGain:
     def _follow(self, plane: Array, sample: Array, known: Mask | None, time_ns: int) -> None:
         values = plane if self.invalid is None else plane[~self.invalid]
         if not values.size:
-            raise InputError("no pixel of the infrared image has a value", "check the camera or the file")
+            raise InputError("no pixel of the infrared image has a value", "check the camera, or how the file was made")
         low, high = (float(values.min()), float(values.max())) if self.method == "linear" else own_range(values)
         lacking = max(0.0, (_MIN_FLOAT if plane.dtype.kind == "f" else _MIN_COUNTS) - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)

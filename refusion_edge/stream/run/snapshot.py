@@ -108,7 +108,7 @@ def _check_values(frame: Frame, remark: Callable[[str], object]) -> None:
     image = frame.image
     known = image[np.isfinite(image)] if image.dtype.kind == "f" else image
     if not known.size:
-        raise InputError(f"no pixel of the {frame.side} image has a value", "check the camera or the file")
+        raise InputError(f"no pixel of the {frame.side} image has a value", "check the camera, or how the file was made")
     if known.min() == known.max():
         remark(f"{frame.side}: every pixel has the same value, {known.flat[0]:g}; check the camera")
 
