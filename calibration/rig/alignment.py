@@ -19,9 +19,8 @@ from refusion_edge.calibration.rig.coarse import SearchRange
 from refusion_edge.calibration.rig.motion import Model, apart_px
 from refusion_edge.calibration.rig.points import PointPairs, align_points
 from refusion_edge.calibration.rig.scene import SceneAlignment, align_scene, require_evidence
-from refusion_edge.calibration.rig.structure import shown_part, shrunk
+from refusion_edge.calibration.rig.structure import shown_part, shrunk, to_scene
 from refusion_edge.errors import AlignmentError
-from refusion_edge.images.color import split, to_display_range
 from refusion_edge.images.montage import MontageRow, montage
 from refusion_edge.rig.model import (
     SOURCE_NAMES,
@@ -107,7 +106,7 @@ def align_views(
 
     Raises:
         AlignmentError: The scene provides too little evidence; names every reason.
-        InputError: A view holds NaN or infinities.
+        InputError: No pixel of a view has a value.
     """
     sensors = {"sensor_base": views.base == "ir", "sensor_moving": views.base == "vis"}
     try:
@@ -280,5 +279,4 @@ def _strength(gray: Uint8Array) -> Uint8Array:
 
 
 def _gray(image: Array, *, sensor: bool) -> Uint8Array:
-    luma = split(to_display_range(image, sensor=sensor))[0]
-    return np.rint(luma * 255).clip(0, 255).astype(np.uint8)
+    return np.rint(to_scene(image, sensor=sensor).luma).clip(0, 255).astype(np.uint8)

@@ -18,7 +18,6 @@ from refusion_edge.calibration.rig.motion import Numbers
 from refusion_edge.calibration.rig.points import PointPairs
 from refusion_edge.calibration.rig.structure import Scene, to_scene
 from refusion_edge.errors import AlignmentError
-from refusion_edge.images.color import split, to_display_range
 from refusion_edge.rig.model import Matrix
 
 TURNS = (0, 90, 180, 270)
@@ -57,7 +56,7 @@ def find_board(pairs: list[tuple[Array, Array]], board: tuple[int, int], turn_de
     Raises:
         AlignmentError: No pair shows the board in both views; or the turn is another one, or remains open between a quarter
             to the left and to the right.
-        InputError: An image holds NaN or infinities.
+        InputError: No pixel of an image has a value.
     """
     readings: dict[int, list[PointPairs]] = {}
     agreements: dict[int, float] = {}
@@ -147,8 +146,9 @@ def _around(scene: Scene, corners: Numbers, board: tuple[int, int]) -> Scene:
 
 
 def _corners(name: str, image: Array, board: tuple[int, int], *, sensor: bool) -> Numbers:
-    luma = split(to_display_range(image, sensor=sensor))[0]
-    low, high = float(luma.min()), float(luma.max())
+    scene = to_scene(image, sensor=sensor)
+    luma, seen = scene.luma, scene.luma[scene.mask] if scene.mask.any() else scene.luma
+    low, high = float(seen.min()), float(seen.max())
     gray: Uint8Array = np.rint((luma - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
     for board_gray in (gray, 255 - gray):
         # Not CALIB_CB_NORMALIZE_IMAGE: with it OpenCV 5.0 was seen to put corners several pixels off.

@@ -163,7 +163,7 @@ def align_scene(
 
     Raises:
         AlignmentError: The images have too little structure to try.
-        InputError: An image holds NaN or infinities.
+        InputError: No pixel of an image has a value.
     """
     whole, target = to_scene(base, sensor=sensor_base), to_scene(moving, sensor=sensor_moving)
     small, up_base = scaled(whole, _SIDE_PX / max(whole.size_wh))

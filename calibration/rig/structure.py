@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, Float32Array
-from refusion_edge.images.color import split, to_display_range
+from refusion_edge.images.luma import to_luma
 from refusion_edge.rig.model import Matrix
+from refusion_edge.tasks import DISPLAY, SENSOR
 
 Mask = NDArray[np.bool_]
 
@@ -29,6 +30,8 @@ _LOCAL_FLOOR = 0.03
 # Edges count half at this multiple of the median gradient.
 _HALF_EDGE = 2.0
 _LOG_OFFSET = 8.0
+# Pixels without a value get the mean of those around them, in which filters find no edge.
+_FILLED_PX = 1.5
 # What edges around a pixel have in common says little about where two images agree.
 _AROUND_PX = 8.0
 
@@ -38,8 +41,8 @@ class Scene:
     """An image prepared for alignment.
 
     Attributes:
-        luma: (H, W) float32, [0, 255].
-        mask: (H, W), True where the image has content.
+        luma: (H, W) float32, [0, 255]; where there is no value, the mean of those around it.
+        mask: (H, W), True where the image has content and values.
     """
 
     luma: Float32Array
@@ -55,14 +58,27 @@ def to_scene(image: Array, *, sensor: bool) -> Scene:
     """Prepare an image for alignment.
 
     Args:
-        image: (H, W) or (H, W, 3) RGB; uint8, uint16 or float32.
-        sensor: Whether 16-bit or float gray is raw sensor data, see ``to_display_range``.
+        image: (H, W) or (H, W, 3) RGB of whole or float numbers.
+        sensor: Whether 16-bit or float gray is raw sensor data, see ``refusion_edge.images.ranges.to_display``.
 
     Raises:
-        InputError: See ``to_display_range``.
+        InputError: See ``to_display``.
     """
-    luma = split(to_display_range(image, sensor=sensor))[0] * np.float32(255)
-    return Scene(luma, shown_part(image if image.ndim == 2 else image.max(axis=2)))
+    found = to_luma(image, SENSOR if sensor else DISPLAY)
+    luma: Float32Array = found.values * np.float32(255)
+    mask = shown_part(image if image.ndim == 2 else image.max(axis=2))
+    if found.invalid is not None:
+        mask &= ~found.invalid
+        luma = _filled(luma, found.invalid)
+    return Scene(luma, mask)
+
+
+def _filled(luma: Float32Array, invalid: Mask) -> Float32Array:
+    known = np.asarray(~invalid, np.float32)
+    weight = cv2.GaussianBlur(known, (0, 0), _FILLED_PX)
+    around = cv2.GaussianBlur(luma * known, (0, 0), _FILLED_PX) / np.maximum(weight, 1e-3)
+    around[weight < 1e-3] = luma[~invalid].mean()
+    return np.where(invalid, around, luma).astype(np.float32, copy=False)
 
 
 def scaled(scene: Scene, factor: float) -> tuple[Scene, Matrix]:

@@ -247,12 +247,12 @@ def _read_frames(options: argparse.Namespace) -> list[dict[SourceName, Array]]:
     from refusion_edge.cli.options import require_both
     from refusion_edge.errors import InputError, UsageError
     from refusion_edge.images.pairs import find_pairs, read_pair
-    from refusion_edge.stream.uri import is_camera
+    from refusion_edge.stream.uri import is_source
 
     require_both(options.ir, options.vis, "--ir and --vis")
     if not options.ir:
         return []
-    if is_camera(options.ir) or is_camera(options.vis):
+    if is_source(options.ir) or is_source(options.vis):
         return [_snapped(options)]
     pairs = find_pairs(options.ir, options.vis).pairs
     if len(pairs) > 1 and options.way != "checkerboard":

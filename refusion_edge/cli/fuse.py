@@ -102,11 +102,11 @@ def run(options: argparse.Namespace) -> int:
 
     _resolve_layout(options)
     many = is_collection(options.a)
+    found = find_pairs(options.a, options.b)
     if not many:
         check_writable_suffix(Path(options.output))
     elif Path(options.output).is_file():
         raise UsageError(f"the sources are folders, but --output {options.output} is a file", "name a folder")
-    found = find_pairs(options.a, options.b)
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
     source = options.bundle or options.weights or options.task or "ir_vis"
     task = options.task if source != options.task else None

@@ -9,13 +9,15 @@ from refusion_edge.cli.options import add_best_effort, add_json, nonempty, numbe
 
 SUMMARY = "take one pair of images from two cameras at the same moment, for align"
 _SCHEMA = "refusion-edge/snap/1"
+# PNG holds no float and no negative numbers.
+_PNG, _TIFF = ".png", ".tiff"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``snap``."""
     parser.description = (
         "take one pair of images from two cameras or videos at the same moment, and write ir.png and vis.png with every bit "
-        "that the sources deliver; the sources are those of 'stream'"
+        "that the sources deliver (.tiff for float or negative values); the sources are those of 'stream'"
     )
     parser.add_argument("--ir", type=nonempty, required=True, metavar="URI", help="infrared source")
     parser.add_argument("--vis", type=nonempty, required=True, metavar="URI", help="visible source")
@@ -43,8 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.stream.frames import MS, SIDES
     from refusion_edge.stream.run.snapshot import take_pair
 
-    paths = {side: options.output / f"{side}.png" for side in SIDES}
-    existing = [path for path in paths.values() if path.exists()]
+    existing = [path for side in SIDES for kind in (_PNG, _TIFF) if (path := options.output / f"{side}{kind}").exists()]
     if existing and not options.overwrite:
         raise OutputError(f"{existing[0]} exists", "choose another folder, or add --overwrite")
     say, said = remarks(), list[str]()
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
         best_effort=options.best_effort, remark=remark,
     )  # fmt: skip
     images = pair.images()
+    deep = {side: image.dtype not in ("uint8", "uint16") for side, image in images.items()}
+    paths = {side: options.output / f"{side}{_TIFF if deep[side] else _PNG}" for side in SIDES}
     written = []
     try:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
 
     Args:
         path: Target; the suffix selects PNG, JPEG or TIFF.
-        image: (H, W) gray or (H, W, 3) RGB, uint8 or uint16 (JPEG: uint8 only).
+        image: (H, W) gray or (H, W, 3) RGB; uint8 or uint16, JPEG only uint8, TIFF also float and other whole numbers.
         jpeg_quality: 0 to 100, JPEG only; chroma is stored at full resolution.
 
     Raises:
@@ -115,7 +116,16 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
     """
     path = Path(path)
     check_writable_suffix(path)
+    if image.dtype not in (np.uint8, np.uint16) and path.suffix.lower() in {".tif", ".tiff"}:
+        write_atomically(path, _tiff(image))
+        return
     options: list[int] = []
+    if image.dtype not in (np.uint8, np.uint16):
+        # OpenCV would convert them to 8 bits silently.
+        raise OutputError(
+            f"{path.suffix} cannot hold pixels of {image.dtype}", "choose TIFF", expected=("uint8", "uint16"),
+            got=str(image.dtype),
+        )  # fmt: skip
     if path.suffix.lower() in {".jpg", ".jpeg"}:
         if image.dtype != np.uint8:
             # OpenCV would drop the low bits silently.
@@ -143,6 +153,14 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
             got=(image.shape, str(image.dtype)),
         )
     write_atomically(path, data.tobytes())
+
+
+def _tiff(image: Array) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, image)
+    return file.getvalue()
 
 
 def check_writable_suffix(path: Path) -> None:

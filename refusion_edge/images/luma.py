@@ -10,7 +10,7 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.errors import InputError
 from refusion_edge.images.color import CHROMA_ZERO, check_pair, fuse_chroma, split
-from refusion_edge.images.ranges import Displayed, Mask, Remark, Scale, Span, significant_bits, to_display
+from refusion_edge.images.ranges import WHITE, Mask, Remark, Scale, Span, significant_bits, to_display
 from refusion_edge.images.still import CONTAINER, Encoding
 from refusion_edge.tasks import Role, Task
 
@@ -20,7 +20,11 @@ CONSTANT_REMEDY = "check the camera or the file"
 """The remedy of the error for an image with the same value in every pixel."""
 
 _THERMAL = "ir"
-_PALETTE = "colored, although infrared has no color"
+_PALETTE = Remark(
+    "colored, although infrared has no color: probably a palette, whose brightness is not the temperature; give the gray image"
+)
+SWAPPED = "so they may be swapped"
+"""What it means that infrared is colored and visible is gray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,9 @@ def to_luma(
     if keep_uint8 and pixels.dtype == np.uint8 and pixels.ndim == 2:
         return Luma(pixels, None, displayed.scale, None, displayed.remarks)
     values, chroma = split(pixels.astype(np.float32, copy=False))
-    return Luma(values, chroma, displayed.scale, displayed.invalid, displayed.remarks + _palette_remarks(displayed, role))
+    palette = find_palette(pixels) if role.name == _THERMAL else None
+    remarks = displayed.remarks if palette is None else (*displayed.remarks, palette)
+    return Luma(values, chroma, displayed.scale, displayed.invalid, remarks)
 
 
 def to_luma8(image: Array, role: Role, *, encoding: Encoding | None = None, span: Span | None = None) -> Uint8Array:
@@ -164,8 +170,8 @@ def _joined(a: Luma, b: Luma) -> Planes:
     remarks = tuple(
         replace(remark, text=f"source {name}: {remark.text}") for name, luma in (("a", a), ("b", b)) for remark in luma.remarks
     )
-    if a.chroma is not None and b.chroma is None and a.remarks and any(_PALETTE in remark.text for remark in a.remarks):
-        remarks += (Remark("source a is colored and source b is gray, so they may be swapped"),)
+    if b.chroma is None and _PALETTE in a.remarks:
+        remarks += (Remark(f"source a is colored and source b is gray, {SWAPPED}"),)
     return Planes(
         np.ascontiguousarray(values_a[None, None]), np.ascontiguousarray(values_b[None, None]), chroma,
         a.invalid, b.invalid, (a.scale, b.scale), remarks,
@@ -214,12 +220,10 @@ def _shared_depth(
     return shared, shared
 
 
-def _palette_remarks(displayed: Displayed, role: Role) -> tuple[Remark, ...]:
-    pixels = displayed.pixels
-    if role.name != _THERMAL or pixels.ndim == 2:
-        return ()
-    sample = pixels[::_EVERY, ::_EVERY].astype(np.float32)
+def find_palette(infrared: Array, white: float = WHITE) -> Remark | None:
+    """What is doubtful about an infrared image, (H, W) or (H, W, 3) in [0, ``white``], that has color; else None."""
+    if infrared.ndim == 2:
+        return None
+    sample = infrared[::_EVERY, ::_EVERY].astype(np.float32)
     spread = sample.max(axis=2) - sample.min(axis=2)
-    if float(spread.mean()) < _COLORED:
-        return ()
-    return (Remark(f"{_PALETTE}: probably a palette, whose brightness is not the temperature; give the gray image"),)
+    return _PALETTE if float(spread.mean()) >= _COLORED * white / WHITE else None

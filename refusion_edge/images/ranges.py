@@ -110,7 +110,7 @@ def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, sp
     invalid = find_invalid(image, isolated=ranged, no_data=None if encoding is None else encoding.no_data)
     valid = image if invalid is None else image[~invalid]
     if valid.size == 0:
-        raise InputError("no pixel of the image has a value", "check the camera or the file")
+        raise InputError("no pixel of the image has a value", "check the camera, or how the file was made")
     remarks: tuple[Remark, ...] = ()
     if isinstance(span, tuple):
         scale = Scale(float(span[0]), float(span[1]), "given")
@@ -151,19 +151,23 @@ def own_range(values: Array) -> tuple[float, float]:
         The values that become black and white; equal if all values are.
     """
     low, high = float(values.min()), float(values.max())
-    ordered = np.sort(_sample(values)).astype(np.float64)
-    body_low, body_high = np.percentile(ordered, _BODY)
+    ordered = np.sort(_sample(values))
+    body_low, body_high = (_percentile(ordered, percent) for percent in _BODY)
     reach = _OUTLIER_WIDTHS * (body_high - body_low)
     if reach == 0 or (low >= body_low - reach and high <= body_high + reach):
         return low, high
+    ordered = ordered.astype(np.float64)
     # Share of the values that are as large, or, from the other end, as small.
     share = np.arange(ordered.size, 0, -1) / ordered.size
     allowed = reach * (1 + (share / _USUAL_SHARE) ** 3)
     inner_high = ordered[ordered - body_high <= allowed][-1]
     inner_low = ordered[body_low - ordered <= allowed[::-1]][0]
     extension = _EXTENSION * (inner_high - inner_low)
-    near = values[(values >= inner_low - extension) & (values <= inner_high + extension)]
-    return float(near.min()), float(near.max())
+    if low < inner_low - extension:
+        low = float(values[values >= inner_low - extension].min())
+    if high > inner_high + extension:
+        high = float(values[values <= inner_high + extension].max())
+    return low, high
 
 
 def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) -> Mask | None:
@@ -194,36 +198,51 @@ def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) 
 
 
 def _mark_isolated(image: Array, invalid: Mask) -> None:
+    candidates = _present(image, invalid)
+    if not candidates:
+        return
     sample = _sample(image)
-    if image.dtype.kind == "f":
-        sample = sample[np.isfinite(sample)]
-        candidates = [0.0]
-        if sample.size and sample.min() < _ABSOLUTE_ZERO:
-            candidates.append(float(image[~invalid].min()))
-    else:
-        limits = np.iinfo(image.dtype)
-        candidates = sorted({0.0, float(limits.min), float(limits.max)})
-    others = sample[~np.isin(sample, candidates)]
+    others = sample[np.isfinite(sample)] if image.dtype.kind == "f" else sample
+    for value in candidates:
+        others = others[others != value]
     if others.size == 0:
         return
-    low, high = (float(value) for value in np.percentile(others, _VALID))
+    ordered = np.sort(others)
+    low, high = (_percentile(ordered, percent) for percent in _VALID)
     gap = _ISOLATION * (high - low)
     if gap == 0:
         return
-    plateau = np.zeros(image.shape, np.bool_)
-    for value in candidates:
-        if value < low - gap or value > high + gap:
-            plateau |= image == value
-    if not plateau.any():
+    apart = [value for value in candidates if value < low - gap or value > high + gap]
+    if not apart:
         return
+    plateau = image == apart[0]
+    for value in apart[1:]:
+        plateau |= image == value
     invalid |= plateau
     flat = plateau.any(axis=2) if plateau.ndim == 3 else plateau
     between = (image < low - gap) | (image > high + gap)
-    apart = flat | (between.any(axis=2) if between.ndim == 3 else between)
+    outside = between.any(axis=2) if between.ndim == 3 else between
+    if np.array_equal(outside, flat):
+        return
     # Together with all that is connected to it: along the edge of a warp, pixels are made of both.
-    _, labels = cv2.connectedComponents(np.asarray(apart, np.uint8))
-    connected = np.isin(labels, np.unique(labels[flat]))
-    invalid |= connected if image.ndim == 2 else connected[..., None]
+    count, labels = cv2.connectedComponents(np.asarray(flat | outside, np.uint8))
+    connected = np.zeros(count, np.bool_)
+    connected[labels[flat]] = True
+    invalid |= connected[labels] if image.ndim == 2 else connected[labels][..., None]
+
+
+def _present(image: Array, invalid: Mask) -> list[float]:
+    """The values of an image that sensors and warps write where they have none."""
+    if image.dtype.kind != "f":
+        limits = np.iinfo(image.dtype)
+        ends = {0.0, float(limits.min), float(limits.max)} & {float(image.min()), float(image.max())}
+        return sorted(ends | ({0.0} if limits.min < 0 and bool((image == 0).any()) else set()))
+    valid = image[~invalid] if invalid.any() else image
+    if valid.size == 0:
+        return []
+    found = [0.0] if bool((valid == 0).any()) else []
+    least = float(valid.min())
+    return [*found, least] if least < _ABSOLUTE_ZERO else found
 
 
 def _full_scale(
@@ -280,6 +299,14 @@ def _scaled(image: Array, scale: Scale, invalid: Mask | None) -> Array:
     if invalid is not None:
         shown[invalid] = 0
     return shown.clip(0.0, WHITE, out=shown)
+
+
+def _percentile(ordered: Array, percent: float) -> float:
+    """The percentile of sorted values, as that of NumPy."""
+    place = percent / 100 * (ordered.size - 1)
+    below = int(place)
+    low, high = (float(ordered[at]) for at in (below, min(below + 1, ordered.size - 1)))
+    return low + (place - below) * (high - low)
 
 
 def _sample(values: Array) -> Array:

@@ -41,6 +41,11 @@ class Encoding:
         """Significant bits of whole-number pixels."""
         return max(1, int(self.white).bit_length())
 
+    @property
+    def stated_white(self) -> float | None:
+        """The value of full scale, if the file states it."""
+        return None if self.white_from == CONTAINER else self.white
+
 
 @dataclass(frozen=True, slots=True)
 class Still:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
+from refusion_edge.images.ranges import Mask
 
 Side = Literal["ir", "vis"]
 SIDES: tuple[Side, Side] = ("ir", "vis")
@@ -25,13 +26,14 @@ class Frame:
 
     Attributes:
         side: Which camera.
-        image: (H, W) or (H, W, 3) BGR; uint8, uint16 or float32 as the camera delivers it.
+        image: (H, W) or (H, W, 3) BGR of whole or float numbers, as the camera delivers it.
         index: Number of the frame in its source, from 0; a gap is a frame that was never delivered.
         time_ns: Capture time, on the clock that the source names.
         arrived_ns: Arrival in this process, monotonic clock.
         unchanged_since_ns: ``time_ns`` of the first frame in the run of identical frames that ends with this one; equal to
             ``time_ns`` if the content is new.
         epoch: Number of the clock that stamped it, from 1; see ``refusion_edge.stream.pairing.epochs``.
+        white: The value of full scale that the source states, such as 4095 for 12 bits; None if it does not.
     """
 
     side: Side
@@ -41,6 +43,7 @@ class Frame:
     arrived_ns: int
     unchanged_since_ns: int
     epoch: int = 1
+    white: float | None = None
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -101,7 +104,7 @@ class FusedFrame:
 
     Attributes:
         image: (H, W) or (H, W, 3) BGR, uint8.
-        ir: Infrared luma as passed to the network, (H, W) float32, [0, 1], or None.
+        ir: Infrared luma, (H, W) float32, [0, 1], black where there is none, or None.
         vis: Visible image on the same grid, (H, W) or (H, W, 3) BGR uint8, or None.
         number: Number of the pair.
         time_ns: Capture time of its newer frame.
@@ -109,6 +112,8 @@ class FusedFrame:
         mode: Which cameras it shows.
         marks: What a viewer has to know, in words, such as ``infrared lost``.
         skew_ns: See ``Pair.skew_ns``.
+        no_ir: (H, W) bool, True where infrared has no value and the fused image shows the visible one; None if nowhere.
+        no_vis: The same for the visible image.
     """
 
     image: Uint8Array
@@ -120,6 +125,8 @@ class FusedFrame:
     mode: Mode
     marks: tuple[str, ...] = field(default=())
     skew_ns: int | None = None
+    no_ir: Mask | None = None
+    no_vis: Mask | None = None
 
 
 def other(side: Side) -> Side:

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from refusion_edge.errors import RigError, UsageError
+from refusion_edge.images.io import VIDEO_SUFFIXES
 from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -132,11 +133,13 @@ def choose_source(given: str | None, stored: str | None, *, trusted: bool) -> Ur
     return uri
 
 
-def is_camera(text: str) -> bool:
-    """Whether a name is the URI of a source rather than that of an image file, a folder or a pattern."""
+def is_source(text: str) -> bool:
+    """Whether a name is that of a camera or a video, or a URI, rather than that of an image file, a folder or a pattern."""
     if _CAMERA_NUMBER.fullmatch(text):
         return not Path(text).exists()
-    return "://" in text or text.startswith(("gst:", "/dev/video", "/dev/v4l/"))
+    if "://" in text or text.startswith(("gst:", "/dev/video", "/dev/v4l/")):
+        return True
+    return Path(text).suffix.lower() in VIDEO_SUFFIXES
 
 
 def parse_output(text: str) -> Uri:

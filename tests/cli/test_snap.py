@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refusion_edge.images.io import read_image
+from refusion_edge.calibration.rig.motion import apart_px
+from refusion_edge.images.io import read_image, write_image
 from refusion_edge.rig.file import read_rig
 from refusion_edge.stream.sources.synthetic import Painter, Scene
-from tests.stream.conftest import camera
+from tests.conftest import one_sentence
+from tests.stream.conftest import camera, write_video
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -60,15 +62,79 @@ def test_no_pair_leaves_nothing_behind(run_cli: RunCli, words: tuple[str, ...], 
     assert not Path("shots").exists()
 
 
-def test_align_auto_takes_cameras(run_cli: RunCli) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cameras", "videos", "folders"])
+def test_align_auto_takes_sources(run_cli: RunCli, kind: str, tmp_path: Path) -> None:
     scene = "width=320&height=240&noise=1&walker=0"
-    uris = f"test://ir?{scene}&dx=6", f"test://vis?{scene}"
-    code, _, err = run_cli("align", "auto", "--ir", uris[0], "--vis", uris[1], "-o", "rig.yaml")
-    # The synthetic scene may not give the evidence that an alignment needs; the frames were taken in any case.
-    assert code in (0, 1), err
-    if code == 0:
-        rig = read_rig("rig.yaml")
-        assert (rig.ir.uri, rig.vis.uri) == uris
-        assert rig.ir.size_wh == (320, 240)
-    code, _, err = run_cli("align", "points", "p.csv", "--ir", uris[0], "--vis", uris[1])
-    assert code == 2
+    ir, vis = f"test://ir?{scene}&dx=6", f"test://vis?{scene}"
+    if kind != "cameras":
+        size = {"width": 320, "height": 240, "noise": 1, "walker": 0}
+        painters = Painter(Scene(**size, dx=6), "ir"), Painter(Scene(**size), "vis")
+        for side, painter in zip(("ir", "vis"), painters, strict=True):
+            image = painter.paint(0)
+            write_video(f"{side}.mkv", [image] * 2)
+            write_image(tmp_path / side / "7.png", image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1]))
+        ir, vis = (f"{side}.mkv" if kind == "videos" else f"file://{tmp_path / side}" for side in ("ir", "vis"))
+    code, _, err = run_cli("align", "auto", "--ir", ir, "--vis", vis, "-o", "rig.yaml")
+    assert code == 0, err
+    rig = read_rig("rig.yaml")
+    assert (rig.ir.uri, rig.vis.uri) == (ir, vis)
+    assert rig.ir.size_wh == (320, 240)
+    shift = np.array([[1, 0, 6], [0, 1, 0], [0, 0, 1.0]])
+    assert apart_px(shift, rig.alignments[0].matrix, (320, 240)) < 0.5
+    code, _, err = run_cli("align", "points", "p.csv", "--ir", ir, "--vis", vis)
+    assert code == 2, err
+
+
+def test_numbered_folders_meet_by_number(run_cli: RunCli, tmp_path: Path) -> None:
+    for side, numbers in (("ir", (3, 4, 6)), ("vis", (9, 6, 10))):
+        for number in numbers:
+            image = np.arange(80, dtype=np.uint16).reshape(8, 10) * np.uint16(number)
+            write_image(tmp_path / side / f"{side}{number}.png", image)
+    code, _, err = run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")
+    assert code == 0, err
+    assert [int(read_image(f"shots/{side}.png").max()) // 79 for side in ("ir", "vis")] == [6, 6]
+
+
+def test_a_folder_with_times_beside_one_without(run_cli: RunCli, tmp_path: Path) -> None:
+    for side in ("ir", "vis"):
+        write_image(tmp_path / side / "0.png", np.arange(80, dtype=np.uint8).reshape(8, 10))
+    (tmp_path / "ir" / "frames.csv").write_text("file,time_ns\n0.png,1700000000000000000\n")
+    code, _, err = run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int32])
+def test_values_that_png_cannot_hold_are_kept_too(run_cli: RunCli, tmp_path: Path, dtype: type) -> None:
+    image = (np.random.default_rng(1).normal(-20, 9, (40, 50)) * 10).astype(dtype)
+    write_image(tmp_path / "ir" / "0.tiff", image)
+    write_image(tmp_path / "vis" / "0.png", np.arange(2000, dtype=np.uint16).reshape(40, 50))
+    code, out, err = run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")
+    assert code == 0, err
+    assert "ir.tiff" in out
+    got = read_image("shots/ir.tiff")
+    assert got.dtype == dtype
+    assert np.array_equal(got, image)
+    assert run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")[0] == 4
+
+
+@pytest.mark.parametrize("kind", ["damaged", "without a value"])
+def test_files_of_which_no_pair_can_be_taken(run_cli: RunCli, tmp_path: Path, kind: str) -> None:
+    for number in range(3):
+        write_image(tmp_path / "vis" / f"{number}.png", np.arange(80, dtype=np.uint8).reshape(8, 10))
+        write_image(tmp_path / "ir" / f"{number}.tiff", np.full((8, 10), np.nan, np.float32))
+        if kind == "damaged":
+            path = tmp_path / "ir" / f"{number}.tiff"
+            path.write_bytes(path.read_bytes()[:150])
+    code, _, err = run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")
+    assert code == 4, err
+    assert one_sentence(err)
+    assert not Path("shots").exists()
+
+
+def test_a_covered_camera_is_said(run_cli: RunCli, tmp_path: Path) -> None:
+    for side in ("ir", "vis"):
+        write_image(tmp_path / side / "0.png", np.full((8, 10), 77, np.uint16))
+    code, _, err = run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")
+    assert code == 0
+    assert err.count("same value") == 2

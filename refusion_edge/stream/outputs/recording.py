@@ -29,7 +29,9 @@ from refusion_edge.stream.outputs.disk import DiskWatch
 from refusion_edge.stream.sources.folders import TIMES_NAME
 
 SCHEMA = "refusion-edge/recording/1"
-_FRAME_COLUMNS = ("side", "file", "index", "time_ns", "arrived_ns", "unchanged_since_ns")
+_FRAME_COLUMNS = ("side", "file", "index", "time_ns", "arrived_ns", "unchanged_since_ns", "white")
+_LEAST_COLUMNS = 6  # of recordings of version 0.1, without the full scale
+_MAX_WHITE = float(1 << 32)
 # A day of two cameras at 60 frames per second has some 700 MB of rows, which is too long to replay.
 _MAX_TABLE_BYTES, _MAX_SETTINGS_BYTES = 256 << 20, 1 << 20
 # Pairing settings that a replay takes from the recording.
@@ -124,7 +126,8 @@ class Recorder:
                 )
             _write_whole(self._folder / item.side / name, data.tobytes())
             self._count[item.side] += 1
-            row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns)
+            white = "" if item.white is None else f"{item.white:.17g}"
+            row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns, white)
             self._append(f"{item.side}/{TIMES_NAME}", (name, item.time_ns))
             self._append(TIMES_NAME, (item.side, name, *row))
         except OSError as error:
@@ -174,6 +177,10 @@ def _write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+Row = tuple[Side, str, int, int, int, int, "float | None"]
+"""The columns of a row of ``frames.csv``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """An open recording.
@@ -189,7 +196,7 @@ class Recording:
 
     folder: Path
     settings: dict[str, Any]
-    rows: tuple[tuple[Side, str, int, int, int, int], ...]
+    rows: tuple[Row, ...]
     not_shown: frozenset[int]
     end: int | None = None
     networks: tuple[tuple[int, str], ...] = ()
@@ -200,10 +207,10 @@ class Recording:
         Raises:
             InputError: Its image is missing or damaged.
         """
-        side, name, index, time_ns, arrived_ns, unchanged_since_ns = self.rows[number]
+        side, name, index, time_ns, arrived_ns, unchanged_since_ns, white = self.rows[number]
         image = read_image(self.folder / side / name)
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-        return Frame(side, image, index, time_ns, arrived_ns, unchanged_since_ns)
+        return Frame(side, image, index, time_ns, arrived_ns, unchanged_since_ns, white=white)
 
 
 def read_recording(folder: Path) -> Recording:
@@ -229,8 +236,8 @@ def read_recording(folder: Path) -> Recording:
     if any(isinstance(value, float) and abs(value) > _MAX_MS for value in settings["pairing"].values()):
         raise InputError(f"{path} holds a pairing time of more than {_MAX_MS:g} ms", "record it again")
     try:
-        rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, len(_FRAME_COLUMNS)))
-        not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1))
+        rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, _LEAST_COLUMNS, len(_FRAME_COLUMNS)))
+        not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1, 1))
     except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
@@ -256,22 +263,29 @@ def _networks(settings: dict[str, Any], path: Path) -> tuple[tuple[int, str], ..
     return tuple(networks)
 
 
-def _rows(path: Path, columns: int) -> list[list[str]]:
+def _rows(path: Path, least: int, most: int) -> list[list[str]]:
     text = read_file(path, kind="table of a recording", most_bytes=_MAX_TABLE_BYTES).decode("utf-8-sig")
     lines = text.replace("\r\n", "\n").split("\n")[1:]
     rows = list(csv.reader(lines[:-1]))
     for number, row in enumerate(rows, start=2):
-        if len(row) != columns:
-            raise ValueError(f"line {number} of {path.name} has {len(row)} columns instead of {columns}")
+        if not least <= len(row) <= most:
+            raise ValueError(f"line {number} of {path.name} has {len(row)} columns instead of {most}")
     return rows
 
 
-def _read_row(row: list[str]) -> tuple[Side, str, int, int, int, int]:
+def _read_row(row: list[str]) -> Row:
     side: Side = "ir" if row[0] == "ir" else "vis"
     if row[0] != side or Path(row[1]).name != row[1] or "\0" in row[1]:
         raise ValueError(f"a row starts with {shown(row[0])}, {shown(row[1])}")
-    index, time_ns, arrived_ns, unchanged_since_ns = map(_whole_number, row[2:])
-    return side, row[1], index, time_ns, arrived_ns, unchanged_since_ns
+    index, time_ns, arrived_ns, unchanged_since_ns = map(_whole_number, row[2:_LEAST_COLUMNS])
+    return side, row[1], index, time_ns, arrived_ns, unchanged_since_ns, _white("".join(row[_LEAST_COLUMNS:]))
+
+
+def _white(text: str) -> float | None:
+    white = float(text) if text else None
+    if white is not None and not 1 <= white <= _MAX_WHITE:
+        raise ValueError(f"{shown(text)} is no full scale")
+    return white
 
 
 def _whole_number(text: str) -> int:

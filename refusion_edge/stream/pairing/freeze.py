@@ -70,6 +70,7 @@ class FreezeWatch:
 
     def add(self, image: Array, time_ns: int) -> Seen:
         """Compare a frame with the previous one."""
+        image = _comparable(image)
         if self._before is None or not _is_same(image, self._before):
             if self._before is not None and not self._frozen:
                 self._runs.append(self._length)
@@ -93,3 +94,8 @@ class FreezeWatch:
 def _is_same(image: Array, before: Array) -> bool:
     # A few rows tell almost any two frames apart, at a fraction of the time.
     return np.array_equal(image[::_ROWS], before[::_ROWS]) and np.array_equal(image, before)
+
+
+def _comparable(image: Array) -> Array:
+    """The bits of float pixels, as NaN differs from itself."""
+    return image.view(f"u{image.dtype.itemsize}") if image.dtype.kind == "f" else image

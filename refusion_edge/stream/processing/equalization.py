@@ -71,7 +71,16 @@ class Equalizer:
         self._grid: Float32Array | None = None
         self._first_rows = (np.arange(_BAND_ROWS, dtype=np.float32) * np.float32(_BINS + 1))[:, None]
 
-    def update(self, sample: Float32Array, ends: tuple[float, float], time_ns: int, *, contrast: float, jumped: bool) -> None:
+    def update(
+        self,
+        sample: Float32Array,
+        ends: tuple[float, float],
+        time_ns: int,
+        *,
+        contrast: float,
+        jumped: bool,
+        known: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Update the distributions from an image.
 
         Args:
@@ -80,8 +89,9 @@ class Equalizer:
             time_ns: Capture time.
             contrast: See ``limited``.
             jumped: Whether the image is the first one of a scene.
+            known: (H, W), True where ``sample`` has a value; None if it has one everywhere.
         """
-        sums = _tile_sums(sample, self._tiles)
+        sums = _tile_sums(sample, self._tiles, known)
         before = None if self._sums is None or jumped else _moved(self._sums, self._ends, ends)
         if before is not None and is_one_scene(before.mean(axis=(0, 1)), sums.mean(axis=(0, 1))):
             sums = before + np.float32(follow_share(time_ns - self._time_ns, self._time_constant_s)) * (sums - before)
@@ -138,12 +148,13 @@ def _blended(tables: Float32Array, rows: int) -> Float32Array:
     return cv2.resize(tables, (tables.shape[1], rows), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
 
 
-def _tile_sums(sample: Float32Array, tiles: int) -> Float32Array:
+def _tile_sums(sample: Float32Array, tiles: int, known: NDArray[np.bool_] | None) -> Float32Array:
     """Cumulative distribution of each tile at the bin edges, (tiles, tiles, 129), from 0 to 1."""
-    bins = (sample * np.float32(_BINS)).astype(np.int32)
+    bins = (sample * np.float32(_BINS) if known is None else np.where(known, sample, 0) * np.float32(_BINS)).astype(np.int32)
     np.minimum(bins, _BINS - 1, out=bins)
     bins += _first_bins(sample.shape, tiles)
-    histogram = np.bincount(bins.ravel(), minlength=tiles * tiles * _BINS).reshape(tiles, tiles, _BINS)
+    counted = bins.ravel() if known is None else bins[known]
+    histogram = np.bincount(counted, minlength=tiles * tiles * _BINS).reshape(tiles, tiles, _BINS)
     # In an image with fewer rows or columns than tiles, some tiles are empty; they get a linear table.
     shares = histogram.astype(np.float32) + np.float32(1e-3)
     return _from_zero(shares / shares.sum(axis=2, keepdims=True))

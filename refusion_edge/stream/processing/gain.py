@@ -1,7 +1,8 @@
 """Thermal gain control: maps the counts of a sensor to the luma that is shown and fused, stable over time.
 
 With a per-frame stretch, the whole image jumps when something hot enters. Here the inputs of the mapping (a range, a histogram)
-are smoothed over time, and the mapping itself is one table per frame.
+are smoothed over time, and the mapping itself is one table per frame. Ranges and pixels without a value are found as for
+single images, by ``refusion_edge.images.ranges``.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import InputError, UsageError
+from refusion_edge.images.ranges import Mask, find_invalid, own_range
 from refusion_edge.rig.model import GAIN_METHODS, POLARITIES, GainMethod, Polarity
 from refusion_edge.stream.frames import SECOND
 from refusion_edge.stream.processing.equalization import Equalizer
-from refusion_edge.stream.processing.smoothing import SmoothedRange, follow_share, inner_range
+from refusion_edge.stream.processing.smoothing import SmoothedRange, follow_share
 
-_PERCENTILES = (0.1, 99.9)
-# This many pixels give a percentile to a thousandth of the range; more only take time.
+# This many pixels give a histogram that is right to a thousandth of the range; more only take time.
 _SAMPLED_PIXELS = 20_000
 _COUNTS = 1 << 16
 # A smaller range is only noise: 8 counts are some 0.2 K for a common core.
-_MIN_RANGE = {np.dtype(np.uint8): 8.0, np.dtype(np.uint16): 8.0, np.dtype(np.float32): 1e-6}
+_MIN_COUNTS, _MIN_FLOAT = 8.0, 1e-6
 _POLARITY_MARGIN, _POLARITY_SHARE = 0.15, 0.1
 _TILES = 8
 # Equalization adds contrast to the scene and to the sensor noise: at least the minimum, and more as long as the noise stays
@@ -36,7 +37,8 @@ _NOISE_OF_MEDIAN = 1 / (0.6745 * 6**0.5)
 class ThermalGain:
     """Maps infrared images to luma. Use one instance per camera, with frames in order of time.
 
-    Methods: ``linear`` stretches from the darkest to the brightest value, ``percentile`` from the 0.1 to the 99.9 percentile.
+    Methods: ``linear`` stretches from the darkest to the brightest value, ``percentile`` over the scene's own range, without
+    outliers, as ``fuse`` does.
     ``plateau`` adds histogram equalization with a plateau, ``clahe`` the same by tiles. Both raise contrast by a factor of at
     most 1.5 to 4, less for noisier images. 8-bit images have already passed through a gain control in the camera and stay
     unchanged.
@@ -49,6 +51,8 @@ class ThermalGain:
 
     Attributes:
         polarity: As passed; it may be set at any time.
+        invalid: (H, W), True where the frame of the last ``update`` has no value; None if it has one everywhere. Such pixels
+            have no part in range and histogram.
 
     Source:
         Plateau equalization: Vickers, "Plateau equalization algorithm for real-time display of high-quality infrared
@@ -90,6 +94,7 @@ class ThermalGain:
         self._tail: float | None = None
         self._inverted = False
         self._layout: tuple[tuple[int, ...], object] = ((), None)
+        self.invalid: Mask | None = None
         tiles = {"plateau": 1, "clahe": _TILES}.get(method)
         self._equalizer = None if tiles is None else Equalizer(tiles, time_constant_s)
 
@@ -97,23 +102,25 @@ class ThermalGain:
         """Update range, histogram and polarity from a frame.
 
         Args:
-            image: (H, W) or (H, W, 3) BGR; uint8, uint16 or float32.
+            image: (H, W) or (H, W, 3) BGR of whole or float numbers.
             time_ns: Capture time.
 
         Raises:
-            InputError: The image holds NaN or infinities.
+            InputError: No pixel has a value.
         """
         if self._layout != (image.shape, image.dtype):
             self.reset()
             self._layout = (image.shape, image.dtype)
-        sample = _sample(image)
+        plane = _plane(image)
+        self.invalid = None if image.dtype == np.uint8 else find_invalid(plane, isolated=True)
+        sample, known = _sample(plane), None if self.invalid is None else ~_sample(self.invalid)
         if image.dtype != np.uint8:
-            if image.dtype == np.float32 and not np.isfinite(image).all():
-                raise InputError("the infrared image holds NaN or infinity", "repair or mask these values first")
-            self._follow(image, sample, time_ns)
+            self._follow(plane, sample, known, time_ns)
         self._table = None
         if self.polarity == "auto":
-            self._find_polarity(self._straight(sample))
+            straight = self._straight(sample)
+            if known is None or known.any():
+                self._find_polarity(straight if known is None else straight[known])
 
     def apply(self, image: Array) -> Float32Array:
         """Map the frame of the last ``update``.
@@ -122,12 +129,19 @@ class ThermalGain:
             image: As for ``update``.
 
         Returns:
-            (H, W) float32, [0, 1], hot is bright.
+            (H, W) float32, [0, 1], hot is bright; 0 where the frame has no value.
         """
-        luma = self._map(_plane(image))
+        plane = _plane(image)
+        if self.invalid is not None and plane.dtype.kind == "f":
+            plane = np.where(self.invalid, plane.dtype.type(self._ends[0]), plane)
+        luma = self._map(plane)
         if self.method == "clahe" and self._equalizer is not None and image.dtype != np.uint8:
             luma = self._equalizer.apply(luma)
-        return np.float32(1) - luma if self._is_black_hot() else luma
+        if self._is_black_hot():
+            luma = np.float32(1) - luma
+        if self.invalid is not None:
+            luma[self.invalid] = 0
+        return luma
 
     def reset(self) -> None:
         """Forget the scene, after the loss of a camera or a change of its format."""
@@ -137,21 +151,22 @@ class ThermalGain:
         self._table = None
         self._tail = None
 
-    def _follow(self, image: Array, sample: Array, time_ns: int) -> None:
-        if self.method == "linear":
-            low, high = float(image.min()), float(image.max())
-        else:
-            low, high = inner_range(sample, _PERCENTILES)
-        lacking = max(0.0, _MIN_RANGE[image.dtype] - (high - low)) / 2
+    def _follow(self, plane: Array, sample: Array, known: Mask | None, time_ns: int) -> None:
+        values = plane if self.invalid is None else plane[~self.invalid]
+        if not values.size:
+            raise InputError("no pixel of the infrared image has a value", "check the camera, or how the file was made")
+        low, high = (float(values.min()), float(values.max())) if self.method == "linear" else own_range(values)
+        lacking = max(0.0, (_MIN_FLOAT if plane.dtype.kind == "f" else _MIN_COUNTS) - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self._equalizer is None:
             return
         jumped, since_ns = self._range.jumped, time_ns - self._measured_ns
         if jumped or not 0 <= since_ns < _NOISE_EVERY_NS:
             share = 1.0 if jumped else follow_share(since_ns, self._time_constant_s)
-            self._noise += share * (_noise(image) - self._noise)
+            self._noise += share * (_noise(plane, self.invalid) - self._noise)
             self._measured_ns = time_ns
-        self._equalizer.update(self._straight(sample), self._ends, time_ns, contrast=self._contrast(), jumped=jumped)
+        straight = self._straight(sample)
+        self._equalizer.update(straight, self._ends, time_ns, contrast=self._contrast(), jumped=jumped, known=known)
 
     def _contrast(self) -> float:
         """Maximum slope of the equalization table relative to a linear one."""
@@ -163,8 +178,11 @@ class ThermalGain:
         if plane.dtype == np.uint8:
             return plane * np.float32(1 / 255)
         low, high = self._ends
-        scaled: Float32Array = ((plane - np.float32(low)) * np.float32(1 / (high - low))).clip(0, 1)
-        return scaled
+        # Beyond the 24 bits of float32, the difference has to be taken first.
+        kind = np.float32 if plane.dtype.itemsize <= 2 or plane.dtype == np.float32 else np.float64
+        scaled = (plane - kind(low)).astype(np.float32, copy=False)
+        scaled *= np.float32(1 / (high - low))
+        return scaled.clip(0, 1, out=scaled)
 
     def _map(self, plane: Array) -> Float32Array:
         """Luma after all mappings that do not depend on the position in the image."""
@@ -209,17 +227,23 @@ def _look_up(plane: Array, table: Float32Array) -> Float32Array:
 
 
 def _plane(image: Array) -> Array:
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    if image.ndim == 2:
+        return image
+    known_to_opencv = image.dtype in (np.uint8, np.uint16, np.float32)
+    return cv2.cvtColor(image if known_to_opencv else image.astype(np.float32), cv2.COLOR_BGR2GRAY)
 
 
-def _sample(image: Array) -> Array:
-    step = max(1, int((image.shape[0] * image.shape[1] / _SAMPLED_PIXELS) ** 0.5))
-    return _plane(np.ascontiguousarray(image[::step, ::step]))
+def _sample(plane: Array) -> Array:
+    step = max(1, int((plane.size / _SAMPLED_PIXELS) ** 0.5))
+    return np.ascontiguousarray(plane[::step, ::step])
 
 
-def _noise(image: Array) -> float:
+def _noise(plane: Array, invalid: Mask | None) -> float:
     """Standard deviation of the noise, from second differences along a sample of rows; texture counts as noise."""
-    step = max(1, image.shape[0] * image.shape[1] // _SAMPLED_PIXELS)
-    rows = _plane(np.ascontiguousarray(image[::step])).astype(np.float32)
+    step = max(1, plane.size // _SAMPLED_PIXELS)
+    rows = plane[::step].astype(np.float32)
+    if invalid is not None:
+        rows[invalid[::step]] = np.nan
     bends = np.abs(rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2])
+    bends = bends if invalid is None else bends[np.isfinite(bends)]
     return float(np.median(bends)) * _NOISE_OF_MEDIAN if bends.size else 0.0

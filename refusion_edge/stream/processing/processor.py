@@ -16,18 +16,25 @@ from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import AdaptedBackend, Backend
 from refusion_edge.errors import ShapeError
 from refusion_edge.images.color import split_uint8
-from refusion_edge.rig.warp import RigWarp
+from refusion_edge.images.luma import SWAPPED, find_palette
+from refusion_edge.images.ranges import WHITE, Mask
+from refusion_edge.rig.warp import RigWarp, SourceWarp
 from refusion_edge.sizes import MIN_SIDE
-from refusion_edge.stream.frames import Frame, FusedFrame, Mode, Pair
+from refusion_edge.stream.frames import SIDES, Frame, FusedFrame, Mode, Pair, Side
 from refusion_edge.stream.processing.adaptation import Adaptation
+from refusion_edge.stream.processing.depth import FullScale
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 
 # Content that has not changed for longer than two frames of a slow camera is marked.
 _FROZEN_MARK_NS = 250_000_000
 _MARK_COLOR, _MARK_SHADOW = (0, 220, 255), (0, 0, 0)
+_NO_CHROMA = 128
+# So many rows and columns apart, pixels show whether it is worth looking at all of them.
+_SPARSE = 16
 
 Timer = Callable[[str, int], None]
+Remark = Callable[[Side, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +50,31 @@ class Geometry:
     resize: bool = False
 
 
+@dataclass(slots=True)
+class _View:
+    """A frame on the way to the common view.
+
+    Attributes:
+        pixels: (H, W) float32 luma in [0, 1] of the infrared camera; (H, W) or (H, W, 3) BGR uint8 of the visible one.
+        missing: (H, W), True where the camera has no value or does not see; None if nowhere.
+    """
+
+    pixels: Array
+    missing: Mask | None
+
+    def hide(self, missing: Mask) -> None:
+        """Add pixels without a value, which become black."""
+        same = self.missing is not None and self.missing.shape == missing.shape
+        self.missing = self.missing | missing if same and self.missing is not None else missing
+        self.pixels[missing] = 0
+
+
 class Processor:
     """Fuses pairs of frames. Use each instance from one thread; it owns the state that is smoothed over time.
 
     The visible image stays in uint8: its luma is fused, its chroma bypasses the network. One table maps infrared counts to
-    float32 luma, so that the network gets their full depth.
+    float32 luma, so that the network gets their full depth. Where one camera has no value, or does not see, the fused image
+    shows the other one.
 
     Args:
         backend: Runs the network; owned by the caller.
@@ -58,6 +85,7 @@ class Processor:
         color: Whether the fused image keeps the color of the visible one.
         marks: Whether frozen, held and missing cameras are marked in the image.
         took: Called with the name and the duration in ns of each stage.
+        remark: Called with the camera and with what was guessed about it or is doubtful, once each.
     """
 
     def __init__(
@@ -71,6 +99,7 @@ class Processor:
         color: bool = True,
         marks: bool = True,
         took: Timer = lambda _stage, _elapsed_ns: None,
+        remark: Remark = lambda _side, _text: None,
     ) -> None:
         self.gain = gain or ThermalGain()
         self._stretch = stretch or OutputStretch()
@@ -84,15 +113,26 @@ class Processor:
         self._size_wh: tuple[int, int] | None = None
         # Of the first warp: gain starts anew when the part that it is measured on changes, and refinement moves a view little.
         self._first_warp = self._geometry.warp
+        self._unseen = _unseen(self._first_warp)
+        self._remark, self._remarked = remark, set[tuple[Side, str]]()
+        self._full_scale = FullScale(partial(remark, "vis"))
+        self._checks_colors = True
+        self._shown_by: dict[Side, bool] = {}
 
     @property
     def first_warp(self) -> RigWarp | None:
         """The warp at the start of the run, whose used parts of the frames everything is measured on; None without a rig."""
         return self._first_warp
 
+    @property
+    def flat(self) -> tuple[Side, ...]:
+        """Cameras of which no frame so far shows anything, as each has the same value in every pixel."""
+        return tuple(side for side, shows in self._shown_by.items() if not shows)
+
     def use_warp(self, warp: RigWarp) -> None:
         """Set the warp of the next frames; call it between two frames, from the thread that processes them."""
         self._geometry = replace(self._geometry, warp=warp)
+        self._unseen = _unseen(warp)
 
     def use_backend(self, backend: Backend) -> None:
         """Run the next frames on another back end or with another network; call it between two frames, from their thread."""
@@ -108,18 +148,20 @@ class Processor:
 
         Raises:
             ShapeError: The two sizes differ, with neither a rig nor ``resize``; or the frames are too small.
-            InputError: The infrared image holds NaN or infinities.
+            InputError: A frame has no pixel with a value, or a visible one has values out of range.
             GateError: The network's output is not finite.
         """
         started_ns = time.perf_counter_ns()
         ir = None if pair.ir is None else self._infrared(pair.ir)
         vis = None if pair.vis is None else self._visible(pair.vis)
-        ir, vis = self._to_one_size(ir, vis)
+        if self._checks_colors and pair.ir is not None and pair.vis is not None:
+            self._check_colors(pair.ir.image, pair.vis.image)
+        self._to_one_size(ir, vis)
         mode: Mode
         if ir is None or vis is None:
             mode = "infrared only" if vis is None else "visible only"
             self._adaptation.reset()
-            image = _levels(ir) if ir is not None else vis
+            image = _levels(ir.pixels) if ir is not None else vis.pixels if vis is not None else None
             assert image is not None
             self._took("preprocess", time.perf_counter_ns() - started_ns)
         else:
@@ -135,20 +177,30 @@ class Processor:
             image = _write_marks(image, marks)
         newest = pair.newest
         return FusedFrame(
-            image, ir, vis, pair.number, newest.time_ns, newest.arrived_ns, mode, marks, pair.skew_ns
+            image, None if ir is None else ir.pixels, None if vis is None else vis.pixels, pair.number, newest.time_ns,
+            newest.arrived_ns, mode, marks, pair.skew_ns, None if ir is None else ir.missing,
+            None if vis is None else vis.missing,
         )  # fmt: skip
 
-    def _fuse(self, ir: Float32Array, vis: Uint8Array, time_ns: int, started_ns: int) -> Uint8Array:
-        gray, ycrcb = split_uint8(vis, "bgr")
+    def _fuse(self, ir: _View, vis: _View, time_ns: int, started_ns: int) -> Uint8Array:
+        gray, ycrcb = split_uint8(vis.pixels, "bgr")
         luma: Array = gray if self._finisher.takes_uint8 else gray * np.float32(1 / 255)
+        infrared, shown = ir.pixels, gray
+        if ir.missing is not None:
+            infrared = np.where(ir.missing, gray * np.float32(1 / 255) if self._finisher.takes_uint8 else luma, ir.pixels)
+        if vis.missing is not None:
+            shown = np.where(vis.missing, _levels(infrared), gray)
+            luma = np.where(vis.missing, shown if self._finisher.takes_uint8 else infrared, luma)
+            if ycrcb is not None:
+                ycrcb[vis.missing, 1:] = _NO_CHROMA
+        missing = _either(ir.missing, vis.missing)
+        beside = None if missing is None else (shown, missing)
         prepared_ns = time.perf_counter_ns()
         self._took("preprocess", prepared_ns - started_ns)
-        output = self._infer(ir[None, None], luma[None, None], time_ns)
+        output = self._infer(infrared[None, None], luma[None, None], time_ns)
         inferred_ns = time.perf_counter_ns()
         self._took("infer", inferred_ns - prepared_ns)
-        warp, stretch = self._geometry.warp, partial(self._stretch.apply, time_ns=time_ns)
-        # Outside the view of the other camera, the visible luma is shown.
-        beside = None if warp is None else (gray, ~warp.mask)
+        stretch = partial(self._stretch.apply, time_ns=time_ns)
         image = self._finisher.finish(output, ycrcb if self._color else None, stretch, beside=beside)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)
         return image
@@ -165,57 +217,128 @@ class Processor:
             self._adaptation.reset()
             self._adapted_to = taken
 
-    def _infrared(self, frame: Frame) -> Float32Array:
-        warp = self._geometry.warp
-        used = frame.image if self._first_warp is None else self._first_warp.ir.used(frame.image)
+    def _infrared(self, frame: Frame) -> _View:
+        warp, first = self._geometry.warp, self._first_warp
+        used = frame.image if first is None else first.ir.used(frame.image)
         self.gain.update(used, frame.time_ns)
         # Warping float32 luma is faster than warping counts.
-        luma = self.gain.apply(used)
-        if self._first_warp is not None and used.shape != frame.image.shape:
-            whole = np.zeros(frame.image.shape[:2], np.float32)
-            self._first_warp.ir.used(whole)[...] = luma
-            luma = whole
-        return luma if warp is None else warp.ir.apply(luma).astype(np.float32, copy=False)
+        luma, invalid = self.gain.apply(used), self.gain.invalid
+        self._note_contrast("ir", used)
+        if invalid is not None:
+            self._say_missing("ir", invalid)
+        if first is not None and used.shape != frame.image.shape:
+            luma = _in_whole(luma, frame.image, first.ir)
+            invalid = None if invalid is None else _in_whole(invalid, frame.image, first.ir)
+        if warp is None:
+            return _View(luma, invalid)
+        return self._warped(warp.ir, luma, invalid)
 
-    def _visible(self, frame: Frame) -> Uint8Array:
-        warp = self._geometry.warp
-        image = frame.image if warp is None else warp.vis.apply(frame.image)
-        if image.dtype == np.uint8:
-            levels: Uint8Array = image
-            return levels
-        white = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
-        scaled: Uint8Array = np.rint((image.astype(np.float32) * np.float32(255 / white)).clip(0, 255)).astype(np.uint8)
-        return scaled
+    def _visible(self, frame: Frame) -> _View:
+        warp, first = self._geometry.warp, self._first_warp
+        used = frame.image if first is None else first.vis.used(frame.image)
+        levels, invalid = self._full_scale.to_levels(frame.image, frame.white, used)
+        self._note_contrast("vis", used)
+        if invalid is not None:
+            self._say_missing("vis", invalid)
+        if warp is None:
+            return _View(levels, invalid)
+        return self._warped(warp.vis, levels, invalid)
 
-    def _to_one_size(self, ir: Float32Array | None, vis: Uint8Array | None) -> tuple[Float32Array | None, Uint8Array | None]:
+    def _warped(self, warp: SourceWarp, pixels: Array, invalid: Mask | None) -> _View:
+        """Warp a frame; where a pixel without a value has a part in it, it has none."""
+        view = _View(warp.apply(pixels), self._unseen[warp.name])
+        if invalid is not None:
+            view.hide(warp.apply(invalid.astype(np.float32)) > 0)
+        return view
+
+    def _note_contrast(self, side: Side, used: Array) -> None:
+        shows = not _is_flat(used)
+        self._shown_by[side] = self._shown_by.get(side, False) or shows
+        if not shows:
+            self._say(side, "frames with the same value in every pixel add nothing to the fused image")
+
+    def _say_missing(self, side: Side, invalid: Mask) -> None:
+        other = "visible" if side == "ir" else "infrared"
+        self._say(side, f"pixels without a value show the {other} image ({np.count_nonzero(invalid)} in the first such frame)")
+
+    def _say(self, side: Side, text: str) -> None:
+        about = (side, text.partition(" (")[0])
+        if about not in self._remarked:
+            self._remarked.add(about)
+            self._remark(side, text)
+
+    def _check_colors(self, ir: Array, vis: Array) -> None:
+        """Say it once if infrared is colored."""
+        self._checks_colors = False
+        palette = find_palette(ir, _white(ir))
+        if palette is None:
+            return
+        self._say("ir", palette.text)
+        if find_palette(vis, _white(vis)) is None:
+            self._say("ir", f"colored, and the visible image is gray, {SWAPPED}")
+
+    def _to_one_size(self, ir: _View | None, vis: _View | None) -> None:
         """Keep the size of the first pair for the whole run, even if a camera changes its size later."""
         if self._size_wh is None:
-            first: Array | None = vis if vis is not None else ir
+            first = vis if vis is not None else ir
             assert first is not None
-            if ir is not None and vis is not None and ir.shape[:2] != vis.shape[:2] and not self._geometry.resize:
+            height, width = first.pixels.shape[:2]
+            if ir is not None and ir.pixels.shape[:2] != (height, width) and not self._geometry.resize:
                 raise ShapeError(
-                    f"the cameras differ in size: infrared {ir.shape[1]}x{ir.shape[0]}, visible {vis.shape[1]}x{vis.shape[0]}",
+                    f"the cameras differ in size: infrared {ir.pixels.shape[1]}x{ir.pixels.shape[0]}, visible {width}x{height}",
                     "give --rig (see 'refusion-edge align'), or --resize if both have the same view",
-                    expected=vis.shape[:2],
-                    got=ir.shape[:2],
+                    expected=(height, width),
+                    got=ir.pixels.shape[:2],
                 )
-            if min(first.shape[:2]) < MIN_SIDE:
+            if min(height, width) < MIN_SIDE:
                 raise ShapeError(
-                    f"frames of {first.shape[1]}x{first.shape[0]} are too small",
+                    f"frames of {width}x{height} are too small",
                     f"use cameras of at least {MIN_SIDE}x{MIN_SIDE}",
                     expected=(MIN_SIDE, MIN_SIDE),
-                    got=first.shape[:2],
+                    got=(height, width),
                 )
-            self._size_wh = (first.shape[1], first.shape[0])
-        return (
-            None if ir is None else np.asarray(_resized(ir, self._size_wh), np.float32),
-            None if vis is None else np.asarray(_resized(vis, self._size_wh), np.uint8),
-        )
+            self._size_wh = (width, height)
+        for view in (ir, vis):
+            if view is not None and view.pixels.shape[1::-1] != self._size_wh:
+                view.pixels = _resized(view.pixels, self._size_wh)
+                if view.missing is not None:
+                    view.hide(_resized(view.missing.astype(np.float32), self._size_wh) > 0)
+
+
+def _unseen(warp: RigWarp | None) -> dict[Side, Mask | None]:
+    """Where either camera does not see the common view; None if nowhere."""
+    if warp is None:
+        return dict.fromkeys(SIDES)
+    return {view.name: None if view.mask.all() else ~view.mask for view in (warp.ir, warp.vis)}
+
+
+def _is_flat(image: Array) -> bool:
+    """Whether all pixels that have a value have the same one."""
+    for part in (image[::_SPARSE, ::_SPARSE], image):
+        known = part[np.isfinite(part)] if part.dtype.kind == "f" else part
+        if known.size and known.min() != known.max():
+            return False
+    return True
+
+
+def _white(image: Array) -> float:
+    return WHITE if image.dtype == np.uint8 else float(np.nanmax(image))
+
+
+def _either(one: Mask | None, other: Mask | None) -> Mask | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one | other
+
+
+def _in_whole(part: Array, frame: Array, warp: SourceWarp) -> Array:
+    """A part of a frame in a whole one, which is 0 elsewhere."""
+    whole = np.zeros(frame.shape[:2], part.dtype)
+    warp.used(whole)[...] = part
+    return whole
 
 
 def _resized(image: Array, size_wh: tuple[int, int]) -> Array:
-    if (image.shape[1], image.shape[0]) == size_wh:
-        return image
     shrinks = image.shape[1] > size_wh[0]
     return cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 

@@ -98,7 +98,7 @@ class Decisions:
         return outcome.pairs
 
     def _measure_motion(self, pair: Pair) -> None:
-        if pair.vis is None or pair.skew_ns is None or pair.number % _MOTION_EVERY > 1 or pair.vis.image.dtype != np.uint8:
+        if pair.vis is None or pair.skew_ns is None or pair.number % _MOTION_EVERY > 1:
             return
         speed_px_s = self._motion.add(self._used(pair.vis.image), pair.vis.time_ns)
         if pair.number % _MOTION_EVERY == 1 and speed_px_s is not None:
@@ -122,7 +122,7 @@ class MotionMeter:
         """Measure the speed since the previous frame.
 
         Args:
-            image: (H, W) or (H, W, 3) uint8.
+            image: (H, W) or (H, W, 3) of whole or float numbers.
             time_ns: Capture time.
 
         Returns:
@@ -187,4 +187,9 @@ def _thumbnail(image: Array) -> tuple[Float32Array, float]:
     plane = image if image.ndim == 2 else cv2.extractChannel(image, 1)
     scale = max(1.0, plane.shape[1] / _MOTION_WIDTH)
     size = (round(plane.shape[1] / scale), max(1, round(plane.shape[0] / scale)))
-    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32), scale
+    plane = plane if plane.itemsize <= 2 else plane.astype(np.float32)
+    small = cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    known = np.isfinite(small)
+    # What has no value does not move.
+    small[~known] = small[known].mean() if known.any() else 0
+    return small, scale

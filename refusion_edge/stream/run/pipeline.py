@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
+from refusion_edge.images.luma import CONSTANT_REMEDY
 from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.recording import Recorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
@@ -88,7 +89,7 @@ class Pipeline:
         stop: threading.Event | None = None,
     ) -> None:
         self.stop = stop = stop or threading.Event()
-        self._limits = limits or RunLimits()
+        self._limits, self._processor = limits or RunLimits(), processor
         cameras = () if isinstance(sources, Recording) else sources
         self._live = live = any(source.live for source in cameras)
         self._inbox = Inbox(live=live, offset_ns=failover.offset_ns)
@@ -155,6 +156,8 @@ class Pipeline:
             raise failures[0]
         if not self._fusion.count and not self._interrupted:
             raise self._fusion.refused or self._nothing_shown()
+        if not self._live:
+            self._require_contrast()
 
     def _finish_recording(self) -> None:
         if self._record is not None:
@@ -174,6 +177,14 @@ class Pipeline:
             f"no frames could be fused: {'; '.join(found)}",
             "compare the times of the two sources; --offset-ms shifts those of infrared, --max-skew-ms allows more",
         )
+
+    def _require_contrast(self) -> None:
+        """A camera may be covered for as long as it runs; a file that shows nothing is not what the user wanted."""
+        for reader in self._readers:
+            if reader.source.side in self._processor.flat:
+                raise InputError(
+                    f"every frame of {reader.source.uri} that was used has the same value in every pixel", CONSTANT_REMEDY
+                )
 
     def _work(self) -> list[tuple[str, Callable[[], None]]]:
         work: list[tuple[str, Callable[[], None]]] = [(f"reader {each.source.side}", each.run) for each in self._readers]

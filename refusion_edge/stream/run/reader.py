@@ -25,7 +25,7 @@ _DAMAGED = "damaged frame"
 REPEATED = "content of the frame before"
 # What is known of the clock of a live source; `asdict` would copy every value for every frame.
 _TIMING = [field.name for field in fields(ClockState)]
-_DTYPES = (np.uint8, np.uint16, np.float32)
+_DTYPES = (np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 
 
 class Reader:
@@ -149,7 +149,7 @@ class Reader:
             self._statistics.dropped(side, REPEATED)
             return
         camera.frozen_frames += seen.content == "frozen"
-        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), seen.since_ns)
+        frame = Frame(side, image, grab.index, grab.time_ns, time.monotonic_ns(), seen.since_ns, white=grab.white)
         overflow = self._inbox.put(frame)
         if overflow is not None:
             self._statistics.dropped(overflow.side, "stopped" if self._stop.is_set() else "queue of frames full")

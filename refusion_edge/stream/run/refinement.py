@@ -99,8 +99,14 @@ class RigRefiner:
         """Measure one frame; returns the warp for the next frames, or None if it does not change."""
         assert frame.ir is not None
         assert frame.vis is not None
-        vis = cv2.cvtColor(frame.vis, cv2.COLOR_BGR2GRAY) if frame.vis.ndim == 3 else frame.vis
-        base, moved = (vis, frame.ir) if self._rig.base == "vis" else (frame.ir, vis)
+        vis: Array = cv2.cvtColor(frame.vis, cv2.COLOR_BGR2GRAY) if frame.vis.ndim == 3 else frame.vis
+        ir: Array = frame.ir
+        # NaN is no part of a scene.
+        if frame.no_ir is not None:
+            ir = np.where(frame.no_ir, np.float32(np.nan), ir)
+        if frame.no_vis is not None:
+            vis = np.where(frame.no_vis, np.float32(np.nan), vis * np.float32(1 / 255))
+        base, moved = (vis, ir) if self._rig.base == "vis" else (ir, vis)
         # Luma has passed through the gain control, so it is not raw sensor data.
         verdict = self._refinement.update(base, moved, sensor_base=False, sensor_moved=False)
         before, correction = self._progress, self._refinement.correction

@@ -101,6 +101,7 @@ class StreamSession:
                 color=not settings.gray,
                 marks=settings.marks,
                 took=self.statistics.took,
+                remark=self.statistics.remark,
             )
             pipeline = Pipeline(
                 sources,
@@ -190,11 +191,6 @@ class StreamSession:
             return (
                 opened[0] if opened[0].live else PacedSource(opened[0]),
                 opened[1] if opened[1].live else PacedSource(opened[1]),
-            )
-        if opened[0].absolute != opened[1].absolute:
-            return (
-                PacedSource(opened[0], from_zero_only=True) if opened[0].absolute else opened[0],
-                PacedSource(opened[1], from_zero_only=True) if opened[1].absolute else opened[1],
             )
         return opened
 

@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from refusion_edge.errors import SourceLostError, UsageError
+import numpy as np
+
+from refusion_edge.errors import InputError, SourceLostError, UsageError
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.pairing.pairer import Pairer
@@ -85,9 +87,10 @@ def take_pair(
                 thread.join(_LOOK_NS / SECOND)
         for source in sources:
             source.__exit__(None, None, None)
-    if best is None and failures:
-        raise failures[0]
     if best is None:
+        failures += [reader.failure for reader in readers if reader.failure is not None]
+        if failures:
+            raise failures[0]
         counts = " and ".join(f"{statistics.cameras[source.side].frames_in} of {source.uri}" for source in sources)
         raise SourceLostError(
             f"there was no pair of frames within {timeout_s:g} s ({counts} came)",
@@ -95,7 +98,19 @@ def take_pair(
         )
     for event in statistics.snapshot()["events"]:
         remark(f"{event['where']}: {event['what']}")
+    for frame in (best.ir, best.vis):
+        if frame is not None:
+            _check_values(frame, remark)
     return best
+
+
+def _check_values(frame: Frame, remark: Callable[[str], object]) -> None:
+    image = frame.image
+    known = image[np.isfinite(image)] if image.dtype.kind == "f" else image
+    if not known.size:
+        raise InputError(f"no pixel of the {frame.side} image has a value", "check the camera, or how the file was made")
+    if known.min() == known.max():
+        remark(f"{frame.side}: every pixel has the same value, {known.flat[0]:g}; check the camera")
 
 
 def _nearest(inbox: Inbox, failover: Failover, settle_s: float) -> Pair | None:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
+import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.files import natural_key
-from refusion_edge.images.io import READABLE_SUFFIXES, read_image
+from refusion_edge.images.io import READABLE_SUFFIXES, read_still
 from refusion_edge.stream.frames import SECOND, Side
 from refusion_edge.stream.sources.source import CLOCK_COUNT, CLOCK_RECORDED, CorruptFrameError, Grab
 from refusion_edge.stream.uri import Uri, frame_pattern, number_option, read_options
@@ -102,10 +102,12 @@ class FolderSource:
         self._next += 1
         time_ns = round(index * SECOND / self._rate_hz) if self._times is None else self._times[path.name]
         try:
-            image = read_image(path)
+            still = read_still(path)
         except InputError as error:
             raise CorruptFrameError(error.problem, error.remedy, expected=error.expected, got=error.got) from error
-        return Grab(cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image, index, time_ns)
+        self.remarks += [remark for remark in still.encoding.remarks if remark not in self.remarks]
+        image = still.pixels[..., ::-1] if still.is_color else still.pixels
+        return Grab(np.ascontiguousarray(image), index, time_ns, still.encoding.stated_white)
 
 
 def _images(uri: Uri, times: dict[str, int] | None) -> list[Path]:

@@ -43,7 +43,7 @@ def to_image(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
     """Convert a decoded frame to an image, turned as its display matrix says.
 
     Color is converted by the matrix and the range of the frame; where it names none, BT.601 and the range that the pixel format
-    implies. Gray is taken as it is stored: counts of an infrared camera. A visible gray frame of 9 to 15 bits is scaled to 16.
+    implies. Gray is taken as it is stored; ``stated_white`` says where its scale ends.
 
     Args:
         frame: From a decoder.
@@ -59,6 +59,14 @@ def to_image(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
     return _turned(_upright(frame, side, converter), frame)
 
 
+def stated_white(frame: VideoFrame) -> float | None:
+    """The value of full scale in the image of a frame; None for 8 and 16 bits, which also hold what has fewer bits."""
+    bits = max(component.bits for component in frame.format.components)
+    if not 8 < bits < 16:
+        return None
+    return float((1 << bits) - 1) if _is_gray(frame.format) else 65535.0
+
+
 def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Array:
     layout = frame.format
     bits = max(component.bits for component in layout.components)
@@ -71,10 +79,7 @@ def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
         return _gray(frame, np.dtype(">f4" if layout.is_big_endian else "<f4"), 1)
     if _is_gray(layout) and bits >= 8:
         kind = np.dtype("u1" if bits == 8 else ">u2" if layout.is_big_endian else "<u2")
-        counts = _gray(frame, kind, len(layout.components))
-        if side == "vis" and 8 < bits < 16:
-            return (counts.astype(np.uint32) * 65535 // ((1 << bits) - 1)).astype(np.uint16)
-        return counts
+        return _gray(frame, kind, len(layout.components))
     if _is_gray(layout):
         target = "gray"
     elif bits > 8:

@@ -7,12 +7,15 @@ from refusion_edge.images.io import READABLE_SUFFIXES
 from refusion_edge.machine import require
 from refusion_edge.stream.frames import Side
 from refusion_edge.stream.sources.folders import FolderSource
+from refusion_edge.stream.sources.pacing import PacedSource
 from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.uri import NETWORK_SCHEMES, Uri, frame_pattern
 
 
 def open_pair(ir: Uri, vis: Uri, *, best_effort: bool = False) -> tuple[Source, Source]:
     """Create the two sources of a stream; the frames of two image folders meet by number or stem.
+
+    Of two files, only one of which has a clock, the other one begins with it.
 
     Args:
         ir: The infrared source.
@@ -26,7 +29,10 @@ def open_pair(ir: Uri, vis: Uri, *, best_effort: bool = False) -> tuple[Source, 
     sources = open_source(ir, "ir", best_effort=best_effort), open_source(vis, "vis", best_effort=best_effort)
     if isinstance(sources[0], FolderSource) and isinstance(sources[1], FolderSource):
         sources[0].meet(sources[1])
-    return sources
+    if sources[0].live or sources[1].live or sources[0].absolute == sources[1].absolute:
+        return sources
+    first, second = (PacedSource(source, from_zero_only=True) if source.absolute else source for source in sources)
+    return first, second
 
 
 def open_source(uri: Uri, side: Side, *, best_effort: bool = False) -> Source:

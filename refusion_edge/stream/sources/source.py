@@ -26,14 +26,16 @@ class Grab:
     """An image from a source, with its number and time.
 
     Attributes:
-        image: (H, W) or (H, W, 3) BGR; uint8, uint16 or float32.
+        image: (H, W) or (H, W, 3) BGR of whole or float numbers.
         index: Number of the frame in the source, from 0; a gap is a frame that the source reports as missing.
         time_ns: Capture time, on the clock of the source.
+        white: The value of full scale that the file or the pixel format states; None if it does not.
     """
 
     image: Array
     index: int
     time_ns: int
+    white: float | None = None
 
 
 class CorruptFrameError(RefusionError):

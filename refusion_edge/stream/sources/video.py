@@ -19,7 +19,7 @@ from refusion_edge.stream.sources.clock import CLOCK_STREAM, SourceClock
 from refusion_edge.stream.sources.damage import is_cut_off
 from refusion_edge.stream.sources.decoding import Decoded, Decoder
 from refusion_edge.stream.sources.network import OPEN_S, READ_S, check_port, open_error
-from refusion_edge.stream.sources.pixels import raw_bytes, read_pixel_format, to_image, unpack
+from refusion_edge.stream.sources.pixels import raw_bytes, read_pixel_format, stated_white, to_image, unpack
 from refusion_edge.stream.sources.source import (
     CLOCK_CONTAINER,
     CLOCK_COUNT,
@@ -108,16 +108,17 @@ class VideoSource:
         frame, index, time_ns = taken
         if self._reading.deinterlaces and _DEINTERLACED not in self.remarks:
             self.remarks.append(_DEINTERLACED)
+        white = None
         try:
             if self._format == "auto":
-                image = to_image(frame, self.side, self._converter)
+                image, white = to_image(frame, self.side, self._converter), stated_white(frame)
             else:
                 image = unpack(raw_bytes(frame), self._format)
         except ShapeError as error:
             if index == 0:
                 raise
             raise CorruptFrameError(error.problem, error.remedy, expected=error.expected, got=error.got) from error
-        return Grab(image, index, time_ns)
+        return Grab(image, index, time_ns, white)
 
 
 class _Reading:

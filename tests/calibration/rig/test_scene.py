@@ -100,10 +100,26 @@ def test_images_of_nothing_are_refused(street: ImagePair) -> None:
         align_scene(street.b, flat)
     with raises(AlignmentError, "base"):
         align_scene(flat, street.a)
-    bad = street.a.astype(np.float32) / 255
-    bad[3, 3] = np.nan
-    with raises(InputError, "1 NaN"):
-        align_scene(street.b, bad)
+    with raises(InputError, "no pixel"):
+        align_scene(street.b, np.full(street.a.shape[:2], np.nan, np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["row", "pixels", "border", "nan"])
+def test_pixels_without_a_value_do_not_change_an_alignment(street: ImagePair, moved: Callable[..., Array], how: str) -> None:
+    kelvin = 280 + moved(street.a).astype(np.float32) * np.float32(0.1)
+    kelvin[moved(np.full_like(street.a, 255)) < 255] = np.nan
+    whole, dead = np.where(np.isnan(kelvin), 0, kelvin * 100).astype(np.uint16), np.zeros(kelvin.shape, np.bool_)
+    if how == "row":
+        dead[50] = dead[:, 70] = True
+    elif how == "border":
+        dead[:9] = dead[:, :14] = True
+    else:
+        dead.flat[np.random.default_rng(1).choice(dead.size, dead.size // 500, replace=False)] = True
+    spoiled = np.where(dead, np.nan, kelvin) if how == "nan" else np.where(dead, 0, whole)
+    one, other = (align_scene(street.b, image) for image in (whole, spoiled.astype(np.float32 if how == "nan" else np.uint16)))
+    assert not other.doubts
+    assert apart_px(one.homography, other.homography, (street.b.shape[1], street.b.shape[0])) < 0.7
 
 
 @pytest.mark.slow

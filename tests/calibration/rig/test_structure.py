@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 
@@ -46,6 +47,25 @@ def test_black_borders_are_not_part_of_the_scene(noise_scene: Callable[[int], Ar
     field, mask = gradient_structure(scene)
     assert (field[~mask] == 0).all()
     assert not (mask & ~scene.mask).any()
+
+
+@pytest.mark.parametrize("value", [0, 65_535, np.nan])
+def test_pixels_without_a_value_are_no_part_of_the_scene_and_no_edges(
+    value: float, noise_scene: Callable[[int], Array]
+) -> None:
+    counts = 20_000 + noise_scene(5).astype(np.float32) * 10
+    dead = np.zeros(counts.shape, np.bool_)
+    dead[40] = dead[90:93, 60:64] = True
+    spoiled = counts.copy()
+    spoiled[dead] = value
+    kind = np.float32 if np.isnan(value) else np.uint16
+    whole, scene = to_scene(counts.astype(kind), sensor=True), to_scene(spoiled.astype(kind), sensor=True)
+    assert np.array_equal(scene.mask, ~dead)
+    assert np.abs(scene.luma - whole.luma)[~dead].max() < 2.5
+    # Some filters see a little beyond the mask.
+    near = cv2.dilate(dead.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert np.abs(scene.luma - cv2.blur(whole.luma, (3, 3)))[dead].mean() < 40
+    assert np.abs(gradient_structure(scene)[0] - gradient_structure(whole)[0])[~near].max() < 0.1
 
 
 def test_a_dark_object_in_the_middle_is_part_of_the_scene(noise_scene: Callable[[int], Array]) -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.errors import InputError, UsageError
+from refusion_edge.images.luma import to_luma
 from refusion_edge.metrics.temporal import flicker
-from refusion_edge.rig.model import GAIN_METHODS, GainMethod
+from refusion_edge.rig.model import GAIN_METHODS, GainMethod, Polarity
 from refusion_edge.stream.frames import MS, Frame, Pair
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Processor
 from refusion_edge.stream.sources.synthetic import Painter, Scene
+from refusion_edge.tasks import SENSOR
 from tests.raising import raises
 from tests.stream.conftest import MeanBackend
 
@@ -59,13 +61,17 @@ def test_fused_video_flickers_at_most_a_quarter_of_the_per_frame_stretch(method:
     assert mean_flicker(smooth) <= 0.25 * mean_flicker(per_frame)
 
 
-def test_percentile_gain_of_one_frame_follows_its_percentiles() -> None:
-    rng = np.random.default_rng(2)
-    image = rng.normal(23_000, 500, (61, 83)).astype(np.uint16)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_percentile_gain_of_one_frame_is_that_of_single_images(dtype: type) -> None:
+    image = np.random.default_rng(2).normal(23_000, 500, (61, 83)).astype(dtype)
+    image[0, :3] = 0, 32_767, 28_000  # dead, saturated in int16, hot
     gain = ThermalGain("percentile")
     gain.update(image, 0)
-    low, high = np.percentile(image, (0.1, 99.9))
-    assert np.abs(gain.apply(image) - ((image - low) / (high - low)).clip(0, 1)).max() < 1e-4
+    expected = to_luma(image, SENSOR)
+    assert np.abs(gain.apply(image) - expected.values).max() < 1e-4
+    assert gain.invalid is not None
+    assert expected.invalid is not None
+    assert np.array_equal(gain.invalid, expected.invalid)
 
 
 @pytest.mark.parametrize("method", GAIN_METHODS)
@@ -166,5 +172,58 @@ def test_wrong_settings_and_images_are_refused() -> None:
     for bad in ({"method": "agc"}, {"polarity": "gray"}, {"time_constant_s": -1}):
         with raises(UsageError, got=next(iter(bad.values()))):
             ThermalGain(**bad)
-    with raises(InputError, "NaN"):
-        ThermalGain().update(np.full((9, 9), np.nan, np.float32), 0)
+    for empty in (np.full((9, 9), np.nan, np.float32), np.full((9, 9, 3), np.inf)):
+        with raises(InputError, "infrared"):
+            ThermalGain().update(empty, 0)
+
+
+def spoiled(scene: Array, how: str) -> tuple[Array, Array]:
+    """A thermal frame with pixels that have no value, and where they are."""
+    dead = np.zeros(scene.shape, np.bool_)
+    if how == "row":
+        dead[7] = True
+    elif how == "border":
+        dead[:9], dead[:, :5] = True, True
+    elif how == "pixels":
+        dead.flat[np.random.default_rng(3).choice(dead.size, 60, replace=False)] = True
+    else:
+        dead[20:26, 30:39] = True
+    value = {"row": 0, "border": 0, "pixels": 0, "sun": 65535, "nan": np.nan}[how]
+    image = scene.astype(np.float32) if how == "nan" else scene.copy()
+    image[dead] = value
+    return image, dead
+
+
+@pytest.mark.parametrize("method", GAIN_METHODS)
+@pytest.mark.parametrize("polarity", ["white", "black", "auto"])
+@pytest.mark.parametrize("how", ["row", "border", "pixels", "sun", "nan"])
+def test_pixels_without_a_value_do_not_change_the_others(method: GainMethod, polarity: Polarity, how: str) -> None:
+    scene = Painter(SCENE, "ir").paint(29 * PERIOD_NS)
+    image, dead = spoiled(scene, how)
+    # The same range without them.
+    scene[dead] = np.median(scene[~dead])
+    gain, alone = ThermalGain(method, polarity=polarity), ThermalGain(method, polarity=polarity)
+    for number in range(3):
+        gain.update(image, number * PERIOD_NS)
+        alone.update(scene, number * PERIOD_NS)
+    assert gain.invalid is not None
+    assert np.array_equal(gain.invalid, dead)
+    got, expected = gain.apply(image), alone.apply(scene)
+    assert (got[dead] == 0).all()
+    # Histograms differ by the pixels that take the place of the dead ones.
+    assert np.abs(got - expected)[~dead].max() < (1e-4 if method in ("linear", "percentile") else 0.12)
+    gain.update(scene, 3 * PERIOD_NS)
+    assert gain.invalid is None
+
+
+def test_a_few_more_hot_pixels_do_not_change_the_range() -> None:
+    """There is no share of hot pixels at which the range jumps."""
+    scene = np.random.default_rng(4).normal(21_000, 200, (120, 160)).astype(np.uint16)
+    darkest = []
+    for count in (0, 5, 15, 19, 20, 25, 40, 60, 90):
+        image = scene.copy()
+        image.flat[:count] = 60_000
+        gain = ThermalGain()
+        gain.update(image, 0)
+        darkest.append(float(np.median(gain.apply(image))))
+    assert np.abs(np.diff(darkest)).max() < 0.02

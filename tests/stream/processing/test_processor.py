@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array, Float32Array, State, Uint8Array
 from refusion_edge.backends.registry import RunOptions, open_weights
+from refusion_edge.errors import InputError
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
 from refusion_edge.rig.model import GAIN_METHODS, GainMethod, Rig, RigAlignment, RigSource, to_rows
@@ -19,6 +21,7 @@ from refusion_edge.stream.processing.output_range import OutputStretch, VideoRan
 from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.sources.synthetic import Painter, Scene
 from refusion_edge.tasks import find_task
+from tests.raising import raises
 from tests.stream.conftest import MeanBackend
 
 PERIOD_NS = 40 * MS
@@ -94,6 +97,164 @@ def test_marks_are_written_into_a_copy_only() -> None:
     assert np.array_equal(vis, before)
     assert not np.array_equal(marked.image, vis)
     assert np.array_equal(Processor(MeanBackend(), marks=False).process(alone).image, vis)
+
+
+def one_pair(ir: Array, vis: Array, *, white: float | None = None) -> Pair:
+    return Pair(0, Frame("ir", ir, 0, 0, 0, 0), Frame("vis", vis, 0, 0, 0, 0, white=white))
+
+
+def levels_of(picture: Callable[..., Array], height: int = 48, width: int = 64) -> Array:
+    """A smooth thermal scene that fills 0 to 255."""
+    smooth = cv2.GaussianBlur(picture(height, width), (0, 0), 2).astype(np.float64)
+    return np.rint((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
+
+
+def thermal(levels: Array) -> dict[str, Array]:
+    """The same thermal scene as cameras deliver it."""
+    kelvin = 285 + levels.astype(np.float64) * 0.05
+    return {
+        "8 bits": levels,
+        "counts": (51_241 + levels.astype(np.uint16) * 4).astype(np.uint16),
+        "centikelvin": np.rint(kelvin * 100).astype(np.uint16),
+        "kelvin": kelvin.astype(np.float32),
+        "celsius in float64": kelvin - 273.15,
+        "signed": (levels.astype(np.int16) * 9 - 1000).astype(np.int16),
+        "wide": (levels.astype(np.uint32) * 70_000 + 1_000_000).astype(np.uint32),
+    }
+
+
+def visible(shown: Array) -> dict[str, tuple[Array, float | None]]:
+    """The same visible image with the full scale that its source states."""
+    part = shown.astype(np.float64) / 255
+    return {
+        "8 bits": (shown, None),
+        **{f"{bits} bits": (np.rint(part * (2**bits - 1)).astype(np.uint16), None) for bits in (10, 12, 14, 16)},
+        "12 bits, stated": (np.rint(part * 4095).astype(np.uint16), 4095.0),
+        "float": (part.astype(np.float32), None),
+        "float64": (part, None),
+    }
+
+
+@pytest.mark.parametrize("kind", ["stretch", "fixed", "smooth"])
+def test_every_encoding_of_a_pair_is_fused_as_single_images_are(
+    kind: VideoRange, picture: Callable[..., Array], random_state: State
+) -> None:
+    levels, shown = levels_of(picture), picture(48, 64, 3)
+    shown[0, 0] = 255
+    with open_weights(random_state, options=RunOptions(threads=1)) as backend:
+        rgb = np.ascontiguousarray(shown[..., ::-1])
+        fuser = Fuser(backend, find_task("ir_vis"), "fixed" if kind == "fixed" else "stretch")
+        expected = fuser.fuse(levels, rgb)[..., ::-1].astype(int)
+        found = {}
+        for name, ir in thermal(levels).items():
+            found[name] = Processor(backend, stretch=OutputStretch(kind), marks=False).process(one_pair(ir, shown)).image
+            single = fuser.fuse(ir, rgb)[..., ::-1].astype(int)
+            assert np.abs(single - expected).max() <= 2, name
+        for name, (vis, white) in visible(shown).items():
+            processor = Processor(backend, stretch=OutputStretch(kind), marks=False)
+            found[name] = processor.process(one_pair(levels, vis, white=white)).image
+    for name, image in found.items():
+        assert np.abs(image.astype(int) - found["8 bits"]).max() <= 2, name
+        if kind != "smooth":  # which leaves out the darkest and brightest 0.1 %, on purpose
+            # Chroma is kept in 8 bits, which costs two more levels of blue.
+            gray = [cv2.cvtColor(each.astype(np.uint8), cv2.COLOR_BGR2GRAY).astype(int) for each in (image, expected)]
+            assert np.abs(gray[0] - gray[1]).max() <= 2, name
+
+
+def test_twelve_bits_that_are_stated_stay_dark(picture: Callable[..., Array]) -> None:
+    levels, dark = levels_of(picture), (picture(48, 64) // 2).astype(np.uint16)
+    stretch = OutputStretch("fixed")
+    frame = Processor(MeanBackend(), stretch=stretch, marks=False).process(one_pair(levels, dark, white=4095.0))
+    assert frame.vis is not None
+    assert frame.vis.max() == round(int(dark.max()) * 255 / 4095)
+
+
+@pytest.mark.parametrize("rigged", [False, True])
+@pytest.mark.parametrize("how", ["row", "nan"])
+def test_the_fused_frame_shows_visible_where_infrared_has_no_value(
+    how: str, rigged: bool, picture: Callable[..., Array]
+) -> None:
+    levels, vis = levels_of(picture), picture(48, 64, 3)
+    counts = thermal(levels)["counts" if how == "row" else "kelvin"]
+    dead = np.zeros(levels.shape, np.bool_)
+    dead[5] = True
+    counts[dead] = 0 if how == "row" else np.nan
+    geometry = None
+    if rigged:  # moved by half a pixel, so that each dead row spoils two
+        half = np.array([[1.0, 0, 0], [0, 1, 0.5], [0, 0, 1]])
+        source = RigSource((64, 48))
+        geometry = Geometry(make_warp(Rig(source, source, (RigAlignment(None, to_rows(half), None, ""),))))
+        dead = np.zeros(levels.shape, np.bool_)
+        dead[4:6] = dead[47] = True
+    said: list[tuple[str, str]] = []
+    processor = Processor(
+        MeanBackend(), stretch=OutputStretch("fixed"), geometry=geometry, color=False, marks=False,
+        remark=lambda side, text: said.append((side, text)),
+    )  # fmt: skip
+    for _ in range(2):
+        frame = processor.process(one_pair(counts, vis))
+    assert frame.no_ir is not None
+    assert np.array_equal(frame.no_ir, dead)
+    assert frame.no_vis is None
+    gray = cv2.cvtColor(vis, cv2.COLOR_BGR2GRAY).astype(int)
+    assert np.abs(frame.image.astype(int) - gray)[dead].max() <= 1
+    # The network sees no edge there: everywhere else, the mean of both.
+    assert frame.ir is not None
+    assert (frame.ir[dead] == 0).all()
+    mean = (frame.ir * 255 + gray) / 2
+    assert np.abs(frame.image - mean)[~dead].max() <= 1
+    assert [side for side, _ in said] == ["ir"]
+
+
+def test_the_fused_frame_shows_infrared_where_visible_has_no_value(picture: Callable[..., Array]) -> None:
+    levels, vis = levels_of(picture), (picture(48, 64, 3) / 255).astype(np.float32)
+    vis[30:] = np.nan
+    frame = Processor(MeanBackend(), stretch=OutputStretch("fixed"), marks=False).process(one_pair(levels, vis))
+    assert frame.no_vis is not None
+    assert np.flatnonzero(frame.no_vis.all(axis=1)).tolist() == list(range(30, 48))
+    assert np.abs(frame.image[30:].astype(int) - levels[30:, :, None]).max() <= 1
+    assert np.ptp(frame.image[:30].astype(int), axis=2).max() > 20
+
+
+def test_a_base_that_shows_more_than_the_visible_camera_shows_infrared_there(picture: Callable[..., Array]) -> None:
+    levels, vis = levels_of(picture), picture(48, 64, 3)
+    shift = np.array([[1.0, 0, 10], [0, 1, 0], [0, 0, 1]])
+    rig = Rig(RigSource((64, 48)), RigSource((64, 48)), (RigAlignment(None, to_rows(shift), None, ""),), base="ir")
+    processor = Processor(
+        MeanBackend(), stretch=OutputStretch("fixed"), geometry=Geometry(make_warp(rig)), color=False, marks=False
+    )
+    image = processor.process(one_pair(levels, vis)).image
+    assert np.abs(image[:, 54:].astype(int) - levels[:, 54:]).max() <= 1
+
+
+def test_colored_infrared_and_swapped_cameras_are_said(picture: Callable[..., Array]) -> None:
+    levels = levels_of(picture)
+    cases = {
+        "gray": (levels, picture(48, 64, 3), 0),
+        "three equal channels": (cv2.cvtColor(levels, cv2.COLOR_GRAY2BGR), picture(48, 64, 3), 0),
+        "jet": (cv2.applyColorMap(levels, cv2.COLORMAP_JET), picture(48, 64, 3), 1),
+        "16-bit jet": (cv2.applyColorMap(levels, cv2.COLORMAP_JET).astype(np.uint16) * 257, picture(48, 64, 3), 1),
+        "swapped": (picture(48, 64, 3), levels, 2),
+        "swapped, three channels": (picture(48, 64, 3), cv2.cvtColor(levels, cv2.COLOR_GRAY2BGR), 2),
+    }
+    for name, (ir, vis, count) in cases.items():
+        said: list[str] = []
+        processor = Processor(MeanBackend(), remark=lambda _side, text, said=said: said.append(text))
+        for _ in range(3):
+            processor.process(one_pair(ir, vis))
+        assert len(said) == count, name
+
+
+@pytest.mark.parametrize("bad", ["all NaN", "negative", "float of 0 to 255"])
+def test_frames_that_mean_nothing_are_refused(bad: str, picture: Callable[..., Array]) -> None:
+    levels, vis = levels_of(picture), picture(48, 64)
+    pairs = {
+        "all NaN": one_pair(np.full((48, 64), np.nan, np.float32), vis),
+        "negative": one_pair(levels, vis.astype(np.int16) - 100),
+        "float of 0 to 255": one_pair(levels, vis.astype(np.float32)),
+    }
+    with raises(InputError):
+        Processor(MeanBackend()).process(pairs[bad])
 
 
 def telemetry(ir: Array, number: int) -> Array:

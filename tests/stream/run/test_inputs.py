@@ -17,7 +17,8 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, RefusionError
 from refusion_edge.fuser import Fuser
-from refusion_edge.images.io import write_image
+from refusion_edge.images.io import read_image, write_image
+from refusion_edge.stream.outputs.recording import read_recording
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
@@ -164,3 +165,126 @@ def test_folders_are_fused_by_number(stream: Stream, picture: Picture) -> None:
         image = cv2.imread(f"out/{position:06d}.png", cv2.IMREAD_GRAYSCALE).astype(float)
         errors = [np.abs(image - cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)).mean() for frame in vis]
         assert int(np.argmin(errors)) == number
+
+
+def smooth_levels(picture: Picture) -> Array:
+    """A smooth thermal scene that fills 0 to 255."""
+    smooth = cv2.GaussianBlur(picture(48, 64), (0, 0), 2).astype(np.float64)
+    return np.rint((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
+
+
+def write_sources(levels: Array, vis: Array) -> dict[str, tuple[str, str]]:
+    """Files that hold the same pair, three frames each."""
+    kelvin, part = 285 + levels.astype(np.float64) * 0.05, vis.astype(np.float64) / 255
+    infrared = {
+        "8": levels, "counts": (51_241 + levels.astype(np.uint16) * 4).astype(np.uint16),
+        "centikelvin": np.rint(kelvin * 100).astype(np.uint16), "kelvin": kelvin.astype(np.float32), "celsius": kelvin - 273.15,
+        "signed": (levels.astype(np.int16) * 9 - 1000).astype(np.int16),
+    }  # fmt: skip
+    visible = {
+        f"{bits}": np.rint(part * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16) for bits in (8, 10, 12, 16)
+    }
+    for side, images in (("ir", infrared), ("vis", visible)):
+        for name, image in images.items():
+            for number in range(3):
+                suffix = "png" if image.dtype in (np.uint8, np.uint16) else "tiff"
+                write_image(f"{side}{name}/{number}.{suffix}", image)
+    write_video("counts.mkv", [infrared["counts"]] * 3, 30)
+    write_video("eight.mkv", [vis[..., ::-1]] * 3, 30)
+    write_video("twelve.mkv", [visible["12"][..., 1]] * 3, 30, pixels="gray12le")
+    for number in range(3):
+        Path("pnm").mkdir(exist_ok=True)
+        stored = visible["12"].astype(">u2").tobytes()
+        Path(f"pnm/{number}.ppm").write_bytes(b"P6 64 48 4095\n" + stored)
+    found = {f"ir{name}": (f"ir{name}", "vis8") for name in infrared} | {
+        f"vis{name}": ("ir8", f"vis{name}") for name in visible
+    }
+    return found | {"video": ("counts.mkv", "eight.mkv"), "pnm": ("ir8", "pnm"), "deep gray": ("counts.mkv", "twelve.mkv")}
+
+
+@pytest.mark.parametrize(("output_range", "smooth_s"), [("stretch", 0.0), ("fixed", 1.0), ("smooth", 1.0)])
+def test_a_pair_is_fused_alike_whatever_its_encoding(
+    stream: Stream, picture: Picture, output_range: str, smooth_s: float
+) -> None:
+    levels, vis = smooth_levels(picture), picture(48, 64, 3)
+    vis[0, 0] = 255
+    fuser = Fuser(MeanBackend(), find_task("ir_vis"), "stretch" if output_range == "stretch" else "fixed")
+    found: dict[str, Array] = {}
+    for name, (ir, visible) in write_sources(levels, vis).items():
+        shown = vis[..., 1] if name == "deep gray" else vis
+        stream(ir=ir, vis=visible, outputs=(f"out {name}",), output_range=output_range, smooth_s=smooth_s, gray=True)
+        found[name] = read_image(f"out {name}/000002.png").astype(int)
+        expected = fuser.fuse(levels, shown, color=False).astype(int)
+        if output_range == "smooth":  # which leaves out the darkest and the brightest 0.1 %, on purpose
+            expected = found["ir8"] if name != "deep gray" else found[name]
+        assert np.abs(found[name] - expected).max() <= 2, name
+
+
+def test_the_depth_of_a_visible_camera_is_said_once_and_its_changes_are_events(
+    stream: Stream, picture: Picture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        write_image(f"ir/{number}.png", picture(48, 64))
+        write_image(f"vis/{number}.png", np.minimum(picture(48, 64).astype(np.uint16) * 4, 1000 if number < 4 else 3000) * (
+            np.uint16(1 if number < 4 else 3)))  # fmt: skip
+    report, _ = stream(ir="ir", vis="vis")
+    said = report["cameras"]["vis"]["remarks"]
+    assert [text.split()[0] for text in said] == ["10", "12"]
+    assert [event["what"] for event in report["events"] if event["where"] == "vis"] == said
+
+
+@pytest.mark.parametrize("side", ["ir", "vis"])
+def test_files_of_one_value_are_an_error(stream: Stream, picture: Picture, side: str) -> None:
+    for number in range(3):
+        write_image(f"flat/{number}.png", np.full((48, 64), 20_000, np.uint16))
+        write_image(f"good/{number}.png", picture(48, 64))
+    report, _ = stream(**{"ir": "good", "vis": "good", side: "flat"}, fails=InputError)
+    assert report["pairs"]["shown"] == 3
+    write_image("flat/1.png", picture(48, 64).astype(np.uint16) * np.uint16(99))
+    report, _ = stream(**{"ir": "good", "vis": "good", side: "flat"})
+    assert any("same value" in text for text in report["cameras"][side]["remarks"])
+
+
+def test_a_stack_of_any_numbers_is_shown(stream: Stream, picture: Picture) -> None:
+    """B13: int16, float64 and a border of NaN."""
+    for number in range(3):
+        degrees = picture(48, 64).astype(np.float64) / 10 - 20
+        write_image(f"int16/{number}.tiff", (degrees * 100).astype(np.int16))
+        degrees[:5] = degrees[:, -3:] = np.nan
+        write_image(f"float64/{number}.tiff", degrees)
+        write_image(f"vis/{number}.png", picture(48, 64, 3))
+    for ir in ("int16", "float64"):
+        report, _ = stream(ir=ir, vis="vis", outputs=(f"out-{ir}",), gray=True, output_range="fixed")
+        assert report["pairs"]["shown"] == 3
+    shown, vis = read_image("out-float64/000002.png"), read_image("vis/2.png")
+    gray = cv2.cvtColor(vis, cv2.COLOR_RGB2GRAY).astype(int)
+    assert np.abs(shown.astype(int) - gray)[:5].max() <= 1
+    assert np.abs(shown.astype(int) - gray)[:, -3:].max() <= 1
+
+
+def test_frozen_frames_with_missing_values_are_found(stream: Stream, picture: Picture) -> None:
+    still = picture(48, 64).astype(np.float32)
+    for number in range(30):
+        image = picture(48, 64).astype(np.float32)
+        image[3] = np.nan
+        write_image(f"ir/{number}.tiff", image if number < 12 else still)
+        still = image if number < 12 else still
+        write_image(f"vis/{number}.png", picture(48, 64))
+    report, _ = stream(ir="ir", vis="vis")
+    assert report["cameras"]["ir"]["freezes"] == 1
+
+
+@pytest.mark.parametrize("white", [4095.0, None])
+def test_a_replay_knows_the_full_scale(stream: Stream, picture: Picture, white: float | None) -> None:
+    for number in range(4):
+        dark = (picture(48, 64) // 3).astype(np.uint16)
+        Path("vis").mkdir(exist_ok=True)
+        if white is None:
+            write_image(f"vis/{number}.png", dark)
+        else:
+            Path(f"vis/{number}.pgm").write_bytes(b"P5 64 48 4095\n" + dark.astype(">u2").tobytes())
+        write_image(f"ir/{number}.png", picture(48, 64))
+    first, _ = stream(ir="ir", vis="vis", record="recording")
+    again, _ = stream(replay="recording")
+    assert again["output_sha256"] == first["output_sha256"]
+    assert {frame.white for frame in map(read_recording(Path("recording")).read, range(8)) if frame.side == "vis"} == {white}

@@ -87,13 +87,15 @@ def test_infrared_counts_keep_every_bit(name: str, codec: str, pixels: str, bits
     assert all(np.array_equal(grab.image, frame) for grab, frame in zip(grabs, frames, strict=True))
 
 
-def test_visible_gray_of_twelve_bits_fills_the_scale(rng: np.random.Generator) -> None:
-    frame = rng.integers(0, 4096, (48, 64)).astype(np.uint16)
-    frame[0, :2] = 0, 4095
-    write_video("v.mkv", [frame], pixels="gray12le")
-    image = read_all("v.mkv", "vis")[0].image
-    assert image.max() == 65535
-    assert np.abs(image / 65535 - frame / 4095).max() < 1e-4
+@pytest.mark.parametrize(
+    ("pixels", "white"), [("gray10le", 1023), ("gray12le", 4095), ("gray14le", 16_383), ("gray16le", None)]
+)
+def test_the_pixel_format_states_the_full_scale(pixels: str, white: float | None, rng: np.random.Generator) -> None:
+    frame = rng.integers(0, 800, (48, 64)).astype(np.uint16)
+    write_video("v.mkv", [frame], pixels=pixels)
+    grab = read_all("v.mkv", "vis")[0]
+    assert np.array_equal(grab.image, frame)
+    assert grab.white == white
 
 
 @pytest.mark.parametrize(
