@@ -205,11 +205,21 @@ class _Decoder:
         forms = INSTRUCTIONS.get(opcode)
         if forms is None:
             raise _refusal(f"the instruction {opcode}", _shortened(statement), line, opcode)
-        for form in forms:
-            if (match := form.pattern.fullmatch(operands.strip())) is not None:
-                self.rows.append([self.operations[form.operation], guard, guard_not, 0, *self.encode(form, match, line)])
-                return
-        raise _refusal(f"the operands of {opcode}", _shortened(statement), line, operands.strip())
+        matches = [(form, match) for form in forms if (match := form.pattern.fullmatch(operands.strip()))]
+        if not matches:
+            raise _refusal(f"the operands of {opcode}", _shortened(statement), line, operands.strip())
+        # Forms that look alike differ in the width of their registers.
+        form, match = next((found for found in matches if self.fits(*found)), matches[0])
+        self.rows.append([self.operations[form.operation], guard, guard_not, 0, *self.encode(form, match, line)])
+
+    def fits(self, form: Form, match: re.Match[str]) -> bool:
+        """Whether every register among the operands has as many bits as a form takes."""
+        # An address has a second group, its offset.
+        letters = form.letters.translate({ord(letter): f"{letter}i" for letter in "agk"}).lower()
+        registers = zip(match.groups(), letters, strict=True)
+        return all(
+            self.symbols[text][0] == _REGISTER_OF_LETTER.get(letter, letter) for text, letter in registers if text in self.symbols
+        )
 
     def encode(self, form: Form, match: re.Match[str], line: int) -> list[int]:
         """Size, count, kind, number of operands and offset, after appending the operands."""
