@@ -218,7 +218,9 @@ class _Decoder:
         letters = form.letters.translate({ord(letter): f"{letter}i" for letter in "agk"}).lower()
         registers = zip(match.groups(), letters, strict=True)
         return all(
-            self.symbols[text][0] == _REGISTER_OF_LETTER.get(letter, letter) for text, letter in registers if text in self.symbols
+            self.symbols[text][0] == _REGISTER_OF_LETTER.get(letter, letter)
+            for text, letter in registers
+            if text in self.symbols
         )
 
     def encode(self, form: Form, match: re.Match[str], line: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class EmulatedDevice(SimulatedProgramDevice):
             if self._program.schedule.buffers[buffer].role == "output" and not defined.all()
         )
         if missing:
-            self.results[-1] = name, _with_findings(result, missing)
+            self.results[-1] = name, replace(result, findings=(*result.findings, *missing))
 
     def compute(self, call: Call) -> None:
         """Execute the PTX of a launch."""
@@ -102,7 +102,3 @@ class EmulatedDevice(SimulatedProgramDevice):
     def findings(self) -> tuple[Finding, ...]:
         """Everything that was found so far, each thing once."""
         return tuple(dict.fromkeys(finding for _, result in self.results for finding in result.findings))
-
-
-def _with_findings(result: Result, more: Sequence[Finding]) -> Result:
-    return Result(result.kernel, result.grid, (*result.findings, *more), result.counts, result.traffic, result.regions)

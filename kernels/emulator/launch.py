@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -57,6 +58,7 @@ class Result:
         traffic: (regions, 6) uint64: requests to read, sectors read, those counted once for each CTA, once in all, sectors
             written, once in all.
         regions: Names of the rows of ``traffic``.
+        seconds: Time of the processor that it took here.
     """
 
     kernel: DecodedKernel
@@ -65,6 +67,7 @@ class Result:
     counts: Array = field(repr=False)
     traffic: Array = field(repr=False)
     regions: tuple[str, ...]
+    seconds: float = 0.0
 
 
 def launch(
@@ -102,11 +105,13 @@ def launch(
     rows = [
         (region.address, region.data, region.defined, region.writable, region.item_bytes.bit_length() - 1) for region in regions
     ]
+    started = time.thread_time()
     found = module.run(
         kernel.handle, rows, block, list(grid), threads, shared_bytes, SHARED_BASE, check, backward, budget, counts, traffic
     )
+    seconds = time.thread_time() - started
     findings = tuple(_finding(kernel, regions, *one) for one in found)
-    return Result(kernel, grid, findings, counts, traffic, tuple(region.name for region in regions))
+    return Result(kernel, grid, findings, counts, traffic, tuple(region.name for region in regions), seconds)
 
 
 def _check(

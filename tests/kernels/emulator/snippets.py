@@ -100,7 +100,10 @@ def pointers(count: int, index: str = "%r150", item: int = 4) -> str:
     lines = ["mov.u32 %r151, %tid.x;", "mov.u32 %r152, %ctaid.x;", "mov.u32 %r153, %ntid.x;",
              f"mad.lo.s32 {index}, %r152, %r153, %r151;"]  # fmt: skip
     for number in range(count):
-        lines += [f"ld.param.b64 %rd{40 + number}, [p{number}];", f"mad.wide.u32 %rd{40 + number}, {index}, {item}, %rd{40 + number};"]
+        lines += [
+            f"ld.param.b64 %rd{40 + number}, [p{number}];",
+            f"mad.wide.u32 %rd{40 + number}, {index}, {item}, %rd{40 + number};",
+        ]
     return "\n".join(lines)
 
 
@@ -138,7 +141,10 @@ def compute(opcode: str, letters: str, inputs: Sequence[Array], template: str = 
     outputs = []
     for number, (small, register) in enumerate(results):
         address = f"%rd{20 + number}"
-        body += [f"ld.param.b64 {address}, [p{len(inputs) + number}];", f"mad.wide.u32 {address}, %r150, {_BITS[small] // 8}, {address};"]
+        body += [
+            f"ld.param.b64 {address}, [p{len(inputs) + number}];",
+            f"mad.wide.u32 {address}, %r150, {_BITS[small] // 8}, {address};",
+        ]
         if small == "p":
             body.append(f"selp.b32 %r{120 + number}, 1, 0, {register};")
         body.append(f"st.global.b{_BITS[small]} [{address}], {f'%r{120 + number}' if small == 'p' else register};")

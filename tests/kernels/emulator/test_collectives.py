@@ -56,7 +56,9 @@ def shuffled(values: Array, b: int, c: int, mode: str) -> Array:
 @pytest.mark.parametrize("c", [31, 0x1C1F, 0x101F, 7, 0x1800])
 def test_shuffles_take_the_lanes_of_the_pseudocode(mode: str, b: int, c: int) -> None:
     values = np.random.default_rng(b).integers(0, 2**32, 32, np.uint32)
-    body = f"{pointers(2)}\nld.global.b32 %r1, [%rd40];\nshfl.sync.{mode}.b32 %r2, %r1, {b}, {c}, -1;\nst.global.b32 [%rd41], %r2;"
+    body = (
+        f"{pointers(2)}\nld.global.b32 %r1, [%rd40];\nshfl.sync.{mode}.b32 %r2, %r1, {b}, {c}, -1;\nst.global.b32 [%rd41], %r2;"
+    )
     snippet = run(body, [values], [np.zeros(32, np.uint32)])
     assert snippet.findings == ()
     assert np.array_equal(snippet.arrays[0], shuffled(values, b, c, mode))
@@ -88,7 +90,10 @@ def test_mma_multiplies_the_fragments_of_the_tables() -> None:
     opcode = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
     lines = [pointers(0)]
     for index, count in enumerate((4, 2, 4, 4)):
-        lines += [f"ld.param.b64 %rd{40 + index}, [p{index}];", f"mad.wide.u32 %rd{40 + index}, %r150, {4 * count}, %rd{40 + index};"]
+        lines += [
+            f"ld.param.b64 %rd{40 + index}, [p{index}];",
+            f"mad.wide.u32 %rd{40 + index}, %r150, {4 * count}, %rd{40 + index};",
+        ]
     lines += [load_words(4, 10, 0), load_words(2, 20, 1), load_words(4, 30, 2)]
     lines += [f"{opcode} {braces(1, 4)}, {braces(10, 4)}, {braces(20, 2)}, {braces(30, 4)};"]
     lines += [f"st.global.b32 [%rd43+{4 * k}], %r{1 + k};" for k in range(4)]
@@ -152,7 +157,7 @@ def test_stmatrix_stores_what_ldmatrix_would_load(count: int) -> None:
 
 
 def k_major(rows: int, swizzle: int) -> tuple[Callable[[int, int], int], int, int, int]:
-    """Place of element (row, k) with k innermost, leading and stride offsets and bytes: the figures of the ISA in 16-byte chunks."""
+    """Place of element (row, k) with k innermost, leading and stride offsets, bytes: the ISA's figures in 16-byte chunks."""
     if swizzle == 0:
         # Core matrices of 8 rows by 16 bytes, each 128 bytes in a row; the second half of k behind all rows of the first.
         leading = rows // 8 * 128
@@ -218,7 +223,10 @@ def wgmma_body(size: int, columns: int, a: str, b: int, tail: str, *, adds: int 
     lines += [f"mov.b32 %r{10 + k}, 0f3f800000;" for k in range(columns // 2)]
     lines += [a, "wgmma.fence.sync.aligned;"]
     operand = "%rd11" if "%rd11" in a else braces(140, 4)
-    lines += [f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 {braces(10, columns // 2)}, {operand}, %rd10, %p1, 1, 1, {tail};"]
+    lines += [
+        f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 {braces(10, columns // 2)}, {operand}, %rd10, "
+        f"%p1, 1, 1, {tail};"
+    ]
     lines += ["wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
     lines += ["ld.param.b64 %rd3, [p1];", f"mad.wide.u32 %rd3, %r150, {2 * columns}, %rd3;"]
     lines += [f"st.global.b32 [%rd3+{4 * k}], %r{10 + k};" for k in range(columns // 2)]
@@ -245,7 +253,10 @@ def test_wgmma_reads_the_layouts_of_its_descriptors(swizzle: int, transposed: bo
     stored[0] = np.pad(stored[0], (0, -stored[0].size % 512))  # B starts where the pattern repeats
     both = np.pad(np.concatenate(stored), (0, -(stored[0].size + stored[1].size) % 256))
     start = SHARED_BASE
-    words = [descriptor(start + offset, layout[1], layout[2], swizzle) for offset, layout in zip((0, 2 * stored[0].size), layouts, strict=True)]
+    words = [
+        descriptor(start + offset, layout[1], layout[2], swizzle)
+        for offset, layout in zip((0, 2 * stored[0].size), layouts, strict=True)
+    ]
     flag = int(transposed)
     body = wgmma_body(2 * both.size, columns, f"mov.b64 %rd11, {words[0]};", words[1], f"{flag}, {flag}")
     snippet = run(body, [both], [np.zeros((128, columns // 2), np.float32)], threads=128, shared_bytes=2 * both.size)
@@ -259,7 +270,9 @@ def test_wgmma_takes_a_from_registers_and_adds_only_if_told(adds: int) -> None:
     a, b = halves(64, 16), halves(16, 16, seed=1)
     place = k_major(16, 32)
     stored = np.pad(laid_out(b, place), (0, 0))
-    fragments = np.concatenate([mma_fragments(part, np.zeros((16, 8), np.float16), np.zeros((16, 8), np.float32))[0] for part in a.reshape(4, 16, 16)])
+    fragments = np.concatenate(
+        [mma_fragments(part, np.zeros((16, 8), np.float16), np.zeros((16, 8), np.float32))[0] for part in a.reshape(4, 16, 16)]
+    )
     data = np.concatenate([stored.view(np.uint32), fragments.reshape(-1).astype(np.uint32)])
     load = [f"mad.wide.u32 %rd4, %r150, 16, {stored.nbytes};", "ld.param.b64 %rd5, [p0];", "add.s64 %rd4, %rd4, %rd5;"]
     load += [f"ld.global.b32 %r{140 + k}, [%rd4+{4 * k}];" for k in range(4)]

@@ -22,8 +22,9 @@ LANES = 1024
 CANONICAL_NAN = 0x7FFFFFFF
 
 EDGES = np.array(
-    [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 2.0**-149, -(2.0**-149), 2.0**-127, 2.0**-126, -(2.0**-126), 3.4e38, -3.4e38,
-     2.0**126, 2.0**127, 0.5, 1.5, 2.5, -2.5, 255.5, 65535.0, 65536.5, 65504.0, 65519.996, 65520.0, 2.0**-24, 2.0**-25, 1.5 * 2.0**-25,
+    [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 2.0**-149, -(2.0**-149), 2.0**-127, 2.0**-126, -(2.0**-126), 3.4e38,
+     -3.4e38, 2.0**126, 2.0**127, 0.5, 1.5, 2.5, -2.5, 255.5, 65535.0, 65536.5, 65504.0, 65519.996, 65520.0, 2.0**-24, 2.0**-25,
+     1.5 * 2.0**-25,
      1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-14 - 2.0**-25],
     np.float32,
 )  # fmt: skip
@@ -124,7 +125,9 @@ def permuted(a: int, b: int, selector: int) -> int:
     digits = [selector >> 4 * index & 15 for index in range(4)]
     chosen = [data[digit & 7] for digit in digits]
     signs = [0xFF * (byte >> 7) for byte in chosen]
-    return int.from_bytes([sign if digit & 8 else byte for digit, byte, sign in zip(digits, chosen, signs, strict=True)], "little")
+    return int.from_bytes(
+        [sign if digit & 8 else byte for digit, byte, sign in zip(digits, chosen, signs, strict=True)], "little"
+    )
 
 
 def extreme(a: Array, b: Array, largest: bool) -> Array:
@@ -241,7 +244,10 @@ FLOATS: dict[str, tuple[str, Callable[..., Any]]] = {
     "abs.f32": ("Rr", lambda a: bits(np.abs(number(a)))),
     "min.f32": ("Rrr", lambda a, b: bits(extreme(number(a), number(b), False))),
     "max.f32": ("Rrr", lambda a, b: bits(extreme(number(a), number(b), True))),
-    "max.NaN.f32": ("Rrr", lambda a, b: bits(np.maximum(extreme(number(a), number(b), True), np.maximum(number(a), number(b))))),
+    "max.NaN.f32": (
+        "Rrr",
+        lambda a, b: bits(np.maximum(extreme(number(a), number(b), True), np.maximum(number(a), number(b)))),
+    ),
     "sub.rn.f32.f16": ("Rhr", lambda a, b: bits(number(a).astype(np.float32) - number(b))),
     "add.f32x2": ("Ddd", pairs(add)),
     "sub.f32x2": ("Ddd", pairs(subtract)),
@@ -270,7 +276,8 @@ APPROXIMATE: dict[str, tuple[str, Callable[..., Any], float]] = {
 TABLES = {
     "ex2.approx.f32": [((-np.inf,), 0.0), ((-0.0,), 1.0), ((0.0,), 1.0), ((np.inf,), np.inf), ((np.nan,), np.nan),
                        ((-149.0,), 2.0**-149), ((2.0**-149,), 1.0)],
-    "rsqrt.approx.ftz.f32": [((-np.inf,), np.nan), ((-1.0,), np.nan), ((-(2.0**-149),), -np.inf), ((-0.0,), -np.inf), ((0.0,), np.inf),
+    "rsqrt.approx.ftz.f32": [((-np.inf,), np.nan), ((-1.0,), np.nan), ((-(2.0**-149),), -np.inf), ((-0.0,), -np.inf),
+                             ((0.0,), np.inf),
                              ((2.0**-149,), np.inf), ((np.inf,), 0.0), ((np.nan,), np.nan)],
     "sqrt.approx.ftz.f32": [((-np.inf,), np.nan), ((-1.0,), np.nan), ((-(2.0**-149),), -0.0), ((-0.0,), -0.0), ((0.0,), 0.0),
                             ((2.0**-149,), 0.0), ((np.inf,), np.inf), ((np.nan,), np.nan)],
@@ -332,7 +339,8 @@ def test_unpacking_gives_the_lower_half_first(opcode: str, letters: str) -> None
     store = "b16" if letters[0] == "H" else "b32"
     load = "ld.global.b32 %r10, [%rd40];" if letters[2] == "r" else "ld.global.b64 %rd10, [%rd40];"
     source = "%r10" if letters[2] == "r" else "%rd10"
-    body = f"{pointers(2, item=values.itemsize)}\n{load}\n{opcode} {{_, {prefix}}}, {source};\nst.global.{store} [%rd41], {prefix};"
+    unpack = f"{opcode} {{_, {prefix}}}, {source};"
+    body = f"{pointers(2, item=values.itemsize)}\n{load}\n{unpack}\nst.global.{store} [%rd41], {prefix};"
     snippet = run(body, [values[:32]], [np.zeros(32, values.dtype)])
     assert np.array_equal(unpacked(snippet.arrays[0])[0], high[:32])
 
@@ -383,7 +391,11 @@ def test_rounding_to_half_is_that_of_numpy_around_every_half() -> None:
     positive = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     upper = np.append(positive[1:], np.float32(65536))
     middle = (positive.astype(np.float64) + upper) / 2
-    for values in (middle, np.nextafter(middle.astype(np.float32), 0), np.nextafter(middle.astype(np.float32), np.float32(np.inf))):
+    for values in (
+        middle,
+        np.nextafter(middle.astype(np.float32), 0),
+        np.nextafter(middle.astype(np.float32), np.float32(np.inf)),
+    ):
         for sign in (1, -1):
             single = (sign * values).astype(np.float32)
             (got,) = compute("cvt.rn.f16.f32", "Hr", [single.view(np.uint32)])
