@@ -88,7 +88,7 @@ $(VENV)/.venv:
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
+$(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/*/csrc/*)
 	@set -e; started=$$($(CLOCK)); echo "Installing into $(VENV) ..."; $(PIP) install --editable . $(BUILD); \
 		echo "Installed in $$(( $$($(CLOCK)) - started )) s"; echo
 	@touch $@

@@ -29,7 +29,7 @@ LEVELS = (
     ("bench",),
     ("selftest", "calibration"),
     ("cli",),
-    ("refusion_edge", "__main__"),
+    ("refusion_edge", "__main__", "kernels.emulator.__main__"),
 )
 # Modules of the lowest level import one another in this order.
 FOUNDATION = LEVELS[0]
@@ -71,11 +71,16 @@ def modules() -> dict[str, Path]:
 
 def level_of(module: str) -> tuple[int, str]:
     """Level of a module, and the row's entry that it belongs to."""
-    for number, names in enumerate(LEVELS):
-        for name in names:
-            if module == name or module.startswith(f"{name}."):
-                return number, name
-    raise LookupError(module)
+    # The longest name decides: a command in a package may be above it.
+    found = [
+        (len(name), number, name)
+        for number, names in enumerate(LEVELS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    if not found:
+        raise LookupError(module)
+    return max(found)[1:]
 
 
 def imported(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:

@@ -83,11 +83,34 @@ def compile_function(
         architecture: 10 times the compute capability.
     """
     compiled = _compiled(function, types, constants, tile, architecture)
+    return _binary(compiled, tile), _driver_version(architecture)
+
+
+def compile_with_ptx(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binary, int, str]:
+    """Compile one kernel in a prepared process.
+
+    Returns:
+        The kernel, the oldest CUDA version of a driver that loads it, and the PTX that its machine code was assembled from.
+
+    Raises:
+        CompileError: It does not compile.
+    """
+    from refusion_edge.kernels.gpu.schedule import SOURCES
+
+    function = SOURCES[kernel.source].function
+    compiled = _compiled(function, _types(kernel), kernel.constants_for(tile), tile, architecture)
+    return _binary(compiled, tile), _driver_version(architecture), compiled.asm["ptx"]
+
+
+def _binary(compiled: Any, tile: Tile) -> Binary:
+    metadata = compiled.metadata
+    return Binary(metadata.name, tile, metadata.shared, _HIDDEN_POINTERS, compiled.asm["cubin"])
+
+
+def _driver_version(architecture: int) -> int:
     toolkit = str(importlib.import_module("triton.backends.nvidia.compiler").get_ptxas(architecture).version)
     # Modules run on drivers of the same major version as their toolkit (CUDA minor version compatibility).
-    driver_version = int(toolkit.split(".", maxsplit=1)[0]) * 1000
-    metadata = compiled.metadata
-    return Binary(metadata.name, tile, metadata.shared, _HIDDEN_POINTERS, compiled.asm["cubin"]), driver_version
+    return int(toolkit.split(".", maxsplit=1)[0]) * 1000
 
 
 def compile_plugin(kernel: Kernel, tile: Tile, architecture: int, ptx_version: int) -> PtxKernel:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -260,6 +261,29 @@ class SimulatedDevice:
 _NEWEST_DRIVER = 99_990
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One launch that the device has checked.
+
+    Attributes:
+        index: Its place in the schedule.
+        kernel: The kernel.
+        binary: What was loaded for it.
+        grid: Programs along x, y and z.
+        block: The arguments as the driver takes them.
+        values: The same, one for each parameter: addresses and integers.
+        arguments: By parameter: memory as flat arrays, integers; and the kernel's constants.
+    """
+
+    index: int
+    kernel: Kernel
+    binary: Binary
+    grid: tuple[int, int, int]
+    block: bytes
+    values: tuple[int, ...]
+    arguments: Mapping[str, Any]
+
+
 class SimulatedProgramDevice(SimulatedDevice):
     """A simulated CUDA device that runs one program with its reference kernels. Implements ``Driver``.
 
@@ -307,6 +331,10 @@ class SimulatedProgramDevice(SimulatedDevice):
             launches = len(self._program.schedule.launches)
             raise self.misuse(f"a frame of {launches} launches ended after {self._frame.index}")
 
+    def compute(self, call: Call) -> None:
+        """Run a launch: here with the kernel's reference."""
+        SOURCES[call.kernel.source].run_reference(call.arguments, call.kernel.streams)
+
     def _run(self, kernel: Kernel, binary: Binary, grid: tuple[int, int, int], block: bytes) -> None:
         frame, schedule = self._frame, self._program.schedule
         launch = schedule.launches[frame.index]
@@ -336,7 +364,7 @@ class SimulatedProgramDevice(SimulatedDevice):
             elif argument.kind == "buffer":
                 view = self._buffer(schedule.buffers[argument.name], value, size_hw)
                 arguments[parameter.name] = view.view(POINTER_TYPES[parameter.type])
-        SOURCES[kernel.source].run_reference(arguments, kernel.streams)
+        self.compute(Call(frame.index, kernel, binary, grid, block, tuple(values), arguments))
         for name in [name for name, (address, _) in frame.placed.items() if self._ends(schedule.buffers[name])]:
             address, size = frame.placed.pop(name)
             self.view(address, size)[:] = POISON

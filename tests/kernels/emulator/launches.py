@@ -1,0 +1,96 @@
+"""Kernels of the network in the emulator: compiled once, launched on operands with guarded memory around them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_cases import Case, largest_error
+from refusion_edge.arrays import Array
+from refusion_edge.cuda.program import Binary, Target, pack
+from refusion_edge.errors import BackendError
+from refusion_edge.export.targets.cubins import require_assembler
+from refusion_edge.export.targets.ptx import compile_ptx_targets
+from refusion_edge.kernels.emulator.decoder import DecodedKernel, decode
+from refusion_edge.kernels.emulator.findings import Finding, faults
+from refusion_edge.kernels.emulator.launch import Region, Result, launch
+
+_START = 1 << 40
+_GAP = 4096
+
+
+@functools.cache
+def ptx_target(architecture: int) -> Target:
+    """The kernels for an architecture as PTX, compiled once."""
+    return compile_ptx_targets([architecture], jobs=2)[architecture]
+
+
+def why_not(architecture: int) -> str:
+    """Why the kernels cannot be compiled here; empty if they can."""
+    try:
+        require_assembler([architecture])
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One launch: what the checker found, the outputs, and their distance from the reference in float64."""
+
+    result: Result
+    outputs: dict[str, Array]
+    unwritten: dict[str, int]
+    error: float
+
+    @property
+    def faults(self) -> list[Finding]:
+        return faults(self.result.findings)
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the emulator has anything to say, apart from the outputs."""
+        return bool(self.faults or self.unwritten)
+
+
+def run_case(case: Case, kernel: DecodedKernel, binary: Binary, **options: Any) -> Outcome:
+    """Launch a kernel on the operands of a case. Outputs start as NaN and undefined; nothing lies between the buffers."""
+    regions: dict[str, Region] = {}
+    values: list[int] = []
+    address = _START
+    for parameter in case.kernel.parameters:
+        operand = case.operands[parameter.name]
+        if isinstance(operand, int):
+            values.append(operand)
+            continue
+        poison = np.nan if operand.dtype.kind == "f" else 7
+        data = (np.full_like(operand, poison) if parameter.written else operand.copy()).view(np.uint8)
+        defined = np.full(data.size, not parameter.written, np.uint8)
+        regions[parameter.name] = Region(parameter.name, address, data, defined, parameter.written, operand.itemsize)
+        values.append(address)
+        address += -(-data.size // 256) * 256 + _GAP
+    grid = case.kernel.launch_grid(case.tile, case.size_hw)
+    block = pack(case.kernel.parameters, values, binary.hidden_pointers)
+    options = {"grid": grid, "threads": 32 * binary.tile.warps, "shared_bytes": binary.shared_bytes, "block": block, **options}
+    result = launch(kernel, regions=list(regions.values()), **options)
+    outputs = {name: regions[name].data.view(case.operands[name].dtype) for name in case.written}
+    unwritten = {name: int((regions[name].defined == 0).sum()) for name in case.written}
+    with np.errstate(all="ignore"):
+        error = largest_error(case, outputs)
+    return Outcome(result, outputs, {name: count for name, count in unwritten.items() if count}, error)
+
+
+@functools.cache
+def decoded(architecture: int, name: str) -> tuple[DecodedKernel, Binary]:
+    """A kernel of the network, decoded once."""
+    binary = ptx_target(architecture).binaries[name]
+    return decode(binary.image.decode()), binary
+
+
+def same_outputs(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    """Whether all outputs have the same bits."""
+    return all(np.array_equal(a[name].view(np.uint8), b[name].view(np.uint8)) for name in a)
