@@ -16,13 +16,15 @@ DEMO_PRECISION := $(if $(filter on,$(NATIVE)),fp32,fp16)
 TRITON ?= triton>=3.6
 # Seconds that each sanitized build spends on random sizes, strides and thread counts.
 FUZZ_SECONDS ?= 60
+FUZZ_COUNT ?= 500
+FUZZ_SEED ?= 20261129
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 CLOCK = date +%s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-architectures lint wheel native test-sanitizers test-aarch64 templates samples clean
+.PHONY: help demo test test-all test-fuzz test-architectures lint wheel native test-sanitizers test-aarch64 templates samples clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +40,9 @@ test: $(VENV)/.test  ## Install the test dependencies and run the tests, all but
 
 test-all: $(VENV)/.test  ## Run every test.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-fuzz: $(VENV)/.test  ## Damage files of every format FUZZ_COUNT times, from FUZZ_SEED, and read them within limits.
+	REFUSION_EDGE_FUZZ_COUNT=$(FUZZ_COUNT) REFUSION_EDGE_FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 test-architectures: $(VENV)/.test  ## Run the GPU kernels in Triton's interpreter and compile them for every architecture.
 	@$(PIP) install '$(TRITON)'

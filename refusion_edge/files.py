@@ -27,6 +27,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a block device",
 }
+_MORE_BYTES = 1 << 16
 _MOST_LINKS = 40  # the limit of the system
 
 
@@ -49,8 +50,12 @@ def read_file(path: Path, *, kind: str, most_bytes: int, error: type[RefusionErr
         _require_regular(path, path.stat(), kind, most_bytes, error)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         with os.fdopen(descriptor, "rb") as file:
-            _require_regular(path, os.fstat(descriptor), kind, most_bytes, error)
-            data = file.read(most_bytes + 1)
+            status = os.fstat(descriptor)
+            _require_regular(path, status, kind, most_bytes, error)
+            # Python takes memory for all that is asked for. Files of the system have the size 0, and others may still grow.
+            data = file.read(status.st_size)
+            while len(data) <= most_bytes and (more := file.read(_MORE_BYTES)):
+                data += more
     except FileNotFoundError:
         raise error(f"there is no {kind} at {path}", "check the path") from None
     except (OSError, ValueError) as problem:  # a name with a NUL is a ValueError

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from refusion_edge.errors import InputError, OutputError, RigError
 from refusion_edge.files import read_file, require_writable, write_atomically
 from tests.conftest import ROOT, files_below, one_sentence
+from tests.raising import raises
 
 WEIGHTS = ROOT / "refusion_edge/network/weights"
 
@@ -248,3 +250,23 @@ def test_every_verb_writes_to_devices_in_place(run_cli: Callable[..., tuple[int,
     assert code == 0, err
     assert got[0].startswith(b"\x89PNG")
     assert Path("x.png").is_fifo()
+
+
+def test_reading_takes_no_more_memory_than_the_file_needs(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        assert read_file(tmp_path / "small", kind="file", most_bytes=1 << 30) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_whose_size_is_not_known_is_read_whole() -> None:
+    path = Path("/proc/self/status")
+    if not path.exists():
+        pytest.skip("needs /proc")
+    assert path.stat().st_size == 0
+    assert b"\nPid:" in read_file(path, kind="file", most_bytes=1 << 20)
+    with raises(InputError, "/proc/self/status"):
+        read_file(path, kind="file", most_bytes=100)

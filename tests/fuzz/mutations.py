@@ -1,7 +1,7 @@
 """Damages files and reads them, in processes with little memory and time; the script behind ``test_mutations``.
 
-Usage: ``mutations.py COUNT FOLDER``. The folder holds one sound file per format, under the name of the format; the outcome of
-each format is printed as one line of JSON.
+Usage: ``mutations.py COUNT SEED FOLDER``. The folder holds one sound file per format, under the name of the format; the outcome
+of each format is printed as one line of JSON. A number in a problem names the damage: the same seed repeats it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from refusion_edge.bench.history import SweepLog, read_baseline
 from refusion_edge.calibration.rig.points import read_points
 from refusion_edge.calibration.rig.stereo import read_calibration
 from refusion_edge.cuda.program_file import parse_program
-from refusion_edge.errors import RefusionError
+from refusion_edge.errors import InputError, RefusionError
+from refusion_edge.fuser import load
 from refusion_edge.images.io import read_image
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.quantization import read_table
+from refusion_edge.network.parameters import PARAMETERS
+from refusion_edge.network.quantization import quantizable_layers, read_table
 from refusion_edge.rig.file import read_rig
 from refusion_edge.stream.outputs.recording import read_recording
+from refusion_edge.stream.sources.registry import open_source
+from refusion_edge.stream.sources.source import CorruptFrameError
+from refusion_edge.stream.uri import parse_source
 
-SEED = 20261129
 MOST_BYTES = 1 << 30  # beyond what the imports have taken
 MOST_SECONDS = 10
+LAYERS = quantizable_layers(PARAMETERS)
 
 # What stands where a number, a text or a structure did.
 EXTREMES: tuple[Any, ...] = (
@@ -150,6 +155,29 @@ def any_png(data: bytes, draw: random.Random) -> bytes:
     return data[:12] + bytes(header) + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
+def any_bundle(data: bytes, draw: random.Random) -> bytes:
+    """A bundle in a zip, one file of which was changed, with its hash in the manifest made right again."""
+    with zipfile.ZipFile(io.BytesIO(data)) as before:
+        files = {name: before.read(name) for name in before.namelist()}
+    name = draw.choice(sorted(files))
+    mutate = {"manifest.json": any_json, "weights.safetensors": any_safetensors}.get(name, any_bytes)
+    files[name] = mutate(files[name], draw)
+    if name != "manifest.json":
+        manifest = json.loads(files["manifest.json"])
+        manifest["files"][name] = hashlib.sha256(files[name]).hexdigest()
+        files["manifest.json"] = json.dumps(manifest).encode()
+    return zipped(files)
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """Files by name in an uncompressed zip."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as after:
+        for name, content in files.items():
+            after.writestr(name, content)
+    return buffer.getvalue()
+
+
 def of_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
     """Read bytes as the file that they would be."""
 
@@ -178,6 +206,41 @@ def any_recording(data: bytes, draw: random.Random) -> bytes:
     return settings + b"\n" + any_bytes(rows, draw)
 
 
+def bundle_of(data: bytes) -> object:
+    folder = Path("bundle")
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(io.BytesIO(data)) as files:
+        files.extractall(folder)
+    with load(folder) as fuser:
+        return fuser.task
+
+
+def video_of(suffix: str) -> Callable[[bytes], object]:
+    """Read all frames; those that are damaged are left out by the program, too."""
+
+    def take(data: bytes) -> object:
+        Path(f"x.{suffix}").write_bytes(data)
+        whole = damaged = 0
+        with open_source(parse_source(f"x.{suffix}"), "ir") as source:
+            while True:
+                try:
+                    if source.read() is None:
+                        break
+                    whole += 1
+                except CorruptFrameError:
+                    damaged += 1
+        if not whole or damaged:
+            raise InputError(f"{damaged} damaged frames")
+        return whole
+
+    return take
+
+
+def sweep_of(path: Path) -> object:
+    with SweepLog(path, {}) as log:
+        return log.rows
+
+
 def preset_of(data: bytes) -> object:
     from refusion_edge.train.settings import resolve
 
@@ -202,25 +265,27 @@ FORMATS: dict[str, tuple[Mutate, Callable[[bytes], object]]] = {
     "calibration.xml": (any_bytes, of_file("c.xml", lambda path: read_calibration([path]))),
     "calibration.json": (any_bytes, of_file("c.json", lambda path: read_calibration([path]))),
     "points": (any_bytes, of_file("p.csv", read_points)),
-    "table": (any_json, lambda data: read_table(data, "x")),
+    "table": (any_json, lambda data: read_table(data, "x", LAYERS)),
     "recording": (any_recording, recording_of),
     "report": (any_json, of_file("old.json", read_baseline)),
-    "lines": (any_lines, of_file("sweep.jsonl", lambda path: SweepLog(path, {}))),
+    "lines": (any_lines, of_file("sweep.jsonl", sweep_of)),
     "png": (any_png, of_file("x.png", read_image)),
     "tiff": (any_bytes, of_file("x.tiff", read_image)),
-    "jpg": (any_bytes, of_file("x.jpg", read_image)),
+    **{suffix: (any_bytes, of_file(f"x.{suffix}", read_image)) for suffix in ("jpg", "webp", "gif", "bmp", "pgm")},
+    **{suffix: (any_bytes, video_of(suffix)) for suffix in ("mkv", "mp4", "avi")},
+    "bundle": (any_bundle, bundle_of),
     "preset": (any_bytes, preset_of),
     "training": (any_safetensors, checkpoint_of),
 }
 
 
-def try_all(name: str, data: bytes, count: int) -> dict[str, Any]:
+def try_all(name: str, data: bytes, count: int, seed: str) -> dict[str, Any]:
     """Read a sound file, then damaged ones; stops at the first that ends otherwise than with one line."""
     mutate, read = FORMATS[name]
     read(data)
     refused = 0
     for number in range(count):
-        damaged = mutate(data, random.Random(f"{SEED} {name} {number}"))
+        damaged = mutate(data, random.Random(f"{seed} {name} {number}"))
         Path(f"{name}.number").write_text(str(number))
         signal.alarm(MOST_SECONDS)
         try:
@@ -235,7 +300,7 @@ def try_all(name: str, data: bytes, count: int) -> dict[str, Any]:
     return {"refused": refused}
 
 
-def outcomes(count: int, folder: Path) -> Iterator[dict[str, Any]]:
+def outcomes(count: int, seed: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Try each format in a process of its own, so that one that crashes does not take the others with it."""
     for path in sorted(folder.iterdir()):
         reading, writing = os.pipe()
@@ -243,7 +308,7 @@ def outcomes(count: int, folder: Path) -> Iterator[dict[str, Any]]:
         if not child:
             size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + MOST_BYTES, size + MOST_BYTES))
-            os.write(writing, json.dumps(try_all(path.name, path.read_bytes(), count)).encode())
+            os.write(writing, json.dumps(try_all(path.name, path.read_bytes(), count, seed)).encode())
             os._exit(0)
         os.close(writing)
         with os.fdopen(reading, "rb") as file:
@@ -255,8 +320,5 @@ def outcomes(count: int, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sound = Path(sys.argv[2])
-    if (sound / "preset").exists():
-        pass  # once, for all
-    for outcome in outcomes(int(sys.argv[1]), sound):
+    for outcome in outcomes(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])):
         print(json.dumps(outcome), flush=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,13 +17,15 @@ import cv2
 import numpy as np
 import pytest
 
-from refusion_edge.arrays import State
+from refusion_edge.arrays import Array, State
 from refusion_edge.bench.measurement import Row, WindowSummary
 from refusion_edge.bench.report import SCHEMA, describe_machine, row_document
 from refusion_edge.bench.sensors import MachineState, MemoryUse
 from refusion_edge.bench.statistics import spread
 from refusion_edge.bench.subjects import Identity
+from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.cuda.program_file import program_bytes
+from refusion_edge.export.build import build
 from refusion_edge.network.checkpoint import Checkpoint, safetensors_bytes, write_pth
 from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.network.quantization import CalibrationTable, quantizable_layers
@@ -29,12 +33,17 @@ from refusion_edge.rig.file import format_rig
 from refusion_edge.rig.model import Lens, ParallaxModel, Rig, RigAlignment, RigSource
 from tests.conftest import ROOT
 from tests.fakes.programs import hollow_program
-from tests.fuzz.mutations import FORMATS
+from tests.fuzz.mutations import FORMATS, zipped
+from tests.stream.conftest import write_video
 
 pytestmark = pytest.mark.slow
 
-COUNT = 200
+# `make test-fuzz` sets both.
+COUNT = int(os.environ.get("REFUSION_EDGE_FUZZ_COUNT", "500"))
+SEED = os.environ.get("REFUSION_EDGE_FUZZ_SEED", "20261129")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+VIDEOS = {"mkv": "ffv1", "mp4": "mpeg4", "avi": "mjpeg"}
+PIXELS = {"ffv1": "gray", "mpeg4": "yuv420p", "mjpeg": "yuvj420p"}
 NEED_TORCH = ("pth", "preset", "training")
 
 
@@ -69,6 +78,30 @@ def calibration(folder: Path, suffix: str) -> bytes:
     return path.read_bytes()
 
 
+def a_gif(picture: Array) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def video(path: Path, codec: str) -> bytes:
+    draw = np.random.default_rng(5)
+    scene = cv2.GaussianBlur(draw.integers(0, 255, (48, 96), np.uint8), (0, 0), 2)
+    write_video(path, [np.ascontiguousarray(scene[:, 2 * n : 2 * n + 64]) for n in range(8)], codec=codec, pixels=PIXELS[codec])
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def a_bundle(folder: Path) -> bytes:
+    build(BuildSpec("ir_vis", "fp32", "onnxruntime", (16, 24), output=folder, network="fast"))
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    shutil.rmtree(folder)
+    return zipped(files)
+
+
 def sound_files(folder: Path, state: State) -> None:
     """One sound file per format."""
     load = {"average": 0.1, "busy_cores": 0.0, "cores": 2}
@@ -90,7 +123,11 @@ def sound_files(folder: Path, state: State) -> None:
         "recording": json.dumps(recorded).encode() + b"\n" + rows.encode(),
         "report": json.dumps(report).encode(),
         "lines": "".join(json.dumps(one) + "\n" for one in (header, a_row(), a_row())).encode(),
-        **{suffix: cv2.imencode(f".{suffix}", picture)[1].tobytes() for suffix in ("png", "tiff", "jpg")},
+        **{suffix: cv2.imencode(f".{suffix}", picture)[1].tobytes() for suffix in ("png", "tiff", "jpg", "webp", "bmp")},
+        "pgm": cv2.imencode(".pgm", picture[..., 0])[1].tobytes(),
+        "gif": a_gif(picture),
+        **{suffix: video(folder / f"x.{suffix}", codec) for suffix, codec in VIDEOS.items()},
+        "bundle": a_bundle(folder / "bundle"),
         **{f"calibration.{suffix}": calibration(folder, suffix) for suffix in ("yml", "xml", "json")},
     }
     if HAS_TORCH:
@@ -121,8 +158,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, random_state: State) -> d
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     script = str(ROOT / "tests/fuzz/mutations.py")
     found = subprocess.run(
-        [sys.executable, script, str(COUNT), str(folder)],
-        cwd=work, env=environment, capture_output=True, text=True, timeout=570, check=False,
+        [sys.executable, script, str(COUNT), SEED, str(folder)],
+        cwd=work, env=environment, capture_output=True, text=True, timeout=60 + 5 * COUNT, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     return {outcome["format"]: outcome for outcome in map(json.loads, found.stdout.splitlines())}

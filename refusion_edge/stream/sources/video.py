@@ -260,7 +260,7 @@ def _open_file(uri: Uri) -> InputContainer:
     try:
         if not uri.path.stat().st_size:
             raise InputError(f"the video {uri} is empty (0 bytes)", "write or copy it again")
-        return av.open(f"file:{uri.target}", "r", options={"protocol_whitelist": "file"})
+        return av.open(f"file:{uri.target}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"cannot open the video {uri}: {(error.strerror or '').lower()}", "check its permissions") from error
     except (av.FFmpegError, OSError) as error:
@@ -272,7 +272,9 @@ def _open_file(uri: Uri) -> InputContainer:
 def _open_address(uri: Uri, *, live: bool) -> InputContainer:
     check_port(uri)
     try:
-        return av.open(uri.address, "r", options=_LIVE_OPTIONS if live else {}, timeout=(OPEN_S, READ_S))
+        return av.open(
+            uri.address, "r", options=_LIVE_OPTIONS if live else {}, timeout=(OPEN_S, READ_S), metadata_errors="replace"
+        )
     except (av.FFmpegError, OSError) as error:
         raise open_error(uri, error) from None  # FFmpeg's own error holds the whole address
 
