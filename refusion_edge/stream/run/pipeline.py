@@ -31,6 +31,7 @@ from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource,
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner
 from refusion_edge.stream.run.replay import ReplaySource
+from refusion_edge.stream.run.watchdog import Watchdog
 from refusion_edge.stream.run.writer import RecordWriter, Writer
 from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.statistics import Statistics
@@ -112,6 +113,7 @@ class Pipeline:
         )  # fmt: skip
         self._networks = networks
         self._statistics = statistics
+        self._watchdog = Watchdog()
         self._ended = self._interrupted = False
         self._failure: BaseException | None = None
         self._failed = threading.Lock()
@@ -144,6 +146,7 @@ class Pipeline:
                     thread.start()
                 self._wait(threads)
             finally:
+                self._watchdog.stop()
                 self._end()
                 stuck = self._join(threads)
                 self._finish_recording()
@@ -220,6 +223,7 @@ class Pipeline:
         started_s = time.monotonic()
         while any(thread.is_alive() for thread in threads) and not self.stop.wait(_POLL_S):
             now_s = time.monotonic()
+            self._watchdog.watch(self._fusion.count, waiting=len(self._pairs) > 0)
             if self._limits.duration_s is not None and now_s - started_s >= self._limits.duration_s:
                 return
             delivered_s = max((reader.delivered_s for reader in self._readers), default=0.0)
