@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refusion_edge.cli.options import add_json
+from refusion_edge.cli.options import add_json, add_network
 
-SUMMARY = "describe an engine bundle, a weights file or a program file"
+SUMMARY = "describe an engine bundle, a weights file, a program file or the weights of a task"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``inspect``."""
-    parser.add_argument("path", help="bundle folder, weights file (safetensors or .pth), or program file (.rfx)")
+    parser.add_argument(
+        "path",
+        help="bundle folder, weights file (safetensors or .pth), program file (.rfx), or a task for the weights of the package",
+    )
+    add_network(parser)
     add_json(parser)
 
 
@@ -23,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     """Check and describe a bundle or file; a damaged one raises an error."""
     from refusion_edge.cli.console import print_facts, write_json
 
-    path = Path(options.path)
+    path = _path(options)
     describe = _bundle if not path.is_file() else _program if path.suffix == ".rfx" else _weights
     document = describe(path)
     if options.json:
@@ -31,6 +35,18 @@ def run(options: argparse.Namespace) -> int:
     if options.json != "-":
         print_facts({name: text for key, value in document.items() for name, text in _flattened(key, value)})
     return 0
+
+
+def _path(options: argparse.Namespace) -> Path:
+    from refusion_edge.errors import UsageError
+    from refusion_edge.network.weights import weights_path
+    from refusion_edge.tasks import TASKS
+
+    if options.path in TASKS:
+        return weights_path(options.path, *([options.network] if options.network else []))
+    if options.network is not None:
+        raise UsageError("--network belongs to the name of a task; a file or a bundle has one network", "leave it out")
+    return Path(options.path)
 
 
 def _bundle(path: Path) -> dict[str, Any]:

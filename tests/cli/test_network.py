@@ -18,10 +18,12 @@ from refusion_edge.fuser import load
 from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import read_pair
 from refusion_edge.images.samples import sample_paths
+from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout, reference
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, find_task
+from tests.conftest import one_sentence
 from tests.raising import raises
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -209,3 +211,20 @@ def test_a_bundle_of_release_0_1_runs_the_paper_s_network(run_cli: RunCli, small
         assert fuser.network == "refusion"
     with raises(CheckpointError, "old", expected="fast", got="refusion"):
         load("old", network="fast")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("network", [None, *NETWORK_NAMES])
+def test_the_weights_of_the_package_are_described(
+    run_cli: Callable[..., tuple[int, str, str]], task: str, network: str | None
+) -> None:
+    code, out, _ = run_cli("inspect", task, *(() if network is None else ("--network", network)), "--json", "-")
+    assert code == 0
+    document = json.loads(out)
+    assert (document["task"], document["network"]) == (task, network or "refusion")
+
+
+def test_a_file_has_one_network(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run_cli("inspect", str(weights_path("ir_vis")), "--network", "fast")
+    assert code == 2
+    assert one_sentence(err)
