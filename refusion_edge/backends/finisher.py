@@ -11,7 +11,7 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.registry import Backend, Uint8InputBackend, Uint8OutputBackend
 from refusion_edge.errors import GateError, not_finite
-from refusion_edge.images.color import ColorOrder, merge, merge_uint8
+from refusion_edge.images.color import Colored, ColorOrder, merge, merge_uint8
 
 # Rounding in half precision passes the ends of the range by less.
 _TOLERANCE = 0.01
@@ -69,7 +69,7 @@ class Finisher:
     def finish(
         self,
         output: Float32Array | Uint8Array,
-        chroma: Array | None,
+        chroma: Float32Array | Colored | None,
         stretch: Callable[[Float32Array], Array],
         *,
         beside: tuple[Array, Array] | None = None,
@@ -78,8 +78,8 @@ class Finisher:
 
         Args:
             output: Result of ``infer``.
-            chroma: None for gray; (H, W, 2) as in ``merge`` if ``stretch`` returns float32; (H, W, 3) as in ``merge_uint8`` if
-                it returns uint8.
+            chroma: None for gray; (H, W, 2) as in ``merge`` if ``stretch`` returns float32; as in ``merge_uint8`` if it returns
+                uint8.
             stretch: Maps a plane, (H, W), to luma in [0, 255], float32 or uint8; not called for an output that was finished
                 on the device.
             beside: Luma of the dtype of the output, (H, W), and where it replaces the fused one, (H, W) bool.
@@ -108,5 +108,7 @@ class Finisher:
         if beside is not None:
             np.copyto(luma, beside[0], where=beside[1])
         if luma.dtype == np.uint8:
-            return merge_uint8(luma, chroma, self.order)
+            assert chroma is None or isinstance(chroma, Colored)
+            return merge_uint8(luma, chroma)
+        assert not isinstance(chroma, Colored)
         return merge(luma, chroma, self.order)

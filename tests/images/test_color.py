@@ -12,7 +12,16 @@ from hypothesis.extra import numpy as hnp
 
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import ShapeError
-from refusion_edge.images.color import check_pair, fuse_chroma, merge, split, to_output_range
+from refusion_edge.images.color import (
+    ColorOrder,
+    check_pair,
+    fuse_chroma,
+    merge,
+    merge_uint8,
+    split,
+    split_uint8,
+    to_output_range,
+)
 from tests.raising import raises
 
 Picture = Callable[..., Array]
@@ -102,3 +111,20 @@ def test_misfits_are_refused(picture: Picture) -> None:
         check_pair(good, good.astype(np.int64))
     with raises(ShapeError, "source b", got=(20, 30, 4)):
         check_pair(good, np.zeros((20, 30, 4), np.uint8))
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_another_luma_keeps_the_chroma_in_8_bits(rng: np.random.Generator, order: ColorOrder) -> None:
+    image = rng.integers(0, 256, (31, 45, 3)).astype(np.uint8)
+    before = image.copy()
+    luma, color = split_uint8(image, order)
+    weights = np.array([0.299, 0.587, 0.114])[:: 1 if order == "rgb" else -1]
+    exact = image @ weights
+    assert np.abs(luma - exact).max() < 0.51
+    other = rng.integers(0, 256, luma.shape).astype(np.uint8)
+    expected = (image + (other - exact)[..., None]).clip(0, 255)
+    assert np.abs(merge_uint8(other, color) - expected).max() < 0.51  # that of the luma
+    assert np.array_equal(image, before)
+    gray, none = split_uint8(luma, order)
+    assert none is None
+    assert merge_uint8(gray, none) is gray is luma

@@ -29,7 +29,6 @@ from refusion_edge.stream.processing.output_range import OutputStretch
 # Content that has not changed for longer than two frames of a slow camera is marked.
 _FROZEN_MARK_NS = 250_000_000
 _MARK_COLOR, _MARK_SHADOW = (0, 220, 255), (0, 0, 0)
-_NO_CHROMA = 128
 # So many rows and columns apart, pixels show whether it is worth looking at all of them.
 _SPARSE = 16
 
@@ -183,7 +182,7 @@ class Processor:
         )  # fmt: skip
 
     def _fuse(self, ir: _View, vis: _View, time_ns: int, started_ns: int) -> Uint8Array:
-        gray, ycrcb = split_uint8(vis.pixels, "bgr")
+        gray, color = split_uint8(vis.pixels, "bgr")
         luma: Array = gray if self._finisher.takes_uint8 else gray * np.float32(1 / 255)
         infrared, shown = ir.pixels, gray
         if ir.missing is not None:
@@ -191,8 +190,8 @@ class Processor:
         if vis.missing is not None:
             shown = np.where(vis.missing, _levels(infrared), gray)
             luma = np.where(vis.missing, shown if self._finisher.takes_uint8 else infrared, luma)
-            if ycrcb is not None:
-                ycrcb[vis.missing, 1:] = _NO_CHROMA
+            if color is not None:
+                color = color.gray_where(vis.missing)
         missing = _either(ir.missing, vis.missing)
         beside = None if missing is None else (shown, missing)
         prepared_ns = time.perf_counter_ns()
@@ -201,7 +200,7 @@ class Processor:
         inferred_ns = time.perf_counter_ns()
         self._took("infer", inferred_ns - prepared_ns)
         stretch = partial(self._stretch.apply, time_ns=time_ns)
-        image = self._finisher.finish(output, ycrcb if self._color else None, stretch, beside=beside)
+        image = self._finisher.finish(output, color if self._color else None, stretch, beside=beside)
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)
         return image
 
