@@ -140,6 +140,7 @@ class Processor:
 
     def _use(self, backend: Backend) -> None:
         self._finisher = Finisher(backend, self._stretch.kind, "bgr")
+        self._takes_uint8 = self._finisher.takes_uint8
         self._adapted = backend if isinstance(backend, AdaptedBackend) and backend.adapts else None
 
     def process(self, pair: Pair) -> FusedFrame:
@@ -183,13 +184,13 @@ class Processor:
 
     def _fuse(self, ir: _View, vis: _View, time_ns: int, started_ns: int) -> Uint8Array:
         gray, color = split_uint8(vis.pixels, "bgr")
-        luma: Array = gray if self._finisher.takes_uint8 else gray * np.float32(1 / 255)
+        luma: Array = gray if self._takes_uint8 else gray * np.float32(1 / 255)
         infrared, shown = ir.pixels, gray
         if ir.missing is not None:
-            infrared = np.where(ir.missing, gray * np.float32(1 / 255) if self._finisher.takes_uint8 else luma, ir.pixels)
+            infrared = np.where(ir.missing, gray * np.float32(1 / 255) if self._takes_uint8 else luma, ir.pixels)
         if vis.missing is not None:
             shown = np.where(vis.missing, _levels(infrared), gray)
-            luma = np.where(vis.missing, shown if self._finisher.takes_uint8 else infrared, luma)
+            luma = np.where(vis.missing, shown if self._takes_uint8 else infrared, luma)
             if color is not None:
                 color = color.gray_where(vis.missing)
         missing = _either(ir.missing, vis.missing)
