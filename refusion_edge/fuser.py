@@ -194,7 +194,7 @@ def load(
         threads: Threads of the back end; 0 for its default.
         streaming: Whether there are pauses between images, as with a camera: threads then sleep during the pauses.
         network: Name of the network, ``refusion`` or ``fast``; None for that of the file or bundle, or ``refusion`` for a
-            task.
+            task. Only the command ``stream`` chooses one by itself.
 
     Returns:
         A fuser; use it in a ``with`` statement.

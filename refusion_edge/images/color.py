@@ -102,7 +102,9 @@ def to_output_range(fused: Float32Array, output_range: OutputRange) -> Float32Ar
     low, high = fused.min(), fused.max()
     if high <= low:
         return np.zeros_like(fused)
-    stretched: Float32Array = (fused - low) / (high - low) * np.float32(_WHITE)
+    stretched: Float32Array = fused - low
+    stretched /= high - low
+    stretched *= np.float32(_WHITE)
     return stretched
 
 

@@ -24,7 +24,7 @@ _SOS, _EOI, _DHT, _APP1 = 0xDA, 0xD9, 0xC4, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE, _HUFFMAN_SEQUENTIAL = (0xC2, 0xC6, 0xCA, 0xCE), (0xC0, 0xC1)
 # Inside a scan, 0xff is followed by 0, or by the number of a restart interval.
-_END_OF_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # A refinement may hold 1000 bits without a Huffman code, and all of them may be zero.
 _ZERO_RUN, _ZERO_RUN_OF_REFINEMENT = bytes(16), bytes(160)
 _EXTRANEOUS = "extraneous bytes before marker 0xd9"
@@ -183,7 +183,11 @@ def _read_scan(segment: bytes, data: bytes, start: int) -> _Scan:
     found = _END_OF_SCAN.search(data, start)
     if found is None:
         raise DamagedError("it breaks off early")
-    return _Scan(components, range(first, last + 1), bits >> 4, bits & 15, start, found.start())
+    # Any number of 0xff may precede a marker; a pattern that allows them is searched for several times as slowly.
+    end = found.start()
+    while end > start and data[end - 1] == 0xFF:
+        end -= 1
+    return _Scan(components, range(first, last + 1), bits >> 4, bits & 15, start, end)
 
 
 def _first_symbols(segment: bytes) -> Iterator[tuple[tuple[int, int], int]]:

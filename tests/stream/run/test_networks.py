@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Float32Array
+from refusion_edge.backends.registry import status
 from refusion_edge.errors import BackendError, InputError, UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
@@ -303,3 +304,18 @@ def test_planned_networks_change_at_their_pairs() -> None:
         assert [number for number, backend in found.items() if backend is not None] == [6, 8]
         assert (opened[0].closed, opened[1].closed) == (True, False)
     assert opened[1].closed
+
+
+@pytest.mark.skipif(not status("native").usable, reason="needs the native module")
+def test_smoothed_statistics_give_the_same_bits_for_any_number_of_threads(rng: np.random.Generator) -> None:
+    state = {name: rng.normal(0, 0.15, shape).astype(np.float32) for name, shape in FastLayout(8, 3).shapes.items()}
+    write_safetensors("mine.safetensors", Checkpoint("ir_vis", state))
+    files = {side: camera(side, live=0, frames=12, pan=60) for side in ("ir", "vis")}
+    hashes = set()
+    for threads in (1, 2, 3):
+        report, _ = run(**files, weights="mine.safetensors", backend="native", threads=threads, hash=True)
+        assert report["network"]["statistics"] == "smoothed"
+        hashes.add(report["output_sha256"])
+    assert len(hashes) == 1
+    alone, _ = run(**files, weights="mine.safetensors", backend="native", threads=1, hash=True, smooth_s=0.0, gain="linear")
+    assert alone["output_sha256"] not in hashes
