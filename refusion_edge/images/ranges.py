@@ -156,18 +156,24 @@ def own_range(values: Array) -> tuple[float, float]:
     reach = _OUTLIER_WIDTHS * (body_high - body_low)
     if reach == 0 or (low >= body_low - reach and high <= body_high + reach):
         return low, high
-    ordered = ordered.astype(np.float64)
-    # Share of the values that are as large, or, from the other end, as small.
-    share = np.arange(ordered.size, 0, -1) / ordered.size
-    allowed = reach * (1 + (share / _USUAL_SHARE) ** 3)
-    inner_high = ordered[ordered - body_high <= allowed][-1]
-    inner_low = ordered[body_low - ordered <= allowed[::-1]][0]
+    # Only the values beyond the body can be outliers. From either end, the first value that is none.
+    below = ordered[: np.searchsorted(ordered, body_low) + 1].astype(np.float64)
+    above = ordered[np.searchsorted(ordered, body_high, side="right") - 1 :][::-1].astype(np.float64)
+    inner_low, inner_high = (
+        tail[distance <= reach * (1 + _shares(tail.size, ordered.size) ** 3)][0]
+        for tail, distance in ((below, body_low - below), (above, above - body_high))
+    )
     extension = _EXTENSION * (inner_high - inner_low)
     if low < inner_low - extension:
         low = float(values[values >= inner_low - extension].min())
     if high > inner_high + extension:
         high = float(values[values <= inner_high + extension].max())
     return low, high
+
+
+def _shares(count: int, of: int) -> NDArray[np.float64]:
+    """Share of the values that are as far out, in units of the usual one, for the outermost values in order."""
+    return np.arange(1, count + 1) / of / _USUAL_SHARE
 
 
 def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) -> Mask | None:
