@@ -39,6 +39,22 @@ def test_two_files_into_a_video_with_a_report(run_cli: RunCli) -> None:
     assert report["stages"]["infer"]["count"] == 6
 
 
+def test_the_network_is_chosen_and_said_with_its_reason(run_cli: RunCli) -> None:
+    words = ("stream", *FILES, "-o", "null://", "--threads", 1, "--backend", "onnxruntime")
+    code, out, err = run_cli(*words, "--network", "auto", "--json", "auto.json")
+    assert (code, one_sentence(err)) == (0, True)
+    network = json.loads(Path("auto.json").read_text())["network"]
+    (decision,) = network["decisions"]
+    assert (network["name"], network["backend"], network["statistics"]) == ("refusion", "onnxruntime", None)
+    assert decision["reason"] in err
+    assert "network: refusion on onnxruntime" in out
+    code, out, err = run_cli(*words, "--network", "fast", "--json", "fast.json")
+    assert (code, err) == (0, "")
+    network = json.loads(Path("fast.json").read_text())["network"]
+    assert (network["name"], network["statistics"], network["decisions"]) == ("fast", "of each frame", [])
+    assert "flicker" in out
+
+
 def test_former_names_of_options_work_with_a_warning(run_cli: RunCli) -> None:
     code, _, err = run_cli("stream", *FILES, "--pictures", 3, "--grey", "-o", "out/%04i.png", "--threads", 1)
     assert code == 0
