@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_model
-from benchmarks.gpu_model import CHIPS, SCHEMA, Chip, count, launch_ms, main, row_costs
+from benchmarks.gpu_model import CHIPS, SCHEMA, Chip, count, launch_ms, layered_costs, main, row_costs
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program_file import program_bytes
 from tests.fakes.programs import hollow_program
@@ -30,6 +30,11 @@ def test_only_the_walk_over_rows_is_counted() -> None:
     assert row_costs(CODE, 16) == (5, 16 * 8 * 16 + 64 * 32 * 16 / 4)
     without_a_loop = CODE.replace("@!P1  BRA 0x30", "NOP")
     assert row_costs(without_a_loop, 3) == (3, (2048 + 8192) / 3)
+    # The walk has 5 instructions and takes 20 turns for 16 rows; what lies around it is run once.
+    around = len(gpu_model._INSTRUCTION.findall(CODE)) - 5
+    assert layered_costs(CODE, 16, [20]) == ((around + 20 * 5) / 16, 20 * (16 * 8 * 16 + 64 * 32 * 16 / 4) / 16)
+    with pytest.raises(ValueError, match="1 walks over rows instead of 2"):
+        layered_costs(CODE, 16, [20, 18])
 
 
 def test_a_launch_takes_the_longest_of_three_times() -> None:

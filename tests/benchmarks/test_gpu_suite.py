@@ -17,15 +17,17 @@ torch = pytest.importorskip("torch", reason="the benchmark runs on torch")
 from benchmarks import gpu_suite
 from benchmarks.gpu_engines import TimedDriver, time_engine, watch_for_leaks
 from benchmarks.gpu_suite import PARTS, SCHEMA, Setting, chosen_parts, is_good, main, run_part, tables
-from benchmarks.kernel_work import frame_work, least_ms
+from benchmarks.kernel_work import frame_work, layer_rows, least_ms, scratch_bytes
 from refusion_edge.arrays import State
 from refusion_edge.backends.fused import FusedBackend
 from refusion_edge.cuda.program import Tile
 from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.kernel_sets import fast_kernels
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
 from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from refusion_edge.kernels.gpu.simulated_device import SimulatedProgramDevice
+from refusion_edge.network.fast import FastLayout
 from tests.fakes.programs import hollow_program
 
 needs_triton = pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton: pip install 'refusion-edge[triton]'")
@@ -162,6 +164,23 @@ def test_work_is_counted_from_the_plan(random_state: State) -> None:
     assert sum(work.bytes for work in works) == 2065
     assert least_ms(narrow, 1000, 96e6, 1e15) == pytest.approx(1.0)
     assert least_ms(narrow, 1000, 1e15, 9.216e9) == pytest.approx(1.0)
+
+
+def test_work_of_the_network_fast_is_counted_per_pixel_and_not_per_cell() -> None:
+    layout = FastLayout()
+    state = {name: np.zeros(shape, np.float32) for name, shape in layout.shapes.items()}
+    kernels = fast_kernels(layout)
+    schedule = kernels.schedule("float16")
+    statistics, convolutions, stretch = frame_work(schedule, kernels.fold(state).rounded(np.dtype(np.float16)))
+    assert (statistics.bytes, convolutions.bytes, stretch.bytes) == (2 * 4, 2 * 4 + 4, 4 + 1)
+    # 8 channels are padded to 16, 24 to 32, and a cell has four pixels.
+    assert convolutions.flops == 2 * 9 * (16 * 32 + 4 * 32 * 32 + 32 * 16) / 4
+    kernel = schedule.kernels["fast_convolutions"]
+    # 54 of 64 columns and 24 rows of cells are its own; every layer but the last makes some around them, written and read.
+    assert layer_rows(kernel, Tile(108, 48, 4)) == [34, 32, 30, 28, 26, 24]
+    assert scratch_bytes(schedule, kernel, Tile(108, 48, 4)) == pytest.approx(
+        2 * 2 * (34 + 32 + 30 + 28 + 26) * 64 * 32 / (108 * 48)
+    )
 
 
 @pytest.mark.slow

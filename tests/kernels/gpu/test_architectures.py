@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from refusion_edge.cuda.program import Binary, Target, Tile
 from refusion_edge.cuda.program_file import program_bytes
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.targets import cubins
-from refusion_edge.export.targets.cubins import assemble, compile_targets, require_assembler, resources
+from refusion_edge.export.targets.cubins import assemble, compile_targets, dump, require_assembler, resources
 from refusion_edge.export.targets.plugins import compile_plugins, plugin_kernels
 from refusion_edge.kernels.gpu.folding import fold
 from refusion_edge.kernels.gpu.kernel_sets import REFUSION, fast_kernels
@@ -100,6 +101,28 @@ def test_every_kernel_of_the_network_fast_compiles_and_fits(architecture: int) -
         assert taken.shared_bytes <= SHARED_KIB["other"] * 1024, name
         assert (taken.tensor_core > 0) == (name == "fast_convolutions"), name
         assert len(binary.image) < 150_000, name
+    # One layer loads what other threads have stored in the layer before.
+    after = after_walks(dump(target.binaries["fast_convolutions"], "-sass"))
+    assert len(after) == FastLayout().convolutions
+    assert all(found[0] == "BAR" for found in after[:-1]), after
+
+
+def after_walks(code: str) -> list[list[str]]:
+    """Loads, stores and barriers after each loop over rows, in order, up to the next one."""
+    instruction = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]+)([^;]*);")
+    found: list[list[str]] = []
+    stored = False
+    for address, name, rest in instruction.findall(code):
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if name == "BRA" and target and int(target[1], 16) < int(address, 16):
+            if stored:  # not the loops over strips that the kernel begins with
+                found.append([])
+            stored = False
+        elif name in ("LDG", "STG", "BAR"):
+            stored |= name == "STG"
+            if found:
+                found[-1].append(name)
+    return found
 
 
 @pytest.mark.slow

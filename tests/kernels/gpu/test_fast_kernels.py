@@ -88,8 +88,10 @@ def test_triton_kernels_make_the_network_at_the_smallest_size() -> None:
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize("size_hw", SIZES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "size_hw"),
+    [(LAYOUTS[0], (8, 8)), (LAYOUTS[0], (37, 9)), (LAYOUTS[1], (131, 13)), (LAYOUTS[2], (131, 13)), (LAYOUTS[3], (9, 37))],
+)
 def test_triton_kernels_make_the_network(layout: FastLayout, size_hw: tuple[int, int]) -> None:
     state, planes = random_state(layout), random_planes(size_hw)
     fused = by_triton(state, planes, "float16", small_tiles(layout, window=32))
@@ -104,14 +106,11 @@ def test_triton_kernels_make_the_network(layout: FastLayout, size_hw: tuple[int,
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_real_weights_in_the_tiles_of_a_device(dtype: str) -> None:
+def test_real_weights_in_the_tiles_of_a_device() -> None:
     state = read_checkpoint(weights_path("ir_vis", "fast")).state
     planes = random_planes((59, 123))
-    fused = by_triton(state, planes, dtype, fast_kernels(FastLayout()).tiles(87))
-    expected = reference(state, *planes)
-    least_db = {"float32": 120.0, "float16": LEAST_DB}[dtype]
-    assert compare(fused.plane.numpy(), expected).psnr_db >= least_db
+    fused = by_triton(state, planes, "float16", fast_kernels(FastLayout()).tiles(87))
+    assert compare(fused.plane.numpy(), reference(state, *planes)).psnr_db >= LEAST_DB
 
 
 @needs_triton
