@@ -86,6 +86,9 @@ EXPLANATIONS = {
     "ldmatrix not transposed": "a sum that is wrong by less than the tolerance",
     "global address moved by an element": "a value that differs from its neighbor by less than the tolerance",
     "wgmma.fence removed": "no register was written since the last one",
+    "wgmma not waited for": "the next product adds to the same accumulators, and a later wait is for both",
+    "fence of the proxy removed": "nothing was written to shared memory since the last one",
+    "barrier removed": "on sm_90, Triton writes some barriers that order nothing",
 }
 """Why a fault of a class may change nothing that anybody could see, or too little."""
 

@@ -17,8 +17,9 @@ from tests.kernels.emulator.planted_faults import EXPLANATIONS, HOST_FAULTS, MUT
 if not is_built():
     pytest.skip("the PTX emulator was not built", allow_module_level=True)
 
-# Whether the result is wrong is a matter of luck where these are missing, so that the checker has to see every one.
-ALWAYS_SEEN = ("barrier removed", "fence of the proxy removed", "wgmma not waited for")
+# Whether the result is wrong without a barrier is a matter of luck, so that the checker has to see every one. For sm_90, Triton
+# writes some that are not needed.
+ALWAYS_SEEN = {87: ("barrier removed", "barrier of a warp removed"), 90: ("barrier of a warp removed",)}
 
 # In every run: short kernels with shared memory, shuffles and products.
 QUICK = ("encoder_mixing", "encoder_apply", "to_plane")
@@ -30,7 +31,7 @@ def table_of(architecture: int, most: int, names: tuple[str, ...] = ()) -> dict[
         seen = plant(architecture, name, label, place)
         table.setdefault(label, Counter())[seen] += 1
         where = f"{label} in {name} for sm_{architecture}, line {place.string.count(chr(10), 0, place.start()) + 1}"
-        if label in ALWAYS_SEEN:
+        if label in ALWAYS_SEEN[architecture]:
             assert seen.startswith("checker"), where
         if seen in ("no effect", "missed"):
             assert label in EXPLANATIONS, where
@@ -66,12 +67,15 @@ def test_at_least_300_faults_are_planted_and_those_missed_are_explained() -> Non
 
 
 @pytest.mark.slow
-def test_faults_around_wgmma_are_seen() -> None:
+@pytest.mark.parametrize("name", ["encoder_statistics", "fusion_apply", "narrow"])
+def test_faults_around_wgmma_are_seen(name: str) -> None:
     if reason := why_not(90):
         pytest.skip(reason)
-    table = table_of(90, 2, ("encoder_statistics", "fusion_apply", "narrow"))
-    assert {"fence of the proxy removed", "wgmma not waited for", "wgmma.fence removed"} <= table.keys()
-    assert rate(table) >= 0.95
+    text = decoded(90, name)[1].image.decode()
+    # Of several products in a row, the last wait counts, and the first fences.
+    for label, place in (("wgmma not waited for", -1), ("fence of the proxy removed", 0), ("wgmma.fence removed", 0)):
+        assert plant(90, name, label, places(text, label)[place]).startswith("checker"), label
+    assert rate(table_of(90, 1, (name,))) == 1
 
 
 def places_anywhere(architecture: int, label: str) -> bool:
