@@ -91,8 +91,9 @@ def check_files(wheel: Path, *, native: bool = False) -> None:
     unexpected = {name for name in top if name != "refusion_edge" and not name.endswith(".dist-info")}
     unexpected |= {name for name in names if "/csrc/" in name}
     missing = [name for name in REQUIRED if name not in names]
-    compiled = {name for name in names if name.startswith("refusion_edge/kernels/cpu/_native.")}
-    right_kind = len(compiled) == native and wheel.name.endswith("-py3-none-any.whl") != native
+    modules = ("refusion_edge/kernels/cpu/_native.", "refusion_edge/kernels/emulator/_emulator.")
+    compiled = {name for name in names if name.startswith(modules)}
+    right_kind = len(compiled) == (len(modules) if native else 0) and wheel.name.endswith("-py3-none-any.whl") != native
     if unexpected or missing or size_mb > MAX_MB or not right_kind:
         sys.exit(
             f"{wheel.name} has wrong contents: {size_mb:.1f} MB (at most {MAX_MB}), unexpected {sorted(unexpected)}, "

@@ -17,7 +17,7 @@ from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.fused import FusedBackend
 from refusion_edge.cuda.program import Program
 from refusion_edge.cuda.program_file import parse_program, program_bytes
-from refusion_edge.errors import BundleError, RefusionError, UsageError
+from refusion_edge.errors import BackendError, BundleError, RefusionError, UsageError
 from refusion_edge.export.targets.ptx import with_ptx
 from refusion_edge.files import read_file, write_atomically
 from refusion_edge.images.samples import sample_paths
@@ -83,27 +83,42 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     program = with_ptx(program, architecture, jobs=usable_cores())
     device = EmulatedDevice(program, architecture, check=not options.no_check, backward=options.backward)
     planes = _planes(size_hw)
-    with FusedBackend(program_bytes(program), options.program.name, device) as engine:
-        # What the self-test took says what a frame will take.
-        _require_time(program, device.results, size_hw, options.limit_s)
-        at_opening = device.findings
-        device.results.clear()
-        fused = engine.fuse(planes[:1, None], planes[1:, None])[0, 0].copy()
-        results = list(device.results)
-    findings = tuple(dict.fromkeys((*at_opening, *(finding for _, result in results for finding in result.findings))))
     document: dict[str, Any] = {
         "program": options.program.name,
         "model": dict(program.model),
         "architecture": f"sm_{architecture}",
         "size_hw": list(size_hw),
         "checked": not options.no_check,
+    }
+    try:
+        with FusedBackend(program_bytes(program), options.program.name, device) as engine:
+            # What the self-test took says what a frame will take.
+            _require_time(program, device.results, size_hw, options.limit_s)
+            at_opening = len(device.results)
+            fused = engine.fuse(planes[:1, None], planes[1:, None])[0, 0].copy()
+    except BackendError as error:
+        # The self-test fails where a kernel computes wrongly, and the findings say why.
+        document |= {"error": str(error), "findings": _as_json(device.findings)}
+        if not faults(device.findings):
+            raise
+        return document, "\n".join([f"the program does not pass its self-test: {error}", *_told(device.findings)])
+    results = device.results[at_opening:]
+    document |= {
         "seconds": sum(result.seconds for _, result in results),
         "largest_difference_from_float64": _difference(program, planes, fused),
-        "findings": [{**finding.to_json(), "is_harmless": finding.is_harmless} for finding in findings],
+        "findings": _as_json(device.findings),
         "frame": count(result for _, result in results).to_json(),
         "kernels": {name: counters.to_json() for name, counters in by_kernel(results).items()},
     }
-    return document, _report(document, by_kernel(results), findings)
+    return document, _report(document, by_kernel(results), device.findings)
+
+
+def _as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [{**finding.to_json(), "is_harmless": finding.is_harmless} for finding in findings]
+
+
+def _told(findings: Sequence[Finding]) -> list[str]:
+    return [f"FAULT {finding}" for finding in faults(findings)] or ["no fault found"]
 
 
 def _planes(size_hw: tuple[int, int]) -> Float32Array:
@@ -144,7 +159,7 @@ def _difference(program: Program, planes: Float32Array, fused: Float32Array) -> 
 
 def _report(document: Mapping[str, Any], kernels: Mapping[str, Counters], findings: Sequence[Finding]) -> str:
     height, width = document["size_hw"]
-    frame, pixels, wrong = document["frame"], height * width, faults(findings)
+    frame, pixels = document["frame"], height * width
     lines = [
         f"{document['program']} for {document['architecture']}, {width}x{height}: {frame['launches']} launches, "
         f"{frame['warp_instructions']} warp instructions, {document['seconds']:.1f} s",
@@ -171,12 +186,11 @@ def _report(document: Mapping[str, Any], kernels: Mapping[str, Counters], findin
         "sectors: of 32 bytes of global memory, as asked for by warps, and each counted once a launch.",
         "",
     ]
-    if harmless := len(findings) - len(wrong):
+    if harmless := len(findings) - len(faults(findings)):
         lines.append(f"{harmless} instructions store the same value from several threads, which changes no result.")
     if not document["checked"]:
         lines.append("Races and undefined values were not looked for (--no-check).")
-    lines += [f"FAULT {finding}" for finding in wrong] or ["no fault found"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_told(findings)])
 
 
 if __name__ == "__main__":

@@ -59,9 +59,20 @@ class EmulatedDevice(SimulatedProgramDevice):
         """Run a graph, which must be one whole frame."""
         super().launch(graph, stream)
         name, result = self.results[-1]
-        # What no thread wrote would be seen when a later kernel reads it; nobody in here reads the outputs.
+        # What no thread wrote is seen when a later kernel uses it, but nobody in here uses the outputs.
         missing = tuple(
-            Finding("never_written", name, 0, "", 0, 0, -1, "", f"{buffer} of {defined.size} bytes", int((defined == 0).sum()))
+            Finding(
+                "undefined_output",
+                result.kernel.name,
+                0,
+                "",
+                0,
+                0,
+                -1,
+                "",
+                f"{buffer} of {defined.size} bytes",
+                int((defined == 0).sum()),
+            )
             for buffer, defined in self._defined.items()
             if self._program.schedule.buffers[buffer].role == "output" and not defined.all()
         )

@@ -33,7 +33,7 @@ CAUSES = {
     "wgmma_unfinished": "a wgmma that nobody waits for",
     "budget": "more instructions than the launch may take; it was stopped",
     "same_value": "two threads store the same value at one place",
-    "never_written": "bytes of an output that no thread wrote",
+    "undefined_output": "bytes of an output that no thread wrote, or that depend on what was never written",
 }
 """What each kind of finding means. ``same_value`` changes no result and is no fault."""
 

@@ -62,15 +62,17 @@ def _form(operation: str, template: str, *, size: int = 0, count: int = 0, kind:
 
 def _arithmetic() -> dict[str, tuple[Form, ...]]:
     operands = {
-        "R, r": "neg.s32 neg.f32 abs.f32 rsqrt.approx.ftz.f32 sqrt.approx.ftz.f32 ex2.approx.f32 cvt.rmi.ftz.f32.f32",
-        "R, r, r": "add.s32 sub.s32 mul.lo.s32 and.b32 or.b32 xor.b32 shl.b32 shr.u32 add.f32 sub.f32 mul.f32 min.f32 max.f32 "
-        "max.NaN.f32 div.full.f32 div.approx.f32 cvt.rn.f16x2.f32",
+        "R, d": "cvt.u32.u64",
+        "R, r": "neg.s32 neg.f32 abs.f32 rsqrt.approx.ftz.f32 sqrt.approx.ftz.f32 ex2.approx.f32 cvt.rn.f32.u32 "
+        "cvt.rmi.ftz.f32.f32",
+        "R, r, r": "add.s32 sub.s32 mul.lo.s32 min.s32 and.b32 or.b32 xor.b32 shl.b32 shr.u32 add.f32 sub.f32 mul.f32 "
+        "min.f32 max.f32 max.NaN.f32 div.full.f32 div.approx.f32 cvt.rn.f16x2.f32",
         "R, r, r, r": "mad.lo.s32 bfe.u32 bfe.s32 prmt.b32 fma.rn.f32",
         "R, r, r, p": "selp.b32",
         "R, h": "cvt.u32.u16 cvt.f32.f16",
         "R, h, r": "sub.rn.f32.f16",
         "D, d": "mov.b64",
-        "D, d, d": "add.s64 mul.lo.s64 or.b64 add.f32x2 sub.f32x2 mul.f32x2",
+        "D, d, d": "add.s64 mul.lo.s64 and.b64 or.b64 add.f32x2 sub.f32x2 mul.f32x2",
         "D, d, d, d": "mad.lo.s64 fma.rn.f32x2",
         "D, d, r": "shl.b64",
         "D, r": "cvt.s64.s32 cvt.u64.u32",
@@ -81,9 +83,9 @@ def _arithmetic() -> dict[str, tuple[Form, ...]]:
         "H, h, r": "shl.b16 shr.u16",
         "H, h, h, p": "selp.b16",
         "H, r": "cvt.u16.u32 cvt.rn.f16.f32 cvt.rzi.u16.f32",
-        "P, r, r": "setp.eq.b32 setp.ne.b32 setp.lt.s32 setp.le.s32 setp.gt.s32 setp.gt.u32 setp.lt.f32 setp.gt.f32 "
-        "setp.ge.f32",
-        "P, d, d": "setp.ne.b64 setp.lt.s64 setp.le.s64",
+        "P, r, r": "setp.eq.b32 setp.ne.b32 setp.lt.s32 setp.le.s32 setp.gt.s32 setp.lt.u32 setp.gt.u32 setp.lt.f32 "
+        "setp.gt.f32 setp.ge.f32",
+        "P, d, d": "setp.ne.b64 setp.lt.s64 setp.le.s64 setp.gt.s64",
         "P, p": "mov.pred",
         "P, p, p": "and.pred",
     }

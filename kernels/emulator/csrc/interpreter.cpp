@@ -174,6 +174,7 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
             case Op::bfe_u32: WORD(bit_field(AW, BW, CW, false));
             case Op::bfe_s32: WORD(bit_field(AW, BW, CW, true));
             case Op::neg_s32: WORD(0u - AW);
+            case Op::min_s32: WORD(static_cast<std::uint32_t>(std::min(AS, BS)));
             case Op::prmt_b32: WORD(permuted(AW, BW, CW));
             case Op::selp_b32: case Op::selp_b16: {
                 const std::uint32_t p = warp.predicates[static_cast<std::size_t>(o[3])];
@@ -190,6 +191,7 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
             case Op::add_s64: LONG(AL + BL);
             case Op::mul_lo_s64: LONG(AL * BL);
             case Op::mad_lo_s64: LONG(AL * BL + CL);
+            case Op::and_b64: LONG(AL & BL);
             case Op::or_b64: LONG(AL | BL);
             case Op::shl_b64: LONG(shift_left(AL, BW));
             case Op::mov_b64: LONG(AL);
@@ -206,6 +208,7 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
             case Op::mad_wide_u32: LONG(static_cast<std::uint64_t>(AW) * BW + CL);
             case Op::cvt_s64_s32: LONG(static_cast<std::uint64_t>(static_cast<std::int64_t>(AS)));
             case Op::cvt_u64_u32: LONG(static_cast<std::uint64_t>(AW));
+            case Op::cvt_u32_u64: WORD(static_cast<std::uint32_t>(AL));
             case Op::cvt_u16_u32: HALF(AW);
             case Op::cvt_u32_u16: HALF(AW);
             case Op::and_b16: WORD(AW & BW);
@@ -217,6 +220,7 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
             case Op::cvt_rn_f16x2_f32: WORD(static_cast<std::uint32_t>(to_half(AF)) << 16 | to_half(BF));
             case Op::cvt_rmi_ftz_f32_f32: FLOAT(std::floor(flushed(AF)));
             case Op::cvt_rzi_u16_f32: WORD(to_uint16(AF));
+            case Op::cvt_rn_f32_u32: FLOAT(static_cast<float>(AW));
             case Op::add_f32: FLOAT(AF + BF);
             case Op::sub_f32: FLOAT(AF - BF);
             case Op::mul_f32: FLOAT(AF * BF);
@@ -243,10 +247,12 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
             case Op::setp_lt_s32: TEST(AS < BS);
             case Op::setp_le_s32: TEST(AS <= BS);
             case Op::setp_gt_s32: TEST(AS > BS);
+            case Op::setp_lt_u32: TEST(AW < BW);
             case Op::setp_gt_u32: TEST(AW > BW);
             case Op::setp_ne_b64: TEST(AL != BL);
             case Op::setp_lt_s64: TEST(static_cast<std::int64_t>(AL) < static_cast<std::int64_t>(BL));
             case Op::setp_le_s64: TEST(static_cast<std::int64_t>(AL) <= static_cast<std::int64_t>(BL));
+            case Op::setp_gt_s64: TEST(static_cast<std::int64_t>(AL) > static_cast<std::int64_t>(BL));
             case Op::setp_lt_f32: TEST(AF < BF);
             case Op::setp_gt_f32: TEST(AF > BF);
             case Op::setp_ge_f32: TEST(AF >= BF);

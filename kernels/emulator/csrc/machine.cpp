@@ -309,7 +309,9 @@ void Machine::access_global(Warp& warp, const Instruction& i, std::uint32_t mask
             if (launch_.check) mark_global(region, offset, size, thread, store, store && std::memcmp(where.data + offset, data, bytes) == 0, pc);
             if (store) {
                 std::memcpy(where.data + offset, data, bytes);
-                for (int element = 0; element < i.count; ++element) {
+                // Without the checker nobody knows what is in a register, but all the same which bytes were written.
+                std::memset(where.defined + offset, 1, bytes);
+                for (int element = 0; launch_.check && element < i.count; ++element) {
                     write_shadow(where.defined + offset + element * i.size, known_of(warp, i, first + element), lane, i.size,
                                  (i.c[first + element] & kFile) == kLongs);
                 }

@@ -40,12 +40,18 @@ def why_not(architecture: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One launch: what the checker found, the outputs, and their distance from the reference in float64."""
+    """One launch: what the checker found, the outputs, and how many of their bytes are undefined."""
 
+    case: Case
     result: Result
     outputs: dict[str, Array]
     unwritten: dict[str, int]
-    error: float
+
+    @property
+    def error(self) -> float:
+        """Largest distance from the reference in float64, relative to the largest value."""
+        with np.errstate(all="ignore"):
+            return largest_error(self.case, self.outputs)
 
     @property
     def faults(self) -> list[Finding]:
@@ -57,8 +63,16 @@ class Outcome:
         return bool(self.faults or self.unwritten)
 
 
-def run_case(case: Case, kernel: DecodedKernel, binary: Binary, **options: Any) -> Outcome:
-    """Launch a kernel on the operands of a case. Outputs start as NaN and undefined; nothing lies between the buffers."""
+def run_case(case: Case, kernel: DecodedKernel, binary: Binary, undefined: str = "", **options: Any) -> Outcome:
+    """Launch a kernel on the operands of a case. Outputs start as NaN and undefined; nothing lies between the buffers.
+
+    Args:
+        case: Kernel and operands.
+        kernel: Its PTX.
+        binary: What it was compiled for.
+        undefined: An input that counts as never written.
+        options: Of ``launch``, in place of the right ones.
+    """
     regions: dict[str, Region] = {}
     values: list[int] = []
     address = _START
@@ -69,7 +83,7 @@ def run_case(case: Case, kernel: DecodedKernel, binary: Binary, **options: Any) 
             continue
         poison = np.nan if operand.dtype.kind == "f" else 7
         data = (np.full_like(operand, poison) if parameter.written else operand.copy()).view(np.uint8)
-        defined = np.full(data.size, not parameter.written, np.uint8)
+        defined = np.full(data.size, not parameter.written and parameter.name != undefined, np.uint8)
         regions[parameter.name] = Region(parameter.name, address, data, defined, parameter.written, operand.itemsize)
         values.append(address)
         address += -(-data.size // 256) * 256 + _GAP
@@ -79,9 +93,7 @@ def run_case(case: Case, kernel: DecodedKernel, binary: Binary, **options: Any) 
     result = launch(kernel, regions=list(regions.values()), **options)
     outputs = {name: regions[name].data.view(case.operands[name].dtype) for name in case.written}
     unwritten = {name: int((regions[name].defined == 0).sum()) for name in case.written}
-    with np.errstate(all="ignore"):
-        error = largest_error(case, outputs)
-    return Outcome(result, outputs, {name: count for name, count in unwritten.items() if count}, error)
+    return Outcome(case, result, outputs, {name: count for name, count in unwritten.items() if count})
 
 
 @functools.cache
