@@ -40,6 +40,7 @@ from refusion_edge.rig.warp import warp_points
 
 PARTS = (0.45, 0.62, 0.8)
 LEAST_ACCEPTED, WORST_PX = 0.8, 3.0
+_ALIGNED_PX = 640
 _REGISTERED = SearchRange(shift=0.05, rotation_deg=2.0, field=(0.95, 1.05))
 
 
@@ -68,13 +69,19 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of a case; errors are infinite if there is no alignment at all."""
+    """Result of a case; errors are infinite if there is no alignment at all, and ``step`` is a pixel as it is aligned."""
 
     part: float
     accepted: bool
     known_px: float
     own_px: float
     stated_px: float
+    step: float = 1.0
+
+    @property
+    def aligned_px(self) -> float:
+        """``own`` in pixels of the image as it is aligned, at most 640 pixels wide."""
+        return self.own_px / self.step
 
 
 def main() -> int:
@@ -90,6 +97,7 @@ def main() -> int:
     options = parser.parse_args()
     cv2.setNumThreads(1)
     pairs = find_pairs(str(options.data / "ir"), str(options.data / "vis")).pairs
+    registered: dict[str, Matrix | None] = {}
     cases = _cases(pairs, options.first, options.every, options.cuts, options.seed, wrong=options.wrong)
     print(f"{len(pairs)} pairs in {options.data}, seed {options.seed}, OpenCV {cv2.__version__}")
     outcomes: list[Outcome] = []
@@ -102,7 +110,7 @@ def main() -> int:
         except AlignmentError as error:
             found, note = None, error.problem
         taken_s += time.process_time() - started_s
-        outcome = _measured(case, found, own=options.own)
+        outcome = _measured(case, found, registered if options.own else None)
         outcomes.append(outcome)
         print(
             f"{case.name:40} {case.cut:3} {case.part:.2f} {'accepted' if outcome.accepted else 'refused':8}  known "
@@ -140,18 +148,27 @@ def _cases(pairs: Sequence[PairPaths], first: int, every: int, cuts: int, seed: 
             yield Case(name, cut, part, piece if cut == "ir" else ir, piece if cut == "vis" else vis, (ir, vis), shift)
 
 
-def _measured(case: Case, found: SceneAlignment | None, *, own: bool) -> Outcome:
+def _measured(case: Case, found: SceneAlignment | None, registered: dict[str, Matrix | None] | None) -> Outcome:
+    """Errors of a result; ``registered`` keeps the alignments of whole pairs."""
     if found is None:
         return Outcome(case.part, False, np.inf, np.inf, np.inf)
-    known_px = _error_px(case, found.homography, np.eye(3))
-    own_px = known_px
-    if own and not found.doubts:
-        try:
-            whole = align_scene(case.whole[1], case.whole[0], within=_REGISTERED)
-            own_px = known_px if whole.doubts else _error_px(case, found.homography, whole.homography)
-        except AlignmentError:
-            pass
-    return Outcome(case.part, not found.doubts, known_px, own_px, found.evidence.error_px)
+    known_px = own_px = _error_px(case, found.homography, np.eye(3))
+    if registered is not None:
+        if case.name not in registered:
+            registered[case.name] = _registration(*case.whole)
+        whole = registered[case.name]
+        own_px = known_px if whole is None else _error_px(case, found.homography, whole)
+    step = max(1.0, max(case.whole[0].shape[:2]) / _ALIGNED_PX)
+    return Outcome(case.part, not found.doubts, known_px, own_px, found.evidence.error_px, step)
+
+
+def _registration(ir: Array, vis: Array) -> Matrix | None:
+    """Where a whole pair is by itself, from the visible to the infrared image; None if that is refused."""
+    try:
+        whole = align_scene(vis, ir, within=_REGISTERED)
+    except AlignmentError:
+        return None
+    return None if whole.doubts else whole.homography
 
 
 def _error_px(case: Case, homography: Matrix, whole: Matrix) -> float:
@@ -172,10 +189,12 @@ def _summary(part: float | None, outcomes: list[Outcome]) -> None:
     if not accepted:
         print(f"{name:5} {len(outcomes):4} cases, none accepted")
         return
-    known, own = (np.array([getattr(each, key) for each in accepted]) for key in ("known_px", "own_px"))
+    known, own, aligned = (np.array([getattr(each, key) for each in accepted]) for key in ("known_px", "own_px", "aligned_px"))
     print(
         f"{name:5} {len(outcomes):4} cases, {len(accepted):4} accepted ({100 * len(accepted) / len(outcomes):.0f} %) | known: "
-        f"median {np.median(known):.2f}, worst {known.max():.2f} | own: median {np.median(own):.2f}, worst {own.max():.2f}"
+        f"median {np.median(known):.2f}, worst {known.max():.2f} | own: median {np.median(own):.2f}, worst {own.max():.2f}, "
+        f"beyond {WORST_PX:g} px {np.count_nonzero(own > WORST_PX)} | own as aligned: worst {aligned.max():.2f}, beyond "
+        f"{WORST_PX:g} px {np.count_nonzero(aligned > WORST_PX)}"
     )
 
 

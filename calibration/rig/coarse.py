@@ -113,7 +113,8 @@ def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: Sea
         cv2.getOptimalDFTSize(max(side, other) + room + 1)
         for side, other, room in zip((height, width), (tallest, round(part[1] * width)), reach, strict=True)
     )
-    field_hat, energy_hat, mask_hat = _spectra(field, shape)
+    field_hat, (energy_hat, mask_hat) = _transform(field.values, shape), _support(field, shape)
+    down = np.linalg.inv(up)
     for share in _shares(*part):
         template, template_up = _resized(narrow, share * width / narrow.size_wh[0])
         own_width, own_height = template.size_wh
@@ -122,21 +123,22 @@ def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: Sea
             for side, own, room in zip((height, width), (own_height, own_width), reach, strict=True)
         )
         window = np.ix_(rows, columns)
-        for turn in _turns(template.size_wh, share, within.rotation_deg):
-            turned = template if turn is None else warped(template, turn, template.size_wh)
-            other = _field(turned)
-            other_hat, other_energy_hat, other_mask_hat = _spectra(other, shape)
-            product = _inverse(field_hat * np.conj(other_hat)).real[window]
-            # Both are real, so one transform computes the two.
-            energies = _inverse(energy_hat * np.conj(other_mask_hat) + 1j * mask_hat * np.conj(other_energy_hat))[window]
-            agreement = product / np.sqrt(_floored(energies.real) * _floored(energies.imag))
+        other = _field(template)
+        other_energy_hat, other_mask_hat = _support(other, shape)
+        # Both are real, so one transform computes the two. A small turn hardly changes them.
+        energies = _inverse(energy_hat * np.conj(other_mask_hat) + 1j * mask_hat * np.conj(other_energy_hat))[window]
+        weight = 1 / np.sqrt(_floored(energies.real) * _floored(energies.imag))
+        for angle in _angles(share, within.rotation_deg):
+            turn = _turn(template.size_wh, angle)
+            other_hat = _transform(_turned(other.values, turn, angle), shape)
+            agreement = _inverse(field_hat * np.conj(other_hat)).real[window] * weight
             mean, deviation = float(agreement.mean()), max(float(agreement.std()), 1e-6)
             for row, column, peak in _peaks(agreement):
                 shift = np.eye(3)
                 shift[:2, 2] = -columns[column], -rows[row]
-                pose = template_up @ (np.eye(3) if turn is None else turn) @ shift @ np.linalg.inv(up)
                 chance = max(peak, 0.0) * math.sqrt(other.mask.size)
-                yield Candidate(pose, peak, math.sqrt(chance * max((peak - mean) / deviation, 0.0)))
+                score = math.sqrt(chance * max((peak - mean) / deviation, 0.0))
+                yield Candidate(template_up @ turn @ shift @ down, peak, score)
 
 
 def _resized(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
@@ -154,18 +156,30 @@ def _shares(low: float, high: float) -> list[float]:
     return [float(share) for share in np.linspace(high, low, count)]
 
 
-def _turns(size_wh: tuple[int, int], share: float, rotation_deg: float) -> Iterator[Matrix | None]:
-    """Rotations about the center of a template, as homographies; None for none."""
+def _angles(share: float, rotation_deg: float) -> NDArray[np.float64]:
+    """Rotations to try, in radians."""
     steps = math.ceil(rotation_deg * max(share, _LEAST_TEMPLATE) / _ROTATION_STEP_DEG)
+    return np.deg2rad(np.linspace(-rotation_deg, rotation_deg, 2 * steps + 1)) if steps else np.zeros(1)
+
+
+def _turn(size_wh: tuple[int, int], angle: float) -> Matrix:
+    """Rotation about the center of a template, from points of the result."""
     center = (np.array(size_wh) - 1) / 2
-    for angle in np.deg2rad(np.linspace(-rotation_deg, rotation_deg, 2 * steps + 1)) if steps else (0.0,):
-        if abs(angle) < 1e-9:
-            yield None
-            continue
-        turn = np.eye(3)
-        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-        turn[:2, 2] = center - turn[:2, :2] @ center
-        yield turn
+    turn = np.eye(3)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turn[:2, 2] = center - turn[:2, :2] @ center
+    return turn
+
+
+def _turned(values: Spectrum, turn: Matrix, angle: float) -> Spectrum:
+    """A field turned about its center: its places, and the doubled angles that it holds."""
+    if abs(angle) < 1e-9:
+        return values
+    planes = values.view(np.float32).reshape(*values.shape, 2)
+    height, width = values.shape
+    looked_up = cv2.warpAffine(planes, turn[:2], (width, height), flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR)
+    there: Spectrum = looked_up.view(np.complex64)[..., 0] * np.complex64(np.exp(-2j * angle))
+    return there
 
 
 def _field(scene: Scene) -> _Field:
@@ -175,13 +189,12 @@ def _field(scene: Scene) -> _Field:
     return _Field(np.ascontiguousarray(flat).view(np.complex64)[..., 0], mask)
 
 
-def _spectra(field: _Field, shape: tuple[int, ...]) -> tuple[Spectrum, Spectrum, Spectrum]:
-    """Fourier transforms of a field, its energy and its mask."""
-    values = _transform(field.values, shape)
+def _support(field: _Field, shape: tuple[int, ...]) -> tuple[Spectrum, Spectrum]:
+    """Fourier transforms of the energy and the mask of a field."""
     # Both are real, so one transform gives the two: the even and the odd part.
     both = _transform((np.abs(field.values) ** 2 + 1j * field.mask).astype(np.complex64), shape)
     mirrored = np.conj(np.roll(both[::-1, ::-1], (1, 1), (0, 1)))
-    return values, (both + mirrored) / 2, (both - mirrored) / 2j
+    return (both + mirrored) / 2, (both - mirrored) / 2j
 
 
 def _transform(values: Spectrum, shape: tuple[int, ...]) -> Spectrum:

@@ -6,7 +6,7 @@ The search is in ``coarse``, the fine alignment in ``ecc``; this module decides 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,13 +16,14 @@ from refusion_edge.calibration.rig.coarse import SearchRange, search
 from refusion_edge.calibration.rig.ecc import Fit, fit
 from refusion_edge.calibration.rig.motion import Model, apart_px
 from refusion_edge.calibration.rig.structure import Mask, Scene, edge_strength, gradient_structure, scaled, to_scene, warped
+from refusion_edge.calibration.rig.windows import Votes, votes
 from refusion_edge.errors import AlignmentError
 from refusion_edge.rig.model import Matrix
 
 # Larger images are scaled down to this long side, which still aligns them to within the noise of a full-scale pixel.
 _SIDE_PX = 640
 # So many candidates of the search are fitted roughly, and so many of these finely.
-_CANDIDATES, _FINALISTS = 14, 3
+_CANDIDATES, _FINALISTS = 8, 3
 # The view that shows the smaller part of the scene is warped onto, unless both show nearly the same.
 _NARROWER = 0.87
 # Smaller images have too few edges to fit.
@@ -30,6 +31,8 @@ _LEAST_SIDE_PX = 120
 # Scales of the fine alignment, and the blur in pixels that widens its reach.
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
 _LAST, _BY_STRENGTH = ((1.0, 1.0),), ((0.5, 0.0),)
+# Long side and blur of the images whose windows vote.
+_VOTING_SIDE_PX, _VOTING_BLUR_PX = 320, 0.8
 # A fit is repeated from its result until it moves the image by less than this, up to this many times.
 _SETTLED_PX, _MOST_ROUNDS = 0.05, 5
 # Other starts are so far beside the first one; results that correlate by less than this part of the best are no rivals of it.
@@ -42,11 +45,13 @@ _SAME_PLACE_PX = 8.0
 # more than this many pixels, and where both halves of the image give the same homography up to this.
 _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
-# benchmarks/alignment.py. Halves and measures disagree where a scene is deep, too; what tells a wrong place from a right one
-# is whether other starts lead there, and how far the disagreements go for how well the edges correlate.
-_LEAST_CORRELATION, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.8
-_MOST_HALVES_PX, _MOST_MEASURES_PX, _MOST_STARTS_PX = 5.0, 6.0, 1.2
-_MOST_ERROR_PX, _MOST_ERROR_NARROW_PX, _MOST_ERROR_PER_CORRELATION_PX = 4.0, 3.2, 25.0
+# benchmarks/alignment.py and benchmarks/alignment_fields.py. Whether the place is right is told by the windows of the image;
+# the other limits are about how exact it is.
+_LEAST_CORRELATION, _LEAST_SUPPORT, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.3, 0.8
+_MOST_RIVAL_SUPPORT, _MOST_REPEATING, _MOST_STARTS_PX = 0.8, 0.5, 1.2
+_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX, _MOST_ERROR_PER_SUPPORT_PX = 3.0, 25.0, 6.0
+# Halves and measures that disagree by more than this in a well supported place speak of depth.
+_DEEP_PX = 3.0
 # Likely causes.
 _NOTHING_IN_COMMON = (
     "probably the two images are not of the same scene and moment, one of them has hardly any contrast, or one camera sees "
@@ -74,12 +79,16 @@ class Evidence:
 
     Attributes:
         correlation: Correlation of the gradient structures, at most 1.
+        support: Part of the windows of the image that fit best where the alignment has them, see ``windows``.
+        repeating: Part of these windows that fit as well a few pixels beside.
         rival: Correlation times root of the overlap of the best other place over that of this one, at half scale; 0 if there
             is none.
+        rival_support: Support of the best other place over that of this one, at half scale; 0 if there is none.
         overlap: Part of the base view that the moving one covers.
         standard_error_px: Standard error of the fit, from the disagreement between blocks of the image.
         halves_px: Distance between the alignments of two interleaved halves of the image.
         measures_px: Distance between the alignment by direction of edges and the one by their strength.
+        windows_px: Distance between the alignment of the image as a whole and that of its windows, each by itself.
         starts_px: Largest distance at half scale between the best of five starts, which this one is from, and those that
             correlate nearly as well.
         scales_px: Distance between the alignments at half and at full scale.
@@ -88,19 +97,27 @@ class Evidence:
     """
 
     correlation: float
+    support: float
+    repeating: float
     rival: float
+    rival_support: float
     overlap: float
     standard_error_px: float
     halves_px: float
     measures_px: float
+    windows_px: float
     starts_px: float
     scales_px: float
     model_px: float
 
     @property
     def error_px(self) -> float:
-        """The error that is stated: the standard error, half of each disagreement of two, and that of other starts."""
-        of_two = (self.halves_px, self.measures_px, self.scales_px, self.model_px)
+        """The error that is stated: the standard error, half of each disagreement of two, and that of other starts.
+
+        Of the three that a few edges can spoil, the one in the middle counts: halves, measures and windows.
+        """
+        middle_px = sorted((self.halves_px, self.measures_px, self.windows_px))[1]
+        of_two = (middle_px, self.scales_px, self.model_px)
         return math.hypot(self.standard_error_px, self.starts_px, *(distance_px / 2 for distance_px in of_two))
 
 
@@ -186,22 +203,25 @@ def align_scene(
         raise AlignmentError("the two views hardly overlap", "point both cameras at the same scene")
     homography, last = refined
     zoom = float(up_base[0, 0]) * roles.zoom(homography)
+    said = _votes(roles, homography)
     evidence = Evidence(
         correlation=last.correlation,
-        rival=found[1].weight / place.weight if len(found) > 1 else 0.0,
+        support=said.support,
+        repeating=said.repeating,
+        rival=max((other.weight for other in found[1:]), default=0.0) / max(place.weight, 1e-6),
+        rival_support=max((other.support for other in found[1:]), default=0.0) / max(place.support, 1e-6),
         overlap=last.overlap,
         standard_error_px=last.error_px * zoom,
         halves_px=choice.halves_px * zoom,
         measures_px=_measures_px(roles.fixed, roles.other, homography) * zoom,
+        windows_px=said.offset_px * zoom,
         starts_px=starts_px * zoom,
         scales_px=apart_px(choice.homography, homography, roles.fixed.size_wh) * zoom,
         model_px=choice.model_px * zoom,
     )
     full = up_moving @ roles.outward(homography) @ np.linalg.inv(up_base)
     field = _field(whole, target, full)
-    # A smaller part of the scene has fewer edges that could be wrong together, so they have to agree better.
-    share, most_px = (1.0, _MOST_ERROR_PX) if roles.fixed is small else (min(field, 1 / field), _MOST_ERROR_NARROW_PX)
-    doubts = _doubts(evidence, share * zoom, most_px)
+    doubts = _doubts(evidence, zoom)
     return SceneAlignment(full / full[2, 2], choice.model, evidence, field, doubts)
 
 
@@ -217,8 +237,44 @@ def require_evidence(alignment: SceneAlignment) -> None:
         )
 
 
+class Levels:
+    """An image at several scales and the fields of its structure, each made once.
+
+    Args:
+        scene: The image.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self._scaled: dict[float, tuple[Scene, Matrix]] = {}
+        self._fields: dict[tuple[float, float, bool], tuple[Float32Array, Mask]] = {}
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        return self.scene.size_wh
+
+    def factor(self, factor: float) -> float:
+        """The scale of a level, raised for images that would become too small to fit."""
+        return min(1.0, max(factor, _LEAST_SIDE_PX / max(self.size_wh)))
+
+    def scaled(self, factor: float) -> tuple[Scene, Matrix]:
+        """The image at ``factor``, see ``structure.scaled``."""
+        factor = self.factor(factor)
+        if factor not in self._scaled:
+            self._scaled[factor] = scaled(self.scene, factor)
+        return self._scaled[factor]
+
+    def field(self, factor: float, blur_px: float, *, strength: bool) -> tuple[Float32Array, Mask]:
+        """Structure of the image at ``factor``, (H, W, C), and where it is known."""
+        key = factor, blur_px, strength
+        if key not in self._fields:
+            self._fields[key] = _field_of(self.scaled(factor)[0], blur_px, strength)
+        return self._fields[key]
+
+
 def refine(
-    base: Scene,
+    base: Levels,
     moving: Scene,
     homography: Matrix,
     model: Model,
@@ -243,11 +299,13 @@ def refine(
     """
     last: Fit | None = None
     for factor, blur_px in levels:
-        small, up = scaled(base, _factor(base, factor))
+        small, up = base.scaled(factor)
+        field, mask = base.field(factor, blur_px, strength=strength)
         for _ in range(rounds):
             # To look a field up between its pixels smooths it, which raises the correlation by itself: a result is where it
             # should be only when the last fit had nothing left to move.
-            last = fit(*_fields(small, moving, homography @ up, blur_px, strength), model=model)
+            there = _field_of(warped(moving, homography @ up, small.size_wh), blur_px, strength)
+            last = fit(field, mask, *there, model=model)
             if last is None or not _is_view(last.homography):
                 return None
             homography = homography @ up @ last.homography @ np.linalg.inv(up)
@@ -256,29 +314,18 @@ def refine(
     return None if last is None else (homography / homography[2, 2], last)
 
 
-def _factor(scene: Scene, factor: float) -> float:
-    """The scale of a level, raised for images that would become too small to fit."""
-    return min(1.0, max(factor, _LEAST_SIDE_PX / max(scene.size_wh)))
-
-
 def _is_view(motion: Matrix) -> bool:
     """Tell whether a correction is plausible between two cameras: no collapse, mirror image or blow-up."""
     return bool(np.isfinite(motion).all()) and 1 / _LARGEST_ZOOM < np.linalg.det(motion[:2, :2]) < _LARGEST_ZOOM
 
 
-def _fields(
-    base: Scene, moving: Scene, homography: Matrix, blur_px: float, strength: bool
-) -> tuple[Float32Array, Mask, Float32Array, Mask]:
-    fields: list[tuple[Float32Array, Mask]] = []
-    for scene in (base, warped(moving, homography, base.size_wh)):
-        field, mask = gradient_structure(scene)
-        if strength and mask.any():
-            field = edge_strength(field, mask)
-        if blur_px:
-            field = cv2.GaussianBlur(field, (0, 0), blur_px).reshape(field.shape).astype(np.float32)
-        fields.append((field, mask))
-    (f, f_mask), (g, g_mask) = fields
-    return f, f_mask, g, g_mask
+def _field_of(scene: Scene, blur_px: float, strength: bool) -> tuple[Float32Array, Mask]:
+    field, mask = gradient_structure(scene)
+    if strength and mask.any():
+        field = edge_strength(field, mask)
+    if blur_px:
+        field = cv2.GaussianBlur(field, (0, 0), blur_px).reshape(field.shape).astype(np.float32)
+    return field, mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -292,7 +339,7 @@ class _Roles:
         swapped: Whether ``fixed`` is the moving image.
     """
 
-    fixed: Scene
+    fixed: Levels
     other: Scene
     up: Matrix
     swapped: bool
@@ -321,14 +368,14 @@ def _field(base: Scene, moving: Scene, homography: Matrix) -> float:
     return moving.size_wh[0] / (_step(homography) * base.size_wh[0])
 
 
-def _roles(base: Scene, moving: Scene, homography: Matrix) -> _Roles:
-    step, field = _step(homography), _field(base, moving, homography)
+def _roles(base: Levels, moving: Scene, homography: Matrix) -> _Roles:
+    step, field = _step(homography), _field(base.scene, moving, homography)
     if _NARROWER <= field <= 1 / _NARROWER:
         return _Roles(base, moving, np.eye(3), swapped=False)
     swapped = field < 1
-    narrow, wide, step = (moving, base, 1 / step) if swapped else (base, moving, step)
+    narrow, wide, step = (moving, base.scene, 1 / step) if swapped else (base.scene, moving, step)
     fixed, up = scaled(narrow, max(step, _LEAST_SIDE_PX / max(narrow.size_wh)))
-    return _Roles(fixed, wide, up, swapped)
+    return _Roles(Levels(fixed), wide, up, swapped)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -338,15 +385,30 @@ class _Place:
     homography: Matrix
     weight: float
     roles: _Roles
+    support: float = 0.0
 
 
 def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
     """Distinct alignments that the candidates of the search converge to, best first."""
-    rough = _fitted(base, moving, [each.homography for each in search(base, moving, within, _CANDIDATES)], _LEVELS[0], 1)
-    return _fitted(base, moving, [place.homography for place in rough[:_FINALISTS]], _LEVELS[1], _MOST_ROUNDS)
+    levels = Levels(base)
+    starts = [each.homography for each in search(base, moving, within, _CANDIDATES)]
+    rough = _fitted(levels, moving, starts, _LEVELS[0], 1)
+    fine = _fitted(levels, moving, [place.homography for place in rough[:_FINALISTS]], _LEVELS[1], _MOST_ROUNDS)
+    judged = [replace(place, support=_votes(place.roles, place.roles.inward(place.homography)).support) for place in fine]
+    return sorted(judged, key=lambda place: -place.support)
 
 
-def _fitted(base: Scene, moving: Scene, starts: list[Matrix], level: tuple[float, float], rounds: int) -> list[_Place]:
+def _votes(roles: _Roles, homography: Matrix) -> Votes:
+    """What the windows of the narrower image say about a homography to the other one; distances are in its pixels."""
+    fixed = roles.fixed
+    factor = _VOTING_SIDE_PX / max(fixed.size_wh)
+    small, up = fixed.scaled(factor)
+    own = fixed.field(factor, _VOTING_BLUR_PX, strength=False)
+    said = votes(*own, *_field_of(warped(roles.other, homography @ up, small.size_wh), _VOTING_BLUR_PX, strength=False))
+    return replace(said, offset_px=said.offset_px / fixed.factor(factor))
+
+
+def _fitted(base: Levels, moving: Scene, starts: list[Matrix], level: tuple[float, float], rounds: int) -> list[_Place]:
     places: list[_Place] = []
     for start in starts:
         roles = _roles(base, moving, start)
@@ -358,7 +420,7 @@ def _fitted(base: Scene, moving: Scene, starts: list[Matrix], level: tuple[float
         if any(distance_px < _SAME_PLACE_PX for distance_px in near):
             continue
         # Of images of different size, as many pixels as the smaller one has are compared.
-        area = refined[1].overlap * roles.fixed.mask.size / max(base.mask.size, moving.mask.size)
+        area = refined[1].overlap * roles.fixed.scene.mask.size / max(base.scene.mask.size, moving.mask.size)
         places.append(_Place(homography, refined[1].correlation * math.sqrt(area), roles))
     return sorted(places, key=lambda place: -place.weight)
 
@@ -373,7 +435,7 @@ class _Choice:
     model_px: float = 0.0
 
 
-def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model | None) -> _Choice:
+def _choose_model(base: Levels, moving: Scene, homography: Matrix, model: Model | None) -> _Choice:
     """The requested model, or the simplest one that the scene does not refute."""
     if model == "similarity":
         return _Choice(model, homography, _halves_px(base, moving, homography, model))
@@ -386,7 +448,7 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
     halves_px = _halves_px(base, moving, better[0], richer)
     if model is not None:
         return _Choice(richer, better[0], halves_px)
-    moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / _factor(base, _LEVELS[1][0])
+    moved_px, error_px = apart_px(homography, better[0], base.size_wh), better[1].error_px / base.factor(_LEVELS[1][0])
     if moved_px > max(_REFUTED * error_px, _REFUTED_PX) and halves_px < _CONFIRMED_PX:
         return _Choice(richer, better[0], halves_px)
     # What its halves disagree on is no evidence against the similarity.
@@ -394,12 +456,12 @@ def _choose_model(base: Scene, moving: Scene, homography: Matrix, model: Model |
     return _Choice("similarity", homography, _halves_px(base, moving, homography, "similarity"), beyond_px)
 
 
-def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> float:
+def _halves_px(base: Levels, moving: Scene, homography: Matrix, model: Model) -> float:
     """Distance between the alignments of the two halves of a checkerboard, in pixels of the base."""
     factor, blur_px = _LEVELS[-1]
-    factor = _factor(base, factor)
-    small, up = scaled(base, factor)
-    field, mask, other, other_mask = _fields(small, moving, homography @ up, blur_px, strength=False)
+    small, up = base.scaled(factor)
+    field, mask = base.field(factor, blur_px, strength=False)
+    other, other_mask = _field_of(warped(moving, homography @ up, small.size_wh), blur_px, strength=False)
     height, width = mask.shape
     block = max(width, height) / _CHECKS
     rows, columns = (np.arange(side) // block for side in (height, width))
@@ -407,16 +469,16 @@ def _halves_px(base: Scene, moving: Scene, homography: Matrix, model: Model) -> 
     halves = [fit(field, mask & half, other, other_mask, model=model) for half in (even, ~even)]
     if halves[0] is None or halves[1] is None:
         return float("inf")
-    return apart_px(halves[0].homography, halves[1].homography, small.size_wh) / factor
+    return apart_px(halves[0].homography, halves[1].homography, small.size_wh) / base.factor(factor)
 
 
-def _measures_px(base: Scene, moving: Scene, homography: Matrix) -> float:
+def _measures_px(base: Levels, moving: Scene, homography: Matrix) -> float:
     """Distance to the alignment by edge strength, in pixels of the base."""
     found = refine(base, moving, homography, "similarity", levels=_BY_STRENGTH, strength=True)
     return float("inf") if found is None else apart_px(homography, found[0], base.size_wh)
 
 
-def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Matrix, float]:
+def _best_of_starts(base: Levels, moving: Scene, homography: Matrix) -> tuple[Matrix, float]:
     """The best similarity at half scale of those from starts beside one, and how far equally good ones are off in pixels."""
     ends: list[tuple[float, Matrix]] = []
     for shift in ((0.0, 0.0), (_BESIDE_PX, 0.0), (-_BESIDE_PX, 0.0), (0.0, _BESIDE_PX), (0.0, -_BESIDE_PX)):
@@ -432,9 +494,10 @@ def _best_of_starts(base: Scene, moving: Scene, homography: Matrix) -> tuple[Mat
     return best, max(apart_px(best, other, base.size_wh) for other in as_good)
 
 
-def _doubts(evidence: Evidence, zoom: float, most_error_px: float) -> tuple[Doubt, ...]:
+def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
     """Every reason not to trust the alignment; distances are in pixels of the image that was aligned."""
-    most_px = min(most_error_px, _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation) * zoom
+    per_evidence_px = _MOST_ERROR_PER_CORRELATION_PX * evidence.correlation, _MOST_ERROR_PER_SUPPORT_PX * evidence.support
+    most_px = min(_MOST_ERROR_PX, *per_evidence_px) * zoom
     found = (
         (
             evidence.correlation < _LEAST_CORRELATION,
@@ -444,18 +507,18 @@ def _doubts(evidence: Evidence, zoom: float, most_error_px: float) -> tuple[Doub
             evidence.overlap < _LEAST_OVERLAP,
             Doubt(f"an overlap of only {100 * evidence.overlap:.0f} % of the view that shows less", _BESIDE_EACH_OTHER),
         ),
+        (
+            evidence.support < _LEAST_SUPPORT,
+            Doubt(f"only {100 * evidence.support:.0f} % of the parts of the image that confirm it", _NOTHING_IN_COMMON),
+        ),
+        (
+            evidence.repeating > _MOST_REPEATING,
+            Doubt("a pattern that fits as well a few pixels beside", _SEVERAL_FIT),
+        ),
         # Views that overlap little agree by chance more easily.
         (
-            evidence.rival > _MOST_RIVAL * math.sqrt(evidence.overlap),
+            evidence.rival > _MOST_RIVAL * math.sqrt(evidence.overlap) or evidence.rival_support > _MOST_RIVAL_SUPPORT,
             Doubt("another alignment that fits nearly as well", _SEVERAL_FIT),
-        ),
-        (
-            evidence.halves_px > _MOST_HALVES_PX * zoom,
-            Doubt(f"two halves of the image that disagree by {evidence.halves_px:.1f} px", _DEEP),
-        ),
-        (
-            evidence.measures_px > _MOST_MEASURES_PX * zoom,
-            Doubt(f"direction and strength of edges that disagree by {evidence.measures_px:.1f} px", _DEEP),
         ),
         (
             evidence.starts_px > _MOST_STARTS_PX * zoom,
@@ -464,5 +527,6 @@ def _doubts(evidence: Evidence, zoom: float, most_error_px: float) -> tuple[Doub
     )
     doubts = tuple(doubt for holds, doubt in found if holds)
     if not doubts and evidence.error_px > most_px:
-        doubts = (Doubt(f"an error of {evidence.error_px:.1f} px", _FEW_EDGES),)
+        deep = min(evidence.halves_px, evidence.measures_px) > _DEEP_PX * zoom
+        doubts = (Doubt(f"an error of {evidence.error_px:.1f} px", _DEEP if deep else _FEW_EDGES),)
     return doubts

@@ -34,6 +34,8 @@ _LOG_OFFSET = 8.0
 _FILLED_PX = 1.5
 # What edges around a pixel have in common says little about where two images agree.
 _AROUND_PX = 8.0
+# A wide blur is done on a copy of which a pixel is this part of its standard deviation, and as many pixels as that at most.
+_BLURRED_PART, _LARGEST_PIXEL = 0.3, 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,9 +138,9 @@ def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
     logarithm = np.log(scene.luma + _LOG_OFFSET).astype(np.float32)
     known = scene.mask.astype(np.float32)
     # Means over known pixels only, so that a black border does not bleed in.
-    weight = np.maximum(cv2.GaussianBlur(known, (0, 0), _LOCAL_PX), 1e-3)
-    mean = cv2.GaussianBlur(logarithm * known, (0, 0), _LOCAL_PX) / weight
-    variance = cv2.GaussianBlur((logarithm - mean) ** 2 * known, (0, 0), _LOCAL_PX) / weight
+    weight = np.maximum(_blurred(known, _LOCAL_PX), 1e-3)
+    mean = _blurred(logarithm * known, _LOCAL_PX) / weight
+    variance = _blurred((logarithm - mean) ** 2 * known, _LOCAL_PX) / weight
     even = cv2.GaussianBlur((logarithm - mean) / np.sqrt(variance + _LOCAL_FLOOR**2), (0, 0), _SMOOTHING_PX)
     x, y = cv2.Scharr(even, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(even, cv2.CV_32F, 0, 1, scale=1 / 32)
     energy = x * x + y * y
@@ -150,9 +152,21 @@ def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
 
 def without_mean(structure: Float32Array, mask: Mask) -> Float32Array:
     """Subtract from a field, (H, W, C), its mean over the known pixels around each pixel."""
-    known = np.maximum(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _AROUND_PX), 1e-3)[..., None]
-    around = cv2.GaussianBlur(structure, (0, 0), _AROUND_PX).reshape(structure.shape)
+    known = np.maximum(_blurred(mask.astype(np.float32), _AROUND_PX), 1e-3)[..., None]
+    around = _blurred(structure, _AROUND_PX).reshape(structure.shape)
     return ((structure - around / known) * mask[..., None]).astype(np.float32)
+
+
+def _blurred(values: Float32Array, sigma_px: float) -> Float32Array:
+    """A Gaussian blur, on a smaller copy where that makes no difference."""
+    height, width = values.shape[:2]
+    pixel = min(_LARGEST_PIXEL, int(_BLURRED_PART * sigma_px), min(height, width) // 8)
+    if pixel < 2:
+        return cv2.GaussianBlur(values, (0, 0), sigma_px).astype(np.float32)
+    small = cv2.resize(values, (round(width / pixel), round(height / pixel)), interpolation=cv2.INTER_AREA)
+    # Averaging over the pixels blurs by itself.
+    blurred = cv2.GaussianBlur(small, (0, 0), np.sqrt(sigma_px**2 - (pixel**2 - 1) / 12) / pixel)
+    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
 def edge_strength(structure: Float32Array, mask: Mask) -> Float32Array:

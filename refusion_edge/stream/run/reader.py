@@ -23,6 +23,7 @@ _BACK_OFF_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _DAMAGED = "damaged frame"
 # Why a frame is part of no pair, as the report names it.
 REPEATED = "content of the frame before"
+STORED = "stored before the start, of unknown age"
 # What is known of the clock of a live source; `asdict` would copy every value for every frame.
 _TIMING = [field.name for field in fields(ClockState)]
 _DTYPES = (np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
@@ -130,6 +131,10 @@ class Reader:
             for news in timing.take_news():
                 self._statistics.note(side, news)
         self.delivered_s = time.monotonic()
+        if timing is not None and not timing.settled:
+            # It would be paired with frames of another moment.
+            self._statistics.dropped(side, STORED)
+            return
         if image.dtype not in _DTYPES or image.ndim not in (2, 3):
             self._statistics.dropped(side, "unknown pixel type")
             return

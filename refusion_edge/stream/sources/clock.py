@@ -4,6 +4,10 @@ A frame that arrives at ``a`` with the stamp ``s`` was taken, on the host's cloc
 below all points ``(a, a - s)``: the frames with the least delay lie on it. Its slope is the rate error of the camera's clock.
 Network and decoder delay single frames, never hasten them, so that jitter and bursts stay above the line. The least delay
 itself cannot be seen from outside.
+
+Some sources count frames instead of reading a clock: stamp is number times period. Where they leave frames out, their stamps do
+not advance, and the line rises by whole periods, for good. Frames that a network held back rise above it, too, but then arrive
+densely, and are back on the line within the burst.
 """
 
 from __future__ import annotations
@@ -33,6 +37,20 @@ _MAX_UNUSABLE = 8
 _LONGEST_STALL_NS = SECOND
 _INTERVALS, _MEASURED_EVERY = 32, 8
 _SMALLEST_STEP_NS = 8 * MS
+# The line rises by a frame left out where a frame is later than this part of a period; jitter has the rest.
+_LEFT_OUT_PART = 0.85
+# Before that is known, a frame is suspected to follow frames left out if it is later than the last ones by this part.
+_JUMP_PART, _COMPARED_FRAMES = 0.7, 4
+# So many frames at once are left out. A longer pause may be a network that holds frames back, which the next frame tells.
+_LEFT_OUT_AT_ONCE = 2
+# Frames that were late, and not after one left out, until stamps are those of a clock after all.
+_MOST_MISTAKES = 6
+# Frames that arrive within this part of their period were held back.
+_DENSE_PART = 0.5
+# At the beginning, a frame that comes nearer than its period by this part of it, but at least by this, shows that the ones
+# before were held back.
+_CATCHING_UP_PART, _LEAST_CATCHING_UP_NS = 0.125, 2 * MS
+_LONGEST_BURST_NS = SECOND // 2
 # A step back is confirmed by this many frames over this long, none of which is explained by the old clock.
 _CONFIRMING_FRAMES, _CONFIRMING_NS = 4, SECOND // 4
 # Without a step in the stamps, the line is raised only after this long above it.
@@ -71,8 +89,8 @@ class SourceClock:
     """Gives each frame of a live source its time on the monotonic clock of this machine.
 
     The times are those of the stamps as long as these come from a clock. Absent and repeated stamps are filled in. Stamps that
-    are counted at a nominal rate, or do not advance, give way to the arrival. Memory is bounded, and the work for a frame is
-    constant on average.
+    count frames are carried on over the frames left out. Stamps that are counted at a nominal rate other than that of the
+    frames, or do not advance, give way to the arrival. Memory is bounded, and the work for a frame is constant on average.
 
     Args:
         clock: Origin of the stamps, in words.
@@ -97,6 +115,11 @@ class SourceClock:
         self._epochs += 1
         self._shared = self._said_shared
         self._nominal = self._standing = False
+        self._settled = False
+        self._first_ns = 0
+        self._left_out = _LeftOut()
+        # How far the last frames lay above the line.
+        self._above_ns: deque[int] = deque(maxlen=_COMPARED_FRAMES)
         self._good_since_ns: int | None = None
         self._unusable = 0
         self._line = _LowerLine()
@@ -114,6 +137,15 @@ class SourceClock:
         """Use the arrival of each frame, as where the source gives no stamps of a clock."""
         self._words, self._unstamped = CLOCK_ARRIVAL, True
 
+    @property
+    def settled(self) -> bool:
+        """Whether the time of the last frame is known.
+
+        A source may begin with what it had stored: frames of the last second that arrive at once. How old they are is not
+        known before the last of them.
+        """
+        return self._settled
+
     def distrust(self) -> None:
         """Take the stamps for those of another clock, as where the driver says so."""
         if self._shared:
@@ -128,6 +160,8 @@ class SourceClock:
             clock = f"{CLOCK_ARRIVAL}, as its own time stamps do not advance"
         elif self._nominal:
             clock = f"{CLOCK_ARRIVAL}, as its own time stamps are counted at a nominal rate"
+        elif self._left_out.counted:
+            clock = f"{self._words}; they count frames, and are carried on by the arrivals where frames are left out"
         else:
             clock = self._words
         if self._uses_arrival:
@@ -165,12 +199,13 @@ class SourceClock:
         if before_ns is not None:
             self._arrivals.add(arrived_ns - before_ns)
         if self._unstamped:
+            self._settled = True
             return arrived_ns
         self._since_stamp += 1
         if stamp_ns is None or stamp_ns == self._stamp_ns:
             self._unusable += 1
             if self._unusable == _MAX_UNUSABLE and not self._standing:
-                self._standing = True
+                self._standing = self._settled = True
                 self._news.append("its time stamps do not advance; the arrival of each frame is used instead")
             return arrived_ns if self._uses_arrival or before_ns is None else self._filled_in(arrived_ns, before_ns)
         if self._standing and self._unusable == 0:
@@ -181,15 +216,39 @@ class SourceClock:
         if self._shared:
             if -_ROUNDING_NS <= arrived_ns - stamp_ns <= _MAX_SHARED_DELAY_NS:
                 self._remember(stamp_ns, arrived_ns)
+                self._settled = True
                 return stamp_ns
             self.distrust()
             self._news.append("its time stamps are not on the host clock; they are mapped to it by the least delay")
+        self._settle(stamp_ns, arrived_ns)
+        dense = self._is_dense(stamp_ns, arrived_ns)
         self._compare(stamp_ns, arrived_ns)
         self._remember(stamp_ns, arrived_ns)
+        self._take_back(arrived_ns, arrived_ns - stamp_ns, dense=dense)
         offset_ns = self._line.add(arrived_ns, arrived_ns - stamp_ns, rigid=self._in_step)
-        self._watch_residual(arrived_ns, arrived_ns - stamp_ns - offset_ns)
+        self._watch_residual(arrived_ns, arrived_ns - stamp_ns - offset_ns, dense=dense)
         self._judge_rate(arrived_ns)
         return arrived_ns if self._uses_arrival else stamp_ns + self._line.at(arrived_ns)
+
+    def _settle(self, stamp_ns: int, arrived_ns: int) -> None:
+        """Forget the frames so far while each one shows that those before were held back."""
+        if self._settled:
+            return
+        if self._stamp_ns is None:
+            self._first_ns = arrived_ns
+            return
+        passed_ns = stamp_ns - self._stamp_ns
+        nearer_ns = passed_ns - (arrived_ns - self._stamp_arrived_ns)
+        expected = nearer_ns <= max(round(_CATCHING_UP_PART * passed_ns), _LEAST_CATCHING_UP_NS)
+        self._settled = expected or arrived_ns - self._first_ns > _LONGEST_BURST_NS
+        if not self._settled:
+            self._line, self._arrivals = _LowerLine(), _Intervals()
+
+    def _is_dense(self, stamp_ns: int, arrived_ns: int) -> bool:
+        """Whether a frame arrives so soon after the one before that it was held back."""
+        if self._stamp_ns is None:
+            return False
+        return arrived_ns - self._stamp_arrived_ns < _DENSE_PART * max(stamp_ns - self._stamp_ns, 0)
 
     def _filled_in(self, arrived_ns: int, before_ns: int) -> int:
         """Time of a frame without a usable stamp: one period after the frame before, or several after a long pause."""
@@ -225,12 +284,8 @@ class SourceClock:
             else:
                 self._suspect = _Suspect(arrived_ns, back_ns)
             return
-        pause_ns = arrival_ns - passed_ns
-        if self._in_step and pause_ns > period_ns * 2 // 3 + 3 * self._arrivals.deviation_ns:
-            # Frames that were held back, or frames that were left out without being counted in the stamps.
-            if self._suspect is None:
-                self._suspect = _Suspect(arrived_ns, 0, confirming_ns=2 * _CONFIRMING_NS)
-            self._suspect.size_ns += pause_ns
+        if passed_ns > period_ns * 3 // 2 and self._since_stamp == 1:
+            self._left_out.show()
         expected_ns = period_ns * max(self._since_stamp, round(arrival_ns / period_ns))
         ahead_ns = passed_ns - expected_ns
         off_grid_ns = abs(passed_ns - period_ns * round(passed_ns / period_ns))
@@ -267,15 +322,33 @@ class SourceClock:
         self._line = _LowerLine()
         self._shift(step_ns)
 
-    def _watch_residual(self, arrived_ns: int, above_ns: int) -> None:
-        """Confirm a suspected step back, and raise the line where no frame has come near it for long."""
+    def _watch_residual(self, arrived_ns: int, above_ns: int, *, dense: bool) -> None:
+        """Confirm a suspected step back or frames left out, and raise the line where no frame has come near it for long."""
+        period_ns = self._stamps.median_ns
+        if self._left_out.counted and period_ns is not None:
+            self._suspect = None
+            if self._carry_on(above_ns, period_ns, dense=dense):
+                return
+        elif self._suspect is None and period_ns is not None and self._in_step and self._jumped(above_ns, period_ns):
+            self._suspect = _Suspect(arrived_ns, period_ns, of_pause=True)
+        self._above_ns.append(above_ns)
         suspect = self._suspect
         if suspect is not None:
-            suspect.add(above_ns)
+            suspect.add(above_ns, counts=not (dense and suspect.of_pause))
             if suspect.least_ns < suspect.size_ns // 2:
                 self._suspect = None
-            elif suspect.frames >= _CONFIRMING_FRAMES and arrived_ns - suspect.since_ns >= suspect.confirming_ns:
-                self._shift(-min(suspect.size_ns, suspect.least_ns))
+            elif suspect.frames >= _CONFIRMING_FRAMES and arrived_ns - suspect.since_ns >= _CONFIRMING_NS:
+                if not suspect.of_pause or period_ns is None:
+                    self._shift(-min(suspect.size_ns, suspect.least_ns))
+                elif self._left_out.confirm(suspect.least_ns, period_ns):
+                    self._suspect = None
+                    self._news.append(
+                        "its time stamps count frames and do not advance where frames are left out; they are carried on by the "
+                        "arrivals there"
+                    )
+                    self._carry_on(above_ns, period_ns, dense=dense)
+                else:
+                    self._shift(-suspect.least_ns)
             return
         if self._raised is None or above_ns < _RAISED_ABOVE_NS:
             self._raised = _Suspect(arrived_ns, 0) if above_ns >= _RAISED_ABOVE_NS else None
@@ -285,9 +358,36 @@ class SourceClock:
                 self._line.restart_from(self._raised.since_ns)
                 self._raised = None
 
+    def _jumped(self, above_ns: int, period_ns: int) -> bool:
+        """Whether a frame is later than those before it by about a period or more, as after frames that were left out."""
+        return bool(self._above_ns) and above_ns - max(0, min(self._above_ns)) > _JUMP_PART * period_ns
+
+    def _carry_on(self, above_ns: int, period_ns: int, *, dense: bool) -> bool:
+        """Raise the line by the frames left out before this one, unless it was held back."""
+        count = 0 if dense else max(0, int(above_ns / period_ns + 1 - _LEFT_OUT_PART))
+        count = self._left_out.count(count)
+        self._left_out.raised_ns = count * period_ns
+        if count:
+            self._line.shift(count * period_ns)
+            self._raised = None
+        return count > 0
+
+    def _take_back(self, arrived_ns: int, above_ns: int, *, dense: bool) -> None:
+        """Lower the line again where a frame shows that the one before was late, and none was left out."""
+        period_ns = self._stamps.median_ns
+        if not self._left_out.counted or period_ns is None or not self._line.frames:
+            return
+        back_ns = self._left_out.raised_ns if dense else 0
+        count = max(0, round((self._line.at(arrived_ns) - back_ns - above_ns) / period_ns))
+        if back_ns or count:
+            self._line.shift(-back_ns - count * period_ns)
+            self._left_out.mistake()
+
     def _judge_rate(self, arrived_ns: int) -> None:
         """Decide whether the stamps are read from a clock or counted at a nominal rate."""
         line = self._line
+        if self._suspect is not None and self._suspect.of_pause:
+            return
         if line.frames < _JUDGED_AFTER_FRAMES or line.span_ns < _JUDGED_AFTER_NS:
             return
         off_ns = (abs(line.free_slope) - _MAX_DRIFT) * line.span_ns
@@ -352,13 +452,55 @@ class _Intervals:
 class _Suspect:
     """A possible step back, and how far the frames since lie above the line."""
 
-    def __init__(self, since_ns: int, size_ns: int, *, confirming_ns: int = _CONFIRMING_NS) -> None:
-        self.since_ns, self.size_ns, self.confirming_ns = since_ns, size_ns, confirming_ns
-        self.frames, self.least_ns = 0, 0
+    def __init__(self, since_ns: int, size_ns: int, *, of_pause: bool = False) -> None:
+        self.since_ns, self.size_ns, self.of_pause = since_ns, size_ns, of_pause
+        self.frames, self.least_ns = 0, size_ns
 
-    def add(self, above_ns: int) -> None:
+    def add(self, above_ns: int, *, counts: bool = True) -> None:
         self.least_ns = min(self.least_ns, above_ns) if self.frames else above_ns
-        self.frames += 1
+        self.frames += counts
+
+
+class _LeftOut:
+    """Whether stamps count frames, by what they do where frames are left out.
+
+    Attributes:
+        counted: Whether they do.
+        raised_ns: By how much the line was raised at the last frame.
+    """
+
+    def __init__(self) -> None:
+        self.counted = False
+        self.raised_ns = 0
+        self._gaps = self._mistakes = 0
+        self._paused = False
+
+    def show(self) -> None:
+        """The stamps advanced over a gap: they are those of a clock."""
+        self.counted = False
+
+    def confirm(self, step_ns: int, period_ns: int) -> bool:
+        """Frames stay late by ``step_ns``; tells whether that is a number of periods, which makes the stamps counted ones."""
+        count = max(1, round(step_ns / period_ns))
+        self.counted = abs(step_ns - count * period_ns) <= (1 - _LEFT_OUT_PART) * period_ns
+        self._gaps = self._mistakes = 0
+        return self.counted
+
+    def count(self, count: int) -> int:
+        """How many of the frames that seem to be left out before this one are taken for that."""
+        if count > _LEFT_OUT_AT_ONCE and not self._paused:
+            self._paused = True
+            return 0
+        self._paused = False
+        self._gaps += count > 0
+        return count
+
+    def mistake(self) -> None:
+        """A frame was late, and none was left out before it. Where most are, the stamps are those of a clock."""
+        self._mistakes += 1
+        if self._mistakes >= _MOST_MISTAKES:
+            self.counted = 4 * self._mistakes <= 3 * self._gaps
+            self._gaps, self._mistakes = self._gaps // 2, self._mistakes // 2
 
 
 class _LowerLine:

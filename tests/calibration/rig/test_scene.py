@@ -13,7 +13,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.calibration.rig.causes import find_cause
 from refusion_edge.calibration.rig.coarse import SearchRange, search
 from refusion_edge.calibration.rig.motion import apart_px
-from refusion_edge.calibration.rig.scene import align_scene, refine, require_evidence
+from refusion_edge.calibration.rig.scene import Levels, align_scene, refine, require_evidence
 from refusion_edge.calibration.rig.structure import to_scene
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.images.io import read_image
@@ -51,7 +51,7 @@ def test_a_result_does_not_depend_on_where_the_fit_started(street: ImagePair, mo
     for shift in ((0.0, 0.0), (5.0, -2.0), (-3.0, 4.0)):
         start = MOVE.copy()
         start[:2, 2] += shift
-        found = refine(base, moving, start, "similarity")
+        found = refine(Levels(base), moving, start, "similarity")
         assert found is not None
         ends.append(found[0])
     assert max(apart_px(ends[0], end, size_of(street)) for end in ends) < 0.1

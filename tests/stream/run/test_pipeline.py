@@ -18,13 +18,15 @@ from refusion_edge.images.io import read_image
 from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig.warp import make_warp
-from refusion_edge.stream.frames import SIDES, Side
+from refusion_edge.stream.frames import SECOND, SIDES, Side
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import TIME_WENT_BACK, Pairer
 from refusion_edge.stream.processing.processor import Geometry, Processor
+from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
-from refusion_edge.stream.sources.clock import CLOCK_ARRIVAL
+from refusion_edge.stream.run.reader import STORED, Reader
+from refusion_edge.stream.sources.clock import CLOCK_ARRIVAL, SourceClock
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CorruptFrameError, Grab, Source
 from refusion_edge.stream.statistics import Statistics
@@ -164,7 +166,8 @@ def test_one_lost_camera_is_passed_over_and_comes_back(stream: Stream) -> None:
 class SilentSource:
     """Delivers nothing and never fails, like a driver that hangs."""
 
-    live, absolute, clock, rate_hz, timing, keeps_noise = True, True, "host clock at arrival", 30.0, None, True
+    live, absolute, clock, rate_hz, keeps_noise = True, True, "host clock at arrival", 30.0, True
+    timing: SourceClock | None = None
 
     def __init__(self, side: str) -> None:
         self.remarks: list[str] = []
@@ -211,7 +214,8 @@ class BrokenNetwork(MeanBackend):
 class FailingSource:
     """Fails after a few frames with an unforeseen error."""
 
-    live, absolute, clock, rate_hz, timing, keeps_noise = True, True, "host clock at arrival", 30.0, None, True
+    live, absolute, clock, rate_hz, keeps_noise = True, True, "host clock at arrival", 30.0, True
+    timing: SourceClock | None = None
 
     def __init__(self, side: str) -> None:
         self.remarks: list[str] = []
@@ -312,6 +316,32 @@ def test_sizes_that_differ_need_a_rig_or_leave_to_resize(stream: Stream) -> None
 def test_an_output_that_cannot_be_written_is_one_error(stream: Stream) -> None:
     with raises(OutputError, "/proc/nothing"):
         stream(ir=camera("ir", live=0, frames=5), vis=camera("vis", live=0, frames=5), outputs=("/proc/nothing/x.mp4",))
+
+
+class StoringSource(FailingSource):
+    """A network camera that begins with the ten frames of the last third of a second at once, as is usual."""
+
+    def __init__(self, side: str) -> None:
+        super().__init__(side)
+        self.timing = SourceClock()
+
+    def read(self) -> Grab | None:
+        if self._count == 20:
+            return None
+        self._count += 1
+        stamp_ns = self._count * SECOND // 30
+        time_ns = self.timing.place(stamp_ns, 1000 * SECOND + max(stamp_ns, SECOND // 3))
+        return Grab(np.full((48, 64), self._count, np.uint16), self._count, time_ns)
+
+
+def test_frames_that_a_camera_stored_before_the_start_are_left_out_and_counted() -> None:
+    statistics, inbox = Statistics(), Inbox(live=True)
+    inbox.end("ir")
+    Reader(StoringSource("vis"), inbox, statistics, threading.Event()).run()
+    found = statistics.snapshot()["cameras"]["vis"]
+    assert found["in"] == 20
+    assert found["drops"][STORED] == 10
+    assert min(frame.index for frame in iter(inbox.get, None)) >= 11
 
 
 class ClockedSource(FailingSource):

@@ -21,6 +21,12 @@ def placed(shots: list[Shot], clock: SourceClock) -> Array:
     return np.array([clock.place(shot.stamp_ns, shot.arrived_ns) - shot.taken_ns for shot in shots]) / MS
 
 
+def placed_and_settled(shots: list[Shot], clock: SourceClock) -> Array:
+    """As ``placed``, without the frames whose time is said to be unknown."""
+    errors = [(clock.place(shot.stamp_ns, shot.arrived_ns) - shot.taken_ns, clock.settled) for shot in shots]
+    return np.array([error for error, settled in errors if settled]) / MS
+
+
 CAMERAS: dict[str, dict[str, Any]] = {
     "fast by 1 %": {"drift": 0.01},
     "slow by 1 %, 9 Hz": {"drift": -0.01, "rate_hz": 9},
@@ -57,6 +63,81 @@ def test_times_are_right_within_15_ms(name: str, seed: int) -> None:
     assert found.error_ms is not None
     # What is said about the error holds for 95 % of the frames, once settled.
     assert np.percentile(np.abs(errors_ms[-300:]), 95) < found.error_ms
+
+
+# Stamps that are number times period, where numbers skip no frame that was left out.
+COUNTING: dict[str, dict[str, Any]] = {
+    "1 % left out": {"missing": 0.01},
+    "3 % left out": {"missing": 0.03, "jitter_ms": 3},
+    "3 % left out, more jitter": {"missing": 0.03, "jitter_ms": 5},
+    "10 % left out": {"missing": 0.1, "jitter_ms": 3},
+    "a camera that runs 0.7 % fast": {"missing": 0.03, "jitter_ms": 3, "rate_hz": 30.2},
+    "a burst at the start": {"missing": 0.03, "jitter_ms": 3, "burst_s": 1.0},
+    "stalls of the network": {"missing": 0.005, "jitter_ms": 3, "stall_every_s": 7},
+    "9 Hz": {"missing": 0.03, "jitter_ms": 10, "rate_hz": 9, "nominal_hz": 9},
+}
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+@pytest.mark.parametrize("name", COUNTING)
+def test_stamps_that_count_frames_are_carried_on_over_those_left_out(name: str, seed: int) -> None:
+    camera = SimulatedCamera(**{"nominal_hz": 30, "rate_hz": 30, "seconds": 180, **COUNTING[name]}, seed=seed)
+    clock = SourceClock()
+    errors_ms = placed_and_settled(camera.shots(), clock)
+    assert np.percentile(np.abs(errors_ms), 99) < 15
+    assert abs(errors_ms[-100:].mean()) < 5
+    found = clock.state
+    assert found.clock.startswith(CLOCK_STREAM)
+    assert found.clock != CLOCK_STREAM  # says that they count frames
+    assert found.error_ms is not None
+    assert np.percentile(np.abs(errors_ms[-300:]), 95) < found.error_ms
+    assert found.steps == 0
+    assert clock.take_news() != ()
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
+@pytest.mark.parametrize(
+    "camera", [{"jitter_ms": 15}, {"jitter_ms": 15, "missing": 0.05}, {"stall_every_s": 3, "jitter_ms": 8}]
+)
+def test_the_stamps_of_a_clock_are_not_taken_for_counted_ones(camera: dict[str, Any], seed: int) -> None:
+    clock = SourceClock()
+    errors_ms = placed(SimulatedCamera(**camera, seconds=300, seed=seed).shots(), clock)
+    assert clock.state.clock == CLOCK_STREAM
+    assert np.percentile(np.abs(errors_ms), 99) < 15
+
+
+@pytest.mark.parametrize(
+    "camera",
+    [{}, {"jitter_ms": 5, "drift": 0.01}, {"rate_hz": 9}, {"rate_hz": 60, "jitter_ms": 2}, {"epoch_s": 1.7e9, "drift": -0.01}],
+)
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_frames_that_were_stored_before_the_start_have_no_known_time(camera: dict[str, Any], seed: int) -> None:
+    shots = SimulatedCamera(**camera, burst_s=1.0, seed=seed).shots()
+    stored = sum(shot.arrived_ns - shot.taken_ns > 50 * MS for shot in shots)
+    clock = SourceClock()
+    settled = []
+    for shot in shots[: stored + 20]:
+        clock.place(shot.stamp_ns, shot.arrived_ns)
+        settled.append(clock.settled)
+    assert not any(settled[: stored - 1])
+    assert all(settled[stored + 15 :])
+    errors_ms = placed_and_settled(shots, SourceClock())
+    assert np.percentile(np.abs(errors_ms), 99) < 15
+    assert np.abs(errors_ms).max() < 60  # there is none with the age of the burst
+
+
+def test_a_source_without_a_burst_is_settled_at_its_second_frame() -> None:
+    for clock, stamp_ns in ((SourceClock(), 5), (SourceClock(CLOCK_KERNEL, shared=True), 1000 * SECOND)):
+        clock.place(stamp_ns, 1000 * SECOND)
+        assert clock.settled == (clock.state.clock == CLOCK_KERNEL)
+        clock.place(stamp_ns + 33 * MS, 1000 * SECOND + 33 * MS)
+        assert clock.settled
+        clock.restart()
+        assert not clock.settled
+    clock = SourceClock()
+    clock.use_arrival()
+    clock.place(None, SECOND)
+    assert clock.settled
 
 
 def test_the_delay_and_a_step_are_reported() -> None:
