@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, length_m, nonempty, number_between
+from refusion_edge.cli.options import add_best_effort, add_json, length_m, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-offset-ms", type=_milliseconds, default=500.0, metavar="MS", help="largest offset to search for (default: 500)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="rig file to write (default: overwrite RIG)")
+    add_best_effort(parser)
     add_json(parser)
 
 
@@ -100,7 +101,7 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
     ir, vis = options.ir or rig.ir.uri, options.vis or rig.vis.uri
     if ir is None or vis is None:
         raise UsageError("two sources are needed", "give --ir and --vis, a rig that names them, or --recording")
-    sources = open_pair(parse_source(ir), parse_source(vis))
+    sources = open_pair(parse_source(ir), parse_source(vis), best_effort=options.best_effort)
     if sources[0].live != sources[1].live:
         raise UsageError("the clocks of a camera and a file are unrelated", "give two cameras or two files")
     watch(sources, options.duration_s, take)

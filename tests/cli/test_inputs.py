@@ -100,3 +100,14 @@ def test_train(run_cli: RunCli, name: str) -> None:
     for side in ("ir", "vis"):
         shutil.copytree(name if side == "ir" else "good", f"data/{side}")
     refused(run_cli, "train", "--task", "ir_vis", "--data", "data", "-o", "runs")
+
+
+@pytest.mark.parametrize("name", ["loop", "loop.png", "loop.mkv"])
+def test_links_to_themselves(run_cli: RunCli, name: str) -> None:
+    Path(name).symlink_to(name)
+    good = {"loop": "good", "loop.png": "good/0.png", "loop.mkv": "good.mkv"}[name]
+    for ir, vis in ((name, good), (good, name)):
+        refused(run_cli, "fuse", ir, vis, "-o", "out.png", "--network", "fast")
+        refused(run_cli, "stream", "--ir", ir, "--vis", vis, "-o", "null://", "--network", "fast", "--threads", 1)
+        refused(run_cli, "snap", "--ir", ir, "--vis", vis, "-o", "shots")
+        refused(run_cli, "align", "auto", "--ir", ir, "--vis", vis, "-o", "rig.yaml")
