@@ -21,6 +21,7 @@ from refusion_edge import cuda, machine
 from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.images import samples
+from refusion_edge.images.io import read_image, write_image
 from refusion_edge.network.layouts import FORMS
 from refusion_edge.network.parameters import PARAMETERS
 
@@ -83,9 +84,7 @@ def shrunken_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in samples.FOLDER.rglob("*.png"):
         target = folder / path.relative_to(samples.FOLDER)
         target.parent.mkdir(parents=True, exist_ok=True)
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        assert image is not None
-        assert cv2.imwrite(str(target), cv2.resize(image, None, fx=1 / 3, fy=1 / 3, interpolation=cv2.INTER_AREA))
+        write_image(target, cv2.resize(read_image(path), None, fx=1 / 3, fy=1 / 3, interpolation=cv2.INTER_AREA))
     return folder
 
 

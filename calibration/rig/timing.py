@@ -63,11 +63,14 @@ class MotionTrack:
         A frame that repeats the previous one (a closed shutter) or whose time does not advance is left out.
 
         Args:
-            frame: View of the camera, (H, W) or (H, W, 3); uint8, uint16 or float32.
+            frame: View of the camera, (H, W) or (H, W, 3) of whole or float numbers. Cells with NaN do not move. It is not
+                brought to luma, whose range follows the scene, so that everything would seem to move.
             time_ns: When it was taken.
         """
         plane = frame if frame.ndim == 2 else frame[..., 1]
+        plane = plane if plane.itemsize <= 2 else plane.astype(np.float32)
         small = cv2.resize(plane, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA).astype(np.float32)
+        small[~np.isfinite(small)] = 0
         if self._times_ns and (time_ns <= self._times_ns[-1] or np.array_equal(small, self._thumbnails[-1])):
             return
         self._times_ns.append(time_ns)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli import align_time
-from refusion_edge.cli.options import add_json, length_m, nonempty
+from refusion_edge.cli.options import add_best_effort, add_json, length_m, nonempty
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             _add_model(way, auto=name == "auto")
         if name == "auto":
             _add_search(way)
+            add_best_effort(way)
         _add_making(way, several_distances=name == "calibration")
     timing = ways.add_parser("time", help=align_time.SUMMARY, allow_abbrev=False)
     align_time.add_arguments(timing)
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("rig", type=Path, metavar="RIG", help="rig file")
     _add_images(check, required=True)
+    add_best_effort(check)
     check.add_argument(
         "--distance", type=length_m, metavar="5m", help="working distance of the pair (default: the farthest one of the rig)"
     )
@@ -280,7 +282,10 @@ def _snapped(options: argparse.Namespace) -> dict[SourceName, Array]:
 
     if options.way not in ("auto", "check"):
         raise UsageError(f"align {options.way} needs images", "take them with 'refusion-edge snap'")
-    pair = take_pair(options.ir, options.vis, offset_ms=getattr(options, "time_offset_ms", None) or 0.0, remark=remarks().print)
+    pair = take_pair(
+        options.ir, options.vis, offset_ms=getattr(options, "time_offset_ms", None) or 0.0,
+        best_effort=options.best_effort, remark=remarks().print,
+    )  # fmt: skip
     if options.way == "auto":
         options.ir_uri, options.vis_uri = options.ir_uri or options.ir, options.vis_uri or options.vis
     return dict(pair.images())

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, add_trust, length_m, nonempty, number_between
+from refusion_edge.cli.options import add_best_effort, add_json, add_trust, length_m, nonempty, number_between
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_trust(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="rig file to write (default: overwrite RIG)")
+    add_best_effort(parser)
     add_json(parser)
 
 
@@ -102,7 +103,7 @@ def _tracks(options: argparse.Namespace, rig: Rig) -> dict[Side, MotionTrack]:
     vis = choose_source(options.vis, rig.vis.uri, trusted=options.trust)
     if ir is None or vis is None:
         raise UsageError("two sources are needed", "give --ir and --vis, a rig that names them, or --recording")
-    sources = open_pair(ir, vis)
+    sources = open_pair(ir, vis, best_effort=options.best_effort)
     if sources[0].live != sources[1].live:
         raise UsageError("the clocks of a camera and a file are unrelated", "give two cameras or two files")
     watch(sources, options.duration_s, take)

@@ -147,7 +147,8 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     add(
         "--gain",
         choices=("linear", "percentile", "plateau", "clahe"),
-        help="gain control of 16-bit infrared (default: from the rig, otherwise percentile)",
+        help="gain control of infrared with more than 8 bits; percentile: its own range without outliers, as fuse has it "
+        "(default: from the rig, otherwise percentile)",
     )
     add(
         "--polarity",

@@ -73,7 +73,7 @@ def read_still(path: str | os.PathLike[str], *, max_pixels: int = MOST_PIXELS) -
     if header is None:
         foreign = name_foreign_format(data)
         if foreign is not None:
-            raise InputError(f"{path} is a {foreign} file, which is not read here", "convert it to PNG or TIFF")
+            raise InputError(f"{path} is a file of the format {foreign}, which is not read here", "convert it to PNG or TIFF")
         raise InputError(f"{path} is not a {_READABLE}, or is damaged", "convert it to PNG, or copy it again")
     if header.pages > 1:
         raise InputError(

@@ -152,7 +152,7 @@ def own_range(values: Array) -> tuple[float, float]:
     """
     low, high = float(values.min()), float(values.max())
     ordered = np.sort(_sample(values))
-    body_low, body_high = (_percentile(ordered, percent) for percent in _BODY)
+    body_low, body_high = (percentile(ordered, percent) for percent in _BODY)
     reach = _OUTLIER_WIDTHS * (body_high - body_low)
     if reach == 0 or (low >= body_low - reach and high <= body_high + reach):
         return low, high
@@ -169,6 +169,14 @@ def own_range(values: Array) -> tuple[float, float]:
     if high > inner_high + extension:
         high = float(values[values <= inner_high + extension].max())
     return low, high
+
+
+def percentile(ordered: Array, percent: float) -> float:
+    """A percentile of sorted values, as that of NumPy, whose function takes several times as long."""
+    place = percent / 100 * (ordered.size - 1)
+    below = int(place)
+    low, high = (float(ordered[at]) for at in (below, min(below + 1, ordered.size - 1)))
+    return low + (place - below) * (high - low)
 
 
 def _shares(count: int, of: int) -> NDArray[np.float64]:
@@ -214,7 +222,7 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
     if others.size == 0:
         return
     ordered = np.sort(others)
-    low, high = (_percentile(ordered, percent) for percent in _VALID)
+    low, high = (percentile(ordered, percent) for percent in _VALID)
     gap = _ISOLATION * (high - low)
     if gap == 0:
         return
@@ -305,14 +313,6 @@ def _scaled(image: Array, scale: Scale, invalid: Mask | None) -> Array:
     if invalid is not None:
         shown[invalid] = 0
     return shown.clip(0.0, WHITE, out=shown)
-
-
-def _percentile(ordered: Array, percent: float) -> float:
-    """The percentile of sorted values, as that of NumPy."""
-    place = percent / 100 * (ordered.size - 1)
-    below = int(place)
-    low, high = (float(ordered[at]) for at in (below, min(below + 1, ordered.size - 1)))
-    return low + (place - below) * (high - low)
 
 
 def _sample(values: Array) -> Array:

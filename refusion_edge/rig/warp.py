@@ -61,12 +61,12 @@ class SourceWarp:
         """Warp a frame to the base view.
 
         Args:
-            frame: (H, W) or (H, W, C); uint8, uint16 or float32, of the size in the rig.
+            frame: (H, W) or (H, W, C) of whole or float numbers, of the size in the rig.
             out: Buffer for the result, owned by the caller, or None for new memory.
 
         Returns:
-            The view, same dtype and channels; ``out`` if given. 0 where the frame has no pixels. A view that is only
-            cropped shares memory with ``frame`` unless ``out`` is given.
+            The view, same channels and dtype, but float64 for 32-bit whole numbers; ``out`` if given. 0 where the frame has no
+            pixels. A view that is only cropped shares memory with ``frame`` unless ``out`` is given.
 
         Raises:
             RigError: The size of the frame differs from that in the rig.
@@ -86,6 +86,8 @@ class SourceWarp:
                 return view
             np.copyto(out, view)
             return out
+        if frame.dtype.kind in "iu" and frame.dtype.itemsize > 2:
+            frame = frame.astype(np.float64)  # OpenCV interpolates no such numbers
         if self.reduction > 1:
             frame = _reduce(frame, self.reduction)
         warped: Array = cv2.remap(frame, *self.tables, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_CONSTANT, borderValue=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,35 @@ def test_train(run_cli: RunCli, name: str) -> None:
     for side in ("ir", "vis"):
         shutil.copytree(name if side == "ir" else "good", f"data/{side}")
     refused(run_cli, "train", "--task", "ir_vis", "--data", "data", "-o", "runs")
+
+
+@pytest.mark.parametrize("name", ["loop", "loop.png", "loop.mkv"])
+def test_links_to_themselves(run_cli: RunCli, name: str) -> None:
+    Path(name).symlink_to(name)
+    good = {"loop": "good", "loop.png": "good/0.png", "loop.mkv": "good.mkv"}[name]
+    for ir, vis in ((name, good), (good, name)):
+        refused(run_cli, "fuse", ir, vis, "-o", "out.png", "--network", "fast")
+        refused(run_cli, "stream", "--ir", ir, "--vis", vis, "-o", "null://", "--network", "fast", "--threads", 1)
+        refused(run_cli, "snap", "--ir", ir, "--vis", vis, "-o", "shots")
+        refused(run_cli, "align", "auto", "--ir", ir, "--vis", vis, "-o", "rig.yaml")
+
+
+def test_names_that_are_no_text_end_up_in_no_file_as_they_are(run_cli: RunCli) -> None:
+    odd = os.fsdecode(b"n\xff\xe9")
+    for folder in (f"ir{odd}", "vis", "fused"):
+        Path(folder).mkdir()
+        shutil.copy("good/0.png", f"{folder}/{odd}.png")
+    code, _, err = run_cli(
+        "eval", "--ir", f"ir{odd}", "--vis", "vis", "--fused", "fused", "--jobs", 1,
+        "--csv", "e.csv", "--html", "e.html", "--json", "e.json",
+    )  # fmt: skip
+    assert code == 0, err
+    pair = "--ir", f"ir{odd}", "--vis", "vis"
+    code, _, err = run_cli("stream", *pair, "-o", f"out{odd}", "--network", "fast", "--threads", 1, "--json", "s.json")
+    assert code == 0, err
+    code, _, err = run_cli("snap", *pair, "-o", f"shots{odd}", "--json", "n.json")
+    assert code == 0, err
+    for name in ("e.csv", "e.html", "e.json", "s.json", "n.json"):
+        assert Path(name).read_bytes().decode("utf-8"), name
+    assert Path(f"out{odd}/000000.png").is_file()
+    assert Path(f"shots{odd}/ir.png").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,14 @@ import pytest
 from refusion_edge.calibration.rig.motion import apart_px
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.rig.file import read_rig
+from refusion_edge.stream.frames import Side
+from refusion_edge.stream.sources import v4l2
 from refusion_edge.stream.sources.synthetic import Painter, Scene
+from refusion_edge.stream.sources.v4l2 import V4l2Source
+from refusion_edge.stream.sources.v4l2_device import Mode
+from refusion_edge.stream.uri import Uri
 from tests.conftest import one_sentence
+from tests.fakes.v4l2 import FakeCamera
 from tests.stream.conftest import camera, write_video
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -138,3 +145,26 @@ def test_a_covered_camera_is_said(run_cli: RunCli, tmp_path: Path) -> None:
     code, _, err = run_cli("snap", "--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "-o", "shots")
     assert code == 0
     assert err.count("same value") == 2
+
+
+def test_a_mode_that_is_not_granted_is_an_error_or_said(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def frame(number: int, mode: Mode) -> bytes:
+        time.sleep(0.02)
+        return np.random.default_rng(number).bytes(mode.width * mode.height * 2)
+
+    def opened(uri: Uri, side: Side) -> V4l2Source:
+        camera = FakeCamera((Mode("Y16 ", 64, 48, 30.0),), frame, clock_ns=lambda _number: time.monotonic_ns())
+        return V4l2Source(uri, side, camera)
+
+    monkeypatch.setattr(v4l2, "V4l2Source", opened)
+    words = "snap", "--ir", "v4l2:///dev/video8?width=640", "--vis", "v4l2:///dev/video9", "-o", "shots", "--settle-s", "0.2"
+    code, _, err = run_cli(*words)
+    assert code == 4, err
+    assert "--best-effort" in err
+    assert not Path("shots").exists()
+    code, _, err = run_cli(*words, "--best-effort", "--json", "snap.json")
+    assert code == 0, err
+    found = json.loads(Path("snap.json").read_text())
+    assert found["ir"]["size_wh"] == [64, 48]
+    assert any("64x48" in text for text in found["remarks"])
+    assert "64x48" in err

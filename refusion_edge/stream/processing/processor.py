@@ -65,7 +65,7 @@ class _View:
         """Add pixels without a value, which become black."""
         same = self.missing is not None and self.missing.shape == missing.shape
         self.missing = self.missing | missing if same and self.missing is not None else missing
-        self.pixels[missing] = 0
+        np.copyto(self.pixels, 0, where=missing if self.pixels.ndim == 2 else missing[..., None])
 
 
 class Processor:
@@ -113,6 +113,7 @@ class Processor:
         # Of the first warp: gain starts anew when the part that it is measured on changes, and refinement moves a view little.
         self._first_warp = self._geometry.warp
         self._unseen = _unseen(self._first_warp)
+        self._hidden: dict[Side, tuple[SourceWarp, Mask, Mask]] = {}
         self._remark, self._remarked = remark, set[tuple[Side, str]]()
         self._full_scale = FullScale(partial(remark, "vis"))
         self._checks_colors = True
@@ -248,7 +249,11 @@ class Processor:
         """Warp a frame; where a pixel without a value has a part in it, it has none."""
         view = _View(warp.apply(pixels), self._unseen[warp.name])
         if invalid is not None:
-            view.hide(warp.apply(invalid.astype(np.float32)) > 0)
+            # Dead pixels stay the same, and warping their mask takes as long as warping the frame.
+            before = self._hidden.get(warp.name)
+            if before is None or before[0] is not warp or not np.array_equal(before[1], invalid):
+                before = self._hidden[warp.name] = (warp, invalid, warp.apply(invalid.astype(np.float32)) > 0)
+            view.hide(before[2])
         return view
 
     def _note_contrast(self, side: Side, used: Array) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -295,12 +296,13 @@ def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: lis
         if isinstance(sources, Recording)
         else [_folder(source.uri.target) for source in sources if source.uri.scheme == "file"]
     )
-    taken = {path.resolve() for path in read}
+    # Not Path.resolve, which raises for a link to itself.
+    taken = set(map(os.path.realpath, read))
     written = [(str(uri), _folder(uri.target)) for uri in outputs if uri.scheme == "file"]
     for name, path in written + ([] if record is None else [(record, Path(record))]):
-        if path.resolve() in taken:
+        if os.path.realpath(path) in taken:
             raise UsageError(f"{name} is already a source or another output", "choose another name")
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
 
 
 def _folder(target: str) -> Path:

@@ -57,6 +57,17 @@ def test_a_known_offset_is_found_within_its_stated_error(ir: str, vis: str, rate
     assert found.correlation > 0.5
 
 
+def test_pixels_without_a_value_do_not_hide_the_motion() -> None:
+    tracks = {side: MotionTrack() for side in ("ir", "vis")}
+    for side, made in tracks.items():
+        with open_source(parse_source(uri(side, "clock_ms=-37.5" if side == "ir" else "")), side) as source:
+            while (grab := source.read()) is not None:
+                image = grab.image.astype(np.float64)
+                image[-40:] = image[:, 7] = np.nan
+                made.add(image, grab.time_ns)
+    assert measure_offset(tracks["ir"], tracks["vis"]).offset_ms == pytest.approx(37.5, abs=6)
+
+
 @pytest.mark.parametrize(
     ("words", "seconds", "named"),
     [

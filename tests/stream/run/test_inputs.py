@@ -162,7 +162,7 @@ def test_folders_are_fused_by_number(stream: Stream, picture: Picture) -> None:
     # The infrared frames are the green ones of their visible counterparts, so that a pair of one number is nearly that frame.
     kept = [number for number in range(24) if number != 5]
     for position, number in enumerate(kept):
-        image = cv2.imread(f"out/{position:06d}.png", cv2.IMREAD_GRAYSCALE).astype(float)
+        image = read_image(f"out/{position:06d}.png").astype(float)
         errors = [np.abs(image - cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)).mean() for frame in vis]
         assert int(np.argmin(errors)) == number
 

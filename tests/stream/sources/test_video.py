@@ -221,8 +221,9 @@ def test_the_display_matrix_turns_the_frames(matrix: tuple[int, ...], turn: Call
     assert np.array_equal(read_all("v.mov", "vis")[0].image, turn(frame))
 
 
-@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "ffv1"])
-def test_interlaced_video_is_deinterlaced(codec: str, picture: Picture) -> None:
+@pytest.mark.parametrize("first", ["top", "bottom"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "ffv1", "mpeg4"])
+def test_interlaced_video_is_deinterlaced(codec: str, first: str, picture: Picture) -> None:
     if codec not in av.codecs_available:
         pytest.skip("this build of FFmpeg has no H.264 encoder")
     still = picture(96, 128)
@@ -233,18 +234,23 @@ def test_interlaced_video_is_deinterlaced(codec: str, picture: Picture) -> None:
         for field, image in enumerate(fields):
             at = 12 * number + 6 * field
             image[48:], image[48:, at : at + 12] = 20, 230
-        woven = fields[0].copy()
-        woven[1::2] = fields[1][1::2]
+        woven, second = fields[0].copy(), int(first == "top")
+        woven[second::2] = fields[1][second::2]
         frames.append(woven)
     with av.open("v.mkv", "w") as file:
         stream = file.add_stream(
-            codec, rate=25, options={"flags": "+ildct+ilme", "qmin": "1", "qmax": "3", "field_order": "tt"}
+            codec,
+            rate=25,
+            options={"flags": "+ildct+ilme", "qmin": "1", "qmax": "3", "field_order": "tt" if first == "top" else "bb"},
         )
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         graph = av.filter.Graph()
         ends = graph.add_buffer(width=128, height=96, format=av.VideoFormat("gray"), time_base=Fraction(1, 25))
         graph.link_nodes(
-            ends, graph.add("setfield", "tff"), graph.add("format", "yuv420p"), graph.add("buffersink")
+            ends,
+            graph.add("setfield", "tff" if first == "top" else "bff"),
+            graph.add("format", "yuv420p"),
+            graph.add("buffersink"),
         ).configure()
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="gray")
