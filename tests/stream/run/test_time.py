@@ -18,6 +18,8 @@ from refusion_edge.stream.run.reader import REPEATED
 from tests.stream.conftest import camera, explained
 
 Stream = Callable[..., tuple[dict[str, Any], Any]]
+# What every image shows besides its number; one that shows nothing is refused.
+TEXTURE = np.arange(12 * 16).reshape(12, 16) % 7
 
 
 def write_folder(folder: Path, times_ns: list[int], numbers: list[int] | None = None) -> str:
@@ -27,7 +29,7 @@ def write_folder(folder: Path, times_ns: list[int], numbers: list[int] | None = 
         table = csv.writer(file)
         table.writerow(("file", "time_ns"))
         for at, (time_ns, number) in enumerate(zip(times_ns, numbers or range(len(times_ns)), strict=True)):
-            write_image(folder / f"{at:04d}.png", np.full((12, 16), number * 50, np.uint16))
+            write_image(folder / f"{at:04d}.png", (number * 50 + TEXTURE).astype(np.uint16))
             table.writerow((f"{at:04d}.png", time_ns))
     return str(folder)
 
