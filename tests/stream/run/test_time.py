@@ -29,7 +29,7 @@ def write_folder(folder: Path, times_ns: list[int], numbers: list[int] | None = 
         table = csv.writer(file)
         table.writerow(("file", "time_ns"))
         for at, (time_ns, number) in enumerate(zip(times_ns, numbers or range(len(times_ns)), strict=True)):
-            write_image(folder / f"{at:04d}.png", (number * 50 + TEXTURE).astype(np.uint16))
+            write_image(folder / f"{at:04d}.png", (40_000 + number * 50 + TEXTURE).astype(np.uint16))
             table.writerow((f"{at:04d}.png", time_ns))
     return str(folder)
 
