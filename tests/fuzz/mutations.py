@@ -29,7 +29,8 @@ from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.errors import RefusionError
 from refusion_edge.images.io import read_image
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.quantization import read_table
+from refusion_edge.network.parameters import PARAMETERS
+from refusion_edge.network.quantization import quantizable_layers, read_table
 from refusion_edge.rig.file import read_rig
 from refusion_edge.stream.outputs.recording import read_recording
 
@@ -202,7 +203,7 @@ FORMATS: dict[str, tuple[Mutate, Callable[[bytes], object]]] = {
     "calibration.xml": (any_bytes, of_file("c.xml", lambda path: read_calibration([path]))),
     "calibration.json": (any_bytes, of_file("c.json", lambda path: read_calibration([path]))),
     "points": (any_bytes, of_file("p.csv", read_points)),
-    "table": (any_json, lambda data: read_table(data, "x")),
+    "table": (any_json, lambda data: read_table(data, "x", quantizable_layers(PARAMETERS))),
     "recording": (any_recording, recording_of),
     "report": (any_json, of_file("old.json", read_baseline)),
     "lines": (any_lines, of_file("sweep.jsonl", lambda path: SweepLog(path, {}))),
