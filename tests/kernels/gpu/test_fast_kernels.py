@@ -153,7 +153,9 @@ def test_nan_reaches_the_result(place: tuple[int, int, int]) -> None:
     state, planes = random_state(FastLayout(8, 2)), random_planes((10, 12))
     planes[place] = np.nan
     expected = reference(state, *planes)
-    fused = by_triton(state, planes, "float32", small_tiles(FastLayout(8, 2))).plane.numpy()
+    # The levels of a result that is not finite are refused before anybody sees them; the interpreter of Triton 3.6 warns.
+    with np.errstate(invalid="ignore"):
+        fused = by_triton(state, planes, "float32", small_tiles(FastLayout(8, 2))).plane.numpy()
     assert np.isnan(expected).any()
     assert np.array_equal(np.isnan(fused), np.isnan(expected))
 
