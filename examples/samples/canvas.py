@@ -4,6 +4,7 @@ A scene is painted larger than its final size and averaged down, which smooths i
 the drawing functions of OpenCV place edges differently from version to version.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,10 +12,15 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from samples.paint import Image, Paint, Pair, Point, Points, blur, ellipse, rectangle
-
+Image = NDArray[np.float32]
+Uint8Image = NDArray[np.uint8]
+Pair = tuple[float, float]
+Point = tuple[float, ...]
+"""Column and row on a flat canvas, or meters right, up and ahead in front of a camera."""
+Points = Sequence[Point]
+Paint = tuple[float, ...]
+"""Red, green and blue; then, where they matter, degrees Celsius (else 15) and how much of the color glows (else 0)."""
 Window = tuple[slice, slice]
-FAR = 1000.0
 # One entry per letter: strokes, each a run of x-y digit pairs on a grid of 5 columns and 7 rows.
 GLYPHS = """
 A=062046,1434 B=060030414233,033344453606 C=4130100105163645 D=06003041453606 E=40000646,0333 F=400006,0333
@@ -36,23 +42,27 @@ class Camera(NamedTuple):
     height: float
 
 
+FLAT = Camera(1.0, 0.0, 0.0, 0.0)
+
+
 class Canvas:
     """Supersampled planes: color (rows x columns x 3), heat, glow and depth; columns and rows of all pixels are u and v."""
 
-    def __init__(self, width: float, height: float, scale: int, camera: Camera | None = None) -> None:
+    FAR = 1000.0
+    """Depth where nothing is painted."""
+
+    def __init__(self, width: float, height: float, scale: int, camera: Camera = FLAT) -> None:
         self.shape = shape = (round(height * scale), round(width * scale))
         self.scale, self.camera = scale, camera
         self.planes: Image = np.zeros((*shape, 6), np.float32)
         self.color, self.heat, self.glow, self.depth = (self.planes[..., k] for k in (slice(3), 3, 4, 5))
-        self.depth[:] = FAR
+        self.depth[:] = self.FAR
         self.v, self.u = ((np.indices(shape) + 0.5) / scale).astype(np.float32)
 
     def world(self) -> tuple[Image, Image, Image]:
         """Meters right, up and ahead of every painted pixel."""
-        assert self.camera is not None
         reach = self.depth / self.camera.focal
-        x, y = (self.u - self.camera.column) * reach, self.camera.height - (self.v - self.camera.row) * reach
-        return x.astype(np.float32), y.astype(np.float32), self.depth
+        return (self.u - self.camera.column) * reach, self.camera.height - (self.v - self.camera.row) * reach, self.depth
 
     def fill(self, points: Points, paint: Paint | None, ramp: Pair = (1, 1), axis: int = 1, grain: ArrayLike = 1) -> None:
         """Fill a polygon, or the rectangle between two corners; without paint, only shade what is already there.
@@ -68,8 +78,7 @@ class Canvas:
 
     def oval(self, center: Point, radii: Pair, paint: Paint, angle: float = 0.0) -> None:
         """Fill an ellipse that faces the camera."""
-        spots, _, depth = self._place(ellipse(center, radii, angle))
-        self._lay(spots, paint, depth)
+        self.fill(ellipse(center, radii, angle), paint)
 
     def limb(self, start: Point, end: Point, radii: Pair, paint: Paint) -> None:
         """Fill the area swept by a disc that changes its radius on the way."""
@@ -91,6 +100,11 @@ class Canvas:
                 grid = np.asarray([int(digit) for digit in run], np.float64).reshape(-1, 2)
                 grid += (5.6 * index - 2.8 * len(words) + 0.8, -3.0)
                 self.stroke([tuple(p) for p in np.asarray(center) + height / 6 * grid @ axes], 0.17 * height, paint)
+
+    @staticmethod
+    def text_width(words: str, height: float) -> float:
+        """Width of a line of text."""
+        return (5.6 * len(words) - 1.6) * height / 6
 
     def shade(self, points: Points, gain: float, softness: float, heat: float = 0.0) -> None:
         """Darken a polygon with a soft edge, and warm it."""
@@ -117,13 +131,12 @@ class Canvas:
         self.planes[window][inside] = texture.planes[down[inside].astype(int), across[inside].astype(int)]
         # On the screen of a camera, the reciprocal of depth is linear over a plane.
         slope = np.linalg.lstsq(np.insert(spots, 2, 1.0, axis=1), gains, rcond=None)[0]
-        focal = self.camera.focal if self.camera else 1.0
-        self.depth[window][inside] = focal * self.scale / (slope[0] * x + slope[1] * y + slope[2])[inside]
+        self.depth[window][inside] = self.camera.focal * self.scale / (slope[0] * x + slope[1] * y + slope[2])[inside]
 
     def _place(self, points: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
         """Painted pixels where points are, painted pixels per unit there, and the smallest depth."""
         spots = np.asarray(points, np.float64)
-        if self.camera is None or spots.shape[1] == 2:
+        if spots.shape[1] == 2:
             return spots * self.scale, np.full(len(spots), float(self.scale)), 1.0
         gains = self.camera.focal / spots[:, 2]
         column, row = self.camera.column + gains * spots[:, 0], self.camera.row + gains * (self.camera.height - spots[:, 1])
@@ -135,7 +148,10 @@ class Canvas:
         return slice(top, bottom), slice(left, right)
 
     def _outline(self, points: Points) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-        return self._place(rectangle(*points) if len(points) == 2 else points)
+        if len(points) == 2:
+            (left, top, *ahead), (right, bottom, *_) = points
+            points = [(left, top, *ahead), (right, top, *ahead), (right, bottom, *ahead), (left, bottom, *ahead)]
+        return self._place(points)
 
     def _lay(self, spots: NDArray[np.float64], paint: Paint | None, depth: float) -> tuple[Window, NDArray[np.bool_]]:
         window = self._window(spots, 1.0)
@@ -152,10 +168,50 @@ def _inside(spots: NDArray[np.float64], window: Window) -> NDArray[np.bool_]:
     end_x, end_y = np.roll(spots, -1, axis=0).T[..., None]
     crossed = (start_y <= y) != (end_y <= y)
     edge = start_x + (y - start_y) * (end_x - start_x) / np.where(end_y == start_y, 1.0, end_y - start_y)
-    edge = np.where(crossed, edge, np.inf)
-    return np.asarray(np.logical_xor.reduce(edge[..., None] <= x, axis=0), np.bool_)
+    return np.asarray(np.logical_xor.reduce(crossed[..., None] & (edge[..., None] <= x), axis=0), np.bool_)
 
 
-def text_width(words: str, height: float) -> float:
-    """Width of a line of text."""
-    return (5.6 * len(words) - 1.6) * height / 6
+def ellipse(center: Point, radii: Pair, angle: float = 0.0) -> list[Point]:
+    """Outline of an ellipse."""
+    turn = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
+    x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
+    across, down = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+    return [(center[0] + a, center[1] + d, *center[2:]) for a, d in zip(across.tolist(), down.tolist(), strict=True)]
+
+
+def mix(first: ArrayLike, second: ArrayLike, share: float) -> Paint:
+    """Blend two paints, or find a point between two."""
+    return tuple((np.asarray(first) * (1.0 - share) + np.asarray(second) * share).tolist())
+
+
+def tone(paint: Paint, gain: float, *rest: float) -> Paint:
+    """Scale the color of a paint; its heat and glow can be replaced."""
+    return (*(gain * part for part in paint[:3]), *(rest or paint[3:]))
+
+
+def blur(image: Image, sigma: float) -> Image:
+    """Blur with a Gaussian."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.float32)
+
+
+def noise(rng: np.random.Generator, shape: tuple[int, int], cell: float | Pair, octaves: int = 4, gain: float = 0.5) -> Image:
+    """Sum random lattices to a texture from 0 to 1: cells of so many pixels (or width and height), halved with each octave."""
+    total: Image = np.zeros(shape, np.float32)
+    for octave in range(octaves):
+        across, down = np.maximum(np.broadcast_to(cell, 2) / 2**octave, 1.0)
+        lattice = rng.random((int(shape[0] / down) + 3, int(shape[1] / across) + 3), np.float32)
+        size = (max(shape[1], round(lattice.shape[1] * across)), max(shape[0], round(lattice.shape[0] * down)))
+        smooth = cv2.resize(lattice, size, interpolation=cv2.INTER_CUBIC)
+        total += gain**octave * np.asarray(smooth, np.float32)[: shape[0], : shape[1]]
+    return np.asarray((total - total.min()) / np.ptp(total), np.float32)
+
+
+def reduce(image: NDArray[np.floating], scale: int) -> Image:
+    """Average painted pixels to final pixels."""
+    size = (image.shape[1] // scale, image.shape[0] // scale)
+    return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def quantize(image: NDArray[np.floating]) -> Uint8Image:
+    """Round 0 to 1 to 8 bits."""
+    return np.asarray(np.round(np.clip(image, 0.0, 1.0) * 255.0), np.uint8)

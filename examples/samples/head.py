@@ -3,8 +3,7 @@
 import cv2
 import numpy as np
 
-from samples.canvas import Canvas
-from samples.paint import Image, Pair, Uint8Image, blur, noise, quantize, reduce
+from samples.canvas import Canvas, Image, Pair, Uint8Image, blur, noise, quantize, reduce
 
 SIZE, SCALE = 256, 3
 SKIN, SKULL, CAVITY, BRAIN = (97.0, 115.0), (92.0, 110.0), (85.5, 103.0), (83.0, 100.5)
@@ -27,13 +26,11 @@ def render() -> tuple[Uint8Image, Uint8Image]:
     scalp, spongy = inside * (1 - bone), _egg(x, y, SKULL)
     marrow = _step(spongy - 2.2) * (1 - _step(spongy - 4.6))
     silhouette = reduce(inside, SCALE) > 0.5
-
     fibres = noise(rng, shape, 26) - 0.5
     signal = (0.80 * white + 0.52 * gray) * (1.0 + 0.10 * fibres) + 0.88 * scalp * (1.0 + 0.25 * fibres)
     signal += 0.13 * fluid + 0.34 * marrow + 0.035 * inside
     resonance = reduce(signal * (1.0 + 0.06 * np.tanh((x - y) / 120.0)), SCALE)
     resonance += 0.010 * rng.normal(0.0, 1.0, resonance.shape).astype(np.float32)
-
     uptake = 0.62 * gray * (0.80 + 0.4 * noise(rng, shape, 150, 3)) + 0.22 * white + 0.10 * scalp + 0.05 * inside
     # The visual cortex at the back works hardest.
     uptake = blur(uptake * (1.0 + 0.22 * np.clip((y - 55.0) / 30.0, 0.0, 1.0)), 3.6 * SCALE)
@@ -65,28 +62,22 @@ def _ovals(x: Image, y: Image, table: tuple[tuple[Pair, Pair, float], ...], widt
     return np.asarray(np.max(shares, axis=0), np.float32)
 
 
-def _folds(rng: np.random.Generator, period: float) -> Image:
-    """Grow a labyrinth of stripes, like the gyri of a cortex: -1 in a furrow, 1 on a ridge."""
-    pattern, sigma = rng.normal(0.0, 1.0, (SIZE, SIZE)).astype(np.float32), period / 4.6
-    for _ in range(14):
-        band = blur(pattern, sigma) - blur(pattern, sigma * 1.6)
-        pattern = np.tanh(1.6 * band / band.std())
-    # The plain band has rounded flanks, which give furrows of an even width.
-    band = blur(pattern, sigma) - blur(pattern, sigma * 1.6)
-    band = np.clip(band / (1.7 * band.std()), -1.0, 1.0)
-    return np.asarray(cv2.resize(band, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC), np.float32)
-
-
 def _draw_brain(rng: np.random.Generator, x: Image, y: Image) -> tuple[Image, Image, Image]:
     """Shares of gray matter, white matter and fluid."""
     wobble_x, wobble_y = (7.0 * (noise(rng, x.shape, 120, 3) - 0.5) for _ in range(2))
     depth = _egg(x + 0.25 * wobble_x, y + 0.25 * wobble_y, BRAIN)
+    # A labyrinth of stripes grows, like the gyri of a cortex: -1 in a furrow, 1 on a ridge.
+    pattern, sigma = rng.normal(0.0, 1.0, (SIZE, SIZE)).astype(np.float32), 9.6 / 4.6
+    for _ in range(15):
+        band = blur(pattern, sigma) - blur(pattern, sigma * 1.6)
+        pattern = np.tanh(1.6 * band / band.std())
+    # The plain band has rounded flanks, which give furrows of an even width.
+    band = np.clip(band / (1.7 * band.std()), -1.0, 1.0)
+    folds = cv2.resize(band, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     # Both halves share the large folds but never mirror each other exactly.
-    folds = _folds(rng, 9.6)
     folds = np.where(x < 0.02 * wobble_x, folds, 0.25 * folds + 0.75 * folds[:, ::-1])
     midline, ends = np.abs(x + 0.6 * wobble_x), np.abs(y + 2.0)
-    limit = 35.0 + 16.0 * (noise(rng, x.shape, 80, 3) - 0.5)
-    reach = np.clip((limit - depth) / 9.0, 0.0, 1.0)
+    reach = np.clip((35.0 + 16.0 * (noise(rng, x.shape, 80, 3) - 0.5) - depth) / 9.0, 0.0, 1.0)
     reach = np.maximum(reach, np.clip((17.0 - midline) / 6.0, 0.0, 1.0) * np.clip((ends - 30.0) / 6.0, 0.0, 1.0))
     # The insula: on both sides, a deep furrow comes in from the temple.
     fissure = np.abs(y - 12.0 - 0.30 * (np.abs(x) - 50.0) + 16.0 * (noise(rng, x.shape, 70, 2) - 0.5))
