@@ -509,7 +509,7 @@ def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
         ),
         (
             evidence.support < _LEAST_SUPPORT,
-            Doubt(f"only {100 * evidence.support:.0f} % of the parts of the image that confirm it", _NOTHING_IN_COMMON),
+            Doubt(f"windows of the image of which only {100 * evidence.support:.0f} % agree", _NOTHING_IN_COMMON),
         ),
         (
             evidence.repeating > _MOST_REPEATING,
