@@ -119,7 +119,8 @@ def align_views(
         raise AlignmentError(f"{error.problem}: {cause[0]}", cause[1]) from error
     method = (
         f"from the scene ({scene.model}): standard error {scene.evidence.standard_error_px:.2f} px, halves of the image "
-        f"{scene.evidence.halves_px:.2f} px apart, two measures {scene.evidence.measures_px:.2f} px apart"
+        f"{scene.evidence.halves_px:.2f} px apart, two measures {scene.evidence.measures_px:.2f} px apart; "
+        f"{100 * scene.evidence.support:.0f} % of the windows agree, {scene.evidence.windows_px:.2f} px off on average"
     )
     return RigAlignment(distance_m, to_rows(scene.homography), scene.evidence.error_px, method), scene
 

@@ -47,9 +47,9 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
 # benchmarks/alignment.py and benchmarks/alignment_fields.py. Whether the place is right is told by the windows of the image;
 # the other limits are about how exact it is.
-_LEAST_CORRELATION, _LEAST_SUPPORT, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.3, 0.3, 0.8
+_LEAST_CORRELATION, _LEAST_SUPPORT, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.19, 0.3, 0.8
 _MOST_RIVAL_SUPPORT, _MOST_REPEATING, _MOST_STARTS_PX = 0.8, 0.5, 1.2
-_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX, _MOST_ERROR_PER_SUPPORT_PX = 3.0, 25.0, 6.0
+_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX, _MOST_ERROR_PER_SUPPORT_PX = 3.0, 25.0, 9.0
 # Halves and measures that disagree by more than this in a well supported place speak of depth.
 _DEEP_PX = 3.0
 # Likely causes.
@@ -509,7 +509,7 @@ def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
         ),
         (
             evidence.support < _LEAST_SUPPORT,
-            Doubt(f"only {100 * evidence.support:.0f} % of the parts of the image that confirm it", _NOTHING_IN_COMMON),
+            Doubt(f"windows of the image of which only {100 * evidence.support:.0f} % agree", _NOTHING_IN_COMMON),
         ),
         (
             evidence.repeating > _MOST_REPEATING,

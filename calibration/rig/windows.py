@@ -22,7 +22,7 @@ WINDOW_PX, REACH_PX = 40, 10
 _NEAR_PX = 2.5
 # Windows that are known or hold edges in less than this part of what is usual have no vote.
 _LEAST_KNOWN, _LEAST_ENERGY = 0.8, 0.25
-_PRIOR = 16
+_PRIOR = 40
 # A window that fits nearly as well further away than this says little.
 _BESIDE_PX, _AS_GOOD = 4, 0.97
 

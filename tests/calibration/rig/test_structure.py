@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
+from refusion_edge.calibration.rig import coarse, structure
 from refusion_edge.calibration.rig.structure import Scene, gradient_structure, scaled, shown_part, to_scene, warped
 from refusion_edge.rig.warp import warp_points
 from tests.calibration.conftest import MOVE
@@ -92,3 +93,30 @@ def test_warping_looks_up_and_masks(noise_scene: Callable[[int], Array]) -> None
     assert view.mask[5:, :-7].all()
     assert not view.mask[:5].any()
     assert not view.mask[:, -7:].any()
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (97, 131), (20, 30)])
+@pytest.mark.parametrize("sigma_px", [8.0, 15.0])
+def test_a_wide_blur_on_a_small_copy_is_nearly_the_same(shape: tuple[int, int], sigma_px: float) -> None:
+    noise = np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+    values = cv2.GaussianBlur(noise, (0, 0), 2.0)
+    values /= values.std()
+    near = structure._blurred(values, sigma_px) - cv2.GaussianBlur(values, (0, 0), sigma_px)
+    assert np.abs(near).mean() < 0.03
+    assert np.abs(near).max() < 0.25  # at the corners, which are reflected otherwise
+
+
+@pytest.mark.parametrize("angle", [0.05, -0.1])
+def test_the_field_of_a_turned_image_is_the_turned_field(noise_scene: Callable[[int], Array], angle: float) -> None:
+    scene = to_scene(noise_scene(4), sensor=False)
+    turn = coarse._turn(scene.size_wh, angle)
+    field = coarse._field(scene)
+    there = coarse._field(warped(scene, turn, scene.size_wh)).values[20:-20, 20:-20]
+    turned = coarse._turned(field.values, turn, angle)[20:-20, 20:-20]
+    unturned = field.values[20:-20, 20:-20]
+
+    def correlation(other: Array) -> float:
+        return float(np.vdot(there, other).real / np.sqrt(np.vdot(there, there).real * np.vdot(other, other).real))
+
+    assert correlation(turned) > 0.9
+    assert correlation(unturned) < 0.8 * correlation(turned)
