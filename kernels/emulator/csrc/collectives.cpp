@@ -154,6 +154,8 @@ void Machine::start_product(Warp& warp, const Instruction& i, int pc) {
     if (launch_.check && add.low != kAll) report(Kind::undefined_guard, pc, thread, i.o[i.operands - 1]);
     if (launch_.check) {
         const int used = accumulators + (i.kind & 1 ? 0 : 4);
+        // The first one needs a fence in any case.
+        if (!warp.fenced) report(Kind::wgmma_fence, pc, thread, i.o[0]);
         for (int q = 0; q < used; ++q) {
             const auto reg = static_cast<std::size_t>(i.o[q]);
             if (warp.unfenced[reg]) report(Kind::wgmma_fence, pc, thread, i.o[q]);
