@@ -9,6 +9,7 @@ import numpy as np
 
 from refusion_edge.arrays import Uint8Array
 from refusion_edge.cuda.program import POINTER_TYPES, Program
+from refusion_edge.errors import BackendError
 from refusion_edge.kernels.emulator.decoder import DecodedKernel, decode
 from refusion_edge.kernels.emulator.findings import Finding
 from refusion_edge.kernels.emulator.launch import Region, Result, launch
@@ -45,11 +46,18 @@ class EmulatedDevice(SimulatedProgramDevice):
         """Find a module in the program, decode it, and return its function.
 
         Raises:
-            BackendError: The emulator does not know something in the PTX.
+            BackendError: It is machine code, or the emulator does not know something in the PTX.
             DeviceMisuseError: The module is not part of the program, or holds another kernel.
         """
         handle = super().load(image, symbol, shared_bytes)
-        kernel = decode(image.decode())
+        try:
+            text = image.decode("ascii")
+        except UnicodeDecodeError:
+            raise BackendError(
+                f"the module of {symbol} is machine code, and the emulator executes PTX",
+                "give it what refusion_edge.export.targets.ptx.with_ptx makes of the program",
+            ) from None
+        kernel = decode(text)
         if kernel.name != symbol:
             raise self.misuse(f"the module of {symbol} holds the kernel {kernel.name}")
         self._decoded[image] = kernel

@@ -27,7 +27,7 @@ CAUSES = {
     "collective": "an instruction of the whole warp that not all of its lanes execute",
     "proxy_fence": "wgmma reads shared memory with no fence.proxy.async since the write",
     "wgmma_register": "a register is touched before the wgmma that uses it has been waited for",
-    "wgmma_fence": "wgmma uses a register that was written since the last wgmma.fence",
+    "wgmma_fence": "wgmma without a wgmma.fence since one of its registers was written, or without any",
     "wgmma_descriptor": "the lanes of a warp pass different matrix descriptors",
     "wgmma_overwritten": "shared memory is written before the wgmma that reads it has been waited for",
     "wgmma_unfinished": "a wgmma that nobody waits for",

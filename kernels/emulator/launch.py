@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ BUDGET = 1 << 40
 MOST_SHARED_BYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227, 120: 99}
 """KiB of shared memory that a CTA may have, by architecture. Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
 
+_MOST_CTAS = 2**31 - 1
 _MOST_GRID = (2**31 - 1, 65535, 65535)
 _GUARD_BYTES = 1 << 16
 
@@ -135,6 +137,8 @@ def _check(
     require("bytes of arguments", kernel.parameter_bytes, len(block), sound=len(block) == kernel.parameter_bytes)
     limits = tuple((1, most) for most in _MOST_GRID)
     require("CTAs", limits, grid, sound=all(low <= side <= high for side, (low, high) in zip(grid, limits, strict=True)))
+    # The emulator counts them in 32 bits.
+    require("CTAs in all", _MOST_CTAS, math.prod(grid), sound=math.prod(grid) <= _MOST_CTAS)
     most = MOST_SHARED_BYTES.get(kernel.architecture, max(MOST_SHARED_BYTES.values())) * 1024
     require("bytes of shared memory", (0, most), shared_bytes, sound=0 <= shared_bytes <= most)
     for region in regions:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "half.hpp"
 #include "products.hpp"
@@ -60,6 +61,16 @@ std::uint32_t known_lanes(int q, std::uint32_t rows, const std::vector<std::uint
         if ((rows >> place.row & 1) && columns[static_cast<std::size_t>(place.column)]) lanes |= 1u << lane;
     }
     return lanes;
+}
+
+// Halves of an operand of wgmma that lie side by side.
+constexpr int kChunk = 8, kChunkBytes = 16;
+
+template <class F>
+void for_each_chunk(std::uint64_t descriptor, bool transposed, int first, int majors, F visit) {
+    for (int major = first; major < first + majors; major += transposed ? kChunk : 1) {
+        for (int k = 0; k < kDepth; k += transposed ? 1 : kChunk) visit(descriptor_address(descriptor, transposed, major, k), major, k);
+    }
 }
 
 }  // namespace
@@ -143,19 +154,21 @@ void Machine::start_product(Warp& warp, const Instruction& i, int pc) {
     if (launch_.check && add.low != kAll) report(Kind::undefined_guard, pc, thread, i.o[i.operands - 1]);
     if (launch_.check) {
         const int used = accumulators + (i.kind & 1 ? 0 : 4);
+        // The first one needs a fence in any case.
+        if (!warp.fenced) report(Kind::wgmma_fence, pc, thread, i.o[0]);
         for (int q = 0; q < used; ++q) {
             const auto reg = static_cast<std::size_t>(i.o[q]);
             if (warp.unfenced[reg]) report(Kind::wgmma_fence, pc, thread, i.o[q]);
             if (q >= accumulators && warp.accumulating[reg]) report(Kind::wgmma_register, pc, thread, i.o[q]);
         }
         // Reads now, so that whoever writes there is seen; the values are taken at the end, so that it shows.
-        const auto read = [&](std::uint64_t from, bool transposed, int major, int k) {
-            shared_bytes(warp, descriptor_address(from, transposed, major, k), 2, thread, nullptr, true, pc);
+        const auto read = [&](std::uint64_t from, bool transposed, int first, int majors) {
+            for_each_chunk(from, transposed, first, majors, [&](std::uint32_t address, int, int) {
+                shared_bytes(warp, address, kChunkBytes, thread, nullptr, true, pc);
+            });
         };
-        for (int k = 0; k < kDepth; ++k) {
-            for (int row = 0; i.kind & 1 && row < kRows; ++row) read(a, i.kind & 2, kRows * (warp.index % 4) + row, k);
-            for (int column = 0; column < i.count; ++column) read(b, i.kind & 4, column, k);
-        }
+        if (i.kind & 1) read(a, i.kind & 2, kRows * (warp.index % 4), kRows);
+        read(b, i.kind & 4, 0, i.count);
     }
     warp.pending.push_back({pc, a, b, clock_, false});
     for (int q = 0; q < accumulators; ++q) warp.accumulating[static_cast<std::size_t>(i.o[q])] = 1;
@@ -169,26 +182,37 @@ void Machine::finish_product(Warp& warp, const PendingProduct& product) {
     const int n = i.count, accumulators = n / 2;
     alignas(64) float a[kRows * kDepth];
     std::uint32_t rows = 0xffff;
-    const auto fetch = [&](std::uint64_t descriptor, bool transposed, int major, int k, bool& defined) {
-        const std::uint32_t offset = descriptor_address(descriptor, transposed, major, k) - launch_.shared_base;
-        if (offset > launch_.shared_bytes || launch_.shared_bytes - offset < 2) {
-            defined = false;
-            return as_float(kNan);
-        }
-        if (launch_.check && shared_marks_[offset >> kernel_.shared_grain].write_clock > product.clock) {
-            report(Kind::wgmma_overwritten, product.pc, 32 * warp.index,
-                   static_cast<int>(shared_marks_[offset >> kernel_.shared_grain].writer) - 1, launch_.shared_base + offset);
-        }
-        defined = defined && shared_defined_[offset] && shared_defined_[offset + 1];
-        std::uint16_t half;
-        std::memcpy(&half, &shared_[offset], 2);
-        return from_half(half);
+    // Element (major, k) of an operand goes to `put`; `defined` is cleared for each major with an undefined one.
+    const auto fetch = [&](std::uint64_t descriptor, bool transposed, int first, int majors, std::uint8_t* defined, auto put) {
+        for_each_chunk(descriptor, transposed, first, majors, [&](std::uint32_t address, int major, int k) {
+            const std::uint32_t offset = address - launch_.shared_base;
+            const bool inside = offset <= launch_.shared_bytes && launch_.shared_bytes - offset >= kChunkBytes;
+            std::uint16_t halves[kChunk];
+            std::fill(std::begin(halves), std::end(halves), kHalfNan);
+            if (inside) std::memcpy(halves, &shared_[offset], kChunkBytes);
+            for (std::uint32_t g = offset >> kernel_.shared_grain;
+                 launch_.check && inside && g <= (offset + kChunkBytes - 1) >> kernel_.shared_grain; ++g) {
+                if (shared_marks_[g].write_clock > product.clock) {
+                    report(Kind::wgmma_overwritten, product.pc, 32 * warp.index, static_cast<int>(shared_marks_[g].writer) - 1, address);
+                }
+            }
+            for (int at = 0; at < kChunk; ++at) {
+                const int m = (transposed ? major + at : major) - first;
+                put(m, transposed ? k : k + at, from_half(halves[at]));
+                if (!inside || !shared_defined_[offset + 2 * static_cast<std::uint32_t>(at)] ||
+                    !shared_defined_[offset + 2 * static_cast<std::uint32_t>(at) + 1]) {
+                    defined[m] = 0;
+                }
+            }
+        });
     };
     if (i.kind & 1) {
+        std::uint8_t defined[kRows];
+        std::fill(std::begin(defined), std::end(defined), std::uint8_t{1});
+        fetch(product.a, i.kind & 2, kRows * (warp.index % 4), kRows, defined,
+              [&a](int row, int k, float value) { a[row * kDepth + k] = value; });
         for (int row = 0; row < kRows; ++row) {
-            bool defined = true;
-            for (int k = 0; k < kDepth; ++k) a[row * kDepth + k] = fetch(product.a, i.kind & 2, kRows * (warp.index % 4) + row, k, defined);
-            if (!defined) rows &= ~(1u << row);
+            if (!defined[row]) rows &= ~(1u << row);
         }
     } else {
         rows = read_a(warp, i.o + accumulators, a);
@@ -196,11 +220,8 @@ void Machine::finish_product(Warp& warp, const PendingProduct& product) {
     std::vector<double> b(static_cast<std::size_t>(kDepth * n));
     std::vector<float> c(static_cast<std::size_t>(kRows * n), 0.0f);
     std::vector<std::uint8_t> columns(static_cast<std::size_t>(n), 1);
-    for (int column = 0; column < n; ++column) {
-        bool defined = true;
-        for (int k = 0; k < kDepth; ++k) b[static_cast<std::size_t>(k * n + column)] = fetch(product.b, i.kind & 4, column, k, defined);
-        columns[static_cast<std::size_t>(column)] = defined;
-    }
+    fetch(product.b, i.kind & 4, 0, n, columns.data(),
+          [&b, n](int column, int k, float value) { b[static_cast<std::size_t>(k * n + column)] = value; });
     const bool adds = warp.predicates[static_cast<std::size_t>(i.o[i.operands - 1])] & 1;
     if (adds) read_c(warp, i.o, accumulators, n, c.data());
     multiply(a, b.data(), c.data(), n);

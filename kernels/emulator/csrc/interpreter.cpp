@@ -287,6 +287,7 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
             case Op::wgmma_fence:
                 collective();
                 std::fill(warp.unfenced.begin(), warp.unfenced.end(), std::uint8_t{0});
+                warp.fenced = true;
                 break;
             case Op::wgmma_commit:
                 collective();

@@ -71,7 +71,7 @@ void Machine::begin() {
         warp.alive = lanes == 32 ? kAll : (1u << lanes) - 1;
         warp.place = 0;
         ++warp.epoch;
-        warp.diverged = warp.done = warp.waiting = false;
+        warp.diverged = warp.done = warp.waiting = warp.fenced = false;
         warp.pending.clear();
         std::fill(warp.accumulating.begin(), warp.accumulating.end(), std::uint8_t{0});
         std::fill(warp.unfenced.begin(), warp.unfenced.end(), std::uint8_t{0});

@@ -62,6 +62,7 @@ struct Warp {
     std::uint32_t alive, places[32], place, epoch = 0;
     int index;
     bool diverged, done, waiting;
+    bool fenced;  // whether there was a wgmma.fence yet
 };
 
 class Machine {

@@ -214,6 +214,15 @@ def test_machine_code_without_its_ptx_needs_triton(random_state: State, monkeypa
         with_ptx(dataclasses.replace(program, targets={87: target}), 87)
 
 
+def test_machine_code_is_not_executed(random_state: State) -> None:
+    program = program_for(random_state, 87)
+    cubin = dataclasses.replace(program.targets[87].binaries["stem"], image=b"\x7fELF\x02\x01\x01\xff")
+    target = dataclasses.replace(program.targets[87], binaries={**program.targets[87].binaries, "stem": cubin})
+    program = dataclasses.replace(program, targets={87: target})
+    with raises(BackendError, "stem_kernel", remedy="with_ptx"):
+        FusedBackend(program_bytes(program), driver=EmulatedDevice(program, 87))
+
+
 def test_the_kernel_in_a_module_has_to_be_the_one_that_is_asked_for(random_state: State) -> None:
     program = program_for(random_state, 87)
     stem = dataclasses.replace(program.targets[87].binaries["stem"], symbol="elsewhere")

@@ -97,6 +97,7 @@ def wrong_launches() -> dict[str, dict[str, object]]:
         "too few threads": {"threads": 64},
         "no CTAs": {"grid": (0, 1, 1)},
         "too many CTAs": {"grid": (1, 65536, 1)},
+        "too many CTAs in all": {"grid": (65536, 65535, 1)},
         "too much shared memory": {"shared_bytes": most + 1},
         "negative shared memory": {"shared_bytes": -1},
         "too few arguments": {"block": bytes(40)},
