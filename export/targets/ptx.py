@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from refusion_edge.cuda.program import Binary, Program, Target
+from refusion_edge.cuda.program import Binary, Kernel, Program, Target, Tile
 from refusion_edge.errors import BackendError, MisfitError
 from refusion_edge.export.targets.compiler import compile_with_ptx
 from refusion_edge.export.targets.cubins import require_assembler, run_compilers
@@ -28,7 +28,8 @@ def compile_ptx_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[
     wanted = tuple(architectures)
     targets = {}
     for architecture in wanted:
-        compiled = _compile(architecture, jobs)
+        cut = tiles(architecture)
+        compiled = _compile({name: (kernel, cut[name]) for name, kernel in make_schedule().kernels.items()}, architecture, jobs)
         binaries = {name: replace(binary, image=ptx.encode()) for name, (binary, _, ptx) in compiled.items()}
         targets[architecture] = Target(architecture, max(toolkit for _, toolkit, _ in compiled.values()), binaries)
     return targets
@@ -64,25 +65,25 @@ def with_ptx(program: Program, architecture: int, *, jobs: int = 1) -> Program:
     compiled_by, here = program.model.get("triton", ""), _triton_version()
     if compiled_by != here:
         raise _misfit(f"was compiled by Triton {compiled_by or 'of an unknown version'}, and this is {here}", here, compiled_by)
-    compiled = _compile(architecture, jobs)
+    kernels = program.schedule.kernels
+    compiled = _compile({name: (kernels[name], binary.tile) for name, binary in target.binaries.items()}, architecture, jobs)
     images: dict[str, Binary] = {}
     for name, binary in target.binaries.items():
-        found = compiled.get(name)
-        if found is None or found[0].image != binary.image:
+        found = compiled[name]
+        if found[0].image != binary.image:
             raise _misfit(f"holds another kernel {name} than this version of refusion-edge compiles", name, name)
         images[name] = replace(binary, image=found[2].encode())
     return replace(program, targets={architecture: replace(target, binaries=images)})
 
 
-def _compile(architecture: int, jobs: int) -> dict[str, tuple[Binary, int, str]]:
+def _compile(kernels: Mapping[str, tuple[Kernel, Tile]], architecture: int, jobs: int) -> dict[str, tuple[Binary, int, str]]:
     require_assembler([architecture])
-    cut = tiles(architecture)
     work = {
-        f"{name} for sm_{architecture}": (compile_with_ptx, (kernel, cut[name], architecture))
-        for name, kernel in make_schedule().kernels.items()
+        f"{name} for sm_{architecture}": (compile_with_ptx, (kernel, tile, architecture))
+        for name, (kernel, tile) in kernels.items()
     }
     compiled = run_compilers(work, jobs=jobs)
-    return {label.split(" ", maxsplit=1)[0]: found for label, found in compiled.items()}
+    return {name: compiled[f"{name} for sm_{architecture}"] for name in kernels}
 
 
 def _misfit(problem: str, expected: object, got: object) -> MisfitError:

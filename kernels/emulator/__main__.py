@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.fused import FusedBackend
-from refusion_edge.cuda.program import Program
+from refusion_edge.cuda.program import Program, Schedule
 from refusion_edge.cuda.program_file import parse_program, program_bytes
 from refusion_edge.errors import BackendError, BundleError, RefusionError, UsageError
 from refusion_edge.export.targets.ptx import with_ptx
@@ -26,7 +27,7 @@ from refusion_edge.kernels.emulator.counters import Counters, by_kernel, count
 from refusion_edge.kernels.emulator.device import EmulatedDevice
 from refusion_edge.kernels.emulator.findings import Finding, faults
 from refusion_edge.kernels.emulator.launch import Result
-from refusion_edge.kernels.gpu.schedule import fuse_reference, make_schedule
+from refusion_edge.kernels.gpu.schedule import fuse_reference
 from refusion_edge.machine import parse_architectures, usable_cores
 from refusion_edge.sizes import check_size, parse_size
 
@@ -134,9 +135,10 @@ def _require_time(program: Program, results: Sequence[tuple[str, Result]], size_
     test_hw = program.self_test.fused.shape
 
     def strips(name: str, size: tuple[int, int]) -> int:
-        # A kernel that has one CTA for a stream walks over the strips of another.
-        tile = target.tiles[name if program.schedule.kernels[name].grid == "strips" else "encoder_statistics"]
-        across, down = tile.strips(size)
+        # A kernel that has one CTA for a stream walks over the strips of another, which it is told the number of.
+        arguments = (argument for launch in program.schedule.launches if launch.kernel == name for argument in launch.arguments)
+        walked = next((argument.name for argument in arguments if argument.kind == "strips"), name)
+        across, down = target.tiles[name if program.schedule.kernels[name].grid == "strips" else walked].strips(size)
         return across * down
 
     estimate_s = sum(result.seconds * strips(name, size_hw) / strips(name, test_hw) for name, result in results)
@@ -153,8 +155,22 @@ def _difference(program: Program, planes: Float32Array, fused: Float32Array) -> 
     if fused.size > _MOST_COMPARED_PIXELS:
         return None
     weights = {name: array.astype(np.float64) for name, array in program.weights.items()}
-    exact = fuse_reference(make_schedule("float64"), weights, planes.astype(np.float64))["fused"]
+    exact = fuse_reference(_in_float64(program.schedule), weights, planes.astype(np.float64))["fused"]
     return float(np.abs(fused - exact).max())
+
+
+def _in_float64(schedule: Schedule) -> Schedule:
+    """The same launches with every floating dtype replaced."""
+
+    def wide(dtype: str) -> str:
+        return dtype.replace("float16", "float64").replace("float32", "float64")
+
+    kernels = {
+        name: replace(kernel, parameters=tuple(replace(one, type=wide(one.type)) for one in kernel.parameters))
+        for name, kernel in schedule.kernels.items()
+    }
+    buffers = {name: replace(buffer, dtype=wide(buffer.dtype)) for name, buffer in schedule.buffers.items()}
+    return replace(schedule, kernels=kernels, buffers=buffers)
 
 
 def _report(document: Mapping[str, Any], kernels: Mapping[str, Counters], findings: Sequence[Finding]) -> str:
