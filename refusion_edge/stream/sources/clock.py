@@ -13,6 +13,7 @@ densely, and are back on the line within the burst.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from bisect import bisect_left, insort
 from collections import deque
@@ -53,6 +54,8 @@ _CATCHING_UP_PART, _LEAST_CATCHING_UP_NS = 0.125, 2 * MS
 _LONGEST_BURST_NS = SECOND // 2
 # A step back is confirmed by this many frames over this long, none of which is explained by the old clock.
 _CONFIRMING_FRAMES, _CONFIRMING_NS = 4, SECOND // 4
+# Frames left out are confirmed by as many late frames as jitter like that of the last ones would bring about this rarely.
+_LATENESS_FRAMES, _CHANCE = 64, 1e-6
 # Without a step in the stamps, the line is raised only after this long above it.
 _RAISED_AFTER_NS = 5 * SECOND
 _RAISED_ABOVE_NS = 12 * MS
@@ -119,7 +122,7 @@ class SourceClock:
         self._first_ns = 0
         self._left_out = _LeftOut()
         # How far the last frames lay above the line.
-        self._above_ns: deque[int] = deque(maxlen=_COMPARED_FRAMES)
+        self._above_ns: deque[int] = deque(maxlen=_LATENESS_FRAMES)
         self._good_since_ns: int | None = None
         self._unusable = 0
         self._line = _LowerLine()
@@ -337,7 +340,7 @@ class SourceClock:
             suspect.add(above_ns, counts=not (dense and suspect.of_pause))
             if suspect.least_ns < suspect.size_ns // 2:
                 self._suspect = None
-            elif suspect.frames >= _CONFIRMING_FRAMES and arrived_ns - suspect.since_ns >= _CONFIRMING_NS:
+            elif suspect.frames >= self._frames_to_confirm(suspect) and arrived_ns - suspect.since_ns >= _CONFIRMING_NS:
                 if not suspect.of_pause or period_ns is None:
                     self._shift(-min(suspect.size_ns, suspect.least_ns))
                 elif self._left_out.confirm(suspect.least_ns, period_ns):
@@ -358,9 +361,19 @@ class SourceClock:
                 self._line.restart_from(self._raised.since_ns)
                 self._raised = None
 
+    def _frames_to_confirm(self, suspect: _Suspect) -> int:
+        if not suspect.of_pause:
+            return _CONFIRMING_FRAMES
+        # Delays fall off exponentially: half of the changes from frame to frame exceed the mean delay times log 2. Unlike the
+        # delays, their changes do not depend on where the line is.
+        changes_ns = [abs(after - before) for before, after in itertools.pairwise(self._above_ns)]
+        jitter_ns = max(statistics.median(changes_ns) / math.log(2), MS) if changes_ns else MS
+        return max(_CONFIRMING_FRAMES, math.ceil(-math.log(_CHANCE) * jitter_ns / (suspect.size_ns / 2)))
+
     def _jumped(self, above_ns: int, period_ns: int) -> bool:
         """Whether a frame is later than those before it by about a period or more, as after frames that were left out."""
-        return bool(self._above_ns) and above_ns - max(0, min(self._above_ns)) > _JUMP_PART * period_ns
+        before = list(itertools.islice(reversed(self._above_ns), _COMPARED_FRAMES))
+        return bool(before) and above_ns - max(0, min(before)) > _JUMP_PART * period_ns
 
     def _carry_on(self, above_ns: int, period_ns: int, *, dense: bool) -> bool:
         """Raise the line by the frames left out before this one, unless it was held back."""

@@ -97,7 +97,13 @@ def test_stamps_that_count_frames_are_carried_on_over_those_left_out(name: str, 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
 @pytest.mark.parametrize(
-    "camera", [{"jitter_ms": 15}, {"jitter_ms": 15, "missing": 0.05}, {"stall_every_s": 5, "jitter_ms": 5}]
+    "camera",
+    [
+        {"jitter_ms": 15},
+        {"jitter_ms": 15, "missing": 0.05},
+        {"stall_every_s": 3, "jitter_ms": 8},
+        {"stall_every_s": 2, "jitter_ms": 12},
+    ],
 )
 def test_the_stamps_of_a_clock_are_not_taken_for_counted_ones(camera: dict[str, Any], seed: int) -> None:
     clock = SourceClock()
