@@ -212,7 +212,8 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
         request.preset or "default",
         request.task,
         device=device.type,
-        assignments=(*request.assignments, *taught),
+        # Set by --init at the start of a run, not by its user.
+        assignments=(f"optimiser.fusion_frozen={settings.optimiser.fusion_frozen}", *request.assignments, *taught),
         network=network,
     )
     differences = asked.differences(checkpoint.settings)

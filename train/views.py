@@ -117,10 +117,10 @@ class Views:
         return Crops(a, b, torch.from_numpy(np.stack(figures)), taught[0] if taught else None)
 
     def _view(self, which: int, variant: int) -> _View:
-        a, b = self.pairs.planes(which)
         key = self.pairs.number(which), variant
-        if key in self._cache:
-            return self._cache[key]
+        if (kept := self._cache.get(key)) is not None:
+            return kept
+        a, b = self.pairs.planes(which)
         sharp = a if self.pairs.is_sharp(which) else None
         if sharp is not None:
             a, b = defocused_pair(sharp, self._generator(_DEFOCUS, key))

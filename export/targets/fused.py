@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass
+from importlib import resources
 
 import onnx
 
@@ -16,8 +18,17 @@ from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
-from refusion_edge.machine import ARCHITECTURES, choose_architecture, usable_cores
+from refusion_edge.machine import ARCHITECTURES, choose_architecture, this_machine, usable_cores
 from refusion_edge.network.family import make_model
+
+
+def hash_of_kernels() -> str:
+    """SHA-256 of the sources that the GPU kernels are compiled from: a cached program of other kernels is another one."""
+    digest = hashlib.sha256()
+    for file in sorted(resources.files("refusion_edge.kernels.gpu").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,9 @@ class ProgramBuilder:
         facts = {
             "version": choice.build_status.reason,
             "architectures": spec.architectures,
+            # Without a wish, the kernels are for the device of this machine.
+            "machine": None if spec.architectures else asdict(this_machine()),
+            "kernels": hash_of_kernels(),
             # Keeps engines that were never run apart from those that were.
             "ran": choice.status.usable,
         }

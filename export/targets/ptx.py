@@ -66,6 +66,10 @@ def with_ptx(program: Program, architecture: int, *, jobs: int = 1) -> Program:
     if compiled_by != here:
         raise _misfit(f"was compiled by Triton {compiled_by or 'of an unknown version'}, and this is {here}", here, compiled_by)
     kernels = program.schedule.kernels
+    from refusion_edge.kernels.gpu.schedule import SOURCES
+
+    if unknown := {kernel.source for kernel in kernels.values()} - SOURCES.keys():
+        raise _misfit(f"has the kernel {min(unknown)}, which this version does not have", tuple(SOURCES), min(unknown))
     compiled = _compile({name: (kernels[name], binary.tile) for name, binary in target.binaries.items()}, architecture, jobs)
     images: dict[str, Binary] = {}
     for name, binary in target.binaries.items():

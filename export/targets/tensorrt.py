@@ -29,13 +29,15 @@ from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import UsageError
 from refusion_edge.export.graph.uint8 import add_uint8
 from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
-from refusion_edge.export.targets.fused import require_architecture
+from refusion_edge.export.targets.fused import hash_of_kernels, require_architecture
 from refusion_edge.export.targets.plan import compile_plan
 from refusion_edge.machine import Target, this_machine, usable_cores
 from refusion_edge.network.family import DEFAULT_NETWORK, make_model
 from refusion_edge.sizes import DYNAMIC
 
 _FORMS = ("tensorrt-folded", "tensorrt-literal")
+# Raised with every change of what the compiler is told, so that no cached plan of before is taken; 2: without TF32.
+_FLAGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class PlanBuilder:
             "version": installed_version(self.product),
             "sizes": None if sizes_hw is None else str(sizes_hw),
             "settings": spec.settings.to_fields(),
-            "plugins": build_status("fused").reason if spec.settings.plugins else None,
+            "plugins": [build_status("fused").reason, hash_of_kernels()] if spec.settings.plugins else None,
+            "flags": _FLAGS,
             "machine": asdict(this_machine()),
             # Keeps engines that were never run apart from those that were.
             "ran": choice.status.usable,

@@ -30,10 +30,12 @@ _BITS = {"h": 16, "r": 32, "a": 32, "d": 64, "g": 64, "p": 1}
 _DUE_INTEGERS = {"bar_sync": [0], "bar_warp_sync": [-1], "shfl_bfly": [-1], "shfl_idx": [-1], "wgmma": [1, 1]}
 # In place of a special register: where results go that nobody reads.
 _SINK = -1
+# A thread of a GPU has 255 registers; PTX names each value anew.
+_MOST_REGISTERS = 1 << 20
 # A letter of an address names the register that holds it.
 _REGISTER_OF_LETTER = {"a": "r", "g": "d"}
 
-_ENTRY = re.compile(r"\.visible\s+\.entry\s+([\w$]+)\s*\(([^)]*)\)\s*((?:\.\w+[^.{]*)*)\{")
+_ENTRY = re.compile(r"\.visible\s+\.entry\s+([\w$]+)\s*\(([^)]*)\)\s*((?:\.[^.{]*)*)\{")
 _PARAMETER = re.compile(r"\.param\s+\.(u64|u32|b64|b32|s32|f32)(?:\s+\.ptr)?(?:\s+\.global)?(?:\s+\.align\s+\d+)?\s+([\w$]+)")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%[A-Za-z]\w*?)<(\d+)>")
 _SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[\]")
@@ -138,7 +140,9 @@ class _Decoder:
         self.parse_head(text[: entry.start()])
         self.parameters = self.parse_parameters(entry[2])
         self.parse_directives(entry[3])
-        end = text.rindex("}")
+        end = text.rfind("}")
+        if end < entry.end():
+            raise _refusal("a kernel without its last brace", "the end of the kernel")
         if text[end + 1 :].strip():
             raise _refusal(f"'{_shortened(text[end + 1 :])}'", "behind the kernel", got=_shortened(text[end + 1 :]))
         for line, statement in _statements(text[entry.end() : end], text.count("\n", 0, entry.end()) + 1):
@@ -275,6 +279,8 @@ class _Decoder:
             raise _refusal(f"'{_shortened(statement)}'", "a declaration", line, _shortened(statement))
         file, letter, prefix = _REGISTER_FILES[match[1]], _REGISTER_LETTERS[match[1]], match[2]
         first, names = self.counts[file], self.names[file]
+        if int(match[3]) > _MOST_REGISTERS - first:
+            raise _refusal(f"{match[3]} registers", f"there may be {_MOST_REGISTERS} of a kind", line, int(match[3]))
         for number in range(int(match[3])):
             name = f"{prefix}{number}"
             if name in self.symbols:
@@ -315,7 +321,8 @@ class _Decoder:
             return 0
         if _INTEGER.fullmatch(text) is None:
             raise _refusal(f"the operand {text}", "a number is due", line, text)
-        return int(text.rstrip("U"), 0)
+        digits = text.rstrip("U")
+        return int(digits, 16 if "x" in digits.lower() else 10)
 
     def constant(self, file: int, special: int, value: int) -> int:
         """A register that holds a constant, placed behind all registers that are declared; for now a negative number."""
@@ -330,7 +337,7 @@ class _Decoder:
                 rows.append((file, counts[file], special, value))
             counts[file] += 1
         for index, label, line in self.branches:
-            if label not in self.labels:
+            if self.labels.get(label, len(self.rows)) >= len(self.rows):
                 raise _refusal(f"the label {label}", "to branch to", line, label)
             self.rows[index][3] = self.labels[label]
         if not self.opcodes or self.opcodes[-1] != "ret" or self.rows[-1][1] != -1:

@@ -23,8 +23,8 @@ from refusion_edge.cuda.driver import Device, Driver, HostBuffer, on_its_device
 from refusion_edge.cuda.program import Buffer, Launch, Program, Target, aligned, cuda_text, lay_out, pack
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.cuda.timing import StagesOnDevice, StageTimer
-from refusion_edge.errors import BackendError, BundleError, not_finite
-from refusion_edge.machine import accelerator, choose_architecture, is_installed
+from refusion_edge.errors import BackendError, BundleError, MisfitError, not_finite
+from refusion_edge.machine import ARCHITECTURES, accelerator, choose_architecture, is_installed
 
 _INPUT, _FUSED, _LEVELS = "planes", "fused", "levels"
 _VISIBLE = {
@@ -55,21 +55,24 @@ def choose_target(program: Program, device: Device) -> Target:
     """Choose the kernels for a device, see ``refusion_edge.machine.choose_architecture``.
 
     Raises:
-        BackendError: The program has none, or the driver is too old for them.
+        MisfitError: The program has none, or the driver is too old for them.
     """
     here = device.architecture
     chosen = choose_architecture(program.targets, here)
     if chosen is None:
         known = ", ".join(f"sm_{architecture}" for architecture in sorted(program.targets))
-        raise BackendError(
+        built = choose_architecture(ARCHITECTURES, here)
+        raise MisfitError(
             f"the program has kernels for {known} but none for this device ({device.name}, sm_{here})",
-            f"build it with 'refusion-edge build --backend fused --arch sm_{here}'",
+            "use another back end: there are no kernels for it"
+            if built is None
+            else f"build it with 'refusion-edge build --backend fused --arch sm_{built}'",
             expected=tuple(sorted(program.targets)),
             got=here,
         )
     target = program.targets[chosen]
     if device.driver_version < target.driver_version:
-        raise BackendError(
+        raise MisfitError(
             f"these kernels need a driver for CUDA {cuda_text(target.driver_version)} or newer, but this one is for "
             f"{device.driver}",
             "update the driver (on Jetson: JetPack) or build with an older version of Triton",
@@ -148,8 +151,8 @@ class FusedBackend(StagesOnDevice):
         self._owned.close()
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is overwritten by the next call."""
-        return self._run(a, b).visible[_FUSED].array.view(np.float32).reshape(a.shape)
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array: the engine's memory ends with the engine."""
+        return self._run(a, b).visible[_FUSED].array.view(np.float32).reshape(a.shape).copy()
 
     def fuse_uint8(self, a: Float32Array, b: Float32Array) -> Uint8Array:
         """Fuse two luma planes and stretch the result to 8 bits on the device; see ``Uint8OutputBackend.fuse_uint8``.

@@ -10,7 +10,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from typing_extensions import Self
 
@@ -18,9 +18,6 @@ from refusion_edge.arrays import Float32Array, Float64Array, State, Uint8Array
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.network.family import DEFAULT_NETWORK, find_network, network_of
 from refusion_edge.network.layouts import Precision
-
-if TYPE_CHECKING:
-    pass
 
 AUTO = "auto"
 
@@ -428,7 +425,8 @@ def choose_builder(name: str, precision: Precision, network: str = DEFAULT_NETWO
                 got=precision,
             )
         return Choice(name, "as asked", status(name), found)
-    return _first_usable((other for other, entry in BACKENDS.items() if entry.builds), precision, network)
+    builders = (other for other, entry in BACKENDS.items() if entry.builds)
+    return _first_usable(builders, precision, network, building=True)
 
 
 def usable_runners(network: str = DEFAULT_NETWORK) -> tuple[str, ...]:
@@ -476,13 +474,15 @@ def _require_network(name: str, network: str) -> None:
         )
 
 
-def _first_usable(candidates: Iterable[str], precision: Precision, network: str) -> Choice:
+def _first_usable(candidates: Iterable[str], precision: Precision, network: str, *, building: bool = False) -> Choice:
     rejected: dict[str, list[str]] = {}
     for candidate in candidates:
         precisions = BACKENDS[candidate].precisions(network)
         if not precisions:
             continue
         found = status(candidate)
+        if building and found.usable and not build_status(candidate).usable:
+            found = build_status(candidate)  # its engines run here, but cannot be built here
         fits = precision in precisions and precision not in found.lacks
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"

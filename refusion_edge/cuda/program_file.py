@@ -29,7 +29,6 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.cuda.program import (
-    ALIGNMENT,
     POINTER_TYPES,
     Argument,
     Binary,
@@ -332,14 +331,19 @@ class _Reader:
         arrays: dict[str, Array] = {}
         entries = self._list(fields, "arrays")
         self._unique([self._get(entry, "name", str) for entry in entries], "weights")
+        end = 0
         for entry in entries:
             dtype = np.dtype(self._choice(entry, "dtype", tuple(dtype.name for dtype in POINTER_TYPES.values())))
             shape = self._get(entry, "shape", list)
             sound = len(shape) <= _MOST_DIMENSIONS and all(type(side) is int and 0 < side <= _MOST_ELEMENTS for side in shape)
             self._require(sound, "a shape", shown(shape))
             offset, count = self._number(entry, "offset", 0, len(packed)), math.prod(shape)
-            fits = offset % ALIGNMENT == 0 and offset + count * dtype.itemsize <= len(packed)
-            self._require(fits, f"the weights {shown(entry['name'])} within their blob", "an offset or shape beyond it")
+            # One behind the other: a thousand weights at one place would take a thousand times the memory of their blob.
+            fits = offset == aligned(end) and offset + count * dtype.itemsize <= len(packed)
+            self._require(
+                fits, f"the weights {shown(entry['name'])} behind those before, within their blob", "another offset or shape"
+            )
+            end = offset + count * dtype.itemsize
             flat = np.frombuffer(packed, dtype.newbyteorder("<"), count, offset)
             self._require(
                 dtype.kind != "f" or bool(np.isfinite(flat).all()), "finite weights", f"others in {shown(entry['name'])}"

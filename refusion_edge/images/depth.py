@@ -86,7 +86,7 @@ def _largest_depth(files: Sequence[Path]) -> int | None:
         except InputError:
             continue
         if not _is_open(still):
-            return largest
+            continue
         largest = max(largest or 0, significant_bits(float(still.pixels.max())))
         if largest >= 8 * still.pixels.itemsize:
             return largest

@@ -105,7 +105,7 @@ def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, sp
         InputError: No pixel has a value, or whole or float numbers of an image that is no sensor data are out of range.
     """
     if image.dtype == np.uint8 and span in (None, "full"):
-        return Displayed(image, Scale(0.0, WHITE, "8 bits"), None, _doubts(image, None, WHITE, role))
+        return Displayed(image, Scale(0.0, WHITE, "8 bits"), None, _doubts(image, WHITE, role))
     ranged = span == "auto" or (span is None and role.ranged and is_gray(image))
     invalid = find_invalid(image, isolated=ranged, no_data=None if encoding is None else encoding.no_data)
     valid = image if invalid is None else image[~invalid]
@@ -118,7 +118,7 @@ def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, sp
         scale = Scale(*own_range(valid), "own range")
     else:
         scale, remarks = _full_scale(image.dtype, valid, encoding, guess=span is None)
-        remarks += _doubts(valid, invalid, scale.high, role)
+        remarks += _doubts(valid, scale.high, role)
     if invalid is not None:
         remarks += (Remark("pixels without a value show the other source", int(np.count_nonzero(invalid))),)
     return Displayed(_scaled(image, scale, invalid), scale, invalid, remarks)
@@ -199,6 +199,8 @@ def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) 
     Returns:
         (H, W), or None if every pixel has a value.
     """
+    if image.dtype.kind != "f" and no_data is None and not isolated:
+        return None
     invalid: Mask = np.zeros(image.shape, np.bool_)
     if image.dtype.kind == "f":
         np.logical_not(np.isfinite(image), out=invalid)
@@ -295,7 +297,7 @@ def significant_bits(most: float) -> int:
     return next(bits for bits in _DEPTHS if most < 1 << bits)
 
 
-def _doubts(valid: Array, invalid: Mask | None, white: float, role: Role) -> tuple[Remark, ...]:
+def _doubts(valid: Array, white: float, role: Role) -> tuple[Remark, ...]:
     if role.dark or role.ranged or valid.size == 0 or float(valid.max()) >= white * _LEAST_FILLING:
         return ()
     return (Remark("fills less than an eighth of its scale"),)

@@ -32,7 +32,6 @@ class Frame:
         arrived_ns: Arrival in this process, monotonic clock.
         unchanged_since_ns: ``time_ns`` of the first frame in the run of identical frames that ends with this one; equal to
             ``time_ns`` if the content is new.
-        epoch: Number of the clock that stamped it, from 1; see ``refusion_edge.stream.pairing.epochs``.
         white: The value of full scale that the source states, such as 4095 for 12 bits; None if it does not.
     """
 
@@ -42,7 +41,6 @@ class Frame:
     time_ns: int
     arrived_ns: int
     unchanged_since_ns: int
-    epoch: int = 1
     white: float | None = None
 
     @property

@@ -55,6 +55,10 @@ class Distribution:
         return {"count": self.count, "mean_ms": mean, **named, "max_ms": self._max_ms if self.count else None}
 
 
+# Where `dropped` counts what a recording lost, and why.
+RECORDING, DISK_TOO_SLOW = "recording", "disk too slow"
+
+
 @dataclass(slots=True)
 class CameraState:
     """Counters and current state of one camera.
@@ -251,8 +255,9 @@ class Statistics:
                         **{what: count for (output, what), count in self._outputs.items() if output == name},
                         "drops": self._drops_of(f"output {name}"),
                     }
-                    for name in sorted({name for name, _ in self._outputs})
+                    for name in sorted(self._output_names())
                 },
+                "recording": {"drops": self._drops_of(RECORDING)},
                 "events": list(self._events),
                 "events_total": self._events_total,
             }
@@ -292,6 +297,11 @@ class Statistics:
             "steps": known["steps"] + camera.epochs - 1,
             "epochs": known["epochs"] + camera.epochs - 1,
         }
+
+    def _output_names(self) -> set[str]:
+        """Outputs that wrote or lost something."""
+        lost = {place.removeprefix("output ") for place, _ in self._drops if place.startswith("output ")}
+        return {name for name, _ in self._outputs} | lost
 
     def _drops_of(self, where: str) -> dict[str, int]:
         return {cause: count for (place, cause), count in sorted(self._drops.items()) if place == where}

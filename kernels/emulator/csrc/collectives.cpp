@@ -170,7 +170,9 @@ void Machine::start_product(Warp& warp, const Instruction& i, int pc) {
         if (i.kind & 1) read(a, i.kind & 2, kRows * (warp.index % 4), kRows);
         read(b, i.kind & 4, 0, i.count);
     }
-    warp.pending.push_back({pc, a, b, clock_, false});
+    // The predicate is read now; only the accumulators and the memory of the operands belong to the product until it is done.
+    const bool adds = warp.predicates[static_cast<std::size_t>(i.o[i.operands - 1])] & 1;
+    warp.pending.push_back({pc, a, b, clock_, false, adds});
     for (int q = 0; q < accumulators; ++q) warp.accumulating[static_cast<std::size_t>(i.o[q])] = 1;
     if (!(i.kind & 1)) {
         for (int q = 0; q < 4; ++q) warp.accumulating[static_cast<std::size_t>(i.o[accumulators + q])] |= 2;
@@ -222,7 +224,7 @@ void Machine::finish_product(Warp& warp, const PendingProduct& product) {
     std::vector<std::uint8_t> columns(static_cast<std::size_t>(n), 1);
     fetch(product.b, i.kind & 4, 0, n, columns.data(),
           [&b, n](int column, int k, float value) { b[static_cast<std::size_t>(k * n + column)] = value; });
-    const bool adds = warp.predicates[static_cast<std::size_t>(i.o[i.operands - 1])] & 1;
+    const bool adds = product.adds;
     if (adds) read_c(warp, i.o, accumulators, n, c.data());
     multiply(a, b.data(), c.data(), n);
     write_c(warp, i.o, accumulators, n, c.data());

@@ -49,6 +49,7 @@ struct PendingProduct {
     std::uint64_t a, b;
     std::uint32_t clock;
     bool committed;
+    bool adds;  // to what the accumulators hold, instead of replacing it
 };
 
 struct Warp {

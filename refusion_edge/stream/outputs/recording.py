@@ -133,17 +133,18 @@ class Recorder:
         except OSError as error:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
 
-    def finish(self, end: int, networks: Sequence[tuple[int, str]] = ()) -> None:
-        """Note where the run ended, and what its pairs were fused by.
+    def finish(self, end: int, networks: Sequence[tuple[int, str]] = (), lost: int = 0) -> None:
+        """Note where the run ended, what its pairs were fused by, and what is missing.
 
         Args:
             end: Number of the first pair that the end of the run kept from being shown.
             networks: Number of the first pair of each network, in order, with its name.
+            lost: Frames and fates of pairs that were not written in time.
 
         Raises:
             OutputError: The disk is full or cannot be written.
         """
-        self._describe({**self._settings, "end": end, "networks": [list(each) for each in networks]})
+        self._describe({**self._settings, "end": end, "networks": [list(each) for each in networks], "lost": lost})
 
     def _describe(self, settings: dict[str, Any]) -> None:
         text = json.dumps({"schema": SCHEMA, **settings}, indent=2, sort_keys=True) + "\n"
@@ -192,6 +193,7 @@ class Recording:
         not_shown: Numbers of the pairs that were not shown.
         end: Number of the first pair that the end of the run kept from being shown; None after a crash.
         networks: Number of the first pair of each network, in order from 0, with its name; empty if unknown.
+        lost: Frames and fates of pairs that are missing; with any, a replay is another run.
     """
 
     folder: Path
@@ -200,6 +202,7 @@ class Recording:
     not_shown: frozenset[int]
     end: int | None = None
     networks: tuple[tuple[int, str], ...] = ()
+    lost: int = 0
 
     def read(self, number: int) -> Frame:
         """Read the frame at an index of ``rows``.
@@ -244,7 +247,8 @@ def read_recording(folder: Path) -> Recording:
         raise InputError(f"the recording {folder} is damaged ({error})", "record it again") from error
     if not rows:
         raise InputError(f"the recording {folder} holds no frames", "record it again")
-    return Recording(folder, settings, rows, not_shown, _end(settings, path), _networks(settings, path))
+    lost = typed(int, settings.get("lost", 0), f"lost in {path}")
+    return Recording(folder, settings, rows, not_shown, _end(settings, path), _networks(settings, path), lost)
 
 
 def _end(settings: dict[str, Any], path: Path) -> int | None:

@@ -133,6 +133,7 @@ class ViewSink:
         self._thread = threading.Thread(target=self._serve, args=(self._loop, listening), name="view", daemon=True)
         self._thread.start()
         if not self._ready.wait(_START_S) or self._failure is not None:
+            self.__exit__(None, None, None)
             raise StreamError(
                 f"the browser view did not start within {_START_S:g} s ({self._failure or 'no answer'})", "try again"
             )
@@ -200,6 +201,7 @@ class ViewSink:
             self._failure = error
             self._ready.set()
         finally:
+            listening.close()
             loop.close()
 
     async def _run(self, listening: socket.socket) -> None:
@@ -344,8 +346,9 @@ class ViewSink:
         if isinstance(wanted, list):
             self._wanted[viewer] = frozenset(name for name in IMAGES if name in wanted)
         for polarity in POLARITIES:
-            if asked.get("polarity") == polarity:
+            if asked.get("polarity") == polarity != self._gain.polarity:
                 self._gain.polarity = polarity
+                self._statistics.note("view", f"polarity {polarity}, set on the page")
 
     async def _motion_jpeg(self, request: Any) -> Any:
         self._check_room()

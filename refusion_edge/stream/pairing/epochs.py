@@ -6,8 +6,6 @@ later frames would seem older than its earlier ones.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from refusion_edge.stream.frames import SECOND, Frame, Side, other
 
 # A smaller step back is a wrong stamp of one frame, which pairing leaves out.
@@ -64,7 +62,7 @@ class Epochs:
             if 0 < time_ns - last_ns < SECOND:
                 self._period_ns[side] += (time_ns - last_ns - period_ns) // 8
         self._last_ns[side] = time_ns if last_ns is None else max(time_ns, last_ns)
-        return replace(frame.moved(moved_by_ns), epoch=self.count[side]) if self.count[side] > 1 else frame
+        return frame.moved(moved_by_ns) if self.count[side] > 1 else frame
 
     def _step(self, side: Side, step_ns: int) -> int:
         """Begin an epoch; returns what is added to its times, that of the other source if it stepped alike."""

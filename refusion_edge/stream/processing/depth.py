@@ -68,7 +68,7 @@ class FullScale:
                 "check that the sources are not swapped",
                 got=(least, most),
             )
-        if white is None or most > white:
+        if white is None or most > white or self._bits:
             white = self._judge(most)
         return _scaled(image, white, None), None
 

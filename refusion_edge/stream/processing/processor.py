@@ -198,7 +198,7 @@ class Processor:
         beside = None if missing is None else (shown, missing)
         prepared_ns = time.perf_counter_ns()
         self._took("preprocess", prepared_ns - started_ns)
-        output = self._infer(infrared[None, None], luma[None, None], time_ns)
+        output = self._infer(infrared[None, None], luma[None, None], time_ns, missing)
         inferred_ns = time.perf_counter_ns()
         self._took("infer", inferred_ns - prepared_ns)
         stretch = partial(self._stretch.apply, time_ns=time_ns)
@@ -206,14 +206,17 @@ class Processor:
         self._took("postprocess", time.perf_counter_ns() - inferred_ns)
         return image
 
-    def _infer(self, a: Float32Array, b: Array, time_ns: int) -> Float32Array | Uint8Array:
+    def _infer(self, a: Float32Array, b: Array, time_ns: int, missing: Mask | None) -> Float32Array | Uint8Array:
         if self._adapted is None:
             return self._finisher.infer(a, b)
-        return self._adapted.fuse_adapted(a, b, self._adaptation.update(self._adapted.statistics(a, b), time_ns))
+        # Where one camera has no value, both planes are alike, which says nothing about the scene.
+        rows, columns = _common_part(missing)
+        figures = self._adapted.statistics(a[..., rows, columns], b[..., rows, columns])
+        return self._adapted.fuse_adapted(a, b, self._adaptation.update(figures, time_ns))
 
     def _follow_cameras(self, pair: Pair) -> None:
-        """Forget the statistics of frames that a camera took at another size, or stamped with another clock."""
-        taken = [(frame.size_wh, frame.epoch) for frame in (pair.ir, pair.vis) if frame is not None]
+        """Forget the statistics of frames that a camera took at another size."""
+        taken = [frame.size_wh for frame in (pair.ir, pair.vis) if frame is not None]
         if taken != self._adapted_to:
             self._adaptation.reset()
             self._adapted_to = taken
@@ -327,13 +330,27 @@ def _is_flat(image: Array) -> bool:
 
 
 def _white(image: Array) -> float:
-    return WHITE if image.dtype == np.uint8 else float(np.nanmax(image))
+    if image.dtype == np.uint8:
+        return WHITE
+    return float(np.max(image, where=np.isfinite(image), initial=0)) if image.dtype.kind == "f" else float(image.max())
 
 
 def _either(one: Mask | None, other: Mask | None) -> Mask | None:
     if one is None or other is None:
         return one if other is None else other
     return one | other
+
+
+def _common_part(missing: Mask | None) -> tuple[slice, slice]:
+    """Rows and columns of the box around the pixels that both cameras see; everything if it is too small."""
+    everything = slice(None), slice(None)
+    if missing is None:
+        return everything
+    seen = [np.flatnonzero(~missing.all(axis=axis)) for axis in (1, 0)]
+    if any(places.size == 0 or places[-1] - places[0] + 1 < MIN_SIDE for places in seen):
+        return everything
+    rows, columns = (slice(int(places[0]), int(places[-1]) + 1) for places in seen)
+    return rows, columns
 
 
 def _in_whole(part: Array, frame: Array, warp: SourceWarp) -> Array:

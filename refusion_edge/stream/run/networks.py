@@ -98,8 +98,9 @@ def decide(trials: Sequence[Trial], rate_hz: float | None, rest_ms: float, size_
     times = ", ".join(_words(trial) for trial in trials)
     size = f"{size_wh[0]}x{size_wh[1]}"
     if faster.infer_ms is None or better.infer_ms is None:
-        network = better.network if faster.infer_ms is None else faster.network
-        return Decision(network, f"auto chose {network} for {size}: {times}", size_wh, rate_hz, rest_ms, tuple(trials))
+        network = faster.network if better.infer_ms is None else better.network
+        chose = "stays with" if better.infer_ms is None and faster.infer_ms is None else "chose"
+        return Decision(network, f"auto {chose} {network} for {size}: {times}", size_wh, rate_hz, rest_ms, tuple(trials))
     if rate_hz is None:
         reason = f"auto chose {faster.network} for {size}: the rate of the cameras is unknown; measured: {times}"
         return Decision(faster.network, reason, size_wh, rate_hz, rest_ms, tuple(trials))
@@ -269,13 +270,16 @@ class NetworkChooser:
                     trials.append(measure(fuser, network, fused.ir[None, None], luma[None, None], period_s))
                 except RefusionError as error:
                     trials.append(Trial(network, "", None, problem=error.problem))
+                except MemoryError:
+                    trials.append(Trial(network, "", None, problem="there is not enough memory for it beside the stream"))
             decision = decide(trials, self._rate_hz(), self._rest_ms(), (width, height))
             again = "" if not self.decisions else "after a change of size, "
             self.decisions.append(decision)
             self._statistics.note("network", again + decision.reason)
             self._announce(f"network: {again}{decision.reason}")
             with self._lock:
-                if self._closed or decision.network == self.used[-1][1]:
+                runs = any(trial.network == decision.network and trial.infer_ms is not None for trial in trials)
+                if self._closed or not runs or decision.network == self.used[-1][1]:
                     self._measured.put("stays")
                     return
                 chosen = opened.pop(decision.network)

@@ -34,11 +34,11 @@ from refusion_edge.stream.run.replay import ReplaySource
 from refusion_edge.stream.run.watchdog import Watchdog
 from refusion_edge.stream.run.writer import RecordWriter, Writer
 from refusion_edge.stream.sources.source import Source
-from refusion_edge.stream.statistics import Statistics
+from refusion_edge.stream.statistics import DISK_TOO_SLOW, RECORDING, Statistics
 
 _LIVE_PAIRS, _FILE_PAIRS = 1, 4
 _POLL_S = 0.1
-_STOP_S = 10.0
+_STOP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,8 @@ class Pipeline:
     def _finish_recording(self) -> None:
         if self._record is not None:
             try:
-                self._record.recorder.finish(self._fusion.end, [] if self._networks is None else self._networks.used)
+                used = [] if self._networks is None else self._networks.used
+                self._record.recorder.finish(self._fusion.end, used, self._statistics.drops_of(RECORDING, DISK_TOO_SLOW))
             except OutputError as error:
                 self._fail(error)
 

@@ -166,12 +166,19 @@ class Reader:
         camera.state = "lost"
         self._statistics.note(source.side, f"lost: {error}")
         source.__exit__(None, None, None)
+        said = ""
         for pause_s in itertools.chain(_BACK_OFF_S, itertools.repeat(_BACK_OFF_S[-1])):
             if self._stop.wait(pause_s):
                 return
             try:
                 source.__enter__()
             except SourceLostError:
+                continue
+            except InputError as problem:
+                # It may be there before it can do what it did: a server without video yet, another node of the same camera.
+                if said != str(problem):
+                    said = str(problem)
+                    self._statistics.note(source.side, f"not back: {said}")
                 continue
             camera.reconnects += 1
             camera.state = "running"

@@ -33,6 +33,10 @@ class ReplaySource:
         Raises:
             InputError: An image is missing or damaged.
         """
+        if self._recording.lost:
+            self._statistics.note(
+                "recording", f"{self._recording.lost} frames or fates of pairs are missing, so that this replay is another run"
+            )
         epochs = Epochs()
         for number in range(len(self._recording.rows)):
             if self._stop.is_set():

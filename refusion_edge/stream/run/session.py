@@ -190,8 +190,8 @@ class StreamSession:
         opened = open_pair(ir, vis, best_effort=settings.best_effort)
         if opened[0].live != opened[1].live:
             return (
-                opened[0] if opened[0].live else PacedSource(opened[0]),
-                opened[1] if opened[1].live else PacedSource(opened[1]),
+                opened[0] if opened[0].live else PacedSource(opened[0], stop=self.stop),
+                opened[1] if opened[1].live else PacedSource(opened[1], stop=self.stop),
             )
         return opened
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.run.channel import Inbox
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.sources.registry import open_pair
+from refusion_edge.stream.sources.source import Source
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_source
 
@@ -82,11 +83,7 @@ def take_pair(
         stop.set()
         watchdog.cancel()
         inbox.close()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(_LOOK_NS / SECOND)
-        for source in sources:
-            source.__exit__(None, None, None)
+        _leave(sources, threads)
     if best is None:
         failures += [reader.failure for reader in readers if reader.failure is not None]
         if failures:
@@ -111,6 +108,15 @@ def _check_values(frame: Frame, remark: Callable[[str], object]) -> None:
         raise InputError(f"no pixel of the {frame.side} image has a value", "check the camera, or how the file was made")
     if known.min() == known.max():
         remark(f"{frame.side}: every pixel has the same value, {known.flat[0]:g}; check the camera")
+
+
+def _leave(sources: Sequence[Source], threads: Sequence[threading.Thread]) -> None:
+    """Close the sources; a reader that still waits for its camera leaves it itself, when the wait is over."""
+    for source, thread in zip(sources, threads, strict=True):
+        if thread.ident is not None:
+            thread.join(_LOOK_NS / SECOND)
+        if not thread.is_alive():
+            source.__exit__(None, None, None)
 
 
 def _nearest(inbox: Inbox, failover: Failover, settle_s: float) -> Pair | None:

@@ -10,7 +10,7 @@ from refusion_edge.stream.frames import Frame, FusedFrame
 from refusion_edge.stream.outputs.recording import PairFate, Recorder
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.run.channel import Channel
-from refusion_edge.stream.statistics import Statistics
+from refusion_edge.stream.statistics import DISK_TOO_SLOW, RECORDING, Statistics
 
 _RECORDED = 128
 
@@ -76,9 +76,9 @@ class RecordWriter:
         self._waiting: Channel[Frame | PairFate] = Channel(_RECORDED, lossless=not live)
 
     def keep(self, item: Frame | PairFate) -> None:
-        """Queue a frame, or the fate of a pair."""
-        if self._waiting.put(item) is not None and isinstance(item, Frame):
-            self._statistics.dropped("recording", "disk too slow")
+        """Queue a frame, or the fate of a pair. Without either, the replay is another run."""
+        if self._waiting.put(item) is not None:
+            self._statistics.dropped(RECORDING, DISK_TOO_SLOW)
 
     def run(self) -> None:
         """Write until the channel is closed and empty.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -17,10 +18,12 @@ class PacedSource:
     Args:
         source: The file.
         from_zero_only: Only shift its times to start at zero, next to another file, without waiting between frames.
+        stop: Ends a wait for the next frame, and with it the file.
     """
 
-    def __init__(self, source: Source, *, from_zero_only: bool = False) -> None:
+    def __init__(self, source: Source, *, from_zero_only: bool = False, stop: threading.Event | None = None) -> None:
         self._source = source
+        self._stop = stop or threading.Event()
         self._from_zero_only = from_zero_only
         self.side, self.uri, self.remarks = source.side, source.uri, source.remarks
         self.live = not from_zero_only
@@ -59,6 +62,6 @@ class PacedSource:
         if self._first_ns is None:
             self._first_ns, self._start_ns = grab.time_ns, 0 if self._from_zero_only else time.monotonic_ns()
         due_ns = self._start_ns + grab.time_ns - self._first_ns
-        if not self._from_zero_only:
-            time.sleep(max(0, due_ns - time.monotonic_ns()) / SECOND)
+        if not self._from_zero_only and self._stop.wait(max(0, due_ns - time.monotonic_ns()) / SECOND):
+            return None
         return replace(grab, time_ns=due_ns)

@@ -31,6 +31,8 @@ _ANY = tuple(fourcc for name in ("yuyv", "nv12", "bgr", "rgb", "mjpg", "grey", "
 # Without a wish for a size or a rate, more than this only costs time.
 _ENOUGH_PX, _ENOUGH_HZ = 1280 * 720, 30.0
 _SAME_RATE = 0.01
+# Full scale of the formats whose pixels have fewer bits than their memory.
+_WHITE = {"Y10 ": 1023.0, "Y12 ": 4095.0, "Y14 ": 16383.0}
 _READ_S = 5.0
 _LISTED = 12
 
@@ -124,7 +126,8 @@ class V4l2Source:
             image = self._decode(raw.data)
         except ValueError as error:
             raise CorruptFrameError(f"a frame of {self.uri} cannot be decoded: {printable(str(error))}") from error
-        return Grab(image, raw.sequence - self._first, time_ns)
+        assert self.mode is not None
+        return Grab(image, raw.sequence - self._first, time_ns, _WHITE.get(self.mode.fourcc))
 
     def _negotiated(self, device: Device) -> Mode:
         if device.card is None:

@@ -74,7 +74,7 @@ class VideoSource:
             self.timing.restart()
         self._reading = _Reading(self.uri, self._asked_rate_hz, self.timing)
         self._converter = VideoReformatter()
-        self.remarks += self._reading.remarks
+        self.remarks += [remark for remark in self._reading.remarks if remark not in self.remarks]
         return self
 
     def __exit__(self, *exc: object) -> None:

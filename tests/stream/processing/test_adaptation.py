@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,6 @@ from refusion_edge.backends.registry import AdaptedBackend, RunOptions, open_wei
 from refusion_edge.errors import UsageError
 from refusion_edge.network.fast import FastLayout, reference
 from refusion_edge.stream.frames import MS, SECOND, Frame, Pair
-from refusion_edge.stream.pairing.epochs import Epochs
 from refusion_edge.stream.processing.adaptation import MOST_CHANGE, Adaptation
 from refusion_edge.stream.processing.processor import Processor
 from tests.raising import raises
@@ -116,11 +114,6 @@ def without_infrared(before: Pair) -> Pair:
     return replace(before, ir=None)
 
 
-def of_another_epoch(before: Pair) -> Pair:
-    assert before.vis is not None
-    return replace(before, vis=replace(before.vis, epoch=2))
-
-
 def of_another_size(before: Pair) -> Pair:
     assert before.ir is not None
     return replace(before, ir=replace(before.ir, image=before.ir.image.repeat(2, axis=0).repeat(2, axis=1)))
@@ -130,11 +123,10 @@ def of_another_size(before: Pair) -> Pair:
     ("change", "own"),
     [
         (without_infrared, [True, False, True, False]),
-        (of_another_epoch, [True, False, True, True, False]),
         (of_another_size, [True, False, True, True, False]),
     ],
 )
-def test_it_starts_anew_after_a_loss_and_for_another_clock_or_size(change: Callable[[Pair], Pair], own: list[bool]) -> None:
+def test_it_starts_anew_after_a_loss_and_for_another_size(change: Callable[[Pair], Pair], own: list[bool]) -> None:
     backend = Adapting()
     processor = Processor(backend)
     for number, pair in enumerate(pairs(5)):
@@ -159,13 +151,6 @@ def test_networks_that_do_not_adapt_are_run_as_they_are() -> None:
     backend.adapts = False
     Processor(backend).process(pairs(1)[0])
     assert not backend.measured
-
-
-def test_frames_after_a_step_of_the_clock_are_of_another_epoch() -> None:
-    epochs, frames = Epochs(), [pair.newest for pair in pairs(9)]
-    placed = [epochs.place(frame.moved(-10 * SECOND * (number > 4))) for number, frame in enumerate(frames)]
-    assert [frame.epoch for frame in placed] == [1] * 5 + [2] * 4
-    assert all(before.time_ns < after.time_ns for before, after in itertools.pairwise(placed))
 
 
 needs_native = pytest.mark.skipif(not status("native").usable, reason="needs the native module")
