@@ -425,8 +425,8 @@ def choose_builder(name: str, precision: Precision, network: str = DEFAULT_NETWO
                 got=precision,
             )
         return Choice(name, "as asked", status(name), found)
-    builders = (other for other, entry in BACKENDS.items() if entry.builds)
-    return _first_usable(builders, precision, network, building=True)
+    candidates = (other for other, entry in BACKENDS.items() if entry.builds)
+    return _first_usable(candidates, precision, network, building=True)
 
 
 def usable_runners(network: str = DEFAULT_NETWORK) -> tuple[str, ...]:

@@ -32,11 +32,20 @@ def test_auto_prefers_native_then_openvino_then_onnxruntime_on_a_processor(monke
 
 
 def test_auto_passes_over_a_back_end_without_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "status", lambda _: Status(usable=True, reason="because"))
+    for ask in ("status", "build_status"):
+        monkeypatch.setattr(backends, ask, lambda _: Status(usable=True, reason="because"))
     monkeypatch.setitem(BACKENDS, "fused", BACKENDS["openvino"])
     choice = choose_builder("auto", "fp16")
     assert choice.name == "tensorrt"
     assert "fused (usable, but not in fp16)" in choice.reason
+
+
+def test_auto_builds_for_a_back_end_whose_engines_can_be_built_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "status", lambda _: Status(usable=True, reason="runs"))
+    monkeypatch.setattr(backends, "build_status", lambda name: Status(usable=name != "fused", reason="no compiler"))
+    choice = choose_builder("auto", "fp16")
+    assert choice.name == "tensorrt"
+    assert "fused (no compiler)" in choice.reason
 
 
 def test_a_precision_that_a_back_end_does_not_build_is_refused_in_words() -> None:

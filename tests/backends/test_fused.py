@@ -18,7 +18,7 @@ from refusion_edge.backends.registry import Status, Uint8OutputBackend, open_wei
 from refusion_edge.cuda.driver import Device, HostBuffer
 from refusion_edge.cuda.program import Parameter, Program, pack, unpack
 from refusion_edge.cuda.program_file import parse_program, program_bytes
-from refusion_edge.errors import BackendError, BundleError, GateError, ShapeError
+from refusion_edge.errors import BackendError, BundleError, GateError, MisfitError, ShapeError
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedProgramDevice
@@ -152,20 +152,24 @@ def test_a_program_for_an_older_device_of_the_same_family_runs(program: Program,
 
 
 @pytest.mark.parametrize(
-    ("built_for", "here"),
-    [((90, 120), 87), ((87,), 86), ((90,), 100), ((110,), 120)],
+    ("built_for", "here", "remedy"),
+    [
+        ((90, 120), 87, "--arch sm_87"),
+        ((87,), 86, "--arch sm_86"),
+        ((90,), 100, "another back end"),
+        ((90,), 75, "another back end"),
+        ((110,), 121, "--arch sm_120"),
+    ],
 )
-def test_a_device_without_kernels_is_explained(
-    random_state: State, program: Program, built_for: tuple[int, ...], here: int
-) -> None:
+def test_a_device_without_kernels_is_explained(program: Program, built_for: tuple[int, ...], here: int, remedy: str) -> None:
     targets = {architecture: hollow_target(architecture) for architecture in built_for}
     device = Device("Orin", f"{here // 10}.{here % 10}", integrated=True, maps_host_memory=True, driver="13.0")
-    with raises(BackendError, "Orin", remedy=f"--arch sm_{here}", expected=built_for, got=here):
+    with raises(MisfitError, "Orin", remedy=remedy, expected=built_for, got=here):
         choose_target(dataclasses.replace(program, targets=targets), device)
 
 
 def test_a_driver_that_is_too_old_is_explained(program: Program) -> None:
-    with raises(BackendError, remedy="driver", expected=12000, got=11040):
+    with raises(MisfitError, remedy="driver", expected=12000, got=11040):
         FusedBackend(program_bytes(program), driver=SimulatedProgramDevice(program, 87, driver_version=11040))
 
 

@@ -131,6 +131,7 @@ def launch(manifest: dict[str, Any], index: int) -> dict[str, Any]:
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no kernels": lambda m: m.update(kernels=[]),
     "a kernel twice": lambda m: m["kernels"].append(m["kernels"][0]),
+    "two weights at one place": lambda m: m["weights"]["arrays"][1].update(offset=m["weights"]["arrays"][0]["offset"]),
     "a launch of nothing": lambda m: launch(m, 3).update(kernel="nothing"),
     "a launch without its last argument": lambda m: launch(m, 3)["arguments"].pop(),
     "a buffer that is none": lambda m: launch(m, 1)["arguments"][0].update(name="nothing"),

@@ -153,6 +153,14 @@ def test_fine_tuning_starts_from_an_official_file(folder_of_pairs: Callable[...,
     assert all(np.array_equal(stored[f"fusion.{name}"].numpy(), array) for name, array in random_state.items())
 
 
+def test_fine_tuning_resumes_with_the_words_it_began_with(folder_of_pairs: Callable[..., Path], random_state: State) -> None:
+    write_pth("official.pth", Checkpoint(None, random_state))
+    data = folder_of_pairs("data")
+    begun = run_session(request(data, "tuned", "run.steps=4", init=Path("official.pth")), quiet(at=kill_at(2, signal.SIGTERM)))
+    ended = run_session(replace(request(data, "tuned", "run.steps=4"), resume=begun.checkpoint), quiet())
+    assert ended.finished
+
+
 def test_the_reference_engine_is_for_one_rank(folder_of_pairs: Callable[..., Path]) -> None:
     settings = resolve("default", "ir_vis", device="cpu", assignments=[*SMALL, "meta.engine=double"])
     collection = PairCollection(survey(folder_of_pairs("data"), find_task("ir_vis"), 16).entries)

@@ -265,8 +265,9 @@ def test_wgmma_reads_the_layouts_of_its_descriptors(swizzle: int, transposed: bo
     assert np.abs(snippet.arrays[0] - expected).max() <= 2e-6
 
 
+@pytest.mark.parametrize("changed", [False, True], ids=["", "predicate changed before the commit"])
 @pytest.mark.parametrize("adds", [0, 1])
-def test_wgmma_takes_a_from_registers_and_adds_only_if_told(adds: int) -> None:
+def test_wgmma_takes_a_from_registers_and_adds_only_if_told(adds: int, changed: bool) -> None:
     a, b = halves(64, 16), halves(16, 16, seed=1)
     place = k_major(16, 32)
     stored = np.pad(laid_out(b, place), (0, 0))
@@ -277,6 +278,9 @@ def test_wgmma_takes_a_from_registers_and_adds_only_if_told(adds: int) -> None:
     load = [f"mad.wide.u32 %rd4, %r150, 16, {stored.nbytes};", "ld.param.b64 %rd5, [p0];", "add.s64 %rd4, %rd4, %rd5;"]
     load += [f"ld.global.b32 %r{140 + k}, [%rd4+{4 * k}];" for k in range(4)]
     body = wgmma_body(stored.nbytes, 16, "\n".join(load), descriptor(SHARED_BASE, place[1], place[2], 32), "0", adds=adds)
+    if changed:
+        # It was read when the product was issued.
+        body = body.replace("wgmma.commit_group", f"setp.ne.b32 %p1, {1 - adds}, 0;\nwgmma.commit_group")
     snippet = run(body, [data], [np.zeros((128, 8), np.float32)], threads=128)
     assert snippet.findings == ()
     expected = accumulators(a.astype(np.float64) @ b.astype(np.float64).T + adds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from refusion_edge.errors import BackendError
 from refusion_edge.kernels.emulator.compiled import is_built, load_module
 from refusion_edge.kernels.emulator.decoder import decode
 from refusion_edge.kernels.emulator.instructions import INSTRUCTIONS
-from tests.kernels.emulator.snippets import text_of
+from tests.kernels.emulator.snippets import pointers, run, text_of
 from tests.raising import raises
 
 if not is_built():
@@ -109,3 +110,25 @@ def test_two_kernels_in_a_module_are_refused() -> None:
 def test_every_form_names_an_operation_of_the_compiled_module_and_the_other_way_round() -> None:
     used = {form.operation for forms in INSTRUCTIONS.values() for form in forms} | {"bra"}
     assert used == set(load_module().OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace("ret;", "bra $L1;\nret;\n$L1:"),
+        GOOD[: GOOD.rindex("}")],
+        GOOD.replace("%r<160>", "%r<1000000000>"),
+        GOOD.replace(".reqntid 32\n{", ".maxnreg 8\n" * 40),
+    ],
+    ids=["a label behind the end", "no last brace", "a billion registers", "directives without a kernel"],
+)
+def test_what_would_not_end_or_crash_is_refused(text: str) -> None:
+    assert text != GOOD
+    with raises(BackendError):
+        decode(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 10), ("0x10", 16), ("0XfFU", 255), ("-7", -7), ("08", 8)])
+def test_numbers_are_read_as_they_are_written(text: str, value: int) -> None:
+    snippet = run(f"{pointers(1)}\nmov.b32 %r1, {text};\nst.global.b32 [%rd40], %r1;", [], [np.zeros(32, np.int32)])
+    assert snippet.arrays[0][0] == value

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 
 from refusion_edge.errors import InputError, OutputError, UsageError
 from refusion_edge.stream.frames import SECOND
-from refusion_edge.stream.outputs.recording import read_recording
+from refusion_edge.stream.outputs.recording import Recorder, read_recording
 from tests.conftest import one_sentence
 from tests.raising import raises
 from tests.stream.conftest import camera, explained
@@ -193,3 +194,21 @@ def test_tables_of_recordings_are_regular_files(name: str, kind: str) -> None:
             file.truncate(16 << 30)
     with raises(InputError, name):
         read_recording(path.parent)
+
+
+def test_what_a_disk_was_too_slow_for_is_said(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Recorder.write
+
+    def slow(self: Recorder, item: Any) -> None:
+        time.sleep(0.1)
+        write(self, item)
+
+    monkeypatch.setattr(Recorder, "write", slow)
+    monkeypatch.setattr("refusion_edge.stream.run.writer._RECORDED", 2)
+    live, _ = stream(ir=camera("ir"), vis=camera("vis"), record="recording", duration_s=2.0)
+    lost = sum(live["recording"]["drops"].values())
+    assert lost > 5
+    assert read_recording(Path("recording")).lost == lost
+    monkeypatch.undo()
+    replay, _ = stream(replay="recording")
+    assert any(str(lost) in event["what"] for event in replay["events"] if event["where"] == "recording")

@@ -110,6 +110,25 @@ def test_a_stream_adapts_to_what_is_smoothed() -> None:
     assert 40 / 255 <= means[0] < means[-1] < 41 / 255
 
 
+def test_statistics_are_those_of_the_part_that_both_cameras_see() -> None:
+    ir = np.full((24, 32), np.nan, np.float32)
+    ir[6:18, 8:24] = np.linspace(280, 300, 12 * 16, dtype=np.float32).reshape(12, 16)
+    vis = np.full((24, 32), 200, np.uint8)
+    vis[6:18, 8:24] = 90
+    backend = Adapting()
+    Processor(backend).process(Pair(0, Frame("ir", ir, 0, 0, 0, 0), Frame("vis", vis, 0, 0, 0, 0)))
+    assert backend.measured[0][4] == pytest.approx(90 / 255)
+
+
+def test_a_part_that_is_too_small_for_statistics_is_not_used_alone() -> None:
+    ir = np.full((24, 32), np.nan, np.float32)
+    ir[6:13, 8:24] = np.linspace(280, 300, 7 * 16, dtype=np.float32).reshape(7, 16)
+    vis = np.full((24, 32), 200, np.uint8)
+    backend = Adapting()
+    Processor(backend).process(Pair(0, Frame("ir", ir, 0, 0, 0, 0), Frame("vis", vis, 0, 0, 0, 0)))
+    assert backend.measured[0][4] == pytest.approx(200 / 255)
+
+
 def without_infrared(before: Pair) -> Pair:
     return replace(before, ir=None)
 

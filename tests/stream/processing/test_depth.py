@@ -46,6 +46,12 @@ def test_what_the_source_states_counts_unless_the_data_contradict_it() -> None:
     assert len(said) == 1
 
 
+def test_a_stated_scale_that_was_exceeded_once_counts_no_more() -> None:
+    scale = FullScale()
+    levels = [shown(scale, np.full((8, 8), most, np.uint16), 1023.0)[0, 0] for most in (500, 1100, 500, 1100, 500)]
+    assert levels == [round(500 * 255 / 1023), *[round(most * 255 / 4095) for most in (1100, 500, 1100, 500)]]
+
+
 def test_only_the_part_that_is_shown_is_judged() -> None:
     image = np.full((10, 8), 1000, np.uint16)
     image[8:] = 65_535  # telemetry

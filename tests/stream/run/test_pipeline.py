@@ -183,6 +183,37 @@ class SilentSource:
         self._over.wait(2.0)
 
 
+class OtherWhenItIsBack(SilentSource):
+    """Delivers some frames, is lost, is something else when it is opened again, and then itself."""
+
+    def __init__(self, side: str) -> None:
+        super().__init__(side)
+        self.opened = self.delivered = 0
+
+    def __enter__(self) -> Self:
+        self.opened += 1
+        if self.opened == 2:
+            raise InputError("it has no video yet", "wait")
+        return self
+
+    def read(self) -> Grab:
+        self.delivered += 1
+        if self.delivered == 5:
+            raise SourceLostError("it is gone", "plug it in")
+        time.sleep(0.03)
+        image = np.tile(np.arange(64, dtype=np.uint8), (48, 1)) + np.uint8(self.delivered % 16)
+        return Grab(image, self.delivered, time.monotonic_ns())
+
+
+def test_a_camera_that_is_something_else_for_a_while_comes_back() -> None:
+    sources = OtherWhenItIsBack("ir"), OtherWhenItIsBack("vis")
+    run, statistics = make_run(ListSink(), sources=sources, limits=RunLimits(duration_s=2.5))
+    run.run()
+    figures = statistics.snapshot()
+    assert [figures["cameras"][side]["reconnects"] for side in SIDES] == [1, 1]
+    assert sum("it has no video yet" in event["what"] for event in figures["events"]) == 2
+
+
 def test_cameras_that_hang_end_the_run_too() -> None:
     sources = SilentSource("ir"), SilentSource("vis")
     run, _ = make_run(ListSink(), sources=sources, limits=RunLimits(give_up_s=0.5))

@@ -126,6 +126,15 @@ def test_pixel_formats(rng: np.random.Generator) -> None:
             assert grab.image.dtype == (np.uint16 if fourcc == "Y16 " else np.uint8)
 
 
+@pytest.mark.parametrize(("fourcc", "white"), [("Y10 ", 1023), ("Y12 ", 4095), ("Y14 ", 16383), ("Y16 ", None), ("GREY", None)])
+def test_formats_of_fewer_bits_state_their_full_scale(fourcc: str, white: float | None) -> None:
+    data = bytes(64 * 48 * (1 if fourcc == "GREY" else 2))
+    with source(FakeCamera((Mode(fourcc, 64, 48, 30.0),), lambda _number, _mode: data), "", "vis") as opened:
+        grab = opened.read()
+        assert grab is not None
+        assert grab.white == white
+
+
 def test_split_frames_give_their_counts(rng: np.random.Generator) -> None:
     counts = rng.integers(0, 65536, (192, 256)).astype("<u2")
     data = bytes(256 * 192 * 2) + counts.tobytes()
