@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             way.add_argument("--board", type=_board, required=True, metavar="9x6", help="inner corners across and down")
             way.add_argument(
                 "--turn", type=int, choices=(0, 90, 180, 270),
-                help="how far the infrared image is turned against the visible one, clockwise, in degrees (default: found from "
-                "what is around the board, else 0)",
+                help="clockwise rotation of the infrared image relative to the visible one, in degrees (default: found from "
+                "what is around the board, otherwise 0)",
             )  # fmt: skip
         if name in ("auto", "points", "checkerboard"):
             _add_model(way, auto=name == "auto")

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network",
         action="append",
         choices=(*NETWORK_NAMES, ALL),
-        help="network: refusion or fast; several, or all, measure each task with each of them, and with --compare the first is "
+        help="network: refusion, fast or all; repeatable: each task is measured with each one, but with --compare the first is "
         "that of A and the second that of B (default: that of the weights, or refusion)",
     )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end for tasks and weights (default: auto)")

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
         metavar="LIST",
-        help="GPU architectures for the back end fused, such as sm_87,sm_110 (default: that of this machine)",
+        help="GPU architectures for the fused back end, such as sm_87,sm_110 (default: that of this machine)",
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use a cached engine nor cache the new one")
     _add_compiler(parser)

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Files are matched by stem; the results of a method may share a suffix, as in name_METHOD.png. A method's folder can "
         "be a quoted pattern ('results/*_GFF.jpg'). Metrics are named NAME or CONVENTION:NAME; --list shows them all."
     )
-    parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or under-exposed")
-    parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or over-exposed")
+    parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or underexposed")
+    parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or overexposed")
     parser.add_argument(
         "--fused",
         action="append",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task(parser)
     add_network(parser)
     parser.add_argument(
-        "--no-trivial", action="store_true", help="leave out the rows of max(a, b) and of the average of the sources"
+        "--no-trivial", action="store_true", help="leave out the rows for max(a, b) and for the average of the sources"
     )
     parser.add_argument(
         "--convention", default="evaluator", metavar="NAMES", help="conventions, separated by commas (default: evaluator)"

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"values of source {source} that become black and white, auto for its own range, or full for its full scale "
             "(default: from its role and its file)",
         )  # fmt: skip
-    parser.add_argument("--layout", metavar="NAME", help="layout of the data set in the folder A, such as msrs, m3fd or llvip")
+    parser.add_argument("--layout", metavar="NAME", help="layout of the data set in folder A, such as msrs, m3fd or llvip")
     parser.add_argument(
         "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
         help="largest number of pixels of an image; a small file can claim to hold gigabytes (default: 100 million)",

@@ -40,7 +40,7 @@ def add_network(
     parser.add_argument(
         "--network",
         choices=(*NETWORK_NAMES, *others),
-        help=f"network: refusion, that of the paper, or fast{also} (default: {default})",
+        help=f"network: refusion (from the paper) or fast{also} (default: {default})",
     )
 
 
@@ -58,7 +58,7 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--best-effort",
         action="store_true",
-        help="use a camera in its nearest mode if it does not grant the format, size or rate asked for",
+        help="use the nearest mode of a camera if it does not grant the requested format, size or rate",
     )
 
 

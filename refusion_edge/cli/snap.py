@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--settle-s", type=_seconds, default=1.0, metavar="S",
-        help="time that cameras get to set their exposure (default: 1)",
+        help="time for the cameras to adjust their exposure (default: 1)",
     )  # fmt: skip
     parser.add_argument("--timeout-s", type=_seconds, default=20.0, metavar="S", help="when to give up (default: 20)")
     add_best_effort(parser)

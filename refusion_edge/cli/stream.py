@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vis", type=nonempty, metavar="URI", help="visible source (default: from the rig)")
     add_best_effort(parser)
     add_trust(parser)
-    parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording in place of two sources")
+    parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording instead of reading two sources")
     parser.add_argument(
         "-o", "--output", action="append", type=nonempty, metavar="URI",
         help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
@@ -83,7 +83,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build'")
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
-    add_network(parser, "auto", also=", or auto for refusion if it holds the cameras' rate here and fast otherwise")
+    add_network(parser, "auto", also=", or auto: refusion if it keeps up with the cameras here, otherwise fast")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
     add_rebuild(parser)
     add_threads(parser)
@@ -147,7 +147,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     add(
         "--gain",
         choices=("linear", "percentile", "plateau", "clahe"),
-        help="gain control of infrared with more than 8 bits; percentile: its own range without outliers, as fuse has it "
+        help="gain control of infrared with more than 8 bits; percentile: its own range without outliers, as in fuse "
         "(default: from the rig, otherwise percentile)",
     )
     add(
@@ -160,7 +160,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
         dest="output_range",
         choices=("smooth", "stretch", "fixed"),
         default="smooth",
-        help="output range: smooth over time, stretch each frame by itself (flickers), or fixed (default: smooth)",
+        help="output range: smooth over time, stretch each frame separately (flickers), or fixed (default: smooth)",
     )
     add("--smooth-s", type=_seconds, default=1.0, metavar="S", help="time constant of gain and output range (default: 1)")
     add("--gray", action="store_true", help="fused luma only, without the color of the visible camera")
@@ -186,7 +186,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=nonempty,
         metavar="URL",
-        help="address under which a reverse proxy shows the page of view://, such as https://cameras.example; repeatable",
+        help="address under which a reverse proxy serves the page of view://, such as https://cameras.example; repeatable",
     )
     add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")

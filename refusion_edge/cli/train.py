@@ -39,9 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder that holds the folders of both sources")
     parser.add_argument("--a", metavar="NAME", help="folder of source a below --data (default: the task's)")
     parser.add_argument("--b", metavar="NAME", help="folder of source b below --data (default: the task's)")
-    parser.add_argument("--layout", metavar="NAME", help="layout of a known data set: msrs, m3fd, llvip, ... (default: found)")
+    parser.add_argument("--layout", metavar="NAME", help="layout of the data set: msrs, m3fd, llvip, ... (default: detected)")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="PREFIX", help="leave out names that start with this; repeatable"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="leave out files whose names start with PREFIX; repeatable",
     )
     parser.add_argument("--preset", metavar="NAME", help="default, paper, or a TOML file of the same form (default: default)")
     parser.add_argument(
@@ -60,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
         metavar="WEIGHTS",
-        help="learn from these weights as well: a weights file, or the name of a task for the weights of the package",
+        help="also learn from the output of these weights: a weights file, or a task for the weights of the package",
     )
     parser.add_argument("--max-minutes", type=float, metavar="M", help="stop after this time; the schedule adapts to it")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")

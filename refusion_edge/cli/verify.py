@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proxy",
         action="store_true",
-        help="replace an engine that needs a device by its CPU proxy: the ONNX model of a plan, the launches of a program",
+        help="run the CPU proxy of an engine that needs a device: the ONNX model of a plan, the launches of a program",
     )
     add_renamed(parser, "--simulate", "--proxy")
     parser.add_argument(
