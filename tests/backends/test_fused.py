@@ -158,7 +158,8 @@ def test_a_program_for_an_older_device_of_the_same_family_runs(program: Program,
         ((87,), 86, "--arch sm_86"),
         ((90,), 100, "another back end"),
         ((90,), 75, "another back end"),
-        ((110,), 121, "--arch sm_120"),
+        ((110,), 120, "--arch sm_120"),
+        ((110,), 121, "another back end"),
     ],
 )
 def test_a_device_without_kernels_is_explained(program: Program, built_for: tuple[int, ...], here: int, remedy: str) -> None:

@@ -203,12 +203,12 @@ def test_what_a_disk_was_too_slow_for_is_said(stream: Stream, monkeypatch: pytes
         time.sleep(0.1)
         write(self, item)
 
-    monkeypatch.setattr(Recorder, "write", slow)
-    monkeypatch.setattr("refusion_edge.stream.run.writer._RECORDED", 2)
-    live, _ = stream(ir=camera("ir"), vis=camera("vis"), record="recording", duration_s=2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "write", slow)
+        patch.setattr("refusion_edge.stream.run.writer._RECORDED", 2)
+        live, _ = stream(ir=camera("ir"), vis=camera("vis"), record="recording", duration_s=2.0)
     lost = sum(live["recording"]["drops"].values())
     assert lost > 5
     assert read_recording(Path("recording")).lost == lost
-    monkeypatch.undo()
     replay, _ = stream(replay="recording")
     assert any(str(lost) in event["what"] for event in replay["events"] if event["where"] == "recording")
