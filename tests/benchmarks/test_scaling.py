@@ -40,9 +40,9 @@ SIZES = ((120, 160), (480, 640), (240, 320), (721, 961))
 
 
 def write(rows: list[Row]) -> Path:
-    log = SweepLog(Path("sweep.jsonl"), CONFIGURATION)
-    for row in rows:
-        log.add(row)
+    with SweepLog(Path("sweep.jsonl"), CONFIGURATION) as log:
+        for row in rows:
+            log.add(row)
     return Path("sweep.jsonl")
 
 
