@@ -111,7 +111,8 @@ class PlanBuilder:
             "version": installed_version(self.product),
             "sizes": None if sizes_hw is None else str(sizes_hw),
             "settings": spec.settings.to_fields(),
-            "plugins": [build_status("fused").reason, hash_of_kernels()] if spec.settings.plugins else None,
+            "plugins": build_status("fused").reason if spec.settings.plugins else None,
+            "kernels": hash_of_kernels() if spec.settings.plugins else None,
             "flags": _FLAGS,
             "machine": asdict(this_machine()),
             # Keeps engines that were never run apart from those that were.
