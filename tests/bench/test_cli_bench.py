@@ -105,6 +105,7 @@ def test_how_the_image_is_finished_is_part_of_what_is_measured(run_cli: Cli) -> 
     assert one_sentence(err)
 
 
+@pytest.mark.slow
 def test_networks_are_compared(run_cli: Cli) -> None:
     what = ("--sizes", "16x24", *SHORT, "--no-limits", "--json", "-")
     code, out, _ = run_cli("bench", "ir_vis", "--network", "all", *what)

@@ -46,6 +46,7 @@ def test_every_published_value_of_vifb_is_met_to_its_last_digit(vifb_fixture: Pa
             assert abs(values[metric] - published) <= 0.51 * digit, (row["method"], name, values[metric], published)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", FOLDERS)
 def test_the_average_of_both_sources_scores_what_the_evaluator_gave_it(
     shared_data: Path, known_values: Known, dataset: str

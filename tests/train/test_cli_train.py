@@ -35,6 +35,7 @@ def test_every_task_trains_on_its_samples_and_the_weights_fuse(task: str, run_cl
     assert run_cli("fuse", pair.a, pair.b, "-o", "fused.png", "--weights", weights)[0] == 0
 
 
+@pytest.mark.slow
 def test_paper_preset_runs(run_cli: Callable[..., tuple[int, str, str]]) -> None:
     words = [*WORDS, "--set", "run.steps=4", "--set", "meta.phase=1", "--preset", "paper", "--deterministic"]
     code, _, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)

@@ -217,6 +217,7 @@ def test_a_broken_meta_cycle_keeps_both_of_its_batches(
     assert not torch.equal(batch["test_first"], batch["first"])
 
 
+@pytest.mark.slow
 def test_a_collapse_freezes_the_proposal_where_it_was_healthy(
     folder_of_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_fault_is_printed_and_decides_the_exit_status(
     assert all(finding["line"] and finding["instruction"] and finding["cause"] and finding["count"] for finding in races)
 
 
+@pytest.mark.slow
 def test_what_was_not_looked_for_is_said(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(program), "--size", "9x17", "--no-check"]) == 0
     assert "--no-check" in capsys.readouterr().out

@@ -162,6 +162,7 @@ def test_an_output_that_is_not_complete_is_found(random_state: State, monkeypatc
 # ---- where the PTX comes from
 
 
+@pytest.mark.slow
 def test_a_program_of_machine_code_gets_the_ptx_that_it_was_assembled_from(random_state: State) -> None:
     program = assemble(fold(random_state), hollow_model(), compile_targets([87], jobs=2))
     found = with_ptx(program, 87)
@@ -232,6 +233,7 @@ def test_the_kernel_in_a_module_has_to_be_the_one_that_is_asked_for(random_state
         FusedBackend(program_bytes(program), driver=EmulatedDevice(program, 87))
 
 
+@pytest.mark.slow
 def test_without_the_hook_the_device_runs_the_references(random_state: State) -> None:
     program = program_for(random_state, 87)
     planes = planes_of(9, 17)
