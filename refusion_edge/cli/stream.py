@@ -237,8 +237,8 @@ def _print_report(report: dict[str, Any]) -> None:
     for side, camera in report["cameras"].items():
         for remark in camera["remarks"]:
             console.print(f"{side}: {remark}")
-    for cause, count in pairs["drops"].items():
-        console.print(f"pairs not shown: {count} ({cause})")
+    for text in (*_dropped_texts(pairs), *_recording_texts(report)):
+        console.print(text)
     stages = plain_table("stage", "count", "p50 (ms)", "p95 (ms)", "p99 (ms)", "max (ms)")
     for stage, times in report["stages"].items():
         if times["count"]:
@@ -262,6 +262,20 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     if report["output_sha256"]:
         console.print(f"SHA-256 of all fused frames: {report['output_sha256']}")
+
+
+def _dropped_texts(pairs: dict[str, Any]) -> list[str]:
+    return [f"pairs not shown: {count} ({cause})" for cause, count in pairs["drops"].items()]
+
+
+def _recording_texts(report: dict[str, Any]) -> list[str]:
+    """What the recording of this run lacks, or the one that was replayed."""
+    drops = report["recording"]["drops"].items()
+    lost = [
+        f"{count} frames or pairs were not written ({cause}), so a replay will differ from this run" for cause, count in drops
+    ]
+    missing = [event["what"] for event in report["events"] if event["where"] == "recording"]
+    return [f"recording: {text}" for text in (*lost, *missing)]
 
 
 def _network_text(network: dict[str, Any], asked: str | None) -> str:

@@ -36,7 +36,7 @@ LIMITS = Limits()
 
 
 class Connections:
-    """Accepts connections within limits. All methods belong into the thread of the event loop.
+    """Accepts connections within limits. Call its methods only from the thread of the event loop.
 
     Args:
         limits: The limits.

@@ -35,7 +35,8 @@ class ReplaySource:
         """
         if self._recording.lost:
             self._statistics.note(
-                "recording", f"{self._recording.lost} frames or fates of pairs are missing, so that this replay is another run"
+                "recording",
+                f"{self._recording.lost} frames or pairs are missing, so this replay differs from the run that was recorded",
             )
         epochs = Epochs()
         for number in range(len(self._recording.rows)):
