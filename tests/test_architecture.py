@@ -25,7 +25,7 @@ LEVELS = (
     ("stream.processing",),
     ("stream.outputs",),
     ("stream.run",),
-    ("export", "evaluation"),
+    ("export", "evaluation", "gstreamer"),
     ("bench",),
     ("selftest", "calibration"),
     ("cli",),
