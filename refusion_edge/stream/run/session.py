@@ -88,7 +88,7 @@ class StreamSession:
             shown = {"pairing": asdict(pairing), "sources": settings.shown()}
             recorder = Recorder(Path(settings.record), shown)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
-        sinks = [self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris]
+        sinks = [self._sink(uri, gain, announce, rate_hz=rate_hz, live=live) for uri in uris]
         with contextlib.ExitStack() as engines:
             fuser, networks = self._engines(engines, sources, pairing, announce)
             adaptation = Adaptation(settings.smooth_s)
@@ -221,7 +221,9 @@ class StreamSession:
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
-    def _sink(self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None) -> Sink:
+    def _sink(
+        self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None, live: bool
+    ) -> Sink:
         if uri.scheme == "null":
             return NullSink(uri)
         if uri.scheme == "display":
@@ -230,10 +232,15 @@ class StreamSession:
             return DisplaySink(uri, self.stop)
         if uri.scheme == "shm":
             return SharedMemorySink(uri)
-        if uri.scheme == "rtsp":
+        if uri.scheme in {"rtsp", "gst"}:
+            from refusion_edge.stream.outputs.gstreamer import GStreamerSink
             from refusion_edge.stream.outputs.rtsp import RtspSink
 
-            return RtspSink(uri, rate_hz=rate_hz, announce=announce)
+            if uri.scheme == "rtsp":
+                sink: Sink = RtspSink(uri, rate_hz=rate_hz, announce=announce)
+            else:
+                sink = GStreamerSink(uri, rate_hz=rate_hz, live=live)
+            return sink
         if uri.scheme == "view":
             from refusion_edge.stream.outputs.view import ViewSink
 
