@@ -17,6 +17,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import ShapeError, UsageError
+from refusion_edge.images.conversion import to_still
 from refusion_edge.metrics import (
     activity,
     edges,
@@ -246,26 +247,42 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
     )
 
 
-def score(
-    a: Array, b: Array, fused: Array, metrics: Sequence[Metric] | None = None, *, sensor_a: bool = False
-) -> dict[Metric, float]:
+class Scores(dict[Metric, float]):
+    """Metric to value; a metric can also be asked for by its name, such as ``scores["EN"]``."""
+
+    def __getitem__(self, key: Metric | str) -> float:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        # What was computed decides which convention a bare name means.
+        found = [metric for metric in self if key.lower() in (metric.name.lower(), metric.alias.lower())]
+        metric = found[0] if len(found) == 1 else find_metric(key)
+        if metric not in self:
+            raise UsageError(f"{metric.key} was not computed", "add it to the metrics of score()", got=key)
+        return super().__getitem__(metric)
+
+
+def score(a: object, b: object, fused: object, metrics: Sequence[Metric] | None = None, *, sensor_a: bool = False) -> Scores:
     """Score one fused image.
 
     Args:
-        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. Or what else ``Fuser.fuse`` takes as an image,
+            such as a path.
         b: Source b, same height and width.
         fused: Fused image, same height and width.
         metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
         sensor_a: Whether 16-bit or float gray of source a is raw sensor data, as ``Task.ranged_a`` says.
 
     Returns:
-        Metric to value, in the order asked for; NaN or infinite where a metric is undefined.
+        Metric to value, in the order asked for; NaN or infinite where a metric is undefined. ``scores["EN"]`` is the value of a
+        metric by its name.
 
     Raises:
         ShapeError: The three differ in height or width.
         InputError: An image holds NaN or infinities.
     """
-    images = _Images(a, b, fused, sensor_a=sensor_a)
+    named = (("source a", a), ("source b", b), ("the fused image", fused))
+    arrays = (image if isinstance(image, np.ndarray) else to_still(image, name).pixels for name, image in named)
+    images = _Images(*arrays, sensor_a=sensor_a)
     return _score(metrics_of(DEFAULT_CONVENTION) if metrics is None else metrics, images, None)
 
 
@@ -275,7 +292,7 @@ def score_transition(
     metrics: Sequence[Metric],
     *,
     sensor_a: bool = False,
-) -> dict[Metric, float]:
+) -> Scores:
     """Score one frame of a sequence, see ``score``; metrics over time compare it with the previous frame.
 
     Args:
@@ -328,8 +345,8 @@ class _Images:
         return a, b, fused
 
 
-def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> dict[Metric, float]:
-    return {metric: _value(metric, images, previous) for metric in metrics}
+def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> Scores:
+    return Scores((metric, _value(metric, images, previous)) for metric in metrics)
 
 
 def _value(metric: Metric, images: _Images, previous: _Images | None) -> float:
