@@ -25,6 +25,7 @@ class StreamSettings:
         replay: Folder of a recording to replay instead.
         outputs: URIs of outputs.
         record: Folder to record raw frames to.
+        record_limit: Most room in bytes that the recording takes, whose beginning is removed as it goes on; None for all.
         bundle: Engine bundle.
         weights: Weights file.
         task: Fusion task.
@@ -64,6 +65,7 @@ class StreamSettings:
     replay: str | None = None
     outputs: tuple[str, ...] = ()
     record: str | None = None
+    record_limit: int | None = None
     bundle: str | None = None
     weights: str | None = None
     task: str | None = None
