@@ -7,9 +7,10 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
@@ -64,13 +65,41 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust`` for the pipelines in a rig file."""
-    parser.add_argument("--trust", action="store_true", help="run the GStreamer pipelines (gst:) that the rig names as sources")
+    """Add ``--trust`` for the pipelines in a file."""
+    parser.add_argument(
+        "--trust", action="store_true", help="run the GStreamer pipelines (gst:) that a rig or configuration file names"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--overwrite``, for ``require_free``.
+
+    Args:
+        parser: Where to add it.
+        what: What it replaces, for the help.
+    """
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what} (default: stop with an error)")
+
+
+def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:
+    """Require that nothing exists where a result is to be written, which took its user some work the last time.
+
+    Args:
+        *paths: Files to be written.
+        overwrite: Whether the user allows them to be replaced.
+        instead: What else to do, in the imperative.
+
+    Raises:
+        OutputError: One exists.
+    """
+    existing = next((path for path in paths if path.exists()), None)
+    if existing is not None and not overwrite:
+        raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
 
 
 class _Renamed(argparse.Action):
