@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         write_atomically(Path(options.html), page.encode(errors="backslashreplace"))
     if options.json:
-        write_json(options.json, report.to_document())
+        write_json(options.json, {**report.to_document(), "remarks": findings.to_json()})
     if options.json != "-":
         _print_report(report)
         written = [path for path in (options.csv, options.json, options.html) if path]

@@ -16,6 +16,7 @@ from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
+_AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>[MGT])(?P<binary>i?)B", re.ASCII)
 _LENGTH = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>m|cm|mm)", re.ASCII)
 
 
@@ -168,6 +169,19 @@ def length_m(text: str) -> float:
     if match is None or not float(match["number"]) > 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a length above 0 with its unit; write 5m, 80cm, 30mm or far")
     return float(match["number"]) / _UNITS_PER_M[match["unit"]]
+
+
+def size_bytes(text: str) -> int:
+    """Read an amount of data with its unit, such as ``10GB`` (powers of 1000) or ``10GiB`` (powers of 1024), in bytes.
+
+    Raises:
+        ArgumentTypeError: The unit is missing, or the amount is not above 0.
+    """
+    match = _AMOUNT.fullmatch(text)
+    if match is None or not float(match["number"]) > 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an amount above 0 with its unit; write 500MB, 10GB or 2TiB")
+    base = 1024 if match["binary"] else 1000
+    return int(float(match["number"]) * base ** ("MGT".index(match["unit"]) + 2))
 
 
 def nonempty(text: str) -> str:

@@ -20,6 +20,7 @@ from refusion_edge.cli.options import (
     nonempty,
     number_between,
     require_free,
+    size_bytes,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ _SHOWN_PPM = 200
 
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
-outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mkv, .avi, .webm), a folder, frame_%04i.png,
-         rtsp://@:8554/fused, shm://NAME, null://
+outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mov, .mkv, .avi, .webm), a folder,
+         frame_%04i.png, rtsp://@:8554/fused, shm://NAME, null://
 Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
@@ -61,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
     )  # fmt: skip
     parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames and their time stamps")
+    parser.add_argument(
+        "--record-limit", type=size_bytes, metavar="10GB",
+        help="keep only the newest part of the recording, in at most this much room (default: all)",
+    )  # fmt: skip
     _add_engine(parser)
     _add_pairing(parser)
     _add_image(parser)
@@ -233,7 +238,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{pairs['shown']} fused frames in {report['duration_s']:.1f} s ({modes}); "
         f"{pairs['paired']} pairs, {pairs['held']} held"
     )
-    console.print(_network_text(report["network"], report["settings"]["network"]))
+    console.print(_network_text(report["network"], report["settings"]["network"], report["engine"]["reopened"]))
     table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses")
     for side, camera in report["cameras"].items():
         dropped = ", ".join(f"{count} {cause}" for cause, count in camera["drops"].items()) or "0"
@@ -288,7 +293,7 @@ def _recording_texts(report: dict[str, Any]) -> list[str]:
     return [f"recording: {text}" for text in (*lost, *missing)]
 
 
-def _network_text(network: dict[str, Any], asked: str | None) -> str:
+def _network_text(network: dict[str, Any], asked: str | None, reopened: int) -> str:
     """What fused the pairs, and whether it may flicker."""
     how = {
         None: "",
@@ -298,6 +303,8 @@ def _network_text(network: dict[str, Any], asked: str | None) -> str:
     lines = [f"network: {network['name'] or 'unknown'} on {network['backend']}{how}"]
     for before, after in itertools.pairwise(network["used"]):
         lines.append(f"  {before['name']} up to pair {after['first_pair'] - 1}, then {after['name']}")
+    if reopened:
+        lines.append(f"  its engine failed and was reopened {reopened} time{'s' if reopened > 1 else ''}; --json says when")
     if asked == "auto" and not network["decisions"]:
         lines.append("  the stream ended before auto had measured the networks")
     return "\n".join(lines)

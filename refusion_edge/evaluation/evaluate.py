@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +15,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases, find_sources
 from refusion_edge.evaluation.report import Report, SweepResult
-from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, sweep_cases
+from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, show_sources, sweep_cases
 from refusion_edge.evaluation.statistics import mean_of_defined
 from refusion_edge.evaluation.trivial import TRIVIAL, trivial_fuser
 from refusion_edge.fuser import Fuser, load
@@ -22,7 +23,7 @@ from refusion_edge.images.depth import read_pairs
 from refusion_edge.images.findings import Findings
 from refusion_edge.images.io import write_image
 from refusion_edge.images.pairs import ImagePair, PairPaths
-from refusion_edge.images.ranges import to_display8
+from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
 
@@ -68,7 +69,8 @@ def evaluate(
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
         progress: Called for every step.
-        findings: Collects what was guessed or doubtful about the sources that engines fuse.
+        findings: Collects what was guessed or doubtful about the sources that engines fuse, and how many pixels were left
+            out of the scores.
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
 
@@ -101,7 +103,8 @@ def evaluate(
                     Path(folders[name]),
                     color=False,
                     done=progress(f"fusing: {name}", len(pairs)),
-                    findings=findings,
+                    # All engines see the same sources.
+                    findings=findings if index == 0 else None,
                 )
                 if wants_color:
                     in_color[name] = str(folder / f"{index}-color")
@@ -111,7 +114,7 @@ def evaluate(
     found = find_cases(a, b, folders, in_color=in_color, partial=partial)
     chosen = find_task(task or DEFAULT_TASK)
     done = progress("scoring", len(found.cases))
-    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done)
+    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done, findings=findings)
     report = Report(chosen, found, tuple(metrics), values)
     if misregistration is None:
         return report
@@ -211,20 +214,31 @@ def sweep_fuser(
 
 def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep: Sweep) -> NDArray[np.float64]:
     values: dict[Metric, list[float]] = {}
+    shown = show_sources(pair, fuser.task)
+    a, b = shown.a, shown.b
+    # Where a source has no value, it is fused as the other one.
+    if shown.invalid_a is not None:
+        a = _filled(a, b, shown.invalid_a)
+    if shown.invalid_b is not None:
+        b = _filled(b, a, shown.invalid_b)
     for color in (False, True):
         wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
         if not wanted:
             continue
-        shown = [
-            to_display8(image, role, encoding=encoding)
-            for image, role, encoding in zip((pair.a, pair.b), fuser.task.roles, pair.encodings, strict=True)
-        ]
 
         def fuse(a: Array, b: Array, color: bool = color) -> Array:
             planes = fuser.to_planes(a, b)
             return fuser.to_image(fuser.infer(planes, color=color), planes, color=color)
 
-        points = sweep_fusion(shown[0], shown[1], fuse, wanted, sweep.offsets_px, sweep.kind)
+        points = sweep_fusion(a, b, fuse, wanted, sweep.offsets_px, sweep.kind, invalid=shown.invalid)
         for metric in wanted:
             values[metric] = [defined_or_nan(point[metric]) for point in points]
     return np.array([values[metric] for metric in metrics]).T
+
+
+def _filled(image: Array, other: Array, invalid: Mask) -> Array:
+    filled = image.copy()
+    gray = other if other.ndim == 2 else cv2.cvtColor(other, cv2.COLOR_RGB2GRAY)
+    values = other if image.ndim == other.ndim else gray if image.ndim == 2 else gray[..., None]
+    filled[invalid] = np.broadcast_to(values, image.shape)[invalid]
+    return filled

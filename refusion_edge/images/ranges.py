@@ -87,6 +87,11 @@ class Displayed:
     invalid: Mask | None = None
     remarks: tuple[Remark, ...] = ()
 
+    @property
+    def levels(self) -> Uint8Array:
+        """The pixels, rounded to uint8."""
+        return self.pixels if self.pixels.dtype == np.uint8 else np.rint(self.pixels).astype(np.uint8)
+
 
 def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, span: Span | None = None) -> Displayed:
     """Bring an image to [0, 255] without losing depth.
@@ -126,8 +131,14 @@ def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, sp
 
 def to_display8(image: Array, role: Role, *, encoding: Encoding | None = None) -> Uint8Array:
     """An image as it is shown, rounded to uint8; arguments and errors as for ``to_display``."""
-    pixels = to_display(image, role, encoding=encoding).pixels
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
+    return to_display(image, role, encoding=encoding).levels
+
+
+def join_invalid(first: Mask | None, second: Mask | None) -> Mask | None:
+    """(H, W), True where one of two masks is; None if both are None, which stands for a mask that is nowhere True."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second
 
 
 def is_gray(image: Array) -> bool:

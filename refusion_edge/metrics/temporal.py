@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane
+from refusion_edge.metrics.planes import Plane, mean
 
 Triple = tuple[Plane, Plane, Plane]
 """Source a, source b and the fused image of one moment, (H, W) each."""
@@ -28,4 +28,4 @@ def flicker(previous: Triple, current: Triple) -> float:
         Defined here.
     """
     change_a, change_b, change_fused = (np.abs(after - before) for before, after in zip(previous, current, strict=True))
-    return float(np.mean(np.maximum(change_fused - np.maximum(change_a, change_b), 0)))
+    return mean(np.maximum(change_fused - np.maximum(change_a, change_b), 0))

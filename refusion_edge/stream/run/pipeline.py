@@ -20,7 +20,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
 from refusion_edge.images.luma import CONSTANT_REMEDY
 from refusion_edge.stream.frames import SIDES, Side
-from refusion_edge.stream.outputs.recording import Recorder, Recording
+from refusion_edge.stream.outputs.recording import FrameRecorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
@@ -35,7 +35,7 @@ from refusion_edge.stream.run.tap import Tap
 from refusion_edge.stream.run.watchdog import Watchdog
 from refusion_edge.stream.run.writer import RecordWriter, Writer
 from refusion_edge.stream.sources.source import Source
-from refusion_edge.stream.statistics import DISK_TOO_SLOW, RECORDING, Statistics
+from refusion_edge.stream.statistics import RECORDING, Statistics
 
 _LIVE_PAIRS, _FILE_PAIRS = 1, 4
 _POLL_S = 0.1
@@ -85,7 +85,7 @@ class Pipeline:
         statistics: Statistics,
         *,
         limits: RunLimits | None = None,
-        recorder: Recorder | None = None,
+        recorder: FrameRecorder | None = None,
         refiner: RigRefiner | None = None,
         networks: NetworkPlan | None = None,
         tap: Tap | None = None,
@@ -172,7 +172,7 @@ class Pipeline:
         if self._record is not None:
             try:
                 used = [] if self._networks is None else self._networks.used
-                self._record.recorder.finish(self._fusion.end, used, self._statistics.drops_of(RECORDING, DISK_TOO_SLOW))
+                self._record.recorder.finish(self._fusion.end, used, self._statistics.drops_of(RECORDING))
             except OutputError as error:
                 self._fail(error)
 

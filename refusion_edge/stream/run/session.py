@@ -16,8 +16,9 @@ from refusion_edge.fuser import Fuser, load
 from refusion_edge.network.weights import shipped_tasks
 from refusion_edge.rig.model import Rig
 from refusion_edge.stream.outputs.display import has_display
-from refusion_edge.stream.outputs.recording import Recorder, Recording, read_recording
+from refusion_edge.stream.outputs.recording import FrameRecorder, Recorder, Recording, read_recording
 from refusion_edge.stream.outputs.registry import open_sink
+from refusion_edge.stream.outputs.ring import RingRecorder
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.processing.adaptation import Adaptation
 from refusion_edge.stream.processing.gain import ThermalGain
@@ -25,6 +26,7 @@ from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.run.networks import AUTO, BETTER, FASTER, NetworkChooser, NetworkPlan, PlannedNetworks
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
+from refusion_edge.stream.run.recovery import RecoveringBackend
 from refusion_edge.stream.run.refinement import Refinement, RigRefiner
 from refusion_edge.stream.run.settings import PairingSettings, StreamSettings, choose_pairing
 from refusion_edge.stream.run.tap import Tap
@@ -96,10 +98,7 @@ class StreamSession:
         if settings.tls is not None and all(uri.scheme != "view" for uri in uris):
             raise UsageError("--tls is for the browser view, which is not among the outputs", "add -o view://, or leave it out")
         _refuse_overwriting(sources, uris, settings.record)
-        recorder = None
-        if settings.record is not None:
-            shown = {"pairing": asdict(pairing), "sources": settings.shown()}
-            recorder = Recorder(Path(settings.record), shown)
+        recorder = self._recorder(pairing)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
         sinks = [*(self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris), *self._sinks]
         with contextlib.ExitStack() as engines:
@@ -189,7 +188,24 @@ class StreamSession:
         settings = self.settings
         source = settings.bundle or settings.weights or settings.task or _DEFAULT_TASK
         task = settings.task if source != settings.task else None
-        return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
+
+        def open_engine() -> Fuser:
+            return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
+
+        opened = open_engine()
+        backend = RecoveringBackend(opened.backend, lambda: open_engine().backend, self.statistics)
+        return Fuser(backend, opened.task, opened.output_range, opened.choice, network=opened.network)
+
+    def _recorder(self, pairing: PairingSettings) -> FrameRecorder | None:
+        settings = self.settings
+        if settings.record is None:
+            if settings.record_limit is not None:
+                raise UsageError("--record-limit limits a recording, and none is asked for", "add --record DIR")
+            return None
+        shown = {"pairing": asdict(pairing), "sources": settings.shown()}
+        if settings.record_limit is None:
+            return Recorder(Path(settings.record), shown)
+        return RingRecorder(Path(settings.record), shown, settings.record_limit)
 
     def _sources(self, rig: Rig | None) -> tuple[Source, Source] | Recording:
         settings = self.settings
@@ -265,7 +281,7 @@ class RunningEngine:
         network, backend = used[-1][1] if used else self.fuser.network, self.fuser.backend
         statistics = None
         if network == FASTER:
-            statistics = "smoothed" if isinstance(backend, AdaptedBackend) else "of each frame"
+            statistics = "smoothed" if isinstance(backend, AdaptedBackend) and backend.adapts else "of each frame"
         decisions = [] if self.networks is None else self.networks.decisions
         return {
             "name": network,
