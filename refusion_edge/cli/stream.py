@@ -24,7 +24,6 @@ from refusion_edge.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from refusion_edge.calibration.rig.tracking import OnlineRefinement
     from refusion_edge.stream.run.settings import StreamSettings
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
@@ -81,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.machine import keep_freed_memory
+    from refusion_edge.stream.fused_stream import FusedStream
     from refusion_edge.stream.run.config import write_config
-    from refusion_edge.stream.run.session import StreamSession
 
     settings = _settings(options)
     if options.save_config is not None:
@@ -94,11 +93,11 @@ def run(options: argparse.Namespace) -> int:
     options.bundle = settings.bundle  # for --rebuild
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
-    session = StreamSession(settings, refinement=_refinement(settings))
+    stream = FusedStream(settings, announce=remarks().print)
     try:
-        session.run(announce=remarks().print)
+        stream.run()
     finally:
-        report = session.report()
+        report = stream.report()
         if report is not None:
             if options.json:
                 write_json(options.json, report)
@@ -227,14 +226,6 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
         given["bundle"] = options.bundle
     stored = StreamSettings() if options.config is None else read_config(options.config, trust=options.trust)
     return override(stored, {**given, "trust": options.trust})
-
-
-def _refinement(settings: StreamSettings) -> OnlineRefinement | None:
-    if settings.refine is None:
-        return None
-    from refusion_edge.calibration.rig.tracking import Bounds, OnlineRefinement
-
-    return OnlineRefinement(Bounds(shift_px=settings.refine))
 
 
 def _print_report(report: dict[str, Any]) -> None:
