@@ -19,6 +19,7 @@ LEVELS = (
     ("bundle",),
     ("accuracy",),
     ("fuser",),
+    ("archive",),
     ("stream.frames", "stream.uri", "stream.system_python"),
     ("stream.statistics",),
     ("stream.sources", "stream.pairing"),
