@@ -189,7 +189,7 @@ def _say_choice(options: argparse.Namespace, fuser: Fuser) -> None:
 
 def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, findings: Findings, log: _Log) -> int:
     from refusion_edge.cli.console import output, progress_bar, remarks
-    from refusion_edge.errors import InputError, OutputError
+    from refusion_edge.errors import BackendError, InputError, OutputError
     from refusion_edge.files import output_error
     from refusion_edge.images.depth import find_depths
     from refusion_edge.images.io import write_image
@@ -202,7 +202,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, fin
             try:
                 fused, planes = _fuse(options, fuser, depths.apply(read_pair(paths, max_pixels=options.max_pixels)))
                 write_image(target, fused)
-            except (InputError, OutputError) as error:
+            except (BackendError, InputError, OutputError) as error:
                 log.failures.append((paths.name, error))
             except OSError as error:
                 log.failures.append((paths.name, output_error(target, error)))
@@ -217,7 +217,7 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, fin
         remarks().print(f"refusion-edge: error: {len(log.failures) - _MOST_FAILURES} more pairs failed; --json FILE lists them")
     if options.json != "-":
         output().print(f"wrote {len(log.written)} of {len(found.pairs)} fused images to {options.output}")
-    return InputError.exit_code if log.failures else 0
+    return log.failures[0][1].exit_code if log.failures else 0
 
 
 def _target(options: argparse.Namespace, paths: PairPaths, many: bool) -> Path:
