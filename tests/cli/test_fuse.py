@@ -68,6 +68,19 @@ def test_pixels_without_a_value_show_the_other_source_and_are_counted(
     assert str(8 * 56) in capsys.readouterr().err
 
 
+def test_a_fire_beyond_the_range_of_the_sensor_stays_hot(picture: Picture) -> None:
+    levels, vis = levels_of(picture), np.full((40, 56), 60, np.uint8)
+    vis[::2] = 80
+    counts = (levels.astype(np.uint16) * 8) + 21_000
+    counts[10:20, 20:34] = 65_535
+    write_image("ir.png", counts)
+    write_image("vis.png", vis)
+    assert fuse("ir.png", "vis.png", "-o", "out.png", "--task", "ir_vis", "--json", "out.json") == 0
+    fused = read_image("out.png")
+    assert fused[12:18, 23:31].mean() > 200
+    assert not [remark for remark in json.loads(Path("out.json").read_text())["remarks"] if "without a value" in remark["text"]]
+
+
 def test_a_guessed_depth_is_said_once_and_can_be_overridden(picture: Picture, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(3):
         write_image(f"ir/{index}.png", picture(24, 32))
