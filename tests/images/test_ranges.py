@@ -127,9 +127,7 @@ def test_plateaus_are_no_values(rng: np.random.Generator, missing: int, where: s
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.int32])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("beside", ["nothing", "dead row", "dead pixels"])
-def test_what_is_too_hot_for_the_sensor_is_white(
-    rng: np.random.Generator, dtype: type, soft: bool, beside: str
-) -> None:
+def test_what_is_too_hot_for_the_sensor_is_white(rng: np.random.Generator, dtype: type, soft: bool, beside: str) -> None:
     top = np.iinfo(dtype).max
     scene_part = scene(rng) * 0.02 * top + 0.3 * top
     fire = np.zeros(scene_part.shape)
