@@ -28,6 +28,7 @@ LEVELS = (
     ("export", "evaluation"),
     ("bench",),
     ("selftest", "calibration"),
+    ("stream.fused_stream",),
     ("cli",),
     ("refusion_edge", "__main__", "kernels.emulator.__main__"),
 )

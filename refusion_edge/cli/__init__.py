@@ -159,13 +159,13 @@ class _WarningLines(logging.Handler):
 def _run_verb(options: argparse.Namespace) -> int:
     """Run a verb; with ``--rebuild``, run it again after rebuilding a bundle that does not fit this machine."""
     rebuilds = getattr(options, "rebuild", False)
-    if rebuilds and options.bundle is None:
+    if rebuilds and options.bundle is None and getattr(options, "config", None) is None:
         raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
     try:
         code: int = options.run(options)
     except MisfitError as misfit:
         # An engine is opened before anything is written.
-        if not rebuilds:
+        if not rebuilds or options.bundle is None:
             raise
         from refusion_edge.cli.build import rebuild
 

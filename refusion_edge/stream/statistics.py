@@ -56,7 +56,7 @@ class Distribution:
 
 
 # Where `dropped` counts what a recording lost, and why.
-RECORDING, DISK_TOO_SLOW = "recording", "disk too slow"
+RECORDING, DISK_TOO_SLOW, DISK_FULL = "recording", "disk too slow", "disk full"
 
 
 @dataclass(slots=True)
@@ -120,6 +120,7 @@ class Statistics:
         self._pairs = 0
         self._outputs: Counter[tuple[str, str]] = Counter()
         self._refinement: dict[str, Any] | None = None
+        self._reopened = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
@@ -182,6 +183,12 @@ class Statistics:
             self._modes[frame.mode] += 1
             self._arrivals["fused"].append(time.monotonic_ns())
 
+    def reopened(self, text: str) -> None:
+        """Count an engine that failed and was opened again, and record the event."""
+        with self._lock:
+            self._reopened += 1
+            self._note("engine", text)
+
     def refined(self, progress: dict[str, Any]) -> None:
         """Keep the progress of online refinement."""
         with self._lock:
@@ -198,10 +205,10 @@ class Statistics:
         with self._lock:
             return self._timing(side)
 
-    def drops_of(self, where: str, cause: str) -> int:
-        """How often ``dropped`` counted a cause."""
+    def drops_of(self, where: str, cause: str | None = None) -> int:
+        """How often ``dropped`` counted a cause at a place, or any cause."""
         with self._lock:
-            return self._drops[where, cause]
+            return sum(self._drops_of(where).values()) if cause is None else self._drops[where, cause]
 
     def note(self, side: str, text: str) -> None:
         """Record an event, such as a loss, a freeze or a damaged frame. All are counted; the last 1000 are kept."""
@@ -249,6 +256,7 @@ class Statistics:
                     "misregistration_px": {key.removesuffix("_ms"): value for key, value in self._skew_px.summary().items()},
                 },
                 "refinement": self._refinement,
+                "engine": {"reopened": self._reopened},
                 "stages": {stage: times.summary() for stage, times in self._stages.items()},
                 "outputs": {
                     name: {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refusion_edge.errors import InputError, OutputError, UsageError
+from refusion_edge.errors import DiskFullError, InputError, OutputError, UsageError
 from refusion_edge.images.io import write_image
 from refusion_edge.stream.frames import SECOND, Frame
 from refusion_edge.stream.outputs.recording import Recorder, read_recording
@@ -34,7 +34,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written(stream: Stream, monkeypatch
     free = iter([10 << 30] * 2 + [1 << 20] * 1000)
     monkeypatch.setattr("refusion_edge.stream.outputs.disk.shutil.disk_usage", lambda _path: SimpleNamespace(free=next(free)))
     monkeypatch.setattr("refusion_edge.stream.outputs.disk._CHECK_S", 0.0)
-    with raises(OutputError, "recording", expected=64 << 20, got=1 << 20):
+    with raises(DiskFullError, "recording", expected=64 << 20, got=1 << 20):
         stream(**file_pair(30), outputs=("null://",), record="recording")
     recording = read_recording(Path("recording"))
     assert len(recording.rows) == 2
