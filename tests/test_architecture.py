@@ -19,6 +19,7 @@ LEVELS = (
     ("bundle",),
     ("accuracy",),
     ("fuser",),
+    ("archive",),
     ("stream.frames", "stream.uri", "stream.system_python"),
     ("stream.statistics",),
     ("stream.sources", "stream.pairing"),
@@ -28,6 +29,7 @@ LEVELS = (
     ("export", "evaluation", "gstreamer"),
     ("bench",),
     ("selftest", "calibration"),
+    ("stream.fused_stream",),
     ("cli",),
     ("refusion_edge", "__main__", "kernels.emulator.__main__"),
 )

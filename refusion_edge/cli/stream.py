@@ -20,16 +20,18 @@ from refusion_edge.cli.options import (
     nonempty,
     number_between,
     require_free,
+    size_bytes,
 )
+from refusion_edge.errors import RefusionError
+from refusion_edge.text import redact
 
 if TYPE_CHECKING:
-    from refusion_edge.calibration.rig.tracking import OnlineRefinement
     from refusion_edge.stream.run.settings import StreamSettings
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
 # Options that are no settings of the stream; `bundle` is also read by --rebuild.
-_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle")
+_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle", "log_json")
 
 # A rate error below this is that of any quartz.
 _SHOWN_PPM = 200
@@ -62,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
     )  # fmt: skip
     parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames and their time stamps")
+    parser.add_argument(
+        "--record-limit", type=size_bytes, metavar="10GB",
+        help="keep only the newest part of the recording, in at most this much room (default: all)",
+    )  # fmt: skip
     _add_engine(parser)
     _add_pairing(parser)
     _add_image(parser)
@@ -76,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.machine import keep_freed_memory
+    from refusion_edge.stream.fused_stream import FusedStream
     from refusion_edge.stream.run.config import write_config
-    from refusion_edge.stream.run.session import StreamSession
 
     settings = _settings(options)
     if options.save_config is not None:
@@ -89,17 +95,39 @@ def run(options: argparse.Namespace) -> int:
     options.bundle = settings.bundle  # for --rebuild
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
-    session = StreamSession(settings, refinement=_refinement(settings))
+    if options.log_json:
+        return _run_logged(settings, options.json)
+    stream = FusedStream(settings, announce=remarks().print)
     try:
-        session.run(announce=remarks().print)
+        stream.run()
     finally:
-        report = session.report()
+        report = stream.report()
         if report is not None:
             if options.json:
                 write_json(options.json, report)
             if options.json != "-":
                 _print_report(report)
     return 0
+
+
+def _run_logged(settings: StreamSettings, json: str | None) -> int:
+    """Run the stream with its log as JSON in the place of all that is printed for people."""
+    from refusion_edge.cli.console import write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.stream.fused_stream import FusedStream
+
+    with JsonLog() as log:
+        stream = FusedStream(settings, announce=lambda text: log.add("info", "stream", redact(text)))
+        stream.listen(lambda where, text: log.add("warning", where, text))
+        failure: BaseException | None = None
+        try:
+            stream.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = stream.report()
+        if json and report is not None:
+            write_json(json, report)
+        return log.end(failure)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +237,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="address under which a reverse proxy serves the page of view://, such as https://cameras.example; repeatable",
     )
     add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
+    add(
+        "--log-json",
+        action="store_true",
+        help="write events, messages and errors to standard error as lines of JSON, and print no report",
+    )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
@@ -224,14 +257,6 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     return override(stored, {**given, "trust": options.trust})
 
 
-def _refinement(settings: StreamSettings) -> OnlineRefinement | None:
-    if settings.refine is None:
-        return None
-    from refusion_edge.calibration.rig.tracking import Bounds, OnlineRefinement
-
-    return OnlineRefinement(Bounds(shift_px=settings.refine))
-
-
 def _print_report(report: dict[str, Any]) -> None:
     from refusion_edge.cli.console import output, plain_table
 
@@ -242,7 +267,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{pairs['shown']} fused frames in {report['duration_s']:.1f} s ({modes}); "
         f"{pairs['paired']} pairs, {pairs['held']} held"
     )
-    console.print(_network_text(report["network"], report["settings"]["network"]))
+    console.print(_network_text(report["network"], report["settings"]["network"], report["engine"]["reopened"]))
     table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses")
     for side, camera in report["cameras"].items():
         dropped = ", ".join(f"{count} {cause}" for cause, count in camera["drops"].items()) or "0"
@@ -297,7 +322,7 @@ def _recording_texts(report: dict[str, Any]) -> list[str]:
     return [f"recording: {text}" for text in (*lost, *missing)]
 
 
-def _network_text(network: dict[str, Any], asked: str | None) -> str:
+def _network_text(network: dict[str, Any], asked: str | None, reopened: int) -> str:
     """What fused the pairs, and whether it may flicker."""
     how = {
         None: "",
@@ -307,6 +332,8 @@ def _network_text(network: dict[str, Any], asked: str | None) -> str:
     lines = [f"network: {network['name'] or 'unknown'} on {network['backend']}{how}"]
     for before, after in itertools.pairwise(network["used"]):
         lines.append(f"  {before['name']} up to pair {after['first_pair'] - 1}, then {after['name']}")
+    if reopened:
+        lines.append(f"  its engine failed and was reopened {reopened} time{'s' if reopened > 1 else ''}; --json says when")
     if asked == "auto" and not network["decisions"]:
         lines.append("  the stream ended before auto had measured the networks")
     return "\n".join(lines)

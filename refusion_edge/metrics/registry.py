@@ -17,9 +17,11 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, ShapeError, UsageError
+from refusion_edge.images.conversion import to_still
 from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import (
     activity,
+    appearance,
     edges,
     exposure,
     feature,
@@ -46,6 +48,7 @@ CONVENTIONS: dict[str, str] = {
     "evaluator": "gray images, as printed by CDDFuse, EMMA, ReFusion and their family",
     "vifb": "mean over the color planes, as printed by the VIFB benchmark",
     "survey": "gray images, the further metrics of survey toolkits",
+    "appearance": "gray images, faults of infrared-visible fusion that a person sees; a is infrared",
     "sequence": "gray frames in order, per transition from one to the next",
 }
 DEFAULT_CONVENTION = "evaluator"
@@ -180,6 +183,19 @@ _ALL = (
     Metric("MEF-SSIM", "survey", "multi-exposure structural similarity", "higher", 0, 1, "", "sources",
            exposure.exposure_similarity, "Ma et al., 2015"),
 
+    Metric("Kept_a", "appearance", "detail of a kept where b is clipped", "higher", 0, _INF, "", "sources",
+           appearance.kept_infrared, "refusion-edge"),
+    Metric("Kept_b", "appearance", "detail of b kept where a is clipped", "higher", 0, _INF, "", "sources",
+           appearance.kept_visible, "refusion-edge"),
+    Metric("Target", "appearance", "contrast of hot compact objects", "higher", -255, 255, "levels", "sources",
+           appearance.target_contrast, "refusion-edge"),
+    Metric("Lost", "appearance", "hot compact objects below 8 levels of contrast", "lower", 0, _INF, "objects", "sources",
+           appearance.lost_targets, "refusion-edge"),
+    Metric("Noise", "appearance", "noise added in flat lit areas of b", "lower", -255, 255, "levels", "sources",
+           appearance.added_noise, "refusion-edge"),
+    Metric("Rim", "appearance", "bright rims at strong edges of b", "lower", -510, 510, "levels", "sources",
+           appearance.rims, "refusion-edge"),
+
     Metric("Flicker", "sequence", "change beyond that of the sources", "lower", 0, 255, "levels", "transition",
            temporal.flicker, "refusion-edge"),
 )  # fmt: skip
@@ -247,22 +263,37 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
     )
 
 
+class Scores(dict[Metric, float]):
+    """Metric to value; a metric can also be asked for by its name, such as ``scores["EN"]``."""
+
+    def __getitem__(self, key: Metric | str) -> float:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        # What was computed decides which convention a bare name means.
+        found = [metric for metric in self if key.lower() in (metric.name.lower(), metric.alias.lower())]
+        metric = found[0] if len(found) == 1 else find_metric(key)
+        if metric not in self:
+            raise UsageError(f"{metric.key} was not computed", "add it to the metrics of score()", got=key)
+        return super().__getitem__(metric)
+
+
 def score(
-    a: Array,
-    b: Array,
-    fused: Array,
+    a: object,
+    b: object,
+    fused: object,
     metrics: Sequence[Metric] | None = None,
     *,
     sensor_a: bool = False,
     invalid: Mask | None = None,
-) -> dict[Metric, float]:
+) -> Scores:
     """Score one fused image, on the pixels that have a value in all three images.
 
     The images are cropped to these pixels. Where others are left between them, windows that touch one are left out, and
     metrics over the spectrum of the whole image (FMI_dct, Qcb, Qcv) are undefined.
 
     Args:
-        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN is no value.
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN is no value. Or what else ``Fuser.fuse``
+            takes as an image, such as a path.
         b: Source b, same height and width.
         fused: Fused image, same height and width.
         metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
@@ -270,13 +301,16 @@ def score(
         invalid: Pixels that have no value besides, (H, W); see ``refusion_edge.images.ranges.Displayed``.
 
     Returns:
-        Metric to value, in the order asked for; NaN or infinite where a metric is undefined.
+        Metric to value, in the order asked for; NaN or infinite where a metric is undefined. ``scores["EN"]`` is the value of a
+        metric by its name.
 
     Raises:
         ShapeError: The three differ in height or width.
         InputError: No pixel has a value in all three images.
     """
-    images = _Images(a, b, fused, sensor_a=sensor_a, invalid=invalid)
+    named = (("source a", a), ("source b", b), ("the fused image", fused))
+    arrays = (image if isinstance(image, np.ndarray) else to_still(image, name).pixels for name, image in named)
+    images = _Images(*arrays, sensor_a=sensor_a, invalid=invalid)
     return _score(metrics_of(DEFAULT_CONVENTION) if metrics is None else metrics, images, None)
 
 
@@ -288,7 +322,7 @@ def score_transition(
     sensor_a: bool = False,
     invalid: Mask | None = None,
     previous_invalid: Mask | None = None,
-) -> dict[Metric, float]:
+) -> Scores:
     """Score one frame of a sequence, see ``score``; metrics over time compare it with the previous frame.
 
     Args:
@@ -376,8 +410,8 @@ def _cropped(planes: Sequence[Plane]) -> list[Plane]:
     return [np.ascontiguousarray(plane[box]) for plane in planes]
 
 
-def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> dict[Metric, float]:
-    return {metric: _value(metric, images, previous) for metric in metrics}
+def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> Scores:
+    return Scores((metric, _value(metric, images, previous)) for metric in metrics)
 
 
 def _value(metric: Metric, images: _Images, previous: _Images | None) -> float:

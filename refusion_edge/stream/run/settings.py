@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "smooth_s": (0, 1e6),
     "duration_s": (0, 1e6),
     "frames": (1, math.inf),
+    "record_limit": (1, math.inf),
 }
 """Least and greatest value of the numeric settings."""
 _EXCLUSIVE = (("bundle", "weights"), ("replay", "ir"), ("replay", "vis"), ("replay", "record"))
@@ -50,6 +51,7 @@ class StreamSettings:
         replay: Folder of a recording to replay instead.
         outputs: URIs of outputs.
         record: Folder to record raw frames to.
+        record_limit: Most room in bytes that the recording takes, whose beginning is removed as it goes on; None for all.
         bundle: Engine bundle.
         weights: Weights file.
         task: Fusion task.
@@ -93,6 +95,7 @@ class StreamSettings:
     replay: str | None = None
     outputs: tuple[str, ...] = ()
     record: str | None = None
+    record_limit: int | None = None
     bundle: str | None = None
     weights: str | None = None
     task: str | None = None
