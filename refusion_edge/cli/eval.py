@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json, add_network, add_task, thread_count
+from refusion_edge.cli.options import add_json, add_layout, add_network, add_task, resolve_layout, thread_count
 
 if TYPE_CHECKING:
     from refusion_edge.evaluation.report import Report
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or underexposed")
     parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or overexposed")
+    add_layout(parser)
     parser.add_argument(
         "--fused",
         action="append",
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shift: all of source a; skew: its last row to the right and its first to the left (default: shift)",
     )  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", help="write the values per image as CSV")
+    parser.add_argument("--latex", metavar="FILE", help="write the means as LaTeX tables, with the best three marked")
+    parser.add_argument("--markdown", metavar="FILE", help="write the means as tables in Markdown, with the best three marked")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page with tables, plots and montages")
     add_json(parser)
     parser.add_argument(
@@ -76,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.a is None or options.b is None:
         raise UsageError("the folders of both sources are needed", "add --ir DIR and --vis DIR (or --a and --b)")
+    options.a, options.b = resolve_layout(options.a, options.b, options.task, options.layout)
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
         # Fail before the work starts.
@@ -83,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
     from refusion_edge.evaluation import evaluate
     from refusion_edge.evaluation.page import render_page
+    from refusion_edge.evaluation.tables import to_latex, to_markdown
     from refusion_edge.files import write_atomically
     from refusion_edge.images.findings import Findings
 
@@ -105,17 +110,21 @@ def run(options: argparse.Namespace) -> int:
             trivial=not options.no_trivial,
         )
         page = render_page(report) if options.html else ""
-    for line in findings.lines():
+    for line in (*findings.lines(), *filter(None, [report.caution])):
         remarks().print(line)
     if options.csv:
         write_atomically(Path(options.csv), report.to_csv().encode(errors="backslashreplace"))
+    for path, render in ((options.latex, to_latex), (options.markdown, to_markdown)):
+        if path:
+            write_atomically(Path(path), render(report).encode(errors="backslashreplace"))
     if options.html:
         write_atomically(Path(options.html), page.encode(errors="backslashreplace"))
     if options.json:
         write_json(options.json, {**report.to_document(), "remarks": findings.to_json()})
     if options.json != "-":
         _print_report(report)
-        written = [path for path in (options.csv, options.json, options.html) if path]
+        files = (options.csv, options.json, options.latex, options.markdown, options.html)
+        written = [path for path in files if path]
         output().print(f"\nwrote {', '.join(written)}" if written else "\nnext: add --html report.html for plots and montages")
     return 0
 
