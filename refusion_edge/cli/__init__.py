@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, UsageError
+from refusion_edge.errors import BackendError, InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
 VERBS = (
@@ -130,7 +130,9 @@ def _run(argv: Sequence[str] | None) -> int:
             # An error of standard output has no file name; problems with our own files are OutputErrors.
             if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
                 return _refuse_output(error)
-            raise
+            if not _is_no_memory(error):
+                raise
+            error = BackendError("there is not enough memory", "use smaller images, fewer processes or another machine")
         print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
         return error.exit_code
 
@@ -171,6 +173,11 @@ def _run_verb(options: argparse.Namespace) -> int:
         rebuild(options.bundle, misfit)
         code = options.run(options)
     return code
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    # OpenCV, which may not be loaded, has one type for all of its errors.
+    return isinstance(error, MemoryError) or (type(error).__module__ == "cv2" and "Insufficient memory" in str(error))
 
 
 def _require_folder() -> None:

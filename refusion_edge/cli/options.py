@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.machine import MAX_THREADS
@@ -16,6 +16,9 @@ from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
+if TYPE_CHECKING:
+    from refusion_edge.archive.shards import Shard
+
 _AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>[MGT])(?P<binary>i?)B", re.ASCII)
 _LENGTH = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>m|cm|mm)", re.ASCII)
 
@@ -69,6 +72,20 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="store_true", help="run the GStreamer pipelines (gst:) that a rig or configuration file names"
     )
+
+
+def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--shard``."""
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N",
+        help=f"only share I of N, from 0/N to N-1/N, {what} (default: everything, without a manifest)",
+    )  # fmt: skip
+
+
+def _shard(text: str) -> Shard:
+    from refusion_edge.archive.shards import parse_shard
+
+    return parse_shard(text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,8 @@ from refusion_edge.cli.options import (
     require_free,
     size_bytes,
 )
+from refusion_edge.errors import RefusionError
+from refusion_edge.text import redact
 
 if TYPE_CHECKING:
     from refusion_edge.stream.run.settings import StreamSettings
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
 # Options that are no settings of the stream; `bundle` is also read by --rebuild.
-_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle")
+_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle", "log_json")
 
 # A rate error below this is that of any quartz.
 _SHOWN_PPM = 200
@@ -93,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
     options.bundle = settings.bundle  # for --rebuild
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
+    if options.log_json:
+        return _run_logged(settings, options.json)
     stream = FusedStream(settings, announce=remarks().print)
     try:
         stream.run()
@@ -104,6 +108,26 @@ def run(options: argparse.Namespace) -> int:
             if options.json != "-":
                 _print_report(report)
     return 0
+
+
+def _run_logged(settings: StreamSettings, json: str | None) -> int:
+    """Run the stream with its log as JSON in the place of all that is printed for people."""
+    from refusion_edge.cli.console import write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.stream.fused_stream import FusedStream
+
+    with JsonLog() as log:
+        stream = FusedStream(settings, announce=lambda text: log.add("info", "stream", redact(text)))
+        stream.listen(lambda where, text: log.add("warning", where, text))
+        failure: BaseException | None = None
+        try:
+            stream.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = stream.report()
+        if json and report is not None:
+            write_json(json, report)
+        return log.end(failure)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +237,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="address under which a reverse proxy serves the page of view://, such as https://cameras.example; repeatable",
     )
     add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
+    add(
+        "--log-json",
+        action="store_true",
+        help="write events, messages and errors to standard error as lines of JSON, and print no report",
+    )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 

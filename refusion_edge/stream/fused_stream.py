@@ -126,6 +126,13 @@ class FusedStream:
             self._run.end()
             self._run.raise_failure()
 
+    def listen(self, listener: Callable[[str, str], object]) -> None:
+        """Call a function for every event of the report as it happens, with its place, such as ``ir``, and what happened.
+
+        It is called from the threads of the stream, which it must not hold up.
+        """
+        self._session.statistics.listen(listener)
+
     def report(self) -> dict[str, Any] | None:
         """The report so far, schema ``refusion-edge/stream/1``; None before the engine is open."""
         return self._session.report()
