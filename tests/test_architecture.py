@@ -26,7 +26,7 @@ LEVELS = (
     ("stream.processing",),
     ("stream.outputs",),
     ("stream.run",),
-    ("export", "evaluation"),
+    ("export", "evaluation", "gstreamer"),
     ("bench",),
     ("selftest", "calibration"),
     ("stream.fused_stream",),

@@ -76,10 +76,6 @@ class PairCollection:
         """Tell whether an entry, or the one that replaces it if unreadable, is a sharp image."""
         return self.entries[self._usable(which)].b is None
 
-    def number(self, which: int) -> int:
-        """Number of an entry, or of the one that replaces it if unreadable; entries that are drawn more often keep theirs."""
-        return self._usable(which)
-
     def planes(self, which: int) -> tuple[Array, Array]:
         """Luma of both sources, each (H, W) uint8; of the next usable entry if this one is unreadable.
 

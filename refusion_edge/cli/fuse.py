@@ -199,7 +199,7 @@ def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, f
     """Fuse all pairs, or a share of them."""
     from refusion_edge.archive.shards import ALL
     from refusion_edge.cli.console import output, remarks
-    from refusion_edge.errors import InputError, UsageError
+    from refusion_edge.errors import UsageError
     from refusion_edge.images.depth import find_depths
 
     if options.shard is not None and options.cluster is not None:
@@ -226,7 +226,7 @@ def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, f
         there = f"; {len(log.verified)} were there already and are intact" if log.verified else ""
         share = f" of shard {options.shard}" if options.shard is not None and not options.shard.is_all else ""
         output().print(f"wrote {len(log.written)} of {len(pairs)} fused images{share} to {options.output}{there}")
-    return InputError.exit_code if log.failures else 0
+    return log.failures[0][1].exit_code if log.failures else 0
 
 
 def _fuse_all(
@@ -267,7 +267,7 @@ def _fuse_shard(
 def _each(options: argparse.Namespace, pairs: Sequence[PairPaths], one: Callable[[PairPaths, Path], None], log: _Log) -> None:
     """Do something for every pair; those that fail do not end the others."""
     from refusion_edge.cli.console import progress_bar
-    from refusion_edge.errors import InputError, OutputError
+    from refusion_edge.errors import BackendError, InputError, OutputError
     from refusion_edge.files import output_error
 
     with progress_bar() as progress:
@@ -275,7 +275,7 @@ def _each(options: argparse.Namespace, pairs: Sequence[PairPaths], one: Callable
             target = _target(options, paths, many=True)
             try:
                 one(paths, target)
-            except (InputError, OutputError) as error:
+            except (BackendError, InputError, OutputError) as error:
                 log.failures.append((paths.name, error))
             except OSError as error:
                 log.failures.append((paths.name, output_error(target, error)))

@@ -2,7 +2,8 @@
 
 A recording is a folder: ``recording.json`` (pairing settings, and where the run ended), ``frames.csv`` (all frames in order of
 arrival), ``pairs.csv`` (pairs that were not shown because the engine was busy), and the folders ``ir`` and ``vis`` with
-lossless PNG files and their own ``frames.csv``, so that each folder is also a source by itself.
+lossless files, PNG for uint8 and uint16 and else TIFF, and their own ``frames.csv``, so that each folder is also a source by
+itself.
 
 A recording of limited size is a folder of such recordings, the parts, and a ``recording.json`` of its own; see
 ``refusion_edge.stream.outputs.ring``.
@@ -26,10 +27,11 @@ import cv2
 import numpy as np
 from typing_extensions import Self
 
+from refusion_edge.arrays import Array
 from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import Claim, output_error, read_file, write_atomically
-from refusion_edge.images.io import read_image
+from refusion_edge.images.io import encode_tiff, read_image
 from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.stream.frames import SIDES, Frame, Side
 from refusion_edge.stream.outputs.disk import DiskWatch
@@ -167,17 +169,10 @@ class Recorder:
             if isinstance(item, PairFate):
                 self._append("pairs.csv", (item.number,))
                 return
-            name = f"{self._count[item.side]:06d}.png"
-            encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
-            if not encoded or item.image.dtype not in (np.uint8, np.uint16):
-                raise OutputError(
-                    f"cannot record frames of {item.image.dtype}",
-                    "choose a source of uint8 or uint16",
-                    expected=("uint8", "uint16"),
-                    got=str(item.image.dtype),
-                )
-            _write_whole(self._folder / item.side / name, data.tobytes())
-            self.size_bytes += -(-data.nbytes // _BLOCK_BYTES) * _BLOCK_BYTES
+            suffix, data = _encode(item.image)
+            name = f"{self._count[item.side]:06d}{suffix}"
+            _write_whole(self._folder / item.side / name, data)
+            self.size_bytes += -(-len(data) // _BLOCK_BYTES) * _BLOCK_BYTES
             self._count[item.side] += 1
             white = "" if item.white is None else f"{item.white:.17g}"
             row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns, white)
@@ -234,6 +229,13 @@ def ending(end: int, networks: Sequence[tuple[int, str]], lost: int) -> dict[str
     return {"end": end, "networks": [list(each) for each in networks], "lost": lost}
 
 
+def _encode(image: Array) -> tuple[str, bytes]:
+    """Encode a frame without loss; returns the suffix and the data of its file."""
+    if image.dtype in (np.uint8, np.uint16):
+        return ".png", cv2.imencode(".png", image, _PNG_OPTIONS)[1].tobytes()
+    return ".tif", encode_tiff(image[..., ::-1] if image.ndim == 3 else image)
+
+
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a new file; remove it if that fails."""
     try:
@@ -280,7 +282,7 @@ class Recording:
         """
         side, name, index, time_ns, arrived_ns, unchanged_since_ns, white = self.rows[number]
         image = read_image(self.folder / name)
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+        image = np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image
         return Frame(side, image, index, time_ns, arrived_ns, unchanged_since_ns, white=white)
 
 
