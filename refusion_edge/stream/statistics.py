@@ -262,6 +262,12 @@ class Statistics:
         for listener in self._listeners:
             listener(side, text)
 
+    @property
+    def count(self) -> int:
+        """Number of fused frames so far."""
+        with self._lock:
+            return sum(self._modes.values())
+
     def listen(self, listener: Listener) -> None:
         """Call a function for every event from now on, with its place and what happened; it must not wait."""
         with self._lock:

@@ -90,6 +90,7 @@ def test_fingerprint_depends_on_pixels_only() -> None:
         ("thermal-07", "visible-07", "07"),
         ("scene.ct", "scene.mri", "scene"),
         ("lytro-01-A", "lytro-01-B", "lytro-01"),
+        ("DJI_0001_T", "DJI_0001_V", "DJI_0001"),
     ],
 )
 def test_words_for_the_source_are_left_out_of_names(a: str, b: str, name: str) -> None:
