@@ -1,8 +1,8 @@
 """Build wheels with the native kernels for several versions of Python and for x86-64 and aarch64, and check them.
 
-Every wheel gets the manylinux tag that auditwheel finds; its modules need nothing but the C library. Those of this machine are
-installed into a clean environment, where a native engine is built and verified. Of those for the other machine, the modules are
-checked for their processor; the kernels themselves run in an emulator with make test-aarch64.
+They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Those of this machine
+are installed into a clean environment, where a native engine is built and verified. Of those for the other machine, the modules
+are checked for their processor; the kernels themselves run in an emulator with make test-aarch64.
 
 python .ci/build_wheels.py --output dist [--pythons python3.10,python3.12] [--machines x86_64,aarch64]
 """
@@ -24,7 +24,6 @@ from check_wheel import ROOT, check_files
 
 # Of the header of an ELF file.
 MACHINES = {"x86_64": 62, "aarch64": 183}
-_LINK = "-static-libstdc++ -static-libgcc"
 _VERSION = "import sys; print('%d%d' % sys.version_info[:2])"
 
 
@@ -38,10 +37,12 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        auditwheel = _tools(folder / "tools")
+        auditwheel, source = _tools(folder / "tools"), folder / "source"
+        # Without what was compiled in this folder.
+        _run(["git", "clone", "--quiet", str(ROOT), str(source)], os.environ)
         for python in options.pythons.split(","):
             for machine in options.machines.split(","):
-                wheel = build(python, machine, folder / machine / Path(python).name)
+                wheel = build(python, machine, source, folder / machine / Path(python).name)
                 wheel = repair(auditwheel, wheel, options.output)
                 check_modules(wheel, machine)
                 if machine == platform.machine():
@@ -49,9 +50,9 @@ def main() -> int:
     return 0
 
 
-def build(python: str, machine: str, folder: Path) -> Path:
+def build(python: str, machine: str, source: Path, folder: Path) -> Path:
     """Build the wheel for an interpreter, which has to be one of this machine even for the other one."""
-    environment = {**os.environ, "LDFLAGS": _LINK}
+    environment = {**os.environ}
     if machine != platform.machine():
         if machine != "aarch64":
             sys.exit(f"wheels for {machine} are built on {machine}")
@@ -59,11 +60,11 @@ def build(python: str, machine: str, folder: Path) -> Path:
         environment |= {
             "_PYTHON_HOST_PLATFORM": "linux-aarch64",
             "SETUPTOOLS_EXT_SUFFIX": f".cpython-{number}-aarch64-linux-gnu.so",
-            "CMAKE_ARGS": f"-DCMAKE_TOOLCHAIN_FILE={ROOT / '.ci/aarch64.cmake'}",
+            "CMAKE_ARGS": f"-DCMAKE_TOOLCHAIN_FILE={source / '.ci/aarch64.cmake'}",
         }
     # The pip of an interpreter may be too old to pass settings on.
     pip = [*_environment(python, folder / "pip"), "-q", "wheel"]
-    _run([*pip, "--no-deps", "-w", str(folder), str(ROOT), "-Cwheel.cmake=true"], environment)
+    _run([*pip, "--no-deps", "-w", str(folder), str(source), "-Cwheel.cmake=true"], environment)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
