@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.machine import MAX_THREADS
@@ -16,6 +16,9 @@ from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
+if TYPE_CHECKING:
+    from refusion_edge.archive.shards import Shard
+
 _AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>[MGT])(?P<binary>i?)B", re.ASCII)
 _LENGTH = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>m|cm|mm)", re.ASCII)
 
@@ -71,6 +74,20 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--shard``."""
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N",
+        help=f"only share I of N, from 0/N to N-1/N, {what} (default: everything, without a manifest)",
+    )  # fmt: skip
+
+
+def _shard(text: str) -> Shard:
+    from refusion_edge.archive.shards import parse_shard
+
+    return parse_shard(text)
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
@@ -100,6 +117,33 @@ def require_free(*paths: Path, overwrite: bool, instead: str = "choose another n
     existing = next((path for path in paths if path.exists()), None)
     if existing is not None and not overwrite:
         raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--layout``, for ``resolve_layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="layout of the data set in the folder given as both sources, such as msrs, lytro or mefb",
+    )
+
+
+def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:
+    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources, and say so.
+
+    Raises:
+        UsageError: There is no such layout, or it is for another task.
+        InputError: The folder lacks the sources.
+    """
+    if layout is None and not (a == b and Path(a).is_dir()):
+        return a, b
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.images.layouts import find_folders
+    from refusion_edge.tasks import find_task
+
+    folders = find_folders(Path(a), find_task(task or "ir_vis"), layout)
+    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
+    return str(folders.a), str(folders.b)
 
 
 class _Renamed(argparse.Action):

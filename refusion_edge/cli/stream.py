@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from refusion_edge.cli.options import (
     require_free,
     size_bytes,
 )
+from refusion_edge.errors import RefusionError
+from refusion_edge.text import redact
 
 if TYPE_CHECKING:
     from refusion_edge.stream.run.settings import StreamSettings
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
 # Options that are no settings of the stream; `bundle` is also read by --rebuild.
-_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle")
+_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle", "log_json")
 
 # A rate error below this is that of any quartz.
 _SHOWN_PPM = 200
@@ -37,7 +40,7 @@ _SHOWN_PPM = 200
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
 outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mov, .mkv, .avi, .webm), a folder,
-         frame_%04i.png, rtsp://@:8554/fused, shm://NAME, null://
+         frame_%04i.png, rtsp://@:8554/fused, 'gst:PIPELINE', shm://NAME, null://
 Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
@@ -82,7 +85,10 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.fused_stream import FusedStream
     from refusion_edge.stream.run.config import write_config
+    from refusion_edge.stream.site import has_rigs
 
+    if options.config is not None and has_rigs(options.config):
+        return _run_site(options)
     settings = _settings(options)
     if options.save_config is not None:
         require_free(Path(options.save_config), overwrite=options.overwrite)
@@ -93,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
     options.bundle = settings.bundle  # for --rebuild
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
+    if options.log_json:
+        return _run_logged(settings, options.json)
     stream = FusedStream(settings, announce=remarks().print)
     try:
         stream.run()
@@ -104,6 +112,71 @@ def run(options: argparse.Namespace) -> int:
             if options.json != "-":
                 _print_report(report)
     return 0
+
+
+def _run_site(options: argparse.Namespace) -> int:
+    """Run all rigs of a site."""
+    from refusion_edge.cli.console import output, remarks, write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.errors import UsageError
+    from refusion_edge.machine import keep_freed_memory
+    from refusion_edge.stream.site import Site, read_site
+
+    if options.save_config is not None:
+        raise UsageError("--save-config writes the settings of one rig, and these are several", "edit the file itself")
+    plans = read_site(options.config, _given(options), trust=options.trust)
+    keep_freed_memory()
+    with JsonLog() if options.log_json else contextlib.nullcontext() as log:
+
+        def announce(rig: str, text: str) -> None:
+            if log is None:
+                remarks().print(f"{rig}: {text}" if rig else text)
+            else:
+                log.add("info", "stream", redact(text), **({"rig": rig} if rig else {}))
+
+        def listen(rig: str, where: str, text: str) -> None:
+            if log is not None:
+                log.add("warning", where, text, rig=rig)
+
+        site, failure = Site(plans, announce=announce, listener=listen), None
+        try:
+            site.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = site.report()
+        if options.json:
+            write_json(options.json, report)
+        if log is not None:
+            return log.end(failure)
+        if options.json != "-":
+            for rig, found in report["rigs"].items():
+                restarted = f", started again {found['restarts']} times" if found["restarts"] else ""
+                output().print(f"\nrig {rig}{restarted}{'' if found['error'] is None else ', ended with an error'}")
+                if found["report"] is not None:
+                    _print_report(found["report"])
+        if failure is not None:
+            raise failure
+    return 0
+
+
+def _run_logged(settings: StreamSettings, json: str | None) -> int:
+    """Run the stream with its log as JSON in the place of all that is printed for people."""
+    from refusion_edge.cli.console import write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.stream.fused_stream import FusedStream
+
+    with JsonLog() as log:
+        stream = FusedStream(settings, announce=lambda text: log.add("info", "stream", redact(text)))
+        stream.listen(lambda where, text: log.add("warning", where, text))
+        failure: BaseException | None = None
+        try:
+            stream.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = stream.report()
+        if json and report is not None:
+            write_json(json, report)
+        return log.end(failure)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +286,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="address under which a reverse proxy serves the page of view://, such as https://cameras.example; repeatable",
     )
     add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
+    add(
+        "--log-json",
+        action="store_true",
+        help="write events, messages and errors to standard error as lines of JSON, and print no report",
+    )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
@@ -221,11 +299,14 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     from refusion_edge.stream.run.config import read_config
     from refusion_edge.stream.run.settings import StreamSettings, override
 
-    given = {name: value for name, value in vars(options).items() if name not in _OUR_OWN}
-    if options.bundle is not None:
-        given["bundle"] = options.bundle
     stored = StreamSettings() if options.config is None else read_config(options.config, trust=options.trust)
-    return override(stored, {**given, "trust": options.trust})
+    return override(stored, {**_given(options), "trust": options.trust})
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings on the command line."""
+    given = {name: value for name, value in vars(options).items() if name not in _OUR_OWN}
+    return given if options.bundle is None else {**given, "bundle": options.bundle}
 
 
 def _print_report(report: dict[str, Any]) -> None:

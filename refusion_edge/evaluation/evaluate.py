@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refusion_edge.archive.shards import ALL, Shard
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases, find_sources
@@ -19,10 +20,10 @@ from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, 
 from refusion_edge.evaluation.statistics import mean_of_defined
 from refusion_edge.evaluation.trivial import TRIVIAL, trivial_fuser
 from refusion_edge.fuser import Fuser, load
-from refusion_edge.images.depth import read_pairs
+from refusion_edge.images.depth import find_depths, read_pairs
 from refusion_edge.images.findings import Findings
 from refusion_edge.images.io import write_image
-from refusion_edge.images.pairs import ImagePair, PairPaths
+from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
 from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
@@ -54,6 +55,7 @@ def evaluate(
     findings: Findings | None = None,
     network: str | None = None,
     trivial: bool = False,
+    shard: Shard = ALL,
 ) -> Report:
     """Score the results of one or more methods.
 
@@ -73,9 +75,11 @@ def evaluate(
             out of the scores.
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
+        shard: The share of the pairs to score; see ``refusion_edge.evaluation.shards``.
 
     Raises:
-        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ.
+        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ; there are more shares than
+            pairs, or they are combined with a sweep.
         InputError: Files do not match or cannot be used; the message names them.
     """
     engines = engines or {}
@@ -87,10 +91,11 @@ def evaluate(
         raise UsageError(f"two methods have the name '{min(twice)}'", "tell them apart with NAME=DIR")
     jobs = jobs or core_count()
     folders, in_color = dict(results), {}
+    pairs, _ = find_sources(a, b, partial=partial)
+    share, lead = _share(pairs, shard, metrics, partial=partial, swept=misregistration is not None)
     if engines or rules:
         if folder is None:
             raise UsageError("engines need a folder for what they fuse", "give one")
-        pairs, _ = find_sources(a, b, partial=partial)
         wants_color = any(metric.convention == "vifb" for metric in metrics)
         for index, name in enumerate((*engines, *rules)):
             engine = engines.get(name)
@@ -99,27 +104,48 @@ def evaluate(
                 folders[name] = str(folder / f"{index}-luma")
                 fuse_pairs(
                     fuser,
-                    pairs,
+                    share,
                     Path(folders[name]),
                     color=False,
-                    done=progress(f"fusing: {name}", len(pairs)),
+                    whole=pairs,
+                    done=progress(f"fusing: {name}", len(share)),
                     # All engines see the same sources.
                     findings=findings if index == 0 else None,
                 )
                 if wants_color:
                     in_color[name] = str(folder / f"{index}-color")
-                    done = progress(f"fusing in color: {name}", len(pairs))
-                    fuse_pairs(fuser, pairs, Path(in_color[name]), color=True, done=done)
+                    done = progress(f"fusing in color: {name}", len(share))
+                    fuse_pairs(fuser, share, Path(in_color[name]), color=True, whole=pairs, done=done)
 
-    found = find_cases(a, b, folders, in_color=in_color, partial=partial)
+    names = None if shard.is_all else {pair.name for pair in share}
+    found = find_cases(a, b, folders, in_color=in_color, partial=partial, share=names)
     chosen = find_task(task or DEFAULT_TASK)
-    done = progress("scoring", len(found.cases))
-    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done, findings=findings)
+    depths = None if shard.is_all else find_depths(pairs, chosen)
+    done = progress("scoring", len(found.cases) - lead)
+    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done, findings=findings, depths=depths, lead=lead)
+    found = replace(found, cases=found.cases[lead:])
     report = Report(chosen, found, tuple(metrics), values)
     if misregistration is None:
         return report
     fusing: dict[str, str | None] = {**engines, **dict.fromkeys(rules)}
     return replace(report, misregistration=_sweep(report, fusing, misregistration, jobs, progress, network))
+
+
+def _share(
+    pairs: Sequence[PairPaths], shard: Shard, metrics: Sequence[Metric], *, partial: bool, swept: bool
+) -> tuple[Sequence[PairPaths], int]:
+    """The pairs that a share needs, and how many of them at the beginning only come before those that it scores."""
+    if shard.is_all:
+        return pairs, 0
+    shard.require_items(len(pairs))
+    if swept:
+        raise UsageError("a sweep over displacements has no shards", "leave --shifts or --shard out")
+    first, end = shard.bounds(len(pairs))
+    over_time = any(metric.reads == "transition" for metric in metrics)
+    if over_time and partial:
+        raise UsageError("metrics over time need every frame of a shard", "leave --partial out, or choose other --metrics")
+    lead = int(over_time and first > 0)
+    return pairs[first - lead : end], lead
 
 
 def _opened(name: str, engine: str | None, task: str | None, network: str | None) -> Fuser:
@@ -156,6 +182,7 @@ def fuse_pairs(
     color: bool,
     done: Callable[[], None],
     findings: Findings | None = None,
+    whole: Sequence[PairPaths] | None = None,
 ) -> None:
     """Fuse pairs and write the results as PNG files of the same names.
 
@@ -166,12 +193,15 @@ def fuse_pairs(
         color: Whether to keep the color of the sources.
         done: Called after each pair.
         findings: Collects what was guessed or doubtful about the sources.
+        whole: The set that the pairs are a part of, whose bit depths they have; None if they are all of it.
 
     Raises:
         InputError: A pair cannot be fused; the message names it.
         OutputError: The folder cannot be written.
     """
-    for paths, pair in zip(pairs, read_pairs(pairs, fuser.task), strict=True):
+    depths = find_depths(whole or pairs, fuser.task)
+    for paths in pairs:
+        pair = depths.apply(read_pair(paths))
         try:
             planes = fuser.to_planes(*pair.stills)
             fused = fuser.to_image(fuser.infer(planes, color=color), planes, color=color)

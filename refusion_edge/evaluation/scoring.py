@@ -110,6 +110,8 @@ def score_cases(
     jobs: int,
     done: Callable[[], None],
     findings: Findings | None = None,
+    depths: Depths | None = None,
+    lead: int = 0,
 ) -> NDArray[np.float64]:
     """Score every method on every case.
 
@@ -120,9 +122,11 @@ def score_cases(
         jobs: Number of processes; 1 for this one only.
         done: Called after each case.
         findings: Collects how many pixels were left out because they have no value.
+        depths: Bit depths of the set that the cases are a part of; None if they are all of it.
+        lead: Number of cases at the beginning that only come before the others, and are not scored.
 
     Returns:
-        (methods, cases, metrics); NaN where a metric is undefined.
+        (methods, cases - lead, metrics); NaN where a metric is undefined.
 
     Raises:
         InputError: An image cannot be used; the message names it.
@@ -130,10 +134,10 @@ def score_cases(
     previous: list[Case | None] = [None] * len(cases)
     if any(metric.reads == "transition" for metric in metrics):
         previous = [None, *cases[:-1]]
-    depths = _depths(cases, task)
-    work = [_Job(case, before, tuple(metrics), None, task, depths) for case, before in zip(cases, previous, strict=True)]
+    depths = _depths(cases, task) if depths is None else depths
+    work = [_Job(case, before, tuple(metrics), None, task, depths) for case, before in zip(cases, previous, strict=True)][lead:]
     scored = list(_run(work, jobs, done))
-    for case, result in zip(cases, scored, strict=True):
+    for case, result in zip(cases[lead:], scored, strict=True):
         if findings is not None and result.left_out:
             findings.add(
                 case.name, [Remark("left out of the scores: pixels without a value in a source or result", result.left_out)]

@@ -278,7 +278,8 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
 
 
 def _any_channel(mask: Mask) -> Mask:
-    return np.asarray(mask.any(axis=2)) if mask.ndim == 3 else mask
+    channels: Mask = mask if mask.ndim == 2 else np.logical_or.reduce(mask, axis=2)
+    return channels
 
 
 def _hot_areas(plateau: Mask) -> Mask:

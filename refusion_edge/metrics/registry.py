@@ -21,6 +21,7 @@ from refusion_edge.images.conversion import to_still
 from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import (
     activity,
+    appearance,
     edges,
     exposure,
     feature,
@@ -47,6 +48,7 @@ CONVENTIONS: dict[str, str] = {
     "evaluator": "gray images, as printed by CDDFuse, EMMA, ReFusion and their family",
     "vifb": "mean over the color planes, as printed by the VIFB benchmark",
     "survey": "gray images, the further metrics of survey toolkits",
+    "appearance": "gray images, faults of infrared-visible fusion that a person sees; a is infrared",
     "sequence": "gray frames in order, per transition from one to the next",
 }
 DEFAULT_CONVENTION = "evaluator"
@@ -181,8 +183,25 @@ _ALL = (
     Metric("MEF-SSIM", "survey", "multi-exposure structural similarity", "higher", 0, 1, "", "sources",
            exposure.exposure_similarity, "Ma et al., 2015"),
 
+    Metric("Kept_a", "appearance", "detail of a kept where b is clipped", "higher", 0, _INF, "", "sources",
+           appearance.kept_infrared, "refusion-edge"),
+    Metric("Kept_b", "appearance", "detail of b kept where a is clipped", "higher", 0, _INF, "", "sources",
+           appearance.kept_visible, "refusion-edge"),
+    Metric("Target", "appearance", "contrast of hot compact objects", "higher", -255, 255, "levels", "sources",
+           appearance.target_contrast, "refusion-edge"),
+    Metric("Lost", "appearance", "hot compact objects below 8 levels of contrast", "lower", 0, _INF, "objects", "sources",
+           appearance.lost_targets, "refusion-edge"),
+    Metric("Noise", "appearance", "noise added in flat lit areas of b", "lower", -255, 255, "levels", "sources",
+           appearance.added_noise, "refusion-edge"),
+    Metric("Rim", "appearance", "bright rims at strong edges of b", "lower", -510, 510, "levels", "sources",
+           appearance.rims, "refusion-edge"),
+
     Metric("Flicker", "sequence", "change beyond that of the sources", "lower", 0, 255, "levels", "transition",
            temporal.flicker, "refusion-edge"),
+    Metric("Pumping", "sequence", "change of brightness beyond that of the sources", "lower", 0, 255, "levels", "transition",
+           temporal.pumping, "refusion-edge"),
+    Metric("Grain", "sequence", "temporal noise", "lower", 0, 255 * 1.4826 * math.sqrt(2), "levels", "transition",
+           temporal.grain, "refusion-edge"),
 )  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.run.config import read_config
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings, override
+from refusion_edge.stream.run.shared import Shared
 from refusion_edge.stream.run.tap import Tap
+from refusion_edge.stream.statistics import Health
 from refusion_edge.text import printable, redact
 
 Name = str | os.PathLike[str]
@@ -45,6 +47,7 @@ class FusedStream:
         fuser: Runs the network in place of the one that the settings name; closed at the end.
         sinks: More outputs, not entered yet.
         announce: Called with messages for the user, such as the address of the browser view.
+        shared: What it has in common with other rigs of the process; see ``refusion_edge.stream.site``.
 
     Raises:
         RefusionError: While iterating or running: a source, an output or the engine failed; everything is closed by then.
@@ -57,6 +60,7 @@ class FusedStream:
         fuser: Fuser | None = None,
         sinks: Sequence[Sink] = (),
         announce: Callable[[str], object] = _LOG.info,
+        shared: Shared | None = None,
     ) -> None:
         refinement = None
         if settings.refine is not None:
@@ -64,7 +68,7 @@ class FusedStream:
 
             refinement = OnlineRefinement(Bounds(shift_px=settings.refine))
         self.settings = settings
-        self._session = StreamSession(settings, fuser=fuser, refinement=refinement, sinks=sinks)
+        self._session = StreamSession(settings, fuser=fuser, refinement=refinement, sinks=sinks, shared=shared)
         self._announce = announce
         self._run: _Run | None = None
 
@@ -125,6 +129,26 @@ class FusedStream:
         if self._run is not None:
             self._run.end()
             self._run.raise_failure()
+
+    def stop(self) -> None:
+        """Ask it to end, without waiting; ``run`` then returns. May be called from any thread."""
+        self._session.stop.set()
+
+    def health(self) -> Health:
+        """Whether it works now."""
+        return self._session.statistics.health()
+
+    @property
+    def count(self) -> int:
+        """Number of fused frames so far."""
+        return self._session.statistics.count
+
+    def listen(self, listener: Callable[[str, str], object]) -> None:
+        """Call a function for every event of the report as it happens, with its place, such as ``ir``, and what happened.
+
+        It is called from the threads of the stream, which it must not hold up.
+        """
+        self._session.statistics.listen(listener)
 
     def report(self) -> dict[str, Any] | None:
         """The report so far, schema ``refusion-edge/stream/1``; None before the engine is open."""

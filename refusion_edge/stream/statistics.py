@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,27 @@ class Distribution:
 
 # Where `dropped` counts what a recording lost, and why.
 RECORDING, DISK_TOO_SLOW, DISK_FULL = "recording", "disk too slow", "disk full"
+
+
+STUCK_S, SILENT_S = 15.0, 5.0
+"""Time of an engine for a pair after which it counts as stuck, and time without a fused frame that makes a stream unready."""
+
+Listener = Callable[[str, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """State of a stream.
+
+    Attributes:
+        alive: Whether a restart would not help: lost cameras are no reason, an engine that does not answer is one.
+        ready: Whether frames are being fused.
+        reason: Why it is not ready, in words.
+    """
+
+    alive: bool
+    ready: bool
+    reason: str
 
 
 @dataclass(slots=True)
@@ -121,6 +142,9 @@ class Statistics:
         self._outputs: Counter[tuple[str, str]] = Counter()
         self._refinement: dict[str, Any] | None = None
         self._reopened = 0
+        self._listeners: list[Listener] = []
+        self._shown_s: float | None = None
+        self._busy_since_s: float | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
@@ -181,6 +205,7 @@ class Statistics:
         """Count a fused frame."""
         with self._lock:
             self._modes[frame.mode] += 1
+            self._shown_s = time.monotonic()
             self._arrivals["fused"].append(time.monotonic_ns())
 
     def reopened(self, text: str) -> None:
@@ -234,6 +259,36 @@ class Statistics:
         self._events_total += 1
         seconds = (time.monotonic_ns() - self._started_ns) / 1e9
         self._events.append({"time_s": round(seconds, 3), "where": side, "what": text})
+        for listener in self._listeners:
+            listener(side, text)
+
+    @property
+    def count(self) -> int:
+        """Number of fused frames so far."""
+        with self._lock:
+            return sum(self._modes.values())
+
+    def listen(self, listener: Listener) -> None:
+        """Call a function for every event from now on, with its place and what happened; it must not wait."""
+        with self._lock:
+            self._listeners.append(listener)
+
+    def busy(self, *, is_busy: bool) -> None:
+        """Note that the engine begins or ends its work on a pair."""
+        with self._lock:
+            self._busy_since_s = time.monotonic() if is_busy else None
+
+    def health(self) -> Health:
+        """Whether the stream works now, for those who restart it if it does not."""
+        with self._lock:
+            now_s = time.monotonic()
+            if self._busy_since_s is not None and now_s - self._busy_since_s > STUCK_S:
+                return Health(alive=False, ready=False, reason=f"the engine has not answered for {STUCK_S:g} s")
+            if self._shown_s is None:
+                return Health(alive=True, ready=False, reason="no frame has been fused yet")
+            if now_s - self._shown_s > SILENT_S:
+                return Health(alive=True, ready=False, reason=f"no frame has been fused for {SILENT_S:g} s")
+            return Health(alive=True, ready=True, reason="")
 
     def snapshot(self) -> dict[str, Any]:
         """All figures as plain numbers and strings, ready for JSON."""

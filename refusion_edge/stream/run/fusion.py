@@ -104,6 +104,7 @@ class FusionStage:
                 continue
             self._end = pair.number + 1
             self._statistics.took("queue", time.monotonic_ns() - handed_on_ns)
+            self._statistics.busy(is_busy=True)
             try:
                 fused = self._processor.process(pair)
             except InputError as error:
@@ -115,6 +116,8 @@ class FusionStage:
                 self._statistics.note("engine", str(error))
                 self.refused = error
                 continue
+            finally:
+                self._statistics.busy(is_busy=False)
             self._show(fused)
             if self._networks is not None and (backend := self._networks.next_backend(fused, pair)) is not None:
                 self._processor.use_backend(backend)
