@@ -61,7 +61,7 @@ if kind == "loop":
 else:
     if kind == "element":
         Gst.ElementFactory.make("refusion")  # loads the plugin
-        from refusion_edge.gstreamer import coupling
+        from refusion_edge.stream.run import coupling
         class Fuser:
             network, backend = "passing", Passing()
             def __exit__(self, *_): pass

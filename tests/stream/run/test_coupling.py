@@ -1,4 +1,4 @@
-"""Pairing and fusing of what two pads deliver, without GStreamer."""
+"""Pairing and fusing of what others deliver."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, RigError, ShapeError, UsageError
 from refusion_edge.fuser import Fuser, load
-from refusion_edge.gstreamer.coupling import Coupling, Settings
 from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.run.coupling import Coupling, Settings
 from tests.raising import raises
 
 
