@@ -39,6 +39,7 @@ from refusion_edge.bundle.manifest import (
     TensorSpec,
 )
 from refusion_edge.bundle.spec import BuildSpec
+from refusion_edge.bundle.trust import is_code, is_trusted, trust_built
 from refusion_edge.errors import CheckpointError
 from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, Selection, quantize, select_layers
 from refusion_edge.export.targets.builder import Builder, EngineFile, Inputs, PhaseListener
@@ -116,7 +117,7 @@ def build(
 
     if spec.calibration is not None:
         del sources[MODEL]  # known only after the selection of the layers
-    cached = read_cached(key, sources, stages.remarks) if spec.use_cache else None
+    cached = _cached(key, sources, stages.remarks) if spec.use_cache else None
     if cached is not None:
         results: tuple[PairFidelity, ...] = ()
         if builder.compiles:
@@ -146,6 +147,7 @@ def build(
         recorded = gate if choice.status.usable else GateNotRun(choice.status.reason, gate)
         manifest = _manifest(spec, form, key, files, engine, recorded, quantized)
         bundle = install_bundle(output, manifest, files)
+        trust_built(bundle, stages.remarks)
         if spec.use_cache:
             store(manifest, files, stages.remarks)
     return BuildReport(choice, bundle, False, results, stages.seconds, tuple(stages.remarks))
@@ -217,6 +219,15 @@ class _Stages:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+
+def _cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> EngineBundle | None:
+    """A cached engine that may run here; None if there is none."""
+    cached = read_cached(key, sources, remarks)
+    if cached is None or not is_code(cached) or is_trusted(cached.manifest.files[cached.manifest.engine]):
+        return cached
+    remarks.append(f"A cached engine is not known to be built here and was rebuilt: {cached.path}")
+    return None
 
 
 def _run_gate(

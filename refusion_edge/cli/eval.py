@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_network, add_shard, add_task, nonempty, thread_count
+from refusion_edge.cli.options import add_json, add_network, add_shard, add_task, add_trust_engine, nonempty, thread_count
 
 if TYPE_CHECKING:
     from refusion_edge.evaluation.report import Report
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine bundle, weights file or task that fuses the sources first; repeatable",
     )  # fmt: skip
     add_task(parser)
+    add_trust_engine(parser)
     add_network(parser)
     parser.add_argument(
         "--no-trivial", action="store_true", help="leave out the rows for max(a, b) and for the average of the sources"
