@@ -31,7 +31,7 @@ _LARGEST_CONTRAST = 0.35
 _KEPT, _TRIFLE, _CONTOUR_PX = (0.8, 0.5), 0.005, 5
 # Where the visible image is lit, and flat: no gradient magnitude (the sum of both Sobel responses) above the first nearby.
 _LIT = (0.25, 0.35)
-_FLAT, _FLAT_WINDOW_PX = (0.16, 0.08), 5
+_FLAT, _FLAT_WINDOW_PX = (0.1, 0.07), 11
 # Detail is the difference from the mean of a mean of this width; from twice the limit on it is an object, and not grain.
 _GRAIN_PX, _GRAIN_WINDOW_PX = 7, 9
 # A gap is narrower than this; the visible image has to be this much brighter.

@@ -130,6 +130,33 @@ def require_free(*paths: Path, overwrite: bool, instead: str = "choose another n
         raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
 
 
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--layout``, for ``resolve_layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="layout of the data set in the folder given as both sources, such as msrs, lytro or mefb",
+    )
+
+
+def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:
+    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources, and say so.
+
+    Raises:
+        UsageError: There is no such layout, or it is for another task.
+        InputError: The folder lacks the sources.
+    """
+    if layout is None and not (a == b and Path(a).is_dir()):
+        return a, b
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.images.layouts import find_folders
+    from refusion_edge.tasks import find_task
+
+    folders = find_folders(Path(a), find_task(task or "ir_vis"), layout)
+    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
+    return str(folders.a), str(folders.b)
+
+
 class _Renamed(argparse.Action):
     """Passes the old spelling of an option on to the new one, with a warning."""
 

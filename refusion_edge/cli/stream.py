@@ -40,7 +40,7 @@ _SHOWN_PPM = 200
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
 outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mov, .mkv, .avi, .webm), a folder,
-         frame_%04i.png, rtsp://@:8554/fused, shm://NAME, null://
+         frame_%04i.png, rtsp://@:8554/fused, 'gst:PIPELINE', shm://NAME, null://
 Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """

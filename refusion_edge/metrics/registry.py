@@ -198,6 +198,10 @@ _ALL = (
 
     Metric("Flicker", "sequence", "change beyond that of the sources", "lower", 0, 255, "levels", "transition",
            temporal.flicker, "refusion-edge"),
+    Metric("Pumping", "sequence", "change of brightness beyond that of the sources", "lower", 0, 255, "levels", "transition",
+           temporal.pumping, "refusion-edge"),
+    Metric("Grain", "sequence", "temporal noise", "lower", 0, 255 * 1.4826 * math.sqrt(2), "levels", "transition",
+           temporal.grain, "refusion-edge"),
 )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ class StreamSession:
         _refuse_overwriting(sources, uris, settings.record)
         recorder = self._recorder(pairing)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
-        sinks = [*(self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris), *self._sinks]
+        sinks = [*(self._sink(uri, gain, announce, rate_hz=rate_hz, live=live) for uri in uris), *self._sinks]
         with contextlib.ExitStack() as engines:
             fuser, networks = self._engines(engines, sources, pairing, announce)
             adaptation = Adaptation(settings.smooth_s)
@@ -261,7 +261,9 @@ class StreamSession:
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
-    def _sink(self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None) -> Sink:
+    def _sink(
+        self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None, live: bool
+    ) -> Sink:
         settings = self.settings
         if uri.scheme == "view" and self._shared is not None and self._shared.page is not None:
             from refusion_edge.stream.outputs.view import ViewSink
@@ -270,7 +272,7 @@ class StreamSession:
         if uri.scheme == "display" and settings.headless:
             raise UsageError(f"--headless rules out the window {uri}", "leave one of them out")
         return open_sink(
-            uri, rate_hz=rate_hz, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
+            uri, rate_hz=rate_hz, live=live, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
             allow_origins=settings.allow_origins, tls=settings.tls, announce=announce,
         )  # fmt: skip
 

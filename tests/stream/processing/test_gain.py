@@ -57,7 +57,7 @@ def video(gain: ThermalGain, stretch: OutputStretch) -> list[Uint8Array]:
 def test_fused_video_flickers_at_most_a_quarter_of_the_per_frame_stretch(method: GainMethod) -> None:
     per_frame = video(ThermalGain("linear", time_constant_s=0), OutputStretch("stretch"))
     smooth = video(ThermalGain(method), OutputStretch())
-    assert smooth[-1].std() > 20
+    assert smooth[-1].std() > 15  # not by being gray: the noise of the scene limits the gain of the output range
     assert mean_flicker(smooth) <= 0.25 * mean_flicker(per_frame)
 
 
