@@ -120,7 +120,7 @@ def _fuse(options: argparse.Namespace, job: _Job) -> Iterator[tuple[str, Uint8Ar
             started = time.perf_counter()
             fused = fuser.fuse(pair.a, pair.b)
             fused_s = time.perf_counter() - started
-            size, engine = f"{fused.shape[1]}x{fused.shape[0]}", "fp32" if job.source == job.task else "bundle"
+            size, engine = f"{fused.shape[0]}x{fused.shape[1]}", "fp32" if job.source == job.task else "bundle"
             yield pair.name, fused, [size, job.network, engine, fuser.backend.name, f"{loaded_s:.2f}", f"{fused_s:.3f}"]
 
 

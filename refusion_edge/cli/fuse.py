@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, log.to_json(found, findings.to_json()))
     if options.json != "-":
         kind = "color" if fused.ndim == 3 else "grayscale"
-        output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {kind})")
+        output().print(f"wrote {options.output} ({fused.shape[0]}x{fused.shape[1]}, {kind})")
     return 0
 
 

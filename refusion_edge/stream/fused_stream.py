@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from typing import Any, cast
 
 from typing_extensions import Self
 
@@ -29,6 +29,7 @@ Name = str | os.PathLike[str]
 
 # Longer than the pipeline takes to give up on a part that hangs.
 _END_S = 30.0
+_OF_A_SINK = ("name", "capacity", "lossless", "__enter__", "__exit__", "write")
 _LOG = logging.getLogger("refusion_edge")
 
 
@@ -232,7 +233,7 @@ def open_stream(
     ir: Name | int | None = None,
     vis: Name | int | None = None,
     *,
-    outputs: Name | Sink | Sequence[Name | Sink] = (),
+    outputs: Name | Sink | Iterable[Name | Sink] = (),
     config: Name | None = None,
     fuser: Fuser | None = None,
     announce: Callable[[str], object] = _LOG.info,
@@ -252,12 +253,11 @@ def open_stream(
             ``network="auto"``, ``rig="rig.yaml"`` or ``max_skew_ms=20``.
 
     Raises:
-        UsageError: An option is unknown (the remedy names the nearest one), out of range, or contradicts another one.
+        UsageError: An option is unknown (the remedy names the nearest one), out of range, or contradicts another one; an output
+            is no output.
         InputError: The configuration file cannot be used.
     """
-    every: list[Any] = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-    names = [os.fspath(each) for each in every if isinstance(each, str | os.PathLike)]
-    sinks = [each for each in every if not isinstance(each, str | os.PathLike)]
+    names, sinks = _outputs(outputs)
     given = {"ir": ir, "vis": vis, **options}
     given = {name: value for name, value in given.items() if value is not None}
     if names:
@@ -265,6 +265,26 @@ def open_stream(
     trust = options.get("trust") is True
     stored = StreamSettings() if config is None else read_config(config, trust=trust)
     return FusedStream(override(stored, given), fuser=fuser, sinks=sinks, announce=announce)
+
+
+def _outputs(outputs: Name | Sink | Iterable[Name | Sink]) -> tuple[list[str], list[Sink]]:
+    """Names of outputs, and outputs that are objects."""
+    names: list[str] = []
+    sinks: list[Sink] = []
+    every = [outputs] if isinstance(outputs, str | os.PathLike) or hasattr(outputs, "write") else outputs
+    for each in cast("Iterable[Any]", every):
+        if isinstance(each, str | os.PathLike):
+            names.append(os.fspath(each))
+        elif all(hasattr(each, name) for name in _OF_A_SINK):
+            sinks.append(each)
+        else:
+            raise UsageError(
+                f"an output is a {type(each).__name__}, which takes no frames",
+                f"give a URI, a file, a folder, or an object with {', '.join(_OF_A_SINK)}",
+                expected=_OF_A_SINK,
+                got=type(each).__name__,
+            )
+    return names, sinks
 
 
 def fuse_video(ir: Name, vis: Name, output: Name, **options: Any) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class Statistics:
             camera.frames_in += 1
             camera.missing += missing
             if camera.size_wh not in (None, size_wh):
-                self._note(side, f"size changed to {size_wh[0]}x{size_wh[1]}")
+                self._note(side, f"size changed to {size_wh[1]}x{size_wh[0]}")
                 self._times[side].clear()  # many cameras are slower at another size
             camera.size_wh, camera.dtype = size_wh, dtype
             self._arrivals[side].append(time.monotonic_ns())

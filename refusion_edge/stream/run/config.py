@@ -50,6 +50,10 @@ def read_config(path: str | os.PathLike[str], *, trust: bool = False) -> StreamS
     path = Path(path)
     try:
         values = parse_config(read_file(path, kind="configuration file", most_bytes=MOST_BYTES))
+        if "rigs" in values:
+            raise InputError(
+                "it is a site of several rigs, and this is one stream", "run it with 'refusion-edge stream --config'"
+            )
         return settings_of(values, path.parent, trust=trust)
     except InputError as error:
         raise error if str(path) in error.problem else error.within(str(path)) from error
