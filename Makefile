@@ -59,7 +59,7 @@ wheel:  ## Build the wheel, check its files, and try it in a clean environment w
 native: $(VENV)/.base  ## Recompile and install the native kernels (needs a C++ compiler).
 	@$(PIP) install --editable . -Cwheel.cmake=true
 
-DRIVER = cmake -S . -B build/$(1) -DREFUSION_EDGE_PYTHON=OFF -DREFUSION_EDGE_DRIVER=ON $(2) && cmake --build build/$(1) --parallel 2
+DRIVER = cmake -S . -B build/$(1) -DREFUSION_EDGE_LIBRARY=OFF -DREFUSION_EDGE_DRIVER=ON $(2) && cmake --build build/$(1) --parallel 2
 
 test-sanitizers: build/vectors  ## Run the native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 	$(call DRIVER,sanitize-address,-DREFUSION_EDGE_SANITIZE=address)
@@ -100,7 +100,7 @@ $(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/*/
 
 $(VENV)/.test: $(VENV)/.base
 	@$(BIN)/python .ci/install_torch.py '$(TORCH)'
-	@$(PIP) install --group test --editable '.[export,eval,stream,openvino,rtx,triton,fused]' $(BUILD)
+	@$(PIP) install --group test --editable '.[export,eval,stream,openvino,rtx,triton,fused,cluster]' $(BUILD)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -1,7 +1,8 @@
 """Metrics of what a person sees at first glance, and other metrics pass over: glare, hot objects, clean skies, rims.
 
 Source a is the infrared image, source b the visible one. The fused image is meant as shown, with its range stretched. Each
-metric looks at certain places only, and is undefined for a pair that has none of them.
+metric looks at certain places only, and is undefined for a pair that has none of them. A pixel without a value (NaN) counts
+as black, and belongs to no place.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def lost_targets(a: Plane, _b: Plane, fused: Plane) -> float:
 def target_contrasts(a: Plane, fused: Plane) -> NDArray[np.float64]:
     """Contrast of every hot compact object, see ``target_contrast``, in gray levels."""
     side = int(_BOX_SHARE * min(a.shape)) | 1
-    hot = (a > cv2.blur(a, (side, side)) + _PROMINENCE) & (a > np.percentile(a, _HOT_PERCENTILE))
+    hottest = np.nanpercentile(a, _HOT_PERCENTILE)
+    a, fused = _black_where_missing(a), _black_where_missing(fused)
+    hot = (a > cv2.blur(a, (side, side)) + _PROMINENCE) & (a > hottest)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(hot.astype(np.uint8), connectivity=8)
     contrasts = []
     for label in range(1, count):
@@ -147,6 +150,7 @@ def added_noise(_a: Plane, b: Plane, fused: Plane) -> float:
     Source:
         Defined here.
     """
+    b, fused = _black_where_missing(b), _black_where_missing(fused)
     area = _flat_and_lit(b)
     if area.mean() <= _LEAST_FLAT_SHARE:
         return math.nan
@@ -170,6 +174,7 @@ def rims(_a: Plane, b: Plane, fused: Plane) -> float:
     Source:
         Defined here.
     """
+    b, fused = _black_where_missing(b), _black_where_missing(fused)
     strength = _gradient(b)
     distance = cv2.distanceTransform((strength <= _STRONG_EDGE).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     flat = (b >= _LIT[0]) & (b <= _LIT[1]) & (strength <= _FLAT_GRADIENT)
@@ -181,6 +186,7 @@ def rims(_a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _kept(source: Plane, clipped: Plane, fused: Plane) -> float:
+    source, clipped, fused = (_black_where_missing(plane) for plane in (source, clipped, fused))
     area = cv2.erode((clipped >= _CLIPPED).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     if area.mean() <= _LEAST_CLIPPED_SHARE:
         return math.nan
@@ -188,6 +194,10 @@ def _kept(source: Plane, clipped: Plane, fused: Plane) -> float:
     strongest = of_source >= max(np.percentile(of_source, _STRONGEST), _DETAIL)
     total = float(of_source[strongest].sum())
     return float(of_fused[strongest].sum()) / total if total > 0 else math.nan
+
+
+def _black_where_missing(plane: Plane) -> Plane:
+    return np.nan_to_num(plane, nan=0.0)
 
 
 def _flat_and_lit(b: Plane) -> Mask:

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane
+from refusion_edge.metrics.planes import Plane, mean
 
 Triple = tuple[Plane, Plane, Plane]
 """Source a, source b and the fused image of one moment, (H, W) each."""
@@ -36,7 +36,7 @@ def flicker(previous: Triple, current: Triple) -> float:
         Defined here.
     """
     change_a, change_b, change_fused = (np.abs(after - before) for before, after in zip(previous, current, strict=True))
-    return float(np.mean(np.maximum(change_fused - np.maximum(change_a, change_b), 0)))
+    return mean(np.maximum(change_fused - np.maximum(change_a, change_b), 0))
 
 
 def pumping(previous: Triple, current: Triple) -> float:
@@ -55,10 +55,13 @@ def pumping(previous: Triple, current: Triple) -> float:
     Source:
         Defined here.
     """
+    missing = np.isnan(previous[0] + current[0])
+    sigma = _BRIGHTNESS_SHARE * min(missing.shape)
+    present = cv2.GaussianBlur(np.where(missing, 0.0, 1.0), (0, 0), sigma)
 
     def brightness(triple: Triple) -> Triple:
-        sigma = _BRIGHTNESS_SHARE * min(triple[0].shape)
-        a, b, fused = (np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float64) for plane in triple)
+        means = (cv2.GaussianBlur(np.where(missing, 0.0, plane), (0, 0), sigma) / present.clip(1e-9) for plane in triple)
+        a, b, fused = (np.where(missing, np.nan, mean_nearby) for mean_nearby in means)
         return a, b, fused
 
     return flicker(brightness(previous), brightness(current))
@@ -80,5 +83,6 @@ def grain(previous: Triple, current: Triple) -> float:
         Defined here.
     """
     change = current[2] - previous[2]
-    fine = np.abs(change - cv2.GaussianBlur(change, (0, 0), _GRAIN_SIGMA))
-    return _SIGMA_OF_MEDIAN * float(np.median(fine)) / math.sqrt(2)
+    still = np.nan_to_num(change, nan=0.0)
+    fine = np.abs(still - cv2.GaussianBlur(still, (0, 0), _GRAIN_SIGMA))
+    return _SIGMA_OF_MEDIAN * float(np.median(fine[~np.isnan(change)])) / math.sqrt(2)

@@ -46,6 +46,17 @@ def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Prog
     )
 
 
+def ask(code: str, within_s: float) -> str:
+    """Run a few lines under the system's Python, and return what they print; empty if they fail or take too long."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [_SYSTEM_PYTHON, "-I", "-c", code], capture_output=True, text=True, timeout=within_s, check=False, env=inherited
+        )
+        return done.stdout if done.returncode == 0 else ""
+    return ""
+
+
 def first_line(program: Program, within_s: float) -> str:
     """Read the first line of a program; ``no answer`` after the timeout."""
     lines: queue.Queue[str] = queue.Queue()

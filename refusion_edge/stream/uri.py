@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -153,6 +154,23 @@ def parse_output(text: str) -> Uri:
         UsageError: The scheme is unknown; the message suggests the nearest one.
     """
     return _parse(text, OUTPUT_SCHEMES, "an output")
+
+
+def anchored(text: str, folder: Path) -> str:
+    """Read a name of a source or an output as one in a folder: relative paths begin there, all other names stay the same.
+
+    Args:
+        text: See ``parse_source`` and ``parse_output``.
+        folder: Where relative paths begin.
+    """
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        if folder == Path() or scheme.lower() != "file":
+            return text
+        start = str(folder) if frame_pattern(rest) else quote(str(folder))
+        return f"file://{os.path.join(start, rest)}"  # noqa: PTH118 - the rest has options, and is no path
+    named = folder == Path() or text.startswith("gst:") or _CAMERA_NUMBER.fullmatch(text)
+    return text if named else str(folder / text)
 
 
 def frame_pattern(path: str) -> str | None:

@@ -38,7 +38,7 @@ def test_help_lists_every_verb_and_exit_code(run_cli: Run) -> None:
     code, out, _ = run_cli("--help")
     assert code == 0
     for verb in VERBS:
-        assert re.search(rf"^    {verb} ", out, re.MULTILINE), verb
+        assert re.search(rf"^    {verb}\s", out, re.MULTILINE), verb
     assert EXIT_CODES.strip() in out
 
 
@@ -49,8 +49,26 @@ def test_every_verb_has_help(run_cli: Run, verb: str) -> None:
     assert out.startswith(f"usage: refusion-edge {verb}")
 
 
-def test_version(run_cli: Run) -> None:
-    assert run_cli("--version") == (0, f"refusion-edge {refusion_edge.__version__}\n", "")
+def test_version_names_the_back_ends_that_work_here(run_cli: Run) -> None:
+    code, out, err = run_cli("--version")
+    first, second = out.splitlines()
+    assert (code, first, err) == (0, f"refusion-edge {refusion_edge.__version__}", "")
+    usable = {
+        name: backend
+        for name, backend in json.loads(run_cli("doctor", "--json", "-")[1])["backends"].items()
+        if backend["usable"]
+    }
+    assert usable
+    assert all(f"{name} ({backend['reason']})" in second for name, backend in usable.items())
+    assert "tensorrt (" not in second
+
+
+def test_the_verb_help_is_the_option(run_cli: Run) -> None:
+    assert run_cli("help", "fuse") == run_cli("fuse", "--help")
+    assert run_cli("help", "align", "auto") == run_cli("align", "auto", "--help")
+    assert run_cli("help") == run_cli("--help")
+    code, _, err = run_cli("help", "strem")
+    assert (code, one_sentence(err), "'stream'" in err) == (2, True, True)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +410,12 @@ def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:
     code, out, _ = run_cli("doctor")
     assert code == 0
     document = json.loads(run_cli("doctor", "--json", "-")[1])
+    for name, part in document["streams"].items():
+        assert re.search(rf"^{name} +{'yes' if part['usable'] else 'no'} ", out, re.MULTILINE), name
+    assert set(document["extras"]) >= {"train", "stream", "eval"}
+    for name, extra in document["extras"].items():
+        assert extra["installed"] == (not extra["missing"])
+        assert re.search(rf"^{name} +{'yes' if extra['installed'] else 'no'} ", out, re.MULTILINE), name
     for name, backend in document["backends"].items():
         answer = "yes" if backend["usable"] else "builds only" if backend["builds"] else "no"
         assert re.search(rf"^{name} +{answer} ", out, re.MULTILINE)

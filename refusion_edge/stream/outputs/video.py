@@ -200,6 +200,20 @@ class VideoSink:
         self._ticks = ticks
 
 
+def find_encoder(suffix: str, size_wh: tuple[int, int] = (640, 480)) -> str | None:
+    """Name of FFmpeg's encoder for videos with a suffix on this machine; None if none works.
+
+    Args:
+        suffix: One of ``VIDEO_ENCODINGS``.
+        size_wh: Width and height of the frames.
+
+    Raises:
+        MissingDependencyError: PyAV is not installed.
+    """
+    sink = VideoSink(Uri("file", f"video{suffix}"), rate_hz=None)
+    return next((each.codec for each in VIDEO_ENCODINGS[suffix] if sink._works(each, size_wh)), None)
+
+
 def open_file_sink(uri: Uri, *, rate_hz: float | None, announce: Callable[[str], object] = lambda _text: None) -> Sink:
     """Create the sink for a file name: a video with a known suffix, else a folder or a pattern.
 

@@ -32,13 +32,17 @@ from refusion_edge.machine import require
 from refusion_edge.rig.model import POLARITIES
 from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.connections import LIMITS, Connections, Limits
-from refusion_edge.stream.outputs.prometheus import to_prometheus
+from refusion_edge.stream.outputs.prometheus import CONTENT_TYPE, RigFigures, to_prometheus
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 from refusion_edge.text import printable, redact
 
 IMAGES = ("fused", "ir", "vis")
+DEFAULT_RIG = "default"
+"""Name of the rig in figures where there is only one."""
+HEALTH = ("/healthz", "/readyz")
+"""What an orchestrator asks: whether to restart the stream, and whether it fuses frames. Open to all, as it cannot log in."""
 
 _DEFAULT_PORT = 8080
 _MAX_VIEWERS = 64
@@ -65,8 +69,8 @@ _HEADERS = {
 class ViewSink:
     """Serves the stream to browsers. Implements ``Sink``.
 
-    ``/`` is the page, ``/ws`` its WebSocket, ``/fused.mjpg`` a plain Motion JPEG, ``/status.json`` the report so far, and
-    ``/metrics`` the same figures for Prometheus.
+    ``/`` is the page, ``/ws`` its WebSocket, ``/fused.mjpg`` a plain Motion JPEG, ``/status.json`` the report so far,
+    ``/metrics`` the same figures for Prometheus, and ``/healthz`` and ``/readyz`` say whether the stream works.
 
     Args:
         uri: ``view://HOST:PORT``; the default is 127.0.0.1:8080, and port 0 means any free port.
@@ -217,6 +221,8 @@ class ViewSink:
         application.router.add_get("/fused.mjpg", self._motion_jpeg)
         application.router.add_get("/status.json", self._status)
         application.router.add_get("/metrics", self._prometheus)
+        for path in HEALTH:
+            application.router.add_get(path, self._healthy)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S)
         await runner.setup()
         accepting = asyncio.create_task(self._connections.accept(listening, runner.server))
@@ -273,6 +279,8 @@ class ViewSink:
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host and origin.lower() not in self._origins:
             raise web.HTTPForbidden(text="this view cannot be used from another site; see --allow-origin\n")
+        if request.path in HEALTH:
+            return await handler(request)
         given = self._given_token(request).encode(errors="replace")  # a header may hold bytes that are not valid text
         if self._token is not None and not hmac.compare_digest(given, self._token.encode()):
             raise web.HTTPUnauthorized(
@@ -301,9 +309,13 @@ class ViewSink:
 
     async def _prometheus(self, _request: Any) -> Any:
         snapshot = await asyncio.to_thread(self._statistics.snapshot)
-        return self._web.Response(
-            text=to_prometheus(snapshot, viewers=len(self._wanted)), content_type="text/plain", headers=_HEADERS
-        )
+        text = to_prometheus([RigFigures(DEFAULT_RIG, snapshot, len(self._wanted))])
+        return self._web.Response(body=text.encode(), headers={**_HEADERS, "Content-Type": CONTENT_TYPE})
+
+    async def _healthy(self, request: Any) -> Any:
+        health = self._statistics.health()
+        good = health.ready if request.path == "/readyz" else health.alive
+        return self._web.json_response({"ok": good, "reason": health.reason}, status=200 if good else 503, headers=_HEADERS)
 
     async def _socket(self, request: Any) -> Any:
         self._check_room()

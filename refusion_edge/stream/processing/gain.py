@@ -12,7 +12,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.errors import InputError, UsageError
-from refusion_edge.images.ranges import Mask, find_invalid, own_range
+from refusion_edge.images.ranges import Mask, find_invalid, own_range, without_saturation
 from refusion_edge.rig.model import GAIN_METHODS, POLARITIES, GainMethod, Polarity
 from refusion_edge.stream.frames import SECOND
 from refusion_edge.stream.processing.equalization import Equalizer
@@ -155,7 +155,11 @@ class ThermalGain:
         values = plane if self.invalid is None else plane[~self.invalid]
         if not values.size:
             raise InputError("no pixel of the infrared image has a value", "check the camera, or how the file was made")
-        low, high = (float(values.min()), float(values.max())) if self.method == "linear" else own_range(values)
+        measured = without_saturation(values)
+        if measured is not values:
+            saturated = sample == np.iinfo(sample.dtype).max
+            known = ~saturated if known is None else known & ~saturated
+        low, high = (float(measured.min()), float(measured.max())) if self.method == "linear" else own_range(measured)
         lacking = max(0.0, (_MIN_FLOAT if plane.dtype.kind == "f" else _MIN_COUNTS) - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self._equalizer is None:

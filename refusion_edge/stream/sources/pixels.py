@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from av.video.reformatter import VideoReformatter
 
+# FFmpeg 8 converts them in the byte order of the machine.
+_SWAPPED = frozenset({"rgb565be", "rgb555be", "bgr565be", "bgr555be"})
+
 PixelFormat = Literal["auto", "y16", "split16"]
 PIXEL_FORMATS: tuple[PixelFormat, ...] = get_args(PixelFormat)
 
@@ -86,6 +89,7 @@ def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
         target = "gray16le" if side == "ir" else "bgr48le"
     else:
         target = "bgr24"
+        frame = _little_endian(frame) if layout.name in _SWAPPED else frame
     try:
         converted = converter.reformat(frame, format=target)
     except (ValueError, OSError) as error:
@@ -94,6 +98,16 @@ def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
         ) from error
     kind = np.dtype("<u2" if bits > 8 else "u1")
     return _gray(converted, kind, 1) if target.startswith("gray") else np.ascontiguousarray(_packed(converted, kind, 3))
+
+
+def _little_endian(frame: VideoFrame) -> VideoFrame:
+    """The same pixels of 16 bits in the other byte order."""
+    swapped = type(frame)(frame.width, frame.height, frame.format.name.removesuffix("be") + "le")
+    plane = swapped.planes[0]
+    rows = np.zeros((frame.height, plane.line_size // 2), "<u2")
+    rows[:, : frame.width] = _packed(frame, np.dtype(">u2"), 1)[..., 0]
+    plane.update(rows.tobytes())
+    return swapped
 
 
 def _is_gray(layout: VideoFormat) -> bool:

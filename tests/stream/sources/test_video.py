@@ -117,6 +117,31 @@ def test_deep_color_is_not_cut_to_eight_bits(pixels: str, codec: str, bits: int)
     assert np.abs(visible[8].astype(float) - ramp[8, :, None]).max() < 65535 * 3 / 255
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize(
+    ("channels", "bits"),
+    [("rgb565", (5, 6, 5)), ("bgr565", (5, 6, 5)), ("rgb555", (5, 5, 5)), ("bgr555", (5, 5, 5)), ("rgb444", (4, 4, 4))],
+)
+def test_color_in_two_bytes_is_read_in_its_byte_order(
+    channels: str, bits: tuple[int, int, int], order: str, rng: np.random.Generator
+) -> None:
+    image = rng.integers(0, 256, (48, 67, 3)).astype(np.uint8)
+    shown = image if channels.startswith("bgr") else image[..., ::-1]
+    first, second, third = (shown[..., place].astype(np.uint16) >> (8 - count) for place, count in enumerate(bits))
+    packed = (first << (bits[1] + bits[2])) | (second << bits[2]) | third
+    frame = av.VideoFrame(67, 48, channels + order)
+    rows = np.zeros((48, frame.planes[0].line_size // 2), "<u2" if order == "le" else ">u2")
+    rows[:, :67] = packed
+    frame.planes[0].update(rows.tobytes())
+    with av.open("v.nut", "w") as file:
+        stream = file.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 67, 48, channels + order
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    read = read_all("v.nut", "vis")[0].image
+    assert np.abs(read.astype(int) - image).max() < 256 >> min(bits)
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("matrix", "number"), [("601", 5), ("709", 1), ("2020", 9), ("601", 2)])
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv422p", "nv12"])
