@@ -5,7 +5,8 @@ python -m benchmarks.weights TASK --data DIR --weights NAME=FILE [--weights NAME
 DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. Every weights file is compared with the last one named. Per set and metric it
 prints the mean of both, the mean difference per image and its standard error; ``-`` marks a mean difference
 below minus one standard error, ``+`` one above zero. Results are stretched, and metrics are those of the convention
-``evaluator`` on grayscale images, with these exceptions:
+``evaluator`` on grayscale images, for ``ir_vis`` also those of ``appearance``, over the images where they are defined. The
+exceptions:
 
 - ``medical``: metrics inside the head. The outside (both sources black, not enclosed by either) is blanked in all
   images, which are then cropped to the box around the head. ``black`` is the mean level where both sources are exactly
