@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_network, add_threads
+from refusion_edge.cli.options import add_network, add_threads, add_trust_engine
 from refusion_edge.network import NETWORK_NAMES
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="back end for the bundled weights, see 'doctor'; all runs every usable one in turn (default: auto)",
     )  # fmt: skip
     add_network(parser, default="both")
+    add_trust_engine(parser)
     add_threads(parser)
 
 

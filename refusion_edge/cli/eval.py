@@ -14,6 +14,7 @@ from refusion_edge.cli.options import (
     add_network,
     add_shard,
     add_task,
+    add_trust_engine,
     nonempty,
     resolve_layout,
     thread_count,
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine bundle, weights file or task that fuses the sources first; repeatable",
     )  # fmt: skip
     add_task(parser)
+    add_trust_engine(parser)
     add_network(parser)
     parser.add_argument(
         "--no-trivial", action="store_true", help="leave out the rows for max(a, b) and for the average of the sources"

@@ -18,6 +18,7 @@ from refusion_edge.cli.options import (
     add_shard,
     add_task,
     add_threads,
+    add_trust_engine,
     nonempty,
     number_between,
     pixel_range,
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
+    add_trust_engine(parser)
     add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     add_rebuild(parser)

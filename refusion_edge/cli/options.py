@@ -70,8 +70,19 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust`` for the pipelines in a file."""
     parser.add_argument(
-        "--trust", action="store_true", help="run the GStreamer pipelines (gst:) that a rig or configuration file names"
+        "--trust",
+        action="store_true",
+        help="run the GStreamer pipelines (gst:) that a rig or configuration file names, and the compiled engine of a bundle "
+        "that was not built here: both are code",
     )
+
+
+def add_trust_engine(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust`` for compiled engines; ``refusion_edge.cli`` notes the bundles that the options name."""
+    parser.add_argument(
+        "--trust", action="store_true",
+        help="run the compiled engine of a bundle that was not built here, now and from now on: it is code",
+    )  # fmt: skip
 
 
 def add_shard(parser: argparse.ArgumentParser, what: str) -> None:

@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
+    from refusion_edge.bundle.trust import trust_path
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.fused_stream import FusedStream
@@ -97,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
         output().print(f"next: refusion-edge stream --config {options.save_config}")
         return 0
     options.bundle = settings.bundle  # for --rebuild
+    if settings.trust and settings.bundle is not None:
+        trust_path(settings.bundle)
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
     if options.log_json:
@@ -116,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_site(options: argparse.Namespace) -> int:
     """Run all rigs of a site."""
+    from refusion_edge.bundle.trust import trust_path
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.cli.log import JsonLog
     from refusion_edge.errors import UsageError
@@ -125,6 +129,8 @@ def _run_site(options: argparse.Namespace) -> int:
     if options.save_config is not None:
         raise UsageError("--save-config writes the settings of one rig, and these are several", "edit the file itself")
     plans = read_site(options.config, _given(options), trust=options.trust)
+    for bundle in {plan.settings.bundle for plan in plans if options.trust and plan.settings.bundle is not None}:
+        trust_path(bundle)
     keep_freed_memory()
     with JsonLog() if options.log_json else contextlib.nullcontext() as log:
 

@@ -55,10 +55,13 @@ def pumping(previous: Triple, current: Triple) -> float:
     Source:
         Defined here.
     """
+    missing = np.isnan(previous[0] + current[0])
+    sigma = _BRIGHTNESS_SHARE * min(missing.shape)
+    present = cv2.GaussianBlur(np.where(missing, 0.0, 1.0), (0, 0), sigma)
 
     def brightness(triple: Triple) -> Triple:
-        sigma = _BRIGHTNESS_SHARE * min(triple[0].shape)
-        a, b, fused = (np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float64) for plane in triple)
+        means = (cv2.GaussianBlur(np.where(missing, 0.0, plane), (0, 0), sigma) / present.clip(1e-9) for plane in triple)
+        a, b, fused = (np.where(missing, np.nan, mean_nearby) for mean_nearby in means)
         return a, b, fused
 
     return flicker(brightness(previous), brightness(current))

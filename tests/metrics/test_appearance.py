@@ -118,6 +118,21 @@ def test_rims_are_the_excess_near_an_edge() -> None:
     assert math.isnan(rims(b, np.full((100, 100), 200.0), fused))
 
 
+def test_a_pixel_without_a_value_has_no_influence(glare: tuple[Plane, Plane]) -> None:
+    a, b = (plane.astype(np.float32) / 255 for plane in glare)
+    a[10:20, 60:66] = b[100:, :] = 0.6  # a target, and a sky
+    b[:20] = 0.2
+    missing = np.zeros(a.shape, np.bool_)
+    missing[60, 80:85] = missing[12, 62] = missing[110, 30] = missing[20, 140] = True
+    metrics = [metric for metric in metrics_of("appearance") if metric.name != "Kept_b"]
+    found = []
+    for written in (0.0, 1.0, np.nan):
+        images = [np.where(missing, np.float32(written), plane) for plane in (a, b, np.maximum(a, b))]
+        found.append(list(score(*images, metrics, invalid=missing).values()))
+    assert found[0] == found[1] == found[2]
+    assert np.isfinite(found[0]).all()
+
+
 def test_the_convention_scores_images(glare: tuple[Plane, Plane]) -> None:
     a, b = (plane.astype(np.uint8) for plane in glare)
     found = {metric.name: value for metric, value in score(a, b, np.maximum(a, b), metrics_of("appearance")).items()}

@@ -48,6 +48,14 @@ def test_pumping_and_grain_are_apart() -> None:
     assert pumping(before, (still + 10, still, still + 10)) == 0  # no more than a source
 
 
+def test_pumping_and_grain_leave_out_what_has_no_value() -> None:
+    still = np.full((96, 128), 100.0)
+    before, after = (still, still, still.copy()), (still.copy(), still, still + 10)
+    after[0][20:40, 30:60] = np.nan  # as all three frames have it
+    after[2][20:40, 30:60] = np.nan
+    assert (pumping(before, after), grain(before, after)) == (pytest.approx(10), pytest.approx(0, abs=1e-9))
+
+
 def test_grain_passes_over_a_contour_that_moves() -> None:
     before, after = np.full((96, 128), 100.0), np.full((96, 128), 100.0)
     before[:, 50:] = after[:, 53:] = 200

@@ -7,7 +7,7 @@ ones, and frames of a small layout of the network `fast`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,14 @@ class Outcome:
         return bool(self.faults or self.unwritten)
 
 
-def run_case(case: Case, kernel: DecodedKernel, binary: Binary, undefined: str = "", **options: Any) -> Outcome:
+def run_case(
+    case: Case,
+    kernel: DecodedKernel,
+    binary: Binary,
+    undefined: str = "",
+    order: Sequence[int] | None = None,
+    **options: Any,
+) -> Outcome:
     """Launch a kernel on the operands of a case. Outputs start as NaN and undefined; nothing lies between the buffers.
 
     Args:
@@ -83,6 +90,7 @@ def run_case(case: Case, kernel: DecodedKernel, binary: Binary, undefined: str =
         kernel: Its PTX.
         binary: What it was compiled for.
         undefined: An input that counts as never written.
+        order: Of the parameters of a plugin, which has no hidden ones; None for those of the kernel.
         options: Of ``launch``, in place of the right ones.
     """
     regions: dict[str, Region] = {}
@@ -100,7 +108,10 @@ def run_case(case: Case, kernel: DecodedKernel, binary: Binary, undefined: str =
         values.append(address)
         address += -(-data.size // 256) * 256 + _GAP
     grid = case.kernel.launch_grid(case.tile, case.size_hw)
-    block = pack(case.kernel.parameters, values, binary.hidden_pointers)
+    if order is None:
+        block = pack(case.kernel.parameters, values, binary.hidden_pointers)
+    else:
+        block = pack([case.kernel.parameters[index] for index in order], [values[index] for index in order], 0)
     options = {"grid": grid, "threads": 32 * binary.tile.warps, "shared_bytes": binary.shared_bytes, "block": block, **options}
     result = launch(kernel, regions=list(regions.values()), **options)
     outputs = {name: regions[name].data.view(case.operands[name].dtype) for name in case.written}
