@@ -153,6 +153,8 @@ class Refusion(Gst.Element):
         self._seeking: set[Side] = set()
         self._flushes = False
         self._eos_lock = threading.Lock()
+        for each in self._inputs.values():
+            each.is_flushing = False  # a stop may come between the start and the stop of a flush
 
     def _chain(self, side: Side, buffer: Any) -> Any:
         """Accept a buffer of a pad."""

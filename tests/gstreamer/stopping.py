@@ -1,4 +1,4 @@
-"""Program for the system's Python: stops pipelines whose last element takes no more frames, and seeks in one.
+"""Program for the system's Python: stops pipelines whose last element takes no more frames or is flushed, and seeks in one.
 
 Prints what happened, one word a line.
 """
@@ -57,5 +57,18 @@ def again():
         pipeline.set_state(Gst.State.NULL)
 
 
+def flushed():
+    pipeline = Gst.parse_launch(f"refusion name=f network=fast ! fakesink sync=false {SOURCES.format(3, CAPS)}")
+    element = pipeline.get_by_name("f")
+    pipeline.set_state(Gst.State.PAUSED)
+    pipeline.get_state(20 * Gst.SECOND)
+    element.get_static_pad("ir").send_event(Gst.Event.new_flush_start())
+    pipeline.set_state(Gst.State.NULL)
+    pipeline.set_state(Gst.State.PLAYING)
+    message = pipeline.get_bus().timed_pop_filtered(20 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
+    print("ended" if message and message.type == Gst.MessageType.EOS else "fails")
+    pipeline.set_state(Gst.State.NULL)
+
+
 if __name__ == "__main__":
-    {"stalled": stalled_consumer, "seek": seek, "again": again}[sys.argv[1]]()
+    {"stalled": stalled_consumer, "seek": seek, "again": again, "flushed": flushed}[sys.argv[1]]()
