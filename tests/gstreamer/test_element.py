@@ -164,7 +164,14 @@ def test_buffers_without_times_are_refused(launch: Launch, ir: Array) -> None:
 
 @pytest.mark.parametrize(
     ("case", "printed"),
-    [("stalled", ["stopped"]), ("seek", ["ended", "10"]), ("again", ["ended"] * 2), ("flushed", ["ended"])],
+    [
+        ("stalled", ["stopped"]),
+        ("seek", ["ended", "10"]),
+        ("seek in one", ["refused", "ended"]),
+        ("again", ["ended"] * 2),
+        ("flushed", ["ended"]),
+        ("freed", ["freed"] * 3),
+    ],
 )
 def test_a_pipeline_stops_seeks_and_starts_again(environment: dict[str, str], case: str, printed: list[str]) -> None:
     script = ROOT / "tests/gstreamer/stopping.py"
