@@ -204,7 +204,8 @@ def _models(models: Sequence[Model]) -> str:
 
 def _consequences(models: Sequence[Model], fps: float) -> str:
     lines = [
-        f"By this model, pairs in a second, and cameras at {fps:g} fps that one device serves one after the other:\n",
+        f"By this model, pairs in a second, cameras at {fps:g} fps that one device serves one after the other, and hours that "
+        "it takes to fuse a million pairs:\n",
         f"| engine | {' | '.join(f'{height}x{width}' for height, width in _SIZES_HW)} |",
         f"| --- |{' ---: |' * len(_SIZES_HW)}",
     ]
@@ -218,7 +219,7 @@ def _consequences(models: Sequence[Model], fps: float) -> str:
 def _rate(time_ms: float, fps: float, model: Model, size_hw: tuple[int, int]) -> str:
     if time_ms <= 0:
         return "-"
-    text = f"{1e3 / time_ms:.3g} / {int(1e3 / time_ms / fps)}"
+    text = f"{1e3 / time_ms:.3g} / {int(1e3 / time_ms / fps)} / {time_ms * 1e3 / 3600:.3g} h"
     measured = [int(height) * int(width) for height, width in (size.split("x") for size in model.sizes)]
     return text if measured[0] <= size_hw[0] * size_hw[1] <= measured[-1] else f"*{text}*"
 

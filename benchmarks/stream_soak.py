@@ -1,48 +1,83 @@
 """Run two synthetic 30 Hz cameras: first without faults, for the age of the shown frames; then with faults, for endurance.
 
-Run as ``python -m benchmarks.stream_soak --minutes 20`` from the repository's root. Faults, every few seconds: shutter freezes,
-late and lost frames, a lost camera, damaged frames, changes of size, a slow output, and storms of viewers on the browser view.
-Prints memory, threads and descriptors after warm-up and at the end, and every fault in the report.
+Run as ``python -m benchmarks.stream_soak --minutes 60`` from the repository's root. Half of the time belongs to each network.
+Faults, every few seconds: shutter freezes, late and lost frames, a lost camera, damaged frames, changes of size, steps of a
+camera's clock, a slow output, storms of viewers on the browser view, an engine that fails, and a full disk under the recording,
+whose size is limited. Prints memory, threads and descriptors after warm-up and at the end, and every fault in the report;
+every file that was written is played.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
+import os
+import shutil
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from benchmarks.mean_engine import MeanEngine
+from refusion_edge.backends.native import NativeBackend
 from refusion_edge.fuser import Fuser
+from refusion_edge.machine import keep_freed_memory
+from refusion_edge.stream.outputs import disk
+from refusion_edge.stream.outputs.recording import parts_of, read_recording
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
 
 PERIOD_MS = 1000 / 30
-LIMIT_PERIODS, LIMIT_GROWTH = 1.5, 0.05
+LIMIT_PERIODS, LIMIT_GROWTH = 1.5, 0.02
 _SIZE = "width=160&height=120"
 _FAULTS_IR = "freeze_every_ms=5000&freeze_ms=600&lose_every_ms=17000&lose_ms=2500&corrupt_every=151&resize_every=400"
-_FAULTS_VIS = "drop_every_ms=4000&drop_ms=150&jitter_ms=8&lose_every_ms=29000&lose_ms=2000&corrupt_every=211&pan=20"
-_VIEW = "view://127.0.0.1:{port}"
+_FAULTS_VIS = (
+    "drop_every_ms=4000&drop_ms=150&jitter_ms=8&lose_every_ms=29000&lose_ms=2000&corrupt_every=211&pan=20"
+    "&step_every_ms=11000&step_ms=7000"
+)
+_RING_BYTES = 12_000_000
+_ENGINE_FAILS_EVERY_S = 7.0
+# The disk is full for a sixth of this time.
+_DISK_FULL_EVERY_S = 18.0
+_WARM_UP = 5  # the reciprocal of its share of the time
 
 
 def main() -> int:
     """Print figures; returns 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="length of the run with faults (default: 20)")
-    parser.add_argument("--clean-s", type=float, default=20.0, help="length of the clean run (default: 20)")
+    parser.add_argument("--clean-s", type=float, default=20.0, help="length of the clean run, 0 for none (default: 20)")
     parser.add_argument("--port", type=int, default=8099, help="port of the browser view (default: 8099)")
+    parser.add_argument("--networks", default="fast,refusion", help="networks (default: fast,refusion)")
+    parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
-    missed = _clean(options.clean_s)
-    return int(_soak(options.minutes * 60, options.port) or missed)
+    keep_freed_memory()  # as the command does
+    missed = options.clean_s > 0 and _clean(options.clean_s)
+    networks = options.networks.split(",")
+    found = [_soak(network, options.minutes * 60 / len(networks), options.port) for network in networks]
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    for figures in found:
+        missed |= _print(figures)
+    return int(missed)
 
 
 def _clean(seconds: float) -> bool:
-    report = _run(f"test://ir?{_SIZE}", f"test://vis?{_SIZE}&skew_ms=4", ("null://",), seconds)
+    settings = StreamSettings(
+        ir=f"test://ir?{_SIZE}", vis=f"test://vis?{_SIZE}&skew_ms=4", outputs=("null://",), duration_s=seconds
+    )
+    session = StreamSession(settings, fuser=Fuser(MeanEngine(), find_task("ir_vis")))
+    session.run()
+    report = session.report()
+    assert report is not None
     age = report["stages"]["age"]
     unexplained = sum(camera["unexplained"] for camera in report["cameras"].values())
     shown = report["pairs"]["shown"]
@@ -54,54 +89,137 @@ def _clean(seconds: float) -> bool:
     return unexplained != 0 or age["p99_ms"] > LIMIT_PERIODS * PERIOD_MS
 
 
-def _soak(seconds: float, port: int) -> bool:
+def _soak(network: str, seconds: float, port: int) -> dict[str, Any]:
+    """Run a network with all faults; returns what happened."""
     stop = threading.Event()
     figures: list[dict[str, int]] = []
-    helpers = [
-        threading.Thread(target=_sample, args=(figures, stop)),
-        threading.Thread(target=_storm, args=(port, stop)),
-    ]
-    before = _figures()
-    for helper in helpers:
-        helper.start()
-    try:
-        outputs = ("null://", "null://?delay_ms=400", _VIEW.format(port=port))
-        report = _run(f"test://ir?{_SIZE}&{_FAULTS_IR}", f"test://vis?{_SIZE}&{_FAULTS_VIS}", outputs, seconds)
-    finally:
-        stop.set()
-        for helper in helpers:
-            helper.join()
-    time.sleep(0.5)
-    after = _figures()
-    warm = figures[len(figures) // 5 :]
+    looks: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        ring, video = Path(folder, "ring"), Path(folder, "fused.mp4")
+        settings = StreamSettings(
+            ir=f"test://ir?{_SIZE}&{_FAULTS_IR}",
+            vis=f"test://vis?{_SIZE}&{_FAULTS_VIS}",
+            outputs=(str(video), "null://?delay_ms=400", f"view://127.0.0.1:{port}"),
+            network=network,
+            backend="native",
+            record=str(ring),
+            record_limit=_RING_BYTES,
+            duration_s=seconds,
+        )
+        helpers = [
+            threading.Thread(target=_sample, args=(figures, ring, stop)),
+            threading.Thread(target=_storm, args=(port, looks, stop)),
+        ]
+        before = _figures()
+        session = StreamSession(settings)
+        with _failing_engine() as failures, _full_disk(ring) as filled:
+            for helper in helpers:
+                helper.start()
+            try:
+                session.run()
+            finally:
+                stop.set()
+                for helper in helpers:
+                    helper.join()
+        time.sleep(0.5)
+        report = session.report()
+        assert report is not None
+        return {
+            "network": network,
+            "seconds": seconds,
+            "report": {name: value for name, value in report.items() if name not in ("events", "skew")},
+            "injected": {"engine": len(failures), "disk": len(filled), "viewers": len(looks)},
+            "before": before,
+            "after": _figures(),
+            "figures": figures,
+            "played": {"video": _frames(video), "parts": [_play(part) for part in parts_of(ring)], "ring": _play(ring)},
+        }
+
+
+def _print(found: dict[str, Any]) -> bool:
+    report, figures, injected = found["report"], found["figures"], found["injected"]
+    warm = figures[len(figures) // _WARM_UP :]
     third = max(1, len(warm) // 3)
-    early, late = (float(np.median([row["rss_kib"] for row in rows])) for rows in (warm[:third], warm[-third:]))
-    growth = late / early - 1
+
+    def of(name: str) -> tuple[float, float]:
+        early, late = (float(np.median([row[name] for row in rows])) for rows in (warm[:third], warm[-third:]))
+        return early, late
+
     unexplained = sum(camera["unexplained"] for camera in report["cameras"].values())
-    print(f"with faults, {seconds / 60:.1f} min: {report['pairs']['shown']} fused frames, modes {report['pairs']['modes']}")
+    print(f"\n{found['network']} with faults, {found['seconds'] / 60:.1f} min: {report['pairs']['modes']}")
     for side, camera in report["cameras"].items():
         faults = {name: camera[name] for name in ("freezes", "losses", "reconnects", "missing_at_source")}
+        faults["steps"] = camera["timing"]["steps"]
         print(f"  {side}: {camera['in']} in, {camera['unexplained']} unexplained, {faults}, drops {camera['drops']}")
-    print(f"  pairs not shown {report['pairs']['drops']}; {report['events_total']} events")
+    print(f"  pairs not shown {report['pairs']['drops']}; {report['events_total']} events; injected {injected}")
     for name, output in report["outputs"].items():
         print(f"  {name}: {output}")
-    print(f"memory: {early / 1024:.1f} MiB after warm-up, {late / 1024:.1f} MiB at the end, {100 * growth:+.1f} %")
-    print(f"threads {before['threads']} before, {after['threads']} after; descriptors {before['files']} and {after['files']}")
-    # The first run of asyncio and of the resolver leaves a few descriptors for good.
-    leaked = after["threads"] > before["threads"] or after["files"] > before["files"] + 2
-    return growth > LIMIT_GROWTH or leaked or unexplained != 0
+    largest = max(row["ring_bytes"] for row in figures)
+    reopened, recorded = report["engine"]["reopened"], report["recording"]
+    print(f"  engine reopened {reopened} times; recording {recorded}, at most {largest / 1e6:.2f} MB")
+    print(f"  played: {found['played']}")
+    growths = {}
+    for name in ("rss_kib", "threads", "files"):
+        early, late = of(name)
+        growths[name] = late / early - 1
+        print(f"  {name}: {early:.0f} after warm-up, {late:.0f} at the end, {100 * growths[name]:+.1f} %")
+    before, after = found["before"], found["after"]
+    print(f"  threads {before['threads']} before, {after['threads']} after; descriptors {before['files']} and {after['files']}")
+    problems = {
+        "memory grows": growths["rss_kib"] > LIMIT_GROWTH,
+        # The first run of asyncio and of the resolver leaves a few descriptors for good.
+        "threads or descriptors are left": after["threads"] > before["threads"] or after["files"] > before["files"] + 2,
+        "frames are unexplained": unexplained != 0,
+        "the engine's failures are not all in the report": reopened != injected["engine"],
+        "the full disk is not in the report": bool(injected["disk"]) != bool(recorded["drops"].get("disk full")),
+        "the recording is too large": largest > _RING_BYTES,
+        "nothing was recorded": not found["played"]["ring"],
+        "the video is not whole": found["played"]["video"] != report["outputs"][_video_of(report)]["frames"],
+    }
+    missed = [text for text, is_so in problems.items() if is_so]
+    print(f"  {'; '.join(missed) or 'all limits are kept'}")
+    return bool(missed)
 
 
-def _run(ir: str, vis: str, outputs: tuple[str, ...], seconds: float) -> dict[str, Any]:
-    settings = StreamSettings(ir=ir, vis=vis, outputs=outputs, duration_s=seconds)
-    session = StreamSession(settings, fuser=Fuser(MeanEngine(), find_task("ir_vis")))
-    session.run()
-    report = session.report()
-    assert report is not None
-    return report
+def _video_of(report: dict[str, Any]) -> str:
+    return next(name for name in report["outputs"] if name.endswith(".mp4"))
 
 
-def _storm(port: int, stop: threading.Event) -> None:
+@contextlib.contextmanager
+def _failing_engine() -> Iterator[list[float]]:
+    """Let the engine fail every few seconds; gives the times."""
+    fuse, failures = NativeBackend._fuse, [time.monotonic()]
+
+    def failing(backend: NativeBackend, *planes: Any) -> Any:
+        if time.monotonic() - failures[-1] > _ENGINE_FAILS_EVERY_S:
+            failures.append(time.monotonic())
+            raise RuntimeError("injected: the device does not answer")
+        return fuse(backend, *planes)
+
+    with mock.patch.object(NativeBackend, "_fuse", failing):
+        began = failures[0]
+        failed: list[float] = []
+        yield failed
+        failed += [at for at in failures if at != began]
+
+
+@contextlib.contextmanager
+def _full_disk(folder: Path) -> Iterator[list[float]]:
+    """Let the disk below a folder be full every few seconds; gives the times at which it was found so."""
+    began_s, found, usage = time.monotonic(), list[float](), shutil.disk_usage
+
+    def disk_usage(path: Path) -> Any:
+        real, now_s = usage(path), time.monotonic() - began_s
+        if not Path(path).is_relative_to(folder) or now_s % _DISK_FULL_EVERY_S < _DISK_FULL_EVERY_S * 5 / 6:
+            return real
+        found.append(now_s)
+        return real._replace(free=0)
+
+    with mock.patch.object(disk.shutil, "disk_usage", disk_usage):
+        yield found
+
+
+def _storm(port: int, looks: list[int], stop: threading.Event) -> None:
     """Let a dozen viewers come every few seconds, look for a moment, and go without a word."""
     import aiohttp
 
@@ -115,23 +233,49 @@ def _storm(port: int, stop: threading.Event) -> None:
                     return
             for viewer in viewers[::2]:
                 await asyncio.wait_for(viewer.receive(), 5)
+                looks.append(1)
 
     while not stop.wait(3.0):
         try:
             asyncio.run(look())
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):
             continue
 
 
-def _sample(figures: list[dict[str, int]], stop: threading.Event) -> None:
+def _sample(figures: list[dict[str, int]], ring: Path, stop: threading.Event) -> None:
     while not stop.wait(2.0):
-        figures.append(_figures())
+        figures.append({**_figures(), "ring_bytes": _room(ring)})
 
 
 def _figures() -> dict[str, int]:
     status = Path("/proc/self/status").read_text()
     rss_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
     return {"rss_kib": rss_kib, "threads": threading.active_count(), "files": len(list(Path("/proc/self/fd").iterdir()))}
+
+
+def _room(folder: Path) -> int:
+    """Room that a folder takes on the disk, in bytes."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in (".", *names):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found += Path(place, name).lstat().st_blocks * 512
+    return found
+
+
+def _play(folder: Path) -> int:
+    """Read every frame of a recording; returns their number."""
+    recording = read_recording(folder)
+    for number in range(len(recording.rows)):
+        recording.read(number)
+    return len(recording.rows)
+
+
+def _frames(video: Path) -> int:
+    import av
+
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def _drops(report: dict[str, Any]) -> dict[str, dict[str, int]]:

@@ -5,7 +5,8 @@ python -m benchmarks.weights TASK --data DIR --weights NAME=FILE [--weights NAME
 DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. Every weights file is compared with the last one named. Per set and metric it
 prints the mean of both, the mean difference per image and its standard error; ``-`` marks a mean difference
 below minus one standard error, ``+`` one above zero. Results are stretched, and metrics are those of the convention
-``evaluator`` on grayscale images, with these exceptions:
+``evaluator`` on grayscale images, for ``ir_vis`` also those of ``appearance``, over the images where they are defined. The
+exceptions:
 
 - ``medical``: metrics inside the head. The outside (both sources black, not enclosed by either) is blanked in all
   images, which are then cropped to the box around the head. ``black`` is the mean level where both sources are exactly
@@ -40,12 +41,15 @@ from refusion_edge.tasks import Task, find_task
 from refusion_edge.train.augmentation import defocused_pair
 
 METRICS = {
-    "ir_vis": ("SD", "SF", "AG", "SCD", "VIF", "Qabf", "MI"),
+    "ir_vis": (
+        *("SD", "SF", "AG", "SCD", "VIF", "Qabf", "MI"),
+        *(f"appearance:{name}" for name in ("Kept_a", "Kept_b", "Target", "Lost", "Noise", "Rim")),
+    ),
     "medical": ("VIF", "Qabf", "SCD", "SD"),
     "multi_focus": ("Qabf", "VIF", "MI"),
     "multi_exposure": ("survey:MEF-SSIM", "Qabf"),
 }
-LOWER = ("swap", "black", "black-p99")
+LOWER = ("swap", "black", "black-p99", "Lost", "Noise", "Rim")
 """Measured quantities of which less is better."""
 
 AVERAGE, MAXIMUM = "average", "max"
@@ -105,15 +109,19 @@ def print_tables(cases: list[Case], found: dict[str, list[Values]]) -> None:
         print(f"{'metric':12} {reference:>12}" + "".join(f" {name:>12} {'difference (error)':>22}" for name in names))
         for metric in found[reference][rows[0]]:
             base = np.array([found[reference][row][metric] for row in rows])
-            line = f"{metric:12} {base.mean():12.4f}"
+            defined = np.isfinite(base)
+            if not defined.any():
+                continue
+            line = f"{metric:12} {base[defined].mean():12.4f}"
             for name in names:
-                mine = np.array([found[name][row][metric] for row in rows])
-                line += f" {mine.mean():12.4f} {_compared(mine - base, lower=metric in LOWER):>22}"
-            print(line)
+                mine = np.array([found[name][row][metric] for row in rows])[defined]
+                line += f" {mine.mean():12.4f} {_compared(mine - base[defined], lower=metric in LOWER):>22}"
+            print(line + ("" if defined.all() else f"  on {defined.sum()} images"))
 
 
 def _compared(differences: np.ndarray, *, lower: bool) -> str:
-    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
+    mean = differences.mean()
+    error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
     better = -mean if lower else mean
     mark = "+" if better > 0 else "-" if better < -error else " "
     return f"{mean:+.4f} ({error:.4f}) {mark}"

@@ -39,6 +39,7 @@ from refusion_edge.bundle.manifest import (
     TensorSpec,
 )
 from refusion_edge.bundle.spec import BuildSpec
+from refusion_edge.bundle.trust import is_code, is_trusted, trust_built
 from refusion_edge.errors import CheckpointError
 from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, Selection, quantize, select_layers
 from refusion_edge.export.targets.builder import Builder, EngineFile, GateProxies, Inputs, PhaseListener
@@ -118,7 +119,7 @@ def build(
 
     if spec.calibration is not None:
         del sources[MODEL]  # known only after the selection of the layers
-    cached = read_cached(key, sources, stages.remarks) if spec.use_cache else None
+    cached = _cached(key, sources, stages.remarks) if spec.use_cache else None
     if cached is not None:
         results: tuple[PairFidelity, ...] = ()
         if builder.compiles:
@@ -146,7 +147,7 @@ def build(
     with stages.enter("install"):
         files.update({MODEL: model, engine.name: engine.engine.data})
         manifest = _manifest(spec, form, key, files, engine, gate, quantized)
-        bundle = install_bundle(output, manifest, files)
+        bundle = _install(output, manifest, files, stages.remarks)
         if spec.use_cache:
             store(manifest, files, stages.remarks)
     return BuildReport(choice, bundle, False, results, stages.seconds, tuple(stages.remarks))
@@ -218,6 +219,22 @@ class _Stages:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+
+def _install(output: Path, manifest: Manifest, files: Mapping[str, bytes], remarks: list[str]) -> EngineBundle:
+    """Install a bundle that was built just now, whose engine may run here."""
+    bundle = install_bundle(output, manifest, files)
+    trust_built(bundle, remarks)
+    return bundle
+
+
+def _cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> EngineBundle | None:
+    """A cached engine that may run here; None if there is none."""
+    cached = read_cached(key, sources, remarks)
+    if cached is None or not is_code(cached) or is_trusted(cached.manifest.files[cached.manifest.engine]):
+        return cached
+    remarks.append(f"A cached engine is not known to be built here and was rebuilt: {cached.path}")
+    return None
 
 
 def _proxies(

@@ -7,6 +7,7 @@
     ├── CheckpointError                       4   a weights file that is damaged or not ours
     ├── BundleError                           4   manifest, hash, schema or target does not fit
     ├── OutputError(OSError)                  4   a result that cannot be written
+    │   └── DiskFullError                     4   for lack of room
     ├── BackendError                          3   the requested back end cannot run here
     ├── MissingDependencyError(ImportError)   3   a package is absent; names the line that installs it
     ├── GateError                             1   a built engine differs too much from the reference
@@ -88,6 +89,10 @@ class OutputError(RefusionError, OSError):
     """A result that cannot be written."""
 
     exit_code = 4
+
+
+class DiskFullError(OutputError):
+    """A result that cannot be written because the disk, or a quota on it, is full."""
 
 
 class BackendError(RefusionError):

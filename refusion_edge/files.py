@@ -18,7 +18,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from refusion_edge.errors import InputError, OutputError, RefusionError
+from refusion_edge.errors import DiskFullError, InputError, OutputError, RefusionError
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -177,7 +177,7 @@ def require_writable(path: Path) -> None:
 def output_error(path: Path, error: OSError) -> OutputError:
     """Make the error that says why ``path`` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"cannot write {path}: the disk is full", "free some space or choose another place")
+        return DiskFullError(f"cannot write {path}: the disk is full", "free some space or choose another place")
     reason = error.strerror or str(error)
     return OutputError(f"cannot write {path}: {reason}", "choose another place")
 

@@ -9,12 +9,13 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypedDict, TypeVar, overload
 
 import numpy as np
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from refusion_edge.accuracy.gate import gate_pairs, run_gate
-from refusion_edge.arrays import Float32Array, Uint8Array
+from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.finisher import Finisher
 from refusion_edge.backends.registry import (
     AUTO,
@@ -28,9 +29,11 @@ from refusion_edge.backends.registry import (
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
-from refusion_edge.errors import CheckpointError, OutputError, UsageError
-from refusion_edge.images.color import OUTPUT_RANGES, ColorOrder, OutputRange, to_output_range
+from refusion_edge.bundle.trust import require_trusted
+from refusion_edge.errors import CheckpointError, InputError, OutputError, UsageError
+from refusion_edge.images.color import OUTPUT_RANGES, ColorOrder, OutputRange, to_output_range, to_type
 from refusion_edge.images.conversion import to_still
+from refusion_edge.images.holders import take_out
 from refusion_edge.images.luma import Planes, to_planes
 from refusion_edge.images.ranges import Remark, Span
 from refusion_edge.machine import MAX_THREADS
@@ -38,6 +41,21 @@ from refusion_edge.network.checkpoint import read_checkpoint, require_network
 from refusion_edge.network.family import DEFAULT_NETWORK, NETWORKS
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS, Task, find_task
+
+ImageT = TypeVar("ImageT")
+
+_USUAL_HW = (480, 640)
+
+
+class FuseOptions(TypedDict, total=False):
+    """Options of ``Fuser.fuse``, which describes them."""
+
+    color: bool
+    color_order: ColorOrder
+    a_range: Span | None
+    b_range: Span | None
+    batch: bool | None
+    colour: bool | None
 
 
 class Fuser:
@@ -49,6 +67,7 @@ class Fuser:
         output_range: ``stretch`` or ``fixed``, see ``refusion_edge.images.color.to_output_range``.
         choice: Which back end was chosen, and why; None if the engine determined it.
         network: Name of the network that it runs; None if unknown.
+        size_hw: Height and width that the engine takes, or that it was optimized for; None for any.
     """
 
     def __init__(
@@ -59,6 +78,7 @@ class Fuser:
         choice: Choice | None = None,
         *,
         network: str | None = None,
+        size_hw: tuple[int, int] | None = None,
     ) -> None:
         if output_range not in OUTPUT_RANGES:
             raise UsageError(
@@ -72,6 +92,8 @@ class Fuser:
         self.output_range = output_range
         self.choice = choice
         self.network = network
+        self.size_hw = size_hw
+        self._closed = False
         self._finisher = Finisher(backend, output_range, "rgb")
 
     def __enter__(self) -> Self:
@@ -79,7 +101,43 @@ class Fuser:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.backend.__exit__(*exc)
+        # Engines are closed once.
+        if not self._closed:
+            self._closed = True
+            self.backend.__exit__(*exc)
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return (
+            f"<Fuser {self.task.name}, network {self.network or 'unknown'} on {self.backend.name}, {self.output_range}{closed}>"
+        )
+
+    def close(self) -> None:
+        """Close the back end and free its memory, as leaving the ``with`` statement does; harmless if done twice."""
+        self.__exit__(None, None, None)
+
+    def warm_up(self, size_hw: tuple[int, int] | None = None) -> Self:
+        """Run the network once, so that the first image takes no longer than the next ones.
+
+        Args:
+            size_hw: Height and width of the images; None for the size of the engine, or 480x640 if it takes any.
+
+        Returns:
+            This fuser.
+
+        Raises:
+            ShapeError: The engine has another size.
+        """
+        noise = np.random.default_rng(0).random((1, 1, *(size_hw or self.size_hw or _USUAL_HW)), dtype=np.float32)
+        planes = np.rint(noise * 255).astype(np.uint8) if self._finisher.takes_uint8 else noise
+        self._open_finisher().infer(planes, planes[..., ::-1].copy())
+        return self
+
+    @overload
+    def fuse(self, a: object, b: str | os.PathLike[str] | list[Any], **options: Unpack[FuseOptions]) -> Uint8Array: ...
+
+    @overload
+    def fuse(self, a: object, b: ImageT, **options: Unpack[FuseOptions]) -> ImageT: ...
 
     def fuse(
         self,
@@ -90,41 +148,72 @@ class Fuser:
         color_order: ColorOrder = "rgb",
         a_range: Span | None = None,
         b_range: Span | None = None,
+        batch: bool | None = None,
         colour: bool | None = None,
-    ) -> Uint8Array:
-        """Fuse two registered images.
+    ) -> Any:
+        """Fuse two registered images, or two batches of them.
 
         What had to be guessed about them, or is doubtful, is logged as a warning of ``refusion_edge``.
 
         Args:
-            a: Source a (infrared, functional, near, under): a path, an array (H, W) or (H, W, 3), a Pillow image, a tensor, or
-                what else ``refusion_edge.images.conversion.to_still`` takes. uint8, uint16, or float in [0, 1]; gray of more
-                bits or float may have any range where it is infrared, CT, PET, SPECT or MRI.
-            b: Source b (visible, MRI, far, over), same height and width.
+            a: Source a (infrared, functional, near, under): a path, an array, a tensor of PyTorch, CuPy or JAX on any device, a
+                Pillow image, nested lists, or anything with ``__array__`` or ``__dlpack__`` in the memory of the CPU. One image
+                is (H, W), (H, W, 3) or, with the channels first, (1, H, W) or (3, H, W); a batch is (N, H, W), (N, H, W, 3),
+                (N, 1, H, W) or (N, 3, H, W). uint8, uint16, or float in [0, 1]; gray of more bits or float may have any range
+                where it is infrared, CT, PET, SPECT or MRI.
+            b: Source b (visible, MRI, far, over), same height and width, and as many.
             color: Whether to keep the color of the sources.
-            color_order: Channel order of arrays; ``bgr`` for those of OpenCV.
+            color_order: Channel order of arrays and tensors; ``bgr`` for those of OpenCV.
             a_range: The values of source a that become black and white: two values, ``auto`` for its own range or ``full``
                 for its full scale.
             b_range: The same for source b.
+            batch: Whether three axes are a batch of gray images, (N, H, W); needed only for N = 3.
             colour: Former name of ``color``; deprecated.
 
         Returns:
-            (H, W, 3) uint8 in that channel order if a source has color and ``color`` is set, else (H, W). A new array.
+            The fused image in what source b came in: type, device, order of axes, and dtype if that is uint8, uint16 (0 to
+            65535) or float ([0, 1]), otherwise uint8. A Pillow image is L or
+            RGB. A NumPy array, uint8, if source b is a path or nested lists. Without the
+            axis of channels, or with one channel where the channels are first, if no source has color or ``color`` is not set.
+            A new object.
 
         Raises:
-            ShapeError: The two differ in size, are smaller than 8x8, or do not fit a fixed-size engine.
+            ShapeError: The two differ in size or number, are smaller than 8x8, or do not fit a fixed-size engine.
             InputError: An image cannot be read, is constant, has no valid pixel, or values out of range.
             GateError: The network's output is not finite; its weights or its engine are broken.
+            UsageError: The fuser is closed.
         """
         if colour is not None:
             warnings.warn("the argument colour of Fuser.fuse is now called color", DeprecationWarning, stacklevel=2)
             color = colour
-        planes = self.to_planes(a, b, color_order=color_order, a_range=a_range, b_range=b_range)
-        for remark in planes.remarks:
-            count = f" ({remark.pixels} pixel{'s' if remark.pixels != 1 else ''})" if remark.pixels else ""
-            logging.getLogger("refusion_edge").warning("%s%s", remark.text, count)
-        image = self.to_image(self.infer(planes, color=color), planes, color=color)
-        return np.ascontiguousarray(image[..., ::-1]) if color_order == "bgr" and image.ndim == 3 else image
+        many_a, many_b, holder = take_out(a, b, batch=batch)
+        reverse = color_order == "bgr" and holder.library != "PIL"
+        images = []
+        for number, (one_a, one_b) in enumerate(zip(many_a, many_b, strict=True)):
+            try:
+                planes = self.to_planes(one_a, one_b, color_order=color_order, a_range=a_range, b_range=b_range)
+                image = self._finished(planes, color=color, dtype=holder.dtype)
+            except InputError as error:
+                if not holder.batched:
+                    raise
+                raise error.within(f"pair {number} of the batch") from error
+            for remark in planes.remarks:
+                count = f" ({remark.pixels} pixel{'s' if remark.pixels != 1 else ''})" if remark.pixels else ""
+                logging.getLogger("refusion_edge").warning("%s%s", remark.text, count)
+            images.append(np.ascontiguousarray(image[..., ::-1]) if reverse and image.ndim == 3 else image)
+        return holder.give_back(images)
+
+    def _finished(self, planes: Planes, *, color: bool, dtype: np.dtype[Any]) -> Array:
+        """Run the network and all after it; an image of more than 8 bits is not rounded to 8 on its way."""
+        if dtype == np.uint8:
+            return self.to_image(self.infer(planes, color=color), planes, color=color)
+        output = self._open_finisher().infer(planes.a, planes.b, finished=False)
+        return to_type(self._finish(output, planes, color=color, rounded=False), dtype)
+
+    def _open_finisher(self) -> Finisher:
+        if self._closed:
+            raise UsageError("this fuser is closed", "load another one")
+        return self._finisher
 
     def to_planes(
         self,
@@ -153,7 +242,7 @@ class Fuser:
             The fused plane, (1, 1, H, W) float32; or the finished image, (H, W) uint8, where the result is gray and the
             engine produces it in this output range on the device.
         """
-        return self._finisher.infer(planes.a, planes.b, finished=planes.chroma is None or not color)
+        return self._open_finisher().infer(planes.a, planes.b, finished=planes.chroma is None or not color)
 
     def to_image(self, output: Float32Array | Uint8Array, planes: Planes, *, color: bool = True) -> Uint8Array:
         """Run the steps of ``fuse`` after the network: turn its output into an image.
@@ -166,15 +255,20 @@ class Fuser:
         Raises:
             GateError: The output is not finite; the weights or the engine are broken.
         """
+        return self._finish(output, planes, color=color).astype(np.uint8, copy=False)
+
+    def _finish(self, output: Float32Array | Uint8Array, planes: Planes, *, color: bool, rounded: bool = True) -> Array:
         stretch = partial(to_output_range, output_range=self.output_range)
         beside = planes.beside(output.dtype)
-        return self._finisher.finish(output, planes.chroma if color else None, stretch, beside=beside)
+        return self._finisher.finish(output, planes.chroma if color else None, stretch, beside=beside, rounded=rounded)
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
     task: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    bundle: str | os.PathLike[str] | None = None,
     backend: str = AUTO,
     output_range: OutputRange = "stretch",
     threads: int = 0,
@@ -186,8 +280,10 @@ def load(
     Args:
         source: Name of a task (uses the weights of the package), folder of an engine bundle, or weights file
             (our safetensors, or an official ``.pth``). The name of a task always means the task; write ``./ir_vis`` for
-            a file or folder of that name.
-        task: Name of the task; needed only for weights files that do not record it.
+            a file or folder of that name. Leave it out if one of the next three names the source.
+        task: Name of the task: the source if no other is given; otherwise needed only for weights files that do not record it.
+        weights: Weights file.
+        bundle: Folder of an engine bundle.
         backend: Name of a back end; or ``auto`` for the one that a bundle was built for, and otherwise the first usable one
             of the table that takes weights.
         output_range: ``stretch`` or ``fixed``.
@@ -197,10 +293,11 @@ def load(
             task. Only the command ``stream`` chooses one by itself.
 
     Returns:
-        A fuser; use it in a ``with`` statement.
+        A fuser; use it in a ``with`` statement, or close it.
 
     Raises:
-        UsageError: The task or back end is unknown, or contradicts the source; the number of threads is out of range.
+        UsageError: The task or back end is unknown, or contradicts the source; there is no source, or more than one; the number
+            of threads is out of range.
         BundleError: The bundle is damaged, or was built for another machine (``MisfitError``).
         CheckpointError: The weights cannot be used.
         BackendError: The back end cannot be used here.
@@ -220,24 +317,34 @@ def load(
             expected=tuple(NETWORKS),
             got=network,
         )
-    name = os.fspath(source)
+    named = [os.fspath(each) for each in (source, weights, bundle) if each is not None]
+    if len(named) > 1 or not (named or task):
+        raise UsageError(
+            f"load was given {' and '.join(named) or 'no source'}", "give one of a task, weights, or a bundle", got=tuple(named)
+        )
+    if not named:
+        source = find_task(task or "").name
+    name = named[0] if named else os.fspath(source or "")
     options = RunOptions(threads, streaming)
-    if name in TASKS or Path(name).is_file():
-        checkpoint = read_checkpoint(weights_path(name, network or DEFAULT_NETWORK) if name in TASKS else name)
+    is_task = source is not None and name in TASKS
+    if is_task or weights is not None or (bundle is None and Path(name).is_file()):
+        checkpoint = read_checkpoint(weights_path(name, network or DEFAULT_NETWORK) if is_task else name)
         require_network(checkpoint, network, name)
-        agreed = _agreed_task(task, name if name in TASKS else checkpoint.task, name)
+        agreed = _agreed_task(task, name if is_task else checkpoint.task, name)
         runner, choice = open_runner(checkpoint.state, backend, options)
         return Fuser(runner, agreed, output_range, choice, network=checkpoint.network)
-    bundle = read_bundle(name)
-    if network not in (None, bundle.manifest.spec.network):
+    opened = read_bundle(name)
+    spec = opened.manifest.spec
+    if network not in (None, spec.network):
         raise CheckpointError(
-            f"the bundle {name} holds the network {bundle.manifest.spec.network}, but {network} was requested",
+            f"the bundle {name} holds the network {spec.network}, but {network} was requested",
             f"leave --network out, or build one with --network {network}",
             expected=network,
-            got=bundle.manifest.spec.network,
+            got=spec.network,
         )
-    agreed = _agreed_task(task, bundle.manifest.task, name)
-    return Fuser(open_bundle(bundle, backend, options), agreed, output_range, network=bundle.manifest.spec.network)
+    agreed = _agreed_task(task, opened.manifest.task, name)
+    size_hw = spec.size_hw if spec.sizes_hw is None else spec.sizes_hw.opt_hw
+    return Fuser(open_bundle(opened, backend, options), agreed, output_range, network=spec.network, size_hw=size_hw)
 
 
 def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions = DEFAULTS, *, run_gate: bool = True) -> Backend:
@@ -255,6 +362,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     Raises:
         UsageError: It was built for another back end.
         MisfitError: It was built for another machine.
+        BundleError: Its engine is compiled code that was not built here, see ``refusion_edge.bundle.trust``.
         BackendError: The back end cannot be used here.
         GateError: It is too far from the reference.
     """
@@ -269,6 +377,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
             got=backend,
         )
     check_target(bundle)
+    require_trusted(bundle)
     running = open_engine(built_for, bundle.engine(), options)
     if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -11,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,6 +138,42 @@ def parse_architectures(text: str) -> tuple[int, ...]:
             )
         found.append(int(match[1]))
     return tuple(dict.fromkeys(found))
+
+
+def missing_packages() -> dict[str, tuple[str, ...]]:
+    """The extras of this package, each with the packages for this machine that it still lacks; empty if that is unknown."""
+    lacking: dict[str, list[str]] = {}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires("refusion-edge") or ():
+            requirement, _, marker = line.partition(";")
+            extra = re.search(r"""extra == ["']([\w-]+)["']""", marker)
+            if extra is None:
+                continue
+            missing = lacking.setdefault(extra[1], [])
+            name = re.split(r"[^\w.-]", requirement.strip())[0]
+            if not _has_distribution(name) and _is_for_this_machine(marker):
+                missing.append(name)
+    return {extra: tuple(names) for extra, names in lacking.items()}
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _is_for_this_machine(marker: str) -> bool:
+    """Whether the conditions of a requirement hold, of which ours name the machine, the system and the version of Python."""
+    machines = re.findall(r"""platform_machine == ["'](\w+)["']""", marker)
+    system = re.search(r"""sys_platform == ["'](\w+)["']""", marker)
+    before = re.search(r"""python_version < ["'](\d+)\.(\d+)["']""", marker)
+    return (
+        (not machines or platform.machine() in machines)
+        and (system is None or sys.platform == system[1])
+        and (before is None or sys.version_info[:2] < (int(before[1]), int(before[2])))
+    )
 
 
 def is_installed(name: str) -> bool:

@@ -180,3 +180,80 @@ def test_weights_of_the_package_say_their_task() -> None:
         assert checkpoint.task == task
         assert checkpoint.notes["training"]
         assert weights_path(task).with_suffix(".md").is_file()
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_batch_is_its_images_one_by_one(fuser: refusion_edge.Fuser, picture: Picture, order: str) -> None:
+    a, b = (np.stack([picture(20, 30, channels) for _ in range(3)]) for channels in (1, 3))
+    fused = fuser.fuse(a, b, color_order=order)  # type: ignore[arg-type]
+    assert fused.shape == (3, 20, 30, 3)
+    for number in range(3):
+        assert np.array_equal(fused[number], fuser.fuse(a[number], b[number], color_order=order))  # type: ignore[arg-type]
+    tensor_first = fuser.fuse(a[:, None], np.moveaxis(b, -1, 1), color_order=order)  # type: ignore[arg-type]
+    assert np.array_equal(np.moveaxis(tensor_first, 1, -1), fused)
+    b[1] = 7
+    with raises(InputError, "pair 1", "source b"):
+        fuser.fuse(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint16, 65535), (np.float32, 1.0), (np.float64, 1.0)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_result_of_a_deeper_type_is_the_same_image_unrounded(
+    fuser: refusion_edge.Fuser, picture: Picture, dtype: type, white: float, channels: int
+) -> None:
+    a, b = picture(40, 50), picture(40, 50, channels)
+    deep = (b / 255 * white).round() if white > 1 else b / 255
+    fused = fuser.fuse(a, deep.astype(dtype))
+    assert fused.dtype == dtype
+    assert (fused.min() >= 0, fused.max() <= white) == (True, True)
+    expected = fuser.fuse(a, b)
+    assert np.abs(fused.astype(float) / white * 255 - expected).max() <= 0.52
+    # More levels than 8 bits hold: nothing was rounded on the way.
+    assert len(np.unique(fused[..., 0] if channels == 3 else fused)) > 256
+
+
+def test_tensors_and_pillow_images_come_back_as_such(fuser: refusion_edge.Fuser, picture: Picture) -> None:
+    torch = pytest.importorskip("torch")
+    from PIL import Image
+
+    a, b = picture(20, 30), picture(20, 30, 3)
+    expected = fuser.fuse(a, b)
+    image = fuser.fuse(Image.fromarray(a), Image.fromarray(b), color_order="bgr")
+    assert np.array_equal(np.asarray(image), expected)
+    tensor = fuser.fuse(torch.from_numpy(a), torch.from_numpy(b).permute(2, 0, 1))
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), expected)
+    floats = fuser.fuse(torch.from_numpy(a / 255).float(), (torch.from_numpy(b) / 255).requires_grad_())
+    assert (floats.dtype, floats.requires_grad) == (torch.float32, False)
+    assert np.abs(floats.numpy() * 255 - expected).max() <= 0.52
+
+
+def test_a_fuser_is_closed_once_and_says_so(picture: Picture) -> None:
+    fuser = load("ir_vis", network="fast")
+    assert "ir_vis, network fast on " in repr(fuser)
+    assert fuser.warm_up((16, 24)) is fuser
+    a = picture(20, 30)
+    with fuser:
+        fuser.fuse(a, a.T.copy().reshape(20, 30))
+    fuser.close()
+    assert "closed" in repr(fuser)
+    with raises(UsageError, "closed"):
+        fuser.fuse(a, a)
+    with raises(UsageError, "closed"):
+        fuser.warm_up()
+
+
+def test_the_source_of_a_fuser_by_its_kind(random_state: State) -> None:
+    write_safetensors("ir_vis", Checkpoint("medical", random_state))
+    build(BuildSpec("medical", "fp32", "onnxruntime", output=Path("bundle"), size_hw=(16, 16)))
+    with load(task="ir_vis") as task, load(weights="ir_vis") as weights, load(bundle="bundle") as bundle:
+        assert (task.task.name, weights.task.name, bundle.task.name) == ("ir_vis", "medical", "medical")
+        assert bundle.size_hw == (16, 16)
+        bundle.warm_up()
+    with raises(UsageError, remedy="bundle"):
+        load()
+    with raises(UsageError, "bundle", "ir_vis"):
+        load("ir_vis", bundle="bundle")
+    with raises(CheckpointError, expected="ir_vis", got="medical"):
+        load(weights="ir_vis", task="ir_vis")
+    with raises(CheckpointError, "absent"):
+        load(weights="absent")

@@ -1,4 +1,4 @@
-"""This machine: the allocator of a process, in a process of its own."""
+"""This machine: the allocator of a process, in a process of its own, and the packages that extras lack."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from refusion_edge import machine
+from refusion_edge.machine import missing_packages
 from tests.conftest import ROOT
 
 # Page faults of the last of three rounds that allocate and free 64 MB in blocks of 8 MB.
@@ -39,3 +41,17 @@ def test_freed_memory_is_found_in_place_again() -> None:
 def test_a_library_without_the_settings_is_left_alone() -> None:
     words = "import sys; from refusion_edge.machine import keep_freed_memory as k; sys.platform = 'win32'; assert not k()"
     subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_extras_lack_what_is_for_this_machine_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "numpy>=1.26",
+        'numpy>=1.26; extra == "there"',
+        'of-no-index[x]>=1; extra == "absent"',
+        'of-no-index; sys_platform == "plan9" and extra == "elsewhere"',
+        "of-no-index; (platform_machine == 'm68k' or platform_machine == 'vax') and extra == 'elsewhere'",
+        f'of-no-index; platform_machine == "{platform.machine()}" and extra == "here"',
+        "of-no-index; python_version < '3.2' and extra == 'elsewhere'",
+    ]
+    monkeypatch.setattr(machine.metadata, "requires", lambda _name: lines)
+    assert missing_packages() == {"there": (), "absent": ("of-no-index",), "elsewhere": (), "here": ("of-no-index",)}

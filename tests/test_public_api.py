@@ -17,16 +17,23 @@ PUBLIC_NAMES = [
     "BuildSpec",
     "Checkpoint",
     "EngineBundle",
+    "FusedFrame",
+    "FusedStream",
     "Fuser",
     "Manifest",
     "RefusionError",
+    "Sink",
     "Task",
     "__version__",
     "build",
+    "fuse_video",
     "load",
+    "open_sink",
     "read_bundle",
     "read_checkpoint",
     "read_image",
+    "score",
+    "stream",
     "write_image",
     "write_pth",
     "write_safetensors",
@@ -64,6 +71,15 @@ def test_importing_is_quick() -> None:
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import refusion_edge"], cwd=ROOT, check=True)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    "first", ["rf.stream", "import refusion_edge.stream.frames", "from refusion_edge.stream.uri import Uri"]
+)
+def test_the_package_of_streams_can_be_called(first: str) -> None:
+    code = f"import refusion_edge as rf\n{first}\nprint(rf.stream(ir='0', vis='1'), rf.stream.frames.MS)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "FusedStream" in done.stdout
 
 
 def test_building_and_fusing_never_import_torch() -> None:

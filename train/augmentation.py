@@ -17,6 +17,9 @@ from refusion_edge.arrays import Array, Float32Array, Uint8Array
 _LEAST_RADIUS_PX, _LARGEST_RADIUS_PX = 1.5, 9.0
 # Cells of the noise that shapes the mask, along a side: a few objects, not texture.
 _CELLS = (2, 5)
+# Lamps: how many, their radius in pixels and as a share of the shorter side, their largest ratio of axes, and their light in
+# units of full scale, which clips the middle and fades outwards.
+_LAMPS, _LEAST_LAMP_PX, _LARGEST_LAMP_SHARE, _LAMP_AXES, _LAMP_LIGHT = (1, 4), 4.0, 0.3, 2.0, (1.2, 5.0)
 # Width of the transition at an object's edge, as the standard deviation of a Gaussian.
 _EDGE_PX = 1.5
 
@@ -33,12 +36,14 @@ class ToneSettings:
         gamma: Largest exponent; drawn uniformly on a logarithmic scale between its reciprocal and itself.
         least_gain: Smallest factor, (0, 1]; drawn uniformly between it and 1.
         alike: Whether both sources of a pair share one curve, because their levels are related.
+        glare: Share of the crops in which lamps shine into source b and clip it, [0, 1].
     """
 
     share: float
     gamma: float
     least_gain: float
     alike: bool
+    glare: float = 0.0
 
 
 def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array, Uint8Array]:
@@ -60,23 +65,25 @@ def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array,
 
 
 def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> tuple[Float32Array, Float32Array]:
-    """Scale two crops to [0, 1], some of them through curves ``gain * x ** exponent``.
+    """Scale two crops to [0, 1], some of them through curves ``gain * x ** exponent``, some with lamps shining into the second.
 
     Args:
         a: Source a, (H, W) uint8.
         b: Source b, same shape.
         tone: Settings of the curves.
-        draw: Random generator for the curves.
+        draw: Random generator for the curves and the lamps.
 
     Returns:
         Both crops, (H, W) float32, [0, 1].
     """
-    plain = a.astype(np.float32) / np.float32(255), b.astype(np.float32) / np.float32(255)
-    if draw.random() >= tone.share:
-        return plain
-    curve_a = _curve(tone, draw)
-    curve_b = curve_a if tone.alike else _curve(tone, draw)
-    return _apply(plain[0], curve_a), _apply(plain[1], curve_b)
+    plane_a, plane_b = a.astype(np.float32) / np.float32(255), b.astype(np.float32) / np.float32(255)
+    if draw.random() < tone.share:
+        curve_a = _curve(tone, draw)
+        curve_b = curve_a if tone.alike else _curve(tone, draw)
+        plane_a, plane_b = _apply(plane_a, curve_a), _apply(plane_b, curve_b)
+    if tone.glare and draw.random() < tone.glare:
+        plane_b = np.minimum(plane_b + _glare(plane_b.shape, draw), np.float32(1))
+    return plane_a, plane_b
 
 
 def _disc(radius_px: float) -> Float32Array:
@@ -96,6 +103,22 @@ def _mask(height: int, width: int, draw: np.random.Generator) -> Float32Array:
     mask = (relief > np.median(relief)).astype(np.float32)
     softened: Float32Array = cv2.GaussianBlur(mask, (0, 0), _EDGE_PX).astype(np.float32)
     return softened
+
+
+def _glare(shape: tuple[int, ...], draw: np.random.Generator) -> Float32Array:
+    """Light of a few lamps, (H, W), at least 0: Gaussian spots, elongated in a random direction."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    light = np.zeros(shape, np.float32)
+    largest = max(_LEAST_LAMP_PX, _LARGEST_LAMP_SHARE * min(shape))
+    for _ in range(int(draw.integers(*_LAMPS, endpoint=True))):
+        center_y, center_x = draw.uniform(0, shape[0]), draw.uniform(0, shape[1])
+        radius = math.exp(draw.uniform(math.log(_LEAST_LAMP_PX), math.log(largest)))
+        axes, turn = math.exp(draw.uniform(0, math.log(_LAMP_AXES))), draw.uniform(0, math.pi)
+        along = (x - center_x) * math.cos(turn) + (y - center_y) * math.sin(turn)
+        across = (y - center_y) * math.cos(turn) - (x - center_x) * math.sin(turn)
+        squared = np.square(along / (radius * axes)) + np.square(across / radius)
+        light += np.float32(draw.uniform(*_LAMP_LIGHT)) * np.exp(-squared)
+    return light
 
 
 def _curve(tone: ToneSettings, draw: np.random.Generator) -> tuple[float, float]:

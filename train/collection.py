@@ -5,6 +5,7 @@ Belongs here: which files are used and why others are not. Does not belong here:
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,10 +76,6 @@ class PairCollection:
     def is_sharp(self, which: int) -> bool:
         """Tell whether an entry, or the one that replaces it if unreadable, is a sharp image."""
         return self.entries[self._usable(which)].b is None
-
-    def number(self, which: int) -> int:
-        """Number of an entry, or of the one that replaces it if unreadable; entries that are drawn more often keep theirs."""
-        return self._usable(which)
 
     def planes(self, which: int) -> tuple[Array, Array]:
         """Luma of both sources, each (H, W) uint8; of the next usable entry if this one is unreadable.
@@ -235,9 +232,9 @@ def _find(data: Path, task: Task, sources: SourceFolders) -> tuple[list[Entry], 
     has_sharp = task.name == "multi_focus" and sharp.is_dir()
     entries: list[Entry] = []
     reasons: dict[str, list[str]] = {}
-    if not has_sharp or any(folder.is_dir() for folder in folders):
+    if not has_sharp or sources.layout or any(folder.is_dir() for folder in folders):
         for folder in folders:
-            if not folder.is_dir():
+            if not folder.is_dir() and not glob.has_magic(str(folder)):
                 raise InputError(
                     f"{data} has no folder {folder.name}",
                     f"put the pairs into {folders[0].name} and {folders[1].name}, or name their folders with --a and --b",

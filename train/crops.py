@@ -31,9 +31,6 @@ class CropSource(Protocol):
     def is_sharp(self, which: int) -> bool:
         """Tell whether the pair is a single sharp image, from which a multi-focus pair is made."""
 
-    def number(self, which: int) -> int:
-        """Number of the pair itself, which is the same however often it may be drawn."""
-
 
 def crop_batch(
     pairs: CropSource,

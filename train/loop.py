@@ -48,6 +48,7 @@ from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.process import Ranks, StopSignal
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, checkpoint_path, find_checkpoints, save_state
+from refusion_edge.train.targets import targets_of
 from refusion_edge.train.views import Crops, Teacher, Views
 
 BEST_NAME = "best.safetensors"
@@ -191,8 +192,7 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 test = None
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.machine.bf16, cache_enabled=False):
                     phi = {name: tensor.detach().requires_grad_(action.meta) for name, tensor in state.phi.items()}
-                    pairs = len(batch.a) // 2
-                    weights = networks.propose(phi, batch.a[:pairs], batch.b[:pairs])
+                    weights = networks.propose(phi, *batch.compared)
                     fusion = fusion_gradient(networks, state.theta, batch, weights, objective, ranks.average)
                     values.update(loss=fusion.loss.item(), gradient_norm=_norm(fusion.gradient))
                     if action.meta:
@@ -355,11 +355,15 @@ def _crops(run: Run) -> Callable[..., Crops | tuple[Tensor, Tensor]]:
 
 def _both_orders(crops: Crops | tuple[Tensor, Tensor], run: Run, state: TrainingState) -> Batch:
     like = next(iter(state.theta.values()))
+    figures = taught = None
     if isinstance(crops, tuple):
-        return Batch.in_both_orders(*(plane.to(like) for plane in crops))
-    figures = crops.figures.to(like) if run.settings.run.network == "fast" else None
-    taught = None if crops.taught is None else crops.taught.to(like)
-    return Batch.in_both_orders(crops.a.to(like), crops.b.to(like), figures, taught)
+        a, b = (plane.to(like) for plane in crops)
+    else:
+        a, b = crops.a.to(like), crops.b.to(like)
+        figures = crops.figures.to(like) if run.settings.run.network == "fast" else None
+        taught = None if crops.taught is None else crops.taught.to(like)
+    targets = targets_of(a, b, run.settings.targets, taught) if run.settings.targets.depart else None
+    return Batch.in_both_orders(a, b, figures, taught, targets)
 
 
 def _norm(gradient: Parameters) -> float:

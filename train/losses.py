@@ -61,6 +61,7 @@ def fusion_loss(
     term: GradientTerm = "signed",
     intensity: IntensityTerm = "squared",
     engine: LossEngine | None = None,
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """Weighted distance of the fused plane to both sources, in intensity and in gradient.
 
@@ -88,26 +89,36 @@ def fusion_loss(
         term: Gradient term.
         intensity: Intensity term.
         engine: How to compute it; None for ``LOSS_ENGINE``.
+        emphasis: How much each pixel counts in the means, (B, 1, H, W), at least 0; 1 for all if None. Only ``reference``
+            has it, and ``auto`` then chooses that.
 
     Returns:
         Scalar.
 
     Raises:
-        UsageError: There is no such engine.
+        UsageError: There is no such engine, or it has no emphasis.
         BackendError: The kernels are requested where they cannot run.
 
     Source:
         ReFusion's fusion loss (IJCV 2024); the signed gradient term follows TDFusion, with weights added.
     """
     w, v = weights.intensity, weights.gradient
-    if _choose_engine(engine or LOSS_ENGINE, fused) == "triton":
+    chosen = _choose_engine(engine or LOSS_ENGINE, fused, has_emphasis=emphasis is not None)
+    if chosen == "triton":
         from refusion_edge.kernels.gpu.weighted_loss import weighted_loss
 
         return weighted_loss(fused, a, b, w, v, gradient_coefficient, term, "triton", intensity)
-    return _intensity_loss(fused, a, b, w, intensity) + gradient_coefficient * _gradient_loss(fused, a, b, v, term)
+    distance = _intensity_loss(fused, a, b, w, intensity) + gradient_coefficient * _gradient_loss(fused, a, b, v, term)
+    return distance.mean() if emphasis is None else (emphasis * distance).mean()
 
 
-def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
+def _choose_engine(engine: LossEngine, fused: Tensor, *, has_emphasis: bool) -> LossEngine:
+    if has_emphasis and engine == "triton":
+        raise UsageError(
+            "the loss kernels weigh all pixels alike", "choose the engine reference", expected="reference", got=engine
+        )
+    if engine == "auto" and has_emphasis:
+        return "reference"
     if engine == "auto":
         return "triton" if fused.is_cuda and TRITON_INSTALLED and fused.dtype == torch.float32 else "reference"
     if engine == "triton" and not (TRITON_INSTALLED and (fused.is_cuda or is_interpreted())):
@@ -129,22 +140,24 @@ def _choose_engine(engine: LossEngine, fused: Tensor) -> LossEngine:
 
 
 def _intensity_loss(fused: Tensor, a: Tensor, b: Tensor, w: Tensor, term: IntensityTerm) -> Tensor:
+    """Distance at each pixel, (B, 1, H, W)."""
     if term == "absolute":
-        return (w * (a - fused).abs() + (1 - w) * (b - fused).abs()).mean()
-    return (w * (a - fused)).square().mean() + ((1 - w) * (b - fused)).square().mean()
+        return w * (a - fused).abs() + (1 - w) * (b - fused).abs()
+    return (w * (a - fused)).square() + ((1 - w) * (b - fused)).square()
 
 
 def _gradient_loss(fused: Tensor, a: Tensor, b: Tensor, v: Tensor, term: GradientTerm) -> Tensor:
+    """Distance at each pixel, (B, 1, H, W)."""
     if term == "magnitude":
         magnitude = gradient_magnitude(fused)
         distance_a, distance_b = gradient_magnitude(a) - magnitude, gradient_magnitude(b) - magnitude
-        return (v * distance_a).square().mean() + ((1 - v) * distance_b).square().mean()
+        return (v * distance_a).square() + ((1 - v) * distance_b).square()
     if term == "signed-max":
         v = (gradient_magnitude(a) >= gradient_magnitude(b)).to(v.dtype)
     gradient = sobel(fused)
     distance_a = (sobel(a) - gradient).abs().sum(dim=1, keepdim=True)
     distance_b = (sobel(b) - gradient).abs().sum(dim=1, keepdim=True)
-    return (v * distance_a + (1 - v) * distance_b).mean()
+    return v * distance_a + (1 - v) * distance_b
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +179,22 @@ class TeacherSettings:
     sha256: str = ""
 
 
-def teacher_loss(fused: Tensor, taught: Tensor, settings: TeacherSettings) -> Tensor:
+def teacher_loss(fused: Tensor, taught: Tensor, settings: TeacherSettings, emphasis: Tensor | None = None) -> Tensor:
     """Distance from the result of a teacher, in intensity and in gradient.
 
     Args:
         fused: Network output, (B, 1, H, W).
         taught: Result of the teacher, same shape.
         settings: Factors of the two terms.
+        emphasis: How much each pixel counts, same shape; 1 for all if None.
 
     Returns:
         Scalar.
     """
     difference = fused - taught
     # The Sobel filter is linear: the response of the difference is the difference of the responses.
-    return settings.intensity * difference.abs().mean() + settings.gradient * gradient_magnitude(difference).mean()
+    distance = settings.intensity * difference.abs() + settings.gradient * gradient_magnitude(difference)
+    return distance.mean() if emphasis is None else (emphasis * distance).mean()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from refusion_edge.train.losses import (
     reconstruction_loss,
     teacher_loss,
 )
+from refusion_edge.train.targets import Targets
 
 Engine = Literal["exact", "exact-fd", "pixel", "double", "off"]
 """``exact``: forward-mode product. ``exact-fd``: the same product by a central difference of F, for an F without a
@@ -92,6 +93,7 @@ class Batch:
         b: Source b, repeated.
         figures: Statistics of the images in the order that F sees, (2B, 8); None for those of the crops.
         taught: What a teacher makes of the order (A, B), repeated: F is to give it in either order; None without one.
+        targets: What the loss compares the result with, (B, 1, H, W) each; None for the sources and the teacher themselves.
     """
 
     first: Tensor
@@ -100,10 +102,28 @@ class Batch:
     b: Tensor
     figures: Tensor | None = None
     taught: Tensor | None = None
+    targets: Targets | None = None
 
     @classmethod
-    def in_both_orders(cls, a: Tensor, b: Tensor, figures: Tensor | None = None, taught: Tensor | None = None) -> Batch:
-        """Make the batch from both sources, each (B, 1, H, W), the statistics of the order (A, B), and the teacher's result."""
+    def in_both_orders(
+        cls,
+        a: Tensor,
+        b: Tensor,
+        figures: Tensor | None = None,
+        taught: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> Batch:
+        """Make the batch from both sources, each (B, 1, H, W).
+
+        Args:
+            a: Source a.
+            b: Source b.
+            figures: Statistics of the order (A, B).
+            taught: The teacher's result; if there are targets, theirs takes its place.
+            targets: What the loss compares the result with.
+        """
+        if targets is not None:
+            taught = targets.taught
         return cls(
             torch.cat((a, b)),
             torch.cat((b, a)),
@@ -111,12 +131,21 @@ class Batch:
             torch.cat((b, b)),
             None if figures is None else torch.cat((figures, swapped(figures))),
             None if taught is None else torch.cat((taught, taught)),
+            targets,
         )
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Inputs of F."""
         return (self.first, self.second) if self.figures is None else (self.first, self.second, self.figures)
+
+    @property
+    def compared(self) -> tuple[Tensor, Tensor]:
+        """What the loss compares the result with for source a and source b, (B, 1, H, W) each; P weighs the two."""
+        if self.targets is not None:
+            return self.targets.a, self.targets.b
+        pairs = len(self.a) // 2
+        return self.a[:pairs], self.b[:pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +166,14 @@ class FusionObjective:
 
     def __call__(self, fused: Tensor, batch: Batch, weights: LossWeights) -> Tensor:
         """Evaluate the loss of a fused batch."""
-        loss = fusion_loss(fused, batch.first, batch.second, weights, self.coefficient, self.term, self.intensity)
+        a, b = batch.compared
+        emphasis = None if batch.targets is None else torch.cat((batch.targets.weight, batch.targets.weight))
+        loss = fusion_loss(
+            fused, torch.cat((a, b)), torch.cat((b, a)), weights, self.coefficient, self.term, self.intensity, emphasis=emphasis
+        )
         if batch.taught is None:
             return loss
-        return self.lesson.loss * loss + teacher_loss(fused, batch.taught, self.lesson)
+        return self.lesson.loss * loss + teacher_loss(fused, batch.taught, self.lesson, emphasis)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,8 +144,8 @@ def propose_shape(timings: Sequence[Timing], settings: Settings, max_s: float) -
 
 
 def _draw(pairs: CropSource, step: int, batch: int, crop_px: int, device: torch.device) -> Batch:
-    crops = crop_batch(pairs, step, batch=batch, crop_px=crop_px, seed=0)
-    return Batch.in_both_orders(*(plane.to(device) for plane in crops))
+    a, b = crop_batch(pairs, step, batch=batch, crop_px=crop_px, seed=0)
+    return Batch.in_both_orders(a.to(device), b.to(device))
 
 
 def _pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

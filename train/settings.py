@@ -22,6 +22,7 @@ from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm, TeacherSettings
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.networks import ProposalSettings
+from refusion_edge.train.targets import TargetSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -236,6 +237,7 @@ class Settings:
     machine: MachineSettings
     fast: FastLayout = field(default_factory=FastLayout)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    targets: TargetSettings = field(default_factory=TargetSettings)
 
     def __post_init__(self) -> None:
         run, meta, optimiser, tone = self.run, self.meta, self.optimiser, self.tone
@@ -272,6 +274,7 @@ class Settings:
             "teacher.intensity": self.teacher.intensity,
             "teacher.gradient": self.teacher.gradient,
             "teacher.loss": self.teacher.loss,
+            "targets.emphasis": self.targets.emphasis,
         }
         shares = {
             "run.late_from": run.late_from,
@@ -282,6 +285,11 @@ class Settings:
             "optimiser.fusion_frozen": optimiser.fusion_frozen,
             "validation.held": self.validation.held,
             "tone.share": tone.share,
+            "tone.glare": tone.glare,
+            "targets.clipped": self.targets.clipped,
+            "targets.grain": self.targets.grain,
+            "targets.gaps": self.targets.gaps,
+            "targets.hot": self.targets.hot,
         }
         repeats = {f"data.repeat.{beginning}": times for beginning, times in self.data.repeat.items()}
         crops = {"run.crop_px": run.crop_px, "run.late_crop_px": run.late_crop_px}

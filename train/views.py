@@ -117,7 +117,8 @@ class Views:
         return Crops(a, b, torch.from_numpy(np.stack(figures)), taught[0] if taught else None)
 
     def _view(self, which: int, variant: int) -> _View:
-        key = self.pairs.number(which), variant
+        # A pair that is drawn more often has as many more variants.
+        key = which, variant
         if (kept := self._cache.get(key)) is not None:
             return kept
         a, b = self.pairs.planes(which)

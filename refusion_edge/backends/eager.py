@@ -7,7 +7,7 @@ import importlib.metadata
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import RunOptions, Status
+from refusion_edge.backends.registry import RunOptions, Status, execution_error
 from refusion_edge.machine import is_installed, require
 from refusion_edge.network.family import network_of
 
@@ -47,8 +47,15 @@ class EagerBackend:
         del self._network
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array."""
-        with self._torch.inference_mode():
-            fused = self._network(self._torch.from_numpy(a.copy()), self._torch.from_numpy(b.copy()))
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array.
+
+        Raises:
+            BackendError: There is not enough memory, or torch cannot run the network.
+        """
+        try:
+            with self._torch.inference_mode():
+                fused = self._network(self._torch.from_numpy(a.copy()), self._torch.from_numpy(b.copy()))
+        except (RuntimeError, MemoryError) as error:
+            raise execution_error(f"torch {self._torch.__version__}", error, a.shape[2:]) from error
         result: Float32Array = fused.numpy()
         return result

@@ -11,7 +11,7 @@ import numpy as np
 from refusion_edge.arrays import Array, Float32Array, Uint8Array
 from refusion_edge.backends.registry import Backend, Uint8InputBackend, Uint8OutputBackend
 from refusion_edge.errors import GateError, not_finite
-from refusion_edge.images.color import Colored, ColorOrder, merge, merge_uint8
+from refusion_edge.images.color import Colored, ColorOrder, join, merge, merge_uint8
 
 # Rounding in half precision passes the ends of the range by less.
 _TOLERANCE = 0.01
@@ -73,7 +73,8 @@ class Finisher:
         stretch: Callable[[Float32Array], Array],
         *,
         beside: tuple[Array, Array] | None = None,
-    ) -> Uint8Array:
+        rounded: bool = True,
+    ) -> Array:
         """Turn the output of ``infer`` into an image.
 
         Args:
@@ -83,9 +84,10 @@ class Finisher:
             stretch: Maps a plane, (H, W), to luma in [0, 255], float32 or uint8; not called for an output that was finished
                 on the device.
             beside: Luma of the dtype of the output, (H, W), and where it replaces the fused one, (H, W) bool.
+            rounded: Whether the image is uint8; otherwise it is float32, [0, 255], if ``stretch`` returns float32.
 
         Returns:
-            (H, W), or (H, W, 3) in the channel order ``order``, uint8.
+            (H, W), or (H, W, 3) in the channel order ``order``.
 
         Raises:
             GateError: The plane contains NaN, infinities or values outside [0, 1]; the weights or the engine are broken.
@@ -111,4 +113,4 @@ class Finisher:
             assert chroma is None or isinstance(chroma, Colored)
             return merge_uint8(luma, chroma)
         assert not isinstance(chroma, Colored)
-        return merge(luma, chroma, self.order)
+        return merge(luma, chroma, self.order) if rounded else join(luma, chroma, self.order)

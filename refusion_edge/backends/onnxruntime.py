@@ -9,14 +9,14 @@ import onnxruntime as ort
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
-from refusion_edge.documents import brief
+from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, execution_error, load_error, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.network.family import make_model
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS
 from refusion_edge.network.layouts import REFERENCE
 
-_ERRORS_ONLY = 3
+# What ONNX Runtime logs of an error, its exception says, too.
+_SILENT = 4
 
 
 def probe() -> Status:
@@ -74,14 +74,14 @@ class OrtBackend:
         # Planning all buffers of an image as one block takes twice the memory, for no measurable gain in time.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if streaming else "1")
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _SILENT
         options.intra_op_num_threads = threads
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types are not public
-            raise BackendError(f"ONNX Runtime {version()} cannot load the model: {brief(error)}", "build it again") from error
+            raise load_error(f"ONNX Runtime {version()}", error) from error
         names = [value.name for value in self._session.get_inputs()]
         # Additional outputs of a model for TensorRT are not requested, so not computed; its additional inputs are set to zero.
         self._unused = [name for name in names if name in UINT8_INPUTS.values()]
@@ -105,14 +105,22 @@ class OrtBackend:
         del self._session
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array."""
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array.
+
+        Raises:
+            BackendError: There is not enough memory, or ONNX Runtime cannot run the model.
+        """
         require_size(self._size_hw, a.shape[2:])
         options = None
         if a.shape[2:] != self._last_hw:
             # Memory that the arena keeps from images of another size fits poorly and would be wasted.
             options = ort.RunOptions()
+            options.log_severity_level = _SILENT
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             self._last_hw = a.shape[2:]
         given = {INPUT_A: a, INPUT_B: b, **{name: np.zeros(a.shape, np.uint8) for name in self._unused}}
-        fused: Float32Array = self._session.run([OUTPUT], given, options)[0]
+        try:
+            fused: Float32Array = self._session.run([OUTPUT], given, options)[0]
+        except Exception as error:
+            raise execution_error(f"ONNX Runtime {version()}", error, a.shape[2:]) from error
         return fused

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, State
-from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
+from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, execution_error, load_error, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.machine import is_installed, processor, require
 from refusion_edge.network.family import make_model
@@ -79,8 +79,9 @@ class OpenVinoBackend:
             graph = core.read_model(model)
             compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[-1].rstrip(".")
-            raise BackendError(f"OpenVINO {version()} cannot load the model: {reason}", "build it again") from error
+            # Its last line is the reason.
+            reason = RuntimeError((str(error).strip().splitlines() or ["no reason given"])[-1].rstrip("."))
+            raise load_error(f"OpenVINO {version()}", reason) from error
         names = [port.any_name for port in compiled.inputs]
         if names != [INPUT_A, INPUT_B] or [port.any_name for port in compiled.outputs] != [OUTPUT]:
             raise BackendError(
@@ -101,7 +102,18 @@ class OpenVinoBackend:
         del self._request
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array."""
+        """Fuse two luma planes; see ``Backend.fuse``. The result is a new array.
+
+        Raises:
+            BackendError: There is not enough memory, or OpenVINO cannot run the model.
+        """
         require_size(self._size_hw, a.shape[2:])
-        fused: Float32Array = self._request.infer({INPUT_A: a, INPUT_B: b})[0]
+        library = f"OpenVINO {version()}"
+        try:
+            fused: Float32Array = self._request.infer({INPUT_A: a, INPUT_B: b})[0]
+        except (RuntimeError, MemoryError) as error:
+            raise execution_error(library, error, a.shape[2:]) from error
+        if fused.size == 0:
+            # What it returns, without an exception, where it cannot allocate its buffers.
+            raise execution_error(library, MemoryError(), a.shape[2:])
         return fused

@@ -15,11 +15,15 @@ from typing import Any, Protocol, runtime_checkable
 from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, Float64Array, State, Uint8Array
+from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.network.family import DEFAULT_NETWORK, find_network, network_of
 from refusion_edge.network.layouts import Precision
 
 AUTO = "auto"
+
+# As libraries put it, in lower case.
+_NO_MEMORY = ("allocate memory", "bad alloc", "bad_alloc", "out of memory", "enough memory", "not enough space")
 
 
 class Backend(Protocol):
@@ -43,6 +47,7 @@ class Backend(Protocol):
 
         Raises:
             ShapeError: The planes do not have the fixed size of the engine.
+            BackendError: There is not enough memory, or the network cannot be run.
         """
 
 
@@ -505,12 +510,37 @@ def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) 
     """
     if built_for_hw is not None and built_for_hw != got_hw:
         raise ShapeError(
-            f"the engine was built for images of {built_for_hw[1]}x{built_for_hw[0]} (width x height), but these are "
-            f"{got_hw[1]}x{got_hw[0]}",
+            f"the engine was built for images of {built_for_hw[0]}x{built_for_hw[1]} (height x width), but these are "
+            f"{got_hw[0]}x{got_hw[1]}",
             f"build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic",
             expected=built_for_hw,
             got=got_hw,
         )
+
+
+def load_error(library: str, problem: Exception) -> BackendError:
+    """Make the error for a model that a library cannot load."""
+    if _is_no_memory(problem):
+        return BackendError(f"there is not enough memory to load the model in {library}", "free some first")
+    return BackendError(f"{library} cannot load the model: {brief(problem)}", "build it again")
+
+
+def execution_error(library: str, problem: Exception, size_hw: tuple[int, ...]) -> BackendError:
+    """Make the error for a network that a library could not run.
+
+    Args:
+        library: Name of the library.
+        problem: What it raised.
+        size_hw: Height and width of the planes.
+    """
+    size = f"{size_hw[0]}x{size_hw[1]} (height x width)"
+    if _is_no_memory(problem):
+        return BackendError(f"there is not enough memory to fuse {size} in {library}", "fuse smaller images")
+    return BackendError(f"{library} cannot run the network on {size}: {brief(problem)}", "choose another --backend")
+
+
+def _is_no_memory(problem: Exception) -> bool:
+    return isinstance(problem, MemoryError) or any(words in str(problem).lower() for words in _NO_MEMORY)
 
 
 def require_usable(name: str) -> None:

@@ -23,14 +23,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import InputError, MisfitError, OutputError, RefusionError, UsageError
+from refusion_edge.errors import BackendError, InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
 VERBS = (
     "demo", "fuse", "stream", "snap", "align", "eval", "train", "export", "build", "verify", "inspect", "bench", "doctor",
-    "selftest",
+    "selftest", "completion",
 )  # fmt: skip
 
+_HELP = "'refusion-edge help VERB' shows the options of a verb.\n\n"
 EXIT_CODES = """\
 exit codes:
   0    success
@@ -109,7 +110,7 @@ def _run(argv: Sequence[str] | None) -> int:
     interruption = _Interruption()
     try:
         with interruption, _WarningLines():
-            options = _parser().parse_args(argv)
+            options = make_parser().parse_args(_without_help_verb(sys.argv[1:] if argv is None else argv))
             _require_folder()
             code = _run_verb(options)
             sys.stdout.flush()
@@ -129,7 +130,9 @@ def _run(argv: Sequence[str] | None) -> int:
             # An error of standard output has no file name; problems with our own files are OutputErrors.
             if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
                 return _refuse_output(error)
-            raise
+            if not _is_no_memory(error):
+                raise
+            error = BackendError("there is not enough memory", "use smaller images, fewer processes or another machine")
         print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
         return error.exit_code
 
@@ -157,19 +160,41 @@ class _WarningLines(logging.Handler):
 def _run_verb(options: argparse.Namespace) -> int:
     """Run a verb; with ``--rebuild``, run it again after rebuilding a bundle that does not fit this machine."""
     rebuilds = getattr(options, "rebuild", False)
-    if rebuilds and options.bundle is None:
+    if rebuilds and options.bundle is None and getattr(options, "config", None) is None:
         raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
+    if getattr(options, "trust", False):
+        _trust_bundles(options)
     try:
         code: int = options.run(options)
     except MisfitError as misfit:
         # An engine is opened before anything is written.
-        if not rebuilds:
+        if not rebuilds or options.bundle is None:
             raise
         from refusion_edge.cli.build import rebuild
 
         rebuild(options.bundle, misfit)
         code = options.run(options)
     return code
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    # OpenCV, which may not be loaded, has one type for all of its errors.
+    return isinstance(error, MemoryError) or (type(error).__module__ == "cv2" and "Insufficient memory" in str(error))
+
+
+def _trust_bundles(options: argparse.Namespace) -> None:
+    """Note that the user vouches for the bundles that the options name."""
+    from refusion_edge.bundle.manifest import MANIFEST
+    from refusion_edge.bundle.trust import trust_path
+
+    for option in ("bundle", "engines", "compare"):
+        named = getattr(options, option, None) or ()
+        for text in (named,) if isinstance(named, str) else named:
+            # eval names its methods: NAME=BUNDLE.
+            for path in dict.fromkeys((text, text.partition("=")[2])):
+                if path and Path(path, MANIFEST).is_file():
+                    trust_path(path)
+                    break
 
 
 def _require_folder() -> None:
@@ -209,14 +234,35 @@ def leave() -> NoReturn:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _without_help_verb(argv: Sequence[str]) -> Sequence[str]:
+    """Read ``help VERB`` as ``VERB --help``."""
+    return [*argv[1:], "--help"] if argv and argv[0] == "help" else argv
+
+
+class _Version(argparse.Action):
+    """Prints the version, and the back ends that work on this machine with theirs."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **other: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=other["help"])
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        from refusion_edge.backends.registry import BACKENDS, status
+
+        found = {name: status(name) for name in BACKENDS}
+        usable = ", ".join(f"{name} ({state.reason})" for name, state in found.items() if state.usable)
+        print(f"refusion-edge {__version__}\nback ends: {usable or 'none; see refusion-edge doctor'}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the program, with those of all verbs."""
     parser = _Parser(
         prog="refusion-edge",
         description="Image fusion with the ReFusion network, from training to live cameras on edge devices.",
-        epilog=EXIT_CODES,
+        epilog=_HELP + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"refusion-edge {__version__}")
+    parser.add_argument("--version", action=_Version, help="show the version and the back ends that work here, and stop")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name in VERBS:
         module = importlib.import_module(f"refusion_edge.cli.{name}")

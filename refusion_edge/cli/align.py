@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli import align_time
-from refusion_edge.cli.options import add_best_effort, add_json, length_m, nonempty
+from refusion_edge.cli.options import add_best_effort, add_json, add_overwrite, length_m, nonempty, require_free
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -79,16 +79,14 @@ def run(options: argparse.Namespace) -> int:
 def _make(options: argparse.Namespace) -> int:
     from refusion_edge.calibration.rig.alignment import draw, summary, to_document
     from refusion_edge.cli.console import write_json
-    from refusion_edge.errors import UsageError
     from refusion_edge.images.io import write_image
     from refusion_edge.rig.file import read_rig, write_rig
 
     old = read_rig(options.rig) if options.rig else None
-    if options.output.exists() and not options.overwrite and not (options.rig and options.rig.samefile(options.output)):
-        raise UsageError(
-            f"the rig {options.output} exists",
-            f"add this distance to it with --rig {options.output}, or replace it with --overwrite",
-        )
+    adds = options.rig is not None and options.output.exists() and options.rig.samefile(options.output)
+    require_free(
+        options.output, overwrite=options.overwrite or adds, instead=f"add this distance to it with --rig {options.output}"
+    )
     _check_contradictions(options, old)
     frames = _read_frames(options)
     rig, alignments, scene = (
@@ -408,7 +406,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lens", choices=("pinhole", "fisheye"), default="pinhole", help="lens model (default: pinhole)")
     for name in ("ir", "vis"):
         parser.add_argument(
-            f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: that of the image)"
+            f"--{name}-size", type=_size, metavar="HxW", help=f"height x width of {name} frames (default: that of the image)"
         )
 
 
@@ -450,7 +448,7 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("rig.yaml"), metavar="RIG", help="rig file to write (default: rig.yaml)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_overwrite(parser, "an existing rig")
     parser.add_argument(
         "--overlay", type=Path, metavar="PNG", help="also draw both views on top of each other, before and after"
     )
@@ -504,8 +502,8 @@ def _unit(text: str) -> float:
 
 
 def _size(text: str) -> tuple[int, int]:
-    numbers = _whole(text, "x", 2, "a size as WIDTHxHEIGHT such as 640x512")
-    return numbers[0], numbers[1]
+    numbers = _whole(text, "x", 2, "a size as HEIGHTxWIDTH such as 512x640")
+    return numbers[1], numbers[0]
 
 
 def _board(text: str) -> tuple[int, int]:

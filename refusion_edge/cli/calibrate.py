@@ -98,9 +98,10 @@ def _find(source: Path, task: Task) -> tuple[PairPaths, ...]:
 
 def _split(pairs: tuple[PairPaths, ...]) -> tuple[tuple[PairPaths, ...], tuple[PairPaths, ...]]:
     """Split into calibration and gate pairs, both spread over the whole folder so that neither is a single scene."""
-    from refusion_edge.calibration.int8 import MAX_PAIRS, check_count, spread
+    from refusion_edge.calibration.int8 import MAX_PAIRS, MIN_PAIRS, check_count, spread
 
-    apart = set(spread(pairs, min(_MAX_GATE_PAIRS, len(pairs) // 5)))
+    # The calibration comes first: with few pairs, the gate has the sample pairs alone.
+    apart = set(spread(pairs, min(_MAX_GATE_PAIRS, len(pairs) // 5, max(0, len(pairs) - MIN_PAIRS))))
     calibrating = [pair for index, pair in enumerate(pairs) if index not in apart]
     check_count(len(calibrating))
     chosen = tuple(calibrating[index] for index in spread(calibrating, MAX_PAIRS))

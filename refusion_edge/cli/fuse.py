@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import (
     add_image_output,
     add_json,
+    add_layout,
     add_network,
     add_rebuild,
+    add_shard,
     add_task,
     add_threads,
+    add_trust_engine,
     nonempty,
     number_between,
     pixel_range,
+    resolve_layout,
 )
 
 if TYPE_CHECKING:
-    from refusion_edge.arrays import Uint8Array
+    from refusion_edge.archive.fusing import FusePlan
     from refusion_edge.errors import RefusionError
     from refusion_edge.fuser import Fuser
     from refusion_edge.images.findings import Findings
     from refusion_edge.images.luma import Planes
-    from refusion_edge.images.pairs import ImagePair, PairList, PairPaths
+    from refusion_edge.images.pairs import PairList, PairPaths
 
 SUMMARY = "fuse two images, or two folders of images matched by name"
 SCHEMA = "refusion-edge/fuse/1"
@@ -52,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
+    add_trust_engine(parser)
     add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     add_rebuild(parser)
@@ -65,10 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"values of source {source} that become black and white, auto for its own range, or full for its full scale "
             "(default: from its role and its file)",
         )  # fmt: skip
-    parser.add_argument("--layout", metavar="NAME", help="layout of the data set in folder A, such as msrs, m3fd or llvip")
+    add_layout(parser)
     parser.add_argument(
         "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
         help="largest number of pixels of an image; a small file can claim to hold gigabytes (default: 100 million)",
+    )  # fmt: skip
+    add_shard(parser, "of the pairs, with a manifest in the output folder: what is there and intact is not fused again")
+    parser.add_argument(
+        "--cluster", choices=("ray",),
+        help="fuse on a Ray cluster, the one of RAY_ADDRESS or else of this machine's cores; keeps a manifest like --shard 0/1",
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)
@@ -79,12 +90,14 @@ class _Log:
     """What happened to the pairs of one run: results by name, and failures."""
 
     written: list[dict[str, Any]] = field(default_factory=list)
+    verified: list[str] = field(default_factory=list)
     failures: list[tuple[str, RefusionError]] = field(default_factory=list)
 
     def to_json(self, found: PairList, remarks: list[dict[str, object]]) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "written": self.written,
+            "verified": self.verified,
             "failed": [{"name": name, "problem": error.problem, "remedy": error.remedy} for name, error in self.failures],
             "left_out": [str(path) for path in (*found.only_a, *found.only_b, *found.ignored)],
             "remarks": [*remarks, *({"text": text} for text in found.remarks())],
@@ -95,12 +108,11 @@ def run(options: argparse.Namespace) -> int:
     """Fuse and write; a pair of a folder that cannot be fused is reported, and the others are still fused."""
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.errors import InputError, UsageError
-    from refusion_edge.fuser import load
     from refusion_edge.images.findings import Findings
     from refusion_edge.images.io import check_writable_suffix, write_image
-    from refusion_edge.images.pairs import find_pairs, is_collection, read_pair
+    from refusion_edge.images.pairs import find_pairs, is_collection
 
-    _resolve_layout(options)
+    options.a, options.b = resolve_layout(options.a, options.b, options.task, options.layout)
     many = is_collection(options.a)
     found = find_pairs(options.a, options.b)
     if not many:
@@ -108,32 +120,20 @@ def run(options: argparse.Namespace) -> int:
     elif Path(options.output).is_file():
         raise UsageError(f"the sources are folders, but --output {options.output} is a file", "name a folder")
     _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
-    source = options.bundle or options.weights or options.task or "ir_vis"
-    task = options.task if source != options.task else None
-
-    def opened() -> Fuser:
-        return load(
-            source,
-            task=task,
-            backend=options.backend,
-            output_range=options.output_range,
-            threads=options.threads,
-            network=options.network,
-        )
-
+    plan = _plan(options)
     findings, log = Findings(), _Log()
+    if not many and (options.shard is not None or options.cluster is not None):
+        raise UsageError("--shard and --cluster are for folders, and the sources are two files", "leave them out")
     if many:
-        with opened() as fuser:
-            _say_choice(options, fuser)
-            code = _fuse_folder(options, fuser, found, findings, log)
+        code = _fuse_folder(options, plan, found, findings, log)
         if options.json:
             write_json(options.json, log.to_json(found, findings.to_json()))
         return code
     # Read the images first, so that a wrong path fails before an engine is loaded.
-    pair = read_pair(found.pairs[0], max_pixels=options.max_pixels)
-    with opened() as fuser:
+    pair = plan.read(found.pairs[0])
+    with plan.open() as fuser:
         try:
-            fused, planes = _fuse(options, fuser, pair)
+            fused, planes = plan.fuse(fuser, pair)
         except InputError as error:
             raise error.within(f"{options.a} and {options.b}") from error
     write_image(options.output, fused)
@@ -146,27 +146,26 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, log.to_json(found, findings.to_json()))
     if options.json != "-":
         kind = "color" if fused.ndim == 3 else "grayscale"
-        output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {kind})")
+        output().print(f"wrote {options.output} ({fused.shape[0]}x{fused.shape[1]}, {kind})")
     return 0
 
 
-def _resolve_layout(options: argparse.Namespace) -> None:
-    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources."""
-    from refusion_edge.cli.console import remarks
-    from refusion_edge.images.layouts import find_folders
-    from refusion_edge.tasks import find_task
+def _plan(options: argparse.Namespace) -> FusePlan:
+    from refusion_edge.archive.fusing import FusePlan
 
-    if options.layout is None and not (options.a == options.b and Path(options.a).is_dir()):
-        return
-    folders = find_folders(Path(options.a), find_task(options.task or "ir_vis"), options.layout)
-    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
-    options.a, options.b = str(folders.a), str(folders.b)
-
-
-def _fuse(options: argparse.Namespace, fuser: Fuser, pair: ImagePair) -> tuple[Uint8Array, Planes]:
-    planes = fuser.to_planes(*pair.stills, a_range=options.a_range, b_range=options.b_range)
-    color = not options.gray
-    return fuser.to_image(fuser.infer(planes, color=color), planes, color=color), planes
+    source = options.bundle or options.weights or options.task or "ir_vis"
+    return FusePlan(
+        source,
+        options.task if source != options.task else None,
+        options.network,
+        options.backend,
+        options.threads,
+        options.output_range,
+        options.gray,
+        options.a_range,
+        options.b_range,
+        options.max_pixels,
+    )
 
 
 def _entry(paths: PairPaths, target: Path, planes: Planes) -> dict[str, Any]:
@@ -187,28 +186,27 @@ def _say_choice(options: argparse.Namespace, fuser: Fuser) -> None:
         (remarks if options.json == "-" else output)().print(f"Back end: {fuser.choice.reason}")
 
 
-def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, findings: Findings, log: _Log) -> int:
-    from refusion_edge.cli.console import output, progress_bar, remarks
-    from refusion_edge.errors import InputError, OutputError
-    from refusion_edge.files import output_error
+def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, findings: Findings, log: _Log) -> int:
+    """Fuse all pairs, or a share of them."""
+    from refusion_edge.archive.shards import ALL
+    from refusion_edge.cli.console import output, remarks
+    from refusion_edge.errors import UsageError
     from refusion_edge.images.depth import find_depths
-    from refusion_edge.images.io import write_image
-    from refusion_edge.images.pairs import read_pair
 
-    depths = find_depths(found.pairs, fuser.task)
-    with progress_bar() as progress:
-        for paths in progress.track(found.pairs, description="fusing"):
-            target = _target(options, paths, many=True)
-            try:
-                fused, planes = _fuse(options, fuser, depths.apply(read_pair(paths, max_pixels=options.max_pixels)))
-                write_image(target, fused)
-            except (InputError, OutputError) as error:
-                log.failures.append((paths.name, error))
-            except OSError as error:
-                log.failures.append((paths.name, output_error(target, error)))
-            else:
-                findings.add(paths.name, planes.remarks)
-                log.written.append(_entry(paths, target, planes))
+    if options.shard is not None and options.cluster is not None:
+        raise UsageError("a cluster hands out the pairs itself", "leave --shard out")
+    pairs = (options.shard or ALL).of(found.pairs)
+    with plan.open() as fuser:
+        # Of all pairs: a share is fused like the whole.
+        depths = find_depths(found.pairs, fuser.task)
+        plan = replace(plan, depths=depths)
+        _say_choice(options, fuser)
+        if options.cluster is None and options.shard is None:
+            _fuse_all(options, plan, fuser, pairs, findings, log)
+        elif options.cluster is None:
+            _fuse_shard(options, plan, fuser, pairs, findings, log)
+    if options.cluster is not None:
+        _fuse_on_cluster(options, plan, fuser.backend.name, pairs, log)
     for line in (*found.remarks(), *depths.remarks, *findings.lines()):
         remarks().print(line)
     for name, failure in log.failures[:_MOST_FAILURES]:
@@ -216,8 +214,96 @@ def _fuse_folder(options: argparse.Namespace, fuser: Fuser, found: PairList, fin
     if len(log.failures) > _MOST_FAILURES:
         remarks().print(f"refusion-edge: error: {len(log.failures) - _MOST_FAILURES} more pairs failed; --json FILE lists them")
     if options.json != "-":
-        output().print(f"wrote {len(log.written)} of {len(found.pairs)} fused images to {options.output}")
-    return InputError.exit_code if log.failures else 0
+        there = f"; {len(log.verified)} were there already and are intact" if log.verified else ""
+        share = f" of shard {options.shard}" if options.shard is not None and not options.shard.is_all else ""
+        output().print(f"wrote {len(log.written)} of {len(pairs)} fused images{share} to {options.output}{there}")
+    return log.failures[0][1].exit_code if log.failures else 0
+
+
+def _fuse_all(
+    options: argparse.Namespace, plan: FusePlan, fuser: Fuser, pairs: Sequence[PairPaths], findings: Findings, log: _Log
+) -> None:
+    from refusion_edge.images.io import write_image
+
+    def one(paths: PairPaths, target: Path) -> None:
+        fused, planes = plan.fuse(fuser, plan.read(paths))
+        write_image(target, fused)
+        findings.add(paths.name, planes.remarks)
+        log.written.append(_entry(paths, target, planes))
+
+    _each(options, pairs, one, log)
+
+
+def _fuse_shard(
+    options: argparse.Namespace, plan: FusePlan, fuser: Fuser, pairs: Sequence[PairPaths], findings: Findings, log: _Log
+) -> None:
+    from refusion_edge.archive.fusing import fuse_once
+    from refusion_edge.archive.manifest import Manifest
+
+    settings = plan.digest(fuser.backend.name)
+    with Manifest(Path(options.output), options.shard) as manifest:
+
+        def one(paths: PairPaths, target: Path) -> None:
+            outcome = fuse_once(plan, fuser, paths, target, settings, manifest.entries.get(paths.name))
+            manifest.add(outcome.entry)
+            if outcome.planes is None:
+                log.verified.append(paths.name)
+            else:
+                findings.add(paths.name, outcome.planes.remarks)
+                log.written.append(_entry(paths, target, outcome.planes))
+
+        _each(options, pairs, one, log)
+
+
+def _each(options: argparse.Namespace, pairs: Sequence[PairPaths], one: Callable[[PairPaths, Path], None], log: _Log) -> None:
+    """Do something for every pair; those that fail do not end the others."""
+    from refusion_edge.cli.console import progress_bar
+    from refusion_edge.errors import BackendError, InputError, OutputError
+    from refusion_edge.files import output_error
+
+    with progress_bar() as progress:
+        for paths in progress.track(pairs, description="fusing"):
+            target = _target(options, paths, many=True)
+            try:
+                one(paths, target)
+            except (BackendError, InputError, OutputError) as error:
+                log.failures.append((paths.name, error))
+            except OSError as error:
+                log.failures.append((paths.name, output_error(target, error)))
+
+
+def _fuse_on_cluster(options: argparse.Namespace, plan: FusePlan, backend: str, pairs: Sequence[PairPaths], log: _Log) -> None:
+    from refusion_edge.archive.cluster import Task, fuse_on_ray
+    from refusion_edge.archive.manifest import Manifest
+    from refusion_edge.archive.shards import ALL
+    from refusion_edge.cli.console import progress_bar
+    from refusion_edge.errors import InputError
+    from refusion_edge.images.pairs import PairPaths as Absolute
+    from refusion_edge.tasks import TASKS
+
+    # Workers have another working folder.
+    plan = replace(plan, source=plan.source if plan.source in TASKS else str(Path(plan.source).absolute()))
+    with Manifest(Path(options.output), ALL) as manifest, progress_bar() as progress:
+        tasks = [
+            Task(
+                Absolute(paths.name, paths.a.absolute(), paths.b.absolute()),
+                _target(options, paths, many=True).absolute(),
+                manifest.entries.get(paths.name),
+            )
+            for paths in pairs
+        ]
+        by_name = {task.paths.name: task for task in tasks}
+        for done in progress.track(
+            fuse_on_ray(plan, plan.digest(backend), tasks), total=len(tasks), description="fusing on the cluster"
+        ):
+            if done.entry is None:
+                log.failures.append((done.name, InputError(done.problem, done.remedy)))
+                continue
+            manifest.add(done.entry)
+            if done.fused:
+                log.written.append({"name": done.name, "file": str(by_name[done.name].target)})
+            else:
+                log.verified.append(done.name)
 
 
 def _target(options: argparse.Namespace, paths: PairPaths, many: bool) -> Path:

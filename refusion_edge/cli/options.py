@@ -7,14 +7,19 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
 
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
+if TYPE_CHECKING:
+    from refusion_edge.archive.shards import Shard
+
+_AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>[MGT])(?P<binary>i?)B", re.ASCII)
 _LENGTH = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>m|cm|mm)", re.ASCII)
 
 
@@ -63,13 +68,93 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust`` for the pipelines in a rig file."""
-    parser.add_argument("--trust", action="store_true", help="run the GStreamer pipelines (gst:) that the rig names as sources")
+    """Add ``--trust`` for the pipelines in a file."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the GStreamer pipelines (gst:) that a rig or configuration file names, and the compiled engine of a bundle "
+        "that was not built here: both are code",
+    )
+
+
+def add_trust_engine(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust`` for compiled engines; ``refusion_edge.cli`` notes the bundles that the options name."""
+    parser.add_argument(
+        "--trust", action="store_true",
+        help="run the compiled engine of a bundle that was not built here, now and from now on: it is code",
+    )  # fmt: skip
+
+
+def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--shard``."""
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N",
+        help=f"only share I of N, from 0/N to N-1/N, {what} (default: everything, without a manifest)",
+    )  # fmt: skip
+
+
+def _shard(text: str) -> Shard:
+    from refusion_edge.archive.shards import parse_shard
+
+    return parse_shard(text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--overwrite``, for ``require_free``.
+
+    Args:
+        parser: Where to add it.
+        what: What it replaces, for the help.
+    """
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what} (default: stop with an error)")
+
+
+def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:
+    """Require that nothing exists where a result is to be written, which took its user some work the last time.
+
+    Args:
+        *paths: Files to be written.
+        overwrite: Whether the user allows them to be replaced.
+        instead: What else to do, in the imperative.
+
+    Raises:
+        OutputError: One exists.
+    """
+    existing = next((path for path in paths if path.exists()), None)
+    if existing is not None and not overwrite:
+        raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--layout``, for ``resolve_layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="layout of the data set in the folder given as both sources, such as msrs, lytro or mefb",
+    )
+
+
+def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:
+    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources, and say so.
+
+    Raises:
+        UsageError: There is no such layout, or it is for another task.
+        InputError: The folder lacks the sources.
+    """
+    if layout is None and not (a == b and Path(a).is_dir()):
+        return a, b
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.images.layouts import find_folders
+    from refusion_edge.tasks import find_task
+
+    folders = find_folders(Path(a), find_task(task or "ir_vis"), layout)
+    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
+    return str(folders.a), str(folders.b)
 
 
 class _Renamed(argparse.Action):
@@ -139,6 +224,19 @@ def length_m(text: str) -> float:
     if match is None or not float(match["number"]) > 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a length above 0 with its unit; write 5m, 80cm, 30mm or far")
     return float(match["number"]) / _UNITS_PER_M[match["unit"]]
+
+
+def size_bytes(text: str) -> int:
+    """Read an amount of data with its unit, such as ``10GB`` (powers of 1000) or ``10GiB`` (powers of 1024), in bytes.
+
+    Raises:
+        ArgumentTypeError: The unit is missing, or the amount is not above 0.
+    """
+    match = _AMOUNT.fullmatch(text)
+    if match is None or not float(match["number"]) > 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an amount above 0 with its unit; write 500MB, 10GB or 2TiB")
+    base = 1024 if match["binary"] else 1000
+    return int(float(match["number"]) * base ** ("MGT".index(match["unit"]) + 2))
 
 
 def nonempty(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from refusion_edge.cli.options import add_best_effort, add_json, nonempty, number_between
+from refusion_edge.cli.options import add_best_effort, add_json, add_overwrite, nonempty, number_between, require_free
 
 SUMMARY = "take one pair of images from two cameras at the same moment, for align"
 _SCHEMA = "refusion-edge/snap/1"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ir", type=nonempty, required=True, metavar="URI", help="infrared source")
     parser.add_argument("--vis", type=nonempty, required=True, metavar="URI", help="visible source")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing images")
+    add_overwrite(parser, "existing images")
     parser.add_argument(
         "--offset-ms", type=_signed_milliseconds, default=0.0, metavar="MS",
         help="offset added to infrared time stamps (default: 0)",
@@ -39,15 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Take the pair, write it, and print what was written."""
     from refusion_edge.cli.console import print_facts, remarks, write_json
-    from refusion_edge.errors import OutputError
     from refusion_edge.files import output_error
     from refusion_edge.images.io import write_image
     from refusion_edge.stream.frames import MS, SIDES
     from refusion_edge.stream.run.snapshot import take_pair
 
-    existing = [path for side in SIDES for kind in (_PNG, _TIFF) if (path := options.output / f"{side}{kind}").exists()]
-    if existing and not options.overwrite:
-        raise OutputError(f"{existing[0]} exists", "choose another folder, or add --overwrite")
+    names = (options.output / f"{side}{kind}" for side in SIDES for kind in (_PNG, _TIFF))
+    require_free(*names, overwrite=options.overwrite)
     say, said = remarks(), list[str]()
 
     def remark(text: str) -> None:
@@ -82,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, {"schema": _SCHEMA, **facts, "skew_ms": skew_ms, "remarks": said})
     if options.json != "-":
         described: dict[str, object] = {
-            side: f"{images[side].shape[1]}x{images[side].shape[0]}, {images[side].dtype}, {paths[side]}" for side in SIDES
+            side: f"{images[side].shape[0]}x{images[side].shape[1]}, {images[side].dtype}, {paths[side]}" for side in SIDES
         }
         print_facts({**described, "Skew": f"{skew_ms:+.1f} ms, visible after infrared"})
         print(f"next: refusion-edge align auto --ir {paths['ir']} --vis {paths['vis']} -o rig.yaml")

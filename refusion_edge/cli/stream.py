@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import (
     add_best_effort,
     add_json,
     add_network,
+    add_overwrite,
     add_rebuild,
     add_renamed,
     add_task,
@@ -17,21 +20,27 @@ from refusion_edge.cli.options import (
     add_trust,
     nonempty,
     number_between,
+    require_free,
+    size_bytes,
 )
+from refusion_edge.errors import RefusionError
+from refusion_edge.text import redact
 
 if TYPE_CHECKING:
-    from refusion_edge.calibration.rig.tracking import OnlineRefinement
     from refusion_edge.stream.run.settings import StreamSettings
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
+
+# Options that are no settings of the stream; `bundle` is also read by --rebuild.
+_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle", "log_json")
 
 # A rate error below this is that of any quartz.
 _SHOWN_PPM = 200
 
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
-outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mkv, .avi, .webm), a folder, frame_%04i.png,
-         rtsp://@:8554/fused, shm://NAME, null://
+outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mov, .mkv, .avi, .webm), a folder,
+         frame_%04i.png, rtsp://@:8554/fused, 'gst:PIPELINE', shm://NAME, null://
 Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
@@ -47,29 +56,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording instead of reading two sources")
     parser.add_argument(
-        "-o", "--output", action="append", type=nonempty, metavar="URI",
+        "--config", type=nonempty, metavar="FILE", help="take the settings from a YAML file; options given here take precedence"
+    )
+    parser.add_argument("--save-config", type=nonempty, metavar="FILE", help="write the settings to such a file, and stop")
+    add_overwrite(parser, "an existing file of --save-config")
+    parser.add_argument(
+        "-o", "--output", dest="outputs", action="append", type=nonempty, metavar="URI",
         help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
     )  # fmt: skip
     parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames and their time stamps")
+    parser.add_argument(
+        "--record-limit", type=size_bytes, metavar="10GB",
+        help="keep only the newest part of the recording, in at most this much room (default: all)",
+    )  # fmt: skip
     _add_engine(parser)
     _add_pairing(parser)
     _add_image(parser)
     _add_run(parser)
+    for action in parser._actions:
+        # What is not given must not replace what the configuration file says.
+        if action.dest not in _OUR_OWN:
+            action.default = argparse.SUPPRESS
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
-    from refusion_edge.cli.console import remarks, write_json
+    from refusion_edge.bundle.trust import trust_path
+    from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.machine import keep_freed_memory
-    from refusion_edge.stream.run.session import StreamSession
+    from refusion_edge.stream.fused_stream import FusedStream
+    from refusion_edge.stream.run.config import write_config
+    from refusion_edge.stream.site import has_rigs
 
+    if options.config is not None and has_rigs(options.config):
+        return _run_site(options)
+    settings = _settings(options)
+    if options.save_config is not None:
+        require_free(Path(options.save_config), overwrite=options.overwrite)
+        write_config(options.save_config, settings)
+        output().print(f"wrote {options.save_config}")
+        output().print(f"next: refusion-edge stream --config {options.save_config}")
+        return 0
+    options.bundle = settings.bundle  # for --rebuild
+    if settings.trust and settings.bundle is not None:
+        trust_path(settings.bundle)
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
-    session = StreamSession(_settings(options), refinement=_refinement(options))
+    if options.log_json:
+        return _run_logged(settings, options.json)
+    stream = FusedStream(settings, announce=remarks().print)
     try:
-        session.run(announce=remarks().print)
+        stream.run()
     finally:
-        report = session.report()
+        report = stream.report()
         if report is not None:
             if options.json:
                 write_json(options.json, report)
@@ -78,13 +117,81 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_site(options: argparse.Namespace) -> int:
+    """Run all rigs of a site."""
+    from refusion_edge.bundle.trust import trust_path
+    from refusion_edge.cli.console import output, remarks, write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.errors import UsageError
+    from refusion_edge.machine import keep_freed_memory
+    from refusion_edge.stream.site import Site, read_site
+
+    if options.save_config is not None:
+        raise UsageError("--save-config writes the settings of one rig, and these are several", "edit the file itself")
+    plans = read_site(options.config, _given(options), trust=options.trust)
+    for bundle in {plan.settings.bundle for plan in plans if options.trust and plan.settings.bundle is not None}:
+        trust_path(bundle)
+    keep_freed_memory()
+    with JsonLog() if options.log_json else contextlib.nullcontext() as log:
+
+        def announce(rig: str, text: str) -> None:
+            if log is None:
+                remarks().print(f"{rig}: {text}" if rig else text)
+            else:
+                log.add("info", "stream", redact(text), **({"rig": rig} if rig else {}))
+
+        def listen(rig: str, where: str, text: str) -> None:
+            if log is not None:
+                log.add("warning", where, text, rig=rig)
+
+        site, failure = Site(plans, announce=announce, listener=listen), None
+        try:
+            site.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = site.report()
+        if options.json:
+            write_json(options.json, report)
+        if log is not None:
+            return log.end(failure)
+        if options.json != "-":
+            for rig, found in report["rigs"].items():
+                restarted = f", started again {found['restarts']} times" if found["restarts"] else ""
+                output().print(f"\nrig {rig}{restarted}{'' if found['error'] is None else ', ended with an error'}")
+                if found["report"] is not None:
+                    _print_report(found["report"])
+        if failure is not None:
+            raise failure
+    return 0
+
+
+def _run_logged(settings: StreamSettings, json: str | None) -> int:
+    """Run the stream with its log as JSON in the place of all that is printed for people."""
+    from refusion_edge.cli.console import write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.stream.fused_stream import FusedStream
+
+    with JsonLog() as log:
+        stream = FusedStream(settings, announce=lambda text: log.add("info", "stream", redact(text)))
+        stream.listen(lambda where, text: log.add("warning", where, text))
+        failure: BaseException | None = None
+        try:
+            stream.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = stream.report()
+        if json and report is not None:
+            write_json(json, report)
+        return log.end(failure)
+
+
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build'")
     source.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
     add_network(parser, "auto", also=", or auto: refusion if it keeps up with the cameras here, otherwise fast")
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="back end of the network (default: auto)")
+    parser.add_argument("--backend", metavar="NAME", help="back end of the network (default: auto)")
     add_rebuild(parser)
     add_threads(parser)
 
@@ -99,35 +206,32 @@ def _add_pairing(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-skew-ms",
-        type=_milliseconds,
+        type=_number,
         metavar="MS",
         help="largest time difference within a pair (default: 0.6 of the measured frame period of the faster camera)",
     )
-    add("--max-age-ms", type=_milliseconds, metavar="MS", help="how long --policy hold reuses a frame (default: 500)")
+    add("--max-age-ms", type=_number, metavar="MS", help="how long --policy hold reuses a frame (default: 500)")
     add(
         "--offset-ms",
-        type=_signed_milliseconds,
+        type=_number,
         metavar="MS",
         help="offset added to infrared time stamps (default: from the rig, otherwise 0)",
     )
     add(
         "--lost-after-ms",
-        type=_milliseconds,
-        default=1000.0,
+        type=_number,
         metavar="MS",
         help="time without frames after which a camera counts as lost and the other continues alone (default: 1000)",
     )
     add(
         "--max-freeze-ms",
-        type=_milliseconds,
-        default=2000.0,
+        type=_number,
         metavar="MS",
         help="time of unchanged infrared content after which the visible camera continues alone (default: 2000)",
     )
     add(
         "--give-up-s",
-        type=_seconds,
-        default=30.0,
+        type=_number,
         metavar="S",
         help="exit with code 5 once both cameras have been lost for this long (default: 30)",
     )
@@ -139,7 +243,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     add("--distance", type=_distance, metavar="5m", help="working distance (default: the farthest one of the rig)")
     add(
         "--refine",
-        type=_pixels,
+        type=_number,
         metavar="PX",
         help="track slow changes of the mount, up to PX pixels from the rig (default: off)",
     )
@@ -159,19 +263,18 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
         "--range",
         dest="output_range",
         choices=("smooth", "stretch", "fixed"),
-        default="smooth",
         help="output range: smooth over time, stretch each frame separately (flickers), or fixed (default: smooth)",
     )
-    add("--smooth-s", type=_seconds, default=1.0, metavar="S", help="time constant of gain and output range (default: 1)")
+    add("--smooth-s", type=_number, metavar="S", help="time constant of gain and output range (default: 1)")
     add("--gray", action="store_true", help="fused luma only, without the color of the visible camera")
     add_renamed(parser, "--grey", "--gray")
-    add("--no-marks", action="store_true", help="do not mark losses, freezes and held frames in the image")
+    add("--no-marks", dest="marks", action="store_false", help="do not mark losses, freezes and held frames in the image")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--headless", action="store_true", help="open no window, even if there is a display")
-    add("--duration-s", type=_seconds, metavar="S", help="stop after this time")
+    add("--duration-s", type=_number, metavar="S", help="stop after this time")
     add("--frames", type=_count, metavar="N", help="stop after N fused frames")
     add_renamed(parser, "--pictures", "--frames")
     add(
@@ -189,28 +292,27 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="address under which a reverse proxy serves the page of view://, such as https://cameras.example; repeatable",
     )
     add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
+    add(
+        "--log-json",
+        action="store_true",
+        help="write events, messages and errors to standard error as lines of JSON, and print no report",
+    )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
 
 
 def _settings(options: argparse.Namespace) -> StreamSettings:
-    from refusion_edge.stream.run.settings import StreamSettings
+    from refusion_edge.stream.run.config import read_config
+    from refusion_edge.stream.run.settings import StreamSettings, override
 
-    chosen = dict(vars(options))
-    for name in ("run", "verb", "json", "no_marks", "refine", "rebuild"):
-        chosen.pop(name, None)
-    chosen["allow_origins"] = tuple(chosen["allow_origins"] or ())
-    chosen["tls"] = None if chosen["tls"] is None else tuple(chosen["tls"])
-    chosen["outputs"] = tuple(chosen.pop("output") or ())
-    return StreamSettings(**chosen, marks=not options.no_marks)
+    stored = StreamSettings() if options.config is None else read_config(options.config, trust=options.trust)
+    return override(stored, {**_given(options), "trust": options.trust})
 
 
-def _refinement(options: argparse.Namespace) -> OnlineRefinement | None:
-    if options.refine is None:
-        return None
-    from refusion_edge.calibration.rig.tracking import Bounds, OnlineRefinement
-
-    return OnlineRefinement(Bounds(shift_px=options.refine))
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings on the command line."""
+    given = {name: value for name, value in vars(options).items() if name not in _OUR_OWN}
+    return given if options.bundle is None else {**given, "bundle": options.bundle}
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -223,7 +325,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{pairs['shown']} fused frames in {report['duration_s']:.1f} s ({modes}); "
         f"{pairs['paired']} pairs, {pairs['held']} held"
     )
-    console.print(_network_text(report["network"], report["settings"]["network"]))
+    console.print(_network_text(report["network"], report["settings"]["network"], report["engine"]["reopened"]))
     table = plain_table("camera", "in", "used", "dropped", "missing", "freezes", "losses")
     for side, camera in report["cameras"].items():
         dropped = ", ".join(f"{count} {cause}" for cause, count in camera["drops"].items()) or "0"
@@ -278,7 +380,7 @@ def _recording_texts(report: dict[str, Any]) -> list[str]:
     return [f"recording: {text}" for text in (*lost, *missing)]
 
 
-def _network_text(network: dict[str, Any], asked: str | None) -> str:
+def _network_text(network: dict[str, Any], asked: str | None, reopened: int) -> str:
     """What fused the pairs, and whether it may flicker."""
     how = {
         None: "",
@@ -288,6 +390,8 @@ def _network_text(network: dict[str, Any], asked: str | None) -> str:
     lines = [f"network: {network['name'] or 'unknown'} on {network['backend']}{how}"]
     for before, after in itertools.pairwise(network["used"]):
         lines.append(f"  {before['name']} up to pair {after['first_pair'] - 1}, then {after['name']}")
+    if reopened:
+        lines.append(f"  its engine failed and was reopened {reopened} time{'s' if reopened > 1 else ''}; --json says when")
     if asked == "auto" and not network["decisions"]:
         lines.append("  the stream ended before auto had measured the networks")
     return "\n".join(lines)
@@ -311,20 +415,11 @@ def _timing(timing: dict[str, Any]) -> tuple[str, str, str, str]:
     return rates, delay, error, clock
 
 
-def _milliseconds(text: str) -> float:
-    return number_between(text, 0, 1e6)
-
-
-def _signed_milliseconds(text: str) -> float:
-    return number_between(text, -1e6, 1e6)
-
-
-def _seconds(text: str) -> float:
-    return number_between(text, 0, 1e6)
-
-
-def _pixels(text: str) -> float:
-    return number_between(text, 0.1, 100)
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
 
 
 def _distance(text: str) -> float:

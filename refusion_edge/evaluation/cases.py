@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,13 @@ def find_sources(a: str, b: str, *, partial: bool = False) -> tuple[tuple[PairPa
 
 
 def find_cases(
-    a: str, b: str, results: Mapping[str, str], *, in_color: Mapping[str, str] | None = None, partial: bool = False
+    a: str,
+    b: str,
+    results: Mapping[str, str],
+    *,
+    in_color: Mapping[str, str] | None = None,
+    partial: bool = False,
+    share: Collection[str] | None = None,
 ) -> CaseList:
     """Match sources and the results of several methods by stem.
 
@@ -90,6 +96,7 @@ def find_cases(
         results: Method to the folder or glob pattern of its results.
         in_color: The same for methods whose results also exist in color; with the same stems.
         partial: Whether to ignore files without a counterpart.
+        share: Names of the pairs to take; None for all.
 
     Raises:
         InputError: Nothing matches, or a counterpart is missing and ``partial`` is not set.
@@ -101,14 +108,15 @@ def find_cases(
     names = [pair.name for pair in pairs]
     luma = {method: _match(names, source) for method, source in results.items()}
     color = luma | {method: _match(names, source) for method, source in (in_color or {}).items()}
-    missing = [Path(results[method], f"{name}.*") for method, files in luma.items() for name in names if name not in files]
+    taken = names if share is None else [name for name in names if name in share]
+    missing = [Path(results[method], f"{name}.*") for method, files in luma.items() for name in taken if name not in files]
     matched = {file for files in luma.values() for file in files.values()}
     surplus = [file for source in results.values() for file in find_images(source).values() if file not in matched]
     _require_all((*missing, *surplus), partial)
     cases = tuple(
         Case(pair.name, pair.a, pair.b, {method: Result(luma[method][pair.name], color[method][pair.name]) for method in luma})
         for pair in pairs
-        if all(pair.name in files for files in luma.values())
+        if (share is None or pair.name in share) and all(pair.name in files for files in luma.values())
     )
     if not cases:
         raise InputError(f"no image has a result of every method ({', '.join(results)})", "compare the folders")

@@ -7,22 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refusion_edge.archive.shards import ALL, Shard
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.evaluation.cases import find_cases, find_sources
 from refusion_edge.evaluation.report import Report, SweepResult
-from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, sweep_cases
+from refusion_edge.evaluation.scoring import Sweep, core_count, defined_or_nan, score_cases, show_sources, sweep_cases
 from refusion_edge.evaluation.statistics import mean_of_defined
 from refusion_edge.evaluation.trivial import TRIVIAL, trivial_fuser
 from refusion_edge.fuser import Fuser, load
-from refusion_edge.images.depth import read_pairs
+from refusion_edge.images.depth import find_depths, read_pairs
 from refusion_edge.images.findings import Findings
 from refusion_edge.images.io import write_image
-from refusion_edge.images.pairs import ImagePair, PairPaths
-from refusion_edge.images.ranges import to_display8
+from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
+from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import Metric, sweep_fusion
 from refusion_edge.tasks import find_task
 
@@ -53,6 +55,7 @@ def evaluate(
     findings: Findings | None = None,
     network: str | None = None,
     trivial: bool = False,
+    shard: Shard = ALL,
 ) -> Report:
     """Score the results of one or more methods.
 
@@ -68,12 +71,15 @@ def evaluate(
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
         progress: Called for every step.
-        findings: Collects what was guessed or doubtful about the sources that engines fuse.
+        findings: Collects what was guessed or doubtful about the sources that engines fuse, and how many pixels were left
+            out of the scores.
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
+        shard: The share of the pairs to score; see ``refusion_edge.evaluation.shards``.
 
     Raises:
-        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ.
+        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ; there are more shares than
+            pairs, or they are combined with a sweep.
         InputError: Files do not match or cannot be used; the message names them.
     """
     engines = engines or {}
@@ -85,10 +91,11 @@ def evaluate(
         raise UsageError(f"two methods have the name '{min(twice)}'", "tell them apart with NAME=DIR")
     jobs = jobs or core_count()
     folders, in_color = dict(results), {}
+    pairs, _ = find_sources(a, b, partial=partial)
+    share, lead = _share(pairs, shard, metrics, partial=partial, swept=misregistration is not None)
     if engines or rules:
         if folder is None:
             raise UsageError("engines need a folder for what they fuse", "give one")
-        pairs, _ = find_sources(a, b, partial=partial)
         wants_color = any(metric.convention == "vifb" for metric in metrics)
         for index, name in enumerate((*engines, *rules)):
             engine = engines.get(name)
@@ -97,26 +104,48 @@ def evaluate(
                 folders[name] = str(folder / f"{index}-luma")
                 fuse_pairs(
                     fuser,
-                    pairs,
+                    share,
                     Path(folders[name]),
                     color=False,
-                    done=progress(f"fusing: {name}", len(pairs)),
-                    findings=findings,
+                    whole=pairs,
+                    done=progress(f"fusing: {name}", len(share)),
+                    # All engines see the same sources.
+                    findings=findings if index == 0 else None,
                 )
                 if wants_color:
                     in_color[name] = str(folder / f"{index}-color")
-                    done = progress(f"fusing in color: {name}", len(pairs))
-                    fuse_pairs(fuser, pairs, Path(in_color[name]), color=True, done=done)
+                    done = progress(f"fusing in color: {name}", len(share))
+                    fuse_pairs(fuser, share, Path(in_color[name]), color=True, whole=pairs, done=done)
 
-    found = find_cases(a, b, folders, in_color=in_color, partial=partial)
+    names = None if shard.is_all else {pair.name for pair in share}
+    found = find_cases(a, b, folders, in_color=in_color, partial=partial, share=names)
     chosen = find_task(task or DEFAULT_TASK)
-    done = progress("scoring", len(found.cases))
-    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done)
+    depths = None if shard.is_all else find_depths(pairs, chosen)
+    done = progress("scoring", len(found.cases) - lead)
+    values = score_cases(found.cases, metrics, task=chosen, jobs=jobs, done=done, findings=findings, depths=depths, lead=lead)
+    found = replace(found, cases=found.cases[lead:])
     report = Report(chosen, found, tuple(metrics), values)
     if misregistration is None:
         return report
     fusing: dict[str, str | None] = {**engines, **dict.fromkeys(rules)}
     return replace(report, misregistration=_sweep(report, fusing, misregistration, jobs, progress, network))
+
+
+def _share(
+    pairs: Sequence[PairPaths], shard: Shard, metrics: Sequence[Metric], *, partial: bool, swept: bool
+) -> tuple[Sequence[PairPaths], int]:
+    """The pairs that a share needs, and how many of them at the beginning only come before those that it scores."""
+    if shard.is_all:
+        return pairs, 0
+    shard.require_items(len(pairs))
+    if swept:
+        raise UsageError("a sweep over displacements has no shards", "leave --shifts or --shard out")
+    first, end = shard.bounds(len(pairs))
+    over_time = any(metric.reads == "transition" for metric in metrics)
+    if over_time and partial:
+        raise UsageError("metrics over time need every frame of a shard", "leave --partial out, or choose other --metrics")
+    lead = int(over_time and first > 0)
+    return pairs[first - lead : end], lead
 
 
 def _opened(name: str, engine: str | None, task: str | None, network: str | None) -> Fuser:
@@ -153,6 +182,7 @@ def fuse_pairs(
     color: bool,
     done: Callable[[], None],
     findings: Findings | None = None,
+    whole: Sequence[PairPaths] | None = None,
 ) -> None:
     """Fuse pairs and write the results as PNG files of the same names.
 
@@ -163,12 +193,15 @@ def fuse_pairs(
         color: Whether to keep the color of the sources.
         done: Called after each pair.
         findings: Collects what was guessed or doubtful about the sources.
+        whole: The set that the pairs are a part of, whose bit depths they have; None if they are all of it.
 
     Raises:
         InputError: A pair cannot be fused; the message names it.
         OutputError: The folder cannot be written.
     """
-    for paths, pair in zip(pairs, read_pairs(pairs, fuser.task), strict=True):
+    depths = find_depths(whole or pairs, fuser.task)
+    for paths in pairs:
+        pair = depths.apply(read_pair(paths))
         try:
             planes = fuser.to_planes(*pair.stills)
             fused = fuser.to_image(fuser.infer(planes, color=color), planes, color=color)
@@ -211,20 +244,31 @@ def sweep_fuser(
 
 def _sweep_pair(fuser: Fuser, pair: ImagePair, metrics: Sequence[Metric], sweep: Sweep) -> NDArray[np.float64]:
     values: dict[Metric, list[float]] = {}
+    shown = show_sources(pair, fuser.task)
+    a, b = shown.a, shown.b
+    # Where a source has no value, it is fused as the other one.
+    if shown.invalid_a is not None:
+        a = _filled(a, b, shown.invalid_a)
+    if shown.invalid_b is not None:
+        b = _filled(b, a, shown.invalid_b)
     for color in (False, True):
         wanted = [metric for metric in metrics if (metric.convention == "vifb") == color]
         if not wanted:
             continue
-        shown = [
-            to_display8(image, role, encoding=encoding)
-            for image, role, encoding in zip((pair.a, pair.b), fuser.task.roles, pair.encodings, strict=True)
-        ]
 
         def fuse(a: Array, b: Array, color: bool = color) -> Array:
             planes = fuser.to_planes(a, b)
             return fuser.to_image(fuser.infer(planes, color=color), planes, color=color)
 
-        points = sweep_fusion(shown[0], shown[1], fuse, wanted, sweep.offsets_px, sweep.kind)
+        points = sweep_fusion(a, b, fuse, wanted, sweep.offsets_px, sweep.kind, invalid=shown.invalid)
         for metric in wanted:
             values[metric] = [defined_or_nan(point[metric]) for point in points]
     return np.array([values[metric] for metric in metrics]).T
+
+
+def _filled(image: Array, other: Array, invalid: Mask) -> Array:
+    filled = image.copy()
+    gray = other if other.ndim == 2 else cv2.cvtColor(other, cv2.COLOR_RGB2GRAY)
+    values = other if image.ndim == other.ndim else gray if image.ndim == 2 else gray[..., None]
+    filled[invalid] = np.broadcast_to(values, image.shape)[invalid]
+    return filled

@@ -118,6 +118,8 @@ def _extremes(report: Report, method: str) -> dict[str, list[_Montage]]:
     quality = image_quality(report.values[report.methods.index(method)], higher)
     order = np.argsort(quality, kind="stable")
     count = min(_SHOWN, len(order) // 2) or 1
+    if not all(case.results[method].color.exists() for case in report.found.cases):
+        return {}  # merged shards, whose engines fused into a folder that is gone
     return {
         title: [_montage(report.found.cases[index], report.task, method, quality[index]) for index in indices]
         for title, indices in (("Worst", order[:count]), ("Best", order[::-1][:count]))

@@ -8,7 +8,7 @@ the official weighted mean of two chromas is defined around it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -163,8 +163,8 @@ def merge_uint8(luma: Uint8Array, color: Colored | None) -> Uint8Array:
     return cv2.subtract(changed, darker, dst=changed).astype(np.uint8, copy=False)
 
 
-def merge(luma: Float32Array, chroma: Float32Array | None, order: ColorOrder = "rgb") -> Uint8Array:
-    """Join luma and chroma to a uint8 image; colors outside the gamut saturate.
+def join(luma: Float32Array, chroma: Float32Array | None, order: ColorOrder = "rgb") -> Float32Array:
+    """Join luma and chroma to an image; colors outside the gamut saturate.
 
     Args:
         luma: (H, W), [0, 255].
@@ -172,20 +172,38 @@ def merge(luma: Float32Array, chroma: Float32Array | None, order: ColorOrder = "
         order: Channel order of the result.
 
     Returns:
-        (H, W), or (H, W, 3) in that order, uint8.
+        (H, W), or (H, W, 3) in that order, [0, 255], not rounded. A new array.
     """
     if chroma is None:
-        image = luma.clip(0.0, _WHITE)
-    else:
-        ycrcb = np.empty((*luma.shape, 3), np.float32)
-        ycrcb[..., 0], ycrcb[..., 1:] = luma, chroma
-        image = cv2.cvtColor(ycrcb, _FROM_YCRCB[order]).astype(np.float32, copy=False)
-        np.clip(image, 0.0, _WHITE, out=image)
+        return luma.clip(0.0, _WHITE)
+    ycrcb = np.empty((*luma.shape, 3), np.float32)
+    ycrcb[..., 0], ycrcb[..., 1:] = luma, chroma
+    image: Float32Array = cv2.cvtColor(ycrcb, _FROM_YCRCB[order]).astype(np.float32, copy=False)
+    return np.clip(image, 0.0, _WHITE, out=image)
+
+
+def merge(luma: Float32Array, chroma: Float32Array | None, order: ColorOrder = "rgb") -> Uint8Array:
+    """Join luma and chroma to a uint8 image; arguments as for ``join``."""
+    image = join(luma, chroma, order)
     # Floor of the value plus 0.499999999, as in the official script: float32 has no number between that and a half. Taking a
     # half away is exact, unless the result is rounded up to 0.
     image -= np.float32(0.5)
     rounded: Uint8Array = np.ceil(image, out=image).astype(np.uint8)
     return rounded
+
+
+def to_type(image: Array, dtype: np.dtype[Any]) -> Array:
+    """Bring an image in [0, 255] to the full scale of a type: [0, 65535] for uint16, [0, 1] for floats.
+
+    Args:
+        image: float32 in [0, 255], or uint8.
+        dtype: uint8, which is returned as it is; uint16 or a float type.
+    """
+    if dtype == np.uint8:
+        return image
+    if dtype == np.uint16:
+        return np.rint(image * np.float32(257)).astype(dtype)
+    return (image * np.float32(1 / 255)).clip(0, 1).astype(dtype)
 
 
 def check_pair(a: Array, b: Array) -> None:
@@ -212,14 +230,14 @@ def check_pair(a: Array, b: Array) -> None:
             )
         if min(image.shape[:2]) < MIN_SIDE:
             raise ShapeError(
-                f"source {name} is only {_size(image)} (width x height)",
+                f"source {name} is only {_size(image)} (height x width)",
                 f"use an image of at least {MIN_SIDE}x{MIN_SIDE}",
                 expected=(MIN_SIDE, MIN_SIDE),
                 got=image.shape[:2],
             )
     if a.shape[:2] != b.shape[:2]:
         raise ShapeError(
-            f"the sources differ in size: a is {_size(a)} and b is {_size(b)} (width x height)",
+            f"the sources differ in size: a is {_size(a)} and b is {_size(b)} (height x width)",
             "register and resize one to the other first (same view: cv2.resize; different view: cv2.warpPerspective)",
             expected=a.shape[:2],
             got=b.shape[:2],
@@ -227,4 +245,4 @@ def check_pair(a: Array, b: Array) -> None:
 
 
 def _size(image: Array) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    return f"{image.shape[0]}x{image.shape[1]}"

@@ -2,19 +2,70 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refusion_edge.arrays import Array
+from refusion_edge.documents import brief
 from refusion_edge.errors import InputError, ShapeError, UsageError
 from refusion_edge.images.color import ColorOrder
 from refusion_edge.images.io import read_still
 from refusion_edge.images.still import Still, default_encoding
 
 _CPU = 1  # of DLPack
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """How the tensors of a library come to the memory of the CPU and back.
+
+    Attributes:
+        take: Turns a tensor into an array, without a copy if it is in the memory of the CPU.
+        describe: Type, for results with pixels of a NumPy type, and device of a tensor.
+        put: Turns an array into a tensor of such a type and device, without a copy on the CPU.
+    """
+
+    take: Callable[[Any], Array]
+    describe: Callable[[Any, np.dtype[Any]], tuple[Any, Any]]
+    put: Callable[[Array, Any, Any], Any]
+
+
+def _take_torch(tensor: Any) -> Array:
+    torch = importlib.import_module("torch")
+    plain = tensor.detach().cpu()
+    array: Array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array
+
+
+def _describe_torch(tensor: Any, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    kept = tensor.dtype.is_floating_point or str(tensor.dtype) == f"torch.{dtype.name}"
+    return tensor.dtype if kept else importlib.import_module("torch").uint8, tensor.device
+
+
+def _put_cupy(array: Array, _dtype: Any, device: Any) -> Any:
+    with device:
+        return importlib.import_module("cupy").asarray(array)
+
+
+TENSORS: dict[str, Tensors] = {
+    "torch": Tensors(
+        _take_torch,
+        _describe_torch,
+        lambda array, dtype, device: importlib.import_module("torch").from_numpy(array).to(device=device, dtype=dtype),
+    ),
+    "cupy": Tensors(lambda array: array.get(), lambda array, dtype: (dtype, array.device), _put_cupy),
+    "jax": Tensors(
+        np.asarray,
+        lambda array, dtype: (dtype, next(iter(array.devices()))),
+        lambda array, _dtype, device: importlib.import_module("jax").device_put(array, device),
+    ),
+}
+"""Libraries whose tensors are taken from any device, and given back there."""
 # What Pillow calls pixels that need no conversion.
 _PLAIN_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
 
@@ -23,9 +74,8 @@ def to_still(image: object, name: str, *, color_order: ColorOrder = "rgb") -> St
     """Turn anything that holds an image into a still.
 
     Args:
-        image: A path, a ``Still``, an array, nested lists, a Pillow image, or anything with ``__array__`` or ``__dlpack__`` in
-            the memory of the CPU: (H, W), (H, W, 1) or (H, W, 3), or with the channels first, as tensors have them, also behind
-            a batch axis of 1.
+        image: A path, a ``Still``, a Pillow image, or what ``to_array`` takes: (H, W), (H, W, 1) or (H, W, 3), or with the
+            channels first, as tensors have them, also behind a batch axis of 1.
         name: What to call it in messages, such as ``source a``.
         color_order: Channel order of arrays; files and Pillow images are RGB.
 
@@ -42,16 +92,23 @@ def to_still(image: object, name: str, *, color_order: ColorOrder = "rgb") -> St
         return image
     if isinstance(image, str | os.PathLike):
         return read_still(image)
-    if _is_pillow(image):
+    if is_pillow(image):
         return _from_pillow(image, name)
-    pixels = _channels_last(_to_array(image, name), name)
+    pixels = _channels_last(_narrowed(to_array(image, name)), name)
     if color_order == "bgr" and pixels.ndim == 3:
         pixels = pixels[..., ::-1]
     return Still(np.ascontiguousarray(pixels), default_encoding(pixels))
 
 
-def _is_pillow(image: object) -> bool:
-    return type(image).__module__.partition(".")[0] == "PIL"
+def is_pillow(image: object) -> bool:
+    """Whether an object is a Pillow image."""
+    return library_of(image) == "PIL"
+
+
+def library_of(image: object) -> str:
+    """Name of the library that an object is of."""
+    name = type(image).__module__.partition(".")[0]
+    return "jax" if name == "jaxlib" else name
 
 
 def _from_pillow(image: Any, name: str) -> Still:
@@ -64,15 +121,34 @@ def _from_pillow(image: Any, name: str) -> Still:
     return Still(pixels, replace(default_encoding(pixels), format=image.format or ""))
 
 
-def _to_array(image: object, name: str) -> Array:
+def to_array(image: object, name: str) -> Array:
+    """Turn what holds pixels into an array in the memory of the CPU, without a copy if they are there.
+
+    Args:
+        image: An array, nested lists, a tensor of ``TENSORS`` on any device, or anything with ``__array__`` or ``__dlpack__``
+            in the memory of the CPU.
+        name: What to call it in messages.
+
+    Raises:
+        InputError: It holds no numbers, or is on another device.
+    """
+    library = library_of(image)
     if isinstance(image, np.ndarray):
         array = image
-    elif hasattr(image, "__dlpack_device__") and int(image.__dlpack_device__()[0]) != _CPU:
-        raise InputError(f"{name} lies in the memory of a GPU", "copy it to the CPU first, for example with .cpu()")
-    elif isinstance(image, list | tuple) or hasattr(image, "__array__"):
-        detached = image.detach() if hasattr(image, "detach") else image
+    elif library in TENSORS:
         try:
-            array = np.asarray(detached)
+            array = TENSORS[library].take(image)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"{name} is a tensor without readable pixels ({brief(error)})", "copy it to the CPU first"
+            ) from error
+    elif type(image).__name__ == "PyCapsule":
+        raise InputError(f"{name} is a DLPack capsule, which can be read only once", "give the array that made it")
+    elif hasattr(image, "__dlpack_device__") and int(image.__dlpack_device__()[0]) != _CPU:
+        raise InputError(f"{name} is in the memory of a GPU", "copy it to the CPU first, for example with .cpu()")
+    elif isinstance(image, list | tuple) or hasattr(image, "__array__"):
+        try:
+            array = np.asarray(image)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{name} is a {type(image).__name__} that is no image ({error})", "give rows of equal length"
@@ -83,7 +159,7 @@ def _to_array(image: object, name: str) -> Array:
         raise InputError(f"{name} is a {type(image).__name__}, which holds no image", "give a path, an array or a Pillow image")
     if array.dtype.kind not in "iuf":
         raise InputError(f"{name} holds {array.dtype} instead of numbers", "convert it to uint8, uint16 or float32")
-    return _narrowed(array)
+    return array
 
 
 def _narrowed(array: Array) -> Array:

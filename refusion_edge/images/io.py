@@ -117,7 +117,7 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
     path = Path(path)
     check_writable_suffix(path)
     if image.dtype not in (np.uint8, np.uint16) and path.suffix.lower() in {".tif", ".tiff"}:
-        write_atomically(path, _tiff(image))
+        write_atomically(path, encode_tiff(image))
         return
     options: list[int] = []
     if image.dtype not in (np.uint8, np.uint16):
@@ -155,11 +155,12 @@ def write_image(path: str | os.PathLike[str], image: Array, *, jpeg_quality: int
     write_atomically(path, data.tobytes())
 
 
-def _tiff(image: Array) -> bytes:
+def encode_tiff(image: Array) -> bytes:
+    """Encode an image, (H, W) or (H, W, 3) RGB of whole or float numbers, as uncompressed TIFF."""
     import tifffile
 
     file = io.BytesIO()
-    tifffile.imwrite(file, image)
+    tifffile.imwrite(file, image, photometric="rgb" if image.ndim == 3 else "minisblack")
     return file.getvalue()
 
 

@@ -34,6 +34,8 @@ _BODY, _OUTLIER_WIDTHS, _USUAL_SHARE = (5.0, 95.0), 8.0, 0.005
 _EXTENSION = 1.0
 # The values that sensors and warps write where they have none are apart from all others by their range.
 _VALID, _ISOLATION = (1.0, 99.0), 1.0
+# Failing lines are rarely as thick.
+_THICK_PX = 3
 # In degrees Celsius; below it lie only values such as -9999.
 _ABSOLUTE_ZERO = -273.15
 _GRAY_ROWS = 32
@@ -87,6 +89,11 @@ class Displayed:
     invalid: Mask | None = None
     remarks: tuple[Remark, ...] = ()
 
+    @property
+    def levels(self) -> Uint8Array:
+        """The pixels, rounded to uint8."""
+        return self.pixels if self.pixels.dtype == np.uint8 else np.rint(self.pixels).astype(np.uint8)
+
 
 def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, span: Span | None = None) -> Displayed:
     """Bring an image to [0, 255] without losing depth.
@@ -126,8 +133,14 @@ def to_display(image: Array, role: Role, *, encoding: Encoding | None = None, sp
 
 def to_display8(image: Array, role: Role, *, encoding: Encoding | None = None) -> Uint8Array:
     """An image as it is shown, rounded to uint8; arguments and errors as for ``to_display``."""
-    pixels = to_display(image, role, encoding=encoding).pixels
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
+    return to_display(image, role, encoding=encoding).levels
+
+
+def join_invalid(first: Mask | None, second: Mask | None) -> Mask | None:
+    """(H, W), True where one of two masks is; None if both are None, which stands for a mask that is nowhere True."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second
 
 
 def is_gray(image: Array) -> bool:
@@ -150,8 +163,9 @@ def own_range(values: Array) -> tuple[float, float]:
     Returns:
         The values that become black and white; equal if all values are.
     """
+    values = without_saturation(values)
     low, high = float(values.min()), float(values.max())
-    ordered = np.sort(_sample(values))
+    ordered = _in_order(_sample(values))
     body_low, body_high = (percentile(ordered, percent) for percent in _BODY)
     reach = _OUTLIER_WIDTHS * (body_high - body_low)
     if reach == 0 or (low >= body_low - reach and high <= body_high + reach):
@@ -171,6 +185,20 @@ def own_range(values: Array) -> tuple[float, float]:
     return low, high
 
 
+def without_saturation(values: Array) -> Array:
+    """Values without those at the upper end of their type, if these are far above all others: they only say "at least"."""
+    if values.dtype.kind == "f" or values.dtype == np.uint8:
+        return values
+    top = np.iinfo(values.dtype).max
+    if values.max() < top:
+        return values
+    others = values[values < top]
+    if not others.size:
+        return values
+    low, high = own_range(others)
+    return others if top - high > _ISOLATION * (high - low) > 0 else values
+
+
 def percentile(ordered: Array, percent: float) -> float:
     """A percentile of sorted values, as that of NumPy, whose function takes several times as long."""
     place = percent / 100 * (ordered.size - 1)
@@ -188,8 +216,9 @@ def find_invalid(image: Array, *, isolated: bool, no_data: float | None = None) 
     """Find the pixels where a source has no value.
 
     These are NaN and infinities, the value that the file reserves, and, with ``isolated``, 0 and the ends of the data type
-    where they are far from all other values: dead pixels, saturation, and the border that a warp leaves. Pixels connected
-    to these whose values lie between them and the scene are interpolated from both, and are invalid, too.
+    where they are far from all other values: dead pixels and lines, and the border that a warp leaves. Pixels connected to
+    these whose values lie between them and the scene are interpolated from both, and are invalid, too. Areas at the upper end
+    that look like an object, such as a fire, are no gap: they are at least as hot.
 
     Args:
         image: (H, W) or (H, W, 3); a pixel is invalid if one of its channels is.
@@ -223,7 +252,7 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
         others = others[others != value]
     if others.size == 0:
         return
-    ordered = np.sort(others)
+    ordered = _in_order(others)
     low, high = (percentile(ordered, percent) for percent in _VALID)
     gap = _ISOLATION * (high - low)
     if gap == 0:
@@ -231,20 +260,56 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
     apart = [value for value in candidates if value < low - gap or value > high + gap]
     if not apart:
         return
-    plateau = image == apart[0]
-    for value in apart[1:]:
-        plateau |= image == value
-    invalid |= plateau
-    flat = plateau.any(axis=2) if plateau.ndim == 3 else plateau
-    between = (image < low - gap) | (image > high + gap)
-    outside = between.any(axis=2) if between.ndim == 3 else between
-    if np.array_equal(outside, flat):
+    flat, hot = np.zeros((2, *image.shape[:2]), np.bool_)
+    for value in apart:
+        plateau = _any_channel(image == value)
+        if image.dtype.kind != "f" and value == np.iinfo(image.dtype).max:
+            hot = _hot_areas(plateau)
+            plateau &= ~hot
+        flat |= plateau
+    if not flat.any():
         return
+    outside = _any_channel((image < low - gap) | (image > high + gap))
+    if hot.any():
+        outside &= ~_connected(outside & ~flat, hot)
     # Together with all that is connected to it: along the edge of a warp, pixels are made of both.
-    count, labels = cv2.connectedComponents(np.asarray(flat | outside, np.uint8))
-    connected = np.zeros(count, np.bool_)
-    connected[labels[flat]] = True
-    invalid |= connected[labels] if image.ndim == 2 else connected[labels][..., None]
+    missing = flat if np.array_equal(outside, flat) else _connected(outside | flat, flat)
+    invalid |= missing if image.ndim == 2 else missing[..., None]
+
+
+def _any_channel(mask: Mask) -> Mask:
+    channels: Mask = mask if mask.ndim == 2 else np.logical_or.reduce(mask, axis=2)
+    return channels
+
+
+def _hot_areas(plateau: Mask) -> Mask:
+    """Parts of a plateau at the upper end, (H, W), that are objects too hot for the sensor, such as a fire.
+
+    They are thick, which lines and pixels that fail are not, and neither reach a corner, as the border of a warp does, nor
+    from one side to the opposite one, as failing blocks of lines do.
+    """
+    thick = cv2.morphologyEx(plateau.astype(np.uint8), cv2.MORPH_OPEN, np.ones((_THICK_PX, _THICK_PX), np.uint8))
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(thick)
+    height, width = plateau.shape
+    corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)}
+    hot = np.array(
+        [
+            label != 0 and label not in corners and box[cv2.CC_STAT_WIDTH] < width and box[cv2.CC_STAT_HEIGHT] < height
+            for label, box in zip(range(count), boxes, strict=True)
+        ]
+    )
+    found: Mask = hot[labels]
+    return found
+
+
+def _connected(area: Mask, seeds: Mask) -> Mask:
+    """The parts of an area, (H, W), that hold a seed."""
+    count, labels = cv2.connectedComponents(area.astype(np.uint8))
+    held = np.zeros(count, np.bool_)
+    held[labels[seeds]] = True
+    held[0] = False
+    found: Mask = held[labels]
+    return found
 
 
 def _present(image: Array, invalid: Mask) -> list[float]:
@@ -315,6 +380,12 @@ def _scaled(image: Array, scale: Scale, invalid: Mask | None) -> Array:
     if invalid is not None:
         shown[invalid] = 0
     return shown.clip(0.0, WHITE, out=shown)
+
+
+def _in_order(values: Array) -> Array:
+    """The values, sorted."""
+    # For up to 16 bits, NumPy's stable sort is by digits, and several times as fast as its default.
+    return np.sort(values, kind="stable" if values.dtype.itemsize <= 2 and values.dtype.kind in "iu" else None)
 
 
 def _sample(values: Array) -> Array:

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane, sobel
+from refusion_edge.metrics.planes import Plane, defined, mean, sobel, total
 
 
 def standard_deviation(fused: Plane) -> float:
@@ -22,7 +22,7 @@ def standard_deviation(fused: Plane) -> float:
     Source:
         Rao: In-fibre Bragg grating sensors, Meas. Sci. Technol. 8, 1997, as cited by fusion surveys.
     """
-    return float(np.std(fused))
+    return float(np.std(defined(fused)))
 
 
 def spatial_frequency(fused: Plane) -> float:
@@ -38,7 +38,7 @@ def spatial_frequency(fused: Plane) -> float:
     Source:
         Eskicioglu, Fisher: Image quality measures and their performance, IEEE Trans. Commun. 43(12), 1995.
     """
-    return math.sqrt(float(np.mean(np.diff(fused, axis=1) ** 2)) + float(np.mean(np.diff(fused, axis=0) ** 2)))
+    return math.sqrt(mean(np.diff(fused, axis=1) ** 2) + mean(np.diff(fused, axis=0) ** 2))
 
 
 def spatial_frequency_of_color(fused: Plane) -> float:
@@ -55,8 +55,8 @@ def spatial_frequency_of_color(fused: Plane) -> float:
         Zhang, Ye, Xiao: VIFB, CVPR Workshops 2020 (metricsSpatial_frequency.m).
     """
     wide = np.concatenate(list(fused), axis=1)
-    differences = float(np.sum(np.diff(wide, axis=1) ** 2)) + float(np.sum(np.diff(wide, axis=0) ** 2))
-    return math.sqrt(differences / wide.size)
+    differences = total(np.diff(wide, axis=1) ** 2) + total(np.diff(wide, axis=0) ** 2)
+    return math.sqrt(differences / defined(wide).size)
 
 
 def average_gradient(fused: Plane) -> float:
@@ -72,7 +72,7 @@ def average_gradient(fused: Plane) -> float:
         Cui, Feng, Xu, Li, Chen: Detail preserved fusion of visible and infrared images using regional saliency
         extraction and multi-scale image decomposition, Opt. Commun. 341, 2015.
     """
-    return _gradient_sum(fused) / fused.size
+    return mean(_gradients(fused))
 
 
 def average_gradient_inside(fused: Plane) -> float:
@@ -88,7 +88,7 @@ def average_gradient_inside(fused: Plane) -> float:
         Cui et al., 2015; divisor as in the VIFB benchmark (metricsAvg_gradient.m).
     """
     height, width = fused.shape
-    return _gradient_sum(fused) / float((height - 1) * (width - 1))
+    return mean(_gradients(fused)) * fused.size / float((height - 1) * (width - 1))
 
 
 def edge_intensity(fused: Plane) -> float:
@@ -105,9 +105,10 @@ def edge_intensity(fused: Plane) -> float:
         diagnosis, Int. J. Eng. Sci. Invent. 2, 2018; border as in the VIFB benchmark (metricsEdge_intensity.m).
     """
     x, y = sobel(fused, cv2.BORDER_REPLICATE)
-    return float(np.mean(np.sqrt(x * x + y * y)))
+    return mean(np.sqrt(x * x + y * y))
 
 
-def _gradient_sum(plane: Plane) -> float:
+def _gradients(plane: Plane) -> Plane:
     y, x = np.gradient(plane)
-    return float(np.sum(np.sqrt((x * x + y * y) / 2)))
+    # A central difference does not read the pixel itself.
+    return np.where(np.isnan(plane), np.nan, np.sqrt((x * x + y * y) / 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane, sobel
+from refusion_edge.metrics.planes import Plane, sobel, total
 
 # Xydeas and Petrovic, 2000: gain, slope and center of the sigmoids of strength and of orientation.
 _STRENGTH = (0.9994, -15.0, 0.5)
@@ -47,10 +47,10 @@ def edge_preservation(a: Plane, b: Plane, fused: Plane) -> float:
         strengths as in the widely used code of Xiaobo Qu, whose numbers are the published ones.
     """
     edges_a, edges_b, edges_fused = (_edges(plane) for plane in (a, b, fused))
-    weight = float(np.sum(edges_a.strength)) + float(np.sum(edges_b.strength))
+    weight = total(edges_a.strength) + total(edges_b.strength)
     if weight == 0:
         return math.nan
-    kept = sum(float(np.sum(_preservation(edges, edges_fused) * edges.strength)) for edges in (edges_a, edges_b))
+    kept = sum(total(_preservation(edges, edges_fused) * edges.strength) for edges in (edges_a, edges_b))
     return kept / weight
 
 
@@ -79,8 +79,8 @@ def artifacts(a: Plane, b: Plane, fused: Plane) -> float:
     for edges in (edges_a, edges_b):
         weights = np.where(edges.strength >= _ARTIFACT_THRESHOLD, edges.strength**_ARTIFACT_EXPONENT, _ARTIFACT_LEAST_WEIGHT)
         lost += float(np.sum(((1 - _artifact_preservation(edges, edges_fused)) * weights)[added]))
-        weight += float(np.sum(weights))
-    return lost / weight
+        weight += float(np.sum(weights[~np.isnan(edges.strength)]))
+    return lost / weight if weight > 0 else math.nan
 
 
 def _edges(plane: Plane) -> _Edges:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaussian, halve, sum_inside
+from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaussian, halve, mean, sum_inside
 
 _SIZE = 11
 _COUNT = _SIZE**2
@@ -63,7 +63,7 @@ def _similarity(a: Plane, b: Plane, fused: Plane) -> float:
     )
     with_fused = share_a * covariance(a, mean_a, fused, mean_fused) + share_b * covariance(b, mean_b, fused, mean_fused)
     variance_fused = covariance(fused, mean_fused, fused, mean_fused)
-    return float(np.mean((2 * with_fused + _STABILISER) / (variance_desired + variance_fused + _STABILISER)))
+    return mean((2 * with_fused + _STABILISER) / (variance_desired + variance_fused + _STABILISER))
 
 
 def _desired_mix(a: Plane, b: Plane) -> tuple[Plane, Plane]:

@@ -40,6 +40,11 @@ def feature_information(a: Plane, b: Plane, fused: Plane) -> float:
     if not fits(fused, _WINDOW):
         return math.nan
     windows_a, windows_b, windows_fused = (_windows(plane) for plane in (a, b, fused))
+    missing = np.isnan(windows_a + windows_b + windows_fused).any(axis=1)
+    if missing.all():
+        return math.nan
+    if missing.any():
+        windows_a, windows_b, windows_fused = (windows[~missing] for windows in (windows_a, windows_b, windows_fused))
     return (_shared(windows_a, windows_fused) + _shared(windows_b, windows_fused)) / 2
 
 
@@ -59,7 +64,9 @@ def feature_information_gradient(a: Plane, b: Plane, fused: Plane) -> float:
     """
     if not fits(fused, _WINDOW):
         return math.nan
-    return feature_information(*(np.gradient(plane, axis=1) for plane in (a, b, fused)))
+    # A central difference does not read the pixel itself.
+    features = (np.where(np.isnan(plane), np.nan, np.gradient(plane, axis=1)) for plane in (a, b, fused))
+    return feature_information(*features)
 
 
 def feature_information_cosine(a: Plane, b: Plane, fused: Plane) -> float:
@@ -71,7 +78,8 @@ def feature_information_cosine(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        About [0, 1], higher is better; undefined (NaN) below 3x3 pixels. Convention ``survey`` (FMI_dct).
+        About [0, 1], higher is better; undefined (NaN) below 3x3 pixels, or if a pixel has no value. Convention ``survey``
+        (FMI_dct).
 
     Source:
         Haghighat, Razian: Fast-FMI, AICT 2014.

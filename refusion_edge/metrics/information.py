@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.metrics.planes import Plane, stretch
+from refusion_edge.metrics.planes import Plane, defined, stretch
 
 _LEVELS = 256
 # Cvejic's exponent of the Tsallis entropy.
@@ -155,11 +155,13 @@ def nonlinear_correlation(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _histogram(plane: Plane) -> NDArray[np.float64]:
-    return np.bincount(plane.astype(np.intp).ravel(), minlength=_LEVELS) / plane.size
+    levels = defined(plane)
+    return np.bincount(levels.astype(np.intp).ravel(), minlength=_LEVELS) / levels.size
 
 
 def _joint_histogram(x: Plane, y: Plane) -> NDArray[np.float64]:
-    """Count pairs of gray levels; returns probabilities, (256, 256), x along the rows."""
+    """Count pairs of gray levels; returns probabilities, (256, 256), x along the rows. NaN is at the same places in both."""
+    x, y = defined(x), defined(y)
     pairs = x.astype(np.intp) * _LEVELS + y.astype(np.intp)
     return np.bincount(pairs.ravel(), minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / x.size
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import UsageError
+from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics.registry import Metric, score
 
 Displacement = Literal["shift", "skew"]
@@ -45,6 +46,7 @@ def sweep(
     kind: Displacement = "shift",
     *,
     sensor_a: bool = False,
+    invalid: Mask | None = None,
 ) -> list[dict[Metric, float]]:
     """Score a finished result against a displaced source a: how sensitive the metric is to misregistration.
 
@@ -56,17 +58,20 @@ def sweep(
         offsets_px: Displacements of source a in pixels.
         kind: ``shift`` or ``skew``.
         sensor_a: As in ``refusion_edge.metrics.score``.
+        invalid: As in ``refusion_edge.metrics.score``.
 
     Returns:
-        Values of each metric, one per offset. All are computed over the same columns: those that remain at every offset.
+        Values of each metric, one per offset. All are computed over the same columns, those that remain at every offset, and
+        without the pixels that have no value at one of them.
 
     Raises:
         UsageError: An offset is not finite or leaves too little of the image.
         ShapeError: The three differ in size.
     """
     inner = _inner_columns(a.shape[1], offsets_px)
+    left_out = _inner_mask(invalid, offsets_px, kind, inner)
     return [
-        score(displace(a, offset, kind)[:, inner], b[:, inner], fused[:, inner], metrics, sensor_a=sensor_a)
+        score(displace(a, offset, kind)[:, inner], b[:, inner], fused[:, inner], metrics, sensor_a=sensor_a, invalid=left_out)
         for offset in offsets_px
     ]
 
@@ -80,6 +85,7 @@ def sweep_fusion(
     kind: Displacement = "shift",
     *,
     sensor_a: bool = False,
+    invalid: Mask | None = None,
 ) -> list[dict[Metric, float]]:
     """Fuse with a displaced source a and score against the aligned sources: how much a method suffers from misregistration.
 
@@ -91,19 +97,27 @@ def sweep_fusion(
         offsets_px: Displacements of source a in pixels.
         kind: ``shift`` or ``skew``.
         sensor_a: As in ``refusion_edge.metrics.score``.
+        invalid: As in ``refusion_edge.metrics.score``.
 
     Returns:
-        Values of each metric, one per offset, over the same columns as in ``sweep``.
+        Values of each metric, one per offset, over the same pixels as in ``sweep``.
 
     Raises:
         UsageError: An offset is not finite or leaves too little of the image.
         ShapeError: The images differ in size.
     """
     inner = _inner_columns(a.shape[1], offsets_px)
-    return [
-        score(a[:, inner], b[:, inner], fuse(displace(a, offset, kind), b)[:, inner], metrics, sensor_a=sensor_a)
-        for offset in offsets_px
-    ]
+    left_out = _inner_mask(invalid, offsets_px, kind, inner)
+    results = (fuse(displace(a, offset, kind), b)[:, inner] for offset in offsets_px)
+    return [score(a[:, inner], b[:, inner], fused, metrics, sensor_a=sensor_a, invalid=left_out) for fused in results]
+
+
+def _inner_mask(invalid: Mask | None, offsets_px: Sequence[float], kind: Displacement, inner: slice) -> Mask | None:
+    """Pixels without a value at any of the offsets, in the inner columns."""
+    if invalid is None:
+        return None
+    shares = [invalid.astype(np.float32), *(displace(invalid.astype(np.float32), offset, kind) for offset in offsets_px)]
+    return np.asarray(np.any([share[:, inner] > 0 for share in shares], axis=0))
 
 
 def _inner_columns(width: int, offsets_px: Sequence[float]) -> slice:

@@ -36,8 +36,9 @@ def chen_blum(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        [0, 1], higher is better; undefined (NaN) if one of the three is constant. Conventions ``vifb`` and ``survey``: r in
-        units of 15 cycles per image; Gaussians of 31x31 samples with factor 1 / (2 pi sigma^2), outside is 0.
+        [0, 1], higher is better; undefined (NaN) if one of the three is constant, or if a pixel has no value.
+        Conventions ``vifb`` and ``survey``: r in units of 15 cycles per image; Gaussians of 31x31 samples with
+        factor 1 / (2 pi sigma^2), outside is 0.
 
     Source:
         Chen, Blum: A new automated quality assessment algorithm for image fusion, Image Vis. Comput. 27(10), 2009;
@@ -67,8 +68,9 @@ def chen_varshney(a: Plane, b: Plane, fused: Plane) -> float:
         fused: (H, W).
 
     Returns:
-        At least 0, lower is better; undefined (NaN) if both sources are constant. Conventions ``vifb`` and ``survey``: r in
-        units of 4 cycles per image; blocks that reach over the image are filled with 0, for sums and for means.
+        At least 0, lower is better; undefined (NaN) if both sources are constant, or if a pixel has no value. Conventions
+        ``vifb`` and ``survey``: r in units of 4 cycles per image; blocks that reach over the image are filled with
+        0, for sums and for means.
 
     Source:
         Chen, Varshney: A human perception inspired quality metric for image fusion based on regional information, Inf.

@@ -16,9 +16,12 @@ from typing import Literal
 import numpy as np
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import ShapeError, UsageError
+from refusion_edge.errors import InputError, ShapeError, UsageError
+from refusion_edge.images.conversion import to_still
+from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import (
     activity,
+    appearance,
     edges,
     exposure,
     feature,
@@ -45,6 +48,7 @@ CONVENTIONS: dict[str, str] = {
     "evaluator": "gray images, as printed by CDDFuse, EMMA, ReFusion and their family",
     "vifb": "mean over the color planes, as printed by the VIFB benchmark",
     "survey": "gray images, the further metrics of survey toolkits",
+    "appearance": "gray images, faults of infrared-visible fusion that a person sees; a is infrared",
     "sequence": "gray frames in order, per transition from one to the next",
 }
 DEFAULT_CONVENTION = "evaluator"
@@ -179,8 +183,25 @@ _ALL = (
     Metric("MEF-SSIM", "survey", "multi-exposure structural similarity", "higher", 0, 1, "", "sources",
            exposure.exposure_similarity, "Ma et al., 2015"),
 
+    Metric("Kept_a", "appearance", "detail of a kept where b is clipped", "higher", 0, _INF, "", "sources",
+           appearance.kept_infrared, "refusion-edge"),
+    Metric("Kept_b", "appearance", "detail of b kept where a is clipped", "higher", 0, _INF, "", "sources",
+           appearance.kept_visible, "refusion-edge"),
+    Metric("Target", "appearance", "contrast of hot compact objects", "higher", -255, 255, "levels", "sources",
+           appearance.target_contrast, "refusion-edge"),
+    Metric("Lost", "appearance", "hot compact objects below 8 levels of contrast", "lower", 0, _INF, "objects", "sources",
+           appearance.lost_targets, "refusion-edge"),
+    Metric("Noise", "appearance", "noise added in flat lit areas of b", "lower", -255, 255, "levels", "sources",
+           appearance.added_noise, "refusion-edge"),
+    Metric("Rim", "appearance", "bright rims at strong edges of b", "lower", -510, 510, "levels", "sources",
+           appearance.rims, "refusion-edge"),
+
     Metric("Flicker", "sequence", "change beyond that of the sources", "lower", 0, 255, "levels", "transition",
            temporal.flicker, "refusion-edge"),
+    Metric("Pumping", "sequence", "change of brightness beyond that of the sources", "lower", 0, 255, "levels", "transition",
+           temporal.pumping, "refusion-edge"),
+    Metric("Grain", "sequence", "temporal noise", "lower", 0, 255 * 1.4826 * math.sqrt(2), "levels", "transition",
+           temporal.grain, "refusion-edge"),
 )  # fmt: skip
 
 
@@ -246,26 +267,54 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
     )
 
 
+class Scores(dict[Metric, float]):
+    """Metric to value; a metric can also be asked for by its name, such as ``scores["EN"]``."""
+
+    def __getitem__(self, key: Metric | str) -> float:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        # What was computed decides which convention a bare name means.
+        found = [metric for metric in self if key.lower() in (metric.name.lower(), metric.alias.lower())]
+        metric = found[0] if len(found) == 1 else find_metric(key)
+        if metric not in self:
+            raise UsageError(f"{metric.key} was not computed", "add it to the metrics of score()", got=key)
+        return super().__getitem__(metric)
+
+
 def score(
-    a: Array, b: Array, fused: Array, metrics: Sequence[Metric] | None = None, *, sensor_a: bool = False
-) -> dict[Metric, float]:
-    """Score one fused image.
+    a: object,
+    b: object,
+    fused: object,
+    metrics: Sequence[Metric] | None = None,
+    *,
+    sensor_a: bool = False,
+    invalid: Mask | None = None,
+) -> Scores:
+    """Score one fused image, on the pixels that have a value in all three images.
+
+    The images are cropped to these pixels. Where others are left between them, windows that touch one are left out, and
+    metrics over the spectrum of the whole image (FMI_dct, Qcb, Qcv) are undefined.
 
     Args:
-        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1].
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN is no value. Or what else ``Fuser.fuse``
+            takes as an image, such as a path.
         b: Source b, same height and width.
         fused: Fused image, same height and width.
         metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
         sensor_a: Whether 16-bit or float gray of source a is raw sensor data, as ``Task.ranged_a`` says.
+        invalid: Pixels that have no value besides, (H, W); see ``refusion_edge.images.ranges.Displayed``.
 
     Returns:
-        Metric to value, in the order asked for; NaN or infinite where a metric is undefined.
+        Metric to value, in the order asked for; NaN or infinite where a metric is undefined. ``scores["EN"]`` is the value of a
+        metric by its name.
 
     Raises:
         ShapeError: The three differ in height or width.
-        InputError: An image holds NaN or infinities.
+        InputError: No pixel has a value in all three images.
     """
-    images = _Images(a, b, fused, sensor_a=sensor_a)
+    named = (("source a", a), ("source b", b), ("the fused image", fused))
+    arrays = (image if isinstance(image, np.ndarray) else to_still(image, name).pixels for name, image in named)
+    images = _Images(*arrays, sensor_a=sensor_a, invalid=invalid)
     return _score(metrics_of(DEFAULT_CONVENTION) if metrics is None else metrics, images, None)
 
 
@@ -275,7 +324,9 @@ def score_transition(
     metrics: Sequence[Metric],
     *,
     sensor_a: bool = False,
-) -> dict[Metric, float]:
+    invalid: Mask | None = None,
+    previous_invalid: Mask | None = None,
+) -> Scores:
     """Score one frame of a sequence, see ``score``; metrics over time compare it with the previous frame.
 
     Args:
@@ -283,58 +334,93 @@ def score_transition(
         current: The same of this frame.
         metrics: What to compute.
         sensor_a: As in ``score``.
+        invalid: As in ``score``.
+        previous_invalid: The same of the previous frame.
 
     Raises:
         ShapeError: Images differ in height or width.
-        InputError: An image holds NaN or infinities.
+        InputError: No pixel of a frame has a value in all three images.
     """
     if previous[0].shape[:2] != current[0].shape[:2]:
         raise ShapeError(
-            f"frames of different sizes, {_size(previous[0])} and then {_size(current[0])} (width x height), have no change "
+            f"frames of different sizes, {_size(previous[0])} and then {_size(current[0])} (height x width), have no change "
             "over time",
             "score them apart",
             expected=previous[0].shape[:2],
             got=current[0].shape[:2],
         )
-    return _score(metrics, _Images(*current, sensor_a=sensor_a), _Images(*previous, sensor_a=sensor_a))
+    images = _Images(*current, sensor_a=sensor_a, invalid=invalid)
+    return _score(metrics, images, _Images(*previous, sensor_a=sensor_a, invalid=previous_invalid))
 
 
 class _Images:
     """The three images of one moment, converted once to each kind of planes."""
 
-    def __init__(self, a: Array, b: Array, fused: Array, *, sensor_a: bool) -> None:
+    def __init__(self, a: Array, b: Array, fused: Array, *, sensor_a: bool, invalid: Mask | None) -> None:
         if not a.shape[:2] == b.shape[:2] == fused.shape[:2]:
             raise ShapeError(
-                f"sources and result differ in size: a is {_size(a)}, b is {_size(b)}, fused is {_size(fused)} (width x "
-                "height)",
+                f"sources and result differ in size: a is {_size(a)}, b is {_size(b)}, fused is {_size(fused)} (height x "
+                "width)",
                 "score them as they were fused, without resizing",
                 expected=fused.shape[:2],
                 got=(a.shape[:2], b.shape[:2]),
             )
         self._images = ((a, sensor_a), (b, False), (fused, False))
+        self._invalid = invalid
+
+    @functools.cached_property
+    def frame(self) -> temporal.Triple:
+        """(H, W) each, gray; NaN in all three where one of them has no value."""
+        a, b, fused = _alike([to_gray_plane(image, sensor=sensor) for image, sensor in self._images], self._invalid)
+        return a, b, fused
 
     @functools.cached_property
     def gray(self) -> temporal.Triple:
-        """(H, W) each."""
-        a, b, fused = (to_gray_plane(image, sensor=sensor) for image, sensor in self._images)
+        """``frame``, cropped to the pixels that have a value."""
+        a, b, fused = _cropped(self.frame)
         return a, b, fused
 
     @functools.cached_property
     def color(self) -> tuple[Plane, Plane, Plane]:
-        """(1, H, W) each if all three are gray, else (3, H, W) each."""
+        """(1, H, W) each if all three are gray, else (3, H, W) each; cropped as ``gray`` is."""
         planes = [to_color_planes(image, sensor=sensor) for image, sensor in self._images]
+        planes = _cropped(_alike(planes, self._invalid))
         count = max(map(len, planes))
         a, b, fused = (np.broadcast_to(plane, (count, *plane.shape[1:])) for plane in planes)
         return a, b, fused
 
 
-def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> dict[Metric, float]:
-    return {metric: _value(metric, images, previous) for metric in metrics}
+def _alike(planes: list[Plane], invalid: Mask | None) -> list[Plane]:
+    """Take the value of a pixel, (..., H, W), from all planes if one of them has none there."""
+    missing = np.zeros(planes[0].shape[-2:], np.bool_) if invalid is None else invalid.copy()
+    for plane in planes:
+        missing |= np.isnan(plane if plane.ndim == 2 else plane[0])
+    if missing.all():
+        raise InputError("no pixel has a value in both sources and in the result", "check the images")
+    if missing.any():
+        for plane in planes:
+            plane[..., missing] = np.nan
+    return planes
+
+
+def _cropped(planes: Sequence[Plane]) -> list[Plane]:
+    """Crop planes, (..., H, W), to the rectangle around their pixels that have a value."""
+    first = planes[0] if planes[0].ndim == 2 else planes[0][0]
+    present = ~np.isnan(first)
+    if present.all():
+        return list(planes)
+    rows, columns = (np.flatnonzero(present.any(axis=axis)) for axis in (1, 0))
+    box = (..., slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return [np.ascontiguousarray(plane[box]) for plane in planes]
+
+
+def _score(metrics: Sequence[Metric], images: _Images, previous: _Images | None) -> Scores:
+    return Scores((metric, _value(metric, images, previous)) for metric in metrics)
 
 
 def _value(metric: Metric, images: _Images, previous: _Images | None) -> float:
     if metric.reads == "transition":
-        return math.nan if previous is None else metric.function(previous.gray, images.gray)
+        return math.nan if previous is None else metric.function(previous.frame, images.frame)
     if metric.convention == "vifb":
         a, b, fused = images.color
         if metric.reads == "planes":
@@ -348,7 +434,7 @@ def _of_plane(metric: Metric, a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _size(image: Array) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    return f"{image.shape[0]}x{image.shape[1]}"
 
 
 def _nearest(name: str, known: Iterable[str] | Mapping[str, object]) -> str:

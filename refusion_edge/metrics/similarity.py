@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from refusion_edge.metrics.planes import WHITE, Plane
+from refusion_edge.metrics.planes import WHITE, Plane, defined, total
 
 
 def mean_squared_error(a: Plane, b: Plane, fused: Plane) -> float:
@@ -23,7 +23,7 @@ def mean_squared_error(a: Plane, b: Plane, fused: Plane) -> float:
     Source:
         Evaluator of the CDDFuse repository (Zhao et al., CVPR 2023).
     """
-    return (_squared_distance(a, fused) + _squared_distance(b, fused)) / (2 * fused.size)
+    return (_squared_distance(a, fused) + _squared_distance(b, fused)) / (2 * defined(fused).size)
 
 
 def peak_signal_to_noise(a: Plane, b: Plane, fused: Plane) -> float:
@@ -42,7 +42,7 @@ def peak_signal_to_noise(a: Plane, b: Plane, fused: Plane) -> float:
         Evaluator of the CDDFuse repository (Zhao et al., CVPR 2023).
     """
     error = mean_squared_error(a, b, fused)
-    peak = float(fused.max())
+    peak = float(defined(fused).max())
     if peak == 0:
         return -math.inf
     return 10 * math.log10(peak**2 / error) if error > 0 else math.inf
@@ -64,7 +64,7 @@ def norm_per_pixel(a: Plane, b: Plane, fused: Plane) -> float:
         Zhang, Ye, Xiao: VIFB, CVPR Workshops 2020 (metricsRmse.m); Jagalingam, Hegde: A review of quality metrics for
         fused image, Aquat. Procedia 4, 2015.
     """
-    return (math.sqrt(_squared_distance(a, fused)) + math.sqrt(_squared_distance(b, fused))) / (2 * fused.size)
+    return (math.sqrt(_squared_distance(a, fused)) + math.sqrt(_squared_distance(b, fused))) / (2 * defined(fused).size)
 
 
 def peak_to_norm(a: Plane, b: Plane, fused: Plane) -> float:
@@ -122,10 +122,11 @@ def correlation_of_differences(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _squared_distance(x: Plane, y: Plane) -> float:
-    return float(np.sum(np.square(x - y)))
+    return total(np.square(x - y))
 
 
 def _pearson(x: Plane, y: Plane) -> float:
+    x, y = defined(x), defined(y)
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))
     return float(np.sum(x * y)) / scale if scale > 0 else math.nan

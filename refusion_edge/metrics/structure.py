@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaussian, halve, sum_inside
+from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaussian, halve, mean, sum_inside
 
 _K1, _K2 = 0.01, 0.03
 
@@ -151,8 +151,7 @@ def yang_similarity(a: Plane, b: Plane, fused: Plane) -> float:
     share = np.divide(sources.variance_x, texture, out=np.full_like(texture, math.nan), where=texture > 0)
     weighted = share * similarity_a + (1 - share) * similarity_b
     quality = np.where(similarity >= _YANG_SIMILAR, weighted, np.maximum(similarity_a, similarity_b))
-    quality = quality[~np.isnan(quality)]
-    return float(np.mean(quality)) if quality.size else math.nan
+    return mean(quality)
 
 
 def _uniform_similarity(x: Plane, y: Plane, data_range: float) -> float:
@@ -183,7 +182,7 @@ def _gaussian_similarity(x: Plane, y: Plane) -> float:
 
 def _similarity(moments: _Moments, data_range: float) -> float:
     quality = moments.luminance((_K1 * data_range) ** 2) * moments.contrast_structure((_K2 * data_range) ** 2)
-    return float(np.mean(quality))
+    return mean(quality)
 
 
 def _multi_scale(x: Plane, y: Plane) -> float:
@@ -195,7 +194,7 @@ def _multi_scale(x: Plane, y: Plane) -> float:
             return math.nan
         moments = _moments(x, y, _GAUSSIAN)
         coarsest = scale == len(_SCALE_EXPONENTS) - 1
-        factor = _similarity(moments, WHITE) if coarsest else float(np.mean(moments.contrast_structure((_K2 * WHITE) ** 2)))
+        factor = _similarity(moments, WHITE) if coarsest else mean(moments.contrast_structure((_K2 * WHITE) ** 2))
         product *= max(factor, 0.0) ** exponent
     return product
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane, filter_inside, fits, gaussian
+from refusion_edge.metrics.planes import Plane, filter_inside, fits, gaussian, total
 
 # One Gaussian window for each of the four scales; sigma is a fifth of the size.
 _WINDOWS = (17, 9, 5, 3)
@@ -37,7 +37,7 @@ def visual_information_fidelity(a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _fidelity(reference: Plane, distorted: Plane) -> float:
-    kept = total = 0.0
+    kept = whole = 0.0
     for scale, size in enumerate(_WINDOWS):
         window = gaussian(size, size / 5)
         if scale > 0:
@@ -47,13 +47,15 @@ def _fidelity(reference: Plane, distorted: Plane) -> float:
         if not fits(reference, size):
             return math.nan
         at_scale = _information(reference, distorted, window)
-        kept, total = kept + at_scale[0], total + at_scale[1]
-    return kept / total if total > 0 else 1.0
+        kept, whole = kept + at_scale[0], whole + at_scale[1]
+    return 1.0 if whole == 0 else kept / whole
 
 
 def _information(reference: Plane, distorted: Plane, window: Plane) -> tuple[float, float]:
-    """Information in nat of the reference that is preserved, and in total."""
+    """Information in nat of the reference that is preserved, and in total; NaN if no window has a value."""
     mean_r, mean_d = filter_inside(reference, window), filter_inside(distorted, window)
+    if np.isnan(mean_d).all():
+        return math.nan, math.nan
     variance_r = np.maximum(filter_inside(reference * reference, window) - mean_r * mean_r, 0)
     variance_d = np.maximum(filter_inside(distorted * distorted, window) - mean_d * mean_d, 0)
     covariance = filter_inside(reference * distorted, window) - mean_r * mean_d
@@ -68,5 +70,5 @@ def _information(reference: Plane, distorted: Plane, window: Plane) -> tuple[flo
     noise[inverted], gain[inverted] = variance_d[inverted], 0
     noise = np.maximum(noise, _TINY)
 
-    kept = float(np.sum(np.log1p(gain * gain * variance_r / (noise + _NOISE_VARIANCE))))
-    return kept, float(np.sum(np.log1p(variance_r / _NOISE_VARIANCE)))
+    kept = total(np.log1p(gain * gain * variance_r / (noise + _NOISE_VARIANCE)))
+    return kept, total(np.log1p(variance_r / _NOISE_VARIANCE))

@@ -126,6 +126,25 @@ class FusedFrame:
     no_ir: Mask | None = None
     no_vis: Mask | None = None
 
+    @property
+    def rgb(self) -> Uint8Array:
+        """The fused image, (H, W) or (H, W, 3) RGB; a new array if it has color."""
+        return self.image if self.image.ndim == 2 else np.ascontiguousarray(self.image[..., ::-1])
+
+    @property
+    def time_s(self) -> float:
+        """``time_ns`` in seconds."""
+        return self.time_ns / SECOND
+
+    @property
+    def skew_ms(self) -> float | None:
+        """``skew_ns`` in milliseconds."""
+        return None if self.skew_ns is None else self.skew_ns / MS
+
+    def with_image(self, image: Uint8Array) -> FusedFrame:
+        """The same frame with another image, such as one with boxes drawn into it."""
+        return replace(self, image=image)
+
 
 def other(side: Side) -> Side:
     """Return the opposite side."""

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,28 @@ class Distribution:
 
 
 # Where `dropped` counts what a recording lost, and why.
-RECORDING, DISK_TOO_SLOW = "recording", "disk too slow"
+RECORDING, DISK_TOO_SLOW, DISK_FULL = "recording", "disk too slow", "disk full"
+
+
+STUCK_S, SILENT_S = 15.0, 5.0
+"""Time of an engine for a pair after which it counts as stuck, and time without a fused frame that makes a stream unready."""
+
+Listener = Callable[[str, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """State of a stream.
+
+    Attributes:
+        alive: Whether a restart would not help: lost cameras are no reason, an engine that does not answer is one.
+        ready: Whether frames are being fused.
+        reason: Why it is not ready, in words.
+    """
+
+    alive: bool
+    ready: bool
+    reason: str
 
 
 @dataclass(slots=True)
@@ -120,6 +141,10 @@ class Statistics:
         self._pairs = 0
         self._outputs: Counter[tuple[str, str]] = Counter()
         self._refinement: dict[str, Any] | None = None
+        self._reopened = 0
+        self._listeners: list[Listener] = []
+        self._shown_s: float | None = None
+        self._busy_since_s: float | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
@@ -132,7 +157,7 @@ class Statistics:
             camera.frames_in += 1
             camera.missing += missing
             if camera.size_wh not in (None, size_wh):
-                self._note(side, f"size changed to {size_wh[0]}x{size_wh[1]}")
+                self._note(side, f"size changed to {size_wh[1]}x{size_wh[0]}")
                 self._times[side].clear()  # many cameras are slower at another size
             camera.size_wh, camera.dtype = size_wh, dtype
             self._arrivals[side].append(time.monotonic_ns())
@@ -180,7 +205,14 @@ class Statistics:
         """Count a fused frame."""
         with self._lock:
             self._modes[frame.mode] += 1
+            self._shown_s = time.monotonic()
             self._arrivals["fused"].append(time.monotonic_ns())
+
+    def reopened(self, text: str) -> None:
+        """Count an engine that failed and was opened again, and record the event."""
+        with self._lock:
+            self._reopened += 1
+            self._note("engine", text)
 
     def refined(self, progress: dict[str, Any]) -> None:
         """Keep the progress of online refinement."""
@@ -198,10 +230,10 @@ class Statistics:
         with self._lock:
             return self._timing(side)
 
-    def drops_of(self, where: str, cause: str) -> int:
-        """How often ``dropped`` counted a cause."""
+    def drops_of(self, where: str, cause: str | None = None) -> int:
+        """How often ``dropped`` counted a cause at a place, or any cause."""
         with self._lock:
-            return self._drops[where, cause]
+            return sum(self._drops_of(where).values()) if cause is None else self._drops[where, cause]
 
     def note(self, side: str, text: str) -> None:
         """Record an event, such as a loss, a freeze or a damaged frame. All are counted; the last 1000 are kept."""
@@ -227,6 +259,36 @@ class Statistics:
         self._events_total += 1
         seconds = (time.monotonic_ns() - self._started_ns) / 1e9
         self._events.append({"time_s": round(seconds, 3), "where": side, "what": text})
+        for listener in self._listeners:
+            listener(side, text)
+
+    @property
+    def count(self) -> int:
+        """Number of fused frames so far."""
+        with self._lock:
+            return sum(self._modes.values())
+
+    def listen(self, listener: Listener) -> None:
+        """Call a function for every event from now on, with its place and what happened; it must not wait."""
+        with self._lock:
+            self._listeners.append(listener)
+
+    def busy(self, *, is_busy: bool) -> None:
+        """Note that the engine begins or ends its work on a pair."""
+        with self._lock:
+            self._busy_since_s = time.monotonic() if is_busy else None
+
+    def health(self) -> Health:
+        """Whether the stream works now, for those who restart it if it does not."""
+        with self._lock:
+            now_s = time.monotonic()
+            if self._busy_since_s is not None and now_s - self._busy_since_s > STUCK_S:
+                return Health(alive=False, ready=False, reason=f"the engine has not answered for {STUCK_S:g} s")
+            if self._shown_s is None:
+                return Health(alive=True, ready=False, reason="no frame has been fused yet")
+            if now_s - self._shown_s > SILENT_S:
+                return Health(alive=True, ready=False, reason=f"no frame has been fused for {SILENT_S:g} s")
+            return Health(alive=True, ready=True, reason="")
 
     def snapshot(self) -> dict[str, Any]:
         """All figures as plain numbers and strings, ready for JSON."""
@@ -249,6 +311,7 @@ class Statistics:
                     "misregistration_px": {key.removesuffix("_ms"): value for key, value in self._skew_px.summary().items()},
                 },
                 "refinement": self._refinement,
+                "engine": {"reopened": self._reopened},
                 "stages": {stage: times.summary() for stage, times in self._stages.items()},
                 "outputs": {
                     name: {

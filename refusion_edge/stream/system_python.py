@@ -46,6 +46,17 @@ def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Prog
     )
 
 
+def ask(code: str, within_s: float) -> str:
+    """Run a few lines under the system's Python, and return what they print; empty if they fail or take too long."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [_SYSTEM_PYTHON, "-I", "-c", code], capture_output=True, text=True, timeout=within_s, check=False, env=inherited
+        )
+        return done.stdout if done.returncode == 0 else ""
+    return ""
+
+
 def first_line(program: Program, within_s: float) -> str:
     """Read the first line of a program; ``no answer`` after the timeout."""
     lines: queue.Queue[str] = queue.Queue()
@@ -74,14 +85,21 @@ def send(program: Program, data: memoryview) -> None:
         left = left[program.stdin.write(left) :]
 
 
-def end(program: Program) -> int:
-    """Close the input of a program, which ends it, and return its exit code; kill it if it does not end."""
+def last_line(program: Program) -> str:
+    """The last line of a program that has ended; empty if there is none."""
+    assert program.stdout is not None
+    lines = program.stdout.read().decode(errors="replace").splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def end(program: Program, within_s: float = _STOP_S) -> int:
+    """Close the input of a program, which ends it, and return its exit code; kill it if it does not end in this time."""
     assert program.stdin is not None
     assert program.stdout is not None
     with contextlib.suppress(OSError):
         program.stdin.close()
     try:
-        code = program.wait(_STOP_S)
+        code = program.wait(within_s)
     except subprocess.TimeoutExpired:
         program.kill()
         code = program.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
 SOURCE_SCHEMES = ("csi", "v4l2", *NETWORK_SCHEMES, "file", "gst", "test")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
+OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "gst", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")
 # Elements of GStreamer that take frames away; by custom, their names end like this.
@@ -147,12 +148,29 @@ def parse_output(text: str) -> Uri:
 
     Args:
         text: ``display://0``, a video file, a folder, a pattern such as ``frame_%04i.png``, ``view://127.0.0.1:8080``,
-            ``rtsp://@:8554/fused``, ``shm://name`` or ``null://``.
+            ``rtsp://@:8554/fused``, ``gst:`` and a pipeline without its source, ``shm://name`` or ``null://``.
 
     Raises:
         UsageError: The scheme is unknown; the message suggests the nearest one.
     """
     return _parse(text, OUTPUT_SCHEMES, "an output")
+
+
+def anchored(text: str, folder: Path) -> str:
+    """Read a name of a source or an output as one in a folder: relative paths begin there, all other names stay the same.
+
+    Args:
+        text: See ``parse_source`` and ``parse_output``.
+        folder: Where relative paths begin.
+    """
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        if folder == Path() or scheme.lower() != "file":
+            return text
+        start = str(folder) if frame_pattern(rest) else quote(str(folder))
+        return f"file://{os.path.join(start, rest)}"  # noqa: PTH118 - the rest has options, and is no path
+    named = folder == Path() or text.startswith("gst:") or _CAMERA_NUMBER.fullmatch(text)
+    return text if named else str(folder / text)
 
 
 def frame_pattern(path: str) -> str | None:

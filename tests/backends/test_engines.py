@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,7 +15,7 @@ from refusion_edge.backends.registry import open_weights, status
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.network.graph import fill, read_template
 from refusion_edge.network.layouts import REFERENCE
-from tests.conftest import TOLERANCE
+from tests.conftest import ROOT, TOLERANCE
 from tests.raising import raises
 
 
@@ -62,3 +66,70 @@ def test_weights_need_a_back_end_without_engine(random_state: State) -> None:
         open_weights(random_state, "eagre")
     with raises(BackendError, "tensorrt"):
         open_weights(random_state, "tensorrt")
+
+
+OUT_OF_MEMORY = (
+    "import resource, sys\n"
+    "import numpy as np\n"
+    "from refusion_edge.backends.registry import RunOptions, open_weights\n"
+    "from refusion_edge.errors import BackendError\n"
+    "from refusion_edge.network.checkpoint import read_checkpoint\n"
+    "from refusion_edge.network.weights import weights_path\n"
+    "state = read_checkpoint(weights_path('ir_vis')).state\n"
+    "planes = np.random.default_rng(0).random((2, 1, 1, 2400, 3200), np.float32)\n"
+    "small = planes[..., :16, :16].copy()\n"
+    "with open_weights(state, sys.argv[1], RunOptions(threads=1)) as engine:\n"
+    "    engine.fuse(*small)\n"
+    "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+    "    resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))\n"
+    "    try:\n"
+    "        engine.fuse(*planes)\n"
+    "    except BackendError as error:\n"
+    "        print(error)\n"
+    "    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+    "    print(engine.fuse(*small).shape)\n"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnxruntime", "eager", "native"])
+def test_too_little_memory_is_one_line_and_the_next_image_is_fused(name: str) -> None:
+    if not status(name).usable:
+        pytest.skip(f"{name}: {status(name).reason}")
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, name], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    said, after = done.stdout.splitlines()
+    assert "memory" in said
+    assert "2400x3200" in said
+    assert after == "(1, 1, 16, 16)"
+
+
+def test_failures_of_onnx_runtime_are_told_apart(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    planes = np.zeros((1, 1, 20, 30), np.float32)
+    with OrtBackend(fill(read_template(REFERENCE, "fp32"), random_state).SerializeToString()) as engine:
+        for cause, problem, remedy in (
+            (RuntimeError("Failed to allocate memory for requested buffer of size 9"), "memory", "smaller"),
+            (MemoryError(), "memory", "smaller"),
+            (RuntimeError("INVALID_GRAPH :\n no kernel for Conv"), "no kernel for Conv", "--backend"),
+        ):
+
+            def fail(*_: object, cause: Exception = cause) -> None:
+                raise cause
+
+            monkeypatch.setattr(engine, "_session", SimpleNamespace(run=fail))
+            with raises(BackendError, "20x30", problem, remedy=remedy):
+                engine.fuse(planes, planes)
+
+
+def test_failures_of_torch_are_ours(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not status("eager").usable:
+        pytest.skip(f"eager: {status('eager').reason}")
+    planes = np.zeros((1, 1, 20, 30), np.float32)
+    with open_weights(random_state, "eager") as engine:
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("could not create a primitive")
+
+        monkeypatch.setattr(engine, "_network", fail)
+        with raises(BackendError, "20x30", "primitive", remedy="--backend"):
+            engine.fuse(planes, planes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,3 +142,19 @@ def test_a_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.M
     monkeypatch.setattr("refusion_edge.backends.openvino.is_installed", lambda _: False)
     found = status("openvino")
     assert (found.usable, found.fix) == (False, "pip install 'refusion-edge[openvino]'")
+
+
+def test_failures_are_told_apart(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    planes = np.zeros((1, 1, 20, 30), np.float32)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Exception from src/inference: no such primitive")
+
+    with OpenVinoBackend(model(random_state), threads=1) as engine:
+        # What OpenVINO 2026.4 returns if it cannot allocate its buffers.
+        monkeypatch.setattr(engine, "_request", SimpleNamespace(infer=lambda _: [np.zeros((1, 1, 0, 0), np.float32)]))
+        with raises(BackendError, "20x30", "memory", remedy="smaller"):
+            engine.fuse(planes, planes)
+        monkeypatch.setattr(engine, "_request", SimpleNamespace(infer=fail))
+        with raises(BackendError, "20x30", "primitive", remedy="--backend"):
+            engine.fuse(planes, planes)

@@ -20,7 +20,7 @@ def test_every_peer_computes_the_same() -> None:
     setting = peers.Setting((16, 24), 1, Path.cwd())
     peers.export_official(setting)
     names = peers.peers(with_compile=False)
-    assert {"official", "export-onnxruntime", "onnxruntime", "eager"} <= set(names)
+    assert {"official", "export-onnxruntime", "onnxruntime", "eager", "fast-onnxruntime"} <= set(names)
     peers.prepare_backends(names, setting)
     a, b = peers.planes(setting.size_hw)
     outputs = {}
@@ -28,8 +28,10 @@ def test_every_peer_computes_the_same() -> None:
         with peers.open_peer(name, setting) as fuse:
             outputs[name] = np.array(fuse(a, b), np.float64)
         assert peers.describe(name)
+    fast = peers.fast_reference(a, b)
     for name, output in outputs.items():
-        assert np.abs(output - outputs["official"]).max() < peers.MOST_ERROR, name
+        expected = fast if name.startswith("fast-") else outputs["official"]
+        assert np.abs(output - expected).max() < peers.MOST_ERROR, name
 
 
 def row(name: str, beside: tuple[float, float | None, float | None], memory: float | None) -> dict[str, Any]:

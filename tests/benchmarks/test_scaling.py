@@ -79,8 +79,8 @@ def test_tables_hold_formula_consequence_and_model() -> None:
     text = describe([write([row_at(*size) for size in SIZES])], 10, [Device("board", Limits(100.0, 5.0, 0))])
     assert "| 3 + 250 per MP | 0.0% | 40 + 800 per MP | 0.0% | 10 + 2000 per MP |" in text
     # 480x640 is 79.8 ms: 12.5 pairs in a second, one camera at 10 fps; 1080x1920 lies outside the measured sizes.
-    assert "12.5 / 1" in text
-    assert "*1.92 / 0*" in text
+    assert "12.5 / 1 / 22.2 h" in text  # for a million pairs
+    assert "*1.92 / 0 / 145 h*" in text
     assert "**Model, not measured: board**" in text
     assert text.startswith("P, 2 cores; numpy 2.")
 

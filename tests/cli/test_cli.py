@@ -38,7 +38,7 @@ def test_help_lists_every_verb_and_exit_code(run_cli: Run) -> None:
     code, out, _ = run_cli("--help")
     assert code == 0
     for verb in VERBS:
-        assert re.search(rf"^    {verb} ", out, re.MULTILINE), verb
+        assert re.search(rf"^    {verb}\s", out, re.MULTILINE), verb
     assert EXIT_CODES.strip() in out
 
 
@@ -49,8 +49,26 @@ def test_every_verb_has_help(run_cli: Run, verb: str) -> None:
     assert out.startswith(f"usage: refusion-edge {verb}")
 
 
-def test_version(run_cli: Run) -> None:
-    assert run_cli("--version") == (0, f"refusion-edge {refusion_edge.__version__}\n", "")
+def test_version_names_the_back_ends_that_work_here(run_cli: Run) -> None:
+    code, out, err = run_cli("--version")
+    first, second = out.splitlines()
+    assert (code, first, err) == (0, f"refusion-edge {refusion_edge.__version__}", "")
+    usable = {
+        name: backend
+        for name, backend in json.loads(run_cli("doctor", "--json", "-")[1])["backends"].items()
+        if backend["usable"]
+    }
+    assert usable
+    assert all(f"{name} ({backend['reason']})" in second for name, backend in usable.items())
+    assert "tensorrt (" not in second
+
+
+def test_the_verb_help_is_the_option(run_cli: Run) -> None:
+    assert run_cli("help", "fuse") == run_cli("fuse", "--help")
+    assert run_cli("help", "align", "auto") == run_cli("align", "auto", "--help")
+    assert run_cli("help") == run_cli("--help")
+    code, _, err = run_cli("help", "strem")
+    assert (code, one_sentence(err), "'stream'" in err) == (2, True, True)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +108,7 @@ def test_fuse_two_files(run_cli: Run, picture: Picture, suffix: str) -> None:
     make_pair(picture)
     code, out, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", f"out/fused.{suffix}")
     assert (code, err) == (0, "")
-    assert f"wrote out/fused.{suffix} (60x40, color)" in out
+    assert f"wrote out/fused.{suffix} (40x60, color)" in out
     assert read_image(f"out/fused.{suffix}").shape == (40, 60, 3)
 
 
@@ -158,7 +176,7 @@ def bad_fuse_inputs(picture: Picture) -> dict[str, tuple[tuple[str, ...], str]]:
         "zero bytes": (("empty.png", "vis/x.png"), "zero bytes"),
         "no image": (("text.png", "vis/x.png"), "damaged"),
         "video": (("clip.mp4", "vis/x.png"), "video"),
-        "sizes": (("ir/x.png", "vis/y.png"), "60x40 and b is 60x44"),
+        "sizes": (("ir/x.png", "vis/y.png"), "40x60 and b is 44x60"),
         "constant": (("flat.png", "vis/x.png"), "source "),
         "too small": (("tiny.png", "tiny.png"), "at least 8x8"),
         "no common stem": (("ir", "other"), "other (z)"),
@@ -375,8 +393,8 @@ def test_doctor_shows_each_camera_with_its_formats(run_cli: Run, monkeypatch: py
     text = " ".join(out.split())
     for word in (
         "usb-Maker_Cam-video-index0",
-        "MJPG 1280x720@30",
-        "Y16 160x120@9",
+        "MJPG 720x1280@30",
+        "Y16 120x160@9",
         "GREY 8x8",
         "/dev/video2",
         "Permission denied",
@@ -392,6 +410,12 @@ def test_doctor_changes_nothing_and_names_every_back_end(run_cli: Run) -> None:
     code, out, _ = run_cli("doctor")
     assert code == 0
     document = json.loads(run_cli("doctor", "--json", "-")[1])
+    for name, part in document["streams"].items():
+        assert re.search(rf"^{name} +{'yes' if part['usable'] else 'no'} ", out, re.MULTILINE), name
+    assert set(document["extras"]) >= {"train", "stream", "eval"}
+    for name, extra in document["extras"].items():
+        assert extra["installed"] == (not extra["missing"])
+        assert re.search(rf"^{name} +{'yes' if extra['installed'] else 'no'} ", out, re.MULTILINE), name
     for name, backend in document["backends"].items():
         answer = "yes" if backend["usable"] else "builds only" if backend["builds"] else "no"
         assert re.search(rf"^{name} +{answer} ", out, re.MULTILINE)

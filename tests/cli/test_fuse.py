@@ -14,7 +14,11 @@ import pytest
 
 from refusion_edge.arrays import Array
 from refusion_edge.cli import main
+from refusion_edge.errors import BackendError
+from refusion_edge.fuser import Fuser
 from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.luma import Planes
+from tests.conftest import one_sentence
 
 Picture = Callable[..., Array]
 
@@ -64,6 +68,19 @@ def test_pixels_without_a_value_show_the_other_source_and_are_counted(
     assert str(8 * 56) in capsys.readouterr().err
 
 
+def test_a_fire_beyond_the_range_of_the_sensor_stays_hot(picture: Picture) -> None:
+    levels, vis = levels_of(picture), np.full((40, 56), 60, np.uint8)
+    vis[::2] = 80
+    counts = (levels.astype(np.uint16) * 8) + 21_000
+    counts[10:20, 20:34] = 65_535
+    write_image("ir.png", counts)
+    write_image("vis.png", vis)
+    assert fuse("ir.png", "vis.png", "-o", "out.png", "--task", "ir_vis", "--json", "out.json") == 0
+    fused = read_image("out.png")
+    assert fused[12:18, 23:31].mean() > 200
+    assert not [remark for remark in json.loads(Path("out.json").read_text())["remarks"] if "without a value" in remark["text"]]
+
+
 def test_a_guessed_depth_is_said_once_and_can_be_overridden(picture: Picture, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(3):
         write_image(f"ir/{index}.png", picture(24, 32))
@@ -95,6 +112,40 @@ def test_one_failure_does_not_end_a_folder(picture: Picture, capsys: pytest.Capt
     assert document["left_out"] == ["vis/Thumbs.db"]
     assert read_image(f"out/{names[3]}.png").shape == (24, 32)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_pair_for_which_memory_runs_out_does_not_end_a_folder(
+    picture: Picture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("ir", "vis"):
+        for name, width in (("a", 32), ("b", 40), ("c", 32)):
+            write_image(f"{folder}/{name}.png", picture(24, width))
+    infer = Fuser.infer
+
+    def run_out(fuser: Fuser, planes: Planes, **options: bool) -> object:
+        if planes.a.shape[3] == 40:
+            raise BackendError("there is not enough memory", "fuse smaller images")
+        return infer(fuser, planes, **options)
+
+    monkeypatch.setattr(Fuser, "infer", run_out)
+    assert fuse("ir", "vis", "-o", "out", "--json", "out.json") == 3
+    document = json.loads(Path("out.json").read_text())
+    assert [written["name"] for written in document["written"]] == ["a", "c"]
+    assert [failed["name"] for failed in document["failed"]] == ["b"]
+
+
+def test_memory_that_runs_out_outside_the_network_is_one_sentence(
+    picture: Picture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image("a.png", picture(24, 32))
+
+    def run_out(*_: object, **__: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(Fuser, "to_planes", run_out)
+    assert fuse("a.png", "a.png", "-o", "out.png") == 3
+    assert one_sentence(capsys.readouterr().err)
+    assert not Path("out.png").exists()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

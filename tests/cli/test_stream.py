@@ -72,7 +72,7 @@ def test_a_rig_file_aligns_and_decides(run_cli: RunCli) -> None:
     small = ("--ir", camera("ir", live=0, frames=3).replace("width=64", "width=60"), *FILES[2:])
     code, _, err = run_cli("stream", *small, "-o", "null://", "--rig", "rig.yaml", "--threads", 1)
     assert code == 4
-    assert "60x48" in err
+    assert "48x60" in err
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,27 @@ def test_a_signal_ends_cleanly_and_the_video_plays(number: int) -> None:
     assert "fused frames in" in out
     assert frames_of("live.mp4") >= 5
     assert json.loads(Path("report.json").read_text())["pairs"]["shown"] >= 5
+
+
+def test_a_configuration_holds_what_options_say_and_options_take_precedence(run_cli: RunCli) -> None:
+    words = (*FILES, "-o", "null://", "--threads", 1, "--network", "fast", "--gray", "--max-skew-ms", 500, "--no-marks")
+    code, out, err = run_cli("stream", *words, "--save-config", "site.yaml")
+    assert (code, err) == (0, "")
+    assert "site.yaml" in out
+    code, _, err = run_cli("stream", *words, "--save-config", "site.yaml")
+    assert (code, one_sentence(err), "--overwrite" in err) == (4, True, True)
+    assert run_cli("stream", *words, "--save-config", "site.yaml", "--overwrite")[0] == 0
+    code, out, err = run_cli("stream", "--config", "site.yaml", "--frames", 2, "--max-skew-ms", 400, "--json", "-")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["pairs"]["shown"], report["network"]["name"]) == (2, "fast")
+    settings = report["settings"]
+    assert (settings["max_skew_ms"], settings["gray"], settings["marks"], settings["threads"]) == (400, True, False, 1)
+    code, _, err = run_cli("stream", "--config", "site.yaml", "--frames", 0)
+    assert code == 2
+    Path("bad.yaml").write_text("netwrok: fast\n")
+    code, _, err = run_cli("stream", "--config", "bad.yaml")
+    assert (code, one_sentence(err), "'network'" in err, "bad.yaml" in err) == (4, True, True, True)
 
 
 def test_nothing_heavy_is_loaded_for_help() -> None:

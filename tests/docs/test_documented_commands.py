@@ -51,8 +51,12 @@ ELSEWHERE = {
     "refusion-edge verify bundles/ir_vis-int8": "tests/backends/tensorrt/test_rtx.py",
     "refusion-edge selftest": "tests/selftest/test_selftest.py",
     "torchrun": "tests/train/test_ranks.py",
-    "cmake": "tests/kernels/cpu/native/test_c_example.py",
-    "build/c/fuse_pgm": "tests/kernels/cpu/native/test_c_example.py",
+    "cmake": "tests/kernels/library/conftest.py",
+    "build/installed/bin/fuse_pgm": "tests/kernels/library/test_c_library.py",
+    "cc app.c": "tests/kernels/library/test_consumers.py",
+    "/usr/bin/python3 -m venv env": "tests/gstreamer/test_element.py",
+    "env/bin/": "tests/gstreamer/test_element.py",
+    "gst-inspect-1.0 refusion": "tests/gstreamer/test_element.py",
 }
 """Commands that need minutes or several processes, by their beginning, and the test that covers them."""
 

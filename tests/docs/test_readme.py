@@ -23,7 +23,8 @@ CARDS = sorted((ROOT / "refusion_edge" / "network" / "weights").glob("*.md"))
 FILE = re.compile(
     r"(?<![\w./])((?:refusion_edge|kernels|export|train|calibration|tests|benchmarks|examples|docs)/[\w./*-]*[\w*/])"
 )
-MODULE = re.compile(r"(?<![\w./])((?:refusion_edge|benchmarks|examples)(?:\.\w+)+)")
+# The headers of the C library are no modules.
+MODULE = re.compile(r"(?<![\w./])((?!refusion_edge\.hp{0,2}\b)(?:refusion_edge|benchmarks|examples)(?:\.\w+)+)")
 
 
 def label(page: Path) -> str:

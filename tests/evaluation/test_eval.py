@@ -125,7 +125,7 @@ def test_a_result_of_another_size_is_named(dataset: Path, run_cli: Cli) -> None:
     write_image("good/02.png", np.zeros((20, 30), np.uint8))
     code, _, err = run_cli("eval", *SOURCES, "--fused", "good")
     assert code == 4
-    assert all(text in err for text in ("02", "30x20", "56x48"))
+    assert all(text in err for text in ("02", "20x30", "48x56"))
     assert one_sentence(err)
 
 
@@ -307,3 +307,54 @@ def test_two_rules_without_parameters_stand_beside_every_method(dataset: Path, r
     assert code == 0, err
     assert read_json("r.json")["methods"] == ["good", "max(a, b)", "average"]
     assert "max(a, b)" in out
+
+
+def _float_pair() -> tuple[Array, Array, Array]:
+    """Infrared in Kelvin, visible, and a result, all as float TIFF without a gap."""
+    rng = np.random.default_rng(3)
+    a, b, fused = (cv2.GaussianBlur(rng.random((60, 70)), (0, 0), 3).astype(np.float32) for _ in range(3))
+    a = (a - a.min()) / (a.max() - a.min()) * 30 + 280
+    for folder, image in (("a", a), ("b", b), ("f", fused)):
+        write_image(f"{folder}/1.tif", image)
+    return a, b, fused
+
+
+def test_pixels_without_a_value_are_left_out_and_counted(run_cli: Cli) -> None:
+    a, b, fused = _float_pair()
+    b[:, :7], fused[-5:], a[:4] = np.nan, np.nan, np.nan
+    a[30, 40] = np.nan
+    for folder, image in (("holed_a", a), ("holed_b", b), ("holed_f", fused)):
+        write_image(f"{folder}/1.tif", image)
+    sources = ("--ir", "holed_a", "--vis", "holed_b", "--no-trivial", "--jobs", 1)
+    code, out, err = run_cli("eval", *sources, "--fused", "holed_f", "--fused", "f", "--json", "r.json")
+    assert code == 0
+    document = read_json("r.json")
+    count = 60 * 70 - (60 - 4 - 5) * (70 - 7) + 1
+    assert [remark["pixels"] for remark in document["remarks"]] == [count]
+    assert str(count) in out + err
+    # All methods are scored on the same pixels.
+    means = {(entry["method"], entry["metric"]): entry["mean"] for entry in document["summary"]}
+    assert means["f", "SD"] == pytest.approx(means["holed_f", "SD"], rel=1e-6)
+    valid = np.isfinite(a + b + fused)
+    levels = np.round(read_image("f/1.tif")[valid].astype(np.float64) * 255)
+    assert means["f", "SD"] == pytest.approx(levels.std())
+
+
+@pytest.mark.parametrize("empty", ["a", "b", "f"])
+def test_an_image_without_any_value_is_an_error_that_names_it(run_cli: Cli, empty: str) -> None:
+    _float_pair()
+    write_image(f"{empty}/1.tif", np.full((60, 70), np.nan, np.float32))
+    code, _, err = run_cli("eval", "--ir", "a", "--vis", "b", "--fused", "f", "--no-trivial", "--jobs", 1, "--json", "r.json")
+    assert code == 4
+    assert one_sentence(err)
+    assert "1" in err
+    assert not Path("r.json").exists()
+
+
+def test_a_sweep_over_engines_takes_the_other_source_where_one_has_no_value(run_cli: Cli) -> None:
+    a, _, _ = _float_pair()
+    a[:, :30] = np.nan
+    write_image("a/1.tif", a)
+    code, _, _ = run_cli("eval", "--ir", "a", "--vis", "b", "--fused", "f", "--shifts", "0,1", "--json", "r.json", "--jobs", 1)
+    assert code == 0
+    assert all(entry["mean"] is not None for entry in read_json("r.json")["misregistration"] if entry["metric"] == "SD")

@@ -1,7 +1,7 @@
 /* A fake libcuda.so.1 for the real layers over it: what they hand to C arrives here as it would at the driver.
  *
  * Device memory is host memory. Every module holds one kernel that copies bytes: (to, from, count, null, null),
- * pointers and a 32-bit count. As in the driver, nothing but the set-up works in a thread without a current context, work on a
+ * pointers and a 32-bit count. With launch_with, launches go to a function of the caller instead. As in the driver, nothing but the set-up works in a thread without a current context, work on a
  * stream that is recorded happens when the graph is launched, and more than 48 KiB of shared memory has to be asked for.
  */
 #define _GNU_SOURCE
@@ -12,16 +12,30 @@
 #include <string.h>
 
 enum { SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, STREAM_CAPTURING = 900 };
-enum { LARGEST = 1 << 30, MOST_STEPS = 64, ASKED = 48 * 1024 };
+enum { LARGEST = 1 << 30, MOST_STEPS = 64, ASKED = 48 * 1024, MOST_ARGUMENTS = 512 };
 
-typedef struct { uint64_t to, from; size_t count; } Step;
+typedef struct { char symbol[64], name[64]; int shared; } Module; /* an image: ELF, symbol, and for launch_with a name */
+typedef struct { unsigned x, y, z, threads, shared; } Shape;
+typedef struct {
+    uint64_t to, from;
+    size_t count; /* of bytes to copy, or of the arguments of a launch */
+    Module *kernel; /* of a launch, or NULL */
+    Shape shape;
+    char arguments[MOST_ARGUMENTS];
+} Step;
 typedef struct { Step steps[MOST_STEPS]; int count, is_recording; } Work;
-typedef struct { char symbol[64]; int shared; } Module;
+typedef int Launch(const char *name, const Shape *shape, const void *arguments, size_t size);
 typedef struct { int is_recorded; double at_ms; } Event;
 
 static __thread int current;
 static int retained, held;
 static double clock_ms;
+static Launch *launch_elsewhere;
+
+static int is_integrated = 1;
+
+void launch_with(Launch *launch) { launch_elsewhere = launch; }
+void integrate(int integrated) { is_integrated = integrated; }
 
 #define IN_CONTEXT if (!current) return INVALID_CONTEXT
 
@@ -46,6 +60,7 @@ static int start(Work *stream, Step step) {
     IN_CONTEXT;
     if (!stream) return INVALID_VALUE;
     if (stream->is_recording) stream->steps[stream->count++] = step;
+    else if (step.kernel) return launch_elsewhere(step.kernel->name, &step.shape, step.arguments, step.count);
     else memcpy((void *)step.to, (void *)step.from, step.count);
     return SUCCESS;
 }
@@ -57,7 +72,7 @@ int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal ? 
 int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, (size_t)length, "Stub %d", device), SUCCESS; }
 int cuDeviceComputeCapability(int *major, int *minor, int device) { return *major = 8, *minor = 7, device; }
 int cuDeviceGetAttribute(int *value, int what, int device) {
-    *value = what == 75 ? 8 : what == 76 ? 7 : what == 18 || what == 19; /* major, minor, integrated, maps host memory */
+    *value = what == 75 ? 8 : what == 76 ? 7 : (what == 18 || what == 19) && is_integrated; /* major, minor, integrated, maps host memory */
     return device;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return retained++, *context = &retained, device; }
@@ -74,6 +89,7 @@ int cuModuleLoadData(void **module, const char *image) {
     if (memcmp(image, "\177ELF", 4)) return INVALID_VALUE;
     Module *loaded = hold(sizeof(Module));
     snprintf(loaded->symbol, sizeof loaded->symbol, "%s", image + 4);
+    if (launch_elsewhere) snprintf(loaded->name, sizeof loaded->name, "%s", image + 4 + strlen(image + 4) + 1);
     return *module = loaded, SUCCESS;
 }
 int cuModuleLoadDataEx(void **module, const char *image, unsigned count, int *options, void **values) {
@@ -90,12 +106,20 @@ int cuFuncSetAttribute(Module *function, int what, int value) { return function-
 int cuLaunchKernel(Module *function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void *stream, void **parameters, void **extra) {
     struct { uint64_t to, from; int32_t count; int32_t gap; uint64_t null[2]; } block;
-    if (!x || !y || !z || bx != 64 || by != 1 || bz != 1 || parameters || !extra) return INVALID_VALUE;
+    if (!x || !y || !z || by != 1 || bz != 1 || parameters || !extra) return INVALID_VALUE;
     if (extra[0] != (void *)1 || extra[2] != (void *)2 || extra[4]) return INVALID_VALUE;
-    if (*(size_t *)extra[3] != sizeof block || (shared > ASKED && shared > (unsigned)function->shared)) return INVALID_VALUE;
+    size_t size = *(size_t *)extra[3];
+    if (shared > ASKED && shared > (unsigned)function->shared) return INVALID_VALUE;
+    if (launch_elsewhere) {
+        Step step = {.count = size, .kernel = function, .shape = {x, y, z, bx, shared}};
+        if (size > sizeof step.arguments) return INVALID_VALUE;
+        memcpy(step.arguments, extra[1], size);
+        return start(stream, step);
+    }
+    if (bx != 64 || size != sizeof block) return INVALID_VALUE;
     memcpy(&block, extra[1], sizeof block);
     if (block.null[0] || block.null[1] || block.count < 0) return INVALID_VALUE;
-    return start(stream, (Step){block.to, block.from, (size_t)block.count});
+    return start(stream, (Step){.to = block.to, .from = block.from, .count = (size_t)block.count});
 }
 
 int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
@@ -113,10 +137,10 @@ int cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *memory, unsigned flags
 }
 int cuMemFreeHost(void *memory) { return drop(memory); }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t count, void *stream) {
-    return start(stream, (Step){to, (uint64_t)from, count});
+    return start(stream, (Step){.to = to, .from = (uint64_t)from, .count = count});
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t count, void *stream) {
-    return start(stream, (Step){(uint64_t)to, from, count});
+    return start(stream, (Step){.to = (uint64_t)to, .from = from, .count = count});
 }
 
 int cuStreamCreate(void **stream, unsigned flags) {

@@ -100,6 +100,12 @@ def test_what_holds_no_image_is_named() -> None:
         to_still(None, "source b")
     with raises(InputError, "source b", "GPU", remedy=".cpu()"):
         to_still(_Device(), "source b")
+    torch = pytest.importorskip("torch")
+    for unreadable in (torch.empty((9, 9), device="meta"), torch.eye(9).to_sparse()):
+        with raises(InputError, "source b", "tensor", remedy="CPU"):
+            to_still(unreadable, "source b")
+    with raises(InputError, "source b", "DLPack capsule", remedy="array"):
+        to_still(np.eye(9).__dlpack__(), "source b")
     with raises(InputError, "source b", "int"):
         to_still(3, "source b")
     with raises(InputError, "bool"):

@@ -124,6 +124,35 @@ def test_plateaus_are_no_values(rng: np.random.Generator, missing: int, where: s
     assert shown.scale.low >= clean.scale.low
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.int32])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("beside", ["nothing", "dead row", "dead pixels"])
+def test_what_is_too_hot_for_the_sensor_is_white(rng: np.random.Generator, dtype: type, soft: bool, beside: str) -> None:
+    top = np.iinfo(dtype).max
+    scene_part = scene(rng) * 0.02 * top + 0.3 * top
+    fire = np.zeros(scene_part.shape)
+    fire[60:95, 100:160] = fire[200:, 40:60] = 1  # the second one reaches the lower border
+    glow = cv2.GaussianBlur(fire, (0, 0), 3) if soft else fire
+    values = np.minimum(scene_part + 1.2 * top * glow, top).astype(dtype)
+    values[fire > 0] = top
+    dead = np.zeros(fire.shape, np.bool_)
+    if beside == "dead row":
+        dead[80] = True
+    elif beside == "dead pixels":
+        dead[5::20, 205::20] = True
+    values[dead] = top
+    shown = to_display(values, SENSOR)
+    hot = (fire > 0) & ~dead
+    assert (shown.pixels[hot] == 255).all()
+    invalid = np.zeros(fire.shape, np.bool_) if shown.invalid is None else shown.invalid
+    assert not invalid[hot].any()
+    # The part of a dead row inside the fire cannot be told from it.
+    assert invalid[dead & (glow < 1e-3)].all()
+    cold = (glow < 1e-3) & ~dead
+    assert not invalid[cold].any()
+    assert np.ptp(shown.pixels[cold]) > (5 if soft else 250)
+
+
 def test_the_edge_that_a_warp_interpolates_is_invalid_too(rng: np.random.Generator) -> None:
     values = (scene(rng) * 940 + 21_000).astype(np.uint16)
     turn = cv2.getRotationMatrix2D((160, 120), 7, 1.0)

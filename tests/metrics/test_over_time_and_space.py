@@ -11,7 +11,7 @@ import pytest
 from refusion_edge.errors import UsageError
 from refusion_edge.metrics import displace, find_metric, score, score_transition, sweep, sweep_fusion
 from refusion_edge.metrics.planes import Plane
-from refusion_edge.metrics.temporal import flicker
+from refusion_edge.metrics.temporal import flicker, grain, pumping
 from tests.raising import raises
 
 Triple = Callable[..., tuple[Plane, Plane, Plane]]
@@ -33,6 +33,33 @@ def test_flicker_has_no_value_without_a_frame_before() -> None:
     assert math.isnan(score(picture, picture, picture, [metric])[metric])
     frames = (picture, picture, picture), (picture, picture, picture + np.uint8(7))
     assert score_transition(*frames, [metric])[metric] == 7
+
+
+def test_pumping_and_grain_are_apart() -> None:
+    still = np.full((96, 128), 100.0)
+    before = (still, still, still)
+    brighter = (still, still, still + 10)
+    assert (pumping(before, brighter), grain(before, brighter)) == (pytest.approx(10), pytest.approx(0, abs=1e-9))
+    rng = np.random.default_rng(0)
+    first, second = (still + 5 * rng.standard_normal(still.shape) for _ in range(2))
+    noisy = (still, still, first), (still, still, second)
+    assert grain(*noisy) == pytest.approx(0.97 * 5, rel=0.03)
+    assert pumping(*noisy) < 0.3
+    assert pumping(before, (still + 10, still, still + 10)) == 0  # no more than a source
+
+
+def test_pumping_and_grain_leave_out_what_has_no_value() -> None:
+    still = np.full((96, 128), 100.0)
+    before, after = (still, still, still.copy()), (still.copy(), still, still + 10)
+    after[0][20:40, 30:60] = np.nan  # as all three frames have it
+    after[2][20:40, 30:60] = np.nan
+    assert (pumping(before, after), grain(before, after)) == (pytest.approx(10), pytest.approx(0, abs=1e-9))
+
+
+def test_grain_passes_over_a_contour_that_moves() -> None:
+    before, after = np.full((96, 128), 100.0), np.full((96, 128), 100.0)
+    before[:, 50:] = after[:, 53:] = 200
+    assert grain((before,) * 3, (after,) * 3) == pytest.approx(0, abs=1e-9)
 
 
 def test_displacing_by_whole_pixels_moves_columns() -> None:

@@ -61,9 +61,9 @@ def test_images_of_different_size_are_refused() -> None:
         score_transition((a, a, a), (b, b, b), [find_metric("Flicker")])
 
 
-def test_nan_in_a_image_is_refused() -> None:
+def test_an_image_without_any_value_is_refused() -> None:
     picture = np.full((20, 20), np.nan, np.float32)
-    with raises(InputError, "400"):
+    with raises(InputError, "no pixel"):
         score(picture, picture, picture)
 
 

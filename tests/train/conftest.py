@@ -39,9 +39,6 @@ class PlanePairs:
     def is_sharp(self, which: int) -> bool:
         return False
 
-    def number(self, which: int) -> int:
-        return which
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

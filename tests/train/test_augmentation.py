@@ -75,3 +75,23 @@ def test_crops_get_curves_by_counter_and_share() -> None:
 def test_impossible_curves_are_refused(assignment: str) -> None:
     with raises(UsageError, assignment.partition("=")[0], got=float(assignment.partition("=")[2])):
         resolve("default", "ir_vis", device="cpu", assignments=[assignment])
+
+
+def test_lamps_shine_into_the_second_source_only() -> None:
+    tone = replace(ALWAYS, share=0.0, glare=1.0)
+    plain = np.full((64, 96), 51, np.uint8)
+    clipped = []
+    for seed in range(40):
+        a, b = toned(plain, plain, tone, _draw(seed))
+        assert (a == np.float32(0.2)).all()
+        assert b.dtype == np.float32
+        assert b.min() >= np.float32(0.2)
+        assert b.max() <= 1
+        clipped.append(np.mean(b == 1))
+    assert 0.02 < np.mean(clipped) < 0.5
+    assert np.mean([share > 0 for share in clipped]) > 0.9
+
+
+def test_without_lamps_crops_are_as_before() -> None:
+    without, with_lamps = (toned(RAMP, RAMP, replace(ALWAYS, glare=glare), _draw(7))[1] for glare in (0.0, 1e-9))
+    assert np.array_equal(without, with_lamps)

@@ -3,11 +3,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <stdexcept>
 
+#include "json.hpp"
 #include "parameters.hpp"
+#include "whole_file.hpp"
 
 namespace refusion {
 namespace {
@@ -20,116 +21,51 @@ struct Entry {
     std::vector<std::uint64_t> shape, offsets;
 };
 
-struct Malformed : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+using Entries = std::map<std::string, Entry>;
 
-// The JSON that a safetensors header may hold: objects of objects of texts and lists of whole numbers. Texts are taken as
-// they are between their quotes; names with escapes are none of ours.
-class Header {
-  public:
-    explicit Header(const std::string& text) : text_(text) {}
-
-    std::map<std::string, Entry> read() {
-        std::map<std::string, Entry> entries;
-        members([&](const std::string& name) {
-            if (name == "__metadata__") {
-                members([&](const std::string&) { text(); });
-                return;
-            }
-            Entry entry;
-            members([&](const std::string& field) {
-                if (field == "dtype") {
-                    entry.dtype = text();
-                } else if (field == "shape") {
-                    entry.shape = numbers();
-                } else if (field == "data_offsets") {
-                    entry.offsets = numbers();
-                } else {
-                    throw Malformed("its header has the unknown field " + field);
-                }
-            });
-            entries[name] = entry;
-        });
-        skip_space();
-        if (at_ != text_.size()) throw Malformed("its header does not end where it should");
-        return entries;
+std::vector<std::uint64_t> numbers(const Json& value) {
+    if (value.kind != Json::Kind::list) throw Malformed("its header has something else where numbers should be");
+    std::vector<std::uint64_t> found;
+    for (const Json& item : value.items) {
+        if (item.kind != Json::Kind::integer) throw Malformed("its header has something else where a number should be");
+        if (item.integer < 0 || item.integer > static_cast<std::int64_t>(kMostBytes)) throw Malformed("its header has a number out of range");
+        found.push_back(static_cast<std::uint64_t>(item.integer));
     }
-
-  private:
-    template <class Member>
-    void members(const Member& member) {
-        expect('{');
-        if (take('}')) return;
-        do {
-            const std::string name = text();
-            expect(':');
-            member(name);
-        } while (take(','));
-        expect('}');
-    }
-
-    std::string text() {
-        expect('"');
-        std::string value;
-        for (; at_ < text_.size() && text_[at_] != '"'; ++at_) {
-            if (text_[at_] == '\\' && ++at_ == text_.size()) break;
-            value += text_[at_];
-        }
-        if (at_ == text_.size()) throw Malformed("its header breaks off");
-        ++at_;
-        return value;
-    }
-
-    std::vector<std::uint64_t> numbers() {
-        std::vector<std::uint64_t> values;
-        expect('[');
-        if (take(']')) return values;
-        do {
-            skip_space();
-            std::uint64_t value = 0;
-            const std::size_t start = at_;
-            for (; at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; ++at_) {
-                value = value * 10 + static_cast<std::uint64_t>(text_[at_] - '0');
-                if (value > kMostBytes) throw Malformed("its header has a number out of range");
-            }
-            if (at_ == start) throw Malformed("its header has something else where a number should be");
-            values.push_back(value);
-        } while (take(','));
-        expect(']');
-        return values;
-    }
-
-    void skip_space() {
-        while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_]) != nullptr && text_[at_] != '\0') ++at_;
-    }
-
-    bool take(char wanted) {
-        skip_space();
-        if (at_ == text_.size() || text_[at_] != wanted) return false;
-        ++at_;
-        return true;
-    }
-
-    void expect(char wanted) {
-        if (!take(wanted)) throw Malformed(std::string("its header has no '") + wanted + "' where one should be");
-    }
-
-    const std::string& text_;
-    std::size_t at_ = 0;
-};
-
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-    if (size < 0 || size > static_cast<std::streamoff>(kMostBytes)) throw Malformed("it cannot be read");
-    std::string data(static_cast<std::size_t>(size), '\0');
-    file.seekg(0);
-    if (!file.read(data.data(), size)) throw Malformed("it cannot be read");
-    return data;
+    return found;
 }
 
-using Entries = std::map<std::string, Entry>;
+Entries read_header(const std::string& text) {
+    Json header;
+    try {
+        header = parse_json(text);
+    } catch (const Malformed& error) {
+        throw Malformed(std::string("its header ") + error.what());
+    }
+    if (header.kind != Json::Kind::object) throw Malformed("its header is no object");
+    Entries entries;
+    for (std::size_t i = 0; i < header.keys.size(); ++i) {
+        const std::string& name = header.keys[i];
+        const Json& fields = header.items[i];
+        if (name == "__metadata__") continue;
+        if (fields.kind != Json::Kind::object) throw Malformed("its header has something else where a parameter should be");
+        Entry entry;
+        for (std::size_t j = 0; j < fields.keys.size(); ++j) {
+            const std::string& field = fields.keys[j];
+            const Json& value = fields.items[j];
+            if (field == "dtype") {
+                entry.dtype = value.text;
+            } else if (field == "shape") {
+                entry.shape = numbers(value);
+            } else if (field == "data_offsets") {
+                entry.offsets = numbers(value);
+            } else {
+                throw Malformed("its header has the unknown field " + field);
+            }
+        }
+        entries[name] = entry;
+    }
+    return entries;
+}
 
 // The layout of the network `fast` that these entries begin to describe; absent if they are of the paper's network.
 std::optional<FastLayout> find_fast(const Entries& entries) {
@@ -154,8 +90,7 @@ Weights parse(const std::string& data) {
     if (data.size() < 8) throw Malformed("it has only " + std::to_string(data.size()) + " bytes");
     for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(data[static_cast<std::size_t>(i)]);
     if (length > data.size() - 8) throw Malformed("it is cut short or no safetensors file");
-    const std::string header = data.substr(8, length);
-    const Entries entries = Header(header).read();
+    const Entries entries = read_header(data.substr(8, length));
     const std::size_t start = 8 + length, available = data.size() - start;
     Weights weights{find_fast(entries), {}};
     const std::vector<Parameter> rows = weights.fast ? fast_parameters(*weights.fast) : parameters();
@@ -184,12 +119,19 @@ Weights parse(const std::string& data) {
 
 }  // namespace
 
-Weights read_weights(const std::string& path) {
+Weights parse_weights(const std::string& data, const std::string& name) {
     try {
-        return parse(read_file(path));
+        if (data.size() > kMostBytes) throw Malformed("it has " + std::to_string(data.size()) + " bytes");
+        return parse(data);
     } catch (const Malformed& error) {
-        throw std::runtime_error("cannot read the weights in " + path + ": " + error.what() + "; give the weights.safetensors of a bundle");
+        throw DamagedWeights("cannot read the weights in " + name + ": " + error.what() + "; give the weights.safetensors of a bundle");
     }
+}
+
+Weights read_weights(const std::string& path) {
+    const std::optional<std::string> data = read_whole_file(path, kMostBytes);
+    if (!data) throw UnreadableWeights("cannot read the weights in " + path + ": it cannot be read; give the weights.safetensors of a bundle");
+    return parse_weights(*data, path);
 }
 
 }  // namespace refusion

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -14,8 +15,19 @@ struct Weights {
     std::vector<float> flat;         // all parameters in their order
 };
 
-// Tells the networks apart by the names of their parameters. Throws std::runtime_error with one sentence for a file that is
-// missing, damaged or holds something else.
+// Each says so in one sentence.
+struct UnreadableWeights : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+struct DamagedWeights : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Tells the networks apart by the names of their parameters. Throws UnreadableWeights for a file that is missing or far too
+// large, DamagedWeights for one that is damaged or holds something else.
 Weights read_weights(const std::string& path);
+
+// The same from the bytes of a file; `name`: what to call it in messages. Throws DamagedWeights.
+Weights parse_weights(const std::string& data, const std::string& name);
 
 }  // namespace refusion

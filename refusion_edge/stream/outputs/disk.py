@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from refusion_edge.errors import OutputError
+from refusion_edge.errors import DiskFullError
 from refusion_edge.files import output_error
 
 # With this much space left, every file can still be closed properly; on a full disk it cannot.
@@ -40,7 +40,8 @@ class DiskWatch:
         """Call before each frame; the expensive checks run once a second, or after 8 MiB.
 
         Raises:
-            OutputError: Less than 64 MiB is left on the disk, or the file has reached a limit.
+            DiskFullError: Less than 64 MiB is left on the disk.
+            OutputError: The file has reached a limit.
         """
         if self._path.is_file():
             self._bytes = self._path.stat().st_size
@@ -50,7 +51,7 @@ class DiskWatch:
         self._next_s, self._checked_bytes = now_s + _CHECK_S, self._bytes
         free = shutil.disk_usage(self._path if self._path.is_dir() else self._path.parent).free
         if free < _MIN_FREE_BYTES:
-            raise OutputError(
+            raise DiskFullError(
                 f"cannot go on writing {self._path}: its disk has {free >> 20} MiB left, and {_MIN_FREE_BYTES >> 20} MiB are "
                 "needed",
                 "free some space (what was written so far is kept)",

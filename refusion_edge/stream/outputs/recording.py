@@ -2,27 +2,36 @@
 
 A recording is a folder: ``recording.json`` (pairing settings, and where the run ended), ``frames.csv`` (all frames in order of
 arrival), ``pairs.csv`` (pairs that were not shown because the engine was busy), and the folders ``ir`` and ``vis`` with
-lossless PNG files and their own ``frames.csv``, so that each folder is also a source by itself.
+lossless files, PNG for uint8 and uint16 and else TIFF, and their own ``frames.csv``, so that each folder is also a source by
+itself.
+
+A recording of limited size is a folder of such recordings, the parts, and a ``recording.json`` of its own; see
+``refusion_edge.stream.outputs.ring``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import io
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from typing_extensions import Self
 
+from refusion_edge.arrays import Array
 from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import Claim, output_error, read_file, write_atomically
-from refusion_edge.images.io import read_image
+from refusion_edge.images.io import encode_tiff, read_image
 from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.stream.frames import SIDES, Frame, Side
 from refusion_edge.stream.outputs.disk import DiskWatch
@@ -47,6 +56,12 @@ _MAX_MS = 1e9
 _MAX_DIGITS = 18  # 30 years in nanoseconds
 # Lossless at every level; for noisy frames the fastest is within a tenth of the size of the default.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+# A file takes whole blocks of the disk; a recording has four tables, a description and three folders.
+_BLOCK_BYTES = 4096
+_EMPTY_BYTES = 8 * _BLOCK_BYTES
+
+PART_NAME = re.compile(r"part-([0-9]{6,9})")
+"""Names of the parts of a recording of limited size, in the order of their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +75,45 @@ class PairFate:
     number: int
 
 
+class FrameRecorder(Protocol):
+    """Records raw frames. Use each instance from one thread, as a context manager.
+
+    Attributes:
+        outlasts_full_disk: Whether it can go on after ``write`` raised ``DiskFullError``.
+    """
+
+    outlasts_full_disk: bool
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def write(self, item: Frame | PairFate) -> None:
+        """Record a frame, or the fate of a pair.
+
+        Raises:
+            DiskFullError: The disk is full; what was recorded so far stays intact.
+            OutputError: The disk cannot be written, or the frame cannot be recorded.
+        """
+
+    def finish(self, end: int, networks: Sequence[tuple[int, str]] = (), lost: int = 0) -> None:
+        """Note where the run ended, what its pairs were fused by, and what is missing.
+
+        Args:
+            end: Number of the first pair that the end of the run kept from being shown.
+            networks: Number of the first pair of each network, in order, with its name.
+            lost: Frames and fates of pairs that were not written.
+
+        Raises:
+            OutputError: The disk is full or cannot be written.
+        """
+
+
 class Recorder:
-    """Writes a recording. Use each instance from one thread; every row is flushed before the next frame is written.
+    """Writes a recording. Implements ``FrameRecorder``.
+
+    Every row is written before the next frame, and names only frames that are complete: a process that is killed loses what
+    still waits in its queue.
 
     Args:
         folder: Folder of the recording; it must be empty or absent.
@@ -69,12 +121,18 @@ class Recorder:
 
     Raises:
         OutputError: The folder is not empty, or cannot be created.
+
+    Attributes:
+        size_bytes: Room on the disk that it takes so far.
     """
 
+    outlasts_full_disk = False
+
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.size_bytes = _EMPTY_BYTES
         self._folder = folder
         self._settings = settings
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, io.FileIO] = {}
         self._count = dict.fromkeys(SIDES, 0)
         self._disk, self._claim = DiskWatch(folder), Claim(folder)
 
@@ -105,26 +163,16 @@ class Recorder:
                 raise output_error(self._folder, error) from error
 
     def write(self, item: Frame | PairFate) -> None:
-        """Record a frame, or the fate of a pair.
-
-        Raises:
-            OutputError: The disk is full or cannot be written; what was recorded so far stays intact.
-        """
+        """See ``FrameRecorder.write``."""
         try:
             self._disk.check()
             if isinstance(item, PairFate):
                 self._append("pairs.csv", (item.number,))
                 return
-            name = f"{self._count[item.side]:06d}.png"
-            encoded, data = cv2.imencode(".png", item.image, _PNG_OPTIONS)
-            if not encoded or item.image.dtype not in (np.uint8, np.uint16):
-                raise OutputError(
-                    f"cannot record frames of {item.image.dtype}",
-                    "choose a source of uint8 or uint16",
-                    expected=("uint8", "uint16"),
-                    got=str(item.image.dtype),
-                )
-            _write_whole(self._folder / item.side / name, data.tobytes())
+            suffix, data = _encode(item.image)
+            name = f"{self._count[item.side]:06d}{suffix}"
+            _write_whole(self._folder / item.side / name, data)
+            self.size_bytes += -(-len(data) // _BLOCK_BYTES) * _BLOCK_BYTES
             self._count[item.side] += 1
             white = "" if item.white is None else f"{item.white:.17g}"
             row = (item.index, item.time_ns, item.arrived_ns, item.unchanged_since_ns, white)
@@ -134,39 +182,58 @@ class Recorder:
             raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
 
     def finish(self, end: int, networks: Sequence[tuple[int, str]] = (), lost: int = 0) -> None:
-        """Note where the run ended, what its pairs were fused by, and what is missing.
-
-        Args:
-            end: Number of the first pair that the end of the run kept from being shown.
-            networks: Number of the first pair of each network, in order, with its name.
-            lost: Frames and fates of pairs that were not written in time.
-
-        Raises:
-            OutputError: The disk is full or cannot be written.
-        """
-        self._describe({**self._settings, "end": end, "networks": [list(each) for each in networks], "lost": lost})
-
-    def _describe(self, settings: dict[str, Any]) -> None:
-        text = json.dumps({"schema": SCHEMA, **settings}, indent=2, sort_keys=True) + "\n"
-        write_atomically(self._folder / "recording.json", text.encode())
+        """See ``FrameRecorder.finish``."""
+        describe(self._folder, {**self._settings, **ending(end, networks, lost)})
 
     def _begin(self) -> None:
         for side in SIDES:
             (self._folder / side).mkdir()
-        self._describe(self._settings)
+        describe(self._folder, self._settings)
         self._start(TIMES_NAME, _FRAME_COLUMNS)
         self._start("pairs.csv", ("not_shown",))
         for side in SIDES:
             self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
 
     def _start(self, name: str, columns: tuple[str, ...]) -> None:
-        self._files[name] = (self._folder / name).open("w", newline="")
+        self._files[name] = io.FileIO(self._folder / name, "x")
         self._append(name, columns)
 
     def _append(self, name: str, row: tuple[object, ...]) -> None:
-        file = self._files[name]
-        csv.writer(file, lineterminator="\n").writerow(row)
-        file.flush()
+        """Add a row as a whole, or not at all."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(row)
+        file, data = self._files[name], text.getvalue().encode()
+        before = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.seek(before)
+            file.truncate()
+            raise
+        self.size_bytes += len(data)
+
+
+def describe(folder: Path, settings: dict[str, Any]) -> None:
+    """Write ``recording.json`` into the folder of a recording.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    text = json.dumps({"schema": SCHEMA, **settings}, indent=2, sort_keys=True) + "\n"
+    write_atomically(folder / "recording.json", text.encode())
+
+
+def ending(end: int, networks: Sequence[tuple[int, str]], lost: int) -> dict[str, Any]:
+    """What ``recording.json`` has to say at the end of the run; arguments as in ``FrameRecorder.finish``."""
+    return {"end": end, "networks": [list(each) for each in networks], "lost": lost}
+
+
+def _encode(image: Array) -> tuple[str, bytes]:
+    """Encode a frame without loss; returns the suffix and the data of its file."""
+    if image.dtype in (np.uint8, np.uint16):
+        return ".png", cv2.imencode(".png", image, _PNG_OPTIONS)[1].tobytes()
+    return ".tif", encode_tiff(image[..., ::-1] if image.ndim == 3 else image)
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -179,7 +246,7 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 Row = tuple[Side, str, int, int, int, int, "float | None"]
-"""The columns of a row of ``frames.csv``."""
+"""The columns of a row of ``frames.csv``; the file is named with the folder that it lies in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +256,13 @@ class Recording:
     Attributes:
         folder: Folder of the recording.
         settings: The content of ``recording.json``.
-        rows: Frames in order of arrival, with the columns of ``frames.csv``.
+        rows: Frames in order of arrival.
         not_shown: Numbers of the pairs that were not shown.
         end: Number of the first pair that the end of the run kept from being shown; None after a crash.
         networks: Number of the first pair of each network, in order from 0, with its name; empty if unknown.
         lost: Frames and fates of pairs that are missing; with any, a replay is another run.
+        late: Whether its beginning was removed to stay below a limit. Its pairs are then numbered from its first frame, and
+            which of them were shown is unknown: a replay shows all of them.
     """
 
     folder: Path
@@ -203,6 +272,7 @@ class Recording:
     end: int | None = None
     networks: tuple[tuple[int, str], ...] = ()
     lost: int = 0
+    late: bool = False
 
     def read(self, number: int) -> Frame:
         """Read the frame at an index of ``rows``.
@@ -211,8 +281,8 @@ class Recording:
             InputError: Its image is missing or damaged.
         """
         side, name, index, time_ns, arrived_ns, unchanged_since_ns, white = self.rows[number]
-        image = read_image(self.folder / side / name)
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+        image = read_image(self.folder / name)
+        image = np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image
         return Frame(side, image, index, time_ns, arrived_ns, unchanged_since_ns, white=white)
 
 
@@ -238,17 +308,42 @@ def read_recording(folder: Path) -> Recording:
     settings["pairing"] = {name: typed(_PAIRING.get(name, Any), value, f"{name} in {path}") for name, value in pairing.items()}
     if any(isinstance(value, float) and abs(value) > _MAX_MS for value in settings["pairing"].values()):
         raise InputError(f"{path} holds a pairing time of more than {_MAX_MS:g} ms", "record it again")
-    try:
-        rows = tuple(_read_row(row) for row in _rows(folder / TIMES_NAME, _LEAST_COLUMNS, len(_FRAME_COLUMNS)))
-        not_shown = frozenset(_whole_number(row[0]) for row in _rows(folder / "pairs.csv", 1, 1))
-    except (ValueError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the recording {folder} is damaged ({error})", "record it again") from error
+    parts, late = [folder], typed(int, settings.get("part", 0), f"part in {path}") > 0
+    if "limit_bytes" in settings:
+        parts = parts_of(folder)
+        late = bool(parts) and number_of(parts[0]) > 0
+    rows, not_shown = list[Row](), set[int]()
+    for part in parts:
+        if part is parts[-1] and part is not folder and not (part / "pairs.csv").exists():
+            continue  # it was about to begin
+        try:
+            prefix = "" if part is folder else f"{part.name}/"
+            rows += [_read_row(row, prefix) for row in _rows(part / TIMES_NAME, _LEAST_COLUMNS, len(_FRAME_COLUMNS))]
+            not_shown.update(_whole_number(row[0]) for row in _rows(part / "pairs.csv", 1, 1))
+        except (ValueError, csv.Error) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the recording {part} is damaged ({error})", "record it again") from error
     if not rows:
         raise InputError(f"the recording {folder} holds no frames", "record it again")
-    lost = typed(int, settings.get("lost", 0), f"lost in {path}")
-    return Recording(folder, settings, rows, not_shown, _end(settings, path), _networks(settings, path), lost)
+    lost, networks = typed(int, settings.get("lost", 0), f"lost in {path}"), _networks(settings, path)
+    if late:
+        return Recording(folder, settings, tuple(rows), frozenset(), networks=_last(networks), lost=lost, late=True)
+    return Recording(folder, settings, tuple(rows), frozenset(not_shown), _end(settings, path), networks, lost)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The parts of a recording of limited size, the oldest one first."""
+    return sorted((path for path in folder.iterdir() if PART_NAME.fullmatch(path.name)), key=number_of)
+
+
+def number_of(part: Path) -> int:
+    """The number of a part, from 0."""
+    return int(part.name.partition("-")[2])
+
+
+def _last(networks: tuple[tuple[int, str], ...]) -> tuple[tuple[int, str], ...]:
+    return tuple((0, name) for _, name in networks[-1:])
 
 
 def _end(settings: dict[str, Any], path: Path) -> int | None:
@@ -277,12 +372,13 @@ def _rows(path: Path, least: int, most: int) -> list[list[str]]:
     return rows
 
 
-def _read_row(row: list[str]) -> Row:
+def _read_row(row: list[str], prefix: str) -> Row:
     side: Side = "ir" if row[0] == "ir" else "vis"
     if row[0] != side or Path(row[1]).name != row[1] or "\0" in row[1]:
         raise ValueError(f"a row starts with {shown(row[0])}, {shown(row[1])}")
     index, time_ns, arrived_ns, unchanged_since_ns = map(_whole_number, row[2:_LEAST_COLUMNS])
-    return side, row[1], index, time_ns, arrived_ns, unchanged_since_ns, _white("".join(row[_LEAST_COLUMNS:]))
+    name, white = f"{prefix}{side}/{row[1]}", _white("".join(row[_LEAST_COLUMNS:]))
+    return side, name, index, time_ns, arrived_ns, unchanged_since_ns, white
 
 
 def _white(text: str) -> float | None:

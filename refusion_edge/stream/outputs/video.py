@@ -155,7 +155,7 @@ class VideoSink:
         encoding = next((each for each in encodings if self._works(each, size_wh)), None)
         if encoding is None:
             raise OutputError(
-                f"cannot write a video of {size_wh[0]}x{size_wh[1]} to {self._path}: there is no encoder for it",
+                f"cannot write a video of {size_wh[1]}x{size_wh[0]} to {self._path}: there is no encoder for it",
                 f"choose another suffix of {', '.join(VIDEO_ENCODINGS)}",
             )
         if encoding.codec == "mpeg4":
@@ -198,6 +198,20 @@ class VideoSink:
         frame.pts, frame.time_base = ticks, context.time_base
         self._container.mux(self._stream.encode(frame))
         self._ticks = ticks
+
+
+def find_encoder(suffix: str, size_wh: tuple[int, int] = (640, 480)) -> str | None:
+    """Name of FFmpeg's encoder for videos with a suffix on this machine; None if none works.
+
+    Args:
+        suffix: One of ``VIDEO_ENCODINGS``.
+        size_wh: Width and height of the frames.
+
+    Raises:
+        MissingDependencyError: PyAV is not installed.
+    """
+    sink = VideoSink(Uri("file", f"video{suffix}"), rate_hz=None)
+    return next((each.codec for each in VIDEO_ENCODINGS[suffix] if sink._works(each, size_wh)), None)
 
 
 def open_file_sink(uri: Uri, *, rate_hz: float | None, announce: Callable[[str], object] = lambda _text: None) -> Sink:

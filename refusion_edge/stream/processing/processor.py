@@ -112,7 +112,7 @@ class Processor:
         self._size_wh: tuple[int, int] | None = None
         # Of the first warp: gain starts anew when the part that it is measured on changes, and refinement moves a view little.
         self._first_warp = self._geometry.warp
-        self._unseen = _unseen(self._first_warp)
+        self._unseen = _unseen(self._first_warp, self._first_warp)
         self._hidden: dict[Side, tuple[SourceWarp, Mask, Mask]] = {}
         self._remark, self._remarked = remark, set[tuple[Side, str]]()
         self._full_scale = FullScale(partial(remark, "vis"))
@@ -132,7 +132,7 @@ class Processor:
     def use_warp(self, warp: RigWarp) -> None:
         """Set the warp of the next frames; call it between two frames, from the thread that processes them."""
         self._geometry = replace(self._geometry, warp=warp)
-        self._unseen = _unseen(warp)
+        self._unseen = _unseen(warp, self._first_warp)
 
     def use_backend(self, backend: Backend) -> None:
         """Run the next frames on another back end or with another network; call it between two frames, from their thread."""
@@ -293,14 +293,14 @@ class Processor:
             height, width = first.pixels.shape[:2]
             if ir is not None and ir.pixels.shape[:2] != (height, width) and not self._geometry.resize:
                 raise ShapeError(
-                    f"the cameras differ in size: infrared {ir.pixels.shape[1]}x{ir.pixels.shape[0]}, visible {width}x{height}",
+                    f"the cameras differ in size: infrared {ir.pixels.shape[0]}x{ir.pixels.shape[1]}, visible {height}x{width}",
                     "give --rig (see 'refusion-edge align'), or --resize if both have the same view",
                     expected=(height, width),
                     got=ir.pixels.shape[:2],
                 )
             if min(height, width) < MIN_SIDE:
                 raise ShapeError(
-                    f"frames of {width}x{height} are too small",
+                    f"frames of {height}x{width} are too small",
                     f"use cameras of at least {MIN_SIDE}x{MIN_SIDE}",
                     expected=(MIN_SIDE, MIN_SIDE),
                     got=(height, width),
@@ -313,11 +313,22 @@ class Processor:
                     view.hide(_resized(view.missing.astype(np.float32), self._size_wh) > 0)
 
 
-def _unseen(warp: RigWarp | None) -> dict[Side, Mask | None]:
-    """Where either camera does not see the common view; None if nowhere."""
-    if warp is None:
+def _unseen(warp: RigWarp | None, first: RigWarp | None) -> dict[Side, Mask | None]:
+    """Where either camera does not see the common view; None if nowhere.
+
+    Only the part of an infrared frame that the first warp uses is mapped to luma; a refined warp may reach beyond it.
+    """
+    if warp is None or first is None:
         return dict.fromkeys(SIDES)
-    return {view.name: None if view.mask.all() else ~view.mask for view in (warp.ir, warp.vis)}
+    unseen: dict[Side, Mask | None] = {view.name: None if view.mask.all() else ~view.mask for view in (warp.ir, warp.vis)}
+    if warp is not first:
+        width, height = first.ir.size_wh
+        unmapped = np.ones((height, width), np.float32)
+        first.ir.used(unmapped)[...] = 0
+        beyond: Mask = warp.ir.apply(unmapped) > 0
+        if beyond.any():
+            unseen["ir"] = _either(unseen["ir"], beyond)
+    return unseen
 
 
 def _is_flat(image: Array) -> bool:

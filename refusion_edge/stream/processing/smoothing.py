@@ -22,13 +22,16 @@ class SmoothedRange:
     Args:
         time_constant_s: After this time the range has followed 63 % of a widening, after ten times as long 63 % of a narrowing;
             0 adopts every measurement directly.
+        slack: The range does not narrow as long as it exceeds the measured one by less than this share of it at either end, so
+            that a moving scene does not make it breathe.
 
     Attributes:
         jumped: Whether the last measurement was adopted directly, as the first one of a scene.
     """
 
-    def __init__(self, time_constant_s: float) -> None:
+    def __init__(self, time_constant_s: float, slack: float = 0.0) -> None:
         self._time_constant_s = time_constant_s
+        self._slack = slack
         self._range: tuple[float, float] | None = None
         self._time_ns = 0
         self.jumped = False
@@ -49,6 +52,9 @@ class SmoothedRange:
         widening = follow_share(elapsed_ns, self._time_constant_s)
         narrowing = follow_share(elapsed_ns, self._time_constant_s * _RELEASE)
         before_low, before_high = self._range
+        room = self._slack * (high - low)
+        low = low if low < before_low else max(before_low, low - room)
+        high = high if high > before_high else min(before_high, high + room)
         self._range = (
             before_low + (widening if low < before_low else narrowing) * (low - before_low),
             before_high + (widening if high > before_high else narrowing) * (high - before_high),

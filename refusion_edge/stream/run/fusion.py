@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -16,8 +17,17 @@ from refusion_edge.stream.run.channel import Channel
 from refusion_edge.stream.run.networks import NetworkPlan
 from refusion_edge.stream.run.pairing import WaitingPair
 from refusion_edge.stream.run.refinement import RigFollower
-from refusion_edge.stream.run.writer import Writer
 from refusion_edge.stream.statistics import Statistics
+
+
+class Receiver(Protocol):
+    """Takes fused frames from the thread of the engine."""
+
+    def put(self, frame: FusedFrame) -> None:
+        """Take a frame."""
+
+    def close(self) -> None:
+        """No more frames will come."""
 
 
 class FusionStage:
@@ -26,7 +36,7 @@ class FusionStage:
     Args:
         pairs: Pairs that wait for the engine.
         processor: Fuses the pairs; its smoothing state belongs to this run.
-        writers: Receive the fused frames.
+        receivers: Take the fused frames.
         statistics: Counters of the run.
         stop: Ends the run.
         frames: End after this many fused frames, or None.
@@ -42,7 +52,7 @@ class FusionStage:
         self,
         pairs: Channel[WaitingPair],
         processor: Processor,
-        writers: Sequence[Writer],
+        receivers: Sequence[Receiver],
         statistics: Statistics,
         stop: threading.Event,
         *,
@@ -51,7 +61,7 @@ class FusionStage:
         networks: NetworkPlan | None = None,
         hashed: bool = False,
     ) -> None:
-        self._pairs, self._processor, self._writers = pairs, processor, writers
+        self._pairs, self._processor, self._receivers = pairs, processor, receivers
         self._statistics, self._stop, self._follower = statistics, stop, follower
         self._networks = networks
         self._limit = frames
@@ -94,6 +104,7 @@ class FusionStage:
                 continue
             self._end = pair.number + 1
             self._statistics.took("queue", time.monotonic_ns() - handed_on_ns)
+            self._statistics.busy(is_busy=True)
             try:
                 fused = self._processor.process(pair)
             except InputError as error:
@@ -105,6 +116,8 @@ class FusionStage:
                 self._statistics.note("engine", str(error))
                 self.refused = error
                 continue
+            finally:
+                self._statistics.busy(is_busy=False)
             self._show(fused)
             if self._networks is not None and (backend := self._networks.next_backend(fused, pair)) is not None:
                 self._processor.use_backend(backend)
@@ -112,8 +125,8 @@ class FusionStage:
             self._follower.close()
         if self._networks is not None:
             self._networks.close()
-        for writer in self._writers:
-            writer.close()
+        for receiver in self._receivers:
+            receiver.close()
 
     def _show(self, fused: FusedFrame) -> None:
         if self._follower is not None and (warp := self._follower.next_warp(fused)) is not None:
@@ -121,6 +134,6 @@ class FusionStage:
         self._statistics.shown(fused)
         if self._hash is not None:
             self._hash.update(np.ascontiguousarray(fused.image).data)
-        for writer in self._writers:
-            writer.put(fused)
+        for receiver in self._receivers:
+            receiver.put(fused)
         self._count += 1

@@ -20,7 +20,7 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
 from refusion_edge.images.luma import CONSTANT_REMEDY
 from refusion_edge.stream.frames import SIDES, Side
-from refusion_edge.stream.outputs.recording import Recorder, Recording
+from refusion_edge.stream.outputs.recording import FrameRecorder, Recording
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.pairing.failover import Failover
 from refusion_edge.stream.processing.processor import Processor
@@ -31,10 +31,11 @@ from refusion_edge.stream.run.pairing import CameraPairs, Decisions, PairSource,
 from refusion_edge.stream.run.reader import Reader
 from refusion_edge.stream.run.refinement import RigFollower, RigRefiner
 from refusion_edge.stream.run.replay import ReplaySource
+from refusion_edge.stream.run.tap import Tap
 from refusion_edge.stream.run.watchdog import Watchdog
 from refusion_edge.stream.run.writer import RecordWriter, Writer
 from refusion_edge.stream.sources.source import Source
-from refusion_edge.stream.statistics import DISK_TOO_SLOW, RECORDING, Statistics
+from refusion_edge.stream.statistics import RECORDING, Statistics
 
 _LIVE_PAIRS, _FILE_PAIRS = 1, 4
 _POLL_S = 0.1
@@ -70,8 +71,10 @@ class Pipeline:
         refiner: Follows slow changes of the rig, or None. With cameras it runs in parallel with the engine; with files the
             engine waits for it, so that the same files give the same fused frames.
         networks: Decides which network the pairs are fused by, already entered; or None if it stays.
+        tap: Hands the fused frames to a Python program as well, or None.
         hashed: Whether to hash the fused frames, so that two runs can be compared.
         stop: Set it from any thread to end the run as after a signal.
+        watchdog: Told about the run; None for that of systemd.
     """
 
     def __init__(
@@ -83,11 +86,13 @@ class Pipeline:
         statistics: Statistics,
         *,
         limits: RunLimits | None = None,
-        recorder: Recorder | None = None,
+        recorder: FrameRecorder | None = None,
         refiner: RigRefiner | None = None,
         networks: NetworkPlan | None = None,
+        tap: Tap | None = None,
         hashed: bool = False,
         stop: threading.Event | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.stop = stop = stop or threading.Event()
         self._limits, self._processor = limits or RunLimits(), processor
@@ -107,13 +112,16 @@ class Pipeline:
         )
         self._follower = None if refiner is None else RigFollower(refiner, beside=live)
         self._writers = [Writer(sink, statistics, stop, live=live) for sink in sinks]
+        self._tap = tap
+        if tap is not None:
+            tap.attach(statistics, live=live, shared=bool(sinks))
         self._fusion = FusionStage(
-            self._pairs, processor, self._writers, statistics, stop,
+            self._pairs, processor, [*self._writers, *([] if tap is None else [tap])], statistics, stop,
             frames=self._limits.frames, follower=self._follower, networks=networks, hashed=hashed,
         )  # fmt: skip
         self._networks = networks
         self._statistics = statistics
-        self._watchdog = Watchdog()
+        self._watchdog = watchdog or Watchdog()
         self._ended = self._interrupted = False
         self._failure: BaseException | None = None
         self._failed = threading.Lock()
@@ -166,7 +174,7 @@ class Pipeline:
         if self._record is not None:
             try:
                 used = [] if self._networks is None else self._networks.used
-                self._record.recorder.finish(self._fusion.end, used, self._statistics.drops_of(RECORDING, DISK_TOO_SLOW))
+                self._record.recorder.finish(self._fusion.end, used, self._statistics.drops_of(RECORDING))
             except OutputError as error:
                 self._fail(error)
 
@@ -254,6 +262,8 @@ class Pipeline:
             self._networks.close()
         for writer in self._writers:
             writer.close()
+        if self._tap is not None:
+            self._tap.close()
 
     def _join(self, threads: Sequence[threading.Thread]) -> list[str]:
         deadline_s = time.monotonic() + _STOP_S

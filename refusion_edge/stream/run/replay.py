@@ -38,6 +38,10 @@ class ReplaySource:
                 "recording",
                 f"{self._recording.lost} frames or pairs are missing, so this replay differs from the run that was recorded",
             )
+        if self._recording.late:
+            self._statistics.note(
+                "recording", "its beginning was removed to stay below its limit, so this replay shows every pair that is left"
+            )
         epochs = Epochs()
         for number in range(len(self._recording.rows)):
             if self._stop.is_set():

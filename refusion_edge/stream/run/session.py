@@ -15,18 +15,23 @@ from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.network.weights import shipped_tasks
 from refusion_edge.rig.model import Rig
-from refusion_edge.stream.outputs.display import DisplaySink, has_display
-from refusion_edge.stream.outputs.recording import Recorder, Recording, read_recording
-from refusion_edge.stream.outputs.sinks import NullSink, SharedMemorySink, Sink
-from refusion_edge.stream.outputs.video import open_file_sink
+from refusion_edge.stream.outputs.display import has_display
+from refusion_edge.stream.outputs.recording import FrameRecorder, Recorder, Recording, read_recording
+from refusion_edge.stream.outputs.registry import open_sink
+from refusion_edge.stream.outputs.ring import RingRecorder
+from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.processing.adaptation import Adaptation
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Geometry, Processor
 from refusion_edge.stream.run.networks import AUTO, BETTER, FASTER, NetworkChooser, NetworkPlan, PlannedNetworks
 from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
+from refusion_edge.stream.run.recovery import RecoveringBackend
 from refusion_edge.stream.run.refinement import Refinement, RigRefiner
 from refusion_edge.stream.run.settings import PairingSettings, StreamSettings, choose_pairing
+from refusion_edge.stream.run.shared import Shared
+from refusion_edge.stream.run.tap import Tap
+from refusion_edge.stream.run.watchdog import Watchdog
 from refusion_edge.stream.sources.pacing import PacedSource
 from refusion_edge.stream.sources.registry import open_pair
 from refusion_edge.stream.sources.source import Source
@@ -45,14 +50,25 @@ class StreamSession:
         fuser: Runs the network in place of the one that the settings name; closed at the end.
         refinement: Follows slow changes of the rig, such as ``calibration.rig.tracking.OnlineRefinement``; None keeps the rig
             fixed.
+        sinks: More outputs, not entered yet.
 
     Attributes:
         stop: Set it from any thread to end the stream.
         statistics: Counters of the stream, which can be read while it runs.
     """
 
-    def __init__(self, settings: StreamSettings, *, fuser: Fuser | None = None, refinement: Refinement | None = None) -> None:
+    def __init__(
+        self,
+        settings: StreamSettings,
+        *,
+        fuser: Fuser | None = None,
+        refinement: Refinement | None = None,
+        sinks: Sequence[Sink] = (),
+        shared: Shared | None = None,
+    ) -> None:
         self.settings = settings
+        self._shared = shared
+        self._sinks = sinks
         self.statistics = Statistics()
         self.stop = threading.Event()
         self._fuser = fuser
@@ -60,11 +76,12 @@ class StreamSession:
         self._output_sha256: str | None = None
         self._engine: RunningEngine | None = None
 
-    def run(self, announce: Callable[[str], object] = lambda _text: None) -> None:
+    def run(self, announce: Callable[[str], object] = lambda _text: None, tap: Tap | None = None) -> None:
         """Run until the sources end, a limit is reached or ``stop`` is set.
 
         Args:
             announce: Called at the start with messages for the user, such as the address of the browser view.
+            tap: Hands the fused frames to a Python program; without outputs, they then go nowhere else.
 
         Raises:
             RefusionError: An input, an output or an option cannot be used; see ``errors`` for the exit codes.
@@ -79,16 +96,15 @@ class StreamSession:
         failover = pairing.failover(rig)
         refiner = self._refiner(rig)
         gain, stretch, geometry = self._processing(rig)
-        uris = [parse_output(text) for text in settings.outputs or (self._default_output(),)]
+        uris = [parse_output(text) for text in settings.outputs]
+        if not (uris or self._sinks or tap):
+            uris = [parse_output(self._default_output())]
         if settings.tls is not None and all(uri.scheme != "view" for uri in uris):
             raise UsageError("--tls is for the browser view, which is not among the outputs", "add -o view://, or leave it out")
         _refuse_overwriting(sources, uris, settings.record)
-        recorder = None
-        if settings.record is not None:
-            shown = {"pairing": asdict(pairing), "sources": settings.shown()}
-            recorder = Recorder(Path(settings.record), shown)
+        recorder = self._recorder(pairing)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
-        sinks = [self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris]
+        sinks = [*(self._sink(uri, gain, announce, rate_hz=rate_hz, live=live) for uri in uris), *self._sinks]
         with contextlib.ExitStack() as engines:
             fuser, networks = self._engines(engines, sources, pairing, announce)
             adaptation = Adaptation(settings.smooth_s)
@@ -114,8 +130,11 @@ class StreamSession:
                 recorder=recorder,
                 refiner=refiner,
                 networks=networks,
+                tap=tap,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
+                # Of several rigs, one that works says nothing about the others.
+                watchdog=Watchdog({}) if self._shared is not None else Watchdog(),
             )
             try:
                 pipeline.run()
@@ -175,7 +194,28 @@ class StreamSession:
         settings = self.settings
         source = settings.bundle or settings.weights or settings.task or _DEFAULT_TASK
         task = settings.task if source != settings.task else None
-        return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
+
+        def open_engine() -> Fuser:
+            return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
+
+        if self._shared is not None:
+            key = source, task, settings.backend, settings.threads, network
+            rig = self._shared
+            return rig.engines.lease(key, open_engine, rig.rig, rig.share, self.statistics)
+        opened = open_engine()
+        backend = RecoveringBackend(opened.backend, lambda: open_engine().backend, self.statistics.reopened)
+        return Fuser(backend, opened.task, opened.output_range, opened.choice, network=opened.network)
+
+    def _recorder(self, pairing: PairingSettings) -> FrameRecorder | None:
+        settings = self.settings
+        if settings.record is None:
+            if settings.record_limit is not None:
+                raise UsageError("--record-limit limits a recording, and none is asked for", "add --record DIR")
+            return None
+        shown = {"pairing": asdict(pairing), "sources": settings.shown()}
+        if settings.record_limit is None:
+            return Recorder(Path(settings.record), shown)
+        return RingRecorder(Path(settings.record), shown, settings.record_limit)
 
     def _sources(self, rig: Rig | None) -> tuple[Source, Source] | Recording:
         settings = self.settings
@@ -221,32 +261,20 @@ class StreamSession:
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
-    def _sink(self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None) -> Sink:
-        if uri.scheme == "null":
-            return NullSink(uri)
-        if uri.scheme == "display":
-            if self.settings.headless:
-                raise UsageError(f"--headless rules out the window {uri}", "leave one of them out")
-            return DisplaySink(uri, self.stop)
-        if uri.scheme == "shm":
-            return SharedMemorySink(uri)
-        if uri.scheme == "rtsp":
-            from refusion_edge.stream.outputs.rtsp import RtspSink
-
-            return RtspSink(uri, rate_hz=rate_hz, announce=announce)
-        if uri.scheme == "view":
+    def _sink(
+        self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None, live: bool
+    ) -> Sink:
+        settings = self.settings
+        if uri.scheme == "view" and self._shared is not None and self._shared.page is not None:
             from refusion_edge.stream.outputs.view import ViewSink
 
-            return ViewSink(
-                uri,
-                self.statistics,
-                gain,
-                token=self.settings.token,
-                allow_origins=self.settings.allow_origins,
-                announce=announce,
-                tls=None if self.settings.tls is None else (Path(self.settings.tls[0]), Path(self.settings.tls[1])),
-            )
-        return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
+            return ViewSink(uri, self.statistics, gain, server=self._shared.page, rig=self._shared.rig)
+        if uri.scheme == "display" and settings.headless:
+            raise UsageError(f"--headless rules out the window {uri}", "leave one of them out")
+        return open_sink(
+            uri, rate_hz=rate_hz, live=live, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
+            allow_origins=settings.allow_origins, tls=settings.tls, announce=announce,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +297,7 @@ class RunningEngine:
         network, backend = used[-1][1] if used else self.fuser.network, self.fuser.backend
         statistics = None
         if network == FASTER:
-            statistics = "smoothed" if isinstance(backend, AdaptedBackend) else "of each frame"
+            statistics = "smoothed" if isinstance(backend, AdaptedBackend) and backend.adapts else "of each frame"
         decisions = [] if self.networks is None else self.networks.decisions
         return {
             "name": network,

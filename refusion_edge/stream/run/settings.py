@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from refusion_edge.documents import typed
+from refusion_edge.errors import RefusionError, UsageError
 from refusion_edge.rig.model import GainMethod, Polarity, Rig
 from refusion_edge.stream.frames import MS, SECOND, SIDES
 from refusion_edge.stream.pairing.failover import Failover, Limits
@@ -13,10 +17,32 @@ from refusion_edge.stream.pairing.pairer import Pairer, Policy
 from refusion_edge.stream.processing.output_range import VideoRange
 from refusion_edge.text import redact
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "max_skew_ms": (0, 1e6),
+    "max_age_ms": (0, 1e6),
+    "offset_ms": (-1e6, 1e6),
+    "lost_after_ms": (0, 1e6),
+    "max_freeze_ms": (0, 1e6),
+    "give_up_s": (0, 1e6),
+    "distance": (1e-3, math.inf),
+    "refine": (0.1, 100),
+    "smooth_s": (0, 1e6),
+    "duration_s": (0, 1e6),
+    "frames": (1, math.inf),
+    "record_limit": (1, math.inf),
+}
+"""Least and greatest value of the numeric settings."""
+_EXCLUSIVE = (("bundle", "weights"), ("replay", "ir"), ("replay", "vis"), ("replay", "record"))
+FAR = "far"
+"""What may be written for an infinite ``distance``."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
     """Options of the command ``stream``, by the same names; None leaves the choice to the rig, a recording or a default.
+
+    They are also the keyword arguments of ``refusion_edge.stream`` and the keys of a configuration file, see
+    ``refusion_edge.stream.run.config``.
 
     Attributes:
         best_effort: Whether cameras that do not grant what is asked of them are used in their nearest mode.
@@ -25,6 +51,7 @@ class StreamSettings:
         replay: Folder of a recording to replay instead.
         outputs: URIs of outputs.
         record: Folder to record raw frames to.
+        record_limit: Most room in bytes that the recording takes, whose beginning is removed as it goes on; None for all.
         bundle: Engine bundle.
         weights: Weights file.
         task: Fusion task.
@@ -41,6 +68,7 @@ class StreamSettings:
         give_up_s: Time without a frame of either camera after which the stream ends.
         rig: Rig file.
         distance: Working distance of the rig in meters.
+        refine: Largest change of the mount that is followed, in pixels from the rig; None keeps the rig fixed.
         resize: Whether infrared images are resized to the visible size if there is no rig.
         gain: Gain control of 16-bit infrared.
         polarity: Whether the infrared camera shows hot objects white or black.
@@ -55,7 +83,10 @@ class StreamSettings:
         allow_origins: Addresses under which reverse proxies show the browser view.
         tls: Files of a certificate and its key with which the browser view is served, or None.
         hash: Whether all fused frames are hashed.
-        trust: Whether pipelines that the rig names are run.
+        trust: Whether pipelines that the rig or a configuration file names are run.
+
+    Raises:
+        UsageError: A number is out of range, or two settings contradict each other.
     """
 
     best_effort: bool = False
@@ -64,6 +95,7 @@ class StreamSettings:
     replay: str | None = None
     outputs: tuple[str, ...] = ()
     record: str | None = None
+    record_limit: int | None = None
     bundle: str | None = None
     weights: str | None = None
     task: str | None = None
@@ -79,6 +111,7 @@ class StreamSettings:
     give_up_s: float = 30.0
     rig: str | None = None
     distance: float | None = None
+    refine: float | None = None
     resize: bool = False
     gain: GainMethod | None = None
     polarity: Polarity | None = None
@@ -95,11 +128,65 @@ class StreamSettings:
     hash: bool = False
     trust: bool = False
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+                raise UsageError(f"{name} is {value:g}", f"give a number {bounds}", expected=(low, high), got=value)
+        if self.bundle is not None and self.weights is not None:
+            raise UsageError("a bundle and a weights file were given, and a stream has one engine", "leave one of them out")
+
     def shown(self) -> dict[str, Any]:
         """The settings as plain values for the report, without credentials."""
         return {
             field.name: _without_credentials(getattr(self, field.name)) for field in fields(self) if field.name != "token"
         }  # fmt: skip
+
+
+def make_settings(values: Mapping[str, Any], *, error: type[RefusionError] = UsageError) -> StreamSettings:
+    """Turn plain values into settings, checking every name, type and range.
+
+    Args:
+        values: By the names of ``StreamSettings``. Paths may be path objects, ``ir`` and ``vis`` the number of a camera, and
+            ``distance`` may be ``FAR``.
+        error: Type of exception to raise.
+
+    Raises:
+        RefusionError: Of the type ``error``: a name is unknown (the remedy names the nearest one), or a value cannot be used.
+    """
+    plain = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
+    for side in SIDES:
+        if type(plain.get(side)) is int:
+            plain[side] = str(plain[side])
+    # Infinity is refused everywhere else.
+    far = plain.get("distance") in (FAR, math.inf)
+    if far:
+        del plain["distance"]
+    try:
+        settings = typed(StreamSettings, plain, "", error=error)
+        return replace(settings, distance=math.inf) if far else settings
+    except UsageError as problem:
+        raise error(problem.problem, problem.remedy, expected=problem.expected, got=problem.got) from problem
+
+
+def override(stored: StreamSettings, given: Mapping[str, Any]) -> StreamSettings:
+    """The settings of a configuration file, or the defaults, with others in their place.
+
+    Args:
+        stored: Settings that were written down before. Those that a given one excludes do not count: a recording takes the
+            place of two cameras, and weights take that of a bundle.
+        given: As ``make_settings`` takes them.
+
+    Raises:
+        UsageError: See there.
+    """
+    kept = {field.name: value for field in fields(stored) if (value := getattr(stored, field.name)) != field.default}
+    for one, other in _EXCLUSIVE:
+        for name, excluded in ((one, other), (other, one)):
+            if given.get(name) is not None and given.get(excluded) is None:
+                kept.pop(excluded, None)
+    return make_settings({**kept, **given})
 
 
 @dataclass(frozen=True, slots=True)

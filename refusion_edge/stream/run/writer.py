@@ -6,13 +6,16 @@ import contextlib
 import threading
 import time
 
+from refusion_edge.errors import DiskFullError
 from refusion_edge.stream.frames import Frame, FusedFrame
-from refusion_edge.stream.outputs.recording import PairFate, Recorder
+from refusion_edge.stream.outputs.recording import FrameRecorder, PairFate
 from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.run.channel import Channel
-from refusion_edge.stream.statistics import DISK_TOO_SLOW, RECORDING, Statistics
+from refusion_edge.stream.statistics import DISK_FULL, DISK_TOO_SLOW, RECORDING, Statistics
 
 _RECORDED = 128
+# How long a recorder waits before it tries a full disk again.
+_PAUSE_S = 1.0
 
 
 class Writer:
@@ -70,10 +73,11 @@ class RecordWriter:
         live: Whether the frames come from cameras, which must never wait.
     """
 
-    def __init__(self, recorder: Recorder, statistics: Statistics, *, live: bool) -> None:
+    def __init__(self, recorder: FrameRecorder, statistics: Statistics, *, live: bool) -> None:
         self.recorder = recorder
         self._statistics = statistics
         self._waiting: Channel[Frame | PairFate] = Channel(_RECORDED, lossless=not live)
+        self._paused_until_s: float | None = None
 
     def keep(self, item: Frame | PairFate) -> None:
         """Queue a frame, or the fate of a pair. Without either, the replay is another run."""
@@ -84,14 +88,32 @@ class RecordWriter:
         """Write until the channel is closed and empty.
 
         Raises:
-            OutputError: The recording cannot be written.
+            OutputError: The recording cannot be written; a full disk only pauses a recorder that outlasts it.
         """
         try:
             while (item := self._waiting.get()) is not None:
-                self.recorder.write(item)
+                self._write(item)
         finally:
             self._waiting.close()
 
     def close(self) -> None:
         """No more frames will come."""
         self._waiting.close()
+
+    def _write(self, item: Frame | PairFate) -> None:
+        if self._paused_until_s is not None and time.monotonic() < self._paused_until_s:
+            self._statistics.dropped(RECORDING, DISK_FULL)
+            return
+        try:
+            self.recorder.write(item)
+        except DiskFullError as error:
+            if not self.recorder.outlasts_full_disk:
+                raise
+            if self._paused_until_s is None:
+                self._statistics.note(RECORDING, f"paused: {error.problem}")
+            self._statistics.dropped(RECORDING, DISK_FULL)
+            self._paused_until_s = time.monotonic() + _PAUSE_S
+        else:
+            if self._paused_until_s is not None:
+                self._statistics.note(RECORDING, "goes on: there is room on the disk again")
+            self._paused_until_s = None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from av.video.reformatter import VideoReformatter
 
+# FFmpeg 8 converts them in the byte order of the machine.
+_SWAPPED = frozenset({"rgb565be", "rgb555be", "bgr565be", "bgr555be"})
+
 PixelFormat = Literal["auto", "y16", "split16"]
 PIXEL_FORMATS: tuple[PixelFormat, ...] = get_args(PixelFormat)
 
@@ -86,6 +89,7 @@ def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
         target = "gray16le" if side == "ir" else "bgr48le"
     else:
         target = "bgr24"
+        frame = _little_endian(frame) if layout.name in _SWAPPED else frame
     try:
         converted = converter.reformat(frame, format=target)
     except (ValueError, OSError) as error:
@@ -94,6 +98,16 @@ def _upright(frame: VideoFrame, side: Side, converter: VideoReformatter) -> Arra
         ) from error
     kind = np.dtype("<u2" if bits > 8 else "u1")
     return _gray(converted, kind, 1) if target.startswith("gray") else np.ascontiguousarray(_packed(converted, kind, 3))
+
+
+def _little_endian(frame: VideoFrame) -> VideoFrame:
+    """The same pixels of 16 bits in the other byte order."""
+    swapped = type(frame)(frame.width, frame.height, frame.format.name.removesuffix("be") + "le")
+    plane = swapped.planes[0]
+    rows = np.zeros((frame.height, plane.line_size // 2), "<u2")
+    rows[:, : frame.width] = _packed(frame, np.dtype(">u2"), 1)[..., 0]
+    plane.update(rows.tobytes())
+    return swapped
 
 
 def _is_gray(layout: VideoFormat) -> bool:
@@ -116,7 +130,12 @@ def _packed(frame: VideoFrame, kind: np.dtype[np.generic], components: int) -> A
 
 def _turned(image: Array, frame: VideoFrame) -> Array:
     """Apply the turns and flips of the display matrix (ISO/IEC 14496-12, 6.2.2); other angles are left as they are."""
-    side_data: Any = frame.side_data  # a mapping, which its type does not say
+    try:
+        side_data: Any = frame.side_data  # a mapping, which its type does not say
+    except ValueError:
+        # PyAV 18 does not know the side data of EXIF, with which all of it is lost but the angle; no camera mirrors by EXIF.
+        quarters = round(frame.rotation / 90)
+        return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
     if "DISPLAYMATRIX" not in side_data:
         return image
     matrix = bytes(side_data["DISPLAYMATRIX"])

@@ -56,6 +56,8 @@ class Scene:
         lose_ms: Time until a lost camera can be opened again.
         corrupt_every: Every n-th frame is damaged; 0 for none.
         resize_every: Number of frames after which the size is halved, and restored after as many more; 0 for never.
+        step_every_ms: Interval between steps of its clock, which goes forward and back in turn; 0 for none.
+        step_ms: Size of a step.
         zero_times: 1: all time stamps are zero, as with broken drivers.
     """
 
@@ -83,6 +85,8 @@ class Scene:
     lose_ms: float = 1500.0
     corrupt_every: int = 0
     resize_every: int = 0
+    step_every_ms: float = 0.0
+    step_ms: float = 3_600_000.0
     zero_times: int = 0
 
 
@@ -124,7 +128,9 @@ class SyntheticSource:
             raise UsageError(f"{uri} cannot be the source {side}", f"write test://{side}")
         self.scene = read_scene(uri)
         self.live = bool(self.scene.live)
-        self.timing = SourceClock(CLOCK_SYNTHETIC, shared=True) if self.live else None
+        # A clock that is set is its own, like that of a network camera.
+        shared = not self.scene.step_every_ms
+        self.timing = SourceClock(CLOCK_SYNTHETIC, shared=shared) if self.live else None
         self._start_ns = _start_of_pair_ns() if self.live else 0
         self._painter = Painter(self.scene, side)
         self._index = 0
@@ -181,6 +187,8 @@ class SyntheticSource:
         if scene.resize_every and index // scene.resize_every % 2:
             image = cv2.resize(image, (scene.width // 2, scene.height // 2), interpolation=cv2.INTER_AREA)
         stamp_ns = 0 if scene.zero_times else self._start_ns + taken_ns
+        if scene.step_every_ms and taken_ns // round(scene.step_every_ms * MS) % 2:
+            stamp_ns += round(scene.step_ms * MS)
         if self.timing is not None:
             stamp_ns = self.timing.place(stamp_ns, time.monotonic_ns())
         return Grab(image, index, stamp_ns if scene.zero_times else stamp_ns + round(scene.clock_ms * MS))

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from refusion_edge.errors import InputError, OutputError, UsageError
-from refusion_edge.stream.frames import SECOND
+from refusion_edge.errors import DiskFullError, InputError, OutputError, UsageError
+from refusion_edge.images.io import write_image
+from refusion_edge.stream.frames import SECOND, Frame
 from refusion_edge.stream.outputs.recording import Recorder, read_recording
 from tests.conftest import one_sentence
 from tests.raising import raises
@@ -32,7 +34,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written(stream: Stream, monkeypatch
     free = iter([10 << 30] * 2 + [1 << 20] * 1000)
     monkeypatch.setattr("refusion_edge.stream.outputs.disk.shutil.disk_usage", lambda _path: SimpleNamespace(free=next(free)))
     monkeypatch.setattr("refusion_edge.stream.outputs.disk._CHECK_S", 0.0)
-    with raises(OutputError, "recording", expected=64 << 20, got=1 << 20):
+    with raises(DiskFullError, "recording", expected=64 << 20, got=1 << 20):
         stream(**file_pair(30), outputs=("null://",), record="recording")
     recording = read_recording(Path("recording"))
     assert len(recording.rows) == 2
@@ -63,6 +65,38 @@ def test_a_recording_of_files_is_replayed_to_the_same_frames(stream: Stream) -> 
     assert first["pairs"]["shown"] == second["pairs"]["shown"] == 20
     other, _ = stream(replay="recording", policy="drop", max_skew_ms=0.0, gain="clahe")
     assert other["output_sha256"] != first["output_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [("float32", 1), ("float64", 1), ("int16", 1), ("int32", 1), ("uint32", 1), ("float32", 3), ("uint16", 3)],
+)
+def test_frames_of_every_type_are_recorded_without_loss(dtype: str, channels: int, rng: np.random.Generator) -> None:
+    shape = (24, 31) if channels == 1 else (24, 31, channels)
+    image = (rng.random(shape) * 30_000).astype(dtype)
+    if image.dtype.kind == "f":
+        image[3] = np.nan
+    recorder = Recorder(Path("recording"), {})
+    with recorder:
+        recorder.write(Frame("vis", image, 0, 5, 6, 7, white=4095.0))
+        recorder.finish(1)
+    frame = read_recording(Path("recording")).read(0)
+    assert frame.image.dtype == image.dtype
+    assert np.array_equal(frame.image, image, equal_nan=image.dtype.kind == "f")
+    assert (frame.index, frame.time_ns, frame.arrived_ns, frame.unchanged_since_ns, frame.white) == (0, 5, 6, 7, 4095.0)
+
+
+def test_a_recording_of_float_frames_is_replayed_to_the_same_frames(stream: Stream, rng: np.random.Generator) -> None:
+    for number in range(6):
+        kelvin = (rng.random((48, 64)) * 20 + 290).astype(np.float32)
+        kelvin[:3] = np.nan
+        write_image(f"k/{number}.tif", kelvin)
+        write_image(f"v/{number}.png", rng.integers(0, 256, (48, 64, 3)).astype(np.uint8))
+    first, _ = stream(ir="k", vis="v", record="recording")
+    assert first["cameras"]["ir"]["dtype"] == "float32"
+    second, _ = stream(replay="recording")
+    assert first["output_sha256"] == second["output_sha256"]
+    assert first["pairs"]["shown"] == second["pairs"]["shown"] == 6
 
 
 def test_each_side_of_a_recording_is_a_source(stream: Stream) -> None:

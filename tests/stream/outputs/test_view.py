@@ -28,7 +28,7 @@ from refusion_edge.errors import InputError, OutputError, UsageError
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.connections import LIMITS, Limits
-from refusion_edge.stream.outputs.prometheus import to_prometheus
+from refusion_edge.stream.outputs.prometheus import RigFigures, to_prometheus
 from refusion_edge.stream.outputs.view import ViewSink
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
@@ -183,14 +183,37 @@ def test_figures_for_monitoring(served: Served) -> None:
     assert document["schema"] == "refusion-edge/stream-status/1"
     assert set(document["cameras"]) == {"ir", "vis"}
     text = live.get("/metrics")[2].decode()
-    assert 'refusion_edge_camera_up{camera="ir"} 1' in text
+    assert 'refusion_edge_camera_up{rig="default",camera="ir"} 1' in text
     statistics = Statistics()
     statistics.dropped("ir", 'a "cause"\n')
-    assert r'refusion_edge_camera_dropped_total{camera="ir",cause="a \"cause\"\n"} 1' in to_prometheus(
-        statistics.snapshot(), viewers=0
-    )
+    figures = to_prometheus([RigFigures("gate", statistics.snapshot(), 0)])
+    assert r'refusion_edge_camera_dropped_frames_total{rig="gate",camera="ir",cause="a \"cause\"\n"} 1' in figures
     for line in text.splitlines():
         assert line.startswith("# ") or (line.count(" ") >= 1 and float(line.rpartition(" ")[2]) >= 0)
+
+
+def test_an_orchestrator_learns_whether_the_stream_works_and_nothing_else(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = served("view://0.0.0.0:0", token="secret")
+    assert live.get("/status.json")[0] == 401
+    statistics = live.sink._statistics
+    assert live.get("/healthz")[0] == 200
+    assert live.get("/readyz")[0] == 503
+    image = np.zeros((8, 8), np.uint8)
+    statistics.shown(FusedFrame(image, None, None, 0, 0, 0, "fused"))
+    status, _, body = live.get("/readyz")
+    assert (status, json.loads(body)) == (200, {"ok": True, "reason": ""})
+    monkeypatch.setattr("refusion_edge.stream.statistics.SILENT_S", 0.0)
+    assert live.get("/readyz")[0] == 503
+    assert live.get("/healthz")[0] == 200
+    # An engine that does not come back is a reason to restart.
+    statistics.busy(is_busy=True)
+    monkeypatch.setattr("refusion_edge.stream.statistics.STUCK_S", 0.0)
+    assert live.get("/healthz")[0] == live.get("/readyz")[0] == 503
+    statistics.busy(is_busy=False)
+    assert live.get("/healthz")[0] == 200
+    assert live.get("/healthz", Origin="http://evil.example")[0] == 403
 
 
 def test_other_sites_and_names_are_kept_out(served: Served) -> None:

@@ -57,7 +57,7 @@ def video(gain: ThermalGain, stretch: OutputStretch) -> list[Uint8Array]:
 def test_fused_video_flickers_at_most_a_quarter_of_the_per_frame_stretch(method: GainMethod) -> None:
     per_frame = video(ThermalGain("linear", time_constant_s=0), OutputStretch("stretch"))
     smooth = video(ThermalGain(method), OutputStretch())
-    assert smooth[-1].std() > 20
+    assert smooth[-1].std() > 15  # not by being gray: the noise of the scene limits the gain of the output range
     assert mean_flicker(smooth) <= 0.25 * mean_flicker(per_frame)
 
 
@@ -178,7 +178,7 @@ def test_wrong_settings_and_images_are_refused() -> None:
 
 
 def spoiled(scene: Array, how: str) -> tuple[Array, Array]:
-    """A thermal frame with pixels that have no value, and where they are."""
+    """A thermal frame with pixels that have no value, or are too hot for the sensor, and where they are."""
     dead = np.zeros(scene.shape, np.bool_)
     if how == "row":
         dead[7] = True
@@ -188,7 +188,7 @@ def spoiled(scene: Array, how: str) -> tuple[Array, Array]:
         dead.flat[np.random.default_rng(3).choice(dead.size, 60, replace=False)] = True
     else:
         dead[20:26, 30:39] = True
-    value = {"row": 0, "border": 0, "pixels": 0, "sun": 65535, "nan": np.nan}[how]
+    value = {"row": 0, "border": 0, "pixels": 0, "fire": 65535, "nan": np.nan}[how]
     image = scene.astype(np.float32) if how == "nan" else scene.copy()
     image[dead] = value
     return image, dead
@@ -196,7 +196,7 @@ def spoiled(scene: Array, how: str) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("method", GAIN_METHODS)
 @pytest.mark.parametrize("polarity", ["white", "black", "auto"])
-@pytest.mark.parametrize("how", ["row", "border", "pixels", "sun", "nan"])
+@pytest.mark.parametrize("how", ["row", "border", "pixels", "fire", "nan"])
 def test_pixels_without_a_value_do_not_change_the_others(method: GainMethod, polarity: Polarity, how: str) -> None:
     scene = Painter(SCENE, "ir").paint(29 * PERIOD_NS)
     image, dead = spoiled(scene, how)
@@ -206,10 +206,14 @@ def test_pixels_without_a_value_do_not_change_the_others(method: GainMethod, pol
     for number in range(3):
         gain.update(image, number * PERIOD_NS)
         alone.update(scene, number * PERIOD_NS)
-    assert gain.invalid is not None
-    assert np.array_equal(gain.invalid, dead)
     got, expected = gain.apply(image), alone.apply(scene)
-    assert (got[dead] == 0).all()
+    if how == "fire":
+        assert gain.invalid is None
+        assert np.allclose(got[dead], 0 if polarity == "black" else 1, atol=1e-5)
+    else:
+        assert gain.invalid is not None
+        assert np.array_equal(gain.invalid, dead)
+        assert (got[dead] == 0).all()
     # Histograms differ by the pixels that take the place of the dead ones.
     assert np.abs(got - expected)[~dead].max() < (1e-4 if method in ("linear", "percentile") else 0.12)
     gain.update(scene, 3 * PERIOD_NS)

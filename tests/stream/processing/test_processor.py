@@ -13,7 +13,7 @@ from refusion_edge.backends.registry import RunOptions, open_weights
 from refusion_edge.errors import InputError
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.color import OUTPUT_RANGES, merge, to_output_range
-from refusion_edge.rig.model import GAIN_METHODS, GainMethod, Rig, RigAlignment, RigSource, to_rows
+from refusion_edge.rig.model import GAIN_METHODS, GainMethod, Matrix, Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import MS, Frame, Pair
 from refusion_edge.stream.processing.gain import ThermalGain
@@ -225,6 +225,31 @@ def test_a_base_that_shows_more_than_the_visible_camera_shows_infrared_there(pic
     )
     image = processor.process(one_pair(levels, vis)).image
     assert np.abs(image[:, 54:].astype(int) - levels[:, 54:]).max() <= 1
+
+
+@pytest.mark.parametrize(("start_px", "shift_px", "mapped"), [(0, 12, 52), (1, 12, 64), (1, 30, 50)])
+def test_a_refined_warp_that_reaches_beyond_the_first_shows_visible_there(
+    start_px: int, shift_px: int, mapped: int, picture: Callable[..., Array]
+) -> None:
+    """The first warp is a crop, or looks up its pixels, with a gain for 16 columns beyond them."""
+
+    def shift(px: int) -> Matrix:
+        return np.array([[1.0, 0, px], [0, 1, 0], [0, 0, 1]])
+
+    levels, vis = picture(96, 128), picture(48, 64, 3)
+    rig = Rig(RigSource((128, 96)), RigSource((64, 48)), (RigAlignment(None, to_rows(shift(start_px)), None, ""),))
+    processor = Processor(
+        MeanBackend(), stretch=OutputStretch("fixed"), geometry=Geometry(make_warp(rig)), color=False, marks=False
+    )
+    assert processor.process(one_pair(levels, vis)).no_ir is None
+    processor.use_warp(make_warp(rig, correction=shift(shift_px)))
+    frame = processor.process(one_pair(levels, vis))
+    gray = cv2.cvtColor(vis, cv2.COLOR_BGR2GRAY).astype(int)
+    left = start_px + shift_px
+    expected = (levels[:48, left : left + 64].astype(int) + gray) / 2
+    assert np.abs(frame.image[:, :mapped] - expected[:, :mapped]).max() <= 1
+    assert np.abs(frame.image[:, mapped:].astype(int) - gray[:, mapped:]).max(initial=0) <= 1
+    assert (0 if frame.no_ir is None else np.count_nonzero(frame.no_ir.any(axis=0))) == 64 - mapped
 
 
 def test_colored_infrared_and_swapped_cameras_are_said(picture: Callable[..., Array]) -> None:

@@ -24,3 +24,12 @@ def test_smoothing_follows_with_its_time_constant() -> None:
 def test_inner_range_is_that_of_numpy(count: int) -> None:
     values = np.random.default_rng(count).normal(0, 100, count).astype(np.float32)
     assert inner_range(values, (0.1, 99.9)) == pytest.approx(np.percentile(values.astype(np.float64), (0.1, 99.9)), rel=1e-6)
+
+
+def test_slack_keeps_a_range_that_is_a_little_too_wide() -> None:
+    smoothed = SmoothedRange(1.0, slack=0.1)
+    smoothed.update(0, 100, 0)
+    assert smoothed.update(8, 95, 100 * SECOND) == (0, 100)
+    low, high = smoothed.update(20, 80, 10_000 * SECOND)
+    assert (low, high) == (pytest.approx(20 - 6), pytest.approx(80 + 6))
+    assert smoothed.update(-10, 90, 20_000 * SECOND) == (pytest.approx(-10), pytest.approx(90))  # widens without slack

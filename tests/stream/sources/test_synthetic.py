@@ -55,3 +55,12 @@ def test_synthetic_faults_come_as_asked() -> None:
             source.read()
         assert source.clock == CLOCK_SYNTHETIC
     assert {grab.time_ns for grab in read_all(camera("ir", live=0, frames=4, zero_times=1))} == {0}
+
+
+def test_a_clock_that_is_set_is_followed() -> None:
+    with opened(camera("ir", rate=100, step_every_ms=400, step_ms=5000, walker=0)) as source:
+        times = [grab.time_ns for grab in itertools.islice(iter(source.read, None), 100) if grab is not None]
+    assert source.timing is not None
+    assert source.timing.state.steps >= 1
+    # The steps of five seconds are not in the times.
+    assert times[-1] - times[0] < 2 * SECOND

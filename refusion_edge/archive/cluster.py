@@ -1,0 +1,143 @@
+"""Fusing an archive on a Ray cluster: Ray Data hands out the pairs, and gives those of a lost worker to another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refusion_edge.archive.fusing import FusePlan, fuse_once
+from refusion_edge.archive.manifest import Entry
+from refusion_edge.errors import InputError, OutputError, StreamError
+from refusion_edge.images.pairs import PairPaths
+from refusion_edge.machine import require
+
+# Small, as a lost worker repeats its batch.
+_BATCH = 4
+_MOST_WORKERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A pair to fuse.
+
+    Attributes:
+        paths: Its files, by names that every worker can read.
+        target: File of the result, likewise.
+        before: Its entry in the manifest, or None.
+    """
+
+    paths: PairPaths
+    target: Path
+    before: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a task.
+
+    Attributes:
+        name: Name of the pair.
+        entry: For the manifest; None if it failed.
+        fused: Whether it was fused now; otherwise its result was there already.
+        problem: Why it failed; empty if it did not.
+        remedy: What to do about it.
+    """
+
+    name: str
+    entry: Entry | None
+    fused: bool
+    problem: str = ""
+    remedy: str = ""
+
+
+def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers: int | None = None) -> Iterator[Done]:
+    """Fuse pairs on a Ray cluster, the one of ``RAY_ADDRESS`` or else one on this machine; each worker opens the engine once.
+
+    A worker that is lost is replaced, and its batch is done again; a result is written as a whole, so that doing one twice
+    changes nothing. No pair is lost, and none is yielded twice.
+
+    Args:
+        plan: How to fuse.
+        settings: ``plan.digest``.
+        tasks: The pairs.
+        workers: Number of workers; None for as many as the cluster has room for.
+
+    Yields:
+        One for each task, in any order.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        StreamError: The cluster gave up.
+    """
+    require("ray", "cluster", "--cluster ray")
+    data = require("ray.data", "cluster", "--cluster ray")
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    try:
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        most = min(workers or cores, _MOST_WORKERS)
+        rows = data.from_items([{"number": number} for number in range(len(tasks))], override_num_blocks=_blocks(len(tasks)))
+        done = rows.map_batches(
+            _Worker,
+            fn_constructor_args=(plan, settings, ray.put(list(tasks))),
+            batch_size=_BATCH,
+            concurrency=(1, most),
+            num_cpus=1,
+        )
+        seen: set[str] = set()
+        for row in done.iter_rows():
+            found = Done(**_plain(row))
+            if found.name not in seen:
+                seen.add(found.name)
+                yield found
+        if len(seen) != len(tasks):
+            raise StreamError(f"the cluster returned {len(seen)} of {len(tasks)} pairs", "run the command again")
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise StreamError(f"the cluster gave up ({type(error).__name__})", "see its logs, and run the command again") from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Worker:
+    """One process of the cluster, with the engine open."""
+
+    def __init__(self, plan: FusePlan, settings: str, tasks: Any) -> None:
+        import ray
+
+        self._plan, self._settings = plan, settings
+        self._tasks: list[Task] = ray.get(tasks)
+        self._fuser = plan.open().__enter__()
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        found = [self._do(self._tasks[int(number)]) for number in batch["number"]]
+        return {name: np.array([_cell(getattr(each, name)) for each in found], object) for name in Done.__slots__}
+
+    def _do(self, task: Task) -> Done:
+        try:
+            outcome = fuse_once(self._plan, self._fuser, task.paths, task.target, self._settings, task.before)
+        except (InputError, OutputError) as error:
+            return Done(task.paths.name, None, fused=False, problem=error.problem, remedy=error.remedy)
+        return Done(task.paths.name, outcome.entry, fused=outcome.planes is not None)
+
+
+def _cell(value: Any) -> Any:
+    return [getattr(value, name) for name in Entry.__slots__] if isinstance(value, Entry) else value
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    entry = row["entry"]
+    return {**row, "fused": bool(row["fused"]), "entry": None if entry is None else Entry(*map(str, entry))}
+
+
+def _blocks(count: int) -> int:
+    return max(1, min(1000, -(-count // _BATCH)))

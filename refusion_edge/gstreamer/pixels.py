@@ -1,0 +1,189 @@
+"""Pixels of GStreamer's raw video formats, as arrays and back; NumPy and OpenCV only.
+
+YUV is converted with the matrix and the range that its caps state. What is made here is BT.601 in the range of video, 16 to
+235.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from refusion_edge.arrays import Array, Uint8Array
+from refusion_edge.errors import InputError
+
+SINK_FORMATS = ("GRAY8", "GRAY16_LE", "NV12", "I420", "BGRx", "BGR")
+"""Formats that are taken."""
+
+COLOR_FORMATS = ("BGRx", "BGR", "NV12", "I420", "GRAY8")
+"""Formats of fused color frames, the one that is cheapest to make first."""
+
+GRAY_FORMATS = ("GRAY8", "BGRx", "BGR", "NV12", "I420")
+"""Formats of fused gray frames, in the same order."""
+
+_CHANNELS = {"GRAY8": 1, "GRAY16_LE": 1, "BGRx": 4, "BGR": 3}
+# Weights of red and blue in luma.
+_MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+_ALIGNMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the pixels of a format lie in a buffer.
+
+    Attributes:
+        format: One of ``SINK_FORMATS``.
+        size_wh: Width and height.
+        offsets: Of each plane, in bytes.
+        strides: From one row of each plane to the next, in bytes.
+        matrix: Of YUV: ``bt601``, ``bt709`` or ``bt2020``.
+        full_range: Whether luma of YUV ranges from 0 to 255 instead of 16 to 235.
+    """
+
+    format: str
+    size_wh: tuple[int, int]
+    offsets: tuple[int, ...]
+    strides: tuple[int, ...]
+    matrix: str = "bt601"
+    full_range: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the start of the buffer to the end of the last row."""
+        rows = [self._rows(plane) for plane in range(len(self.offsets))]
+        return max(offset + stride * count for offset, stride, count in zip(self.offsets, self.strides, rows, strict=True))
+
+    def _rows(self, plane: int) -> int:
+        return self.size_wh[1] if plane == 0 else -(-self.size_wh[1] // 2)
+
+
+def default_layout(format_name: str, size_wh: tuple[int, int]) -> Layout:
+    """The layout of a buffer without padding other than GStreamer's: rows begin at multiples of four bytes."""
+    width, height = size_wh
+    if format_name in _CHANNELS:
+        stride = _aligned(width * _CHANNELS[format_name] * (2 if format_name == "GRAY16_LE" else 1))
+        return Layout(format_name, size_wh, (0,), (stride,))
+    luma, rows = _aligned(width), height + height % 2
+    if format_name == "NV12":
+        return Layout(format_name, size_wh, (0, luma * rows), (luma, luma))
+    chroma = _aligned((luma + luma % 2) // 2)
+    first = luma * rows
+    return Layout(format_name, size_wh, (0, first, first + chroma * rows // 2), (luma, chroma, chroma))
+
+
+def to_array(data: bytes, layout: Layout) -> Array:
+    """View the pixels of a buffer, or convert them.
+
+    Args:
+        data: At least ``layout.nbytes`` bytes.
+        layout: Where they lie.
+
+    Returns:
+        (H, W) uint8 or uint16 for gray, without a copy; otherwise (H, W, 3) BGR uint8.
+
+    Raises:
+        InputError: The buffer is too short.
+    """
+    if len(data) < layout.nbytes:
+        raise InputError(
+            f"a buffer of {len(data)} bytes is too short for {layout.format} of {layout.size_wh[1]}x{layout.size_wh[0]}",
+            "check the element before this one", expected=layout.nbytes, got=len(data),
+        )  # fmt: skip
+    width, height = layout.size_wh
+    if layout.format == "GRAY16_LE":
+        rows = _plane(data, layout, 0, 2 * width)
+        return np.ascontiguousarray(rows).view("<u2") if layout.strides[0] % 2 else rows.view("<u2")
+    if layout.format in _CHANNELS:
+        channels = _CHANNELS[layout.format]
+        pixels = _plane(data, layout, 0, width * channels)
+        if channels == 1:
+            return pixels
+        strides = layout.strides[0], channels, 1
+        colored = np.lib.stride_tricks.as_strided(pixels, (height, width, channels), strides, writeable=False)
+        return cv2.cvtColor(colored, cv2.COLOR_BGRA2BGR) if channels == 4 else colored
+    return _bgr(*_yuv(data, layout), layout)
+
+
+def make_pixels(image: Uint8Array, format_name: str) -> bytes:
+    """Lay out an image as ``default_layout`` describes.
+
+    Args:
+        image: (H, W) gray or (H, W, 3) BGR.
+        format_name: One of ``COLOR_FORMATS``.
+    """
+    layout = default_layout(format_name, (image.shape[1], image.shape[0]))
+    if format_name == "GRAY8":
+        return _padded(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), layout.strides[0])
+    if format_name == "BGRx":
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGRA if image.ndim == 2 else cv2.COLOR_BGR2BGRA).tobytes()
+    bgr = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if format_name == "BGR":
+        return _padded(bgr.reshape(bgr.shape[0], -1), layout.strides[0])
+    return _made_yuv(bgr, layout)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _padded(rows: Array, stride: int) -> bytes:
+    if rows.shape[1] == stride:
+        return rows.tobytes()
+    return np.pad(rows, ((0, 0), (0, stride - rows.shape[1]))).tobytes()
+
+
+def _plane(data: bytes, layout: Layout, plane: int, row_bytes: int) -> Uint8Array:
+    """(rows, row_bytes) of a plane, without a copy."""
+    flat = np.frombuffer(data, np.uint8, offset=layout.offsets[plane])
+    shape = layout._rows(plane), row_bytes
+    return np.lib.stride_tricks.as_strided(flat, shape, (layout.strides[plane], 1), writeable=False)
+
+
+def _yuv(data: bytes, layout: Layout) -> tuple[Uint8Array, Uint8Array, Uint8Array]:
+    """Luma (H, W), and both parts of chroma at half of it."""
+    width = layout.size_wh[0]
+    half = -(-width // 2)
+    luma = _plane(data, layout, 0, width)
+    if layout.format == "NV12":
+        both = _plane(data, layout, 1, 2 * half)
+        return luma, both[:, 0::2], both[:, 1::2]
+    return luma, _plane(data, layout, 1, half), _plane(data, layout, 2, half)
+
+
+def _bgr(luma: Uint8Array, u: Uint8Array, v: Uint8Array, layout: Layout) -> Uint8Array:
+    height, width = luma.shape
+    if (layout.matrix, layout.full_range) == ("bt601", False) and not (height % 2 or width % 2):
+        chroma = np.empty((height // 2, width // 2, 2), np.uint8)
+        chroma[..., 0], chroma[..., 1] = u, v
+        return cv2.cvtColorTwoPlane(np.ascontiguousarray(luma), chroma, cv2.COLOR_YUV2BGR_NV12).astype(np.uint8, copy=False)
+    red, blue = _MATRICES.get(layout.matrix, _MATRICES["bt601"])
+    green = 1 - red - blue
+    low, luma_range, chroma_range = (0, 255, 255) if layout.full_range else (16, 219, 224)
+    y, cb, cr = 255 / luma_range, 255 / chroma_range * 2 * (1 - blue), 255 / chroma_range * 2 * (1 - red)
+    matrix = np.array([[y, cb, 0], [y, -cb * blue / green, -cr * red / green], [y, 0, cr]], np.float32)
+    offset = matrix @ np.array([-low, -128, -128], np.float32)
+    whole = [_doubled(part)[:height, :width] for part in (u, v)]
+    return cv2.transform(np.dstack([luma, *whole]), np.column_stack([matrix, offset])).astype(np.uint8, copy=False)
+
+
+def _doubled(part: Uint8Array) -> Uint8Array:
+    return part.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def _made_yuv(bgr: Array, layout: Layout) -> bytes:
+    height, width = bgr.shape[:2]
+    even = bgr
+    if height % 2 or width % 2:
+        even = cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    rows, columns = even.shape[:2]
+    planar = cv2.cvtColor(even, cv2.COLOR_BGR2YUV_I420).reshape(-1)
+    count = rows * columns
+    luma = planar[:count].reshape(rows, columns)
+    u, v = planar[count:].reshape(2, rows // 2, columns // 2)
+    chroma: Sequence[Array] = (np.dstack([u, v]).reshape(rows // 2, columns),) if layout.format == "NV12" else (u, v)
+    # An odd last column is padding, an odd last row the plane's.
+    parts = [luma[:, : layout.strides[0]], *chroma]
+    return b"".join(_padded(part, stride) for part, stride in zip(parts, layout.strides, strict=True))

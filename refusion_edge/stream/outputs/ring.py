@@ -1,0 +1,122 @@
+"""Recordings of limited size: a ring of parts, each a recording by itself, of which the oldest ones make room for new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from refusion_edge.errors import OutputError
+from refusion_edge.files import Claim, output_error
+from refusion_edge.stream.frames import Frame
+from refusion_edge.stream.outputs.recording import PairFate, Recorder, describe, ending
+
+# The more parts, the less is removed at once, and the more folders there are.
+PARTS = 8
+# A frame that cannot be compressed takes a little more than its pixels: for its rows, its chunks, and the rest of a block.
+_CHUNKS, _REST_BYTES = 64, 8192
+
+
+class RingRecorder:
+    """Writes a recording in parts that together never take more room than a limit. Implements ``FrameRecorder``.
+
+    The parts are called ``part-000000`` and so on. A part is full at an eighth of the limit; then the oldest ones are removed.
+    When the disk is full, recording can pause, and go on as soon as there is room again.
+
+    Args:
+        folder: Folder of the recording; it must be empty or absent.
+        settings: Pairing settings for ``recording.json``.
+        limit_bytes: Most room on the disk that all parts take together.
+
+    Raises:
+        OutputError: The folder is not empty, or cannot be created.
+    """
+
+    outlasts_full_disk = True
+
+    def __init__(self, folder: Path, settings: dict[str, Any], limit_bytes: int) -> None:
+        self._folder, self._settings, self._limit_bytes = folder, settings, limit_bytes
+        self._share_bytes = limit_bytes // PARTS
+        self._claim = Claim(folder)
+        self._part: Recorder | None = None
+        self._number = 0
+        self._sizes: dict[Path, int] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as on_failure:
+                on_failure.enter_context(self._claim)
+                if any(self._folder.iterdir()):
+                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder", "choose another name")
+                describe(self._folder, {**self._settings, "limit_bytes": self._limit_bytes})
+                self._begin()
+                on_failure.pop_all()
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with contextlib.closing(self._claim):
+            self._leave()
+
+    def write(self, item: Frame | PairFate) -> None:
+        """See ``FrameRecorder.write``.
+
+        Raises:
+            OutputError: The limit is too low for a frame of this size.
+        """
+        needed = 0 if isinstance(item, PairFate) else item.image.nbytes + item.image.nbytes // _CHUNKS + _REST_BYTES
+        if needed > self._share_bytes:
+            least = PARTS * needed
+            raise OutputError(
+                f"the recording {self._folder} is limited to {self._limit_bytes / 1e6:.3g} MB, which is too little for frames "
+                f"of {needed / 1e6:.3g} MB",
+                f"use --record-limit {-(-least // 1_000_000)}MB or more",
+                expected=least,
+                got=self._limit_bytes,
+            )
+        part = self._part
+        if part is not None and part.size_bytes + needed > self._share_bytes:
+            self._leave()
+            part = None
+        (part or self._begin()).write(item)
+
+    def finish(self, end: int, networks: Sequence[tuple[int, str]] = (), lost: int = 0) -> None:
+        """See ``FrameRecorder.finish``."""
+        describe(self._folder, {**self._settings, "limit_bytes": self._limit_bytes, **ending(end, networks, lost)})
+
+    def _begin(self) -> Recorder:
+        """Make room, and begin a part."""
+        try:
+            while sum(self._sizes.values()) + self._share_bytes > self._limit_bytes:
+                self._remove(next(iter(self._sizes)))
+            folder = self._folder / f"part-{self._number:06d}"
+            part = Recorder(folder, {**self._settings, "part": self._number})
+            with contextlib.ExitStack() as on_failure:
+                on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
+                part.__enter__()
+                on_failure.pop_all()
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else output_error(self._folder, error) from error
+        self._part = part
+        self._number += 1
+        return part
+
+    def _leave(self) -> None:
+        part, self._part = self._part, None
+        if part is not None:
+            self._sizes[self._folder / f"part-{self._number - 1:06d}"] = part.size_bytes
+            part.__exit__(None, None, None)
+
+    def _remove(self, part: Path) -> None:
+        # Under another name first: whoever reads the recording never sees half a part.
+        going = self._folder / f".{part.name}"
+        with contextlib.suppress(FileNotFoundError):
+            part.rename(going)
+            shutil.rmtree(going)
+        del self._sizes[part]

@@ -1,0 +1,36 @@
+"""Noise of a frame, told from texture by its smoothest places."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refusion_edge.arrays import Array
+
+_BLOCK = 8
+_SAMPLED_BLOCKS = 600
+# The smoothest tenth of the blocks has the noise and little else; of pure noise, it has this share of the standard deviation.
+_SMOOTHEST, _SHARE_OF_NOISE = 10, 0.83
+# The difference of a pixel from the mean of its four neighbors has sqrt(1.25) times the standard deviation.
+_OF_DIFFERENCE = 1.25**-0.5
+
+
+def noise_of(plane: Array) -> float:
+    """Standard deviation of the noise.
+
+    Args:
+        plane: (H, W), floating, finite.
+
+    Returns:
+        In units of the plane; 0 below 10x10 pixels. Texture everywhere, without any smooth place, counts as noise.
+    """
+    rows, columns = ((side - 2) // _BLOCK for side in plane.shape)
+    if rows < 1 or columns < 1:
+        return 0.0
+    step = max(1, round((rows * columns / _SAMPLED_BLOCKS) ** 0.5))
+    tops, lefts = (1 + _BLOCK * np.arange(step // 2, count, step) for count in (rows, columns))
+    offsets = np.arange(-1, _BLOCK + 1)
+    blocks = plane[(tops[:, None] + offsets)[:, None, :, None], (lefts[:, None] + offsets)[None, :, None, :]]
+    middle = blocks[..., 1:-1, 1:-1]
+    neighbors = blocks[..., :-2, 1:-1] + blocks[..., 2:, 1:-1] + blocks[..., 1:-1, :-2] + blocks[..., 1:-1, 2:]
+    squares = np.square(middle - neighbors / 4).mean(axis=(-2, -1))
+    return float(np.percentile(squares, _SMOOTHEST) ** 0.5) * _OF_DIFFERENCE / _SHARE_OF_NOISE

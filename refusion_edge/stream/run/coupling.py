@@ -1,0 +1,214 @@
+"""Fusing what others deliver, frame by frame: for the graphs of GStreamer and ROS, which own sources, threads and outputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from typing_extensions import Self
+
+from refusion_edge.arrays import Array
+from refusion_edge.errors import InputError, RigError, ShapeError, UsageError
+from refusion_edge.fuser import Fuser, load
+from refusion_edge.rig.file import read_rig
+from refusion_edge.rig.model import GAIN_METHODS
+from refusion_edge.rig.warp import make_warp
+from refusion_edge.stream.frames import MS, SECOND, SIDES, Frame, FusedFrame, Side, other
+from refusion_edge.stream.pairing.pairer import Outcome, Pairer
+from refusion_edge.stream.processing.gain import ThermalGain
+from refusion_edge.stream.processing.output_range import OutputStretch
+from refusion_edge.stream.processing.processor import Geometry, Processor
+
+DEFAULT_TASK = "ir_vis"
+# The pairer keeps the frames of a whole second.
+_MOST_AHEAD_NS = SECOND // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options as texts and numbers; empty texts leave the choice to the rig or a default.
+
+    Attributes:
+        network: ``refusion`` or ``fast``; empty for that of the bundle, and ``refusion`` without one.
+        bundle: Folder of an engine bundle, or a weights file.
+        backend: Back end, or ``auto``.
+        threads: Threads of the back end; 0 for its default.
+        rig: Rig file.
+        gain: Gain control of 16-bit infrared.
+        max_skew_ms: Maximum time difference in a pair; negative for 0.6 of the period of the faster camera.
+        resize: Whether infrared is resized to the visible size if there is no rig.
+    """
+
+    network: str = ""
+    bundle: str = ""
+    backend: str = "auto"
+    threads: int = 0
+    rig: str = ""
+    gain: str = ""
+    max_skew_ms: float = -1.0
+    resize: bool = False
+
+
+class Coupling:
+    """Fuses what two cameras deliver. Use it as a context manager, which closes the engine.
+
+    Any thread may call any method; frames are fused one after another, in the thread whose frame completes a pair.
+
+    Args:
+        settings: Options.
+        remark: Called with what was guessed about a camera or is doubtful, once each.
+        fuser: Runs the network in place of the one that the settings name.
+
+    Attributes:
+        dropped: Frames that became part of no pair, by reason.
+
+    Raises:
+        RefusionError: A setting cannot be used, or the engine cannot be opened.
+    """
+
+    def __init__(
+        self, settings: Settings, remark: Callable[[str], object] = lambda _text: None, *, fuser: Fuser | None = None
+    ) -> None:
+        gain = next((method for method in GAIN_METHODS if method == settings.gain), None)
+        if settings.gain and gain is None:
+            raise UsageError(
+                f"there is no gain control '{settings.gain}'", f"choose one of {', '.join(GAIN_METHODS)}",
+                expected=tuple(GAIN_METHODS), got=settings.gain,
+            )  # fmt: skip
+        rig = read_rig(settings.rig) if settings.rig else None
+        method, polarity = gain or (rig.gain if rig else "percentile"), rig.polarity if rig else "white"
+        self._gain = partial(ThermalGain, method, polarity=polarity)
+        self._geometry = Geometry(None if rig is None else make_warp(rig), resize=settings.resize)
+        self._max_skew_ns = None if settings.max_skew_ms < 0 else round(settings.max_skew_ms * MS)
+        self._fuser = fuser or load(
+            settings.bundle or DEFAULT_TASK, backend=settings.backend, threads=settings.threads, streaming=True,
+            network=settings.network or None,
+        )  # fmt: skip
+        self._remark = remark
+        self.dropped: dict[str, int] = {}
+        self._lock = threading.Condition()
+        self._begin()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._fuser.__exit__(*exc)
+
+    @property
+    def network(self) -> str:
+        """Name of the network, and of the back end that runs it."""
+        return f"{self._fuser.network} on {self._fuser.backend.name}"
+
+    def push(
+        self,
+        side: Side,
+        image: Array,
+        time_ns: int,
+        emit: Callable[[FusedFrame], object],
+        *,
+        is_stale: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Accept a frame, and fuse the pairs that it completes.
+
+        Args:
+            side: Its camera.
+            image: (H, W), or (H, W, 3) BGR; not changed, and not to be changed by others.
+            time_ns: When it was taken; both cameras have one clock.
+            emit: Called with each fused frame, in order.
+            is_stale: Whether the frame is from before a ``restart`` after all; asked when no other frame is at work.
+
+        Returns:
+            Whether more pairs may come: not once the other camera has ended, and this frame is too late for its last one.
+
+        Raises:
+            ShapeError: The cameras differ in size and there is no rig, or a frame is too small.
+            RefusionError: The rig does not fit, or the network fails.
+        """
+        with self._lock:
+            if is_stale():
+                return True
+            index, self._count[side] = self._count[side], self._count[side] + 1
+            self._times_ns[side].append(time_ns)
+            del self._times_ns[side][1:-1]
+            self._lock.notify_all()
+            self._fuse(self._pairer.push(Frame(side, image, index, time_ns, time_ns, time_ns)), emit)
+            if other(side) not in self._ended:
+                return True
+            last_ns = self._times_ns[other(side)][-1:]
+            if last_ns and time_ns <= last_ns[0] + self._pairer.max_skew_ns:
+                return True
+            self._fuse(self._pairer.flush(), emit)
+            return False
+
+    def wait_for_other(self, side: Side, ends: Callable[[], bool]) -> None:
+        """Wait while a camera is far ahead of the other one, as the pairer keeps only so many frames.
+
+        Args:
+            side: The camera.
+            ends: Ends the wait; asked again after every frame and ``wake``.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: not self._is_ahead(side) or ends())
+
+    def wake(self) -> None:
+        """Let those that wait ask again."""
+        with self._lock:
+            self._lock.notify_all()
+
+    def end(self, side: Side, emit: Callable[[FusedFrame], object]) -> bool:
+        """Note that a camera has ended, and return whether more pairs may come; if not, fuse what still waits."""
+        with self._lock:
+            self._ended.add(side)
+            self._lock.notify_all()
+            if len(self._ended) < len(SIDES) and self._times_ns[side]:
+                return True
+            self._fuse(self._pairer.flush(), emit)
+            return False
+
+    def restart(self) -> None:
+        """Forget what waits, as after a seek."""
+        with self._lock:
+            self._begin()
+            self._lock.notify_all()
+
+    def _begin(self) -> None:
+        self._pairer = Pairer(max_skew_ns=self._max_skew_ns)
+        self._processor = Processor(
+            self._fuser.backend, gain=self._gain(), stretch=OutputStretch(), geometry=self._geometry,
+            remark=self._remark_on,
+        )  # fmt: skip
+        self._count = dict.fromkeys(SIDES, 0)
+        self._times_ns: dict[Side, list[int]] = {side: [] for side in SIDES}  # the first one and the last one
+        self._ended: set[Side] = set()
+        self._fused = 0
+
+    def _is_ahead(self, side: Side) -> bool:
+        mine, theirs = self._times_ns[side], self._times_ns[other(side)]
+        if not mine or other(side) in self._ended:
+            return False
+        return mine[-1] - (theirs[-1] if theirs else mine[0]) > _MOST_AHEAD_NS
+
+    def _fuse(self, outcome: Outcome, emit: Callable[[FusedFrame], object]) -> None:
+        for _, reason in outcome.dropped:
+            self._drop(reason)
+        for pair in outcome.pairs:
+            try:
+                fused = self._processor.process(pair)
+            except InputError as error:
+                # As in a stream: what does not fit from the start is a mistake, what changes later is a fault that passes.
+                if isinstance(error, RigError) or (self._fused == 0 and isinstance(error, ShapeError)):
+                    raise
+                self._drop("unusable frame")
+                self._remark(str(error))
+                continue
+            self._fused += 1
+            emit(fused)
+
+    def _remark_on(self, side: Side, text: str) -> None:
+        self._remark(f"{side}: {text}")
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1

@@ -1,0 +1,60 @@
+"""Pipelines with the element, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from refusion_edge.gstreamer.__main__ import main
+
+
+class Launch(Protocol):
+    def __call__(self, *words: object, fails: bool = False) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables with which GStreamer finds the element."""
+    found = [shutil.which(name) for name in ("gst-launch-1.0", "gst-inspect-1.0")]
+    if not all(found) or subprocess.run(["gst-inspect-1.0", "python"], capture_output=True, check=False).returncode:
+        pytest.skip("needs gstreamer1.0-tools and gstreamer1.0-python3-plugin-loader")
+    folder = tmp_path_factory.mktemp("plugins")
+    if main(["--folder", str(folder)]):
+        pytest.skip("needs the version of Python that GStreamer runs")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**inherited, "GST_PLUGIN_PATH": str(folder), "GST_REGISTRY": str(folder / "registry"), "GST_DEBUG_NO_COLOR": "1"}
+
+
+@pytest.fixture
+def launch(environment: dict[str, str]) -> Launch:
+    """Run ``gst-launch-1.0``; without a message of GStreamer about misuse, except one that every element in Python gets."""
+
+    def run(*words: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        line = [part for word in words for part in str(word).split()]
+        done = subprocess.run(
+            ["gst-launch-1.0", "-q", *line], capture_output=True, text=True, check=False, timeout=120, env=environment
+        )
+        said = [text for text in done.stderr.splitlines() if "should be floating" not in text]
+        assert (done.returncode != 0) == fails, done.stderr
+        assert not [text for text in said if "CRITICAL" in text or "WARNING **" in text or "Traceback" in text], done.stderr
+        return done
+
+    return run
+
+
+def raw(path: Path, format_name: str, size_wh: tuple[int, int], rate: str = "25/1") -> str:
+    """The beginning of a pipeline that reads frames without padding from a file."""
+    width, height = size_wh
+    return (
+        f"filesrc location={path} ! rawvideoparse format={format_name.lower().replace('_', '-')} width={width} height={height} "
+        f"framerate={rate}"
+    )
+
+
+def options(**values: Any) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
