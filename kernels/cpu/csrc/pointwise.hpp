@@ -13,7 +13,7 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
                                      const In& in, const Out& out) {
     Vec sums[Outputs][Vectors];
     if constexpr (few_registers) {
-        // The first products start the sums. Copies of a register for each would cost as much as three rows of products.
+        // The first products start the sums, instead of copies of a zero register, which are slower.
         const float* row = in(0) + first_vector * lanes;
         Vec x[Vectors];
 #pragma GCC unroll 8
