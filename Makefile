@@ -12,6 +12,8 @@ NATIVE ?= $(if $(and $(shell command -v $(CXX) 2>/dev/null),$(wildcard $(HEADERS
 BUILD := $(if $(filter on,$(NATIVE)),-Cwheel.cmake=true)
 # The fastest precision of the back end that auto selects on a CPU: the native kernels have no fp16.
 DEMO_PRECISION := $(if $(filter on,$(NATIVE)),fp32,fp16)
+# Interpreters that wheels are built for.
+PYTHONS ?= $(PYTHON)
 # Triton for test-architectures: the installed one, or another such as TRITON=triton==3.6.0.
 TRITON ?= triton>=3.6
 # Seconds that each sanitized build spends on random sizes, strides and thread counts.
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 CLOCK = date +%s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fuzz test-architectures lint wheel native test-sanitizers test-aarch64 templates samples clean
+.PHONY: help demo test test-all test-fuzz test-architectures lint wheel wheels native test-sanitizers test-aarch64 templates samples clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,13 +50,17 @@ test-architectures: $(VENV)/.test  ## Run the GPU kernels in Triton's interprete
 	@$(PIP) install '$(TRITON)'
 	REFUSION_EDGE_ARCHITECTURES=sm_80,sm_86,sm_87,sm_89,sm_90,sm_110,sm_120 $(BIN)/python -m pytest tests/kernels tests/export/targets/test_ptx.py $(ARGS)
 
-lint: $(VENV)/.lint  ## Check lint, format and types.
+lint: $(VENV)/.lint  ## Check lint, format, types and Dockerfiles.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint examples/docker/*.Dockerfile
 
 wheel:  ## Build the wheel, check its files, and try it in a clean environment without torch.
 	$(PYTHON) .ci/check_wheel.py
+
+wheels:  ## Build manylinux wheels with the native kernels for x86-64 and aarch64 into dist (PYTHONS=python3.10,python3.12).
+	$(PYTHON) .ci/build_wheels.py --output dist --pythons $(PYTHONS)
 
 native: $(VENV)/.base  ## Recompile and install the native kernels (needs a C++ compiler).
 	@$(PIP) install --editable . -Cwheel.cmake=true

@@ -1,19 +1,32 @@
-"""A model of the frame time on devices that have not been measured, from the instructions and bytes of the compiled kernels.
+"""A model of the frame time on devices that have not been measured, from what the compiled kernels do.
 
-python -m benchmarks.gpu_model PROGRAM.rfx [--json FILE]    count, with the disassembler that comes with Triton
-python -m benchmarks.gpu_model --table FILE                 print the table of docs/gpu.md from such a JSON
+python -m benchmarks.gpu_model PROGRAM.rfx [--json FILE]    count, with the emulator and the disassembler that comes with Triton
+python -m benchmarks.gpu_model --table FILE                 print the tables of docs/gpu.md from such a JSON
+python -m benchmarks.gpu_model --table FILE --beside RUN    compare it with the JSON of ``benchmarks.gpu_suite`` on a device
 
 Build the program with ``refusion-edge build --task ir_vis --backend fused --arch sm_87,sm_89,sm_90,sm_110``; no GPU is needed.
 
-For the network ``fast``, add ``--network fast --precision fp16``. The only launch with convolutions there walks down its strip
-once for each of them, and computes some rows and columns twice; both are counted, as are the instructions around those walks,
-and one write and one read of what lies between two convolutions.
+Every launch takes the longest of these times, and a frame the sum of its launches:
 
-Every launch takes the longest of three times: its instructions on the four schedulers of each multiprocessor, one each per
-clock; its products on the tensor cores; its bytes through memory. A frame is the sum of its launches. Latencies, bank
-conflicts, waves that do not fill the device, and launch overhead are left out, so the model is a lower bound. Caches are left
-out as well; if one holds a whole image, memory may take less time. The table also shows the time at 60 % of these rates, which
-is a guess.
+    issue      its instructions on the four schedulers of each multiprocessor, one each per clock
+    tensor     its products on the tensor cores
+    shared     its wavefronts through shared memory, 128 bytes per clock and multiprocessor
+    L1         the sectors that its warps ask for, four of 32 bytes per clock and multiprocessor
+    memory     the sectors that it touches, each once, at the rate of the memory
+    serial     where a single program walks over all strips: its instructions, each waiting for the one before
+    launch     what starting a kernel in a graph takes
+
+Counts come from the PTX in the emulator (``benchmarks.gpu_counts``). Wavefronts, sectors and products are the same in the
+machine code; instructions are scaled by the length of both. The clocks between dependent instructions and the time of a launch
+are assumptions, named below. Latencies that other warps do not hide and waves that do not fill the device are left out, so the
+model is a lower bound. The tables also show it at 60 % of all rates, which is a guess.
+
+The model before this one, printed beside it, knew only issue, tensor and memory. It counted the loops over rows in the machine
+code, and the bytes in the schedule.
+
+For the network ``fast``, add ``--network fast --precision fp16``. The only launch with convolutions there walks down its strip
+once for each of them, and computes some rows and columns twice. The older model counts both, the instructions around those
+walks, and one write and one read of what lies between two convolutions.
 """
 
 from __future__ import annotations
@@ -21,11 +34,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_counts import at, count_kernels
 from benchmarks.kernel_work import frame_work, layer_rows, scratch_bytes
 from refusion_edge.backends.fused import choose_target
 from refusion_edge.cuda.driver import Device
@@ -34,10 +48,16 @@ from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.export.targets.cubins import dump
 from refusion_edge.files import write_atomically
 
-SCHEMA = "refusion-edge/gpu-model/1"
+SCHEMA = "refusion-edge/gpu-model/2"
 SIZES_HW = ((480, 640), (1024, 1280))
 EFFICIENCY = 0.6
 _SCHEDULERS = 4
+_SECTORS_PER_CLOCK = 4
+_SECTOR_BYTES = 32
+# Assumptions: clocks from an instruction to one that needs its result, and the start of a kernel in a graph.
+_DEPENDENT_CLOCKS = 4
+_LAUNCH_US = 1.5
+BOUNDS = ("issue", "tensor", "shared", "L1", "memory", "serial", "launch")
 _THREADS_OF_A_GROUP = 4  # warps that take part in one HGMMA
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
@@ -98,17 +118,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("program", type=Path, nargs="?", help="a program file")
     parser.add_argument("--json", type=Path, help="write the counts as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table from such a JSON instead of counting")
+    parser.add_argument("--beside", type=Path, metavar="RUN", help="with --table: a JSON of benchmarks.gpu_suite")
     options = parser.parse_args(argv)
     if (options.program is None) == (options.table is None):
         parser.error("name a program file or --table FILE")
+    if options.beside and not options.table:
+        parser.error("--beside needs --table FILE")
     if options.table:
         document = json.loads(options.table.read_text())
     else:
         document = count(parse_program(options.program.read_bytes(), str(options.program)))
     if options.json:
         write_atomically(options.json, (json.dumps(document, indent=1) + "\n").encode())
+    if options.beside:
+        run = json.loads(options.beside.read_text())
+        if (chip := chip_of(run["device"]["name"])) is None:
+            parser.error(f"the model has no {run['device']['name']}, only {', '.join(one.name for one in CHIPS)}")
+        print(comparison(document, chip, run), end="")
+        return 0
     print(table(document), end="")
     return 0
+
+
+def chip_of(device: str) -> Chip | None:
+    """The device of ``CHIPS`` that the driver calls by a name."""
+    return next((chip for chip in CHIPS if all(word in device for word in chip.name.split()[:2])), None)
+
+
+def comparison(document: Mapping[str, Any], chip: Chip, run: Mapping[str, Any]) -> str:
+    """The measured launches of a run of ``benchmarks.gpu_suite`` beside their bounds, as Markdown."""
+    lines = ["| kernel | size | measured, us | bound, us | share | bound by |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    for row in run["parts"]["launches"]["rows"]:
+        height, width = row["size_hw"]
+        bounds = bounds_ms(document, chip, row["name"], height * width)
+        bound = max(bounds, key=lambda key: bounds[key])
+        shown = f"{1e3 * row['ms']:.1f} | {1e3 * bounds[bound]:.1f} | {100 * bounds[bound] / row['ms']:.0f} % | {bound}"
+        lines.append(f"| `{row['name']}` | {width}x{height} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def count(program: Program) -> dict[str, Any]:
@@ -139,7 +185,50 @@ def count(program: Program) -> dict[str, Any]:
                     instructions, products = row_costs(code[work.kernel], tile.rows) if is_walk else (0.0, 0.0)
                 cost = Cost(work.kernel, instructions * per_strip_row, products * per_strip_row, nbytes)
                 costs[chip.architecture].append(asdict(cost))
-    return {"schema": SCHEMA, "versions": dict(program.model), "costs": {f"{key}": rows for key, rows in costs.items()}}
+    counts = {f"{architecture}": count_kernels(program, architecture) for architecture in costs}
+    launches = [launch.kernel for launch in program.schedule.launches]
+    serial = [name for name, kernel in program.schedule.kernels.items() if kernel.grid == "streams"]
+    return {
+        "schema": SCHEMA,
+        "versions": dict(program.model),
+        "launches": launches,
+        "serial": serial,
+        "counts": counts,
+        "costs": {f"{key}": rows for key, rows in costs.items()},
+    }
+
+
+def bounds_ms(document: Mapping[str, Any], chip: Chip, kernel: str, pixels: int) -> dict[str, float]:
+    """Each of ``BOUNDS`` for one launch of a kernel.
+
+    Args:
+        document: The result of ``count``.
+        chip: The device.
+        kernel: Name of the kernel.
+        pixels: Pixels of the image.
+    """
+    line = document["counts"][f"{chip.architecture}"][kernel]
+    counts = at(line, pixels)
+    per_ms = chip.clock_ghz * 1e6
+    # A program runs on one multiprocessor, and there may be fewer of them than multiprocessors.
+    rate = per_ms * min(chip.multiprocessors, counts.ctas)
+    serial = 0.0
+    if kernel in document["serial"]:
+        serial = counts.instructions / counts.ctas / line["warps"] * _DEPENDENT_CLOCKS / per_ms
+    return {
+        "issue": counts.instructions / _SCHEDULERS / rate,
+        "tensor": counts.products / chip.products_per_clock / rate,
+        "shared": counts.wavefronts / rate,
+        "L1": counts.sectors / _SECTORS_PER_CLOCK / rate,
+        "memory": counts.sectors_once * _SECTOR_BYTES / (chip.gb_per_s * 1e6),
+        "serial": serial,
+        "launch": _LAUNCH_US / 1e3,
+    }
+
+
+def frame_ms(document: Mapping[str, Any], chip: Chip, pixels: int) -> float:
+    """Time of a frame in the model."""
+    return sum(max(bounds_ms(document, chip, kernel, pixels).values()) for kernel in document["launches"])
 
 
 def row_costs(code: str, rows: int) -> tuple[float, float]:
@@ -196,7 +285,7 @@ def _products(name: str) -> float:
 
 
 def launch_ms(cost: Mapping[str, Any], chip: Chip, pixels: int) -> float:
-    """Time of one launch in the model."""
+    """Time of one launch in the model before this one, from an element of ``costs``."""
     clocks = max(cost["instructions"] / _SCHEDULERS, cost["products"] / chip.products_per_clock)
     on_chip_s = clocks * pixels / (chip.multiprocessors * chip.clock_ghz * 1e9)
     return 1e3 * max(on_chip_s, cost["bytes"] * pixels / (chip.gb_per_s * 1e9))
@@ -207,37 +296,29 @@ def table(document: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {text}" for name, text in document["versions"].items() if name in ("refusion-edge", "triton"))
     lines = [f"Model, not a measurement; counted in kernels of {versions}.", ""]
     sizes = [f"{width}x{height}" for height, width in SIZES_HW]
-    lines.append("| device | " + " | ".join(f"{size}, ms | at 60 %" for size in sizes) + " |")
-    lines.append("| --- | " + " | ".join(["---: | ---:"] * len(sizes)) + " |")
+    lines.append("| device | " + " | ".join(f"{size}, ms | at 60 % | before" for size in sizes) + " |")
+    lines.append("| --- | " + " | ".join(["---: | ---: | ---:"] * len(sizes)) + " |")
     chips = [chip for chip in CHIPS if f"{chip.architecture}" in document["costs"]]
     for chip in chips:
-        cells = [f"{time:.2f} | {time / EFFICIENCY:.2f}" for time in _frame_times(document, chip)]
+        cells = []
+        for height, width in SIZES_HW:
+            time, before = frame_ms(document, chip, height * width), older_frame_ms(document, chip, height * width)
+            cells.append(f"{time:.2f} | {time / EFFICIENCY:.2f} | {before:.2f}")
         lines.append(f"| {chip.name} | " + " | ".join(cells) + " |")
     chip, pixels = chips[0], SIZES_HW[0][0] * SIZES_HW[0][1]
-    lines += ["", f"| launch on {chip.name} | ms at {sizes[0]} | bound by |", "| --- | ---: | --- |"]
-    for name, cost, times in _by_kernel(document["costs"][f"{chip.architecture}"]):
-        bounds = {
-            "instructions": launch_ms({**cost, "products": 0, "bytes": 0}, chip, pixels),
-            "tensor cores": launch_ms({**cost, "instructions": 0, "bytes": 0}, chip, pixels),
-            "memory": launch_ms({**cost, "instructions": 0, "products": 0}, chip, pixels),
-        }
-        bound = max(bounds, key=lambda key: bounds[key])
-        lines.append(f"| {times} x `{name}` | {times * launch_ms(cost, chip, pixels):.2f} | {bound} |")
+    lines += ["", f"| launch on {chip.name}, ms at {sizes[0]} | " + " | ".join(BOUNDS[:-1]) + " | bound by | wavefronts |"]
+    lines.append("| --- |" + " ---: |" * len(BOUNDS[:-1]) + " --- | ---: |")
+    for name in dict.fromkeys(document["launches"]):
+        times, bounds = document["launches"].count(name), bounds_ms(document, chip, name, pixels)
+        shown = " | ".join(f"{times * bounds[bound]:.2f}" for bound in BOUNDS[:-1])
+        wavefronts = times * at(document["counts"][f"{chip.architecture}"][name], pixels).wavefronts / pixels
+        lines.append(f"| {times} x `{name}` | {shown} | {max(bounds, key=lambda key: bounds[key])} | {wavefronts:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def _frame_times(document: Mapping[str, Any], chip: Chip) -> Iterator[float]:
-    costs = document["costs"][f"{chip.architecture}"]
-    for height, width in SIZES_HW:
-        yield sum(launch_ms(cost, chip, height * width) for cost in costs)
-
-
-def _by_kernel(costs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any], int]]:
-    names = [cost["kernel"] for cost in costs]
-    for name in dict.fromkeys(names):
-        cost = costs[names.index(name)]
-        if cost["bytes"]:
-            yield name, cost, names.count(name)
+def older_frame_ms(document: Mapping[str, Any], chip: Chip, pixels: int) -> float:
+    """Time of a frame in the model before this one."""
+    return sum(launch_ms(cost, chip, pixels) for cost in document["costs"][f"{chip.architecture}"])
 
 
 if __name__ == "__main__":

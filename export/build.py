@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 
 from refusion_edge._version import __version__
-from refusion_edge.accuracy.gate import LIMITS, PairFidelity, gate_pairs, run_gate
+from refusion_edge.accuracy.gate import LIMITS, PairFidelity, gate_pairs, run_gate, worst_gate
 from refusion_edge.arrays import State
 from refusion_edge.backends import onnxruntime
-from refusion_edge.backends.registry import Choice, choose_builder, open_engine
+from refusion_edge.backends.registry import Backend, Choice, choose_builder, open_engine
 from refusion_edge.bundle.folder import (
     EngineBundle,
     check_replaceable,
@@ -39,9 +39,10 @@ from refusion_edge.bundle.manifest import (
     TensorSpec,
 )
 from refusion_edge.bundle.spec import BuildSpec
+from refusion_edge.bundle.trust import is_code, is_trusted, trust_built
 from refusion_edge.errors import CheckpointError
 from refusion_edge.export.graph.int8 import SPARE_DB, Evaluator, Selection, quantize, select_layers
-from refusion_edge.export.targets.builder import Builder, EngineFile, Inputs, PhaseListener
+from refusion_edge.export.targets.builder import Builder, EngineFile, GateProxies, Inputs, PhaseListener
 from refusion_edge.export.targets.fused import FUSED
 from refusion_edge.export.targets.portable import NATIVE, ONNXRUNTIME, OPENVINO
 from refusion_edge.export.targets.tensorrt import CLASSIC, RTX
@@ -112,18 +113,20 @@ def build(
         pairs = gate_pairs(task, spec.size_hw if inputs.sizes_hw is None else inputs.sizes_hw.opt_hw, spec.gate_pairs)
         form, model = form_name(inputs.model), inputs.model_bytes()
         sources = {WEIGHTS: sha256(weights), MODEL: sha256(model)}
-        key = _key(spec, inputs, {"weights": sources[WEIGHTS], "model": sources[MODEL]}, pairs)
+        proxies = _proxies(builder, spec, choice, checkpoint.state, pairs)
+        stages.remarks.extend([proxies.remark] if proxies and proxies.remark else [])
+        key = _key(spec, inputs, {"weights": sources[WEIGHTS], "model": sources[MODEL]}, pairs, proxies)
 
     if spec.calibration is not None:
         del sources[MODEL]  # known only after the selection of the layers
-    cached = read_cached(key, sources, stages.remarks) if spec.use_cache else None
+    cached = _cached(key, sources, stages.remarks) if spec.use_cache else None
     if cached is not None:
         results: tuple[PairFidelity, ...] = ()
         if builder.compiles:
             # A compiled engine cannot be checked against its sources, and cached files can be damaged.
             with stages.enter("gate"):
                 file = EngineFile(cached.manifest.engine, cached.engine())
-                results, _ = _run_gate(builder, choice, file, model_of(cached), inputs, pairs, task)
+                results, _ = _run_gate(builder, choice, proxies, file, model_of(cached), inputs, pairs, task)
         with stages.enter("install"):
             bundle = install_bundle(output, cached.manifest, {name: cached.read(name) for name in cached.manifest.files})
         return BuildReport(choice, bundle, True, results, stages.seconds, tuple(stages.remarks))
@@ -140,12 +143,11 @@ def build(
     with stages.enter("engine"):
         engine = builder.build(spec, inputs, listener, stages.remarks)
     with stages.enter("gate"):
-        results, gate = _run_gate(builder, choice, engine, model, inputs, pairs, task)
+        results, gate = _run_gate(builder, choice, proxies, engine, model, inputs, pairs, task)
     with stages.enter("install"):
         files.update({MODEL: model, engine.name: engine.engine.data})
-        recorded = gate if choice.status.usable else GateNotRun(choice.status.reason, gate)
-        manifest = _manifest(spec, form, key, files, engine, recorded, quantized)
-        bundle = install_bundle(output, manifest, files)
+        manifest = _manifest(spec, form, key, files, engine, gate, quantized)
+        bundle = _install(output, manifest, files, stages.remarks)
         if spec.use_cache:
             store(manifest, files, stages.remarks)
     return BuildReport(choice, bundle, False, results, stages.seconds, tuple(stages.remarks))
@@ -219,28 +221,63 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - started
 
 
+def _install(output: Path, manifest: Manifest, files: Mapping[str, bytes], remarks: list[str]) -> EngineBundle:
+    """Install a bundle that was built just now, whose engine may run here."""
+    bundle = install_bundle(output, manifest, files)
+    trust_built(bundle, remarks)
+    return bundle
+
+
+def _cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> EngineBundle | None:
+    """A cached engine that may run here; None if there is none."""
+    cached = read_cached(key, sources, remarks)
+    if cached is None or not is_code(cached) or is_trusted(cached.manifest.files[cached.manifest.engine]):
+        return cached
+    remarks.append(f"A cached engine is not known to be built here and was rebuilt: {cached.path}")
+    return None
+
+
+def _proxies(
+    builder: Builder, spec: BuildSpec, choice: Choice, state: State, pairs: tuple[ImagePair, ...]
+) -> GateProxies | None:
+    if choice.status.usable:
+        return None
+    return builder.gate_proxies(spec, state, sum(pair.a.shape[0] * pair.a.shape[1] for pair in pairs))
+
+
 def _run_gate(
     builder: Builder,
     choice: Choice,
+    proxies: GateProxies | None,
     file: EngineFile,
     model: bytes,
     inputs: Inputs,
     pairs: tuple[ImagePair, ...],
     task: Task,
-) -> tuple[tuple[PairFidelity, ...], GateResult]:
-    """Run the gate on an engine, or on its CPU proxy if it cannot run here; the first load of the engine then runs the gate."""
+) -> tuple[tuple[PairFidelity, ...], GateResult | GateNotRun]:
+    """Run the gate on an engine, or on its CPU proxies if it cannot run here; the first load then runs it on the engine."""
     precision = file.engine.precision
     remedy = "build with --precision fp32" if precision != "fp32" else "check the weights with 'refusion-edge inspect'"
-    with (
-        open_engine(builder.backend, file.engine, known_usable=True)
-        if choice.status.usable
-        else builder.proxy(file.engine, model).open() as engine
-    ):
-        return run_gate(
-            engine, inputs.state, pairs, task, precision,
-            subject=f"the {precision} engine was not installed, as it differs too much from",
-            remedy=remedy,
-        )  # fmt: skip
+
+    def run(open_it: Callable[[], Backend]) -> tuple[tuple[PairFidelity, ...], GateResult]:
+        with open_it() as engine:
+            return run_gate(
+                engine, inputs.state, pairs, task, precision,
+                subject=f"the {precision} engine was not installed, as it differs too much from",
+                remedy=remedy,
+            )  # fmt: skip
+
+    if proxies is None:
+        return run(lambda: open_engine(builder.backend, file.engine, known_usable=True))
+    each = [(proxy, *run(proxy.open)) for proxy in proxies.of(file.engine, model)]
+    # One of several says which it is.
+    results = tuple(
+        replace(result, name=f"{result.name} ({proxy.name})") if len(each) > 1 else result
+        for proxy, found, _ in each
+        for result in found
+    )
+    names = ", ".join(proxy.name for proxy, _, _ in each)
+    return results, GateNotRun(choice.status.reason, worst_gate([gate for _, _, gate in each]), names)
 
 
 def _select(
@@ -330,7 +367,13 @@ def _tools() -> dict[str, str]:
     }
 
 
-def _key(spec: BuildSpec, inputs: Inputs, sources: Mapping[str, str], pairs: tuple[ImagePair, ...]) -> str:
+def _key(
+    spec: BuildSpec,
+    inputs: Inputs,
+    sources: Mapping[str, str],
+    pairs: tuple[ImagePair, ...],
+    proxies: GateProxies | None,
+) -> str:
     """Hash everything that the engine and its gate result depend on."""
     description = {
         "backend": spec.backend,
@@ -340,6 +383,7 @@ def _key(spec: BuildSpec, inputs: Inputs, sources: Mapping[str, str], pairs: tup
         "calibration": None if spec.calibration is None else spec.calibration.to_json(),
         **sources,
         "pairs": fingerprint(pairs),
+        "proxy": None if proxies is None else proxies.kind,
         "limits": asdict(LIMITS[spec.precision]),
         "spare_db": SPARE_DB,
         "tools": _tools(),

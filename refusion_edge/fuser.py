@@ -29,6 +29,7 @@ from refusion_edge.backends.registry import (
 )
 from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle, record_gate
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
+from refusion_edge.bundle.trust import require_trusted
 from refusion_edge.errors import CheckpointError, InputError, OutputError, UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, ColorOrder, OutputRange, to_output_range, to_type
 from refusion_edge.images.conversion import to_still
@@ -361,6 +362,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
     Raises:
         UsageError: It was built for another back end.
         MisfitError: It was built for another machine.
+        BundleError: Its engine is compiled code that was not built here, see ``refusion_edge.bundle.trust``.
         BackendError: The back end cannot be used here.
         GateError: It is too far from the reference.
     """
@@ -375,6 +377,7 @@ def open_bundle(bundle: EngineBundle, backend: str = AUTO, options: RunOptions =
             got=backend,
         )
     check_target(bundle)
+    require_trusted(bundle)
     running = open_engine(built_for, bundle.engine(), options)
     if run_gate and isinstance(bundle.manifest.gate, GateNotRun):
         with contextlib.ExitStack() as on_failure:

@@ -54,8 +54,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder with an empty engine cache."""
+    """Work in an empty folder with an empty engine cache, and trust no engine yet."""
     monkeypatch.setenv("REFUSION_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("REFUSION_EDGE_TRUSTED", str(tmp_path / "trusted"))
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -30,6 +30,7 @@ LEVELS = (
     ("bench",),
     ("selftest", "calibration"),
     ("stream.fused_stream",),
+    ("stream.site",),
     ("cli",),
     ("refusion_edge", "__main__", "kernels.emulator.__main__"),
 )

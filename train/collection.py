@@ -5,6 +5,7 @@ Belongs here: which files are used and why others are not. Does not belong here:
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,9 +232,9 @@ def _find(data: Path, task: Task, sources: SourceFolders) -> tuple[list[Entry], 
     has_sharp = task.name == "multi_focus" and sharp.is_dir()
     entries: list[Entry] = []
     reasons: dict[str, list[str]] = {}
-    if not has_sharp or any(folder.is_dir() for folder in folders):
+    if not has_sharp or sources.layout or any(folder.is_dir() for folder in folders):
         for folder in folders:
-            if not folder.is_dir():
+            if not folder.is_dir() and not glob.has_magic(str(folder)):
                 raise InputError(
                     f"{data} has no folder {folder.name}",
                     f"put the pairs into {folders[0].name} and {folders[1].name}, or name their folders with --a and --b",

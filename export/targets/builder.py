@@ -88,6 +88,21 @@ class Proxy:
     open: Callable[[], Backend]
 
 
+@dataclass(frozen=True, slots=True)
+class GateProxies:
+    """What goes through the gate in place of an engine that cannot run where it is built. Decided before anything is built.
+
+    Attributes:
+        kind: A word for it; part of the cache key.
+        remark: A sentence for the user; empty if there is nothing to say.
+        of: Makes the proxies of an engine, given the engine and its ONNX model. Every one has to pass.
+    """
+
+    kind: str
+    remark: str
+    of: Callable[[Engine, bytes], tuple[Proxy, ...]]
+
+
 class Builder(Protocol):
     """Builds the engines of one back end.
 
@@ -138,6 +153,19 @@ class Builder(Protocol):
 
         Raises:
             BackendError: The compiler is unusable here, or fails.
+        """
+
+    def gate_proxies(self, spec: BuildSpec, state: State, pixels: int) -> GateProxies:
+        """Choose what goes through the gate in place of an engine that cannot run here.
+
+        Args:
+            spec: What to build.
+            state: The parameters.
+            pixels: Pixels of all pairs of the gate together.
+
+        Raises:
+            UsageError: The proxy that was asked for would take longer than allowed.
+            BackendError: It is not installed.
         """
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
@@ -191,6 +219,13 @@ def check_options(
     if not has_architectures and spec.architectures is not None:
         raise UsageError(
             f"--arch is only for the back end fused, and the back end is {spec.backend}",
+            "leave it out",
+            expected="fused",
+            got=spec.backend,
+        )
+    if not has_architectures and spec.proxy is not None:
+        raise UsageError(
+            f"--proxy is only for the back end fused, and the back end is {spec.backend}",
             "leave it out",
             expected="fused",
             got=spec.backend,

@@ -82,8 +82,7 @@ def compile_function(
         tile: Only its warps matter here.
         architecture: 10 times the compute capability.
     """
-    compiled = _compiled(function, types, constants, tile, architecture)
-    return _binary(compiled, tile), _driver_version(architecture)
+    return function_with_ptx(function, types, constants, tile, architecture)[:2]
 
 
 def compile_with_ptx(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Binary, int, str]:
@@ -97,8 +96,14 @@ def compile_with_ptx(kernel: Kernel, tile: Tile, architecture: int) -> tuple[Bin
     """
     from refusion_edge.kernels.gpu.schedule import SOURCES
 
-    function = SOURCES[kernel.source].function
-    compiled = _compiled(function, _types(kernel), kernel.constants_for(tile), tile, architecture)
+    return function_with_ptx(SOURCES[kernel.source].function, _types(kernel), kernel.constants_for(tile), tile, architecture)
+
+
+def function_with_ptx(
+    function: Any, types: Mapping[str, str], constants: Mapping[str, int], tile: Tile, architecture: int
+) -> tuple[Binary, int, str]:
+    """Compile one Triton function in a prepared process; see ``compile_function`` and ``compile_with_ptx``."""
+    compiled = _compiled(function, types, constants, tile, architecture)
     return _binary(compiled, tile), _driver_version(architecture), compiled.asm["ptx"]
 
 

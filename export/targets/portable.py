@@ -13,7 +13,7 @@ from refusion_edge.backends.registry import BACKENDS, Choice, Engine
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.errors import UsageError
-from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
+from refusion_edge.export.targets.builder import EngineFile, GateProxies, Inputs, PhaseListener, Proxy, check_options
 from refusion_edge.network.family import make_model
 
 
@@ -49,6 +49,10 @@ class PortableBuilder:
         """See ``Builder.build``."""
         data, size_hw = (inputs.weights, spec.size_hw) if self.file == WEIGHTS else (inputs.model_bytes(), None)
         return EngineFile(self.file, Engine(data, spec.precision, self.file, size_hw), tools=self.versions())
+
+    def gate_proxies(self, spec: BuildSpec, state: State, pixels: int) -> GateProxies:
+        """See ``Builder.gate_proxies``: the engine always runs here."""
+        return GateProxies("", "", lambda engine, model: (self.proxy(engine, model),))
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
         """See ``Builder.proxy``.

@@ -10,26 +10,31 @@ from refusion_edge.cuda.program import Binary, Kernel, Program, Target, Tile
 from refusion_edge.errors import BackendError, MisfitError
 from refusion_edge.export.targets.compiler import compile_with_ptx
 from refusion_edge.export.targets.cubins import require_assembler, run_compilers
-from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet
 
 _ELF = b"\x7fELF"
 
 
-def compile_ptx_targets(architectures: Iterable[int], *, jobs: int = 1) -> dict[int, Target]:
-    """Compile every kernel of the network, and keep its PTX in place of its machine code.
+def compile_ptx_targets(
+    architectures: Iterable[int], *, jobs: int = 1, kernels: KernelSet = REFUSION, names: Iterable[str] | None = None
+) -> dict[int, Target]:
+    """Compile the kernels of a network, and keep their PTX in place of their machine code.
 
     Args:
         architectures: Out of ``refusion_edge.machine.ARCHITECTURES``.
         jobs: Number of compilers that run at a time.
+        kernels: The kernels of the network.
+        names: Those to compile; None for all.
 
     Raises:
         BackendError: Triton is not installed, its assembler is too old for an architecture, or a kernel does not compile.
     """
-    wanted = tuple(architectures)
+    wanted, known = tuple(architectures), kernels.schedule("float16").kernels
+    chosen = tuple(known if names is None else names)
     targets = {}
     for architecture in wanted:
-        cut = tiles(architecture)
-        compiled = _compile({name: (kernel, cut[name]) for name, kernel in make_schedule().kernels.items()}, architecture, jobs)
+        cut = kernels.tiles(architecture)
+        compiled = _compile({name: (known[name], cut[name]) for name in chosen}, architecture, jobs)
         binaries = {name: replace(binary, image=ptx.encode()) for name, (binary, _, ptx) in compiled.items()}
         targets[architecture] = Target(architecture, max(toolkit for _, toolkit, _ in compiled.values()), binaries)
     return targets

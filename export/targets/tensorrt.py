@@ -28,7 +28,7 @@ from refusion_edge.bundle.spec import BuildSpec, EngineSpec
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import UsageError
 from refusion_edge.export.graph.uint8 import add_uint8
-from refusion_edge.export.targets.builder import EngineFile, Inputs, PhaseListener, Proxy, check_options
+from refusion_edge.export.targets.builder import EngineFile, GateProxies, Inputs, PhaseListener, Proxy, check_options
 from refusion_edge.export.targets.fused import hash_of_kernels, require_architecture
 from refusion_edge.export.targets.plan import compile_plan
 from refusion_edge.machine import Target, this_machine, usable_cores
@@ -154,6 +154,10 @@ class PlanBuilder:
             version_compatible=spec.settings.version_compatible,
         )
         return EngineFile(PLAN, engine, target, {**plan.tools, **tools}, compiled)
+
+    def gate_proxies(self, spec: BuildSpec, state: State, pixels: int) -> GateProxies:
+        """See ``Builder.gate_proxies``."""
+        return GateProxies("model", "", lambda engine, model: (self.proxy(engine, model),))
 
     def proxy(self, engine: Engine, model: bytes, *, threads: int = 0) -> Proxy:
         """See ``Builder.proxy``: the model in ONNX Runtime, with the same arithmetic up to the order of summation."""

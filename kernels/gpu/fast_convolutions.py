@@ -147,8 +147,10 @@ def _adaptation(partial_ptr, first_ptr, second_ptr, strips, C: tl.constexpr):
     hidden = _leaky_relu(hidden)[:, None]
     c = tl.arange(0, C)
     place = unit[:, None] * (2 * C) + c[None, :]
-    gain = tl.sum(hidden * tl.load(second_ptr + place), axis=0) + tl.load(second_ptr + UNITS * 2 * C + c)
-    offset = tl.sum(hidden * tl.load(second_ptr + C + place), axis=0) + tl.load(second_ptr + UNITS * 2 * C + C + c)
+    of_gain, of_offset = tl.load(second_ptr + place), tl.load(second_ptr + C + place)
+    # The zero keeps the product out of the first step of the sum over lanes, see `fast_statistics`.
+    gain = tl.sum(hidden * of_gain + 0.0, axis=0) + tl.load(second_ptr + UNITS * 2 * C + c)
+    offset = tl.sum(hidden * of_offset + 0.0, axis=0) + tl.load(second_ptr + UNITS * 2 * C + C + c)
     return 1.0 + gain, offset
 
 

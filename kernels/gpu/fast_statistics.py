@@ -69,9 +69,12 @@ def _sum(values):
 @jit
 def _put_moments(partial_ptr, values, inside, count, strips, which: tl.constexpr):
     mean = _sum(values) / count
-    centered = tl.where(inside, values - mean, 0.0)
+    centered = values - mean
+    # Selected after the product, and not before: the compiler would fuse a product into the first step of the sum over lanes,
+    # where each of two lanes would round the other's product but not its own, and the two would go on with different bits.
+    squares = tl.where(inside, centered * centered, 0.0)
     tl.store(partial_ptr + (1 + which) * strips, mean)
-    tl.store(partial_ptr + (5 + which) * strips, _sum(centered * centered))
+    tl.store(partial_ptr + (5 + which) * strips, _sum(squares))
 
 
 @jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -188,6 +188,17 @@ def run_gate(
         pairs=len(results),
         pairs_sha256=fingerprint(pairs),
         reference={result.pair_sha256: result.reference for result in results},
+    )
+
+
+def worst_gate(gates: Sequence[GateResult]) -> GateResult:
+    """Take the worst value of each metric over several runs of the gate with the same pairs and the same reference."""
+    finite = [gate.psnr_db for gate in gates if gate.psnr_db is not None]
+    return replace(
+        gates[0],
+        psnr_db=min(finite, default=None),
+        ssim=min(gate.ssim for gate in gates),
+        max_error=max(gate.max_error for gate in gates),
     )
 
 

@@ -11,7 +11,8 @@ from refusion_edge.errors import UsageError
 
 Item = TypeVar("Item")
 
-_MOST = 1_000_000
+MOST_SHARDS = 1_000_000
+"""More than any cluster has jobs."""
 _PATTERN = re.compile(r"([0-9]{1,7})/([0-9]{1,7})", re.ASCII)
 
 
@@ -67,7 +68,7 @@ def parse_shard(text: str) -> Shard:
         UsageError: It is not written like this, or there is no such share.
     """
     match = _PATTERN.fullmatch(text)
-    if match is None or not 1 <= int(match[2]) <= _MOST or int(match[1]) >= int(match[2]):
+    if match is None or not 1 <= int(match[2]) <= MOST_SHARDS or int(match[1]) >= int(match[2]):
         raise UsageError(
             f"there is no shard '{text}'", "write I/N, with I from 0 to N-1, such as 0/16 for the first of sixteen", got=text
         )

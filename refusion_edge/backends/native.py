@@ -200,7 +200,7 @@ class NativeBackend:
         except MemoryError as error:
             need = "" if self._network_name == "fast" else f", about {2 * 32 * 4 * width * height / 1e6:.0f} MB"
             raise BackendError(
-                f"there is not enough memory to fuse {width}x{height} (width x height{need})", "fuse smaller images"
+                f"there is not enough memory to fuse {height}x{width} (height x width{need})", "fuse smaller images"
             ) from error
         return fused
 

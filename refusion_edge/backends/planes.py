@@ -33,14 +33,14 @@ def require_planes(a: Float32Array, b: Float32Array) -> tuple[int, int]:
     height, width = a.shape[2:]
     if a.shape != b.shape:
         raise ShapeError(
-            f"the sources differ in size: a is {width}x{height} and b is {b.shape[3]}x{b.shape[2]} (width x height)",
+            f"the sources differ in size: a is {height}x{width} and b is {b.shape[2]}x{b.shape[3]} (height x width)",
             "align or resize them first",
             expected=(height, width),
             got=b.shape[2:],
         )
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in (height, width)):
         raise ShapeError(
-            f"the sources are {width}x{height} (width x height)",
+            f"the sources are {height}x{width} (height x width)",
             f"resize them to sides from {MIN_SIDE} to {MAX_SIDE} pixels",
             expected=(MIN_SIDE, MAX_SIDE),
             got=(height, width),

@@ -510,8 +510,8 @@ def require_size(built_for_hw: tuple[int, int] | None, got_hw: tuple[int, ...]) 
     """
     if built_for_hw is not None and built_for_hw != got_hw:
         raise ShapeError(
-            f"the engine was built for images of {built_for_hw[1]}x{built_for_hw[0]} (width x height), but these are "
-            f"{got_hw[1]}x{got_hw[0]}",
+            f"the engine was built for images of {built_for_hw[0]}x{built_for_hw[1]} (height x width), but these are "
+            f"{got_hw[0]}x{got_hw[1]}",
             f"build one with --size {got_hw[0]}x{got_hw[1]} or --size dynamic",
             expected=built_for_hw,
             got=got_hw,
@@ -533,7 +533,7 @@ def execution_error(library: str, problem: Exception, size_hw: tuple[int, ...]) 
         problem: What it raised.
         size_hw: Height and width of the planes.
     """
-    size = f"{size_hw[1]}x{size_hw[0]} (width x height)"
+    size = f"{size_hw[0]}x{size_hw[1]} (height x width)"
     if _is_no_memory(problem):
         return BackendError(f"there is not enough memory to fuse {size} in {library}", "fuse smaller images")
     return BackendError(f"{library} cannot run the network on {size}: {brief(problem)}", "choose another --backend")

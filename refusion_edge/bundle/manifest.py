@@ -85,10 +85,12 @@ class GateNotRun:
     Attributes:
         not_run: Why the gate has not run on the engine.
         proxy: What the gate measured on the engine's CPU proxy.
+        proxy_name: What that proxy is, in words that follow "on". Empty in bundles of release 0.1.
     """
 
     not_run: str
     proxy: GateResult
+    proxy_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +322,8 @@ def _checks(manifest: Manifest) -> Iterator[tuple[bool, str]]:
     yield manifest.inputs[0].shape[2:] == (manifest.spec.size_hw or (None, None)), "the same size in spec and inputs"
     gate = manifest.gate
     if isinstance(gate, GateNotRun):
-        yield isinstance(gate.not_run, str), "text for why the gate has not run"
+        texts = (gate.not_run, gate.proxy_name)
+        yield all(isinstance(text, str) for text in texts), "text for why the gate has not run, and for what ran instead"
         gate = gate.proxy
     figures = (gate.ssim, gate.max_error, gate.pairs, 0.0 if gate.psnr_db is None else gate.psnr_db)
     yield all(_is_number(figure) for figure in figures), "numbers for the gate"

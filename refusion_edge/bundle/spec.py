@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from refusion_edge.backends.registry import AUTO, BACKENDS
 from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
@@ -17,6 +17,9 @@ from refusion_edge.network.layouts import PRECISIONS, Precision, form_named
 from refusion_edge.network.quantization import CalibrationTable
 from refusion_edge.sizes import SizeRange, parse_sizes
 from refusion_edge.tasks import TASKS
+
+PROXY_LIMIT_S = 60.0
+"""Seconds that the emulator may take for the gate unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,10 @@ class BuildSpec(EngineSpec):
         use_cache: Whether to use a cached engine built from the same sources, and to cache a new one.
         calibration: Ranges for int8, from ``refusion_edge.calibration.int8``; None for other precisions.
         gate_pairs: Pairs for the accuracy gate in addition to the sample pairs; they must not be calibration pairs.
+        proxy: What goes through the gate where a program of the back end ``fused`` cannot run: its launches, executed by an
+            emulator of their PTX or by the NumPy references. None for the PTX if that is possible within ``proxy_limit_s``,
+            and else for the references.
+        proxy_limit_s: Seconds that the emulator may take for the gate, as estimated.
     """
 
     weights: Path | None = None
@@ -104,6 +111,8 @@ class BuildSpec(EngineSpec):
     use_cache: bool = True
     calibration: CalibrationTable | None = None
     gate_pairs: tuple[ImagePair, ...] = ()
+    proxy: Literal["ptx", "reference"] | None = None
+    proxy_limit_s: float = PROXY_LIMIT_S
 
     @property
     def engine(self) -> EngineSpec:

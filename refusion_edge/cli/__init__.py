@@ -162,6 +162,8 @@ def _run_verb(options: argparse.Namespace) -> int:
     rebuilds = getattr(options, "rebuild", False)
     if rebuilds and options.bundle is None and getattr(options, "config", None) is None:
         raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
+    if getattr(options, "trust", False):
+        _trust_bundles(options)
     try:
         code: int = options.run(options)
     except MisfitError as misfit:
@@ -178,6 +180,21 @@ def _run_verb(options: argparse.Namespace) -> int:
 def _is_no_memory(error: BaseException) -> bool:
     # OpenCV, which may not be loaded, has one type for all of its errors.
     return isinstance(error, MemoryError) or (type(error).__module__ == "cv2" and "Insufficient memory" in str(error))
+
+
+def _trust_bundles(options: argparse.Namespace) -> None:
+    """Note that the user vouches for the bundles that the options name."""
+    from refusion_edge.bundle.manifest import MANIFEST
+    from refusion_edge.bundle.trust import trust_path
+
+    for option in ("bundle", "engines", "compare"):
+        named = getattr(options, option, None) or ()
+        for text in (named,) if isinstance(named, str) else named:
+            # eval names its methods: NAME=BUNDLE.
+            for path in dict.fromkeys((text, text.partition("=")[2])):
+                if path and Path(path, MANIFEST).is_file():
+                    trust_path(path)
+                    break
 
 
 def _require_folder() -> None:

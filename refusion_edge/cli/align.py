@@ -406,7 +406,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lens", choices=("pinhole", "fisheye"), default="pinhole", help="lens model (default: pinhole)")
     for name in ("ir", "vis"):
         parser.add_argument(
-            f"--{name}-size", type=_size, metavar="WxH", help=f"size of {name} frames (default: that of the image)"
+            f"--{name}-size", type=_size, metavar="HxW", help=f"height x width of {name} frames (default: that of the image)"
         )
 
 
@@ -502,8 +502,8 @@ def _unit(text: str) -> float:
 
 
 def _size(text: str) -> tuple[int, int]:
-    numbers = _whole(text, "x", 2, "a size as WIDTHxHEIGHT such as 640x512")
-    return numbers[0], numbers[1]
+    numbers = _whole(text, "x", 2, "a size as HEIGHTxWIDTH such as 512x640")
+    return numbers[1], numbers[0]
 
 
 def _board(text: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, require_both
+from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, add_trust_engine, require_both
 from refusion_edge.network import NETWORK_NAMES
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs=2, metavar=("A", "B"), help="measure two engines in alternation and report their ratio"
     )
     add_task(parser)
+    add_trust_engine(parser)
     parser.add_argument(
         "--network",
         action="append",

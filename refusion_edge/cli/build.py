@@ -50,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="GPU architectures for the fused back end, such as sm_87,sm_110 (default: that of this machine)",
     )
+    parser.add_argument(
+        "--proxy", choices=("ptx", "reference"),
+        help="what the accuracy gate of a fused program runs where there is no GPU: its PTX in an emulator, or the CPU "
+        "reference of each kernel (default: ptx within the limit of time, else reference)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proxy-limit-s", type=float, metavar="S",
+        help="seconds that the emulator may take for the gate, as estimated (default: 60)",
+    )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="neither use a cached engine nor cache the new one")
     _add_compiler(parser)
     _add_int8(parser)
@@ -99,7 +108,7 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
 def spec_of(options: argparse.Namespace) -> BuildSpec:
     """The spec that the options of ``build`` describe, without calibration data, which must be read first."""
     from refusion_edge.backends.tensorrt.settings import PlanSettings
-    from refusion_edge.bundle.spec import BuildSpec
+    from refusion_edge.bundle.spec import PROXY_LIMIT_S, BuildSpec
     from refusion_edge.machine import parse_architectures
     from refusion_edge.network.checkpoint import read_checkpoint
     from refusion_edge.network.family import DEFAULT_NETWORK
@@ -132,6 +141,8 @@ def spec_of(options: argparse.Namespace) -> BuildSpec:
             plugins=options.plugins,
         ),
         architectures=None if options.arch is None else parse_architectures(options.arch),
+        proxy=options.proxy,
+        proxy_limit_s=PROXY_LIMIT_S if options.proxy_limit_s is None else options.proxy_limit_s,
     )
 
 
@@ -186,11 +197,13 @@ def print_report(report: BuildReport) -> None:
         console.print(
             "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps, so this bundle rounds like fp16 but is not faster."
         )
-    not_run = manifest.gate.not_run if isinstance(manifest.gate, GateNotRun) else None
+    not_run, ran = None, ""
+    if isinstance(manifest.gate, GateNotRun):
+        not_run, ran = manifest.gate.not_run, manifest.gate.proxy_name or "its model on the CPU"
     if report.cached and not report.gate:
         gate = manifest.gate.proxy if isinstance(manifest.gate, GateNotRun) else manifest.gate
         psnr = "equal" if gate.psnr_db is None else f"{gate.psnr_db:.1f} dB"
-        whose = "its accuracy gate" if not_run is None else "the accuracy gate of its model on the CPU"
+        whose = "its accuracy gate" if not_run is None else f"the accuracy gate of {ran}"
         console.print(f"Engine taken from the cache; {whose} passed earlier on {gate.pairs} pairs (PSNR {psnr}).")
     else:
         table = plain_table("pair", "PSNR (dB)", "SSIM", "max error (of 255)")
@@ -200,7 +213,7 @@ def print_report(report: BuildReport) -> None:
         limits = LIMITS[manifest.precision]
         if report.cached:
             console.print("Engine taken from the cache; its accuracy gate was rerun.")
-        whose = "" if not_run is None else ", the engine's model on the CPU,"
+        whose = "" if not_run is None else f", {ran},"
         console.print(f"Accuracy gate passed: {manifest.precision}{whose} against the fp32 reference ({limits}).")
         console.print(table)
     if not_run is not None:

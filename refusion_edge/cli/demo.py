@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_network, add_threads
+from refusion_edge.cli.options import add_network, add_threads, add_trust_engine
 from refusion_edge.network import NETWORK_NAMES
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="back end for the bundled weights, see 'doctor'; all runs every usable one in turn (default: auto)",
     )  # fmt: skip
     add_network(parser, default="both")
+    add_trust_engine(parser)
     add_threads(parser)
 
 
@@ -119,7 +120,7 @@ def _fuse(options: argparse.Namespace, job: _Job) -> Iterator[tuple[str, Uint8Ar
             started = time.perf_counter()
             fused = fuser.fuse(pair.a, pair.b)
             fused_s = time.perf_counter() - started
-            size, engine = f"{fused.shape[1]}x{fused.shape[0]}", "fp32" if job.source == job.task else "bundle"
+            size, engine = f"{fused.shape[0]}x{fused.shape[1]}", "fp32" if job.source == job.task else "bundle"
             yield pair.name, fused, [size, job.network, engine, fuser.backend.name, f"{loaded_s:.2f}", f"{fused_s:.3f}"]
 
 

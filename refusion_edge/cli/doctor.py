@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             table.add_row(name, _answer(item, builds[name]), BACKENDS[name].summary, item.reason, item.fix)
         console.print(table)
         console.print()
-        table = plain_table("camera", "name", "formats")
+        table = plain_table("camera", "name", "formats (height x width @ rate)")
         for camera in cameras:
             table.add_row(camera.stable_path or camera.path, camera.card, camera.problem or _formats(camera))
         if not cameras:
@@ -91,7 +91,7 @@ def _formats(camera: Camera) -> str:
     """The formats of a camera, each with its sizes and the fastest rate of each size."""
     fastest: dict[tuple[str, str], float] = {}
     for mode in camera.modes:
-        key = mode.fourcc.strip(), f"{mode.width}x{mode.height}"
+        key = mode.fourcc.strip(), f"{mode.height}x{mode.width}"
         fastest[key] = max(fastest.get(key, 0.0), mode.rate_hz or 0.0)
     texts: dict[str, list[str]] = {}
     for (fourcc, size), rate_hz in fastest.items():

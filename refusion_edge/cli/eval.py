@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_network, add_shard, add_task, nonempty, thread_count
+from refusion_edge.cli.options import (
+    add_json,
+    add_layout,
+    add_network,
+    add_shard,
+    add_task,
+    add_trust_engine,
+    nonempty,
+    resolve_layout,
+    thread_count,
+)
 
 if TYPE_CHECKING:
     from refusion_edge.evaluation.report import Report
@@ -28,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or underexposed")
     parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or overexposed")
+    add_layout(parser)
     parser.add_argument(
         "--fused",
         action="append",
@@ -40,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine bundle, weights file or task that fuses the sources first; repeatable",
     )  # fmt: skip
     add_task(parser)
+    add_trust_engine(parser)
     add_network(parser)
     parser.add_argument(
         "--no-trivial", action="store_true", help="leave out the rows for max(a, b) and for the average of the sources"
@@ -55,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shift: all of source a; skew: its last row to the right and its first to the left (default: shift)",
     )  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", help="write the values per image as CSV")
+    parser.add_argument("--latex", metavar="FILE", help="write the means as LaTeX tables, with the best three marked")
+    parser.add_argument("--markdown", metavar="FILE", help="write the means as tables in Markdown, with the best three marked")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page with tables, plots and montages")
     add_json(parser)
     parser.add_argument(
@@ -82,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
         return _merge(options)
     if options.a is None or options.b is None:
         raise UsageError("the folders of both sources are needed", "add --ir DIR and --vis DIR (or --a and --b)")
+    options.a, options.b = resolve_layout(options.a, options.b, options.task, options.layout)
     metrics, sweep = _metrics(options), _sweep(options)
     if options.html:
         # Fail before the work starts.
@@ -125,18 +140,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace, report: Report, page: str, document: dict[str, Any]) -> None:
-    from refusion_edge.cli.console import output, write_json
+    from refusion_edge.cli.console import output, remarks, write_json
+    from refusion_edge.evaluation.tables import to_latex, to_markdown
     from refusion_edge.files import write_atomically
 
+    if options.shard is None and report.caution:
+        remarks().print(report.caution)
     if options.csv:
         write_atomically(Path(options.csv), report.to_csv().encode(errors="backslashreplace"))
+    for path, render in ((options.latex, to_latex), (options.markdown, to_markdown)):
+        if path:
+            write_atomically(Path(path), render(report).encode(errors="backslashreplace"))
     if options.html:
         write_atomically(Path(options.html), page.encode(errors="backslashreplace"))
     if options.json:
         write_json(options.json, document)
     if options.json != "-":
         _print_report(report)
-        written = [path for path in (options.csv, options.json, options.html) if path]
+        files = (options.csv, options.json, options.latex, options.markdown, options.html)
+        written = [path for path in files if path]
         output().print(f"\nwrote {', '.join(written)}" if written else "\nnext: add --html report.html for plots and montages")
 
 
@@ -144,8 +166,8 @@ def _inputs(options: argparse.Namespace, metrics: Sequence[Metric]) -> str:
     from refusion_edge.errors import UsageError
     from refusion_edge.evaluation.shards import inputs_of
 
-    if options.json is None or options.csv or options.html:
-        raise UsageError("a shard has one result, for --merge", "add --json FILE, and leave --csv and --html to --merge")
+    if options.json is None or options.csv or options.html or options.latex or options.markdown:
+        raise UsageError("a shard has one result, for --merge", "add --json FILE, and leave the other files to --merge")
     facts = {name: getattr(options, name) for name in ("task", "network", "partial", "no_trivial")}
     return inputs_of(
         options.a, options.b, _named(options.fused, "--fused"), metrics, options.shard,

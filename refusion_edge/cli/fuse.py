@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 from refusion_edge.cli.options import (
     add_image_output,
     add_json,
+    add_layout,
     add_network,
     add_rebuild,
     add_shard,
     add_task,
     add_threads,
+    add_trust_engine,
     nonempty,
     number_between,
     pixel_range,
+    resolve_layout,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights.add_argument("--weights", type=nonempty, metavar="FILE", help="weights file: safetensors or official .pth")
     add_task(parser)
+    add_trust_engine(parser)
     add_network(parser)
     parser.add_argument("--backend", default="auto", metavar="NAME", help="back end, see 'doctor' (default: auto)")
     add_rebuild(parser)
@@ -67,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"values of source {source} that become black and white, auto for its own range, or full for its full scale "
             "(default: from its role and its file)",
         )  # fmt: skip
-    parser.add_argument("--layout", metavar="NAME", help="layout of the data set in folder A, such as msrs, m3fd or llvip")
+    add_layout(parser)
     parser.add_argument(
         "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
         help="largest number of pixels of an image; a small file can claim to hold gigabytes (default: 100 million)",
@@ -108,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.images.io import check_writable_suffix, write_image
     from refusion_edge.images.pairs import find_pairs, is_collection
 
-    _resolve_layout(options)
+    options.a, options.b = resolve_layout(options.a, options.b, options.task, options.layout)
     many = is_collection(options.a)
     found = find_pairs(options.a, options.b)
     if not many:
@@ -142,21 +146,8 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, log.to_json(found, findings.to_json()))
     if options.json != "-":
         kind = "color" if fused.ndim == 3 else "grayscale"
-        output().print(f"wrote {options.output} ({fused.shape[1]}x{fused.shape[0]}, {kind})")
+        output().print(f"wrote {options.output} ({fused.shape[0]}x{fused.shape[1]}, {kind})")
     return 0
-
-
-def _resolve_layout(options: argparse.Namespace) -> None:
-    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources."""
-    from refusion_edge.cli.console import remarks
-    from refusion_edge.images.layouts import find_folders
-    from refusion_edge.tasks import find_task
-
-    if options.layout is None and not (options.a == options.b and Path(options.a).is_dir()):
-        return
-    folders = find_folders(Path(options.a), find_task(options.task or "ir_vis"), options.layout)
-    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
-    options.a, options.b = str(folders.a), str(folders.b)
 
 
 def _plan(options: argparse.Namespace) -> FusePlan:

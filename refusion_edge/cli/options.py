@@ -70,8 +70,19 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust`` for the pipelines in a file."""
     parser.add_argument(
-        "--trust", action="store_true", help="run the GStreamer pipelines (gst:) that a rig or configuration file names"
+        "--trust",
+        action="store_true",
+        help="run the GStreamer pipelines (gst:) that a rig or configuration file names, and the compiled engine of a bundle "
+        "that was not built here: both are code",
     )
+
+
+def add_trust_engine(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust`` for compiled engines; ``refusion_edge.cli`` notes the bundles that the options name."""
+    parser.add_argument(
+        "--trust", action="store_true",
+        help="run the compiled engine of a bundle that was not built here, now and from now on: it is code",
+    )  # fmt: skip
 
 
 def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
@@ -117,6 +128,33 @@ def require_free(*paths: Path, overwrite: bool, instead: str = "choose another n
     existing = next((path for path in paths if path.exists()), None)
     if existing is not None and not overwrite:
         raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--layout``, for ``resolve_layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="layout of the data set in the folder given as both sources, such as msrs, lytro or mefb",
+    )
+
+
+def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:
+    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources, and say so.
+
+    Raises:
+        UsageError: There is no such layout, or it is for another task.
+        InputError: The folder lacks the sources.
+    """
+    if layout is None and not (a == b and Path(a).is_dir()):
+        return a, b
+    from refusion_edge.cli.console import remarks
+    from refusion_edge.images.layouts import find_folders
+    from refusion_edge.tasks import find_task
+
+    folders = find_folders(Path(a), find_task(task or "ir_vis"), layout)
+    remarks().print(f"layout {folders.layout or 'of the task'}: {folders.a} and {folders.b}")
+    return str(folders.a), str(folders.b)
 
 
 class _Renamed(argparse.Action):

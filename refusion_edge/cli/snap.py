@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, {"schema": _SCHEMA, **facts, "skew_ms": skew_ms, "remarks": said})
     if options.json != "-":
         described: dict[str, object] = {
-            side: f"{images[side].shape[1]}x{images[side].shape[0]}, {images[side].dtype}, {paths[side]}" for side in SIDES
+            side: f"{images[side].shape[0]}x{images[side].shape[1]}, {images[side].dtype}, {paths[side]}" for side in SIDES
         }
         print_facts({**described, "Skew": f"{skew_ms:+.1f} ms, visible after infrared"})
         print(f"next: refusion-edge align auto --ir {paths['ir']} --vis {paths['vis']} -o rig.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ _SHOWN_PPM = 200
 _EPILOG = """\
 sources: csi://0, v4l2:///dev/video0, rtsp://USER:PASSWORD@HOST/PATH, a video, a folder, frame_%04i.png, 'gst:PIPELINE', test://
 outputs: display://0, view://127.0.0.1:8080 (browser), a video (.mp4, .mov, .mkv, .avi, .webm), a folder,
-         frame_%04i.png, rtsp://@:8554/fused, shm://NAME, null://
+         frame_%04i.png, rtsp://@:8554/fused, 'gst:PIPELINE', shm://NAME, null://
 Ctrl-C, SIGTERM or a lost terminal ends a stream cleanly (exit code 130). Example without cameras:
   refusion-edge stream --ir 'test://ir?width=160&height=120&rate=9' --vis 'test://vis?width=160&height=120' -o view://
 """
@@ -80,11 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
+    from refusion_edge.bundle.trust import trust_path
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.fused_stream import FusedStream
     from refusion_edge.stream.run.config import write_config
+    from refusion_edge.stream.site import has_rigs
 
+    if options.config is not None and has_rigs(options.config):
+        return _run_site(options)
     settings = _settings(options)
     if options.save_config is not None:
         require_free(Path(options.save_config), overwrite=options.overwrite)
@@ -93,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
         output().print(f"next: refusion-edge stream --config {options.save_config}")
         return 0
     options.bundle = settings.bundle  # for --rebuild
+    if settings.trust and settings.bundle is not None:
+        trust_path(settings.bundle)
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
     if options.log_json:
@@ -107,6 +114,54 @@ def run(options: argparse.Namespace) -> int:
                 write_json(options.json, report)
             if options.json != "-":
                 _print_report(report)
+    return 0
+
+
+def _run_site(options: argparse.Namespace) -> int:
+    """Run all rigs of a site."""
+    from refusion_edge.bundle.trust import trust_path
+    from refusion_edge.cli.console import output, remarks, write_json
+    from refusion_edge.cli.log import JsonLog
+    from refusion_edge.errors import UsageError
+    from refusion_edge.machine import keep_freed_memory
+    from refusion_edge.stream.site import Site, read_site
+
+    if options.save_config is not None:
+        raise UsageError("--save-config writes the settings of one rig, and these are several", "edit the file itself")
+    plans = read_site(options.config, _given(options), trust=options.trust)
+    for bundle in {plan.settings.bundle for plan in plans if options.trust and plan.settings.bundle is not None}:
+        trust_path(bundle)
+    keep_freed_memory()
+    with JsonLog() if options.log_json else contextlib.nullcontext() as log:
+
+        def announce(rig: str, text: str) -> None:
+            if log is None:
+                remarks().print(f"{rig}: {text}" if rig else text)
+            else:
+                log.add("info", "stream", redact(text), **({"rig": rig} if rig else {}))
+
+        def listen(rig: str, where: str, text: str) -> None:
+            if log is not None:
+                log.add("warning", where, text, rig=rig)
+
+        site, failure = Site(plans, announce=announce, listener=listen), None
+        try:
+            site.run()
+        except (RefusionError, KeyboardInterrupt) as error:
+            failure = error
+        report = site.report()
+        if options.json:
+            write_json(options.json, report)
+        if log is not None:
+            return log.end(failure)
+        if options.json != "-":
+            for rig, found in report["rigs"].items():
+                restarted = f", started again {found['restarts']} times" if found["restarts"] else ""
+                output().print(f"\nrig {rig}{restarted}{'' if found['error'] is None else ', ended with an error'}")
+                if found["report"] is not None:
+                    _print_report(found["report"])
+        if failure is not None:
+            raise failure
     return 0
 
 
@@ -250,11 +305,14 @@ def _settings(options: argparse.Namespace) -> StreamSettings:
     from refusion_edge.stream.run.config import read_config
     from refusion_edge.stream.run.settings import StreamSettings, override
 
-    given = {name: value for name, value in vars(options).items() if name not in _OUR_OWN}
-    if options.bundle is not None:
-        given["bundle"] = options.bundle
     stored = StreamSettings() if options.config is None else read_config(options.config, trust=options.trust)
-    return override(stored, {**given, "trust": options.trust})
+    return override(stored, {**_given(options), "trust": options.trust})
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings on the command line."""
+    given = {name: value for name, value in vars(options).items() if name not in _OUR_OWN}
+    return given if options.bundle is None else {**given, "bundle": options.bundle}
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ SUMMARY = "train the fusion network on a folder of pairs"
 _INTERRUPTED = 130
 # The bar counts thousandths of the run, which ends at a step or a time, whichever comes first.
 _BAR_STEPS = 1000
+# Without a terminal, as in a log.
+_LINE_EVERY_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,15 +182,20 @@ def _probe(request: Request, console: Console) -> int:
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[Iterable[Entry]], Iterable[Entry]], Callable[[float, str], None]]]:
-    from refusion_edge.cli.console import progress_bar
+    from refusion_edge.cli.console import progress_bar, remarks
 
     with progress_bar() as bars:
         training = bars.add_task("training", total=_BAR_STEPS, visible=False)
+        printed_s = time.monotonic()
 
         def files(entries: Iterable[Entry]) -> Iterable[Entry]:
             return bars.track(list(entries), description="checking files")
 
         def progress(share: float, state: str) -> None:
+            nonlocal printed_s
+            if not bars.console.is_terminal and time.monotonic() - printed_s >= _LINE_EVERY_S:
+                printed_s = time.monotonic()
+                remarks().print(f"training, {state} ({share:.0%} done)")
             bars.update(training, completed=round(share * _BAR_STEPS), description=f"training, {state}", visible=True)
 
         yield files, progress

@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_network, add_renamed, add_threads, require_both
+from refusion_edge.cli.options import add_json, add_network, add_renamed, add_threads, add_trust_engine, require_both
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``verify``."""
     parser.add_argument("bundle", help="engine bundle")
     add_network(parser)
+    add_trust_engine(parser)
     parser.add_argument("--a", metavar="PATH", help="source a of your own pairs: file, folder or quoted pattern")
     parser.add_argument("--b", metavar="PATH", help="source b of your own pairs")
     parser.add_argument(

@@ -378,7 +378,7 @@ class _Reader:
         self._require(0 < tolerance <= 0.1, "a tolerance of at most 0.1 for the self-test", str(tolerance))
         planes, fused = self._blob(fields, "planes"), self._blob(fields, "fused")
         right = len(planes) == 8 * height * width and len(fused) == 4 * height * width
-        self._require(right, f"images of {width}x{height} for the self-test", "others")
+        self._require(right, f"images of {height}x{width} for the self-test", "others")
         images = [np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, height, width) for data in (planes, fused)]
         return SelfTest(images[0], images[1][0], tolerance)
 

@@ -25,6 +25,8 @@ SCHEMA = "refusion-edge/evaluation/1"
 UNDEFINED = "undefined"
 
 _MOST_DECIMALS = 6
+FEWEST_IMAGES = 10
+"""With fewer images, bootstrap intervals are too narrow to be taken at their word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,15 @@ class Report:
     def conventions(self) -> tuple[str, ...]:
         """Conventions in use, in the order of their table."""
         return tuple(name for name in CONVENTIONS if any(metric.convention == name for metric in self.metrics))
+
+    @property
+    def caution(self) -> str:
+        """What to keep in mind about the intervals, in a sentence; empty if there are enough images."""
+        count = len(self.found.cases)
+        if count >= FEWEST_IMAGES or len(self.methods) < 2:
+            return ""
+        images = f"only {count} image{'' if count == 1 else 's'}"
+        return f"{images}: with fewer than {FEWEST_IMAGES}, intervals are too narrow, and ranks may be chance"
 
     def metrics_in(self, convention: str) -> tuple[Metric, ...]:
         """Metrics of one convention."""
@@ -120,6 +131,7 @@ class Report:
                 for first, second in itertools.combinations(self.methods, 2)
             ],
             "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+            "caution": self.caution or None,
             "values": [
                 {"image": case.name, "method": method, **_name(metric), "value": _or_none(value)}
                 for method, of_method in zip(self.methods, self.values, strict=True)

@@ -15,14 +15,14 @@ import numpy as np
 from refusion_edge._version import __version__
 from refusion_edge.archive.fusing import FusePlan
 from refusion_edge.archive.manifest import sha256_of
-from refusion_edge.archive.shards import Shard
-from refusion_edge.documents import parse_json, typed
+from refusion_edge.archive.shards import MOST_SHARDS, Shard
+from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError
 from refusion_edge.evaluation.cases import Case, CaseList, Result, find_cases, find_sources
 from refusion_edge.evaluation.report import Report
 from refusion_edge.files import read_file
-from refusion_edge.metrics import Metric, find_metric
-from refusion_edge.tasks import find_task
+from refusion_edge.metrics import CONVENTIONS, Metric, find_metric, metrics_of
+from refusion_edge.tasks import TASKS, find_task
 
 SCHEMA = "refusion-edge/evaluation-shard/1"
 _MOST_BYTES = 1 << 30
@@ -150,10 +150,14 @@ def read_shard(path: Path) -> ShardOfReport:
             f"{path} is not the report of a shard", "make it with 'eval --shard I/N --json'", expected=SCHEMA, got=schema
         )
     found = typed(ShardOfReport, data, str(path))
+    known = {metric.key for name in CONVENTIONS for metric in metrics_of(name)}
+    for name, names in ((found.task, TASKS), *((metric, known) for metric in found.metrics)):
+        if name not in names:
+            raise InputError(f"{path} names {shown(name)}, which this version does not know", "make it again", got=name)
     shape = (len(found.methods), len(found.images), len(found.metrics))
     rows = [row for method in found.values for row in method]
     if (
-        not 0 <= found.index < found.count
+        not 0 <= found.index < found.count <= MOST_SHARDS
         or (len(found.values), *{len(method) for method in found.values}, *{len(row) for row in rows}) != shape
         or [len(files) for files in found.files] != [2 + 2 * len(found.methods)] * len(found.images)
     ):

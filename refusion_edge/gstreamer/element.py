@@ -20,10 +20,10 @@ from gi.repository import GLib, GObject, Gst, GstVideo
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import RefusionError
-from refusion_edge.gstreamer.coupling import Coupling, Settings
 from refusion_edge.gstreamer.pixels import COLOR_FORMATS, GRAY_FORMATS, SINK_FORMATS, Layout, make_pixels, to_array
 from refusion_edge.rig.model import GAIN_METHODS
 from refusion_edge.stream.frames import SIDES, FusedFrame, Side
+from refusion_edge.stream.run.coupling import Coupling, Settings
 
 _SIZES = "width=[8,16384],height=[8,16384],framerate=[0/1,2147483647/1]"
 # Of the camera that is waited for, and of the network.

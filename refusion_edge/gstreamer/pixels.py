@@ -89,7 +89,7 @@ def to_array(data: bytes, layout: Layout) -> Array:
     """
     if len(data) < layout.nbytes:
         raise InputError(
-            f"a buffer of {len(data)} bytes is too short for {layout.format} of {layout.size_wh[0]}x{layout.size_wh[1]}",
+            f"a buffer of {len(data)} bytes is too short for {layout.format} of {layout.size_wh[1]}x{layout.size_wh[0]}",
             "check the element before this one", expected=layout.nbytes, got=len(data),
         )  # fmt: skip
     width, height = layout.size_wh

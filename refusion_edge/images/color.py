@@ -230,14 +230,14 @@ def check_pair(a: Array, b: Array) -> None:
             )
         if min(image.shape[:2]) < MIN_SIDE:
             raise ShapeError(
-                f"source {name} is only {_size(image)} (width x height)",
+                f"source {name} is only {_size(image)} (height x width)",
                 f"use an image of at least {MIN_SIDE}x{MIN_SIDE}",
                 expected=(MIN_SIDE, MIN_SIDE),
                 got=image.shape[:2],
             )
     if a.shape[:2] != b.shape[:2]:
         raise ShapeError(
-            f"the sources differ in size: a is {_size(a)} and b is {_size(b)} (width x height)",
+            f"the sources differ in size: a is {_size(a)} and b is {_size(b)} (height x width)",
             "register and resize one to the other first (same view: cv2.resize; different view: cv2.warpPerspective)",
             expected=a.shape[:2],
             got=b.shape[:2],
@@ -245,4 +245,4 @@ def check_pair(a: Array, b: Array) -> None:
 
 
 def _size(image: Array) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    return f"{image.shape[0]}x{image.shape[1]}"

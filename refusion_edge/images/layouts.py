@@ -1,34 +1,66 @@
-"""The folders of the two sources in the data sets of the field."""
+"""Where the two sources are in the data sets of the field."""
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.tasks import Task
 
-# Data set to the folders of source a and source b; M3FD writes Ir and Vis, and its detection part Inf.
-LAYOUTS: dict[str, tuple[str, str]] = {
-    "msrs": ("ir", "vi"),
-    "m3fd": ("ir", "vis"),
-    "m3fd-inf": ("inf", "vis"),
-    "llvip": ("infrared", "visible"),
-    "roadscene": ("cropinfrared", "crop_lr_visible"),
-    "kaist": ("lwir", "visible"),
-    "flir": ("thermal", "rgb"),
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the sources of a data set are.
+
+    Attributes:
+        task: Name of its task.
+        a: Folder of source a, or a pattern of its files.
+        b: The same for source b.
+    """
+
+    task: str
+    a: str
+    b: str
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the files of both sources share folders."""
+        return glob.has_magic(self.a)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "msrs": Layout("ir_vis", "ir", "vi"),
+    # M3FD writes Ir and Vis, and its detection part Inf.
+    "m3fd": Layout("ir_vis", "ir", "vis"),
+    "m3fd-inf": Layout("ir_vis", "inf", "vis"),
+    "llvip": Layout("ir_vis", "infrared", "visible"),
+    "roadscene": Layout("ir_vis", "cropinfrared", "crop_lr_visible"),
+    "tno": Layout("ir_vis", "ir", "vi"),
+    "kaist": Layout("ir_vis", "lwir", "visible"),
+    "flir": Layout("ir_vis", "thermal", "rgb"),
+    # Slices of the Whole Brain Atlas of Harvard, in the folders CT-MRI, PET-MRI and SPECT-MRI.
+    "harvard-ct": Layout("medical", "ct", "mri"),
+    "harvard-pet": Layout("medical", "pet", "mri"),
+    "harvard-spect": Layout("medical", "spect", "mri"),
+    # lytro-01-A.jpg is focused on what is near, lytro-01-B.jpg on what is far.
+    "lytro": Layout("multi_focus", "*-A.*", "*-B.*"),
+    # A folder for each scene; A is the underexposed image.
+    "mefb": Layout("multi_exposure", "input/*/*_A.*", "input/*/*_B.*"),
 }
+"""Name of a data set to its layout; that of the folder does not matter."""
 # Some data sets are split outside, others inside the folders of the sources.
 _SPLITS = ("", "train", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFolders:
-    """The folders of both sources.
+    """The folders of both sources, or patterns of their files.
 
     Attributes:
-        a: Folder of source a.
-        b: Folder of source b.
+        a: Of source a.
+        b: Of source b.
         layout: Name of the data set's layout; empty for the folders of the task.
     """
 
@@ -53,19 +85,34 @@ def find_folders(data: Path, task: Task, layout: str | None = None) -> SourceFol
         InputError: The folder lacks them.
     """
     if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"there is no layout '{layout}'", f"choose one of {', '.join(LAYOUTS)}")
-    own = {"": (task.folder_a, task.folder_b)} if layout is None else {}
-    known = LAYOUTS if task.name == "ir_vis" else {}
-    for name, (a, b) in (own | ({layout: LAYOUTS[layout]} if layout is not None else known)).items():
+        raise UsageError(f"there is no layout '{layout}'", f"choose one of {', '.join(LAYOUTS)}", got=layout)
+    if layout is not None and LAYOUTS[layout].task != task.name:
+        raise UsageError(
+            f"the layout {layout} is for {LAYOUTS[layout].task}, not for {task.name}",
+            f"add --task {LAYOUTS[layout].task}",
+            expected=LAYOUTS[layout].task,
+            got=task.name,
+        )
+    own = {"": Layout(task.name, task.folder_a, task.folder_b)}
+    known = {name: each for name, each in LAYOUTS.items() if each.task == task.name}
+    for name, each in ({layout: LAYOUTS[layout]} if layout is not None else own | known).items():
         for split in _SPLITS:
-            root = data / split
-            folders = _below(root, a), _below(root, b)
-            if folders[0] is not None and folders[1] is not None:
-                return _inside(folders[0], folders[1], name)
-    wanted = " and ".join(LAYOUTS[layout] if layout is not None else (task.folder_a, task.folder_b))
+            if (found := _found(data / split, each, name)) is not None:
+                return found
+    wanted = LAYOUTS[layout] if layout is not None else own[""]
     raise InputError(
-        f"{data} lacks the folders {wanted} of the two sources", "check the path, or name the layout or the folders"
+        f"{data} lacks {wanted.a} and {wanted.b} of the two sources", "check the path, or name the layout or the folders"
     )
+
+
+def _found(root: Path, layout: Layout, name: str) -> SourceFolders | None:
+    if layout.is_pattern:
+        patterns = [Path(glob.escape(str(root)), pattern) for pattern in (layout.a, layout.b)]
+        if all(any(glob.iglob(str(pattern))) for pattern in patterns):
+            return SourceFolders(patterns[0], patterns[1], name)
+        return None
+    a, b = _below(root, layout.a), _below(root, layout.b)
+    return None if a is None or b is None else _inside(a, b, name)
 
 
 def _below(root: Path, name: str) -> Path | None:

@@ -32,6 +32,7 @@ _WORDS = (
         "tir",
         "lwir",
         "mwir",
+        "t",
         "previewdata",
         "func",
         "pet",
@@ -41,7 +42,7 @@ _WORDS = (
         "under",
         "a",
     ),
-    ("vis", "vi", "visible", "visual", "rgb", "color", "colour", "eo", "mri", "mr", "far", "over", "b"),
+    ("vis", "vi", "visible", "visual", "v", "rgb", "color", "colour", "eo", "mri", "mr", "far", "over", "b"),
 )
 _WORD_PATTERNS = tuple(
     re.compile(rf"[ _.-]*(?<![a-z])(?:{'|'.join(words)})(?![a-z])[ _.-]*", re.IGNORECASE) for words in _WORDS

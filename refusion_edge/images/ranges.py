@@ -165,7 +165,7 @@ def own_range(values: Array) -> tuple[float, float]:
     """
     values = without_saturation(values)
     low, high = float(values.min()), float(values.max())
-    ordered = np.sort(_sample(values))
+    ordered = _in_order(_sample(values))
     body_low, body_high = (percentile(ordered, percent) for percent in _BODY)
     reach = _OUTLIER_WIDTHS * (body_high - body_low)
     if reach == 0 or (low >= body_low - reach and high <= body_high + reach):
@@ -252,7 +252,7 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
         others = others[others != value]
     if others.size == 0:
         return
-    ordered = np.sort(others)
+    ordered = _in_order(others)
     low, high = (percentile(ordered, percent) for percent in _VALID)
     gap = _ISOLATION * (high - low)
     if gap == 0:
@@ -273,7 +273,7 @@ def _mark_isolated(image: Array, invalid: Mask) -> None:
     if hot.any():
         outside &= ~_connected(outside & ~flat, hot)
     # Together with all that is connected to it: along the edge of a warp, pixels are made of both.
-    missing = _connected(outside | flat, flat)
+    missing = flat if np.array_equal(outside, flat) else _connected(outside | flat, flat)
     invalid |= missing if image.ndim == 2 else missing[..., None]
 
 
@@ -380,6 +380,12 @@ def _scaled(image: Array, scale: Scale, invalid: Mask | None) -> Array:
     if invalid is not None:
         shown[invalid] = 0
     return shown.clip(0.0, WHITE, out=shown)
+
+
+def _in_order(values: Array) -> Array:
+    """The values, sorted."""
+    # For up to 16 bits, NumPy's stable sort is by digits, and several times as fast as its default.
+    return np.sort(values, kind="stable" if values.dtype.itemsize <= 2 and values.dtype.kind in "iu" else None)
 
 
 def _sample(values: Array) -> Array:

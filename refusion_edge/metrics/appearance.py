@@ -1,8 +1,7 @@
 """Metrics of what a person sees at first glance, and other metrics pass over: glare, hot objects, clean skies, rims.
 
 Source a is the infrared image, source b the visible one. The fused image is meant as shown, with its range stretched. Each
-metric looks at certain places only, and is undefined for a pair that has none of them. A pixel without a value (NaN) counts
-as black, and belongs to no place.
+metric looks at certain places only, and is undefined for a pair that has none of them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refusion_edge.metrics.planes import Plane, sobel
+from refusion_edge.metrics.planes import Plane, defined, mean, sobel
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -115,9 +114,7 @@ def lost_targets(a: Plane, _b: Plane, fused: Plane) -> float:
 def target_contrasts(a: Plane, fused: Plane) -> NDArray[np.float64]:
     """Contrast of every hot compact object, see ``target_contrast``, in gray levels."""
     side = int(_BOX_SHARE * min(a.shape)) | 1
-    hottest = np.nanpercentile(a, _HOT_PERCENTILE)
-    a, fused = _black_where_missing(a), _black_where_missing(fused)
-    hot = (a > cv2.blur(a, (side, side)) + _PROMINENCE) & (a > hottest)
+    hot = (a > _box_mean(a, side) + _PROMINENCE) & (a > np.percentile(defined(a), _HOT_PERCENTILE))
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(hot.astype(np.uint8), connectivity=8)
     contrasts = []
     for label in range(1, count):
@@ -129,7 +126,7 @@ def target_contrasts(a: Plane, fused: Plane) -> NDArray[np.float64]:
         inside = labels[part] == label
         near, far = (cv2.dilate(inside.astype(np.uint8), np.ones((size, size), np.uint8)) > 0 for size in _RING)
         if (ring := far & ~near).any():
-            contrasts.append(float(fused[part][inside].mean() - fused[part][ring].mean()))
+            contrasts.append(mean(fused[part][inside]) - mean(fused[part][ring]))
     return np.array(contrasts, np.float64)
 
 
@@ -150,7 +147,6 @@ def added_noise(_a: Plane, b: Plane, fused: Plane) -> float:
     Source:
         Defined here.
     """
-    b, fused = _black_where_missing(b), _black_where_missing(fused)
     area = _flat_and_lit(b)
     if area.mean() <= _LEAST_FLAT_SHARE:
         return math.nan
@@ -174,19 +170,18 @@ def rims(_a: Plane, b: Plane, fused: Plane) -> float:
     Source:
         Defined here.
     """
-    b, fused = _black_where_missing(b), _black_where_missing(fused)
     strength = _gradient(b)
-    distance = cv2.distanceTransform((strength <= _STRONG_EDGE).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    elsewhere = ~(strength > _STRONG_EDGE)  # a pixel without a value is no edge
+    distance = cv2.distanceTransform(elsewhere.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     flat = (b >= _LIT[0]) & (b <= _LIT[1]) & (strength <= _FLAT_GRADIENT)
     near, far = (flat & (distance >= low) & (distance <= high) for low, high in (_NEAR, _FAR))
     if min(near.sum(), far.sum()) < _LEAST_RIM_PX:
         return math.nan
     excess = fused - b
-    return float(excess[near].mean() - excess[far].mean())
+    return mean(excess[near]) - mean(excess[far])
 
 
 def _kept(source: Plane, clipped: Plane, fused: Plane) -> float:
-    source, clipped, fused = (_black_where_missing(plane) for plane in (source, clipped, fused))
     area = cv2.erode((clipped >= _CLIPPED).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     if area.mean() <= _LEAST_CLIPPED_SHARE:
         return math.nan
@@ -196,13 +191,10 @@ def _kept(source: Plane, clipped: Plane, fused: Plane) -> float:
     return float(of_fused[strongest].sum()) / total if total > 0 else math.nan
 
 
-def _black_where_missing(plane: Plane) -> Plane:
-    return np.nan_to_num(plane, nan=0.0)
-
-
 def _flat_and_lit(b: Plane) -> Mask:
     window = np.ones((_FLAT_WINDOW, _FLAT_WINDOW), np.uint8)
-    flat: Mask = cv2.dilate(_gradient(b), window) <= _FLAT_GRADIENT
+    steepest = cv2.dilate(np.nan_to_num(_gradient(b), nan=np.inf), window)
+    flat: Mask = steepest <= _FLAT_GRADIENT
     return flat & (b >= _LIT[0]) & (b <= _LIT[1])
 
 
@@ -213,4 +205,13 @@ def _gradient(plane: Plane) -> Plane:
 
 def _high_pass_rms(plane: Plane, area: Mask) -> float:
     high = plane - cv2.GaussianBlur(plane, (0, 0), _HIGH_PASS_SIGMA)
-    return float(np.sqrt(np.mean(np.square(high[area]))))
+    return math.sqrt(mean(np.square(high[area])))
+
+
+def _box_mean(plane: Plane, side: int) -> Plane:
+    """Mean of the pixels in a square window that have a value."""
+    present = ~np.isnan(plane)
+    if present.all():
+        return np.asarray(cv2.blur(plane, (side, side)))
+    total, share = (cv2.blur(each, (side, side)) for each in (np.where(present, plane, 0), present.astype(np.float64)))
+    return np.asarray(total / np.maximum(share, 1 / side**2))

@@ -343,7 +343,7 @@ def score_transition(
     """
     if previous[0].shape[:2] != current[0].shape[:2]:
         raise ShapeError(
-            f"frames of different sizes, {_size(previous[0])} and then {_size(current[0])} (width x height), have no change "
+            f"frames of different sizes, {_size(previous[0])} and then {_size(current[0])} (height x width), have no change "
             "over time",
             "score them apart",
             expected=previous[0].shape[:2],
@@ -359,8 +359,8 @@ class _Images:
     def __init__(self, a: Array, b: Array, fused: Array, *, sensor_a: bool, invalid: Mask | None) -> None:
         if not a.shape[:2] == b.shape[:2] == fused.shape[:2]:
             raise ShapeError(
-                f"sources and result differ in size: a is {_size(a)}, b is {_size(b)}, fused is {_size(fused)} (width x "
-                "height)",
+                f"sources and result differ in size: a is {_size(a)}, b is {_size(b)}, fused is {_size(fused)} (height x "
+                "width)",
                 "score them as they were fused, without resizing",
                 expected=fused.shape[:2],
                 got=(a.shape[:2], b.shape[:2]),
@@ -434,7 +434,7 @@ def _of_plane(metric: Metric, a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def _size(image: Array) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    return f"{image.shape[0]}x{image.shape[1]}"
 
 
 def _nearest(name: str, known: Iterable[str] | Mapping[str, object]) -> str:

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from refusion_edge.metrics.planes import Plane, mean
+from refusion_edge.metrics.planes import Plane, defined, mean
 
 Triple = tuple[Plane, Plane, Plane]
 """Source a, source b and the fused image of one moment, (H, W) each."""
@@ -83,6 +83,5 @@ def grain(previous: Triple, current: Triple) -> float:
         Defined here.
     """
     change = current[2] - previous[2]
-    still = np.nan_to_num(change, nan=0.0)
-    fine = np.abs(still - cv2.GaussianBlur(still, (0, 0), _GRAIN_SIGMA))
-    return _SIGMA_OF_MEDIAN * float(np.median(fine[~np.isnan(change)])) / math.sqrt(2)
+    fine = defined(np.abs(change - cv2.GaussianBlur(change, (0, 0), _GRAIN_SIGMA)))
+    return _SIGMA_OF_MEDIAN * float(np.median(fine)) / math.sqrt(2) if fine.size else math.nan

@@ -275,7 +275,7 @@ def check_source(name: SourceName, source: RigSource) -> None:
     width, height = source.size_wh
     if not (_MIN_SIDE <= width <= _MAX_SIDE and _MIN_SIDE <= height <= _MAX_SIDE):
         raise RigError(
-            f"{name}.size_wh is {width}x{height}",
+            f"{name}.size_wh is [{width}, {height}]",
             f"correct it to sides from {_MIN_SIDE} to {_MAX_SIDE} pixels",
             expected=(_MIN_SIDE, _MAX_SIDE),
             got=(height, width),
@@ -285,7 +285,7 @@ def check_source(name: SourceName, source: RigSource) -> None:
     if not inside or min(view_width, view_height) < _MIN_SIDE:
         raise RigError(
             f"{name}.crop_xywh is {list(source.view_xywh)}",
-            f"choose a crop of at least {_MIN_SIDE}x{_MIN_SIDE} pixels inside the frame of {width}x{height}",
+            f"choose a crop of at least {_MIN_SIDE}x{_MIN_SIDE} pixels inside the frame of {height}x{width} (height x width)",
             got=source.view_xywh,
         )
     if source.lens is not None:

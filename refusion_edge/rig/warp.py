@@ -74,8 +74,8 @@ class SourceWarp:
         width, height = self.size_wh
         if frame.shape[:2] != (height, width):
             raise RigError(
-                f"{self.name} frames are {frame.shape[1]}x{frame.shape[0]}, but {width}x{height} in the rig",
-                f"set the camera to {width}x{height} or run refusion-edge align again",
+                f"{self.name} frames are {frame.shape[0]}x{frame.shape[1]} (height x width), but {height}x{width} in the rig",
+                f"set the camera to {height}x{width} or run refusion-edge align again",
                 expected=(height, width),
                 got=frame.shape[:2],
             )

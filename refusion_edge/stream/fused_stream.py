@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from typing import Any, cast
 
 from typing_extensions import Self
 
@@ -20,13 +20,16 @@ from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.run.config import read_config
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings, override
+from refusion_edge.stream.run.shared import Shared
 from refusion_edge.stream.run.tap import Tap
+from refusion_edge.stream.statistics import Health
 from refusion_edge.text import printable, redact
 
 Name = str | os.PathLike[str]
 
 # Longer than the pipeline takes to give up on a part that hangs.
 _END_S = 30.0
+_OF_A_SINK = ("name", "capacity", "lossless", "__enter__", "__exit__", "write")
 _LOG = logging.getLogger("refusion_edge")
 
 
@@ -45,6 +48,7 @@ class FusedStream:
         fuser: Runs the network in place of the one that the settings name; closed at the end.
         sinks: More outputs, not entered yet.
         announce: Called with messages for the user, such as the address of the browser view.
+        shared: What it has in common with other rigs of the process; see ``refusion_edge.stream.site``.
 
     Raises:
         RefusionError: While iterating or running: a source, an output or the engine failed; everything is closed by then.
@@ -57,6 +61,7 @@ class FusedStream:
         fuser: Fuser | None = None,
         sinks: Sequence[Sink] = (),
         announce: Callable[[str], object] = _LOG.info,
+        shared: Shared | None = None,
     ) -> None:
         refinement = None
         if settings.refine is not None:
@@ -64,7 +69,7 @@ class FusedStream:
 
             refinement = OnlineRefinement(Bounds(shift_px=settings.refine))
         self.settings = settings
-        self._session = StreamSession(settings, fuser=fuser, refinement=refinement, sinks=sinks)
+        self._session = StreamSession(settings, fuser=fuser, refinement=refinement, sinks=sinks, shared=shared)
         self._announce = announce
         self._run: _Run | None = None
 
@@ -125,6 +130,19 @@ class FusedStream:
         if self._run is not None:
             self._run.end()
             self._run.raise_failure()
+
+    def stop(self) -> None:
+        """Ask it to end, without waiting; ``run`` then returns. May be called from any thread."""
+        self._session.stop.set()
+
+    def health(self) -> Health:
+        """Whether it works now."""
+        return self._session.statistics.health()
+
+    @property
+    def count(self) -> int:
+        """Number of fused frames so far."""
+        return self._session.statistics.count
 
     def listen(self, listener: Callable[[str, str], object]) -> None:
         """Call a function for every event of the report as it happens, with its place, such as ``ir``, and what happened.
@@ -215,7 +233,7 @@ def open_stream(
     ir: Name | int | None = None,
     vis: Name | int | None = None,
     *,
-    outputs: Name | Sink | Sequence[Name | Sink] = (),
+    outputs: Name | Sink | Iterable[Name | Sink] = (),
     config: Name | None = None,
     fuser: Fuser | None = None,
     announce: Callable[[str], object] = _LOG.info,
@@ -235,12 +253,11 @@ def open_stream(
             ``network="auto"``, ``rig="rig.yaml"`` or ``max_skew_ms=20``.
 
     Raises:
-        UsageError: An option is unknown (the remedy names the nearest one), out of range, or contradicts another one.
+        UsageError: An option is unknown (the remedy names the nearest one), out of range, or contradicts another one; an output
+            is no output.
         InputError: The configuration file cannot be used.
     """
-    every: list[Any] = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-    names = [os.fspath(each) for each in every if isinstance(each, str | os.PathLike)]
-    sinks = [each for each in every if not isinstance(each, str | os.PathLike)]
+    names, sinks = _outputs(outputs)
     given = {"ir": ir, "vis": vis, **options}
     given = {name: value for name, value in given.items() if value is not None}
     if names:
@@ -248,6 +265,26 @@ def open_stream(
     trust = options.get("trust") is True
     stored = StreamSettings() if config is None else read_config(config, trust=trust)
     return FusedStream(override(stored, given), fuser=fuser, sinks=sinks, announce=announce)
+
+
+def _outputs(outputs: Name | Sink | Iterable[Name | Sink]) -> tuple[list[str], list[Sink]]:
+    """Names of outputs, and outputs that are objects."""
+    names: list[str] = []
+    sinks: list[Sink] = []
+    every = [outputs] if isinstance(outputs, str | os.PathLike) or hasattr(outputs, "write") else outputs
+    for each in cast("Iterable[Any]", every):
+        if isinstance(each, str | os.PathLike):
+            names.append(os.fspath(each))
+        elif all(hasattr(each, name) for name in _OF_A_SINK):
+            sinks.append(each)
+        else:
+            raise UsageError(
+                f"an output is a {type(each).__name__}, which takes no frames",
+                f"give a URI, a file, a folder, or an object with {', '.join(_OF_A_SINK)}",
+                expected=_OF_A_SINK,
+                got=type(each).__name__,
+            )
+    return names, sinks
 
 
 def fuse_video(ir: Name, vis: Name, output: Name, **options: Any) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class Statistics:
             camera.frames_in += 1
             camera.missing += missing
             if camera.size_wh not in (None, size_wh):
-                self._note(side, f"size changed to {size_wh[0]}x{size_wh[1]}")
+                self._note(side, f"size changed to {size_wh[1]}x{size_wh[0]}")
                 self._times[side].clear()  # many cameras are slower at another size
             camera.size_wh, camera.dtype = size_wh, dtype
             self._arrivals[side].append(time.monotonic_ns())
@@ -261,6 +261,12 @@ class Statistics:
         self._events.append({"time_s": round(seconds, 3), "where": side, "what": text})
         for listener in self._listeners:
             listener(side, text)
+
+    @property
+    def count(self) -> int:
+        """Number of fused frames so far."""
+        with self._lock:
+            return sum(self._modes.values())
 
     def listen(self, listener: Listener) -> None:
         """Call a function for every event from now on, with its place and what happened; it must not wait."""

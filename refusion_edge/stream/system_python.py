@@ -85,14 +85,21 @@ def send(program: Program, data: memoryview) -> None:
         left = left[program.stdin.write(left) :]
 
 
-def end(program: Program) -> int:
-    """Close the input of a program, which ends it, and return its exit code; kill it if it does not end."""
+def last_line(program: Program) -> str:
+    """The last line of a program that has ended; empty if there is none."""
+    assert program.stdout is not None
+    lines = program.stdout.read().decode(errors="replace").splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def end(program: Program, within_s: float = _STOP_S) -> int:
+    """Close the input of a program, which ends it, and return its exit code; kill it if it does not end in this time."""
     assert program.stdin is not None
     assert program.stdout is not None
     with contextlib.suppress(OSError):
         program.stdin.close()
     try:
-        code = program.wait(_STOP_S)
+        code = program.wait(within_s)
     except subprocess.TimeoutExpired:
         program.kill()
         code = program.wait()

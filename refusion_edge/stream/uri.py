@@ -17,7 +17,7 @@ from refusion_edge.text import HIDDEN, printable, redact, secrets_in
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
 SOURCE_SCHEMES = ("csi", "v4l2", *NETWORK_SCHEMES, "file", "gst", "test")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "shm", "null")
+OUTPUT_SCHEMES = ("display", "file", "view", "rtsp", "gst", "shm", "null")
 
 _PATTERN = re.compile(r"%0?\d*d")
 # Elements of GStreamer that take frames away; by custom, their names end like this.
@@ -148,7 +148,7 @@ def parse_output(text: str) -> Uri:
 
     Args:
         text: ``display://0``, a video file, a folder, a pattern such as ``frame_%04i.png``, ``view://127.0.0.1:8080``,
-            ``rtsp://@:8554/fused``, ``shm://name`` or ``null://``.
+            ``rtsp://@:8554/fused``, ``gst:`` and a pipeline without its source, ``shm://name`` or ``null://``.
 
     Raises:
         UsageError: The scheme is unknown; the message suggests the nearest one.

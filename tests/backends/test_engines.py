@@ -100,7 +100,7 @@ def test_too_little_memory_is_one_line_and_the_next_image_is_fused(name: str) ->
     assert (done.returncode, done.stderr) == (0, "")
     said, after = done.stdout.splitlines()
     assert "memory" in said
-    assert "3200x2400" in said
+    assert "2400x3200" in said
     assert after == "(1, 1, 16, 16)"
 
 
@@ -117,7 +117,7 @@ def test_failures_of_onnx_runtime_are_told_apart(random_state: State, monkeypatc
                 raise cause
 
             monkeypatch.setattr(engine, "_session", SimpleNamespace(run=fail))
-            with raises(BackendError, "30x20", problem, remedy=remedy):
+            with raises(BackendError, "20x30", problem, remedy=remedy):
                 engine.fuse(planes, planes)
 
 
@@ -131,5 +131,5 @@ def test_failures_of_torch_are_ours(random_state: State, monkeypatch: pytest.Mon
             raise RuntimeError("could not create a primitive")
 
         monkeypatch.setattr(engine, "_network", fail)
-        with raises(BackendError, "30x20", "primitive", remedy="--backend"):
+        with raises(BackendError, "20x30", "primitive", remedy="--backend"):
             engine.fuse(planes, planes)

@@ -153,8 +153,8 @@ def test_failures_are_told_apart(random_state: State, monkeypatch: pytest.Monkey
     with OpenVinoBackend(model(random_state), threads=1) as engine:
         # What OpenVINO 2026.4 returns if it cannot allocate its buffers.
         monkeypatch.setattr(engine, "_request", SimpleNamespace(infer=lambda _: [np.zeros((1, 1, 0, 0), np.float32)]))
-        with raises(BackendError, "30x20", "memory", remedy="smaller"):
+        with raises(BackendError, "20x30", "memory", remedy="smaller"):
             engine.fuse(planes, planes)
         monkeypatch.setattr(engine, "_request", SimpleNamespace(infer=fail))
-        with raises(BackendError, "30x20", "primitive", remedy="--backend"):
+        with raises(BackendError, "20x30", "primitive", remedy="--backend"):
             engine.fuse(planes, planes)

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_model
-from benchmarks.gpu_model import CHIPS, SCHEMA, Chip, count, launch_ms, layered_costs, main, row_costs
+from benchmarks.gpu_model import (
+    BOUNDS,
+    CHIPS,
+    SCHEMA,
+    Chip,
+    bounds_ms,
+    count,
+    frame_ms,
+    launch_ms,
+    layered_costs,
+    main,
+    row_costs,
+)
 from refusion_edge.arrays import State
 from refusion_edge.cuda.program_file import program_bytes
 from tests.fakes.programs import hollow_program
@@ -44,10 +56,38 @@ def test_a_launch_takes_the_longest_of_three_times() -> None:
     assert launch_ms({"instructions": 1, "products": 1, "bytes": 1000}, chip, 1_000_000) == pytest.approx(100.0)
 
 
+# For a launch and for a pixel.
+LINE = {
+    "instructions": [80.0, 8.0], "ptx_instructions": [0.0, 10.0], "products": [0.0, 500.0], "wavefronts": [0.0, 2.0],
+    "conflicts": [0.0, 0.0], "sectors": [0.0, 1.0], "sectors_once": [0.0, 0.5], "barriers": [0.0, 0.1], "ctas": [0.0, 0.01],
+    "warps": 4,
+}  # fmt: skip
+
+
+def test_each_bound_is_its_count_by_its_rate() -> None:
+    chip = Chip("chip", 87, 2, 1.0, 100, 10.0)
+    document = {"counts": {"87": {"walk": LINE, "mixing": {**LINE, "ctas": [1.0, 0.0]}}}, "serial": ["mixing"]}
+    bounds = bounds_ms(document, chip, "walk", 1000)
+    assert tuple(bounds) == BOUNDS
+    # Ten programs on two multiprocessors, a million clocks a millisecond each.
+    expected = {"issue": 8080 / 4, "tensor": 5000, "shared": 2000, "L1": 250}
+    assert {name: bounds[name] * 2e6 for name in expected} == pytest.approx(expected)
+    # 16 kB at 10 GB/s.
+    assert bounds["memory"] == pytest.approx(1.6e-3)
+    assert (bounds["serial"], bounds["launch"]) == (0, 1.5e-3)
+    alone = bounds_ms(document, chip, "mixing", 1000)
+    # One multiprocessor; each of four warps waits four clocks for every one of its instructions.
+    assert alone["shared"] == pytest.approx(2 * bounds["shared"])
+    assert alone["serial"] * 1e6 == pytest.approx(8080 / 4 * 4)
+    launches = {**document, "launches": ["walk", "mixing", "walk"]}
+    assert frame_ms(launches, chip, 1000) == pytest.approx(2 * max(bounds.values()) + max(alone.values()))
+
+
 def test_a_program_is_counted_and_its_table_printed_from_the_json(
     random_state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_model, "dump", lambda binary, option: CODE if option == "-sass" else "")
+    monkeypatch.setattr(gpu_model, "count_kernels", lambda program, _: dict.fromkeys(program.schedule.kernels, LINE))
     program = hollow_program(random_state, 87, 110)
     document = count(program)
     assert document["schema"] == SCHEMA
@@ -65,8 +105,27 @@ def test_a_program_is_counted_and_its_table_printed_from_the_json(
     assert capsys.readouterr().out == printed
     assert printed.startswith("Model, not a measurement; counted in kernels of ")
     assert "| 2 x `encoder_statistics` |" in printed
-    assert "mixing" not in printed
+    assert "`encoder_mixing`" in printed
+    assert document["serial"] == ["encoder_mixing", "decoder_mixing"]
     assert [chip.name in printed for chip in CHIPS] == [True, True, True, True, False, False]
+
+
+def test_a_run_on_a_device_is_compared_with_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"counts": {"90": {"stem": LINE}}, "serial": [], "launches": ["stem"]}
+    Path("model.json").write_text(json.dumps(document))
+    # Four instructions in each clock of each of 132 multiprocessors at 1.83 GHz, and a device that takes twice as long.
+    bound_ms = (80 + 8 * 480 * 640) / 4 / (132 * 1.83e6)
+    row = {"name": "stem", "size_hw": [480, 640], "ms": 2 * bound_ms}
+    run = {"device": {"name": "NVIDIA H200"}, "parts": {"launches": {"rows": [row]}}}
+    Path("run.json").write_text(json.dumps(run))
+    assert main(["--table", "model.json", "--beside", "run.json"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert "| `stem` | 640x480 |" in printed
+    assert f"| {1e3 * bound_ms:.1f} | 50 % |" in printed
+    Path("run.json").write_text(json.dumps({**run, "device": {"name": "NVIDIA A100-SXM4-40GB"}}))
+    with pytest.raises(SystemExit):
+        main(["--table", "model.json", "--beside", "run.json"])
+    assert "A100" in capsys.readouterr().err
 
 
 def test_it_wants_a_program_or_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from refusion_edge.bundle.folder import check_target, install_bundle, read_bundl
 from refusion_edge.bundle.manifest import MANIFEST, MODEL, SCHEMA, WEIGHTS, GateNotRun, GateResult, Manifest, TensorSpec
 from refusion_edge.bundle.spec import EngineSpec, parse_spec
 from refusion_edge.cli import build as cli_build
-from refusion_edge.errors import BundleError, MisfitError, OutputError
+from refusion_edge.errors import BundleError, DiskFullError, MisfitError, OutputError
 from refusion_edge.machine import Target, this_machine
 from refusion_edge.sizes import SizeRange
 from tests.conftest import ROOT, files_below
@@ -325,7 +325,7 @@ def test_a_bundle_moved_aside_by_a_killed_build_comes_back(monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", no_room)
-        with raises(OutputError, "bundle"):
+        with raises(DiskFullError, "bundle"):
             install_bundle(Path("bundle"), manifest(), FILES)
     assert read_bundle("bundle").manifest == manifest()
     assert [entry.name for entry in Path().iterdir()] == ["bundle"]

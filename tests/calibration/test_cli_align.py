@@ -195,7 +195,7 @@ def test_a_wrong_field_of_view_is_named(run_cli: Run, narrow: Array, words: tupl
 
 def test_calibration(run_cli: Run) -> None:
     write_calibration("stereo.yml")
-    sizes = ("--ir-size", "640x512", "--vis-size", "640x480")
+    sizes = ("--ir-size", "512x640", "--vis-size", "480x640")
     code, out, err = run_cli("align", "calibration", "stereo.yml", *sizes, "--unit", "mm", "--distance", "2m,far")
     assert (code, err) == (0, "")
     assert "error 0.31 px" in out
@@ -224,7 +224,7 @@ def test_calibration(run_cli: Run) -> None:
         (("auto", *PICTURES, "--overlya", "x.png"), 2, "'--overlay'"),
         (("auto", "--ir", "none.png", "--vis", "vis.png"), 4, "none.png"),
         (("auto", *PICTURES, "--rig", "none.yaml"), 4, "none.yaml"),
-        (("auto", *PICTURES, "--rig", "small.yaml", "-o", "y.yaml"), 4, "64x48"),
+        (("auto", *PICTURES, "--rig", "small.yaml", "-o", "y.yaml"), 4, "48x64"),
         (("auto", *PICTURES, "-o", "ir.png/rig.yaml"), 4, "ir.png"),
         (("points", "none.csv", *PICTURES), 4, "none.csv"),
         (("checkerboard", *PICTURES, "--board", "2x2"), 2, "'2x2'"),
@@ -233,7 +233,7 @@ def test_calibration(run_cli: Run) -> None:
         (("calibration", "none.yml", *PICTURES), 4, "none.yml"),
         (("calibration", "none.yml", *PICTURES, "--unit", "inch"), 2, "unit"),
         (("check", "none.yaml", *PICTURES), 4, "none.yaml"),
-        (("check", "small.yaml", *PICTURES), 4, "64x48"),
+        (("check", "small.yaml", *PICTURES), 4, "48x64"),
         (("check", "whole.yaml", *PICTURES, "--distance", "3m"), 4, "3 m"),
         (("atuo", *PICTURES), 2, "'auto'"),
         ((), 2, "required"),

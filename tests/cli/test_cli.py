@@ -108,7 +108,7 @@ def test_fuse_two_files(run_cli: Run, picture: Picture, suffix: str) -> None:
     make_pair(picture)
     code, out, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", f"out/fused.{suffix}")
     assert (code, err) == (0, "")
-    assert f"wrote out/fused.{suffix} (60x40, color)" in out
+    assert f"wrote out/fused.{suffix} (40x60, color)" in out
     assert read_image(f"out/fused.{suffix}").shape == (40, 60, 3)
 
 
@@ -176,7 +176,7 @@ def bad_fuse_inputs(picture: Picture) -> dict[str, tuple[tuple[str, ...], str]]:
         "zero bytes": (("empty.png", "vis/x.png"), "zero bytes"),
         "no image": (("text.png", "vis/x.png"), "damaged"),
         "video": (("clip.mp4", "vis/x.png"), "video"),
-        "sizes": (("ir/x.png", "vis/y.png"), "60x40 and b is 60x44"),
+        "sizes": (("ir/x.png", "vis/y.png"), "40x60 and b is 44x60"),
         "constant": (("flat.png", "vis/x.png"), "source "),
         "too small": (("tiny.png", "tiny.png"), "at least 8x8"),
         "no common stem": (("ir", "other"), "other (z)"),
@@ -393,8 +393,8 @@ def test_doctor_shows_each_camera_with_its_formats(run_cli: Run, monkeypatch: py
     text = " ".join(out.split())
     for word in (
         "usb-Maker_Cam-video-index0",
-        "MJPG 1280x720@30",
-        "Y16 160x120@9",
+        "MJPG 720x1280@30",
+        "Y16 120x160@9",
         "GREY 8x8",
         "/dev/video2",
         "Permission denied",

@@ -23,9 +23,9 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 def test_everything_that_is_said_is_a_line_of_json(run_cli: Cli) -> None:
-    sources = "--ir", camera("ir", lose_every_ms=900, lose_ms=200), "--vis", camera("vis")
-    words = "-o", "view://0.0.0.0:0", "--token", "geheim-4711", "--network", "fast", "--lost-after-ms", 100
-    code, out, err = run_cli("stream", *sources, *words, "--duration-s", 2, "--log-json")
+    sources = "--ir", camera("ir", lose_every_ms=2500, lose_ms=1200), "--vis", camera("vis")
+    words = "-o", "view://0.0.0.0:0", "--token", "geheim-4711", "--network", "fast", "--lost-after-ms", 300
+    code, out, err = run_cli("stream", *sources, *words, "--duration-s", 4.5, "--log-json")
     assert (code, out) == (0, "")
     found = lines(err)
     assert all(datetime.datetime.fromisoformat(line["time"]).utcoffset() == datetime.timedelta(0) for line in found)

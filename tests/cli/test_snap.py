@@ -166,5 +166,5 @@ def test_a_mode_that_is_not_granted_is_an_error_or_said(run_cli: RunCli, monkeyp
     assert code == 0, err
     found = json.loads(Path("snap.json").read_text())
     assert found["ir"]["size_wh"] == [64, 48]
-    assert any("64x48" in text for text in found["remarks"])
-    assert "64x48" in err
+    assert any("48x64" in text for text in found["remarks"])
+    assert "48x64" in err

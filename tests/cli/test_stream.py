@@ -72,7 +72,7 @@ def test_a_rig_file_aligns_and_decides(run_cli: RunCli) -> None:
     small = ("--ir", camera("ir", live=0, frames=3).replace("width=64", "width=60"), *FILES[2:])
     code, _, err = run_cli("stream", *small, "-o", "null://", "--rig", "rig.yaml", "--threads", 1)
     assert code == 4
-    assert "60x48" in err
+    assert "48x60" in err
 
 
 @pytest.mark.parametrize(

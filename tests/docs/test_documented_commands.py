@@ -54,6 +54,9 @@ ELSEWHERE = {
     "cmake": "tests/kernels/library/conftest.py",
     "build/installed/bin/fuse_pgm": "tests/kernels/library/test_c_library.py",
     "cc app.c": "tests/kernels/library/test_consumers.py",
+    "/usr/bin/python3 -m venv env": "tests/gstreamer/test_element.py",
+    "env/bin/": "tests/gstreamer/test_element.py",
+    "gst-inspect-1.0 refusion": "tests/gstreamer/test_element.py",
 }
 """Commands that need minutes or several processes, by their beginning, and the test that covers them."""
 

@@ -125,7 +125,7 @@ def test_a_result_of_another_size_is_named(dataset: Path, run_cli: Cli) -> None:
     write_image("good/02.png", np.zeros((20, 30), np.uint8))
     code, _, err = run_cli("eval", *SOURCES, "--fused", "good")
     assert code == 4
-    assert all(text in err for text in ("02", "30x20", "56x48"))
+    assert all(text in err for text in ("02", "20x30", "48x56"))
     assert one_sentence(err)
 
 

@@ -32,8 +32,8 @@ def shards(run_cli: Cli, count: int, *words: object) -> list[str]:
 def test_merged_shards_are_the_whole(run_cli: Cli, words: tuple[str, ...]) -> None:
     assert run_cli(*EVAL, *words, "--json", "whole.json", "--csv", "whole.csv")[0] == 0
     names = shards(run_cli, 3, *words)
-    code, out, err = run_cli("eval", "--merge", *names[::-1], "--json", "merged.json", "--csv", "merged.csv")
-    assert (code, err) == (0, "")
+    code, out, _ = run_cli("eval", "--merge", *names[::-1], "--json", "merged.json", "--csv", "merged.csv")
+    assert code == 0
     assert "5 images" in out
     whole, merged = (json.loads(Path(f"{name}.json").read_text()) for name in ("whole", "merged"))
     del whole["remarks"]

@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from refusion_edge.archive.manifest import Manifest
+from refusion_edge.archive.shards import ALL
 from refusion_edge.bench.history import SweepLog, read_baseline
 from refusion_edge.calibration.rig.points import read_points
 from refusion_edge.calibration.rig.stereo import read_calibration
 from refusion_edge.cuda.program_file import parse_program
 from refusion_edge.errors import InputError, RefusionError
+from refusion_edge.evaluation.shards import merge
 from refusion_edge.fuser import load
 from refusion_edge.images.io import read_image
 from refusion_edge.network.checkpoint import read_checkpoint
@@ -34,6 +37,7 @@ from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.network.quantization import quantizable_layers, read_table
 from refusion_edge.rig.file import read_rig
 from refusion_edge.stream.outputs.recording import read_recording
+from refusion_edge.stream.site import read_site
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import CorruptFrameError
 from refusion_edge.stream.uri import parse_source
@@ -236,6 +240,11 @@ def video_of(suffix: str) -> Callable[[bytes], object]:
     return take
 
 
+def manifest_of(path: Path) -> object:
+    with Manifest(path.parent, ALL) as manifest:
+        return manifest.entries
+
+
 def sweep_of(path: Path) -> object:
     with SweepLog(path, {}) as log:
         return log.rows
@@ -267,6 +276,9 @@ FORMATS: dict[str, tuple[Mutate, Callable[[bytes], object]]] = {
     "points": (any_bytes, of_file("p.csv", read_points)),
     "table": (any_json, lambda data: read_table(data, "x", LAYERS)),
     "recording": (any_recording, recording_of),
+    "manifest": (any_lines, of_file("manifest.jsonl", manifest_of)),
+    "shard": (any_json, of_file("shard.json", lambda path: merge([path]))),
+    "site": (any_bytes, of_file("site.yaml", read_site)),
     "report": (any_json, of_file("old.json", read_baseline)),
     "lines": (any_lines, of_file("sweep.jsonl", sweep_of)),
     "png": (any_png, of_file("x.png", read_image)),

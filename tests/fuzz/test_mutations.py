@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+from refusion_edge.archive.manifest import Entry
 from refusion_edge.arrays import Array, State
 from refusion_edge.bench.measurement import Row, WindowSummary
 from refusion_edge.bench.report import SCHEMA, describe_machine, row_document
@@ -25,6 +26,8 @@ from refusion_edge.bench.statistics import spread
 from refusion_edge.bench.subjects import Identity
 from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.cuda.program_file import program_bytes
+from refusion_edge.evaluation.shards import SCHEMA as SHARD_SCHEMA
+from refusion_edge.evaluation.shards import ShardOfReport
 from refusion_edge.export.build import build
 from refusion_edge.network.checkpoint import Checkpoint, safetensors_bytes, write_pth
 from refusion_edge.network.parameters import PARAMETERS
@@ -102,6 +105,24 @@ def a_bundle(folder: Path) -> bytes:
     return zipped(files)
 
 
+SITE = b"""network: fast
+outputs: ['view://127.0.0.1:8080']
+rigs:
+  gate: {ir: 'test://ir?width=64', vis: 'test://vis?width=64', gain: clahe}
+  yard: {ir: rtsp://10.0.0.7/ir, vis: clip.mkv, share: 2.5, record: yard, record_limit: 10000000}
+"""
+
+
+def a_shard() -> dict[str, Any]:
+    names = [str(number) for number in range(3)]
+    return asdict(
+        ShardOfReport(
+            SHARD_SCHEMA, 0, 1, 3, "0" * 64, "ir_vis", ["evaluator:EN", "vifb:SSIM"], ["one"], names,
+            [["a.png", "b.png", "c.png", "c.png"]] * 3, ["left.png"], [[[1.5, None]] * 3],
+        )
+    )  # fmt: skip
+
+
 def sound_files(folder: Path, state: State) -> None:
     """One sound file per format."""
     load = {"average": 0.1, "busy_cores": 0.0, "cores": 2}
@@ -121,6 +142,9 @@ def sound_files(folder: Path, state: State) -> None:
         "points": b"ir_x,ir_y,vis_x,vis_y\n" + b"10,20,30.5,40\n" * 6,
         "table": table.to_json().encode(),
         "recording": json.dumps(recorded).encode() + b"\n" + rows.encode(),
+        "manifest": (json.dumps(asdict(Entry("1", "1.png", *"abcd"))) + "\n").encode() * 3,
+        "shard": json.dumps(a_shard()).encode(),
+        "site": SITE,
         "report": json.dumps(report).encode(),
         "lines": "".join(json.dumps(one) + "\n" for one in (header, a_row(), a_row())).encode(),
         **{suffix: cv2.imencode(f".{suffix}", picture)[1].tobytes() for suffix in ("png", "tiff", "jpg", "webp", "bmp")},

@@ -92,8 +92,8 @@ def test_different_sizes_without_a_rig_are_an_error_with_its_remedy(launch: Laun
     a, b = write("ir.raw", ir, "GRAY16_LE"), write("vis.raw", vis[:, :40, :52], "GRAY8")
     sources = f"{raw(a, 'GRAY16_LE', SIZE_WH)} ! f.ir {raw(b, 'GRAY8', (52, 40))} ! f.vis"
     done = launch(f"{FAST} ! filesink location=out.raw {sources}", fails=True)
-    assert "64x48" in done.stderr
-    assert "52x40" in done.stderr
+    assert "48x64" in done.stderr
+    assert "40x52" in done.stderr
     launch(f"{FAST} resize=true ! filesink location=out.raw {sources}")
     assert len(frames(Path("out.raw"), "GRAY8", (52, 40))) == COUNT
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import InputError, OutputError, UsageError
+from refusion_edge.errors import DiskFullError, InputError, OutputError, UsageError
 from refusion_edge.images import io
 from refusion_edge.images.io import read_image, write_image
 from tests.conftest import files_below
@@ -165,7 +165,7 @@ def test_full_disk_leaves_nothing_behind(picture: Picture, monkeypatch: pytest.M
     before = Path("x.png").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdopen", no_room)
-        with raises(OutputError, "x.png"):
+        with raises(DiskFullError, "x.png"):
             write_image("x.png", picture(9, 9))
     assert files_below(Path()) == ["x.png"]
     assert Path("x.png").read_bytes() == before

@@ -10,7 +10,7 @@ import pytest
 from refusion_edge.errors import InputError, UsageError
 from refusion_edge.images.depth import find_depths, read_pairs
 from refusion_edge.images.io import write_image
-from refusion_edge.images.layouts import find_folders
+from refusion_edge.images.layouts import LAYOUTS, find_folders
 from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import find_pairs, fingerprint, read_pair
 from refusion_edge.tasks import find_task
@@ -90,6 +90,7 @@ def test_fingerprint_depends_on_pixels_only() -> None:
         ("thermal-07", "visible-07", "07"),
         ("scene.ct", "scene.mri", "scene"),
         ("lytro-01-A", "lytro-01-B", "lytro-01"),
+        ("DJI_0001_T", "DJI_0001_V", "DJI_0001"),
     ],
 )
 def test_words_for_the_source_are_left_out_of_names(a: str, b: str, name: str) -> None:
@@ -148,6 +149,51 @@ def test_layouts_of_known_data_sets_are_found(a: str, b: str, layout: str) -> No
         find_folders(Path("data"), task, "kaist")
     with raises(UsageError, "nowhere"):
         find_folders(Path("data"), task, "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "layout", "names"),
+    [
+        (
+            "multi_focus",
+            ("lytro-01-A.jpg", "lytro-01-B.jpg", "lytro-20-A.jpg", "lytro-20-B.jpg"),
+            "lytro",
+            ["lytro-01", "lytro-20"],
+        ),
+        (
+            "multi_exposure",
+            (
+                "input/House/House_A.png",
+                "input/House/House_B.png",
+                "input/ICCV_01/ICCV_01_A.jpg",
+                "input/ICCV_01/ICCV_01_B.jpg",
+            ),
+            "mefb",
+            ["House", "ICCV_01"],
+        ),
+        ("medical", ("CT/16003.png", "MRI/16003.png"), "harvard-ct", ["16003"]),
+        ("medical", ("MRI/7.png", "test/PET/7.png", "test/MRI/7.png"), "harvard-pet", ["7"]),
+        ("medical", ("SPECT/7.png", "MRI/7.png"), "harvard-spect", ["7"]),
+    ],
+)
+def test_layouts_of_the_other_tasks_are_found(task: str, files: tuple[str, ...], layout: str, names: list[str]) -> None:
+    for name in files:
+        # A folder whose name is a pattern itself.
+        path = Path("da[t]a", name)
+        make(str(path.parent), path.name)
+    for asked in (None, layout):
+        found = find_folders(Path("da[t]a"), find_task(task), asked)
+        assert found.layout == layout
+        pairs = find_pairs(str(found.a), str(found.b)).pairs
+        assert [pair.name for pair in pairs] == names
+        assert all(pair.a != pair.b for pair in pairs)
+
+
+def test_a_layout_is_for_one_task() -> None:
+    for name, layout in LAYOUTS.items():
+        other = "medical" if layout.task != "medical" else "ir_vis"
+        with raises(UsageError, name, expected=layout.task, got=other):
+            find_folders(Path(), find_task(other), name)
 
 
 def test_the_bit_depth_is_that_of_the_whole_set(rng: np.random.Generator) -> None:

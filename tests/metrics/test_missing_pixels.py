@@ -16,13 +16,7 @@ from refusion_edge.metrics.planes import Plane
 from tests.raising import raises
 
 Triple = Callable[..., tuple[Plane, Plane, Plane]]
-# Those of the convention appearance look at places that these images do not have; see test_appearance.py.
-ALL = [
-    metric
-    for by_convention in METRICS.values()
-    for metric in by_convention.values()
-    if metric.reads != "transition" and metric.convention != "appearance"
-]
+ALL = [metric for by_convention in METRICS.values() for metric in by_convention.values() if metric.reads != "transition"]
 OVER_THE_SPECTRUM = {"FMI_dct", "Qcb", "Qcv"}
 COARSE = {"MS-SSIM", "VIF", "MEF-SSIM"}
 """Those that need many pixels for a window at their coarsest scale that touches none of the missing ones."""
@@ -33,10 +27,22 @@ def as_float(plane: Plane) -> np.ndarray:
     return (plane / 255).astype(np.float32)
 
 
+def with_sights(a: Plane, b: Plane, fused: Plane) -> tuple[Plane, Plane, Plane]:
+    """The images with what the convention ``appearance`` looks for: glare, a clipped roof, a hot object, a wall, an edge."""
+    a, b = a.copy(), b.copy()
+    b[:50, :25] = 255
+    a[:25, 25:45] = 255
+    a[55:75, 62:85] = 20
+    a[62:68, 70:76] = 254
+    b[50:, :45], b[50:, 45:] = 100, 180
+    return a, b, fused
+
+
 @pytest.mark.parametrize("where", ["a", "b", "fused"])
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.key)
 def test_an_empty_border_is_like_a_crop(triple: Triple, metric: Metric, where: str) -> None:
-    images = dict(zip(("a", "b", "fused"), map(as_float, triple(190, 201)), strict=True))
+    planes = with_sights(*triple(190, 201)) if metric.convention == "appearance" else triple(190, 201)
+    images = dict(zip(("a", "b", "fused"), map(as_float, planes), strict=True))
     inner = (slice(9, 180), slice(13, None))
     expected = score(*(image[inner] for image in images.values()), [metric])[metric]
     bordered = images[where].copy()
@@ -51,12 +57,14 @@ def holes(shape: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(shape, np.bool_)
     mask[20, 5:20] = True
     mask[30, 30] = mask[44, 12] = True
+    mask[80:81, 30:31] = mask[60:61, 72:73] = True  # if there are as many
     return mask
 
 
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.key)
 def test_a_pixel_without_a_value_has_no_influence(triple: Triple, metric: Metric) -> None:
-    a, b, fused = map(as_float, triple(*((460, 450) if metric.name in COARSE else (100, 90))))
+    planes = triple(*((460, 450) if metric.name in COARSE else (100, 90)))
+    a, b, fused = map(as_float, with_sights(*planes) if metric.convention == "appearance" else planes)
     mask = holes(a.shape)
     values = []
     for written in (0.0, 1.0):

@@ -22,6 +22,7 @@ from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.fused_stream import FusedStream, fuse_video, open_stream
 from refusion_edge.stream.run.tap import NAME, Tap
+from refusion_edge.stream.sources.synthetic import SyntheticSource
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.tasks import find_task
 from tests.conftest import ROOT
@@ -109,12 +110,19 @@ def test_the_event_loop_runs_on_while_it_waits() -> None:
 
 
 @pytest.mark.parametrize("sources", [FILES, CAMERAS], ids=["files", "cameras"])
-def test_leaving_the_loop_closes_everything(sources: dict[str, str]) -> None:
+def test_leaving_the_loop_closes_everything(sources: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     backend, sink = Counting(), ListSink()
+    opened: list[SyntheticSource] = []
+    left: list[SyntheticSource] = []
+    enter = SyntheticSource.__enter__
+    monkeypatch.setattr(SyntheticSource, "__enter__", lambda self: opened.append(self) or enter(self))
+    monkeypatch.setattr(SyntheticSource, "__exit__", lambda self, *_exc: left.append(self))
     for frame in refusion_edge.stream(**sources, outputs=[sink, "out/%03i.png"], fuser=mean(backend)):
         if frame.number >= 2:
             break
     assert (threads(), backend.closed, sink.closed) == (set(), 1, True)
+    assert len(opened) == 2
+    assert all(source in left for source in opened)
     assert len(list(Path("out").iterdir())) >= 1
 
 
@@ -300,6 +308,10 @@ def test_options_are_checked_before_anything_is_opened() -> None:
         refusion_edge.stream(**FILES, netwrk="fast")
     with raises(UsageError, "max_skew_ms", expected=(0, 1e6)):
         refusion_edge.stream(**FILES, max_skew_ms=-1)
+    with raises(UsageError, "int", got="int"):
+        refusion_edge.stream(**FILES, outputs=[3])  # type: ignore[list-item]
+    stream = refusion_edge.stream(**FILES, outputs={Path("a.mkv"), "a.mkv"})
+    assert stream.settings.outputs == ("a.mkv", "a.mkv")
 
 
 def test_a_configuration_file_can_be_overridden() -> None:

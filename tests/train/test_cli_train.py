@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
+from refusion_edge.cli import train
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import TASKS
 from tests.conftest import one_sentence
@@ -33,6 +34,19 @@ def test_every_task_trains_on_its_samples_and_the_weights_fuse(task: str, run_cl
     assert "refusion-edge fuse" in out
     pair = sample_paths(task)[0]
     assert run_cli("fuse", pair.a, pair.b, "-o", "fused.png", "--weights", weights)[0] == 0
+
+
+@pytest.mark.parametrize(("every_s", "lines"), [(0.0, 2), (1e9, 0)])
+def test_a_log_gets_lines_of_progress_now_and_then(
+    every_s: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "_LINE_EVERY_S", every_s)
+    with train._progress() as (_, progress):
+        progress(0.25, "step 3, loss 0.5000")
+        progress(0.5, "step 6, loss 0.4000")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert not lines or ("step 3, loss 0.5000" in said[0] and "25%" in said[0] and "50%" in said[1])
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 
 from refusion_edge.arrays import State
-from refusion_edge.errors import CheckpointError, OutputError, TrainingError, UsageError
+from refusion_edge.errors import CheckpointError, DiskFullError, OutputError, TrainingError, UsageError
 from refusion_edge.files import Claim
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.tasks import find_task
@@ -279,7 +279,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         return original(self, target)
 
     monkeypatch.setattr(files.Path, "replace", replace)
-    with raises(OutputError, "run/step-0000004.safetensors"):
+    with raises(DiskFullError, "run/step-0000004.safetensors"):
         run_session(request(folder_of_pairs("data"), "run", "run.steps=6", "checkpoint.every=2"), quiet())
     assert [path.name for path in Path("run").glob("*step*")] == ["step-0000002.safetensors"]
     assert not [path for path in Path("run").iterdir() if path.name.startswith(".")]

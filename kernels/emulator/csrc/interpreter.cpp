@@ -299,7 +299,8 @@ EMULATOR_CLONES void Machine::execute(Warp& warp) {
                 break;
             case Op::fence_proxy_async:
                 for (int lane = 0; lane < 32; ++lane) {
-                    if (mask >> lane & 1) ++fences_[static_cast<std::size_t>(32 * warp.index + lane)];
+                    const auto thread = static_cast<std::size_t>(32 * warp.index + lane);
+                    if (mask >> lane & 1) ++fences_[thread], fence_epochs_[thread] = epoch_;
                 }
                 break;
             case Op::bar_warp_sync:

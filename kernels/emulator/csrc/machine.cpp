@@ -11,6 +11,7 @@ Machine::Machine(const Kernel& kernel, const Launch& launch, Count* counts, Traf
     shared_defined_.resize(launch.shared_bytes);
     shared_marks_.resize(launch.check ? (launch.shared_bytes >> kernel.shared_grain) + 1 : 0);
     fences_.assign(static_cast<std::size_t>(launch.threads), 0);
+    fence_epochs_ = fences_;
     for (const Region& region : launch.regions) {
         const bool marked = launch.check && region.writable;
         global_marks_.emplace_back(marked ? (region.size >> region.grain) + 2 : 0);
@@ -166,7 +167,10 @@ void Machine::mark_shared(const Warp& warp, std::uint32_t offset, int size, int 
                 report(Kind::shared_within_warp, pc, thread, other, offset);
             }
         }
-        if (async && mark.writer && fences_[mark.writer - 1] == mark.write_fence) {
+        // The fence may lie anywhere on the way from the write to the product: with the thread that wrote, or, behind a barrier,
+        // with the one that multiplies.
+        if (async && mark.writer && fences_[mark.writer - 1] == mark.write_fence &&
+            fence_epochs_[static_cast<std::size_t>(thread)] <= mark.write_epoch) {
             report(Kind::proxy_fence, pc, thread, static_cast<int>(mark.writer) - 1, offset);
         }
         const bool read_now = mark.reader && mark.read_epoch == epoch_;

@@ -106,7 +106,8 @@ class Machine {
     std::vector<std::vector<GlobalMark>> global_marks_;
     std::vector<std::vector<std::uint32_t>> read_in_cta_;  // of each sector: the last CTA that read it
     std::vector<std::vector<std::uint8_t>> touched_;       // of each sector: 1 read, 2 written
-    std::vector<std::uint32_t> fences_;                    // of each thread
+    std::vector<std::uint32_t> fences_;                    // of each thread: how many
+    std::vector<std::uint32_t> fence_epochs_;              // and when it passed the last one
     int cta_ = 0, barrier_pc_ = 0, last_region_ = 0;
     std::uint32_t epoch_ = 0, clock_ = 0;
     std::uint64_t executed_ = 0;

@@ -225,7 +225,7 @@ class PlanRunner(StagesOnDevice):
         for name in self._inputs:
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
-                    f"the engine refuses the size {width}x{height} (width x height): {self._log.first_error}", "build it again"
+                    f"the engine refuses the size {height}x{width} (height x width): {self._log.first_error}", "build it again"
                 )
         self._graphs = {}
         self._hosts: dict[str, HostBuffer] = {}
@@ -269,11 +269,11 @@ class PlanRunner(StagesOnDevice):
             return
         (min_h, min_w), (max_h, max_w) = self.sizes_hw.min_hw, self.sizes_hw.max_hw
         height, width = size_hw
-        takes = f"{max_w}x{max_h}"
+        takes = f"{max_h}x{max_w}"
         if self.sizes_hw.min_hw != self.sizes_hw.max_hw:
-            takes = f"{min_w}x{min_h} to {takes}"
+            takes = f"{min_h}x{min_w} to {takes}"
         raise ShapeError(
-            f"the engine was built for images of {takes} (width x height), but these are {width}x{height}",
+            f"the engine was built for images of {takes} (height x width), but these are {height}x{width}",
             f"build one with --size {height}x{width}",
             expected=self.sizes_hw,
             got=size_hw,

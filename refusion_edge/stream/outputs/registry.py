@@ -18,6 +18,7 @@ def open_sink(
     uri: Uri | str,
     *,
     rate_hz: float | None = None,
+    live: bool = True,
     statistics: Statistics | None = None,
     gain: ThermalGain | None = None,
     stop: threading.Event | None = None,
@@ -31,6 +32,7 @@ def open_sink(
     Args:
         uri: The output, see ``refusion_edge.stream.uri.parse_output``.
         rate_hz: Nominal frames per second of a video; 30 if unknown. Frames keep their own times.
+        live: Whether the frames are those of cameras, which a pipeline shows as they come.
         statistics: What the browser view reports about the run.
         gain: The gain control whose polarity the browser view can switch.
         stop: Set by a window that is closed.
@@ -50,10 +52,8 @@ def open_sink(
         return DisplaySink(uri, stop or threading.Event())
     if uri.scheme == "shm":
         return SharedMemorySink(uri)
-    if uri.scheme == "rtsp":
-        from refusion_edge.stream.outputs.rtsp import RtspSink
-
-        return RtspSink(uri, rate_hz=rate_hz, announce=announce)
+    if uri.scheme in {"rtsp", "gst"}:
+        return _open_pipeline(uri, rate_hz, live, announce)
     if uri.scheme == "view":
         from refusion_edge.stream.outputs.view import ViewSink
 
@@ -67,3 +67,12 @@ def open_sink(
             tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
         )
     return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
+
+
+def _open_pipeline(uri: Uri, rate_hz: float | None, live: bool, announce: Callable[[str], object]) -> Sink:
+    from refusion_edge.stream.outputs.gstreamer import GStreamerSink
+    from refusion_edge.stream.outputs.rtsp import RtspSink
+
+    if uri.scheme == "gst":
+        return GStreamerSink(uri, rate_hz=rate_hz, live=live)
+    return RtspSink(uri, rate_hz=rate_hz, announce=announce)

@@ -155,7 +155,7 @@ class VideoSink:
         encoding = next((each for each in encodings if self._works(each, size_wh)), None)
         if encoding is None:
             raise OutputError(
-                f"cannot write a video of {size_wh[0]}x{size_wh[1]} to {self._path}: there is no encoder for it",
+                f"cannot write a video of {size_wh[1]}x{size_wh[0]} to {self._path}: there is no encoder for it",
                 f"choose another suffix of {', '.join(VIDEO_ENCODINGS)}",
             )
         if encoding.codec == "mpeg4":

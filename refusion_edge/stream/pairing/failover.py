@@ -100,7 +100,7 @@ class Failover:
         """Continue without a camera whose frames no longer fit the rig."""
         side = frame.side
         (width, height), wanted_wh = frame.size_wh, self._sizes_wh[side]
-        self.faults[side] = f"{width}x{height} instead of {wanted_wh[0]}x{wanted_wh[1]}"
+        self.faults[side] = f"{height}x{width} instead of {wanted_wh[1]}x{wanted_wh[0]}"
         self._seen_ns[side] = frame.arrived_ns
         if side in self.lost:
             return Outcome(dropped=((frame, OTHER_SIZE),))

@@ -113,12 +113,11 @@ class ThermalGain:
             self._layout = (image.shape, image.dtype)
         plane = _plane(image)
         self.invalid = None if image.dtype == np.uint8 else find_invalid(plane, isolated=True)
-        sample, known = _sample(plane), None if self.invalid is None else ~_sample(self.invalid)
         if image.dtype != np.uint8:
-            self._follow(plane, sample, known, time_ns)
+            self._follow(plane, time_ns)
         self._table = None
         if self.polarity == "auto":
-            straight = self._straight(sample)
+            straight, known = self._straight(_sample(plane)), None if self.invalid is None else ~_sample(self.invalid)
             if known is None or known.any():
                 self._find_polarity(straight if known is None else straight[known])
 
@@ -151,14 +150,11 @@ class ThermalGain:
         self._table = None
         self._tail = None
 
-    def _follow(self, plane: Array, sample: Array, known: Mask | None, time_ns: int) -> None:
+    def _follow(self, plane: Array, time_ns: int) -> None:
         values = plane if self.invalid is None else plane[~self.invalid]
         if not values.size:
             raise InputError("no pixel of the infrared image has a value", "check the camera, or how the file was made")
         measured = without_saturation(values)
-        if measured is not values:
-            saturated = sample == np.iinfo(sample.dtype).max
-            known = ~saturated if known is None else known & ~saturated
         low, high = (float(measured.min()), float(measured.max())) if self.method == "linear" else own_range(measured)
         lacking = max(0.0, (_MIN_FLOAT if plane.dtype.kind == "f" else _MIN_COUNTS) - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
@@ -169,6 +165,10 @@ class ThermalGain:
             share = 1.0 if jumped else follow_share(since_ns, self._time_constant_s)
             self._noise += share * (_noise(plane, self.invalid) - self._noise)
             self._measured_ns = time_ns
+        sample, known = _sample(plane), None if self.invalid is None else ~_sample(self.invalid)
+        if measured is not values:
+            saturated = sample == np.iinfo(sample.dtype).max
+            known = ~saturated if known is None else known & ~saturated
         straight = self._straight(sample)
         self._equalizer.update(straight, self._ends, time_ns, contrast=self._contrast(), jumped=jumped, known=known)
 

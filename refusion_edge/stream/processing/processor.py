@@ -293,14 +293,14 @@ class Processor:
             height, width = first.pixels.shape[:2]
             if ir is not None and ir.pixels.shape[:2] != (height, width) and not self._geometry.resize:
                 raise ShapeError(
-                    f"the cameras differ in size: infrared {ir.pixels.shape[1]}x{ir.pixels.shape[0]}, visible {width}x{height}",
+                    f"the cameras differ in size: infrared {ir.pixels.shape[0]}x{ir.pixels.shape[1]}, visible {height}x{width}",
                     "give --rig (see 'refusion-edge align'), or --resize if both have the same view",
                     expected=(height, width),
                     got=ir.pixels.shape[:2],
                 )
             if min(height, width) < MIN_SIDE:
                 raise ShapeError(
-                    f"frames of {width}x{height} are too small",
+                    f"frames of {height}x{width} are too small",
                     f"use cameras of at least {MIN_SIDE}x{MIN_SIDE}",
                     expected=(MIN_SIDE, MIN_SIDE),
                     got=(height, width),

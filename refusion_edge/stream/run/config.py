@@ -30,7 +30,7 @@ from refusion_edge.stream.uri import anchored
 from refusion_edge.text import printable, redact, secrets_in
 
 SCHEMA = "refusion-edge/stream-config/1"
-_MOST_BYTES = 256 << 10
+MOST_BYTES = 256 << 10
 _PATHS = ("rig", "bundle", "weights", "replay", "record")
 # A file cannot vouch for itself.
 _NEVER_IN_A_FILE = ("trust",)
@@ -49,7 +49,11 @@ def read_config(path: str | os.PathLike[str], *, trust: bool = False) -> StreamS
     """
     path = Path(path)
     try:
-        values = parse_config(read_file(path, kind="configuration file", most_bytes=_MOST_BYTES))
+        values = parse_config(read_file(path, kind="configuration file", most_bytes=MOST_BYTES))
+        if "rigs" in values:
+            raise InputError(
+                "it is a site of several rigs, and this is one stream", "run it with 'refusion-edge stream --config'"
+            )
         return settings_of(values, path.parent, trust=trust)
     except InputError as error:
         raise error if str(path) in error.problem else error.within(str(path)) from error

@@ -96,7 +96,7 @@ def decide(trials: Sequence[Trial], rate_hz: float | None, rest_ms: float, size_
     """
     better, faster = trials
     times = ", ".join(_words(trial) for trial in trials)
-    size = f"{size_wh[0]}x{size_wh[1]}"
+    size = f"{size_wh[1]}x{size_wh[0]}"
     if faster.infer_ms is None or better.infer_ms is None:
         network = faster.network if better.infer_ms is None else better.network
         chose = "stays with" if better.infer_ms is None and faster.infer_ms is None else "chose"

@@ -69,7 +69,7 @@ class Decisions:
         if fault is not None and not had_fault:
             self._statistics.faulty(side, f"skipped: frames of {fault}, the size in the rig")
         elif fault is None and had_fault:
-            self._statistics.recovered(side, f"back: frames of {frame.size_wh[0]}x{frame.size_wh[1]} again")
+            self._statistics.recovered(side, f"back: frames of {frame.size_wh[1]}x{frame.size_wh[0]} again")
         return pairs
 
     def flush(self) -> tuple[Pair, ...]:

@@ -74,6 +74,7 @@ class Pipeline:
         tap: Hands the fused frames to a Python program as well, or None.
         hashed: Whether to hash the fused frames, so that two runs can be compared.
         stop: Set it from any thread to end the run as after a signal.
+        watchdog: Told about the run; None for that of systemd.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Pipeline:
         tap: Tap | None = None,
         hashed: bool = False,
         stop: threading.Event | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.stop = stop = stop or threading.Event()
         self._limits, self._processor = limits or RunLimits(), processor
@@ -119,7 +121,7 @@ class Pipeline:
         )  # fmt: skip
         self._networks = networks
         self._statistics = statistics
-        self._watchdog = Watchdog()
+        self._watchdog = watchdog or Watchdog()
         self._ended = self._interrupted = False
         self._failure: BaseException | None = None
         self._failed = threading.Lock()

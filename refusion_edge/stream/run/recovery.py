@@ -13,7 +13,6 @@ from refusion_edge.arrays import Array, Float32Array, Float64Array, Uint8Array
 from refusion_edge.backends.registry import AdaptedBackend, Backend, Uint8InputBackend, Uint8OutputBackend
 from refusion_edge.documents import brief
 from refusion_edge.errors import InputError, RefusionError, StreamError, UsageError
-from refusion_edge.stream.statistics import Statistics
 
 Result = TypeVar("Result")
 
@@ -30,11 +29,11 @@ class RecoveringBackend:
     Args:
         backend: The engine to begin with.
         reopen: Opens it again.
-        statistics: Counters of the run.
+        reopened: Called with what happened each time that it was opened again.
     """
 
-    def __init__(self, backend: Backend, reopen: Callable[[], Backend], statistics: Statistics) -> None:
-        self._backend, self._reopen, self._statistics = backend, reopen, statistics
+    def __init__(self, backend: Backend, reopen: Callable[[], Backend], reopened: Callable[[str], object]) -> None:
+        self._backend, self._reopen, self._reopened = backend, reopen, reopened
         self.name = backend.name
         self._failures_s: deque[float] = deque(maxlen=MOST_REOPENED)
 
@@ -103,7 +102,7 @@ class RecoveringBackend:
             self._backend.__enter__()
         except RefusionError as error:
             raise self._hopeless(f"failed ({_words(failure)}) and cannot be reopened: {error.problem}") from error
-        self._statistics.reopened(f"the engine failed ({_words(failure)}) and was reopened")
+        self._reopened(f"the engine failed ({_words(failure)}) and was reopened")
 
     def _hopeless(self, how: str) -> StreamError:
         return StreamError(f"the engine on {self.name} {how}", "see what 'refusion-edge selftest' says")

@@ -29,7 +29,9 @@ from refusion_edge.stream.run.pipeline import Pipeline, RunLimits
 from refusion_edge.stream.run.recovery import RecoveringBackend
 from refusion_edge.stream.run.refinement import Refinement, RigRefiner
 from refusion_edge.stream.run.settings import PairingSettings, StreamSettings, choose_pairing
+from refusion_edge.stream.run.shared import Shared
 from refusion_edge.stream.run.tap import Tap
+from refusion_edge.stream.run.watchdog import Watchdog
 from refusion_edge.stream.sources.pacing import PacedSource
 from refusion_edge.stream.sources.registry import open_pair
 from refusion_edge.stream.sources.source import Source
@@ -62,8 +64,10 @@ class StreamSession:
         fuser: Fuser | None = None,
         refinement: Refinement | None = None,
         sinks: Sequence[Sink] = (),
+        shared: Shared | None = None,
     ) -> None:
         self.settings = settings
+        self._shared = shared
         self._sinks = sinks
         self.statistics = Statistics()
         self.stop = threading.Event()
@@ -100,7 +104,7 @@ class StreamSession:
         _refuse_overwriting(sources, uris, settings.record)
         recorder = self._recorder(pairing)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
-        sinks = [*(self._sink(uri, gain, announce, rate_hz=rate_hz) for uri in uris), *self._sinks]
+        sinks = [*(self._sink(uri, gain, announce, rate_hz=rate_hz, live=live) for uri in uris), *self._sinks]
         with contextlib.ExitStack() as engines:
             fuser, networks = self._engines(engines, sources, pairing, announce)
             adaptation = Adaptation(settings.smooth_s)
@@ -129,6 +133,8 @@ class StreamSession:
                 tap=tap,
                 hashed=settings.hash or settings.replay is not None or settings.record is not None,
                 stop=self.stop,
+                # Of several rigs, one that works says nothing about the others.
+                watchdog=Watchdog({}) if self._shared is not None else Watchdog(),
             )
             try:
                 pipeline.run()
@@ -192,8 +198,12 @@ class StreamSession:
         def open_engine() -> Fuser:
             return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
 
+        if self._shared is not None:
+            key = source, task, settings.backend, settings.threads, network
+            rig = self._shared
+            return rig.engines.lease(key, open_engine, rig.rig, rig.share, self.statistics)
         opened = open_engine()
-        backend = RecoveringBackend(opened.backend, lambda: open_engine().backend, self.statistics)
+        backend = RecoveringBackend(opened.backend, lambda: open_engine().backend, self.statistics.reopened)
         return Fuser(backend, opened.task, opened.output_range, opened.choice, network=opened.network)
 
     def _recorder(self, pairing: PairingSettings) -> FrameRecorder | None:
@@ -251,12 +261,18 @@ class StreamSession:
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
-    def _sink(self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None) -> Sink:
+    def _sink(
+        self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None, live: bool
+    ) -> Sink:
         settings = self.settings
+        if uri.scheme == "view" and self._shared is not None and self._shared.page is not None:
+            from refusion_edge.stream.outputs.view import ViewSink
+
+            return ViewSink(uri, self.statistics, gain, server=self._shared.page, rig=self._shared.rig)
         if uri.scheme == "display" and settings.headless:
             raise UsageError(f"--headless rules out the window {uri}", "leave one of them out")
         return open_sink(
-            uri, rate_hz=rate_hz, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
+            uri, rate_hz=rate_hz, live=live, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
             allow_origins=settings.allow_origins, tls=settings.tls, announce=announce,
         )  # fmt: skip
 

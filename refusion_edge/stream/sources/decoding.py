@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Without `explode`, the decoders of JPEG and others conceal damage without a flag.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MOST_PIXELS)}
+# FFmpeg's own decoder of TIFF refuses what its encoder writes.
+_MILD = frozenset({"tiff"})
 # After an error, these decoders keep the rest of a block in memory and add it to later frames.
 _RENEWED = frozenset({"h264", "hevc"})
 # Streams that are refreshed piece by piece have no key frames; after this many frames they count as whole again.
@@ -151,7 +153,8 @@ class Decoder:
             return []
 
     def _set_up(self) -> None:
-        self._context.options = _STRICT
+        mild = self._context.codec.name in _MILD
+        self._context.options = {**_STRICT, "err_detect": "crccheck+bitstream+buffer"} if mild else _STRICT
         self._context.thread_type = "SLICE"
         if self._low_delay:
             self._context.flags |= Flags.low_delay

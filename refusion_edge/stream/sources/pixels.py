@@ -130,7 +130,12 @@ def _packed(frame: VideoFrame, kind: np.dtype[np.generic], components: int) -> A
 
 def _turned(image: Array, frame: VideoFrame) -> Array:
     """Apply the turns and flips of the display matrix (ISO/IEC 14496-12, 6.2.2); other angles are left as they are."""
-    side_data: Any = frame.side_data  # a mapping, which its type does not say
+    try:
+        side_data: Any = frame.side_data  # a mapping, which its type does not say
+    except ValueError:
+        # PyAV 18 does not know the side data of EXIF, with which all of it is lost but the angle; no camera mirrors by EXIF.
+        quarters = round(frame.rotation / 90)
+        return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
     if "DISPLAYMATRIX" not in side_data:
         return image
     matrix = bytes(side_data["DISPLAYMATRIX"])

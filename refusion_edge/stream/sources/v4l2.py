@@ -169,7 +169,7 @@ class V4l2Source:
     def _asked(self) -> str:
         words = [] if self._format == "auto" else [self._format]
         width, height = self._size_wh
-        words += [f"{width or 'any'}x{height or 'any'}"] if width or height else []
+        words += [f"{height or 'any'}x{width or 'any'}"] if width or height else []
         words += [f"{self._asked_hz:g} frames per second"] if self._asked_hz else []
         return " ".join(words) or "format that can be read"
 

@@ -190,7 +190,7 @@ class Mode:
 
     def __str__(self) -> str:
         rate = "" if self.rate_hz is None else f"@{self.rate_hz:.4g}"
-        return f"{self.fourcc} {self.width}x{self.height}{rate}"
+        return f"{self.fourcc} {self.height}x{self.width}{rate}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,7 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
         (("--calib-data", "hollow"), 4, "zero bytes"),
         (("--calib-data", "flat"), 4, "pair 0: "),
         (("--calib-data", "strangers"), 4, "strangers/ir"),
-        (("--calib-data", "uneven"), 4, "40x24"),
+        (("--calib-data", "uneven"), 4, "24x40"),
         (("--calib-data", "data", "--precision", "fp16"), 2, "fp16"),
         (("--calib-data", "data", "--backend", "onnxruntime"), 2, "onnxruntime"),
         (("--calib-data", "random", "--form", "literal"), 2, "tensorrt-folded"),

@@ -135,7 +135,7 @@ def test_an_engine_that_does_not_open_leaves_nothing_on_the_device(fake_trt: Fak
     assert not fake_trt.driver.held
 
 
-@pytest.mark.parametrize(("trouble", "named"), [("shape", "24x16"), ("run", "RTX of the tests")])
+@pytest.mark.parametrize(("trouble", "named"), [("shape", "16x24"), ("run", "RTX of the tests")])
 def test_an_engine_that_does_not_run_says_so(fake_trt: FakeTensorRT, trouble: str, named: str) -> None:
     fake_trt.troubles[trouble] = "as the test wants it"
     with TrtBackend(plan_bytes()) as engine, raises(BackendError, named):

@@ -154,7 +154,7 @@ def test_live_cameras_and_a_recording_of_them_agree(run_cli: Run, rig: Path) -> 
         (("--recording", "nowhere"), 4, "nowhere"),
         (("--recording", "nowhere", "--ir", uri("ir")), 2, "--ir and --vis"),
         (("--ir", uri("ir", "walker=0"), "--vis", uri("vis", "walker=0")), 1, "motion"),
-        (("--ir", uri("ir").replace("width=160", "width=80"), "--vis", uri("vis")), 4, "80x120"),
+        (("--ir", uri("ir").replace("width=160", "width=80"), "--vis", uri("vis")), 4, "120x80"),
         (("--ir", "/dev/video97", "--vis", "/dev/video98"), 5, "/dev/video97"),
         (("--ir", uri("ir"), "--vis", uri("vis"), "--duration-s", "1"), 2, "from 3 to 600"),
     ],

@@ -295,11 +295,19 @@ def wgmma_faults(change: Callable[[str], str], **options: int) -> set[str]:
     return run(change(body), [stored], [np.zeros((128, 8), np.float32)], threads=128, **options).kinds
 
 
+def fence_behind_the_barrier(text: str) -> str:
+    fence, barrier = "fence.proxy.async.shared::cta;", "bar.sync 0;"
+    return text.replace(fence, "").replace(barrier, f"{barrier}\n{fence}")
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
         (lambda text: text, None),
         (lambda text: text.replace("fence.proxy.async.shared::cta;", ""), "proxy_fence"),
+        # Behind the barrier, the fence is that of the thread that multiplies; without a barrier, that does not count.
+        (fence_behind_the_barrier, None),
+        (lambda text: fence_behind_the_barrier(text).replace("bar.sync 0;", ""), "shared_read_after_write"),
         (lambda text: text.replace("wgmma.fence.sync.aligned;", ""), "wgmma_fence"),
         (lambda text: text.replace("wgmma.wait_group.sync.aligned 0;", ""), "wgmma_register"),
         (lambda text: text.replace("wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;"), "wgmma_register"),

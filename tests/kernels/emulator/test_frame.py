@@ -22,15 +22,20 @@ from refusion_edge.export.targets.cubins import assemble, compile_targets
 from refusion_edge.export.targets.ptx import with_ptx
 from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.emulator.compiled import is_built
-from refusion_edge.kernels.emulator.counters import CLASSES, by_kernel, count
+from refusion_edge.kernels.emulator.counters import CLASSES, Counters, by_kernel, count
 from refusion_edge.kernels.emulator.device import EmulatedDevice
 from refusion_edge.kernels.emulator.findings import faults
 from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet
 from refusion_edge.kernels.gpu.schedule import fuse_reference, make_schedule
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedProgramDevice
 from refusion_edge.machine import ARCHITECTURES
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.family import NETWORKS
+from refusion_edge.network.weights import weights_path
+from refusion_edge.tasks import TASKS
 from tests.fakes.programs import hollow_program
-from tests.kernels.emulator.launches import ptx_target, why_not
+from tests.kernels.emulator.launches import FAST_LAYOUT, SMALL, fast_state, kernels_of, ptx_target, why_not
 from tests.raising import raises
 
 if not is_built():
@@ -38,36 +43,41 @@ if not is_built():
 
 
 def program_for(state: State, architecture: int) -> Program:
-    """A program of PTX whose self-test is small: it runs whenever an engine is opened."""
-    program = hollow_program(state, architecture)
+    """A program of PTX for either network; the self-test of the paper's is small, as it runs whenever an engine is opened."""
+    program, kernels = hollow_program(state, architecture), kernels_of(state)
+    program = dataclasses.replace(program, targets={architecture: ptx_target(architecture, kernels)})
+    if kernels is not REFUSION:
+        return program
     planes = planes_of(9, 70)
     weights = fold(state).rounded(np.dtype(np.float64))
     exact = fuse_reference(make_schedule("float64"), weights, planes.astype(np.float64))["fused"]
     test = SelfTest(planes, exact.astype(np.float32), program.self_test.tolerance)
-    return dataclasses.replace(program, targets={architecture: ptx_target(architecture)}, self_test=test)
+    return dataclasses.replace(program, self_test=test)
 
 
 def planes_of(height: int, width: int) -> Float32Array:
     return np.random.default_rng(height).random((2, height, width), np.float32)
 
 
-def errors(folded: FoldedWeights, planes: Float32Array, fused: Float32Array) -> tuple[float, float]:
+def errors(kernels: KernelSet, folded: FoldedWeights, planes: Float32Array, fused: Float32Array) -> tuple[float, float]:
     """Largest difference from float64, of what was fused and of the reference in half precision."""
-    exact = fuse_reference(make_schedule("float64"), folded.rounded(np.dtype(np.float64)), planes.astype(np.float64))["fused"]
-    half = fuse_reference(make_schedule(), folded.rounded(np.dtype(np.float16)), planes)["fused"]
+    wide = folded.rounded(np.dtype(np.float64))
+    exact = fuse_reference(kernels.schedule("float64"), wide, planes.astype(np.float64))["fused"]
+    half = fuse_reference(kernels.schedule("float16"), folded.rounded(np.dtype(np.float16)), planes)["fused"]
     return float(np.abs(fused - exact).max()), float(np.abs(half - exact).max())
 
 
 def check_frames(state: State, architecture: int, sizes: tuple[tuple[int, int], ...], **options: Any) -> EmulatedDevice:
     if reason := why_not(architecture):
         pytest.skip(reason)
-    program, folded = program_for(state, architecture), fold(state)
+    kernels = kernels_of(state)
+    program, folded = program_for(state, architecture), kernels.fold(state)
     device = EmulatedDevice(program, architecture, **options)
     with FusedBackend(program_bytes(program), driver=device) as engine:
         for size_hw in sizes:
             planes = planes_of(*size_hw)
             fused = engine.fuse(planes[:1, None], planes[1:, None])[0, 0].copy()
-            error, of_half = errors(folded, planes, fused)
+            error, of_half = errors(kernels, folded, planes, fused)
             # Sums in another order round differently, by about as much as half precision rounds at all.
             assert error <= 2 * of_half
             levels = engine.fuse_uint8(planes[:1, None], planes[1:, None])
@@ -77,12 +87,11 @@ def check_frames(state: State, architecture: int, sizes: tuple[tuple[int, int], 
     return device
 
 
-def test_a_frame_is_right_and_nothing_is_found(random_state: State) -> None:
-    device = check_frames(random_state, 87, ((13, 37),))
-    names = [name for name, _ in device.results]
-    launches = [launch.kernel for launch in make_schedule().launches]
+def check_counters(device: EmulatedDevice, kernels: KernelSet) -> dict[str, Counters]:
+    """Hold the counters of the last frame against each other."""
+    launches = [launch.kernel for launch in kernels.schedule("float16").launches]
     # The self-test at opening, and two frames.
-    assert names == 3 * launches
+    assert [name for name, _ in device.results] == 3 * launches
     frame = count(result for _, result in device.results[-len(launches) :])
     assert frame.launches == len(launches)
     assert sum(frame.by_class.values()) == frame.warp_instructions
@@ -91,6 +100,18 @@ def test_a_frame_is_right_and_nothing_is_found(random_state: State) -> None:
     assert frame.sectors_read >= frame.sectors_read_once_per_cta >= frame.sectors_read_once > 0
     parts = by_kernel(device.results[-len(launches) :])
     assert sum(part.warp_instructions for part in parts.values()) == frame.warp_instructions
+    return parts
+
+
+def test_a_frame_is_right_and_nothing_is_found() -> None:
+    parts = check_counters(check_frames(fast_state(), 87, ((13, 37),)), SMALL)
+    # Every pixel of the output once.
+    assert parts["stretch"].global_bytes_written == 13 * 37
+
+
+@pytest.mark.slow
+def test_a_frame_of_the_papers_network_is_right_and_nothing_is_found(random_state: State) -> None:
+    parts = check_counters(check_frames(random_state, 87, ((13, 37),)), REFUSION)
     # Every kernel writes its outputs once.
     assert parts["stem"].global_bytes_written == 13 * 37 * 2 * 16 * 2
 
@@ -107,6 +128,20 @@ def test_a_frame_of_every_architecture_is_right(random_state: State, architectur
     check_frames(random_state, architecture, ((19, 37), (48, 64)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_frame_of_the_network_fast_is_right_on_every_architecture(architecture: int) -> None:
+    # Below a cell's window, and several strips in both directions.
+    check_frames(fast_state(FAST_LAYOUT), architecture, ((8, 8), (61, 131), (131, 13)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_frame_with_the_weights_of_the_package_is_right(network: str, task: str) -> None:
+    check_frames(read_checkpoint(weights_path(task, network)).state, 87, ((33, 47),))
+
+
 # ---- what a wrong host would do; the device that runs the references sees most of it, and the checker the rest
 
 
@@ -119,21 +154,21 @@ def test_a_frame_of_every_architecture_is_right(random_state: State, architectur
     ],
     ids=["too short", "another buffer", "another order"],
 )
-def test_wrong_arguments_are_noticed(random_state: State, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+def test_wrong_arguments_are_noticed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(fused_module, "pack", change(fused_module.pack))
-    program = program_for(random_state, 87)
+    program = program_for(fast_state(), 87)
     with pytest.raises(DeviceMisuseError):
         FusedBackend(program_bytes(program), driver=EmulatedDevice(program, 87))
 
 
-def test_a_column_of_strips_that_is_missing_is_found(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_of_strips_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # The device checks the grid; without that check, the bytes that nobody wrote are noticed where they are used.
-    program = program_for(random_state, 87)
+    program = program_for(fast_state(), 87)
     honest = EmulatedDevice.compute
 
     def fewer(self: EmulatedDevice, call: Any) -> None:
         x, y, z = call.grid
-        honest(self, dataclasses.replace(call, grid=(x - 1, y, z)) if call.kernel.name == "encoder_apply" else call)
+        honest(self, dataclasses.replace(call, grid=(x - 1, y, z)) if call.kernel.name == "fast_convolutions" else call)
 
     monkeypatch.setattr(EmulatedDevice, "compute", fewer)
     device = EmulatedDevice(program, 87)
@@ -142,8 +177,8 @@ def test_a_column_of_strips_that_is_missing_is_found(random_state: State, monkey
     assert "undefined_store" in {finding.kind for finding in device.findings}
 
 
-def test_an_output_that_is_not_complete_is_found(random_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = program_for(random_state, 87)
+def test_an_output_that_is_not_complete_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_for(fast_state(), 87)
     honest = EmulatedDevice.compute
 
     def fewer(self: EmulatedDevice, call: Any) -> None:
@@ -215,19 +250,19 @@ def test_machine_code_without_its_ptx_needs_triton(random_state: State, monkeypa
         with_ptx(dataclasses.replace(program, targets={87: target}), 87)
 
 
-def test_machine_code_is_not_executed(random_state: State) -> None:
-    program = program_for(random_state, 87)
-    cubin = dataclasses.replace(program.targets[87].binaries["stem"], image=b"\x7fELF\x02\x01\x01\xff")
-    target = dataclasses.replace(program.targets[87], binaries={**program.targets[87].binaries, "stem": cubin})
+def test_machine_code_is_not_executed() -> None:
+    program = program_for(fast_state(), 87)
+    cubin = dataclasses.replace(program.targets[87].binaries["stretch"], image=b"\x7fELF\x02\x01\x01\xff")
+    target = dataclasses.replace(program.targets[87], binaries={**program.targets[87].binaries, "stretch": cubin})
     program = dataclasses.replace(program, targets={87: target})
-    with raises(BackendError, "stem_kernel", remedy="with_ptx"):
+    with raises(BackendError, "stretch_kernel", remedy="with_ptx"):
         FusedBackend(program_bytes(program), driver=EmulatedDevice(program, 87))
 
 
-def test_the_kernel_in_a_module_has_to_be_the_one_that_is_asked_for(random_state: State) -> None:
-    program = program_for(random_state, 87)
-    stem = dataclasses.replace(program.targets[87].binaries["stem"], symbol="elsewhere")
-    target = dataclasses.replace(program.targets[87], binaries={**program.targets[87].binaries, "stem": stem})
+def test_the_kernel_in_a_module_has_to_be_the_one_that_is_asked_for() -> None:
+    program = program_for(fast_state(), 87)
+    stretch = dataclasses.replace(program.targets[87].binaries["stretch"], symbol="elsewhere")
+    target = dataclasses.replace(program.targets[87], binaries={**program.targets[87].binaries, "stretch": stretch})
     program = dataclasses.replace(program, targets={87: target})
     with pytest.raises(DeviceMisuseError, match="elsewhere"):
         FusedBackend(program_bytes(program), driver=EmulatedDevice(program, 87))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
@@ -10,19 +11,32 @@ pytest.importorskip("triton", reason="the GPU kernels are compiled by Triton: pi
 pytest.importorskip("torch", reason="the operands come from a module that imports torch")
 
 from benchmarks.gpu_cases import RELATIVE_ERROR, Case, make_case
+from refusion_edge.cuda.program import Binary
 from refusion_edge.kernels.emulator.compiled import is_built
-from refusion_edge.kernels.emulator.decoder import decode
+from refusion_edge.kernels.emulator.decoder import DecodedKernel
 from refusion_edge.kernels.emulator.launch import MOST_SHARED_BYTES
 from refusion_edge.kernels.gpu.folding import FoldedWeights
 from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError
 from refusion_edge.machine import ARCHITECTURES
-from tests.kernels.emulator.launches import decoded, ptx_target, run_case, same_outputs, why_not
+from tests.kernels.emulator.launches import (
+    FAST,
+    FAST_LAYOUT,
+    QUICK,
+    Outcome,
+    decoded,
+    fast_state,
+    run_case,
+    same_outputs,
+    why_not,
+)
 
 if not is_built():
     pytest.skip("the PTX emulator was not built", allow_module_level=True)
 
 KERNELS = tuple(make_schedule().kernels)
+QUICK_OR_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KERNELS]
+FAST_KERNELS = tuple(FAST.schedule("float16").kernels)
 # An odd size over several strips, one below a strip, a single row.
 SIZES = ((19, 70), (3, 5), (1, 33))
 
@@ -36,14 +50,18 @@ def require(architecture: int) -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+def check(case: Case, kernel: DecodedKernel, binary: Binary, **options: Any) -> Outcome:
+    outcome = run_case(case, kernel, binary, **options)
+    assert not outcome.faults, [str(fault) for fault in outcome.faults]
+    assert not outcome.unwritten
+    assert outcome.error <= RELATIVE_ERROR["float16"]
+    return outcome
+
+
+@pytest.mark.parametrize("name", QUICK_OR_SLOW)
 def test_a_kernel_is_right_and_nothing_is_found(folded: FoldedWeights, name: str) -> None:
-    kernel, binary = decoded(87, name)
     for size_hw in SIZES:
-        outcome = run_case(case_of(folded, 87, name, size_hw), kernel, binary)
-        assert not outcome.faults, [str(fault) for fault in outcome.faults]
-        assert not outcome.unwritten
-        assert outcome.error <= RELATIVE_ERROR["float16"]
+        check(case_of(folded, 87, name, size_hw), *decoded(87, name))
 
 
 @pytest.mark.slow
@@ -53,12 +71,19 @@ def test_a_kernel_of_every_architecture_is_right_and_nothing_is_found(
     folded: FoldedWeights, architecture: int, name: str
 ) -> None:
     require(architecture)
-    kernel, binary = decoded(architecture, name)
     for size_hw in SIZES:
-        outcome = run_case(case_of(folded, architecture, name, size_hw), kernel, binary)
-        assert not outcome.faults, [str(fault) for fault in outcome.faults]
-        assert not outcome.unwritten
-        assert outcome.error <= RELATIVE_ERROR["float16"]
+        check(case_of(folded, architecture, name, size_hw), *decoded(architecture, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", FAST_KERNELS)
+def test_a_kernel_of_the_network_fast_is_right_and_nothing_is_found(architecture: int, name: str) -> None:
+    require(architecture)
+    folded, cut = FAST.fold(fast_state(FAST_LAYOUT)), FAST.tiles(architecture)
+    for size_hw in ((19, 70), (8, 9), (61, 131)):
+        case = make_case(name, size_hw, "float16", folded, cut, seed=sum(size_hw), kernels=FAST)
+        check(case, *decoded(architecture, name, FAST))
 
 
 @pytest.mark.parametrize("name", ["encoder_apply", "decoder_mixing", "to_plane"])
@@ -80,14 +105,14 @@ def test_the_counters_do_not_depend_on_the_checker(folded: FoldedWeights) -> Non
     assert (checked.result.traffic == unchecked.result.traffic).all()
 
 
-def test_all_kernels_are_decoded_with_every_line_of_code() -> None:
-    for name, binary in ptx_target(87).binaries.items():
-        text = binary.image.decode()
-        kernel = decode(text)
-        # Each statement ends with a semicolon, and so do the declarations of registers.
-        body = text[text.index(".reqntid") :]
-        code = [line for line in body.split("\n") if ";" in line and not line.strip().startswith((".reg", "//"))]
-        assert len(kernel.opcodes) == len(code), name
+@pytest.mark.parametrize("name", QUICK_OR_SLOW)
+def test_a_kernel_is_decoded_with_every_line_of_code(name: str) -> None:
+    kernel, binary = decoded(87, name)
+    text = binary.image.decode()
+    # Each statement ends with a semicolon, and so do the declarations of registers.
+    body = text[text.index(".reqntid") :]
+    code = [line for line in body.split("\n") if ";" in line and not line.strip().startswith((".reg", "//"))]
+    assert len(kernel.opcodes) == len(code), name
 
 
 @functools.cache

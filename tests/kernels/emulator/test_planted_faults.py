@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="the operands come from a module that import
 
 from refusion_edge.kernels.emulator.compiled import is_built
 from refusion_edge.kernels.gpu.schedule import make_schedule
-from tests.kernels.emulator.launches import decoded, why_not
+from tests.kernels.emulator.launches import QUICK, decoded, why_not
 from tests.kernels.emulator.planted_faults import EXPLANATIONS, HOST_FAULTS, MUTATIONS, chosen, places, plant, plant_on_host
 
 if not is_built():
@@ -20,9 +20,6 @@ if not is_built():
 # Whether the result is wrong without a barrier is a matter of luck, so that the checker has to see every one. For sm_90, Triton
 # writes some that are not needed.
 ALWAYS_SEEN = {87: ("barrier removed", "barrier of a warp removed"), 90: ("barrier of a warp removed",)}
-
-# In every run: short kernels with shared memory, shuffles and products.
-QUICK = ("encoder_mixing", "encoder_apply", "to_plane")
 
 
 def table_of(architecture: int, most: int, names: tuple[str, ...] = ()) -> dict[str, Counter[str]]:

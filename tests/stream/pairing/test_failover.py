@@ -55,7 +55,7 @@ def test_a_fault_is_marked_and_ends_as_a_loss_where_the_camera_goes_silent(make_
     small = replace(make_frame("ir", 33), image=np.zeros((4, 6), np.uint16))
     assert failover.push(small).dropped[0][1] == OTHER_SIZE
     alone = failover.push(make_frame("vis", 33)).pairs[-1]
-    assert (alone.ir, alone.fault) == (None, "6x4 instead of 8x8")
+    assert (alone.ir, alone.fault) == (None, "4x6 instead of 8x8")
     silent = failover.push(make_frame("vis", 200)).pairs[-1]
     assert (silent.ir, silent.fault) == (None, "")
 

@@ -90,6 +90,7 @@ def test_only_the_owner_reads_a_file_with_a_secret() -> None:
     ("text", "problem", "remedy"),
     [
         ("netwrk: fast\n", "netwrk", "'network'"),
+        ("rigs: {a: {ir: '0', vis: '1'}}\n", "rigs", "--config"),
         ("outputs: view://\n", "outputs", ""),
         ("policy: nearset\n", "policy", ""),
         ("max_skew_ms: -1\n", "max_skew_ms", "0"),

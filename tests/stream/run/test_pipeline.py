@@ -113,8 +113,8 @@ def test_a_camera_that_changes_its_size_is_passed_over_until_it_has_it_again(
     assert modes["fused"] >= (15 if live else 19)
     assert live or sum(modes.values()) == 40
     events = [event["what"] for event in report["events"] if event["where"] == changing]
-    assert sum("32x24 instead of 64x48" in event for event in events) == 2
-    assert sum("back" in event and "64x48" in event for event in events) == 1
+    assert sum("24x32 instead of 48x64" in event for event in events) == 2
+    assert sum("back" in event and "48x64" in event for event in events) == 1
     images = [read_image(path) for path in sorted((tmp_path / "out").glob("*.png"))]
     assert {image.shape for image in images} == {(48, 64, 3)}
     assert len(images) == sum(modes.values())
@@ -338,7 +338,7 @@ def test_a_source_that_cannot_be_opened_leaves_nothing_running() -> None:
 
 def test_sizes_that_differ_need_a_rig_or_leave_to_resize(stream: Stream) -> None:
     small = "test://ir?width=32&height=24&live=0&frames=5"
-    with raises(ShapeError, "32x24", "64x48", remedy=("--rig", "--resize"), expected=(48, 64), got=(24, 32)):
+    with raises(ShapeError, "24x32", "48x64", remedy=("--rig", "--resize"), expected=(48, 64), got=(24, 32)):
         stream(ir=small, vis=camera("vis", live=0, frames=5))
     report, _ = stream(ir=small, vis=camera("vis", live=0, frames=5), resize=True)
     assert report["pairs"]["shown"] == 5

@@ -54,7 +54,7 @@ def recovering(
         return opened[-1]
 
     statistics = Statistics()
-    return RecoveringBackend(open_engine(), open_engine, statistics), statistics, opened
+    return RecoveringBackend(open_engine(), open_engine, statistics.reopened), statistics, opened
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), BackendError("the device is gone"), MemoryError()])
@@ -87,7 +87,7 @@ def test_an_engine_that_cannot_be_reopened_ends_the_stream() -> None:
     def gone() -> MeanBackend:
         raise BackendError("there is no GPU", "install one")
 
-    backend = RecoveringBackend(Failing(lambda _number: True, RuntimeError("boom")), gone, Statistics())
+    backend = RecoveringBackend(Failing(lambda _number: True, RuntimeError("boom")), gone, Statistics().reopened)
     with raises(StreamError, "boom", "there is no GPU"):
         backend.fuse(*PLANES)
 

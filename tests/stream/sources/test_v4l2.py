@@ -55,12 +55,12 @@ def without_tables(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("size_wh", "rate_hz", "expected"),
     [
-        ((1280, 720), 30, "MJPG 1280x720@30"),  # B25: the raw format does only 10
-        ((1280, 720), 0, "MJPG 1280x720@30"),
-        ((0, 0), 0, "MJPG 1280x720@30"),
-        ((640, 480), 0, "YUYV 640x480@30"),  # raw, as it is as fast
-        ((640, 480), 15, "YUYV 640x480@15"),
-        ((0, 720), 10, "YUYV 1280x720@10"),
+        ((1280, 720), 30, "MJPG 720x1280@30"),  # B25: the raw format does only 10
+        ((1280, 720), 0, "MJPG 720x1280@30"),
+        ((0, 0), 0, "MJPG 720x1280@30"),
+        ((640, 480), 0, "YUYV 480x640@30"),  # raw, as it is as fast
+        ((640, 480), 15, "YUYV 480x640@15"),
+        ((0, 720), 10, "YUYV 720x1280@10"),
         ((1280, 720), 60, None),
         ((800, 600), 0, None),
     ],
@@ -72,7 +72,7 @@ def test_the_fastest_mode_that_satisfies_the_request(size_wh: tuple[int, int], r
 
 def test_best_effort_takes_the_nearest_mode() -> None:
     fast = choose_mode(WEBCAM, ("YUYV", "MJPG"), (1280, 720), 60, best_effort=True)
-    assert str(fast) == "MJPG 1280x720@30"
+    assert str(fast) == "MJPG 720x1280@30"
     small = choose_mode(WEBCAM, ("YUYV", "MJPG"), (800, 600), 0, best_effort=True)
     assert (small.width, small.height) == (640, 480) if small else False
     assert choose_mode(WEBCAM, ("Y16 ",), (0, 0), 0, best_effort=True) is None
@@ -83,8 +83,8 @@ def test_what_the_camera_does_not_offer_is_an_error() -> None:
     with pytest.raises(InputError) as caught, source(camera, "?width=1280&height=720&rate=60"):
         pass
     assert caught.value.exit_code == 4
-    assert "1280x720" in str(caught.value.expected)
-    assert "MJPG 1280x720@30" in str(caught.value.got)
+    assert "720x1280" in str(caught.value.expected)
+    assert "MJPG 720x1280@30" in str(caught.value.got)
     assert camera.opened == 0
 
 
@@ -92,14 +92,14 @@ def test_what_the_driver_does_not_grant_is_an_error_or_said() -> None:
     camera = FakeCamera(WEBCAM, grants=lambda _wish: Mode("YUYV", 640, 480, 10.0))
     with pytest.raises(InputError) as caught, source(camera, "?width=1280&height=720&rate=30"):
         pass
-    assert (caught.value.expected, caught.value.got) == ("MJPG 1280x720@30", "YUYV 640x480@10")
+    assert (caught.value.expected, caught.value.got) == ("MJPG 720x1280@30", "YUYV 480x640@10")
     assert camera.opened == 0
     with source(camera, "?width=1280&height=720&rate=30&best-effort=1") as opened:
         assert opened.mode == Mode("YUYV", 640, 480, 10.0)
         assert opened.rate_hz == 10.0
         (remark,) = opened.remarks
-        assert "YUYV 640x480@10" in remark
-        assert "1280x720" in remark
+        assert "YUYV 480x640@10" in remark
+        assert "720x1280" in remark
     with source(FakeCamera(WEBCAM), "?width=640&height=480&best-effort=1") as opened:
         assert opened.remarks == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, ShapeError, UsageError
@@ -76,6 +79,7 @@ def panning(picture: Picture, count: int, height: int = 48, width: int = 64) -> 
         ("v.mov", "png", "gray16be", 16),
         ("v.avi", "png", "gray16be", 16),
         ("v.nut", "rawvideo", "gray16be", 16),
+        ("v.mov", "tiff", "gray16le", 16),
     ],
 )
 def test_infrared_counts_keep_every_bit(name: str, codec: str, pixels: str, bits: int, rng: np.random.Generator) -> None:
@@ -115,6 +119,26 @@ def test_deep_color_is_not_cut_to_eight_bits(pixels: str, codec: str, bits: int)
     assert len(np.unique(infrared)) > 0.8 * levels
     assert len(np.unique(visible[..., 1])) > 0.8 * levels
     assert np.abs(visible[8].astype(float) - ramp[8, :, None]).max() < 65535 * 3 / 255
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_jpeg_frames_with_exif_are_turned(orientation: int, quarters: int, picture: Picture) -> None:
+    image = cv2.GaussianBlur(picture(48, 64, 3), (0, 0), 4)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = io.BytesIO()
+    Image.fromarray(image[..., ::-1]).save(data, "jpeg", quality=98, subsampling=0, exif=exif)
+    with av.open("v.avi", "w") as file:
+        stream = file.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj444p"
+        for number in range(3):
+            packet = av.Packet(data.getvalue())
+            packet.pts = packet.dts = number
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 25), True
+            file.mux(packet)
+    grabs = read_all("v.avi", "vis")
+    assert len(grabs) == 3
+    assert np.abs(grabs[0].image.astype(int) - np.rot90(image, quarters)).max() < 12
 
 
 @pytest.mark.parametrize("order", ["le", "be"])

@@ -1,4 +1,4 @@
-"""Pairing and fusing of what two pads deliver, without GStreamer."""
+"""Pairing and fusing of what others deliver."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, RigError, ShapeError, UsageError
 from refusion_edge.fuser import Fuser, load
-from refusion_edge.gstreamer.coupling import Coupling, Settings
 from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.run.coupling import Coupling, Settings
 from tests.raising import raises
 
 
@@ -90,7 +90,7 @@ def test_a_camera_far_ahead_waits_for_the_other(coupling: Coupling, rng: np.rand
 def test_sizes_that_differ_are_a_mistake_at_first_and_pass_later(coupling: Coupling, rng: np.random.Generator) -> None:
     fused: list[FusedFrame] = []
     coupling.push("ir", picture(rng, 16, 20), 0, fused.append)
-    with raises(ShapeError, "20x16", "40x32"):
+    with raises(ShapeError, "16x20", "32x40"):
         coupling.push("vis", picture(rng), 0, fused.append)
     coupling.restart()
     for index, height in enumerate((32, 32, 16, 16)):

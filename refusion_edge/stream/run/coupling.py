@@ -1,4 +1,4 @@
-"""From the buffers of two pads to fused frames: pairing by time, gain, rig and network of ``stream``, without GStreamer."""
+"""Fusing what others deliver, frame by frame: for the graphs of GStreamer and ROS, which own sources, threads and outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_AHEAD_NS = SECOND // 2
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Properties of the element, as texts and numbers; empty texts leave the choice to the rig or a default.
+    """Options as texts and numbers; empty texts leave the choice to the rig or a default.
 
     Attributes:
         network: ``refusion`` or ``fast``; empty for that of the bundle, and ``refusion`` without one.
@@ -57,7 +57,7 @@ class Coupling:
     Any thread may call any method; frames are fused one after another, in the thread whose frame completes a pair.
 
     Args:
-        settings: Properties of the element.
+        settings: Options.
         remark: Called with what was guessed about a camera or is doubtful, once each.
         fuser: Runs the network in place of the one that the settings name.
 

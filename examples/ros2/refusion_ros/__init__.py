@@ -1,0 +1,1 @@
+"""Fuses the image topics of an infrared and a visible camera."""

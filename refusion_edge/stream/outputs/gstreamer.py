@@ -1,0 +1,91 @@
+"""GStreamer pipelines as outputs: ``gst:`` and a pipeline without its source.
+
+The pipeline runs in a program under the system's Python (``gst_writer.py``), see ``system_python``.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from typing_extensions import Self
+
+from refusion_edge.errors import MissingDependencyError, OutputError
+from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.system_python import Program, end, first_line, last_line, send, start
+from refusion_edge.stream.uri import Uri, read_options
+
+_PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
+_HEADER = struct.Struct("<10sIIIq")
+# A pipeline that ends has to write its files.
+_START_S, _END_S = 15.0, 40.0
+_NEEDS_PACKAGES = 3
+_ALIGNMENT = 4
+
+
+class GStreamerSink:
+    """Puts the fused frames into a GStreamer pipeline, with their times. Implements ``Sink``.
+
+    Args:
+        uri: ``gst:PIPELINE``; the pipeline begins with what takes the frames, BGR or GRAY8, such as ``videoconvert``.
+        rate_hz: Nominal frames per second.
+        live: Whether the frames are those of cameras; frames of files are all taken, at the speed of the pipeline.
+    """
+
+    capacity, lossless = 2, True
+
+    def __init__(self, uri: Uri, *, rate_hz: float | None, live: bool) -> None:
+        self.name = str(uri)
+        read_options(uri, ())
+        self._uri, self._live = uri, live
+        self._rate_hz = max(1, round(rate_hz or 30))
+        self._process: Program | None = None
+        self._started_ns: int | None = None
+
+    def __enter__(self) -> Self:
+        words = ["live" if self._live else "files", str(self._rate_hz)]
+        try:
+            process = start("outputs/gst_writer.py", words, {"REFUSION_EDGE_PIPELINE": self._uri.target})
+        except OSError as error:
+            raise MissingDependencyError(
+                f"{self.name} needs the system's Python ({error})", f"run: apt install {_PACKAGES}"
+            ) from error
+        answer = first_line(process, _START_S)
+        if answer == "ready":
+            self._process = process
+            return self
+        code = end(process)
+        if code == _NEEDS_PACKAGES:
+            raise MissingDependencyError(
+                f"{self.name} needs GStreamer's Python bindings ({answer})", f"run: apt install {_PACKAGES}"
+            )
+        raise OutputError(f"cannot start the pipeline {self.name}: {self._uri.hide(answer)}", "try it with gst-launch-1.0")
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            if end(process, _END_S):
+                raise OutputError(f"the pipeline {self.name} failed at its end", "try it with gst-launch-1.0")
+
+    def write(self, frame: FusedFrame) -> None:
+        """See ``Sink.write``."""
+        assert self._process is not None
+        if self._started_ns is None:
+            self._started_ns = frame.time_ns
+        image = frame.image
+        height, width = image.shape[:2]
+        rows = np.ascontiguousarray(image).reshape(height, -1)
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % _ALIGNMENT)))
+        name = b"BGR" if image.ndim == 3 else b"GRAY8"
+        header = _HEADER.pack(name, width, height, rows.size, frame.time_ns - self._started_ns)
+        try:
+            send(self._process, memoryview(header))
+            send(self._process, rows.data)
+        except OSError as error:
+            process, self._process = self._process, None
+            reason = last_line(process)
+            end(process)
+            raise OutputError(
+                f"the pipeline {self.name} failed: {self._uri.hide(reason) or 'it ended by itself'}",
+                "try it with gst-launch-1.0",
+            ) from error

@@ -1,0 +1,276 @@
+"""Several rigs in one process: engines and page are shared, faults are not.
+
+A site is a configuration file with ``rigs``, a table of names with the settings of each. What stands beside it is shared:
+
+    network: fast
+    outputs: [view://0.0.0.0:8080]
+    rigs:
+      gate: {ir: /dev/video0, vis: /dev/video2, rig: gate.yaml}
+      yard: {ir: rtsp://10.0.0.7/ir, vis: rtsp://10.0.0.7/vis, share: 2}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refusion_edge.documents import typed
+from refusion_edge.errors import InputError, RefusionError, SourceLostError, StreamError, UsageError
+from refusion_edge.files import read_file
+from refusion_edge.stream.fused_stream import FusedStream
+from refusion_edge.stream.outputs.server import PageServer
+from refusion_edge.stream.run.config import MOST_BYTES, parse_config, settings_of
+from refusion_edge.stream.run.settings import StreamSettings, override
+from refusion_edge.stream.run.shared import EnginePool, Shared
+from refusion_edge.stream.run.watchdog import Watchdog
+from refusion_edge.stream.uri import parse_output
+
+SCHEMA = "refusion-edge/site/1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
+_MOST_RIGS = 64
+_LEAST_SHARE, _MOST_SHARE = 0.01, 100.0
+_RETRY_S = 5.0
+_POLL_S = 0.1
+_END_S = 30.0
+# Faults of cameras and parts that may be over when the rig is started again.
+_PASSING = (SourceLostError, StreamError)
+# What the page and all of the process have in common; a rig cannot have its own.
+_OF_THE_SITE = ("token", "allow_origins", "tls", "headless")
+
+Listener = Callable[[str, str, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class RigPlan:
+    """One rig of a site.
+
+    Attributes:
+        name: Its name.
+        settings: Its settings.
+        share: Its share of the engines' time, in relation to those of the others.
+    """
+
+    name: str
+    settings: StreamSettings
+    share: float = 1.0
+
+
+def has_rigs(path: str | os.PathLike[str]) -> bool:
+    """Whether a configuration file is that of a site.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return "rigs" in _parse(Path(path))
+
+
+def read_site(
+    path: str | os.PathLike[str], given: Mapping[str, Any] | None = None, *, trust: bool = False
+) -> tuple[RigPlan, ...]:
+    """Read the rigs of a site.
+
+    Args:
+        path: The configuration file.
+        given: Settings that take precedence, for all rigs.
+        trust: See ``refusion_edge.stream.run.config.read_config``.
+
+    Raises:
+        InputError: The file cannot be used; the message names the rig.
+        UsageError: Two rigs write to one place, or a setting is only for the whole site.
+    """
+    path = Path(path)
+    values = _parse(path)
+    rigs = values.pop("rigs", None)
+    if not isinstance(rigs, dict) or not 1 <= len(rigs) <= _MOST_RIGS:
+        raise InputError(f"the rigs in {path} are not a table of 1 to {_MOST_RIGS} names", "write 'rigs: {gate: {ir: ...}}'")
+    plans = tuple(_plan(name, own, values, path, given or {}, trust=trust) for name, own in rigs.items())
+    taken: dict[str, str] = {}
+    for plan in plans:
+        for text in _written(plan.settings):
+            if taken.setdefault(text, plan.name) != plan.name:
+                raise UsageError(f"the rigs {taken[text]} and {plan.name} both write to {text}", "give each its own")
+    if len({uri for plan in plans for uri in _views(plan.settings)}) > 1:
+        raise UsageError("a site has one page, and its rigs name several", "write one view:// beside 'rigs'")
+    return plans
+
+
+class Site:
+    """Runs all rigs of a site, each with its own cameras, threads, outputs and counters.
+
+    A rig whose cameras are lost, or of which a part fails, is started again after some seconds; one with another error ends,
+    and the others go on.
+
+    Args:
+        plans: The rigs.
+        announce: Called with a name and a message for the user.
+        listener: Called with a name, and the place and the text of every event; it must not wait.
+    """
+
+    def __init__(
+        self,
+        plans: tuple[RigPlan, ...],
+        *,
+        announce: Callable[[str, str], object] = lambda _rig, _text: None,
+        listener: Listener = lambda _rig, _where, _text: None,
+    ) -> None:
+        self._plans, self._announce, self._listener = plans, announce, listener
+        self._stop = threading.Event()
+        self._streams: dict[str, FusedStream] = {}
+        self._restarts = dict.fromkeys((plan.name for plan in plans), 0)
+        self._failures: dict[str, BaseException] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Run until every rig has ended.
+
+        Raises:
+            KeyboardInterrupt: A signal arrived; everything is closed by then.
+            RefusionError: The first rig's that ended with one; the others ran to their ends.
+        """
+        page = self._page()
+        pool, watchdog = EnginePool(), Watchdog()
+        with page or contextlib.nullcontext():
+            threads = [
+                threading.Thread(target=self._keep_running, args=(plan, pool, page), name=f"rig {plan.name}", daemon=True)
+                for plan in self._plans
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                while any(thread.is_alive() for thread in threads):
+                    time.sleep(_POLL_S)
+                    self._watch(watchdog)
+            finally:
+                watchdog.stop()
+                self.stop()
+                deadline_s = time.monotonic() + _END_S
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join(max(0.0, deadline_s - time.monotonic()))
+        stuck = [thread.name for thread in threads if thread.is_alive()]
+        if stuck:
+            raise StreamError(f"parts of the site did not end within {_END_S:g} s: {', '.join(stuck)}", "start it again")
+        for failure in self._failures.values():
+            raise failure
+
+    def stop(self) -> None:
+        """End all rigs. May be called from any thread."""
+        self._stop.set()
+        with self._lock:
+            streams = list(self._streams.values())
+        for stream in streams:
+            stream.stop()
+
+    def report(self) -> dict[str, Any]:
+        """The reports of all rigs so far, schema ``refusion-edge/site/1``; of the last start of each."""
+        with self._lock:
+            streams = dict(self._streams)
+        rigs = {}
+        for plan in self._plans:
+            stream, failure = streams.get(plan.name), self._failures.get(plan.name)
+            rigs[plan.name] = {
+                "restarts": self._restarts[plan.name],
+                "error": str(failure) if isinstance(failure, RefusionError) else None,
+                "report": None if stream is None else stream.report(),
+            }
+        return {"schema": SCHEMA, "rigs": rigs}
+
+    def _page(self) -> PageServer | None:
+        settings = self._plans[0].settings
+        views = [uri for plan in self._plans for uri in _views(plan.settings)]
+        if not views:
+            return None
+        tls = None if settings.tls is None else (Path(settings.tls[0]), Path(settings.tls[1]))
+        return PageServer(
+            parse_output(views[0]),
+            rigs=[plan.name for plan in self._plans],
+            token=settings.token,
+            allow_origins=settings.allow_origins,
+            announce=lambda text: self._announce("", text),
+            tls=tls,
+        )
+
+    def _keep_running(self, plan: RigPlan, pool: EnginePool, page: PageServer | None) -> None:
+        deadline_s = None if plan.settings.duration_s is None else time.monotonic() + plan.settings.duration_s
+        while not self._stop.is_set():
+            settings = plan.settings
+            if deadline_s is not None:
+                settings = replace(settings, duration_s=max(0.0, deadline_s - time.monotonic()))
+            try:
+                self._run_once(plan, settings, Shared(plan.name, pool, page, plan.share))
+            except _PASSING as error:
+                if deadline_s is not None and time.monotonic() + _RETRY_S > deadline_s:
+                    self._failures[plan.name] = error
+                    return
+                self._restarts[plan.name] += 1
+                self._announce(plan.name, f"{error}; starting it again in {_RETRY_S:g} s")
+                self._stop.wait(_RETRY_S)
+            except BaseException as error:  # of this rig only; raised when all have ended
+                self._failures[plan.name] = error
+                self._announce(plan.name, f"ended: {error}")
+                return
+            else:
+                return
+
+    def _run_once(self, plan: RigPlan, settings: StreamSettings, shared: Shared) -> None:
+        stream = FusedStream(settings, announce=lambda text: self._announce(plan.name, text), shared=shared)
+        stream.listen(lambda where, text: self._listener(plan.name, where, text))
+        with self._lock:
+            self._streams[plan.name] = stream
+            if self._stop.is_set():
+                return
+        stream.run()
+
+    def _watch(self, watchdog: Watchdog) -> None:
+        """Tell systemd that all is well, unless an engine is stuck."""
+        with self._lock:
+            streams = list(self._streams.values())
+        if all(stream.health().alive for stream in streams):
+            watchdog.watch(sum(stream.count for stream in streams), waiting=False)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return parse_config(read_file(path, kind="configuration file", most_bytes=MOST_BYTES))
+    except InputError as error:
+        raise error if str(path) in error.problem else error.within(str(path)) from error
+
+
+def _plan(name: str, own: object, shared: Mapping[str, Any], path: Path, given: Mapping[str, Any], *, trust: bool) -> RigPlan:
+    where = f"rig {name} in {path}"
+    if not _NAME.fullmatch(name):
+        raise InputError(f"a rig in {path} is called {name[:60]!r}", "use up to 40 letters, digits, - and _")
+    if not isinstance(own, dict):
+        raise InputError(f"the {where} is no table of settings", "write 'NAME: {ir: ..., vis: ...}'")
+    for key in _OF_THE_SITE:
+        if key in own:
+            raise InputError(f"the {where} has a '{key}' of its own", "write it beside 'rigs', for all of them")
+    values = {**shared, **own}
+    try:
+        share = typed(float, values.pop("share", 1.0), "share")
+        if not _LEAST_SHARE <= share <= _MOST_SHARE:
+            raise InputError(f"share is {share:g}", f"give a number from {_LEAST_SHARE:g} to {_MOST_SHARE:g}", got=share)
+        settings = settings_of(values, path.parent, trust=trust)
+    except InputError as error:
+        raise error.within(where) from error
+    settings = override(settings, {**given, "trust": trust})
+    if not settings.outputs:
+        raise InputError(f"the {where} has no output", "write 'outputs: [view://127.0.0.1:8080]' beside 'rigs'")
+    return RigPlan(name, settings, share)
+
+
+def _written(settings: StreamSettings) -> list[str]:
+    """Places that only one rig can write to."""
+    texts = [text for text in settings.outputs if parse_output(text).scheme not in ("view", "null")]
+    return texts + ([] if settings.record is None else [settings.record])
+
+
+def _views(settings: StreamSettings) -> list[str]:
+    return [text for text in settings.outputs if parse_output(text).scheme == "view"]
