@@ -17,7 +17,7 @@ import pytest
 from refusion_edge.archive.manifest import Entry, Manifest, manifest_path, sha256_of
 from refusion_edge.archive.shards import ALL, Shard, parse_shard
 from refusion_edge.arrays import Array
-from refusion_edge.errors import InputError, OutputError, UsageError
+from refusion_edge.errors import DiskFullError, InputError, OutputError, UsageError
 from refusion_edge.files import Claim
 from refusion_edge.images.io import read_image, write_image
 from tests.conftest import ROOT
@@ -192,3 +192,17 @@ def test_a_killed_share_is_finished_by_the_next_run(run_cli: Cli) -> None:
     assert hashes("out") == hashes("whole")
     assert sorted(found["file"] for found in entries("out")) == sorted(hashes("whole"))
     assert not [path for path in Path("out").iterdir() if path.name.startswith(".") and path.stat().st_mtime_ns == 0]
+
+
+def test_a_disk_that_takes_half_a_line_does_not_damage_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Entry(name, f"{name}.png", "0", "1", "2", "3") for name in ("first", "second"))
+    write = os.write
+    with Manifest(Path("out"), ALL) as manifest:
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
+            with pytest.raises(DiskFullError):
+                manifest.add(first)
+        assert "first" not in manifest.entries
+        manifest.add(second)
+    with Manifest(Path("out"), ALL) as manifest:
+        assert manifest.entries == {"second": second}
