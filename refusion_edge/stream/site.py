@@ -269,9 +269,10 @@ def _plan(name: str, own: object, shared: Mapping[str, Any], path: Path, given: 
 
 
 def _written(settings: StreamSettings) -> list[str]:
-    """Places that only one rig can write to."""
-    texts = [text for text in settings.outputs if parse_output(text).scheme not in ("view", "null")]
-    return texts + ([] if settings.record is None else [settings.record])
+    """Places that only one rig can write to; files by their real paths, as one may have several names."""
+    uris = [uri for uri in map(parse_output, settings.outputs) if uri.scheme not in ("view", "null")]
+    places = [os.path.realpath(uri.target) if uri.scheme == "file" else uri.text for uri in uris]
+    return places + ([] if settings.record is None else [os.path.realpath(settings.record)])
 
 
 def _beside_earlier(settings: StreamSettings, number: int) -> StreamSettings:

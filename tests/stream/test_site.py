@@ -57,6 +57,11 @@ def test_shared_settings_are_those_of_every_rig_and_its_own_take_precedence() ->
         (f"outputs: ['null://']\nrigs: {{gate: {{{CAMERAS}, token: abc}}}}", InputError, "token"),
         (f"rigs: {{gate: {{{CAMERAS}}}}}", InputError, "output"),
         (f"outputs: [out.mkv]\nrigs: {{gate: {{{CAMERAS}}}, yard: {{{CAMERAS}}}}}", UsageError, "out.mkv"),
+        (
+            f"rigs: {{gate: {{{CAMERAS}, outputs: [out]}}, yard: {{{CAMERAS}, outputs: ['./x/../out']}}}}",
+            UsageError,
+            "yard",
+        ),
         (f"outputs: ['null://']\nrecord: r\nrigs: {{gate: {{{CAMERAS}}}, yard: {{{CAMERAS}}}}}", UsageError, "yard"),
         (
             f"rigs: {{gate: {{{CAMERAS}, outputs: ['view://:1']}}, yard: {{{CAMERAS}, outputs: ['view://:2']}}}}",
