@@ -11,13 +11,16 @@ import numpy as np
 
 from refusion_edge.archive.fusing import FusePlan, fuse_once
 from refusion_edge.archive.manifest import Entry
-from refusion_edge.errors import InputError, OutputError, StreamError
+from refusion_edge.errors import BackendError, InputError, OutputError, RefusionError, StreamError
 from refusion_edge.images.pairs import PairPaths
 from refusion_edge.machine import require
 
 # Small, as a lost worker repeats its batch.
 _BATCH = 4
 _MOST_WORKERS = 10_000
+
+# Errors, of which the code does not survive pickling, by their names; they concern one pair, and do not end the others.
+FAILURES: dict[str, type[RefusionError]] = {each.__name__: each for each in (BackendError, InputError, OutputError)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,22 @@ class Done:
         name: Name of the pair.
         entry: For the manifest; None if it failed.
         fused: Whether it was fused now; otherwise its result was there already.
-        problem: Why it failed; empty if it did not.
+        kind: Name of the error that it failed with, one of ``FAILURES``; empty if it did not.
+        problem: Why it failed.
         remedy: What to do about it.
     """
 
     name: str
     entry: Entry | None
     fused: bool
+    kind: str = ""
     problem: str = ""
     remedy: str = ""
+
+    @property
+    def error(self) -> RefusionError | None:
+        """What it failed with; None if it did not."""
+        return FAILURES[self.kind](self.problem, self.remedy) if self.kind else None
 
 
 def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers: int | None = None) -> Iterator[Done]:
@@ -125,8 +135,9 @@ class _Worker:
     def _do(self, task: Task) -> Done:
         try:
             outcome = fuse_once(self._plan, self._fuser, task.paths, task.target, self._settings, task.before)
-        except (InputError, OutputError) as error:
-            return Done(task.paths.name, None, fused=False, problem=error.problem, remedy=error.remedy)
+        except tuple(FAILURES.values()) as error:
+            kind = next(name for name, each in FAILURES.items() if isinstance(error, each))
+            return Done(task.paths.name, None, fused=False, kind=kind, problem=error.problem, remedy=error.remedy)
         return Done(task.paths.name, outcome.entry, fused=outcome.planes is not None)
 
 

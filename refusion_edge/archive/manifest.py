@@ -7,6 +7,7 @@ that a kill cut off is not there; its result is made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -118,7 +119,7 @@ class Manifest:
         """Append an entry, unless this process has it already.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: It cannot be written as a whole; then nothing of it is.
         """
         if entry.name in self._own and self.entries.get(entry.name) == entry:
             return
@@ -126,7 +127,11 @@ class Manifest:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
-                os.write(descriptor, line)
+                before = os.fstat(descriptor).st_size
+                if os.write(descriptor, line) != len(line):
+                    # What comes after half a line would be lost with it.
+                    os.ftruncate(descriptor, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path
 
+from refusion_edge.backends.registry import BACKENDS
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import MODEL, WEIGHTS
 from refusion_edge.errors import BundleError, OutputError
@@ -31,7 +32,9 @@ def trusted_file() -> Path:
 
 def is_code(bundle: EngineBundle) -> bool:
     """Whether the engine of a bundle is compiled; the others are made anew from the weights, as data."""
-    return bundle.manifest.engine not in (MODEL, WEIGHTS)
+    manifest = bundle.manifest
+    # Whoever wrote the manifest chose the name: a compiled engine may be called model.onnx, too.
+    return manifest.engine not in (MODEL, WEIGHTS) or BACKENDS[manifest.backend].on_gpu
 
 
 def is_trusted(digest: str) -> bool:

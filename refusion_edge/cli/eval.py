@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         # Fail before the work starts.
         require_engine()
-    inputs = _inputs(options, metrics) if options.shard is not None else ""
+    settings, inputs = _inputs(options, metrics) if options.shard is not None else ("", "")
     if options.shard is not None and _is_done(options, inputs):
         return 0
 
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         remarks().print(line)
     document = {**report.to_document(), "remarks": findings.to_json()}
     if options.shard is not None:
-        document = _shard_document(options, report, inputs)
+        document = _shard_document(options, report, settings, inputs)
     _write(options, report, page, document)
     return 0
 
@@ -162,17 +162,19 @@ def _write(options: argparse.Namespace, report: Report, page: str, document: dic
         output().print(f"\nwrote {', '.join(written)}" if written else "\nnext: add --html report.html for plots and montages")
 
 
-def _inputs(options: argparse.Namespace, metrics: Sequence[Metric]) -> str:
+def _inputs(options: argparse.Namespace, metrics: Sequence[Metric]) -> tuple[str, str]:
     from refusion_edge.errors import UsageError
-    from refusion_edge.evaluation.shards import inputs_of
+    from refusion_edge.evaluation.shards import inputs_of, settings_of
 
     if options.json is None or options.csv or options.html or options.latex or options.markdown:
         raise UsageError("a shard has one result, for --merge", "add --json FILE, and leave the other files to --merge")
     facts = {name: getattr(options, name) for name in ("task", "network", "partial", "no_trivial")}
-    return inputs_of(
-        options.a, options.b, _named(options.fused, "--fused"), metrics, options.shard,
-        engines=_named(options.bundle, "--bundle"), facts=facts, partial=options.partial,
+    results, partial = _named(options.fused, "--fused"), options.partial
+    settings = settings_of(
+        options.a, options.b, metrics, methods=list(results), engines=_named(options.bundle, "--bundle"), facts=facts,
+        partial=partial,
     )  # fmt: skip
+    return settings, inputs_of(options.a, options.b, results, options.shard, settings, partial=partial)
 
 
 def _is_done(options: argparse.Namespace, inputs: str) -> bool:
@@ -185,12 +187,12 @@ def _is_done(options: argparse.Namespace, inputs: str) -> bool:
     return done
 
 
-def _shard_document(options: argparse.Namespace, report: Report, inputs: str) -> dict[str, Any]:
+def _shard_document(options: argparse.Namespace, report: Report, settings: str, inputs: str) -> dict[str, Any]:
     from refusion_edge.evaluation.cases import find_sources
     from refusion_edge.evaluation.shards import to_shard
 
     total = len(find_sources(options.a, options.b, partial=options.partial)[0])
-    return to_shard(report, options.shard, total, inputs)
+    return to_shard(report, options.shard, total, settings, inputs)
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -277,7 +277,6 @@ def _fuse_on_cluster(options: argparse.Namespace, plan: FusePlan, backend: str, 
     from refusion_edge.archive.manifest import Manifest
     from refusion_edge.archive.shards import ALL
     from refusion_edge.cli.console import progress_bar
-    from refusion_edge.errors import InputError
     from refusion_edge.images.pairs import PairPaths as Absolute
     from refusion_edge.tasks import TASKS
 
@@ -296,8 +295,9 @@ def _fuse_on_cluster(options: argparse.Namespace, plan: FusePlan, backend: str, 
         for done in progress.track(
             fuse_on_ray(plan, plan.digest(backend), tasks), total=len(tasks), description="fusing on the cluster"
         ):
+            if done.error is not None:
+                log.failures.append((done.name, done.error))
             if done.entry is None:
-                log.failures.append((done.name, InputError(done.problem, done.remedy)))
                 continue
             manifest.add(done.entry)
             if done.fused:

@@ -140,14 +140,20 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:
-    """Turn the folder of a data set, named once with a layout or twice, into the folders of its sources, and say so.
+    """Turn the folder of a data set, given as both sources, into the folders of its sources, and say so.
 
     Raises:
-        UsageError: There is no such layout, or it is for another task.
+        UsageError: There is no such layout, or it is for another task; or two folders were given with a layout.
         InputError: The folder lacks the sources.
     """
-    if layout is None and not (a == b and Path(a).is_dir()):
+    same = Path(a) == Path(b)
+    if layout is None and not (same and Path(a).is_dir()):
         return a, b
+    if not same:
+        raise UsageError(
+            f"a layout finds both sources in one folder, and {a} and {b} are two",
+            "give one folder twice, or leave --layout out",
+        )
     from refusion_edge.cli.console import remarks
     from refusion_edge.images.layouts import find_folders
     from refusion_edge.tasks import find_task

@@ -23,7 +23,7 @@ from refusion_edge.cli.options import (
     require_free,
     size_bytes,
 )
-from refusion_edge.errors import RefusionError
+from refusion_edge.errors import OutputError, RefusionError
 from refusion_edge.text import redact
 
 if TYPE_CHECKING:
@@ -144,14 +144,18 @@ def _run_site(options: argparse.Namespace) -> int:
             if log is not None:
                 log.add("warning", where, text, rig=rig)
 
-        site, failure = Site(plans, announce=announce, listener=listen), None
+        site = Site(plans, announce=announce, listener=listen)
+        failure: BaseException | None = None
         try:
             site.run()
         except (RefusionError, KeyboardInterrupt) as error:
             failure = error
         report = site.report()
-        if options.json:
-            write_json(options.json, report)
+        try:
+            if options.json:
+                write_json(options.json, report)
+        except OutputError as error:
+            failure = failure or error
         if log is not None:
             return log.end(failure)
         if options.json != "-":
@@ -180,8 +184,11 @@ def _run_logged(settings: StreamSettings, json: str | None) -> int:
         except (RefusionError, KeyboardInterrupt) as error:
             failure = error
         report = stream.report()
-        if json and report is not None:
-            write_json(json, report)
+        try:
+            if json and report is not None:
+                write_json(json, report)
+        except OutputError as error:
+            failure = failure or error
         return log.end(failure)
 
 

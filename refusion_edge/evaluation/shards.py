@@ -21,6 +21,7 @@ from refusion_edge.errors import InputError
 from refusion_edge.evaluation.cases import Case, CaseList, Result, find_cases, find_sources
 from refusion_edge.evaluation.report import Report
 from refusion_edge.files import read_file
+from refusion_edge.images.depth import find_depths
 from refusion_edge.metrics import CONVENTIONS, Metric, find_metric, metrics_of
 from refusion_edge.tasks import TASKS, find_task
 
@@ -37,7 +38,8 @@ class ShardOfReport:
         index: Which share.
         count: How many there are.
         total: Number of pairs in all.
-        inputs: Digest of everything that the values depend on.
+        settings: Digest of all that the values of every share depend on, see ``settings_of``.
+        inputs: Digest of everything that the values of this share depend on.
         task: Name of the task.
         metrics: Metrics with their conventions.
         methods: Names of the methods.
@@ -51,6 +53,7 @@ class ShardOfReport:
     index: int
     count: int
     total: int
+    settings: str
     inputs: str
     task: str
     metrics: list[str]
@@ -61,27 +64,48 @@ class ShardOfReport:
     values: list[list[list[float | None]]]
 
 
-def inputs_of(
+def settings_of(
     a: str,
     b: str,
-    results: Mapping[str, str],
     metrics: Sequence[Metric],
-    shard: Shard,
     *,
+    methods: Sequence[str],
     engines: Mapping[str, str],
     facts: Mapping[str, Any],
     partial: bool,
 ) -> str:
-    """Digest of everything that the values of a share depend on: the version, the metrics, the engines and all its files.
+    """Digest of what the values of all shares depend on: version, metrics, engines, and the bit depths of the whole set.
+
+    Args:
+        a: Source a, as ``evaluate`` takes it.
+        b: Source b.
+        metrics: What is computed.
+        methods: Names of methods with results.
+        engines: Engines of methods.
+        facts: Other options.
+        partial: See ``evaluate``.
+
+    Raises:
+        InputError: Files do not match, or cannot be read.
+    """
+    pairs, _ = find_sources(a, b, partial=partial)
+    task = facts.get("task")
+    # The task of an engine is known once it is open.
+    tasks = [find_task(task)] if task is not None else list(TASKS.values())
+    depths = [find_depths(pairs, each).bits for each in tasks]
+    digests = {name: FusePlan(source, network=facts.get("network")).digest("") for name, source in engines.items()}
+    return _digest([__version__, [metric.key for metric in metrics], list(methods), digests, dict(facts), len(pairs), depths])
+
+
+def inputs_of(a: str, b: str, results: Mapping[str, str], shard: Shard, settings: str, *, partial: bool) -> str:
+    """Digest of everything that the values of a share depend on: the settings, and all its files.
 
     Args:
         a: Source a, as ``evaluate`` takes it.
         b: Source b.
         results: Results of methods.
-        metrics: What is computed.
         shard: The share.
-        engines: Engines of methods.
-        facts: Other options.
+        settings: ``settings_of``.
         partial: See ``evaluate``.
 
     Raises:
@@ -101,21 +125,17 @@ def inputs_of(
         hashes = [[path.name, sha256_of(path)] for path in files]
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}", "check the path and its permissions") from error
-    digests = {name: FusePlan(source, network=facts.get("network")).digest("") for name, source in engines.items()}
-    text = json.dumps(
-        [__version__, [metric.key for metric in metrics], list(results), digests, dict(facts), len(pairs), str(shard), hashes],
-        sort_keys=True,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest([settings, str(shard), hashes])
 
 
-def to_shard(report: Report, shard: Shard, total: int, inputs: str) -> dict[str, Any]:
+def to_shard(report: Report, shard: Shard, total: int, settings: str, inputs: str) -> dict[str, Any]:
     """The file of a share.
 
     Args:
         report: Its report.
         shard: The share.
         total: Number of pairs in all.
+        settings: ``settings_of``.
         inputs: ``inputs_of``.
     """
     cases = report.found.cases
@@ -124,6 +144,7 @@ def to_shard(report: Report, shard: Shard, total: int, inputs: str) -> dict[str,
         "index": shard.index,
         "count": shard.count,
         "total": total,
+        "settings": settings,
         "inputs": inputs,
         "task": report.task.name,
         "metrics": [metric.key for metric in report.metrics],
@@ -187,7 +208,7 @@ def merge(paths: Sequence[Path]) -> Report:
     shards = sorted(((read_shard(path), path) for path in paths), key=lambda each: each[0].index)
     first, _ = shards[0]
     for shard, path in shards:
-        for name in ("task", "metrics", "methods", "count", "total"):
+        for name in ("task", "metrics", "methods", "count", "total", "settings"):
             if getattr(shard, name) != getattr(first, name):
                 raise InputError(
                     f"{path} and {shards[0][1]} are of different evaluations: their {name} differ", "merge those of one run",
@@ -208,6 +229,10 @@ def merge(paths: Sequence[Path]) -> Report:
     values = np.concatenate([np.array(shard.values, np.float64) for shard, _ in shards], axis=1)
     found = CaseList(tuple(first.methods), cases, tuple(map(Path, first.left_out)))
     return Report(find_task(first.task), found, tuple(map(find_metric, first.metrics)), values)
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _files(case: Case) -> list[str]:

@@ -32,7 +32,6 @@ _WORDS = (
         "tir",
         "lwir",
         "mwir",
-        "t",
         "previewdata",
         "func",
         "pet",
@@ -40,13 +39,18 @@ _WORDS = (
         "ct",
         "near",
         "under",
-        "a",
     ),
-    ("vis", "vi", "visible", "visual", "v", "rgb", "color", "colour", "eo", "mri", "mr", "far", "over", "b"),
+    ("vis", "vi", "visible", "visual", "rgb", "color", "colour", "eo", "mri", "mr", "far", "over"),
 )
-_WORD_PATTERNS = tuple(
-    re.compile(rf"[ _.-]*(?<![a-z])(?:{'|'.join(words)})(?![a-z])[ _.-]*", re.IGNORECASE) for words in _WORDS
-)
+# Single letters are also names of cameras, versions and scenes: they count only without a word, and at the end first.
+_LETTERS = (("t", "a"), ("v", "b"))
+
+
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"[ _.-]*(?<![a-z])(?:{'|'.join(words)})(?![a-z])[ _.-]*", re.IGNORECASE)
+
+
+_WORD_PATTERNS = tuple((_pattern(words), _pattern(letters)) for words, letters in zip(_WORDS, _LETTERS, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +195,8 @@ def find_pairs(a: str, b: str) -> PairList:
     common = by_stem_a.keys() & by_stem_b.keys()
     pairs = [PairPaths(stem, by_stem_a[stem], by_stem_b[stem]) for stem in common]
     rest_a, rest_b = (
-        _without_word({stem: path for stem, path in files.items() if stem not in common}, pattern)
-        for files, pattern in zip((by_stem_a, by_stem_b), _WORD_PATTERNS, strict=True)
+        _without_word({stem: path for stem, path in files.items() if stem not in common}, patterns)
+        for files, patterns in zip((by_stem_a, by_stem_b), _WORD_PATTERNS, strict=True)
     )
     by_word = [PairPaths(key, rest_a[key], rest_b[key]) for key in rest_a.keys() & rest_b.keys() if key not in common]
     pairs = sorted([*pairs, *by_word], key=lambda pair: natural_key(pair.name))
@@ -211,11 +215,14 @@ def find_pairs(a: str, b: str) -> PairList:
     )
 
 
-def _without_word(files: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[str, Path]:
+def _without_word(files: Mapping[str, Path], patterns: tuple[re.Pattern[str], re.Pattern[str]]) -> dict[str, Path]:
     """Files by their stems without the word for the source, which is put in the place of any separators around it."""
     found: dict[str, list[Path]] = {}
     for stem, path in files.items():
-        key = pattern.sub("_", stem, count=1).strip("_")
+        words, letters = (list(pattern.finditer(stem)) for pattern in patterns)
+        # The first word, or else the last letter.
+        match = next(iter(words or letters[-1:]), None)
+        key = stem if match is None else f"{stem[: match.start()]}_{stem[match.end() :]}".strip("_")
         found.setdefault(key or stem, []).append(path)
     return {key: paths[0] for key, paths in found.items() if len(paths) == 1}
 

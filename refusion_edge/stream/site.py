@@ -30,7 +30,7 @@ from refusion_edge.stream.run.config import MOST_BYTES, parse_config, settings_o
 from refusion_edge.stream.run.settings import StreamSettings, override
 from refusion_edge.stream.run.shared import EnginePool, Shared
 from refusion_edge.stream.run.watchdog import Watchdog
-from refusion_edge.stream.uri import parse_output
+from refusion_edge.stream.uri import frame_pattern, parse_output
 
 SCHEMA = "refusion-edge/site/1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
@@ -105,7 +105,7 @@ class Site:
     """Runs all rigs of a site, each with its own cameras, threads, outputs and counters.
 
     A rig whose cameras are lost, or of which a part fails, is started again after some seconds; one with another error ends,
-    and the others go on.
+    and the others go on. A rig that is started again leaves the files that it wrote before as they are.
 
     Args:
         plans: The rigs.
@@ -201,6 +201,8 @@ class Site:
         deadline_s = None if plan.settings.duration_s is None else time.monotonic() + plan.settings.duration_s
         while not self._stop.is_set():
             settings = plan.settings
+            if restarts := self._restarts[plan.name]:
+                settings = _beside_earlier(settings, restarts + 1)
             if deadline_s is not None:
                 settings = replace(settings, duration_s=max(0.0, deadline_s - time.monotonic()))
             try:
@@ -267,9 +269,37 @@ def _plan(name: str, own: object, shared: Mapping[str, Any], path: Path, given: 
 
 
 def _written(settings: StreamSettings) -> list[str]:
-    """Places that only one rig can write to."""
-    texts = [text for text in settings.outputs if parse_output(text).scheme not in ("view", "null")]
-    return texts + ([] if settings.record is None else [settings.record])
+    """Places that only one rig can write to; files by their real paths, as one may have several names."""
+    uris = [uri for uri in map(parse_output, settings.outputs) if uri.scheme not in ("view", "null")]
+    places = [os.path.realpath(uri.target) if uri.scheme == "file" else uri.text for uri in uris]
+    return places + ([] if settings.record is None else [os.path.realpath(settings.record)])
+
+
+def _beside_earlier(settings: StreamSettings, number: int) -> StreamSettings:
+    """The same settings, with files and folders beside those of earlier starts: ``out-2.mkv`` after ``out.mkv``.
+
+    Args:
+        settings: Those of the first start.
+        number: Number of the start, which is in the new names; a higher one if a name with it is taken.
+    """
+    uris = [parse_output(text) for text in settings.outputs]
+    written = [uri.target for uri in uris if uri.scheme == "file"] + ([] if settings.record is None else [settings.record])
+    if not written:
+        return settings
+    while any(_is_taken(_numbered(path, number)) for path in written):
+        number += 1
+    outputs = tuple(_numbered(uri.target, number) if uri.scheme == "file" else uri.text for uri in uris)
+    return replace(settings, outputs=outputs, record=None if settings.record is None else _numbered(settings.record, number))
+
+
+def _numbered(name: str, number: int) -> str:
+    path = Path(name)
+    return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+
+
+def _is_taken(name: str) -> bool:
+    pattern = frame_pattern(name)
+    return os.path.lexists(name if pattern is None else pattern % 0)
 
 
 def _views(settings: StreamSettings) -> list[str]:

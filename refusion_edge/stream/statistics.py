@@ -127,7 +127,7 @@ class Statistics:
     """All counters of one run. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a listener may ask for figures
         self._started_ns = time.monotonic_ns()
         self.cameras: dict[Side, CameraState] = {side: CameraState() for side in SIDES}
         self._drops: Counter[tuple[str, str]] = Counter()

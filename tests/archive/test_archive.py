@@ -11,15 +11,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
+from refusion_edge.archive.cluster import Done, Task, _plain, _Worker
+from refusion_edge.archive.fusing import FusePlan, Outcome
 from refusion_edge.archive.manifest import Entry, Manifest, manifest_path, sha256_of
 from refusion_edge.archive.shards import ALL, Shard, parse_shard
 from refusion_edge.arrays import Array
-from refusion_edge.errors import InputError, OutputError, UsageError
+from refusion_edge.errors import BackendError, DiskFullError, InputError, OutputError, RefusionError, UsageError
 from refusion_edge.files import Claim
 from refusion_edge.images.io import read_image, write_image
+from refusion_edge.images.pairs import PairPaths
 from tests.conftest import ROOT
 from tests.raising import raises
 
@@ -192,3 +197,35 @@ def test_a_killed_share_is_finished_by_the_next_run(run_cli: Cli) -> None:
     assert hashes("out") == hashes("whole")
     assert sorted(found["file"] for found in entries("out")) == sorted(hashes("whole"))
     assert not [path for path in Path("out").iterdir() if path.name.startswith(".") and path.stat().st_mtime_ns == 0]
+
+
+@pytest.mark.parametrize("error", [BackendError, DiskFullError, InputError])
+def test_a_pair_that_fails_on_a_worker_does_not_end_the_others_and_keeps_its_exit_code(
+    error: type[RefusionError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [PairPaths(name, Path(f"{name}-a"), Path(f"{name}-b")) for name in ("bad", "good")]
+    monkeypatch.setitem(sys.modules, "ray", mock.Mock(get=lambda tasks: tasks))
+    outcome = Outcome(Entry("good", "good.png", "0", "1", "2", "3"), None)
+    with mock.patch("refusion_edge.archive.cluster.fuse_once", side_effect=[error("what is wrong", "do this"), outcome]):
+        worker = _Worker(FusePlan("ir_vis", network="fast", threads=1), "", [Task(pair, Path("x"), None) for pair in pairs])
+        batch = worker({"number": np.arange(2)})
+    bad, good = (_plain({name: column[row] for name, column in batch.items()}) for row in range(2))
+    failure = Done(**bad).error
+    assert failure is not None
+    assert (failure.problem, failure.remedy, failure.exit_code) == ("what is wrong", "do this", error.exit_code)
+    assert Done(**good).entry == outcome.entry
+    assert Done(**good).error is None
+
+
+def test_a_disk_that_takes_half_a_line_does_not_damage_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Entry(name, f"{name}.png", "0", "1", "2", "3") for name in ("first", "second"))
+    write = os.write
+    with Manifest(Path("out"), ALL) as manifest:
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
+            with pytest.raises(DiskFullError):
+                manifest.add(first)
+        assert "first" not in manifest.entries
+        manifest.add(second)
+    with Manifest(Path("out"), ALL) as manifest:
+        assert manifest.entries == {"second": second}

@@ -14,7 +14,7 @@ import pytest
 
 from refusion_edge.arrays import Array
 from refusion_edge.cli import main
-from refusion_edge.errors import BackendError
+from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.fuser import Fuser
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.images.luma import Planes
@@ -187,4 +187,9 @@ def test_a_data_set_of_a_known_layout_is_named_once(picture: Picture) -> None:
     assert fuse("data", "data", "-o", "out") == 0
     assert fuse("data", "data", "-o", "again", "--layout", "m3fd") == 0
     assert fuse("data", "data", "-o", "out", "--layout", "msrs") == 4
+    # Which of the two would be left out?
+    Path("other").mkdir()
+    assert fuse("data", "other", "-o", "two", "--layout", "m3fd") == UsageError.exit_code
+    assert not Path("two").exists()
+    assert fuse("data", "data/", "-o", "two", "--layout", "m3fd") == 0
     assert np.array_equal(read_image("out/1.png"), read_image("again/1.png"))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,20 @@ def test_an_error_is_the_last_line_with_its_code(run_cli: Cli) -> None:
     assert (code, out, last["exit_code"], last["level"]) == (4, "", 4, "error")
     assert "missing.mkv" in last["message"]
     assert last["remedy"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_report_that_cannot_be_written_is_the_last_line_too(several: bool, run_cli: Cli) -> None:
+    ir, vis = (camera(side, live=0, frames=3) for side in ("ir", "vis"))
+    words: tuple[object, ...] = ("--ir", ir, "--vis", vis, "--network", "fast", "-o", "null://")
+    if several:
+        Path("site.yaml").write_text(f"network: fast\noutputs: ['null://']\nrigs:\n  gate: {{ir: '{ir}', vis: '{vis}'}}\n")
+        words = ("--config", "site.yaml")
+    Path("file").write_text("")
+    code, out, err = run_cli("stream", *words, "--log-json", "--json", "file/report.json")
+    last = lines(err)[-1]
+    assert (code, out, last["exit_code"], last["level"]) == (4, "", 4, "error")
+    assert "report.json" in last["message"]
 
 
 def test_a_reader_that_is_stuck_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:

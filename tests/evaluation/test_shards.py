@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from refusion_edge.errors import InputError
 from refusion_edge.evaluation.shards import merge
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.metrics import CONVENTIONS, metrics_of
+from refusion_edge.network.weights import weights_path
 from tests.raising import raises
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -86,6 +88,28 @@ def test_shards_that_do_not_make_a_whole_are_refused(run_cli: Cli) -> None:
     Path("none.json").write_text("{}")
     with raises(InputError, "none.json", remedy="--shard"):
         merge([Path("none.json")])
+
+
+@pytest.mark.usefixtures("dataset")
+def test_shards_by_different_weights_are_refused(run_cli: Cli) -> None:
+    words = ("--bundle", "ours=w.safetensors", "--task", "ir_vis")
+    for index, network in enumerate(("fast", "refusion")):
+        Path("w.safetensors").write_bytes(weights_path("ir_vis", network).read_bytes())
+        assert run_cli(*EVAL, *words, "--shard", f"{index}/2", "--json", f"{index}.json")[0] == 0
+    with raises(InputError, "settings", "1.json"):
+        merge([Path("0.json"), Path("1.json")])
+
+
+@pytest.mark.usefixtures("dataset")
+def test_a_shard_depends_on_the_bit_depth_of_the_whole_set(run_cli: Cli) -> None:
+    for path in Path("vis").iterdir():
+        write_image(path, read_image(path).astype(np.uint16))
+    (name, _) = shards(run_cli, 2, *FUSED)
+    words = (*EVAL, *FUSED, "--shard", "0/2", "--json", name)
+    assert "already" in run_cli(*words)[1]
+    last = max(Path("vis").iterdir())
+    write_image(last, read_image(last) * np.uint16(16))
+    assert "already" not in run_cli(*words)[1]
 
 
 @pytest.mark.usefixtures("dataset")

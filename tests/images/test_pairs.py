@@ -91,6 +91,11 @@ def test_fingerprint_depends_on_pixels_only() -> None:
         ("scene.ct", "scene.mri", "scene"),
         ("lytro-01-A", "lytro-01-B", "lytro-01"),
         ("DJI_0001_T", "DJI_0001_V", "DJI_0001"),
+        ("scene_t001_ir", "scene_t001_vis", "scene_t001"),
+        ("cam-v2_0001_ir", "cam-v2_0001_vis", "cam-v2_0001"),
+        ("a_0001_thermal", "a_0001_rgb", "a_0001"),
+        ("v_1_T", "v_1_V", "v_1"),
+        ("001T", "001V", "001"),
     ],
 )
 def test_words_for_the_source_are_left_out_of_names(a: str, b: str, name: str) -> None:

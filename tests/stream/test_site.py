@@ -18,6 +18,8 @@ pytest.importorskip("aiohttp", reason="the browser view needs the extra [stream]
 
 from refusion_edge.errors import InputError, SourceLostError, UsageError
 from refusion_edge.stream import site as site_module
+from refusion_edge.stream.fused_stream import FusedStream
+from refusion_edge.stream.run.shared import EnginePool, Shared
 from refusion_edge.stream.site import Site, read_site
 from tests.raising import raises
 from tests.stream.conftest import camera
@@ -55,6 +57,11 @@ def test_shared_settings_are_those_of_every_rig_and_its_own_take_precedence() ->
         (f"outputs: ['null://']\nrigs: {{gate: {{{CAMERAS}, token: abc}}}}", InputError, "token"),
         (f"rigs: {{gate: {{{CAMERAS}}}}}", InputError, "output"),
         (f"outputs: [out.mkv]\nrigs: {{gate: {{{CAMERAS}}}, yard: {{{CAMERAS}}}}}", UsageError, "out.mkv"),
+        (
+            f"rigs: {{gate: {{{CAMERAS}, outputs: [out]}}, yard: {{{CAMERAS}, outputs: ['./x/../out']}}}}",
+            UsageError,
+            "yard",
+        ),
         (f"outputs: ['null://']\nrecord: r\nrigs: {{gate: {{{CAMERAS}}}, yard: {{{CAMERAS}}}}}", UsageError, "yard"),
         (
             f"rigs: {{gate: {{{CAMERAS}, outputs: ['view://:1']}}, yard: {{{CAMERAS}, outputs: ['view://:2']}}}}",
@@ -120,6 +127,45 @@ def test_a_rig_whose_cameras_are_lost_is_started_again_and_the_other_goes_on(mon
     assert found["gate"]["report"]["pairs"]["shown"] > 10
     assert found["yard"]["report"]["pairs"]["shown"] > 10
     assert [rig for rig, text in said if "again" in text] == ["gate"]
+
+
+def test_a_rig_that_is_started_again_keeps_what_it_wrote_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_module, "_RETRY_S", 0.0)
+    outputs = "outputs: [out.mkv, frames, 'one/%03i.png', 'null://'], record: raw"
+    rig = f"{FILES}, {outputs}"
+    plans = read_site(write(f"network: fast\nthreads: 1\nrigs:\n  gate: {{{rig}}}\n"))
+    Path("out-2.mkv").write_bytes(b"of somebody else")
+    opened = site_module.FusedStream.run
+    calls: list[dict[str, bytes]] = []
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+    def failing(stream: Any) -> None:
+        opened(stream)
+        calls.append(files())
+        if len(calls) == 1:
+            raise SourceLostError("neither camera sent a frame", "check cables")
+
+    site = Site(plans)
+    with mock.patch.object(site_module.FusedStream, "run", failing):
+        site.run()
+    assert site.report()["rigs"]["gate"]["restarts"] == 1
+    after = files()
+    assert {name: after[name] for name in calls[0]} == calls[0]
+    new = {name.partition("/")[0] for name in after.keys() - calls[0].keys()}
+    assert new == {"out-3.mkv", "frames-3", "one", "raw-3"}
+    assert len(list(Path("one").glob("*-3.png"))) == 20
+
+
+def test_a_rig_that_is_not_on_the_page_runs_in_a_site_with_a_certificate() -> None:
+    settings = read_site(two(FILES, f"{FILES}, outputs: ['null://']", "outputs: ['view://127.0.0.1:0']\ntls: [c.pem, k.pem]"))
+    (yard,) = [plan for plan in settings if plan.name == "yard"]
+    stream = FusedStream(yard.settings, shared=Shared("yard", EnginePool()))
+    stream.run()
+    report = stream.report()
+    assert report is not None
+    assert report["pairs"]["shown"] == 20
 
 
 def get(address: str) -> tuple[int, str]:

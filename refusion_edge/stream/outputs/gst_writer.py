@@ -16,7 +16,6 @@ from typing import Any
 HEADER = struct.Struct("<10sIIIq")
 _NEEDS_PACKAGES, _BAD_PIPELINE, _FAILED = 3, 4, 5
 _SOURCE = "appsrc name=refusion is-live={live} format=time block=true max-buffers=2"
-_END_NS = 30 * 1_000_000_000
 
 
 def main() -> int:
@@ -45,7 +44,10 @@ def main() -> int:
     print("ready", flush=True)
     _feed(gst, pipeline, is_live=is_live, rate=int(sys.argv[2]))
     pipeline.get_by_name("refusion").emit("end-of-stream")
-    _ENDED.wait(_END_NS / 1e9)
+    if not _ENDED.wait(float(sys.argv[3])):
+        print("the pipeline does not end", flush=True)
+        # Not by setting its state, for which whatever is stuck in it would be waited for.
+        os._exit(_FAILED)
     pipeline.set_state(gst.State.NULL)
     return 0
 

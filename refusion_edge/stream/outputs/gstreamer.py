@@ -11,14 +11,14 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.errors import MissingDependencyError, OutputError
-from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.frames import SECOND, FusedFrame
 from refusion_edge.stream.system_python import Program, end, first_line, last_line, send, start
 from refusion_edge.stream.uri import Uri, read_options
 
 _PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
 _HEADER = struct.Struct("<10sIIIq")
-# A pipeline that ends has to write its files.
-_START_S, _END_S = 15.0, 40.0
+# A pipeline that ends has to write its files; after that, the program itself has to end.
+_START_S, _END_S, _REPORT_S = 15.0, 30.0, 10.0
 _NEEDS_PACKAGES = 3
 _ALIGNMENT = 4
 
@@ -40,10 +40,11 @@ class GStreamerSink:
         self._uri, self._live = uri, live
         self._rate_hz = max(1, round(rate_hz or 30))
         self._process: Program | None = None
-        self._started_ns: int | None = None
+        self._started_ns = 0
+        self._last_ns: int | None = None  # of the last frame, since the first one
 
     def __enter__(self) -> Self:
-        words = ["live" if self._live else "files", str(self._rate_hz)]
+        words = ["live" if self._live else "files", str(self._rate_hz), str(_END_S)]
         try:
             process = start("outputs/gst_writer.py", words, {"REFUSION_EDGE_PIPELINE": self._uri.target})
         except OSError as error:
@@ -64,20 +65,26 @@ class GStreamerSink:
     def __exit__(self, *exc: object) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            if end(process, _END_S):
+            if end(process, _END_S + _REPORT_S):
                 raise OutputError(f"the pipeline {self.name} failed at its end", "try it with gst-launch-1.0")
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
         assert self._process is not None
-        if self._started_ns is None:
-            self._started_ns = frame.time_ns
+        due_ns = frame.time_ns - self._started_ns
+        if self._last_ns is None:
+            self._started_ns, due_ns = frame.time_ns, 0
+        elif due_ns <= self._last_ns:
+            # Times that stand still or went back, as after a new clock: the pipeline goes on from where it is.
+            due_ns = self._last_ns + SECOND // self._rate_hz
+            self._started_ns = frame.time_ns - due_ns
+        self._last_ns = due_ns
         image = frame.image
         height, width = image.shape[:2]
         rows = np.ascontiguousarray(image).reshape(height, -1)
         rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % _ALIGNMENT)))
         name = b"BGR" if image.ndim == 3 else b"GRAY8"
-        header = _HEADER.pack(name, width, height, rows.size, frame.time_ns - self._started_ns)
+        header = _HEADER.pack(name, width, height, rows.size, due_ns)
         try:
             send(self._process, memoryview(header))
             send(self._process, rows.data)

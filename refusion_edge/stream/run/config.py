@@ -90,7 +90,8 @@ def settings_of(values: Mapping[str, Any], folder: Path, *, trust: bool = False)
             raise InputError(f"'{name}' is in the file, which cannot vouch for itself", f"give --{name} on the command line")
     settings = _moved(make_settings(values, error=InputError), folder)
     for text in (settings.ir, settings.vis, *settings.outputs):
-        if text is not None and text.startswith("gst:") and not trust:
+        # In any case: GST:// is a pipeline as well.
+        if text is not None and text.lower().startswith("gst:") and not trust:
             raise InputError(
                 f"it names a GStreamer pipeline, which can run anything on this machine: {printable(redact(text))}",
                 "if you know where the file comes from, repeat the command with --trust",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class RecoveringBackend:
     def __init__(self, backend: Backend, reopen: Callable[[], Backend], reopened: Callable[[str], object]) -> None:
         self._backend, self._reopen, self._reopened = backend, reopen, reopened
         self.name = backend.name
+        self._failure: Exception | None = None  # of an engine that is closed for it and not open again
         self._failures_s: deque[float] = deque(maxlen=MOST_REOPENED)
 
     @property
@@ -57,7 +59,8 @@ class RecoveringBackend:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._backend.__exit__(*exc)
+        if self._failure is None:
+            self._backend.__exit__(*exc)
 
     def fuse(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """See ``Backend``.
@@ -80,6 +83,8 @@ class RecoveringBackend:
         return self._run(lambda engine: engine.fuse_adapted(a, b, figures))  # type: ignore[attr-defined]
 
     def _run(self, call: Callable[[Backend], Result]) -> Result:
+        if self._failure is not None:
+            self._open_again(self._failure)
         try:
             return call(self._backend)
         except (InputError, UsageError):
@@ -96,12 +101,17 @@ class RecoveringBackend:
         if len(self._failures_s) == MOST_REOPENED and now_s - self._failures_s[0] < WITHIN_S:
             raise self._hopeless(f"failed more than {MOST_REOPENED} times in {WITHIN_S:g} s ({_words(failure)})") from failure
         self._failures_s.append(now_s)
-        self._backend.__exit__(None, None, None)
+        if self._failure is None:
+            self._failure = failure
+            # On a device that is lost, closing fails as well.
+            with contextlib.suppress(Exception):
+                self._backend.__exit__(None, None, None)
         try:
-            self._backend = self._reopen()
-            self._backend.__enter__()
+            backend = self._reopen()
+            backend.__enter__()
         except RefusionError as error:
             raise self._hopeless(f"failed ({_words(failure)}) and cannot be reopened: {error.problem}") from error
+        self._backend, self._failure = backend, None
         self._reopened(f"the engine failed ({_words(failure)}) and was reopened")
 
     def _hopeless(self, how: str) -> StreamError:

@@ -99,7 +99,8 @@ class StreamSession:
         uris = [parse_output(text) for text in settings.outputs]
         if not (uris or self._sinks or tap):
             uris = [parse_output(self._default_output())]
-        if settings.tls is not None and all(uri.scheme != "view" for uri in uris):
+        # The certificate of a site is for its page, which not every rig needs to be on.
+        if settings.tls is not None and self._shared is None and all(uri.scheme != "view" for uri in uris):
             raise UsageError("--tls is for the browser view, which is not among the outputs", "add -o view://, or leave it out")
         _refuse_overwriting(sources, uris, settings.record)
         recorder = self._recorder(pairing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.backends.registry import Status
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
-from refusion_edge.bundle.manifest import PLAN
+from refusion_edge.bundle.manifest import MANIFEST, PLAN, WEIGHTS
 from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.bundle.trust import is_trusted, require_trusted, trust, trust_path, trusted_file
 from refusion_edge.errors import BundleError
@@ -91,6 +92,20 @@ def test_a_cached_engine_from_elsewhere_is_built_again() -> None:
     assert not report.cached
     assert any("rebuilt" in remark for remark in report.remarks)
     assert build(replace(SPEC, output=Path("z"))).cached
+
+
+@pytest.mark.usefixtures("device")
+def test_a_compiled_engine_under_the_name_of_data_needs_trust_too() -> None:
+    built()
+    forget()
+    plan = Path("x", PLAN).read_bytes()
+    Path("x", WEIGHTS).write_bytes(plan)
+    manifest = json.loads(Path("x", MANIFEST).read_text())
+    digest = manifest["files"][PLAN]
+    manifest["engine"], manifest["weights_sha256"], manifest["files"][WEIGHTS] = WEIGHTS, digest, digest
+    Path("x", MANIFEST).write_text(json.dumps(manifest))
+    with raises(BundleError, WEIGHTS, got=digest, remedy="--trust"):
+        open_bundle(read_bundle("x"))
 
 
 def test_models_are_data_and_need_no_trust() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def test_a_pipeline_gets_every_frame_as_it_is(shape: tuple[int, ...], rng: np.ra
     stride = -(-shape[1] * (3 if len(shape) == 3 else 1) // 4) * 4
     rows = np.frombuffer(Path("out.raw").read_bytes(), np.uint8).reshape(5, 48, stride)
     assert np.array_equal(rows[..., : images[0][0].size].reshape(images.shape), images)
+
+
+@needs_gstreamer
+def test_times_that_go_back_go_on_from_where_they_are() -> None:
+    with GStreamerSink(parse_output("gst:filesink location=out.raw sync=false"), rate_hz=25, live=False) as sink:
+        for index, time_ms in enumerate((5000, 5040, 1000, 1040, 1040)):
+            sink.write(replace(fused(np.full((48, 64), index, np.uint8), index), time_ns=time_ms * MS))
+    frames = np.frombuffer(Path("out.raw").read_bytes(), np.uint8).reshape(-1, 48, 64)
+    assert frames[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@needs_gstreamer
+def test_a_pipeline_that_does_not_end_is_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gstreamer, "_END_S", 1.0)
+    # The second source of the funnel sends frames for ever.
+    text = "gst:funnel name=all ! fakesink videotestsrc is-live=true ! all."
+    with raises(OutputError, text), GStreamerSink(parse_output(text), rate_hz=25, live=False) as sink:
+        sink.write(fused(np.zeros((48, 64), np.uint8), 0))
 
 
 @needs_gstreamer

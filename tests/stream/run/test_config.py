@@ -98,6 +98,8 @@ def test_only_the_owner_reads_a_file_with_a_secret() -> None:
         ("frames: true\n", "frames", ""),
         ("trust: true\n", "trust", "--trust"),
         ("ir: gst:filesrc location=x ! appsink\n", "GStreamer", "--trust"),
+        ("vis: GST://filesrc location=x ! appsink\n", "GStreamer", "--trust"),
+        ("outputs: ['Gst://fakesink']\n", "GStreamer", "--trust"),
         ("bundle: a\nweights: b\n", "bundle", ""),
         ("schema: refusion-edge/rig/1\n", "refusion-edge/rig/1", SCHEMA),
         ("- ir\n", "list", ""),

@@ -92,6 +92,50 @@ def test_an_engine_that_cannot_be_reopened_ends_the_stream() -> None:
         backend.fuse(*PLANES)
 
 
+def test_an_engine_is_closed_once_and_opened_by_the_next_frame_if_it_could_not_be_reopened() -> None:
+    class ClosedOnce(Failing):
+        def __exit__(self, *exc: object) -> None:
+            assert not self.closed
+            super().__exit__(*exc)
+
+    Failing.calls = 0
+    opened: list[ClosedOnce] = []
+    gone = [True]
+
+    def open_engine() -> ClosedOnce:
+        if gone[0]:
+            raise BackendError("there is no GPU", "install one")
+        opened.append(ClosedOnce(lambda _number: False, RuntimeError("boom")))
+        return opened[-1]
+
+    first = ClosedOnce(lambda _number: True, RuntimeError("boom"))
+    backend = RecoveringBackend(first, open_engine, Statistics().reopened)
+    with backend:
+        with raises(StreamError, "boom", "there is no GPU"):
+            backend.fuse(*PLANES)
+        gone[0] = False
+        assert float(backend.fuse(*PLANES).mean()) == 0.5
+    assert first.closed
+    assert [engine.closed for engine in opened] == [True]
+    gone[0] = True
+    with (
+        RecoveringBackend(
+            ClosedOnce(lambda _number: True, RuntimeError("boom")), open_engine, Statistics().reopened
+        ) as backend,
+        raises(StreamError, "there is no GPU"),
+    ):
+        backend.fuse(*PLANES)
+
+
+def test_an_engine_that_fails_while_it_is_closed_is_reopened() -> None:
+    class Lost(Failing):
+        def __exit__(self, *exc: object) -> None:
+            raise BackendError("CUDA error: the device is lost")
+
+    with RecoveringBackend(Lost(lambda _number: True, RuntimeError("boom")), MeanBackend, Statistics().reopened) as backend:
+        assert float(backend.fuse(*PLANES).mean()) == 0.5
+
+
 def test_wrong_planes_are_no_failure_of_the_engine() -> None:
     backend, statistics, _ = recovering(lambda _number: True, ShapeError("8x8"))
     with pytest.raises(ShapeError):
