@@ -225,7 +225,7 @@ def check_options(
         )
     if not has_architectures and spec.proxy is not None:
         raise UsageError(
-            f"--proxy is only for the back end fused, and the back end is {spec.backend}",
+            f"--proxy is only for the back end fused, but the back end is {spec.backend}",
             "leave it out",
             expected="fused",
             got=spec.backend,

@@ -48,7 +48,7 @@ CONVENTIONS: dict[str, str] = {
     "evaluator": "gray images, as printed by CDDFuse, EMMA, ReFusion and their family",
     "vifb": "mean over the color planes, as printed by the VIFB benchmark",
     "survey": "gray images, the further metrics of survey toolkits",
-    "appearance": "gray images, faults of infrared-visible fusion that a person sees; a is infrared",
+    "appearance": "gray images, visible faults of infrared-visible fusion; a is infrared",
     "sequence": "gray frames in order, per transition from one to the next",
 }
 DEFAULT_CONVENTION = "evaluator"
