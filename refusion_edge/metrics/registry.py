@@ -268,7 +268,7 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
 
 
 class Scores(dict[Metric, float]):
-    """Metric to value; a metric can also be asked for by its name, such as ``scores["EN"]``."""
+    """Metric to value; a metric can also be looked up by its name, such as ``scores["EN"]``."""
 
     def __getitem__(self, key: Metric | str) -> float:
         if not isinstance(key, str):
@@ -296,13 +296,13 @@ def score(
     metrics over the spectrum of the whole image (FMI_dct, Qcb, Qcv) are undefined.
 
     Args:
-        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN is no value. Or what else ``Fuser.fuse``
-            takes as an image, such as a path.
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN means no value. Or any other image that
+            ``Fuser.fuse`` takes, such as a path.
         b: Source b, same height and width.
         fused: Fused image, same height and width.
         metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
         sensor_a: Whether 16-bit or float gray of source a is raw sensor data, as ``Task.ranged_a`` says.
-        invalid: Pixels that have no value besides, (H, W); see ``refusion_edge.images.ranges.Displayed``.
+        invalid: Further pixels without a value, (H, W); see ``refusion_edge.images.ranges.Displayed``.
 
     Returns:
         Metric to value, in the order asked for; NaN or infinite where a metric is undefined. ``scores["EN"]`` is the value of a

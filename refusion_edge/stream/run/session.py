@@ -81,7 +81,7 @@ class StreamSession:
 
         Args:
             announce: Called at the start with messages for the user, such as the address of the browser view.
-            tap: Hands the fused frames to a Python program; without outputs, they then go nowhere else.
+            tap: Delivers the fused frames to a Python program; without outputs, they go only there.
 
         Raises:
             RefusionError: An input, an output or an option cannot be used; see ``errors`` for the exit codes.
