@@ -2,6 +2,7 @@
 
 python -m benchmarks.gpu_model PROGRAM.rfx [--json FILE]    count, with the emulator and the disassembler that comes with Triton
 python -m benchmarks.gpu_model --table FILE                 print the tables of docs/gpu.md from such a JSON
+python -m benchmarks.gpu_model --table FILE --beside RUN    compare it with the JSON of ``benchmarks.gpu_suite`` on a device
 
 Build the program with ``refusion-edge build --task ir_vis --backend fused --arch sm_87,sm_89,sm_90,sm_110``; no GPU is needed.
 
@@ -117,17 +118,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("program", type=Path, nargs="?", help="a program file")
     parser.add_argument("--json", type=Path, help="write the counts as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table from such a JSON instead of counting")
+    parser.add_argument("--beside", type=Path, metavar="RUN", help="with --table: a JSON of benchmarks.gpu_suite")
     options = parser.parse_args(argv)
     if (options.program is None) == (options.table is None):
         parser.error("name a program file or --table FILE")
+    if options.beside and not options.table:
+        parser.error("--beside needs --table FILE")
     if options.table:
         document = json.loads(options.table.read_text())
     else:
         document = count(parse_program(options.program.read_bytes(), str(options.program)))
     if options.json:
         write_atomically(options.json, (json.dumps(document, indent=1) + "\n").encode())
+    if options.beside:
+        run = json.loads(options.beside.read_text())
+        if (chip := chip_of(run["device"]["name"])) is None:
+            parser.error(f"the model has no {run['device']['name']}, only {', '.join(one.name for one in CHIPS)}")
+        print(comparison(document, chip, run), end="")
+        return 0
     print(table(document), end="")
     return 0
+
+
+def chip_of(device: str) -> Chip | None:
+    """The device of ``CHIPS`` that the driver calls by a name."""
+    return next((chip for chip in CHIPS if all(word in device for word in chip.name.split()[:2])), None)
+
+
+def comparison(document: Mapping[str, Any], chip: Chip, run: Mapping[str, Any]) -> str:
+    """The measured launches of a run of ``benchmarks.gpu_suite`` beside their bounds, as Markdown."""
+    lines = ["| kernel | size | measured, us | bound, us | share | bound by |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    for row in run["parts"]["launches"]["rows"]:
+        height, width = row["size_hw"]
+        bounds = bounds_ms(document, chip, row["name"], height * width)
+        bound = max(bounds, key=lambda key: bounds[key])
+        shown = f"{1e3 * row['ms']:.1f} | {1e3 * bounds[bound]:.1f} | {100 * bounds[bound] / row['ms']:.0f} % | {bound}"
+        lines.append(f"| `{row['name']}` | {width}x{height} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def count(program: Program) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument(
         "--pair", nargs=2, action="append", metavar="FILE", help="a real pair instead of the streets; repeatable"
     )
+    parser.add_argument("--scenes", nargs="+", metavar="NAME", help="only scenes whose name begins like this")
     parser.add_argument("--networks", nargs="+", default=["refusion", "fast"], help="networks of the second table")
     parser.add_argument("--ranges-only", action="store_true", help="print the second table only")
     options = parser.parse_args()

@@ -106,13 +106,14 @@ class Refusion(Gst.Element):
         self._inputs: dict[Side, _Input] = {}
         for side in SIDES:
             pad = Gst.Pad.new_from_template(self.get_pad_template(side), side)
-            pad.set_chain_function_full(lambda _pad, _parent, buffer, side=side: self._chain(side, buffer))
-            pad.set_event_function_full(lambda pad, parent, event, side=side: self._handle(side, pad, parent, event))
+            # The parent is this element; functions that held it would keep it alive for ever.
+            pad.set_chain_function_full(lambda _pad, parent, buffer, side=side: parent._chain(side, buffer))
+            pad.set_event_function_full(lambda pad, parent, event, side=side: parent._handle(side, pad, parent, event))
             self.add_pad(pad)
             self._inputs[side] = _Input(pad)
         self._source = Gst.Pad.new_from_template(self.get_pad_template("src"), "src")
-        self._source.set_event_function_full(self._handle_upstream)
-        self._source.set_query_function_full(self._query)
+        self._source.set_event_function_full(lambda pad, parent, event: parent._handle_upstream(pad, parent, event))
+        self._source.set_query_function_full(lambda pad, parent, query: parent._query(pad, parent, query))
         self.add_pad(self._source)
         self._begin()
 
@@ -154,6 +155,8 @@ class Refusion(Gst.Element):
         self._seeking: set[Side] = set()
         self._flushes = False
         self._eos_lock = threading.Lock()
+        for each in self._inputs.values():
+            each.is_flushing = False  # a stop may come between the start and the stop of a flush
 
     def _chain(self, side: Side, buffer: Any) -> Any:
         """Accept a buffer of a pad."""
@@ -298,8 +301,12 @@ class Refusion(Gst.Element):
 
     def _handle_upstream(self, pad: Any, parent: Any, event: Any) -> bool:
         """Pass an event of the next element on to both cameras; their frames from before a seek are discarded."""
-        if event.type == Gst.EventType.SEEK and event.parse_seek()[2] & Gst.SeekFlags.FLUSH:
-            self._seeking = {*SIDES}
+        if event.type == Gst.EventType.SEEK:
+            # If only one camera could seek, the two would diverge in time, and the flush would never end.
+            if not all(_can_seek(each.pad) for each in self._inputs.values()):
+                return False
+            if event.parse_seek()[2] & Gst.SeekFlags.FLUSH:
+                self._seeking = {*SIDES}
         handled = bool(pad.event_default(parent, event))
         if not handled:
             self._seeking = set()
@@ -330,6 +337,12 @@ class Refusion(Gst.Element):
         error = GLib.Error.new_literal(domain, text, int(code))
         self.post_message(Gst.Message.new_error(self, error, ""))
         return Gst.FlowReturn.ERROR
+
+
+def _can_seek(pad: Any) -> bool:
+    """Whether the source of a pad can seek, as far as it says."""
+    query = Gst.Query.new_seeking(Gst.Format.TIME)
+    return not pad.peer_query(query) or bool(query.parse_seeking()[1])
 
 
 def _read_caps(caps: Any) -> tuple[Layout | None, int]:

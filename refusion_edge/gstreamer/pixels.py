@@ -52,9 +52,28 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes from the start of the buffer to the end of the last row."""
-        rows = [self._rows(plane) for plane in range(len(self.offsets))]
-        return max(offset + stride * count for offset, stride, count in zip(self.offsets, self.strides, rows, strict=True))
+        """Bytes from the start of the buffer to the end of the last row, with its padding."""
+        return max(self._row_start(plane, self._rows(plane)) for plane in range(len(self.offsets)))
+
+    @property
+    def least_nbytes(self) -> int:
+        """Bytes from the start of the buffer to the last pixel."""
+        return max(self._row_start(plane, self._rows(plane) - 1) + self._row_bytes(plane) for plane in range(len(self.offsets)))
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether no row reaches into the next one."""
+        return all(stride >= self._row_bytes(plane) for plane, stride in enumerate(self.strides))
+
+    def _row_start(self, plane: int, row: int) -> int:
+        return self.offsets[plane] + self.strides[plane] * row
+
+    def _row_bytes(self, plane: int) -> int:
+        width = self.size_wh[0]
+        if self.format in _CHANNELS:
+            return width * _CHANNELS[self.format] * (2 if self.format == "GRAY16_LE" else 1)
+        half = -(-width // 2)
+        return width if plane == 0 else 2 * half if self.format == "NV12" else half
 
     def _rows(self, plane: int) -> int:
         return self.size_wh[1] if plane == 0 else -(-self.size_wh[1] // 2)
@@ -78,27 +97,28 @@ def to_array(data: bytes, layout: Layout) -> Array:
     """View the pixels of a buffer, or convert them.
 
     Args:
-        data: At least ``layout.nbytes`` bytes.
+        data: At least ``layout.least_nbytes`` bytes.
         layout: Where they lie.
 
     Returns:
         (H, W) uint8 or uint16 for gray, without a copy; otherwise (H, W, 3) BGR uint8.
 
     Raises:
-        InputError: The buffer is too short.
+        InputError: The buffer is too short, or its rows overlap.
     """
-    if len(data) < layout.nbytes:
+    if len(data) < layout.least_nbytes or not layout.is_apart:
         raise InputError(
-            f"a buffer of {len(data)} bytes is too short for {layout.format} of {layout.size_wh[1]}x{layout.size_wh[0]}",
-            "check the element before this one", expected=layout.nbytes, got=len(data),
+            f"a buffer of {len(data)} bytes with rows of {layout.strides[0]} is too short for {layout.format} of "
+            f"{layout.size_wh[1]}x{layout.size_wh[0]}",
+            "check the element before this one", expected=layout.least_nbytes, got=len(data),
         )  # fmt: skip
     width, height = layout.size_wh
     if layout.format == "GRAY16_LE":
-        rows = _plane(data, layout, 0, 2 * width)
+        rows = _plane(data, layout, 0)
         return np.ascontiguousarray(rows).view("<u2") if layout.strides[0] % 2 else rows.view("<u2")
     if layout.format in _CHANNELS:
         channels = _CHANNELS[layout.format]
-        pixels = _plane(data, layout, 0, width * channels)
+        pixels = _plane(data, layout, 0)
         if channels == 1:
             return pixels
         strides = layout.strides[0], channels, 1
@@ -135,22 +155,20 @@ def _padded(rows: Array, stride: int) -> bytes:
     return np.pad(rows, ((0, 0), (0, stride - rows.shape[1]))).tobytes()
 
 
-def _plane(data: bytes, layout: Layout, plane: int, row_bytes: int) -> Uint8Array:
-    """(rows, row_bytes) of a plane, without a copy."""
+def _plane(data: bytes, layout: Layout, plane: int) -> Uint8Array:
+    """(rows, bytes of a row) of a plane, without a copy."""
     flat = np.frombuffer(data, np.uint8, offset=layout.offsets[plane])
-    shape = layout._rows(plane), row_bytes
+    shape = layout._rows(plane), layout._row_bytes(plane)
     return np.lib.stride_tricks.as_strided(flat, shape, (layout.strides[plane], 1), writeable=False)
 
 
 def _yuv(data: bytes, layout: Layout) -> tuple[Uint8Array, Uint8Array, Uint8Array]:
     """Luma (H, W), and both parts of chroma at half of it."""
-    width = layout.size_wh[0]
-    half = -(-width // 2)
-    luma = _plane(data, layout, 0, width)
+    luma = _plane(data, layout, 0)
     if layout.format == "NV12":
-        both = _plane(data, layout, 1, 2 * half)
+        both = _plane(data, layout, 1)
         return luma, both[:, 0::2], both[:, 1::2]
-    return luma, _plane(data, layout, 1, half), _plane(data, layout, 2, half)
+    return luma, _plane(data, layout, 1), _plane(data, layout, 2)
 
 
 def _bgr(luma: Uint8Array, u: Uint8Array, v: Uint8Array, layout: Layout) -> Uint8Array:

@@ -110,6 +110,24 @@ def test_a_program_is_counted_and_its_table_printed_from_the_json(
     assert [chip.name in printed for chip in CHIPS] == [True, True, True, True, False, False]
 
 
+def test_a_run_on_a_device_is_compared_with_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"counts": {"90": {"stem": LINE}}, "serial": [], "launches": ["stem"]}
+    Path("model.json").write_text(json.dumps(document))
+    # Four instructions in each clock of each of 132 multiprocessors at 1.83 GHz, and a device that takes twice as long.
+    bound_ms = (80 + 8 * 480 * 640) / 4 / (132 * 1.83e6)
+    row = {"name": "stem", "size_hw": [480, 640], "ms": 2 * bound_ms}
+    run = {"device": {"name": "NVIDIA H200"}, "parts": {"launches": {"rows": [row]}}}
+    Path("run.json").write_text(json.dumps(run))
+    assert main(["--table", "model.json", "--beside", "run.json"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert "| `stem` | 640x480 |" in printed
+    assert f"| {1e3 * bound_ms:.1f} | 50 % |" in printed
+    Path("run.json").write_text(json.dumps({**run, "device": {"name": "NVIDIA A100-SXM4-40GB"}}))
+    with pytest.raises(SystemExit):
+        main(["--table", "model.json", "--beside", "run.json"])
+    assert "A100" in capsys.readouterr().err
+
+
 def test_it_wants_a_program_or_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])

@@ -85,8 +85,15 @@ def test_messages_that_cannot_be_read_are_refused(package: None, rng: np.random.
         to_array(message(gray, "bayer_rggb8"))
     short = message(gray, "mono8")
     short.data = short.data[:-1]
-    with raises(InputError, "18x12"):
+    with raises(InputError, "12x18"):
         to_array(short)
+    with raises(InputError, "yuv422_yuy2"):
+        to_array(message(np.dstack([gray, gray])[:, :17], "yuv422_yuy2"))
+    for encoding in ("rgb8", "mono16"):
+        nothing = empty()
+        nothing.encoding = encoding
+        with raises(InputError, encoding):
+            to_array(nothing)
 
 
 def test_messages_are_paired_and_fused_with_their_stamps(package: None, fuser: Fuser, rng: np.random.Generator) -> None:
@@ -121,7 +128,7 @@ def test_sizes_that_differ_need_a_rig(package: None, fuser: Fuser, rng: np.rando
     fusion_class = importlib.import_module("refusion_ros.fusion").Fusion
     fusion = fusion_class(Coupling(Settings(), fuser=fuser), empty, [].append, [].append)
     fusion.take("ir", message(rng.integers(0, 256, (32, 40), np.uint8), "mono8"))
-    with raises(ShapeError, "40x32", "48x36", remedy="--rig"):
+    with raises(ShapeError, "32x40", "36x48", remedy="--rig"):
         fusion.take("vis", message(rng.integers(0, 256, (36, 48), np.uint8), "mono8"))
 
 

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, STREAM_CAPTURING = 900 };
+enum { SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, DEINITIALIZED = 4, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, STREAM_CAPTURING = 900 };
 enum { LARGEST = 1 << 30, MOST_STEPS = 64, ASKED = 48 * 1024, MOST_ARGUMENTS = 512 };
 
 typedef struct { char symbol[64], name[64]; int shared; } Module; /* an image: ELF, symbol, and for launch_with a name */
@@ -32,10 +32,11 @@ static int retained, held;
 static double clock_ms;
 static Launch *launch_elsewhere;
 
-static int is_integrated = 1;
+static int is_integrated = 1, is_shut_down;
 
 void launch_with(Launch *launch) { launch_elsewhere = launch; }
 void integrate(int integrated) { is_integrated = integrated; }
+void shut_down(void) { is_shut_down = 1; } /* as the driver does when a process ends */
 
 #define IN_CONTEXT if (!current) return INVALID_CONTEXT
 
@@ -77,7 +78,10 @@ int cuDeviceGetAttribute(int *value, int what, int device) {
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return retained++, *context = &retained, device; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return retained--, device; }
-int cuCtxPushCurrent_v2(void *context) { return context == &retained ? (current++, SUCCESS) : INVALID_CONTEXT; }
+int cuCtxPushCurrent_v2(void *context) {
+    if (is_shut_down) return DEINITIALIZED;
+    return context == &retained ? (current++, SUCCESS) : INVALID_CONTEXT;
+}
 int cuCtxPopCurrent_v2(void **context) {
     IN_CONTEXT;
     *context = &retained;

@@ -1,8 +1,9 @@
-"""Program for the system's Python: stops pipelines whose last element takes no more frames, and seeks in one.
+"""Program for the system's Python: stops pipelines whose last element takes no more frames or is flushed, and seeks in one.
 
 Prints what happened, one word a line.
 """
 
+import gc
 import sys
 import threading
 
@@ -57,5 +58,60 @@ def again():
         pipeline.set_state(Gst.State.NULL)
 
 
+def flushed():
+    pipeline = Gst.parse_launch(f"refusion name=f network=fast ! fakesink sync=false {SOURCES.format(3, CAPS)}")
+    element = pipeline.get_by_name("f")
+    pipeline.set_state(Gst.State.PAUSED)
+    pipeline.get_state(20 * Gst.SECOND)
+    element.get_static_pad("ir").send_event(Gst.Event.new_flush_start())
+    pipeline.set_state(Gst.State.NULL)
+    pipeline.set_state(Gst.State.PLAYING)
+    message = pipeline.get_bus().timed_pop_filtered(20 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
+    print("ended" if message and message.type == Gst.MessageType.EOS else "fails")
+    pipeline.set_state(Gst.State.NULL)
+
+
+def seek_in_one():
+    pipeline = Gst.parse_launch(
+        f"refusion name=f network=fast ! fakesink sync=false appsrc name=camera format=time caps={CAPS} ! f.ir "
+        f"videotestsrc num-buffers=30 ! {CAPS} ! f.vis"
+    )
+    camera = pipeline.get_by_name("camera")
+    for index in range(30):
+        buffer = Gst.Buffer.new_wrapped(bytes(64 * 48))
+        buffer.pts = index * 40 * Gst.MSECOND
+        camera.emit("push-buffer", buffer)
+    camera.emit("end-of-stream")
+    pipeline.set_state(Gst.State.PAUSED)
+    pipeline.get_state(20 * Gst.SECOND)
+    print("sought" if pipeline.seek_simple(Gst.Format.TIME, Gst.SeekFlags.FLUSH, 0) else "refused")
+    pipeline.set_state(Gst.State.PLAYING)
+    message = pipeline.get_bus().timed_pop_filtered(10 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
+    print("ended" if message and message.type == Gst.MessageType.EOS else "fails")
+    pipeline.set_state(Gst.State.NULL)
+
+
+def freed():
+    ended = []
+    for _ in range(3):
+        pipeline = Gst.parse_launch(f"refusion name=f network=fast ! fakesink sync=false {SOURCES.format(3, CAPS)}")
+        pipeline.get_by_name("f").weak_ref(ended.append, "freed")
+        pipeline.set_state(Gst.State.PLAYING)
+        pipeline.get_bus().timed_pop_filtered(20 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
+        pipeline.set_state(Gst.State.NULL)
+        del pipeline
+        gc.collect()
+    print(*ended, sep="\n")
+
+
+CASES = {
+    "stalled": stalled_consumer,
+    "seek": seek,
+    "seek in one": seek_in_one,
+    "again": again,
+    "flushed": flushed,
+    "freed": freed,
+}
+
 if __name__ == "__main__":
-    {"stalled": stalled_consumer, "seek": seek, "again": again}[sys.argv[1]]()
+    CASES[sys.argv[1]]()

@@ -162,7 +162,17 @@ def test_buffers_without_times_are_refused(launch: Launch, ir: Array) -> None:
     assert "time" in done.stderr
 
 
-@pytest.mark.parametrize(("case", "printed"), [("stalled", ["stopped"]), ("seek", ["ended", "10"]), ("again", ["ended"] * 2)])
+@pytest.mark.parametrize(
+    ("case", "printed"),
+    [
+        ("stalled", ["stopped"]),
+        ("seek", ["ended", "10"]),
+        ("seek in one", ["refused", "ended"]),
+        ("again", ["ended"] * 2),
+        ("flushed", ["ended"]),
+        ("freed", ["freed"] * 3),
+    ],
+)
 def test_a_pipeline_stops_seeks_and_starts_again(environment: dict[str, str], case: str, printed: list[str]) -> None:
     script = ROOT / "tests/gstreamer/stopping.py"
     words = ["/usr/bin/python3", str(script), case]

@@ -101,3 +101,18 @@ def test_a_buffer_that_is_too_short_is_refused(format_name: str) -> None:
     layout = default_layout(format_name, (64, 48))
     with raises(InputError, format_name):
         to_array(bytes(layout.nbytes - 1), layout)
+    # Rows that overlap would be read beyond the end.
+    overlapping = Layout(format_name, (64, 48), layout.offsets, (1,) * len(layout.strides))
+    with raises(InputError, format_name):
+        to_array(bytes(layout.nbytes), overlapping)
+
+
+@pytest.mark.parametrize("format_name", SINK_FORMATS)
+def test_the_last_row_may_lack_its_padding(format_name: str, rng: np.random.Generator) -> None:
+    plain = default_layout(format_name, (64, 48))
+    # Every other row of a picture, as of a view into a larger one.
+    strides = tuple(2 * stride for stride in plain.strides)
+    offsets = tuple(2 * offset for offset in plain.offsets)
+    wide = Layout(format_name, (64, 48), offsets, strides)
+    data = rng.integers(0, 256, wide.nbytes, np.uint8).tobytes()
+    assert np.array_equal(to_array(data[: wide.nbytes - plain.strides[-1]], wide), to_array(data, wide))

@@ -26,7 +26,7 @@ def to_array(message: Any) -> Array:
     """The pixels of a message: (H, W), or (H, W, 3) BGR, copied so that the message may go.
 
     Raises:
-        InputError: The encoding is unknown, or there are too few bytes.
+        InputError: The encoding is unknown, the size is impossible, or there are too few bytes.
     """
     if message.encoding not in _ENCODINGS:
         raise InputError(
@@ -38,9 +38,11 @@ def to_array(message: Any) -> Array:
     height, width = message.height, message.width
     row = width * channels * number.itemsize
     data = np.frombuffer(message.data, np.uint8)
-    if message.step < row or data.size < message.step * height:
+    # In 4:2:2, two pixels share their chroma.
+    impossible = height == 0 or width == 0 or (channels == 2 and width % 2)
+    if impossible or message.step < row or data.size < message.step * height:
         raise InputError(
-            f"an image of {width}x{height} in {message.encoding} has {data.size} bytes in rows of {message.step}",
+            f"an image of {height}x{width} in {message.encoding} has {data.size} bytes in rows of {message.step}",
             "check the node that publishes it", expected=row * height, got=data.size,
         )  # fmt: skip
     rows = data[: message.step * height].reshape(height, message.step)[:, :row]

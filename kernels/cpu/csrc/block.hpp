@@ -110,6 +110,17 @@ struct Statistics {
                     const Rows ring = ring_rows((query ? queries : keys) + channel * 4 * pitch, pitch, last_slot);
                     const float* taps = (query ? w.query_taps : w.key_taps) + 9 * channel;
                     float* to = gathered + 2 * d * pitch;
+                    if constexpr (few_registers) {
+                        depthwise_rows(ring, core_vectors, taps, [=](int v, RowPair pair) {
+                            store(to + v * lanes, pair.top);
+                            store(to + pitch + v * lanes, pair.bottom);
+                        });
+                        const int last = (core_vectors - 1) * lanes;
+                        const IntVec mask = lanes_below(last, core);
+                        store(to + last, as_float(as_int(load(to + last)) & mask));
+                        store(to + pitch + last, as_float(as_int(load(to + pitch + last)) & mask));
+                        continue;
+                    }
                     for (int v = 0; v < core_vectors; ++v) {
                         RowPair pair = depthwise(ring, v * lanes, taps);
                         if (v == core_vectors - 1) {
@@ -232,6 +243,10 @@ struct Transform {
             const OperandRings rings(values_ + c * 4 * pitch_, pitch_, 2 * t + 1);
             const float* taps = w_.value_taps + 9 * c;
             float* at = gathered_ + 2 * k * pitch_;
+            if constexpr (few_registers && Operand::depth == 1) {
+                depthwise_rows(rings.channel[0], hidden_vectors_, taps, [=](int v, RowPair pair) { store_pair(at + v * lanes, pair); });
+                continue;
+            }
             for (int v = 0; v < hidden_vectors_; ++v) {
                 store_operands(at + v * lanes, [=](int i) { return depthwise(rings.channel[i], v * lanes, taps + 9 * i); });
             }
@@ -290,6 +305,21 @@ struct Transform {
         const OperandRings updates(updates_ + channel * 4 * pitch_, pitch_, last_slot);
         const float *gate_taps = w_.gate_taps + 9 * channel, *update_taps = w_.update_taps + 9 * channel;
         float* at = gated_ + 2 * (channel / Operand::depth) * pitch_;
+        if constexpr (few_registers && Operand::depth == 1) {
+            // One after the other, so that the taps of each convolution, and the factors of the GELU, stay in registers.
+            depthwise_rows(gates.channel[0], core_vectors_, gate_taps, [=](int v, RowPair pair) { store_pair(at + v * lanes, pair); });
+#pragma GCC unroll 1
+            for (int v = 0; v < core_vectors_; ++v) {
+                float *top = at + v * lanes, *bottom = top + pitch_;
+                store(top, gelu(load(top)));
+                store(bottom, gelu(load(bottom)));
+            }
+            depthwise_rows(updates.channel[0], core_vectors_, update_taps, [=](int v, RowPair pair) {
+                const float *top = at + v * lanes, *bottom = top + pitch_;
+                store_pair(at + v * lanes, {load(top) * pair.top, load(bottom) * pair.bottom});
+            });
+            return;
+        }
         for (int v = 0; v < core_vectors_; ++v) {
             store_operands(at + v * lanes, [=](int i) {
                 const RowPair x = depthwise(gates.channel[i], v * lanes, gate_taps + 9 * i);
@@ -297,6 +327,11 @@ struct Transform {
                 return RowPair{gelu(x.top) * y.top, gelu(x.bottom) * y.bottom};
             });
         }
+    }
+
+    REFUSION_INLINE void store_pair(float* to, RowPair rows) {
+        store(to, rows.top);
+        store(to + pitch_, rows.bottom);
     }
 
     // Stores operands for both rows of a pair, out of what channel(i) makes of them.

@@ -42,4 +42,36 @@ REFUSION_INLINE RowPair depthwise(const Rows& rows, int column, const float* tap
     return sum;
 }
 
+// The same for `Vectors` vectors of results from `column` on; out(vector, pair) takes them.
+template <int Vectors, class Out>
+REFUSION_INLINE void depthwise_block(const Rows& rows, int column, const Vec (&taps)[9], const Out& out) {
+    RowPair sums[Vectors];
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) {
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) {
+                const Vec x = in_register(load(rows.row[row] + column + i + v * lanes));
+                if (row < 3) sums[v].top = row == 0 && i == 0 ? taps[0] * x : sums[v].top + taps[3 * row + i] * x;
+                if (row > 0) sums[v].bottom = row == 1 && i == 0 ? taps[0] * x : sums[v].bottom + taps[3 * row - 3 + i] * x;
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) out(column / lanes + v, sums[v]);
+}
+
+// The same along the rows, for `vectors` vectors of results.
+template <class Out>
+REFUSION_INLINE void depthwise_rows(const Rows& rows, int vectors, const float* taps, const Out& out) {
+    Vec kept[9];
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; ++i) kept[i] = broadcast(taps[i]);
+    int v = 0;
+#pragma GCC unroll 1
+    for (; v + 2 <= vectors; v += 2) depthwise_block<2>(rows, v * lanes, kept, out);
+    if (v < vectors) depthwise_block<1>(rows, v * lanes, kept, out);
+}
+
 }  // namespace refusion::REFUSION_ISA

@@ -1,8 +1,10 @@
 // 16 registers of 8 lanes: 12 sums, 3 vectors of pixels, 1 weight.
 #define REFUSION_ISA avx2
 #define REFUSION_LANES 8
+#define REFUSION_REGISTERS 16
 #define REFUSION_OUTPUT_BLOCK 4
 #define REFUSION_VECTOR_BLOCK 3
+#define REFUSION_NORM_VECTORS 4
 #define REFUSION_FAST_OUTPUT_BLOCK 6
 #define REFUSION_FAST_VECTOR_BLOCK 2
 #define REFUSION_TABLE avx2_kernels

@@ -1,8 +1,10 @@
 // 32 registers of 16 lanes: 24 sums, 3 vectors of pixels, weights as broadcast operands.
 #define REFUSION_ISA avx512
 #define REFUSION_LANES 16
+#define REFUSION_REGISTERS 32
 #define REFUSION_OUTPUT_BLOCK 8
 #define REFUSION_VECTOR_BLOCK 3
+#define REFUSION_NORM_VECTORS 1
 #define REFUSION_FAST_OUTPUT_BLOCK 8
 #define REFUSION_FAST_VECTOR_BLOCK 3
 #define REFUSION_TABLE avx512_kernels

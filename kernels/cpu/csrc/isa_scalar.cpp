@@ -1,8 +1,10 @@
 // One lane: for processors that we know nothing about, and to hold the vector code against.
 #define REFUSION_ISA scalar
 #define REFUSION_LANES 1
+#define REFUSION_REGISTERS 32
 #define REFUSION_OUTPUT_BLOCK 4
 #define REFUSION_VECTOR_BLOCK 2
+#define REFUSION_NORM_VECTORS 1
 #define REFUSION_FAST_OUTPUT_BLOCK 6
 #define REFUSION_FAST_VECTOR_BLOCK 2
 #define REFUSION_TABLE scalar_kernels

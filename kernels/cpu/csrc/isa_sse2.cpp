@@ -1,8 +1,10 @@
 // What every x86-64 processor has: 16 registers of 4 lanes, no fused multiply-add.
 #define REFUSION_ISA sse2
 #define REFUSION_LANES 4
+#define REFUSION_REGISTERS 16
 #define REFUSION_OUTPUT_BLOCK 4
 #define REFUSION_VECTOR_BLOCK 2
+#define REFUSION_NORM_VECTORS 4
 #define REFUSION_FAST_OUTPUT_BLOCK 6
 #define REFUSION_FAST_VECTOR_BLOCK 2
 #define REFUSION_TABLE sse2_kernels

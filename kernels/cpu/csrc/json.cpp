@@ -10,6 +10,8 @@ namespace refusion {
 namespace {
 
 constexpr int kDeepest = 32;
+// A value of two bytes of text takes some hundred of memory.
+constexpr std::size_t kMostValues = std::size_t{1} << 20;
 
 class Reader {
   public:
@@ -25,6 +27,7 @@ class Reader {
   private:
     Json read(int depth) {
         if (depth > kDeepest) throw Malformed("is nested too deeply");
+        if (++values_ > kMostValues) throw Malformed("has too many values");
         skip_space();
         Json value;
         const char next = at_ < text_.size() ? text_[at_] : '\0';
@@ -181,7 +184,7 @@ class Reader {
     }
 
     const std::string& text_;
-    std::size_t at_ = 0;
+    std::size_t at_ = 0, values_ = 0;
 };
 
 }  // namespace

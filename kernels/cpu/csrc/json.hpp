@@ -29,7 +29,8 @@ struct Json {
 };
 
 // Throws Malformed, with half a sentence about the text, for anything that is not one JSON value: also for a key that comes
-// twice, a whole number of more than 63 bits, and objects or lists within one another more than 32 deep.
+// twice, a whole number of more than 63 bits, objects or lists within one another more than 32 deep, and more than a million
+// values.
 Json parse_json(const std::string& text);
 
 }  // namespace refusion

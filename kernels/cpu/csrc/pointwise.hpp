@@ -12,14 +12,28 @@ template <class Kind, int Outputs, int Vectors, int Rows, class In, class Out>
 REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const float* __restrict weights, const float* bias,
                                      const In& in, const Out& out) {
     Vec sums[Outputs][Vectors];
+    if constexpr (few_registers) {
+        // The first products start the sums, instead of copies of a zero register, which are slower.
+        const float* row = in(0) + first_vector * lanes;
+        Vec x[Vectors];
 #pragma GCC unroll 8
-    for (int o = 0; o < Outputs; ++o) {
-        const Vec start = bias ? broadcast(bias[first_output + o]) : Vec{};
+        for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * lanes);
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) sums[o][v] = start;
+        for (int o = 0; o < Outputs; ++o) {
+            const Vec weight = broadcast(weights[o]);
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) sums[o][v] = weight * x[v];
+        }
+    } else {
+#pragma GCC unroll 8
+        for (int o = 0; o < Outputs; ++o) {
+            const Vec start = bias ? broadcast(bias[first_output + o]) : Vec{};
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) sums[o][v] = start;
+        }
     }
 #pragma GCC unroll 1
-    for (int k = 0; k < Rows; ++k) {
+    for (int k = few_registers ? 1 : 0; k < Rows; ++k) {
         const float* row = in(k) + first_vector * lanes;
         Vec x[Vectors];
 #pragma GCC unroll 8
@@ -31,6 +45,13 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
             for (int v = 0; v < Vectors; ++v) sums[o][v] = Kind::multiply_add(sums[o][v], weight, x[v]);
         }
     }
+    if (few_registers && bias) {
+#pragma GCC unroll 8
+        for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) sums[o][v] += broadcast(bias[first_output + o]);
+        }
+    }
 #pragma GCC unroll 8
     for (int o = 0; o < Outputs; ++o) {
 #pragma GCC unroll 8
@@ -38,19 +59,44 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
     }
 }
 
+template <int Vectors>
+struct Count {
+    static constexpr int vectors = Vectors;
+};
+
 // The same over `Inputs` channels for `vectors` vectors of pixels and any multiple of the register block's outputs.
 template <class Kind, int Inputs, class In, class Out>
 REFUSION_INLINE void pointwise(int outputs, int vectors, const float* weights, const float* bias, const In& in, const Out& out) {
     static_assert(vector_block <= 3 && Inputs % Kind::depth == 0);
     constexpr int rows = Inputs / Kind::depth;
+    // Of four vectors left, two and two: a single one has too few sums to hide the latency of a multiply-add.
+    constexpr bool halved = few_registers && vector_block == 3;
+    if constexpr (few_registers && rows >= 64) {
+        // All columns of so many rows do not fit into the first cache; those of a register block do, beside all weights.
+        const auto run = [&](auto count, int v) {
+            for (int o = 0; o < outputs; o += output_block) {
+                pointwise_block<Kind, output_block, decltype(count)::vectors, rows>(o, v, weights + o * rows, bias, in, out);
+            }
+            return decltype(count)::vectors;
+        };
+        for (int v = 0; v < vectors;) {
+            const int left = vectors - v;
+            v += left >= vector_block && left != 4 ? run(Count<vector_block>{}, v) : left >= 2 ? run(Count<2>{}, v) : run(Count<1>{}, v);
+        }
+        return;
+    }
     for (int o = 0; o < outputs; o += output_block) {
         const float* block = weights + o * rows;
         int v = 0;
-        for (; v + vector_block <= vectors; v += vector_block) {
+        for (; v + vector_block <= vectors && (!halved || vectors - v != 4); v += vector_block) {
             pointwise_block<Kind, output_block, vector_block, rows>(o, v, block, bias, in, out);
         }
         if constexpr (vector_block > 2) {
             if (v + 2 <= vectors) {
+                pointwise_block<Kind, output_block, 2, rows>(o, v, block, bias, in, out);
+                v += 2;
+            }
+            if (halved && v + 2 <= vectors) {
                 pointwise_block<Kind, output_block, 2, rows>(o, v, block, bias, in, out);
                 v += 2;
             }

@@ -19,8 +19,10 @@
 namespace refusion::REFUSION_ISA {
 
 inline constexpr int lanes = REFUSION_LANES;
+inline constexpr bool few_registers = REFUSION_REGISTERS < 32;  // too few for the taps of two convolutions
 inline constexpr int output_block = REFUSION_OUTPUT_BLOCK;  // outputs of a pointwise register block
 inline constexpr int vector_block = REFUSION_VECTOR_BLOCK;  // vectors of pixels of the same
+inline constexpr int norm_vectors = REFUSION_NORM_VECTORS;  // vectors of pixels that a layer norm works on side by side
 
 #if REFUSION_LANES == 1
 typedef float Vec;
@@ -41,6 +43,14 @@ REFUSION_INLINE void set_lane(Vec& x, int i, float value) { x[i] = value; }
 REFUSION_INLINE Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
 REFUSION_INLINE void store(float* to, Vec x) { *reinterpret_cast<LooseVec*>(to) = x; }
 REFUSION_INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+// x in a register. Where it is used twice, GCC otherwise reads it from memory twice.
+REFUSION_INLINE Vec in_register(Vec x) {
+#if defined(__SSE2__) && REFUSION_LANES > 1
+    asm("" : "+x"(x));
+#endif
+    return x;
+}
 
 // Stores the first `count` lanes, all of them where it is larger.
 REFUSION_INLINE void store_first(float* to, Vec x, int count) {
@@ -66,8 +76,14 @@ REFUSION_INLINE Vec as_float(IntVec bits) {
     return x;
 }
 // Of NaN as the first argument, both make NaN.
+#if defined(__AVX2__) && REFUSION_LANES == 8
+// What GCC makes of the plain form is a comparison and a blend.
+REFUSION_INLINE Vec least(Vec x, Vec y) { return reinterpret_cast<Vec>(_mm256_min_ps(reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(x))); }
+REFUSION_INLINE Vec most(Vec x, Vec y) { return reinterpret_cast<Vec>(_mm256_max_ps(reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(x))); }
+#else
 REFUSION_INLINE Vec least(Vec x, Vec y) { return x > y ? y : x; }
 REFUSION_INLINE Vec most(Vec x, Vec y) { return x < y ? y : x; }
+#endif
 
 REFUSION_INLINE Vec square_root(Vec x) {
 #if defined(__AVX512F__) && REFUSION_LANES == 16

@@ -80,8 +80,12 @@ class GpuEngine : public Engine {
     }
 
     ~GpuEngine() override {
-        const CudaDriver::Current current(driver_);
-        release();
+        try {
+            const CudaDriver::Current current(driver_);
+            release();
+        } catch (const Failure&) {
+            // The driver has shut down, as at the end of a process, and all memory went with it.
+        }
     }
 
     void fuse(const PlaneView& a, const PlaneView& b, int height, int width, const double* statistics, const PlaneTarget& fused) override {

@@ -47,7 +47,8 @@ void write_row(const float* from, int width, const Scale& scale, float low, floa
 
 void write_floats(const float* from, int width, bool stretch, float low, float range, char* to) {
     for (int column = 0; column < width; ++column) {
-        const float value = !stretch ? from[column] : range > 0 ? (from[column] - low) / range : 0.0f;
+        // A plane without contrast is black; one of NaN stays so.
+        const float value = !stretch ? from[column] : range == 0 ? 0.0f : (from[column] - low) / range;
         std::memcpy(to + column * static_cast<std::ptrdiff_t>(sizeof value), &value, sizeof value);
     }
 }
@@ -58,8 +59,8 @@ void require_plane(const refusion_edge_plane* plane, int width) {
     require(plane != nullptr && plane->pixels != nullptr, "a plane is NULL; pass the addresses of its pixels");
     require(plane->type >= REFUSION_EDGE_FLOAT && plane->type <= REFUSION_EDGE_UINT16,
             "the type of a plane is unknown; pass REFUSION_EDGE_FLOAT, _UINT8 or _UINT16");
-    const std::ptrdiff_t pitch = plane->pitch < 0 ? -plane->pitch : plane->pitch;
-    require(pitch >= width * kBytes[plane->type], "the pitch of a plane is shorter than its rows; pass the bytes from one row to the next");
+    const std::ptrdiff_t row = width * kBytes[plane->type];
+    require(plane->pitch >= row || plane->pitch <= -row, "the pitch of a plane is shorter than its rows; pass the bytes from one row to the next");
     const Scale scale = scale_of(*plane);
     require(scale.black >= 0 && scale.black < scale.white && scale.white <= kMost[plane->type],
             "black and white of a plane are out of order or of range; pass 0 and 0 for the whole range of the type");

@@ -10,7 +10,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 
-INVALID, UNREADABLE, DAMAGED, UNSUPPORTED = 1, 2, 3, 4
+INVALID, UNREADABLE, DAMAGED, UNSUPPORTED, FAILED = 1, 2, 3, 4, 6
 FP32, BF16 = 0, 1
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
 

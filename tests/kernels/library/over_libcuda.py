@@ -21,7 +21,7 @@ from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from tests.fakes.programs import hollow_program
-from tests.kernels.library.c_library import DAMAGED, INVALID, UNSUPPORTED, fuse, load_library, passed
+from tests.kernels.library.c_library import DAMAGED, FAILED, INVALID, UNSUPPORTED, fuse, load_library, passed
 from tests.oracles import fast as fast_oracle
 
 _SIZES = (21, 37), (16, 16), (21, 37)
@@ -74,6 +74,7 @@ def main(path: Path, integrated: bool) -> None:
     for state in (read_checkpoint(weights_path("medical")).state, fast_oracle.random_state(fast.FastLayout())):
         fuse_with(stand_in, library, for_stand_in(hollow_program(state, 80, 87, 90)), integrated)
     refuse(stand_in, library, for_stand_in(hollow_program(state, 87)))
+    outlive(stand_in, library, for_stand_in(hollow_program(state, 87)))
 
 
 def fuse_with(stand_in: ctypes.CDLL, library: ctypes.CDLL, program: Program, integrated: bool) -> None:
@@ -136,7 +137,7 @@ def refuse(stand_in: ctypes.CDLL, library: ctypes.CDLL, program: Program) -> Non
             dataclasses.replace(program, targets={89: dataclasses.replace(target, architecture=89)}),
             dataclasses.replace(program, targets={87: dataclasses.replace(target, driver_version=13000)}),
         ],
-        6: [program],
+        FAILED: [program],
     }
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(Shape), ctypes.c_void_p, ctypes.c_size_t)
@@ -150,6 +151,26 @@ def refuse(stand_in: ctypes.CDLL, library: ctypes.CDLL, program: Program) -> Non
             assert library.create_program_from_memory(data, len(data)) is None
             assert library.error_code() == code, library.error()
             assert (stand_in.held_by_callers(), stand_in.contexts_here()) == (0, 0)
+
+
+def outlive(stand_in: ctypes.CDLL, library: ctypes.CDLL, program: Program) -> None:
+    """An engine that is destroyed after the driver has shut down ends nothing, and says so when it is used."""
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(Shape), ctypes.c_void_p, ctypes.c_size_t)
+    def nothing(*_: object) -> int:
+        return 0
+
+    stand_in.launch_with(nothing)
+    # Zeros are what nothing computes.
+    black = dataclasses.replace(program.self_test, fused=np.zeros_like(program.self_test.fused))
+    data = program_bytes(dataclasses.replace(program, self_test=black))
+    engine = library.create_program_from_memory(data, len(data))
+    assert engine, library.error()
+    stand_in.shut_down()
+    a = np.zeros((16, 16), np.float32)
+    assert fuse(library, engine, a, a) is None
+    assert library.error_code() == FAILED
+    library.destroy(engine)
 
 
 if __name__ == "__main__":

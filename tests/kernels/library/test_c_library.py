@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from refusion_edge.images.samples import sample_paths
 from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
-from tests.conftest import TOLERANCE, one_sentence
+from tests.conftest import ROOT, TOLERANCE, one_sentence
 from tests.kernels.library.c_library import BF16, DAMAGED, FP32, INVALID, UNREADABLE, UNSUPPORTED, described, fuse, passed
 
 # Building takes most of a minute, in every worker.
@@ -208,6 +209,26 @@ def test_damaged_weights_in_memory_are_told_from_wrong_arguments(library: Any, r
     assert library.error_code() == UNREADABLE
 
 
+# 24 MiB of zeros would be gigabytes of values.
+_MANY_NUMBERS = """
+import resource, sys
+from tests.kernels.library.c_library import DAMAGED, FP32, load_library
+library = load_library(sys.argv[1])
+header = b'{"a":[' + b"0," * (12 << 20) + b"0]}"
+data = len(header).to_bytes(8, "little") + header
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
+assert library.create_from_memory(data, len(data), 1, FP32) is None
+assert library.error_code() == DAMAGED, library.error()
+"""
+
+
+def test_a_header_of_many_numbers_takes_little_memory(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = run(Path(sys.executable), "-c", _MANY_NUMBERS, installed / "lib/librefusion_edge.so")
+    assert done.returncode == 0, done.stderr
+
+
 def with_pitch(picture: Array, gap: int) -> Array:
     """The same pixels in rows that lie further apart, upside down in memory."""
     height, width = picture.shape
@@ -285,8 +306,10 @@ def test_planes_that_cannot_be_are_refused_untouched(library: Any) -> None:
     assert (fused == 7).all()
     result = np.zeros((16, 20), np.float32)
     nans = ctypes.byref(described(nan))
-    assert library.fuse_planes(engine, planes, nans, 16, 20, 0, ctypes.byref(described(result))) == 0
-    assert np.isnan(result).all()
+    for stretch in (0, 1):
+        result[:] = 0
+        assert library.fuse_planes(engine, planes, nans, 16, 20, stretch, ctypes.byref(described(result))) == 0
+        assert np.isnan(result).all()
     library.destroy(engine)
 
 

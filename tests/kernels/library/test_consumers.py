@@ -49,6 +49,13 @@ def test_a_project_finds_the_installed_package(installed: Path, tmp_path: Path, 
     assert "refusion" not in needed
 
 
+def test_a_project_in_c_alone_links_both_kinds(installed: Path, tmp_path: Path, printed: str) -> None:
+    command("cmake", "-S", CONSUMERS / "c_alone", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
+    command("cmake", "--build", tmp_path / "build")
+    for program in ("from_c_refusion_edge", "from_c_refusion_edge_static"):
+        assert run(tmp_path / "build" / program) == printed, program
+
+
 def test_a_project_that_needs_another_version_is_refused(installed: Path, tmp_path: Path) -> None:
     project = tmp_path / "CMakeLists.txt"
     project.write_text("cmake_minimum_required(VERSION 3.18)\nproject(p NONE)\nfind_package(refusion_edge 99.0 REQUIRED)\n")
