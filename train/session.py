@@ -101,7 +101,7 @@ def run_session(request: Request, console: Console) -> Outcome:
     checkpoint = None if request.resume is None else read_state(request.resume)
     device = choose_device(request.device)
     settings = session_settings(request, checkpoint, device)
-    score_of({}, settings.validation.score)  # report an unknown metric now, not at the first validation
+    _check_settings(request, settings)
     networks = build_networks(settings)
     ranks = join_ranks(device)
     if request.deterministic:
@@ -280,6 +280,18 @@ def _check(request: Request) -> None:
             f"{request.output} holds the checkpoints of a run",
             f"continue it with --resume {request.output} or choose another --output",
         )
+
+
+def _check_settings(request: Request, settings: Settings) -> None:
+    score_of({}, settings.validation.score)  # report an unknown metric now, not at the first validation
+    if settings.targets.depart and request.task != "ir_vis":
+        raise UsageError(
+            f"[targets] assumes an infrared and a visible image, and the task is {request.task}",
+            "leave it out",
+            got=request.task,
+        )
+    if settings.targets.hot and request.teacher is None:
+        raise UsageError("targets.hot changes the result of a teacher, and there is none", "add --teacher, or leave it out")
 
 
 def _facts(request: Request, settings: Settings, ranks: Ranks, found: Survey) -> dict[str, object]:

@@ -25,6 +25,7 @@ from refusion_edge.train.session import Request, run_session
 from refusion_edge.train.settings import resolve
 from refusion_edge.train.state import initial_state
 from refusion_edge.train.views import Teacher
+from tests.raising import raises
 from tests.train.conftest import SMALL
 from tests.train.test_loop import kill_at, quiet
 
@@ -41,6 +42,15 @@ TEACHER = Teacher("average", "ir_vis", "12ab", average)
 def fast_request(data: Path, output: str, *assignments: str, teacher: Teacher | None = TEACHER, **other: object) -> Request:
     words = (*SMALL, *LAYOUT, *assignments)
     return Request("ir_vis", data, Path(output), assignments=words, network="fast", teacher=teacher, **other)  # type: ignore[arg-type]
+
+
+def test_targets_that_would_have_no_effect_are_refused(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    with raises(UsageError, "teacher"):
+        run_session(fast_request(data, "run", "targets.hot=1", teacher=None), quiet())
+    with raises(UsageError, "medical"):
+        run_session(replace(fast_request(data, "run", "targets.clipped=1", teacher=None), task="medical"), quiet())
+    assert not Path("run").exists()
 
 
 def test_ten_steps_are_five_and_five_after_a_clean_stop(folder_of_pairs: Callable[..., Path]) -> None:
