@@ -1,7 +1,7 @@
 """Counts of what every launch of a frame does, from its PTX in the emulator, as a line over the number of pixels.
 
-A frame of two small sizes is executed. What a launch does is a number for each program plus one for each pixel, so that the two
-sizes give the count at any other, apart from strips that an image does not fill. Needs the emulator and Triton, but no GPU.
+A frame of two small sizes is executed. The count of a launch is a constant per program plus one per pixel, so the two sizes
+give the count at any other size, apart from strips that an image does not fill. Needs the emulator and Triton, but no GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processor time that the element ``refusion`` takes for a pair besides the network, and what the loop in Python takes for it.
+"""Processor time per pair of the element ``refusion``, without the network, compared with a loop in Python.
 
 Both fuse the same 640x480 frames, GRAY16_LE infrared and a visible format, with a network that returns the visible plane at
 once; the loop has its frames as arrays already. The time of the pipeline without the element is subtracted from that of the

@@ -1,6 +1,6 @@
-"""What iterating over a stream in Python costs beside feeding an output: processor time and wall time of a pair.
+"""Cost of iterating over a stream in Python, compared with feeding an output: processor and wall time per pair.
 
-Both ways run in turns in one process, on the same synthetic files, with an engine that costs next to nothing.
+Both run in turns in one process, on the same synthetic files, with an engine that costs next to nothing.
 
     python -m benchmarks.iterator_cost --size 480x640 --frames 300 --rounds 5
 """

@@ -1,10 +1,10 @@
-"""Kill commands at random moments, and check that nothing half written is ever read as whole and that all can be finished.
+"""Kill commands at random moments, and check that no incomplete file is read as complete and that all can be finished.
 
 Run as ``python -m benchmarks.kills --kills 200 --seed 1`` from the repository's root. Victims: ``build``, ``fuse --shard``,
-``train``, ``stream --record`` with and without a limit, and ``eval --shard``. Every kill is SIGKILL, at a moment that is drawn
-evenly from the time that the command takes undisturbed. After each one, what lies on the disk is read as a user would read
-it. In the end every victim is finished, and compared with a run that was never killed: bundles, images, manifests, scores, and
-the bits of the trained weights.
+``train``, ``stream --record`` with and without a limit, and ``eval --shard``. Every kill is SIGKILL, at a moment drawn
+uniformly from the time that the command takes undisturbed. After each kill, the files on the disk are read as a user would read
+them. At the end, every victim is finished and compared with a run that was never killed: bundles, images, manifests, scores,
+and the bits of the trained weights.
 """
 
 from __future__ import annotations

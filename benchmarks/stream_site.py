@@ -1,8 +1,8 @@
 """Several rigs in one process: fused frames per second and processor time per pair of each, with synthetic cameras.
 
 Run as ``python -m benchmarks.stream_site`` from the repository's root, with the native module built, on an idle machine.
-Wanted, on two cores: two rigs of 640x480 at 15 frames per second with ``fast``, nothing skipped. On a machine that is busy with
-something else, the processor time still tells whether they would fit: all rigs together may use that of all cores.
+Goal on two cores: two rigs of 480x640 at 15 frames per second with ``fast``, and no skipped pairs. On a busy machine, the
+processor time still shows whether they would fit: all rigs together can use the time of all cores.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What each part of ``[targets]`` gains and costs: the teacher's result as corrected by it, measured without any training.
+"""What each setting of ``[targets]`` gains and costs: metrics of the corrected teacher's result, without any training.
 
 python -m benchmarks.targets --data DIR [--every N] [NAME=VALUE[,NAME=VALUE...] ...]
 
 DIR holds the training pairs of ``ir_vis``. The pairs are those that training holds back, every Nth of them. Each argument is
-one row, with the settings of ``refusion_edge.train.targets.TargetSettings``; without any, each part is measured by itself. A
-network that learns from the teacher can come close to these numbers. Metrics are of the conventions ``evaluator`` and
+one row, with the settings of ``refusion_edge.train.targets.TargetSettings``; without arguments, each setting is measured by
+itself. A network that learns from the teacher can come close to these numbers. Metrics are of the conventions ``evaluator`` and
 ``appearance``, on the stretched result; ``Lost`` is the sum over the images.
 """
 

@@ -1,9 +1,9 @@
-"""Messages of two camera topics, as they come from a rosbag: paired by their times, fused, and written as a video.
+"""Messages of two camera topics, as read from a rosbag: paired by time, fused, and written as a video.
 
     python -m examples.bag RECORDING -o fused.mkv
 
-RECORDING is a folder of ``refusion-edge stream --record``, whose frames lie in the order of their arrival. For a bag of ROS,
-write another ``messages``; with the package rosbags, for example:
+RECORDING is a folder of ``refusion-edge stream --record``, whose frames are in the order of their arrival. For a ROS bag,
+replace ``messages``; with the package rosbags, for example:
 
     with AnyReader([path]) as reader:
         for connection, time_ns, raw in reader.messages():

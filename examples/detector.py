@@ -1,4 +1,4 @@
-"""An object detector behind fusion: its boxes in the fused frames of two cameras or videos.
+"""An object detector on the fused frames of two cameras or videos, whose boxes are drawn into a video.
 
     python -m examples.detector --ir IR --vis VIS --model detector.onnx -o boxes.mkv
 
@@ -61,7 +61,9 @@ class Detector:
             raise BackendError(f"ONNX Runtime cannot load {model}", "check the path and the file") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
-            raise InputError(f"{model} has {len(inputs)} inputs and {len(outputs)} outputs", "give a detector of one image")
+            raise InputError(
+                f"{model} has {len(inputs)} inputs and {len(outputs)} outputs", "give a detector with one input and one output"
+            )
         self._name = inputs[0].name
         height, width = (side if isinstance(side, int) else _USUAL_SIDE for side in inputs[0].shape[2:])
         self._size_wh = width, height

@@ -1,10 +1,10 @@
-"""An HTTP service on asyncio that fuses two cameras: the newest frame as JPEG, and what is known about it as JSON.
+"""An HTTP service on asyncio that fuses two cameras: the newest frame as JPEG, and its data as JSON.
 
     python -m examples.service --ir IR --vis VIS --port 8000
     curl http://127.0.0.1:8000/frame.jpg -o frame.jpg
     curl http://127.0.0.1:8000/frame.json
 
-The stream runs while the service does; if it fails, the service answers 503 with the reason.
+The stream runs as long as the service. If the stream fails, the service answers 503 with the reason.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def _cached(key: str, sources: Mapping[str, str], remarks: list[str]) -> EngineB
     cached = read_cached(key, sources, remarks)
     if cached is None or not is_code(cached) or is_trusted(cached.manifest.files[cached.manifest.engine]):
         return cached
-    remarks.append(f"A cached engine is not known to be built here and was rebuilt: {cached.path}")
+    remarks.append(f"A cached engine was rebuilt, because it is not recorded as built here: {cached.path}")
     return None
 
 
@@ -263,7 +263,7 @@ def _run_gate(
         with open_it() as engine:
             return run_gate(
                 engine, inputs.state, pairs, task, precision,
-                subject=f"the {precision} engine was not installed, as it differs too much from",
+                subject=f"the {precision} engine was not installed, because it differs too much from",
                 remedy=remedy,
             )  # fmt: skip
 

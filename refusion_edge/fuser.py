@@ -113,11 +113,11 @@ class Fuser:
         )
 
     def close(self) -> None:
-        """Close the back end and free its memory, as leaving the ``with`` statement does; harmless if done twice."""
+        """Close the back end and free its memory, as leaving the ``with`` statement does; a second call does nothing."""
         self.__exit__(None, None, None)
 
     def warm_up(self, size_hw: tuple[int, int] | None = None) -> Self:
-        """Run the network once, so that the first image takes no longer than the next ones.
+        """Run the network once, so that the first image takes no longer than the others.
 
         Args:
             size_hw: Height and width of the images; None for the size of the engine, or 480x640 if it takes any.
@@ -157,13 +157,13 @@ class Fuser:
 
         Args:
             a: Source a (infrared, functional, near, under): a path, an array, a tensor of PyTorch, CuPy or JAX on any device, a
-                Pillow image, nested lists, or anything with ``__array__`` or ``__dlpack__`` in the memory of the CPU. One image
+                Pillow image, nested lists, or anything in CPU memory with ``__array__`` or ``__dlpack__``. One image
                 is (H, W), (H, W, 3) or, with the channels first, (1, H, W) or (3, H, W); a batch is (N, H, W), (N, H, W, 3),
-                (N, 1, H, W) or (N, 3, H, W). uint8, uint16, or float in [0, 1]; gray of more bits or float may have any range
-                where it is infrared, CT, PET, SPECT or MRI.
-            b: Source b (visible, MRI, far, over), same height and width, and as many.
+                (N, 1, H, W) or (N, 3, H, W). uint8, uint16, or float in [0, 1]; gray infrared, CT, PET, SPECT or MRI of
+                more bits or float may have any range.
+            b: Source b (visible, MRI, far, over), same height, width and number.
             color: Whether to keep the color of the sources.
-            color_order: Channel order of arrays and tensors; ``bgr`` for those of OpenCV.
+            color_order: Channel order of arrays and tensors; ``bgr`` for OpenCV.
             a_range: The values of source a that become black and white: two values, ``auto`` for its own range or ``full``
                 for its full scale.
             b_range: The same for source b.
@@ -171,11 +171,10 @@ class Fuser:
             colour: Former name of ``color``; deprecated.
 
         Returns:
-            The fused image in what source b came in: type, device, order of axes, and dtype if that is uint8, uint16 (0 to
-            65535) or float ([0, 1]), otherwise uint8. A Pillow image is L or
-            RGB. A NumPy array, uint8, if source b is a path or nested lists. Without the
-            axis of channels, or with one channel where the channels are first, if no source has color or ``color`` is not set.
-            A new object.
+            The fused image as a new object of the type of source b, with its device, its order of axes, and its dtype if it is
+            uint8, uint16 (0 to 65535) or float ([0, 1]), otherwise uint8. A Pillow image is L or RGB. If source b is a path or
+            nested lists, a NumPy array of uint8. If no source has color or ``color`` is not set, the result has no channel
+            axis, or one channel if the channels come first.
 
         Raises:
             ShapeError: The two differ in size or number, are smaller than 8x8, or do not fit a fixed-size engine.
@@ -204,7 +203,7 @@ class Fuser:
         return holder.give_back(images)
 
     def _finished(self, planes: Planes, *, color: bool, dtype: np.dtype[Any]) -> Array:
-        """Run the network and all after it; an image of more than 8 bits is not rounded to 8 on its way."""
+        """Run the network and all steps after it; an image of more than 8 bits is not rounded to 8 in between."""
         if dtype == np.uint8:
             return self.to_image(self.infer(planes, color=color), planes, color=color)
         output = self._open_finisher().infer(planes.a, planes.b, finished=False)
@@ -320,7 +319,9 @@ def load(
     named = [os.fspath(each) for each in (source, weights, bundle) if each is not None]
     if len(named) > 1 or not (named or task):
         raise UsageError(
-            f"load was given {' and '.join(named) or 'no source'}", "give one of a task, weights, or a bundle", got=tuple(named)
+            f"load was given {' and '.join(named) or 'no source'}",
+            "give exactly one: a task, weights or a bundle",
+            got=tuple(named),
         )
     if not named:
         source = find_task(task or "").name

@@ -115,7 +115,7 @@ def fusion_loss(
 def _choose_engine(engine: LossEngine, fused: Tensor, *, has_emphasis: bool) -> LossEngine:
     if has_emphasis and engine == "triton":
         raise UsageError(
-            "the loss kernels weigh all pixels alike", "choose the engine reference", expected="reference", got=engine
+            "the loss kernels do not support emphasis", "choose the engine reference", expected="reference", got=engine
         )
     if engine == "auto" and has_emphasis:
         return "reference"

@@ -1,9 +1,9 @@
-"""What training compares the result with: the sources, and a teacher's result, without what no one wants to see.
+"""What training compares the result with: the sources and a teacher's result, with their visible faults removed.
 
-A source that is taken at its word asks for faults: a clipped pixel is the brightest of all and shows nothing; the grain of an
-infrared sensor is the strongest gradient of a clear sky; a cold gap between leaves is a black dot on a bright tree. A teacher
-that was trained on such sources shows them. ``targets_of`` returns the sources, and ``corrected`` the teacher's result, with
-such parts replaced by what the other source shows there.
+A loss that uses the sources as they are rewards faults: clipped pixels are the brightest but show no detail; infrared sensor
+noise is the strongest gradient in a clear sky; cold gaps between leaves become black dots on a bright tree. A teacher trained
+with such a loss has the same faults. ``targets_of`` replaces these parts of the sources and of the teacher's result by what the
+other source shows there.
 
 Planes are (B, 1, H, W) floating in [0, 1]; source a is the infrared image.
 """
@@ -26,10 +26,10 @@ _CLIPPED = (0.955, 0.98)
 _WINDOW_PX = 21
 # Contrasts there are compressed smoothly to this.
 _LARGEST_CONTRAST = 0.35
-# A teacher is corrected entirely if it keeps less than the second share of the contrast there, plus a trifle, and not at all
-# if it keeps the first.
+# A teacher is corrected fully if it keeps less than the second share of the contrast there, plus a small constant, and not
+# at all if it keeps the first.
 _KEPT, _TRIFLE, _CONTOUR_PX = (0.8, 0.5), 0.005, 5
-# Where the visible image is lit, and flat: no gradient magnitude (the sum of both Sobel responses) above the first nearby.
+# Where the visible image is bright, and flat: no gradient magnitude (the sum of both Sobel responses) above the first nearby.
 _LIT = (0.25, 0.35)
 _FLAT, _FLAT_WINDOW_PX = (0.1, 0.07), 11
 # Detail is the difference from the mean of a mean of this width; from twice the limit on it is an object, and not grain.
@@ -46,12 +46,12 @@ class TargetSettings:
 
     Attributes:
         clipped: Share to which clipped pixels show the contrast of the other source instead, [0, 1].
-        grain: Infrared detail of a smaller root mean square than this is left out where the visible image is flat and lit,
+        grain: Infrared detail with a smaller RMS value than this is removed where the visible image is flat and bright,
             [0, 1] of full scale.
-        gaps: Share to which narrow dark gaps of the infrared image are filled where the visible image is lit and brighter,
-            [0, 1].
+        gaps: Share to which narrow dark gaps of the infrared image are filled where the visible image is bright and brighter
+            than the infrared image, [0, 1].
         hot: Share to which hot compact objects are as bright in the teacher's result as in the brighter source, [0, 1].
-        emphasis: How much more than others the clipped pixels and those of hot compact objects count.
+        emphasis: How much more clipped pixels and pixels of hot compact objects count than others.
     """
 
     clipped: float = 0.0

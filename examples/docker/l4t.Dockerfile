@@ -2,7 +2,7 @@
 #   docker build -f examples/docker/l4t.Dockerfile -t refusion-edge .
 #   docker run --rm --runtime nvidia --network host --device /dev/video0 --device /dev/video2 refusion-edge \
 #       stream --ir '/dev/video0?format=y16' --vis /dev/video2 --headless -o view://127.0.0.1:8080
-# The image of NVIDIA holds CUDA, TensorRT and its bindings for the system's Python 3.10.
+# NVIDIA's image contains CUDA, TensorRT and its bindings for the system's Python 3.10.
 ARG BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
 FROM ${BASE}
 
@@ -14,7 +14,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 COPY . /src
-# The bindings of TensorRT are packages of the system. cuda-bindings has the major version of CUDA in the image.
+# The TensorRT bindings are system packages. cuda-bindings must have the major version of CUDA in the image.
 ARG CUDA_MAJOR=12
 RUN python3 -m venv --system-site-packages /opt/refusion-edge \
     && /opt/refusion-edge/bin/pip install --no-cache-dir --upgrade 'pip>=25.1' \

@@ -90,10 +90,10 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class GateProxies:
-    """What goes through the gate in place of an engine that cannot run where it is built. Decided before anything is built.
+    """What the gate runs instead of an engine that cannot run where it is built. Chosen before anything is built.
 
     Attributes:
-        kind: A word for it; part of the cache key.
+        kind: Its name; part of the cache key.
         remark: A sentence for the user; empty if there is nothing to say.
         of: Makes the proxies of an engine, given the engine and its ONNX model. Every one has to pass.
     """
@@ -156,7 +156,7 @@ class Builder(Protocol):
         """
 
     def gate_proxies(self, spec: BuildSpec, state: State, pixels: int) -> GateProxies:
-        """Choose what goes through the gate in place of an engine that cannot run here.
+        """Choose what the gate runs instead of an engine that cannot run here.
 
         Args:
             spec: What to build.
@@ -164,7 +164,7 @@ class Builder(Protocol):
             pixels: Pixels of all pairs of the gate together.
 
         Raises:
-            UsageError: The proxy that was asked for would take longer than allowed.
+            UsageError: The requested proxy would take longer than allowed.
             BackendError: It is not installed.
         """
 
@@ -225,7 +225,7 @@ def check_options(
         )
     if not has_architectures and spec.proxy is not None:
         raise UsageError(
-            f"--proxy is only for the back end fused, and the back end is {spec.backend}",
+            f"--proxy is only for the back end fused, but the back end is {spec.backend}",
             "leave it out",
             expected="fused",
             got=spec.backend,

@@ -109,7 +109,7 @@ class ProgramBuilder:
             load_module()
             if estimate_s > spec.proxy_limit_s:
                 raise UsageError(
-                    f"the emulator would take about {estimate_s:.0f} s for the accuracy gate, and the limit is "
+                    f"the emulator would take about {estimate_s:.0f} s for the accuracy gate, but the limit is "
                     f"{spec.proxy_limit_s:g} s",
                     f"build for a smaller --size or for fewer architectures, or allow it with --proxy-limit-s "
                     f"{math.ceil(2 * estimate_s)}",
@@ -120,13 +120,14 @@ class ProgramBuilder:
             return GateProxies(
                 "ptx",
                 "This machine has no GPU, so an emulator executed the PTX of the kernels in the accuracy gate. It cannot show "
-                "that their machine code does the same; the device checks that whenever it loads the program.",
+                "that their machine code behaves the same; the device checks that whenever it loads the program.",
                 lambda engine, _: tuple(emulated(engine, architecture) for architecture in architectures),
             )
         why = ""
         if spec.proxy is None:
             why = (
-                f" Their PTX would take about {estimate_s:.0f} s; --proxy-limit-s {math.ceil(2 * estimate_s)} allows it."
+                f" Emulating their PTX would take about {estimate_s:.0f} s; to allow it, use --proxy-limit-s "
+                f"{math.ceil(2 * estimate_s)}."
                 if is_built()
                 else " The emulator of their PTX was not built for this installation."
             )
@@ -193,7 +194,7 @@ def _open_emulator(engine: Engine, architecture: int) -> Backend:
     def require_no_fault() -> None:
         if found := faults(device.findings):
             raise GateError(
-                f"the checker of the emulator finds {len(found)} faults in the PTX for sm_{architecture}, first {found[0]}",
+                f"the emulator's checker finds {len(found)} faults in the PTX for sm_{architecture}; the first is {found[0]}",
                 "report this, or build with another --backend",
             )
 

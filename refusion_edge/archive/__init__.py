@@ -1,1 +1,1 @@
-"""Fusing whole archives: shares for several machines, a manifest of what was done, and a cluster."""
+"""Fusing whole archives: shards for several machines, a manifest of the results, and a cluster."""

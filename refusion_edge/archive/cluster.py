@@ -81,7 +81,7 @@ def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        StreamError: The cluster gave up.
+        StreamError: The cluster failed.
     """
     require("ray", "cluster", "--cluster ray")
     data = require("ray.data", "cluster", "--cluster ray")
@@ -112,7 +112,9 @@ def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers
         if len(seen) != len(tasks):
             raise StreamError(f"the cluster returned {len(seen)} of {len(tasks)} pairs", "run the command again")
     except (ray.exceptions.RayError, RuntimeError) as error:
-        raise StreamError(f"the cluster gave up ({type(error).__name__})", "see its logs, and run the command again") from error
+        raise StreamError(
+            f"the cluster failed ({type(error).__name__})", "check its logs, and run the command again"
+        ) from error
     finally:
         if started:
             ray.shutdown()

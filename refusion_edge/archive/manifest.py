@@ -1,7 +1,7 @@
-"""What was fused from what: a line of JSON for each result, with hashes, so that a run can be resumed and checked.
+"""The manifest of an archive: one line of JSON per result, with hashes, so that a run can be resumed and checked.
 
-Every process appends to a file of its own, a line as soon as a result is on the disk, and reads those of all others. A line
-that a kill cut off is not there; its result is made again.
+Every process appends to its own file, one line as soon as a result is on the disk, and reads the files of all others. An
+incomplete line, as a killed process leaves it, is removed, and its result is made again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def sha256_of(path: Path) -> str:
 
 
 def manifest_path(folder: Path, shard: Shard) -> Path:
-    """The file that a share appends to; the only share has the plain name."""
+    """The file that a shard appends to; for a single shard, the name has no numbers."""
     return folder / (f"{NAME}{_SUFFIX}" if shard.is_all else f"{NAME}-{shard.index}-of-{shard.count}{_SUFFIX}")
 
 
@@ -78,14 +78,14 @@ class Manifest:
 
     Args:
         folder: Folder of the results; created if needed.
-        shard: The share of this process.
+        shard: The shard of this process.
 
     Attributes:
         entries: The newest entry of each pair, of this and of all other processes, by its name.
 
     Raises:
         InputError: A manifest is damaged.
-        OutputError: It cannot be written, or another process has this share.
+        OutputError: It cannot be written, or another process is working on this shard.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:

@@ -1,4 +1,4 @@
-"""Shares of an archive, for array jobs of a cluster: every machine takes its own, and together they take everything once."""
+"""Shards of an archive, for array jobs on a cluster: each machine takes one, and together they cover every item once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PATTERN = re.compile(r"([0-9]{1,7})/([0-9]{1,7})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of ``count`` shares; the first has the index 0.
+    """One of ``count`` shards; the first has the index 0.
 
     Attributes:
-        index: Which share.
-        count: How many there are.
+        index: Index of the shard.
+        count: Number of shards.
     """
 
     index: int
@@ -33,39 +33,39 @@ class Shard:
 
     @property
     def is_all(self) -> bool:
-        """Whether it is the only share."""
+        """Whether it is the only shard."""
         return self.count == 1
 
     def bounds(self, total: int) -> tuple[int, int]:
-        """First item of the share, and the one after its last, of so many items; shares differ by at most one item."""
+        """Index of the first item, and of the one after the last, out of ``total`` items; shards differ by at most one item."""
         return self.index * total // self.count, (self.index + 1) * total // self.count
 
     def require_items(self, total: int) -> None:
-        """Require an item for every share.
+        """Require an item for every shard.
 
         Raises:
-            UsageError: There are more shares than items.
+            UsageError: There are more shards than items.
         """
         if self.count > total:
             raise UsageError(
-                f"{total} images cannot be shared by {self.count}", "use fewer shards", expected=total, got=self.count
+                f"{total} images cannot be divided into {self.count} shards", "use fewer shards", expected=total, got=self.count
             )
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of the share, a run of neighbors; empty if there are more shares than items."""
+        """The items of the shard, which are consecutive; can be empty if there are more shards than items."""
         first, end = self.bounds(len(items))
         return items[first:end]
 
 
 ALL = Shard(0, 1)
-"""The only share: everything."""
+"""The only shard: everything."""
 
 
 def parse_shard(text: str) -> Shard:
-    """Read ``I/N``, such as ``3/16``; the first share is ``0/16``.
+    """Read ``I/N``, such as ``3/16``; the first shard is ``0/16``.
 
     Raises:
-        UsageError: It is not written like this, or there is no such share.
+        UsageError: It does not have this form, or there is no such shard.
     """
     match = _PATTERN.fullmatch(text)
     if match is None or not 1 <= int(match[2]) <= MOST_SHARDS or int(match[1]) >= int(match[2]):

@@ -1,8 +1,8 @@
-"""Which compiled engines may run: those that were built here, and those that the user vouched for.
+"""Which compiled engines may run: those that were built here, and those that the user trusts.
 
-A compiled engine, a TensorRT plan or a GPU program, is code. The hashes in its bundle show that it is intact, not where it
-comes from. So the hashes of those that may run are kept in a file of this user, ``$REFUSION_EDGE_TRUSTED``, or else
-``refusion-edge/trusted-engines`` in the user's state folder: a line for each, with its SHA-256 and where it came from.
+A compiled engine (a TensorRT plan or a GPU program) is code. The hashes in its bundle show that it is intact, not who made it.
+The hashes of the engines that may run are therefore kept in a file of this user, ``$REFUSION_EDGE_TRUSTED`` or
+``refusion-edge/trusted-engines`` in the user's state folder: one line per engine, with its SHA-256 and its origin.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIGITS = 64
 
 
 def trusted_file() -> Path:
-    """The file with the hashes."""
+    """The file with the hashes of trusted engines."""
     if chosen := os.environ.get("REFUSION_EDGE_TRUSTED"):
         return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -50,18 +50,18 @@ def is_trusted(digest: str) -> bool:
         return False
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BundleError(
-            f"{path} says which compiled engines may run, and other users can change it",
-            f"run as its owner: chmod go-w {path}",
+            f"other users can change {path}, which lists the compiled engines that may run",
+            f"as its owner, run: chmod go-w {path}",
         )
     lines = read_file(path, kind="list of trusted engines", most_bytes=_MOST_BYTES, error=BundleError).splitlines()
     return digest.encode() in {line[:_DIGITS] for line in lines}
 
 
 def require_trusted(bundle: EngineBundle) -> None:
-    """Require that a compiled engine was built here, or that the user vouched for it.
+    """Require that a compiled engine was built here, or that the user trusts it.
 
     Raises:
-        BundleError: Neither is so.
+        BundleError: Neither is the case.
     """
     if not is_code(bundle):
         return
@@ -70,7 +70,7 @@ def require_trusted(bundle: EngineBundle) -> None:
     if not is_trusted(digest):
         raise BundleError(
             f"{bundle.path / name} is compiled code (SHA-256 {digest[:12]}...) that was not built here",
-            f"if you would run any program of whoever made it, add --trust; or make it here: {bundle.rebuild_command()}",
+            f"add --trust if you would run any program from its author, or build it here: {bundle.rebuild_command()}",
             got=digest,
         )
 
@@ -79,7 +79,7 @@ def trust(bundle: EngineBundle, origin: str) -> None:
     """Let the engine of a bundle run from now on.
 
     Args:
-        bundle: Its files were checked.
+        bundle: The bundle; its files have been checked.
         origin: Where it came from, for people who read the file.
 
     Raises:
@@ -102,19 +102,21 @@ def trust(bundle: EngineBundle, origin: str) -> None:
 
 
 def trust_built(bundle: EngineBundle, remarks: list[str]) -> None:
-    """Let an engine run that was just built here; if that cannot be noted, add a remark."""
+    """Let an engine run that was just built here; if it cannot be recorded, add a remark."""
     try:
         trust(bundle, f"built here: {bundle.path.absolute()}")
     except (OutputError, BundleError) as error:
-        remarks.append(f"The engine runs only with --trust: it could not be noted that it was built here ({error.problem})")
+        remarks.append(
+            f"The engine will run only with --trust, because it could not be recorded as built here ({error.problem})"
+        )
 
 
 def trust_path(path: str | os.PathLike[str]) -> None:
-    """Let the engine of a bundle run from now on, because the user vouches for it.
+    """Let the engine of a bundle run from now on, because the user trusts it.
 
     Raises:
         BundleError: It is not a sound bundle; see also ``is_trusted``.
-        OutputError: It cannot be noted.
+        OutputError: It cannot be recorded.
     """
     bundle = read_bundle(path)
     trust(bundle, f"by --trust: {bundle.path.absolute()}")

@@ -183,7 +183,7 @@ def _is_no_memory(error: BaseException) -> bool:
 
 
 def _trust_bundles(options: argparse.Namespace) -> None:
-    """Note that the user vouches for the bundles that the options name."""
+    """Record that the user trusts the bundles that the options name."""
     from refusion_edge.bundle.manifest import MANIFEST
     from refusion_edge.bundle.trust import trust_path
 
@@ -240,7 +240,7 @@ def _without_help_verb(argv: Sequence[str]) -> Sequence[str]:
 
 
 class _Version(argparse.Action):
-    """Prints the version, and the back ends that work on this machine with theirs."""
+    """Prints the version, and the usable back ends with their versions."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **other: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=other["help"])
@@ -255,14 +255,14 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the program, with those of all verbs."""
+    """Make the parser of the program, with the parsers of all verbs."""
     parser = _Parser(
         prog="refusion-edge",
         description="Image fusion with the ReFusion network, from training to live cameras on edge devices.",
         epilog=_HELP + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, help="show the version and the back ends that work here, and stop")
+    parser.add_argument("--version", action=_Version, help="show the version and the usable back ends, and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name in VERBS:
         module = importlib.import_module(f"refusion_edge.cli.{name}")

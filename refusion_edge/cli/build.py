@@ -52,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--proxy", choices=("ptx", "reference"),
-        help="what the accuracy gate of a fused program runs where there is no GPU: its PTX in an emulator, or the CPU "
-        "reference of each kernel (default: ptx within the limit of time, else reference)",
+        help="what the accuracy gate of a fused program runs on a machine without a GPU: its PTX in an emulator, or the CPU "
+        "reference of each kernel (default: ptx if it fits --proxy-limit-s, otherwise reference)",
     )  # fmt: skip
     parser.add_argument(
         "--proxy-limit-s", type=float, metavar="S",
-        help="seconds that the emulator may take for the gate, as estimated (default: 60)",
+        help="longest estimated time of the emulator in the accuracy gate, in seconds (default: 60)",
     )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="neither use a cached engine nor cache the new one")
     _add_compiler(parser)

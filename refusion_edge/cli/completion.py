@@ -1,6 +1,6 @@
 """``completion``: print a script that completes verbs, options and their values in a shell.
 
-The script is a table, made from the parsers of all verbs; it starts no program while somebody types.
+The script contains a table made from the parsers of all verbs, so completion does not start the program.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Option:
     Attributes:
         names: Its spellings.
         help: What it does.
-        takes: Whether a value follows.
+        takes: Whether it takes a value.
         choices: The values it can have; empty for any.
     """
 
@@ -38,13 +38,13 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb, or a way of one.
+    """A verb, or a subcommand of one.
 
     Attributes:
-        words: Its words after the program's name.
+        words: The words after the program's name.
         help: What it does.
         options: Its options.
-        ways: Words of which one follows, with what they mean.
+        ways: Words that can follow, with their meaning.
     """
 
     words: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""``doctor``: show what works on this machine - back ends, cameras, outputs, extras - and how to get the rest."""
+"""``doctor``: show what works on this machine - back ends, cameras, outputs, extras - and what the rest needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from refusion_edge.backends.registry import Status
     from refusion_edge.stream.sources.v4l2_device import Camera
 
-SUMMARY = "show which back ends, cameras, outputs and extras work on this machine, and how to get the others"
+SUMMARY = "show which back ends, cameras, outputs and extras work on this machine, and what the others need"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

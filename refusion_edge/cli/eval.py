@@ -67,16 +67,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shift: all of source a; skew: its last row to the right and its first to the left (default: shift)",
     )  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", help="write the values per image as CSV")
-    parser.add_argument("--latex", metavar="FILE", help="write the means as LaTeX tables, with the best three marked")
-    parser.add_argument("--markdown", metavar="FILE", help="write the means as tables in Markdown, with the best three marked")
+    parser.add_argument("--latex", metavar="FILE", help="write the means as LaTeX tables, with the three best values marked")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write the means as Markdown tables, with the three best values marked"
+    )
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page with tables, plots and montages")
     add_json(parser)
     parser.add_argument(
         "--jobs", type=thread_count, default=0, metavar="N", help="processes for scoring (default: one per core)"
     )
-    add_shard(parser, "of the pairs, and write its values to --json; a share that is there is kept if nothing changed")
+    add_shard(
+        parser,
+        "score only shard I of N (0/N to N-1/N) and write it to --json; an existing result is kept if nothing has changed "
+        "(default: all pairs)",
+    )
     parser.add_argument(
-        "--merge", nargs="+", type=nonempty, metavar="FILE", help="report on the shares in these files, as on one run over all"
+        "--merge",
+        nargs="+",
+        type=nonempty,
+        metavar="FILE",
+        help="combine the shards in these files into the report of a single run",
     )
     parser.add_argument("--list", action="store_true", help="list all metrics with convention, range and direction, and exit")
 
@@ -167,7 +177,9 @@ def _inputs(options: argparse.Namespace, metrics: Sequence[Metric]) -> tuple[str
     from refusion_edge.evaluation.shards import inputs_of, settings_of
 
     if options.json is None or options.csv or options.html or options.latex or options.markdown:
-        raise UsageError("a shard has one result, for --merge", "add --json FILE, and leave the other files to --merge")
+        raise UsageError(
+            "a shard is written only to --json, for --merge", "add --json FILE, and leave the other output files out"
+        )
     facts = {name: getattr(options, name) for name in ("task", "network", "partial", "no_trivial")}
     results, partial = _named(options.fused, "--fused"), options.partial
     settings = settings_of(
@@ -183,7 +195,7 @@ def _is_done(options: argparse.Namespace, inputs: str) -> bool:
 
     done = options.json != "-" and is_done(Path(options.json), inputs)
     if done:
-        output().print(f"shard {options.shard} is in {options.json} already, and nothing that it depends on has changed")
+        output().print(f"shard {options.shard} is already in {options.json}, and nothing that it depends on has changed")
     return done
 
 

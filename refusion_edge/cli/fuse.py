@@ -76,10 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
         help="largest number of pixels of an image; a small file can claim to hold gigabytes (default: 100 million)",
     )  # fmt: skip
-    add_shard(parser, "of the pairs, with a manifest in the output folder: what is there and intact is not fused again")
+    add_shard(
+        parser,
+        "fuse only shard I of N (0/N to N-1/N) and keep a manifest in the output folder; existing results that are intact are "
+        "not fused again (default: all pairs, without a manifest)",
+    )
     parser.add_argument(
         "--cluster", choices=("ray",),
-        help="fuse on a Ray cluster, the one of RAY_ADDRESS or else of this machine's cores; keeps a manifest like --shard 0/1",
+        help="fuse on a Ray cluster: the one at RAY_ADDRESS, or the cores of this machine; keeps a manifest like --shard 0/1",
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)
@@ -123,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     plan = _plan(options)
     findings, log = Findings(), _Log()
     if not many and (options.shard is not None or options.cluster is not None):
-        raise UsageError("--shard and --cluster are for folders, and the sources are two files", "leave them out")
+        raise UsageError("--shard and --cluster need folders, but the sources are two files", "leave these options out")
     if many:
         code = _fuse_folder(options, plan, found, findings, log)
         if options.json:
@@ -187,17 +191,17 @@ def _say_choice(options: argparse.Namespace, fuser: Fuser) -> None:
 
 
 def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, findings: Findings, log: _Log) -> int:
-    """Fuse all pairs, or a share of them."""
+    """Fuse all pairs, or a shard of them."""
     from refusion_edge.archive.shards import ALL
     from refusion_edge.cli.console import output, remarks
     from refusion_edge.errors import UsageError
     from refusion_edge.images.depth import find_depths
 
     if options.shard is not None and options.cluster is not None:
-        raise UsageError("a cluster hands out the pairs itself", "leave --shard out")
+        raise UsageError("--cluster distributes the pairs itself and takes no --shard", "leave --shard out")
     pairs = (options.shard or ALL).of(found.pairs)
     with plan.open() as fuser:
-        # Of all pairs: a share is fused like the whole.
+        # Of all pairs: a shard is fused like the whole.
         depths = find_depths(found.pairs, fuser.task)
         plan = replace(plan, depths=depths)
         _say_choice(options, fuser)
@@ -214,7 +218,7 @@ def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, f
     if len(log.failures) > _MOST_FAILURES:
         remarks().print(f"refusion-edge: error: {len(log.failures) - _MOST_FAILURES} more pairs failed; --json FILE lists them")
     if options.json != "-":
-        there = f"; {len(log.verified)} were there already and are intact" if log.verified else ""
+        there = f"; {len(log.verified)} already existed and are intact" if log.verified else ""
         share = f" of shard {options.shard}" if options.shard is not None and not options.shard.is_all else ""
         output().print(f"wrote {len(log.written)} of {len(pairs)} fused images{share} to {options.output}{there}")
     return log.failures[0][1].exit_code if log.failures else 0
@@ -256,7 +260,7 @@ def _fuse_shard(
 
 
 def _each(options: argparse.Namespace, pairs: Sequence[PairPaths], one: Callable[[PairPaths, Path], None], log: _Log) -> None:
-    """Do something for every pair; those that fail do not end the others."""
+    """Do something for every pair; if one fails, the others are still done."""
     from refusion_edge.cli.console import progress_bar
     from refusion_edge.errors import BackendError, InputError, OutputError
     from refusion_edge.files import output_error

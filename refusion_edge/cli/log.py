@@ -20,7 +20,7 @@ _END_S = 2.0
 
 
 class JsonLog:
-    """Writes lines of JSON to standard error, from a thread of its own: whoever reads them slowly never holds up the stream.
+    """Writes lines of JSON to standard error, from a separate thread, so that a slow reader never delays the stream.
 
     Each line has ``time`` (UTC), ``level``, ``where`` (a camera, ``engine``, ``view``, ...), ``message`` and, if there are
     several rigs, ``rig``. The last line before the end of the program says how it ended, with ``exit_code``. Use it as a
@@ -44,7 +44,7 @@ class JsonLog:
         self._thread.join(_END_S)
 
     def add(self, level: Level, where: str, message: str, **fields: Any) -> None:
-        """Add a line; when too many wait, it is counted, and the next line says how many were lost."""
+        """Add a line. If too many lines are waiting, it is dropped, and the next line says how many were dropped."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": now, "level": level, "where": where, "message": message, **fields}
         if self._lost:

@@ -68,29 +68,26 @@ def add_best_effort(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust`` for the pipelines in a file."""
+    """Add ``--trust`` for pipelines in a file and for compiled engines."""
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run the GStreamer pipelines (gst:) that a rig or configuration file names, and the compiled engine of a bundle "
-        "that was not built here: both are code",
+        help="run GStreamer pipelines (gst:) named in a rig or configuration file, and the compiled engine of a bundle even if "
+        "it was not built on this machine; both are code",
     )
 
 
 def add_trust_engine(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust`` for compiled engines; ``refusion_edge.cli`` notes the bundles that the options name."""
+    """Add ``--trust`` for compiled engines; ``refusion_edge.cli`` records the bundles that the options name."""
     parser.add_argument(
         "--trust", action="store_true",
-        help="run the compiled engine of a bundle that was not built here, now and from now on: it is code",
+        help="run the compiled engine of a bundle even if it was not built on this machine, now and later; it is code",
     )  # fmt: skip
 
 
 def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--shard``."""
-    parser.add_argument(
-        "--shard", type=_shard, metavar="I/N",
-        help=f"only share I of N, from 0/N to N-1/N, {what} (default: everything, without a manifest)",
-    )  # fmt: skip
+    """Add ``--shard``, with its help."""
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help=what)
 
 
 def _shard(text: str) -> Shard:
@@ -115,12 +112,12 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:
-    """Require that nothing exists where a result is to be written, which took its user some work the last time.
+    """Require that no output file exists yet: the existing one may have cost the user work.
 
     Args:
         *paths: Files to be written.
         overwrite: Whether the user allows them to be replaced.
-        instead: What else to do, in the imperative.
+        instead: What to do instead of replacing it, in the imperative.
 
     Raises:
         OutputError: One exists.
@@ -135,12 +132,12 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout",
         metavar="NAME",
-        help="layout of the data set in the folder given as both sources, such as msrs, lytro or mefb",
+        help="layout of the data set whose folder is given as both sources, such as msrs, lytro or mefb",
     )
 
 
 def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:
-    """Turn the folder of a data set, given as both sources, into the folders of its sources, and say so.
+    """Find the sources of a data set whose folder is given as both sources or with a layout, and print them.
 
     Raises:
         UsageError: There is no such layout, or it is for another task; or two folders were given with a layout.
@@ -233,14 +230,14 @@ def length_m(text: str) -> float:
 
 
 def size_bytes(text: str) -> int:
-    """Read an amount of data with its unit, such as ``10GB`` (powers of 1000) or ``10GiB`` (powers of 1024), in bytes.
+    """Read an amount of data with a unit, such as ``10GB`` (powers of 1000) or ``10GiB`` (powers of 1024), in bytes.
 
     Raises:
         ArgumentTypeError: The unit is missing, or the amount is not above 0.
     """
     match = _AMOUNT.fullmatch(text)
     if match is None or not float(match["number"]) > 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an amount above 0 with its unit; write 500MB, 10GB or 2TiB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive amount with a unit; write 500MB, 10GB or 2TiB")
     base = 1024 if match["binary"] else 1000
     return int(float(match["number"]) * base ** ("MGT".index(match["unit"]) + 2))
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
-# Options that are no settings of the stream; `bundle` is also read by --rebuild.
+# Options that are not settings of the stream; `bundle` is also read by --rebuild.
 _OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle", "log_json")
 
 # A rate error below this is that of any quartz.
@@ -56,10 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument("--replay", type=nonempty, metavar="DIR", help="replay a recording instead of reading two sources")
     parser.add_argument(
-        "--config", type=nonempty, metavar="FILE", help="take the settings from a YAML file; options given here take precedence"
+        "--config", type=nonempty, metavar="FILE", help="read the settings from a YAML file; options given here take precedence"
     )
-    parser.add_argument("--save-config", type=nonempty, metavar="FILE", help="write the settings to such a file, and stop")
-    add_overwrite(parser, "an existing file of --save-config")
+    parser.add_argument("--save-config", type=nonempty, metavar="FILE", help="write the settings to a YAML file, and exit")
+    add_overwrite(parser, "an existing --save-config file")
     parser.add_argument(
         "-o", "--output", dest="outputs", action="append", type=nonempty, metavar="URI",
         help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", type=nonempty, metavar="DIR", help="also record the raw frames and their time stamps")
     parser.add_argument(
         "--record-limit", type=size_bytes, metavar="10GB",
-        help="keep only the newest part of the recording, in at most this much room (default: all)",
+        help="keep only the newest part of the recording, using at most this much space (default: keep all)",
     )  # fmt: skip
     _add_engine(parser)
     _add_pairing(parser)
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_site(options: argparse.Namespace) -> int:
-    """Run all rigs of a site."""
+    """Run all rigs of a configuration file."""
     from refusion_edge.bundle.trust import trust_path
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.cli.log import JsonLog
@@ -127,7 +127,9 @@ def _run_site(options: argparse.Namespace) -> int:
     from refusion_edge.stream.site import Site, read_site
 
     if options.save_config is not None:
-        raise UsageError("--save-config writes the settings of one rig, and these are several", "edit the file itself")
+        raise UsageError(
+            "--save-config writes the settings of one rig, but the configuration has several", "edit the file itself"
+        )
     plans = read_site(options.config, _given(options), trust=options.trust)
     for bundle in {plan.settings.bundle for plan in plans if options.trust and plan.settings.bundle is not None}:
         trust_path(bundle)
@@ -160,7 +162,7 @@ def _run_site(options: argparse.Namespace) -> int:
             return log.end(failure)
         if options.json != "-":
             for rig, found in report["rigs"].items():
-                restarted = f", started again {found['restarts']} times" if found["restarts"] else ""
+                restarted = f", restarted {found['restarts']} times" if found["restarts"] else ""
                 output().print(f"\nrig {rig}{restarted}{'' if found['error'] is None else ', ended with an error'}")
                 if found["report"] is not None:
                     _print_report(found["report"])
@@ -170,7 +172,7 @@ def _run_site(options: argparse.Namespace) -> int:
 
 
 def _run_logged(settings: StreamSettings, json: str | None) -> int:
-    """Run the stream with its log as JSON in the place of all that is printed for people."""
+    """Run the stream, and write a log in JSON instead of output for people."""
     from refusion_edge.cli.console import write_json
     from refusion_edge.cli.log import JsonLog
     from refusion_edge.stream.fused_stream import FusedStream
@@ -302,7 +304,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add(
         "--log-json",
         action="store_true",
-        help="write events, messages and errors to standard error as lines of JSON, and print no report",
+        help="write messages, events and errors to standard error as JSON, one object per line, and print no report",
     )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
     add_json(parser)
@@ -398,7 +400,9 @@ def _network_text(network: dict[str, Any], asked: str | None, reopened: int) -> 
     for before, after in itertools.pairwise(network["used"]):
         lines.append(f"  {before['name']} up to pair {after['first_pair'] - 1}, then {after['name']}")
     if reopened:
-        lines.append(f"  its engine failed and was reopened {reopened} time{'s' if reopened > 1 else ''}; --json says when")
+        lines.append(
+            f"  its engine failed and was reopened {reopened} time{'s' if reopened > 1 else ''}; --json gives the times"
+        )
     if asked == "auto" and not network["decisions"]:
         lines.append("  the stream ended before auto had measured the networks")
     return "\n".join(lines)

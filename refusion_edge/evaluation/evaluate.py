@@ -75,10 +75,10 @@ def evaluate(
             out of the scores.
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
-        shard: The share of the pairs to score; see ``refusion_edge.evaluation.shards``.
+        shard: The shard of the pairs to score; see ``refusion_edge.evaluation.shards``.
 
     Raises:
-        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ; there are more shares than
+        UsageError: No method is given, a name occurs twice, or the tasks of the engines differ; there are more shards than
             pairs, or they are combined with a sweep.
         InputError: Files do not match or cannot be used; the message names them.
     """
@@ -134,12 +134,12 @@ def evaluate(
 def _share(
     pairs: Sequence[PairPaths], shard: Shard, metrics: Sequence[Metric], *, partial: bool, swept: bool
 ) -> tuple[Sequence[PairPaths], int]:
-    """The pairs that a share needs, and how many of them at the beginning only come before those that it scores."""
+    """The pairs that a shard needs, and the number of leading ones that it does not score itself."""
     if shard.is_all:
         return pairs, 0
     shard.require_items(len(pairs))
     if swept:
-        raise UsageError("a sweep over displacements has no shards", "leave --shifts or --shard out")
+        raise UsageError("a sweep over shifts cannot be divided into shards", "leave --shifts or --shard out")
     first, end = shard.bounds(len(pairs))
     over_time = any(metric.reads == "transition" for metric in metrics)
     if over_time and partial:

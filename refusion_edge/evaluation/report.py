@@ -26,7 +26,7 @@ UNDEFINED = "undefined"
 
 _MOST_DECIMALS = 6
 FEWEST_IMAGES = 10
-"""With fewer images, bootstrap intervals are too narrow to be taken at their word."""
+"""With fewer images, bootstrap intervals are too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ class Report:
 
     @property
     def caution(self) -> str:
-        """What to keep in mind about the intervals, in a sentence; empty if there are enough images."""
+        """A warning about the intervals, in a sentence; empty if there are enough images."""
         count = len(self.found.cases)
         if count >= FEWEST_IMAGES or len(self.methods) < 2:
             return ""
         images = f"only {count} image{'' if count == 1 else 's'}"
-        return f"{images}: with fewer than {FEWEST_IMAGES}, intervals are too narrow, and ranks may be chance"
+        return f"{images}: with fewer than {FEWEST_IMAGES}, intervals are too narrow, and ranks may be due to chance"
 
     def metrics_in(self, convention: str) -> tuple[Metric, ...]:
         """Metrics of one convention."""

@@ -123,7 +123,7 @@ def score_cases(
         done: Called after each case.
         findings: Collects how many pixels were left out because they have no value.
         depths: Bit depths of the set that the cases are a part of; None if they are all of it.
-        lead: Number of cases at the beginning that only come before the others, and are not scored.
+        lead: Number of cases at the beginning that are not scored, but precede a scored one.
 
     Returns:
         (methods, cases - lead, metrics); NaN where a metric is undefined.

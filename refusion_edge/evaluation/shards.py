@@ -1,4 +1,4 @@
-"""Reports of shares of an archive, and the report of all of them: the same numbers as in one run over everything."""
+"""Reports of the shards of an archive, and their merged report, which has the same numbers as a single run."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ShardOfReport:
-    """The file of one share.
+    """The report of one shard.
 
     Attributes:
         schema: ``SCHEMA``.
-        index: Which share.
-        count: How many there are.
+        index: Index of the shard.
+        count: Number of shards.
         total: Number of pairs in all.
-        settings: Digest of all that the values of every share depend on, see ``settings_of``.
-        inputs: Digest of everything that the values of this share depend on.
+        settings: Digest of all that the values of every shard depend on, see ``settings_of``.
+        inputs: Digest of everything that the values of this shard depend on.
         task: Name of the task.
         metrics: Metrics with their conventions.
         methods: Names of the methods.
-        images: Names of the images of the share, in order.
+        images: Names of the images of the shard, in order.
         files: Of each image, the files of source a, of source b, and of each method for luma and for color.
         left_out: Files without a counterpart.
         values: (methods, images, metrics); None where undefined.
@@ -74,7 +74,7 @@ def settings_of(
     facts: Mapping[str, Any],
     partial: bool,
 ) -> str:
-    """Digest of what the values of all shares depend on: version, metrics, engines, and the bit depths of the whole set.
+    """Digest of what the values of all shards depend on: version, metrics, engines, and the bit depths of the whole set.
 
     Args:
         a: Source a, as ``evaluate`` takes it.
@@ -98,19 +98,19 @@ def settings_of(
 
 
 def inputs_of(a: str, b: str, results: Mapping[str, str], shard: Shard, settings: str, *, partial: bool) -> str:
-    """Digest of everything that the values of a share depend on: the settings, and all its files.
+    """Digest of everything that the values of a shard depend on: the settings, and all its files.
 
     Args:
         a: Source a, as ``evaluate`` takes it.
         b: Source b.
         results: Results of methods.
-        shard: The share.
+        shard: The shard.
         settings: ``settings_of``.
         partial: See ``evaluate``.
 
     Raises:
         InputError: Files do not match, or cannot be read.
-        UsageError: There are more shares than pairs.
+        UsageError: There are more shards than pairs.
     """
     pairs, _ = find_sources(a, b, partial=partial)
     shard.require_items(len(pairs))
@@ -129,11 +129,11 @@ def inputs_of(a: str, b: str, results: Mapping[str, str], shard: Shard, settings
 
 
 def to_shard(report: Report, shard: Shard, total: int, settings: str, inputs: str) -> dict[str, Any]:
-    """The file of a share.
+    """The report of a shard, as plain values.
 
     Args:
         report: Its report.
-        shard: The share.
+        shard: The shard.
         total: Number of pairs in all.
         settings: ``settings_of``.
         inputs: ``inputs_of``.
@@ -159,10 +159,10 @@ def to_shard(report: Report, shard: Shard, total: int, settings: str, inputs: st
 
 
 def read_shard(path: Path) -> ShardOfReport:
-    """Read the file of a share.
+    """Read the report of a shard.
 
     Raises:
-        InputError: It cannot be read, or is none.
+        InputError: It cannot be read, or is not such a report.
     """
     data = parse_json(read_file(path, kind="report of a shard", most_bytes=_MOST_BYTES), str(path))
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -182,14 +182,12 @@ def read_shard(path: Path) -> ShardOfReport:
         or (len(found.values), *{len(method) for method in found.values}, *{len(row) for row in rows}) != shape
         or [len(files) for files in found.files] != [2 + 2 * len(found.methods)] * len(found.images)
     ):
-        raise InputError(
-            f"{path} contradicts itself: its tables have other sizes than its lists", "make it again", expected=shape
-        )
+        raise InputError(f"{path} is inconsistent: the sizes of its tables and lists differ", "make it again", expected=shape)
     return found
 
 
 def is_done(path: Path, inputs: str) -> bool:
-    """Whether the file of a share is there, whole, and from the same inputs."""
+    """Whether the report of a shard exists, is complete, and comes from the same inputs."""
     try:
         return read_shard(path).inputs == inputs
     except InputError:
@@ -197,13 +195,13 @@ def is_done(path: Path, inputs: str) -> bool:
 
 
 def merge(paths: Sequence[Path]) -> Report:
-    """The report of all shares.
+    """Merge the reports of all shards.
 
     Args:
         paths: Their files, in any order.
 
     Raises:
-        InputError: A file cannot be used; the shares are of different evaluations, are missing, or occur twice.
+        InputError: A file cannot be used, or the shards come from different evaluations, are missing, or occur twice.
     """
     shards = sorted(((read_shard(path), path) for path in paths), key=lambda each: each[0].index)
     first, _ = shards[0]
@@ -211,21 +209,22 @@ def merge(paths: Sequence[Path]) -> Report:
         for name in ("task", "metrics", "methods", "count", "total", "settings"):
             if getattr(shard, name) != getattr(first, name):
                 raise InputError(
-                    f"{path} and {shards[0][1]} are of different evaluations: their {name} differ", "merge those of one run",
+                    f"{path} and {shards[0][1]} come from different evaluations: their {name} differ",
+                    "merge shards of one run",
                     expected=getattr(first, name), got=getattr(shard, name),
                 )  # fmt: skip
     indices = [shard.index for shard, _ in shards]
     if indices != list(range(first.count)):
         missing = sorted(set(range(first.count)) - set(indices))
-        problem = f"{len(missing)} of {first.count} shards are missing" if missing else "a shard is there twice"
-        raise InputError(problem, "give each of them once", expected=list(range(first.count)), got=indices)
+        problem = f"{len(missing)} of {first.count} shards are missing" if missing else "a shard is given twice"
+        raise InputError(problem, "give each shard once", expected=list(range(first.count)), got=indices)
     cases = tuple(
         Case(name, Path(files[0]), Path(files[1]), dict(zip(first.methods, _results(files[2:]), strict=True)))
         for shard, _ in shards
         for name, files in zip(shard.images, shard.files, strict=True)
     )
     if len({case.name for case in cases}) != len(cases):
-        raise InputError("an image is in two shards", "make the shards again, from the same folders")
+        raise InputError("an image is in two shards", "score the shards again, all from the same folders")
     values = np.concatenate([np.array(shard.values, np.float64) for shard, _ in shards], axis=1)
     found = CaseList(tuple(first.methods), cases, tuple(map(Path, first.left_out)))
     return Report(find_task(first.task), found, tuple(map(find_metric, first.metrics)), values)

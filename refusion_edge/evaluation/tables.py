@@ -1,6 +1,6 @@
-"""The means of an evaluation as tables for papers and for pages in Markdown, with the best three of each column marked.
+"""The means of an evaluation as LaTeX and Markdown tables, with the best three values of each column marked.
 
-As most papers of the field have it: the best value bold, the second underlined, the third in italics.
+As in most papers of the field, the best value is bold, the second underlined, the third in italics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes GStreamer find the element ``refusion``: writes a plugin of one file that imports it from this environment.
+"""Registers the element ``refusion`` with GStreamer: writes a plugin of one file that imports it from this environment.
 
 python -m refusion_edge.gstreamer [--folder DIR] [--remove]
 """
@@ -17,7 +17,7 @@ from refusion_edge.files import output_error
 
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _PACKAGES = "gstreamer1.0-python3-plugin-loader python3-gst-1.0 gstreamer1.0-tools"
-_PLUGIN = '''"""Made by python -m refusion_edge.gstreamer: the element refusion, from the environment that it was called in."""
+_PLUGIN = '''"""Made by python -m refusion_edge.gstreamer: the element refusion, from the environment in which it was called."""
 
 import site
 import sys
@@ -32,12 +32,12 @@ from refusion_edge.gstreamer.element import __gstelementfactory__
 
 
 def main(words: list[str] | None = None) -> int:
-    """Write or remove the plugin; the exit code."""
+    """Write or remove the plugin; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m refusion_edge.gstreamer", description="Make GStreamer find the element refusion."
+        prog="python -m refusion_edge.gstreamer", description="Register the element refusion with GStreamer."
     )
-    parser.add_argument("--folder", type=Path, help="folder of plugins, as in GST_PLUGIN_PATH; by default that of this user")
-    parser.add_argument("--remove", action="store_true", help="remove it again")
+    parser.add_argument("--folder", type=Path, help="plugin folder, such as one on GST_PLUGIN_PATH (default: the user's)")
+    parser.add_argument("--remove", action="store_true", help="remove the plugin")
     options = parser.parse_args(words)
     path = (options.folder or user_folder()) / "python" / "refusion.py"
     try:
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
         else:
             require_same_python()
             write_plugin(path)
-            print(f"wrote {path}; see: gst-inspect-1.0 refusion")
+            print(f"wrote {path}; check it with: gst-inspect-1.0 refusion")
     except RefusionError as error:
         print(f"refusion-edge: {error}", file=sys.stderr)
         return error.exit_code
@@ -74,7 +74,7 @@ def require_same_python() -> None:
     here, there = "{}.{}".format(*sys.version_info[:2]), done.stdout.strip()
     if here != there:
         raise MissingDependencyError(
-            f"GStreamer's elements run in Python {there}, and this is {here}",
+            f"GStreamer runs elements in Python {there}, but this is Python {here}",
             f"install refusion-edge into an environment made by {_SYSTEM_PYTHON} -m venv", expected=there, got=here,
         )  # fmt: skip
 

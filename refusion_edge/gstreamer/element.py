@@ -1,4 +1,4 @@
-"""The element ``refusion``: what GStreamer asks of it and tells it. Imported by GStreamer's Python loader, see ``__main__``.
+"""The element ``refusion``, as GStreamer calls it. Imported by GStreamer's Python loader, see ``__main__``.
 
 Frames are fused in the thread that delivers the later one of a pair, and pushed from there. Fused frames have the running time
 of the newer frame.
@@ -52,10 +52,10 @@ class _Input:
 
     Attributes:
         pad: The pad.
-        layout: Where pixels lie, by its last caps.
-        period_ns: Of its frames, by its last caps.
+        layout: Where pixels lie, from its last caps.
+        period_ns: Frame period, from its last caps.
         segment: Its last one.
-        is_flushing: Whether what arrives is thrown away.
+        is_flushing: Whether arriving buffers are discarded.
     """
 
     def __init__(self, pad: Any) -> None:
@@ -82,18 +82,19 @@ class Refusion(Gst.Element):
         _template("src", Gst.PadDirection.SRC, COLOR_FORMATS),
     )
     __gproperties__: ClassVar = {
-        "network": _property(str, "network", "refusion or fast; empty for that of the bundle, or refusion", ""),
-        "bundle": _property(
-            str, "bundle", "folder of an engine bundle, or a weights file; empty for the weights of the package", ""
-        ),
+        "network": _property(str, "network", "refusion or fast; empty for the bundle's network, otherwise refusion", ""),
+        "bundle": _property(str, "bundle", "engine bundle (folder) or weights file; empty for the package's weights", ""),
         "backend": _property(str, "back end", "back end that runs the network", "auto"),
         "threads": _property(int, "threads", "threads of the back end; 0 for its default", 0, 256, 0),
         "rig": _property(str, "rig", "rig file that aligns the two cameras", ""),
-        "gain": _property(
-            str, "gain", f"gain control of 16-bit infrared: {', '.join(GAIN_METHODS)}; empty for that of the rig", ""
-        ),
+        "gain": _property(str, "gain", f"gain control of 16-bit infrared: {', '.join(GAIN_METHODS)}; empty for the rig's", ""),
         "skew": _property(
-            float, "skew", "largest time difference of a pair in ms; negative for 0.6 frame periods", -1.0, 1e6, -1.0
+            float,
+            "skew",
+            "largest time difference within a pair, in ms; a negative value stands for 0.6 frame periods",
+            -1.0,
+            1e6,
+            -1.0,
         ),
         "resize": _property(bool, "resize", "resize infrared to the visible size if there is no rig", False),
     }
@@ -121,7 +122,7 @@ class Refusion(Gst.Element):
         return self._values[spec.name]
 
     def do_set_property(self, spec: Any, value: Any) -> None:
-        """Set a property; it counts from the next start."""
+        """Set a property; it takes effect at the next start."""
         self._values[spec.name] = value or "" if isinstance(self._values[spec.name], str) else value
 
     def do_change_state(self, transition: Any) -> Any:
@@ -164,7 +165,7 @@ class Refusion(Gst.Element):
         except RefusionError as error:
             return self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, str(error))
         except Exception as error:  # what leaves this function, GStreamer takes for success
-            return self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, f"a bug, please report it: {error!r}")
+            return self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, f"this is a bug, please report it: {error!r}")
 
     def _accept(self, side: Side, buffer: Any) -> Any:
         mine, coupling = self._inputs[side], self._coupling
@@ -175,7 +176,7 @@ class Refusion(Gst.Element):
         if mine.layout is None or mine.segment is None:
             return Gst.FlowReturn.NOT_NEGOTIATED
         if buffer.pts == Gst.CLOCK_TIME_NONE:
-            text = f"a buffer of {side} has no time; set do-timestamp=true or a framerate on its source"
+            text = f"a buffer of {side} has no time stamp; set do-timestamp=true or a framerate on its source"
             return self._fail(Gst.StreamError.quark(), Gst.StreamError.FORMAT, text)
         time_ns = mine.segment.to_running_time(Gst.Format.TIME, buffer.pts)
         if time_ns == Gst.CLOCK_TIME_NONE:  # outside of its segment
@@ -214,7 +215,7 @@ class Refusion(Gst.Element):
         self._flow = self._source.push(buffer)
 
     def _negotiate(self, is_color: bool, size_wh: tuple[int, int]) -> str | None:
-        """Choose the format that is cheapest to make of those that the next element takes, and tell it."""
+        """Choose the format that is cheapest to produce of those that the next element accepts, and announce it."""
         rates = (each.pad.get_current_caps().get_structure(0).get_fraction("framerate") for each in self._inputs.values())
         rate = max((Fraction(number, over) for known, number, over in rates if known and over), default=Fraction(0))
         for name in COLOR_FORMATS if is_color else GRAY_FORMATS:
@@ -242,7 +243,7 @@ class Refusion(Gst.Element):
             self._source.push_event(Gst.Event.new_stream_start(f"refusion/{GLib.uuid_string_random()}"))
 
     def _end(self) -> None:
-        """Say that no more frames will come, once."""
+        """Send the end of the stream, once."""
         with self._eos_lock:
             if self._is_over:
                 return
@@ -253,7 +254,7 @@ class Refusion(Gst.Element):
             self._coupling.wake()
 
     def _handle(self, side: Side, pad: Any, parent: Any, event: Any) -> bool:
-        """Take an event of a sink pad; start, caps and segment of the fused video are its own."""
+        """Handle an event of a sink pad; the fused video has its own start, caps and segment."""
         mine, kind = self._inputs[side], event.type
         if kind == Gst.EventType.CAPS:
             mine.layout, mine.period_ns = _read_caps(event.parse_caps())
@@ -279,7 +280,7 @@ class Refusion(Gst.Element):
         return True
 
     def _flush(self, side: Side, event: Any) -> bool:
-        """Throw away what waits; the next elements learn of the first start and of the last stop."""
+        """Discard waiting frames; the first start and the last stop of a flush are passed downstream."""
         mine = self._inputs[side]
         mine.is_flushing = event.type == Gst.EventType.FLUSH_START
         if mine.is_flushing:
@@ -299,9 +300,9 @@ class Refusion(Gst.Element):
         return bool(self._source.push_event(event))
 
     def _handle_upstream(self, pad: Any, parent: Any, event: Any) -> bool:
-        """Pass an event of the next element on to both cameras, whose frames from before a seek are thrown away."""
+        """Pass an event of the next element on to both cameras; their frames from before a seek are discarded."""
         if event.type == Gst.EventType.SEEK:
-            # One camera alone would go to other times than the other one, and its flush would never end.
+            # If only one camera could seek, the two would diverge in time, and the flush would never end.
             if not all(_can_seek(each.pad) for each in self._inputs.values()):
                 return False
             if event.parse_seek()[2] & Gst.SeekFlags.FLUSH:
@@ -312,7 +313,7 @@ class Refusion(Gst.Element):
         return handled
 
     def _query(self, pad: Any, parent: Any, query: Any) -> bool:
-        """Answer a question of the next element: to the latency of the cameras comes that of waiting and fusing."""
+        """Answer a query of the next element; pairing and fusing add to the latency of the cameras."""
         if not pad.query_default(parent, query):
             return False
         if query.type == Gst.QueryType.LATENCY:
@@ -322,7 +323,7 @@ class Refusion(Gst.Element):
         return True
 
     def _is_live(self) -> bool:
-        """Whether a source runs by a clock, and must not be kept waiting."""
+        """Whether a source is live, and must not be kept waiting."""
         for each in self._inputs.values():
             query = Gst.Query.new_latency()
             if each.pad.peer_query(query) and query.parse_latency()[0]:

@@ -22,10 +22,10 @@ _CPU = 1  # of DLPack
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """How the tensors of a library come to the memory of the CPU and back.
+    """How tensors of a library are copied to CPU memory and back.
 
     Attributes:
-        take: Turns a tensor into an array, without a copy if it is in the memory of the CPU.
+        take: Turns a tensor into an array, without a copy if it is in CPU memory.
         describe: Type, for results with pixels of a NumPy type, and device of a tensor.
         put: Turns an array into a tensor of such a type and device, without a copy on the CPU.
     """
@@ -65,7 +65,7 @@ TENSORS: dict[str, Tensors] = {
         lambda array, _dtype, device: importlib.import_module("jax").device_put(array, device),
     ),
 }
-"""Libraries whose tensors are taken from any device, and given back there."""
+"""Libraries whose tensors are accepted on any device, and returned there."""
 # What Pillow calls pixels that need no conversion.
 _PLAIN_MODES = ("L", "RGB", "I;16", "I;16L", "I;16B", "I", "F")
 
@@ -122,7 +122,7 @@ def _from_pillow(image: Any, name: str) -> Still:
 
 
 def to_array(image: object, name: str) -> Array:
-    """Turn what holds pixels into an array in the memory of the CPU, without a copy if they are there.
+    """Turn an object with pixels into an array in CPU memory, without a copy if it is there already.
 
     Args:
         image: An array, nested lists, a tensor of ``TENSORS`` on any device, or anything with ``__array__`` or ``__dlpack__``

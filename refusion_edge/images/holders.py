@@ -1,6 +1,6 @@
-"""What a program holds images in: taking single images out of it, and giving a result back in the same kind.
+"""Holders of images: taking single images out of them, and returning a result in the same kind of holder.
 
-A holder is a path, an array of any library, a Pillow image or nested lists, of one image or of a batch.
+A holder is a path, an array of any library, a Pillow image or nested lists, with one image or a batch.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def take_out(a: object, b: object, *, batch: bool | None = None) -> tuple[list[o
         The images of both, each as ``refusion_edge.images.conversion.to_still`` takes them, and the kind of source b.
 
     Raises:
-        ShapeError: The numbers of images differ; or three planes may be a batch or colors.
+        ShapeError: The numbers of images differ, or it is unclear whether three planes are a batch or colors.
         InputError: See ``to_array``.
     """
     arrays = [None if _is_single(image) else to_array(image, name) for image, name in ((a, "source a"), (b, "source b"))]
@@ -92,16 +92,16 @@ def take_out(a: object, b: object, *, batch: bool | None = None) -> tuple[list[o
                 counts[number] = 3
             elif other is not None and _is_ambiguous(other) and library_of(b) != "torch":
                 raise ShapeError(
-                    f"{name} has the shape {array.shape}, which may be one color image or three gray ones",
+                    f"{name} has the shape {array.shape}, which can be one color image or three gray ones",
                     "add batch=False or batch=True",
                     got=array.shape,
                 )
     if 0 in counts:
-        raise ShapeError("the batch holds no image", "give at least one", got=0)
+        raise ShapeError("the batch is empty", "give at least one image", got=0)
     if len({count or 1 for count in counts}) > 1:
         raise ShapeError(
             f"source a holds {counts[0] or 1} images and source b {counts[1] or 1}",
-            "give as many of both",
+            "give the same number of both",
             expected=counts[0] or 1,
             got=counts[1] or 1,
         )

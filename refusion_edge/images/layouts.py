@@ -1,4 +1,4 @@
-"""Where the two sources are in the data sets of the field."""
+"""Where the two sources are in well-known data sets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LAYOUTS: dict[str, Layout] = {
     # A folder for each scene; A is the underexposed image.
     "mefb": Layout("multi_exposure", "input/*/*_A.*", "input/*/*_B.*"),
 }
-"""Name of a data set to its layout; that of the folder does not matter."""
+"""Layout of each data set by its name; the name of the folder does not matter."""
 # Some data sets are split outside, others inside the folders of the sources.
 _SPLITS = ("", "train", "test")
 
@@ -101,7 +101,8 @@ def find_folders(data: Path, task: Task, layout: str | None = None) -> SourceFol
                 return found
     wanted = LAYOUTS[layout] if layout is not None else own[""]
     raise InputError(
-        f"{data} lacks {wanted.a} and {wanted.b} of the two sources", "check the path, or name the layout or the folders"
+        f"{data} does not contain {wanted.a} and {wanted.b}, the two sources",
+        "check the path, or give a layout or both folders",
     )
 
 

@@ -1,7 +1,7 @@
-"""Metrics of what a person sees at first glance, and other metrics pass over: glare, hot objects, clean skies, rims.
+"""Metrics of visible faults that other metrics miss: lost detail in glare, faint hot objects, noisy skies, bright rims.
 
-Source a is the infrared image, source b the visible one. The fused image is meant as shown, with its range stretched. Each
-metric looks at certain places only, and is undefined for a pair that has none of them.
+Source a is the infrared image, source b the visible one. The fused image is the one displayed, with its range stretched. Each
+metric covers only certain areas, and is undefined for a pair without them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BOX_SHARE, _PROMINENCE, _HOT_PERCENTILE = 0.2, 35, 92
 _LEAST_TARGET_PX, _LARGEST_TARGET_SHARE = 25, 0.02
 _RING = (5, 15)
 _VISIBLE_CONTRAST = 8
-# Flat and lit: within these levels, and without a gradient above this many levels per pixel nearby.
+# Flat and bright: within these levels, and without a gradient above this many levels per pixel nearby.
 _LIT, _FLAT_GRADIENT, _FLAT_WINDOW = (80, 245), 2.0, 11
 _LEAST_FLAT_SHARE = 0.01
 _HIGH_PASS_SIGMA = 2.0
@@ -131,10 +131,10 @@ def target_contrasts(a: Plane, fused: Plane) -> NDArray[np.float64]:
 
 
 def added_noise(_a: Plane, b: Plane, fused: Plane) -> float:
-    """Noise in flat lit areas beyond that of the visible image: RMS of the high-pass of F minus that of B.
+    """Noise in flat, bright areas beyond that of the visible image: RMS of the high-pass of F minus that of B.
 
-    Flat and lit: 80 to 245 levels in B, without a gradient of more than 2 levels per pixel in a window of 11x11. High-pass: the
-    image minus its Gaussian mean, sigma 2 pixels.
+    Flat and bright: 80 to 245 levels in B, without a gradient of more than 2 levels per pixel in a window of 11x11. High-pass:
+    the image minus its Gaussian mean, sigma 2 pixels.
 
     Args:
         b: Visible image, (H, W).
@@ -142,7 +142,7 @@ def added_noise(_a: Plane, b: Plane, fused: Plane) -> float:
 
     Returns:
         [-255, 255] gray levels, lower is better; below 0 where F is smoother than B. Undefined (NaN) where at most 1 % of B is
-        flat and lit. Convention ``appearance``.
+        flat and bright. Convention ``appearance``.
 
     Source:
         Defined here.
@@ -154,9 +154,9 @@ def added_noise(_a: Plane, b: Plane, fused: Plane) -> float:
 
 
 def rims(_a: Plane, b: Plane, fused: Plane) -> float:
-    """Bright rims: how much more F exceeds B at 2 to 4 pixels from a strong edge than at 9 to 14 pixels, in flat lit areas.
+    """Bright rims: how much more F exceeds B at 2 to 4 pixels from a strong edge than at 9 to 14 pixels, in flat, bright areas.
 
-    Strong edge: a gradient of B of more than 20 levels per pixel. Flat and lit: 80 to 245 levels in B, without a gradient of
+    Strong edge: a gradient of B of more than 20 levels per pixel. Flat and bright: 80 to 245 levels in B, without a gradient of
     more than 2 levels per pixel at the pixel itself.
 
     Args:

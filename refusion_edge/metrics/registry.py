@@ -48,7 +48,7 @@ CONVENTIONS: dict[str, str] = {
     "evaluator": "gray images, as printed by CDDFuse, EMMA, ReFusion and their family",
     "vifb": "mean over the color planes, as printed by the VIFB benchmark",
     "survey": "gray images, the further metrics of survey toolkits",
-    "appearance": "gray images, faults of infrared-visible fusion that a person sees; a is infrared",
+    "appearance": "gray images, visible faults of infrared-visible fusion; a is infrared",
     "sequence": "gray frames in order, per transition from one to the next",
 }
 DEFAULT_CONVENTION = "evaluator"
@@ -183,15 +183,15 @@ _ALL = (
     Metric("MEF-SSIM", "survey", "multi-exposure structural similarity", "higher", 0, 1, "", "sources",
            exposure.exposure_similarity, "Ma et al., 2015"),
 
-    Metric("Kept_a", "appearance", "detail of a kept where b is clipped", "higher", 0, _INF, "", "sources",
+    Metric("Kept_a", "appearance", "detail of a that is kept where b is clipped", "higher", 0, _INF, "", "sources",
            appearance.kept_infrared, "refusion-edge"),
-    Metric("Kept_b", "appearance", "detail of b kept where a is clipped", "higher", 0, _INF, "", "sources",
+    Metric("Kept_b", "appearance", "detail of b that is kept where a is clipped", "higher", 0, _INF, "", "sources",
            appearance.kept_visible, "refusion-edge"),
     Metric("Target", "appearance", "contrast of hot compact objects", "higher", -255, 255, "levels", "sources",
            appearance.target_contrast, "refusion-edge"),
-    Metric("Lost", "appearance", "hot compact objects below 8 levels of contrast", "lower", 0, _INF, "objects", "sources",
-           appearance.lost_targets, "refusion-edge"),
-    Metric("Noise", "appearance", "noise added in flat lit areas of b", "lower", -255, 255, "levels", "sources",
+    Metric("Lost", "appearance", "number of hot compact objects with a contrast below 8 levels", "lower", 0, _INF, "objects",
+           "sources", appearance.lost_targets, "refusion-edge"),
+    Metric("Noise", "appearance", "noise added in flat, bright areas of b", "lower", -255, 255, "levels", "sources",
            appearance.added_noise, "refusion-edge"),
     Metric("Rim", "appearance", "bright rims at strong edges of b", "lower", -510, 510, "levels", "sources",
            appearance.rims, "refusion-edge"),
@@ -268,7 +268,7 @@ def find_metric(name: str, convention: str = DEFAULT_CONVENTION) -> Metric:
 
 
 class Scores(dict[Metric, float]):
-    """Metric to value; a metric can also be asked for by its name, such as ``scores["EN"]``."""
+    """Metric to value; a metric can also be looked up by its name, such as ``scores["EN"]``."""
 
     def __getitem__(self, key: Metric | str) -> float:
         if not isinstance(key, str):
@@ -296,13 +296,13 @@ def score(
     metrics over the spectrum of the whole image (FMI_dct, Qcb, Qcv) are undefined.
 
     Args:
-        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN is no value. Or what else ``Fuser.fuse``
-            takes as an image, such as a path.
+        a: Source a, (H, W) or (H, W, 3) RGB; uint8, uint16 or float32 in [0, 1]. NaN means no value. Or any other image that
+            ``Fuser.fuse`` takes, such as a path.
         b: Source b, same height and width.
         fused: Fused image, same height and width.
         metrics: What to compute; all of the convention ``evaluator`` if None. Metrics over time are not possible.
         sensor_a: Whether 16-bit or float gray of source a is raw sensor data, as ``Task.ranged_a`` says.
-        invalid: Pixels that have no value besides, (H, W); see ``refusion_edge.images.ranges.Displayed``.
+        invalid: Further pixels without a value, (H, W); see ``refusion_edge.images.ranges.Displayed``.
 
     Returns:
         Metric to value, in the order asked for; NaN or infinite where a metric is undefined. ``scores["EN"]`` is the value of a

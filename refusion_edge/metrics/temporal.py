@@ -40,9 +40,9 @@ def flicker(previous: Triple, current: Triple) -> float:
 
 
 def pumping(previous: Triple, current: Triple) -> float:
-    """Pumping: the flicker of brightness alone, of all three images behind a Gaussian with sigma 1/16 of the shorter side.
+    """Pumping: the flicker of brightness alone, after a Gaussian filter of all images, with sigma 1/16 of the shorter side.
 
-    A range that follows a hot object, a gain that hunts. Noise and detail are averaged away.
+    Such as from a range that follows a hot object, or a gain that oscillates. Noise and detail are averaged away.
 
     Args:
         previous: Source a, source b and fused of one frame.
@@ -70,7 +70,7 @@ def pumping(previous: Triple, current: Triple) -> float:
 def grain(previous: Triple, current: Triple) -> float:
     """Grain: temporal noise of the fused sequence, 1.4826 median |dF - G dF| / sqrt(2), G a Gaussian mean with sigma 2 pixels.
 
-    In a static scene, 0.97 times the standard deviation of white noise. The median passes over contours that move.
+    In a static scene, 0.97 times the standard deviation of white noise. The median ignores moving contours.
 
     Args:
         previous: Source a, source b and fused of one frame.

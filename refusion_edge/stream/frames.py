@@ -108,9 +108,9 @@ class FusedFrame:
         time_ns: Capture time of its newer frame.
         arrived_ns: Arrival of its newer frame, monotonic clock.
         mode: Which cameras it shows.
-        marks: What a viewer has to know, in words, such as ``infrared lost``.
+        marks: Notes for the viewer, such as ``infrared lost``.
         skew_ns: See ``Pair.skew_ns``.
-        no_ir: (H, W) bool, True where infrared has no value and the fused image shows the visible one; None if nowhere.
+        no_ir: (H, W) bool, True where infrared has no value and the fused image shows the visible one; None if there are none.
         no_vis: The same for the visible image.
     """
 

@@ -1,4 +1,4 @@
-"""A stream as a Python program holds it: an iterable of fused frames that opens, runs and closes everything behind it."""
+"""The stream object for Python programs: an iterable of fused frames that opens, runs and closes everything it needs."""
 
 from __future__ import annotations
 
@@ -36,19 +36,18 @@ _LOG = logging.getLogger("refusion_edge")
 class FusedStream:
     """Fused frames of two cameras or files, in order, each with both views, masks, times and marks.
 
-    Iterate over it, with ``for`` or ``async for``, or call ``run`` to feed its outputs only; either can be done once. Sources,
-    engine and outputs are opened when the first frame is asked for, and closed when the loop is left, however that happens.
-    While the program works on a frame, cameras go on: of several frames that come meanwhile, the newest one is next. Files
-    wait.
+    Iterate over it with ``for`` or ``async for``, or call ``run`` to feed only its outputs; either can be done once. Sources,
+    engine and outputs are opened when the first frame is requested, and closed when the loop is left, however that happens.
+    Cameras keep running while the program works on a frame, and the newest frame comes next; from files, every frame is used.
 
-    The fused image of a frame belongs to the program, which may draw into it; the other arrays are read-only.
+    The program may change the fused image of a frame; the other arrays are read-only.
 
     Args:
         settings: Options of the stream.
-        fuser: Runs the network in place of the one that the settings name; closed at the end.
+        fuser: Runs the network instead of the one that the settings name; closed at the end.
         sinks: More outputs, not entered yet.
         announce: Called with messages for the user, such as the address of the browser view.
-        shared: What it has in common with other rigs of the process; see ``refusion_edge.stream.site``.
+        shared: What it shares with other rigs of the process; see ``refusion_edge.stream.site``.
 
     Raises:
         RefusionError: While iterating or running: a source, an output or the engine failed; everything is closed by then.
@@ -125,14 +124,14 @@ class FusedStream:
         """End the stream and close all that it opened. May be called from any thread, and more than once.
 
         Raises:
-            RefusionError: It failed, and no one was told.
+            RefusionError: It failed, and the error has not been raised yet.
         """
         if self._run is not None:
             self._run.end()
             self._run.raise_failure()
 
     def stop(self) -> None:
-        """Ask it to end, without waiting; ``run`` then returns. May be called from any thread."""
+        """Request its end, without waiting; ``run`` then returns. May be called from any thread."""
         self._session.stop.set()
 
     def health(self) -> Health:
@@ -147,7 +146,7 @@ class FusedStream:
     def listen(self, listener: Callable[[str, str], object]) -> None:
         """Call a function for every event of the report as it happens, with its place, such as ``ir``, and what happened.
 
-        It is called from the threads of the stream, which it must not hold up.
+        It is called from the threads of the stream and must return quickly.
         """
         self._session.statistics.listen(listener)
 
@@ -166,11 +165,11 @@ class FusedStream:
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None and run.failure is not None:
-            _LOG.error("a stream that was left early had failed: %s", run.failure)
+            _LOG.error("a stream that was left early failed: %s", run.failure)
 
     def _begin(self, run: _Run) -> None:
         if self._run is not None:
-            raise UsageError("a stream runs once, and this one did", "open another one")
+            raise UsageError("this stream has already run, and a stream runs only once", "open another one")
         self._run = run
 
     def _start(self, notify: Callable[[], object] = lambda: None) -> _Run:
@@ -246,15 +245,15 @@ def open_stream(
         vis: The visible source.
         outputs: Where the fused frames go as well: URIs, files, folders, or objects that implement
             ``refusion_edge.stream.outputs.sinks.Sink``.
-        config: Configuration file; what is given here takes precedence.
-        fuser: Runs the network in place of the one that the options name; closed at the end.
+        config: Configuration file; the arguments take precedence over it.
+        fuser: Runs the network instead of the one that the options name; closed at the end.
         announce: Called with messages for the user, such as the address of the browser view; by default they are logged.
         **options: The other settings, by the names of ``refusion_edge.stream.run.settings.StreamSettings``, such as
             ``network="auto"``, ``rig="rig.yaml"`` or ``max_skew_ms=20``.
 
     Raises:
-        UsageError: An option is unknown (the remedy names the nearest one), out of range, or contradicts another one; an output
-            is no output.
+        UsageError: An option is unknown (the remedy names the nearest one), out of range, or contradicts another one; or an
+            output is neither a name nor a sink.
         InputError: The configuration file cannot be used.
     """
     names, sinks = _outputs(outputs)
@@ -279,7 +278,7 @@ def _outputs(outputs: Name | Sink | Iterable[Name | Sink]) -> tuple[list[str], l
             sinks.append(each)
         else:
             raise UsageError(
-                f"an output is a {type(each).__name__}, which takes no frames",
+                f"an output is a {type(each).__name__}, which cannot receive frames",
                 f"give a URI, a file, a folder, or an object with {', '.join(_OF_A_SINK)}",
                 expected=_OF_A_SINK,
                 got=type(each).__name__,

@@ -1,6 +1,6 @@
-"""Several rigs in one process: engines and page are shared, faults are not.
+"""Several rigs in one process, which share engines and a page, but not faults.
 
-A site is a configuration file with ``rigs``, a table of names with the settings of each. What stands beside it is shared:
+A site is a configuration file with a table ``rigs`` of names and settings. Settings outside the table apply to all rigs:
 
     network: fast
     outputs: [view://0.0.0.0:8080]
@@ -41,7 +41,7 @@ _POLL_S = 0.1
 _END_S = 30.0
 # Faults of cameras and parts that may be over when the rig is started again.
 _PASSING = (SourceLostError, StreamError)
-# What the page and all of the process have in common; a rig cannot have its own.
+# Settings of the page and the whole process, which a single rig cannot have.
 _OF_THE_SITE = ("token", "allow_origins", "tls", "headless")
 
 Listener = Callable[[str, str, str], object]
@@ -54,7 +54,7 @@ class RigPlan:
     Attributes:
         name: Its name.
         settings: Its settings.
-        share: Its share of the engines' time, in relation to those of the others.
+        share: Its share of the engines' time, relative to the other rigs.
     """
 
     name: str
@@ -83,7 +83,7 @@ def read_site(
 
     Raises:
         InputError: The file cannot be used; the message names the rig.
-        UsageError: Two rigs write to one place, or a setting is only for the whole site.
+        UsageError: Two rigs write to the same output, or their browser views differ.
     """
     path = Path(path)
     values = _parse(path)
@@ -95,17 +95,17 @@ def read_site(
     for plan in plans:
         for text in _written(plan.settings):
             if taken.setdefault(text, plan.name) != plan.name:
-                raise UsageError(f"the rigs {taken[text]} and {plan.name} both write to {text}", "give each its own")
+                raise UsageError(f"the rigs {taken[text]} and {plan.name} both write to {text}", "give each its own output")
     if len({uri for plan in plans for uri in _views(plan.settings)}) > 1:
-        raise UsageError("a site has one page, and its rigs name several", "write one view:// beside 'rigs'")
+        raise UsageError("all rigs share one page, but they name several", "write one view:// outside 'rigs'")
     return plans
 
 
 class Site:
     """Runs all rigs of a site, each with its own cameras, threads, outputs and counters.
 
-    A rig whose cameras are lost, or of which a part fails, is started again after some seconds; one with another error ends,
-    and the others go on. A rig that is started again leaves the files that it wrote before as they are.
+    A rig that loses its cameras, or one of whose parts fails, is restarted after some seconds, and leaves the files that it
+    wrote before as they are. Any other error ends only that rig.
 
     Args:
         plans: The rigs.
@@ -132,7 +132,7 @@ class Site:
 
         Raises:
             KeyboardInterrupt: A signal arrived; everything is closed by then.
-            RefusionError: The first rig's that ended with one; the others ran to their ends.
+            RefusionError: The error of the first rig that failed; the others ran to their ends.
         """
         page = self._page()
         pool, watchdog = EnginePool(), Watchdog()
@@ -156,7 +156,9 @@ class Site:
                         thread.join(max(0.0, deadline_s - time.monotonic()))
         stuck = [thread.name for thread in threads if thread.is_alive()]
         if stuck:
-            raise StreamError(f"parts of the site did not end within {_END_S:g} s: {', '.join(stuck)}", "start it again")
+            raise StreamError(
+                f"some rigs did not end within {_END_S:g} s: {', '.join(stuck)}", "end the program and start it again"
+            )
         for failure in self._failures.values():
             raise failure
 
@@ -169,7 +171,7 @@ class Site:
             stream.stop()
 
     def report(self) -> dict[str, Any]:
-        """The reports of all rigs so far, schema ``refusion-edge/site/1``; of the last start of each."""
+        """The reports of all rigs so far, schema ``refusion-edge/site/1``; each covers the time since the last start."""
         with self._lock:
             streams = dict(self._streams)
         rigs = {}
@@ -212,7 +214,7 @@ class Site:
                     self._failures[plan.name] = error
                     return
                 self._restarts[plan.name] += 1
-                self._announce(plan.name, f"{error}; starting it again in {_RETRY_S:g} s")
+                self._announce(plan.name, f"{error}; trying again in {_RETRY_S:g} s")
                 self._stop.wait(_RETRY_S)
             except BaseException as error:  # of this rig only; raised when all have ended
                 self._failures[plan.name] = error
@@ -248,12 +250,12 @@ def _parse(path: Path) -> dict[str, Any]:
 def _plan(name: str, own: object, shared: Mapping[str, Any], path: Path, given: Mapping[str, Any], *, trust: bool) -> RigPlan:
     where = f"rig {name} in {path}"
     if not _NAME.fullmatch(name):
-        raise InputError(f"a rig in {path} is called {name[:60]!r}", "use up to 40 letters, digits, - and _")
+        raise InputError(f"a rig in {path} has the name {name[:60]!r}", "use up to 40 letters, digits, - and _")
     if not isinstance(own, dict):
-        raise InputError(f"the {where} is no table of settings", "write 'NAME: {ir: ..., vis: ...}'")
+        raise InputError(f"the {where} is not a table of settings", "write 'NAME: {ir: ..., vis: ...}'")
     for key in _OF_THE_SITE:
         if key in own:
-            raise InputError(f"the {where} has a '{key}' of its own", "write it beside 'rigs', for all of them")
+            raise InputError(f"the {where} sets '{key}', which applies to all rigs", "write it outside 'rigs'")
     values = {**shared, **own}
     try:
         share = typed(float, values.pop("share", 1.0), "share")
@@ -264,7 +266,7 @@ def _plan(name: str, own: object, shared: Mapping[str, Any], path: Path, given: 
         raise error.within(where) from error
     settings = override(settings, {**given, "trust": trust})
     if not settings.outputs:
-        raise InputError(f"the {where} has no output", "write 'outputs: [view://127.0.0.1:8080]' beside 'rigs'")
+        raise InputError(f"the {where} has no output", "write 'outputs: [view://127.0.0.1:8080]' outside 'rigs'")
     return RigPlan(name, settings, share)
 
 

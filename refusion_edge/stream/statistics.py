@@ -70,7 +70,7 @@ class Health:
     """State of a stream.
 
     Attributes:
-        alive: Whether a restart would not help: lost cameras are no reason, an engine that does not answer is one.
+        alive: False if a restart would help, because the engine does not answer; lost cameras do not count.
         ready: Whether frames are being fused.
         reason: Why it is not ready, in words.
     """
@@ -209,7 +209,7 @@ class Statistics:
             self._arrivals["fused"].append(time.monotonic_ns())
 
     def reopened(self, text: str) -> None:
-        """Count an engine that failed and was opened again, and record the event."""
+        """Count an engine that failed and was reopened, and record the event."""
         with self._lock:
             self._reopened += 1
             self._note("engine", text)
@@ -279,7 +279,7 @@ class Statistics:
             self._busy_since_s = time.monotonic() if is_busy else None
 
     def health(self) -> Health:
-        """Whether the stream works now, for those who restart it if it does not."""
+        """Whether the stream works now, for programs that restart it if it does not."""
         with self._lock:
             now_s = time.monotonic()
             if self._busy_since_s is not None and now_s - self._busy_since_s > STUCK_S:

@@ -90,7 +90,7 @@ def test_what_is_done_and_intact_is_not_done_again(run_cli: Cli) -> None:
     document = json.loads(Path("again.json").read_text())
     assert sorted(entry["name"] for entry in document["written"]) == ["3", "5", "7"]
     assert len(document["verified"]) == PAIRS - 3
-    assert "8 were there already" in out
+    assert "8 already existed" in out
     changed = {path.stem for path in before if path.stat().st_mtime_ns != before[path]}
     assert changed == {"3", "5", "7"}
     # The run over everything leaves one manifest of everything.

@@ -13,7 +13,7 @@ import pytest
 
 from refusion_edge.bench import timing
 from refusion_edge.bench.timing import Load
-from refusion_edge.cli import _parser
+from refusion_edge.cli import make_parser
 from refusion_edge.images.io import write_image
 from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT, files_below, one_sentence
@@ -219,5 +219,5 @@ def test_commands_of_the_page_are_commands() -> None:
     commands = re.findall(r"^refusion-edge (bench .*)$", text, re.MULTILINE)
     assert len(commands) >= 6
     for command in commands:
-        parsed = _parser().parse_args(shlex.split(command, comments=True))
+        parsed = make_parser().parse_args(shlex.split(command, comments=True))
         assert bool(parsed.engines) != bool(parsed.compare)

@@ -42,7 +42,7 @@ class Fusion:
         if latest_ns is not None and time_ns < latest_ns - _BACK_NS:
             self._coupling.restart()
             self._latest_ns = dict.fromkeys(SIDES)
-            self._warn(f"{side}: time went back by {(latest_ns - time_ns) / SECOND:.1f} s; pairing starts again")
+            self._warn(f"{side}: time went back by {(latest_ns - time_ns) / SECOND:.1f} s; pairing restarts")
         self._latest_ns[side] = time_ns
         if side == "vis":
             self._frame_id = message.header.frame_id

@@ -70,7 +70,7 @@ class Reader {
         expect('"');
         std::string value;
         for (; at_ < text_.size() && text_[at_] != '"'; ++at_) {
-            if (static_cast<unsigned char>(text_[at_]) < 0x20) throw Malformed("has a control character in a text");
+            if (static_cast<unsigned char>(text_[at_]) < 0x20) throw Malformed("has a control character in a string");
             if (text_[at_] != '\\') {
                 value += text_[at_];
                 continue;
@@ -83,10 +83,10 @@ class Reader {
             } else if (text_[at_] == 'u') {
                 append_utf8(value, code_point());
             } else {
-                throw Malformed("has an unknown escape in a text");
+                throw Malformed("has an unknown escape in a string");
             }
         }
-        if (at_ == text_.size()) throw Malformed("breaks off");
+        if (at_ == text_.size()) throw Malformed("ends too early");
         ++at_;
         return value;
     }
@@ -100,7 +100,7 @@ class Reader {
             const std::uint32_t second = four_digits();
             if (second >= 0xDC00 && second <= 0xDFFF) return 0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00);
         }
-        throw Malformed("has half a character in a text");
+        throw Malformed("has an incomplete character in a string");
     }
 
     std::uint32_t four_digits() {
@@ -108,7 +108,7 @@ class Reader {
         for (int i = 0; i < 4; ++i) {
             const char digit = ++at_ < text_.size() ? text_[at_] : '\0';
             const char* found = digit == '\0' ? nullptr : std::strchr("0123456789abcdef0123456789ABCDEF", digit);
-            if (found == nullptr) throw Malformed("has an unknown escape in a text");
+            if (found == nullptr) throw Malformed("has an unknown escape in a string");
             value = value << 4 | (digit <= '9' ? static_cast<std::uint32_t>(digit - '0') : static_cast<std::uint32_t>((digit | 0x20) - 'a' + 10));
         }
         return value;
@@ -135,13 +135,13 @@ class Reader {
         const auto digits = [&] {
             const std::size_t before = at_;
             while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') ++at_;
-            if (at_ == before) throw Malformed("has something else where a value should be");
+            if (at_ == before) throw Malformed("has no value where one is expected");
         };
         const auto is = [&](const char* choices) { return at_ < text_.size() && text_[at_] != '\0' && std::strchr(choices, text_[at_]); };
         if (is("-")) ++at_;
         const std::size_t first = at_;
         digits();
-        if (text_[first] == '0' && at_ > first + 1) throw Malformed("has a number with a zero in front");
+        if (text_[first] == '0' && at_ > first + 1) throw Malformed("has a number with a leading zero");
         bool whole = true;
         if (is(".")) {
             whole = false;

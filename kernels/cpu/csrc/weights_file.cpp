@@ -24,10 +24,10 @@ struct Entry {
 using Entries = std::map<std::string, Entry>;
 
 std::vector<std::uint64_t> numbers(const Json& value) {
-    if (value.kind != Json::Kind::list) throw Malformed("its header has something else where numbers should be");
+    if (value.kind != Json::Kind::list) throw Malformed("its header has no list of numbers where one is expected");
     std::vector<std::uint64_t> found;
     for (const Json& item : value.items) {
-        if (item.kind != Json::Kind::integer) throw Malformed("its header has something else where a number should be");
+        if (item.kind != Json::Kind::integer) throw Malformed("its header has no number where one is expected");
         if (item.integer < 0 || item.integer > static_cast<std::int64_t>(kMostBytes)) throw Malformed("its header has a number out of range");
         found.push_back(static_cast<std::uint64_t>(item.integer));
     }
@@ -47,7 +47,7 @@ Entries read_header(const std::string& text) {
         const std::string& name = header.keys[i];
         const Json& fields = header.items[i];
         if (name == "__metadata__") continue;
-        if (fields.kind != Json::Kind::object) throw Malformed("its header has something else where a parameter should be");
+        if (fields.kind != Json::Kind::object) throw Malformed("its header has no parameter where one is expected");
         Entry entry;
         for (std::size_t j = 0; j < fields.keys.size(); ++j) {
             const std::string& field = fields.keys[j];

@@ -65,7 +65,7 @@ void require_plane(const refusion_edge_plane* plane, int width) {
     require(scale.black >= 0 && scale.black < scale.white && scale.white <= kMost[plane->type],
             "black and white of a plane are out of order or of range; pass 0 and 0 for the whole range of the type");
     require(plane->type != REFUSION_EDGE_FLOAT || (scale.black == 0 && scale.white == 1),
-            "a plane of float has levels from 0 to 1; pass 0 and 0 as black and white");
+            "the levels of a float plane are always 0 to 1; pass 0 and 0 as black and white");
 }
 
 void read_levels(const refusion_edge_plane& plane, int height, int width, std::vector<float>& to) {
@@ -87,7 +87,7 @@ void write_levels(const std::vector<float>& from, int height, int width, bool st
     double sum = 0;
     for (const float value : from) sum += value;
     require(plane.type == REFUSION_EDGE_FLOAT || std::isfinite(sum),
-            "a pixel of a source is NaN or infinite, which the result cannot say; repair it, or fuse into a plane of float");
+            "a pixel of a source is NaN or infinite, which this type of result cannot hold; repair it, or fuse into a float plane");
     if (plane.type == REFUSION_EDGE_UINT8 && scale.black == 0 && scale.white == kMost[REFUSION_EDGE_UINT8]) {
         to_uint8(from.data(), width * static_cast<std::ptrdiff_t>(sizeof(float)), height, width, stretch,
                  static_cast<std::uint8_t*>(plane.pixels), plane.pitch);

@@ -356,7 +356,7 @@ class Reader {
     }
 
     [[noreturn]] void refuse(const std::string& due) {
-        throw Failure(REFUSION_EDGE_DAMAGED, name_ + " has something else where " + due + " should be; build it again with this version of refusion-edge");
+        throw Failure(REFUSION_EDGE_DAMAGED, name_ + " is damaged: expected " + due + "; build it again with this version of refusion-edge");
     }
 
     const std::string& name_;

@@ -1,4 +1,4 @@
-"""Program for the system's Python: reads raw frames from standard input and puts them into a GStreamer pipeline.
+"""Program for the system's Python: reads raw frames from standard input and sends them to a GStreamer pipeline.
 
 Imports nothing from refusion_edge. The pipeline comes from the environment, without its source. Prints ``ready``, or the error
 in one line. Each frame is a header (format, width, height, bytes, nanoseconds since the first frame) and its pixels, with rows

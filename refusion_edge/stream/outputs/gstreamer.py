@@ -24,12 +24,12 @@ _ALIGNMENT = 4
 
 
 class GStreamerSink:
-    """Puts the fused frames into a GStreamer pipeline, with their times. Implements ``Sink``.
+    """Sends the fused frames to a GStreamer pipeline, with their times. Implements ``Sink``.
 
     Args:
-        uri: ``gst:PIPELINE``; the pipeline begins with what takes the frames, BGR or GRAY8, such as ``videoconvert``.
+        uri: ``gst:PIPELINE``; the first element of the pipeline receives the frames, BGR or GRAY8, such as ``videoconvert``.
         rate_hz: Nominal frames per second.
-        live: Whether the frames are those of cameras; frames of files are all taken, at the speed of the pipeline.
+        live: Whether the frames come from cameras; from files, all frames are written, at the speed of the pipeline.
     """
 
     capacity, lossless = 2, True
@@ -66,7 +66,7 @@ class GStreamerSink:
         if self._process is not None:
             process, self._process = self._process, None
             if end(process, _END_S + _REPORT_S):
-                raise OutputError(f"the pipeline {self.name} failed at its end", "try it with gst-launch-1.0")
+                raise OutputError(f"the pipeline {self.name} failed while it was ending", "try it with gst-launch-1.0")
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
@@ -93,6 +93,6 @@ class GStreamerSink:
             reason = last_line(process)
             end(process)
             raise OutputError(
-                f"the pipeline {self.name} failed: {self._uri.hide(reason) or 'it ended by itself'}",
+                f"the pipeline {self.name} failed: {self._uri.hide(reason) or 'it ended unexpectedly'}",
                 "try it with gst-launch-1.0",
             ) from error

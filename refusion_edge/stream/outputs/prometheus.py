@@ -1,4 +1,4 @@
-"""The figures of running streams in the Prometheus text format."""
+"""The metrics of running streams in the Prometheus text format."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def to_prometheus(rigs: Sequence[RigFigures]) -> str:
     """Format the figures of all rigs, each with the label ``rig``.
 
     Source:
-        Prometheus exposition formats, text-based format 0.0.4; names after its naming conventions: base units (seconds, hertz)
-        at the end, ``_total`` for counters, ``_info`` for what is constant.
+        Prometheus exposition formats, text-based format 0.0.4; names follow its conventions: base units (seconds, hertz) at the
+        end, ``_total`` for counters, ``_info`` for constants.
     """
     families: dict[str, tuple[str, str, Samples]] = {
         "build_info": ("gauge", "Version of the program, always 1.", [(_build(), 1)])
@@ -77,7 +77,7 @@ def _families(figures: RigFigures) -> Iterator[tuple[str, str, str, Samples]]:
     yield "camera_losses_total", "counter", "How often a camera was lost.", of_cameras("losses")
     yield "camera_faults_total", "counter", "How often a camera switched to unusable frames.", of_cameras("faults")
     drops = [sample for side, camera in cameras.items() for sample in by_cause(camera["drops"], camera=side)]
-    yield "camera_dropped_frames_total", "counter", "Frames that are part of no pair.", drops
+    yield "camera_dropped_frames_total", "counter", "Frames that were not paired.", drops
     yield "fused_frame_rate_hertz", "gauge", "Fused frames per second.", [({}, pairs["rate_hz"])]
     fused: Samples = [({"mode": mode}, count) for mode, count in pairs["modes"].items()]
     yield "fused_frames_total", "counter", "Fused frames by mode.", fused
@@ -94,7 +94,7 @@ def _families(figures: RigFigures) -> Iterator[tuple[str, str, str, Samples]]:
         ({}, snapshot["engine"]["reopened"])
     ]  # fmt: skip
     lost = by_cause(snapshot["recording"]["drops"])
-    yield "recording_lost_items_total", "counter", "Frames and fates of pairs missing from the recording.", lost
+    yield "recording_lost_items_total", "counter", "Frames and outcomes of pairs missing from the recording.", lost
     outputs = snapshot["outputs"]
     written: Samples = [({"output": name}, output.get("frames", 0)) for name, output in outputs.items()]
     yield "output_frames_total", "counter", "Frames written by an output.", written

@@ -79,7 +79,7 @@ class FrameRecorder(Protocol):
     """Records raw frames. Use each instance from one thread, as a context manager.
 
     Attributes:
-        outlasts_full_disk: Whether it can go on after ``write`` raised ``DiskFullError``.
+        outlasts_full_disk: Whether it can continue after ``write`` raised ``DiskFullError``.
     """
 
     outlasts_full_disk: bool
@@ -97,10 +97,10 @@ class FrameRecorder(Protocol):
         """
 
     def finish(self, end: int, networks: Sequence[tuple[int, str]] = (), lost: int = 0) -> None:
-        """Note where the run ended, what its pairs were fused by, and what is missing.
+        """Record where the run ended, which networks fused its pairs, and what is missing.
 
         Args:
-            end: Number of the first pair that the end of the run kept from being shown.
+            end: Number of the first pair that was not shown because the run ended.
             networks: Number of the first pair of each network, in order, with its name.
             lost: Frames and fates of pairs that were not written.
 
@@ -123,7 +123,7 @@ class Recorder:
         OutputError: The folder is not empty, or cannot be created.
 
     Attributes:
-        size_bytes: Room on the disk that it takes so far.
+        size_bytes: Size on the disk so far.
     """
 
     outlasts_full_disk = False
@@ -225,7 +225,7 @@ def describe(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def ending(end: int, networks: Sequence[tuple[int, str]], lost: int) -> dict[str, Any]:
-    """What ``recording.json`` has to say at the end of the run; arguments as in ``FrameRecorder.finish``."""
+    """What ``recording.json`` contains about the end of the run; arguments as in ``FrameRecorder.finish``."""
     return {"end": end, "networks": [list(each) for each in networks], "lost": lost}
 
 
@@ -261,8 +261,8 @@ class Recording:
         end: Number of the first pair that the end of the run kept from being shown; None after a crash.
         networks: Number of the first pair of each network, in order from 0, with its name; empty if unknown.
         lost: Frames and fates of pairs that are missing; with any, a replay is another run.
-        late: Whether its beginning was removed to stay below a limit. Its pairs are then numbered from its first frame, and
-            which of them were shown is unknown: a replay shows all of them.
+        late: Whether its beginning was removed to stay below a limit. Its pairs are then numbered from its first frame, and it
+            is unknown which of them were shown: a replay shows all of them.
     """
 
     folder: Path

@@ -32,14 +32,14 @@ def open_sink(
     Args:
         uri: The output, see ``refusion_edge.stream.uri.parse_output``.
         rate_hz: Nominal frames per second of a video; 30 if unknown. Frames keep their own times.
-        live: Whether the frames are those of cameras, which a pipeline shows as they come.
+        live: Whether the frames come from cameras, which a pipeline shows as they arrive.
         statistics: What the browser view reports about the run.
         gain: The gain control whose polarity the browser view can switch.
         stop: Set by a window that is closed.
-        token: Token that viewers of the browser view have to present.
+        token: Token required from viewers of the browser view.
         allow_origins: Addresses under which reverse proxies show it.
         tls: Files of a certificate and its key with which it is served.
-        announce: Called with what its users have to know, such as an address.
+        announce: Called with messages for users, such as an address.
 
     Raises:
         UsageError: The URI has unknown options, or cannot be written.

@@ -1,4 +1,4 @@
-"""Recordings of limited size: a ring of parts, each a recording by itself, of which the oldest ones make room for new ones."""
+"""Recordings of limited size: parts that are recordings themselves, of which the oldest are removed to make space."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _CHUNKS, _REST_BYTES = 64, 8192
 
 
 class RingRecorder:
-    """Writes a recording in parts that together never take more room than a limit. Implements ``FrameRecorder``.
+    """Writes a recording in parts that together never exceed a limit. Implements ``FrameRecorder``.
 
-    The parts are called ``part-000000`` and so on. A part is full at an eighth of the limit; then the oldest ones are removed.
-    When the disk is full, recording can pause, and go on as soon as there is room again.
+    The parts are called ``part-000000`` and so on. A part is full at an eighth of the limit; then the oldest parts are
+    removed. If the disk is full, recording can pause, and resume when there is space again.
 
     Args:
         folder: Folder of the recording; it must be empty or absent.
         settings: Pairing settings for ``recording.json``.
-        limit_bytes: Most room on the disk that all parts take together.
+        limit_bytes: Largest size of all parts together on the disk.
 
     Raises:
         OutputError: The folder is not empty, or cannot be created.

@@ -32,9 +32,9 @@ from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 from refusion_edge.text import printable, redact
 
 DEFAULT_RIG = "default"
-"""Name of the rig in figures where there is only one."""
+"""Name of the rig in metrics if there is only one."""
 HEALTH = ("/healthz", "/readyz")
-"""What an orchestrator asks: whether to restart the stream, and whether it fuses frames. Open to all, as it cannot log in."""
+"""Paths for orchestrators: whether to restart the stream, and whether it fuses frames. They need no token."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

@@ -9,8 +9,8 @@ Its keys are the names of ``StreamSettings``, and none is required:
     network: auto
     outputs: [view://0.0.0.0:8080, fused.mkv]
 
-Relative paths begin at the folder of the file. The file is read as data that may come from a stranger: a GStreamer pipeline in
-it runs only if the user vouches for it, which the file itself cannot do.
+Relative paths are relative to the folder of the file. The file is not trusted: a GStreamer pipeline in it runs only if the user
+allows it, which the file itself cannot do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from refusion_edge.text import printable, redact, secrets_in
 SCHEMA = "refusion-edge/stream-config/1"
 MOST_BYTES = 256 << 10
 _PATHS = ("rig", "bundle", "weights", "replay", "record")
-# A file cannot vouch for itself.
+# A file cannot declare itself trusted.
 _NEVER_IN_A_FILE = ("trust",)
 
 
@@ -41,18 +41,18 @@ def read_config(path: str | os.PathLike[str], *, trust: bool = False) -> StreamS
 
     Args:
         path: The file.
-        trust: Whether the user vouches for the pipelines in it.
+        trust: Whether the user trusts the pipelines in it.
 
     Raises:
-        InputError: The file cannot be read, has an unknown key (the remedy names the nearest one) or a value that cannot be
-            used, or names a pipeline and is not trusted.
+        InputError: The file cannot be read, has an unknown key (the remedy names the nearest one) or an unusable value,
+            or names a pipeline and is not trusted.
     """
     path = Path(path)
     try:
         values = parse_config(read_file(path, kind="configuration file", most_bytes=MOST_BYTES))
         if "rigs" in values:
             raise InputError(
-                "it is a site of several rigs, and this is one stream", "run it with 'refusion-edge stream --config'"
+                "it configures several rigs, but this is a single stream", "run it with 'refusion-edge stream --config'"
             )
         return settings_of(values, path.parent, trust=trust)
     except InputError as error:
@@ -67,7 +67,7 @@ def parse_config(text: bytes | str) -> dict[str, Any]:
     """
     values = parse_yaml(text, "the configuration")
     if not isinstance(values, dict):
-        raise InputError(f"the configuration is {shown(values)}", "write one setting a line, such as 'network: fast'")
+        raise InputError(f"the configuration is {shown(values)}", "write one setting per line, such as 'network: fast'")
     schema = values.pop("schema", SCHEMA)
     if schema != SCHEMA:
         raise InputError(f"its schema is {shown(schema)}", f"use {SCHEMA}", expected=SCHEMA, got=schema)
@@ -79,7 +79,7 @@ def settings_of(values: Mapping[str, Any], folder: Path, *, trust: bool = False)
 
     Args:
         values: By the names of ``StreamSettings``, as ``make_settings`` takes them.
-        folder: Where relative paths begin.
+        folder: Folder that relative paths start from.
         trust: See ``read_config``.
 
     Raises:
@@ -87,20 +87,20 @@ def settings_of(values: Mapping[str, Any], folder: Path, *, trust: bool = False)
     """
     for name in _NEVER_IN_A_FILE:
         if name in values:
-            raise InputError(f"'{name}' is in the file, which cannot vouch for itself", f"give --{name} on the command line")
+            raise InputError(f"'{name}' is not allowed in the file", f"give --{name} on the command line")
     settings = _moved(make_settings(values, error=InputError), folder)
     for text in (settings.ir, settings.vis, *settings.outputs):
         # In any case: GST:// is a pipeline as well.
         if text is not None and text.lower().startswith("gst:") and not trust:
             raise InputError(
                 f"it names a GStreamer pipeline, which can run anything on this machine: {printable(redact(text))}",
-                "if you know where the file comes from, repeat the command with --trust",
+                "if you trust the file, repeat the command with --trust",
             )
     return replace(settings, trust=trust)
 
 
 def write_config(path: str | os.PathLike[str], settings: StreamSettings) -> None:
-    """Write the settings that differ from their defaults; a file that holds a secret is readable by its owner only.
+    """Write the settings that differ from their defaults; only the owner can read a file that contains a secret.
 
     Raises:
         OutputError: The file cannot be written.
@@ -112,7 +112,7 @@ def write_config(path: str | os.PathLike[str], settings: StreamSettings) -> None
 
 
 def format_config(settings: StreamSettings, folder: Path) -> str:
-    """Render settings as YAML for a file in this folder, with paths as seen from there."""
+    """Render settings as YAML for a file in this folder, with paths relative to it."""
     import yaml
 
     there = _moved(settings, Path(os.path.relpath(Path(), folder)))

@@ -1,4 +1,4 @@
-"""Fusing what others deliver, frame by frame: for the graphs of GStreamer and ROS, which own sources, threads and outputs."""
+"""Fusing frames that others deliver, one by one: for GStreamer and ROS, which own sources, threads and outputs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Settings:
     """Options as texts and numbers; empty texts leave the choice to the rig or a default.
 
     Attributes:
-        network: ``refusion`` or ``fast``; empty for that of the bundle, and ``refusion`` without one.
+        network: ``refusion`` or ``fast``; empty for the bundle's network, and ``refusion`` without a bundle.
         bundle: Folder of an engine bundle, or a weights file.
         backend: Back end, or ``auto``.
         threads: Threads of the back end; 0 for its default.
         rig: Rig file.
         gain: Gain control of 16-bit infrared.
-        max_skew_ms: Maximum time difference in a pair; negative for 0.6 of the period of the faster camera.
+        max_skew_ms: Maximum time difference in a pair; a negative value stands for 0.6 of the period of the faster camera.
         resize: Whether infrared is resized to the visible size if there is no rig.
     """
 
@@ -58,11 +58,11 @@ class Coupling:
 
     Args:
         settings: Options.
-        remark: Called with what was guessed about a camera or is doubtful, once each.
+        remark: Called once with every guess or doubt about a camera.
         fuser: Runs the network in place of the one that the settings name.
 
     Attributes:
-        dropped: Frames that became part of no pair, by reason.
+        dropped: Number of frames that were not paired, by reason.
 
     Raises:
         RefusionError: A setting cannot be used, or the engine cannot be opened.

@@ -1,4 +1,4 @@
-"""What streams need besides an engine, and whether this machine has it: libraries, encoders, a display."""
+"""What streams need besides an engine (libraries, encoders, a display), and whether this machine has it."""
 
 from __future__ import annotations
 

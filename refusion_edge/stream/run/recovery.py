@@ -1,4 +1,4 @@
-"""An engine that fails in a running stream is opened again; one that fails always ends the stream."""
+"""An engine that fails in a running stream is reopened; if it keeps failing, the stream ends."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from refusion_edge.errors import InputError, RefusionError, StreamError, UsageEr
 
 Result = TypeVar("Result")
 
-# An engine that needs more than this has to be looked at, and so much time lies between two such failures at least.
+# An engine that fails more often than this needs attention.
 MOST_REOPENED, WITHIN_S = 10, 60.0
 
 
 class RecoveringBackend:
-    """A back end whose engine is closed and opened again when it fails, and then gets the same planes again.
+    """A back end that reopens its engine when it fails, and then fuses the same planes again.
 
     Implements ``AdaptedBackend``, ``Uint8InputBackend`` and ``Uint8OutputBackend`` as far as the engine does. The result of an
-    engine depends only on what it is given, so the frames are those of a run without the failure.
+    engine depends only on its inputs, so the frames are the same as without the failure.
 
     Args:
         backend: The engine to begin with.
         reopen: Opens it again.
-        reopened: Called with what happened each time that it was opened again.
+        reopened: Called with a description each time the engine was reopened.
     """
 
     def __init__(self, backend: Backend, reopen: Callable[[], Backend], reopened: Callable[[str], object]) -> None:
@@ -66,7 +66,7 @@ class RecoveringBackend:
         """See ``Backend``.
 
         Raises:
-            StreamError: The engine failed again, or too often, or could not be opened again.
+            StreamError: The engine failed again, or too often, or could not be reopened.
         """
         return self._run(lambda engine: engine.fuse(a, b))
 
@@ -115,7 +115,7 @@ class RecoveringBackend:
         self._reopened(f"the engine failed ({_words(failure)}) and was reopened")
 
     def _hopeless(self, how: str) -> StreamError:
-        return StreamError(f"the engine on {self.name} {how}", "see what 'refusion-edge selftest' says")
+        return StreamError(f"the engine on {self.name} {how}", "run 'refusion-edge selftest' to find out why")
 
 
 def _words(error: Exception) -> str:

@@ -40,7 +40,7 @@ class ReplaySource:
             )
         if self._recording.late:
             self._statistics.note(
-                "recording", "its beginning was removed to stay below its limit, so this replay shows every pair that is left"
+                "recording", "its beginning was removed to stay below its limit, so this replay shows every pair that remains"
             )
         epochs = Epochs()
         for number in range(len(self._recording.rows)):

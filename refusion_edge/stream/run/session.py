@@ -81,7 +81,7 @@ class StreamSession:
 
         Args:
             announce: Called at the start with messages for the user, such as the address of the browser view.
-            tap: Hands the fused frames to a Python program; without outputs, they then go nowhere else.
+            tap: Delivers the fused frames to a Python program; without outputs, they go only there.
 
         Raises:
             RefusionError: An input, an output or an option cannot be used; see ``errors`` for the exit codes.
@@ -211,7 +211,7 @@ class StreamSession:
         settings = self.settings
         if settings.record is None:
             if settings.record_limit is not None:
-                raise UsageError("--record-limit limits a recording, and none is asked for", "add --record DIR")
+                raise UsageError("--record-limit needs a recording", "add --record DIR")
             return None
         shown = {"pairing": asdict(pairing), "sources": settings.shown()}
         if settings.record_limit is None:
@@ -271,7 +271,7 @@ class StreamSession:
 
             return ViewSink(uri, self.statistics, gain, server=self._shared.page, rig=self._shared.rig)
         if uri.scheme == "display" and settings.headless:
-            raise UsageError(f"--headless rules out the window {uri}", "leave one of them out")
+            raise UsageError(f"--headless excludes the window {uri}", "leave one of them out")
         return open_sink(
             uri, rate_hz=rate_hz, live=live, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
             allow_origins=settings.allow_origins, tls=settings.tls, announce=announce,

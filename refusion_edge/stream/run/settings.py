@@ -34,7 +34,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Least and greatest value of the numeric settings."""
 _EXCLUSIVE = (("bundle", "weights"), ("replay", "ir"), ("replay", "vis"), ("replay", "record"))
 FAR = "far"
-"""What may be written for an infinite ``distance``."""
+"""The word for an infinite ``distance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,17 @@ class StreamSettings:
     ``refusion_edge.stream.run.config``.
 
     Attributes:
-        best_effort: Whether cameras that do not grant what is asked of them are used in their nearest mode.
+        best_effort: Whether a camera that does not grant the requested mode is used in the nearest one.
         ir: URI of the infrared source.
         vis: URI of the visible source.
         replay: Folder of a recording to replay instead.
         outputs: URIs of outputs.
         record: Folder to record raw frames to.
-        record_limit: Most room in bytes that the recording takes, whose beginning is removed as it goes on; None for all.
+        record_limit: Largest size of the recording in bytes; its oldest parts are removed. None for no limit.
         bundle: Engine bundle.
         weights: Weights file.
         task: Fusion task.
-        network: Name of the network, or ``auto`` for the better one that holds the cameras' rate, see
+        network: Name of the network, or ``auto`` for the better one that keeps up with the cameras, see
             ``refusion_edge.stream.run.networks``; None for that of the weights or the bundle, and ``refusion`` for a task.
         backend: Back end of the network.
         threads: Threads of the back end; 0 for its default.
@@ -83,7 +83,7 @@ class StreamSettings:
         allow_origins: Addresses under which reverse proxies show the browser view.
         tls: Files of a certificate and its key with which the browser view is served, or None.
         hash: Whether all fused frames are hashed.
-        trust: Whether pipelines that the rig or a configuration file names are run.
+        trust: Whether pipelines named in the rig or a configuration file, and compiled engines built elsewhere, may run.
 
     Raises:
         UsageError: A number is out of range, or two settings contradict each other.
@@ -135,7 +135,7 @@ class StreamSettings:
                 bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
                 raise UsageError(f"{name} is {value:g}", f"give a number {bounds}", expected=(low, high), got=value)
         if self.bundle is not None and self.weights is not None:
-            raise UsageError("a bundle and a weights file were given, and a stream has one engine", "leave one of them out")
+            raise UsageError("a bundle and a weights file were given, but a stream has one engine", "leave one of them out")
 
     def shown(self) -> dict[str, Any]:
         """The settings as plain values for the report, without credentials."""
@@ -171,11 +171,11 @@ def make_settings(values: Mapping[str, Any], *, error: type[RefusionError] = Usa
 
 
 def override(stored: StreamSettings, given: Mapping[str, Any]) -> StreamSettings:
-    """The settings of a configuration file, or the defaults, with others in their place.
+    """Replace some settings of a configuration file, or of the defaults.
 
     Args:
-        stored: Settings that were written down before. Those that a given one excludes do not count: a recording takes the
-            place of two cameras, and weights take that of a bundle.
+        stored: The settings to start from. Those that a given setting excludes are dropped: a recording replaces two cameras,
+            and weights replace a bundle.
         given: As ``make_settings`` takes them.
 
     Raises:

@@ -1,7 +1,7 @@
 """What several rigs in one process share: engines, which they use in fair turns, and the page.
 
-An engine works on one pair at a time. A rig that wants it waits until it is its turn, and the turn goes to the rig that has had
-the least time of the engine so far, in relation to its share. A rig that did not want it meanwhile gains no credit for that.
+An engine works on one pair at a time. Rigs wait for their turn, which goes to the rig that has used the least engine time so
+far, relative to its share. A rig gains no credit for time in which it did not use the engine.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Turns:
         """End a turn.
 
         Args:
-            user: Whose.
-            used_s: How long it was.
-            share: Share of the user; one of twice the share gets twice the time.
+            user: Name of the user.
+            used_s: Duration of the turn.
+            share: Share of the user; twice the share gets twice the time.
         """
         with self._changed:
             self._used_s[user] += used_s / share
@@ -69,7 +69,7 @@ class _Entry:
         fuser: The engine.
         turns: Whose turn it is.
         reports_to: Counters of the rig whose turn it is.
-        leases: How many rigs have it.
+        leases: Number of rigs that use it.
     """
 
     fuser: Fuser
@@ -79,7 +79,7 @@ class _Entry:
 
 
 class EnginePool:
-    """Engines by what was asked for; each is opened once and closed with its last lease. For any thread."""
+    """Shared engines, each opened once and closed with its last lease. Methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._entries: dict[Hashable, _Entry] = {}
@@ -92,11 +92,11 @@ class EnginePool:
             key: What determines the engine; equal keys share one.
             open_engine: Opens it.
             user: Name of the rig.
-            share: Its share of the time, in relation to those of the others.
+            share: Its share of the time, relative to the other rigs.
             statistics: Counters of the rig, where failures in its turns are counted.
 
         Returns:
-            A fuser, whose end ends the lease.
+            A fuser; closing it ends the lease.
 
         Raises:
             RefusionError: It cannot be opened.

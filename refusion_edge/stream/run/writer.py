@@ -115,5 +115,5 @@ class RecordWriter:
             self._paused_until_s = time.monotonic() + _PAUSE_S
         else:
             if self._paused_until_s is not None:
-                self._statistics.note(RECORDING, "goes on: there is room on the disk again")
+                self._statistics.note(RECORDING, "resumed: the disk has space again")
             self._paused_until_s = None

@@ -1,8 +1,8 @@
 /* refusion-edge from C: fuse two luma planes without Python, on the CPU or, with a program file, on an NVIDIA GPU.
  *
- * Link with librefusion_edge. Every function may be called from any thread; calls with one instance wait for one another.
- * On failure a function returns NULL or one of the codes below, and refusion_edge_error() says what was expected, what came
- * and what to do. Nothing is ever printed, and no failure ends the process.
+ * Link with librefusion_edge. Any thread may call any function; calls with the same instance run one at a time. On
+ * failure, a function returns NULL or one of the codes below, and refusion_edge_error() says what is wrong and what to do.
+ * The library prints nothing and never ends the process.
  */
 #ifndef REFUSION_EDGE_H
 #define REFUSION_EDGE_H
@@ -25,7 +25,7 @@ typedef struct refusion_edge refusion_edge;
 /* Version of this interface; the library's major number. */
 #define REFUSION_EDGE_ABI 1
 
-/* Version of the library that runs, such as "1.2.3": that of the package. */
+/* Version of the loaded library, which is the version of the package, such as "1.2.3". */
 REFUSION_EDGE_API const char* refusion_edge_version(void);
 
 /* What a function returns, and refusion_edge_error_code after one that returned NULL. */
@@ -35,22 +35,22 @@ REFUSION_EDGE_API const char* refusion_edge_version(void);
 #define REFUSION_EDGE_DAMAGED 3     /* the bytes are not those of weights or of a program, or were changed */
 #define REFUSION_EDGE_UNSUPPORTED 4 /* this network, processor, device, driver or build cannot do it */
 #define REFUSION_EDGE_NO_MEMORY 5   /* too little memory, of the host or the device */
-#define REFUSION_EDGE_FAILED 6      /* the system or the device refused: a thread, a call of the driver */
+#define REFUSION_EDGE_FAILED 6      /* the system or the device failed, such as a thread or a driver call */
 
 /* What the matrix products multiply; their sums and all else are fp32. bf16 has eight bits of mantissa, is faster, and
  * needs a processor with instructions for it. */
 #define REFUSION_EDGE_FP32 0
 #define REFUSION_EDGE_BF16 1
 
-/* Read a weights file (safetensors, as in an engine bundle or the package) of the paper's network or of the network `fast`,
- * which the file tells, and get ready to fuse with `threads` threads, 1 to 256, in a precision; 0 threads stands for one per
+/* Read a weights file (safetensors, as in an engine bundle or the package) of the paper's network or of the network `fast`
+ * (the file says which), and prepare to fuse with `threads` threads, 1 to 256, in a precision; 0 threads stands for one per
  * processor that this process may use. `fast` computes in fp32 only. Returns NULL on failure. */
 REFUSION_EDGE_API refusion_edge* refusion_edge_create(const char* weights_path, int threads, int precision);
 
 /* The same from the bytes of a weights file, which are copied. */
 REFUSION_EDGE_API refusion_edge* refusion_edge_create_from_memory(const void* weights, size_t size, int threads, int precision);
 
-/* Read a program file (program.rfx of an engine bundle for the back end fused) and get ready to fuse on the first CUDA device
+/* Read a program file (program.rfx of an engine bundle for the back end fused) and prepare to fuse on the first CUDA device
  * that the driver lists; its kernels test themselves first. The library has to be built with REFUSION_EDGE_GPU. Returns NULL
  * on failure. */
 REFUSION_EDGE_API refusion_edge* refusion_edge_create_program(const char* program_path);
@@ -72,9 +72,9 @@ REFUSION_EDGE_API int refusion_edge_fuse(refusion_edge* instance, const float* a
 /* Types of pixels. */
 #define REFUSION_EDGE_FLOAT 0  /* float, [0, 1] */
 #define REFUSION_EDGE_UINT8 1  /* GRAY8, and the Y plane of NV12 and I420 */
-#define REFUSION_EDGE_UINT16 2 /* Y16, GRAY16 in the order of bytes of the processor */
+#define REFUSION_EDGE_UINT16 2 /* Y16, GRAY16 in the byte order of the processor */
 
-/* A plane as cameras and decoders hand it out. All zeros but `pixels`, `pitch` and `type` stands for the usual. */
+/* A plane as cameras and decoders deliver it. Zeros in all fields except `pixels`, `pitch` and `type` select the defaults. */
 typedef struct refusion_edge_plane {
     void* pixels;    /* the first pixel; sources are only read */
     ptrdiff_t pitch; /* bytes from one row to the next; may be negative, and longer than the row */
@@ -83,7 +83,7 @@ typedef struct refusion_edge_plane {
                            camera; levels beyond them are clipped. Both 0: the whole range of the type */
 } refusion_edge_plane;
 
-/* Fuse two planes of any types, also of different ones, into a third of any type. Takes the size as above; with `stretch`,
+/* Fuse two planes into a third, each of any type. The size is as above. With `stretch`,
  * the darkest pixel of the result becomes black and the brightest white, as the official script does; without, the same
  * levels stand for the same values in every image, which video needs. A pixel that is not finite fails unless the result is
  * float. The result may be one of the sources. Returns 0, or a code on failure; the result is then untouched. */
@@ -94,20 +94,20 @@ REFUSION_EDGE_API int refusion_edge_fuse_planes(refusion_edge* instance, const r
 /* Number of statistics of a pair that the network `fast` adapts to. */
 #define REFUSION_EDGE_STATISTICS 8
 
-/* The same as refusion_edge_fuse with the network `fast`, adapted to these statistics instead of those of the pair: a video
- * that passes those of the frame before, or smoothed ones, does not flicker. NULL stands for those of the pair. */
+/* Like refusion_edge_fuse with the network `fast`, but adapted to these statistics instead of those of the pair. Video does
+ * not flicker if you pass the statistics of the previous frame, or smoothed ones. NULL selects the statistics of the pair. */
 REFUSION_EDGE_API int refusion_edge_fuse_adapted(refusion_edge* instance, const float* a, ptrdiff_t a_row_stride,
                                                  const float* b, ptrdiff_t b_row_stride, int height, int width,
                                                  const double* statistics, float* fused, ptrdiff_t fused_row_stride);
 
-/* Take the statistics of a pair that the network `fast` adapts to: mean and deviation of a, b, max(a, b) and |a - b|. */
+/* Compute the statistics of a pair that the network `fast` adapts to: mean and deviation of a, b, max(a, b) and |a - b|. */
 REFUSION_EDGE_API int refusion_edge_statistics(refusion_edge* instance, const float* a, ptrdiff_t a_row_stride, const float* b,
                                                ptrdiff_t b_row_stride, int height, int width, double* statistics);
 
 /* Name of the network in use: "refusion", that of the paper, or "fast". */
 REFUSION_EDGE_API const char* refusion_edge_network(const refusion_edge* instance);
 
-/* Bring a fused plane to 8 bits: with `stretch`, its darkest pixel to 0 and its brightest to 255, as the official script
+/* Convert a fused plane to 8 bits: with `stretch`, its darkest pixel to 0 and its brightest to 255, as the official script
  * does; without, [0, 1] to [0, 255], the same for every image, which video needs. Strides in bytes. */
 REFUSION_EDGE_API int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int height, int width, int stretch,
                                              uint8_t* image, ptrdiff_t image_row_stride);
@@ -121,7 +121,7 @@ REFUSION_EDGE_API int refusion_edge_threads(const refusion_edge* instance);
 /* Free an instance; NULL is allowed. */
 REFUSION_EDGE_API void refusion_edge_destroy(refusion_edge* instance);
 
-/* What the last failure of this thread was, in one sentence; valid until its next one. */
+/* The last failure of this thread, in one sentence; valid until its next failure. */
 REFUSION_EDGE_API const char* refusion_edge_error(void);
 
 /* Its code. */

@@ -1,4 +1,4 @@
-// refusion-edge from C++17: the functions of refusion_edge.h as a class that frees what it holds and throws what fails.
+// refusion-edge from C++17: the functions of refusion_edge.h as a class that owns the engine and throws on failure.
 #pragma once
 
 #include <array>
@@ -13,7 +13,7 @@
 
 namespace refusion::edge {
 
-// A failure: its code of refusion_edge.h, and one sentence with what to do.
+// A failure: its code from refusion_edge.h, and a sentence that says what is wrong and what to do.
 class Error : public std::runtime_error {
   public:
     Error(int code, const char* sentence) : std::runtime_error(sentence), code_(code) {}
@@ -30,7 +30,7 @@ enum class Range { fixed = 0, stretch = 1 };
 // Mean and deviation of a, b, max(a, b) and |a - b|.
 using Statistics = std::array<double, REFUSION_EDGE_STATISTICS>;
 
-// Views of planes in somebody else's memory; `pitch`: bytes from one row to the next. Sources are only read.
+// Views of planes in the caller's memory; `pitch`: bytes from one row to the next. Sources are only read.
 using Plane = refusion_edge_plane;
 
 inline Plane plane(const float* pixels, std::ptrdiff_t pitch) {
@@ -43,10 +43,10 @@ inline Plane plane(const std::uint16_t* pixels, std::ptrdiff_t pitch, float blac
     return {const_cast<std::uint16_t*>(pixels), pitch, REFUSION_EDGE_UINT16, black, white};
 }
 
-// Version of the library that runs.
+// Version of the loaded library.
 inline std::string version() { return refusion_edge_version(); }
 
-// An engine. It can be moved; every function may be called from any thread, and calls wait for one another.
+// An engine. It can be moved. Any thread may call any function; calls run one at a time.
 class Engine {
   public:
     // From a weights file; 0 threads: one per processor.
@@ -88,7 +88,7 @@ class Engine {
     std::string isa() const { return refusion_edge_isa(instance_.get()); }
     int threads() const { return refusion_edge_threads(instance_.get()); }
 
-    // For functions of refusion_edge.h; stays owned by the engine.
+    // For functions of refusion_edge.h; the engine keeps ownership.
     refusion_edge* get() const noexcept { return instance_.get(); }
 
   private:
@@ -103,7 +103,7 @@ class Engine {
         if (code != REFUSION_EDGE_OK) throw Error(code, refusion_edge_error());
     }
     static float* floats(const Plane& plane) {
-        if (plane.type != REFUSION_EDGE_FLOAT) throw Error(REFUSION_EDGE_INVALID, "statistics need planes of float; convert this one");
+        if (plane.type != REFUSION_EDGE_FLOAT) throw Error(REFUSION_EDGE_INVALID, "statistics need float planes; convert this one");
         return static_cast<float*>(plane.pixels);
     }
 
