@@ -140,7 +140,7 @@ void Machine::start_product(Warp& warp, const Instruction& i, int pc) {
     const auto descriptor = [&](int operand) {
         const Longs& longs = warp.longs[static_cast<std::size_t>(i.o[operand])];
         const Known& known = warp.known[kLongs][static_cast<std::size_t>(i.o[operand])];
-        if ((known.low & known.high) != kAll) report(Kind::undefined_descriptor, pc, thread, i.o[operand]);
+        if (launch_.check && (known.low & known.high) != kAll) report(Kind::undefined_descriptor, pc, thread, i.o[operand]);
         for (int lane = 1; lane < 32; ++lane) {
             if (longs.v[lane] != longs.v[0]) {
                 report(Kind::wgmma_descriptor, pc, thread + lane, 0, longs.v[lane]);

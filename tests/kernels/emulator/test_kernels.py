@@ -53,8 +53,10 @@ def require(architecture: int) -> None:
 def check(case: Case, kernel: DecodedKernel, binary: Binary, **options: Any) -> Outcome:
     outcome = run_case(case, kernel, binary, **options)
     assert not outcome.faults, [str(fault) for fault in outcome.faults]
-    assert not outcome.unwritten
-    assert outcome.error <= RELATIVE_ERROR["float16"]
+    # Scratch memory is as large as the largest tile of any architecture needs.
+    assert outcome.unwritten.keys() <= {"scratch_ptr"}
+    # Six layers in a row round more often than one.
+    assert outcome.error <= (2 if case.kernel.name == "fast_convolutions" else 1) * RELATIVE_ERROR["float16"]
     return outcome
 
 
