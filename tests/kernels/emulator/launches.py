@@ -23,7 +23,8 @@ from refusion_edge.kernels.emulator.decoder import DecodedKernel, decode
 from refusion_edge.kernels.emulator.findings import Finding, faults
 from refusion_edge.kernels.emulator.launch import Region, Result, launch
 from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet, fast_kernels
-from refusion_edge.network.fast import FastLayout
+from refusion_edge.network.family import DEFAULT_NETWORK, network_of, shapes_of
+from refusion_edge.network.fast import FastLayout, layout_of
 
 _START = 1 << 40
 _GAP = 4096
@@ -135,8 +136,12 @@ def fast_state(layout: FastLayout = SMALL_LAYOUT) -> State:
 
 def kernels_of(state: State) -> KernelSet:
     """The kernels for parameters, one object for each layout, so that they are compiled once."""
-    known = {tuple(layout.shapes.items()): kernels for layout, kernels in ((FAST_LAYOUT, FAST), (SMALL_LAYOUT, SMALL))}
-    return known.get(tuple((name, array.shape) for name, array in state.items()), REFUSION)
+    return REFUSION if network_of(state).name == DEFAULT_NETWORK else _kernels_of(layout_of(shapes_of(state)))
+
+
+@functools.cache
+def _kernels_of(layout: FastLayout) -> KernelSet:
+    return {FAST_LAYOUT: FAST, SMALL_LAYOUT: SMALL}.get(layout) or fast_kernels(layout)
 
 
 def same_outputs(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
