@@ -221,7 +221,7 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
         write_image(f"uneven/vis/{index}.png", picture(24, 40))
     for words, code, hint in (
         ((), 2, "--calib-data"),
-        (("--calib-data", "data"), 4, "12"),
+        (("--calib-data", "data"), 4, "15"),
         (("--calib-data", "nowhere"), 4, "nowhere"),
         (("--calib-data", "empty"), 4, "empty/ir"),
         (("--calib-data", "table.json"), 4, "table.json"),

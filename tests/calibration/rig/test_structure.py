@@ -56,7 +56,7 @@ def test_pixels_without_a_value_are_no_part_of_the_scene_and_no_edges(
 ) -> None:
     counts = 20_000 + noise_scene(5).astype(np.float32) * 10
     dead = np.zeros(counts.shape, np.bool_)
-    dead[40] = dead[90:93, 60:64] = True
+    dead[40] = dead[90:92, 60:64] = True
     spoiled = counts.copy()
     spoiled[dead] = value
     kind = np.float32 if np.isnan(value) else np.uint16
