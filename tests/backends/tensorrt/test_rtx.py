@@ -216,7 +216,7 @@ def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Cal
     for index in range(20):
         Path(f"hollow/ir/{index}.png").write_bytes(b"")
         write_image(f"strangers/ir/{index}.png", picture(24, 32))
-        write_image(f"strangers/vis/v{index}.png", picture(24, 32))
+        write_image(f"strangers/vis/x{index}.png", picture(24, 32))
         write_image(f"uneven/ir/{index}.png", picture(24, 32))
         write_image(f"uneven/vis/{index}.png", picture(24, 40))
     for words, code, hint in (
