@@ -79,7 +79,7 @@ def test_auto_writes_a_rig_that_check_confirms(run_cli: Run, pair: ImagePair, mo
 def test_a_second_distance_joins_the_rig(run_cli: Run, pair: ImagePair) -> None:
     assert run_cli("align", "auto", *PICTURES, "--distance", "far", "--ir-crop", "0,0,384,280")[0] == 0
     code, out, err = run_cli("align", "auto", *PICTURES, "--distance", "2m")
-    assert (code, out) == (2, "")
+    assert (code, out) == (4, "")
     assert "--rig rig.yaml" in err
     code, _, err = run_cli("align", "auto", *PICTURES, "--distance", "2m", "--rig", "rig.yaml", "--onto", "ir")
     assert code == 2

@@ -90,7 +90,7 @@ def test_align_auto_takes_sources(run_cli: RunCli, kind: str, tmp_path: Path) ->
     shift = np.array([[1, 0, 6], [0, 1, 0], [0, 0, 1.0]])
     assert apart_px(shift, rig.alignments[0].matrix, (320, 240)) < 0.5
     code, _, err = run_cli("align", "points", "p.csv", "--ir", ir, "--vis", vis)
-    assert code == 2, err
+    assert code == 4, err
 
 
 def test_numbered_folders_meet_by_number(run_cli: RunCli, tmp_path: Path) -> None:
