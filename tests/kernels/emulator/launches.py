@@ -7,6 +7,7 @@ ones, and frames of a small layout of the network `fast`.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,15 @@ from refusion_edge.kernels.emulator.decoder import DecodedKernel, decode
 from refusion_edge.kernels.emulator.findings import Finding, faults
 from refusion_edge.kernels.emulator.launch import Region, Result, launch
 from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet, fast_kernels
+from refusion_edge.machine import parse_architectures
 from refusion_edge.network.family import DEFAULT_NETWORK, network_of, shapes_of
 from refusion_edge.network.fast import FastLayout, layout_of
 
 _START = 1 << 40
 _GAP = 4096
 
+# One architecture for each kind of matrix instruction in every run; all of them by `make test-architectures`.
+CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_87,sm_90,sm_120"))
 # Short kernels with shared memory, shuffles and products.
 QUICK = ("encoder_mixing", "encoder_apply", "to_plane")
 # The paper's network and the layout of the weights in the package, and one that compiles and runs in a few seconds.

@@ -29,13 +29,12 @@ from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
 from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet
 from refusion_edge.kernels.gpu.schedule import fuse_reference, make_schedule
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError, SimulatedProgramDevice
-from refusion_edge.machine import ARCHITECTURES
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.family import NETWORKS
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
 from tests.fakes.programs import hollow_program
-from tests.kernels.emulator.launches import FAST_LAYOUT, SMALL, fast_state, kernels_of, ptx_target, why_not
+from tests.kernels.emulator.launches import CHOSEN, FAST_LAYOUT, SMALL, fast_state, kernels_of, ptx_target, why_not
 from tests.raising import raises
 
 if not is_built():
@@ -123,13 +122,13 @@ def test_frames_of_odd_sizes_and_below_a_strip_are_right(random_state: State, op
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [one for one in ARCHITECTURES if one != 87])
+@pytest.mark.parametrize("architecture", [one for one in CHOSEN if one != 87])
 def test_a_frame_of_every_architecture_is_right(random_state: State, architecture: int) -> None:
     check_frames(random_state, architecture, ((19, 37), (48, 64)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CHOSEN)
 def test_a_frame_of_the_network_fast_is_right_on_every_architecture(architecture: int) -> None:
     # Below a cell's window, and several strips in both directions.
     check_frames(fast_state(FAST_LAYOUT), architecture, ((8, 8), (61, 131), (131, 13)))

@@ -18,8 +18,8 @@ from refusion_edge.kernels.emulator.launch import MOST_SHARED_BYTES
 from refusion_edge.kernels.gpu.folding import FoldedWeights
 from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError
-from refusion_edge.machine import ARCHITECTURES
 from tests.kernels.emulator.launches import (
+    CHOSEN,
     FAST,
     FAST_LAYOUT,
     QUICK,
@@ -67,7 +67,7 @@ def test_a_kernel_is_right_and_nothing_is_found(folded: FoldedWeights, name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [one for one in ARCHITECTURES if one != 87])
+@pytest.mark.parametrize("architecture", [one for one in CHOSEN if one != 87])
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_of_every_architecture_is_right_and_nothing_is_found(
     folded: FoldedWeights, architecture: int, name: str
@@ -78,7 +78,7 @@ def test_a_kernel_of_every_architecture_is_right_and_nothing_is_found(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CHOSEN)
 @pytest.mark.parametrize("name", FAST_KERNELS)
 def test_a_kernel_of_the_network_fast_is_right_and_nothing_is_found(architecture: int, name: str) -> None:
     require(architecture)

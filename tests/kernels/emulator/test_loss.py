@@ -20,13 +20,12 @@ from refusion_edge.kernels.emulator.decoder import decode
 from refusion_edge.kernels.emulator.findings import faults
 from refusion_edge.kernels.emulator.launch import Region, launch
 from refusion_edge.kernels.gpu.weighted_loss import Norm, Term, second_order_product, value_and_gradient
-from tests.kernels.emulator.launches import why_not
+from tests.kernels.emulator.launches import CHOSEN, why_not
 
 if not is_built():
     pytest.skip("the PTX emulator was not built", allow_module_level=True)
 
 # Of each architecture in turn: mma and wgmma make no difference here, but alignment and barriers may.
-ARCHITECTURES = (87, 90, 120)
 TERMS: tuple[Term, ...] = ("signed", "magnitude", "signed-max")
 NORMS: tuple[Norm, ...] = ("squared", "absolute")
 TILE, COEFFICIENT, SLOPE = 128, 10.0, 1.7
@@ -47,7 +46,7 @@ def compile_loss(name: str, term: int, norm: int, architecture: int) -> tuple[Bi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CHOSEN)
 def test_loss_gradient_and_second_order_are_right_and_nothing_is_found(architecture: int) -> None:
     if reason := why_not(architecture):
         pytest.skip(reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -22,8 +23,11 @@ from refusion_edge.cuda.program import Binary, Tile
 from refusion_edge.errors import BackendError
 from refusion_edge.export.targets.cubins import dump, resources
 from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet
-from refusion_edge.machine import ARCHITECTURES
+from refusion_edge.machine import parse_architectures
 from tests.kernels.emulator.launches import FAST, QUICK, ptx_target, why_not
+
+# One architecture in every run; all of them by `make test-architectures`, which takes minutes for each.
+CHOSEN = parse_architectures(os.environ.get("REFUSION_EDGE_ARCHITECTURES", "sm_90"))
 
 # Machine code by what it is in the PTX. Warps of sm_120 and older wait in BAR.SYNC, with a suffix or not.
 PAIRS = {
@@ -102,13 +106,9 @@ def test_machine_code_has_the_collective_instructions_of_its_ptx(name: str, tmp_
     check(name, ptx_target(87, REFUSION, QUICK).binaries[name].image.decode(), tmp_path)
 
 
-# The kernels of the paper's network take minutes for each architecture: one with the instructions of Ampere, and Hopper.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kernels", "architecture"),
-    [pytest.param(REFUSION, one, id=f"refusion-{one}") for one in (87, 90)]
-    + [pytest.param(FAST, one, id=f"fast-{one}") for one in ARCHITECTURES],
-)
+@pytest.mark.parametrize("architecture", CHOSEN)
+@pytest.mark.parametrize("kernels", [REFUSION, FAST], ids=["refusion", "fast"])
 def test_so_does_that_of_every_kernel(kernels: KernelSet, architecture: int, tmp_path: Path) -> None:
     if reason := why_not(architecture):
         pytest.skip(reason)
