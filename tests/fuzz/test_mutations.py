@@ -117,7 +117,7 @@ def a_shard() -> dict[str, Any]:
     names = [str(number) for number in range(3)]
     return asdict(
         ShardOfReport(
-            SHARD_SCHEMA, 0, 1, 3, "0" * 64, "ir_vis", ["evaluator:EN", "vifb:SSIM"], ["one"], names,
+            SHARD_SCHEMA, 0, 1, 3, "1" * 64, "0" * 64, "ir_vis", ["evaluator:EN", "vifb:SSIM"], ["one"], names,
             [["a.png", "b.png", "c.png", "c.png"]] * 3, ["left.png"], [[[1.5, None]] * 3],
         )
     )  # fmt: skip
