@@ -186,7 +186,7 @@ class Fuser:
             warnings.warn("the argument colour of Fuser.fuse is now called color", DeprecationWarning, stacklevel=2)
             color = colour
         many_a, many_b, holder = take_out(a, b, batch=batch)
-        reverse = color_order == "bgr" and holder.library != "PIL"
+        reverse = color_order == "bgr" and holder.framework != "PIL"
         images = []
         for number, (one_a, one_b) in enumerate(zip(many_a, many_b, strict=True)):
             try:

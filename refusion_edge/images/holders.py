@@ -29,14 +29,14 @@ class Holder:
     """The kind of object that an image came in.
 
     Attributes:
-        library: ``numpy``, ``PIL``, or one of ``refusion_edge.images.conversion.TENSORS``.
+        framework: ``numpy``, ``PIL``, or one of ``refusion_edge.images.conversion.TENSORS``.
         dtype: Type of the pixels of a result, as NumPy has it.
         native: Type and device of a tensor, as its library has them; None elsewhere.
         channels: Where its axis of channels is.
         batched: Whether it has an axis of images in front.
     """
 
-    library: str = "numpy"
+    framework: str = "numpy"
     dtype: np.dtype[Any] = np.dtype(np.uint8)  # noqa: RUF009 - types of NumPy never change
     native: tuple[Any, Any] | None = None
     channels: Channels = "last"
@@ -56,9 +56,9 @@ class Holder:
         colored = any(image.ndim == 3 for image in images)
         shaped = [self._shaped(image, colored=colored) for image in images]
         array = np.stack(shaped) if self.batched else shaped[0]
-        if self.library == "PIL":
+        if self.framework == "PIL":
             return importlib.import_module("PIL.Image").fromarray(array)
-        return array if self.native is None else TENSORS[self.library].put(np.ascontiguousarray(array), *self.native)
+        return array if self.native is None else TENSORS[self.framework].put(np.ascontiguousarray(array), *self.native)
 
     def _shaped(self, image: Array, *, colored: bool) -> Array:
         if colored and image.ndim == 2:

@@ -15,12 +15,12 @@ import pytest
 from refusion_edge._version import __version__
 from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT
-from tests.kernels.library.c_library import FP32, fuse
-from tests.kernels.library.conftest import command
+from tests.kernels.c_library.c_library import FP32, fuse
+from tests.kernels.c_library.conftest import command
 
 pytestmark = pytest.mark.slow
 
-CONSUMERS = ROOT / "tests/kernels/library/consumers"
+CONSUMERS = ROOT / "tests/kernels/c_library/consumers"
 WEIGHTS = weights_path("ir_vis")
 
 

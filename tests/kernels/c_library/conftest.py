@@ -12,7 +12,7 @@ import pytest
 from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from tests.conftest import ROOT
-from tests.kernels.library.c_library import load_library
+from tests.kernels.c_library.c_library import load_library
 from tests.oracles import fast as fast_oracle
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.fakes.programs import stored_program
-from tests.kernels.library.c_library import DAMAGED, UNREADABLE, UNSUPPORTED
-from tests.kernels.library.conftest import command
+from tests.kernels.c_library.c_library import DAMAGED, UNREADABLE, UNSUPPORTED
+from tests.kernels.c_library.conftest import command
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_a_program_is_fused_as_in_python(installed: Path, tmp_path: Path, memory
     source = ROOT / "tests/fakes/libcuda.c"
     command("cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "libcuda.so.1", source)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(tmp_path)}
-    words = [sys.executable, "-m", "tests.kernels.library.over_libcuda", installed / "lib/librefusion_edge.so", memory]
+    words = [sys.executable, "-m", "tests.kernels.c_library.over_libcuda", installed / "lib/librefusion_edge.so", memory]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
 

@@ -25,7 +25,7 @@ from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT, TOLERANCE, one_sentence
-from tests.kernels.library.c_library import BF16, DAMAGED, FP32, INVALID, UNREADABLE, UNSUPPORTED, described, fuse, passed
+from tests.kernels.c_library.c_library import BF16, DAMAGED, FP32, INVALID, UNREADABLE, UNSUPPORTED, described, fuse, passed
 
 # Building takes most of a minute, in every worker.
 pytestmark = pytest.mark.slow
@@ -212,7 +212,7 @@ def test_damaged_weights_in_memory_are_told_from_wrong_arguments(library: Any, r
 # 24 MiB of zeros would be gigabytes of values.
 _MANY_NUMBERS = """
 import resource, sys
-from tests.kernels.library.c_library import DAMAGED, FP32, load_library
+from tests.kernels.c_library.c_library import DAMAGED, FP32, load_library
 library = load_library(sys.argv[1])
 header = b'{"a":[' + b"0," * (12 << 20) + b"0]}"
 data = len(header).to_bytes(8, "little") + header

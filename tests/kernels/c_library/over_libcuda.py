@@ -1,6 +1,6 @@
 """Programs in the C library over the libcuda.so.1 that is found, whose launches go to the reference kernels in Python.
 
-python -m tests.kernels.library.over_libcuda LIBRARY INTEGRATED
+python -m tests.kernels.c_library.over_libcuda LIBRARY INTEGRATED
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from tests.fakes.programs import hollow_program
-from tests.kernels.library.c_library import DAMAGED, FAILED, INVALID, UNSUPPORTED, fuse, load_library, passed
+from tests.kernels.c_library.c_library import DAMAGED, FAILED, INVALID, UNSUPPORTED, fuse, load_library, passed
 from tests.oracles import fast as fast_oracle
 
 _SIZES = (21, 37), (16, 16), (21, 37)
