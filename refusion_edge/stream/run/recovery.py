@@ -21,7 +21,28 @@ Result = TypeVar("Result")
 MOST_REOPENED, WITHIN_S = 10, 60.0
 
 
-class RecoveringBackend:
+class WrappedBackend:
+    """An engine behind another object, which can do what the engine can."""
+
+    _backend: Backend
+
+    @property
+    def adapts(self) -> bool:
+        """See ``AdaptedBackend``."""
+        return isinstance(self._backend, AdaptedBackend) and self._backend.adapts
+
+    @property
+    def takes_uint8(self) -> bool:
+        """See ``Uint8InputBackend``."""
+        return isinstance(self._backend, Uint8InputBackend) and self._backend.takes_uint8
+
+    @property
+    def uint8_range(self) -> str | None:
+        """See ``Uint8OutputBackend``."""
+        return self._backend.uint8_range if isinstance(self._backend, Uint8OutputBackend) else None
+
+
+class RecoveringBackend(WrappedBackend):
     """A back end that reopens its engine when it fails, and then fuses the same planes again.
 
     Implements ``AdaptedBackend``, ``Uint8InputBackend`` and ``Uint8OutputBackend`` as far as the engine does. The result of an
@@ -38,21 +59,6 @@ class RecoveringBackend:
         self.name = backend.name
         self._failure: Exception | None = None  # of an engine that is closed for it and not open again
         self._failures_s: deque[float] = deque(maxlen=MOST_REOPENED)
-
-    @property
-    def adapts(self) -> bool:
-        """See ``AdaptedBackend``."""
-        return isinstance(self._backend, AdaptedBackend) and self._backend.adapts
-
-    @property
-    def takes_uint8(self) -> bool:
-        """See ``Uint8InputBackend``."""
-        return isinstance(self._backend, Uint8InputBackend) and self._backend.takes_uint8
-
-    @property
-    def uint8_range(self) -> str | None:
-        """See ``Uint8OutputBackend``."""
-        return self._backend.uint8_range if isinstance(self._backend, Uint8OutputBackend) else None
 
     def __enter__(self) -> Self:
         self._backend.__enter__()

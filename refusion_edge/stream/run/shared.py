@@ -15,10 +15,10 @@ from typing import TypeVar
 from typing_extensions import Self
 
 from refusion_edge.arrays import Array, Float32Array, Float64Array, Uint8Array
-from refusion_edge.backends.registry import AdaptedBackend, Backend, Uint8InputBackend, Uint8OutputBackend
+from refusion_edge.backends.registry import Backend
 from refusion_edge.fuser import Fuser
 from refusion_edge.stream.outputs.server import PageServer
-from refusion_edge.stream.run.recovery import RecoveringBackend
+from refusion_edge.stream.run.recovery import RecoveringBackend, WrappedBackend
 from refusion_edge.stream.statistics import Statistics
 
 Result = TypeVar("Result")
@@ -128,7 +128,7 @@ class EnginePool:
                 entry.fuser.__exit__(None, None, None)
 
 
-class Lease:
+class Lease(WrappedBackend):
     """A rig's use of a shared engine. Implements the protocols of back ends as far as the engine does.
 
     Args:
@@ -155,21 +155,6 @@ class Lease:
         self._backend, self._turns, self._reports_to, self._end = backend, turns, reports_to, end
         self._user, self._share, self._statistics = user, share, statistics
         self._ended = False
-
-    @property
-    def adapts(self) -> bool:
-        """See ``AdaptedBackend``."""
-        return isinstance(self._backend, AdaptedBackend) and self._backend.adapts
-
-    @property
-    def takes_uint8(self) -> bool:
-        """See ``Uint8InputBackend``."""
-        return isinstance(self._backend, Uint8InputBackend) and self._backend.takes_uint8
-
-    @property
-    def uint8_range(self) -> str | None:
-        """See ``Uint8OutputBackend``."""
-        return self._backend.uint8_range if isinstance(self._backend, Uint8OutputBackend) else None
 
     def __enter__(self) -> Self:
         return self
