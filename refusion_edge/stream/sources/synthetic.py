@@ -25,6 +25,8 @@ from refusion_edge.text import printable
 
 SCENES = ("street", "texture")
 _NOISE_FIELDS, _NOISE_STEPS = 8, 16
+# Frames that wait for a reader, as time.
+_STORED_NS = SECOND // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +142,15 @@ class SyntheticSource:
         # A clock that is set is its own, like that of a network camera.
         shared = not self.scene.step_every_ms
         self.timing = SourceClock(CLOCK_SYNTHETIC, shared=shared) if self.live else None
-        self._start_ns = _start_of_pair_ns() if self.live else 0
+        joined_ns = _join_scene(side) if self.live else 0
+        self._start_ns = time.monotonic_ns() if joined_ns is None else joined_ns
         self._painter = Painter(self.scene, side)
         self._index = 0
         self._opened = False
         self._jitter = np.random.default_rng(self.scene.seed + 1)
+        if joined_ns is None:
+            # A busy machine takes its time to draw the scene.
+            _LAST[:] = [(side, self._start_ns, time.monotonic_ns())]
 
     def __enter__(self) -> Self:
         if self.live:
@@ -183,6 +189,10 @@ class SyntheticSource:
             taken_ns = round(index * SECOND / scene.rate + scene.skew_ms * MS)
             if not _within(taken_ns, scene.drop_every_ms, scene.drop_ms):
                 break
+        if self.live and time.monotonic_ns() - self._start_ns - taken_ns > _STORED_NS + scene.delay_ms * MS:
+            # Whoever reads too slowly misses frames, as with a real camera.
+            self._index = int((time.monotonic_ns() - self._start_ns - scene.skew_ms * MS) * scene.rate / SECOND)
+            return self.read()
         if self.live:
             late_ms = scene.delay_ms + abs(float(self._jitter.normal(0.0, scene.jitter_ms)) if scene.jitter_ms else 0.0)
             wait_ns = self._start_ns + taken_ns + round(late_ms * MS) - time.monotonic_ns()
@@ -266,13 +276,14 @@ def _shown_ns(taken_ns: int, scene: Scene) -> int:
     return taken_ns - taken_ns % round(scene.freeze_every_ms * MS)
 
 
-# Start of the last pair: cameras created together share one scene, and continue it after a restart.
-_LAST_START_NS: list[int] = []
+# Of the last camera that began a scene: its side, the start, and when it was ready. The other camera of the pair, created next,
+# sees the same scene, and both continue it after a loss.
+_LAST: list[tuple[Side, int, int]] = []
 _ONE_PAIR_NS = SECOND // 2
 
 
-def _start_of_pair_ns() -> int:
-    now_ns = time.monotonic_ns()
-    if not _LAST_START_NS or now_ns - _LAST_START_NS[0] > _ONE_PAIR_NS:
-        _LAST_START_NS[:] = [now_ns]
-    return _LAST_START_NS[0]
+def _join_scene(side: Side) -> int | None:
+    """The start of the scene that the other camera has just begun, or None."""
+    if _LAST and _LAST[0][0] != side and time.monotonic_ns() - _LAST[0][2] <= _ONE_PAIR_NS:
+        return _LAST.pop()[1]
+    return None

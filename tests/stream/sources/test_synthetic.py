@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
 from refusion_edge.errors import UsageError
-from refusion_edge.stream.frames import SECOND, SIDES
+from refusion_edge.stream.frames import SECOND, SIDES, Side
 from refusion_edge.stream.pairing.freeze import FreezeWatch
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import (
@@ -17,7 +18,7 @@ from refusion_edge.stream.sources.source import (
     Grab,
     Source,
 )
-from refusion_edge.stream.sources.synthetic import Painter, Scene
+from refusion_edge.stream.sources.synthetic import Painter, Scene, SyntheticSource
 from refusion_edge.stream.uri import parse_source
 from tests.raising import raises
 from tests.stream.conftest import camera
@@ -87,3 +88,31 @@ def test_the_street_is_the_same_for_both_cameras_and_its_people_are_warm_and_mov
 def test_an_unknown_scene_is_refused() -> None:
     with raises(UsageError, "'beach'", got="beach"):
         opened(camera("ir", scene="beach"))
+
+
+def test_two_cameras_see_one_scene_however_long_it_takes_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Painter.__init__
+
+    def slow(painter: Painter, scene: Scene, side: Side) -> None:
+        time.sleep(0.6)
+        made(painter, scene, side)
+
+    monkeypatch.setattr(Painter, "__init__", slow)
+    ir, vis = opened(camera("ir")), opened(camera("vis"), "vis")
+    assert isinstance(ir, SyntheticSource)
+    assert isinstance(vis, SyntheticSource)
+    assert ir._start_ns == vis._start_ns
+    another = opened(camera("vis"), "vis")
+    assert isinstance(another, SyntheticSource)
+    assert another._start_ns > ir._start_ns
+
+
+def test_a_slow_reader_misses_frames_and_stays_in_the_present() -> None:
+    with opened(camera("ir", rate=50)) as source:
+        first = source.read()
+        time.sleep(1.2)
+        late = source.read()
+        assert first is not None
+        assert late is not None
+        assert late.index - first.index > 50
+        assert late.time_ns > time.monotonic_ns() - SECOND // 2
