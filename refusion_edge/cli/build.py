@@ -193,10 +193,6 @@ def print_report(report: BuildReport) -> None:
     console = output()
     for sentence in (f"Back end: {report.choice.reason}", *report.remarks):
         console.print(sentence)
-    if manifest.backend == "onnxruntime" and manifest.precision == "fp16":
-        console.print(
-            "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps, so this bundle rounds like fp16 but is not faster."
-        )
     not_run, ran = None, ""
     if isinstance(manifest.gate, GateNotRun):
         not_run, ran = manifest.gate.not_run, manifest.gate.proxy_name or "its model on the CPU"
