@@ -26,7 +26,7 @@ from refusion_edge.text import printable
 SCENES = ("street", "texture")
 _NOISE_FIELDS, _NOISE_STEPS = 8, 16
 # Frames that wait for a reader, as time.
-_STORED_NS = SECOND // 2
+_STORED_NS = SECOND
 
 
 @dataclass(frozen=True, slots=True)
