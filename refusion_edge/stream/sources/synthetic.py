@@ -189,8 +189,12 @@ class SyntheticSource:
             taken_ns = round(index * SECOND / scene.rate + scene.skew_ms * MS)
             if not _within(taken_ns, scene.drop_every_ms, scene.drop_ms):
                 break
-        if self.live and time.monotonic_ns() - self._start_ns - taken_ns > _STORED_NS + scene.delay_ms * MS:
-            # Whoever reads too slowly misses frames, as with a real camera.
+        if (
+            self.live
+            and not scene.frames
+            and time.monotonic_ns() - self._start_ns - taken_ns > _STORED_NS + scene.delay_ms * MS
+        ):
+            # Whoever reads too slowly misses frames, as with a real camera, unless a number of frames was asked for.
             self._index = int((time.monotonic_ns() - self._start_ns - scene.skew_ms * MS) * scene.rate / SECOND)
             return self.read()
         if self.live:
