@@ -36,7 +36,9 @@ def official_fuse(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Ten
     return layout.project(x)
 
 
-def official_fuse_in_strips(parameters: Mapping[str, Tensor], a: Tensor, b: Tensor, rows: int = 128) -> Tensor:
+def official_fuse_in_strips(
+    parameters: Mapping[str, Tensor], a: Tensor, b: Tensor, rows: int = 32, counts: Tensor | None = None
+) -> Tensor:
     """The same, with the memory of a few strips of ``rows`` rows beside the features between the blocks.
 
     Exact but for the order of sums: each block takes two passes over the strips, one that sums the products of queries and
@@ -47,17 +49,22 @@ def official_fuse_in_strips(parameters: Mapping[str, Tensor], a: Tensor, b: Tens
         a: Source a, (1, 1, H, W), same dtype, [0, 1].
         b: Source b, same shape.
         rows: Rows of a strip.
+        counts: How often each pixel counts in the sums, (1, 1, H, W), same dtype: for an image that repeats parts of this one.
+            None for once.
 
     Returns:
         (1, 1, H, W), same dtype.
     """
+    counts = torch.ones_like(a) if counts is None else counts
     layout = _Layout(parameters)
 
     def in_strips(function: Callable[..., Tensor], *features: Tensor) -> Tensor:
         return torch.cat([function(*part)[:, :, inner] for part, inner in _strips(rows, *features)], dim=2)
 
     def block(name: str, x: Tensor) -> Tensor:
-        attend = _attention_over((layout.tokens(name, part)[:2], inner) for (part,), inner in _strips(rows, x))
+        attend = _attention_over(
+            (*layout.tokens(name, part)[:2], times, inner) for (part, times), inner in _strips(rows, x, counts)
+        )
         return in_strips(lambda part: layout.block(name, part, attend), x)
 
     x1 = in_strips(lambda part: layout.lift(1, part), a)
@@ -66,8 +73,8 @@ def official_fuse_in_strips(parameters: Mapping[str, Tensor], a: Tensor, b: Tens
         x1, x2 = block(f"encoder1.{index}", x1), block(f"encoder2.{index}", x2)
     crossed = [
         _attention_over(
-            ((layout.fusion_tokens(asking, of_asking)[0], layout.fusion_tokens(asked, of_asked)[1]), inner)
-            for (of_asking, of_asked), inner in _strips(rows, *sources)
+            (layout.fusion_tokens(asking, of_asking)[0], layout.fusion_tokens(asked, of_asked)[1], times, inner)
+            for (of_asking, of_asked, times), inner in _strips(rows, *sources, counts)
         )
         for asking, asked, sources in ((2, 1, (x2, x1)), (1, 2, (x1, x2)))
     ]
@@ -139,9 +146,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
     return (scores.softmax(dim=-1) @ values).reshape(v.shape)
 
 
-def _attention_over(strips: Iterable[tuple[tuple[Tensor, ...], slice]]) -> Attend:
-    """Attention of an image in strips: queries and keys of parts, and the rows of these that lie in the strip."""
-    sums = zip(*(_products(q[:, :, inner], k[:, :, inner]) for (q, k), inner in strips), strict=True)
+def _attention_over(strips: Iterable[tuple[Tensor, Tensor, Tensor, slice]]) -> Attend:
+    """Attention of an image in strips: queries, keys and counts of parts, and the rows of these that lie in the strip."""
+    sums = zip(*(_products(*(x[:, :, inner] for x in parts)) for *parts, inner in strips), strict=True)
     products, of_queries, of_keys = (reduce(torch.add, parts) for parts in sums)
 
     def attend(_q: Tensor, _k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
@@ -154,10 +161,10 @@ def _attention_over(strips: Iterable[tuple[tuple[Tensor, ...], slice]]) -> Atten
     return attend
 
 
-def _products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _products(q: Tensor, k: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Products of all queries with all keys, and squared norms of both."""
-    q, k = q.flatten(2), k.flatten(2)
-    return q @ k.transpose(-2, -1), q.square().sum(-1), k.square().sum(-1)
+    q, k, counts = q.flatten(2), k.flatten(2), counts.flatten(2)
+    return (counts * q) @ k.transpose(-2, -1), (counts * q.square()).sum(-1), (counts * k.square()).sum(-1)
 
 
 def _by_head(x: Tensor, temperature: Tensor) -> Tensor:

@@ -1,26 +1,31 @@
 """The error of every back end in fp32 against float64, by the size of the image.
 
-python -m benchmarks.size_accuracy [--sizes HxW ...] [--networks NAME ...] [--engines NAME ...] [--content KIND ...]
-    [--references DIR] [--json FILE]
+python -m benchmarks.size_accuracy [--sizes HxW ...] [--networks NAME ...] [--engines NAME ...] [--json FILE]
 python -m benchmarks.size_accuracy --table FILE
 
 The sums of the attention run over all pixels, so their rounding may grow with the image. ``refusion`` is compared with the
-operators of the official release in float64, computed in strips (``benchmarks.official_layout``), and ``fast`` with its
-definition in float64. Each engine runs in a process of its own, which may take the memory that is free and no more; one that
-needs more is listed with the reason. The sample pair of ``ir_vis`` is continued to the size by mirroring (``mirrored``), which
-keeps its detail, or enlarged to it (``enlarged``), which gives large smooth areas. ``--references`` keeps the results in
-float64, which take most of the time. Errors are of full scale. Needs torch.
+operators of the official release in float64 (``benchmarks.official_layout``), and ``fast`` with its definition in float64.
+
+The image repeats one tile, the sample pair of ``ir_vis`` at 240x320. Between the sums over the image, both networks see no
+further than a tile, so all inner tiles have the same result: three by three tiles are computed in float64, of which those in
+the middle count as often in the sums as they are repeated.
+
+Each engine runs in a process of its own, with one thread and the memory that is free; one that needs more is listed with the
+reason. Errors are of full scale. Needs torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -46,12 +51,12 @@ from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import parse_size
 from refusion_edge.tasks import find_task
 
-SIZES = ("480x640", "864x1152", "1088x1920", "1728x2304", "2160x3840")
-CONTENTS = ("mirrored", "enlarged")
+SIZES = ("480x640", "720x1280", "1200x1600", "1440x2560", "2160x3840")
 LIMIT = 2e-5
 OFFICIAL, GRAPH, NATIVE = "official operators in torch", "official graph in ONNX Runtime", "native "
 
 _TASK = "ir_vis"
+_TILE_HW = (240, 320)
 # Memory that is left to the rest of the machine.
 _SPARE_BYTES = 3 << 30
 
@@ -66,7 +71,6 @@ class Row:
 
     Attributes:
         network: Name of the network.
-        content: How the sample pair was brought to the size.
         size: HEIGHTxWIDTH.
         engine: Name of the engine.
         max_error: Largest error of a pixel, of full scale; None where the engine could not run.
@@ -75,34 +79,11 @@ class Row:
     """
 
     network: str
-    content: str
     size: str
     engine: str
     max_error: float | None
     rms_error: float | None
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A pair at one size, and what a network makes of it in float64: files that every process reads."""
-
-    network: str
-    content: str
-    size: str
-    folder: Path
-
-    @property
-    def _stem(self) -> str:
-        return f"{self.content}-{self.size}"
-
-    @property
-    def sources(self) -> Path:
-        return self.folder / f"{self._stem}.npy"
-
-    @property
-    def expected(self) -> Path:
-        return self.folder / f"{self._stem}-{self.network}.npy"
 
 
 def main() -> int:
@@ -111,30 +92,25 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="HxW", help=f"default: {' '.join(SIZES)}")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--engines", nargs="+", metavar="NAME", help="only these engines (default: all that run here)")
-    parser.add_argument("--content", nargs="+", choices=CONTENTS, default=[CONTENTS[0]], help=f"default: {CONTENTS[0]}")
-    parser.add_argument("--references", type=Path, metavar="DIR", help="keep the results in float64 here, and use those there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON; what is there already is kept")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of such a file, and measure nothing")
     options = parser.parse_args()
     if options.table:
         report = json.loads(options.table.read_text())
         print("\n\n".join(tables([Row(**row) for row in report["rows"]])))
         return 0
-    if problem := next((size for size in options.sizes if parse_size(size) is None), None):
-        parser.error(f"'{problem}' is not a fixed size; write 480x640")
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.references or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        for network in options.networks:
-            for content in options.content:
-                for size in options.sizes:
-                    for row in measure(_Case(network, content, size, folder), options.engines or engines(network)):
-                        print(_line(row), flush=True)
-                        rows.append(row)
-                    if options.json:
-                        report = {"processor": processor(), "limit": LIMIT, "rows": [asdict(row) for row in rows]}
-                        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if misfit := next((size for size in options.sizes if tiles_of(size) is None), None):
+        parser.error(f"{misfit} is not a multiple of {_TILE_HW[0]}x{_TILE_HW[1]}")
+    report = json.loads(options.json.read_text()) if options.json and options.json.exists() else {"rows": []}
+    rows = [Row(**row) for row in report["rows"]]
+    for network, size in itertools.product(options.networks, options.sizes):
+        measured = {row.engine for row in rows if (row.network, row.size) == (network, size)}
+        for row in measure(network, size, [name for name in options.engines or engines(network) if name not in measured]):
+            print(_line(row), flush=True)
+            rows.append(row)
+            if options.json:
+                report = {"processor": processor(), "limit": LIMIT, "rows": [asdict(row) for row in rows]}
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
     return int(any(row.max_error is not None and row.max_error > LIMIT for row in rows))
 
 
@@ -145,47 +121,60 @@ def engines(network: str) -> list[str]:
     return [*found, GRAPH, *([OFFICIAL] if network == "refusion" else [])]
 
 
-def measure(case: _Case, names: Sequence[str]) -> list[Row]:
-    """Compare engines with float64 on one pair."""
-    if not case.sources.exists():
-        np.save(case.sources, planes(case.content, case.size))
-    if not case.expected.exists():
-        _alone(_compute_expected, case)
-    rows = []
-    for name in names:
-        try:
-            rows.append(_alone(_measured, case, name))
-        except BrokenProcessPool:
-            rows.append(Row(case.network, case.content, case.size, name, None, None, "the process was killed"))
-    return rows
+def measure(network: str, size: str, names: Sequence[str]) -> Iterator[Row]:
+    """Compare engines with float64 on an image of one size."""
+    tiles = tiles_of(size)
+    if not names or tiles is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        expected = Path(folder, "expected.npy")
+        _alone(_save_exact, expected, network, tiles)
+        for name in names:
+            row = Row(network, size, name, None, None)
+            try:
+                yield _alone(_measured, row, tiles, expected)
+            except BrokenProcessPool:
+                yield replace(row, problem="the process was killed")
 
 
-def planes(content: str, size: str) -> Float32Array:
-    """Both sources of the sample pair at a size, (2, H, W), [0, 1]."""
-    size_hw = parse_size(size)
-    assert size_hw is not None
-    pair = read_pair(sample_paths(_TASK)[0])
-    if content == "enlarged":
-        pair = resized(pair, size_hw)
+def tiles_of(size: str) -> tuple[int, int] | None:
+    """Number of tiles of an image, down and across; None if there are no whole tiles."""
+    height, width = parse_size(size) or (1, 1)
+    return None if height % _TILE_HW[0] or width % _TILE_HW[1] else (height // _TILE_HW[0], width // _TILE_HW[1])
+
+
+def tile_planes() -> Float32Array:
+    """Both sources of one tile, (2, H, W), [0, 1]."""
+    pair = resized(read_pair(sample_paths(_TASK)[0]), _TILE_HW)
     sources = to_planes(pair.a, pair.b, find_task(_TASK))
-    both = np.concatenate([sources.a[0], sources.b[0]])
-    missing = [max(0, wanted - has) for wanted, has in zip(size_hw, both.shape[1:], strict=True)]
-    both = np.pad(both, ((0, 0), (0, missing[0]), (0, missing[1])), mode="symmetric")
-    return np.ascontiguousarray(both[:, : size_hw[0], : size_hw[1]])
+    return np.concatenate([sources.a[0], sources.b[0]])
 
 
-def exact(network: str, state: State, a: Float32Array, b: Float32Array) -> Float64Array:
-    """What a network makes of two planes, (H, W), in float64."""
+def exact(network: str, state: State, tile: Float32Array, tiles: tuple[int, int]) -> Float64Array:
+    """What a network makes of an image of repeated tiles, in float64.
+
+    Args:
+        network: Name of the network.
+        state: Its parameters.
+        tile: Both sources of one tile, (2, H, W), [0, 1]; from 32x32.
+        tiles: Number of tiles, down and across.
+
+    Returns:
+        (tiles[0] * H, tiles[1] * W).
+    """
+    height, width = tile.shape[1:]
+    few = min(3, tiles[0]), min(3, tiles[1])
+    a, b = np.tile(tile, (1, *few))
+    fused: Float64Array
     if network == "fast":
-        return fast.reference(state, a, b)
-    import torch
-
-    from benchmarks.official_layout import official_fuse_in_strips
-
-    parameters = {name: torch.from_numpy(array.astype(np.float64)) for name, array in state.items()}
-    with torch.inference_mode():
-        sources = (torch.from_numpy(plane.astype(np.float64))[None, None] for plane in (a, b))
-        fused: Float64Array = official_fuse_in_strips(parameters, *sources, rows=32)[0, 0].numpy()
+        fused = fast.reference(state, a, b, fast.statistics(*np.tile(tile, (1, *tiles))))
+    else:
+        fused = _exact_official(state, a, b, _times(tiles[0], height)[:, None] * _times(tiles[1], width))
+    for axis, (count, side) in enumerate(zip(tiles, (height, width), strict=True)):
+        if count > 3:
+            first, middle, last = np.split(fused, 3, axis)
+            assert middle.shape[axis] == side
+            fused = np.concatenate([first, *[middle] * (count - 2), last], axis)
     return fused
 
 
@@ -201,13 +190,14 @@ def open_fuse(engine: str, state: State) -> Fuse:
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """One table for each network and content: the largest error by engine and size."""
+    """One table for each network: the largest error by engine and size."""
     found = []
-    for network, content in dict.fromkeys((row.network, row.content) for row in rows):
-        here = [row for row in rows if (row.network, row.content) == (network, content)]
-        sizes, names = list(dict.fromkeys(row.size for row in here)), list(dict.fromkeys(row.engine for row in here))
+    for network in dict.fromkeys(row.network for row in rows):
+        here = [row for row in rows if row.network == network]
+        names = dict.fromkeys(row.engine for row in here)
+        sizes = sorted({row.size for row in here}, key=lambda size: math.prod(map(int, size.split("x"))))
         cells = {(row.engine, row.size): _cell(row) for row in here}
-        lines = [f"| {network}, {content} | " + " | ".join(sizes) + " |", "| --- " + "| ---: " * len(sizes) + "|"]
+        lines = [f"| {network} | " + " | ".join(sizes) + " |", "| --- " + "| ---: " * len(sizes) + "|"]
         lines += [f"| {name} | " + " | ".join(cells.get((name, size), "") for size in sizes) + " |" for name in names]
         found.append("\n".join(lines))
     return found
@@ -215,39 +205,49 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 def _alone(function: Callable[..., T], *arguments: object) -> T:
     """Call a function in a process of its own, whose memory comes back at its end."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_limit_memory) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _limit_memory() -> None:
+def _start() -> None:
+    # Before torch is imported, which takes longer than some engines.
+    os.environ["OMP_NUM_THREADS"] = "1"
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     most = max(0, free - _SPARE_BYTES)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def _compute_expected(case: _Case) -> None:
-    _one_thread()
-    a, b = np.load(case.sources)
-    np.save(case.expected, exact(case.network, _state(case.network), a, b))
+def _save_exact(path: Path, network: str, tiles: tuple[int, int]) -> None:
+    np.save(path, exact(network, _state(network), tile_planes(), tiles))
 
 
-def _measured(case: _Case, engine: str) -> Row:
-    _one_thread()
-    a, b = np.load(case.sources)[:, None, None]
-    row = Row(case.network, case.content, case.size, engine, None, None)
+def _measured(row: Row, tiles: tuple[int, int], expected: Path) -> Row:
+    a, b = np.tile(tile_planes(), (1, *tiles))[:, None, None]
     try:
-        fused = open_fuse(engine, _state(case.network))(a, b)[0, 0]
+        fused = open_fuse(row.engine, _state(row.network))(a, b)[0, 0]
     except (RefusionError, RuntimeError, MemoryError) as error:
         return replace(row, problem=str(error).partition("\n")[0] or type(error).__name__)
-    error = np.abs(fused - np.load(case.expected))
+    error = np.abs(fused - np.load(expected))
     return replace(row, max_error=float(error.max()), rms_error=float(np.sqrt(np.mean(np.square(error)))))
 
 
-def _one_thread() -> None:
+def _exact_official(state: State, a: Float32Array, b: Float32Array, counts: Float64Array) -> Float64Array:
     import torch
 
-    torch.set_num_threads(1)
+    from benchmarks.official_layout import official_fuse_in_strips
+
+    parameters = {name: torch.from_numpy(array.astype(np.float64)) for name, array in state.items()}
+    with torch.inference_mode():
+        planes = (torch.from_numpy(plane.astype(np.float64))[None, None] for plane in (a, b, counts))
+        source_a, source_b, times = planes
+        fused: Float64Array = official_fuse_in_strips(parameters, source_a, source_b, counts=times)[0, 0].numpy()
+    return fused
+
+
+def _times(count: int, side: int) -> Float64Array:
+    """How often each pixel of at most three tiles counts: those of the middle one stand for all inner ones."""
+    return np.repeat([1.0, count - 2.0, 1.0] if count > 2 else [1.0] * count, side)
 
 
 def _official(state: State) -> Fuse:
@@ -275,7 +275,7 @@ def _cell(row: Row) -> str:
 
 def _line(row: Row) -> str:
     rms = "" if row.rms_error is None else f"{row.rms_error:.1e}"
-    return f"{row.network:9}{row.content:10}{row.size:>10}  {row.engine:32}{_cell(row):>9}{rms:>9}  {row.problem}"
+    return f"{row.network:9}{row.size:>10}  {row.engine:32}{_cell(row):>9}{rms:>9}  {row.problem}"
 
 
 if __name__ == "__main__":
