@@ -19,7 +19,7 @@ from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import SECOND, SIDES, Side
-from refusion_edge.stream.outputs.sinks import Sink
+from refusion_edge.stream.outputs.sinks import NullSink, Sink
 from refusion_edge.stream.pairing.failover import OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import TIME_WENT_BACK, Pairer
 from refusion_edge.stream.processing.processor import Geometry, Processor
@@ -153,6 +153,7 @@ def test_a_slow_engine_shows_the_newest_pair_and_keeps_latency_bounded(stream: S
     assert explained(report)
 
 
+@pytest.mark.slow
 def test_one_lost_camera_is_passed_over_and_comes_back(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir", lose_every_ms=2500, lose_ms=1200), vis=camera("vis"), duration_s=6.5, lost_after_ms=300)
     ir = report["cameras"]["ir"]
@@ -307,6 +308,7 @@ def test_a_worker_that_fails_ends_the_run_with_its_error(options: dict[str, Any]
     assert names_of_threads() <= before
 
 
+@pytest.mark.slow
 def test_a_slow_output_never_slows_cameras_down(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir"), vis=camera("vis"), duration_s=2.0, outputs=("null://?delay_ms=300", "null://"))
     assert report["outputs"]["null://"]["frames"] >= 15
@@ -323,6 +325,30 @@ def test_stopping_from_another_thread_is_clean(stream: Stream) -> None:
     assert statistics.snapshot()["pairs"]["shown"] > 3
     time.sleep(0.05)
     assert names_of_threads() <= before
+
+
+@pytest.mark.parametrize(
+    ("cameras", "settings", "reason"),
+    [
+        ({"live": 0, "frames": 5}, {}, "its sources have ended"),
+        ({"live": 0, "frames": 5}, {"frames": 3}, "it was to end after 3 frames"),
+        ({}, {"duration_s": 0.3}, "it was to end after 0.3 s"),
+        (
+            {"lose_every_ms": 400, "lose_ms": 100_000},
+            {"give_up_s": 0.5, "fails": SourceLostError},
+            "neither camera sent a frame",
+        ),
+    ],
+)
+def test_outputs_know_why_a_stream_ends(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, cameras: dict[str, Any], settings: dict[str, Any], reason: str
+) -> None:
+    statistics, known = Statistics(), list[str | None]()
+    monkeypatch.setattr("refusion_edge.stream.run.session.Statistics", lambda: statistics)
+    monkeypatch.setattr(NullSink, "__exit__", lambda *_: known.append(statistics.end_reason))
+    report, _ = stream(ir=camera("ir", **cameras), vis=camera("vis", **cameras), **settings)
+    assert reason in str(known[0])
+    assert report["end_reason"] == known[0]
 
 
 def test_a_source_that_cannot_be_opened_leaves_nothing_running() -> None:
