@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="fast", help="network (default: fast)")
     parser.add_argument("--view", default="side", help="view: fused, infrared, side, blend or edges (default: side)")
-    parser.add_argument("--size", default="1280x620", help="width and height of the window (default: 1280x620)")
+    parser.add_argument("--size", default="1280x540", help="width and height of the window (default: 1280x540)")
     parser.add_argument("--moving", action="store_true", help="save a moving picture of the fused frames instead of the page")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write (.png, or .webp if moving)")
     options = parser.parse_args()
@@ -60,6 +60,8 @@ def main() -> None:
         with Browser() as browser:
             browser.open(f"{address}#{options.view}", (width, height))
             browser.wait_for(_LIVE)
+            # The figures below the picture would be those of a machine that runs a browser as well.
+            browser.evaluate("document.getElementById('more').open = false")
             time.sleep(2.0)
             browser.screenshot(options.output)
     finally:
