@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,6 +89,7 @@ class Coupling:
         self._remark = remark
         self.dropped: dict[str, int] = {}
         self._lock = threading.Condition()
+        self._ended: set[Side] = set()
         self._begin()
 
     def __enter__(self) -> Self:
@@ -168,9 +169,14 @@ class Coupling:
             self._fuse(self._pairer.flush(), emit)
             return False
 
-    def restart(self) -> None:
-        """Forget what waits, as after a seek."""
+    def restart(self, sides: Iterable[Side] = SIDES) -> None:
+        """Forget the frames of both cameras, as after a seek.
+
+        Args:
+            sides: Cameras that deliver again even if they had ended.
+        """
         with self._lock:
+            self._ended.difference_update(sides)
             self._begin()
             self._lock.notify_all()
 
@@ -182,7 +188,6 @@ class Coupling:
         )  # fmt: skip
         self._count = dict.fromkeys(SIDES, 0)
         self._times_ns: dict[Side, list[int]] = {side: [] for side in SIDES}  # the first one and the last one
-        self._ended: set[Side] = set()
         self._fused = 0
 
     def _is_ahead(self, side: Side) -> bool:
