@@ -112,7 +112,7 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:
-    """Require that no output file exists yet: the existing one may have cost the user work.
+    """Require that no output file exists yet: the existing one may have cost the user work. Pipes and devices are not replaced.
 
     Args:
         *paths: Files to be written.
@@ -122,7 +122,7 @@ def require_free(*paths: Path, overwrite: bool, instead: str = "choose another n
     Raises:
         OutputError: One exists.
     """
-    existing = next((path for path in paths if path.exists()), None)
+    existing = next((path for path in paths if path.is_file() or path.is_dir()), None)
     if existing is not None and not overwrite:
         raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
 

@@ -24,6 +24,7 @@ from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.family import make_model
 from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import SizeRange
+from refusion_edge.stream.fused_stream import open_stream
 from tests.fakes.tensorrt import FakeTensorRT
 from tests.raising import raises
 
@@ -85,6 +86,18 @@ def test_an_engine_from_elsewhere_does_not_run_until_the_user_vouches_for_it() -
 
 
 @pytest.mark.usefixtures("device")
+def test_a_stream_of_a_program_trusts_the_engine_too() -> None:
+    built()
+    forget()
+    views = [f"test://{side}?width=32&height=24&live=0&frames=3" for side in ("ir", "vis")]
+    with raises(BundleError, remedy="--trust"):
+        open_stream(*views, bundle="x", outputs="null://").run()
+    stream = open_stream(*views, bundle="x", outputs="null://", trust=True)
+    stream.run()
+    assert stream.count == 3
+
+
+@pytest.mark.usefixtures("device")
 def test_a_cached_engine_from_elsewhere_is_built_again() -> None:
     built()
     forget()
@@ -136,7 +149,7 @@ def test_the_command_line_asks_for_trust_once(run_cli: Cli) -> None:
     forget()
     for name in "ab":
         write_image(f"{name}.png", np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(24, 32))
-    words = ("fuse", "a.png", "b.png", "-o", "c.png", "--bundle", "x")
+    words = ("fuse", "a.png", "b.png", "-o", "c.png", "--overwrite", "--bundle", "x")
     code, _, err = run_cli(*words)
     assert code == BundleError.exit_code
     assert "--trust" in err
