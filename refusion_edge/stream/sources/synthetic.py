@@ -131,7 +131,7 @@ class SyntheticSource:
         # A clock that is set is its own, like that of a network camera.
         shared = not self.scene.step_every_ms
         self.timing = SourceClock(CLOCK_SYNTHETIC, shared=shared) if self.live else None
-        self._start_ns = _start_of_pair_ns() if self.live else 0
+        self._start_ns = 0
         self._painter = Painter(self.scene, side)
         self._index = 0
         self._opened = False
@@ -139,13 +139,14 @@ class SyntheticSource:
 
     def __enter__(self) -> Self:
         if self.live:
+            if not self._opened:
+                # Not when it was made: what is loaded between would cost its first frames.
+                self._start_ns = _start_of_pair_ns()
             now_ns = time.monotonic_ns() - self._start_ns
             if self._is_lost(now_ns):
                 raise SourceLostError(f"cannot open {self.uri}: the camera is lost on purpose (lose_every_ms)")
             if self._opened and self.timing is not None:
                 self.timing.restart()
-            if not self._opened:
-                self._index = 0
             self._index = max(self._index, int(now_ns * self.scene.rate / SECOND) + 1)
         self._opened = True
         return self
@@ -294,6 +295,7 @@ _ONE_PAIR_NS = SECOND // 2
 
 
 def _start_of_pair_ns() -> int:
+    """Now, or the start of the camera that was opened just before."""
     now_ns = time.monotonic_ns()
     if not _LAST_START_NS or now_ns - _LAST_START_NS[0] > _ONE_PAIR_NS:
         _LAST_START_NS[:] = [now_ns]

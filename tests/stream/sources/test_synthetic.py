@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from refusion_edge.stream.frames import SECOND
 from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.sources import synthetic
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import (
     CLOCK_SYNTHETIC,
@@ -28,6 +30,23 @@ def opened(text: str, side: str = "ir") -> Source:
 def read_all(text: str, side: str = "ir") -> list[Grab]:
     with opened(text, side) as source:
         return list(itertools.takewhile(lambda grab: grab is not None, iter(source.read, None)))
+
+
+def test_a_camera_begins_when_it_is_opened_and_the_other_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [5 * SECOND]
+    clock = SimpleNamespace(
+        monotonic_ns=lambda: now_ns[0], sleep=lambda seconds: now_ns.append(now_ns.pop() + round(seconds * SECOND))
+    )
+    monkeypatch.setattr(synthetic, "time", clock)
+    monkeypatch.setattr(synthetic, "_LAST_START_NS", [])
+    ir, vis = opened(camera("ir")), opened(camera("vis"), "vis")
+    now_ns[0] += 3 * SECOND  # an engine is loaded
+    with ir:
+        now_ns[0] += SECOND // 10
+        with vis:
+            grabs = [ir.read(), vis.read()]
+    assert [grab.index for grab in grabs if grab] == [1, 4]
+    assert grabs[1].time_ns - grabs[0].time_ns == pytest.approx(0.1 * SECOND, abs=2)
 
 
 def test_the_synthetic_pair_is_shifted_and_skewed_as_asked() -> None:
