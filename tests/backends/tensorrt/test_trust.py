@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import Status
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import MANIFEST, PLAN, WEIGHTS
 from refusion_edge.bundle.spec import BuildSpec
@@ -20,34 +18,11 @@ from refusion_edge.errors import BundleError
 from refusion_edge.export.build import build
 from refusion_edge.fuser import open_bundle
 from refusion_edge.images.io import write_image
-from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.family import make_model
-from refusion_edge.network.weights import weights_path
-from refusion_edge.sizes import SizeRange
 from refusion_edge.stream.fused_stream import open_stream
-from tests.fakes.tensorrt import FakeTensorRT
+from tests.backends.tensorrt.conftest import SPEC
 from tests.raising import raises
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-SIZES = SizeRange((16, 16), (24, 32), (64, 96))
-SPEC = BuildSpec("medical", "fp16", backend="tensorrt", sizes_hw=SIZES, output=Path("x"))
-
-
-@pytest.fixture
-def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
-    """TensorRT on a device that fuses medical pairs as the real network does."""
-    state = read_checkpoint(weights_path("medical")).state
-    fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.min_hw, SIZES.opt_hw, SIZES.max_hw))
-    for probe in ("probe", "probe_build"):
-        monkeypatch.setattr(
-            f"refusion_edge.backends.tensorrt.runner.TrtBackend.{probe}", lambda: Status(usable=True, reason="fake")
-        )
-    monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
-    with OrtBackend(make_model("tensorrt-folded", "fp16", state).SerializeToString(), threads=1) as network:
-        fake_trt.compute = network.fuse
-        yield fake_trt
 
 
 def built(name: str = "x") -> EngineBundle:
