@@ -25,6 +25,9 @@ from refusion_edge.rig.model import GAIN_METHODS
 from refusion_edge.stream.frames import SIDES, FusedFrame, Side, other
 from refusion_edge.stream.run.coupling import Coupling, Settings
 
+_NETWORK = (
+    "refusion, fast, or auto for the better one that keeps up with the cameras; empty for the bundle's, otherwise refusion"
+)
 _SIZES = "width=[8,16384],height=[8,16384],framerate=[0/1,2147483647/1]"
 # Of the camera that is waited for, and of the network.
 _LATENCY_FRAMES = 2
@@ -90,7 +93,7 @@ class Refusion(Gst.Element):
         _template("src", Gst.PadDirection.SRC, COLOR_FORMATS),
     )
     __gproperties__: ClassVar = {
-        "network": _property(str, "network", "refusion or fast; empty for the bundle's network, otherwise refusion", ""),
+        "network": _property(str, "network", _NETWORK, ""),
         "bundle": _property(str, "bundle", "engine bundle (folder) or weights file; empty for the package's weights", ""),
         "backend": _property(str, "back end", "back end that runs the network", "auto"),
         "threads": _property(int, "threads", "threads of the back end; 0 for its default", 0, 256, 0),
