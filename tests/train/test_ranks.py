@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from refusion_edge.errors import UsageError
+from refusion_edge.errors import CheckpointError, UsageError
 from refusion_edge.train.process import Ranks, join_ranks
+from refusion_edge.train.session import _require_one_start
 from refusion_edge.train.state import find_checkpoints, read_state
 from tests.conftest import ROOT
 from tests.raising import raises
@@ -127,6 +131,103 @@ def test_a_lost_or_stopped_rank_ends_the_run_with_a_resumable_checkpoint(
     assert checkpoint.counters.step > 0
     assert len(find_checkpoints(Path("run"))) == 1
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
+
+
+def elastic(words: list[str], *options: str) -> subprocess.Popen[str]:
+    """Start ranks by torchrun, as its users do."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options, "-m", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(launcher, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def rank_below(launcher: int, rank: int) -> int | None:
+    """Process of a rank that a launcher started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                return int(path.name)
+    return None
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def steps_of(folder: str) -> list[int]:
+    return [int(path.stem.removeprefix("step-")) for path in find_checkpoints(Path(folder))]
+
+
+def training(data: Path, output: str, *settings: str) -> list[str]:
+    words = ["refusion_edge", "train", "--task", "ir_vis", "--data", str(data), "-o", output, "--device", "cpu"]
+    words += ["--threads", "1", "--deterministic", "--auto-resume"]
+    return words + [word for setting in (*SMALL[:-1], *settings) for word in ("--set", setting)]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_bits(folder_of_pairs: Callable[..., Path]) -> None:
+    from safetensors.torch import load_file
+
+    data, settings = folder_of_pairs("data"), ("run.steps=40", "checkpoint.every=5")
+    whole = start(["-m", *training(data, "whole", *settings)], 2, stdout=subprocess.DEVNULL)
+    assert [process.wait(timeout=PATIENCE_S) for process in whole] == [0, 0]
+    again = elastic(training(data, "run", *settings), "--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
+    wait_for(lambda: [step for step in steps_of("run") if 0 < step < 35], again)
+    killed = rank_below(again.pid, 1)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    output, _ = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 0, output
+    assert "resuming" in output
+    one, other = (load_file(find_checkpoints(Path(name))[-1]) for name in ("whole", "run"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_and_one_that_joins_change_the_number_of_ranks(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    words = training(data, "run", "run.steps=100000", "checkpoint.every=5")
+    options = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "x"]
+    options += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-conf", "last_call_timeout=1,keep_alive_interval=1"]
+    log = Path("run/log.jsonl")
+
+    def sizes() -> list[int]:
+        events = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        return [event["ranks"] for event in events if event["event"] == "start"]
+
+    first = elastic(words, *options)
+    second = None
+    try:
+        wait_for(lambda: sizes() == [1] and steps_of("run"), first)
+        second = elastic(words, *options)
+        wait_for(lambda: sizes()[-1] == 2, first)
+        before = max(steps_of("run"))
+        wait_for(lambda: max(steps_of("run")) > before, first)
+        for process in (rank_below(second.pid, 1), second.pid):
+            if process is not None:
+                os.kill(process, signal.SIGKILL)
+        wait_for(lambda: sizes()[-1] == 1, first)
+        before = max(steps_of("run"))
+        wait_for(lambda: max(steps_of("run")) > before, first)
+    finally:
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=PATIENCE_S)
+        if second is not None:
+            second.kill()
+            second.communicate(timeout=PATIENCE_S)
+    assert sizes() == [1, 2, 1]
+    assert read_state(Path("run")).counters.step >= before
+
+
+def test_ranks_that_start_from_different_steps_are_refused() -> None:
+    ranks = mock.Mock(largest=lambda values: [20.0, -10.0])
+    with raises(CheckpointError, "10", "20", expected=20.0, got=10):
+        _require_one_start(ranks, 10)
 
 
 def test_one_rank_needs_no_group() -> None:
