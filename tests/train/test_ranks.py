@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -186,42 +185,6 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_bits(fold
     one, other = (load_file(find_checkpoints(Path(name))[-1]) for name in ("whole", "run"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.slow
-def test_a_machine_that_is_lost_and_one_that_joins_change_the_number_of_ranks(folder_of_pairs: Callable[..., Path]) -> None:
-    data = folder_of_pairs("data")
-    words = training(data, "run", "run.steps=100000", "checkpoint.every=5")
-    options = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "x"]
-    options += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-conf", "last_call_timeout=1,keep_alive_interval=1"]
-    log = Path("run/log.jsonl")
-
-    def sizes() -> list[int]:
-        events = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-        return [event["ranks"] for event in events if event["event"] == "start"]
-
-    first = elastic(words, *options)
-    second = None
-    try:
-        wait_for(lambda: sizes() == [1] and steps_of("run"), first)
-        second = elastic(words, *options)
-        wait_for(lambda: sizes()[-1] == 2, first)
-        before = max(steps_of("run"))
-        wait_for(lambda: max(steps_of("run")) > before, first)
-        for process in (rank_below(second.pid, 1), second.pid):
-            if process is not None:
-                os.kill(process, signal.SIGKILL)
-        wait_for(lambda: sizes()[-1] == 1, first)
-        before = max(steps_of("run"))
-        wait_for(lambda: max(steps_of("run")) > before, first)
-    finally:
-        first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=PATIENCE_S)
-        if second is not None:
-            second.kill()
-            second.communicate(timeout=PATIENCE_S)
-    assert sizes() == [1, 2, 1]
-    assert read_state(Path("run")).counters.step >= before
 
 
 def test_ranks_that_start_from_different_steps_are_refused() -> None:
