@@ -302,8 +302,8 @@ def table(document: dict[str, Any]) -> str:
     machine, versions = document["machine"], document["versions"]
     lines = [
         f"{height}x{width}, fp32, {document['threads']} thread{'' if document['threads'] == 1 else 's'}, "
-        f"{machine['processor']} ({machine['cores']} cores), {document['started'][:10]}, {document['rounds']} interleaved rounds; "
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
+        f"{machine['processor']} ({machine['cores']} cores), {document['started'][:10]}, "
+        f"{document['rounds']} interleaved rounds; {', '.join(f'{name} {version}' for name, version in versions.items())}.",
         "",
     ]
     if document["loaded"]:
