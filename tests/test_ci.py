@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from refusion_edge.stream import system_python
 from refusion_edge.stream.outputs import rtsp
-from refusion_edge.stream.sources import gstreamer
 from tests.conftest import ROOT
 
 CI = ROOT / ".ci"
@@ -217,4 +217,4 @@ def test_what_apt_get_says_is_shown_where_it_fails(system: Path) -> None:
 
 
 def test_what_the_messages_ask_to_install_is_installed() -> None:
-    assert {*gstreamer._PACKAGES.split(), *rtsp._PACKAGES.split()} <= set(WANTED)
+    assert {*system_python.PACKAGES.split(), *rtsp._PACKAGES.split()} <= set(WANTED)
