@@ -1,6 +1,7 @@
 """How far meta-gradients of independent batches agree: whether P would learn or drift.
 
 python -m benchmarks.meta_agreement RUN --data DIR [--pairs 1 2 8] [--batches 8] [--device auto]
+    [--json FILE]
 
 Takes F, P and R from a run's newest checkpoint and prints, for each batch size, the mean cosine between the
 meta-gradients of independent batches (1: all agree, 0: noise), as they are and with the brightness shift left out, and
@@ -15,13 +16,16 @@ A saturated prior, or sources that agree, leave P nothing to decide.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from refusion_edge.files import write_atomically
 from refusion_edge.tasks import find_task
 from refusion_edge.train.augmentation import ToneSettings
 from refusion_edge.train.collection import PairCollection, survey
@@ -33,6 +37,8 @@ from refusion_edge.train.meta import Batch, FusionObjective, MetaRule, fusion_gr
 from refusion_edge.train.session import choose_device
 from refusion_edge.train.state import initial_state, read_state, restore
 
+SCHEMA = "refusion-edge/bench-meta-agreement/1"
+
 
 def main() -> int:
     """Measure and print."""
@@ -43,6 +49,7 @@ def main() -> int:
     parser.add_argument("--crop", type=int, default=64, help="side of a crop")
     parser.add_argument("--batches", type=int, default=8, help="independent batches")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers as JSON")
     options = parser.parse_args()
 
     device = choose_device(options.device)
@@ -74,11 +81,16 @@ def main() -> int:
     seen = batch(11, 0, 4 * max(options.pairs), settings.tone)
     with torch.no_grad():
         proposed = networks.propose(state.phi, *(plane.chunk(2)[0] for plane in (seen.a, seen.b)))
+    document: dict[str, Any] = {
+        "schema": SCHEMA, "step": checkpoint.counters.step, "batches": options.batches, "crop_px": options.crop,
+        "device": str(device), "leverage": {}, "rows": [],
+    }  # fmt: skip
     for name, weight, view in (
         ("w", proposed.intensity, torch.clone),
         ("v", proposed.gradient, gradient_magnitude),
     ):
-        print(f"leverage of {name}: {leverage(weight, view(seen.first), view(seen.second)):.3f}")
+        document["leverage"][name] = leverage(weight, view(seen.first), view(seen.second))
+        print(f"leverage of {name}: {document['leverage'][name]:.3f}")
     print("curves  pairs  agreement  centred  seconds  peak MiB")
     for curves, tone in (("the run's", settings.tone), ("none", PLAIN)):
         if curves == "none" and settings.tone.share == 0:
@@ -88,10 +100,19 @@ def main() -> int:
             plain = [gradient(index, pairs, tone, centred=False) for index in range(options.batches)]
             seconds = (time.perf_counter() - started) / options.batches
             centred = [gradient(index, pairs, tone, centred=True) for index in range(options.batches)]
-            peak = f"{torch.cuda.max_memory_allocated() / 2**20:8.0f}" if device.type == "cuda" else "       -"
-            print(
-                f"{curves:9}{pairs:4}  {agreement(plain):9.2f}  {agreement(centred):7.2f}  {seconds:7.2f}  {peak}", flush=True
-            )
+            peak_bytes = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+            row = {
+                "curves": curves,
+                "pairs": pairs,
+                "agreement": agreement(plain),
+                "centred": agreement(centred),
+                "seconds": seconds,
+            }
+            document["rows"].append({**row, "peak_bytes": peak_bytes})
+            peak = "       -" if peak_bytes is None else f"{peak_bytes / 2**20:8.0f}"
+            print(f"{curves:9}{pairs:4}  {row['agreement']:9.2f}  {row['centred']:7.2f}  {seconds:7.2f}  {peak}", flush=True)
+    if options.json:
+        write_atomically(options.json, (json.dumps(document, indent=1) + "\n").encode())
     return 0
 
 
