@@ -22,7 +22,7 @@ from refusion_edge.train.crops import PLAIN, crop_batch
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import LossWeights, gradient_magnitude, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
-from refusion_edge.train.priors import PRIORS
+from refusion_edge.train.networks import prior_weights
 from refusion_edge.train.settings import GuardSettings, Settings
 from refusion_edge.train.views import Teacher, Views
 
@@ -83,9 +83,7 @@ def hold(collection: PairCollection, settings: Settings, device: torch.device, t
     picked = [round(index * (len(collection) - 1) / max(1, count - 1)) for index in range(count)]
     images = tuple(_held_image(collection, which, seed, teacher) for which in picked)
     a, b = (plane.to(device) for plane in crops)
-    proposal = settings.proposal
-    prior = LossWeights.from_logits(PRIORS[proposal.prior](a, b, proposal.gradient_sharpness))
-    return Held(Batch.in_both_orders(a, b, figures), prior, images)
+    return Held(Batch.in_both_orders(a, b, figures), prior_weights(settings.proposal, a, b), images)
 
 
 @torch.no_grad()
