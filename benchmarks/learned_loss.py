@@ -8,8 +8,8 @@ DIR holds ``ir_vis/train`` and ``ir_vis/test``. Stages, in this order, with the 
 - ``states``: F and R are trained for each prior, as they are when P begins to learn.
 - ``agreement``: agreement of meta-gradients (``benchmarks.meta_agreement``) for each variant of P, prior and outer objective.
 - ``maps``: whether R's error is larger where the fused image has lost detail (``benchmarks.reconstruction_maps``).
-- ``compare``: for each arm, runs with several seeds, and controls with the prior alone: the same crops, the same initial F, the
-  same schedule. Metrics of the final weights on the held-back pairs of the training set.
+- ``compare``: for each arm, runs with several seeds, with the prior alone or a learned loss: the same crops, initial F and
+  schedule. Metrics of the final weights on the held-back pairs of the training set.
 - ``test``: the same weights on the test sets. For one look at the end.
 
 Every number is written to FILE as soon as it is known, and every run has checkpoints; the same command continues after a stop.
@@ -56,14 +56,13 @@ EXCLUDED = ("llvip",)
 PRIORS = {
     "hard": (),
     "soft": ("proposal.temperature=4.0",),
-    "none": ("proposal.prior=none",),
 }
 _STATE = ("run.steps=400", "run.batch=4", "meta.reconstruct=true", "optimiser.warm_up_steps=50")
 _HELD, _CROP_PX = 0.1, 64
 _ERROR_PAIRS = 8
 
-SIZES = {2: 16, 8: 12, 16: 8, 32: 6, 64: 5}
-"""Pairs of a batch, and number of batches, in the stage ``agreement``."""
+SIZES = {2: 12, 8: 8, 32: 5, 64: 5, 16: 6}
+"""Pairs of a batch, and number of batches, in the stage ``agreement``, the most telling ones first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,44 +82,59 @@ class Variant:
 
 _HALF = ("proposal.stride=2",)
 _ALONE = ("outer.reconstruction=0.0",)
+_SIMILARITY = (*_ALONE, "outer.similarity=1.0")
 _CENTRED = ("meta.centred=true",)
+# Factors that give the terms meta-gradients of similar length, at two pairs.
+_VISIBLE = (*_SIMILARITY, "outer.edges=0.5", "outer.detail=2.0", "outer.targets=5.0")
 VARIANTS = (
     Variant("hard prior", "hard"),
     Variant("hard prior, centred", "hard", _CENTRED),
     Variant("hard prior, half", "hard", _HALF),
     Variant("soft prior, half", "soft", _HALF),
     Variant("soft prior, half, centred", "soft", (*_HALF, *_CENTRED)),
-    Variant("no prior, half", "none", _HALF),
-    Variant("soft prior, half, similarity", "soft", (*_HALF, *_ALONE, "outer.similarity=1.0")),
+    # With F and R of the soft prior.
+    Variant("no prior, half", "soft", (*_HALF, "proposal.prior=none")),
+    Variant("soft prior, half, similarity", "soft", (*_HALF, *_SIMILARITY)),
     Variant("soft prior, half, edges", "soft", (*_HALF, *_ALONE, "outer.edges=1.0")),
     Variant("soft prior, half, detail", "soft", (*_HALF, *_ALONE, "outer.detail=1.0")),
     Variant("soft prior, half, targets", "soft", (*_HALF, *_ALONE, "outer.targets=1.0")),
+    Variant("soft prior, half, all but reconstruction", "soft", (*_HALF, *_VISIBLE)),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Learned runs of the stage ``compare``, and their controls.
+    """Runs of the stage ``compare``.
 
     Attributes:
-        name: Of the learned runs.
+        name: In the tables.
         prior: One of ``PRIORS``.
-        schedule: ``section.key=value`` of the learned runs and of the controls.
-        changes: ``section.key=value`` of the learned runs only.
+        changes: ``section.key=value`` of a learned loss; empty for a control, which stays at the prior.
+        control: Name of the arm to compare with; empty for none.
     """
 
     name: str
     prior: str
-    schedule: tuple[str, ...]
-    changes: tuple[str, ...]
-
-    @property
-    def control(self) -> str:
-        """Name of the controls."""
-        return f"{self.name}-fixed"
+    changes: tuple[str, ...] = ()
+    control: str = ""
 
 
-ARMS: tuple[Arm, ...] = ()
+# Eight pairs for each update of P, in four parts.
+SCHEDULE = (
+    "run.steps=400", "run.batch=2", "optimiser.warm_up_steps=50", "meta.warm_up=0.2", "meta.every=2", "meta.accumulate=4",
+    "meta.learning_rate=1e-2",
+)  # fmt: skip
+_FIXED = ("meta.engine=off", "meta.reconstruct=false")
+_LEARNED = ("meta.engine=exact", *_HALF)
+# Without R.
+_FREE = ("meta.reconstruct=false",)
+ARMS = (
+    Arm("soft-fixed", "soft"),
+    Arm("soft-similarity", "soft", (*_LEARNED, *_FREE, *_SIMILARITY), "soft-fixed"),
+    Arm("soft-reconstruction", "soft", (*_LEARNED, "meta.reconstruct=true"), "soft-fixed"),
+    Arm("soft-visible", "soft", (*_LEARNED, *_FREE, *_VISIBLE), "soft-fixed"),
+    Arm("hard-fixed", "hard"),
+)
 _LOSSES = ("glare", "targets")
 _TEST_SETS = ("roadscene", "tno", "msrs")
 
@@ -209,19 +223,16 @@ class Experiment:
         cases = [Case("held", read_pair(PairPaths(e.name, e.a, e.b))) for e in self._pairs()[1] if e.b is not None]
         for seed in SEEDS:
             for arm in ARMS:
-                for learned in (False, True):
-                    folder = self._run(arm, seed, learned=learned)
-                    how = arm.changes if learned else ("meta.engine=off", "meta.reconstruct=false")
-                    self._train(folder, (*arm.schedule, *PRIORS[arm.prior], *how, f"run.seed={seed}"))
-                    self._measure("compare", folder, cases)
+                folder = self._run(arm, seed)
+                self._train(folder, (*SCHEDULE, *PRIORS[arm.prior], *(arm.changes or _FIXED), f"run.seed={seed}"))
+                self._measure("compare", folder, cases)
 
     def test(self) -> None:
         """Measure the same weights on the test sets."""
         cases = [case for case in test_cases(find_task(TASK), self.data, 0) if case.group in _TEST_SETS]
         for seed in SEEDS:
             for arm in ARMS:
-                for learned in (False, True):
-                    self._measure("test", self._run(arm, seed, learned=learned), cases)
+                self._measure("test", self._run(arm, seed), cases)
 
     def _measure(self, stage: str, folder: Path, cases: Sequence[Case]) -> None:
         found = self.document.setdefault(stage, {})
@@ -255,8 +266,8 @@ class Experiment:
     def _state(self, prior: str) -> Path:
         return self.work / f"state-{prior}"
 
-    def _run(self, arm: Arm, seed: int, *, learned: bool) -> Path:
-        return self.work / f"{arm.name if learned else arm.control}-{seed}"
+    def _run(self, arm: Arm, seed: int) -> Path:
+        return self.work / f"{arm.name}-{seed}"
 
     def _save(self, news: str) -> None:
         write_atomically(self.path, (json.dumps(self.document, indent=1) + "\n").encode())
@@ -312,17 +323,18 @@ def _map_lines(shown: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _compared_lines(group: str, runs: dict[str, dict[str, float]]) -> Iterator[str]:
-    metrics = list(next(iter(runs.values())))
+    metrics = [name for name in next(iter(runs.values())) if all(name in row for row in runs.values())]
     yield f"| {group} | runs | {' | '.join(metrics)} |"
     yield f"| --- | --- |{' ---: |' * len(metrics)}"
     for arm in ARMS:
-        seeds = [seed for seed in SEEDS if f"{arm.name}-{seed}" in runs and f"{arm.control}-{seed}" in runs]
-        if not seeds:
-            continue
-        fixed, learned = ([runs[f"{name}-{seed}"] for seed in seeds] for name in (arm.control, arm.name))
-        yield f"| {arm.control} | {len(seeds)} | {' | '.join(_with_error([row[m] for row in fixed]) for m in metrics)} |"
-        gains = [_with_error([x[m] - y[m] for x, y in zip(learned, fixed, strict=True)], "+") for m in metrics]
-        yield f"| {arm.name}, difference | {len(seeds)} | {' | '.join(gains)} |"
+        by_seed = {seed: runs[f"{arm.name}-{seed}"] for seed in SEEDS if f"{arm.name}-{seed}" in runs}
+        if by_seed:
+            means = [_with_error([row[metric] for row in by_seed.values()]) for metric in metrics]
+            yield f"| {arm.name} | {len(by_seed)} | {' | '.join(means)} |"
+        gains = [(row, runs[f"{arm.control}-{seed}"]) for seed, row in by_seed.items() if f"{arm.control}-{seed}" in runs]
+        if gains:
+            means = [_with_error([row[metric] - base[metric] for row, base in gains], "+") for metric in metrics]
+            yield f"| less {arm.control} | {len(gains)} | {' | '.join(means)} |"
     yield ""
 
 

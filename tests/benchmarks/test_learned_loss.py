@@ -26,12 +26,12 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_tables_have_differences_by_seed_and_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned_loss, "ARMS", (learned_loss.Arm("arm", "soft", (), ()),))
+    monkeypatch.setattr(learned_loss, "ARMS", (learned_loss.Arm("arm", "soft", ("x",), "arm-fixed"),))
     runs = {f"arm-fixed-{seed}": {"held": {"Qabf": 0.5 + seed}} for seed in learned_loss.SEEDS}
     runs |= {f"arm-{seed}": {"held": {"Qabf": 0.6 + seed}} for seed in learned_loss.SEEDS}
     lines = learned_loss.tables({"compare": runs}).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["held", "runs", "Qabf"]
-    difference = next(line for line in lines if "difference" in line)
+    difference = next(line for line in lines if "less" in line)
     assert difference.split("|")[3].split() == ["+0.100", "±", "0.000"]
 
 
