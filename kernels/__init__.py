@@ -1,4 +1,6 @@
-"""Operations of the fusion network, one per file, each with a readable reference.
+"""GPU and CPU kernels of the networks, each with a readable reference.
 
-Belongs here: single operations on tensors. Does not belong here: frames, files, configurations.
+Belongs here, too: the schedules that launch them, the C library and the PTX emulator.
+
+Does not belong here: image files, bundles, options of the command line.
 """

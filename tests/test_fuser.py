@@ -25,13 +25,13 @@ Picture = Callable[..., Array]
 
 OFFICIAL_CASES = [
     ("ir_vis", "IVIF", "infrared", "visible", "00710N.png"),
-    ("ir_vis", "IVIF", "infrared", "visible", "00906N.png"),
+    pytest.param("ir_vis", "IVIF", "infrared", "visible", "00906N.png", marks=pytest.mark.slow),
     ("medical", "MIF", "CT_PET_SPECT", "MRI", "MRI_PET_14.png"),
-    ("medical", "MIF", "CT_PET_SPECT", "MRI", "MRI_PET_37.png"),
-    ("multi_focus", "MFIF", "near", "far", "14.jpg"),
+    pytest.param("medical", "MIF", "CT_PET_SPECT", "MRI", "MRI_PET_37.png", marks=pytest.mark.slow),
+    pytest.param("multi_focus", "MFIF", "near", "far", "14.jpg", marks=pytest.mark.slow),
     ("multi_focus", "MFIF", "near", "far", "5.jpg"),
     ("multi_exposure", "MEIF", "under", "over", "AirBellowsGap.png"),
-    ("multi_exposure", "MEIF", "under", "over", "ICCV_03.png"),
+    pytest.param("multi_exposure", "MEIF", "under", "over", "ICCV_03.png", marks=pytest.mark.slow),
 ]
 
 

@@ -25,11 +25,13 @@ class PortableBuilder:
         backend: Name of the back end.
         file: The file that it loads: ``model.onnx``, or the weights if its kernels implement the network.
         versions: Returns the versions of the tools that compile the file on loading, by name.
+        fp16_remark: What the user should know about an fp16 engine; empty if there is nothing to say.
     """
 
     backend: str
     file: str = MODEL
     versions: Callable[[], dict[str, str]] = dict
+    fp16_remark: str = ""
 
     compiles = False
 
@@ -43,7 +45,8 @@ class PortableBuilder:
 
     def prepare(self, spec: BuildSpec, state: State, weights: bytes, choice: Choice) -> Inputs:
         """See ``Builder.prepare``."""
-        return Inputs(state, weights, self.model(spec, state), facts=self.versions())
+        remarks = (self.fp16_remark,) if spec.precision == "fp16" and self.fp16_remark else ()
+        return Inputs(state, weights, self.model(spec, state), facts=self.versions(), remarks=remarks)
 
     def build(self, spec: BuildSpec, inputs: Inputs, listener: PhaseListener | None, remarks: list[str]) -> EngineFile:
         """See ``Builder.build``."""
@@ -63,6 +66,9 @@ class PortableBuilder:
         raise UsageError(f"the back end {self.backend} runs on the CPU and has no proxy", "leave --proxy out")
 
 
-ONNXRUNTIME = PortableBuilder("onnxruntime")
+ONNXRUNTIME = PortableBuilder(
+    "onnxruntime",
+    fp16_remark="On a CPU, ONNX Runtime computes fp16 in fp32 steps, so this bundle rounds like fp16 but is not faster.",
+)
 OPENVINO = PortableBuilder("openvino", versions=lambda: {"openvino": openvino.version()})
 NATIVE = PortableBuilder("native", WEIGHTS)

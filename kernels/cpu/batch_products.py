@@ -6,7 +6,9 @@
     channel_products:  q^T k, and the squared norms of the channels of q and of k
 
 Each is differentiable any number of times and in forward mode, because the derivatives of each are made of the others. The
-compiled kernels compute them in fp32 on a CPU; elsewhere torch does.
+compiled kernels compute them in fp32 on a CPU; elsewhere torch does, by ``_multiplied`` and ``_summed``, the references.
+
+``train.layers`` uses them; for inference, the C++ kernels of the whole network do.
 """
 
 from __future__ import annotations
@@ -28,11 +30,16 @@ def multiply(x: Tensor, weights: Tensor, added: Tensor | None = None, factors: T
         x: (B, L, C) with L pixels, floating.
         weights: W, (B, C', C), same dtype.
         added: (B, L, C').
-        factors: One for each channel, (B, C'); absent: 1.
+        factors: One for each channel, (B, C'); needs ``added``; absent: 1.
 
     Returns:
         (B, L, C').
+
+    Raises:
+        ValueError: There are factors but nothing to multiply by them.
     """
+    if factors is not None and added is None:
+        raise ValueError("factors without added: pass both, or neither")
     # Dynamo breaks its graph at every function that has a forward mode of its own.
     if torch.compiler.is_compiling():
         return _multiplied(x, weights, added, factors)
@@ -46,7 +53,7 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def dot_products(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of ``a * b`` over the pixels of each image, channel by channel: twice (B, L, C) to (B, C)."""
+    """The sum of ``a * b`` over the pixels of each image, channel by channel: both (B, L, C); returns (B, C)."""
     return _pixel_sums(True, a, b)
 
 
@@ -125,7 +132,7 @@ class _Multiply(Function):
             moved = own if moved is None else moved + own
         if x_along is not None:
             moved = multiply(x_along, weights, moved)
-        return _one_at_least(moved) if weights_along is None else multiply(x, weights_along, moved)
+        return _require_tangent(moved) if weights_along is None else multiply(x, weights_along, moved)
 
 
 class _PixelSums(Function):
@@ -159,7 +166,7 @@ class _PixelSums(Function):
         product = dot_products if ctx.channelwise else inner_products
         by_a = None if a_along is None else product(a_along, b)
         by_b = None if b_along is None else product(a, b_along)
-        return _one_at_least(by_a if by_b is None else by_b) if by_a is None or by_b is None else by_a + by_b
+        return _require_tangent(by_a if by_b is None else by_b) if by_a is None or by_b is None else by_a + by_b
 
 
 class _ChannelProducts(Function):
@@ -191,7 +198,7 @@ def _keep(ctx: Any, inputs: Sequence[Any]) -> None:
     ctx.save_for_forward(*inputs)
 
 
-def _one_at_least(tangent: Tensor | None) -> Tensor:
+def _require_tangent(tangent: Tensor | None) -> Tensor:
     if tangent is None:
         raise RuntimeError("forward mode needs a tangent of at least one input")
     return tangent

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             way.add_argument("--board", type=_board, required=True, metavar="9x6", help="inner corners across and down")
             way.add_argument(
                 "--turn", type=int, choices=(0, 90, 180, 270),
-                help="clockwise rotation of the infrared image relative to the visible one, in degrees (default: found from "
-                "what is around the board, otherwise 0)",
+                help="clockwise rotation of the infrared image relative to the visible one, in degrees (default: detected "
+                "from the surroundings of the board, otherwise 0)",
             )  # fmt: skip
         if name in ("auto", "points", "checkerboard"):
             _add_model(way, auto=name == "auto")
@@ -365,7 +365,7 @@ def _add_model(parser: argparse.ArgumentParser, *, auto: bool) -> None:
     default = "a similarity, or a homography if the scene requires it" if auto else "homography"
     parser.add_argument(
         "--model", choices=("similarity", "affine", "homography"), default=None if auto else "homography",
-        help=f"motion model of the warp (default: {default})",
+        help=f"geometric model of the warp (default: {default})",
     )  # fmt: skip
 
 
@@ -383,13 +383,13 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scale-range", type=_scale_range, metavar="LOW,HIGH",
-        help="how wide the infrared view may be, as a multiple of the visible one: 0.5 if it shows half the width of the scene "
+        help="range of the infrared view's width relative to the visible view's; 0.5 means half as wide "
         "(default: 0.4,2.5)",
     )  # fmt: skip
     for name, camera in (("ir", "infrared"), ("vis", "visible")):
         parser.add_argument(
             f"--{name}-fov", type=_angle, metavar="DEGREES",
-            help=f"horizontal field of view of the {camera} camera; with both, only scales near their ratio are tried",
+            help=f"horizontal field of view of the {camera} camera; if both are given, only scales near their ratio are tried",
         )  # fmt: skip
 
 
@@ -432,7 +432,7 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
         "--fov", type=_angle, metavar="DEGREES", help="horizontal field of view of the --onto camera, for the parallax table"
     )
     for name in ("ir", "vis"):
-        parser.add_argument(f"--{name}-uri", type=nonempty, metavar="URI", help=f"source of the {name} frames")
+        parser.add_argument(f"--{name}-uri", type=nonempty, metavar="URI", help=f"URI of the {name} frames, stored in the rig")
     parser.add_argument(
         "--polarity", choices=("white", "black", "auto"), help="shade of hot objects in the infrared image (default: white)"
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from refusion_edge.rig.model import Rig
     from refusion_edge.stream.frames import Side
 
-SUMMARY = "measure the time offset of a rig from motion that both cameras see"
+SUMMARY = "measure the time offset between the cameras of a rig from motion that both see"
 _SCHEMA = "refusion-edge/time-offset/1"
 
 

@@ -52,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--proxy", choices=("ptx", "reference"),
-        help="what the accuracy gate of a fused program runs on a machine without a GPU: its PTX in an emulator, or the CPU "
+        help="how the accuracy gate runs a fused program without a GPU: ptx emulates its PTX; reference uses the CPU "
         "reference of each kernel (default: ptx if it fits --proxy-limit-s, otherwise reference)",
     )  # fmt: skip
     parser.add_argument(
         "--proxy-limit-s", type=float, metavar="S",
-        help="longest estimated time of the emulator in the accuracy gate, in seconds (default: 60)",
+        help="use the emulator only if it is expected to take at most this many seconds (default: 60)",
     )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="neither use a cached engine nor cache the new one")
     _add_compiler(parser)
@@ -193,10 +193,6 @@ def print_report(report: BuildReport) -> None:
     console = output()
     for sentence in (f"Back end: {report.choice.reason}", *report.remarks):
         console.print(sentence)
-    if manifest.backend == "onnxruntime" and manifest.precision == "fp16":
-        console.print(
-            "Note: on a CPU, ONNX Runtime computes fp16 in fp32 steps, so this bundle rounds like fp16 but is not faster."
-        )
     not_run, ran = None, ""
     if isinstance(manifest.gate, GateNotRun):
         not_run, ran = manifest.gate.not_run, manifest.gate.proxy_name or "its model on the CPU"

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bundle", action="append", default=[], metavar="[NAME=]BUNDLE",
-        help="engine bundle, weights file or task that fuses the sources first; repeatable",
+        help="fuse the sources with this bundle, weights file or task, and score the results; repeatable",
     )  # fmt: skip
     add_task(parser)
     add_trust_engine(parser)
@@ -60,11 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--convention", default="evaluator", metavar="NAMES", help="conventions, separated by commas (default: evaluator)"
     )
     parser.add_argument("--metrics", metavar="NAMES", help="metrics, separated by commas (default: all of the convention)")
-    parser.add_argument("--partial", action="store_true", help="score the complete cases even if counterparts are missing")
+    parser.add_argument(
+        "--partial", action="store_true", help="skip files without a counterpart instead of stopping with an error"
+    )
     parser.add_argument("--shifts", metavar="PIXELS", help="also sweep over displacements of source a, such as 0,1,2,4,8")
     parser.add_argument(
         "--shift-kind", choices=("shift", "skew"), default="shift",
-        help="shift: all of source a; skew: its last row to the right and its first to the left (default: shift)",
+        help="shift: move all of source a; skew: shear it, its last row to the right and its first row to the left "
+        "(default: shift)",
     )  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", help="write the values per image as CSV")
     parser.add_argument("--latex", metavar="FILE", help="write the means as LaTeX tables, with the three best values marked")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from refusion_edge.images.luma import Planes
     from refusion_edge.images.pairs import PairList, PairPaths
 
-SUMMARY = "fuse two images, or two folders of images matched by name"
+SUMMARY = "fuse two images, or two folders or patterns matched by file stem"
 SCHEMA = "refusion-edge/fuse/1"
 
 _FORMATS = ("png", "jpg", "tiff")
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or overexposed one. Quote patterns ('ir/*.png') so that the shell does not expand them."
     )
     parser.add_argument("a", type=nonempty, help="source a: file, folder or quoted glob pattern")
-    parser.add_argument("b", type=nonempty, help="source b, of the same kind; the same folder as A for a known data set")
+    parser.add_argument(
+        "b", type=nonempty, help="source b, of the same kind as a; for a known data set, give its folder as both"
+    )
     parser.add_argument(
         "-o", "--output", required=True, type=nonempty, help="file to write, or a folder if the sources are folders or patterns"
     )
@@ -68,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for source in "ab":
         parser.add_argument(
             f"--{source}-range", type=pixel_range, metavar="LOW:HIGH",
-            help=f"values of source {source} that become black and white, auto for its own range, or full for its full scale "
-            "(default: from its role and its file)",
+            help=f"values to map to black and white in source {source}; auto: the image's own range; full: the full scale of "
+            "its type (default: depends on the source and the file)",
         )  # fmt: skip
     add_layout(parser)
     parser.add_argument(
         "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
-        help="largest number of pixels of an image; a small file can claim to hold gigabytes (default: 100 million)",
+        help="refuse images with more pixels than this; a small file can decode to gigabytes (default: 100 million)",
     )  # fmt: skip
     add_shard(
         parser,
@@ -83,7 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cluster", choices=("ray",),
-        help="fuse on a Ray cluster: the one at RAY_ADDRESS, or the cores of this machine; keeps a manifest like --shard 0/1",
+        help="fuse on a Ray cluster: the one at $RAY_ADDRESS, otherwise a local one on this machine's cores; keeps a manifest, "
+        "as --shard 0/1 does",
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)

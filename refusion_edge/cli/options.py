@@ -72,8 +72,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run GStreamer pipelines (gst:) named in a rig or configuration file, and the compiled engine of a bundle even if "
-        "it was not built on this machine; both are code",
+        help="run GStreamer pipelines (gst:) named in a rig or configuration file, and trust the compiled engine of this "
+        "bundle, now and in later runs, even if it was built on another machine; both can run any code",
     )
 
 
@@ -81,7 +81,8 @@ def add_trust_engine(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust`` for compiled engines; ``refusion_edge.cli`` records the bundles that the options name."""
     parser.add_argument(
         "--trust", action="store_true",
-        help="run the compiled engine of a bundle even if it was not built on this machine, now and later; it is code",
+        help="trust the compiled engine of this bundle, now and in later runs, even if it was built on another machine; an "
+        "engine can run any code",
     )  # fmt: skip
 
 
@@ -132,7 +133,8 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout",
         metavar="NAME",
-        help="layout of the data set whose folder is given as both sources, such as msrs, lytro or mefb",
+        help="layout of a known data set, such as msrs, lytro or mefb, if its folder is given as both sources "
+        "(default: detected)",
     )
 
 
@@ -197,10 +199,10 @@ def add_image_output(parser: argparse.ArgumentParser) -> None:
     add_renamed(parser, "--grey", "--gray")
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add ``--threads``."""
+def add_threads(parser: argparse.ArgumentParser, whose: str = "the back end") -> None:
+    """Add ``--threads``, the number of threads of a library, named for the help."""
     parser.add_argument(
-        "--threads", type=thread_count, default=0, metavar="N", help="threads of the back end (default: chosen by the back end)"
+        "--threads", type=thread_count, default=0, metavar="N", help=f"CPU threads of {whose} (default: chosen by {whose})"
     )
 
 

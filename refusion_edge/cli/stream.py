@@ -210,8 +210,8 @@ def _add_pairing(parser: argparse.ArgumentParser) -> None:
     add(
         "--policy",
         choices=("nearest", "hold", "drop"),
-        help="nearest: pair every frame of the faster camera with the nearest frame of the other; hold: with the latest one, "
-        "up to --max-age-ms; drop: use every frame at most once (default: nearest)",
+        help="nearest: pair every frame of the faster camera with the nearest frame of the other, within --max-skew-ms; hold: "
+        "with the latest one, for at most --max-age-ms; drop: use every frame at most once (default: nearest)",
     )
     add(
         "--max-skew-ms",
@@ -254,7 +254,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
         "--refine",
         type=_number,
         metavar="PX",
-        help="track slow changes of the mount, up to PX pixels from the rig (default: off)",
+        help="follow slow movement of the camera mount, by at most PX pixels from the alignment in the rig (default: off)",
     )
     add("--resize", action="store_true", help="without a rig: scale infrared frames to the visible size")
     add(
@@ -306,7 +306,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write messages, events and errors to standard error as JSON, one object per line, and print no report",
     )
-    add("--hash", action="store_true", help="report a SHA-256 of all fused frames")
+    add("--hash", action="store_true", help="report a SHA-256 of all fused frames (implied by --record and --replay)")
     add_json(parser)
 
 

@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
     folders = "; ".join(f"{task.name}: {task.folder_a}/ {task.folder_b}/" for task in TASKS.values())
     parser.epilog = (
-        f"The folder holds one folder per source; the two files of a pair share their stem ({folders}). For multi_focus, a "
-        "folder sharp/ of all-in-focus images may be added or stand alone: pairs are made from them. To train with several "
-        "processes: torchrun --nproc-per-node N -m refusion_edge train ..."
+        f"The folder holds one folder per source; the two files of a pair share their stem ({folders}). For multi_focus, pairs "
+        "can also be made from all-in-focus images in a folder sharp/, in addition to near/ and far/ or instead of them. To "
+        "train with several processes: torchrun --nproc-per-node N -m refusion_edge train ..."
     )
     parser.add_argument("--task", required=True, choices=TASKS, help="fusion task")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder that holds the folders of both sources")
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PREFIX",
         help="leave out files whose names start with PREFIX; repeatable",
     )
-    parser.add_argument("--preset", metavar="NAME", help="default, paper, or a TOML file of the same form (default: default)")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="preset: 'default', 'paper' or a TOML file in the same format (default: 'default')"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -59,7 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         help="override a setting: section.key=value; repeatable",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run (default: runs/TASK)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: runs/TASK, or runs/TASK-NETWORK with --network)",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, metavar="FILE", help="fine-tune these weights: safetensors or official .pth")
     start.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
@@ -73,9 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")
     parser.add_argument("--deterministic", action="store_true", help="use deterministic algorithms only")
     parser.add_argument(
-        "--probe", action="store_true", help="time steps of several shapes, propose a crop and batch size, and exit"
+        "--probe", action="store_true", help="measure training steps at several crop and batch sizes, recommend one, and exit"
     )
-    add_threads(parser)
+    add_threads(parser, "PyTorch")
 
 
 def run(options: argparse.Namespace) -> int:

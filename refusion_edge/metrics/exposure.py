@@ -11,7 +11,7 @@ from refusion_edge.metrics.planes import WHITE, Plane, filter_inside, fits, gaus
 _SIZE = 11
 _COUNT = _SIZE**2
 _WINDOW = gaussian(_SIZE, 1.5)
-_STABILISER = (0.03 * WHITE) ** 2
+_STABILIZER = (0.03 * WHITE) ** 2
 # The first three exponents of MS-SSIM; they are divided by their sum.
 _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001)
 _LARGEST_POWER = 10.0
@@ -63,7 +63,7 @@ def _similarity(a: Plane, b: Plane, fused: Plane) -> float:
     )
     with_fused = share_a * covariance(a, mean_a, fused, mean_fused) + share_b * covariance(b, mean_b, fused, mean_fused)
     variance_fused = covariance(fused, mean_fused, fused, mean_fused)
-    return mean((2 * with_fused + _STABILISER) / (variance_desired + variance_fused + _STABILISER))
+    return mean((2 * with_fused + _STABILIZER) / (variance_desired + variance_fused + _STABILIZER))
 
 
 def _desired_mix(a: Plane, b: Plane) -> tuple[Plane, Plane]:

@@ -22,7 +22,7 @@ _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 _YANG_WINDOW = gaussian(7, 1.5)
 _YANG_SIMILAR = 0.75
-_YANG_STABILISER = 2e-16
+_YANG_STABILIZER = 2e-16
 # Rounding leaves variances of this size in flat windows; the stabilizer above is smaller still.
 _FLAT_VARIANCE = 1e-8
 
@@ -220,4 +220,4 @@ def _yang_moments(x: Plane, y: Plane) -> _Moments:
 
 
 def _unstabilized(moments: _Moments) -> Plane:
-    return moments.luminance(_YANG_STABILISER) * moments.contrast_structure(_YANG_STABILISER)
+    return moments.luminance(_YANG_STABILIZER) * moments.contrast_structure(_YANG_STABILIZER)

@@ -31,7 +31,7 @@ METADATA_KEY = "refusion-edge"
 TRAINING_SCHEMA = "refusion-edge/training/1"
 AVERAGE_GROUP = "fusion_ema"
 
-# Weights of this network take 0.3 MB and training checkpoints 3 MB, both far below this limit.
+# Weights take 0.1 to 0.3 MB and training checkpoints 3 MB, both far below this limit.
 MOST_BYTES = 64 << 20
 # A training checkpoint names every pair in its header.
 _MOST_HEADER_BYTES = 8 << 20
@@ -133,7 +133,7 @@ def write_safetensors(path: str | os.PathLike[str], checkpoint: Checkpoint) -> N
     """Write our own format: the parameters, with network, task and notes in the metadata.
 
     Raises:
-        CheckpointError: The parameters are not those of the network.
+        CheckpointError: The parameters are not those of one of our networks.
         OutputError: The file cannot be written; nothing is left behind.
     """
     write_atomically(Path(path), safetensors_bytes(checkpoint))
@@ -173,7 +173,7 @@ def write_pth(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """
     from refusion_edge.machine import require
 
-    if checkpoint.network != "refusion":
+    if checkpoint.network != DEFAULT_NETWORK:
         raise UsageError(
             f"only the network refusion has an official layout, and these are weights of {checkpoint.network}",
             "export them as .safetensors",
@@ -220,7 +220,7 @@ def read_header(data: bytes, source: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _About:
-    """Metadata of a weights file. Files without a network are older than the second one."""
+    """Metadata of a weights file. Files without ``network`` hold ``refusion``."""
 
     schema: str = SCHEMA
     network: str = DEFAULT_NETWORK

@@ -100,7 +100,7 @@ def test_crops_equal_the_official_release(shared_data: Path, task: str, isa: str
             assert np.abs(fused - golden["raw"]).max() <= TOLERANCE["golden"], size
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[1:])])
 def test_whole_images_equal_the_official_release(shared_data: Path, task: str) -> None:
     state = read_checkpoint(shared_data / f"reference/checkpoints/ReFusion_{task}.pth").state
     cases = sorted((shared_data / "reference/golden").glob(f"{task}_case_*.npz"))

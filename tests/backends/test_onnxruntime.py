@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from refusion_edge.arrays import State
 from refusion_edge.backends.onnxruntime import OrtBackend
@@ -20,6 +21,7 @@ def test_streaming_gives_the_same_numbers(random_state: State, rng: np.random.Ge
         assert np.array_equal(one.fuse(a, b), other.fuse(a, b))
 
 
+@pytest.mark.slow
 def test_a_large_image_does_not_hold_its_memory_while_small_ones_follow() -> None:
     script = (
         "import gc\n"

@@ -144,6 +144,7 @@ def test_two_engines_in_turns(run_cli: Cli) -> None:
     assert "Comparison" in Path("c.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_rate_is_held_or_not(run_cli: Cli) -> None:
     # Once a second is easy, a thousand times a second is not: half a millisecond would have to do for eight attentions.
     assert run_cli("bench", "ir_vis", "--sizes", "16x24", *SHORT, "--fps", 1, "--seconds", 2, "--misses", 100)[0] == 0

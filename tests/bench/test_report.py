@@ -278,6 +278,7 @@ def test_a_damaged_line_is_named(make_row: Callable[..., Row]) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_slower_than_the_threshold_is_a_regression(report: Report, make_row: Callable[..., Row]) -> None:
     Path("old.json").write_text(json.dumps(report.to_document()))
     baseline = read_baseline(Path("old.json"))

@@ -40,6 +40,7 @@ def test_every_task_and_precision_passes_its_gate(task: str, precision: Precisio
     report = build(BuildSpec(task, precision, "onnxruntime", size_hw=SMALL))
     bundle = read_bundle(report.bundle.path)
     assert not report.cached
+    assert bool(report.remarks) == (precision == "fp16")
     assert list(report.stages_s) == ["weights", "graph", "engine", "gate", "install"]
     assert bundle.path == Path(f"bundles/{task}-{precision}-onnxruntime-64x96")
     assert bundle.manifest.form == BACKENDS["onnxruntime"].forms[precision] == form_name(onnx.load(str(bundle.path / MODEL)))

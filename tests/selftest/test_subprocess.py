@@ -57,6 +57,7 @@ def test_a_crash_is_an_error(work: object, named: str) -> None:
         run_in_subprocess(work, limit_s=60)
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     started = time.monotonic()

@@ -89,8 +89,8 @@ class Pairer:
     * ``hold``: every frame of the faster camera is paired with the latest frame of the slower one, without waiting for a nearer
       one. Beyond the maximum skew, up to the maximum age, the pair is marked as held.
 
-    Pairs never go back in time on either side and never exceed the limit. A pair is made as soon as the period of a camera
-    shows that its next frame will be farther away.
+    Pairs never go back in time on either side and never exceed the limit of their policy. A pair is made as soon as the period
+    of a camera shows that its next frame will be farther away.
 
     Args:
         policy: One of ``POLICIES``.

@@ -203,6 +203,7 @@ def test_noise_is_never_silent(run_cli: Run) -> None:
         assert quantised.random
 
 
+@pytest.mark.slow
 def test_calibration_data_that_cannot_be_used_is_told(run_cli: Run, picture: Callable[..., Array]) -> None:
     calibration_folder(picture, 15)
     Path("empty/ir").mkdir(parents=True)

@@ -166,6 +166,7 @@ def test_a_thermal_core_of_few_pixels_is_found(street: ImagePair) -> None:
     assert found.field == pytest.approx(0.7, rel=0.015)
 
 
+@pytest.mark.slow
 def test_an_alignment_outside_the_range_is_not_found_but_named(street: ImagePair) -> None:
     piece = np.ascontiguousarray(street.a[40:-40, 60:-60])
     share = piece.shape[1] / street.b.shape[1]

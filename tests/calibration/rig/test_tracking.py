@@ -18,6 +18,7 @@ from refusion_edge.rig.warp import make_warp
 BUMP = np.array([[1, 0, 5.0], [0, 1, -3.0], [0, 0, 1]])
 
 
+@pytest.mark.slow
 def test_it_follows_a_bump_step_by_step(street: ImagePair, moved: Callable[..., Array]) -> None:
     size = street.b.shape[1], street.b.shape[0]
     rig = Rig(RigSource(size), RigSource(size), (RigAlignment(None, to_rows(np.eye(3))),))

@@ -42,6 +42,7 @@ def rate(table: dict[str, Counter[str]]) -> float:
     return 1 - total["missed"] / effective
 
 
+@pytest.mark.slow
 def test_faults_in_short_kernels_are_seen() -> None:
     table = table_of(87, 1, QUICK)
     assert sum(verdicts.total() for verdicts in table.values()) >= 25

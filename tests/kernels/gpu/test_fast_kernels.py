@@ -114,7 +114,7 @@ def test_real_weights_in_the_tiles_of_a_device() -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", [STATISTICS_KERNEL, CONVOLUTIONS, STRETCH])
+@pytest.mark.parametrize("name", [STATISTICS_KERNEL, pytest.param(CONVOLUTIONS, marks=pytest.mark.slow), STRETCH])
 def test_a_kernel_matches_its_float64_reference_and_writes_nowhere_else(name: str) -> None:
     pytest.importorskip("torch", reason="Triton's interpreter takes torch tensors")
     from benchmarks.gpu_cases import RELATIVE_ERROR, largest_error, launch, make_case

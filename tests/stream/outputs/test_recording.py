@@ -41,6 +41,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written(stream: Stream, monkeypatch
     assert recording.read(1).image.shape[:2] == (48, 64)
 
 
+@pytest.mark.slow
 def test_a_live_run_with_drops_is_replayed_to_the_last_bit(stream: Stream) -> None:
     live, _ = stream(
         ir=camera("ir", rate=9, freeze_every_ms=900, freeze_ms=300), vis=camera("vis", drop_every_ms=800),
@@ -230,6 +231,7 @@ def test_tables_of_recordings_are_regular_files(name: str, kind: str) -> None:
         read_recording(path.parent)
 
 
+@pytest.mark.slow
 def test_what_a_disk_was_too_slow_for_is_said(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     write = Recorder.write
 

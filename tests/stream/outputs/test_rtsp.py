@@ -92,6 +92,7 @@ def test_a_stream_is_served_and_read_over_rtsp() -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @needs_server
 def test_a_port_in_use_ends_the_stream_with_one_line(stream: Callable[..., Any]) -> None:
     with socket.socket() as taken:

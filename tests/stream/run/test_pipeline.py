@@ -153,6 +153,7 @@ def test_a_slow_engine_shows_the_newest_pair_and_keeps_latency_bounded(stream: S
     assert explained(report)
 
 
+@pytest.mark.slow
 def test_one_lost_camera_is_passed_over_and_comes_back(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir", lose_every_ms=2500, lose_ms=1200), vis=camera("vis"), duration_s=6.5, lost_after_ms=300)
     ir = report["cameras"]["ir"]
@@ -307,6 +308,7 @@ def test_a_worker_that_fails_ends_the_run_with_its_error(options: dict[str, Any]
     assert names_of_threads() <= before
 
 
+@pytest.mark.slow
 def test_a_slow_output_never_slows_cameras_down(stream: Stream) -> None:
     report, _ = stream(ir=camera("ir"), vis=camera("vis"), duration_s=2.0, outputs=("null://?delay_ms=300", "null://"))
     assert report["outputs"]["null://"]["frames"] >= 15

@@ -114,6 +114,7 @@ def test_without_a_rig_there_is_nothing_to_refine(tmp_path: Path) -> None:
         run(tmp_path, Pushing(), rigged=False, ir=camera("ir", live=0, frames=3), vis=camera("vis", live=0, frames=3))
 
 
+@pytest.mark.slow
 def test_a_bumped_mount_is_followed_from_the_command_line(run_cli: RunCli) -> None:
     pair = next(read_pair(paths) for paths in sample_paths("ir_vis") if paths.name == "street")
     height, width = pair.b.shape[:2]

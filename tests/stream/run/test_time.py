@@ -57,6 +57,7 @@ def test_recordings_that_began_seconds_apart_pair_by_their_offset(stream: Stream
     assert again["output_sha256"] == report["output_sha256"]
 
 
+@pytest.mark.slow
 def test_a_slow_sensor_behind_a_fast_interface_is_paired_by_its_content(stream: Stream, tmp_path: Path) -> None:
     ir = write_folder(tmp_path / "ir", every(30, 6), [int(number * 9 / 30) for number in range(180)])
     vis = write_folder(tmp_path / "vis", every(30, 6))
@@ -75,7 +76,9 @@ def test_a_slow_sensor_behind_a_fast_interface_is_paired_by_its_content(stream: 
     assert vis_timing["content_hz"] == pytest.approx(30, rel=0.01)
 
 
-@pytest.mark.parametrize("sides", [("ir", "vis"), ("ir",), ("vis",)])
+@pytest.mark.parametrize(
+    "sides", [("ir",), *(pytest.param(sides, marks=pytest.mark.slow) for sides in (("vis",), ("ir", "vis")))]
+)
 def test_a_clock_that_is_set_back_begins_an_epoch(stream: Stream, tmp_path: Path, sides: tuple[Side, ...]) -> None:
     times = {"ir": every(9, 10), "vis": every(30, 10)}
     for side in sides:
@@ -109,6 +112,7 @@ def test_a_recording_with_a_step_back_replays_to_its_end(stream: Stream, tmp_pat
     assert {report["cameras"][side]["timing"]["epochs"] for side in SIDES} == {2}
 
 
+@pytest.mark.slow
 def test_a_camera_that_speeds_up_leads(stream: Stream, tmp_path: Path) -> None:
     ir = write_folder(tmp_path / "ir", every(9, 12))
     vis = write_folder(tmp_path / "vis", [*every(5, 1.6), *every(30, 10, 1.6)])

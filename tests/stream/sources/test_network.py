@@ -58,6 +58,7 @@ def test_a_key_frame_that_comes_once_is_not_missed(picture: Picture) -> None:
     assert np.abs(grab.image.astype(int) - frames[0]).mean() < 12
 
 
+@pytest.mark.slow
 @needs_h264
 def test_a_camera_that_falls_silent_is_lost_in_bounded_time(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "READ_S", 1.0)
@@ -139,6 +140,7 @@ def test_a_video_over_http_is_a_file(path: str, picture: Picture) -> None:
     assert [round(grab.time_ns / 1e6) for grab in grabs] == [40 * number for number in range(12)]
 
 
+@pytest.mark.slow
 def test_nominal_stamps_of_a_network_camera_give_way_to_the_arrival(picture: Picture) -> None:
     # RTP says 25 frames per second; the camera sends about ten.
     frames = [picture(48, 64, 3)] * 40
