@@ -132,8 +132,6 @@ ARMS = (
     Arm("soft-fixed", "soft"),
     Arm("soft-similarity", "soft", (*_LEARNED, *_FREE, *_SIMILARITY), "soft-fixed"),
     Arm("soft-reconstruction", "soft", (*_LEARNED, "meta.reconstruct=true"), "soft-fixed"),
-    Arm("soft-visible", "soft", (*_LEARNED, *_FREE, *_VISIBLE), "soft-fixed"),
-    Arm("hard-fixed", "hard"),
 )
 _LOSSES = ("glare", "targets")
 _TEST_SETS = ("roadscene", "tno", "msrs")
@@ -226,6 +224,8 @@ class Experiment:
                 folder = self._run(arm, seed)
                 self._train(folder, (*SCHEDULE, *PRIORS[arm.prior], *(arm.changes or _FIXED), f"run.seed={seed}"))
                 self._measure("compare", folder, cases)
+                self.document["compare"][folder.name]["diagnostics"] = _diagnostics(folder)
+        self._save("compare: all runs")
 
     def test(self) -> None:
         """Measure the same weights on the test sets."""
@@ -274,6 +274,15 @@ class Experiment:
         print(news, flush=True)
 
 
+def _diagnostics(folder: Path) -> dict[str, float]:
+    """How far P has moved the weights, what F does in the end, and how far the run's own meta-gradients agreed on average."""
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = next(event for event in reversed(events) if event["event"] == "validation")
+    agreements = [event["agreement"] for event in events if event["event"] == "step" and event["agreement"] is not None]
+    found = {name: last[name] for name in ("w", "w_moved", "v", "v_moved", "position", "sharpness")}
+    return {**found, "agreement": float(np.mean(agreements or [0.0]))}
+
+
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each metric over the images where it is defined; ``Lost`` is a sum."""
     found = {}
@@ -311,7 +320,7 @@ def _agreement_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _map_lines(shown: list[dict[str, Any]]) -> Iterator[str]:
-    figures = ("share", "ratio", "correlation", "fall")
+    figures = ("ratio", "correlation", "slope", "fall", "left")
     yield "| pair | " + " | ".join(f"{name}: {figure}" for name in _LOSSES for figure in figures) + " |"
     yield f"| --- |{' ---: |' * (len(_LOSSES) * len(figures))}"
     for row in shown:
@@ -323,18 +332,20 @@ def _map_lines(shown: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _compared_lines(group: str, runs: dict[str, dict[str, float]]) -> Iterator[str]:
+    columns: dict[str, dict[str, list[float]]] = {}
     metrics = [name for name in next(iter(runs.values())) if all(name in row for row in runs.values())]
-    yield f"| {group} | runs | {' | '.join(metrics)} |"
-    yield f"| --- | --- |{' ---: |' * len(metrics)}"
     for arm in ARMS:
-        by_seed = {seed: runs[f"{arm.name}-{seed}"] for seed in SEEDS if f"{arm.name}-{seed}" in runs}
-        if by_seed:
-            means = [_with_error([row[metric] for row in by_seed.values()]) for metric in metrics]
-            yield f"| {arm.name} | {len(by_seed)} | {' | '.join(means)} |"
-        gains = [(row, runs[f"{arm.control}-{seed}"]) for seed, row in by_seed.items() if f"{arm.control}-{seed}" in runs]
-        if gains:
-            means = [_with_error([row[metric] - base[metric] for row, base in gains], "+") for metric in metrics]
-            yield f"| less {arm.control} | {len(gains)} | {' | '.join(means)} |"
+        found = [seed for seed in SEEDS if {f"{name}-{seed}" for name in (arm.name, arm.control) if name} <= runs.keys()]
+        base = [runs.get(f"{arm.control}-{seed}", {}) for seed in found]
+        if found:
+            rows = [runs[f"{arm.name}-{seed}"] for seed in found]
+            columns[arm.name] = {m: [x[m] - y.get(m, 0.0) for x, y in zip(rows, base, strict=True)] for m in metrics}
+    controls = {arm.name: f", less {arm.control}" if arm.control else "" for arm in ARMS}
+    yield f"| {group} | {' | '.join(name + controls[name] for name in columns)} |"
+    yield f"| --- |{' ---: |' * len(columns)}"
+    for metric in metrics:
+        cells = [_with_error(found[metric], "+" if controls[name] else "") for name, found in columns.items()]
+        yield f"| {metric} | {' | '.join(cells)} |"
     yield ""
 
 

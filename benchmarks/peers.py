@@ -197,8 +197,8 @@ def describe(name: str) -> str:
     described = {
         "official": "official operator sequence, PyTorch",
         "official-compiled": "official operator sequence, torch.compile",
-        "export-onnxruntime": "plain ONNX export of it, ONNX Runtime",
-        "export-openvino": "plain ONNX export of it, OpenVINO",
+        "export-onnxruntime": "plain ONNX export of the official sequence, ONNX Runtime",
+        "export-openvino": "plain ONNX export of the official sequence, OpenVINO",
         "eager": "our module, PyTorch (`eager`)",
         OURS: f"**our graph, ONNX Runtime (`{OURS}`)**",
     }
@@ -301,16 +301,16 @@ def table(document: dict[str, Any]) -> str:
     height, width = document["size_hw"]
     machine, versions = document["machine"], document["versions"]
     lines = [
-        f"{width}x{height}, fp32, {document['threads']} thread{'' if document['threads'] == 1 else 's'}, "
-        f"{machine['processor']} ({machine['cores']} cores), {document['started'][:10]}, {document['rounds']} rounds in turns; "
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
+        f"{height}x{width}, fp32, {document['threads']} thread{'' if document['threads'] == 1 else 's'}, "
+        f"{machine['processor']} ({machine['cores']} cores), {document['started'][:10]}, "
+        f"{document['rounds']} interleaved rounds; {', '.join(f'{name} {version}' for name, version in versions.items())}.",
         "",
     ]
     if document["loaded"]:
         average = document["load_before"]["average"]
         lines += [f"**Measured on a loaded machine (load average {average}): not for quoting.**", ""]
     lines += [
-        "| what | wall, ms | processor time, ms | processor time relative to our graph | added memory, MiB |",
+        "| what | wall, ms | CPU time, ms | CPU time relative to our graph | added memory, MiB |",
         "| --- | ---: | ---: | --- | ---: |",
     ]
     for row in document["peers"]:
@@ -339,9 +339,7 @@ def _beside(found: Ratio) -> str:
         return f"{found.value:.2f}x ({found.pairs} rounds are too few for an interval)"
     if not found.distinct:
         return f"cannot be told apart ({found.low:.2f} to {found.high:.2f})"
-    if found.value > 1:
-        return f"{found.value:.2f}x as much ({found.low:.2f} to {found.high:.2f})"
-    return f"{1 / found.value:.2f}x less ({1 / found.high:.2f} to {1 / found.low:.2f})"
+    return f"{found.value:.2f}x ({found.low:.2f} to {found.high:.2f})"
 
 
 def _memory_in_a_process(name: str, setting: Setting) -> float | None:

@@ -35,12 +35,13 @@ from refusion_edge.train.losses import gradient_magnitude
 from refusion_edge.train.meta import Networks
 from refusion_edge.train.outer import lost_contrast, lost_detail
 from refusion_edge.train.state import initial_state, read_state, restore
-from refusion_edge.train.targets import TargetSettings, targets_of
+from refusion_edge.train.targets import clipped_pixels, local_contrast
 
 TASK = "ir_vis"
 # What counts as lost: a gradient magnitude, and eight levels of contrast.
-_LOST_DETAIL, _LOST_CONTRAST = 0.1, 8 / 255
+_LEAST = {"glare": 0.1, "targets": 8 / 255}
 _LEAST_AREA_PX = 50
+_SMALL_SHARE = 0.1
 _TILE_PX = 220
 _SHOWN_PERCENTILE = 99
 
@@ -81,14 +82,20 @@ class Loss:
     Attributes:
         name: ``glare`` or ``targets``.
         amount: At each pixel, (1, 1, H, W).
-        area: Where it counts, bool, same shape.
-        restored: The fused plane with it, same shape.
+        restored: The fused plane with it: the contrast of the other source added in glare, and that which hot objects lack.
+            Same shape.
+        left: What is still lost then.
     """
 
     name: str
     amount: Tensor
-    area: Tensor
     restored: Tensor
+    left: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """Where it counts, bool, same shape."""
+        return self.amount > _LEAST[self.name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +106,17 @@ class Errors:
         share: Of the image that has lost something.
         ratio: Mean error in that area relative to that elsewhere.
         correlation: Of the error with the amount lost, over the image.
+        left: Share of what was lost in that area that is still lost in the restored plane.
         fall: Share of the error in that area that goes away with the restored plane; below 0 if the error rises.
+        slope: The same, extrapolated from the first tenth of the way there: what a gradient sees.
     """
 
     share: float
     ratio: float
     correlation: float
+    left: float
     fall: float
+    slope: float
 
 
 def main() -> int:
@@ -129,7 +140,8 @@ def main() -> int:
             found = errors_of(judge, loss, fused, a, b)
             print(
                 f"{Path(names[0]).stem} {loss.name}: {found.share:.1%} of the image, error there {found.ratio:.2f} times that "
-                f"elsewhere, correlation {found.correlation:+.2f}, falls by {found.fall:+.0%} if restored"
+                f"elsewhere, correlation {found.correlation:+.2f}, falls by {found.fall:+.1%} if restored "
+                f"({found.left:.0%} still lost), at first at a rate of {found.slope:+.1%}"
             )
         rows.append(_row(judge, levels, fused, a, b))
     if options.output:
@@ -153,24 +165,26 @@ def plane_of(levels: Array) -> Tensor:
 
 def losses_of(fused: Tensor, a: Tensor, b: Tensor) -> Iterator[Loss]:
     """What a fused plane has lost, where that is at least a few pixels."""
-    for name, amount, least, restored in (
-        ("glare", lost_detail(fused, a, b), _LOST_DETAIL, TargetSettings(clipped=1.0)),
-        ("targets", lost_contrast(fused, a), _LOST_CONTRAST, TargetSettings(hot=1.0)),
-    ):
-        area = amount > least
-        if area.sum() >= _LEAST_AREA_PX:
-            taught = targets_of(a, b, restored, fused).taught
-            assert taught is not None
-            yield Loss(name, amount, area, taught)
+    shown = clipped_pixels(b) * local_contrast(a) + clipped_pixels(a) * local_contrast(b)
+    in_glare = Loss("glare", lost_detail(fused, a, b), fused + shown, lost_detail(fused + shown, a, b))
+    lacking = lost_contrast(fused, a)
+    of_targets = Loss("targets", lacking, fused + lacking, lost_contrast(fused + lacking, a))
+    return (loss for loss in (in_glare, of_targets) if loss.area.sum() >= _LEAST_AREA_PX)
 
 
 def errors_of(judge: Judge, loss: Loss, fused: Tensor, a: Tensor, b: Tensor) -> Errors:
     """Measure R's error in the area of a loss."""
-    error, after = judge.error(fused, a, b), judge.error(loss.restored, a, b)
-    inside, outside = error[loss.area].mean(), error[~loss.area].mean()
-    correlation = np.corrcoef(error.flatten(), loss.amount.flatten())[0, 1]
-    fall = 1 - after[loss.area].mean() / inside
-    return Errors(loss.area.float().mean().item(), (inside / outside).item(), float(correlation), fall.item())
+
+    def error(share: float) -> Tensor:
+        return judge.error(torch.lerp(fused, loss.restored, share), a, b)
+
+    before = error(0.0)
+    inside, outside = before[loss.area].mean(), before[~loss.area].mean()
+    correlation = float(np.corrcoef(before.flatten(), loss.amount.flatten())[0, 1])
+    left = loss.left[loss.area].mean() / loss.amount[loss.area].mean()
+    fall, slope = ((1 - error(share)[loss.area].mean() / inside) / share for share in (1.0, _SMALL_SHARE))
+    share = loss.area.float().mean().item()
+    return Errors(share, (inside / outside).item(), correlation, left.item(), fall.item(), slope.item())
 
 
 def _row(judge: Judge, levels: list[Array], fused: Tensor, a: Tensor, b: Tensor) -> MontageRow:

@@ -107,7 +107,7 @@ def _timed(
 
 def _write(path: str, side: Side, *, dead: bool) -> str:
     """Write 20 raw frames as cameras send them."""
-    painter = Painter(Scene(width=WIDTH, height=HEIGHT, pan=30), side)
+    painter = Painter(Scene(width=WIDTH, height=HEIGHT, scene="texture", pan=30), side)
     stored = "gray16le" if side == "ir" else "yuyv422"
     with av.open(path, "w") as file:
         stream = file.add_stream("rawvideo", rate=30)
@@ -137,7 +137,7 @@ def _rig() -> Rig:
 
 
 def _flicker(gain: ThermalGain, stretch: OutputStretch) -> float:
-    scene = Scene(width=96, height=72, noise=3, walker=60, seed=3)
+    scene = Scene(width=96, height=72, noise=3, scene="texture", walker=60, seed=3)
     painters = Painter(scene, "ir"), Painter(scene, "vis")
     processor = Processor(MeanEngine(), gain=gain, stretch=stretch, color=False, marks=False)
     planes: list[tuple[Array, Array, Array]] = []

@@ -9,7 +9,7 @@ The same frames pass through everything of ``stream`` but the cameras: gain, the
 - ``faint``: the static streets at a sixth of their contrast, as in fog, so that noise is all that a range could stretch;
 - ``glint``: the moving window, and the sun in a puddle in four frames out of twelve;
 - ``hot``: the moving window, through which the hottest object comes and goes;
-- ``walker``: ``test://``, a static scene into which a hot figure walks.
+- ``walker``: ``test://`` with ``scene=texture``, a static scene into which a hot figure walks.
 
 With ``--pair``, the scenes but ``walker`` are windows of that pair, resized to 1.5 times the size of a frame.
 
@@ -172,7 +172,8 @@ def _window(image: Float32Array, left: float, top: float) -> Float32Array:
 
 
 def _walk(frames: int) -> Iterator[Sources]:
-    painters = [Painter(Scene(width=WIDTH, height=HEIGHT, noise=3, walker=120, seed=3), side) for side in ("ir", "vis")]
+    scene = Scene(width=WIDTH, height=HEIGHT, noise=3, scene="texture", walker=120, seed=3)
+    painters = [Painter(scene, side) for side in ("ir", "vis")]
     for number in range(frames):
         counts, vis = (painter.paint(number * PERIOD_NS + 500 * MS) for painter in painters)
         # A fixed scale that shows its background at full contrast.

@@ -83,7 +83,7 @@ class Run:
 
     def __init__(self, network: str, gain: Any, port: int, seconds: float) -> None:
         self._seconds, self._port = seconds, port
-        uris = [f"test://{side}?width={WIDTH}&height={HEIGHT}&rate={RATE_HZ}&pan=20" for side in ("ir", "vis")]
+        uris = [f"test://{side}?width={WIDTH}&height={HEIGHT}&rate={RATE_HZ}&scene=texture&pan=20" for side in ("ir", "vis")]
         settings = StreamSettings(
             ir=uris[0], vis=uris[1], outputs=(f"view://127.0.0.1:{port}",), network=network, backend="native", gain=gain
         )

@@ -49,7 +49,7 @@ def main() -> int:
 
 def _run(rigs: int, rate_hz: float, seconds: float, network: str) -> dict[str, Any]:
     def camera(side: str, rig: int) -> str:
-        return f"test://{side}?width=640&height=480&rate={rate_hz:g}&pan=20&seed={rig}"
+        return f"test://{side}?width=640&height=480&rate={rate_hz:g}&scene=texture&pan=20&seed={rig}"
 
     document = {
         "network": network,

@@ -1,7 +1,8 @@
-"""Render the sample pairs of the package: drawn by the scenes in `examples/samples`, free of third-party material."""
+"""Render the sample pairs of the package, and the street of `test://`: drawn by `examples/samples`, free of other material."""
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,8 +15,10 @@ PAIRS = (
     (streets.render_night, "ir_vis/ir/night.png", "ir_vis/vis/night.png"),
     (head.render, "medical/func/brain.png", "medical/mri/brain.png"),
     (interiors.render_desk, "multi_focus/near/desk.png", "multi_focus/far/desk.png"),
+    (partial(streets.render_night, 640 / streets.WIDTH, is_empty=True), "scene/ir.jpg", "scene/vis.jpg"),
     (interiors.render_room, "multi_exposure/under/room.png", "multi_exposure/over/room.png"),
 )
+_OPTIONS = {".png": [cv2.IMWRITE_PNG_COMPRESSION, 9], ".jpg": [cv2.IMWRITE_JPEG_QUALITY, 88]}
 
 
 def main() -> None:
@@ -29,7 +32,7 @@ def main() -> None:
         for name, image in zip(names, render(), strict=True):
             path, stored = options.output / name, image if image.ndim == 2 else image[..., ::-1]
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(path), stored, [cv2.IMWRITE_PNG_COMPRESSION, 9]):
+            if not cv2.imwrite(str(path), stored, _OPTIONS[path.suffix]):
                 sys.exit(f"{path} could not be written")
             print(f"{name}: {path.stat().st_size} bytes")
 

@@ -1,97 +1,82 @@
-"""Take a picture of the browser view: two cameras that pan over a rendered street, fused live, in headless Chromium.
+"""Take the pictures of the browser view that the documentation shows, of `test://` fused live, in headless Chromium.
 
-python -m examples.view_picture --network fast -o docs/images/view.png
+python -m examples.view_picture --view side -o docs/images/view.png
+python -m examples.view_picture --moving -o docs/images/stream.webp
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
-from unittest import mock
 
 import cv2
-import numpy as np
+from PIL import Image
 
-from refusion_edge.arrays import Array, Float32Array
-from refusion_edge.images.io import read_image
-from refusion_edge.images.samples import sample_paths
-from refusion_edge.stream.frames import SECOND, Side
-from refusion_edge.stream.run.session import StreamSession
-from refusion_edge.stream.run.settings import StreamSettings
-from refusion_edge.stream.sources import synthetic
+from examples.browser import BROWSER, Browser
+from refusion_edge.stream.fused_stream import open_stream
 
 WIDTH, HEIGHT = 640, 480
-_ENLARGED, _PAN_PX_S, _PAN_PX = 1.9, 12.0, 60.0
-# Counts of the infrared camera per gray level, and the noise of both in counts and levels.
-_COUNTS, _BASE, _NOISE = 8.0, 20_000.0, {"ir": 5.0, "vis": 2.0}
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-    "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
-)  # fmt: skip
-
-
-class StreetPainter:
-    """Draws a rendered street as one of the cameras sees it, in place of the scene of ``test://``."""
-
-    def __init__(self, _scene: synthetic.Scene, side: Side) -> None:
-        paths = next(paths for paths in sample_paths("ir_vis") if paths.name == "night")
-        image = read_image(paths.a if side == "ir" else paths.b).astype(np.float32)
-        self._side = side
-        self._image = cv2.resize(image, None, fx=_ENLARGED, fy=_ENLARGED, interpolation=cv2.INTER_CUBIC)
-        noise = np.random.default_rng(side == "ir").normal(0, _NOISE[side], (8, HEIGHT, WIDTH, *image.shape[2:]))
-        self._noise: Float32Array = noise.astype(np.float32)
-
-    def paint(self, time_ns: int) -> Array:
-        """The image at a time: infrared counts, (H, W) uint16, or visible, (H, W, 3) BGR uint8."""
-        seconds = time_ns / SECOND
-        left = _PAN_PX / 2 * (1 + np.sin(2 * _PAN_PX_S / _PAN_PX * seconds))
-        place = np.array([[1, 0, left], [0, 1, 30]], np.float32)
-        how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        window = cv2.warpAffine(self._image, place, (WIDTH, HEIGHT), flags=how, borderMode=cv2.BORDER_REPLICATE)
-        noise = self._noise[int(seconds * 30) % len(self._noise)]
-        if self._side == "ir":
-            return (_BASE + _COUNTS * window + noise).round().astype(np.uint16)
-        return np.ascontiguousarray((window + noise).round().clip(0, 255).astype(np.uint8)[..., ::-1])
+# A busy machine loses frames, but pairs none of different times.
+_MOST_SKEW_MS = 5
+_LIVE = "document.getElementById('state')?.textContent === 'live' && document.getElementById('figures').children.length > 6"
+# The moving picture: every frame of it is a fused one of 5 s at 10 frames per second, in a smaller size.
+_MOVING_S, _MOVING_HZ, _MOVING_WH = 5, 10, (480, 360)
 
 
 def main() -> None:
     """Run the stream and save the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="fast", help="network (default: fast)")
-    parser.add_argument("--view", default="side", help="view of the page: fused, side, blend or edges (default: side)")
-    parser.add_argument("--size", default="1100,560", help="size of the window (default: 1100,560)")
-    parser.add_argument("--port", type=int, default=8096, help="port of the browser view (default: 8096)")
-    parser.add_argument("-o", "--output", default="docs/images/view.png", help="file to write (default: docs/images/view.png)")
+    parser.add_argument("--view", default="side", help="view: fused, infrared, side, blend or edges (default: side)")
+    parser.add_argument("--size", default="1280x620", help="width and height of the window (default: 1280x620)")
+    parser.add_argument("--moving", action="store_true", help="save a moving picture of the fused frames instead of the page")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write (.png, or .webp if moving)")
     options = parser.parse_args()
-    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if browser is None:
-        sys.exit(f"none of {', '.join(_BROWSERS)} is installed")
-    address = f"127.0.0.1:{options.port}"
-    settings = StreamSettings(
-        ir="test://ir", vis="test://vis", outputs=(f"view://{address}",), network=options.network, smooth_s=0.5
+    size = f"width={WIDTH}&height={HEIGHT}"
+    if options.moving:
+        write_moving(options.output, options.network, size)
+        return
+    if BROWSER is None:
+        sys.exit("there is no chromium on this machine")
+    said: list[str] = []
+    running = open_stream(
+        f"test://ir?{size}",
+        f"test://vis?{size}",
+        outputs="view://127.0.0.1:0",
+        network=options.network,
+        announce=said.append,
+        max_skew_ms=_MOST_SKEW_MS,
     )
-    with mock.patch.object(synthetic, "Painter", StreetPainter), tempfile.TemporaryDirectory() as profile:
-        session = StreamSession(settings)
-        stream = threading.Thread(target=session.run)
-        stream.start()
-        try:
-            time.sleep(5.0)
-            words = [
-                browser, *_FLAGS, f"--user-data-dir={profile}", f"--window-size={options.size}",
-                "--virtual-time-budget=60000", f"--screenshot={Path(options.output).resolve()}",
-                f"http://{address}/#{options.view}",
-            ]  # fmt: skip
-            subprocess.run(words, check=True, capture_output=True, timeout=300)
-        finally:
-            session.stop.set()
-            stream.join()
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        while thread.is_alive() and not running.count:
+            time.sleep(0.1)
+        address = next(text for text in said if "http://" in text).rpartition(" ")[2]
+        width, height = map(int, options.size.split("x"))
+        with Browser() as browser:
+            browser.open(f"{address}#{options.view}", (width, height))
+            browser.wait_for(_LIVE)
+            time.sleep(2.0)
+            browser.screenshot(options.output)
+    finally:
+        running.stop()
+        thread.join()
+
+
+def write_moving(path: Path, network: str, size: str) -> None:
+    """Fuse frames that wait for the network, as those of files do, and write them as an animated WebP."""
+    frames = _MOVING_S * _MOVING_HZ
+    sides = {side: f"test://{side}?{size}&live=0&rate={_MOVING_HZ}&frames={frames}" for side in ("ir", "vis")}
+    with open_stream(**sides, network=network) as running:
+        images = [Image.fromarray(cv2.resize(frame.rgb, _MOVING_WH, interpolation=cv2.INTER_AREA)) for frame in running]
+    images[0].save(
+        path, "WEBP", save_all=True, append_images=images[1:], duration=1000 // _MOVING_HZ, loop=0, quality=55, method=6
+    )
+    print(f"{path}: {len(images)} frames, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

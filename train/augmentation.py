@@ -1,6 +1,6 @@
-"""What happens to a crop before training: defocus, which makes a multi-focus pair of a sharp image, and tone curves.
+"""What happens to a crop before training: defocus, which makes a multi-focus pair of a sharp image, tone curves, and shifts.
 
-Both draw from the generator of the crop, so that a crop can be repeated.
+All draw from the generator of the crop, so that a crop can be repeated.
 """
 
 from __future__ import annotations
@@ -46,6 +46,21 @@ class ToneSettings:
     glare: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ShiftSettings:
+    """Random shifts of source a, as of a camera that is not quite aligned.
+
+    The network sees the shifted source; what its result is compared with stays aligned, in the view of source b.
+
+    Attributes:
+        share: Share of the crops that are shifted, [0, 1].
+        most_px: Largest shift along each axis, in whole pixels.
+    """
+
+    share: float = 0.0
+    most_px: int = 2
+
+
 def defocused_pair(sharp: Array, draw: np.random.Generator) -> tuple[Uint8Array, Uint8Array]:
     """Blur complementary parts of a sharp image.
 
@@ -84,6 +99,25 @@ def toned(a: Array, b: Array, tone: ToneSettings, draw: np.random.Generator) -> 
     if tone.glare and draw.random() < tone.glare:
         plane_b = np.minimum(plane_b + _glare(plane_b.shape, draw), np.float32(1))
     return plane_a, plane_b
+
+
+def shifted(y: int, x: int, most_yx: tuple[int, int], shift: ShiftSettings, draw: np.random.Generator) -> tuple[int, int]:
+    """Where the crop of source a begins if it is shifted at random: a shift by whole pixels adds no blur.
+
+    Args:
+        y: First row of the crop of source b.
+        x: Its first column.
+        most_yx: Largest first row and column, so that a shift that leaves the image is shortened.
+        shift: Settings of the shifts.
+        draw: Random generator for the shift.
+
+    Returns:
+        First row and column.
+    """
+    if not shift.share or draw.random() >= shift.share:
+        return y, x
+    offset_y, offset_x = (int(offset) for offset in draw.integers(-shift.most_px, shift.most_px, 2, endpoint=True))
+    return min(max(y + offset_y, 0), most_yx[0]), min(max(x + offset_x, 0), most_yx[1])
 
 
 def _disc(radius_px: float) -> Float32Array:

@@ -347,24 +347,25 @@ def _crops(run: Run) -> Callable[..., Crops | tuple[Tensor, Tensor]]:
     """What draws the crops of a step: with statistics and the teacher's result where something needs them."""
     settings, start = run.settings, run.ranks.rank * run.settings.run.batch
     batch, seed, tone = settings.run.batch, settings.run.seed, settings.tone
-    if settings.run.network == "refusion" and run.teacher is None:
+    if settings.run.network == "refusion" and run.teacher is None and not settings.shift.share:
         return partial(crop_batch, run.collection, batch=batch, seed=seed, start=start, tone=tone)
     cache_bytes = settings.data.cache_mib << 20
-    views = Views(run.collection, tone, seed, settings.teacher.variants, run.teacher, cache_bytes)
+    views = Views(run.collection, tone, seed, settings.teacher.variants, run.teacher, cache_bytes, settings.shift)
     return partial(views.draw, batch=batch, start=start)
 
 
 def _both_orders(crops: Crops | tuple[Tensor, Tensor], run: Run, state: TrainingState) -> Batch:
     like = next(iter(state.theta.values()))
-    figures = taught = None
+    figures = taught = seen_a = None
     if isinstance(crops, tuple):
         a, b = (plane.to(like) for plane in crops)
     else:
         a, b = crops.a.to(like), crops.b.to(like)
         figures = crops.figures.to(like) if run.settings.run.network == "fast" else None
         taught = None if crops.taught is None else crops.taught.to(like)
+        seen_a = None if crops.seen_a is None else crops.seen_a.to(like)
     targets = targets_of(a, b, run.settings.targets, taught) if run.settings.targets.depart else None
-    return Batch.in_both_orders(a, b, figures, taught, targets)
+    return Batch.in_both_orders(a, b, figures, taught, targets, seen_a)
 
 
 def _norm(gradient: Parameters) -> float:

@@ -89,7 +89,7 @@ class Batch:
     What F, P and the fusion loss see follows the order; what R has to reconstruct follows the modality.
 
     Attributes:
-        first: First input of F, (2B, 1, H, W): A, then B.
+        first: First input of F, (2B, 1, H, W): A, which may be shifted, then B.
         second: Second input of F: B, then A.
         a: Source a, (2B, 1, H, W), repeated.
         b: Source b, repeated.
@@ -114,6 +114,7 @@ class Batch:
         figures: Tensor | None = None,
         taught: Tensor | None = None,
         targets: Targets | None = None,
+        seen_a: Tensor | None = None,
     ) -> Batch:
         """Make the batch from both sources, each (B, 1, H, W).
 
@@ -123,12 +124,14 @@ class Batch:
             figures: Statistics of the order (A, B).
             taught: The teacher's result; if there are targets, theirs takes its place.
             targets: What the loss compares the result with.
+            seen_a: Source a as F sees it, if that is not the one to compare with.
         """
         if targets is not None:
             taught = targets.taught
+        seen_a = a if seen_a is None else seen_a
         return cls(
-            torch.cat((a, b)),
-            torch.cat((b, a)),
+            torch.cat((seen_a, b)),
+            torch.cat((b, seen_a)),
             torch.cat((a, a)),
             torch.cat((b, b)),
             None if figures is None else torch.cat((figures, swapped(figures))),

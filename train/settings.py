@@ -18,7 +18,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.files import read_file
 from refusion_edge.network.family import DEFAULT_NETWORK, find_network
 from refusion_edge.network.fast import FastLayout
-from refusion_edge.train.augmentation import ToneSettings
+from refusion_edge.train.augmentation import ShiftSettings, ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm, TeacherSettings
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.networks import ProposalSettings
@@ -240,6 +240,7 @@ class Settings:
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
+    shift: ShiftSettings = field(default_factory=ShiftSettings)
 
     def __post_init__(self) -> None:
         run, meta, optimiser, tone = self.run, self.meta, self.optimiser, self.tone
@@ -261,6 +262,7 @@ class Settings:
             "data.sharp_scale": self.data.sharp_scale,
             "tone.least_gain": tone.least_gain,
             "teacher.variants": self.teacher.variants,
+            "shift.most_px": self.shift.most_px,
         }
         at_least_zero = {
             "run.seed": run.seed,
@@ -289,6 +291,7 @@ class Settings:
             "validation.held": self.validation.held,
             "tone.share": tone.share,
             "tone.glare": tone.glare,
+            "shift.share": self.shift.share,
             "targets.clipped": self.targets.clipped,
             "targets.grain": self.targets.grain,
             "targets.gaps": self.targets.gaps,

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from refusion_edge.arrays import Float32Array
 from refusion_edge.network.fast import statistics
-from refusion_edge.train.augmentation import ToneSettings, defocused_pair, toned
+from refusion_edge.train.augmentation import ShiftSettings, ToneSettings, defocused_pair, shifted, toned
 from refusion_edge.train.crops import CropSource
 
 # Counter stream of the variants, apart from those of the crops.
 _DEFOCUS, _TONE = 11, 12
 _SCALE = 65535
+
+STILL = ShiftSettings()
+"""No shifts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,14 @@ class Crops:
         figures: Statistics of the images that they were cut from, (B, 8) float32.
         taught: Result of the teacher, or the sharp image that synthetic defocus was made from, same shape as the sources; None
             without a teacher.
+        seen_a: Source a as the network sees it, shifted in some crops, same shape; None if in none.
     """
 
     a: Tensor
     b: Tensor
     figures: Tensor
     taught: Tensor | None
+    seen_a: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Views:
         variants: Variants of each pair.
         teacher: Who fuses them, or None.
         cache_bytes: Memory for them; what does not fit is made again when drawn.
+        shift: Shifts of source a.
     """
 
     pairs: CropSource
@@ -88,6 +94,7 @@ class Views:
     variants: int = 1
     teacher: Teacher | None = None
     cache_bytes: int = 2 << 30
+    shift: ShiftSettings = STILL
     _cache: dict[tuple[int, int], _View] = field(default_factory=dict)
     _cached_bytes: int = 0
 
@@ -106,15 +113,20 @@ class Views:
         for index in range(start, start + batch):
             draw = np.random.Generator(np.random.Philox(key=self.seed, counter=(0, stream, step, index)))
             view = self._view(int(draw.integers(len(self.pairs))), int(draw.integers(self.variants)))
-            y = int(draw.integers(view.a.shape[0] - crop_px + 1))
-            x = int(draw.integers(view.a.shape[1] - crop_px + 1))
+            most_y, most_x = (side - crop_px for side in view.a.shape)
+            at = int(draw.integers(most_y + 1)), int(draw.integers(most_x + 1))
             turns, mirrored = int(draw.integers(4)), bool(draw.integers(2))
-            planes = [view.a, view.b] if view.taught is None else [view.a, view.b, view.taught]
-            turned = [np.rot90(plane[y : y + crop_px, x : x + crop_px], turns) for plane in planes]
+            windows = [(view.a, at), (view.b, at)]
+            if view.taught is not None:
+                windows.append((view.taught, at))
+            if self.shift.share:
+                windows.append((view.a, shifted(*at, (most_y, most_x), self.shift, draw)))
+            turned = [np.rot90(plane[y : y + crop_px, x : x + crop_px], turns) for plane, (y, x) in windows]
             cut.append([_unpacked(np.fliplr(crop) if mirrored else crop) for crop in turned])
             figures.append(view.figures)
-        a, b, *taught = (torch.from_numpy(np.stack(crops)[:, None]) for crops in zip(*cut, strict=True))
-        return Crops(a, b, torch.from_numpy(np.stack(figures)), taught[0] if taught else None)
+        a, b, *rest = (torch.from_numpy(np.stack(crops)[:, None]) for crops in zip(*cut, strict=True))
+        seen_a = rest.pop() if self.shift.share else None
+        return Crops(a, b, torch.from_numpy(np.stack(figures)), rest[0] if rest else None, seen_a)
 
     def _view(self, which: int, variant: int) -> _View:
         # A pair that is drawn more often has as many more variants.

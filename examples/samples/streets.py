@@ -118,11 +118,17 @@ def _expose_day(canvas: Canvas, rng: np.random.Generator) -> Uint8Image:
     return quantize(visible + 0.006 * rng.normal(0.0, 1.0, visible.shape[:2])[..., None])
 
 
-def render_night() -> tuple[Uint8Image, Uint8Image]:
-    """Render the infrared (grayscale) and the visible (RGB) image of the street at night."""
+def render_night(zoom: float = 1.0, *, is_empty: bool = False) -> tuple[Uint8Image, Uint8Image]:
+    """Render the infrared (grayscale) and the visible (RGB) image of the street at night.
+
+    Args:
+        zoom: Size of the images, relative to that of the sample.
+        is_empty: Leave out people and the dog.
+    """
     rng = np.random.default_rng(2203)
-    canvas = Canvas(WIDTH, HEIGHT, SCALE, NIGHT_CAMERA)
-    height = np.clip(canvas.v / NIGHT_CAMERA.row, 0.0, 1.0)
+    focal, column, row, eye = NIGHT_CAMERA
+    canvas = Canvas(zoom * WIDTH, zoom * HEIGHT, SCALE, Camera(zoom * focal, zoom * column, zoom * row, eye))
+    height = np.clip(canvas.v / canvas.camera.row, 0.0, 1.0)
     canvas.color[:] = (0.030, 0.036, 0.062) + height[..., None] ** 3 * (0.075, 0.055, 0.045)
     canvas.heat[:] = -12.0 + 12.0 * height**2
     _lay_ground(canvas, rng, kerbs=(-3.9, 3.6), line=-0.2, bay=40.0)
@@ -142,12 +148,14 @@ def render_night() -> tuple[Uint8Image, Uint8Image]:
     _hang_sign(canvas, (1.2, 8.6, 30.0), "HOTEL", 1.5, (0.05, 0.04, 0.06), NEON, glow=2.4)
     for lamp_x, lamp_z, reach in LAMPS:
         _draw_lamp(canvas, (lamp_x, lamp_z), LAMP_HEIGHT, reach, lit=True)
-    _draw_person(canvas, (6.3, 17.5), (0.2, 0.2, 0.26), (0.16, 0.16, 0.2), -0.2)
+    if not is_empty:
+        _draw_person(canvas, (6.3, 17.5), (0.2, 0.2, 0.26), (0.16, 0.16, 0.2), -0.2)
     _draw_car(canvas, ONCOMING, (0.55, 0.57, 0.62), "NT 207", oncoming=True)
     _hang_sign(canvas, (-5.35, 4.35, 9.6), "BAR", 0.8, (0.04, 0.05, 0.08), ICE, glow=1.8)
-    _draw_person(canvas, (-4.25, 9.6), (0.62, 0.26, 0.22), (0.24, 0.26, 0.36), 0.24)
-    _draw_bones(canvas, 3.1, 9.2, DOG)
-    _draw_person(canvas, (4.25, 9.0), (0.24, 0.26, 0.22), (0.2, 0.2, 0.2), 0.22)
+    if not is_empty:
+        _draw_person(canvas, (-4.25, 9.6), (0.62, 0.26, 0.22), (0.24, 0.26, 0.36), 0.24)
+        _draw_bones(canvas, 3.1, 9.2, DOG)
+        _draw_person(canvas, (4.25, 9.0), (0.24, 0.26, 0.22), (0.2, 0.2, 0.2), 0.22)
     return _thermal_image(canvas, rng, (4.0, 32.0)), _expose_night(canvas, rng)
 
 
@@ -175,7 +183,7 @@ def _expose_night(canvas: Canvas, rng: np.random.Generator) -> Uint8Image:
     # Bright lamps bloom over their surroundings in the lens.
     bloom = np.minimum(small, 12.0)
     small = 0.86 * small + 0.07 * blur(bloom, 2.2) + 0.045 * blur(bloom, 8.0) + 0.025 * blur(bloom, 26.0)
-    camera, (down, across) = NIGHT_CAMERA, np.indices(small.shape[:2]) + 0.5
+    camera, (down, across) = canvas.camera, np.indices(small.shape[:2]) + 0.5
     for side in HEADLIGHTS:
         # Thin diffraction spikes around the headlights.
         gain = camera.focal / ONCOMING[1]

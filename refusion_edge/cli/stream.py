@@ -302,6 +302,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add("--tls", nargs=2, type=nonempty, metavar=("CERT", "KEY"), help="serve view:// over HTTPS with these PEM files")
     add(
+        "--clips",
+        type=nonempty,
+        metavar="DIR",
+        help="let viewers of view:// record videos, into this folder (default: they cannot)",
+    )
+    add(
         "--log-json",
         action="store_true",
         help="write messages, events and errors to standard error as JSON, one object per line, and print no report",

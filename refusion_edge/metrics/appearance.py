@@ -1,4 +1,4 @@
-"""Metrics of visible faults that other metrics miss: lost detail in glare, faint hot objects, noisy skies, bright rims.
+"""Metrics of visible faults that other metrics miss: lost detail in glare, faint hot objects, noise, rims, double contours.
 
 Source a is the infrared image, source b the visible one. The fused image is the one displayed, with its range stretched. Each
 metric covers only certain areas, and is undefined for a pair without them.
@@ -33,6 +33,9 @@ _HIGH_PASS_SIGMA = 2.0
 # A strong edge, in levels per pixel, and distances from it in pixels.
 _STRONG_EDGE, _NEAR, _FAR = 20.0, (2, 4), (9, 14)
 _LEAST_RIM_PX = 100
+# A contour of both sources: gradients in levels per pixel. Distance in pixels within which a second one is a double.
+_CONTOUR, _BESIDE_PX = 10.0, 6
+_LEAST_CONTOUR_PX = 100
 _SOBEL_SCALE = 8
 
 
@@ -179,6 +182,39 @@ def rims(_a: Plane, b: Plane, fused: Plane) -> float:
         return math.nan
     excess = fused - b
     return mean(excess[near]) - mean(excess[far])
+
+
+def ghost_contours(a: Plane, b: Plane, fused: Plane) -> float:
+    """Double contours: share of the gradients of F around contours of both sources that lies where neither source has them.
+
+    With S = max(|grad A|, |grad B|), and |grad F| scaled to the sum of S over the area: sum max(0, |grad F| - S) / sum S. The
+    area extends to 6 pixels around the contours, which are where both |grad A| and |grad B| are above 10 levels per pixel. If
+    the cameras are not aligned, F shows such contours twice; A and B are then the aligned sources, as in
+    ``refusion_edge.metrics.sweep_fusion``.
+
+    Args:
+        a: Infrared image, (H, W).
+        b: Visible image, (H, W).
+        fused: (H, W).
+
+    Returns:
+        [0, 1], lower is better; 0.5 if a step in both sources appears twice, each time at half its height. Undefined (NaN) with
+        fewer than 100 pixels of contours, or if F is constant around them. Convention ``appearance``.
+
+    Source:
+        Defined here.
+    """
+    of_a, of_b, of_fused = (np.nan_to_num(_gradient(plane)) for plane in (a, b, fused))
+    contour = (of_a > _CONTOUR) & (of_b > _CONTOUR)
+    if contour.sum() < _LEAST_CONTOUR_PX:
+        return math.nan
+    distance = cv2.distanceTransform((~contour).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    around = distance <= _BESIDE_PX
+    shown, expected = of_fused[around], np.maximum(of_a, of_b)[around]
+    if not shown.any():
+        return math.nan
+    scaled = shown * (expected.sum() / shown.sum())
+    return float(np.maximum(scaled - expected, 0).sum() / expected.sum())
 
 
 def _kept(source: Plane, clipped: Plane, fused: Plane) -> float:

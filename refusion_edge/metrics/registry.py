@@ -195,6 +195,8 @@ _ALL = (
            appearance.added_noise, "refusion-edge"),
     Metric("Rim", "appearance", "bright rims at strong edges of b", "lower", -510, 510, "levels", "sources",
            appearance.rims, "refusion-edge"),
+    Metric("Ghost", "appearance", "share of the gradients around contours that no source has", "lower", 0, 1, "", "sources",
+           appearance.ghost_contours, "refusion-edge"),
 
     Metric("Flicker", "sequence", "change beyond that of the sources", "lower", 0, 255, "levels", "transition",
            temporal.flicker, "refusion-edge"),

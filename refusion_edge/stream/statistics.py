@@ -145,6 +145,7 @@ class Statistics:
         self._listeners: list[Listener] = []
         self._shown_s: float | None = None
         self._busy_since_s: float | None = None
+        self._end_reason: str | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._events_total = 0
         self._arrivals: dict[str, deque[int]] = {name: deque(maxlen=_RATE_WINDOW) for name in (*SIDES, "fused")}
@@ -278,6 +279,17 @@ class Statistics:
         with self._lock:
             self._busy_since_s = time.monotonic() if is_busy else None
 
+    def ends(self, reason: str) -> None:
+        """Note why the stream ends. The first reason is the one that counts: the others follow from it."""
+        with self._lock:
+            self._end_reason = self._end_reason or reason
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the stream ends, in words; None while it runs."""
+        with self._lock:
+            return self._end_reason
+
     def health(self) -> Health:
         """Whether the stream works now, for programs that restart it if it does not."""
         with self._lock:
@@ -295,6 +307,7 @@ class Statistics:
         with self._lock:
             return {
                 "duration_s": (time.monotonic_ns() - self._started_ns) / 1e9,
+                "end_reason": self._end_reason,
                 "cameras": {side: self._camera(side) for side in SIDES},
                 "pairs": {
                     "paired": self._pairs,

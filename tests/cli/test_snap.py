@@ -72,10 +72,10 @@ def test_no_pair_leaves_nothing_behind(run_cli: RunCli, words: tuple[str, ...], 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cameras", "videos", "folders"])
 def test_align_auto_takes_sources(run_cli: RunCli, kind: str, tmp_path: Path) -> None:
-    scene = "width=320&height=240&noise=1&walker=0"
+    scene = "width=320&height=240&noise=1&scene=texture&walker=0"
     ir, vis = f"test://ir?{scene}&dx=6", f"test://vis?{scene}"
     if kind != "cameras":
-        size = {"width": 320, "height": 240, "noise": 1, "walker": 0}
+        size = {"width": 320, "height": 240, "noise": 1, "scene": "texture", "walker": 0}
         painters = Painter(Scene(**size, dx=6), "ir"), Painter(Scene(**size), "vis")
         for side, painter in zip(("ir", "vis"), painters, strict=True):
             image = painter.paint(0)

@@ -41,7 +41,10 @@ def test_script_renders_the_shipped_files(tmp_path: Path) -> None:
     render = [sys.executable, str(ROOT / "examples" / "render_samples.py"), "--output", str(tmp_path)]
     done = subprocess.run(render, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    shipped, rendered = ({path.relative_to(folder) for path in folder.rglob("*.png")} for folder in (FOLDER, tmp_path))
+    shipped, rendered = (
+        {path.relative_to(folder) for path in folder.rglob("*.*") if path.suffix in (".png", ".jpg")}
+        for folder in (FOLDER, tmp_path)
+    )
     assert rendered == shipped
     for name in sorted(shipped):
         stored, image = (read_image(folder / name).astype(int) for folder in (FOLDER, tmp_path))

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from refusion_edge.metrics import metrics_of, score
+from refusion_edge.metrics import find_metric, metrics_of, score
 from refusion_edge.metrics.appearance import (
     added_noise,
+    ghost_contours,
     kept_infrared,
     kept_visible,
     lost_targets,
@@ -118,13 +119,58 @@ def test_rims_are_the_excess_near_an_edge() -> None:
     assert math.isnan(rims(b, np.full((100, 100), 200.0), fused))
 
 
+def _steps(*columns_and_heights: tuple[int, float]) -> Plane:
+    """Vertical contours: from a column on, the plane is higher by so many levels."""
+    plane = np.full((100, 100), 60.0)
+    for column, height in columns_and_heights:
+        plane[:, column:] += height
+    return plane
+
+
+@pytest.mark.parametrize(
+    ("fused", "share"),
+    [
+        (_steps((50, 80)), 0.0),
+        (_steps((50, 160)), 0.0),  # stronger, but single
+        (_steps((50, 8)), 0.0),  # or weaker
+        (_steps((50, 40), (54, 40)), 0.5),  # the average of sources that are 4 pixels apart
+        (_steps((50, 80), (54, -20)), 0.2),  # a white line, whichever way the second contour goes
+        (_steps((54, 80)), 1.0),  # at the wrong place altogether
+        (_steps((51, 80)), 0.5),  # by one pixel: half of the gradient is where it should be
+        (_steps((50, 40), (60, 40)), 0.0),  # too far away to belong to it
+    ],
+)
+def test_a_second_contour_is_a_share_of_the_first(fused: Plane, share: float) -> None:
+    a, b = _steps((50, 40)), _steps((50, 80))
+    assert ghost_contours(a, b, fused) == pytest.approx(share)
+    assert ghost_contours(b, a, fused) == pytest.approx(share)
+
+
+def test_a_ghost_is_not_looked_for_where_there_is_no_value() -> None:
+    a, b, fused = (plane.astype(np.float32) / 255 for plane in (_steps((50, 40)), _steps((50, 80)), _steps((50, 40), (54, 40))))
+    missing = np.zeros(a.shape, np.bool_)
+    missing[40:60, 30:70] = True
+    ghost = find_metric("appearance:Ghost")
+    for written in (0, 1):
+        images = [np.where(missing, np.float32(written), plane) for plane in (a, b, fused)]
+        assert score(*images, [ghost], invalid=missing)[ghost] == pytest.approx(0.5)
+
+
+def test_a_contour_of_one_source_alone_has_no_double() -> None:
+    a, b = _steps((50, 40)), _steps((70, 80))
+    assert math.isnan(ghost_contours(a, b, np.maximum(a, b)))
+    assert math.isnan(ghost_contours(b, b, a[:, ::-1]))  # nothing of the result is near
+    a, b = (plane[:40] for plane in (_steps((50, 40)), _steps((50, 80))))  # 80 pixels of contours are too few
+    assert math.isnan(ghost_contours(a, b, b))
+
+
 def test_a_pixel_without_a_value_has_no_influence(glare: tuple[Plane, Plane]) -> None:
     a, b = (plane.astype(np.float32) / 255 for plane in glare)
     a[10:20, 60:66] = b[100:, :] = 0.6  # a target, and a sky
     b[:20] = 0.2
     missing = np.zeros(a.shape, np.bool_)
     missing[60, 80:85] = missing[12, 62] = missing[110, 30] = missing[20, 140] = True
-    metrics = [metric for metric in metrics_of("appearance") if metric.name != "Kept_b"]
+    metrics = [metric for metric in metrics_of("appearance") if metric.name not in ("Kept_b", "Ghost")]
     found = []
     for written in (0.0, 1.0, np.nan):
         images = [np.where(missing, np.float32(written), plane) for plane in (a, b, np.maximum(a, b))]
@@ -136,5 +182,5 @@ def test_a_pixel_without_a_value_has_no_influence(glare: tuple[Plane, Plane]) ->
 def test_the_convention_scores_images(glare: tuple[Plane, Plane]) -> None:
     a, b = (plane.astype(np.uint8) for plane in glare)
     found = {metric.name: value for metric, value in score(a, b, np.maximum(a, b), metrics_of("appearance")).items()}
-    assert list(found) == ["Kept_a", "Kept_b", "Target", "Lost", "Noise", "Rim"]
+    assert list(found) == ["Kept_a", "Kept_b", "Target", "Lost", "Noise", "Rim", "Ghost"]
     assert found["Kept_a"] == 0  # the maximum shows only the lamp

@@ -110,8 +110,8 @@ def test_a_black_result_is_defined_or_undefined_but_never_an_error(metric: Metri
     rng = np.random.default_rng(3)
     a, b = rng.integers(0, 256, (2, 180, 170), dtype=np.uint8)
     value = score(a, b, np.zeros_like(a), [metric])[metric]
-    # Noise has no flat areas, no clipped ones, and no compact objects.
-    places = {f"appearance:{name}" for name in ("Kept_a", "Kept_b", "Target", "Noise", "Rim")}
+    # Noise has no flat areas, no clipped ones, and no compact objects, and a black result no contours.
+    places = {f"appearance:{name}" for name in ("Kept_a", "Kept_b", "Target", "Noise", "Rim", "Ghost")}
     undefined = {"evaluator:CC", "evaluator:PSNR", "vifb:Qcb", "survey:Qcb", *places}
     assert math.isfinite(value) == (metric.key not in undefined)
 

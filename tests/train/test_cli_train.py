@@ -56,11 +56,14 @@ def test_paper_preset_runs(run_cli: Callable[..., tuple[int, str, str]]) -> None
     assert code == 0, err
 
 
-@pytest.mark.slow
-def test_probe_proposes_a_shape(run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("crops_px", [(16,), pytest.param((16, 24, 32), marks=pytest.mark.slow)])
+def test_probe_proposes_a_shape(
+    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, crops_px: tuple[int, ...]
+) -> None:
     from refusion_edge.train import probe
 
-    monkeypatch.setattr(probe, "CPU_CROPS_PX", (16, 24, 32))
+    monkeypatch.setattr(probe, "CPU_CROPS_PX", crops_px)
+    monkeypatch.setattr(probe, "CPU_BATCHES", (1, 2) if len(crops_px) > 1 else (1,))
     words = ["--set", "run.crop_px=24", "--set", "run.late_crop_px=24", "--probe"]
     code, out, err = run_cli("train", "--task", "ir_vis", "--data", samples("ir_vis"), *words)
     assert code == 0, err

@@ -53,6 +53,16 @@ def test_targets_that_would_have_no_effect_are_refused(folder_of_pairs: Callable
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("network", ["fast", "refusion"])
+def test_shifts_reach_either_network(folder_of_pairs: Callable[..., Path], network: str) -> None:
+    data = folder_of_pairs("data")
+    for output in ("1", "2"):
+        words = ("run.steps=3", "meta.engine=off", "shift.share=1", f"shift.most_px={output}")
+        run_session(replace(fast_request(data, output, *words, teacher=None), network=network), quiet())
+    one, two = (read_checkpoint(f"{output}/ir_vis.safetensors").state for output in ("1", "2"))
+    assert any((one[name] != two[name]).any() for name in one)
+
+
 def test_ten_steps_are_five_and_five_after_a_clean_stop(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data")
     whole = run_session(fast_request(data, "whole", "run.steps=10"), quiet())

@@ -224,6 +224,15 @@ def test_targets_stay_by_modality_while_inputs_follow_the_order() -> None:
     assert torch.equal(batch.b, torch.cat((b, b)))
 
 
+def test_a_shifted_source_is_seen_and_the_aligned_one_compared() -> None:
+    a, b, seen = (torch.full((2, 1, 4, 4), level) for level in (0.2, 0.7, 0.3))
+    batch = Batch.in_both_orders(a, b, seen_a=seen)
+    assert torch.equal(batch.first, torch.cat((seen, b)))
+    assert torch.equal(batch.second, torch.cat((b, seen)))
+    assert all(map(torch.equal, batch.compared, (a, b)))
+    assert torch.equal(batch.a, torch.cat((a, a)))
+
+
 def test_reconstruction_is_judged_by_modality_in_every_step() -> None:
     """An R that returns source a and b themselves must be perfect in both orders, wherever R is judged."""
     case = Case()

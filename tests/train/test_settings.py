@@ -66,6 +66,8 @@ def test_a_preset_of_ones_own_is_a_file() -> None:
         ("validation.held=-0.1", "validation.held", "from 0 to 1"),
         ("data.repeat.msrs=0", "data.repeat.msrs", "at least 1"),
         ("loss.gradient=smooth", "loss.gradient", "one of signed, magnitude, signed-max"),
+        ("shift.share=1.5", "shift.share", "from 0 to 1"),
+        ("shift.most_px=0", "shift.most_px", "above 0"),
         ("guard.share=[1]", "guard.share", "a list of 2"),
         ("guard.share=['a', 'b']", "guard.share[0]", "a number"),
         ("meta.centred=1", "meta.centred", "true or false"),

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.network.fast import statistics
-from refusion_edge.train.augmentation import ToneSettings
+from refusion_edge.train.augmentation import ShiftSettings, ToneSettings
 from refusion_edge.train.crops import PLAIN
 from refusion_edge.train.views import Teacher, Views
 from tests.train.conftest import PlanePairs
@@ -94,3 +94,33 @@ def test_the_sharp_image_itself_is_the_lesson_where_it_is_known() -> None:
     nearest = torch.minimum((crops.taught - crops.a).abs(), (crops.taught - crops.b).abs())
     assert nearest.median() < 1e-3
     assert (crops.a - crops.b).abs().max() > 1e-3
+
+
+def test_a_shift_moves_what_the_network_sees_and_nothing_else() -> None:
+    y, x = np.mgrid[:30, :41]
+    # A shift changes all levels of a crop by the same number, from which it can be told, whichever way the crop is turned.
+    ramp = (2 * x + 5 * y).astype(np.uint8)
+    teacher = Watching().teacher
+    plain, shifting = (
+        Views(PlanePairs(((ramp, ramp),)), PLAIN, seed=0, teacher=teacher, shift=ShiftSettings(share, most_px=2))
+        for share in (0.0, 0.5)
+    )
+    still, moved = (views.draw(3, batch=200, crop_px=16) for views in (plain, shifting))
+    assert still.seen_a is None
+    assert moved.seen_a is not None
+    for one, other in ((still.a, moved.a), (still.b, moved.b), (still.taught, moved.taught), (still.figures, moved.figures)):
+        assert torch.equal(one, other)
+    change = ((moved.seen_a - moved.a) * 255).round().flatten(1)
+    assert (change == change[:, :1]).all()
+    found = {int(level) for level in change[:, 0]}
+    assert found <= {2 * dx + 5 * dy for dx in range(-2, 3) for dy in range(-2, 3)}
+    assert {-14, 0, 14} <= found
+    assert 70 < (change[:, 0] != 0).sum() < 110
+    again = shifting.draw(3, batch=200, crop_px=16)
+    assert torch.equal(moved.seen_a, again.seen_a)
+
+
+def test_a_shift_stays_within_an_image_as_small_as_the_crop() -> None:
+    views = Views(PlanePairs(pairs(1)), PLAIN, seed=0, shift=ShiftSettings(share=1.0, most_px=9))
+    crops = views.draw(0, batch=20, crop_px=30)
+    assert crops.seen_a.shape == crops.a.shape

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refusion_edge._version import __version__
+from refusion_edge.stream.outputs.sensors import Sensors
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "refusion_edge"
@@ -31,8 +32,8 @@ class RigFigures:
     viewers: int
 
 
-def to_prometheus(rigs: Sequence[RigFigures]) -> str:
-    """Format the figures of all rigs, each with the label ``rig``.
+def to_prometheus(rigs: Sequence[RigFigures], device: Sensors | None = None) -> str:
+    """Format the figures of all rigs, each with the label ``rig``, and those of the device, without it.
 
     Source:
         Prometheus exposition formats, text-based format 0.0.4; names follow its conventions: base units (seconds, hertz) at the
@@ -41,6 +42,8 @@ def to_prometheus(rigs: Sequence[RigFigures]) -> str:
     families: dict[str, tuple[str, str, Samples]] = {
         "build_info": ("gauge", "Version of the program, always 1.", [(_build(), 1)])
     }
+    for name, text, values in _device(device):
+        families[name] = ("gauge", text, [({"sensor": sensor}, value) for sensor, value in values.items()])
     for rig in rigs:
         for name, kind, text, samples in _families(rig):
             found = families.setdefault(name, (kind, text, []))[2]
@@ -57,6 +60,17 @@ def to_prometheus(rigs: Sequence[RigFigures]) -> str:
 
 def _build() -> dict[str, str]:
     return {"version": __version__, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def _device(sensors: Sensors | None) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """What the device has sensors for."""
+    if sensors is not None:
+        for name, text, values in (
+            ("device_temperature_celsius", "Temperature of a part of the device.", sensors.temperatures_celsius()),
+            ("device_power_watts", "Power of a part of the device.", sensors.powers_watts()),
+        ):
+            if values:
+                yield name, text, values
 
 
 def _families(figures: RigFigures) -> Iterator[tuple[str, str, str, Samples]]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from refusion_edge.stream.outputs.clips import Clips
 from refusion_edge.stream.outputs.display import DisplaySink
 from refusion_edge.stream.outputs.sinks import NullSink, SharedMemorySink, Sink
 from refusion_edge.stream.outputs.video import open_file_sink
@@ -25,6 +26,7 @@ def open_sink(
     token: str | None = None,
     allow_origins: Sequence[str] = (),
     tls: tuple[str, str] | None = None,
+    clips: Clips | None = None,
     announce: Callable[[str], object] = lambda _text: None,
 ) -> Sink:
     """Create the output that a URI names; entering it as a context manager opens it, and leaving it completes its files.
@@ -39,6 +41,7 @@ def open_sink(
         token: Token required from viewers of the browser view.
         allow_origins: Addresses under which reverse proxies show it.
         tls: Files of a certificate and its key with which it is served.
+        clips: Records videos for viewers of the browser view.
         announce: Called with messages for users, such as an address.
 
     Raises:
@@ -64,6 +67,7 @@ def open_sink(
             token=token,
             allow_origins=tuple(allow_origins),
             announce=announce,
+            clips=clips,
             tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
         )
     return open_file_sink(uri, rate_hz=rate_hz, announce=announce)

@@ -27,6 +27,7 @@ from refusion_edge.files import read_file
 from refusion_edge.machine import require
 from refusion_edge.stream.outputs.connections import LIMITS, Connections, Limits
 from refusion_edge.stream.outputs.prometheus import CONTENT_TYPE, RigFigures, to_prometheus
+from refusion_edge.stream.outputs.sensors import Sensors
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 from refusion_edge.text import printable, redact
@@ -44,6 +45,7 @@ HEADERS = {
 _DEFAULT_PORT = 8080
 _START_S = _STOP_S = 5.0
 _KEPT_ALIVE_S = 15.0
+_MOST_REQUEST_BYTES = 4096
 _MOST_PEM_BYTES = 1 << 20
 _COOKIE = "refusion_edge_token"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -71,6 +73,9 @@ class Feed(Protocol):
 
     async def status(self) -> dict[str, Any]:
         """The report so far."""
+
+    async def control(self, request: Any) -> Any:
+        """Change the polarity, or start or end a clip, as the JSON of a request says; answer with the new state."""
 
 
 class PageServer:
@@ -123,6 +128,7 @@ class PageServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tls = None if tls is None else _tls_context(*tls)
         self._connections = Connections(limits, self._tls)
+        self._sensors = Sensors()
         self.address = (self._host, self._port)
 
     def __enter__(self) -> Self:
@@ -198,7 +204,7 @@ class PageServer:
         async def guard(request: Any, handler: Any) -> Any:
             return await self._guard(request, handler)
 
-        application = web.Application(middlewares=[web.middleware(guard)])
+        application = web.Application(middlewares=[web.middleware(guard)], client_max_size=_MOST_REQUEST_BYTES)
         get, below = application.router.add_get, "/{rig}/" if self._rigs else "/"
         for path in HEALTH:
             get(path, self._healthy)
@@ -212,6 +218,7 @@ class PageServer:
         get(f"{below}ws", self._socket)
         get(f"{below}fused.mjpg", self._motion_jpeg)
         get(f"{below}status.json", self._status)
+        application.router.add_post(f"{below}control", self._control)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S)
         await runner.setup()
         accepting = asyncio.create_task(self._connections.accept(listening, runner.server))
@@ -275,6 +282,9 @@ class PageServer:
     async def _socket(self, request: Any) -> Any:
         return await self._feed(request).socket(request)
 
+    async def _control(self, request: Any) -> Any:
+        return await self._feed(request).control(request)
+
     async def _motion_jpeg(self, request: Any) -> Any:
         return await self._feed(request).motion_jpeg(request)
 
@@ -308,7 +318,8 @@ class PageServer:
             RigFigures(rig, await asyncio.to_thread(feed.figures_of.snapshot), feed.viewers)
             for rig, feed in self._feeds.items()
         ]
-        return self._web.Response(body=to_prometheus(rigs).encode(), headers={**HEADERS, "Content-Type": CONTENT_TYPE})
+        text = await asyncio.to_thread(to_prometheus, rigs, self._sensors)
+        return self._web.Response(body=text.encode(), headers={**HEADERS, "Content-Type": CONTENT_TYPE})
 
     async def _healthy(self, request: Any) -> Any:
         states = {rig: feed.figures_of.health() for rig, feed in self._feeds.items()}

@@ -33,15 +33,22 @@ class Encoding:
         codec: FFmpeg's name of the encoder.
         pixels: Its pixel format.
         options: Its options.
+        is_hardware: Whether it needs hardware that few machines have; builds of FFmpeg contain it nevertheless.
     """
 
     codec: str
     pixels: str = "yuv420p"
     options: dict[str, str] = field(default_factory=dict)
+    is_hardware: bool = False
 
 
-# H.264 is what browsers play; the second choice is for builds of FFmpeg without it.
+# H.264 is what browsers play. Hardware leaves the processor to the network; the last choices are for builds of FFmpeg without
+# x264. VA-API takes frames in memory of the GPU only, which PyAV cannot fill.
 _H264 = (
+    Encoding(
+        "h264_nvenc", options={"preset": "p4", "tune": "ll", "rc": "vbr", "cq": "20", "b": "0", "bf": "0"}, is_hardware=True
+    ),
+    Encoding("h264_v4l2m2m", options={"b": "8M", "bf": "0"}, is_hardware=True),
     Encoding("libx264", options={"preset": "ultrafast", "crf": "20", "bf": "0"}),
     Encoding("libopenh264", options={"b": "8M"}),
     Encoding("mpeg4", options={"qmin": "2", "qmax": "5"}),
@@ -63,6 +70,7 @@ _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".a
 _TICKS = 60_000
 # FFmpeg's numbers of the color matrix and of the ranges 16 to 235 and 0 to 255.
 _BT601, _LIMITED, _FULL = 5, 1, 2
+_TRIAL_FRAMES, _GRAY = 3, 128
 
 
 class VideoSink:
@@ -158,6 +166,8 @@ class VideoSink:
                 f"cannot write a video of {size_wh[1]}x{size_wh[0]} to {self._path}: there is no encoder for it",
                 f"choose another suffix of {', '.join(VIDEO_ENCODINGS)}",
             )
+        if encoding.is_hardware:
+            self._announce(f"{self.name} is encoded in hardware, by {encoding.codec}")
         if encoding.codec == "mpeg4":
             self._announce(f"{self.name} is in MPEG-4 part 2, which browsers do not play: there is no H.264 encoder here")
         self._container = self._av.open(
@@ -173,9 +183,22 @@ class VideoSink:
             context = self._av.CodecContext.create(encoding.codec, "w")
             self._configure(context, encoding, size_wh)
             context.open()
-        except (self._av.FFmpegError, ValueError):
+            # A driver may accept settings that its device cannot encode.
+            return not encoding.is_hardware or self._encodes(context)
+        except (self._av.FFmpegError, ValueError, OSError):
             return False
-        return True
+
+    def _encodes(self, context: Any) -> bool:
+        """Whether an encoder gives a packet for each of a few gray frames."""
+        packets: list[Any] = []
+        for number in range(_TRIAL_FRAMES):
+            frame = self._av.VideoFrame(context.width, context.height, context.pix_fmt)
+            for plane in frame.planes:
+                plane.update(bytes([_GRAY]) * plane.buffer_size)
+            frame.pts, frame.time_base = number * round(_TICKS / self._rate_hz), context.time_base
+            packets += context.encode(frame)
+        packets += context.encode(None)
+        return sum(bool(packet.size) for packet in packets) == _TRIAL_FRAMES
 
     def _configure(self, context: Any, encoding: Encoding, size_wh: tuple[int, int]) -> None:
         context.options = {"g": str(round(self._rate_hz)), **encoding.options}

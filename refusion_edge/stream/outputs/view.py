@@ -11,16 +11,20 @@ import json
 import struct
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import cv2
 from typing_extensions import Self
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import BackendError
+from refusion_edge.documents import parse_json
+from refusion_edge.errors import BackendError, InputError, RefusionError
 from refusion_edge.machine import require
 from refusion_edge.rig.model import POLARITIES
 from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.outputs.clips import Clips, NoClips
+from refusion_edge.stream.outputs.sensors import Sensors
 from refusion_edge.stream.outputs.server import DEFAULT_RIG, HEADERS, PageServer
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
@@ -37,8 +41,9 @@ _MAX_WAITING_S = 10.0
 class ViewSink:
     """Serves the stream to browsers. Implements ``Sink``.
 
-    ``/`` is the page, ``/ws`` its WebSocket, ``/fused.mjpg`` a plain Motion JPEG, ``/status.json`` the report so far,
-    ``/metrics`` the same figures for Prometheus, and ``/healthz`` and ``/readyz`` say whether the stream works.
+    ``/`` is the page, ``/ws`` its WebSocket, ``/control`` changes polarity and recording, ``/fused.mjpg`` is Motion JPEG,
+    ``/status.json`` the report so far, ``/metrics`` the same figures for Prometheus, and ``/healthz`` and ``/readyz`` say
+    whether the stream works.
 
     Args:
         uri: ``view://HOST:PORT``.
@@ -46,6 +51,7 @@ class ViewSink:
         gain: Its polarity can be switched from the page.
         server: The server of several rigs, already entered; None for a server of its own.
         rig: Name of the rig there.
+        clips: Records videos for viewers; None if they must not.
         **options: Those of the server of its own, see ``PageServer``; errors as there.
 
     Attributes:
@@ -62,6 +68,7 @@ class ViewSink:
         *,
         server: PageServer | None = None,
         rig: str = DEFAULT_RIG,
+        clips: Clips | None = None,
         **options: Any,
     ) -> None:
         self.name = str(uri)
@@ -69,6 +76,7 @@ class ViewSink:
         self._server = server or self._own
         self._rig = rig
         self._statistics, self._gain = statistics, gain
+        self._clips: Clips | NoClips = clips or NoClips()
         self._web = require("aiohttp.web", "stream", "the browser view")
         self._wanted: dict[int, frozenset[str]] = {}
         self._parts: dict[str, bytes] = {}
@@ -78,6 +86,7 @@ class ViewSink:
         self._ending = self._entered = False
         self._figures: dict[str, Any] = {}
         self._figures_s = 0.0
+        self._sensors = Sensors()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -106,12 +115,14 @@ class ViewSink:
     def __exit__(self, *exc: object) -> None:
         if self._entered and self._server is not None:
             self._entered = False
+            self._clips.stop()
             self._server.spawn(self._stop())
             if self._own is not None:
                 self._own.__exit__(*exc)
 
     def write(self, frame: FusedFrame) -> None:
-        """See ``Sink.write``; returns at once while there are no viewers."""
+        """See ``Sink.write``; encodes nothing while there are no viewers."""
+        self._clips.offer(frame)
         wanted = frozenset().union(*self._wanted.copy().values())
         if not wanted:
             return
@@ -124,7 +135,7 @@ class ViewSink:
             "skew_ms": None if frame.skew_ns is None else frame.skew_ns / MS,
             "width": frame.image.shape[1],
             "height": frame.image.shape[0],
-            "polarity": self._gain.polarity,
+            **self._controls(),
             "figures": self._current_figures(),
         }
         assert self._server is not None
@@ -178,6 +189,7 @@ class ViewSink:
         while not answer.closed:
             seen = await self._next(seen)
             if self._ending:
+                await answer.send_str(json.dumps({"ended": self._statistics.end_reason or "it was stopped"}))
                 await answer.close(message=b"the stream has ended")
                 return
             names = [name for name in IMAGES if name in self._wanted[viewer] and name in self._parts]
@@ -186,7 +198,7 @@ class ViewSink:
             await answer.send_bytes(b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names))))
 
     def _obey(self, viewer: int, text: str) -> None:
-        """Apply a request from the page for certain images or a polarity. Anything else is ignored."""
+        """Send the images that the page asks for. Anything else is ignored."""
         try:
             asked = json.loads(text)
         except ValueError:
@@ -196,10 +208,32 @@ class ViewSink:
         wanted = asked.get("images")
         if isinstance(wanted, list):
             self._wanted[viewer] = frozenset(name for name in IMAGES if name in wanted)
-        for polarity in POLARITIES:
-            if asked.get("polarity") == polarity != self._gain.polarity:
-                self._gain.polarity = polarity
-                self._statistics.note("view", f"polarity {polarity}, set on the page")
+
+    async def control(self, request: Any) -> Any:
+        """See ``Feed``."""
+        web = self._web
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(text="send JSON\n")
+        try:
+            asked = parse_json(await request.read(), "the request")
+        except InputError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+        polarity, record = (asked.get("polarity"), asked.get("record")) if isinstance(asked, Mapping) else (None, None)
+        if polarity not in POLARITIES and not isinstance(record, bool):
+            raise web.HTTPBadRequest(text='send {"polarity": "white", "black" or "auto"} or {"record": true or false}\n')
+        if polarity in POLARITIES and polarity != self._gain.polarity:
+            self._gain.polarity = polarity
+            self._statistics.note("view", f"polarity {polarity}, set on the page")
+        if isinstance(record, bool):
+            try:
+                await asyncio.to_thread(self._clips.start if record else self._clips.stop)
+            except RefusionError as error:
+                raise web.HTTPConflict(text=f"{error}\n") from None
+        return web.json_response(self._controls(), headers=HEADERS)
+
+    def _controls(self) -> dict[str, Any]:
+        """The state of what viewers can change."""
+        return {"polarity": self._gain.polarity, "clip": asdict(self._clips.state)}
 
     async def motion_jpeg(self, request: Any) -> Any:
         """See ``Feed``."""
@@ -242,6 +276,7 @@ class ViewSink:
                 "refined_px": None if snapshot["refinement"] is None else snapshot["refinement"]["correction_px"],
                 "not_shown": sum(snapshot["pairs"]["drops"].values()),
                 "viewers": len(self._wanted),
+                "device": self._sensors.summary(),
                 "cameras": {
                     side: {
                         "rate_hz": camera["rate_hz"],

@@ -31,7 +31,7 @@ from refusion_edge.text import printable, redact, secrets_in
 
 SCHEMA = "refusion-edge/stream-config/1"
 MOST_BYTES = 256 << 10
-_PATHS = ("rig", "bundle", "weights", "replay", "record")
+_PATHS = ("rig", "bundle", "weights", "replay", "record", "clips")
 # A file cannot declare itself trusted.
 _NEVER_IN_A_FILE = ("trust",)
 

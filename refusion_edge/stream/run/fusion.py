@@ -121,6 +121,10 @@ class FusionStage:
             self._show(fused)
             if self._networks is not None and (backend := self._networks.next_backend(fused, pair)) is not None:
                 self._processor.use_backend(backend)
+        if self.reached_its_limit:
+            self._statistics.ends(f"it was to end after {self._limit} frames")
+        elif not self._stop.is_set():
+            self._statistics.ends("its sources have ended")
         if self._follower is not None:
             self._follower.close()
         if self._networks is not None:

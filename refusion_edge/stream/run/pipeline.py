@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import InputError, OutputError, SourceLostError, StreamError
+from refusion_edge.errors import InputError, OutputError, RefusionError, SourceLostError, StreamError
 from refusion_edge.images.luma import CONSTANT_REMEDY
 from refusion_edge.stream.frames import SIDES, Side
 from refusion_edge.stream.outputs.recording import FrameRecorder, Recording
@@ -234,6 +234,7 @@ class Pipeline:
             now_s = time.monotonic()
             self._watchdog.watch(self._fusion.count, waiting=len(self._pairs) > 0)
             if self._limits.duration_s is not None and now_s - started_s >= self._limits.duration_s:
+                self._statistics.ends(f"it was to end after {self._limits.duration_s:g} s")
                 return
             delivered_s = max((reader.delivered_s for reader in self._readers), default=0.0)
             if self._live and now_s - max(started_s, delivered_s) >= self._limits.give_up_s:
@@ -246,6 +247,7 @@ class Pipeline:
         """Keep the first error, which causes the later ones."""
         with self._failed:
             self._failure = self._failure or error
+        self._statistics.ends(error.problem if isinstance(error, RefusionError) else "the program failed")
 
     def _end(self) -> None:
         """Stop every thread: queues accept nothing more, and outputs write what they still hold."""
@@ -253,6 +255,7 @@ class Pipeline:
             if not self._ended:
                 # Whoever holds `stop` may set it; that nothing was shown by then is no error.
                 self._ended, self._interrupted = True, self.stop.is_set()
+        self._statistics.ends("it was stopped")
         self.stop.set()
         self._inbox.close()
         self._pairs.close()

@@ -15,6 +15,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.network.weights import shipped_tasks
 from refusion_edge.rig.model import Rig
+from refusion_edge.stream.outputs.clips import Clips
 from refusion_edge.stream.outputs.display import has_display
 from refusion_edge.stream.outputs.recording import FrameRecorder, Recorder, Recording, read_recording
 from refusion_edge.stream.outputs.registry import open_sink
@@ -100,8 +101,12 @@ class StreamSession:
         if not (uris or self._sinks or tap):
             uris = [parse_output(self._default_output())]
         # The certificate of a site is for its page, which not every rig needs to be on.
-        if settings.tls is not None and self._shared is None and all(uri.scheme != "view" for uri in uris):
-            raise UsageError("--tls is for the browser view, which is not among the outputs", "add -o view://, or leave it out")
+        if self._shared is None and all(uri.scheme != "view" for uri in uris):
+            for option in ("tls", "clips"):
+                if getattr(settings, option) is not None:
+                    raise UsageError(
+                        f"--{option} is for the browser view, which is not among the outputs", "add -o view://, or leave it out"
+                    )
         _refuse_overwriting(sources, uris, settings.record)
         recorder = self._recorder(pairing)
         rate_hz = None if isinstance(sources, Recording) else _rate(sources)
@@ -262,6 +267,12 @@ class StreamSession:
     def _default_output(self) -> str:
         return "display://0" if has_display() and not self.settings.headless else _DEFAULT_VIEW
 
+    def _clips(self, prefix: str = "") -> Clips | None:
+        folder = self.settings.clips
+        if folder is None:
+            return None
+        return Clips(Path(folder), prefix, note=lambda text: self.statistics.note("view", text))
+
     def _sink(
         self, uri: Uri, gain: ThermalGain, announce: Callable[[str], object], *, rate_hz: float | None, live: bool
     ) -> Sink:
@@ -269,12 +280,19 @@ class StreamSession:
         if uri.scheme == "view" and self._shared is not None and self._shared.page is not None:
             from refusion_edge.stream.outputs.view import ViewSink
 
-            return ViewSink(uri, self.statistics, gain, server=self._shared.page, rig=self._shared.rig)
+            return ViewSink(
+                uri,
+                self.statistics,
+                gain,
+                server=self._shared.page,
+                rig=self._shared.rig,
+                clips=self._clips(f"{self._shared.rig}-"),
+            )
         if uri.scheme == "display" and settings.headless:
             raise UsageError(f"--headless excludes the window {uri}", "leave one of them out")
         return open_sink(
             uri, rate_hz=rate_hz, live=live, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
-            allow_origins=settings.allow_origins, tls=settings.tls, announce=announce,
+            allow_origins=settings.allow_origins, tls=settings.tls, clips=self._clips(), announce=announce,
         )  # fmt: skip
 
 

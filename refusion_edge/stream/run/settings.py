@@ -82,6 +82,7 @@ class StreamSettings:
         token: Token that viewers have to present.
         allow_origins: Addresses under which reverse proxies show the browser view.
         tls: Files of a certificate and its key with which the browser view is served, or None.
+        clips: Folder for videos that viewers of the browser view record, or None if they must not.
         hash: Whether all fused frames are hashed.
         trust: Whether pipelines named in the rig or a configuration file, and compiled engines built elsewhere, may run.
 
@@ -125,6 +126,7 @@ class StreamSettings:
     token: str | None = None
     allow_origins: tuple[str, ...] = ()
     tls: tuple[str, str] | None = None
+    clips: str | None = None
     hash: bool = False
     trust: bool = False
 

@@ -14,17 +14,19 @@ import cv2
 import numpy as np
 from typing_extensions import Self
 
-from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.arrays import Array
 from refusion_edge.errors import SourceLostError, UsageError
 from refusion_edge.stream.frames import MS, SECOND, Side
 from refusion_edge.stream.sources.clock import SourceClock
+from refusion_edge.stream.sources.scenes import COLD_COUNTS, HOT_COUNTS, MARGIN, Street, Texture
 from refusion_edge.stream.sources.source import CLOCK_SYNTHETIC, CorruptFrameError, Grab
 from refusion_edge.stream.uri import Uri, number_option, read_options
+from refusion_edge.text import printable
 
-_COLD_COUNTS, _SCENE_COUNTS, _HOT_COUNTS = 21_000.0, 600.0, 2_500.0
+SCENES = ("street", "texture")
 _NOISE_FIELDS, _NOISE_STEPS = 8, 16
-# Maximum vertical shift, and the height of the scene above and below the view.
-_MARGIN = 64
+# Frames that wait for a reader, as time.
+_STORED_NS = SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Scene:
         seed: Seed of the scene; use the same for both cameras.
         noise: Standard deviation of the noise, in 8-bit gray levels (4 counts each at 16 bits).
         pan: Motion of the whole scene in pixels per second.
-        walker: Speed of the hot figure that walks through the scene, in pixels per second; 0 for none.
+        scene: ``street``: a rendered street at night, with people; ``texture``: a random texture, with a hot figure.
+        walker: Speed of the nearest person, or of the hot figure, in pixels per second; 0 for nobody.
         dx: Shift of this camera to the right, in pixels.
         dy: Downward shift of this camera, in pixels.
         skew_ms: Delay of its captures relative to the other camera; its time stamps show it.
@@ -70,6 +73,7 @@ class Scene:
     seed: int = 0
     noise: float = 2.0
     pan: float = 0.0
+    scene: str = "street"
     walker: float = 60.0
     dx: float = 0.0
     dy: float = 0.0
@@ -107,9 +111,16 @@ def read_scene(uri: Uri) -> Scene:
         UsageError: An option is unknown or out of range.
     """
     names = [field.name for field in fields(Scene)]
-    read_options(uri, names)
+    options = read_options(uri, names)
     values: dict[str, Any] = {}
+    if (scene := options.get("scene", _DEFAULTS.scene)) not in SCENES:
+        raise UsageError(
+            f"scene in {uri} is '{printable(scene)}'", f"choose one of {', '.join(SCENES)}", expected=SCENES, got=scene
+        )
     for field in fields(Scene):
+        if field.name == "scene":
+            values["scene"] = scene
+            continue
         low, high = _RANGES.get(field.name, (0, 1e9))
         value = number_option(uri, field.name, getattr(_DEFAULTS, field.name), low=low, high=high)
         values[field.name] = int(value) if field.type == "int" else value
@@ -131,11 +142,15 @@ class SyntheticSource:
         # A clock that is set is its own, like that of a network camera.
         shared = not self.scene.step_every_ms
         self.timing = SourceClock(CLOCK_SYNTHETIC, shared=shared) if self.live else None
-        self._start_ns = _start_of_pair_ns() if self.live else 0
+        joined_ns = _join_scene(side) if self.live else 0
+        self._start_ns = time.monotonic_ns() if joined_ns is None else joined_ns
         self._painter = Painter(self.scene, side)
         self._index = 0
         self._opened = False
         self._jitter = np.random.default_rng(self.scene.seed + 1)
+        if joined_ns is None:
+            # A busy machine takes its time to draw the scene.
+            _LAST[:] = [(side, self._start_ns, time.monotonic_ns())]
 
     def __enter__(self) -> Self:
         if self.live:
@@ -174,6 +189,14 @@ class SyntheticSource:
             taken_ns = round(index * SECOND / scene.rate + scene.skew_ms * MS)
             if not _within(taken_ns, scene.drop_every_ms, scene.drop_ms):
                 break
+        if (
+            self.live
+            and not scene.frames
+            and time.monotonic_ns() - self._start_ns - taken_ns > _STORED_NS + scene.delay_ms * MS
+        ):
+            # Whoever reads too slowly misses frames, as with a real camera, unless a number of frames was asked for.
+            self._index = int((time.monotonic_ns() - self._start_ns - scene.skew_ms * MS) * scene.rate / SECOND)
+            return self.read()
         if self.live:
             late_ms = scene.delay_ms + abs(float(self._jitter.normal(0.0, scene.jitter_ms)) if scene.jitter_ms else 0.0)
             wait_ns = self._start_ns + taken_ns + round(late_ms * MS) - time.monotonic_ns()
@@ -201,23 +224,15 @@ class Painter:
     """Draws the scene as one of the cameras sees it. Not thread-safe; each image is a new array."""
 
     def __init__(self, scene: Scene, side: Side) -> None:
-        self._scene, self._side = scene, side
-        draw = np.random.default_rng(scene.seed)
-        # Twice as wide as the view and repeated, so that a panning scene continues without a seam.
-        shape = (scene.height + 2 * _MARGIN, scene.width * 2)
-        ground, texture = _smooth(draw, shape, 24.0), _smooth(draw, shape, 2.0)
-        if side == "ir":
-            plane = self._counts(_COLD_COUNTS + _SCENE_COUNTS * (0.8 * ground + 0.2 * texture))
-            self._depth = cv2.CV_16U if plane.dtype == np.uint16 else cv2.CV_8U
-            self._ground: Array = np.tile(plane, (1, 2))
-        else:
-            colored = (40.0 + 150.0 * (0.3 * ground + 0.7 * texture))[..., None] * np.array([0.9, 1.0, 0.8])
-            self._depth = cv2.CV_8U
-            self._ground = np.tile(colored.astype(np.uint8), (1, 2, 1))
+        self._scene = scene
+        size_wh = scene.width, scene.height
+        self._scenery = Street(side, size_wh) if scene.scene == "street" else Texture(side, size_wh, scene.seed)
+        self._ground: Array = np.tile(self._scenery.ground, (1, 2, 1)[: self._scenery.ground.ndim])
+        self._is_wide = side == "ir" and scene.bits == 16
         own = np.random.default_rng((scene.seed, side == "ir"))
-        level = scene.noise * (4.0 if self._depth == cv2.CV_16U else 1.0)
+        level = scene.noise * (4.0 if self._is_wide else 1.0)
         noise_shape = (scene.height + _NOISE_STEPS, scene.width + _NOISE_STEPS, *self._ground.shape[2:])
-        kind = np.int16 if self._depth == cv2.CV_16U else np.int8
+        kind = np.int16 if self._is_wide else np.int8
         limit = np.iinfo(kind)
         self._noise = [
             np.rint(own.normal(0.0, level, noise_shape)).clip(limit.min, limit.max).astype(kind)
@@ -232,48 +247,25 @@ class Painter:
         """
         scene, seconds = self._scene, time_ns / SECOND
         left = int((scene.pan * seconds - scene.dx) % (scene.width * 2))
-        top = int(_MARGIN - scene.dy)
+        top = int(MARGIN - scene.dy)
         image = self._ground[top : top + scene.height, left : left + scene.width].copy()
         if scene.walker:
-            self._walk(image, seconds)
+            self._scenery.draw(image, seconds, scene.walker, (scene.dx, scene.dy))
+        image = self._pixels(image)
         if self._noise:
             # Cheap, and it hardly ever repeats: one of a few fields at one of many offsets.
             field, dy, dx = np.random.default_rng((scene.seed, time_ns % (1 << 63))).integers(
                 0, (_NOISE_FIELDS, _NOISE_STEPS, _NOISE_STEPS)
             )
             noise = self._noise[field][dy : dy + scene.height, dx : dx + scene.width]
-            image = cv2.add(image, noise, dtype=self._depth)
+            image = cv2.add(image, noise, dtype=cv2.CV_16U if self._is_wide else cv2.CV_8U)
         return image
 
-    def _walk(self, image: Array, seconds: float) -> None:
-        """Draw the hot figure, a warm body with a hotter head, which crosses the view and then stays away for as long."""
-        scene = self._scene
-        size = max(2, scene.height // 10)
-        x = scene.walker * seconds % (2 * scene.width + 4 * size) - 2 * size + scene.dx
-        y = scene.height * 0.6 + scene.dy
-        if self._side == "ir":
-            body, head = (tuple(self._counts(np.array([_COLD_COUNTS + part * _HOT_COUNTS])).tolist()) for part in (0.7, 1.0))
-        else:
-            body, head = (60, 50, 45), (90, 110, 140)
-        # Sub-pixel positions, in sixteenths.
-        at = (round(x * 16), round(y * 16))
-        cv2.ellipse(image, at, (size * 8, size * 24), 0.0, 0.0, 360.0, body, -1, cv2.LINE_8, 4)
-        cv2.circle(image, (at[0], at[1] - size * 28), size * 8, head, -1, cv2.LINE_8, 4)
-
-    def _counts(self, values: Array) -> Array:
+    def _pixels(self, image: Array) -> Array:
         """Convert counts to pixels of the infrared camera."""
-        if self._scene.bits == 16:
-            return values.astype(np.uint16)
-        return ((values - _COLD_COUNTS) * (255.0 / (1.2 * _HOT_COUNTS))).clip(0, 255).astype(np.uint8)
-
-
-def _smooth(draw: np.random.Generator, shape: tuple[int, int], sigma: float) -> Float32Array:
-    plane = draw.standard_normal(shape).astype(np.float32)
-    # Blurred with wraparound, so that it repeats without a seam.
-    margin = int(4 * sigma)
-    wrapped = cv2.GaussianBlur(np.pad(plane, ((0, 0), (margin, margin)), mode="wrap"), (0, 0), sigma)[:, margin:-margin]
-    low, high = float(wrapped.min()), float(wrapped.max())
-    return np.asarray((wrapped - low) / (high - low), np.float32)
+        if image.ndim == 3 or self._is_wide:
+            return image
+        return ((image - COLD_COUNTS) * (255.0 / (1.2 * HOT_COUNTS))).clip(0, 255).astype(np.uint8)
 
 
 def _within(time_ns: int, every_ms: float, length_ms: float) -> bool:
@@ -288,13 +280,14 @@ def _shown_ns(taken_ns: int, scene: Scene) -> int:
     return taken_ns - taken_ns % round(scene.freeze_every_ms * MS)
 
 
-# Start of the last pair: cameras created together share one scene, and continue it after a restart.
-_LAST_START_NS: list[int] = []
+# Of the last camera that began a scene: its side, the start, and when it was ready. The other camera of the pair, created next,
+# sees the same scene, and both continue it after a loss.
+_LAST: list[tuple[Side, int, int]] = []
 _ONE_PAIR_NS = SECOND // 2
 
 
-def _start_of_pair_ns() -> int:
-    now_ns = time.monotonic_ns()
-    if not _LAST_START_NS or now_ns - _LAST_START_NS[0] > _ONE_PAIR_NS:
-        _LAST_START_NS[:] = [now_ns]
-    return _LAST_START_NS[0]
+def _join_scene(side: Side) -> int | None:
+    """The start of the scene that the other camera has just begun, or None."""
+    if _LAST and _LAST[0][0] != side and time.monotonic_ns() - _LAST[0][2] <= _ONE_PAIR_NS:
+        return _LAST.pop()[1]
+    return None

@@ -26,7 +26,7 @@ from tests.conftest import one_sentence
 from tests.raising import raises
 
 Run = Callable[..., tuple[int, str, str]]
-SCENE = "width=160&height=120&seed=3"
+SCENE = "width=160&height=120&scene=texture&seed=3"
 
 
 def uri(side: Side, words: str = "", *, rate: int = 30, seconds: int = 12, live: int = 0) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,28 @@ def test_another_codec_than_h264_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(said) == 1
     assert "v.mp4" in said[0]
     assert frames_of("v.mp4") == 1
+
+
+def test_hardware_is_tried_first_and_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [each.is_hardware for each in VIDEO_ENCODINGS[".mp4"]][:2] == [True, True]
+    # x264 in the place of a device that works, behind one that is absent and one that accepts everything and encodes nothing.
+    trials, works = list[str](), VideoSink._encodes
+
+    def encodes(sink: VideoSink, context: Any) -> bool:
+        trials.append(context.name)
+        return len(trials) > 1 and works(sink, context)
+
+    monkeypatch.setattr(VideoSink, "_encodes", encodes)
+    software = next(each for each in VIDEO_ENCODINGS[".mp4"] if each.codec in ("libx264", "libopenh264", "mpeg4"))
+    device = replace(software, is_hardware=True)
+    monkeypatch.setitem(VIDEO_ENCODINGS, ".mp4", (Encoding("no_such_encoder", is_hardware=True), device, device, software))
+    said: list[str] = []
+    with VideoSink(parse_output("device.mp4"), rate_hz=25.0, announce=said.append) as sink:
+        for number in range(5):
+            sink.write(fused_frame(number, 40 * number))
+    assert trials == [software.codec] * 2
+    assert [text for text in said if "hardware" in text and software.codec in text] == said[:1]
+    assert frames_of("device.mp4") == 5
 
 
 @pytest.mark.parametrize("suffix", VIDEO_ENCODINGS)

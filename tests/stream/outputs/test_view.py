@@ -23,10 +23,11 @@ import pytest
 
 aiohttp = pytest.importorskip("aiohttp", reason="the browser view needs the extra [stream]")
 
-from refusion_edge.arrays import Array
-from refusion_edge.errors import InputError, OutputError, UsageError
+from examples.browser import BROWSER, Browser
+from refusion_edge.errors import DiskFullError, InputError, OutputError, UsageError
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
+from refusion_edge.stream.outputs.clips import Clips, ClipState
 from refusion_edge.stream.outputs.connections import LIMITS, Limits
 from refusion_edge.stream.outputs.prometheus import RigFigures, to_prometheus
 from refusion_edge.stream.outputs.view import ViewSink
@@ -34,7 +35,7 @@ from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import parse_output
 from tests.raising import raises
-from tests.stream.conftest import camera
+from tests.stream.conftest import camera, frames_of
 
 Served = Callable[..., "Live"]
 
@@ -49,6 +50,7 @@ class Live:
         allow_origins: tuple[str, ...] = (),
         limits: Limits = LIMITS,
         tls: tuple[Path, Path] | None = None,
+        clips: Clips | None = None,
     ) -> None:
         self.gain, self.said = ThermalGain(), list[str]()
         self.sink = ViewSink(
@@ -60,6 +62,7 @@ class Live:
             announce=self.said.append,
             limits=limits,
             tls=tls,
+            clips=clips,
         )
         self.sink.__enter__()
         self.port = self.sink.address[1]
@@ -82,9 +85,16 @@ class Live:
         self.sink.__exit__(None, None, None)
 
     def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        return self.ask("GET", path, None, headers)
+
+    def post(self, body: object, path: str = "/control", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        headers = {"Content-Type": "application/json", **headers}
+        return self.ask("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
+
+    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("GET", path, headers=headers)
+            connection.request(method, path, body, headers)
             answer = connection.getresponse()
             return answer.status, dict(answer.getheaders()), answer.read()
         finally:
@@ -160,10 +170,93 @@ def test_images_come_as_requested(served: Served) -> None:
 
 def test_polarity_is_switched_from_the_page(served: Served) -> None:
     live = served()
-    header, _ = unpack(asyncio.run(watch(live.port, {"polarity": "black", "images": ["fused"]}))[-1])
+    status, _, body = live.post({"polarity": "black"})
+    assert (status, json.loads(body)["polarity"]) == (200, "black")
+    # A socket changes nothing, whatever is sent to it.
+    header, _ = unpack(asyncio.run(watch(live.port, {"polarity": "white", "images": ["fused"], "x": [1]}))[-1])
     assert live.gain.polarity == header["polarity"] == "black"
-    asyncio.run(watch(live.port, {"polarity": "purple", "images": "all", "x": [1]}))
+
+
+@pytest.mark.parametrize(
+    "body", [{"polarity": "purple"}, {"polarity": ["black"]}, {"record": 1}, {}, [], None, b"{", b"\xff", b"[" * 999]
+)
+def test_a_request_that_makes_no_sense_changes_nothing(served: Served, body: object) -> None:
+    live = served()
+    assert live.post(body)[0] == 400
+    assert live.gain.polarity == "white"
+
+
+def test_changes_need_a_post_of_this_page_with_the_token(served: Served) -> None:
+    live, change = served("view://0.0.0.0:0", token="secret"), {"polarity": "black"}
+    known = {"Authorization": "Bearer secret"}
+    assert live.get("/control", **known)[0] == 405
+    assert live.post(change)[0] == 401
+    assert live.post(change, Authorization="Bearer wrong")[0] == 401
+    assert live.post(change, **known, Origin="http://evil.example")[0] == 403
+    # What a form of another site can send without asking the browser first.
+    assert live.post(change, **known, **{"Content-Type": "text/plain"})[0] == 415
+    assert live.post(b" " * 5000, **known)[0] == 413
+    assert live.gain.polarity == "white"
+    assert live.post(change, **known, Origin=f"http://127.0.0.1:{live.port}")[0] == 200
     assert live.gain.polarity == "black"
+
+
+def test_viewers_record_only_where_a_folder_was_named(served: Served) -> None:
+    live = served()
+    status, _, body = live.post({"record": True})
+    assert (status, b"--clips" in body) == (409, True)
+
+
+def test_viewers_record_videos(served: Served) -> None:
+    notes: list[str] = []
+    live = served(clips=Clips(Path("clips"), "gate-", notes.append))
+    for seconds in (0.5, 0.2):
+        started = json.loads(live.post({"record": True})[2])["clip"]
+        assert started["file"].startswith("gate-")
+        assert json.loads(live.post({"record": True})[2])["clip"]["file"] == started["file"]  # one at a time
+        time.sleep(seconds)
+        assert unpack(asyncio.run(watch(live.port, None))[-1])[0]["clip"]["seconds"] > 0
+        assert json.loads(live.post({"record": False})[2])["clip"] == {"file": None, "seconds": 0.0, "problem": ""}
+        assert frames_of(Path("clips", started["file"])) >= 5
+    assert len(list(Path("clips").iterdir())) == 2
+    assert len(notes) == 4
+
+
+def test_a_clip_is_complete_when_the_stream_ends() -> None:
+    live = Live("view://127.0.0.1:0", clips=Clips(Path("clips")))
+    live.post({"record": True})
+    time.sleep(0.3)
+    live.close()
+    (clip,) = Path("clips").iterdir()
+    assert frames_of(clip) >= 5
+
+
+def test_a_clip_that_cannot_be_written_ends_and_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").touch()
+    live = served(clips=Clips(Path("file")))
+    assert live.post({"record": True})[0] == 409
+
+    def full(_watch: object) -> None:
+        raise DiskFullError("the disk is full", "free some space")
+
+    monkeypatch.setattr("refusion_edge.stream.outputs.video.DiskWatch.check", full)
+    live = served(clips=Clips(Path("clips")))
+    assert live.post({"record": True})[0] == 200
+    deadline_s = time.monotonic() + 10
+    while (state := live.sink._clips.state).file is not None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert state == ClipState(problem="the disk is full")
+    assert unpack(asyncio.run(watch(live.port, None))[-1])[0]["clip"]["problem"] == "the disk is full"
+
+
+def test_a_clip_has_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.stream.outputs.clips.MOST_SECONDS", 0.3)
+    live = served(clips=Clips(Path("clips")))
+    live.post({"record": True})
+    deadline_s = time.monotonic() + 10
+    while live.sink._clips.state.file is not None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert live.sink._clips.state.problem
 
 
 def test_plain_motion_jpeg(served: Served) -> None:
@@ -265,19 +358,22 @@ def test_an_allowed_origin_has_to_be_the_address_of_a_site(address: str) -> None
 def test_viewers_hear_why_the_stream_ends() -> None:
     live = Live("view://127.0.0.1:0")
 
-    async def last() -> tuple[int | None, str]:
+    live.sink.figures_of.ends("the cameras were sold")
+
+    async def last() -> tuple[str, int | None]:
         address = f"http://127.0.0.1:{live.port}/ws"
         async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as viewer:
             await asyncio.wait_for(viewer.receive(), 10)
             ending = asyncio.create_task(asyncio.to_thread(live.close))
             while (message := await asyncio.wait_for(viewer.receive(), 10)).type == aiohttp.WSMsgType.BINARY:
                 pass
+            closing = await asyncio.wait_for(viewer.receive(), 10)
             await ending
-        return message.data, str(message.extra)
+        return message.data, closing.data
 
-    code, reason = asyncio.run(last())
+    reason, code = asyncio.run(last())
     assert code == 1000
-    assert "ended" in reason
+    assert json.loads(reason) == {"ended": "the cameras were sold"}
 
 
 NODE = shutil.which("node")
@@ -287,6 +383,7 @@ const fs = require("fs");
 const vm = require("vm");
 const elements = {};
 const make = (id) => ({ id, dataset: {}, hidden: true, textContent: "", classes: new Set(), addEventListener() {},
+  disabled: false, setAttribute() {},
   classList: { toggle(name, on) { on ? elements[id].classes.add(name) : elements[id].classes.delete(name); } } });
 const document = { getElementById: (id) => elements[id] ??= make(id), createElement: () => make("scratch"),
   querySelectorAll: () => [], addEventListener() {} };
@@ -296,12 +393,13 @@ WebSocket.OPEN = 1;
 let now = 1000;
 const timers = [];
 const context = { document, WebSocket, location: { search: "", href: "http://127.0.0.1/", hash: "" }, URL, history: {},
-  setTimeout: () => 0, setInterval: (call) => timers.push(call), Date: { now: () => now }, console };
+  setTimeout: () => 0, setInterval: (call) => timers.push(call), Date: { now: () => now }, console,
+  matchMedia: () => ({ matches: false }) };
 vm.createContext(context);
 const script = fs.readFileSync(process.argv[1], "utf8");
 vm.runInContext(script.replace("async function draw() {", "async function draw() { return;"), context);
 const shown = () => ({ over: elements.images?.classes.has("over") ?? false, text: elements.over?.textContent ?? "",
-  state: elements.state?.textContent ?? "" });
+  state: elements.state?.textContent ?? "", snapshot: !elements.snapshot?.disabled });
 const seen = [];
 socket.onopen();
 socket.onmessage({ data: 1 });
@@ -311,9 +409,14 @@ timers.forEach((call) => call());
 seen.push(shown());
 socket.onmessage({ data: 1 });
 seen.push(shown());
-socket.onclose({ reason: "the stream has ended" });
+socket.onclose({});
 seen.push(shown());
-socket.onclose({ reason: "" });
+socket.onopen();
+seen.push(shown());
+socket.onmessage({ data: 1 });
+socket.onmessage({ data: JSON.stringify({ ended: "the cameras were sold" }) });
+socket.onclose({});
+socket.onclose({});
 seen.push(shown());
 console.log(JSON.stringify(seen));
 """
@@ -323,15 +426,17 @@ console.log(JSON.stringify(seen));
 def test_the_page_dims_a_picture_that_is_not_live() -> None:
     script = str(resources.files("refusion_edge.stream.outputs").joinpath("page", "page.js"))
     done = subprocess.run([str(NODE), "-e", PAGE, script], check=True, capture_output=True, text=True)
-    live, silent, again, ended, lost = json.loads(done.stdout)
+    live, silent, again, lost, waiting, ended = json.loads(done.stdout)
+    assert (live["snapshot"], silent["snapshot"], ended["snapshot"]) == (True, False, False)
     assert (live["over"], live["text"]) == (again["over"], again["text"]) == (False, "")
     assert silent["over"]
-    assert "no new picture" in silent["text"]
+    assert "No new picture" in silent["text"]
     assert ended["over"]
-    assert "the stream has ended" in ended["text"]
-    assert "the stream has ended" in ended["state"]
+    assert "the cameras were sold" in ended["text"]
+    assert ended["state"] == "ended"
     assert lost["over"]
-    assert "disconnected" in lost["text"]
+    assert "disconnected" in lost["state"]
+    assert "Waiting" in waiting["text"]
 
 
 def test_a_view_bound_wider_needs_its_token(served: Served) -> None:
@@ -372,44 +477,79 @@ def test_nothing_is_encoded_without_viewers(served: Served) -> None:
     assert live.sink._header == {}  # nothing was encoded
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1000,700",
-)  # fmt: skip
+COLORS = """(() => { const canvas = document.getElementById("%s");
+  return [...canvas.getContext("2d").getImageData(canvas.width - 2, canvas.height / 2, 1, 1).data].slice(0, 3); })()"""
+CHOOSE = """(() => { const palette = document.getElementById("palette"); palette.value = "iron";
+  palette.dispatchEvent(new Event("change")); })()"""
+LIVE = "document.getElementById('state')?.textContent === 'live' && document.getElementById('figures').children.length > 6"
+SMALL = """[...document.querySelectorAll("button, select, summary")].filter((each) => each.getClientRects().length)
+  .filter((each) => { const box = each.getBoundingClientRect(); return box.width < 44 || box.height < 44; }).length"""
+
+
+def near(color: list[int], expected: tuple[int, int, int]) -> bool:
+    return max(abs(a - b) for a, b in zip(color, expected, strict=True)) < 14
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_real_browser_shows_the_stream(served: Served, tmp_path: Path) -> None:
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_real_browser_shows_the_stream(served: Served) -> None:
+    live = served(clips=Clips(Path("clips")))
+    address = f"http://127.0.0.1:{live.port}/"
+    with Browser() as browser:
+        browser.open(f"{address}#side", (1000, 700))
+        browser.wait_for(f"{LIVE} && byId('ir').width === 64")
+        assert near(browser.evaluate(COLORS % "fused"), (255, 128, 0))  # as served, in RGB
+        assert near(browser.evaluate(COLORS % "ir"), (255, 255, 255))
+        browser.evaluate(CHOOSE)
+        browser.evaluate("document.querySelector('[data-view=infrared]').click()")
+        browser.wait_for("document.getElementById('fused').getClientRects().length === 0")
+        time.sleep(0.3)
+        assert browser.evaluate(COLORS % "ir") != [255, 255, 255]
+        browser.evaluate("document.getElementById('record').click()")
+        name = browser.wait_for("clip.file")
+        time.sleep(0.3)
+        browser.evaluate("document.getElementById('record').click()")
+        browser.wait_for("!clip.file")
+        assert frames_of(Path("clips", name)) > 2
+        browser.evaluate("toggleFullscreen()")
+        browser.wait_for("document.fullscreenElement === document.getElementById('stage')")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_picture_is_saved_where_the_viewer_is(served: Served, tmp_path: Path) -> None:
     live = served()
-    browser = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path}/profile"]
+    with Browser() as browser:
+        browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        browser.open(f"http://127.0.0.1:{live.port}/#side", (1000, 700))
+        browser.wait_for(LIVE)
+        browser.wait_for("['ir', 'vis', 'fused'].every((name) => byId(name).width === 64)")
+        browser.evaluate("document.getElementById('snapshot').click()")
+        deadline_s = time.monotonic() + 20
+        while not (saved := list(tmp_path.glob("side-*.png"))) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        time.sleep(0.3)
+    assert read_image(saved[0]).shape[:2] == (48, 3 * 64)
 
-    def colors(view: str, shown: Callable[[Array], bool]) -> Array:
-        shot = tmp_path / f"{view}.png"
-        address = f"http://127.0.0.1:{live.port}/#{view}"
-        pixels = np.zeros((1, 3), int)
-        # Virtual time does not wait for the network of a busy machine, so try again with more of it.
-        for budget_ms in (4_000, 20_000, 60_000):
-            words = [*browser, f"--virtual-time-budget={budget_ms}", f"--screenshot={shot}", address]
-            subprocess.run(words, check=True, capture_output=True, timeout=600)
-            pixels = read_image(shot)[..., :3].reshape(-1, 3).astype(int)
-            if shown(pixels):
-                break
-        return pixels
 
-    def share(pixels: Array, color: tuple[int, int, int]) -> float:
-        return float((np.abs(pixels - color).max(axis=1) < 12).mean())
-
-    fused = (255, 128, 0)  # as served, in RGB
-    grays = [(gray, gray, gray) for gray in range(40, 255, 30)]
-    alone = colors("fused", lambda pixels: share(pixels, fused) > 0.2)
-    side = colors("side", lambda pixels: share(pixels, fused) > 0.03 and all(share(pixels, gray) > 0 for gray in grays))
-    assert share(alone, fused) > 0.2
-    assert 0.03 < share(side, fused) < 0.6 * share(alone, fused)
-    # The infrared ramp contains every gray level.
-    for gray in grays:
-        assert share(side, gray) > share(alone, gray)
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+@pytest.mark.parametrize("size_wh", [(390, 844), (844, 390)], ids=["upright", "sideways"])
+def test_a_phone_has_a_large_picture_and_large_buttons(served: Served, size_wh: tuple[int, int]) -> None:
+    live = served()
+    with Browser() as browser:
+        browser.open(f"http://127.0.0.1:{live.port}/", size_wh, is_phone=True)
+        browser.wait_for(LIVE)
+        assert browser.evaluate(SMALL) == 0
+        box = browser.evaluate(
+            "(() => { const { width, height } = byId('fused').getBoundingClientRect(); return [width, height]; })()"
+        )
+        # As wide as a phone that is held upright, or as high as one on its side.
+        assert box[0] > 0.95 * size_wh[0] if size_wh[0] < size_wh[1] else box[1] > 0.9 * size_wh[1]
+        assert browser.evaluate("document.documentElement.scrollWidth") <= size_wh[0]
+        live.sink.figures_of.ends("the cameras were sold")
+        live.close()
+        assert "the cameras were sold" in browser.wait_for("document.getElementById('over').textContent")
 
 
 def test_the_stream_serves_and_ends_with_its_viewers(stream: Callable[..., Any]) -> None:

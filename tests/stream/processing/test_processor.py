@@ -28,7 +28,7 @@ PERIOD_NS = 40 * MS
 
 
 # Static and noisy; a hot figure walks in after a second.
-SCENE = Scene(width=96, height=72, noise=3, walker=60, seed=3)
+SCENE = Scene(width=96, height=72, noise=3, scene="texture", walker=60, seed=3)
 
 
 def walk(frames: int = 80) -> Iterator[tuple[Array, Array, int]]:

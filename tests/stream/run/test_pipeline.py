@@ -19,7 +19,7 @@ from refusion_edge.rig.file import write_rig
 from refusion_edge.rig.model import Rig, RigAlignment, RigSource, to_rows
 from refusion_edge.rig.warp import make_warp
 from refusion_edge.stream.frames import SECOND, SIDES, Side
-from refusion_edge.stream.outputs.sinks import Sink
+from refusion_edge.stream.outputs.sinks import NullSink, Sink
 from refusion_edge.stream.pairing.failover import OTHER_SIZE, Failover, Limits
 from refusion_edge.stream.pairing.pairer import TIME_WENT_BACK, Pairer
 from refusion_edge.stream.processing.processor import Geometry, Processor
@@ -325,6 +325,30 @@ def test_stopping_from_another_thread_is_clean(stream: Stream) -> None:
     assert statistics.snapshot()["pairs"]["shown"] > 3
     time.sleep(0.05)
     assert names_of_threads() <= before
+
+
+@pytest.mark.parametrize(
+    ("cameras", "settings", "reason"),
+    [
+        ({"live": 0, "frames": 5}, {}, "its sources have ended"),
+        ({"live": 0, "frames": 5}, {"frames": 3}, "it was to end after 3 frames"),
+        ({}, {"duration_s": 0.3}, "it was to end after 0.3 s"),
+        (
+            {"lose_every_ms": 400, "lose_ms": 100_000},
+            {"give_up_s": 0.5, "fails": SourceLostError},
+            "neither camera sent a frame",
+        ),
+    ],
+)
+def test_outputs_know_why_a_stream_ends(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, cameras: dict[str, Any], settings: dict[str, Any], reason: str
+) -> None:
+    statistics, known = Statistics(), list[str | None]()
+    monkeypatch.setattr("refusion_edge.stream.run.session.Statistics", lambda: statistics)
+    monkeypatch.setattr(NullSink, "__exit__", lambda *_: known.append(statistics.end_reason))
+    report, _ = stream(ir=camera("ir", **cameras), vis=camera("vis", **cameras), **settings)
+    assert reason in str(known[0])
+    assert report["end_reason"] == known[0]
 
 
 def test_a_source_that_cannot_be_opened_leaves_nothing_running() -> None:

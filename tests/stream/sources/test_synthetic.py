@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
-from refusion_edge.stream.frames import SECOND
+from refusion_edge.errors import UsageError
+from refusion_edge.stream.frames import SECOND, SIDES, Side
 from refusion_edge.stream.pairing.freeze import FreezeWatch
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import (
@@ -16,8 +18,9 @@ from refusion_edge.stream.sources.source import (
     Grab,
     Source,
 )
-from refusion_edge.stream.sources.synthetic import Painter, Scene
+from refusion_edge.stream.sources.synthetic import Painter, Scene, SyntheticSource
 from refusion_edge.stream.uri import parse_source
+from tests.raising import raises
 from tests.stream.conftest import camera
 
 
@@ -64,3 +67,52 @@ def test_a_clock_that_is_set_is_followed() -> None:
     assert source.timing.state.steps >= 1
     # The steps of five seconds are not in the times.
     assert times[-1] - times[0] < 2 * SECOND
+
+
+def test_the_street_is_the_same_for_both_cameras_and_its_people_are_warm_and_move() -> None:
+    scene = Scene(width=320, height=240, noise=0)
+    nobody = Scene(width=320, height=240, noise=0, walker=0)
+    for side in SIDES:
+        grounds = [Painter(nobody, side).paint(seconds * SECOND) for seconds in (0, 3)]
+        assert np.array_equal(*grounds)
+        people = [Painter(scene, side).paint(seconds * SECOND) != grounds[0] for seconds in (0, 3)]
+        assert 0.01 < people[0].mean() < 0.2
+        assert not np.array_equal(*people)
+    infrared = Painter(scene, "ir").paint(0).astype(float) - Painter(nobody, "ir").paint(0)
+    assert infrared[infrared != 0].mean() > 300
+    changed = [(Painter(scene, side).paint(0) != Painter(nobody, side).paint(0)) for side in SIDES]
+    overlap = changed[0] & changed[1].any(axis=2)
+    assert overlap.sum() > 0.9 * changed[0].sum()
+
+
+def test_an_unknown_scene_is_refused() -> None:
+    with raises(UsageError, "'beach'", got="beach"):
+        opened(camera("ir", scene="beach"))
+
+
+def test_two_cameras_see_one_scene_however_long_it_takes_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Painter.__init__
+
+    def slow(painter: Painter, scene: Scene, side: Side) -> None:
+        time.sleep(0.6)
+        made(painter, scene, side)
+
+    monkeypatch.setattr(Painter, "__init__", slow)
+    ir, vis = opened(camera("ir")), opened(camera("vis"), "vis")
+    assert isinstance(ir, SyntheticSource)
+    assert isinstance(vis, SyntheticSource)
+    assert ir._start_ns == vis._start_ns
+    another = opened(camera("vis"), "vis")
+    assert isinstance(another, SyntheticSource)
+    assert another._start_ns > ir._start_ns
+
+
+def test_a_slow_reader_misses_frames_and_stays_in_the_present() -> None:
+    with opened(camera("ir", rate=50)) as source:
+        first = source.read()
+        time.sleep(1.5)
+        late = source.read()
+        assert first is not None
+        assert late is not None
+        assert late.index - first.index > 50
+        assert late.time_ns > time.monotonic_ns() - SECOND // 2

@@ -18,9 +18,17 @@ class Rig {
     const path = `${encodeURIComponent(this.element.dataset.rig)}/ws`;
     const socket = new WebSocket(new URL(path + location.search, location.href.replace(/^http/, "ws")));
     socket.binaryType = "arraybuffer";
-    socket.onmessage = (event) => { this.newest = event.data; this.draw(); };
-    socket.onclose = (event) => {
-      this.over(event.reason || "disconnected");
+    let ended = "";
+    socket.onmessage = (event) => {
+      if (typeof event.data === "string") { // the last message of a stream
+        ended = `ended: ${JSON.parse(event.data).ended}`;
+        return;
+      }
+      this.newest = event.data;
+      this.draw();
+    };
+    socket.onclose = () => {
+      this.over(ended || "disconnected");
       setTimeout(() => this.connect(), 1000);
     };
   }

@@ -1,29 +1,56 @@
 // Draws the messages of /ws: a length, a JSON header, and the JPEG images that this view requested.
 "use strict";
 
-const IMAGES = { fused: ["fused"], side: ["ir", "vis", "fused"], blend: ["ir", "vis"], edges: ["ir", "vis"] };
-const CAPTIONS = { fused: "fused", side: "fused", blend: "infrared and visible, blended", edges: "visible, with infrared edges in orange" };
+const IMAGES = { fused: ["fused"], infrared: ["ir"], side: ["ir", "vis", "fused"], blend: ["ir", "vis"], edges: ["ir", "vis"] };
+const CAPTIONS = { side: "fused", blend: "infrared and visible, blended", edges: "visible, with infrared edges in orange" };
+// Colors from cold to hot, at equal distances.
+const PALETTES = {
+  white: null,
+  black: [[255, 255, 255], [0, 0, 0]],
+  iron: [[0, 0, 0], [45, 0, 110], [150, 10, 140], [220, 60, 60], [250, 155, 20], [255, 230, 110], [255, 255, 245]],
+  rainbow: [[0, 0, 60], [0, 60, 230], [0, 180, 200], [90, 220, 60], [250, 220, 0], [235, 60, 0], [255, 255, 255]],
+};
 const EDGE_TIMES_MEAN = 3; // gradients above this multiple of their mean are edges, whatever the contrast
 const SILENT_MS = 3000;
+const NOTICE_MS = 8000;
 const byId = (id) => document.getElementById(id);
 const scratch = document.createElement("canvas");
+const colored = document.createElement("canvas");
+let table = null; // the palette at each of 256 levels
+let clip = {}; // state of the recording
+let noticeTimer = 0;
 let view = "fused";
 let socket = null;
 let newest = null;
 let drawing = false;
 let over = ""; // why the picture is not live
+let ended = ""; // that the stream has ended, and why
 let pictureAt = 0;
 
 function connect() {
   const address = new URL("ws" + location.search, location.href.replace(/^http/, "ws"));
   socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { showState(over || "waiting for frames", over ? "lost" : ""); ask(); };
-  socket.onmessage = (event) => { newest = event.data; pictureAt = Date.now(); showOver(""); draw(); };
-  socket.onclose = (event) => {
-    showState(event.reason || "disconnected, reconnecting", "lost");
-    showOver(event.reason || "disconnected");
-    setTimeout(connect, 1000);
+  socket.onopen = () => {
+    showState(ended ? "ended" : "waiting for pictures", ended ? "lost" : "");
+    showOver(ended || "Waiting for the first picture …");
+    ask();
+  };
+  socket.onmessage = (event) => {
+    if (typeof event.data === "string") { // the last message of a stream
+      ended = `The stream has ended: ${JSON.parse(event.data).ended}.`;
+      return;
+    }
+    newest = event.data;
+    pictureAt = Date.now();
+    ended = "";
+    showOver("");
+    draw();
+  };
+  socket.onclose = () => {
+    showState(ended ? "ended" : "disconnected, reconnecting", "lost");
+    showOver(ended || "The connection is lost.");
+    setTimeout(connect, 1000); // the stream may be started again
   };
 }
 
@@ -31,12 +58,12 @@ function connect() {
 function showOver(reason) {
   over = reason;
   byId("images").classList.toggle("over", over !== "");
-  byId("over").textContent = over && pictureAt ? `not live: ${over}` : "";
-  byId("over").hidden = byId("over").textContent === "";
+  byId("over").textContent = over;
+  byId("snapshot").disabled = over !== ""; // the file's name states a time
 }
 
 function checkAge() {
-  if (pictureAt && !over && Date.now() - pictureAt > SILENT_MS) showOver("no new picture");
+  if (pictureAt && !over && Date.now() - pictureAt > SILENT_MS) showOver("No new picture arrives.");
 }
 
 function ask() {
@@ -72,14 +99,14 @@ function sized(canvas, image) {
     canvas.width = image.width;
     canvas.height = image.height;
   }
-  return canvas.getContext("2d", { willReadFrequently: canvas === scratch });
+  return canvas.getContext("2d", { willReadFrequently: canvas === scratch || canvas === colored });
 }
 
 function paint(header, images) {
-  if (view === "fused" || view === "side") {
+  if (view === "fused" || view === "infrared" || view === "side") {
     for (const name of IMAGES[view]) {
       const canvas = byId(name);
-      if (images[name]) sized(canvas, images[name]).drawImage(images[name], 0, 0);
+      if (images[name]) sized(canvas, images[name]).drawImage(name === "ir" ? inColor(images[name]) : images[name], 0, 0);
       else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // never show the last image of a lost camera as live
     }
     return;
@@ -88,13 +115,36 @@ function paint(header, images) {
   if (!ground) return;
   const context = sized(byId("fused"), ground);
   context.globalAlpha = 1;
-  context.drawImage(view === "blend" ? images.ir || ground : ground, 0, 0, ground.width, ground.height);
+  const below = view === "blend" && images.ir ? inColor(images.ir) : ground;
+  context.drawImage(below, 0, 0, ground.width, ground.height);
   if (view === "blend" && images.vis) {
     context.globalAlpha = byId("slider").value / 100;
     context.drawImage(images.vis, 0, 0);
     context.globalAlpha = 1;
   }
   if (view === "edges" && images.ir) drawEdges(context, images.ir);
+}
+
+// The infrared image in the colors of the palette.
+function inColor(image) {
+  if (!table) return image;
+  const context = sized(colored, image);
+  context.drawImage(image, 0, 0);
+  const data = context.getImageData(0, 0, image.width, image.height);
+  const words = new Uint32Array(data.data.buffer);
+  for (let at = 0; at < words.length; at++) words[at] = table[words[at] & 255];
+  context.putImageData(data, 0, 0);
+  return colored;
+}
+
+function choosePalette(name) {
+  const stops = PALETTES[name];
+  table = stops && Uint32Array.from({ length: 256 }, (_, level) => {
+    const place = level / 255 * (stops.length - 1);
+    const first = Math.min(Math.floor(place), stops.length - 2);
+    const [red, green, blue] = stops[first].map((value, index) => Math.round(value + (place - first) * (stops[first + 1][index] - value)));
+    return (255 << 24 | blue << 16 | green << 8 | red) >>> 0; // pixels are little-endian
+  });
 }
 
 function drawEdges(context, image) {
@@ -124,31 +174,101 @@ function showHeader(header) {
   showState(alone ? header.mode : "live", alone ? "alone" : "live");
   byId("marks").textContent = header.marks.join(", ");
   byId("marks").hidden = header.marks.length === 0;
-  if (document.activeElement !== byId("polarity")) byId("polarity").value = header.polarity;
+  showControls(header);
   const figures = header.figures;
   const number = (value, digits, unit) => (value === null || value === undefined ? "–" : value.toFixed(digits) + " " + unit);
-  const rows = { frame: `${header.number} (${header.width}×${header.height})`, skew: number(header.skew_ms, 1, "ms") };
+  const rows = [["picture", `${header.height} × ${header.width}, number ${header.number}`]];
   if (figures.cameras) {
-    rows["fused"] = number(figures.rate_hz, 1, "/s");
-    rows["age p50, p99"] = `${number(figures.age.p50_ms, 0, "ms")}, ${number(figures.age.p99_ms, 0, "ms")}`;
-    rows["network"] = number(figures.infer_ms, 1, "ms");
-    rows["misregistration (p95)"] = number(figures.misregistration_px, 1, "px");
-    if (figures.refined_px !== null) rows["refined by"] = number(figures.refined_px, 1, "px");
-    rows["pairs not shown"] = figures.not_shown;
+    rows.push(["pictures per second", number(figures.rate_hz, 1, "")]);
+    rows.push(["delay", `${number(figures.age.p50_ms, 0, "ms")}, at most ${number(figures.age.p99_ms, 0, "ms")}`, "median and 99th percentile, from capture to this server"]);
+    rows.push(["network", number(figures.infer_ms, 1, "ms"), "median time for a picture"]);
+    rows.push(["between the cameras", number(header.skew_ms, 1, "ms"), "time from the infrared to the visible frame of this picture"]);
+    rows.push(["shift by motion", number(figures.misregistration_px, 1, "pixels"), "95th percentile of how far the scene moves between both frames"]);
+    if (figures.refined_px !== null) rows.push(["alignment corrected by", number(figures.refined_px, 1, "pixels")]);
+    rows.push(["skipped", `${figures.not_shown} pictures`]);
     for (const [side, camera] of Object.entries(figures.cameras)) {
-      rows[side] = `${number(camera.rate_hz, 1, "/s")}, ${camera.dropped} dropped, ${camera.freezes} freezes` + (camera.state === "running" ? "" : `, ${camera.state}`);
+      const faults = [camera.dropped && `${camera.dropped} dropped`, camera.freezes && `frozen ${camera.freezes} times`, camera.state !== "running" && camera.state];
+      rows.push([{ ir: "infrared camera", vis: "visible camera" }[side], [`${number(camera.rate_hz, 1, "per second")}`, ...faults].filter(Boolean).join(", ")]);
     }
-    rows["viewers"] = figures.viewers;
+    const { temperature_celsius: temperature, power_watts: power } = figures.device;
+    if (temperature) rows.push(["temperature", `${temperature[1].toFixed(0)} °C (${temperature[0]})`, "the hottest sensor of the device"]);
+    if (power) rows.push(["power", `${power[1].toFixed(1)} W (${power[0]})`, "the largest that the device measures"]);
+    rows.push(["watching", figures.viewers]);
   }
-  byId("figures").replaceChildren(...Object.entries(rows).map(([name, value]) => {
+  byId("figures").replaceChildren(...rows.map(([name, value, title]) => {
     const row = document.createElement("div");
     const term = document.createElement("dt");
     const text = document.createElement("dd");
     term.textContent = name;
     text.textContent = value;
+    if (title) row.title = title;
     row.append(term, text);
     return row;
   }));
+}
+
+// What viewers can change, as the server reports it.
+function showControls(state) {
+  if (document.activeElement !== byId("polarity")) byId("polarity").value = state.polarity;
+  if (state.clip.problem && state.clip.problem !== clip.problem) showNotice(`The recording has ended: ${state.clip.problem}.`);
+  clip = state.clip;
+  const seconds = Math.floor(clip.seconds);
+  byId("record").textContent = clip.file ? `Stop (${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")})` : "Record";
+  byId("record").setAttribute("aria-pressed", Boolean(clip.file));
+}
+
+async function change(request) {
+  const body = JSON.stringify(request);
+  try {
+    const answer = await fetch("control" + location.search, { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    if (!answer.ok) showNotice((await answer.text()).trim());
+    else showControls(await answer.json());
+    return answer.ok;
+  } catch {
+    showNotice("The stream does not answer.");
+    return false;
+  }
+}
+
+async function toggleRecording() {
+  const file = clip.file;
+  byId("record").disabled = true;
+  if (await change({ record: !file })) showNotice(file ? `Saved ${file} on the device.` : `Recording ${clip.file} on the device.`);
+  byId("record").disabled = false;
+}
+
+function showNotice(text) {
+  byId("notice").textContent = text.charAt(0).toUpperCase() + text.slice(1);
+  byId("notice").hidden = false;
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => { byId("notice").hidden = true; }, NOTICE_MS);
+}
+
+// Saves what the view shows as one file on the machine of the viewer.
+function savePicture() {
+  const shown = [...document.querySelectorAll("#images canvas")].filter((canvas) => canvas.getClientRects().length > 0);
+  const whole = document.createElement("canvas");
+  whole.width = shown.reduce((sum, canvas) => sum + canvas.width, 0);
+  whole.height = Math.max(...shown.map((canvas) => canvas.height));
+  let left = 0;
+  for (const canvas of shown) {
+    whole.getContext("2d").drawImage(canvas, left, 0);
+    left += canvas.width;
+  }
+  const time = new Date(pictureAt - new Date(pictureAt).getTimezoneOffset() * 60000).toISOString().slice(0, 19).replace(/[-:]/g, "").replace("T", "-");
+  whole.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `${view}-${time}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  }, "image/png");
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else if (document.fullscreenEnabled) byId("stage").requestFullscreen();
+  else document.body.classList.toggle("large"); // phones on which only videos can fill the screen
 }
 
 function showState(text, kind) {
@@ -159,7 +279,7 @@ function showState(text, kind) {
 function choose(name) {
   view = name;
   byId("images").dataset.view = name;
-  byId("caption").textContent = CAPTIONS[name];
+  byId("caption").textContent = CAPTIONS[name] || "";
   byId("blend").hidden = name !== "blend";
   document.querySelectorAll("button[data-view]").forEach((button) => button.setAttribute("aria-pressed", button.dataset.view === name));
   history.replaceState(null, "", location.pathname + location.search + "#" + name);
@@ -168,10 +288,19 @@ function choose(name) {
 
 document.querySelectorAll("button[data-view]").forEach((button) => button.addEventListener("click", () => choose(button.dataset.view)));
 document.addEventListener("keydown", (event) => {
-  const name = ["fused", "side", "blend", "edges"][Number(event.key) - 1];
-  if (name && event.target === document.body) choose(name);
+  if (event.target !== document.body && event.target.tagName !== "BUTTON" || event.ctrlKey || event.metaKey || event.altKey) return;
+  const name = Object.keys(IMAGES)[Number(event.key) - 1];
+  if (name) choose(name);
+  else if (event.key === "f") toggleFullscreen();
+  else if (event.key === "s" && !byId("snapshot").disabled) savePicture();
 });
-byId("polarity").addEventListener("change", (event) => socket.send(JSON.stringify({ polarity: event.target.value })));
+byId("palette").addEventListener("change", (event) => choosePalette(event.target.value));
+byId("polarity").addEventListener("change", (event) => change({ polarity: event.target.value }));
+byId("snapshot").addEventListener("click", savePicture);
+byId("record").addEventListener("click", toggleRecording);
+byId("fullscreen").addEventListener("click", toggleFullscreen);
+byId("stage").addEventListener("click", () => document.body.classList.remove("large"));
+if (matchMedia("(max-width: 40rem), (max-height: 32rem)").matches) byId("more").open = false;
 setInterval(checkAge, 500);
 connect();
 if (location.hash.slice(1) in IMAGES) choose(location.hash.slice(1));
