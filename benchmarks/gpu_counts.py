@@ -78,7 +78,7 @@ def count_kernels(program: Program, architecture: int) -> dict[str, Any]:
     """
     target = program.targets[architecture]
     binaries, sizes_hw = target.binaries, whole_strips(target.tiles)
-    machine = {name: _machine_instructions(dump(binary, "-sass")) for name, binary in binaries.items()}
+    machine = {name: machine_instructions(dump(binary, "-sass")) for name, binary in binaries.items()}
     found = executed(with_ptx(program, architecture, jobs=usable_cores()), architecture, machine, sizes_hw)
     return {
         name: {"warps": binaries[name].tile.warps, **line(*counts, *(height * width for height, width in sizes_hw))}
@@ -109,7 +109,7 @@ def executed(
                 if name not in seen:
                     seen.add(name)
                     share = machine[name] / len(result.kernel.opcodes)
-                    found.setdefault(name, []).append(_launch_counts(count([result]), share))
+                    found.setdefault(name, []).append(launch_counts(count([result]), share))
     return found
 
 
@@ -118,7 +118,13 @@ def at(counts: Mapping[str, Any], pixels: int) -> LaunchCounts:
     return LaunchCounts(**{name: counts[name][0] + counts[name][1] * pixels for name in FIELDS})
 
 
-def _launch_counts(counters: Counters, share: float) -> LaunchCounts:
+def launch_counts(counters: Counters, share: float) -> LaunchCounts:
+    """The counts of one launch.
+
+    Args:
+        counters: What the emulator counted.
+        share: Machine instructions for each instruction of the PTX.
+    """
     return LaunchCounts(
         counters.warp_instructions * share,
         counters.warp_instructions,
@@ -142,7 +148,8 @@ def line(small: LaunchCounts, large: LaunchCounts, few: int, many: int) -> dict[
     return lines
 
 
-def _machine_instructions(code: str) -> int:
+def machine_instructions(code: str) -> int:
+    """Count the instructions in the listing of a kernel's machine code."""
     names = [found[1] for found in _INSTRUCTION.finditer(code)]
     # Behind the last exit, code is padded.
     return len(names) - next((index for index, name in enumerate(reversed(names)) if name == "EXIT"), 0)

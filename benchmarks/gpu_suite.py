@@ -10,8 +10,8 @@ Parts, in the order in which they run (``--parts all`` for every one; the defaul
               and TensorRT if they are usable
     launches  every kernel by itself, next to the measured rates of memory and matrix units
     loss      loss with gradient and second order, our kernels next to torch's operations, and the launches of each
-    engines   the back ends on each installed CUDA driver layer: device time of the graph, wall time of the whole call, and
-              leaks after 10 000 frames and 100 size changes
+    engines   the back ends on each installed CUDA driver layer: device time of the graph, wall time of the whole call
+    leaks     what 10 000 frames and 100 size changes leave behind on each layer
     sweep     every kernel with other tiles and warps; --kernels names those that are swept
 
 All kernels are first compiled on all cores. Times are medians of device events, in turns within one process. If a part fails,
@@ -262,7 +262,7 @@ def _compile_ahead(setting: Setting, names: Sequence[str]) -> int:
     from benchmarks.gpu_speed import sweep_tiles
 
     dtypes = ("float16", "float32") if "checks" in names else ("float16",)
-    work = wanted(_tiles(), dtypes) if set(names) - {"loss", "engines"} else []
+    work = wanted(_tiles(), dtypes) if set(names) - {"loss", "engines", "leaks"} else []
     if "sweep" in names:
         work += [
             Wanted(name, "float16", tile)
@@ -333,23 +333,35 @@ def _loss(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
 
 
 def _engines(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
+    from benchmarks.gpu_engines import time_engine
+
+    opening = _opening(setting)
+    for layer in cuda.layers():
+        yield from time_engine(f"fused, {layer}", cuda.open_driver(layer), opening, list(setting.sizes_hw), setting.rounds)
+    yield from _tensorrt(setting)
+
+
+def _leaks(setting: Setting, _: dict[str, float]) -> Iterator[Row]:
     import torch
 
-    from benchmarks.gpu_engines import time_engine, watch_for_leaks
+    from benchmarks.gpu_engines import watch_for_leaks
+
+    opening = _opening(setting)
+    for layer in cuda.layers():
+        leaks = watch_for_leaks(
+            cuda.open_driver(layer), opening, lambda: torch.cuda.mem_get_info()[0], frames=_FRAMES, changes=_CHANGES
+        )
+        yield {"name": f"fused, {layer}", **leaks, "good": leaks["lost_bytes"] <= 0 and leaks["same"]}
+
+
+def _opening(setting: Setting) -> Callable[[Any], Any]:
+    """Opens the program of the paper's network on a driver."""
     from refusion_edge.backends.fused import FusedBackend
     from refusion_edge.cuda.program_file import program_bytes
     from refusion_edge.export.targets.cubins import make_program
 
-    program = program_bytes(make_program(setting.state, {"task": TASK}, [_architecture()], jobs=os.cpu_count() or 1))
-    opening = functools.partial(_opened, FusedBackend, program)
-    for layer in cuda.layers():
-        name = f"fused, {layer}"
-        yield from time_engine(name, cuda.open_driver(layer), opening, list(setting.sizes_hw), setting.rounds)
-        leaks = watch_for_leaks(
-            cuda.open_driver(layer), opening, lambda: torch.cuda.mem_get_info()[0], frames=_FRAMES, changes=_CHANGES
-        )
-        yield {"name": name, **leaks, "good": leaks["lost_bytes"] <= 0 and leaks["same"]}
-    yield from _tensorrt(setting)
+    program = make_program(setting.state, {"task": TASK}, [_architecture()], jobs=os.cpu_count() or 1)
+    return functools.partial(_opened, FusedBackend, program_bytes(program))
 
 
 def _tensorrt(setting: Setting) -> Iterator[Row]:
@@ -384,6 +396,7 @@ PARTS: dict[str, Callable[[Setting, dict[str, float]], Iterator[Row]]] = {
     "launches": _launches,
     "loss": _loss,
     "engines": _engines,
+    "leaks": _leaks,
     "sweep": _sweep,
 }
 
@@ -469,16 +482,17 @@ def _loss_table(rows: list[Row]) -> list[str]:
 def _engine_table(rows: list[Row]) -> list[str]:
     lines = ["| engine | size | device, ms | call, ms |", "| --- | --- | ---: | ---: |"]
     for row in rows:
-        if "wall_ms" in row:
-            device = "-" if row["device_ms"] is None else f"{row['device_ms']:.3f}"
-            lines.append(f"| {row['name']} | {_size(row)} | {device} | {row['wall_ms']:.3f} |")
-    leaks = [
+        device = "-" if row["device_ms"] is None else f"{row['device_ms']:.3f}"
+        lines.append(f"| {row['name']} | {_size(row)} | {device} | {row['wall_ms']:.3f} |")
+    return lines
+
+
+def _leak_lines(rows: list[Row]) -> list[str]:
+    return [
         f"- {row['name']}: {row['frames']} frames and {row['changes']} changes of size left {row['lost_bytes']} bytes behind, "
         f"the result {'is the same' if row['same'] else '**changed**'}."
         for row in rows
-        if "lost_bytes" in row
     ]
-    return [*lines, "", *leaks] if leaks else lines
 
 
 def _sweep_table(rows: list[Row]) -> list[str]:
@@ -503,6 +517,7 @@ _TABLES: dict[str, Callable[[list[Row]], list[str]]] = {
     "launches": _launch_table,
     "loss": _loss_table,
     "engines": _engine_table,
+    "leaks": _leak_lines,
     "sweep": _sweep_table,
 }
 

@@ -1,6 +1,7 @@
 """How far meta-gradients of independent batches agree: whether P would learn or drift.
 
 python -m benchmarks.meta_agreement RUN --data DIR [--pairs 1 2 8] [--batches 8] [--set SECTION.KEY=VALUE ...] [--device auto]
+    [--json FILE]
 
 Takes F, P and R from a run's newest checkpoint and prints, for each batch size, the mean cosine between the
 meta-gradients of independent batches (1: all agree, 0: noise) with its standard error by jackknife over the batches, the mean
@@ -15,15 +16,18 @@ A saturated prior, or sources that agree, leave P nothing to decide.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from refusion_edge.files import write_atomically
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import PairCollection, split_held, survey
 from refusion_edge.train.diagnostics import agreement
@@ -36,6 +40,8 @@ from refusion_edge.train.session import choose_device
 from refusion_edge.train.settings import Settings, with_assignments
 from refusion_edge.train.state import TrainingState, initial_state, read_state, restore
 from refusion_edge.train.views import Views
+
+SCHEMA = "refusion-edge/bench-meta-agreement/2"
 
 # Streams of their own, so that no crop is one of the run's steps.
 _TRAIN, _TEST = 11, 12
@@ -98,6 +104,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=8, help="independent batches")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting of the run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers as JSON")
     options = parser.parse_args()
 
     device = choose_device(options.device)
@@ -105,12 +112,19 @@ def main() -> int:
     entries = split_held(survey(options.data, find_task(task), options.crop, exclude=options.exclude).entries, 0.1)[0]
     subject = subject_of(options.run, options.set, PairCollection(entries), options.crop, device)
     print(f"{options.run}, step {subject.state.counters.step}, {options.batches} batches, crops of {options.crop}, {device}")
-    for name, value in leverages(subject).items():
+    document: dict[str, Any] = {
+        "schema": SCHEMA, "step": subject.state.counters.step, "crop_px": options.crop, "device": str(device),
+        "leverage": leverages(subject), "rows": [],
+    }  # fmt: skip
+    for name, value in document["leverage"].items():
         print(f"leverage of {name}: {value:.3f}")
     print("pairs  agreement        norm  seconds")
     for pairs in options.pairs:
         found = measure_agreement(subject, pairs, options.batches)
         print(f"{pairs:5}  {found.cosine:5.2f} ± {found.error:4.2f}  {found.norm:8.1e}  {found.seconds:7.2f}", flush=True)
+        document["rows"].append(asdict(found))
+    if options.json:
+        write_atomically(options.json, (json.dumps(document, indent=1) + "\n").encode())
     return 0
 
 

@@ -24,6 +24,7 @@ from refusion_edge.train.losses import LossWeights, gradient_magnitude, reconstr
 from refusion_edge.train.meta import Batch, Networks
 from refusion_edge.train.networks import prior_weights
 from refusion_edge.train.settings import GuardSettings, Settings
+from refusion_edge.train.targets import targets_of
 from refusion_edge.train.views import Teacher, Views
 
 SHARP_PSNR, TEACHER_PSNR = "PSNR-sharp", "PSNR-teacher"
@@ -83,12 +84,14 @@ def hold(collection: PairCollection, settings: Settings, device: torch.device, t
     picked = [round(index * (len(collection) - 1) / max(1, count - 1)) for index in range(count)]
     images = tuple(_held_image(collection, which, seed, teacher) for which in picked)
     a, b = (plane.to(device) for plane in crops)
-    return Held(Batch.in_both_orders(a, b, figures), prior_weights(settings.proposal, a, b), images)
+    targets = targets_of(a, b, settings.targets) if settings.targets.depart else None
+    held = Batch.in_both_orders(a, b, figures, targets=targets)
+    return Held(held, prior_weights(settings.proposal, *held.compared), images)
 
 
 @torch.no_grad()
 def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parameters, held: Held) -> dict[str, float]:
-    """Measure the diagnostics on the held crops.
+    """Measure the diagnostics on the held crops: against the sources, or against the targets that take their place in the loss.
 
     Returns:
         ``w``, ``v``: mean weight of source a, ``_spread``: its spatial standard deviation, ``_between``: that of the
@@ -100,7 +103,7 @@ def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     """
     batch = held.batch
     pairs = len(batch.a) // 2
-    a, b = batch.a[:pairs], batch.b[:pairs]
+    a, b = batch.compared
     fused = networks.fuse(theta, *batch.inputs)
     forth, back = fused[:pairs], fused[pairs:]
     weights = networks.propose(phi, a, b)
@@ -118,7 +121,8 @@ def diagnose(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     if not networks.reconstructs:
         return found
     for order, plane in (("forth", forth), ("back", back)):
-        loss = reconstruction_loss(*networks.reconstruct(rho, plane), a, b)
+        # R is to reconstruct the sources themselves.
+        loss = reconstruction_loss(*networks.reconstruct(rho, plane), batch.a[:pairs], batch.b[:pairs])
         found[f"reconstruction_intensity_{order}"] = loss.intensity.item()
         found[f"reconstruction_gradient_{order}"] = loss.gradient.item()
     return found
@@ -216,7 +220,7 @@ def examples(networks: Networks, theta: Parameters, phi: Parameters, rho: Parame
     batch = held.batch
     a, b = batch.a[:1], batch.b[:1]
     fused = networks.fuse(theta, a, b)
-    weights: LossWeights = networks.propose(phi, a, b)
+    weights: LossWeights = networks.propose(phi, *(plane[:1] for plane in batch.compared))
     reconstructed = networks.reconstruct(rho, fused)
     images = (a, b, fused, weights.intensity, weights.gradient, *reconstructed)
     names = ("a", "b", "fused", "w", "v", "reconstructed_a", "reconstructed_b")

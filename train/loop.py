@@ -331,6 +331,10 @@ def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, b
     tensors = {"first": batch.first, "second": batch.second, "w": weights.intensity, "v": weights.gradient}
     if test is not None:
         tensors |= {"test_first": test.first, "test_second": test.second}
+    for name, targets in (("target", batch.targets), ("test_target", None if test is None else test.targets)):
+        if targets is not None:
+            tensors |= {f"{name}_a": targets.a, f"{name}_b": targets.b, f"{name}_weight": targets.weight}
+            tensors |= {} if targets.taught is None else {f"{name}_taught": targets.taught}
     if run.ranks.is_first:
         write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     raise TrainingError(

@@ -23,6 +23,7 @@ from refusion_edge.train.meta import (
 from refusion_edge.train.optimization import apply
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, initial_state
+from refusion_edge.train.targets import targets_of
 
 CPU_CROPS_PX, CPU_BATCHES = (64, 96, 128), (2, 4)
 CUDA_CROPS_PX, CUDA_BATCHES = (128, 192), (8, 16, 32)
@@ -73,7 +74,7 @@ def cycle_step(
 ) -> None:
     """Take one step that is a meta cycle and an update: inner, look-ahead, J v, outer, F and R."""
     phi = {name: tensor.detach().requires_grad_() for name, tensor in state.phi.items()}
-    weights = networks.propose(phi, *_pairs(batch))
+    weights = networks.propose(phi, *batch.compared)
     fusion = fusion_gradient(networks, state.theta, batch, weights, objective)
     outer = meta_gradient(networks, state.theta, phi, state.rho, batch, test, weights, fusion, objective, rule)
     judged = reconstruction_gradient(networks, state.rho, fusion.fused, batch)
@@ -108,7 +109,7 @@ def probe(
     timings = []
     for crop_px, batch in shapes:
         try:
-            train, test = (_draw(pairs, step, batch, crop_px, device) for step in (0, 1))
+            train, test = (_draw(pairs, step, batch, crop_px, device, settings) for step in (0, 1))
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.machine.bf16, cache_enabled=False):
@@ -144,19 +145,15 @@ def propose_shape(timings: Sequence[Timing], settings: Settings, max_s: float) -
     return min(timings, key=lambda timing: timing.run_s(settings))
 
 
-def _draw(pairs: CropSource, step: int, batch: int, crop_px: int, device: torch.device) -> Batch:
-    a, b = crop_batch(pairs, step, batch=batch, crop_px=crop_px, seed=0)
-    return Batch.in_both_orders(a.to(device), b.to(device))
-
-
-def _pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    count = len(batch.a) // 2
-    return batch.a[:count], batch.b[:count]
+def _draw(pairs: CropSource, step: int, batch: int, crop_px: int, device: torch.device, settings: Settings) -> Batch:
+    a, b = (plane.to(device) for plane in crop_batch(pairs, step, batch=batch, crop_px=crop_px, seed=0))
+    targets = targets_of(a, b, settings.targets) if settings.targets.depart else None
+    return Batch.in_both_orders(a, b, targets=targets)
 
 
 @torch.no_grad()
 def _weights(networks: Networks, state: TrainingState, batch: Batch) -> LossWeights:
-    return networks.propose(state.phi, *_pairs(batch))
+    return networks.propose(state.phi, *batch.compared)
 
 
 def _best_s(step: Callable[[], None], device: torch.device) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ class Request:
         exclude: Prefixes of names to leave out.
         init: Weights of F to start from.
         resume: Folder of a run, or one of its checkpoints, to continue from.
+        auto_resume: Whether to continue the run in ``output`` if it has a checkpoint, instead of refusing to start there.
         max_minutes: Training time in all sessions, or None for no limit.
         device: ``auto``, ``cpu`` or ``cuda``.
         deterministic: Whether only deterministic algorithms may be used.
@@ -63,6 +65,7 @@ class Request:
     exclude: tuple[str, ...] = ()
     init: Path | None = None
     resume: Path | None = None
+    auto_resume: bool = False
     max_minutes: float | None = None
     device: str = "auto"
     deterministic: bool = False
@@ -98,17 +101,14 @@ def run_session(request: Request, console: Console) -> Outcome:
         OutputError: A file cannot be written, or another run is writing into the folder.
     """
     _check(request)
+    if request.auto_resume and find_checkpoints(request.output):
+        request = replace(request, resume=request.output, init=None)
     checkpoint = None if request.resume is None else read_state(request.resume)
     device = choose_device(request.device)
     settings = session_settings(request, checkpoint, device)
     _check_settings(request, settings)
     networks = build_networks(settings)
-    ranks = join_ranks(device)
-    if request.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums only with a fixed workspace
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(request.deterministic or deterministic_before)
-    try:
+    with _joined(device, deterministic=request.deterministic) as ranks:
         remark = console.remark if ranks.is_first else lambda _: None
         found = survey_for(request, settings, console)
         for sentence in found.remarks:
@@ -131,6 +131,7 @@ def run_session(request: Request, console: Console) -> Outcome:
             if checkpoint.pairs != tuple(entry.name for entry in kept):
                 remark(f"{len(checkpoint.pairs)} pairs were there when the run began; it goes on, but will not repeat exactly")
             remark(f"resuming {checkpoint.path} at step {state.counters.step}")
+        _require_one_start(ranks, state.counters.step)
         _make_folder(output)
         max_s = math.inf if request.max_minutes is None else request.max_minutes * 60
         teacher = request.teacher
@@ -147,8 +148,20 @@ def run_session(request: Request, console: Console) -> Outcome:
 
             collection.report = report
             return train(run, networks, state, log, console.progress)
+
+
+@contextmanager
+def _joined(device: torch.device, *, deterministic: bool) -> Iterator[Ranks]:
+    """Join the other ranks, and keep to deterministic algorithms where asked for, until the context is left."""
+    ranks = join_ranks(device)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums only with a fixed workspace
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic or before)
+    try:
+        yield ranks
     finally:
-        torch.use_deterministic_algorithms(deterministic_before)
+        torch.use_deterministic_algorithms(before)
         leave_ranks(ranks)
 
 
@@ -244,6 +257,17 @@ def survey_for(request: Request, settings: Settings, console: Console) -> Survey
     )
 
 
+def _require_one_start(ranks: Ranks, step: int) -> None:
+    """Require that all ranks start from the same step: their gradients are averaged, their states are not."""
+    last, first = ranks.largest([step, -step])
+    if last != -first:
+        raise CheckpointError(
+            f"the ranks start from different steps, from {-first:.0f} to {last:.0f}",
+            "give all of them the same folder, on a file system that they share",
+            expected=last, got=step,
+        )  # fmt: skip
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -275,7 +299,9 @@ def _check(request: Request) -> None:
         raise UsageError(
             f"--max-minutes has to be above 0, not {request.max_minutes:g}", "choose a longer time", got=request.max_minutes
         )
-    if request.resume is None and find_checkpoints(request.output):
+    if request.auto_resume and request.resume is not None:
+        raise UsageError("--auto-resume continues the run in --output, and --resume that in another folder", "leave one out")
+    if request.resume is None and not request.auto_resume and find_checkpoints(request.output):
         raise UsageError(
             f"{request.output} holds the checkpoints of a run",
             f"continue it with --resume {request.output} or choose another --output",

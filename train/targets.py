@@ -46,8 +46,8 @@ class TargetSettings:
 
     Attributes:
         clipped: Share to which clipped pixels show the contrast of the other source instead, [0, 1].
-        grain: Infrared detail with a smaller RMS value than this is removed where the visible image is flat and bright,
-            [0, 1] of full scale.
+        grain: Infrared detail with a smaller RMS value than this is removed where the visible image is flat and bright but
+            not clipped, [0, 1] of full scale.
         gaps: Share to which narrow dark gaps of the infrared image are filled where the visible image is bright and brighter
             than the infrared image, [0, 1].
         hot: Share to which hot compact objects are as bright in the teacher's result as in the brighter source, [0, 1].
@@ -102,7 +102,9 @@ def targets_of(a: Tensor, b: Tensor, settings: TargetSettings, taught: Tensor | 
             taught = taught + fillable * torch.minimum(_closed(taught) - taught, depth)
     if settings.grain:
         detail = _detail(target_a)
-        grainy = _flat_and_lit(b) * _ramp(_strength(detail), 2 * settings.grain, settings.grain)
+        # A clipped image is flat because it shows nothing, not because there is nothing.
+        flat = _flat_and_lit(b) * (1 - _ramp(b, *_CLIPPED))
+        grainy = flat * _ramp(_strength(detail), 2 * settings.grain, settings.grain)
         target_a = target_a - grainy * detail
         if taught is not None:
             taught = taught - grainy * (_detail(taught) - _detail(b))

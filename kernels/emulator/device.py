@@ -24,6 +24,7 @@ class EmulatedDevice(SimulatedProgramDevice):
 
     Attributes:
         results: What every launch so far did, in order, with the name of its kernel in the program.
+        defined: For each buffer of the frame, whether each byte was written, 0 or 1.
 
     Args:
         program: The program that will run; the images of its kernels are PTX.
@@ -40,7 +41,7 @@ class EmulatedDevice(SimulatedProgramDevice):
         self.results: list[tuple[str, Result]] = []
         self._how = {"check": check, "backward": backward}
         self._decoded: dict[bytes, DecodedKernel] = {}
-        self._defined: dict[str, Uint8Array] = {}
+        self.defined: dict[str, Uint8Array] = {}
 
     def load(self, image: bytes, symbol: str, shared_bytes: int) -> int:
         """Find a module in the program, decode it, and return its function.
@@ -81,7 +82,7 @@ class EmulatedDevice(SimulatedProgramDevice):
                 f"{buffer} of {defined.size} bytes",
                 int((defined == 0).sum()),
             )
-            for buffer, defined in self._defined.items()
+            for buffer, defined in self.defined.items()
             if self._program.schedule.buffers[buffer].role == "output" and not defined.all()
         )
         if missing:
@@ -100,9 +101,9 @@ class EmulatedDevice(SimulatedProgramDevice):
                 defined = np.ones(data.size, np.uint8)
             else:
                 buffer = schedule.buffers[argument.name]
-                if argument.name not in self._defined or buffer.first == call.index:
-                    self._defined[argument.name] = np.full(data.size, buffer.role == "input", np.uint8)
-                defined = self._defined[argument.name]
+                if argument.name not in self.defined or buffer.first == call.index:
+                    self.defined[argument.name] = np.full(data.size, buffer.role == "input", np.uint8)
+                defined = self.defined[argument.name]
             # A buffer may be passed twice, once to read and once to write.
             writable = parameter.written or (value in regions and regions[value].writable)
             regions[value] = Region(argument.name, value, data, defined, writable, POINTER_TYPES[parameter.type].itemsize)

@@ -64,7 +64,7 @@ class Done:
         return FAILURES[self.kind](self.problem, self.remedy) if self.kind else None
 
 
-def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers: int | None = None) -> Iterator[Done]:
+def fuse_on_ray(plan: FusePlan, tasks: Sequence[Task], *, workers: int | None = None) -> Iterator[Done]:
     """Fuse pairs on a Ray cluster, the one of ``RAY_ADDRESS`` or else one on this machine; each worker opens the engine once.
 
     A worker that is lost is replaced, and its batch is done again; a result is written as a whole, so that doing one twice
@@ -72,7 +72,6 @@ def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers
 
     Args:
         plan: How to fuse.
-        settings: ``plan.digest``.
         tasks: The pairs.
         workers: Number of workers; None for as many as the cluster has room for.
 
@@ -98,7 +97,7 @@ def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers
         rows = data.from_items([{"number": number} for number in range(len(tasks))], override_num_blocks=_blocks(len(tasks)))
         done = rows.map_batches(
             _Worker,
-            fn_constructor_args=(plan, settings, ray.put(list(tasks))),
+            fn_constructor_args=(plan, ray.put(list(tasks))),
             batch_size=_BATCH,
             concurrency=(1, most),
             num_cpus=1,
@@ -123,12 +122,14 @@ def fuse_on_ray(plan: FusePlan, settings: str, tasks: Sequence[Task], *, workers
 class _Worker:
     """One process of the cluster, with the engine open."""
 
-    def __init__(self, plan: FusePlan, settings: str, tasks: Any) -> None:
+    def __init__(self, plan: FusePlan, tasks: Any) -> None:
         import ray
 
-        self._plan, self._settings = plan, settings
+        self._plan = plan
         self._tasks: list[Task] = ray.get(tasks)
         self._fuser = plan.open().__enter__()
+        # Of this worker: others may have another processor.
+        self._settings = plan.digest(self._fuser.backend)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         found = [self._do(self._tasks[int(number)]) for number in batch["number"]]

@@ -11,6 +11,8 @@ from typing import Any
 from refusion_edge._version import __version__
 from refusion_edge.archive.manifest import Entry, sha256_of
 from refusion_edge.arrays import Uint8Array
+from refusion_edge.backends.native import NativeBackend
+from refusion_edge.backends.registry import Backend
 from refusion_edge.bundle.manifest import MANIFEST
 from refusion_edge.errors import InputError, OutputError
 from refusion_edge.files import output_error
@@ -73,11 +75,12 @@ class FusePlan:
         color = not self.gray
         return fuser.to_image(fuser.infer(planes, color=color), planes, color=color), planes
 
-    def digest(self, backend: str) -> str:
+    def digest(self, backend: Backend | None) -> str:
         """Digest of what a result depends on besides its sources: weights, back end, version and options.
 
         Args:
-            backend: Name of the back end that runs.
+            backend: The open back end, whose name counts, and for ``native`` its instruction set, which decides the last bits;
+                None if it has no part.
 
         Raises:
             InputError: The weights cannot be read.
@@ -92,7 +95,8 @@ class FusePlan:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}", "check the path") from error
         facts: dict[str, Any] = {
-            "version": __version__, "engine": engine, "backend": backend, "task": self.task, "range": self.output_range,
+            "version": __version__, "engine": engine, "backend": backend and backend.name,
+            "isa": backend.isa if isinstance(backend, NativeBackend) else None, "task": self.task, "range": self.output_range,
             "gray": self.gray, "a_range": self.a_range, "b_range": self.b_range, "bits": self.depths.bits,
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """The manifest of an archive: one line of JSON per result, with hashes, so that a run can be resumed and checked.
 
 Every process appends to its own file, one line as soon as a result is on the disk, and reads the files of all others. An
-incomplete line, as a killed process leaves it, is removed, and its result is made again.
+incomplete line, as a killed process leaves it, is removed, and its result is made again. A shard without a pair, of which an
+array job may have some, leaves the line ``{"empty": true}``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Self
 
@@ -24,6 +26,8 @@ from refusion_edge.files import Claim, output_error, read_file
 
 NAME = "manifest"
 _SUFFIX = ".jsonl"
+_PATTERN = f"{NAME}*{_SUFFIX}"
+_EMPTY = {"empty": True}
 _MOST_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
 
@@ -73,6 +77,11 @@ def manifest_path(folder: Path, shard: Shard) -> Path:
     return folder / (f"{NAME}{_SUFFIX}" if shard.is_all else f"{NAME}-{shard.index}-of-{shard.count}{_SUFFIX}")
 
 
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder has the manifest of some run, complete or not."""
+    return next(folder.glob(_PATTERN), None) is not None
+
+
 class Manifest:
     """The manifest of a folder. Use it as a context manager, which locks the file of this process.
 
@@ -101,7 +110,7 @@ class Manifest:
             with contextlib.ExitStack() as on_failure:
                 on_failure.enter_context(self._claim)
                 self._cut_off()
-                others = sorted(self._folder.glob(f"{NAME}*{_SUFFIX}"))
+                others = sorted(self._folder.glob(_PATTERN))
                 for path in (*(path for path in others if path != self._path), self._path):
                     found = list(_read(path))
                     self.entries.update({entry.name: entry for entry in found})
@@ -123,7 +132,21 @@ class Manifest:
         """
         if entry.name in self._own and self.entries.get(entry.name) == entry:
             return
-        line = json.dumps(asdict(entry), sort_keys=True).encode() + b"\n"
+        self._append(asdict(entry))
+        self.entries[entry.name] = entry
+        self._own.add(entry.name)
+
+    def add_empty(self) -> None:
+        """Note, once, that this shard has no pairs, so that it is told from one that has not run.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if not self._path.stat().st_size:
+            self._append(_EMPTY)
+
+    def _append(self, values: dict[str, Any]) -> None:
+        line = json.dumps(values, sort_keys=True).encode() + b"\n"
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
@@ -136,8 +159,6 @@ class Manifest:
                 os.close(descriptor)
         except OSError as error:
             raise output_error(self._path, error) from error
-        self.entries[entry.name] = entry
-        self._own.add(entry.name)
 
     def _cut_off(self) -> None:
         """Remove a line without an end, as a kill or a full disk leaves it."""
@@ -150,7 +171,10 @@ def _read(path: Path) -> Iterator[Entry]:
     # Another process may be appending its last line.
     lines = read_file(path, kind="manifest", most_bytes=_MOST_BYTES).split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
-        entry = typed(Entry, parse_json(line, f"line {number} of {path}"), f"line {number} of {path}")
+        values = parse_json(line, f"line {number} of {path}")
+        if values == _EMPTY:
+            continue
+        entry = typed(Entry, values, f"line {number} of {path}")
         if Path(entry.file).name != entry.file:
             raise InputError(f"line {number} of {path} names a file in another folder", "remove the line", got=entry.file)
         yield entry

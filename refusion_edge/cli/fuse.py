@@ -14,6 +14,7 @@ from refusion_edge.cli.options import (
     add_json,
     add_layout,
     add_network,
+    add_overwrite,
     add_rebuild,
     add_shard,
     add_task,
@@ -22,6 +23,7 @@ from refusion_edge.cli.options import (
     nonempty,
     number_between,
     pixel_range,
+    require_free,
     resolve_layout,
 )
 
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, type=nonempty, help="file to write, or a folder if the sources are folders or patterns"
     )
+    add_overwrite(parser, "existing images")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build' (default: the weights of the task in fp32)"
@@ -98,6 +101,7 @@ class _Log:
 
     written: list[dict[str, Any]] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     failures: list[tuple[str, RefusionError]] = field(default_factory=list)
 
     def to_json(self, found: PairList, remarks: list[dict[str, object]]) -> dict[str, Any]:
@@ -107,7 +111,7 @@ class _Log:
             "verified": self.verified,
             "failed": [{"name": name, "problem": error.problem, "remedy": error.remedy} for name, error in self.failures],
             "left_out": [str(path) for path in (*found.only_a, *found.only_b, *found.ignored)],
-            "remarks": [*remarks, *({"text": text} for text in found.remarks())],
+            "remarks": [*remarks, *({"text": text} for text in (*found.remarks(), *self.remarks))],
         }
 
 
@@ -126,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
         check_writable_suffix(Path(options.output))
     elif Path(options.output).is_file():
         raise UsageError(f"the sources are folders, but --output {options.output} is a file", "name a folder")
-    _refuse_overwriting(found.pairs, [_target(options, paths, many) for paths in found.pairs])
+    _refuse_overwriting(options, [_target(options, paths, many) for paths in found.pairs], found.pairs)
     plan = _plan(options)
     findings, log = Findings(), _Log()
     if not many and (options.shard is not None or options.cluster is not None):
@@ -202,7 +206,10 @@ def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, f
 
     if options.shard is not None and options.cluster is not None:
         raise UsageError("--cluster distributes the pairs itself and takes no --shard", "leave --shard out")
-    pairs = (options.shard or ALL).of(found.pairs)
+    shard = options.shard or ALL
+    pairs = shard.of(found.pairs)
+    if not pairs:
+        log.remarks.append(f"shard {shard} is empty, because there are {shard.count} shards for {len(found.pairs)} pairs")
     with plan.open() as fuser:
         # Of all pairs: a shard is fused like the whole.
         depths = find_depths(found.pairs, fuser.task)
@@ -213,8 +220,8 @@ def _fuse_folder(options: argparse.Namespace, plan: FusePlan, found: PairList, f
         elif options.cluster is None:
             _fuse_shard(options, plan, fuser, pairs, findings, log)
     if options.cluster is not None:
-        _fuse_on_cluster(options, plan, fuser.backend.name, pairs, log)
-    for line in (*found.remarks(), *depths.remarks, *findings.lines()):
+        _fuse_on_cluster(options, plan, pairs, log)
+    for line in (*found.remarks(), *log.remarks, *depths.remarks, *findings.lines()):
         remarks().print(line)
     for name, failure in log.failures[:_MOST_FAILURES]:
         remarks().print(f"refusion-edge: error: pair {name}: {failure}")
@@ -247,8 +254,10 @@ def _fuse_shard(
     from refusion_edge.archive.fusing import fuse_once
     from refusion_edge.archive.manifest import Manifest
 
-    settings = plan.digest(fuser.backend.name)
+    settings = plan.digest(fuser.backend)
     with Manifest(Path(options.output), options.shard) as manifest:
+        if not pairs:
+            manifest.add_empty()
 
         def one(paths: PairPaths, target: Path) -> None:
             outcome = fuse_once(plan, fuser, paths, target, settings, manifest.entries.get(paths.name))
@@ -279,7 +288,7 @@ def _each(options: argparse.Namespace, pairs: Sequence[PairPaths], one: Callable
                 log.failures.append((paths.name, output_error(target, error)))
 
 
-def _fuse_on_cluster(options: argparse.Namespace, plan: FusePlan, backend: str, pairs: Sequence[PairPaths], log: _Log) -> None:
+def _fuse_on_cluster(options: argparse.Namespace, plan: FusePlan, pairs: Sequence[PairPaths], log: _Log) -> None:
     from refusion_edge.archive.cluster import Task, fuse_on_ray
     from refusion_edge.archive.manifest import Manifest
     from refusion_edge.archive.shards import ALL
@@ -299,9 +308,7 @@ def _fuse_on_cluster(options: argparse.Namespace, plan: FusePlan, backend: str, 
             for paths in pairs
         ]
         by_name = {task.paths.name: task for task in tasks}
-        for done in progress.track(
-            fuse_on_ray(plan, plan.digest(backend), tasks), total=len(tasks), description="fusing on the cluster"
-        ):
+        for done in progress.track(fuse_on_ray(plan, tasks), total=len(tasks), description="fusing on the cluster"):
             if done.error is not None:
                 log.failures.append((done.name, done.error))
             if done.entry is None:
@@ -317,7 +324,8 @@ def _target(options: argparse.Namespace, paths: PairPaths, many: bool) -> Path:
     return Path(options.output) / f"{paths.name}.{options.format}" if many else Path(options.output)
 
 
-def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> None:
+def _refuse_overwriting(options: argparse.Namespace, targets: list[Path], pairs: Sequence[PairPaths]) -> None:
+    from refusion_edge.archive.manifest import has_manifest
     from refusion_edge.errors import UsageError
 
     # Not Path.resolve, which raises for a link to itself.
@@ -325,6 +333,9 @@ def _refuse_overwriting(pairs: tuple[PairPaths, ...], targets: list[Path]) -> No
     for target in targets:
         if os.path.realpath(target) in sources:
             raise UsageError(f"the result would overwrite the source {target}", "choose another --output")
+    if (options.shard or options.cluster) and has_manifest(Path(options.output)):
+        return  # it says which results are intact, and the others are of a run that was killed
+    require_free(*targets, overwrite=options.overwrite, instead="choose another --output")
 
 
 def _pixels(text: str) -> int:

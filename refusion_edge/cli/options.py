@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import re
 import sys
@@ -115,6 +116,8 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
 def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:
     """Require that no output file exists yet: the existing one may have cost the user work.
 
+    Only regular files are replaced; for anything else, it is the writer that decides.
+
     Args:
         *paths: Files to be written.
         overwrite: Whether the user allows them to be replaced.
@@ -123,9 +126,15 @@ def require_free(*paths: Path, overwrite: bool, instead: str = "choose another n
     Raises:
         OutputError: One exists.
     """
-    existing = next((path for path in paths if path.exists()), None)
+    existing = next((path for path in paths if _is_file(path)), None)
     if existing is not None and not overwrite:
         raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # as for a name that is too long
+        return path.is_file()
+    return False
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:

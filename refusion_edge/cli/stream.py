@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from refusion_edge.cli.options import (
     require_free,
     size_bytes,
 )
-from refusion_edge.errors import OutputError, RefusionError
+from refusion_edge.errors import OutputError, RefusionError, UsageError
 from refusion_edge.text import redact
 
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the stream until it ends, and print its report even after an error or a signal."""
-    from refusion_edge.bundle.trust import trust_path
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.fused_stream import FusedStream
@@ -98,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
         output().print(f"next: refusion-edge stream --config {options.save_config}")
         return 0
     options.bundle = settings.bundle  # for --rebuild
-    if settings.trust and settings.bundle is not None:
-        trust_path(settings.bundle)
+    if options.rebuild and settings.bundle is None:
+        raise _nothing_to_rebuild()
     # Each frame needs the same memory as the one before, and fetching its pages anew costs a third of all but the network.
     keep_freed_memory()
     if options.log_json:
@@ -119,10 +119,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_site(options: argparse.Namespace) -> int:
     """Run all rigs of a configuration file."""
-    from refusion_edge.bundle.trust import trust_path
     from refusion_edge.cli.console import output, remarks, write_json
     from refusion_edge.cli.log import JsonLog
-    from refusion_edge.errors import UsageError
     from refusion_edge.machine import keep_freed_memory
     from refusion_edge.stream.site import Site, read_site
 
@@ -131,8 +129,8 @@ def _run_site(options: argparse.Namespace) -> int:
             "--save-config writes the settings of one rig, but the configuration has several", "edit the file itself"
         )
     plans = read_site(options.config, _given(options), trust=options.trust)
-    for bundle in {plan.settings.bundle for plan in plans if options.trust and plan.settings.bundle is not None}:
-        trust_path(bundle)
+    if options.rebuild:
+        _rebuild_misfits([plan.settings for plan in plans])
     keep_freed_memory()
     with JsonLog() if options.log_json else contextlib.nullcontext() as log:
 
@@ -169,6 +167,31 @@ def _run_site(options: argparse.Namespace) -> int:
         if failure is not None:
             raise failure
     return 0
+
+
+def _rebuild_misfits(every: Sequence[StreamSettings]) -> None:
+    """Rebuild the bundles that do not fit this machine, before any rig runs: a rig's error ends only that rig."""
+    from refusion_edge.bundle.trust import trust_path
+    from refusion_edge.cli.build import rebuild
+    from refusion_edge.errors import MisfitError
+    from refusion_edge.fuser import load
+
+    bundles = {settings.bundle: settings for settings in every if settings.bundle is not None}
+    if not bundles:
+        raise _nothing_to_rebuild()
+    for bundle, settings in bundles.items():
+        try:
+            if settings.trust:
+                trust_path(bundle)
+            load(bundle, backend=settings.backend, threads=settings.threads, streaming=True).close()
+        except MisfitError as misfit:
+            rebuild(bundle, misfit)
+        except RefusionError:
+            continue  # the rig says it
+
+
+def _nothing_to_rebuild() -> UsageError:
+    return UsageError("--rebuild needs a bundle, and the configuration names none", "add --bundle, or leave --rebuild out")
 
 
 def _run_logged(settings: StreamSettings, json: str | None) -> int:

@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, metavar="FILE", help="fine-tune these weights: safetensors or official .pth")
     start.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    parser.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="continue the run in --output if it has a checkpoint, otherwise start it; for commands that torchrun or a job "
+        "queue repeats",
+    )
     add_network(parser)
     parser.add_argument(
         "--teacher",
@@ -109,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
         exclude=tuple(options.exclude),
         init=options.init,
         resume=options.resume,
+        auto_resume=options.auto_resume,
         max_minutes=options.max_minutes,
         device=options.device,
         deterministic=options.deterministic,

@@ -93,7 +93,7 @@ def settings_of(
     # The task of an engine is known once it is open.
     tasks = [find_task(task)] if task is not None else list(TASKS.values())
     depths = [find_depths(pairs, each).bits for each in tasks]
-    digests = {name: FusePlan(source, network=facts.get("network")).digest("") for name, source in engines.items()}
+    digests = {name: FusePlan(source, network=facts.get("network")).digest(None) for name, source in engines.items()}
     return _digest([__version__, [metric.key for metric in metrics], list(methods), digests, dict(facts), len(pairs), depths])
 
 

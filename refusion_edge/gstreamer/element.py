@@ -18,13 +18,16 @@ for _name in ("Gst", "GstVideo"):
 
 from gi.repository import GLib, GObject, Gst, GstVideo
 
-from refusion_edge.arrays import Array
 from refusion_edge.errors import RefusionError
-from refusion_edge.gstreamer.pixels import COLOR_FORMATS, GRAY_FORMATS, SINK_FORMATS, Layout, make_pixels, to_array
+from refusion_edge.gstreamer.buffers import make_buffer, read_buffer
+from refusion_edge.gstreamer.pixels import COLOR_FORMATS, GRAY_FORMATS, SINK_FORMATS, Layout
 from refusion_edge.rig.model import GAIN_METHODS
-from refusion_edge.stream.frames import SIDES, FusedFrame, Side
+from refusion_edge.stream.frames import SIDES, FusedFrame, Side, other
 from refusion_edge.stream.run.coupling import Coupling, Settings
 
+_NETWORK = (
+    "refusion, fast, or auto for the better one that keeps up with the cameras; empty for the bundle's, otherwise refusion"
+)
 _SIZES = "width=[8,16384],height=[8,16384],framerate=[0/1,2147483647/1]"
 # Of the camera that is waited for, and of the network.
 _LATENCY_FRAMES = 2
@@ -66,6 +69,14 @@ class _Input:
         self.is_flushing = False
 
 
+class _RefusedError(Exception):
+    """The next element did not take a frame; raised in the thread that pushed it, which is the one to be told."""
+
+    def __init__(self, flow: Any) -> None:
+        super().__init__(flow)
+        self.flow = flow
+
+
 class Refusion(Gst.Element):
     """Fuses an infrared and a visible video."""
 
@@ -82,7 +93,7 @@ class Refusion(Gst.Element):
         _template("src", Gst.PadDirection.SRC, COLOR_FORMATS),
     )
     __gproperties__: ClassVar = {
-        "network": _property(str, "network", "refusion or fast; empty for the bundle's network, otherwise refusion", ""),
+        "network": _property(str, "network", _NETWORK, ""),
         "bundle": _property(str, "bundle", "engine bundle (folder) or weights file; empty for the package's weights", ""),
         "backend": _property(str, "back end", "back end that runs the network", "auto"),
         "threads": _property(int, "threads", "threads of the back end; 0 for its default", 0, 256, 0),
@@ -140,7 +151,11 @@ class Refusion(Gst.Element):
             self._stopping = True
             self._coupling.wake()
         result = Gst.Element.do_change_state(self, transition)
-        if transition == Gst.StateChange.PAUSED_TO_READY and self._coupling is not None:
+        failed = transition == Gst.StateChange.READY_TO_PAUSED and result == Gst.StateChangeReturn.FAILURE
+        if failed:
+            for pad in self.pads:  # some may have been started
+                pad.set_active(False)
+        if (failed or transition == Gst.StateChange.PAUSED_TO_READY) and self._coupling is not None:
             # The pads have been stopped, and with them the threads.
             coupling, self._coupling = self._coupling, None
             coupling.__exit__()
@@ -148,7 +163,6 @@ class Refusion(Gst.Element):
 
     def _begin(self) -> None:
         self._stopping = self._is_over = False
-        self._flow = Gst.FlowReturn.OK
         self._made: tuple[str, tuple[int, int]] | None = None
         self._has_started = self._has_segment = False
         # Pads whose old frames are thrown away after a seek, and whether the next elements throw theirs away.
@@ -162,10 +176,10 @@ class Refusion(Gst.Element):
         """Accept a buffer of a pad."""
         try:
             return self._accept(side, buffer)
-        except RefusionError as error:
-            return self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, str(error))
+        except _RefusedError as refused:
+            return refused.flow
         except Exception as error:  # what leaves this function, GStreamer takes for success
-            return self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, f"this is a bug, please report it: {error!r}")
+            return self._fail_with(error)
 
     def _accept(self, side: Side, buffer: Any) -> Any:
         mine, coupling = self._inputs[side], self._coupling
@@ -181,38 +195,31 @@ class Refusion(Gst.Element):
         time_ns = mine.segment.to_running_time(Gst.Format.TIME, buffer.pts)
         if time_ns == Gst.CLOCK_TIME_NONE:  # outside of its segment
             return Gst.FlowReturn.OK
-        self._flow = Gst.FlowReturn.OK
-        image = self._image(mine.layout, buffer)
+        image = read_buffer(buffer, mine.layout)
         if not coupling.push(side, image, time_ns, self._emit, is_stale=lambda: mine.is_flushing or side in self._seeking):
             self._end()
-        if self._flow == Gst.FlowReturn.OK and not self._is_live():
+        if not self._is_over and not self._is_live():
             coupling.wait_for_other(side, lambda: self._stopping or mine.is_flushing or self._is_over)
-        return Gst.FlowReturn.EOS if self._is_over else self._flow
-
-    def _image(self, layout: Layout, buffer: Any) -> Array:
-        """The pixels of a buffer, copied once: the buffer goes back to its pool, which may be small."""
-        meta = GstVideo.buffer_get_video_meta(buffer)
-        if meta is not None:
-            count = len(layout.offsets)
-            offsets, strides = tuple(meta.offset)[:count], tuple(meta.stride)[:count]
-            layout = Layout(layout.format, layout.size_wh, offsets, strides, layout.matrix, layout.full_range)
-        # Without the metadata of a plane that is not read, as of chroma behind gray.
-        return to_array(buffer.extract_dup(0, layout.nbytes), layout)
+        return Gst.FlowReturn.EOS if self._is_over else Gst.FlowReturn.FLUSHING if mine.is_flushing else Gst.FlowReturn.OK
 
     def _emit(self, frame: FusedFrame) -> None:
-        """Push a fused frame, unless a push of the same call failed."""
-        if self._flow != Gst.FlowReturn.OK:
-            return
+        """Push a fused frame; called by one thread at a time.
+
+        Raises:
+            _RefusedError: The next element did not take it.
+        """
         size_wh = frame.image.shape[1], frame.image.shape[0]
         if self._made is None or self._made[1] != size_wh or self._source.check_reconfigure():
             chosen = self._negotiate(frame.image.ndim == 3, size_wh)
             if chosen is None:
-                self._flow = Gst.FlowReturn.NOT_NEGOTIATED
-                return
+                raise _RefusedError(Gst.FlowReturn.NOT_NEGOTIATED)
             self._made = chosen, size_wh
-        buffer = Gst.Buffer.new_wrapped(make_pixels(frame.image, self._made[0]))
+        buffer = make_buffer(frame.image, self._made[0])
         buffer.pts, buffer.duration = frame.time_ns, self._inputs["vis"].period_ns
-        self._flow = self._source.push(buffer)
+        flow = self._source.push(buffer)
+        # A flush of the other camera also empties the next elements. This camera goes on.
+        if flow != Gst.FlowReturn.OK and not (flow == Gst.FlowReturn.FLUSHING and self._flushes):
+            raise _RefusedError(flow)
 
     def _negotiate(self, is_color: bool, size_wh: tuple[int, int]) -> str | None:
         """Choose the format that is cheapest to produce of those that the next element accepts, and announce it."""
@@ -271,25 +278,32 @@ class Refusion(Gst.Element):
         return bool(pad.event_default(parent, event))
 
     def _note_end(self, side: Side) -> bool:
-        self._flow = Gst.FlowReturn.OK
         try:
             if self._coupling is None or not self._coupling.end(side, self._emit):
                 self._end()
-        except RefusionError as error:
-            self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, str(error))
+        except _RefusedError as refused:
+            # An event has no answer that would stop the camera and tell the user, as that of a frame does.
+            if refused.flow not in (Gst.FlowReturn.FLUSHING, Gst.FlowReturn.EOS):
+                text = f"the next element did not take a frame ({refused.flow.value_nick})"
+                self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, text)
+            self._end()
+        except Exception as error:
+            self._fail_with(error)
         return True
 
     def _flush(self, side: Side, event: Any) -> bool:
         """Discard waiting frames; the first start and the last stop of a flush are passed downstream."""
-        mine = self._inputs[side]
+        mine, theirs = self._inputs[side], self._inputs[other(side)]
         mine.is_flushing = event.type == Gst.EventType.FLUSH_START
         if mine.is_flushing:
-            if self._flushes:
-                return True
-            self._flushes = True
-            forwarded = self._source.push_event(event)
-            if self._coupling is not None:
-                self._coupling.restart()
+            is_first, self._flushes = not self._flushes, True
+            # Passed on first: the thread that has the coupling may be waiting for the next element.
+            forwarded = not is_first or self._source.push_event(event)
+            if self._coupling is not None and (is_first or theirs.is_flushing):
+                self._coupling.restart({side, *self._seeking})
+            elif self._coupling is not None:
+                # Within a seek, the other camera may have delivered new frames already.
+                self._coupling.wake()
             return bool(forwarded)
         mine.segment = None
         self._seeking.discard(side)
@@ -332,6 +346,10 @@ class Refusion(Gst.Element):
 
     def _say(self, text: str) -> None:
         Gst.info(f"{self.get_name()}: {text}")
+
+    def _fail_with(self, error: Exception) -> Any:
+        text = str(error) if isinstance(error, RefusionError) else f"this is a bug, please report it: {error!r}"
+        return self._fail(Gst.StreamError.quark(), Gst.StreamError.FAILED, text)
 
     def _fail(self, domain: int, code: Any, text: str) -> Any:
         error = GLib.Error.new_literal(domain, text, int(code))

@@ -93,7 +93,7 @@ def default_layout(format_name: str, size_wh: tuple[int, int]) -> Layout:
     return Layout(format_name, size_wh, (0, first, first + chroma * rows // 2), (luma, chroma, chroma))
 
 
-def to_array(data: bytes, layout: Layout) -> Array:
+def to_array(data: bytes | memoryview, layout: Layout) -> Array:
     """View the pixels of a buffer, or convert them.
 
     Args:
@@ -127,21 +127,34 @@ def to_array(data: bytes, layout: Layout) -> Array:
     return _bgr(*_yuv(data, layout), layout)
 
 
-def make_pixels(image: Uint8Array, format_name: str) -> bytes:
-    """Lay out an image as ``default_layout`` describes.
+def write_pixels(image: Uint8Array, format_name: str, memory: Uint8Array) -> None:
+    """Lay out an image as ``default_layout`` describes; padding is set to 0.
 
     Args:
         image: (H, W) gray or (H, W, 3) BGR.
         format_name: One of ``COLOR_FORMATS``.
+        memory: Where to, (``nbytes`` of the layout,).
     """
     layout = default_layout(format_name, (image.shape[1], image.shape[0]))
+    start = 0
+    for plane, stride in zip(_planes(image, format_name, layout), layout.strides, strict=True):
+        count, width = plane.shape
+        rows = memory[start : start + count * stride].reshape(count, stride)
+        rows[:, :width] = plane
+        rows[:, width:] = 0
+        start += rows.size
+
+
+def _planes(image: Uint8Array, format_name: str, layout: Layout) -> Sequence[Array]:
+    """(rows, bytes of a row) of each plane."""
     if format_name == "GRAY8":
-        return _padded(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), layout.strides[0])
+        return (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY),)
     if format_name == "BGRx":
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGRA if image.ndim == 2 else cv2.COLOR_BGR2BGRA).tobytes()
+        bgrx = cv2.cvtColor(image, cv2.COLOR_GRAY2BGRA if image.ndim == 2 else cv2.COLOR_BGR2BGRA)
+        return (bgrx.reshape(len(bgrx), -1),)
     bgr = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     if format_name == "BGR":
-        return _padded(bgr.reshape(bgr.shape[0], -1), layout.strides[0])
+        return (bgr.reshape(len(bgr), -1),)
     return _made_yuv(bgr, layout)
 
 
@@ -149,20 +162,14 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _padded(rows: Array, stride: int) -> bytes:
-    if rows.shape[1] == stride:
-        return rows.tobytes()
-    return np.pad(rows, ((0, 0), (0, stride - rows.shape[1]))).tobytes()
-
-
-def _plane(data: bytes, layout: Layout, plane: int) -> Uint8Array:
+def _plane(data: bytes | memoryview, layout: Layout, plane: int) -> Uint8Array:
     """(rows, bytes of a row) of a plane, without a copy."""
     flat = np.frombuffer(data, np.uint8, offset=layout.offsets[plane])
     shape = layout._rows(plane), layout._row_bytes(plane)
     return np.lib.stride_tricks.as_strided(flat, shape, (layout.strides[plane], 1), writeable=False)
 
 
-def _yuv(data: bytes, layout: Layout) -> tuple[Uint8Array, Uint8Array, Uint8Array]:
+def _yuv(data: bytes | memoryview, layout: Layout) -> tuple[Uint8Array, Uint8Array, Uint8Array]:
     """Luma (H, W), and both parts of chroma at half of it."""
     luma = _plane(data, layout, 0)
     if layout.format == "NV12":
@@ -191,7 +198,7 @@ def _doubled(part: Uint8Array) -> Uint8Array:
     return part.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def _made_yuv(bgr: Array, layout: Layout) -> bytes:
+def _made_yuv(bgr: Array, layout: Layout) -> Sequence[Array]:
     height, width = bgr.shape[:2]
     even = bgr
     if height % 2 or width % 2:
@@ -203,5 +210,4 @@ def _made_yuv(bgr: Array, layout: Layout) -> bytes:
     u, v = planar[count:].reshape(2, rows // 2, columns // 2)
     chroma: Sequence[Array] = (np.dstack([u, v]).reshape(rows // 2, columns),) if layout.format == "NV12" else (u, v)
     # An odd last column is padding, an odd last row the plane's.
-    parts = [luma[:, : layout.strides[0]], *chroma]
-    return b"".join(_padded(part, stride) for part, stride in zip(parts, layout.strides, strict=True))
+    return luma[:, : layout.strides[0]], *chroma

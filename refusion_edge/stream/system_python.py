@@ -2,7 +2,7 @@
 
 GStreamer and its Python bindings cannot be installed into a virtual environment. The programs (``gst_reader.py``,
 ``rtsp_server.py``) import nothing from this package, run under ``/usr/bin/python3``, print ``ready`` or what they need as
-their first line, and end when their standard input closes.
+their first line (``needs ...``), and end when their standard input closes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,60 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
+from refusion_edge.errors import MissingDependencyError
+
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _STOP_S = 3.0
+BINDINGS = "GStreamer's Python bindings"
+PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
+"""The system's packages with them, and with the elements that pipelines of cameras are made of."""
 
 Program = subprocess.Popen[bytes]
+
+
+class NotReadyError(Exception):
+    """A program ended, or was ended, before it was ready.
+
+    Attributes:
+        answer: Its first line, or ``no answer``.
+        code: Its exit code.
+    """
+
+    def __init__(self, answer: str, code: int) -> None:
+        super().__init__(answer, code)
+        self.answer, self.code = answer, code
+
+
+def start_ready(
+    script: str, words: Sequence[str], secrets: Mapping[str, str], *, name: str, bindings: str, packages: str, within_s: float
+) -> Program:
+    """Start a program and wait until it is ready.
+
+    Args:
+        script: See ``start``.
+        words: See there.
+        secrets: See there.
+        name: What needs the program, for messages.
+        bindings: What the program needs, for messages.
+        packages: The system's packages with it.
+        within_s: How long to wait, in seconds.
+
+    Raises:
+        MissingDependencyError: There is no system's Python, or it lacks what the program needs.
+        NotReadyError: The program did not start for another reason.
+    """
+    remedy = f"run: apt install {packages}"
+    try:
+        program = start(script, words, secrets)
+    except OSError as error:
+        raise MissingDependencyError(f"{name} needs the system's Python ({error})", remedy) from error
+    answer = first_line(program, within_s)
+    if answer == "ready":
+        return program
+    code = end(program)
+    if answer.startswith("needs "):
+        raise MissingDependencyError(f"{name} needs {bindings} ({answer})", remedy)
+    raise NotReadyError(answer, code)
 
 
 def start(script: str, words: Sequence[str], secrets: Mapping[str, str]) -> Program:

@@ -21,10 +21,13 @@ from refusion_edge.archive.fusing import FusePlan, Outcome
 from refusion_edge.archive.manifest import Entry, Manifest, manifest_path, sha256_of
 from refusion_edge.archive.shards import ALL, Shard, parse_shard
 from refusion_edge.arrays import Array
+from refusion_edge.backends.native import NativeBackend, instruction_sets
 from refusion_edge.errors import BackendError, DiskFullError, InputError, OutputError, RefusionError, UsageError
 from refusion_edge.files import Claim
 from refusion_edge.images.io import read_image, write_image
 from refusion_edge.images.pairs import PairPaths
+from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT
 from tests.raising import raises
 
@@ -108,6 +111,40 @@ def test_other_settings_fuse_again(run_cli: Cli, change: tuple[str, ...]) -> Non
     run_cli(*FUSE, "-o", "out", "--shard", "0/4")
     run_cli(*FUSE, "-o", "out", "--shard", "0/4", *change, "--json", "again.json")
     assert json.loads(Path("again.json").read_text())["verified"] == []
+
+
+def test_the_instruction_set_decides_the_last_bits() -> None:
+    plan = FusePlan("ir_vis", network="fast", threads=1)
+    weights = read_checkpoint(weights_path("ir_vis", "fast")).state
+    digests = {plan.digest(NativeBackend(weights, threads=1, isa=isa)) for isa in instruction_sets()}
+    assert len(digests) == len(instruction_sets()) > 1
+
+
+@pytest.mark.usefixtures("archive")
+def test_an_empty_shard_is_said_and_noted(run_cli: Cli) -> None:
+    words = ("fuse", "ir/1*.png", "vis/1*.png", "--network", "fast", "--threads", 1, "-o", "out")
+    for _ in range(2):
+        code, _, err = run_cli(*words, "--shard", "0/3", "--json", "report.json")
+        assert (code, len(err.splitlines())) == (0, 1)
+        assert "0/3" in err
+        assert err.strip() in [remark["text"] for remark in json.loads(Path("report.json").read_text())["remarks"]]
+    assert [json.loads(line) for line in Path("out/manifest-0-of-3.jsonl").read_text().splitlines()] == [{"empty": True}]
+    assert run_cli(*words, "--shard", "0/1")[0] == 0
+    assert len(hashes("out")) == 2
+
+
+@pytest.mark.usefixtures("archive")
+def test_images_of_others_are_not_replaced_unasked(run_cli: Cli) -> None:
+    assert run_cli(*FUSE, "-o", "out")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    for words in ((), ("--shard", "0/2"), ("--cluster", "ray")):
+        code, _, err = run_cli(*FUSE, "-o", "out", *words)
+        assert (code, "--overwrite" in err) == (OutputError.exit_code, True)
+    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == before
+    assert run_cli(*FUSE, "-o", "out", "--shard", "0/2", "--overwrite")[0] == 0
+    # From now on, the manifest says what is a result.
+    assert run_cli(*FUSE, "-o", "out", "--shard", "1/2")[0] == 0
+    assert run_cli(*FUSE, "-o", "out", "--overwrite")[0] == 0
 
 
 @pytest.mark.usefixtures("archive")
@@ -207,7 +244,7 @@ def test_a_pair_that_fails_on_a_worker_does_not_end_the_others_and_keeps_its_exi
     monkeypatch.setitem(sys.modules, "ray", mock.Mock(get=lambda tasks: tasks))
     outcome = Outcome(Entry("good", "good.png", "0", "1", "2", "3"), None)
     with mock.patch("refusion_edge.archive.cluster.fuse_once", side_effect=[error("what is wrong", "do this"), outcome]):
-        worker = _Worker(FusePlan("ir_vis", network="fast", threads=1), "", [Task(pair, Path("x"), None) for pair in pairs])
+        worker = _Worker(FusePlan("ir_vis", network="fast", threads=1), [Task(pair, Path("x"), None) for pair in pairs])
         batch = worker({"number": np.arange(2)})
     bad, good = (_plain({name: column[row] for name, column in batch.items()}) for row in range(2))
     failure = Done(**bad).error

@@ -56,8 +56,6 @@ def hashes(folder: str) -> dict[str, str]:
 @pytest.mark.usefixtures("archive")
 def test_a_lost_worker_loses_no_pair_and_none_comes_twice() -> None:
     plan = FusePlan("ir_vis", network="refusion", threads=1)
-    with plan.open() as fuser:
-        settings = plan.digest(fuser.backend.name)
     tasks = [
         Task(
             PairPaths(f"{number:02}", Path(f"ir/{number:02}.png").absolute(), Path(f"vis/{number:02}.png").absolute()),
@@ -83,7 +81,7 @@ def test_a_lost_worker_loses_no_pair_and_none_comes_twice() -> None:
 
         killer = threading.Thread(target=kill)
         killer.start()
-        done = list(fuse_on_ray(plan, settings, tasks, workers=2))
+        done = list(fuse_on_ray(plan, tasks, workers=2))
         killer.join()
     finally:
         ray.shutdown()

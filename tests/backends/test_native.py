@@ -474,6 +474,6 @@ def test_fuse_says_what_auto_chose(run_cli: Callable[..., tuple[int, str, str]],
     code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png")
     assert code == 0
     assert f"Back end: auto chose native ({KERNELS_HERE})." in out
-    code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "fused.png", "--backend", "native", "--threads", "1")
+    code, out, _ = run_cli("fuse", "a.png", "b.png", "-o", "again.png", "--backend", "native", "--threads", "1")
     assert code == 0
     assert "auto chose" not in out

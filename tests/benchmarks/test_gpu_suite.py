@@ -107,8 +107,8 @@ def stored() -> dict[str, Any]:
         "loss": [{"name": "signed, kernels", "shape": [16, 1, 128, 128], "ms": 0.1, "launches": 3}],
         "engines": [
             {"name": "fused, pycuda", **size, "device_ms": 0.6, "wall_ms": 0.9},
-            {"name": "fused, pycuda", "frames": 10000, "changes": 100, "lost_bytes": 0, "same": True, "good": True},
         ],
+        "leaks": [{"name": "fused, pycuda", "frames": 10000, "changes": 100, "lost_bytes": 0, "same": True, "good": True}],
         "sweep": [
             {"name": "stem", "tile": [64, 8, 4], "ms": 0.01, "remark": "", "chosen": True},
             {"name": "stem", "tile": [128, 8, 4], "ms": 0.008, "remark": "", "chosen": False},

@@ -294,14 +294,14 @@ def test_build_verify_inspect_fuse_with_a_bundle(run_cli: Run, picture: Picture)
 
     code, _, _ = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "bundle")
     assert code == 0
-    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "bundle", "--task", "medical")
+    code, _, err = run_cli("fuse", "ir/x.png", "vis/x.png", "-o", "g.png", "--bundle", "bundle", "--task", "medical")
     assert code == 4
     assert one_sentence(err)
 
 
 def test_a_bundle_that_does_not_fit_is_rebuilt_only_when_told_to(run_cli: Run, picture: Picture) -> None:
     make_pair(picture)
-    fuse = ("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--bundle", "a bundle")
+    fuse = ("fuse", "ir/x.png", "vis/x.png", "-o", "f.png", "--overwrite", "--bundle", "a bundle")
     build = ("--task", "ir_vis", "--precision", "fp32", "--backend", "onnxruntime", "-o", "a bundle")
     assert run_cli("build", *build)[0] == 0
     manifest = Path("a bundle") / "manifest.json"
@@ -429,6 +429,20 @@ def test_export_converts_there_and_back(run_cli: Run, random_state: State) -> No
     assert run_cli("export", "--weights", "w.safetensors", "-o", "w.pth")[0] == 0
     assert run_cli("export", "--weights", "w.pth", "--task", "medical", "-o", "again.safetensors")[0] == 0
     assert Path("again.safetensors").read_bytes() == Path("w.safetensors").read_bytes()
+
+
+def test_fuse_and_export_replace_a_file_only_when_told_to(run_cli: Run, picture: Picture) -> None:
+    make_pair(picture)
+    for words in (
+        ("fuse", "ir/x.png", "vis/x.png", "--network", "fast", "-o", "f.png"),
+        ("export", "--task", "medical", "-o", "w.safetensors"),
+    ):
+        Path(words[-1]).write_bytes(b"mine")
+        code, _, err = run_cli(*words)
+        assert (code, one_sentence(err), "--overwrite" in err) == (4, True, True)
+        assert Path(words[-1]).read_bytes() == b"mine"
+        assert run_cli(*words, "--overwrite")[0] == 0
+        assert Path(words[-1]).read_bytes() != b"mine"
 
 
 @pytest.mark.slow

@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pytest
 
+from refusion_edge.arrays import Uint8Array
 from refusion_edge.gstreamer.__main__ import main
+from refusion_edge.gstreamer.pixels import default_layout, write_pixels
 
 
 class Launch(Protocol):
@@ -45,6 +48,13 @@ def launch(environment: dict[str, str]) -> Launch:
         return done
 
     return run
+
+
+def make_pixels(image: Uint8Array, format_name: str) -> bytes:
+    """An image in memory of its own, as ``write_pixels`` lays it out; what it leaves untouched is not 0."""
+    memory = np.full(default_layout(format_name, (image.shape[1], image.shape[0])).nbytes, 99, np.uint8)
+    write_pixels(image, format_name, memory)
+    return memory.tobytes()
 
 
 def raw(path: Path, format_name: str, size_wh: tuple[int, int], rate: str = "25/1") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import MissingDependencyError
 from refusion_edge.fuser import load
 from refusion_edge.gstreamer import __main__ as installer
-from refusion_edge.gstreamer.pixels import default_layout, make_pixels, to_array
+from refusion_edge.gstreamer.pixels import SINK_FORMATS, default_layout, to_array
 from refusion_edge.stream.frames import Frame
 from refusion_edge.stream.pairing.pairer import Pairer
 from refusion_edge.stream.processing.processor import Processor
 from tests.conftest import ROOT
-from tests.gstreamer.conftest import Launch, raw
+from tests.gstreamer.conftest import Launch, make_pixels, raw
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +180,49 @@ def test_a_pipeline_stops_seeks_and_starts_again(environment: dict[str, str], ca
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.split() == printed, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("case", "printed"),
+    [
+        ("refused", ["error", "ok"]),
+        ("refused at the end", ["waits", "error", "ended"]),
+        ("flushed one after the other", ["waits", "flushing", "0", "40", "80"]),
+        ("flushed alone", ["ok", "ok", "ok", "ok", "ok", "flushing"]),
+        ("flushed after the end", ["eos", "ended"]),
+        ("failed start", ["failure", "1", "2"]),
+    ],
+)
+def test_the_threads_of_two_cameras_do_not_disturb_each_other(
+    environment: dict[str, str], case: str, printed: list[str]
+) -> None:
+    script = ROOT / "tests/gstreamer/threads.py"
+    words = ["/usr/bin/python3", str(script), case]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == printed, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plane_is_copied_once_on_its_way_in_and_once_on_its_way_out(environment: dict[str, str], tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "copies.so"
+    # Without built-in functions, as the compiler would replace these by themselves.
+    words = ["-shared", "-fPIC", "-O1", "-fno-builtin", "-Wall", "-o", str(library), str(ROOT / "tests/gstreamer/copies.c")]
+    subprocess.run([compiler, *words, "-ldl"], check=True)
+    script = ROOT / "tests/gstreamer/copying.py"
+    preloaded = {**environment, "LD_PRELOAD": str(library)}
+    done = subprocess.run(
+        ["/usr/bin/python3", str(script)], env=preloaded, capture_output=True, text=True, check=True, timeout=60
+    )
+    found = {name: tuple(map(int, counts)) for name, *counts in map(str.split, done.stdout.splitlines())}
+    assert found.keys() == set(SINK_FORMATS)
+    for name, (planes, way_in, way_out) in found.items():
+        assert way_in <= planes, name
+        assert way_out <= planes, name
+    # It counts at all: gray is not converted.
+    assert found["GRAY8"] == (640 * 480,) * 3
 
 
 def test_the_plugin_is_written_removed_and_refused_for_another_python(

@@ -7,7 +7,8 @@ import pytest
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
-from refusion_edge.gstreamer.pixels import COLOR_FORMATS, SINK_FORMATS, Layout, default_layout, make_pixels, to_array
+from refusion_edge.gstreamer.pixels import COLOR_FORMATS, SINK_FORMATS, Layout, default_layout, to_array
+from tests.gstreamer.conftest import make_pixels
 from tests.raising import raises
 
 SIZES = [(64, 48), (45, 35), (46, 35), (45, 36)]

@@ -25,9 +25,9 @@ IDENTITY = RigAlignment(None, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 @pytest.mark.parametrize("text", SECRET)
 def test_a_source_shows_no_secret_when_it_fails_or_is_recorded(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Replaces the program under the system's Python, which may print the whole pipeline.
-    monkeypatch.setattr("refusion_edge.stream.sources.gstreamer.start", lambda *_words: None)
-    monkeypatch.setattr("refusion_edge.stream.sources.gstreamer.end", lambda _program: 1)
-    monkeypatch.setattr("refusion_edge.stream.sources.gstreamer.first_line", lambda *_words: f"no element in {text}")
+    monkeypatch.setattr("refusion_edge.stream.system_python.start", lambda *_words: None)
+    monkeypatch.setattr("refusion_edge.stream.system_python.end", lambda _program: 1)
+    monkeypatch.setattr("refusion_edge.stream.system_python.first_line", lambda *_words: f"no element in {text}")
     settings = StreamSettings(ir=text, vis=camera("vis"), outputs=(text,), rig=text, replay=text)
     with Recorder(Path("recording"), {"sources": settings.shown()}):
         pass

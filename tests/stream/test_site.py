@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="the browser view needs the extra [stream]")
 
-from refusion_edge.errors import InputError, SourceLostError, UsageError
+from refusion_edge.errors import InputError, MisfitError, SourceLostError, UsageError
 from refusion_edge.stream import site as site_module
 from refusion_edge.stream.fused_stream import FusedStream
 from refusion_edge.stream.run.shared import EnginePool, Shared
@@ -105,6 +105,29 @@ def test_the_error_of_one_rig_is_its_own(run_cli: Cli) -> None:
 
 
 @pytest.mark.slow
+def test_bundles_of_a_site_are_rebuilt_only_when_told_to(run_cli: Cli) -> None:
+    assert run_cli("build", "--network", "fast", "--precision", "fp32", "--backend", "onnxruntime", "-o", "bundle")[0] == 0
+    manifest = Path("bundle/manifest.json")
+    fitting = manifest.read_text()
+    foreign = json.loads(fitting) | {"target": {"system": "linux", "architecture": "riscv64", "device": "any"}}
+    manifest.write_text(json.dumps(foreign))
+    Path("site.yaml").write_text(f"outputs: ['null://']\nbundle: bundle\nrigs:\n  gate: {{{FILES}}}\n  yard: {{{FILES}}}\n")
+    assert run_cli("stream", "--config", "site.yaml", "--json", "out.json")[0] == MisfitError.exit_code
+    assert json.loads(manifest.read_text()) == foreign
+    code, _, err = run_cli("stream", "--config", "site.yaml", "--json", "out.json", "--rebuild")
+    assert code == 0, err
+    assert manifest.read_text() == fitting
+    report = json.loads(Path("out.json").read_text())
+    assert [rig["report"]["pairs"]["shown"] for rig in report["rigs"].values()] == [20, 20]
+
+
+@pytest.mark.parametrize("text", [f"network: fast\n{FILES.replace(', vis', chr(10) + 'vis')}\n", None])
+def test_rebuilding_without_a_bundle_is_refused(run_cli: Cli, text: str | None) -> None:
+    name = two(FILES, FILES) if text is None else write(text + "outputs: ['null://']\n")
+    code, _, err = run_cli("stream", "--config", name, "--rebuild")
+    assert (code, "--rebuild" in err) == (UsageError.exit_code, True)
+
+
 def test_a_rig_whose_cameras_are_lost_is_started_again_and_the_other_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_module, "_RETRY_S", 0.3)
     lost = f"ir: '{camera('ir')}', vis: '{camera('vis')}', give_up_s: 0.3"

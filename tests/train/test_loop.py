@@ -25,7 +25,7 @@ from refusion_edge.errors import CheckpointError, DiskFullError, OutputError, Tr
 from refusion_edge.files import Claim
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_pth
 from refusion_edge.tasks import find_task
-from refusion_edge.train import loop
+from refusion_edge.train import loop, probe
 from refusion_edge.train.collection import PairCollection, survey
 from refusion_edge.train.diagnostics import collapse, diagnose, distances, hold
 from refusion_edge.train.layers import Parameters
@@ -35,6 +35,7 @@ from refusion_edge.train.process import Ranks
 from refusion_edge.train.session import Console, Request, run_session
 from refusion_edge.train.settings import Settings, resolve
 from refusion_edge.train.state import find_checkpoints, initial_state, read_fusion, read_state
+from refusion_edge.train.targets import targets_of
 from tests.raising import raises
 from tests.train.conftest import SMALL
 
@@ -211,8 +212,10 @@ def test_a_broken_meta_cycle_keeps_both_of_its_batches(
     plain = loop.meta_gradient
     monkeypatch.setattr(loop, "meta_gradient", lambda *words: replace(plain(*words), loss=torch.tensor(math.inf)))
     with raises(TrainingError, "outer_loss", "step 0"):
-        run_session(request(folder_of_pairs("data"), "run", "run.steps=50", "meta.warm_up=0"), quiet())
+        settings = "run.steps=50", "meta.warm_up=0", "targets.clipped=1"
+        run_session(request(folder_of_pairs("data"), "run", *settings), quiet())
     batch = load_file(Path("run") / FAILED_NAME)
+    assert batch["target_a"].shape == batch["test_target_weight"].shape == (1, 1, 16, 16)
     assert batch["test_first"].shape == batch["first"].shape
     assert not torch.equal(batch["test_first"], batch["first"])
 
@@ -264,6 +267,19 @@ def test_what_a_proposal_moved_is_weighted_by_what_the_choice_matters(
     importance = (held.batch.a[:2] - held.batch.b[:2]) ** 2
     expected = ((weights - held.prior.intensity).abs() * importance).sum() / importance.sum()
     assert moved["w_moved"] == pytest.approx(expected.item())
+
+
+def test_validation_and_probe_compare_with_what_the_loss_compares_with(folder_of_pairs: Callable[..., Path]) -> None:
+    settings = resolve("default", "ir_vis", device="cpu", assignments=[*SMALL, "targets.gaps=1"])
+    collection = PairCollection(survey(folder_of_pairs("data"), find_task("ir_vis"), 16).entries)
+    held = hold(collection, settings, torch.device("cpu"))
+    timed = probe._draw(collection, 0, 2, 16, torch.device("cpu"), settings)
+    for batch in (held.batch, timed):
+        expected = targets_of(batch.a[:2], batch.b[:2], settings.targets)
+        assert torch.equal(batch.compared[0], expected.a)
+        assert not torch.equal(batch.compared[0], batch.a[:2])
+    networks, state = build_networks(settings), initial_state(settings, torch.device("cpu"))
+    assert diagnose(networks, state.theta, state.phi, state.rho, held)["w_moved"] == 0
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(

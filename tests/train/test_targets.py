@@ -97,6 +97,13 @@ def test_grain_goes_where_the_visible_image_is_flat_and_lit() -> None:
     assert torch.equal(strong.a[inner], (0.3 + 8 * grain)[inner])
 
 
+def test_a_clipped_sky_is_no_reason_to_remove_what_infrared_shows() -> None:
+    a = 0.3 + 0.01 * torch.randn((1, 1, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = targets_of(a, _flat(1.0), replace(NONE, grain=0.02), a)
+    assert torch.equal(found.a, a)
+    assert torch.equal(found.taught, a)
+
+
 def test_dark_gaps_are_filled_where_the_visible_image_is_brighter() -> None:
     a = _flat(0.4)
     a[..., 20:22, 20:22] = 0.05  # a gap between leaves

@@ -10,16 +10,14 @@ import struct
 import numpy as np
 from typing_extensions import Self
 
-from refusion_edge.errors import MissingDependencyError, OutputError
+from refusion_edge.errors import OutputError
 from refusion_edge.stream.frames import SECOND, FusedFrame
-from refusion_edge.stream.system_python import Program, end, first_line, last_line, send, start
+from refusion_edge.stream.system_python import BINDINGS, PACKAGES, NotReadyError, Program, end, last_line, send, start_ready
 from refusion_edge.stream.uri import Uri, read_options
 
-_PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
 _HEADER = struct.Struct("<10sIIIq")
 # A pipeline that ends has to write its files; after that, the program itself has to end.
 _START_S, _END_S, _REPORT_S = 15.0, 30.0, 10.0
-_NEEDS_PACKAGES = 3
 _ALIGNMENT = 4
 
 
@@ -46,21 +44,15 @@ class GStreamerSink:
     def __enter__(self) -> Self:
         words = ["live" if self._live else "files", str(self._rate_hz), str(_END_S)]
         try:
-            process = start("outputs/gst_writer.py", words, {"REFUSION_EDGE_PIPELINE": self._uri.target})
-        except OSError as error:
-            raise MissingDependencyError(
-                f"{self.name} needs the system's Python ({error})", f"run: apt install {_PACKAGES}"
-            ) from error
-        answer = first_line(process, _START_S)
-        if answer == "ready":
-            self._process = process
-            return self
-        code = end(process)
-        if code == _NEEDS_PACKAGES:
-            raise MissingDependencyError(
-                f"{self.name} needs GStreamer's Python bindings ({answer})", f"run: apt install {_PACKAGES}"
-            )
-        raise OutputError(f"cannot start the pipeline {self.name}: {self._uri.hide(answer)}", "try it with gst-launch-1.0")
+            self._process = start_ready(
+                "outputs/gst_writer.py", words, {"REFUSION_EDGE_PIPELINE": self._uri.target}, name=self.name, bindings=BINDINGS,
+                packages=PACKAGES, within_s=_START_S,
+            )  # fmt: skip
+        except NotReadyError as failed:
+            raise OutputError(
+                f"cannot start the pipeline {self.name}: {self._uri.hide(failed.answer)}", "try it with gst-launch-1.0"
+            ) from None  # its answer may hold a password
+        return self
 
     def __exit__(self, *exc: object) -> None:
         if self._process is not None:

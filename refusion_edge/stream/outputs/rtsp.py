@@ -13,18 +13,16 @@ import cv2
 import numpy as np
 from typing_extensions import Self
 
-from refusion_edge.errors import MissingDependencyError, OutputError, UsageError
+from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.sinks import as_bgr
-from refusion_edge.stream.system_python import Program, end, first_line, send, start
+from refusion_edge.stream.system_python import PACKAGES, NotReadyError, Program, end, send, start_ready
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port
 
-_PACKAGES = (
-    "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
-)
+_PACKAGES = f"{PACKAGES} gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly"
 _DEFAULT_PORT = 8554
 _START_S = 15.0
-_NEEDS_PACKAGES, _PORT_IN_USE = 3, 4
+_PORT_IN_USE = 4
 
 
 class RtspSink:
@@ -87,21 +85,17 @@ class RtspSink:
         if self._credentials is not None:
             variables["REFUSION_EDGE_RTSP_USER"], variables["REFUSION_EDGE_RTSP_PASSWORD"] = self._credentials
         try:
-            process = start("outputs/rtsp_server.py", words, variables)
-        except OSError as error:
-            raise MissingDependencyError(
-                f"{self.name} needs the system's Python ({error})", f"run: apt install {_PACKAGES}"
-            ) from error
-        answer = first_line(process, _START_S)
-        if answer == "ready":
-            shown = ":".join(self._credentials) + "@" if self._made_up and self._credentials else ""
-            self._announce(f"RTSP stream: rtsp://{shown}{self._host}:{self._port}{self._path}")
-            return process
-        code = end(process)
-        if code == _PORT_IN_USE:
-            raise OutputError(f"cannot serve {self.name}: port {self._port} is in use", "choose another port")
-        if code == _NEEDS_PACKAGES or "needs" in answer:
-            raise MissingDependencyError(
-                f"{self.name} needs GStreamer's RTSP server ({answer})", f"run: apt install {_PACKAGES}"
-            )
-        raise OutputError(f"the RTSP server of {self.name} did not start within {_START_S:g} s ({answer})", "try again")
+            process = start_ready(
+                "outputs/rtsp_server.py", words, variables, name=self.name, bindings="GStreamer's RTSP server",
+                packages=_PACKAGES, within_s=_START_S,
+            )  # fmt: skip
+        except NotReadyError as failed:
+            if failed.code == _PORT_IN_USE:
+                problem, remedy = f"cannot serve {self.name}: port {self._port} is in use", "choose another port"
+                raise OutputError(problem, remedy) from failed
+            raise OutputError(
+                f"the RTSP server of {self.name} did not start within {_START_S:g} s ({failed.answer})", "try again"
+            ) from failed
+        shown = ":".join(self._credentials) + "@" if self._made_up and self._credentials else ""
+        self._announce(f"RTSP stream: rtsp://{shown}{self._host}:{self._port}{self._path}")
+        return process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,8 @@ from refusion_edge.stream.pairing.pairer import Outcome, Pairer
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.processing.output_range import OutputStretch
 from refusion_edge.stream.processing.processor import Geometry, Processor
+from refusion_edge.stream.run.networks import AUTO, FASTER, NetworkChooser
+from refusion_edge.stream.statistics import Statistics
 
 DEFAULT_TASK = "ir_vis"
 # The pairer keeps the frames of a whole second.
@@ -31,7 +33,8 @@ class Settings:
     """Options as texts and numbers; empty texts leave the choice to the rig or a default.
 
     Attributes:
-        network: ``refusion`` or ``fast``; empty for the bundle's network, and ``refusion`` without a bundle.
+        network: ``refusion``, ``fast``, or ``auto`` for the better one that keeps up with the cameras here, see
+            ``refusion_edge.stream.run.networks``; empty for the bundle's network, and ``refusion`` without a bundle.
         bundle: Folder of an engine bundle, or a weights file.
         backend: Back end, or ``auto``.
         threads: Threads of the back end; 0 for its default.
@@ -82,25 +85,36 @@ class Coupling:
         self._gain = partial(ThermalGain, method, polarity=polarity)
         self._geometry = Geometry(None if rig is None else make_warp(rig), resize=settings.resize)
         self._max_skew_ns = None if settings.max_skew_ms < 0 else round(settings.max_skew_ms * MS)
-        self._fuser = fuser or load(
-            settings.bundle or DEFAULT_TASK, backend=settings.backend, threads=settings.threads, streaming=True,
-            network=settings.network or None,
-        )  # fmt: skip
-        self._remark = remark
+        # An explicit bundle leaves nothing to choose.
+        chooses = settings.network == AUTO and not settings.bundle and fuser is None
+        network = FASTER if chooses else None if settings.network in ("", AUTO) else settings.network
+        self._settings, self._remark = settings, remark
+        self._fuser = fuser or self._load(network)
+        self._backend = self._fuser.backend
+        self._statistics = Statistics()
+        self._chooser = NetworkChooser(self._load, self._statistics, announce=remark) if chooses else None
+        self._choosing = None if self._chooser is None else threading.Thread(target=self._chooser.run, daemon=True)
         self.dropped: dict[str, int] = {}
         self._lock = threading.Condition()
+        self._ended: set[Side] = set()
         self._begin()
+        if self._choosing is not None:
+            self._choosing.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._chooser is not None and self._choosing is not None:
+            self._chooser.__exit__(*exc)
+            self._choosing.join()
         self._fuser.__exit__(*exc)
 
     @property
     def network(self) -> str:
-        """Name of the network, and of the back end that runs it."""
-        return f"{self._fuser.network} on {self._fuser.backend.name}"
+        """Name of the network that runs now, and of its back end."""
+        name = self._fuser.network if self._chooser is None else self._chooser.used[-1][1]
+        return f"{name} on {self._backend.name}"
 
     def push(
         self,
@@ -131,6 +145,7 @@ class Coupling:
             if is_stale():
                 return True
             index, self._count[side] = self._count[side], self._count[side] + 1
+            self._statistics.delivered(side, (image.shape[1], image.shape[0]), str(image.dtype), time_ns=time_ns)
             self._times_ns[side].append(time_ns)
             del self._times_ns[side][1:-1]
             self._lock.notify_all()
@@ -168,21 +183,25 @@ class Coupling:
             self._fuse(self._pairer.flush(), emit)
             return False
 
-    def restart(self) -> None:
-        """Forget what waits, as after a seek."""
+    def restart(self, sides: Iterable[Side] = SIDES) -> None:
+        """Forget the frames of both cameras, as after a seek.
+
+        Args:
+            sides: Cameras that deliver again even if they had ended.
+        """
         with self._lock:
+            self._ended.difference_update(sides)
             self._begin()
             self._lock.notify_all()
 
     def _begin(self) -> None:
         self._pairer = Pairer(max_skew_ns=self._max_skew_ns)
         self._processor = Processor(
-            self._fuser.backend, gain=self._gain(), stretch=OutputStretch(), geometry=self._geometry,
+            self._backend, gain=self._gain(), stretch=OutputStretch(), geometry=self._geometry, took=self._statistics.took,
             remark=self._remark_on,
         )  # fmt: skip
         self._count = dict.fromkeys(SIDES, 0)
         self._times_ns: dict[Side, list[int]] = {side: [] for side in SIDES}  # the first one and the last one
-        self._ended: set[Side] = set()
         self._fused = 0
 
     def _is_ahead(self, side: Side) -> bool:
@@ -206,6 +225,14 @@ class Coupling:
                 continue
             self._fused += 1
             emit(fused)
+            if self._chooser is not None and (backend := self._chooser.next_backend(fused, pair)) is not None:
+                self._backend = backend
+                self._processor.use_backend(backend)
+
+    def _load(self, network: str | None) -> Fuser:
+        settings = self._settings
+        source = settings.bundle or DEFAULT_TASK
+        return load(source, backend=settings.backend, threads=settings.threads, streaming=True, network=network)
 
     def _remark_on(self, side: Side, text: str) -> None:
         self._remark(f"{side}: {text}")

@@ -8,12 +8,10 @@ from refusion_edge.backends.registry import Status
 from refusion_edge.machine import is_installed
 from refusion_edge.stream.outputs.display import has_display
 from refusion_edge.stream.outputs.video import VIDEO_ENCODINGS, find_encoder
-from refusion_edge.stream.system_python import ask
+from refusion_edge.stream.system_python import PACKAGES, ask
 
 _EXTRA = "pip install 'refusion-edge[stream]'"
-_GSTREAMER = (
-    "apt install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
-)  # fmt: skip
+_GSTREAMER = f"apt install {PACKAGES}"
 _RTSP = "apt install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly"
 _ANSWER_S = 10.0
 # The elements that our pipelines are made of; GStreamer's own tools list all others.

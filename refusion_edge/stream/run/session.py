@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refusion_edge.backends.registry import AdaptedBackend
+from refusion_edge.bundle.trust import trust_path
 from refusion_edge.errors import UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.network.weights import shipped_tasks
@@ -200,6 +201,9 @@ class StreamSession:
         settings = self.settings
         source = settings.bundle or settings.weights or settings.task or _DEFAULT_TASK
         task = settings.task if source != settings.task else None
+
+        if settings.trust and settings.bundle is not None:
+            trust_path(settings.bundle)
 
         def open_engine() -> Fuser:
             return load(source, task=task, backend=settings.backend, threads=settings.threads, streaming=True, network=network)

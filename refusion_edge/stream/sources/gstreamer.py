@@ -15,14 +15,13 @@ import numpy as np
 from typing_extensions import Self
 
 from refusion_edge.arrays import Array
-from refusion_edge.errors import MissingDependencyError, SourceLostError
+from refusion_edge.errors import SourceLostError
 from refusion_edge.stream.frames import Side
 from refusion_edge.stream.sources.clock import SourceClock
 from refusion_edge.stream.sources.source import CLOCK_GSTREAMER, Grab
-from refusion_edge.stream.system_python import Program, end, first_line, start
+from refusion_edge.stream.system_python import BINDINGS, PACKAGES, NotReadyError, Program, end, start_ready
 from refusion_edge.stream.uri import Uri, number_option, read_options
 
-_PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
 _HEADER = struct.Struct("<10sIIIq")
 _FORMATS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "BGR": (np.uint8, (3,)), "GRAY8": (np.uint8, ()), "GRAY16_LE": (np.uint16, ()),
@@ -55,20 +54,15 @@ class GStreamerSource:
         if self._index:
             self.timing.restart()
         try:
-            self._program = start("sources/gst_reader.py", (), {"REFUSION_EDGE_PIPELINE": self._pipeline()})
-        except OSError as error:
-            raise MissingDependencyError(
-                f"{self.uri} needs the system's Python ({error})", f"run: apt install {_PACKAGES}"
-            ) from error
-        answer = first_line(self._program, _START_S)
-        if answer == "ready":
-            return self
-        self.__exit__()
-        if answer.startswith("needs "):
-            raise MissingDependencyError(
-                f"{self.uri} needs GStreamer's Python bindings ({answer})", f"run: apt install {_PACKAGES}"
-            )
-        raise SourceLostError(f"cannot start the pipeline {self.uri}: {self.uri.hide(answer)}", "try it with gst-launch-1.0")
+            self._program = start_ready(
+                "sources/gst_reader.py", (), {"REFUSION_EDGE_PIPELINE": self._pipeline()}, name=str(self.uri),
+                bindings=BINDINGS, packages=PACKAGES, within_s=_START_S,
+            )  # fmt: skip
+        except NotReadyError as failed:
+            raise SourceLostError(
+                f"cannot start the pipeline {self.uri}: {self.uri.hide(failed.answer)}", "try it with gst-launch-1.0"
+            ) from None  # its answer may hold a password
+        return self
 
     def __exit__(self, *exc: object) -> None:
         if self._program is not None:

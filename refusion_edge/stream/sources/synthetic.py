@@ -142,18 +142,17 @@ class SyntheticSource:
         # A clock that is set is its own, like that of a network camera.
         shared = not self.scene.step_every_ms
         self.timing = SourceClock(CLOCK_SYNTHETIC, shared=shared) if self.live else None
-        joined_ns = _join_scene(side) if self.live else 0
-        self._start_ns = time.monotonic_ns() if joined_ns is None else joined_ns
+        self._start_ns = 0
         self._painter = Painter(self.scene, side)
         self._index = 0
         self._opened = False
         self._jitter = np.random.default_rng(self.scene.seed + 1)
-        if joined_ns is None:
-            # A busy machine takes its time to draw the scene.
-            _LAST[:] = [(side, self._start_ns, time.monotonic_ns())]
 
     def __enter__(self) -> Self:
         if self.live:
+            if not self._opened:
+                # Not when it is made: to draw the scene and to load an engine would cost its first frames.
+                self._start_ns = _start_of_scene_ns(self.side)
             now_ns = time.monotonic_ns() - self._start_ns
             if self._is_lost(now_ns):
                 raise SourceLostError(f"cannot open {self.uri}: the camera is lost on purpose (lose_every_ms)")
@@ -280,14 +279,16 @@ def _shown_ns(taken_ns: int, scene: Scene) -> int:
     return taken_ns - taken_ns % round(scene.freeze_every_ms * MS)
 
 
-# Of the last camera that began a scene: its side, the start, and when it was ready. The other camera of the pair, created next,
-# sees the same scene, and both continue it after a loss.
-_LAST: list[tuple[Side, int, int]] = []
+# Of the last camera that began a scene: its side, and the start. The other camera of the pair, opened next, sees the same
+# scene, and both continue it after a loss.
+_LAST: list[tuple[Side, int]] = []
 _ONE_PAIR_NS = SECOND // 2
 
 
-def _join_scene(side: Side) -> int | None:
-    """The start of the scene that the other camera has just begun, or None."""
-    if _LAST and _LAST[0][0] != side and time.monotonic_ns() - _LAST[0][2] <= _ONE_PAIR_NS:
+def _start_of_scene_ns(side: Side) -> int:
+    """The start of the scene that the other camera has just begun, or now."""
+    now_ns = time.monotonic_ns()
+    if _LAST and _LAST[0][0] != side and now_ns - _LAST[0][1] <= _ONE_PAIR_NS:
         return _LAST.pop()[1]
-    return None
+    _LAST[:] = [(side, now_ns)]
+    return now_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,10 +13,8 @@ from refusion_edge.accuracy.gate import LIMITS
 from refusion_edge.accuracy.vectors import TASK, read_vectors
 from refusion_edge.arrays import Float32Array
 from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import Status
 from refusion_edge.bundle.folder import EngineBundle, install_bundle, read_bundle
 from refusion_edge.bundle.manifest import MODEL, PLAN, GateNotRun, GateResult
-from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.cli.selftest import build as build_for_selftest
 from refusion_edge.errors import GateError, MisfitError, OutputError
 from refusion_edge.export.build import build
@@ -27,32 +24,14 @@ from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.family import make_model
 from refusion_edge.network.weights import weights_path
 from refusion_edge.selftest.checks import check_backend, describe_device, timing_sizes
-from refusion_edge.sizes import SizeRange
+from tests.backends.tensorrt.conftest import SPEC
 from tests.conftest import files_below, one_sentence
 from tests.fakes.tensorrt import FakeTensorRT, refuse_to_record
 from tests.raising import raises
 
-SIZES = SizeRange((16, 16), (24, 32), (64, 96))
-
-
-@pytest.fixture
-def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
-    """TensorRT on a device that fuses medical pairs as the real network does."""
-    state = read_checkpoint(weights_path("medical")).state
-    fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.min_hw, SIZES.opt_hw, SIZES.max_hw))
-    for probe in ("probe", "probe_build"):
-        monkeypatch.setattr(
-            f"refusion_edge.backends.tensorrt.runner.TrtBackend.{probe}", lambda: Status(usable=True, reason="fake")
-        )
-    monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
-    with OrtBackend(make_model("tensorrt-folded", "fp16", state).SerializeToString(), threads=1) as network:
-        fake_trt.compute = network.fuse
-        yield fake_trt
-
 
 def built(**changes: object) -> EngineBundle:
-    spec = BuildSpec("medical", "fp16", backend="tensorrt", sizes_hw=SIZES, output=Path("x"))
-    return build(replace(spec, **changes)).bundle
+    return build(replace(SPEC, **changes)).bundle
 
 
 def test_an_engine_is_built_evaluated_on_its_device_and_run(device: FakeTensorRT) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refusion_edge.backends.onnxruntime import OrtBackend
-from refusion_edge.backends.registry import Status
 from refusion_edge.bundle.folder import EngineBundle, read_bundle
 from refusion_edge.bundle.manifest import MANIFEST, PLAN, WEIGHTS
 from refusion_edge.bundle.spec import BuildSpec
@@ -20,33 +18,11 @@ from refusion_edge.errors import BundleError
 from refusion_edge.export.build import build
 from refusion_edge.fuser import open_bundle
 from refusion_edge.images.io import write_image
-from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.family import make_model
-from refusion_edge.network.weights import weights_path
-from refusion_edge.sizes import SizeRange
-from tests.fakes.tensorrt import FakeTensorRT
+from refusion_edge.stream.fused_stream import open_stream
+from tests.backends.tensorrt.conftest import SPEC
 from tests.raising import raises
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-SIZES = SizeRange((16, 16), (24, 32), (64, 96))
-SPEC = BuildSpec("medical", "fp16", backend="tensorrt", sizes_hw=SIZES, output=Path("x"))
-
-
-@pytest.fixture
-def device(fake_trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
-    """TensorRT on a device that fuses medical pairs as the real network does."""
-    state = read_checkpoint(weights_path("medical")).state
-    fake_trt.profile = tuple((1, 1, *size) for size in (SIZES.min_hw, SIZES.opt_hw, SIZES.max_hw))
-    for probe in ("probe", "probe_build"):
-        monkeypatch.setattr(
-            f"refusion_edge.backends.tensorrt.runner.TrtBackend.{probe}", lambda: Status(usable=True, reason="fake")
-        )
-    monkeypatch.setattr("refusion_edge.export.targets.tensorrt.installed_version", lambda _: fake_trt.__version__)
-    with OrtBackend(make_model("tensorrt-folded", "fp16", state).SerializeToString(), threads=1) as network:
-        fake_trt.compute = network.fuse
-        yield fake_trt
 
 
 def built(name: str = "x") -> EngineBundle:
@@ -82,6 +58,18 @@ def test_an_engine_from_elsewhere_does_not_run_until_the_user_vouches_for_it() -
     Path("x", PLAN).write_bytes(Path("x", PLAN).read_bytes() + b"\0")
     with raises(BundleError, PLAN):
         trust_path("x")
+
+
+@pytest.mark.usefixtures("device")
+def test_a_stream_of_a_program_trusts_the_engine_too() -> None:
+    built()
+    forget()
+    views = [f"test://{side}?width=32&height=24&live=0&frames=3" for side in ("ir", "vis")]
+    with raises(BundleError, remedy="--trust"):
+        open_stream(*views, bundle="x", outputs="null://").run()
+    stream = open_stream(*views, bundle="x", outputs="null://", trust=True)
+    stream.run()
+    assert stream.count == 3
 
 
 @pytest.mark.usefixtures("device")
@@ -136,7 +124,7 @@ def test_the_command_line_asks_for_trust_once(run_cli: Cli) -> None:
     forget()
     for name in "ab":
         write_image(f"{name}.png", np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(24, 32))
-    words = ("fuse", "a.png", "b.png", "-o", "c.png", "--bundle", "x")
+    words = ("fuse", "a.png", "b.png", "-o", "c.png", "--overwrite", "--bundle", "x")
     code, _, err = run_cli(*words)
     assert code == BundleError.exit_code
     assert "--trust" in err

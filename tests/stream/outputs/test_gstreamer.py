@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +18,7 @@ from refusion_edge.stream.outputs.gstreamer import GStreamerSink
 from refusion_edge.stream.uri import parse_output
 from tests.raising import raises
 from tests.stream.conftest import camera
-
-
-def has_gstreamer() -> bool:
-    code = "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstApp', '1.0')"
-    try:
-        return subprocess.run(["/usr/bin/python3", "-I", "-c", code], check=False, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-needs_gstreamer = pytest.mark.skipif(not has_gstreamer(), reason="needs GStreamer's Python bindings of the system")
+from tests.stream.gstreamer import needs_gstreamer
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +96,7 @@ def test_without_a_system_python_the_packages_are_named(monkeypatch: pytest.Monk
     def missing(*_words: object) -> None:
         raise FileNotFoundError("no python3")
 
-    monkeypatch.setattr(gstreamer, "start", missing)
+    monkeypatch.setattr("refusion_edge.stream.system_python.start", missing)
     with (
         raises(MissingDependencyError, "gst:fakesink", remedy="python3-gi"),
         GStreamerSink(parse_output("gst:fakesink"), rate_hz=None, live=True),

@@ -116,8 +116,8 @@ def test_a_user_without_a_password_is_refused() -> None:
 def test_viewers_of_other_machines_need_a_password(uri: str, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, str] = {}
     said: list[str] = []
-    monkeypatch.setattr("refusion_edge.stream.outputs.rtsp.start", lambda _script, _words, variables: given.update(variables))
-    monkeypatch.setattr("refusion_edge.stream.outputs.rtsp.first_line", lambda *_words: "ready")
+    monkeypatch.setattr("refusion_edge.stream.system_python.start", lambda _script, _words, variables: given.update(variables))
+    monkeypatch.setattr("refusion_edge.stream.system_python.first_line", lambda *_words: "ready")
     monkeypatch.setattr("refusion_edge.stream.outputs.rtsp.send", lambda *_words: None)
     sink = RtspSink(parse_output(uri), rate_hz=20, announce=said.append)
     sink.write(FusedFrame(np.zeros((8, 8, 3), np.uint8), None, None, 0, 0, 0, "fused"))

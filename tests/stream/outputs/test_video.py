@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,18 @@ def fused_frame(number: int, time_ms: float = 0.0) -> FusedFrame:
     return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
 
 
+def bytes_in_use() -> int:
+    """Memory that the C library has handed out."""
+
+    class Counts(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "o", "s", "h", "mapped", "u", "f", "used", "free", "top")]
+
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = Counts
+    found = count()
+    return int(found.used + found.mapped)
+
+
 def file_pair(frames: int = 12) -> dict[str, str]:
     return {"ir": camera("ir", live=0, frames=frames), "vis": camera("vis", live=0, frames=frames)}
 
@@ -40,6 +53,25 @@ def test_live_video_runs_at_the_speed_of_the_scene() -> None:
         for number, time_ms in enumerate((0, 100, 110, 700, 790, 100_000)):  # two early ones, a gap of six, a long loss
             sink.write(fused_frame(number, time_ms))
     assert frames_of("live.avi") == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_video_without_end_takes_no_more_memory(suffix: str) -> None:
+    """An index of all frames in memory would take 72 bytes for each of them, 200 MB in a day."""
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("needs a C library that tells how much memory is in use")
+    before = 0
+    with VideoSink(parse_output(f"long{suffix}"), rate_hz=30) as sink:
+        for number in range(8001):
+            if number == 2000:
+                before = bytes_in_use()
+            sink.write(fused_frame(number, number * 1000 / 30))
+        assert bytes_in_use() - before < 6000 * 10
+    with av.open(f"long{suffix}") as container:
+        assert container.duration == pytest.approx(8001 / 30 * 1e6, rel=1e-3)
+        container.seek(200_000_000)
+        assert float(next(container.decode(video=0)).time) == pytest.approx(200, abs=9)
 
 
 def test_a_matroska_video_survives_a_power_cut() -> None:

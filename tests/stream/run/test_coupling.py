@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, RigError, ShapeError, UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.run import networks
 from refusion_edge.stream.run.coupling import Coupling, Settings
+from refusion_edge.stream.run.networks import Trial
 from tests.raising import raises
 
 
@@ -113,6 +116,28 @@ def test_a_frame_that_cannot_be_used_is_dropped_and_said(fuser: Fuser, rng: np.r
     assert [frame.time_ns for frame in fused] == [0, 80 * MS, 120 * MS]
     assert coupling.dropped == {"unusable frame": 1}
     assert said
+
+
+@pytest.mark.parametrize(("holds", "network"), [(True, "refusion"), (False, "fast")])
+def test_auto_takes_the_better_network_that_holds_the_rate(
+    holds: bool, network: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    said: list[str] = []
+    measured = {"refusion": 1.0 if holds else 900.0, "fast": 0.5}
+    monkeypatch.setattr(networks, "measure", lambda _fuser, name, *_rest: Trial(name, "native", measured[name], 3))
+    with Coupling(Settings(network="auto", threads=1), said.append) as coupling:
+        assert coupling.network.startswith("fast")
+        images = []
+        for index in range(400):
+            for side in ("ir", "vis"):
+                coupling.push(side, picture(rng), index * 40 * MS, lambda frame: images.append(frame.image))
+            if said and coupling.network.startswith(network):
+                break
+            time.sleep(0.01)
+        assert coupling.network.startswith(network)
+        coupling.restart()  # keeps it
+        assert coupling.network.startswith(network)
+    assert any(network in text for text in said)
 
 
 def test_settings_that_cannot_be_used_are_refused_at_the_start(rng: np.random.Generator) -> None:

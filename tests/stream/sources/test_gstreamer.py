@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,7 @@ from refusion_edge.stream.uri import parse_source
 from tests.conftest import one_sentence
 from tests.raising import raises
 from tests.stream.conftest import camera, explained
-
-
-def has_gstreamer() -> bool:
-    code = "import gi; gi.require_version('Gst', '1.0'); gi.require_version('GstVideo', '1.0')"
-    try:
-        return subprocess.run(["/usr/bin/python3", "-I", "-c", code], check=False, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-needs_gstreamer = pytest.mark.skipif(not has_gstreamer(), reason="needs GStreamer's Python bindings of the system")
+from tests.stream.gstreamer import needs_gstreamer
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +112,7 @@ def test_what_is_run_and_what_it_needs(monkeypatch: pytest.MonkeyPatch, text: st
         asked.extend(secrets.values())
         raise FileNotFoundError("/usr/bin/python3")
 
-    monkeypatch.setattr(gstreamer, "start", start)
+    monkeypatch.setattr("refusion_edge.stream.system_python.start", start)
     with raises(MissingDependencyError, remedy="apt install python3-gi"):
         read_all(text)
     assert words in asked[0]

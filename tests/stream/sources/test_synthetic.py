@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from refusion_edge.errors import UsageError
 from refusion_edge.stream.frames import SECOND, SIDES, Side
 from refusion_edge.stream.pairing.freeze import FreezeWatch
+from refusion_edge.stream.sources import synthetic
 from refusion_edge.stream.sources.registry import open_source
 from refusion_edge.stream.sources.source import (
     CLOCK_SYNTHETIC,
@@ -31,6 +33,23 @@ def opened(text: str, side: str = "ir") -> Source:
 def read_all(text: str, side: str = "ir") -> list[Grab]:
     with opened(text, side) as source:
         return list(itertools.takewhile(lambda grab: grab is not None, iter(source.read, None)))
+
+
+def test_a_camera_begins_when_it_is_opened_and_the_other_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [5 * SECOND]
+    clock = SimpleNamespace(
+        monotonic_ns=lambda: now_ns[0], sleep=lambda seconds: now_ns.append(now_ns.pop() + round(seconds * SECOND))
+    )
+    monkeypatch.setattr(synthetic, "time", clock)
+    monkeypatch.setattr(synthetic, "_LAST", [])
+    ir, vis = opened(camera("ir")), opened(camera("vis"), "vis")
+    now_ns[0] += 3 * SECOND  # an engine is loaded
+    with ir:
+        now_ns[0] += SECOND // 10
+        with vis:
+            grabs = [ir.read(), vis.read()]
+    assert [grab.index for grab in grabs if grab] == [1, 4]
+    assert grabs[1].time_ns - grabs[0].time_ns == pytest.approx(0.1 * SECOND, abs=2)
 
 
 def test_the_synthetic_pair_is_shifted_and_skewed_as_asked() -> None:
@@ -101,10 +120,12 @@ def test_two_cameras_see_one_scene_however_long_it_takes_to_draw(monkeypatch: py
     ir, vis = opened(camera("ir")), opened(camera("vis"), "vis")
     assert isinstance(ir, SyntheticSource)
     assert isinstance(vis, SyntheticSource)
-    assert ir._start_ns == vis._start_ns
+    with ir, vis:
+        assert ir._start_ns == vis._start_ns
     another = opened(camera("vis"), "vis")
     assert isinstance(another, SyntheticSource)
-    assert another._start_ns > ir._start_ns
+    with another:
+        assert another._start_ns > ir._start_ns
 
 
 def test_a_slow_reader_misses_frames_and_stays_in_the_present() -> None:
