@@ -25,8 +25,7 @@ from refusion_edge.images.montage import MontageRow, montage
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.tasks import find_task
 from refusion_edge.train.losses import LossWeights
-from refusion_edge.train.networks import propose
-from refusion_edge.train.priors import PRIORS
+from refusion_edge.train.networks import prior_weights, propose
 from refusion_edge.train.state import TrainingCheckpoint, initial_state, read_state, restore
 
 _TILE_PX = 220
@@ -47,8 +46,7 @@ def main() -> int:
     files = options.a or sample.a, options.b or sample.b
     a, b = (to_luma8(read_image(path), role) for path, role in zip(files, task.roles, strict=True))
     planes = [torch.from_numpy(plane[None, None] / np.float32(255)) for plane in (a, b)]
-    proposal = checkpoints[0].settings.proposal
-    prior = LossWeights.from_logits(PRIORS[proposal.prior](*planes, proposal.gradient_sharpness))
+    prior = prior_weights(checkpoints[0].settings.proposal, *planes)
     learned = [_weights(checkpoint, *planes) for checkpoint in checkpoints]
 
     titles = [f"step {checkpoint.counters.step}" for checkpoint in checkpoints]

@@ -22,7 +22,7 @@ from refusion_edge.train.crops import PLAIN, crop_batch
 from refusion_edge.train.layers import Parameters
 from refusion_edge.train.losses import LossWeights, gradient_magnitude, reconstruction_loss
 from refusion_edge.train.meta import Batch, Networks
-from refusion_edge.train.priors import PRIORS
+from refusion_edge.train.networks import prior_weights
 from refusion_edge.train.settings import GuardSettings, Settings
 from refusion_edge.train.targets import targets_of
 from refusion_edge.train.views import Teacher, Views
@@ -86,9 +86,7 @@ def hold(collection: PairCollection, settings: Settings, device: torch.device, t
     a, b = (plane.to(device) for plane in crops)
     targets = targets_of(a, b, settings.targets) if settings.targets.depart else None
     held = Batch.in_both_orders(a, b, figures, targets=targets)
-    proposal = settings.proposal
-    prior = LossWeights.from_logits(PRIORS[proposal.prior](*held.compared, proposal.gradient_sharpness))
-    return Held(held, prior, images)
+    return Held(held, prior_weights(settings.proposal, *held.compared), images)
 
 
 @torch.no_grad()

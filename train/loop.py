@@ -34,7 +34,7 @@ from refusion_edge.train.meta import (
     meta_gradient,
     reconstruction_gradient,
 )
-from refusion_edge.train.networks import ProposalSettings, fuse, propose, reconstruct
+from refusion_edge.train.networks import ProposalSettings, fuse, prior_weights, propose, reconstruct
 from refusion_edge.train.optimization import (
     action_at,
     apply,
@@ -44,7 +44,6 @@ from refusion_edge.train.optimization import (
     gradient_coefficient,
     learning_factor,
 )
-from refusion_edge.train.priors import PRIORS
 from refusion_edge.train.process import Ranks, StopSignal
 from refusion_edge.train.settings import Settings
 from refusion_edge.train.state import TrainingState, checkpoint_path, find_checkpoints, save_state
@@ -184,7 +183,9 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 coefficient = gradient_coefficient(settings.loss, progress)
                 objective = FusionObjective(settings.loss.gradient, coefficient, settings.loss.intensity, settings.teacher)
                 meta = settings.meta
-                rule = MetaRule(meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centred)
+                rule = MetaRule(
+                    meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centred, settings.outer
+                )  # fmt: skip
                 crop_px = crop_at(settings.run, progress)
                 batch = _both_orders(draw(step, crop_px=crop_px, stream=_TRAIN), run, state)
 
@@ -343,7 +344,7 @@ def _give_up(run: Run, batch: Batch, test: Batch | None, weights: LossWeights, b
 
 
 def _prior_weights(settings: ProposalSettings, _phi: Parameters, a: Tensor, b: Tensor) -> LossWeights:
-    return LossWeights.from_logits(PRIORS[settings.prior](torch.cat((a, b)), torch.cat((b, a)), settings.gradient_sharpness))
+    return prior_weights(settings, torch.cat((a, b)), torch.cat((b, a)))
 
 
 def _crops(run: Run) -> Callable[..., Crops | tuple[Tensor, Tensor]]:

@@ -3,7 +3,8 @@
 Three networks take part: F_theta fuses, P_phi proposes the weights of the fusion loss, R_rho reconstructs the sources.
 
 - Inner update: ``theta' = theta - a dL_f(F_theta, w_phi) / dtheta`` on the meta-train batch (``inner_step``).
-- Outer update: phi moves against ``dL_r(R_rho(F_theta')) / dphi`` on the meta-test batch (``meta_gradient``).
+- Outer update: phi moves against ``dL_r(R_rho(F_theta')) / dphi`` on the meta-test batch (``meta_gradient``). Other terms may
+  join L_r or take its place (``outer_objective``).
 - Fusion and reconstruction update: theta moves against ``dL_f / dtheta`` (``fusion_gradient``), rho against
   ``dL_r / drho`` on the current fused plane (``reconstruction_gradient``).
 
@@ -42,6 +43,7 @@ from refusion_edge.train.losses import (
     reconstruction_loss,
     teacher_loss,
 )
+from refusion_edge.train.outer import OuterSettings, visible_loss
 from refusion_edge.train.targets import Targets
 
 Engine = Literal["exact", "exact-fd", "pixel", "double", "off"]
@@ -189,12 +191,14 @@ class MetaRule:
         adapt_reconstruction: Whether R also takes an inner step before it evaluates.
         centred: Whether the mean of J v over each image, a plain shift of brightness, is left out. Changes the
             objective.
+        outer: What the outer update lowers.
     """
 
     engine: Engine
     inner_rate: float
     adapt_reconstruction: bool = False
     centred: bool = False
+    outer: OuterSettings = field(default_factory=OuterSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +234,8 @@ class MetaGradient:
     """The gradient of phi.
 
     Attributes:
-        loss: L_r on the meta-test batch after the inner update, scalar.
-        gradient: dL_r / dphi divided by the inner rate (a factor that normalizing optimizers
+        loss: The outer objective, L_r by default, on the meta-test batch after the inner update, scalar.
+        gradient: Its gradient divided by the inner rate (a factor that normalizing optimizers
             ignore; without it the numbers stay clear of underflow), mean over all ranks.
         constant_share: Part of the energy of J v that is one constant per image, [0, 1].
     """
@@ -284,7 +288,7 @@ def meta_gradient(
     rule: MetaRule,
     average: Average = alone,
 ) -> MetaGradient:
-    """Differentiate the reconstruction loss after the inner update with respect to phi.
+    """Differentiate the outer objective after the inner update with respect to phi.
 
     Args:
         networks: The three networks.
@@ -313,8 +317,7 @@ def meta_gradient(
         raise UsageError("the engine 'off' has no meta-gradient", "choose exact")
     else:
         ahead = _leaves(inner_step(theta, inner.gradient, rule.inner_rate))
-        reconstructed = networks.reconstruct(rho, networks.fuse(ahead, *test.inputs))
-        loss = reconstruction_loss(*reconstructed, test.a, test.b).total
+        loss = outer_objective(networks, rho, networks.fuse(ahead, *test.inputs), test, rule.outer)
         v = average(_gradient(loss, ahead))
         product = forward_product if rule.engine == "exact" else difference_product
         tangent = product(networks, theta, v, train)
@@ -326,6 +329,25 @@ def meta_gradient(
     (slope,) = torch.autograd.grad(objective(fused, train, weights), fused, create_graph=True)
     gradient = _gradient(-(slope * tangent).sum(), phi)
     return MetaGradient(loss.detach(), average(gradient), share)
+
+
+def outer_objective(networks: Networks, rho: Parameters, fused: Tensor, batch: Batch, settings: OuterSettings) -> Tensor:
+    """Evaluate what the outer update lowers: L_r and the terms of ``refusion_edge.train.outer``, by their factors.
+
+    Args:
+        networks: R is asked only if L_r counts.
+        rho: Parameters of R.
+        fused: Fused planes of ``batch``, (2B, 1, H, W).
+        batch: What was fused.
+        settings: Factors.
+
+    Returns:
+        Scalar.
+    """
+    loss = visible_loss(fused, batch.a, batch.b, settings)
+    if not settings.reconstruction:
+        return loss
+    return loss + settings.reconstruction * reconstruction_loss(*networks.reconstruct(rho, fused), batch.a, batch.b).total
 
 
 def forward_product(networks: Networks, theta: Parameters, v: Parameters, batch: Batch) -> Tensor:
@@ -362,7 +384,7 @@ def _pixel_tangent(
     fused = inner.fused.clone().requires_grad_()
     (slope,) = torch.autograd.grad(objective(fused, train, weights.detach()), fused)
     ahead = (fused - rule.inner_rate * slope).detach().requires_grad_()
-    loss = reconstruction_loss(*networks.reconstruct(rho, ahead), train.a, train.b).total
+    loss = outer_objective(networks, rho, ahead, train, rule.outer)
     (tangent,) = torch.autograd.grad(loss, ahead)
     return loss, tangent
 
@@ -384,8 +406,7 @@ def _by_double_backward(
     loss = objective(networks.fuse(leaves, *train.inputs), train, weights)
     gradients = torch.autograd.grad(loss, tuple(leaves.values()), create_graph=True)
     ahead = inner_step(leaves, dict(zip(leaves, gradients, strict=True)), rule.inner_rate)
-    reconstructed = networks.reconstruct(rho, networks.fuse(ahead, *test.inputs))
-    outer = reconstruction_loss(*reconstructed, test.a, test.b).total
+    outer = outer_objective(networks, rho, networks.fuse(ahead, *test.inputs), test, rule.outer)
     return MetaGradient(outer.detach(), average(_gradient(outer / rule.inner_rate, phi)), torch.zeros_like(outer))
 
 

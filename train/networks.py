@@ -19,7 +19,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.kernels.cpu.expansion import expand, gated_sum
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, PARAMETERS, Shape
 from refusion_edge.train.layers import Parameters, block, block_shapes, dense, initialize, projected_attention, to_features
-from refusion_edge.train.losses import LossWeights, gradient_magnitude
+from refusion_edge.train.losses import Logits, LossWeights, gradient_magnitude
 from refusion_edge.train.priors import PRIORS
 
 _BRANCHES = ("a", "b")
@@ -131,6 +131,8 @@ class ProposalSettings:
         gradient_sharpness: Logits per unit of gradient magnitude in the prior. Sobel magnitudes of fine texture are a
             few hundredths, those of edges up to 8: a small factor hardly affects texture.
         clip: Largest magnitude that P adds to the logits of the prior; 0 for no limit.
+        temperature: Divisor of the logits of the prior. Above 1 the prior decides less, and P has more to say.
+        stride: P sees means of squares of this side, and its logits are interpolated; 1 for every pixel.
     """
 
     dim: int = 8
@@ -140,6 +142,8 @@ class ProposalSettings:
     prior: str = "none"
     gradient_sharpness: float = 4.0
     clip: float = 4.0
+    temperature: float = 1.0
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if self.dim not in _DIMS or self.blocks < 1:
@@ -155,6 +159,12 @@ class ProposalSettings:
                 f"choose proposal.prior from {', '.join(PRIORS)}",
                 expected=tuple(PRIORS),
                 got=self.prior,
+            )
+        if self.temperature <= 0 or self.stride < 1:
+            raise UsageError(
+                f"proposal.temperature = {self.temperature} with proposal.stride = {self.stride} is impossible",
+                "choose a temperature above 0 and a stride of at least 1",
+                got=(self.temperature, self.stride),
             )
 
 
@@ -173,6 +183,17 @@ def initial_proposal(settings: ProposalSettings, generator: torch.Generator) -> 
     return phi
 
 
+def prior_weights(settings: ProposalSettings, a: Tensor, b: Tensor) -> LossWeights:
+    """Weights of source a by the prior alone: where P starts, and where a control run stays.
+
+    Args:
+        settings: The prior.
+        a: Source a, (B, 1, H, W), [0, 1].
+        b: Source b, same shape.
+    """
+    return LossWeights.from_logits(_prior_logits(settings, a, b))
+
+
 def propose(settings: ProposalSettings, phi: Mapping[str, Tensor], a: Tensor, b: Tensor) -> LossWeights:
     """Propose the weights of a batch of pairs in both orders: ``w, v = P_phi(A, B)``.
 
@@ -186,22 +207,34 @@ def propose(settings: ProposalSettings, phi: Mapping[str, Tensor], a: Tensor, b:
         Weights of the first input for the batch [(A, B), (B, A)], each (2B, 1, H, W).
     """
     first, second = torch.cat((a, b)), torch.cat((b, a))
-    prior = PRIORS[settings.prior](first, second, settings.gradient_sharpness)
+    prior = _prior_logits(settings, first, second)
     inputs = ((first, second), (gradient_magnitude(first), gradient_magnitude(second)))
     learned = (_logits(settings, phi, net, *planes) for net, planes in zip(NETS, inputs, strict=True))
     intensity, gradient = (known + added for known, added in zip(prior, learned, strict=True))
     return LossWeights.from_logits((intensity, gradient))
 
 
+def _prior_logits(settings: ProposalSettings, a: Tensor, b: Tensor) -> Logits:
+    intensity, gradient = PRIORS[settings.prior](a, b, settings.gradient_sharpness)
+    return intensity / settings.temperature, gradient / settings.temperature
+
+
 def _logits(settings: ProposalSettings, phi: Mapping[str, Tensor], net: str, first: Tensor, second: Tensor) -> Tensor:
     """Logits of the first input, (2B, 1, H, W), for a batch whose second half is the first in swapped order."""
-    maps = _maps(settings, phi, net, first, second)
+    seen = (_means(plane, settings.stride) for plane in (first, second))
+    maps = _maps(settings, phi, net, *seen)
     logits = maps[:, :1] - maps[:, 1:]
+    if settings.stride > 1:
+        logits = F.interpolate(logits, size=first.shape[-2:], mode="bilinear")
     if settings.symmetric:
         # Both orders are already in the batch, so the symmetry is free.
         ordered, swapped = logits.chunk(2)
         logits = torch.cat((ordered - swapped, swapped - ordered))
     return logits.clamp(-settings.clip, settings.clip) if settings.clip else logits
+
+
+def _means(plane: Tensor, side: int) -> Tensor:
+    return F.avg_pool2d(plane, side, ceil_mode=True) if side > 1 else plane
 
 
 def _maps(settings: ProposalSettings, phi: Mapping[str, Tensor], net: str, first: Tensor, second: Tensor) -> Tensor:

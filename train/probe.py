@@ -103,7 +103,8 @@ def probe(
     """
     objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
     engine = "exact" if settings.meta.engine == "off" else settings.meta.engine
-    rule = MetaRule(engine, settings.meta.inner_rate, settings.meta.adapt_reconstruction, settings.meta.centred)
+    meta = settings.meta
+    rule = MetaRule(engine, meta.inner_rate, meta.adapt_reconstruction, meta.centred, settings.outer)
     state = initial_state(settings, device)
     timings = []
     for crop_px, batch in shapes:

@@ -316,6 +316,10 @@ def _check_settings(request: Request, settings: Settings) -> None:
             "leave it out",
             got=request.task,
         )
+    if settings.outer.targets and request.task != "ir_vis":
+        raise UsageError(
+            f"outer.targets assumes an infrared image, and the task is {request.task}", "leave it out", got=request.task
+        )
     if settings.targets.hot and request.teacher is None:
         raise UsageError("targets.hot changes the result of a teacher, and there is none", "add --teacher, or leave it out")
 

@@ -22,6 +22,7 @@ from refusion_edge.train.augmentation import ShiftSettings, ToneSettings
 from refusion_edge.train.losses import GradientTerm, IntensityTerm, TeacherSettings
 from refusion_edge.train.meta import Engine
 from refusion_edge.train.networks import ProposalSettings
+from refusion_edge.train.outer import OuterSettings
 from refusion_edge.train.targets import TargetSettings
 
 if sys.version_info >= (3, 11):
@@ -238,6 +239,7 @@ class Settings:
     fast: FastLayout = field(default_factory=FastLayout)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
+    outer: OuterSettings = field(default_factory=OuterSettings)
     shift: ShiftSettings = field(default_factory=ShiftSettings)
 
     def __post_init__(self) -> None:
@@ -277,6 +279,7 @@ class Settings:
             "teacher.gradient": self.teacher.gradient,
             "teacher.loss": self.teacher.loss,
             "targets.emphasis": self.targets.emphasis,
+            **{f"outer.{name}": factor for name, factor in asdict(self.outer).items()},
         }
         shares = {
             "run.late_from": run.late_from,
@@ -302,8 +305,11 @@ class Settings:
         _require({**repeats, "tone.gamma": tone.gamma}, lambda value: value >= 1, "at least 1")
         _require({"tone.least_gain": tone.least_gain}, lambda value: value <= 1, "at most 1")
         _require(crops, lambda value: value >= _MIN_CROP, f"at least {_MIN_CROP}")
-        if meta.engine != "off" and not meta.reconstruct:
-            raise UsageError("P cannot learn without R", "set meta.reconstruct=true, or meta.engine=off")
+        if meta.engine != "off" and not meta.reconstruct and (self.outer.reconstruction or meta.adapt_reconstruction):
+            raise UsageError(
+                "P cannot learn to help R without R",
+                "set meta.reconstruct=true, or meta.engine=off, or let other terms of [outer] count instead of R",
+            )
         if self.machine.bf16 and self.meta.engine == "exact-fd":
             raise UsageError(
                 "machine.bf16 = true rounds away the differences of the engine exact-fd",
@@ -363,13 +369,30 @@ def resolve(
     if device == "cuda":
         _merge(tables, of_cuda)
     _merge(tables, of_task)
+    return Settings.from_tables(_assigned(tables, assignments))
+
+
+def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings:
+    """Change some settings.
+
+    Args:
+        settings: What to change.
+        assignments: ``section.key=value``, as for ``resolve``.
+
+    Raises:
+        UsageError: A name is unknown, or a value does not fit.
+    """
+    return Settings.from_tables(_assigned(settings.to_tables(), assignments))
+
+
+def _assigned(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         section, _, key = name.strip().partition(".")
         if not separator or not key:
             raise UsageError(f"'{assignment}' is not an assignment", "write --set section.key=value")
         _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
-    return Settings.from_tables(tables)
+    return tables
 
 
 def _require(values: Mapping[str, float], fits: Callable[[float], bool], expected: str) -> None:

@@ -108,10 +108,10 @@ def targets_of(a: Tensor, b: Tensor, settings: TargetSettings, taught: Tensor | 
         target_a = target_a - grainy * detail
         if taught is not None:
             taught = taught - grainy * (_detail(taught) - _detail(b))
-    hot = _hot(a) if settings.hot or settings.emphasis else torch.zeros_like(a)
+    hot = hot_objects(a) if settings.hot or settings.emphasis else torch.zeros_like(a)
     if taught is not None:
         taught = torch.lerp(taught, torch.maximum(taught, torch.maximum(a, b)), settings.hot * hot)
-    clipped_a, clipped_b = (_ramp(plane, *_CLIPPED) for plane in (a, b))
+    clipped_a, clipped_b = clipped_pixels(a), clipped_pixels(b)
     if settings.clipped:
         shown_a, shown_b = settings.clipped * clipped_a, settings.clipped * clipped_b
         if taught is not None:
@@ -177,10 +177,20 @@ def _closed(x: Tensor) -> Tensor:
     return -_spread(-_spread(x, _GAP_PX), _GAP_PX)
 
 
-def _hot(a: Tensor) -> Tensor:
-    """Where the infrared image exceeds its surroundings, [0, 1]."""
-    box = min(_HOT_BOX_PX, 2 * (min(a.shape[-2:]) // 2) - 1)
-    return _ramp(a - _mean(a, box), *_HOT)
+def local_contrast(x: Tensor) -> Tensor:
+    """Difference from the mean of the surroundings, (B, 1, H, W): a box of 63 pixels, or of the image if that is smaller."""
+    box = min(_HOT_BOX_PX, 2 * (min(x.shape[-2:]) // 2) - 1)
+    return x - _mean(x, box)
+
+
+def hot_objects(a: Tensor) -> Tensor:
+    """Where the infrared image exceeds its surroundings, [0, 1], same shape."""
+    return _ramp(local_contrast(a), *_HOT)
+
+
+def clipped_pixels(plane: Tensor) -> Tensor:
+    """Where a source is clipped, [0, 1], same shape."""
+    return _ramp(plane, *_CLIPPED)
 
 
 def _ramp(x: Tensor, low: float, high: float) -> Tensor:

@@ -105,6 +105,24 @@ def test_it_trains_without_a_teacher_and_with_a_learned_loss(folder_of_pairs: Ca
     assert any(not torch.equal(after[f"proposal.{name}"], tensor) for name, tensor in before.phi.items())
 
 
+def test_it_learns_a_loss_without_reconstruction(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    words = ("run.steps=4", "meta.engine=exact", "meta.warm_up=0.0", "proposal.stride=2", "outer.similarity=1.0")
+    with raises(UsageError):
+        run_session(fast_request(data, "run", *words, teacher=None), quiet())
+    words = (*words, "outer.reconstruction=0.0")
+    outcome = run_session(fast_request(data, "run", *words, teacher=None), quiet())
+    events = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert outcome.finished
+    assert any(event.get("w_moved", 0) > 0 for event in events)
+
+
+def test_targets_as_an_outer_objective_need_an_infrared_image(folder_of_pairs: Callable[..., Path]) -> None:
+    words = ("meta.engine=exact", "meta.reconstruct=true", "outer.targets=1.0")
+    with raises(UsageError, "medical"):
+        run_session(replace(fast_request(folder_of_pairs("data"), "run", *words, teacher=None), task="medical"), quiet())
+
+
 def test_the_paper_s_network_can_have_a_teacher(folder_of_pairs: Callable[..., Path]) -> None:
     request = Request("ir_vis", folder_of_pairs("data"), Path("run"), assignments=(*SMALL, "run.steps=2"), teacher=TEACHER)
     assert run_session(request, quiet()).finished

@@ -18,6 +18,7 @@ from refusion_edge.train.networks import (
     initial_fusion,
     initial_proposal,
     initial_reconstruction,
+    prior_weights,
     propose,
     reconstruct,
 )
@@ -183,3 +184,32 @@ def test_reconstruction_has_two_branches_that_share_nothing() -> None:
     changed = {name: tensor + 1 if name.startswith("b.") else tensor for name, tensor in rho.items()}
     assert torch.equal(reconstruct(changed, fused)[0], a)
     assert not torch.equal(reconstruct(changed, fused)[1], b)
+
+
+def test_a_temperature_softens_the_prior() -> None:
+    a, b = (plane / 4 for plane in planes(2, 1, 1, 8, 8, dtype=torch.float64))
+    hard, soft = (prior_weights(ProposalSettings(prior="brighter", temperature=t), a, b) for t in (1.0, 4.0))
+    assert torch.allclose(torch.logit(hard.intensity), 4 * torch.logit(soft.intensity))
+    assert torch.allclose(torch.logit(hard.gradient), 4 * torch.logit(soft.gradient))
+
+
+@pytest.mark.parametrize("size_hw", [(8, 8), (17, 30)])
+def test_a_proposal_of_half_resolution_stays_symmetric_and_smooth(size_hw: tuple[int, int]) -> None:
+    settings = ProposalSettings(zero=False, stride=2)
+    phi = initial_proposal(settings, torch.Generator().manual_seed(0))
+    a, b = planes(2, 1, 1, *size_hw)
+    weights = propose(settings, phi, a, b)
+    assert weights.intensity.shape == (2, 1, *size_hw)
+    assert torch.allclose(weights.intensity[:1], 1 - weights.intensity[1:], atol=1e-6)
+    # A checkerboard has the same means of squares, so P cannot tell it from a flat plane.
+    board = (torch.arange(size_hw[0])[:, None] + torch.arange(size_hw[1])) % 2 * 0.2 - 0.1
+    even = tuple(length // 2 * 2 for length in size_hw)
+    a, b, board = a[..., : even[0], : even[1]], b[..., : even[0], : even[1]], board[: even[0], : even[1]]
+    seen = propose(settings, phi, a + board, b).intensity
+    assert torch.allclose(seen, propose(settings, phi, a, b).intensity, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.0}, {"stride": 0}])
+def test_an_impossible_proposal_is_refused(change: dict[str, float]) -> None:
+    with raises(UsageError):
+        ProposalSettings(**change)  # type: ignore[arg-type]
