@@ -317,7 +317,8 @@ def table(document: dict[str, Any]) -> str:
         beside = "-" if row["peer"] == document["ours"] else _beside(Ratio(**row["cpu_beside_ours"]))
         memory = "-" if row["added_mib"] is None else f"{row['added_mib']:.0f}"
         lines.append(
-            f"| {row['what']} | {row['wall']['median_ms']:.0f} | {row['cpu']['median_ms']:.0f} | {beside} | {memory} |"
+            f"| {describe(row['peer'])} | {row['wall']['median_ms']:.0f} | {row['cpu']['median_ms']:.0f} "
+            f"| {beside} | {memory} |"
         )
     return "\n".join(lines) + "\n"
 
