@@ -63,8 +63,9 @@ VIDEO_ENCODINGS: dict[str, tuple[Encoding, ...]] = {
     ".webm": (Encoding("libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),),
 }
 # Fragments, which a power cut leaves, too. The index of an ordinary file would be kept in memory until the file is closed: 72
-# bytes per frame, or 8 MB per hour.
-_FRAGMENTED = {"movflags": "+empty_moov+default_base_moof", "frag_duration": "1000000"}
+# bytes per frame, or 8 MB per hour. The header waits for the first packet: some encoders, such as h264_v4l2m2m, have the
+# parameters that players need only there.
+_FRAGMENTED = {"movflags": "+empty_moov+delay_moov+default_base_moof", "frag_duration": "1000000"}
 _CONTAINER_OPTIONS = {".mp4": _FRAGMENTED, ".m4v": _FRAGMENTED, ".mov": _FRAGMENTED, ".mkv": {"cluster_time_limit": "1000"}}
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi", ".webm": "webm"}
 # Units of time in a second: a multiple of all usual rates, and less than the 65,536 that MPEG-4 allows.

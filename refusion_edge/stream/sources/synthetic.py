@@ -6,6 +6,7 @@ The same URI gives the same images at the same times.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, fields
 from typing import Any
@@ -40,7 +41,7 @@ class Scene:
         frames: Number of frames; 0 for an endless stream.
         live: 1: frames arrive at their time, as from a camera. 0: they wait, as in a file.
         bits: Bit depth of the infrared image, 16 or 8.
-        seed: Seed of the scene; use the same for both cameras.
+        seed: Seed of the noise, and of ``scene=texture``; use the same for both cameras.
         noise: Standard deviation of the noise, in 8-bit gray levels (4 counts each at 16 bits).
         pan: Motion of the whole scene in pixels per second.
         scene: ``street``: a rendered street at night, with people; ``texture``: a random texture, with a hot figure.
@@ -194,7 +195,9 @@ class SyntheticSource:
             and time.monotonic_ns() - self._start_ns - taken_ns > _STORED_NS + scene.delay_ms * MS
         ):
             # Whoever reads too slowly misses frames, as with a real camera, unless a number of frames was asked for.
-            self._index = int((time.monotonic_ns() - self._start_ns - scene.skew_ms * MS) * scene.rate / SECOND)
+            # At least the next one: at less than a frame per second, the newest one is older than what is stored.
+            newest = int((time.monotonic_ns() - self._start_ns - scene.skew_ms * MS) * scene.rate / SECOND)
+            self._index = max(index + 1, newest)
             return self.read()
         if self.live:
             late_ms = scene.delay_ms + abs(float(self._jitter.normal(0.0, scene.jitter_ms)) if scene.jitter_ms else 0.0)
@@ -279,16 +282,25 @@ def _shown_ns(taken_ns: int, scene: Scene) -> int:
     return taken_ns - taken_ns % round(scene.freeze_every_ms * MS)
 
 
-# Of the last camera that began a scene: its side, and the start. The other camera of the pair, opened next, sees the same
-# scene, and both continue it after a loss.
-_LAST: list[tuple[Side, int]] = []
+class _Begun(threading.local):
+    """The last camera that began a scene: its side, and the start.
+
+    The other camera of the pair, opened next, sees the same scene, and both continue it after a loss. A pair is opened in one
+    thread; rigs that open theirs at the same time do so in threads of their own, and do not mix their cameras.
+    """
+
+    last: tuple[Side, int] | None = None
+
+
+_BEGUN = _Begun()
 _ONE_PAIR_NS = SECOND // 2
 
 
 def _start_of_scene_ns(side: Side) -> int:
     """The start of the scene that the other camera has just begun, or now."""
-    now_ns = time.monotonic_ns()
-    if _LAST and _LAST[0][0] != side and now_ns - _LAST[0][1] <= _ONE_PAIR_NS:
-        return _LAST.pop()[1]
-    _LAST[:] = [(side, now_ns)]
+    now_ns, last = time.monotonic_ns(), _BEGUN.last
+    if last is not None and last[0] != side and now_ns - last[1] <= _ONE_PAIR_NS:
+        _BEGUN.last = None
+        return last[1]
+    _BEGUN.last = (side, now_ns)
     return now_ns

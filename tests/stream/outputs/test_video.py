@@ -97,6 +97,22 @@ def test_browsers_can_play_the_video(suffix: str) -> None:
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
 
 
+def test_an_encoder_whose_parameters_are_only_in_its_packets_gives_a_playable_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As h264_v4l2m2m does."""
+    configure, global_header = VideoSink._configure, 1 << 22
+
+    def without_header(sink: VideoSink, context: Any, encoding: Encoding, size_wh: tuple[int, int]) -> None:
+        configure(sink, context, encoding, size_wh)
+        context.flags &= ~global_header
+
+    monkeypatch.setattr(VideoSink, "_configure", without_header)
+    monkeypatch.setitem(VIDEO_ENCODINGS, ".mp4", (Encoding("libx264", options={"preset": "ultrafast", "bf": "0"}),))
+    with VideoSink(parse_output("bare.mp4"), rate_hz=30) as sink:
+        for number in range(12):
+            sink.write(fused_frame(number, number * 100 / 3))
+    assert frames_of("bare.mp4") == 12
+
+
 def test_another_codec_than_h264_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     encodings = tuple(encoding for encoding in VIDEO_ENCODINGS[".mp4"] if encoding.codec == "mpeg4")
     monkeypatch.setitem(VIDEO_ENCODINGS, ".mp4", (Encoding("no_such_encoder"), *encodings))

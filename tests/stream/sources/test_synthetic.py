@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from types import SimpleNamespace
 
@@ -41,7 +42,7 @@ def test_a_camera_begins_when_it_is_opened_and_the_other_one_with_it(monkeypatch
         monotonic_ns=lambda: now_ns[0], sleep=lambda seconds: now_ns.append(now_ns.pop() + round(seconds * SECOND))
     )
     monkeypatch.setattr(synthetic, "time", clock)
-    monkeypatch.setattr(synthetic, "_LAST", [])
+    monkeypatch.setattr(synthetic, "_BEGUN", synthetic._Begun())
     ir, vis = opened(camera("ir")), opened(camera("vis"), "vis")
     now_ns[0] += 3 * SECOND  # an engine is loaded
     with ir:
@@ -137,3 +138,40 @@ def test_a_slow_reader_misses_frames_and_stays_in_the_present() -> None:
         assert late is not None
         assert late.index - first.index > 50
         assert late.time_ns > time.monotonic_ns() - SECOND // 2
+
+
+def test_a_late_reader_of_a_camera_with_few_frames_gets_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [5 * SECOND]
+    clock = SimpleNamespace(
+        monotonic_ns=lambda: now_ns[0], sleep=lambda seconds: now_ns.append(now_ns.pop() + round(seconds * SECOND))
+    )
+    monkeypatch.setattr(synthetic, "time", clock)
+    with opened(camera("ir", rate=0.5)) as source:
+        first = source.read()
+        now_ns[0] += round(3.5 * SECOND)  # the second frame is 1.5 s old, the third one half a second ahead
+        late = source.read()
+    assert first is not None
+    assert late is not None
+    assert late.index == first.index + 2
+    assert late.time_ns <= now_ns[0]
+
+
+def test_rigs_that_are_opened_at_the_same_time_do_not_mix_their_cameras() -> None:
+    starts: list[set[int]] = []
+    turns = threading.Barrier(2)
+
+    def open_pair() -> None:
+        pair = [opened(camera(side), side) for side in SIDES]
+        for source in pair:
+            turns.wait(5)
+            source.__enter__()
+            time.sleep(0.01)
+        assert all(isinstance(source, SyntheticSource) for source in pair)
+        starts.append({source._start_ns for source in pair if isinstance(source, SyntheticSource)})
+
+    threads = [threading.Thread(target=open_pair) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(found) for found in starts] == [1, 1]
