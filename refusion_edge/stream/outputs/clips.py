@@ -7,18 +7,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from refusion_edge.errors import RefusionError, UsageError
+from refusion_edge.errors import OutputError, RefusionError, UsageError
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.video import VideoSink
 from refusion_edge.stream.uri import Uri
 
 MOST_SECONDS = 3600.0
 """Length at which a clip ends by itself: whoever started it may have left."""
-_WAITING = 30
+_WAITING = 8
 _END_S = 5.0
 
 
@@ -51,11 +51,13 @@ class Clips:
 
     def __init__(self, folder: Path, prefix: str = "", note: Callable[[str], object] = lambda _text: None) -> None:
         self._folder, self._prefix, self._note = folder, prefix, note
-        self._lock = threading.Lock()
+        self._starting = threading.Lock()  # one start at a time; frames and viewers do not wait for it
+        self._lock = threading.Lock()  # everything below
         self._frames: queue.Queue[FusedFrame | None] | None = None
         self._thread: threading.Thread | None = None
         self._file, self._problem = "", ""
         self._started_s = 0.0
+        self._closed = False
 
     @property
     def state(self) -> ClipState:
@@ -69,30 +71,46 @@ class Clips:
         """Begin a clip, unless one is being written.
 
         Raises:
-            OutputError: The folder cannot be written.
+            OutputError: The folder cannot be written, or the stream has ended.
             MissingDependencyError: PyAV is not installed.
         """
-        with self._lock:
-            if self._frames is not None:
-                return
+        with self._starting, contextlib.ExitStack() as on_failure:
+            with self._lock:
+                self._require_stream()
+                if self._frames is not None:
+                    return
             path = self._free_path()
-            sink = VideoSink(Uri("file", str(path)), rate_hz=None)
-            sink.__enter__()
-            self._file, self._problem, self._started_s = path.name, "", time.monotonic()
+            sink = on_failure.enter_context(VideoSink(Uri("file", str(path)), rate_hz=None, announce=self._note))
             frames: queue.Queue[FusedFrame | None] = queue.Queue(_WAITING)
-            self._frames = frames
-            self._thread = threading.Thread(target=self._write, args=(sink, frames), name=f"clip {path.name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._write, args=(sink, frames), name=f"clip {path.name}", daemon=True)
+            with self._lock:
+                self._require_stream()
+                thread.start()
+                self._frames, self._thread = frames, thread
+                self._file, self._problem, self._started_s = path.name, "", time.monotonic()
+            on_failure.pop_all()
         self._note(f"recording {path}, started on the page")
 
     def stop(self) -> None:
-        """End the clip, and wait until its file is complete."""
+        """End the clip, and wait until its file is complete, also if it was ending already."""
         with self._lock:
             frames, self._frames = self._frames, None
-            thread = self._thread
-        if frames is not None and thread is not None:
+            thread, file = self._thread, self._file
+        if frames is not None:
             _end(frames)
-            thread.join(_END_S)
+        if thread is None:
+            return
+        thread.join(_END_S)
+        if thread.is_alive():
+            problem = "the disk is too slow, and its last seconds may be missing"
+            self._failed(thread, problem)
+            self._note(f"recording {file} is still being written: {problem}")
+
+    def close(self) -> None:
+        """End the clip as ``stop`` does; none can be started any more."""
+        with self._lock:
+            self._closed = True
+        self.stop()
 
     def offer(self, frame: FusedFrame) -> None:
         """Take a frame if a clip is being written; never waits."""
@@ -103,8 +121,10 @@ class Clips:
                 _end(frames)
                 return
         if frames is not None:
+            # The video is of the fused image; the views beside it are several times its size.
+            alone = replace(frame, ir=None, vis=None, no_ir=None, no_vis=None)
             with contextlib.suppress(queue.Full):
-                frames.put_nowait(frame)
+                frames.put_nowait(alone)
 
     def _write(self, sink: VideoSink, frames: queue.Queue[FusedFrame | None]) -> None:
         try:
@@ -112,15 +132,23 @@ class Clips:
                 stack.push(sink.__exit__)
                 while (frame := frames.get()) is not None:
                     sink.write(frame)
-        except RefusionError as error:
-            with self._lock:
-                # Another one may have been started since.
-                if self._frames is frames:
-                    self._frames = None
-                self._problem = error.problem
-            self._note(f"recording {sink.name} ended: {error.problem}")
+        except Exception as error:  # whatever it is ends this clip, and is said
+            failure = f"the program failed with {type(error).__name__}: {error}"
+            problem = error.problem if isinstance(error, RefusionError) else failure
+            self._failed(threading.current_thread(), problem)
+            self._note(f"recording {sink.name} ended: {problem}")
         else:
             self._note(f"recording {sink.name} is complete")
+
+    def _failed(self, thread: threading.Thread, problem: str) -> None:
+        """Tell viewers what was wrong with a clip, unless another one has been started since."""
+        with self._lock:
+            if self._thread is thread:
+                self._frames, self._problem = None, problem
+
+    def _require_stream(self) -> None:
+        if self._closed:
+            raise OutputError("the stream has ended", "start it again")
 
     def _free_path(self) -> Path:
         stem, number = f"{self._prefix}{datetime.now():%Y%m%d-%H%M%S}", 1
@@ -145,6 +173,9 @@ class NoClips:
         raise UsageError("this stream records nothing for its viewers", "start it with --clips DIR")
 
     def stop(self) -> None:
+        """There is nothing to end."""
+
+    def close(self) -> None:
         """There is nothing to end."""
 
     def offer(self, frame: FusedFrame) -> None:

@@ -115,7 +115,7 @@ class ViewSink:
     def __exit__(self, *exc: object) -> None:
         if self._entered and self._server is not None:
             self._entered = False
-            self._clips.stop()
+            self._clips.close()
             self._server.spawn(self._stop())
             if self._own is not None:
                 self._own.__exit__(*exc)
