@@ -164,6 +164,12 @@ class Statistics:
             self._arrivals[side].append(time.monotonic_ns())
             self._times[side].append(time_ns)
 
+    def restarted(self) -> None:
+        """Forget the capture times of both cameras, as after a seek: those from before it say nothing about the rate."""
+        with self._lock:
+            for times in self._times.values():
+                times.clear()
+
     def followed(self, epochs: Mapping[Side, int], news: Sequence[tuple[Side, str]]) -> None:
         """Keep the number of epochs of each source, and record the events that began them."""
         with self._lock:

@@ -191,6 +191,7 @@ class Coupling:
         """
         with self._lock:
             self._ended.difference_update(sides)
+            self._statistics.restarted()
             self._begin()
             self._lock.notify_all()
 

@@ -36,6 +36,8 @@ _TRIAL_S = 0.5
 # may take half a minute. That is found out on a sixteenth of the image.
 _HOPELESS_PERIODS = 4
 _PART = 4
+# Fused frames without a rate, as with times that stand still, after which the networks are measured nevertheless.
+_MOST_UNRATED = 64
 
 Open = Callable[[str], Fuser]
 """Opens the engine of a network by its name."""
@@ -206,6 +208,7 @@ class NetworkChooser:
         self._to_measure: Channel[FusedFrame] = Channel(1, lossless=False)
         self._measured: Channel[Fuser | Literal["stays"]] = Channel(1, lossless=False)
         self._measuring = False
+        self._unrated = 0
         self._running: Fuser | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -216,7 +219,7 @@ class NetworkChooser:
     def __exit__(self, *exc: object) -> None:
         self.close()
         with self._lock:
-            self._closed = True
+            self._closed = True  # the network that is being measured is the last one
             waiting = self._measured.get(0)
             for fuser in (waiting, self._running):
                 if isinstance(fuser, Fuser):
@@ -233,7 +236,11 @@ class NetworkChooser:
             return None
         sizes_wh = [frame.size_wh for frame in (pair.ir, pair.vis) if frame is not None]
         if sizes_wh != self._sizes_wh:
-            self._sizes_wh = sizes_wh
+            # At the start and after a seek, the rate is known from the second frame of a camera on.
+            self._unrated += 1
+            if self._unrated < _MOST_UNRATED and self._rate_hz() is None:
+                return None
+            self._sizes_wh, self._unrated = sizes_wh, 0
             self._measuring = True
             self._to_measure.put(fused)
         return None
@@ -261,9 +268,11 @@ class NetworkChooser:
         luma = split_uint8(fused.vis, "bgr")[0] * np.float32(1 / 255)
         with contextlib.ExitStack() as engines:
             opened: dict[str, Fuser] = {}
-            trials = []
+            trials, rate_hz = [], self._rate_hz()
             for network in (BETTER, FASTER):
-                rate_hz = self._rate_hz()
+                if self._closed:
+                    return
+                rate_hz = self._rate_hz() or rate_hz  # a seek during the measurement makes it unknown for a moment
                 try:
                     fuser = opened[network] = engines.enter_context(self._open(network))
                     period_s = None if rate_hz is None else 1 / rate_hz
@@ -272,7 +281,7 @@ class NetworkChooser:
                     trials.append(Trial(network, "", None, problem=error.problem))
                 except MemoryError:
                     trials.append(Trial(network, "", None, problem="there is not enough memory for it beside the stream"))
-            decision = decide(trials, self._rate_hz(), self._rest_ms(), (width, height))
+            decision = decide(trials, self._rate_hz() or rate_hz, self._rest_ms(), (width, height))
             again = "" if not self.decisions else "after a change of size, "
             self.decisions.append(decision)
             self._statistics.note("network", again + decision.reason)

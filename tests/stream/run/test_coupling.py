@@ -13,7 +13,7 @@ import pytest
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError, RigError, ShapeError, UsageError
 from refusion_edge.fuser import Fuser, load
-from refusion_edge.stream.frames import MS, FusedFrame
+from refusion_edge.stream.frames import MS, SIDES, FusedFrame
 from refusion_edge.stream.run import networks
 from refusion_edge.stream.run.coupling import Coupling, Settings
 from refusion_edge.stream.run.networks import Trial
@@ -138,6 +138,16 @@ def test_auto_takes_the_better_network_that_holds_the_rate(
         coupling.restart()  # keeps it
         assert coupling.network.startswith(network)
     assert any(network in text for text in said)
+
+
+def test_the_rate_is_not_measured_across_a_seek(coupling: Coupling, rng: np.random.Generator) -> None:
+    for start_ms in (0, 60_000):
+        for number in range(4):
+            for side in SIDES:
+                coupling.push(side, picture(rng), (start_ms + number * 40) * MS, lambda _frame: None)
+        rates = [coupling._statistics.timing(side)["measured_hz"] for side in SIDES]
+        assert rates == [pytest.approx(25)] * 2
+        coupling.restart()
 
 
 def test_settings_that_cannot_be_used_are_refused_at_the_start(rng: np.random.Generator) -> None:

@@ -15,7 +15,7 @@ from refusion_edge.errors import BackendError, InputError, UsageError
 from refusion_edge.fuser import Fuser, load
 from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout
-from refusion_edge.stream.frames import SECOND, Frame, FusedFrame, Pair
+from refusion_edge.stream.frames import SECOND, SIDES, Frame, FusedFrame, Pair
 from refusion_edge.stream.outputs.recording import read_recording
 from refusion_edge.stream.run import networks, session
 from refusion_edge.stream.run.networks import LARGEST_SHARE, Decision, NetworkChooser, PlannedNetworks, Trial, decide, measure
@@ -101,6 +101,15 @@ def fused(number: int, *, width: int = 64) -> tuple[FusedFrame, Pair]:
     return FusedFrame(vis, plane, vis, number, time_ns, 0, "fused"), pair
 
 
+def at_30_hz() -> Statistics:
+    """Figures of two cameras that have sent two frames each."""
+    statistics = Statistics()
+    for side in SIDES:
+        for number in range(2):
+            statistics.delivered(side, SIZE_WH, "uint8", time_ns=number * SECOND // 30)
+    return statistics
+
+
 class Rehearsal:
     """A chooser with engines that cost nothing, which decides as it is told."""
 
@@ -110,7 +119,7 @@ class Rehearsal:
         monkeypatch.setattr(networks, "_TRIAL_S", 0.0)
         monkeypatch.setattr(networks, "decide", lambda *_: Decision(coming.pop(0), "as told"))
         self.said: list[str] = []
-        self.statistics = Statistics()
+        self.statistics = at_30_hz()
         self.chooser = NetworkChooser(self.open, self.statistics, announce=self.said.append)
 
     def open(self, name: str) -> Fuser:
@@ -162,6 +171,49 @@ def test_a_decision_that_comes_too_late_leaves_nothing_open(monkeypatch: pytest.
     assert rehearsal.open_engines() == []
 
 
+def test_nothing_is_measured_before_the_rate_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal = Rehearsal(monkeypatch, "refusion")
+    with rehearsal.chooser as chooser:
+        rehearsal.statistics.restarted()
+        assert chooser.next_backend(*fused(0)) is None
+        assert not len(chooser._to_measure)
+        for number in range(2):
+            rehearsal.statistics.delivered("ir", SIZE_WH, "uint8", time_ns=number * SECOND // 30)
+        assert chooser.next_backend(*fused(1)) is None
+        assert len(chooser._to_measure)
+
+
+def test_cameras_whose_times_stand_still_do_not_put_it_off_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal = Rehearsal(monkeypatch, "refusion")
+    with rehearsal.chooser as chooser:
+        rehearsal.statistics.restarted()
+        for number in range(networks._MOST_UNRATED):
+            assert not len(chooser._to_measure)
+            chooser.next_backend(*fused(number))
+        assert len(chooser._to_measure)
+
+
+def test_a_seek_during_the_measurement_leaves_the_rate_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal, rates = Rehearsal(monkeypatch), list[float | None]()
+    monkeypatch.setattr(networks, "decide", lambda _trials, rate_hz, *_: rates.append(rate_hz) or Decision("fast", "as told"))
+    opens = rehearsal.open
+    monkeypatch.setattr(rehearsal.chooser, "_open", lambda name: rehearsal.statistics.restarted() or opens(name))
+    with rehearsal.chooser as chooser:
+        chooser.next_backend(*fused(0))
+        rehearsal.measure()
+    assert rates == [pytest.approx(30)]
+
+
+def test_the_end_does_not_wait_for_the_second_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal = Rehearsal(monkeypatch)
+    opens = rehearsal.open
+    monkeypatch.setattr(rehearsal.chooser, "_open", lambda name: rehearsal.chooser.__exit__() or opens(name))
+    rehearsal.chooser.next_backend(*fused(0))
+    rehearsal.measure()
+    assert [name for name, _ in rehearsal.opened] == ["refusion"]
+    assert rehearsal.open_engines() == []
+
+
 def test_a_network_that_cannot_be_opened_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "_TRIAL_S", 0.0)
 
@@ -170,7 +222,7 @@ def test_a_network_that_cannot_be_opened_is_not_chosen(monkeypatch: pytest.Monke
             raise BackendError("there is not enough memory")
         return Fuser(MeanBackend(), find_task("ir_vis"))
 
-    with NetworkChooser(open_network, Statistics()) as chooser:
+    with NetworkChooser(open_network, at_30_hz()) as chooser:
         chooser.next_backend(*fused(0))
         thread = threading.Thread(target=chooser.run)
         thread.start()
