@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from refusion_edge.files import Claim, output_error, read_file
 
 NAME = "manifest"
 _SUFFIX = ".jsonl"
-_PATTERN = f"{NAME}*{_SUFFIX}"
+_PATTERN = re.compile(rf"{NAME}(-[0-9]+-of-[0-9]+)?\{_SUFFIX}", re.ASCII)
 _EMPTY = {"empty": True}
 _MOST_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
@@ -79,7 +80,12 @@ def manifest_path(folder: Path, shard: Shard) -> Path:
 
 def has_manifest(folder: Path) -> bool:
     """Whether a folder has the manifest of some run, complete or not."""
-    return next(folder.glob(_PATTERN), None) is not None
+    return bool(_manifests(folder))
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """The manifests of all shards, see ``manifest_path``; other files may have similar names."""
+    return sorted(path for path in folder.glob(f"{NAME}*{_SUFFIX}") if _PATTERN.fullmatch(path.name))
 
 
 class Manifest:
@@ -110,7 +116,7 @@ class Manifest:
             with contextlib.ExitStack() as on_failure:
                 on_failure.enter_context(self._claim)
                 self._cut_off()
-                others = sorted(self._folder.glob(_PATTERN))
+                others = _manifests(self._folder)
                 for path in (*(path for path in others if path != self._path), self._path):
                     found = list(_read(path))
                     self.entries.update({entry.name: entry for entry in found})

@@ -136,6 +136,7 @@ def test_an_empty_shard_is_said_and_noted(run_cli: Cli) -> None:
 @pytest.mark.usefixtures("archive")
 def test_images_of_others_are_not_replaced_unasked(run_cli: Cli) -> None:
     assert run_cli(*FUSE, "-o", "out")[0] == 0
+    Path("out/manifest-of-evidence.jsonl").write_text("somebody else's\n")
     before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     for words in ((), ("--shard", "0/2"), ("--cluster", "ray")):
         code, _, err = run_cli(*FUSE, "-o", "out", *words)
