@@ -83,7 +83,7 @@ def read_site(
 
     Raises:
         InputError: The file cannot be used; the message names the rig.
-        UsageError: Two rigs write to the same output, or their browser views differ.
+        UsageError: Two rigs write to the same output, their browser views differ, or there is none for ``clips`` or ``tls``.
     """
     path = Path(path)
     values = _parse(path)
@@ -98,6 +98,10 @@ def read_site(
                 raise UsageError(f"the rigs {taken[text]} and {plan.name} both write to {text}", "give each its own output")
     if len({uri for plan in plans for uri in _views(plan.settings)}) > 1:
         raise UsageError("all rigs share one page, but they name several", "write one view:// outside 'rigs'")
+    if not any(_views(plan.settings) for plan in plans):
+        for option in ("tls", "clips"):
+            if any(getattr(plan.settings, option) is not None for plan in plans):
+                raise UsageError(f"--{option} is for the browser view, which no rig has", "add -o view://, or leave it out")
     return plans
 
 

@@ -63,6 +63,8 @@ def test_shared_settings_are_those_of_every_rig_and_its_own_take_precedence() ->
             "yard",
         ),
         (f"outputs: ['null://']\nrecord: r\nrigs: {{gate: {{{CAMERAS}}}, yard: {{{CAMERAS}}}}}", UsageError, "yard"),
+        (f"outputs: ['null://']\nclips: c\nrigs: {{gate: {{{CAMERAS}}}}}", UsageError, "--clips"),
+        (f"outputs: ['null://']\ntls: [c.pem, k.pem]\nrigs: {{gate: {{{CAMERAS}}}}}", UsageError, "--tls"),
         (
             f"rigs: {{gate: {{{CAMERAS}, outputs: ['view://:1']}}, yard: {{{CAMERAS}, outputs: ['view://:2']}}}}",
             UsageError,
