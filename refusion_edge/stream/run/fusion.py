@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,7 @@ class FusionStage:
         follower: Follows slow changes of the rig, or None.
         networks: Decides which network the pairs are fused by, or None if it stays.
         hashed: Whether to hash the fused frames, so that two runs can be compared.
+        why_ended: Says why there are no more pairs; asked at the end.
 
     Attributes:
         refused: The last pair's error, of those that could not be fused.
@@ -60,11 +61,12 @@ class FusionStage:
         follower: RigFollower | None = None,
         networks: NetworkPlan | None = None,
         hashed: bool = False,
+        why_ended: Callable[[], str] = lambda: "its sources have ended",
     ) -> None:
         self._pairs, self._processor, self._receivers = pairs, processor, receivers
         self._statistics, self._stop, self._follower = statistics, stop, follower
         self._networks = networks
-        self._limit = frames
+        self._limit, self._why_ended = frames, why_ended
         self._count = self._end = 0
         self.refused: InputError | None = None
         self._hash = hashlib.sha256() if hashed else None
@@ -124,7 +126,7 @@ class FusionStage:
         if self.reached_its_limit:
             self._statistics.ends(f"it was to end after {self._limit} frames")
         elif not self._stop.is_set():
-            self._statistics.ends("its sources have ended")
+            self._statistics.ends(self._why_ended())
         if self._follower is not None:
             self._follower.close()
         if self._networks is not None:

@@ -118,6 +118,7 @@ class Pipeline:
         self._fusion = FusionStage(
             self._pairs, processor, [*self._writers, *([] if tap is None else [tap])], statistics, stop,
             frames=self._limits.frames, follower=self._follower, networks=networks, hashed=hashed,
+            why_ended=self._why_sources_ended,
         )  # fmt: skip
         self._networks = networks
         self._statistics = statistics
@@ -162,13 +163,20 @@ class Pipeline:
             raise self._failure
         if stuck:
             raise StreamError(f"parts of the stream did not end within {_STOP_S:g} s: {', '.join(stuck)}", "start it again")
-        failures = [reader.failure for reader in self._readers if reader.failure is not None]
-        if failures:
+        if failures := self._failures():
             raise failures[0]
         if not self._fusion.count and not self._interrupted:
             raise self._fusion.refused or self._nothing_shown()
         if not self._live:
             self._require_contrast()
+
+    def _failures(self) -> list[RefusionError]:
+        """What was wrong with files that could be used in part."""
+        return [reader.failure for reader in self._readers if reader.failure is not None]
+
+    def _why_sources_ended(self) -> str:
+        failures = self._failures()
+        return failures[0].problem if failures else "its sources have ended"
 
     def _finish_recording(self) -> None:
         if self._record is not None:

@@ -60,6 +60,7 @@ def test_a_file_that_breaks_off_shows_its_good_frames_and_ends_with_an_error(str
     report, _ = stream(ir="ir.mkv", vis="cut.mkv", outputs=("out.mkv",), fails=InputError)
     assert 14 <= report["pairs"]["shown"] <= 17
     assert frames_of("out.mkv") == report["pairs"]["shown"]
+    assert "of 30 frames" in report["end_reason"]
     assert any("of 30 frames" in event["what"] for event in report["events"])
 
 
