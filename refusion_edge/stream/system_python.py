@@ -1,8 +1,8 @@
 """Helper programs that run under the system's Python, for bindings that only system packages provide.
 
 GStreamer and its Python bindings cannot be installed into a virtual environment. The programs (``gst_reader.py``,
-``rtsp_server.py``) import nothing from this package, run under ``/usr/bin/python3``, print ``ready`` or what they need as
-their first line (``needs ...``), and end when their standard input closes.
+``gst_writer.py``, ``rtsp_server.py``) import nothing from this package, run under ``/usr/bin/python3``, print ``ready`` or what
+they need as their first line (``needs ...``), and end when their standard input closes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ def start_ready(
         program = start(script, words, secrets)
     except OSError as error:
         raise MissingDependencyError(f"{name} needs the system's Python ({error})", remedy) from error
-    answer = first_line(program, within_s)
+    try:
+        answer = first_line(program, within_s)
+    except BaseException:  # Ctrl-C, which the program does not get
+        end(program)
+        raise
     if answer == "ready":
         return program
     code = end(program)
