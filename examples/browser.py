@@ -1,9 +1,11 @@
 """A headless Chromium, driven by its debugging protocol, to take pictures of the browser view and to test it.
 
-with Browser() as browser:
-browser.open("http://127.0.0.1:8080/#side", (844, 390), is_phone=True)
-browser.wait_for("document.getElementById('state').textContent === 'live'")
-browser.screenshot("page.png")
+For example::
+
+    with Browser() as browser:
+        browser.open("http://127.0.0.1:8080/#side", (844, 390), is_phone=True)
+        browser.wait_for("document.getElementById('state').textContent === 'live'")
+        browser.screenshot("page.png")
 """
 
 from __future__ import annotations

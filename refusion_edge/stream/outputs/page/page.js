@@ -17,7 +17,7 @@ const byId = (id) => document.getElementById(id);
 const scratch = document.createElement("canvas");
 const colored = document.createElement("canvas");
 let table = null; // the palette at each of 256 levels
-let clip = {}; // state of the recording
+let clip = {}; // state of the recording; empty until the server has told it
 let noticeTimer = 0;
 let view = "fused";
 let socket = null;
@@ -210,7 +210,8 @@ function showHeader(header) {
 // What viewers can change, as the server reports it.
 function showControls(state) {
   if (document.activeElement !== byId("polarity")) byId("polarity").value = state.polarity;
-  if (state.clip.problem && state.clip.problem !== clip.problem) showNotice(`The recording has ended: ${state.clip.problem}.`);
+  // What failed before this viewer came is no news.
+  if (clip.problem !== undefined && state.clip.problem && state.clip.problem !== clip.problem) showNotice(`The recording has ended: ${state.clip.problem}.`);
   clip = state.clip;
   const seconds = Math.floor(clip.seconds);
   byId("record").textContent = clip.file ? `Stop (${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")})` : "Record";
@@ -233,7 +234,7 @@ async function change(request) {
 async function toggleRecording() {
   const file = clip.file;
   byId("record").disabled = true;
-  if (await change({ record: !file })) showNotice(file ? `Saved ${file} on the device.` : `Recording ${clip.file} on the device.`);
+  if (await change({ record: !file }) && !clip.problem) showNotice(file ? `Saved ${file} on the device.` : `Recording ${clip.file} on the device.`);
   byId("record").disabled = false;
 }
 
@@ -289,10 +290,12 @@ function choose(name) {
 document.querySelectorAll("button[data-view]").forEach((button) => button.addEventListener("click", () => choose(button.dataset.view)));
 document.addEventListener("keydown", (event) => {
   if (event.target !== document.body && event.target.tagName !== "BUTTON" || event.ctrlKey || event.metaKey || event.altKey) return;
-  const name = Object.keys(IMAGES)[Number(event.key) - 1];
+  if (event.repeat) return; // a key that is held down
+  const key = event.key.toLowerCase(); // with caps lock, too
+  const name = Object.keys(IMAGES)[Number(key) - 1];
   if (name) choose(name);
-  else if (event.key === "f") toggleFullscreen();
-  else if (event.key === "s" && !byId("snapshot").disabled) savePicture();
+  else if (key === "f") toggleFullscreen();
+  else if (key === "s" && !byId("snapshot").disabled) savePicture();
 });
 byId("palette").addEventListener("change", (event) => choosePalette(event.target.value));
 byId("polarity").addEventListener("change", (event) => change({ polarity: event.target.value }));
