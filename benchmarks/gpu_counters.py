@@ -161,7 +161,7 @@ def beside(recorded: Sequence[tuple[Program, Recording]], launches: Sequence[Lau
         A row for each launch: each of ``COUNTED`` as [device or None, emulator], and whether it is ``good``.
 
     Raises:
-        InputError: These are the launches of something else.
+        InputError: These are the launches of something else, or a counter is missing everywhere.
     """
     rows: list[Row] = []
     at = 0
@@ -192,6 +192,11 @@ def beside(recorded: Sequence[tuple[Program, Recording]], launches: Sequence[Lau
             f"ncu saw {len(launches)} launches, and the frames have {at}", "profile the recorded frames and nothing else",
             expected=at, got=len(launches),
         )  # fmt: skip
+    if absent := [name for name in _COMPARED if all(row[name][0] is None for row in rows)]:
+        raise InputError(
+            f"ncu did not report {', '.join(absent)} for any launch",
+            "profile with the metrics that this script asks for (no --csv)",
+        )
     return rows
 
 

@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with ir_vis/train and ir_vis/test")
     parser.add_argument("--work", type=Path, help="folder for the runs")
     parser.add_argument("--json", type=Path, help="where the numbers go")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES[:-1])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables from such a file, and measure nothing")
     options = parser.parse_args()
@@ -225,6 +225,7 @@ class Experiment:
                 self._train(folder, (*SCHEDULE, *PRIORS[arm.prior], *(arm.changes or _FIXED), f"run.seed={seed}"))
                 self._measure("compare", folder, cases)
                 self.document["compare"][folder.name]["diagnostics"] = _diagnostics(folder)
+                self._save(f"compare: diagnostics of {folder.name}")
         self._save("compare: all runs")
 
     def test(self) -> None:
@@ -305,7 +306,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
         yield from _map_lines(document["maps"])
     for stage in ("compare", "test"):
         for group in dict.fromkeys(group for sets in document.get(stage, {}).values() for group in sets):
-            yield from _compared_lines(group, {run: sets[group] for run, sets in document[stage].items()})
+            yield from _compared_lines(group, {run: sets[group] for run, sets in document[stage].items() if group in sets})
 
 
 def _agreement_lines(rows: list[dict[str, Any]]) -> Iterator[str]:

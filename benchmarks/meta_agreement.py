@@ -39,6 +39,7 @@ from refusion_edge.train.networks import propose
 from refusion_edge.train.session import choose_device
 from refusion_edge.train.settings import Settings, with_assignments
 from refusion_edge.train.state import TrainingState, initial_state, read_state, restore
+from refusion_edge.train.targets import targets_of
 from refusion_edge.train.views import Views
 
 SCHEMA = "refusion-edge/bench-meta-agreement/2"
@@ -90,7 +91,10 @@ class Subject:
         crops = self.views.draw(index, batch=pairs, crop_px=self.crop_px, stream=stream)
         like = next(iter(self.state.theta.values()))
         figures = crops.figures.to(like) if self.settings.run.network == "fast" else None
-        return Batch.in_both_orders(crops.a.to(like), crops.b.to(like), figures)
+        a, b = crops.a.to(like), crops.b.to(like)
+        seen_a = None if crops.seen_a is None else crops.seen_a.to(like)
+        targets = targets_of(a, b, self.settings.targets) if self.settings.targets.depart else None
+        return Batch.in_both_orders(a, b, figures, targets=targets, seen_a=seen_a)
 
 
 def main() -> int:
@@ -147,7 +151,8 @@ def subject_of(
     restore(state, checkpoint)
     if settings.proposal != checkpoint.settings.proposal:
         state.phi = initial_state(settings, device).phi
-    return Subject(settings, state, Views(collection, settings.tone, settings.run.seed), crop_px)
+    views = Views(collection, settings.tone, settings.run.seed, settings.teacher.variants, shift=settings.shift)
+    return Subject(settings, state, views, crop_px)
 
 
 def measure_agreement(subject: Subject, pairs: int, batches: int) -> Agreement:

@@ -127,6 +127,8 @@ def main() -> int:
     parser.add_argument("--b", metavar="FILE", help="visible image")
     parser.add_argument("-o", "--output", metavar="FILE", help="sheet of maps")
     options = parser.parse_args()
+    if bool(options.a) != bool(options.b):
+        parser.error("--a and --b go together")
 
     judge = judge_of(options.run)
     files = [(options.a, options.b)] if options.a else [(sample.a, sample.b) for sample in sample_paths(TASK)]

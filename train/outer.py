@@ -1,8 +1,8 @@
 """What the outer update of P may lower beside the reconstruction loss, or instead of it: what the eye and the metrics ask for.
 
-Each term is 0 where nothing is lost, and differentiable in the fused plane. All are means over pixels or images, so that a
-batch on several ranks is worth as much as one on a single rank. Planes are (B, 1, H, W) floating in [0, 1], source a before
-source b by modality.
+Each term but ``edge_loss``, which is at least 0.025, is 0 where nothing is lost. All are differentiable in the fused plane,
+and means over pixels or images, so that a batch on several ranks is worth as much as one on a single rank. Planes are
+(B, 1, H, W) floating in [0, 1], source a before source b by modality.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class OuterSettings:
 
     def __post_init__(self) -> None:
         if not any((self.reconstruction, self.similarity, self.edges, self.detail, self.targets)):
-            raise UsageError("without any term in [outer], P has nothing to learn", "set a factor above 0, or meta.engine=off")
+            raise UsageError("without any term in [outer], P has nothing to learn", "set a factor above 0")
 
 
 def visible_loss(fused: Tensor, a: Tensor, b: Tensor, settings: OuterSettings) -> Tensor:
@@ -73,9 +73,9 @@ def edge_loss(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """1 - Qabf, mean over the images, [0.025, 1]: how much of the sources' edges is lost.
 
     As the metric Qabf, apart from the angle between two edges, which here is that of their directions modulo 180 degrees, so
-    that it has a gradient everywhere.
+    that it has a gradient everywhere. The outermost pixels do not count: on a crop, zero padding makes edges there.
     """
-    gradients = [sobel(plane) for plane in (fused, a, b)]
+    gradients = [sobel(plane)[..., 1:-1, 1:-1] for plane in (fused, a, b)]
     strengths = [_length(gradient) for gradient in gradients]
     kept, whole = fused.new_zeros(len(fused)), fused.new_zeros(len(fused))
     for gradient, strength in zip(gradients[1:], strengths[1:], strict=True):
@@ -89,8 +89,8 @@ def edge_loss(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def detail_loss(fused: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Mean of ``lost_detail``."""
-    return lost_detail(fused, a, b).mean()
+    """Mean of ``lost_detail`` without the outermost pixels, where zero padding makes edges."""
+    return lost_detail(fused, a, b)[..., 1:-1, 1:-1].mean()
 
 
 def target_loss(fused: Tensor, a: Tensor, _b: Tensor) -> Tensor:
