@@ -517,6 +517,31 @@ def test_a_real_browser_shows_the_stream(served: Served) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_failed_recording_is_news_once_and_only_to_those_who_watched(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_watch: object) -> None:
+        raise DiskFullError("the disk is full", "free some space")
+
+    monkeypatch.setattr("refusion_edge.stream.outputs.video.DiskWatch.check", full)
+    live = served(clips=Clips(Path("clips")))
+    address = f"http://127.0.0.1:{live.port}/"
+    with Browser() as browser:
+        browser.open(address, (1000, 700))
+        browser.wait_for(LIVE)
+        browser.evaluate("document.getElementById('record').click()")
+        browser.wait_for("clip.problem")
+        assert "disk is full" in browser.evaluate("byId('notice').textContent")
+        # Somebody who stops a recording that has failed since the last picture.
+        browser.evaluate("clip = { file: 'x.mp4', problem: '' }; toggleRecording()")
+        browser.wait_for("clip.problem")
+        time.sleep(0.3)
+        assert "disk is full" in browser.evaluate("byId('notice').textContent")
+        browser.open(address, (1000, 700))
+        browser.wait_for(f"{LIVE} && clip.problem")
+        assert browser.evaluate("byId('notice').hidden")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_a_picture_is_saved_where_the_viewer_is(served: Served, tmp_path: Path) -> None:
     live = served()
     with Browser() as browser:
