@@ -63,6 +63,15 @@ def test_shifts_reach_either_network(folder_of_pairs: Callable[..., Path], netwo
     assert any((one[name] != two[name]).any() for name in one)
 
 
+def test_a_repeated_command_continues_its_run(folder_of_pairs: Callable[..., Path]) -> None:
+    request = replace(fast_request(folder_of_pairs("data"), "run", "run.steps=4"), auto_resume=True)
+    first = run_session(request, quiet(at=kill_at(2, signal.SIGTERM)))
+    second = run_session(request, quiet())
+    assert (first.step, first.finished, second.step, second.finished) == (2, False, 4, True)
+    with raises(UsageError, "--resume"):
+        run_session(replace(request, resume=Path("run")), quiet())
+
+
 def test_ten_steps_are_five_and_five_after_a_clean_stop(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data")
     whole = run_session(fast_request(data, "whole", "run.steps=10"), quiet())

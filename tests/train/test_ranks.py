@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -130,61 +129,6 @@ def test_a_lost_or_stopped_rank_ends_the_run_with_a_resumable_checkpoint(
     assert checkpoint.counters.step > 0
     assert len(find_checkpoints(Path("run"))) == 1
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
-
-
-def elastic(words: list[str], *options: str) -> subprocess.Popen[str]:
-    """Start ranks by torchrun, as its users do."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", *options, "-m", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(launcher, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def rank_below(launcher: int, rank: int) -> int | None:
-    """Process of a rank that a launcher started."""
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                return int(path.name)
-    return None
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-
-
-def steps_of(folder: str) -> list[int]:
-    return [int(path.stem.removeprefix("step-")) for path in find_checkpoints(Path(folder))]
-
-
-def training(data: Path, output: str, *settings: str) -> list[str]:
-    words = ["refusion_edge", "train", "--task", "ir_vis", "--data", str(data), "-o", output, "--device", "cpu"]
-    words += ["--threads", "1", "--deterministic", "--auto-resume"]
-    return words + [word for setting in (*SMALL[:-1], *settings) for word in ("--set", setting)]
-
-
-@pytest.mark.slow
-def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_bits(folder_of_pairs: Callable[..., Path]) -> None:
-    from safetensors.torch import load_file
-
-    data, settings = folder_of_pairs("data"), ("run.steps=40", "checkpoint.every=5")
-    whole = start(["-m", *training(data, "whole", *settings)], 2, stdout=subprocess.DEVNULL)
-    assert [process.wait(timeout=PATIENCE_S) for process in whole] == [0, 0]
-    again = elastic(training(data, "run", *settings), "--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
-    wait_for(lambda: [step for step in steps_of("run") if 0 < step < 35], again)
-    killed = rank_below(again.pid, 1)
-    assert killed is not None
-    os.kill(killed, signal.SIGKILL)
-    output, _ = again.communicate(timeout=PATIENCE_S)
-    assert again.returncode == 0, output
-    assert "resuming" in output
-    one, other = (load_file(find_checkpoints(Path(name))[-1]) for name in ("whole", "run"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_ranks_that_start_from_different_steps_are_refused() -> None:
