@@ -97,8 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", help="commit of this code, where it is not in a checkout")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the answers go (default: benchmarks/results/...)")
     options = parser.parse_args(argv)
-    # An outer limit must end the running step, too, by the finally clause of execute.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     known = lines()
     if options.list:
         print(listing(known, options.folder), end="")
@@ -375,4 +373,6 @@ def _package_versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    # An outer limit must end the running step, too, by the finally clause of ``execute``.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     raise SystemExit(main())

@@ -55,10 +55,10 @@ def test_the_table_holds_wins_and_losses_and_their_conditions() -> None:
         ],
     }  # fmt: skip
     text = peers.table(document)
-    assert text.startswith("320x240, fp32, 1 thread, P (4 cores), 2026-11-22, 12 rounds in turns; torch 2.")
+    assert text.startswith("240x320, fp32, 1 thread, P (4 cores), 2026-11-22, 12 interleaved rounds; torch 2.")
     assert "loaded machine (load average 7.5)" in text
-    assert "| official operator sequence, PyTorch | 12 | 12 | 3.02x as much (2.90 to 3.20) | 61 |" in text
-    assert "OpenVINO | 12 | 12 | 2.00x less (1.25 to 2.50) | - |" in text
+    assert "| official operator sequence, PyTorch | 12 | 12 | 3.02x (2.90 to 3.20) | 61 |" in text
+    assert "OpenVINO | 12 | 12 | 0.50x (0.40 to 0.80) | - |" in text
     assert "cannot be told apart (0.90 to 1.10)" in text
     assert "1.50x (5 rounds are too few for an interval)" in text
     assert "(`onnxruntime`)** | 12 | 12 | - | 36 |" in text
