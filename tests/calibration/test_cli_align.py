@@ -99,6 +99,7 @@ def test_a_second_distance_joins_the_rig(run_cli: Run, pair: ImagePair) -> None:
     assert apart_px(np.linalg.inv(MOVE), rig.homography(), (384, 288)) < 1
 
 
+@pytest.mark.slow
 def test_auto_fails_loudly_and_writes_nothing(run_cli: Run, pair: ImagePair, noise_scene: Callable[[int], Array]) -> None:
     write_image("ir.png", noise_scene(1))
     write_image("vis.png", noise_scene(2))

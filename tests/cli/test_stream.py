@@ -105,7 +105,9 @@ def test_what_cannot_be_is_one_sentence_with_its_code(run_cli: RunCli, words: tu
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_ends_cleanly_and_the_video_plays(number: int) -> None:
     words = [
         "stream",

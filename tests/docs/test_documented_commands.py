@@ -156,6 +156,7 @@ def test_commands_of_a_page_run_in_their_order(page: Path, documented_files: Non
         pytest.skip(f"this machine lacks what these need: {'; '.join(absent)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", of("python"), ids=lambda command: command.text)
 def test_scripts_of_the_pages_know_their_options(command: Command) -> None:
     """Measuring takes minutes; starting and knowing these options does not."""

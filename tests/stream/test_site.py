@@ -130,6 +130,7 @@ def test_rebuilding_without_a_bundle_is_refused(run_cli: Cli, text: str | None) 
     assert (code, "--rebuild" in err) == (UsageError.exit_code, True)
 
 
+@pytest.mark.slow
 def test_a_rig_whose_cameras_are_lost_is_started_again_and_the_other_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_module, "_RETRY_S", 0.3)
     lost = f"ir: '{camera('ir')}', vis: '{camera('vis')}', give_up_s: 0.3"

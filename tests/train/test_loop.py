@@ -116,6 +116,7 @@ def test_a_run_leaves_weights_that_fuse_a_log_and_the_last_checkpoints(folder_of
         assert math.isfinite(validation[name]), name
 
 
+@pytest.mark.slow
 def test_control_run_does_not_move_the_proposal(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data")
     run_session(request(data, "off", "run.steps=4", "meta.engine=off"), quiet())
