@@ -40,8 +40,8 @@ class ClipState:
 class Clips:
     """Writes fused frames to one video after another, each in a thread of its own. Methods may be called from any thread.
 
-    The files are called by their time, ``20261130-221503.mp4``. What a slow disk cannot take is left out, and a clip that
-    cannot be written any more ends; neither affects the stream.
+    The files are called by their time, ``20261130-221503.mp4``. What a slow disk cannot take is left out and counted, and
+    a clip that cannot be written any more ends; neither affects the stream.
 
     Args:
         folder: Where they are written; made with the first one.
@@ -57,6 +57,7 @@ class Clips:
         self._thread: threading.Thread | None = None
         self._file, self._problem = "", ""
         self._started_s = 0.0
+        self._left_out = 0
         self._closed = False
 
     @property
@@ -87,7 +88,7 @@ class Clips:
                 self._require_stream()
                 thread.start()
                 self._frames, self._thread = frames, thread
-                self._file, self._problem, self._started_s = path.name, "", time.monotonic()
+                self._file, self._problem, self._started_s, self._left_out = path.name, "", time.monotonic(), 0
             on_failure.pop_all()
         self._note(f"recording {path}, started on the page")
 
@@ -123,8 +124,11 @@ class Clips:
         if frames is not None:
             # The video is of the fused image; the views beside it are several times its size.
             alone = replace(frame, ir=None, vis=None, no_ir=None, no_vis=None)
-            with contextlib.suppress(queue.Full):
+            try:
                 frames.put_nowait(alone)
+            except queue.Full:
+                with self._lock:
+                    self._left_out += 1
 
     def _write(self, sink: VideoSink, frames: queue.Queue[FusedFrame | None]) -> None:
         try:
@@ -138,7 +142,10 @@ class Clips:
             self._failed(threading.current_thread(), problem)
             self._note(f"recording {sink.name} ended: {problem}")
         else:
-            self._note(f"recording {sink.name} is complete")
+            with self._lock:
+                left_out = self._left_out if self._thread is threading.current_thread() else 0
+            gaps = f", but {left_out} frames were left out, because the disk or the encoder is too slow" if left_out else ""
+            self._note(f"recording {sink.name} is complete{gaps}")
 
     def _failed(self, thread: threading.Thread, problem: str) -> None:
         """Tell viewers what was wrong with a clip, unless another one has been started since."""

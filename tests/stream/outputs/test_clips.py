@@ -69,6 +69,27 @@ def test_a_clip_that_is_being_started_when_the_stream_ends_leaves_nothing(monkey
     assert list(Path("clips").iterdir()) == []
 
 
+def test_frames_that_a_slow_encoder_could_not_take_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, released, write = threading.Event(), threading.Event(), VideoSink.write
+
+    def slow(sink: VideoSink, frame: FusedFrame) -> None:
+        writing.set()
+        released.wait(10)
+        write(sink, frame)
+
+    monkeypatch.setattr(VideoSink, "write", slow)
+    notes = list[str]()
+    clips = Clips(Path("clips"), note=notes.append)
+    clips.start()
+    clips.offer(fused_frame(0))
+    assert writing.wait(10)
+    for number in range(1, clips_module._WAITING + 4):  # three more than wait
+        clips.offer(fused_frame(number))
+    threading.Timer(0.2, released.set).start()
+    clips.stop()
+    assert " 3 frames" in notes[-1]
+
+
 def test_frames_wait_without_their_views(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, write = list[FusedFrame](), VideoSink.write
     monkeypatch.setattr(VideoSink, "write", lambda sink, frame: seen.append(frame) or write(sink, frame))
