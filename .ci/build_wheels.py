@@ -1,8 +1,8 @@
 """Build wheels with the native kernels for several versions of Python and for x86-64 and aarch64, and check them.
 
-They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Those of this machine
-are installed into a clean environment, where a native engine is built and verified. Of those for the other machine, the modules
-are checked for their processor; the kernels themselves run in an emulator with make test-aarch64.
+They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Then each is installed
+into a clean environment, where a native engine is built and verified: for aarch64, in an emulator with the Python of Debian.
+For another version of Python than that one, only the processor of the modules is checked, and that pip finds all dependencies.
 
 python .ci/build_wheels.py --output dist [--pythons python3.10,python3.12] [--machines x86_64,aarch64]
 """
@@ -17,10 +17,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 from check_wheel import ROOT, check_files
+from emulated_python import EmulatedPython, fetch
 
 # Of the header of an ELF file.
 MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -34,32 +36,40 @@ def main() -> int:
     parser.add_argument("--pythons", default=sys.executable, help="interpreters, separated by commas")
     parser.add_argument("--machines", default="x86_64,aarch64", help=f"of {', '.join(MACHINES)}")
     options = parser.parse_args()
+    pythons, machines, started = options.pythons.split(","), options.machines.split(","), time.monotonic()
+    versions = {python: _version(python) for python in pythons}
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         auditwheel, source = _tools(folder / "tools"), folder / "source"
         # Without what was compiled in this folder.
         _run(["git", "clone", "--quiet", str(ROOT), str(source)], os.environ)
-        for python in options.pythons.split(","):
-            for machine in options.machines.split(","):
-                wheel = build(python, machine, source, folder / machine / Path(python).name)
+        emulated = fetch(folder / "emulated") if "aarch64" in machines and platform.machine() != "aarch64" else None
+        for python, version in versions.items():
+            for machine in machines:
+                wheel = build(python, version, machine, source, folder / machine / version)
                 wheel = repair(auditwheel, wheel, options.output)
                 check_modules(wheel, machine)
+                trial = folder / f"try-{wheel.stem}"
                 if machine == platform.machine():
-                    try_out(python, wheel, folder / f"try-{wheel.stem}")
+                    try_out(python, wheel, trial)
+                elif emulated is not None and emulated.version == version:
+                    try_out_emulated(emulated, auditwheel[0], wheel, trial)
+                else:
+                    resolve(auditwheel[0], version, machine, wheel, trial)
+                print(f"{wheel.name}: done after {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 
-def build(python: str, machine: str, source: Path, folder: Path) -> Path:
+def build(python: str, version: str, machine: str, source: Path, folder: Path) -> Path:
     """Build the wheel for an interpreter, which has to be one of this machine even for the other one."""
     environment = {**os.environ}
     if machine != platform.machine():
         if machine != "aarch64":
             sys.exit(f"wheels for {machine} are built on {machine}")
-        number = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, check=True).stdout.strip()
         environment |= {
             "_PYTHON_HOST_PLATFORM": "linux-aarch64",
-            "SETUPTOOLS_EXT_SUFFIX": f".cpython-{number}-aarch64-linux-gnu.so",
+            "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version}-aarch64-linux-gnu.so",
             "CMAKE_ARGS": f"-DCMAKE_TOOLCHAIN_FILE={source / '.ci/aarch64.cmake'}",
         }
     # The pip of an interpreter may be too old to pass settings on.
@@ -95,6 +105,37 @@ def try_out(python: str, wheel: Path, folder: Path) -> None:
     command, bundle = str(folder / "bin/refusion-edge"), str(folder / "bundle")
     _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", bundle], environment, folder)
     _run([command, "verify", bundle], environment, folder)
+
+
+def try_out_emulated(emulated: EmulatedPython, host_python: str, wheel: Path, folder: Path) -> None:
+    """The same in an emulator."""
+    find_pip = [host_python, "-c", "import os, pip; print(os.path.dirname(pip.__file__))"]
+    pip_folder = subprocess.run(find_pip, capture_output=True, text=True, check=True).stdout.strip()
+    python, pip = emulated.make_environment(folder, Path(pip_folder))
+    _run([*pip, "-q", "install", "--only-binary", ":all:", str(wheel)], os.environ)
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "REFUSION_EDGE_CACHE": str(folder / "cache")}
+    command, bundle = [*python, "-m", "refusion_edge"], str(folder / "bundle")
+    # The small network, because the emulator is slow.
+    words = ["build", "--network", "fast", "--precision", "fp32", "--backend", "native", "-o", bundle]
+    _run([*command, *words], environment, folder)
+    _run([*command, "verify", bundle], environment, folder)
+
+
+def resolve(host_python: str, version: str, machine: str, wheel: Path, folder: Path) -> None:
+    """Let pip find the wheels of all dependencies for another machine with the glibc of JetPack 6, without installing them."""
+    tags = "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(35, 16, -1))
+    platforms = [f"--platform={tag}_{machine}" for tag in tags]
+    words = ["--dry-run", "--only-binary=:all:", f"--python-version={version}", "--target", str(folder), *platforms]
+    _run([host_python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *words, str(wheel)], os.environ)
+
+
+def _version(python: str) -> str:
+    """Version of an interpreter, such as ``311``; exit with a message if it does not run."""
+    words = [python, "-c", _VERSION]
+    done = subprocess.run(words, capture_output=True, text=True, check=False) if shutil.which(python) else None
+    if done is None or done.returncode:
+        sys.exit(f"{python} does not run; name an interpreter by its path in PYTHONS")
+    return done.stdout.strip()
 
 
 def _tools(folder: Path) -> list[str]:
