@@ -109,9 +109,10 @@ def try_out(python: str, wheel: Path, folder: Path) -> None:
 
 def try_out_emulated(emulated: EmulatedPython, host_python: str, wheel: Path, folder: Path) -> None:
     """The same in an emulator."""
-    find_pip = [host_python, "-c", "import os, pip; print(os.path.dirname(pip.__file__))"]
-    pip_folder = subprocess.run(find_pip, capture_output=True, text=True, check=True).stdout.strip()
-    python, pip = emulated.make_environment(folder, Path(pip_folder))
+    downloads = folder.with_suffix(".pip")
+    _run([host_python, "-m", "pip", "-q", "download", "--no-deps", "-d", str(downloads), "pip>=25.1"], os.environ)
+    (pip_wheel,) = downloads.glob("*.whl")
+    python, pip = emulated.make_environment(folder, pip_wheel)
     _run([*pip, "-q", "install", "--only-binary", ":all:", str(wheel)], os.environ)
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "REFUSION_EDGE_CACHE": str(folder / "cache")}
     command, bundle = [*python, "-m", "refusion_edge"], str(folder / "bundle")

@@ -1,4 +1,4 @@
-"""Build the wheel, check its contents, and try it in a clean environment from another folder.
+"""Build the wheel from a copy of the sources, check its contents, and try it in a clean environment from another folder.
 
 First as on a machine without a C++ compiler: the native kernels are left out, which the first command says, but a build that
 asks for them fails. Then, if there are a C++ compiler and the Python headers, with the native kernels, which a plain
@@ -47,6 +47,8 @@ def main() -> int:
     """Run all checks; exit with a message at the first that fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        source = folder / "source"
+        copy_sources(source)
         venv.create(folder / "venv", with_pip=True)
         python = str(folder / "venv" / "bin" / "python")
         pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "--quiet"]
@@ -59,7 +61,7 @@ def main() -> int:
 
         # Another build folder, because CMake keeps the compiler that it found in one.
         without, elsewhere = {**os.environ, **_BROKEN}, f"-Cbuild-dir={folder / 'broken'}"
-        wheel = build_wheel(pip, folder / "pure", without, elsewhere)
+        wheel = build_wheel(pip, source, folder / "pure", without, elsewhere)
         check_files(wheel)
         _run([*pip, "install", str(wheel)])
         _run([python, "-c", "import importlib.util as u; assert u.find_spec('torch') is None, 'torch was installed'"], work)
@@ -69,20 +71,20 @@ def main() -> int:
         _run([command, "demo", "--bundle", "bundle", "-o", "demo"], work, environment)
         if not (work / "demo" / "montage.png").is_file():
             sys.exit("demo wrote no montage")
-        _run([*pip, "install", "--no-deps", "--editable", str(ROOT), elsewhere], environment=without)
+        _run([*pip, "install", "--no-deps", "--editable", str(source), elsewhere], environment=without)
         says_native(command, work, environment, usable=False)
-        asked = wheel_command(pip, folder / "asked", elsewhere, "-Cwheel.cmake=true")
+        asked = wheel_command(pip, source, folder / "asked", elsewhere, "-Cwheel.cmake=true")
         if subprocess.run(asked, env=without, capture_output=True, check=False).returncode == 0:
             sys.exit("-Cwheel.cmake=true was satisfied without a compiler")
 
         if can_compile():
-            wheel = build_wheel(pip, folder / "native")
+            wheel = build_wheel(pip, source, folder / "native")
             check_files(wheel, native=True)
             _run([*pip, "install", "--force-reinstall", "--no-deps", str(wheel)])
             says_native(command, work, environment, usable=True)
             _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", "native"], work, environment)
             _run([command, "verify", "native"], work, environment)
-            _run([*pip, "install", "--no-deps", "--editable", str(ROOT)])
+            _run([*pip, "install", "--no-deps", "--editable", str(source)])
             says_native(command, work, environment, usable=True)
         else:
             print("wheel: without a C++ compiler and the Python headers, the wheel with the native kernels was not checked")
@@ -90,14 +92,25 @@ def main() -> int:
     return 0
 
 
-def wheel_command(pip: list[str], folder: Path, *settings: str) -> list[str]:
-    """The command that builds the wheel of this source folder."""
-    return [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT), *settings]
+def copy_sources(folder: Path) -> None:
+    """Copy what git knows or would take, without what was compiled in this folder."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard"], capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if os.path.lexists(ROOT / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
 
 
-def build_wheel(pip: list[str], folder: Path, environment: dict[str, str] | None = None, *settings: str) -> Path:
-    """Build the wheel of this source folder."""
-    _run(wheel_command(pip, folder, *settings), environment=environment)
+def wheel_command(pip: list[str], source: Path, folder: Path, *settings: str) -> list[str]:
+    """The command that builds the wheel of a source folder."""
+    return [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source), *settings]
+
+
+def build_wheel(pip: list[str], source: Path, folder: Path, environment: dict[str, str] | None = None, *settings: str) -> Path:
+    """Build the wheel of a source folder."""
+    _run(wheel_command(pip, source, folder, *settings), environment=environment)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

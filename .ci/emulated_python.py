@@ -33,11 +33,11 @@ class EmulatedPython:
 
         Args:
             folder: Folder of the environment.
-            pip: Folder of the package pip, which is the same for every processor.
+            pip: Wheel of pip, which is the same for every processor.
         """
         _run([*self.command(), "-m", "venv", "--without-pip", str(folder)])
         python = self.command(folder / "bin/python")
-        return python, [*python, str(pip), "--disable-pip-version-check"]
+        return python, [*python, str(pip / "pip"), "--disable-pip-version-check"]
 
 
 def fetch(folder: Path) -> EmulatedPython | None:
