@@ -24,20 +24,10 @@ class EmulatedPython:
     root: Path
     version: str
 
-    def command(self, python: Path | None = None) -> list[str]:
-        """Words before the arguments of Python, or of the Python of an environment."""
-        return ["qemu-aarch64", "-L", str(self.root), str(python or self.root / "usr/bin/python3")]
-
-    def make_environment(self, folder: Path, pip: Path) -> tuple[list[str], list[str]]:
-        """Make an environment; returns the words before the arguments of its Python, and of its pip.
-
-        Args:
-            folder: Folder of the environment.
-            pip: Wheel of pip, which is the same for every processor.
-        """
-        _run([*self.command(), "-m", "venv", "--without-pip", str(folder)])
-        python = self.command(folder / "bin/python")
-        return python, [*python, str(pip / "pip"), "--disable-pip-version-check"]
+    @property
+    def command(self) -> list[str]:
+        """Words before the arguments of Python."""
+        return ["qemu-aarch64", "-L", str(self.root), str(self.root / "usr/bin/python3")]
 
 
 def fetch(folder: Path) -> EmulatedPython | None:
