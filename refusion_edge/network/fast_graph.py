@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.network.fast import FORM, SLOPE, STATISTICS, STRIDE, FastLayout, layout_of
+from refusion_edge.network.forms import GraphPrecision
 from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, rounded
-from refusion_edge.network.layouts import GraphPrecision
 from refusion_edge.sizes import check_size
 
 if TYPE_CHECKING:
