@@ -297,7 +297,7 @@ def _look_at_video(suffix: str) -> None:
         return  # before the first frame
     last_s = 0.0
     # The file is there from the first fused frame on, and has a header from the first fragment on.
-    with contextlib.suppress(FileNotFoundError, av.InvalidDataError), av.open(f"{suffix}/video.{suffix}") as video:
+    with contextlib.suppress(FileNotFoundError, av.EOFError, av.InvalidDataError), av.open(f"{suffix}/video.{suffix}") as video:
         last_s = max((float(frame.time) for frame in video.decode(video=0) if frame.time is not None), default=0.0)
     if recording.end is None:
         _note_lag(suffix, recording.rows[0][4] + round(last_s * 1e9))

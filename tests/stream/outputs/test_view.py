@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -597,6 +598,27 @@ def test_malformed_headers_are_answered_and_nothing_more(
     assert answer.split()[1] in (b"400", b"401")
     assert "Traceback" not in capfd.readouterr().err + caplog.text
     assert live.get("/?token=a%20token")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"G\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET /?token=secret&" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+     b"\x16\x03\x01\x02\0\x01\0"],
+    ids=["method", "hosts", "long", "tls"],
+)  # fmt: skip
+def test_malformed_requests_are_not_logged(served: Served, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    live = served(token="secret")
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(request_)
+        assert connection.recv(1024).split()[1] == b"400"
+    assert not caplog.records
+
+
+def test_a_fault_of_ours_is_logged(served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    live = served()
+    monkeypatch.setattr(ViewSink, "status", mock.Mock(side_effect=ZeroDivisionError))
+    assert live.get("/status.json")[0] == 500
+    assert ZeroDivisionError in [record.exc_info[0] for record in caplog.records if record.exc_info]
 
 
 def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
