@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
@@ -21,6 +22,9 @@ from typing_extensions import Self
 
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.train.layers import Parameters
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 # Long enough for a rank that validates or reads from a slow disk, short enough to notice a lost one.
 _TIMEOUT = datetime.timedelta(minutes=5)
@@ -116,7 +120,7 @@ def join_ranks(device: torch.device) -> Ranks:
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
 
 
-def _own_store(rank: int, size: int) -> distributed.Store:
+def _own_store(rank: int, size: int) -> Store:
     """The part of torchrun's store that belongs to this attempt alone.
 
     torchrun keeps one store for all attempts, in which gloo and NCCL would find the addresses of ranks that are dead. So the
@@ -126,15 +130,17 @@ def _own_store(rank: int, size: int) -> distributed.Store:
     Raises:
         RuntimeError: Not all ranks have joined in time.
     """
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    shared = distributed.PrefixStore(_PREFIX, distributed.TCPStore(host, port, is_master=False, timeout=_TIMEOUT))
+    shared = PrefixStore(_PREFIX, TCPStore(host, port, is_master=False, timeout=_TIMEOUT))
     token = uuid.uuid4().hex
     if rank:
         shared.set(f"question/{rank}", token)
-        own = distributed.PrefixStore(shared.get(f"answer/{token}").decode(), shared)
+        own = PrefixStore(shared.get(f"answer/{token}").decode(), shared)
         own.set(f"joined/{rank}", "")
         return own
-    own, deadline_s = distributed.PrefixStore(token, shared), time.monotonic() + _TIMEOUT.total_seconds()
+    own, deadline_s = PrefixStore(token, shared), time.monotonic() + _TIMEOUT.total_seconds()
     while missing := [other for other in range(1, size) if not own.check([f"joined/{other}"])]:
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"ranks {missing} have not joined in {_TIMEOUT}")
