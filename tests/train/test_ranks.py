@@ -205,7 +205,7 @@ def test_ranks_that_torchrun_starts_again_find_each_other() -> None:
     assert launcher.returncode == 0, output
     joined = [line.split() for line in output.splitlines() if line.startswith("joined")]
     assert sorted(int(attempt) for _, attempt, _ in joined) == [0, 0, 1, 1, 2, 2]
-    assert max(float(took_s) for _, _, took_s in joined) < 60
+    assert max(float(took_s) for _, _, took_s in joined) < 240  # of the 300 after which gloo gives up
 
 
 @pytest.mark.slow
