@@ -1,0 +1,256 @@
+"""Count the instructions per pixel of the native kernels on aarch64, in an emulator, against the least that the network needs.
+
+Run as ``python -m benchmarks.native_counts`` from the repository's root. It needs CMake, a C compiler, and on Debian
+``g++-aarch64-linux-gnu`` and ``qemu-user``. The kernels are cross-compiled with debug information, which does not change the
+code, and fuse one pair on one thread under ``qemu-aarch64``. A plugin (``block_counts.c``) counts how often each block of
+instructions runs, and the debug information says which operation an instruction belongs to. Counts are exact and do not
+depend on the load of the machine. They say nothing about time: a processor runs several instructions at once.
+
+Multiply-adds are counted by hand from the layout of the networks, per pixel; ``ideal`` is a quarter of them, as a NEON
+register has four lanes. ``fmla`` are the multiply-add instructions that ran, ``stack`` are those loads and stores that use
+the stack pointer, most of them registers that were spilled. Only functions of the kernels are counted, not what they call
+(such as ``memset``), nor packing weights. The default sizes are low, so that the emulator is done in minutes, and as wide as
+a common image: the strips of columns, and what their overlap costs, depend on the width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refusion_edge.network.fast import FastLayout
+from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "refusion_edge/network/weights"
+WIDTH = 640
+HEIGHTS = {"refusion": 16, "fast": 64}
+LANES = 4
+TOOLS = ("cmake", "cc", "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "aarch64-linux-gnu-addr2line", "qemu-aarch64")
+NETWORKS = {"refusion": "ir_vis.safetensors", "fast": "ir_vis-fast.safetensors"}
+
+# Which operation an instruction belongs to: the first pattern that a function matches, from the innermost inlined one out.
+_OPERATIONS = {
+    r"gelu|normal_share": "GELU",
+    r"depthwise": "depthwise",
+    r"layer_norm": "layer norm",
+    r"accumulate": "query-key products",
+    r"pointwise": "1x1",
+    r"mix_rows": "mixes of rows",
+    r"convolve_block": "convolutions",
+}
+# The same where the outermost function says more.
+_ENDS = {
+    ("lift", "1x1"): "first convolutions",
+    ("project", "1x1"): "32 to 16 channels",
+    ("project", "rest"): "last convolution",
+}
+_COUNTED = re.compile(r"refusion::neon::")
+_INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t([a-z0-9.]+)\s*([^/]*)")
+
+
+@dataclass(slots=True)
+class Executed:
+    """Instructions that ran, by what they do.
+
+    Attributes:
+        fmla: Multiply-adds of vectors.
+        loads: Loads from memory.
+        stores: Stores to memory.
+        others: All others.
+        stack: Those of the loads and stores that use the stack pointer.
+    """
+
+    fmla: int = 0
+    loads: int = 0
+    stores: int = 0
+    others: int = 0
+    stack: int = 0
+
+    @property
+    def total(self) -> int:
+        """All instructions."""
+        return self.fmla + self.loads + self.stores + self.others
+
+    def add(self, mnemonic: str, operands: str, times: int) -> None:
+        """Count an instruction that ran ``times`` times."""
+        moved = mnemonic.startswith(("ld", "st"))
+        if mnemonic in ("fmla", "fmls"):
+            self.fmla += times
+        elif not moved:
+            self.others += times
+        elif mnemonic.startswith("ld"):
+            self.loads += times
+        else:
+            self.stores += times
+        if moved and "[sp" in operands:
+            self.stack += times
+
+
+def main() -> int:
+    """Print a table per network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--height", type=int, help=f"of the images (default: {HEIGHTS})")
+    parser.add_argument("--width", type=int, default=WIDTH, help=f"of the images (default: {WIDTH})")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
+    parser.add_argument("--build", type=Path, default=ROOT / "build/aarch64-counts", help="folder of the build")
+    options = parser.parse_args()
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        sys.exit(f"{', '.join(missing)} not found; install cmake, gcc, g++-aarch64-linux-gnu and qemu-user")
+    program, plugin = build(options.build)
+    instructions = disassemble(program)
+    for network in options.networks:
+        height, width = options.height or HEIGHTS[network], options.width
+        runs = run(program, plugin, WEIGHTS / NETWORKS[network], (height, width))
+        executed = by_operation(instructions, runs, inlined_functions(program, runs))
+        print(f"{network}, {height}x{width}, neon, one thread, per pixel:")
+        print(table(executed, multiply_adds(network), height * width))
+    return 0
+
+
+def multiply_adds(network: str) -> dict[str, float]:
+    """Multiply-adds per pixel by operation, counted from the layout."""
+    if network == "fast":
+        # F(4, 3): six mixes with three taps each make four rows, instead of nine taps for each row.
+        return {"convolutions": FastLayout().multiplications * (6 * 3) / (4 * 9)}
+    shapes = {name: shape for name, shape in PARAMETERS.items() if len(shape) == 4}
+
+    def weights(kind: tuple[int, ...], *, at_end: str = "") -> float:
+        return float(sum(np.prod(shape) for name, shape in shapes.items() if shape[1:] == kind and name.startswith(at_end)))
+
+    pointwise = sum(np.prod(shape) for shape in shapes.values() if shape[2:] == (1, 1))
+    first = weights((1, 3, 3), at_end="project_in")
+    # Of each head the products of all its queries and keys, and the squares of both. Channels, channels of a head:
+    blocks = [(DIM, DIM // NUM_HEADS)] * 2 * (NUM_BLOCKS + 1) + [(2 * DIM, 2 * DIM // NUM_HEADS)] * NUM_BLOCKS
+    return {
+        "first convolutions": first,
+        "1x1": float(pointwise),
+        "depthwise": weights((1, 3, 3)) - first,
+        "query-key products": float(sum(channels * (of_head + 2) for channels, of_head in blocks)),
+        "32 to 16 channels": weights((2 * DIM, 3, 3)),
+        "last convolution": weights((DIM, 3, 3)),
+    }
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """Compile the program that fuses, with the kernels in it, and the plugin; returns the paths of both."""
+    library, plugin, program = (folder / name for name in ("librefusion_edge.a", "block_counts.so", "fuse"))
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / '.ci/aarch64.cmake'}"
+    _call("cmake", "-S", ROOT, "-B", folder, toolchain, "-DREFUSION_EDGE_EXAMPLE=OFF", "-DCMAKE_CXX_FLAGS=-g")
+    _call("cmake", "--build", folder, "--target", "refusion_edge_static", "--parallel", "2")
+    include = ROOT / "kernels/library/csrc/include"
+    # Static and at fixed addresses, so that those that run are those of the file.
+    options = ("-std=c++17", "-O2", "-static", "-no-pie", "-I", include)
+    _call("aarch64-linux-gnu-g++", *options, ROOT / "examples/fuse_pgm.cpp", library, "-o", program)
+    _call("cc", "-shared", "-fPIC", "-O2", Path(__file__).with_name("block_counts.c"), "-o", plugin)
+    return program, plugin
+
+
+def run(program: Path, plugin: Path, weights: Path, size_hw: tuple[int, int]) -> Counter[int]:
+    """Fuse a random pair in the emulator; returns how often the instruction at each address ran."""
+    height, width = size_hw
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        images = [Path(name) / f"{image}.pgm" for image in ("a", "b", "fused")]
+        for path in images[:2]:
+            path.write_bytes(b"P5\n%d %d\n255\n" % (width, height) + draw.integers(0, 256, (height, width), np.uint8).tobytes())
+        counts = Path(name) / "counts.txt"
+        _call("qemu-aarch64", "-plugin", plugin, "-d", "plugin", "-D", counts, program, weights, *images, "1")
+        return read_counts(counts.read_text().splitlines())
+
+
+def read_counts(lines: Iterable[str]) -> Counter[int]:
+    """How often each instruction ran, from the lines of the plugin: address of a block, its instructions, its runs."""
+    runs: Counter[int] = Counter()
+    for line in lines:
+        address, instructions, times = line.split()
+        for i in range(int(instructions)):
+            runs[int(address, 16) + 4 * i] += int(times)
+    return runs
+
+
+def disassemble(program: Path) -> dict[int, tuple[str, str]]:
+    """Mnemonic and operands at every address of a program."""
+    text = _call("aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", program)
+    return {int(found[1], 16): (found[2], found[3]) for line in text.splitlines() if (found := _INSTRUCTION.match(line))}
+
+
+def inlined_functions(program: Path, addresses: Iterable[int]) -> dict[int, list[str]]:
+    """Functions that every address lies in, the innermost inlined one first."""
+    chains: dict[int, list[str]] = {}
+    asked = "\n".join(f"{address:x}" for address in addresses)
+    lines = _call("aarch64-linux-gnu-addr2line", "-a", "-f", "-i", "-C", "-e", program, asked=asked).splitlines()
+    chain: list[str] = []
+    is_function = True
+    for line in lines:  # an address, then function and place in turns
+        if line.startswith("0x"):
+            chain = chains.setdefault(int(line, 16), [])
+            is_function = True
+            continue
+        if is_function:
+            chain.append(line)
+        is_function = not is_function
+    return chains
+
+
+def operation_of(functions: Sequence[str]) -> str | None:
+    """The operation that an instruction belongs to, given its functions from the innermost out; None outside the kernels."""
+    if not _COUNTED.search(functions[-1]):
+        return None
+    matches = (name for function in functions for pattern, name in _OPERATIONS.items() if re.search(pattern, function))
+    found = next(matches, "rest")
+    outermost = functions[-1].split("(")[0].rsplit("::", 1)[-1]
+    return _ENDS.get((outermost, found), found)
+
+
+def by_operation(
+    instructions: Mapping[int, tuple[str, str]], runs: Mapping[int, int], functions: Mapping[int, Sequence[str]]
+) -> dict[str, Executed]:
+    """Add up what ran by operation."""
+    executed: dict[str, Executed] = {}
+    for address, times in runs.items():
+        operation = operation_of(functions[address])
+        if operation is not None:
+            executed.setdefault(operation, Executed()).add(*instructions[address], times)
+    return executed
+
+
+def table(executed: Mapping[str, Executed], needed: Mapping[str, float], pixels: int) -> str:
+    """The rows of a table in Markdown, per pixel, and their sum; ``needed`` are the multiply-adds of a pixel."""
+    rows = [
+        "| operation | multiply-adds | ideal | fmla | loads | stores | others | stack | all | all / ideal |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    names = sorted(executed, key=lambda name: -executed[name].total)
+    total = Executed(*(sum(getattr(each, field) for each in executed.values()) for field in Executed.__slots__))
+    lines = [(name, executed[name], needed.get(name, 0.0)) for name in names]
+    for name, each, work in [*lines, ("sum", total, sum(needed.values()))]:
+        ideal = work / LANES
+        counts = (each.fmla, each.loads, each.stores, each.others, each.stack, each.total)
+        figures = [f"{work:.0f}", f"{ideal:.0f}"] if work else ["", ""]
+        figures += [f"{count / pixels:.1f}" for count in counts]
+        figures.append(f"{each.total / pixels / ideal:.2f}" if work else "")
+        rows.append(f"| {name} | {' | '.join(figures)} |")
+    return "\n".join(rows)
+
+
+def _call(*words: str | Path, asked: str | None = None) -> str:
+    done = subprocess.run([str(word) for word in words], input=asked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{words[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
