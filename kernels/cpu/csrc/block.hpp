@@ -110,7 +110,7 @@ struct Statistics {
                     const Rows ring = ring_rows((query ? queries : keys) + channel * 4 * pitch, pitch, last_slot);
                     const float* taps = (query ? w.query_taps : w.key_taps) + 9 * channel;
                     float* to = gathered + 2 * d * pitch;
-                    if constexpr (few_registers) {
+                    if constexpr (taps_in_registers) {
                         depthwise_rows(ring, core_vectors, taps, [=](int v, RowPair pair) {
                             store(to + v * lanes, pair.top);
                             store(to + pitch + v * lanes, pair.bottom);
@@ -243,7 +243,7 @@ struct Transform {
             const OperandRings rings(values_ + c * 4 * pitch_, pitch_, 2 * t + 1);
             const float* taps = w_.value_taps + 9 * c;
             float* at = gathered_ + 2 * k * pitch_;
-            if constexpr (few_registers && Operand::depth == 1) {
+            if constexpr (taps_in_registers && Operand::depth == 1) {
                 depthwise_rows(rings.channel[0], hidden_vectors_, taps, [=](int v, RowPair pair) { store_pair(at + v * lanes, pair); });
                 continue;
             }
@@ -305,7 +305,7 @@ struct Transform {
         const OperandRings updates(updates_ + channel * 4 * pitch_, pitch_, last_slot);
         const float *gate_taps = w_.gate_taps + 9 * channel, *update_taps = w_.update_taps + 9 * channel;
         float* at = gated_ + 2 * (channel / Operand::depth) * pitch_;
-        if constexpr (few_registers && Operand::depth == 1) {
+        if constexpr (taps_in_registers && Operand::depth == 1) {
             // One after the other, so that the taps of each convolution, and the factors of the GELU, stay in registers.
             depthwise_rows(gates.channel[0], core_vectors_, gate_taps, [=](int v, RowPair pair) { store_pair(at + v * lanes, pair); });
 #pragma GCC unroll 1

@@ -100,6 +100,10 @@ inline void convolve_block(const float* __restrict mixes, int inputs, const floa
                 Vec x[Vectors];
 #pragma GCC unroll 8
                 for (int v = 0; v < Vectors; ++v) x[v] = load(mixes + tap + v * lanes);
+                if constexpr (weights_in_lanes) {
+                    add_products_by_lane<SingleOperand>(sums, weights, x);
+                    continue;
+                }
 #pragma GCC unroll 8
                 for (int o = 0; o < Outputs; ++o) {
                     const Vec weight = broadcast(weights[o]);

@@ -18,6 +18,7 @@ struct SingleOperand {
     }
 
     static REFUSION_INLINE Vec multiply_add(Vec sum, float weight, Vec x) { return sum + broadcast(weight) * x; }
+    static REFUSION_INLINE Vec multiply_add(Vec sum, Vec weights, int i, Vec x) { return multiply_add(sum, lane(weights, i), x); }
 };
 
 #if defined(REFUSION_BF16)
@@ -32,11 +33,31 @@ struct PairOperand {
     }
 
     static REFUSION_INLINE Vec multiply_add(Vec sum, float weights, Vec x) { return add_pair_products(sum, weights, x); }
+#if defined(__ARM_NEON)
+    static REFUSION_INLINE Vec multiply_add(Vec sum, Vec weights, int i, Vec x) { return add_pair_products(sum, weights, i, x); }
+#endif
 };
 using Operand = PairOperand;
 #else
 using Operand = SingleOperand;
 #endif
+
+// Adds the products of one row of operands and the weights of all outputs of a register block, with the weights in lanes.
+template <class Kind, int Outputs, int Vectors>
+REFUSION_INLINE void add_products_by_lane(Vec (&sums)[Outputs][Vectors], const float* weights, const Vec (&x)[Vectors]) {
+    static_assert(Outputs % lanes == 0);
+    Vec of_outputs[Outputs / lanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < Outputs / lanes; ++i) {
+        of_outputs[i] = load(weights + i * lanes);
+        asm("" : "+w"(of_outputs[i]));  // GCC otherwise loads every lane into a register of its own
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) sums[o][v] = Kind::multiply_add(sums[o][v], of_outputs[o / lanes], o % lanes, x[v]);
+    }
+}
 
 // One row of operands, `vectors` vectors long, out of channels that lie `x_pitch` numbers apart.
 REFUSION_INLINE void copy_operands(const float* x, std::ptrdiff_t x_pitch, float* y, int vectors) {

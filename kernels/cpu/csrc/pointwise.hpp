@@ -38,6 +38,10 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
         Vec x[Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * lanes);
+        if constexpr (weights_in_lanes) {
+            add_products_by_lane<Kind>(sums, weights + k * Outputs, x);
+            continue;
+        }
 #pragma GCC unroll 8
         for (int o = 0; o < Outputs; ++o) {
             const float weight = weights[k * Outputs + o];

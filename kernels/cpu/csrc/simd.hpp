@@ -10,7 +10,7 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
-#elif defined(REFUSION_BF16)
+#elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -19,7 +19,17 @@
 namespace refusion::REFUSION_ISA {
 
 inline constexpr int lanes = REFUSION_LANES;
-inline constexpr bool few_registers = REFUSION_REGISTERS < 32;  // too few for the taps of two convolutions
+inline constexpr bool few_registers = REFUSION_REGISTERS < 32;  // so few that copies to start sums cost time
+// Whether a depthwise convolution is a loop of its own with its taps in registers, and neighbors are loaded. Wide vectors
+// would cross too many cache lines: they are shuffled.
+inline constexpr bool taps_in_registers = lanes > 1 && lanes < 16;
+// Whether weights stay in the lanes of a register, which one instruction multiplies by: one register per weight would leave too
+// few for the sums.
+#if defined(__ARM_NEON) && REFUSION_LANES == 4
+inline constexpr bool weights_in_lanes = true;
+#else
+inline constexpr bool weights_in_lanes = false;
+#endif
 inline constexpr int output_block = REFUSION_OUTPUT_BLOCK;  // outputs of a pointwise register block
 inline constexpr int vector_block = REFUSION_VECTOR_BLOCK;  // vectors of pixels of the same
 inline constexpr int norm_vectors = REFUSION_NORM_VECTORS;  // vectors of pixels that a layer norm works on side by side
@@ -80,6 +90,9 @@ REFUSION_INLINE Vec as_float(IntVec bits) {
 // What GCC makes of the plain form is a comparison and a blend.
 REFUSION_INLINE Vec least(Vec x, Vec y) { return reinterpret_cast<Vec>(_mm256_min_ps(reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(x))); }
 REFUSION_INLINE Vec most(Vec x, Vec y) { return reinterpret_cast<Vec>(_mm256_max_ps(reinterpret_cast<__m256>(y), reinterpret_cast<__m256>(x))); }
+#elif defined(__ARM_NEON) && REFUSION_LANES == 4
+REFUSION_INLINE Vec least(Vec x, Vec y) { return reinterpret_cast<Vec>(vminq_f32(reinterpret_cast<float32x4_t>(x), reinterpret_cast<float32x4_t>(y))); }
+REFUSION_INLINE Vec most(Vec x, Vec y) { return reinterpret_cast<Vec>(vmaxq_f32(reinterpret_cast<float32x4_t>(x), reinterpret_cast<float32x4_t>(y))); }
 #else
 REFUSION_INLINE Vec least(Vec x, Vec y) { return x > y ? y : x; }
 REFUSION_INLINE Vec most(Vec x, Vec y) { return x < y ? y : x; }
@@ -124,6 +137,20 @@ REFUSION_INLINE Vec add_pair_products(Vec sum, float weights, Vec x) {
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(x)));
 #endif
 }
+
+#if defined(__ARM_NEON)
+// The same with the weights in one lane of a vector.
+REFUSION_INLINE Vec add_pair_products(Vec sum, Vec weights, int lane, Vec x) {
+    const auto total = reinterpret_cast<float32x4_t>(sum);
+    const auto pairs = reinterpret_cast<bfloat16x8_t>(x), factors = reinterpret_cast<bfloat16x8_t>(weights);
+    switch (lane) {  // has to be a constant for the instruction
+        case 0: return reinterpret_cast<Vec>(vbfdotq_laneq_f32(total, pairs, factors, 0));
+        case 1: return reinterpret_cast<Vec>(vbfdotq_laneq_f32(total, pairs, factors, 1));
+        case 2: return reinterpret_cast<Vec>(vbfdotq_laneq_f32(total, pairs, factors, 2));
+        default: return reinterpret_cast<Vec>(vbfdotq_laneq_f32(total, pairs, factors, 3));
+    }
+}
+#endif
 #endif
 
 // All bits set in the lanes whose column, counted from `first`, is below `end`.
