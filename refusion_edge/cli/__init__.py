@@ -227,9 +227,10 @@ def _discard_output() -> None:
 def leave() -> NoReturn:
     """Run one command and exit with its code: the entry point of the program."""
     code = main()
-    if any(thread.daemon for thread in threading.enumerate()):
-        # A worker thread that is still inside an engine's native code would abort the process, and so change the exit code,
-        # while the interpreter shuts down.
+    if code == _INTERRUPTED or any(thread.daemon for thread in threading.enumerate()):
+        # While the interpreter shuts down, a worker thread that is still inside an engine's native code would abort the
+        # process, and so change the exit code; so might a compiled module whose import was interrupted. Python itself ends
+        # by SIGINT if the interrupt came while it compiled text, as for a data class.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -553,6 +553,22 @@ cli.leave()
     assert (found.returncode, found.stdout, found.stderr) == (5, printed, "")
 
 
+def test_an_interrupt_while_python_compiles_text_ends_with_the_exit_code() -> None:
+    """As the import of a data class does: Python would remember it, and end by SIGINT after all."""
+    Path("program.py").write_text("""
+import sys
+from refusion_edge.cli import doctor, leave
+
+doctor.run = lambda _options: exec("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
+sys.argv = ["refusion-edge", "doctor"]
+leave()
+""")
+    words = [sys.executable, "-m", "program"]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert found.returncode == 130
+    assert one_sentence(found.stderr)
+
+
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_that_python_drops_is_not_lost(number: str) -> None:
     code = f"""
