@@ -32,9 +32,9 @@ help:  ## List the targets.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/.base  ## Install, build an engine, fuse the sample pairs and write a montage.
-	@$(BIN)/refusion-edge build --task ir_vis --precision $(DEMO_PRECISION) --output demo/ir_vis-$(DEMO_PRECISION)
+	@$(BIN)/refusion-edge build --task ir_vis --precision $(DEMO_PRECISION) --output demo/ir_vis-$(DEMO_PRECISION) --overwrite
 	@echo
-	@$(BIN)/refusion-edge demo --bundle demo/ir_vis-$(DEMO_PRECISION) --output demo
+	@$(BIN)/refusion-edge demo --bundle demo/ir_vis-$(DEMO_PRECISION) --output demo --overwrite
 	@echo "Shell:   . $(BIN)/activate"
 
 test: $(VENV)/.test  ## Install the test dependencies and run the tests, all but the slow ones.

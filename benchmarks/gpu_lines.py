@@ -169,7 +169,7 @@ _TENSORRT = Line(
             Step(
                 f"build-{precision}",
                 _module("refusion_edge", "build", "--task", "ir_vis", "--backend", "tensorrt-rtx", "--precision", precision,
-                        "--size", "480x640", "-o", f"{{folder}}/rtx-{precision}", "--json", "{json}"),
+                        "--size", "480x640", "-o", f"{{folder}}/rtx-{precision}", "--json", "{json}", "--overwrite"),
                 90, ("tensorrt_rtx",),
             ),
             Step(

@@ -25,6 +25,7 @@ from refusion_edge.bundle.folder import (
     checked_model,
     install_bundle,
     read_cached,
+    require_same,
     sha256,
     store,
 )
@@ -78,7 +79,11 @@ class BuildReport:
 
 
 def build(
-    spec: BuildSpec, on_stage: Callable[[str], None] = lambda _: None, listener: PhaseListener | None = None
+    spec: BuildSpec,
+    on_stage: Callable[[str], None] = lambda _: None,
+    listener: PhaseListener | None = None,
+    *,
+    overwrite: bool = True,
 ) -> BuildReport:
     """Build one engine bundle.
 
@@ -88,12 +93,13 @@ def build(
         spec: What to build.
         on_stage: Called with the name of each stage as it starts.
         listener: Receives the progress of the compiler.
+        overwrite: Whether to replace a bundle in the output folder that holds another engine.
 
     Raises:
         GateError: The engine differs too much from the fp32 reference; nothing is installed.
         BackendError: The back end is unusable here.
         CheckpointError: The weights are unusable.
-        OutputError: The bundle cannot be written.
+        OutputError: The bundle cannot be written, or another one is in its place.
         UsageError: The options contradict each other.
     """
     task = find_task(spec.task)
@@ -109,13 +115,13 @@ def build(
         weights = safetensors_bytes(Checkpoint(task.name, checkpoint.state, checkpoint.notes))
     with stages.enter("graph"):
         inputs = builder.prepare(spec, checkpoint.state, weights, choice)
-        stages.remarks.extend(inputs.remarks)
         pairs = gate_pairs(task, spec.size_hw if inputs.sizes_hw is None else inputs.sizes_hw.opt_hw, spec.gate_pairs)
         form, model = form_name(inputs.model), inputs.model_bytes()
         sources = {WEIGHTS: sha256(weights), MODEL: sha256(model)}
         proxies = _proxies(builder, spec, choice, checkpoint.state, pairs)
-        stages.remarks.extend([proxies.remark] if proxies and proxies.remark else [])
+        stages.remarks.extend([*inputs.remarks, *([proxies.remark] if proxies and proxies.remark else [])])
         key = _key(spec, inputs, {"weights": sources[WEIGHTS], "model": sources[MODEL]}, pairs, proxies)
+        require_same(output, key, overwrite=overwrite)
 
     if spec.calibration is not None:
         del sources[MODEL]  # known only after the selection of the layers

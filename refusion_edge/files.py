@@ -146,6 +146,21 @@ def natural_key(name: str) -> tuple[list[object], str]:
     return parts, name
 
 
+def is_occupied(path: Path) -> bool:
+    """Whether writing to a path would destroy something: the content of a regular file.
+
+    An empty file holds nothing, and pipes, devices and descriptors such as ``/dev/stdout`` are written to in place.
+    """
+    try:
+        target = _follow(path)
+        if isinstance(target, int):
+            return False
+        status = target.stat()
+    except (OSError, ValueError):  # it does not exist, or its name is too long or has a zero byte: the writer says so
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
 def require_writable(path: Path) -> None:
     """Check, without changing anything, that a file can most likely be written; call this before expensive work.
 

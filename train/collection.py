@@ -19,6 +19,7 @@ from refusion_edge.images.depth import NO_DEPTHS, Depths, find_depths
 from refusion_edge.images.io import read_still
 from refusion_edge.images.layouts import SourceFolders, find_folders
 from refusion_edge.images.luma import CONSTANT_REMEDY, to_luma8, to_planes
+from refusion_edge.images.names import NameList
 from refusion_edge.images.pairs import PairPaths, find_images, find_pairs, read_pair
 from refusion_edge.tasks import Task
 
@@ -129,6 +130,7 @@ def survey(
     folder_b: str | None = None,
     layout: str | None = None,
     exclude: Sequence[str] = (),
+    split: NameList | None = None,
     sharp_scale: float = 1.0,
     progress: Callable[[Iterable[Entry]], Iterable[Entry]] = iter,
 ) -> Survey:
@@ -143,11 +145,12 @@ def survey(
         folder_b: The same for source b.
         layout: Layout of a known data set, see ``refusion_edge.images.layouts``; None to find it.
         exclude: Prefixes of names to leave out.
+        split: The pairs and sharp images to take; None for all.
         sharp_scale: Factor by which sharp images are resized.
         progress: Wraps the files to show progress.
 
     Raises:
-        InputError: There is no usable pair.
+        InputError: There is no usable pair, or the split does not fit.
     """
     if not data.is_dir():
         raise InputError(f"there is no folder {data}", "check the path to the pairs")
@@ -156,6 +159,8 @@ def survey(
     else:
         folders = SourceFolders(data / (folder_a or task.folder_a), data / (folder_b or task.folder_b))
     found, reasons, said = _find(data, task, folders)
+    if split is not None:
+        found, reasons = list(split.select(found, names_of_entry)), {}
     kept = [entry for entry in found if not entry.name.startswith(tuple(exclude))]
     if len(kept) < len(found):
         reasons["excluded by name"] = [entry.name for entry in found if entry.name.startswith(tuple(exclude))]
@@ -191,6 +196,11 @@ def split_held(entries: Sequence[Entry], share: float) -> tuple[tuple[Entry, ...
     spacing = max(2, min(len(entries), round(1 / share))) if share > 0 else len(entries)
     held = tuple(entry for index, entry in enumerate(entries) if index % spacing == spacing - 1)
     return tuple(entry for entry in entries if entry not in held), held
+
+
+def names_of_entry(entry: Entry) -> tuple[str, ...]:
+    """The names that an entry may have in a list."""
+    return entry.name, entry.a.stem, *(() if entry.b is None else (entry.b.stem,))
 
 
 def read_planes(entry: Entry, sharp_scale: float = 1.0) -> tuple[Array, Array]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from refusion_edge._version import __version__
-from refusion_edge.errors import BackendError, CheckpointError, UsageError
+from refusion_edge.errors import BackendError, CheckpointError, InputError, UsageError
 from refusion_edge.files import Claim, output_error
+from refusion_edge.images.names import NameList, read_names
 from refusion_edge.network.family import DEFAULT_NETWORK
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import Entry, PairCollection, Survey, split_held, survey
@@ -44,6 +45,8 @@ class Request:
         folder_b: The same for source b.
         layout: Layout of a known data set; None to find it.
         exclude: Prefixes of names to leave out.
+        split: The pairs to train on, and to hold back a share of if there is no ``val``; None for all.
+        val: What to hold back for validation: a list of names, or the folder of another set like ``data``; None for a share.
         init: Weights of F to start from.
         resume: Folder of a run, or one of its checkpoints, to continue from.
         auto_resume: Whether to continue the run in ``output`` if it has a checkpoint, instead of refusing to start there.
@@ -63,6 +66,8 @@ class Request:
     folder_b: str | None = None
     layout: str | None = None
     exclude: tuple[str, ...] = ()
+    split: NameList | None = None
+    val: Path | None = None
     init: Path | None = None
     resume: Path | None = None
     auto_resume: bool = False
@@ -113,7 +118,7 @@ def run_session(request: Request, console: Console) -> Outcome:
         found = survey_for(request, settings, console)
         for sentence in found.remarks:
             remark(sentence)
-        kept, held = split_held(found.entries, settings.validation.held)
+        kept, held = divide(request, settings, found, console)
         remark(f"{len(kept)} pairs to train on, {len(held)} held back for validation")
         data = settings.data
         collection = PairCollection(kept, data.cache_mib << 20, data.sharp_scale, console.remark, data.repeat)
@@ -238,6 +243,30 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
     return checkpoint.settings
 
 
+def divide(
+    request: Request, settings: Settings, found: Survey, console: Console
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """Divide the pairs into those to train on, and those held back for validation.
+
+    Raises:
+        InputError: The pairs to hold back cannot be used, are trained on as well, or are all there are.
+    """
+    if request.val is None:
+        return split_held(found.entries, settings.validation.held)
+    if request.val.is_dir():
+        return found.entries, survey_for(replace(request, data=request.val, split=None), settings, console).entries
+    held = survey_for(replace(request, split=read_names(request.val)), settings, console).entries
+    both = [] if request.split is None else [entry.name for entry in held if entry in found.entries]
+    if both:
+        raise InputError(
+            f"--split and --val both list {len(both)} pairs, such as {both[0]}", "hold back pairs that are not trained on"
+        )
+    kept = tuple(entry for entry in found.entries if entry not in held)
+    if not kept:
+        raise InputError(f"{request.val} lists every pair, so that none is left to train on", "shorten the list")
+    return kept, held
+
+
 def survey_for(request: Request, settings: Settings, console: Console) -> Survey:
     """Find and check the pairs of a session.
 
@@ -252,6 +281,7 @@ def survey_for(request: Request, settings: Settings, console: Console) -> Survey
         folder_b=request.folder_b,
         layout=request.layout,
         exclude=request.exclude,
+        split=request.split,
         sharp_scale=settings.data.sharp_scale,
         progress=console.files,
     )

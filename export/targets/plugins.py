@@ -34,8 +34,6 @@ NAMESPACE = "refusion_edge"
 LARGEST_SHARED_BYTES = 48 * 1024
 """It is undocumented whether TensorRT requests more of the driver, as it would have to."""
 
-# Tiles that take less shared memory than those of the back end ``fused``, which requests more of the driver.
-_SMALLER = {(90, "decoder_apply"): Tile(16, 8, 2)}
 _FEATURES = ("features_ptr", "base_ptr", "x_ptr", "y_ptr", "z_ptr")
 _OPSET = 18
 # Newest version of PTX that a driver for a version of CUDA takes.
@@ -56,7 +54,7 @@ def plugin_kernels() -> dict[str, Kernel]:
 def plugin_tiles(architecture: int) -> dict[str, Tile]:
     """The tile of every plugin on an architecture, 10 times the compute capability."""
     chosen = tiles(architecture)
-    return {name: _SMALLER.get((architecture, name), chosen[name]) for name in plugin_kernels()}
+    return {name: chosen[name] for name in plugin_kernels()}
 
 
 def ptx_version(driver: str) -> int:

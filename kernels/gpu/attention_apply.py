@@ -18,13 +18,15 @@ from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
     convolve_reference,
-    convolved,
     first_normalized_rows,
     first_rows,
+    first_sums,
     layer_norm_reference,
+    moved_down,
     nine_taps,
     normalized_row,
     plain_row,
+    with_row,
 )
 
 
@@ -65,19 +67,19 @@ def attention_apply_kernel(x_ptr, gain_ptr, bias_ptr, taps_ptr, y_ptr, height, w
         above, center = first_rows(x_ptr, y0, x0, height, width, C, C, TILE)
     else:
         above, center = first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
+    sums = first_sums(above, center, taps, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         if JOINED:
             below = plain_row(x_ptr, y + 1, x0, height, width, C, C, TILE)
         else:
             below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-        change = convolved(tl.zeros([TILE, C], tl.float32), above, center, below, taps)
+        sums = with_row(moved_down(sums), below, taps)
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         row = tl.cast(y, tl.int64) * width
         old = tl.load(x_ptr + row * C + x[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        new = (old + change).to(y_ptr.dtype.element_ty)
+        new = (old + sums[0]).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + row * STRIDE + x[:, None] * STRIDE + c[None, :], new, mask=inside)
-        above, center = center, below
 
 
 def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:

@@ -26,14 +26,16 @@ from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
     convolve_reference,
-    convolved,
     first_normalized_rows,
     first_rows,
+    first_sums,
     layer_norm_reference,
+    moved_down,
     nine_taps,
     normalized_row,
     plain_row,
     wide_dtype,
+    with_row,
 )
 from refusion_edge.network.parameters import NUM_HEADS
 
@@ -132,12 +134,10 @@ def _accumulated(s, q, k, D: tl.constexpr):
 
 
 @jit
-def _with_row(sums, above_q, center_q, below_q, above_k, center_k, below_k, query, key, inside, C: tl.constexpr,
-              TILE: tl.constexpr, D: tl.constexpr):  # fmt: skip
-    zero = tl.zeros([TILE, C], tl.float32)
+def _with_pixels(sums, q, k, inside, TILE: tl.constexpr, D: tl.constexpr):
     # A pixel outside the image has neighbors inside it, so its sum is not zero by itself.
-    q = tl.where(inside, convolved(zero, above_q, center_q, below_q, query), 0.0)
-    k = tl.where(inside, convolved(zero, above_k, center_k, below_k, key), 0.0)
+    q = tl.where(inside, q, 0.0)
+    k = tl.where(inside, k, 0.0)
     return _accumulated(sums, _channels_of_heads(q, TILE, D), _channels_of_heads(k, TILE, D), D)
 
 
@@ -159,24 +159,29 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
         x_query_ptr = x_ptr + (1 - stream) * plane
         above_q, center_q = first_rows(x_query_ptr, y0, x0, height, width, C, C, TILE)
         above, center = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
+        queries = first_sums(above_q, center_q, query, C, TILE)
+        keys = first_sums(above, center, key, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below_q = plain_row(x_query_ptr, y + 1, x0, height, width, C, C, TILE)
             below = plain_row(x_key_ptr, y + 1, x0, height, width, C, C, TILE)
             inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            sums = _with_row(sums, above_q, center_q, below_q, above, center, below, query, key, inside, C, TILE, D)
-            above_q, center_q = center_q, below_q
-            above, center = center, below
+            queries = with_row(moved_down(queries), below_q, query)
+            keys = with_row(moved_down(keys), below, key)
+            sums = _with_pixels(sums, queries[0], keys[0], inside, TILE, D)
     else:
         gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
         bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))
         above, center = first_normalized_rows(x_key_ptr, y0, x0, height, width, gain, bias, C, TILE)
+        queries = first_sums(above, center, query, C, TILE)
+        keys = first_sums(above, center, key, C, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = normalized_row(x_key_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
             inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            sums = _with_row(sums, above, center, below, above, center, below, query, key, inside, C, TILE, D)
-            above, center = center, below
+            queries = with_row(moved_down(queries), below, query)
+            keys = with_row(moved_down(keys), below, key)
+            sums = _with_pixels(sums, queries[0], keys[0], inside, TILE, D)
     strip = (stream * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     base = partial_ptr + tl.cast(strip, tl.int64) * SUMS * 8 + tl.arange(0, 8)
     for n in tl.static_range(SUMS):

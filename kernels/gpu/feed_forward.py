@@ -28,10 +28,13 @@ from refusion_edge.kernels.gpu.strip import (
     convolve_reference,
     convolved,
     first_normalized_rows,
+    first_sums,
     layer_norm_reference,
     matrix,
+    moved_down,
     nine_taps,
     normalized_row,
+    with_row,
 )
 
 
@@ -81,14 +84,26 @@ def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project
         # What the passes before have added lies in y.
         base_ptr = x_ptr if part == 0 else y_ptr
         above, center = first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
-        for r in range(ROWS):
-            y = y0 + r
-            below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-            zero = tl.zeros([TILE, M], tl.float32)
-            gate = convolved(zero, above, center, below, gate_taps)
-            update = convolved(zero, above, center, below, update_taps)
-            add_gated_row(base_ptr, y_ptr, gate, update, project, x0, y, height, width, C, TILE)
-            above, center = center, below
+        if ROWS > 8:
+            gate = first_sums(above, center, gate_taps, M, TILE)
+            update = first_sums(above, center, update_taps, M, TILE)
+            for r in range(ROWS):
+                y = y0 + r
+                below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+                gate = with_row(moved_down(gate), below, gate_taps)
+                update = with_row(moved_down(update), below, update_taps)
+                add_gated_row(base_ptr, y_ptr, gate[0], update[0], project, x0, y, height, width, C, TILE)
+        else:
+            # A short strip keeps rows instead of sums: the products of its first rows would be a larger share, and with 32
+            # channels some architectures have no registers for the sums.
+            for r in range(ROWS):
+                y = y0 + r
+                below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+                zero = tl.zeros([TILE, M], tl.float32)
+                new_gate = convolved(zero, above, center, below, gate_taps)
+                new_update = convolved(zero, above, center, below, update_taps)
+                add_gated_row(base_ptr, y_ptr, new_gate, new_update, project, x0, y, height, width, C, TILE)
+                above, center = center, below
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()

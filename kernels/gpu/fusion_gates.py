@@ -24,7 +24,17 @@ from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.gating import add_gated_reference, add_gated_row
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, pointers
-from refusion_edge.kernels.gpu.strip import convolve_reference, convolved, first_rows, matrix, nine_taps, plain_row
+from refusion_edge.kernels.gpu.strip import (
+    convolve_reference,
+    first_rows,
+    first_sums,
+    matrix,
+    moved_down,
+    nine_taps,
+    no_sums,
+    plain_row,
+    with_row,
+)
 
 
 def fusion_gate_reference(
@@ -75,17 +85,16 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
         sum_ptr = base_ptr if part == 0 else y_ptr
         above, center = first_rows(source_ptr, y0, x0, height, width, C, BOTH, TILE)
         above_other, center_other = first_rows(other_source_ptr, y0, x0, height, width, C, BOTH, TILE)
+        gate = with_row(with_row(no_sums(M, TILE), above, own_taps), above_other, other_taps)
+        gate = with_row(with_row(moved_down(gate), center, own_taps), center_other, other_taps)
+        update = first_sums(above, center, update_taps, M, TILE)
         for r in range(ROWS):
             y = y0 + r
             below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
             below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
-            zero = tl.zeros([TILE, M], tl.float32)
-            gate = convolved(zero, above, center, below, own_taps)
-            gate = convolved(gate, above_other, center_other, below_other, other_taps)
-            update = convolved(zero, above, center, below, update_taps)
-            add_gated_row(sum_ptr, y_ptr, gate, update, project, x0, y, height, width, BOTH, TILE)
-            above, center = center, below
-            above_other, center_other = center_other, below_other
+            gate = with_row(with_row(moved_down(gate), below, own_taps), below_other, other_taps)
+            update = with_row(moved_down(update), below, update_taps)
+            add_gated_row(sum_ptr, y_ptr, gate[0], update[0], project, x0, y, height, width, BOTH, TILE)
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()

@@ -22,7 +22,15 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
-from refusion_edge.kernels.gpu.strip import convolve_reference, convolved, first_rows, nine_taps, plain_row
+from refusion_edge.kernels.gpu.strip import (
+    convolve_reference,
+    first_rows,
+    first_sums,
+    moved_down,
+    nine_taps,
+    plain_row,
+    with_row,
+)
 
 NEGATIVE_SLOPE = 0.01
 
@@ -66,15 +74,15 @@ def narrow_kernel(x_ptr, taps_ptr, z_ptr, height, width, C: tl.constexpr, TILE: 
     x = x0 + tl.arange(0, TILE)
     taps = nine_taps(taps_ptr, BOTH, C, C)
     above, center = first_rows(x_ptr, y0, x0, height, width, BOTH, BOTH, TILE)
+    sums = first_sums(above, center, taps, C, TILE)
     for r in range(ROWS):
         y = y0 + r
         below = plain_row(x_ptr, y + 1, x0, height, width, BOTH, BOTH, TILE)
-        total = convolved(tl.zeros([TILE, C], tl.float32), above, center, below, taps)
-        total = tl.where(total >= 0, total, 0.01 * total)
+        sums = with_row(moved_down(sums), below, taps)
+        total = tl.where(sums[0] >= 0, sums[0], 0.01 * sums[0])
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + tl.arange(0, C)[None, :]
         tl.store(z_ptr + offset, total.to(z_ptr.dtype.element_ty), mask=inside)
-        above, center = center, below
 
 
 @jit

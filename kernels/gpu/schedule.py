@@ -66,7 +66,7 @@ _KERNELS: dict[str, tuple[str, dict[str, int], int]] = {
     "fusion_gate_0": ("fusion_gate", {"C": DIM, "SOURCE": 0, "PARTS": 2}, 1),
     "fusion_gate_1": ("fusion_gate", {"C": DIM, "SOURCE": 1, "PARTS": 2}, 1),
     "decoder_statistics": ("attention_statistics", {"C": _BOTH, "CROSSED": 0}, 1),
-    "decoder_mixing": ("mixing_weights", {"C": _BOTH, "CHUNK": 16}, 1),
+    "decoder_mixing": ("mixing_weights", {"C": _BOTH, "CHUNK": 32}, 1),
     "decoder_apply": ("attention_apply", {"C": _BOTH, "JOINED": 0}, 1),
     "decoder_feed_forward": ("feed_forward", {"C": _BOTH, "PARTS": 2}, 1),
     "narrow": ("narrow", {"C": DIM}, 1),
@@ -74,9 +74,13 @@ _KERNELS: dict[str, tuple[str, dict[str, int], int]] = {
     "stretch": ("stretch", {}, 1),
 }
 
-# Kernels of 32 channels, whose sums and rows fill the registers in strips of 32 columns or more. With 16 columns two warps
-# share the outputs; with more warps than there are groups of 16 columns or 16 outputs, they would repeat each other's products.
+# Kernels whose sums fill the registers in strips of 32 columns or more. With 16 columns, the warps share the outputs; each of
+# them reads the whole row.
 _NARROW = ("decoder_statistics", "decoder_feed_forward", "fusion_gate_0", "fusion_gate_1")
+# Kernels with so few sums that a warp has registers for those of 32 columns, and then reads every tap half as often.
+_WIDE = ("encoder_apply", "fusion_apply", "narrow", "to_plane")
+# One program adds up all strips, so that only its own warps can share the work.
+_MIXING = ("encoder_mixing", "decoder_mixing")
 
 
 def tiles(architecture: int) -> dict[str, Tile]:
@@ -87,24 +91,18 @@ def tiles(architecture: int) -> dict[str, Tile]:
     Args:
         architecture: 10 times the compute capability.
     """
-    if architecture == 90:
-        usual = crossed = Tile(64, 8, 4)
-    elif 100 <= architecture < 120:
-        # With 4 warps and 64 columns Triton 3.9 takes the tensor-memory path, which costs twice the instructions.
-        usual = crossed = Tile(32, 16, 2)
-    else:
-        # Six rows of two sources in registers: wider strips spill, and more warps repeat each other's products.
-        usual, crossed = Tile(64, 16, 4), Tile(16, 16, 1)
-    chosen = dict.fromkeys(_KERNELS, usual) | dict.fromkeys(_NARROW, Tile(16, usual.rows, 2))
-    chosen["fusion_statistics"] = crossed
-    if architecture == 90:
-        # With 64 columns and 4 warps it takes 55 kB of shared memory, more than a plugin may have.
-        chosen["decoder_apply"] = Tile(32, usual.rows, 2)
-    # Under 32 columns a warp, one assembler or the other aims at 72 or 64 registers and spills a few values for it.
-    chosen["to_plane"] = Tile(64, usual.rows, 2)
-    if architecture == 110:
-        chosen["fusion_apply"] = Tile(64, usual.rows, 2)
-    return chosen
+    # A strip repeats the products of one row. Devices with few multiprocessors are filled by fewer and longer strips.
+    rows = 32 if architecture in (87, 110) else 16
+    # With 4 warps and 64 columns, Triton takes wgmma or the tensor memory, and waits for each of the small products.
+    usual = Tile(32, rows, 2) if 90 <= architecture < 120 else Tile(64, rows, 4)
+    chosen = dict.fromkeys(_KERNELS, usual)
+    chosen |= dict.fromkeys(_NARROW, Tile(16, rows, 2)) | dict.fromkeys(_WIDE, Tile(64, rows, 2))
+    # In the tiles above, these kernels spill a few registers there.
+    if architecture >= 90:
+        chosen["decoder_statistics"] = Tile(16, rows, 4)
+    if architecture in (90, 110):
+        chosen["decoder_feed_forward"] = Tile(16, 8, 2)
+    return chosen | dict.fromkeys(_MIXING, Tile(64, rows, 16))
 
 
 def make_schedule(features: str = "float16") -> Schedule:

@@ -1,9 +1,10 @@
 """Walking down a strip of an image, as all 3x3 kernels do.
 
-A program owns TILE columns and ROWS rows. It keeps the last three rows, each at three shifts, as loop-carried register
-tensors of (TILE, C), so that a row is normalized three times and not nine times, and convolves them by nine small
-matrix products with taps that stay in shared memory, because they are loaded before the loop. A tap is a shifted load;
-no intermediate has to be exchanged between threads.
+A program owns TILE columns and ROWS rows. A row of the input contributes to three rows of the output, so the program keeps
+their sums, as loop-carried register tensors of (TILE, N), and adds to each of them three small matrix products: one for each
+shift of the row. In this way, a row is loaded, normalized and brought into the layout that the tensor cores take only once,
+and not again for the row above and the row below; on its way into that layout it passes through shared memory. Taps are loaded
+before the loop. A tap is a shifted load; no intermediate has to be exchanged between threads.
 
 Layout: features are (S, H, W, C) row-major with S streams (1 or 2) and the channels innermost; taps are (9, C, N) in the
 order of rows, inputs before outputs. Offsets of rows are 64-bit: 16384 x 16384 x 32 numbers do not fit 32 bits.
@@ -141,12 +142,40 @@ def nine_taps(w_ptr, C: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @jit
-def convolved(total, above, center, below, taps):
+def _with_products(total, row, taps, first: tl.constexpr):
     # Half-precision operands go to the tensor cores; "ieee" keeps single precision what it is instead of TF32.
     for k in tl.static_range(3):
-        total = tl.dot(above[k], taps[k], total, input_precision="ieee")
-    for k in tl.static_range(3):
-        total = tl.dot(center[k], taps[3 + k], total, input_precision="ieee")
-    for k in tl.static_range(3):
-        total = tl.dot(below[k], taps[6 + k], total, input_precision="ieee")
+        total = tl.dot(row[k], taps[first + k], total, input_precision="ieee")
     return total
+
+
+@jit
+def convolved(total, above, center, below, taps):
+    # For a walk that keeps rows instead of sums.
+    total = _with_products(total, above, taps, 0)
+    total = _with_products(total, center, taps, 3)
+    return _with_products(total, below, taps, 6)
+
+
+@jit
+def no_sums(N: tl.constexpr, TILE: tl.constexpr):
+    # Of the row above the one that comes next, of that row, and of the one below it.
+    zero = tl.zeros([TILE, N], tl.float32)
+    return zero, zero, zero
+
+
+@jit
+def moved_down(sums):
+    # The first sum is complete and dropped.
+    return sums[1], sums[2], tl.zeros_like(sums[0])
+
+
+@jit
+def with_row(sums, row, taps):
+    return _with_products(sums[0], row, taps, 6), _with_products(sums[1], row, taps, 3), _with_products(sums[2], row, taps, 0)
+
+
+@jit
+def first_sums(above, center, taps, N: tl.constexpr, TILE: tl.constexpr):
+    # What a walk holds before it loads the row below. Products that only contribute to sums outside it are never computed.
+    return with_row(moved_down(with_row(no_sums(N, TILE), above, taps)), center, taps)

@@ -169,6 +169,29 @@ def record_gate(bundle: EngineBundle, gate: GateResult) -> EngineBundle:
     return EngineBundle(bundle.path, manifest)
 
 
+def require_same(path: Path, key: str, *, overwrite: bool) -> None:
+    """Require that a folder holds no bundle, or one of the engine that is about to be built.
+
+    Args:
+        path: The folder.
+        key: ``Manifest.key`` of the new bundle.
+        overwrite: Whether any bundle may be replaced.
+
+    Raises:
+        OutputError: It holds the bundle of another engine.
+    """
+    if overwrite or not (path / MANIFEST).is_file():
+        return
+    try:
+        same = read_bundle(path).manifest.key == key
+    except BundleError:
+        same = False
+    if not same:
+        raise OutputError(
+            f"the bundle {path} exists and holds another engine", "choose another --output, or replace it with --overwrite"
+        )
+
+
 def check_replaceable(path: Path) -> None:
     """Check that a bundle may be written under this name; call this before expensive work.
 

@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--overlay", type=Path, metavar="PNG", help="also draw both views on top of each other")
     add_json(check)
+    add_overwrite(check, "json", "overlay")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -448,11 +449,11 @@ def _add_making(parser: argparse.ArgumentParser, *, several_distances: bool) -> 
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("rig.yaml"), metavar="RIG", help="rig file to write (default: rig.yaml)"
     )
-    add_overwrite(parser, "an existing rig")
     parser.add_argument(
         "--overlay", type=Path, metavar="PNG", help="also draw both views on top of each other, before and after"
     )
     add_json(parser)
+    add_overwrite(parser, "json", "overlay")
 
 
 def _number(text: str) -> float:

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_best_effort, add_json, add_trust, length_m, nonempty, number_between
+from refusion_edge.cli.options import (
+    add_best_effort,
+    add_json,
+    add_overwrite,
+    add_trust,
+    length_m,
+    nonempty,
+    number_between,
+    require_free,
+)
 
 if TYPE_CHECKING:
     from refusion_edge.arrays import Array
@@ -38,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-offset-ms", type=_milliseconds, default=500.0, metavar="MS", help="largest offset to search for (default: 500)"
     )
     add_trust(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="rig file to write (default: overwrite RIG)")
+    parser.add_argument("-o", "--output", type=Path, metavar="RIG", help="rig file to write (default: RIG itself)")
     add_best_effort(parser)
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,9 +62,11 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.rig.file import read_rig, write_rig
 
     rig = read_rig(options.rig)
+    output = options.output or options.rig
+    if not output.exists() or not output.samefile(options.rig):  # its own rig is what it corrects
+        require_free(output, overwrite=options.overwrite)
     tracks = _tracks(options, rig)
     found = measure_offset(tracks["ir"], tracks["vis"], most_ms=options.max_offset_ms)
-    output = options.output or options.rig
     write_rig(output, replace(rig, time_offset_ms=found.offset_ms, time_error_ms=found.error_ms))
     if options.json:
         write_json(options.json, {"schema": _SCHEMA, **asdict(found)})

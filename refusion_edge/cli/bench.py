@@ -9,7 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_image_output, add_json, add_task, add_threads, add_trust_engine, require_both
+from refusion_edge.cli.options import (
+    add_image_output,
+    add_json,
+    add_overwrite,
+    add_task,
+    add_threads,
+    add_trust_engine,
+    require_both,
+)
 from refusion_edge.network import NETWORK_NAMES
 
 if TYPE_CHECKING:
@@ -111,6 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     results.add_argument("--csv", metavar="FILE", help="write every stage of every measurement as CSV")
     results.add_argument("--html", metavar="FILE", help="write a self-contained page with tables and plots")
+    add_overwrite(parser, "json", "csv", "html")
 
 
 def run(options: argparse.Namespace) -> int:

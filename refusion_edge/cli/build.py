@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_network, add_renamed, add_task
+from refusion_edge.cli.options import add_json, add_network, add_overwrite, add_renamed, add_task
 from refusion_edge.network.layouts import PRECISIONS
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_compiler(parser)
     _add_int8(parser)
     add_json(parser)
+    add_overwrite(parser, "json", what="an existing report, or a bundle that holds another engine")
 
 
 def _add_compiler(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
         if options.calib_data is not None:
             table, gate_pairs = calibrate(options, spec.network, shown)
             spec = replace(spec, calibration=table, gate_pairs=gate_pairs)
-        report = build(spec, shown.enter, shown)
+        report = build(spec, shown.enter, shown, overwrite=options.overwrite)
     if options.json:
         write_json(options.json, _document(report))
     if options.json != "-":

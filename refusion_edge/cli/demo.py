@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_network, add_threads, add_trust_engine
+from refusion_edge.cli.options import add_network, add_overwrite, add_threads, add_trust_engine, require_free
 from refusion_edge.network import NETWORK_NAMES
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser, default="both")
     add_trust_engine(parser)
     add_threads(parser)
+    add_overwrite(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,6 +46,10 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.network.family import NETWORKS
     from refusion_edge.tasks import TASKS
 
+    sheet = options.output / "montage.png"
+    require_free(
+        sheet, *(options.output / "fused").glob("*.png"), overwrite=options.overwrite, instead="choose another --output"
+    )
     spec = read_bundle(options.bundle).manifest if options.bundle else None
     networks = tuple(NETWORKS) if options.network is None else (options.network,)
     jobs = [
@@ -63,7 +68,6 @@ def run(options: argparse.Namespace) -> int:
                 write_image(options.output / "fused" / f"{job.task}-{name}{of_network}{several}.png", fused)
                 table.add_row(job.task, name, *cells)
                 shown.setdefault((job.task, name), {}).setdefault(job.network, fused)
-    sheet = options.output / "montage.png"
     write_image(sheet, montage(_rows(shown, networks)))
     console = output()
     console.print(table)

@@ -6,7 +6,7 @@ import argparse
 import platform
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json
+from refusion_edge.cli.options import add_json, add_overwrite
 
 if TYPE_CHECKING:
     from refusion_edge.backends.registry import Status
@@ -18,6 +18,7 @@ SUMMARY = "show which back ends, cameras, outputs and extras work on this machin
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``doctor``."""
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 def run(options: argparse.Namespace) -> int:

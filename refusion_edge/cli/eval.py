@@ -12,10 +12,14 @@ from refusion_edge.cli.options import (
     add_json,
     add_layout,
     add_network,
+    add_overwrite,
     add_shard,
+    add_split,
     add_task,
     add_trust_engine,
     nonempty,
+    read_split,
+    require_free,
     resolve_layout,
     thread_count,
 )
@@ -23,6 +27,7 @@ from refusion_edge.cli.options import (
 if TYPE_CHECKING:
     from refusion_edge.evaluation.report import Report
     from refusion_edge.evaluation.scoring import Sweep
+    from refusion_edge.images.names import NameList
     from refusion_edge.metrics import Metric
 
 SUMMARY = "score fused images with established metrics, and rank methods"
@@ -39,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ir", "--a", dest="a", metavar="DIR", help="source a: infrared, functional, near or underexposed")
     parser.add_argument("--vis", "--b", dest="b", metavar="DIR", help="source b: visible, MRI, far or overexposed")
     add_layout(parser)
+    add_split(parser, "score")
     parser.add_argument(
         "--fused",
         action="append",
@@ -91,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="combine the shards in these files into the report of a single run",
     )
+    add_overwrite(parser, "json", "csv", "latex", "markdown", "html")
     parser.add_argument("--list", action="store_true", help="list all metrics with convention, range and direction, and exit")
 
 
@@ -114,13 +121,16 @@ def run(options: argparse.Namespace) -> int:
     if options.html:
         # Fail before the work starts.
         require_engine()
-    settings, inputs = _inputs(options, metrics) if options.shard is not None else ("", "")
+    split = read_split(options)
+    settings, inputs = _inputs(options, metrics, split) if options.shard is not None else ("", "")
     if options.shard is not None and _is_done(options, inputs):
         return 0
 
     from refusion_edge.archive.shards import ALL
     from refusion_edge.evaluation import evaluate
+    from refusion_edge.evaluation.cases import find_sources
     from refusion_edge.evaluation.page import render_page
+    from refusion_edge.evaluation.shards import to_shard
     from refusion_edge.images.findings import Findings
 
     findings = Findings()
@@ -141,13 +151,15 @@ def run(options: argparse.Namespace) -> int:
             network=options.network,
             trivial=not options.no_trivial,
             shard=options.shard or ALL,
+            split=split,
         )
         page = render_page(report) if options.html else ""
     for line in findings.lines():
         remarks().print(line)
     document = {**report.to_document(), "remarks": findings.to_json()}
     if options.shard is not None:
-        document = _shard_document(options, report, settings, inputs)
+        total = len(find_sources(options.a, options.b, partial=options.partial, split=split)[0])
+        document = to_shard(report, options.shard, total, settings, inputs)
     _write(options, report, page, document)
     return 0
 
@@ -175,7 +187,7 @@ def _write(options: argparse.Namespace, report: Report, page: str, document: dic
         output().print(f"\nwrote {', '.join(written)}" if written else "\nnext: add --html report.html for plots and montages")
 
 
-def _inputs(options: argparse.Namespace, metrics: Sequence[Metric]) -> tuple[str, str]:
+def _inputs(options: argparse.Namespace, metrics: Sequence[Metric], split: NameList | None) -> tuple[str, str]:
     from refusion_edge.errors import UsageError
     from refusion_edge.evaluation.shards import inputs_of, settings_of
 
@@ -187,27 +199,24 @@ def _inputs(options: argparse.Namespace, metrics: Sequence[Metric]) -> tuple[str
     results, partial = _named(options.fused, "--fused"), options.partial
     settings = settings_of(
         options.a, options.b, metrics, methods=list(results), engines=_named(options.bundle, "--bundle"), facts=facts,
-        partial=partial,
+        partial=partial, split=split,
     )  # fmt: skip
-    return settings, inputs_of(options.a, options.b, results, options.shard, settings, partial=partial)
+    return settings, inputs_of(options.a, options.b, results, options.shard, settings, partial=partial, split=split)
 
 
 def _is_done(options: argparse.Namespace, inputs: str) -> bool:
     from refusion_edge.cli.console import output
-    from refusion_edge.evaluation.shards import is_done
+    from refusion_edge.evaluation.shards import is_done, is_shard
 
-    done = options.json != "-" and is_done(Path(options.json), inputs)
+    if options.json == "-":
+        return False
+    path = Path(options.json)
+    if not is_shard(path):
+        require_free(path, overwrite=options.overwrite)
+    done = is_done(path, inputs)
     if done:
         output().print(f"shard {options.shard} is already in {options.json}, and nothing that it depends on has changed")
     return done
-
-
-def _shard_document(options: argparse.Namespace, report: Report, settings: str, inputs: str) -> dict[str, Any]:
-    from refusion_edge.evaluation.cases import find_sources
-    from refusion_edge.evaluation.shards import to_shard
-
-    total = len(find_sources(options.a, options.b, partial=options.partial)[0])
-    return to_shard(report, options.shard, total, settings, inputs)
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_network, add_overwrite, add_task, require_free
+from refusion_edge.cli.options import add_network, add_overwrite, add_task
 from refusion_edge.network.layouts import FORMS, REFERENCE
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file ending in .onnx, .safetensors or .pth"
     )
-    add_overwrite(parser, "an existing file")
+    add_overwrite(parser, "output")
     parser.add_argument(
         "--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the ONNX graph (default: fp32)"
     )
@@ -56,7 +56,6 @@ def run(options: argparse.Namespace) -> int:
 
     if options.weights is None and options.task is None:
         raise UsageError("there is nothing to export", "add --task or --weights")
-    require_free(options.output, overwrite=options.overwrite)
     path = options.weights or weights_path(options.task, options.network or DEFAULT_NETWORK)
     checkpoint = read_checkpoint(path)
     require_network(checkpoint, options.network, str(path))

@@ -17,12 +17,14 @@ from refusion_edge.cli.options import (
     add_overwrite,
     add_rebuild,
     add_shard,
+    add_split,
     add_task,
     add_threads,
     add_trust_engine,
     nonempty,
     number_between,
     pixel_range,
+    read_split,
     require_free,
     resolve_layout,
 )
@@ -55,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, type=nonempty, help="file to write, or a folder if the sources are folders or patterns"
     )
-    add_overwrite(parser, "existing images")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--bundle", type=nonempty, metavar="DIR", help="engine bundle from 'build' (default: the weights of the task in fp32)"
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "its type (default: depends on the source and the file)",
         )  # fmt: skip
     add_layout(parser)
+    add_split(parser, "fuse")
     parser.add_argument(
         "--max-pixels", type=_pixels, default=100_000_000, metavar="N",
         help="refuse images with more pixels than this; a small file can decode to gigabytes (default: 100 million)",
@@ -93,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 @dataclass(slots=True)
@@ -125,7 +128,12 @@ def run(options: argparse.Namespace) -> int:
 
     options.a, options.b = resolve_layout(options.a, options.b, options.task, options.layout)
     many = is_collection(options.a)
+    split = read_split(options)
+    if split is not None and not many:
+        raise UsageError("--split needs folders, but the sources are two files", "leave it out")
     found = find_pairs(options.a, options.b)
+    if split is not None:
+        found = split.select_pairs(found)
     if not many:
         check_writable_suffix(Path(options.output))
     elif Path(options.output).is_file():

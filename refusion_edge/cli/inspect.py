@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refusion_edge.cli.options import add_json, add_network
+from refusion_edge.cli.options import add_json, add_network, add_overwrite
 
 SUMMARY = "describe an engine bundle, a weights file, a program file or the weights of a task"
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_network(parser)
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.errors import OutputError, UsageError
+from refusion_edge.files import is_occupied
 from refusion_edge.machine import MAX_THREADS
 from refusion_edge.network import NETWORK_NAMES
 from refusion_edge.tasks import TASKS
@@ -19,6 +19,7 @@ from refusion_edge.tasks import TASKS
 _UNITS_PER_M = {"m": 1, "cm": 100, "mm": 1000}
 if TYPE_CHECKING:
     from refusion_edge.archive.shards import Shard
+    from refusion_edge.images.names import NameList
 
 _AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>[MGT])(?P<binary>i?)B", re.ASCII)
 _LENGTH = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?) ?(?P<unit>m|cm|mm)", re.ASCII)
@@ -103,20 +104,29 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the result as JSON; - writes it to standard output")
 
 
-def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--overwrite``, for ``require_free``.
+def add_overwrite(parser: argparse.ArgumentParser, *written: str, what: str = "existing files") -> None:
+    """Add ``--overwrite``, which every verb that writes files has.
 
     Args:
         parser: Where to add it.
+        *written: Options that each name a file to write; ``refusion_edge.cli`` asks ``require_free`` about them before it
+            runs the verb. The verb itself asks about all other files.
         what: What it replaces, for the help.
     """
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what} (default: stop with an error)")
+    parser.set_defaults(written=written)
+
+
+def written_files(options: argparse.Namespace) -> list[Path]:
+    """The files that the options name for writing, see ``add_overwrite``."""
+    if getattr(options, "shard", None) is not None or getattr(options, "cluster", None) is not None:
+        return []  # a repeated shard continues what it wrote before
+    named = (getattr(options, name) for name in getattr(options, "written", ()))
+    return [Path(path) for path in named if path is not None and path != "-"]
 
 
 def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:
     """Require that no output file exists yet: the existing one may have cost the user work.
-
-    Only regular files are replaced; for anything else, it is the writer that decides.
 
     Args:
         *paths: Files to be written.
@@ -126,15 +136,9 @@ def require_free(*paths: Path, overwrite: bool, instead: str = "choose another n
     Raises:
         OutputError: One exists.
     """
-    existing = next((path for path in paths if _is_file(path)), None)
-    if existing is not None and not overwrite:
+    existing = None if overwrite else next(filter(is_occupied, paths), None)
+    if existing is not None:
         raise OutputError(f"{existing} exists", f"{instead}, or replace it with --overwrite")
-
-
-def _is_file(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # as for a name that is too long
-        return path.is_file()
-    return False
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +149,30 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         help="layout of a known data set, such as msrs, lytro or mefb, if its folder is given as both sources "
         "(default: detected)",
     )
+
+
+def add_split(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--split``, for ``read_split``.
+
+    Args:
+        parser: Where to add it.
+        what: What is done with the pairs that it lists, for the help.
+    """
+    parser.add_argument(
+        "--split", type=nonempty, metavar="FILE",
+        help=f"{what} only the pairs that this text file names, one per line, as data sets publish their splits (default: all)",
+    )  # fmt: skip
+
+
+def read_split(options: argparse.Namespace) -> NameList | None:
+    """Read the file of ``--split``.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    from refusion_edge.images.names import read_names
+
+    return None if options.split is None else read_names(Path(options.split))
 
 
 def resolve_layout(a: str, b: str, task: str | None, layout: str | None) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_json
+from refusion_edge.cli.options import add_json, add_overwrite
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=float, default=_LIMIT_S, metavar="S", help="time limit per back end, in seconds (default: 3600)"
     )
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ir", type=nonempty, required=True, metavar="URI", help="infrared source")
     parser.add_argument("--vis", type=nonempty, required=True, metavar="URI", help="visible source")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write to")
-    add_overwrite(parser, "existing images")
     parser.add_argument(
         "--offset-ms", type=_signed_milliseconds, default=0.0, metavar="MS",
         help="offset added to infrared time stamps (default: 0)",
@@ -34,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout-s", type=_seconds, default=20.0, metavar="S", help="when to give up (default: 20)")
     add_best_effort(parser)
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 def run(options: argparse.Namespace) -> int:

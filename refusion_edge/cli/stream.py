@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SUMMARY = "fuse two live cameras or videos, paired by time, into a window, a browser, a video or a folder"
 
 # Options that are not settings of the stream; `bundle` is also read by --rebuild.
-_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "overwrite", "trust", "bundle", "log_json")
+_OUR_OWN = ("help", "run", "verb", "json", "rebuild", "config", "save_config", "written", "trust", "bundle", "log_json")
 
 # A rate error below this is that of any quartz.
 _SHOWN_PPM = 200
@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=nonempty, metavar="FILE", help="read the settings from a YAML file; options given here take precedence"
     )
     parser.add_argument("--save-config", type=nonempty, metavar="FILE", help="write the settings to a YAML file, and exit")
-    add_overwrite(parser, "an existing --save-config file")
     parser.add_argument(
         "-o", "--output", dest="outputs", action="append", type=nonempty, metavar="URI",
         help="output; repeatable (default: a window if there is a display and no --headless, otherwise view://127.0.0.1:8080)",
@@ -90,13 +89,17 @@ def run(options: argparse.Namespace) -> int:
 
     if options.config is not None and has_rigs(options.config):
         return _run_site(options)
+    overwrite = vars(options).get("overwrite", False)
+    if options.save_config is not None:
+        vars(options).pop("overwrite", None)  # it is about that file, and must not become a setting unnoticed
     settings = _settings(options)
     if options.save_config is not None:
-        require_free(Path(options.save_config), overwrite=options.overwrite)
+        require_free(Path(options.save_config), overwrite=overwrite)
         write_config(options.save_config, settings)
         output().print(f"wrote {options.save_config}")
         output().print(f"next: refusion-edge stream --config {options.save_config}")
         return 0
+    _require_free_report(options, overwrite=settings.overwrite)
     options.bundle = settings.bundle  # for --rebuild
     if options.rebuild and settings.bundle is None:
         raise _nothing_to_rebuild()
@@ -129,6 +132,7 @@ def _run_site(options: argparse.Namespace) -> int:
             "--save-config writes the settings of one rig, but the configuration has several", "edit the file itself"
         )
     plans = read_site(options.config, _given(options), trust=options.trust)
+    _require_free_report(options, overwrite=all(plan.settings.overwrite for plan in plans))
     if options.rebuild:
         _rebuild_misfits([plan.settings for plan in plans])
     keep_freed_memory()
@@ -167,6 +171,11 @@ def _run_site(options: argparse.Namespace) -> int:
         if failure is not None:
             raise failure
     return 0
+
+
+def _require_free_report(options: argparse.Namespace, *, overwrite: bool) -> None:
+    if options.json and options.json != "-":
+        require_free(Path(options.json), overwrite=overwrite)
 
 
 def _rebuild_misfits(every: Sequence[StreamSettings]) -> None:
@@ -337,6 +346,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add("--hash", action="store_true", help="report a SHA-256 of all fused frames (implied by --record and --replay)")
     add_json(parser)
+    # The files themselves are those of the settings, which may come from a file, too.
+    add_overwrite(parser, what="existing videos, images, recordings and reports, or with --save-config only the file")
 
 
 def _settings(options: argparse.Namespace) -> StreamSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refusion_edge.cli.options import add_network, add_threads
+from refusion_edge.cli.options import add_network, add_split, add_threads, read_split
 from refusion_edge.errors import CheckpointError
 from refusion_edge.tasks import TASKS
 
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PREFIX",
         help="leave out files whose names start with PREFIX; repeatable",
     )
+    add_split(parser, "train on")
+    parser.add_argument(
+        "--val", type=Path, metavar="PATH",
+        help="validate on the pairs that this text file names, as in --split, or on those of another folder like --data "
+        "(default: hold back a share of the pairs)",
+    )  # fmt: skip
     parser.add_argument(
         "--preset", metavar="NAME", help="preset: 'default', 'paper' or a TOML file in the same format (default: 'default')"
     )
@@ -113,6 +120,8 @@ def run(options: argparse.Namespace) -> int:
         folder_b=options.b,
         layout=options.layout,
         exclude=tuple(options.exclude),
+        split=read_split(options),
+        val=options.val,
         init=options.init,
         resume=options.resume,
         auto_resume=options.auto_resume,
@@ -141,13 +150,28 @@ def _run(request: Request, *, probe: bool) -> int:
         return 0 if outcome.finished else _INTERRUPTED
     if not outcome.finished:
         remarks().print(f"stopped by {outcome.reason} after step {outcome.step}; wrote {outcome.checkpoint}")
-        taught = f" --teacher {request.teacher.name}" if request.teacher else ""
-        output().print(f"next: refusion-edge train --task {request.task} --data {request.data} --resume {folder}{taught}")
+        same = shlex.join(_same_data(request))
+        output().print(f"next: refusion-edge train --task {request.task} {same} --resume {folder}")
         return _INTERRUPTED
     weights = folder / f"{request.task}.safetensors"
     output().print(f"wrote {weights} after {outcome.step} steps; best by validation: {folder / 'best.safetensors'}")
     output().print(f"next: refusion-edge fuse A.png B.png -o fused.png --weights {weights}")
     return 0
+
+
+def _same_data(request: Request) -> list[str]:
+    """The options without which a resumed run would learn from something else."""
+    given = [
+        ("--data", request.data),
+        ("--a", request.folder_a),
+        ("--b", request.folder_b),
+        ("--layout", request.layout),
+        *(("--exclude", prefix) for prefix in request.exclude),
+        ("--split", request.split and request.split.path),
+        ("--val", request.val),
+        ("--teacher", request.teacher and request.teacher.name),
+    ]
+    return [word for option, value in given if value is not None for word in (option, str(value))]
 
 
 @contextmanager

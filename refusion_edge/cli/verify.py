@@ -6,7 +6,15 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from refusion_edge.cli.options import add_json, add_network, add_renamed, add_threads, add_trust_engine, require_both
+from refusion_edge.cli.options import (
+    add_json,
+    add_network,
+    add_overwrite,
+    add_renamed,
+    add_threads,
+    add_trust_engine,
+    require_both,
+)
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
@@ -39,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_threads(parser)
     add_json(parser)
+    add_overwrite(parser, "json")
 
 
 def run(options: argparse.Namespace) -> int:

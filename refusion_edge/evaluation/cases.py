@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusion_edge.errors import InputError, UsageError
+from refusion_edge.images.names import NameList
 from refusion_edge.images.pairs import PairPaths, find_images, find_pairs
 
 _LISTED = 20
@@ -57,21 +58,26 @@ class CaseList:
     left_out: tuple[Path, ...]
 
 
-def find_sources(a: str, b: str, *, partial: bool = False) -> tuple[tuple[PairPaths, ...], tuple[Path, ...]]:
+def find_sources(
+    a: str, b: str, *, partial: bool = False, split: NameList | None = None
+) -> tuple[tuple[PairPaths, ...], tuple[Path, ...]]:
     """Match the files of the two sources.
 
     Args:
         a: Folder or glob pattern of source a.
         b: The same for source b.
         partial: Whether to ignore files without a counterpart.
+        split: The pairs to take; None for all.
 
     Returns:
-        The pairs, and the files without a counterpart.
+        The pairs, and the files without a counterpart; with a split, its pairs only.
 
     Raises:
         InputError: The folders hold nothing in common, or a counterpart is missing and ``partial`` is not set.
     """
     found = find_pairs(a, b)
+    if split is not None:
+        found = split.select_pairs(found)
     left_out = (*found.only_a, *found.only_b)
     _require_all(left_out, partial)
     return found.pairs, left_out
@@ -85,6 +91,7 @@ def find_cases(
     in_color: Mapping[str, str] | None = None,
     partial: bool = False,
     share: Collection[str] | None = None,
+    split: NameList | None = None,
 ) -> CaseList:
     """Match sources and the results of several methods by stem.
 
@@ -97,6 +104,7 @@ def find_cases(
         in_color: The same for methods whose results also exist in color; with the same stems.
         partial: Whether to ignore files without a counterpart.
         share: Names of the pairs to take; None for all.
+        split: The pairs that matter; results of the others are ignored. None for all.
 
     Raises:
         InputError: Nothing matches, or a counterpart is missing and ``partial`` is not set.
@@ -104,11 +112,12 @@ def find_cases(
     """
     if not results:
         raise UsageError("there are no fused images to score", "add --fused DIR or --bundle DIR")
-    pairs, left_out = find_sources(a, b, partial=partial)
-    names = [pair.name for pair in pairs]
+    pairs, left_out = find_sources(a, b, partial=partial, split=split)
+    # Results are matched to all pairs, so that those outside the split are known, too.
+    names = [pair.name for pair in (pairs if split is None else find_pairs(a, b).pairs)]
     luma = {method: _match(names, source) for method, source in results.items()}
     color = luma | {method: _match(names, source) for method, source in (in_color or {}).items()}
-    taken = names if share is None else [name for name in names if name in share]
+    taken = [pair.name for pair in pairs if share is None or pair.name in share]
     missing = [Path(results[method], f"{name}.*") for method, files in luma.items() for name in taken if name not in files]
     matched = {file for files in luma.values() for file in files.values()}
     surplus = [file for source in results.values() for file in find_images(source).values() if file not in matched]

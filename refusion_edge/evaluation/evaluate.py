@@ -23,6 +23,7 @@ from refusion_edge.fuser import Fuser, load
 from refusion_edge.images.depth import find_depths, read_pairs
 from refusion_edge.images.findings import Findings
 from refusion_edge.images.io import write_image
+from refusion_edge.images.names import NameList
 from refusion_edge.images.pairs import ImagePair, PairPaths, read_pair
 from refusion_edge.images.ranges import Mask
 from refusion_edge.metrics import Metric, sweep_fusion
@@ -56,6 +57,7 @@ def evaluate(
     network: str | None = None,
     trivial: bool = False,
     shard: Shard = ALL,
+    split: NameList | None = None,
 ) -> Report:
     """Score the results of one or more methods.
 
@@ -76,6 +78,7 @@ def evaluate(
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
         shard: The shard of the pairs to score; see ``refusion_edge.evaluation.shards``.
+        split: The pairs to score, or their shard; None for all.
 
     Raises:
         UsageError: No method is given, a name occurs twice, or the tasks of the engines differ; there are more shards than
@@ -91,7 +94,7 @@ def evaluate(
         raise UsageError(f"two methods have the name '{min(twice)}'", "tell them apart with NAME=DIR")
     jobs = jobs or core_count()
     folders, in_color = dict(results), {}
-    pairs, _ = find_sources(a, b, partial=partial)
+    pairs, _ = find_sources(a, b, partial=partial, split=split)
     share, lead = _share(pairs, shard, metrics, partial=partial, swept=misregistration is not None)
     if engines or rules:
         if folder is None:
@@ -118,7 +121,7 @@ def evaluate(
                     fuse_pairs(fuser, share, Path(in_color[name]), color=True, whole=pairs, done=done)
 
     names = None if shard.is_all else {pair.name for pair in share}
-    found = find_cases(a, b, folders, in_color=in_color, partial=partial, share=names)
+    found = find_cases(a, b, folders, in_color=in_color, partial=partial, share=names, split=split)
     chosen = find_task(task or DEFAULT_TASK)
     depths = None if shard.is_all else find_depths(pairs, chosen)
     done = progress("scoring", len(found.cases) - lead)

@@ -22,6 +22,7 @@ from refusion_edge.evaluation.cases import Case, CaseList, Result, find_cases, f
 from refusion_edge.evaluation.report import Report
 from refusion_edge.files import read_file
 from refusion_edge.images.depth import find_depths
+from refusion_edge.images.names import NameList
 from refusion_edge.metrics import CONVENTIONS, Metric, find_metric, metrics_of
 from refusion_edge.tasks import TASKS, find_task
 
@@ -73,6 +74,7 @@ def settings_of(
     engines: Mapping[str, str],
     facts: Mapping[str, Any],
     partial: bool,
+    split: NameList | None = None,
 ) -> str:
     """Digest of what the values of all shards depend on: version, metrics, engines, and the bit depths of the whole set.
 
@@ -84,20 +86,32 @@ def settings_of(
         engines: Engines of methods.
         facts: Other options.
         partial: See ``evaluate``.
+        split: See ``evaluate``.
 
     Raises:
         InputError: Files do not match, or cannot be read.
     """
-    pairs, _ = find_sources(a, b, partial=partial)
+    pairs, _ = find_sources(a, b, partial=partial, split=split)
     task = facts.get("task")
     # The task of an engine is known once it is open.
     tasks = [find_task(task)] if task is not None else list(TASKS.values())
     depths = [find_depths(pairs, each).bits for each in tasks]
     digests = {name: FusePlan(source, network=facts.get("network")).digest(None) for name, source in engines.items()}
-    return _digest([__version__, [metric.key for metric in metrics], list(methods), digests, dict(facts), len(pairs), depths])
+    names = None if split is None else sorted(pair.name for pair in pairs)
+    keys = [metric.key for metric in metrics]
+    return _digest([__version__, keys, list(methods), digests, dict(facts), len(pairs), depths, names])
 
 
-def inputs_of(a: str, b: str, results: Mapping[str, str], shard: Shard, settings: str, *, partial: bool) -> str:
+def inputs_of(
+    a: str,
+    b: str,
+    results: Mapping[str, str],
+    shard: Shard,
+    settings: str,
+    *,
+    partial: bool,
+    split: NameList | None = None,
+) -> str:
     """Digest of everything that the values of a shard depend on: the settings, and all its files.
 
     Args:
@@ -107,19 +121,20 @@ def inputs_of(a: str, b: str, results: Mapping[str, str], shard: Shard, settings
         shard: The shard.
         settings: ``settings_of``.
         partial: See ``evaluate``.
+        split: See ``evaluate``.
 
     Raises:
         InputError: Files do not match, or cannot be read.
         UsageError: There are more shards than pairs.
     """
-    pairs, _ = find_sources(a, b, partial=partial)
+    pairs, _ = find_sources(a, b, partial=partial, split=split)
     shard.require_items(len(pairs))
     first, end = shard.bounds(len(pairs))
     # Metrics over time also read the image before the first one.
     names = {pair.name for pair in pairs[max(0, first - 1) : end]}
     files = [path for pair in pairs if pair.name in names for path in (pair.a, pair.b)]
     if results:
-        found = find_cases(a, b, results, partial=partial, share=names)
+        found = find_cases(a, b, results, partial=partial, share=names, split=split)
         files += [path for case in found.cases for result in case.results.values() for path in (result.luma, result.color)]
     try:
         hashes = [[path.name, sha256_of(path)] for path in files]
@@ -184,6 +199,14 @@ def read_shard(path: Path) -> ShardOfReport:
     ):
         raise InputError(f"{path} is inconsistent: the sizes of its tables and lists differ", "make it again", expected=shape)
     return found
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is the report of a shard, even a damaged one or one of another version, which a later run may replace."""
+    try:
+        return SCHEMA.rpartition("/")[0].encode() in read_file(path, kind="report of a shard", most_bytes=_MOST_BYTES)
+    except InputError:
+        return False
 
 
 def is_done(path: Path, inputs: str) -> bool:

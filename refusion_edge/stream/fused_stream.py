@@ -292,7 +292,7 @@ def fuse_video(ir: Name, vis: Name, output: Name, **options: Any) -> dict[str, A
     Args:
         ir: The infrared source, see ``open_stream``.
         vis: The visible source.
-        output: A video file or a folder; it is replaced.
+        output: A video file or a folder; one of an earlier run is replaced only with ``overwrite=True``.
         **options: See there.
 
     Returns:

@@ -269,6 +269,8 @@ def _plan(name: str, own: object, shared: Mapping[str, Any], path: Path, given: 
     except InputError as error:
         raise error.within(where) from error
     settings = override(settings, {**given, "trust": trust})
+    if "clips" in own and not _views(settings):
+        raise InputError(f"the {where} sets 'clips', but has no browser view", "add view:// to its outputs, or leave it out")
     if not settings.outputs:
         raise InputError(f"the {where} has no output", "write 'outputs: [view://127.0.0.1:8080]' outside 'rigs'")
     return RigPlan(name, settings, share)

@@ -22,9 +22,10 @@ from tests.kernels.emulator.launches import decoded, run_case
 if not is_built():
     pytest.skip("the PTX emulator was not built", allow_module_level=True)
 
-# Two strips across and three down, of 64x16 pixels.
-SIZE = HEIGHT, WIDTH = 48, 128
-PIXELS, STRIPS = HEIGHT * WIDTH, 6
+# Two strips across and two down, of 64x32 pixels.
+ROWS = 32
+SIZE = HEIGHT, WIDTH = 2 * ROWS, 128
+PIXELS, STRIPS = HEIGHT * WIDTH, 4
 SECTOR = 32
 
 
@@ -39,18 +40,18 @@ def counted(folded: FoldedWeights, name: str) -> tuple[Counters, str]:
     return count([outcome.result]), binary.image.decode()
 
 
-def issued(text: str, pattern: str, rows: int) -> int:
+def issued(text: str, pattern: str) -> int:
     """Times that a warp issues what matches: each line once, and those in the one loop over rows as often as it has turns."""
     (loop,) = re.finditer(r"^(\$L\w+):.*?\bbra(?:\.uni)? \t\1;", text, re.MULTILINE | re.DOTALL)
     inside = len(re.findall(pattern, loop[0]))
-    return len(re.findall(pattern, text)) - inside + rows * inside
+    return len(re.findall(pattern, text)) - inside + ROWS * inside
 
 
 def test_a_convolution_is_counted_as_by_hand(folded: FoldedWeights) -> None:
     counters, text = counted(folded, "encoder_apply")
-    streams, channels, warps = 2, 16, 4
-    # Nine taps of 16x16, and 16 channels of two bytes that are written once.
-    assert counters.tensor_products == streams * PIXELS * 9 * channels * channels
+    streams, channels, warps = 2, 16, 2
+    # Nine taps of 16x16, once more than there are rows; and 16 channels of two bytes that are written once.
+    assert counters.tensor_products == streams * PIXELS * 9 * channels * channels * (ROWS + 1) / ROWS
     assert counters.global_bytes_written == streams * PIXELS * channels * 2
     assert counters.sectors_written == counters.sectors_written_once == streams * PIXELS * channels * 2 // SECTOR
     # The features, and 9 x 16 x 16 taps, gain and bias for each stream.
@@ -58,13 +59,16 @@ def test_a_convolution_is_counted_as_by_hand(folded: FoldedWeights) -> None:
     assert counters.sectors_read_once == pytest.approx(read / SECTOR, rel=0.01)
     # A second count of shared memory, in the text of the kernel: an 8x8 matrix of halves is a wavefront of 128 bytes.
     programs = streams * STRIPS * warps
-    matrices = sum(number * issued(text, rf"ldmatrix\.sync\.aligned\.m8n8\.x{number}\b", rows=16) for number in (1, 2, 4))
+    matrices = sum(number * issued(text, rf"ldmatrix\.sync\.aligned\.m8n8\.x{number}\b") for number in (1, 2, 4))
     others = counters.shared_wavefronts - programs * matrices
-    # What else there is: stores of 16 bytes a lane, four wavefronts each, and of 4 bytes, in both directions.
-    wide, narrow = issued(text, r"st\.shared\.v4\.b32", rows=16), issued(text, r"(?:st|ld)\.shared\.b32", rows=16)
-    assert others == programs * (4 * wide + narrow)
+    # What else there is: stores of 16 bytes a lane, four wavefronts each, and of 8 and 4 bytes, in both directions.
+    widths = {4: r"st\.shared\.v4\.b32", 2: r"(?:st|ld)\.shared\.v2\.b32", 1: r"(?:st|ld)\.shared\.b32"}
+    assert others == programs * sum(wavefronts * issued(text, pattern) for wavefronts, pattern in widths.items())
+    # Every row becomes an operand once at each of three shifts, though it is part of three sums, and so does what is stored: a
+    # load for every 16 pixels, of which a warp has 32.
+    assert issued(text, r"ldmatrix\.sync\.aligned\.m8n8\.x4\.shared") == 2 * (3 * (ROWS + 2) + ROWS)
     assert counters.shared_wavefronts == counters.shared_wavefronts_least
-    assert counters.barriers == programs * issued(text, r"bar\.sync", rows=16)
+    assert counters.barriers == programs * issued(text, r"bar\.sync")
 
 
 def test_the_last_convolution_is_counted_as_by_hand(folded: FoldedWeights) -> None:

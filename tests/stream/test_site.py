@@ -64,6 +64,11 @@ def test_shared_settings_are_those_of_every_rig_and_its_own_take_precedence() ->
         ),
         (f"outputs: ['null://']\nrecord: r\nrigs: {{gate: {{{CAMERAS}}}, yard: {{{CAMERAS}}}}}", UsageError, "yard"),
         (f"outputs: ['null://']\nclips: c\nrigs: {{gate: {{{CAMERAS}}}}}", UsageError, "--clips"),
+        (
+            f"rigs: {{gate: {{{CAMERAS}, outputs: ['view://']}}, yard: {{{CAMERAS}, outputs: ['null://'], clips: c}}}}",
+            InputError,
+            "yard",
+        ),
         (f"outputs: ['null://']\ntls: [c.pem, k.pem]\nrigs: {{gate: {{{CAMERAS}}}}}", UsageError, "--tls"),
         (
             f"rigs: {{gate: {{{CAMERAS}, outputs: ['view://:1']}}, yard: {{{CAMERAS}, outputs: ['view://:2']}}}}",
@@ -78,7 +83,7 @@ def test_sites_that_cannot_be_run_are_refused(text: str, kind: Any, named: str) 
 
 
 def test_rigs_from_files_give_what_each_gives_alone(run_cli: Cli) -> None:
-    words = ("--network", "fast", "--threads", 1, "-o", "null://", "--hash", "--json", "alone.json")
+    words = ("--network", "fast", "--threads", 1, "-o", "null://", "--hash", "--json", "alone.json", "--overwrite")
     sources = [tuple(camera(side, live=0, frames=20, seed=seed) for side in ("ir", "vis")) for seed in (1, 2)]
     alone, rigs = [], []
     for ir, vis in sources:

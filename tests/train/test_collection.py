@@ -13,10 +13,13 @@ pytest.importorskip("torch", reason="training needs torch")
 from refusion_edge.arrays import Array
 from refusion_edge.errors import InputError
 from refusion_edge.images.io import write_image
+from refusion_edge.images.names import read_names
 from refusion_edge.tasks import find_task
 from refusion_edge.train.augmentation import defocused_pair
 from refusion_edge.train.collection import PairCollection, read_planes, split_held, survey
 from refusion_edge.train.crops import crop_batch
+from refusion_edge.train.session import Console, Request, divide, survey_for
+from refusion_edge.train.settings import resolve
 from tests.raising import raises
 
 IR_VIS, MULTI_FOCUS = find_task("ir_vis"), find_task("multi_focus")
@@ -171,3 +174,24 @@ def test_the_folders_of_a_known_data_set_are_found(folder_of_pairs: Callable[...
     found = survey(data, IR_VIS, 16)
     assert len(found.entries) == 3
     assert any("llvip" in remark for remark in found.remarks)
+
+
+def test_a_list_or_a_folder_is_held_back(folder_of_pairs: Callable[..., Path]) -> None:
+    data, other = folder_of_pairs("data", count=6), folder_of_pairs("other", count=2)
+    Path("train.txt").write_text("00\n01.png\n02\n03\n")
+    Path("val.txt").write_text("04\n")
+    Path("all.txt").write_text("".join(f"0{number}\n" for number in range(6)))
+    settings = resolve("default", "ir_vis", device="cpu", assignments=("run.crop_px=16", "run.late_crop_px=16"))
+    console = Console(lambda _: None, iter, lambda *_: None)
+
+    def divided(split: str | None, val: str | Path) -> list[list[str]]:
+        request = Request("ir_vis", data, Path("run"), split=split and read_names(Path(split)), val=Path(val))
+        found = survey_for(request, settings, console)
+        return [[entry.name for entry in part] for part in divide(request, settings, found, console)]
+
+    assert divided("train.txt", "val.txt") == [["00", "01", "02", "03"], ["04"]]
+    assert divided(None, "val.txt") == [["00", "01", "02", "03", "05"], ["04"]]
+    assert divided("train.txt", other) == [["00", "01", "02", "03"], ["00", "01"]]
+    for split, val in (("train.txt", "train.txt"), (None, "all.txt"), (None, "absent.txt")):
+        with raises(InputError, "val" if split else val):
+            divided(split, val)

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 _BLOCK_BYTES = 4096
 _EMPTY_BYTES = 8 * _BLOCK_BYTES
 
+DESCRIPTION = "recording.json"
+"""Name of the description of a recording."""
+_NAMES = {DESCRIPTION, TIMES_NAME, "pairs.csv", *SIDES}
 PART_NAME = re.compile(r"part-([0-9]{6,9})")
 """Names of the parts of a recording of limited size, in the order of their numbers."""
 
@@ -118,6 +122,7 @@ class Recorder:
     Args:
         folder: Folder of the recording; it must be empty or absent.
         settings: Pairing settings for ``recording.json``.
+        overwrite: Whether the folder may also hold an earlier recording, which is removed.
 
     Raises:
         OutputError: The folder is not empty, or cannot be created.
@@ -128,7 +133,8 @@ class Recorder:
 
     outlasts_full_disk = False
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+        self._overwrite = overwrite
         self.size_bytes = _EMPTY_BYTES
         self._folder = folder
         self._settings = settings
@@ -143,8 +149,7 @@ class Recorder:
             with contextlib.ExitStack() as on_failure:
                 on_failure.enter_context(self._claim)
                 on_failure.push(self.__exit__)
-                if not self._folder.is_dir() or any(self._folder.iterdir()):
-                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder", "choose another name")
+                make_room(self._folder, overwrite=self._overwrite)
                 self._begin()
                 on_failure.pop_all()
         except OSError as error:
@@ -214,6 +219,43 @@ class Recorder:
         self.size_bytes += len(data)
 
 
+def require_room(folder: Path, *, overwrite: bool) -> None:
+    """Require that a recording can be written to a folder: that it is absent, empty, or holds a recording to be replaced.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether a recording in it may be replaced. Any other content is in the way in either case.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    is_recording = DESCRIPTION in names and all(map(_is_ours, names))
+    if names and not (is_recording and overwrite):
+        instead = ", or replace the recording in it with --overwrite" if is_recording else ""
+        raise OutputError(f"cannot record to {folder}: it is not an empty folder", f"choose another name{instead}")
+
+
+def _is_ours(name: str) -> bool:
+    # A part that is going, and what a kill leaves of a description, begin with a dot.
+    return name in _NAMES or name.startswith(f".{DESCRIPTION}.") or PART_NAME.fullmatch(name.lstrip(".")) is not None
+
+
+def make_room(folder: Path, *, overwrite: bool) -> None:
+    """Remove the recording in a folder where that is allowed, see ``require_room``.
+
+    Raises:
+        OutputError: See there.
+        OSError: Something cannot be removed.
+    """
+    require_room(folder, overwrite=overwrite)
+    # The description goes last: without it, what is left would be in the way of the next attempt.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def describe(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``recording.json`` into the folder of a recording.
 
@@ -221,7 +263,7 @@ def describe(folder: Path, settings: dict[str, Any]) -> None:
         OutputError: It cannot be written.
     """
     text = json.dumps({"schema": SCHEMA, **settings}, indent=2, sort_keys=True) + "\n"
-    write_atomically(folder / "recording.json", text.encode())
+    write_atomically(folder / DESCRIPTION, text.encode())
 
 
 def ending(end: int, networks: Sequence[tuple[int, str]], lost: int) -> dict[str, Any]:
@@ -292,7 +334,7 @@ def read_recording(folder: Path) -> Recording:
     Raises:
         InputError: The folder is not a recording, or the recording is damaged.
     """
-    path = folder / "recording.json"
+    path = folder / DESCRIPTION
     if not folder.is_dir() or not path.exists():
         raise InputError(f"{folder} is not a recording of 'stream --record': it has no {path.name}", "check the path")
     data = read_file(path, kind="description of a recording", most_bytes=_MAX_SETTINGS_BYTES)

@@ -27,6 +27,7 @@ def open_sink(
     allow_origins: Sequence[str] = (),
     tls: tuple[str, str] | None = None,
     clips: Clips | None = None,
+    overwrite: bool = True,
     announce: Callable[[str], object] = lambda _text: None,
 ) -> Sink:
     """Create the output that a URI names; entering it as a context manager opens it, and leaving it completes its files.
@@ -42,10 +43,12 @@ def open_sink(
         allow_origins: Addresses under which reverse proxies show it.
         tls: Files of a certificate and its key with which it is served.
         clips: Records videos for viewers of the browser view.
+        overwrite: Whether to replace files of earlier runs.
         announce: Called with messages for users, such as an address.
 
     Raises:
         UsageError: The URI has unknown options, or cannot be written.
+        OutputError: A file exists that must not be replaced.
         MissingDependencyError: The output needs a package that is not installed.
     """
     uri = parse_output(uri) if isinstance(uri, str) else uri
@@ -70,7 +73,7 @@ def open_sink(
             clips=clips,
             tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
         )
-    return open_file_sink(uri, rate_hz=rate_hz, announce=announce)
+    return open_file_sink(uri, rate_hz=rate_hz, overwrite=overwrite, announce=announce)
 
 
 def _open_pipeline(uri: Uri, rate_hz: float | None, live: bool, announce: Callable[[str], object]) -> Sink:

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from refusion_edge.errors import OutputError
 from refusion_edge.files import Claim, output_error
 from refusion_edge.stream.frames import Frame
-from refusion_edge.stream.outputs.recording import PairFate, Recorder, describe, ending
+from refusion_edge.stream.outputs.recording import PairFate, Recorder, describe, ending, make_room
 
 # The more parts, the less is removed at once, and the more folders there are.
 PARTS = 8
@@ -31,6 +31,7 @@ class RingRecorder:
         folder: Folder of the recording; it must be empty or absent.
         settings: Pairing settings for ``recording.json``.
         limit_bytes: Largest size of all parts together on the disk.
+        overwrite: Whether the folder may also hold an earlier recording, which is removed.
 
     Raises:
         OutputError: The folder is not empty, or cannot be created.
@@ -38,7 +39,8 @@ class RingRecorder:
 
     outlasts_full_disk = True
 
-    def __init__(self, folder: Path, settings: dict[str, Any], limit_bytes: int) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], limit_bytes: int, *, overwrite: bool = False) -> None:
+        self._overwrite = overwrite
         self._folder, self._settings, self._limit_bytes = folder, settings, limit_bytes
         self._share_bytes = limit_bytes // PARTS
         self._claim = Claim(folder)
@@ -51,8 +53,7 @@ class RingRecorder:
             self._folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as on_failure:
                 on_failure.enter_context(self._claim)
-                if any(self._folder.iterdir()):
-                    raise OutputError(f"cannot record to {self._folder}: it is not an empty folder", "choose another name")
+                make_room(self._folder, overwrite=self._overwrite)
                 describe(self._folder, {**self._settings, "limit_bytes": self._limit_bytes})
                 self._begin()
                 on_failure.pop_all()

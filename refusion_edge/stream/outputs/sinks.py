@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 import struct
 import time
 from multiprocessing import shared_memory
@@ -72,12 +74,22 @@ class NullSink:
             time.sleep(self._delay_s)
 
 
+_FIELD = re.compile(r"%0?\d*d")
+_MOST_DIGITS = 18
+
+
 class FolderSink:
-    """Writes numbered images to a folder, or to a pattern such as ``frame_%04i.png``. Implements ``Sink``."""
+    """Writes numbered images to a folder, or to a pattern such as ``frame_%04i.png``. Implements ``Sink``.
+
+    Args:
+        uri: The folder or the pattern.
+        overwrite: Whether the images of an earlier run, see ``earlier``, are removed with the first frame. Otherwise those that
+            this run does not replace stay, as a mix of two runs.
+    """
 
     capacity, lossless = 8, True
 
-    def __init__(self, uri: Uri) -> None:
+    def __init__(self, uri: Uri, *, overwrite: bool = False) -> None:
         self.name = str(uri)
         read_options(uri, ())
         self._pattern = frame_pattern(uri.target) or f"{uri.target.rstrip('/').replace('%', '%%')}/%06d.png"
@@ -85,6 +97,17 @@ class FolderSink:
         if suffix not in WRITABLE_SUFFIXES:
             raise UsageError(f"cannot write images as {uri}", f"end the pattern in {', '.join(WRITABLE_SUFFIXES)}")
         self._written = 0
+        self._overwrite = overwrite
+
+    def earlier(self) -> list[Path]:
+        """The files that have names of this output already."""
+        before, after = (part.replace("%%", "%") for part in _FIELD.split(self._pattern, maxsplit=1))
+        found = []
+        for name in glob.iglob(f"{glob.escape(before)}*{glob.escape(after)}"):
+            number = name[len(before) : len(name) - len(after)]
+            if number.isascii() and number.isdecimal() and len(number) <= _MOST_DIGITS and self._pattern % int(number) == name:
+                found.append(Path(name))
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +117,9 @@ class FolderSink:
 
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
+        if self._overwrite and not self._written:
+            for path in self.earlier():
+                path.unlink(missing_ok=True)
         image = cv2.cvtColor(frame.image, cv2.COLOR_BGR2RGB) if frame.image.ndim == 3 else frame.image
         write_image(self._pattern % self._written, image)
         self._written += 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from refusion_edge.arrays import Array
 from refusion_edge.errors import OutputError, UsageError
-from refusion_edge.files import Claim, output_error
+from refusion_edge.files import Claim, is_occupied, output_error
 from refusion_edge.machine import require
 from refusion_edge.stream.frames import SECOND, FusedFrame
 from refusion_edge.stream.outputs.disk import DiskWatch
@@ -239,24 +240,36 @@ def find_encoder(suffix: str, size_wh: tuple[int, int] = (640, 480)) -> str | No
     return next((each.codec for each in VIDEO_ENCODINGS[suffix] if sink._works(each, size_wh)), None)
 
 
-def open_file_sink(uri: Uri, *, rate_hz: float | None, announce: Callable[[str], object] = lambda _text: None) -> Sink:
+def open_file_sink(
+    uri: Uri, *, rate_hz: float | None, overwrite: bool = True, announce: Callable[[str], object] = lambda _text: None
+) -> Sink:
     """Create the sink for a file name: a video with a known suffix, else a folder or a pattern.
 
     Args:
         uri: The file, folder or pattern.
         rate_hz: Nominal frames per second.
+        overwrite: Whether to replace a video, or the images that have the names of frames.
         announce: Called with what a viewer of the file has to know.
 
     Raises:
+        OutputError: There are such files, and they must not be replaced.
         UsageError: The suffix is unknown.
         MissingDependencyError: It is a video, and PyAV is not installed.
     """
     suffix = uri.path.suffix.lower()
     if frame_pattern(uri.target) is not None or not suffix or uri.path.is_dir():
-        return FolderSink(uri)
+        images = FolderSink(uri, overwrite=overwrite)
+        _require_none([] if overwrite else images.earlier())
+        return images
     if suffix in VIDEO_ENCODINGS:
+        _require_none([uri.path] if not overwrite and is_occupied(uri.path) else [])
         return VideoSink(uri, rate_hz=rate_hz, announce=announce)
     raise UsageError(
         f"cannot write {uri}: its suffix is unknown",
         f"name a video ({', '.join(VIDEO_ENCODINGS)}), a folder or a pattern such as frame_%04i.png",
     )
+
+
+def _require_none(existing: Sequence[Path]) -> None:
+    if existing:
+        raise OutputError(f"{min(existing)} exists", "choose another output, or replace it with --overwrite")

@@ -129,7 +129,14 @@ def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
 
 
-def measure(fuser: Fuser, network: str, a: Float32Array, b: Float32Array, period_s: float | None) -> Trial:
+def measure(
+    fuser: Fuser,
+    network: str,
+    a: Float32Array,
+    b: Float32Array,
+    period_s: float | None,
+    ends: Callable[[], bool] = lambda: False,
+) -> Trial:
     """Measure the time that a network takes for an image, for half a second and at least once.
 
     Args:
@@ -139,6 +146,7 @@ def measure(fuser: Fuser, network: str, a: Float32Array, b: Float32Array, period
         b: Source b, same shape.
         period_s: Frame period to hold; a network that takes several of them is measured on a part of the image only. None if
             unknown.
+        ends: Asked between two runs; ends the measurement early, with a result that is not to be used.
     """
 
     def seconds(*planes: Float32Array) -> float:
@@ -150,11 +158,11 @@ def measure(fuser: Fuser, network: str, a: Float32Array, b: Float32Array, period
     part = a[..., :height, :width], b[..., :height, :width]
     # The first run of each size also prepares memory.
     estimate_s = min(seconds(*part), seconds(*part)) * (a[0, 0].size / (height * width))
-    if period_s is not None and estimate_s > _HOPELESS_PERIODS * period_s:
+    if ends() or (period_s is not None and estimate_s > _HOPELESS_PERIODS * period_s):
         return Trial(network, fuser.backend.name, 1000 * estimate_s)
     seconds(a, b)
     taken_s: list[float] = []
-    while not taken_s or sum(taken_s) < _TRIAL_S:
+    while not taken_s or (sum(taken_s) < _TRIAL_S and not ends()):
         taken_s.append(seconds(a, b))
     return Trial(network, fuser.backend.name, 1000 * float(np.median(taken_s)), len(taken_s))
 
@@ -212,6 +220,7 @@ class NetworkChooser:
         self._running: Fuser | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._ending = threading.Event()
 
     def __enter__(self) -> NetworkChooser:
         return self
@@ -251,7 +260,8 @@ class NetworkChooser:
             self._choose(fused)
 
     def close(self) -> None:
-        """See ``NetworkPlan``."""
+        """See ``NetworkPlan``; a measurement that is running ends with the run of the network that it is in."""
+        self._ending.set()
         self._to_measure.close()
 
     def _take(self, fuser: Fuser, number: int) -> Backend:
@@ -266,21 +276,24 @@ class NetworkChooser:
         assert fused.vis is not None
         height, width = fused.ir.shape
         luma = split_uint8(fused.vis, "bgr")[0] * np.float32(1 / 255)
+        planes = fused.ir[None, None], luma[None, None]
         with contextlib.ExitStack() as engines:
             opened: dict[str, Fuser] = {}
             trials, rate_hz = [], self._rate_hz()
             for network in (BETTER, FASTER):
-                if self._closed:
+                if self._ending.is_set():
                     return
                 rate_hz = self._rate_hz() or rate_hz  # a seek during the measurement makes it unknown for a moment
                 try:
                     fuser = opened[network] = engines.enter_context(self._open(network))
                     period_s = None if rate_hz is None else 1 / rate_hz
-                    trials.append(measure(fuser, network, fused.ir[None, None], luma[None, None], period_s))
+                    trials.append(measure(fuser, network, *planes, period_s, self._ending.is_set))
                 except RefusionError as error:
                     trials.append(Trial(network, "", None, problem=error.problem))
                 except MemoryError:
                     trials.append(Trial(network, "", None, problem="there is not enough memory for it beside the stream"))
+            if self._ending.is_set():
+                return
             decision = decide(trials, self._rate_hz() or rate_hz, self._rest_ms(), (width, height))
             again = "" if not self.decisions else "after a change of size, "
             self.decisions.append(decision)

@@ -18,7 +18,7 @@ from refusion_edge.network.weights import shipped_tasks
 from refusion_edge.rig.model import Rig
 from refusion_edge.stream.outputs.clips import Clips
 from refusion_edge.stream.outputs.display import has_display
-from refusion_edge.stream.outputs.recording import FrameRecorder, Recorder, Recording, read_recording
+from refusion_edge.stream.outputs.recording import FrameRecorder, Recorder, Recording, read_recording, require_room
 from refusion_edge.stream.outputs.registry import open_sink
 from refusion_edge.stream.outputs.ring import RingRecorder
 from refusion_edge.stream.outputs.sinks import Sink
@@ -222,10 +222,12 @@ class StreamSession:
             if settings.record_limit is not None:
                 raise UsageError("--record-limit needs a recording", "add --record DIR")
             return None
+        folder = Path(settings.record)
+        require_room(folder, overwrite=settings.overwrite)  # now, before an engine is opened
         shown = {"pairing": asdict(pairing), "sources": settings.shown()}
         if settings.record_limit is None:
-            return Recorder(Path(settings.record), shown)
-        return RingRecorder(Path(settings.record), shown, settings.record_limit)
+            return Recorder(folder, shown, overwrite=settings.overwrite)
+        return RingRecorder(folder, shown, settings.record_limit, overwrite=settings.overwrite)
 
     def _sources(self, rig: Rig | None) -> tuple[Source, Source] | Recording:
         settings = self.settings
@@ -296,7 +298,8 @@ class StreamSession:
             raise UsageError(f"--headless excludes the window {uri}", "leave one of them out")
         return open_sink(
             uri, rate_hz=rate_hz, live=live, statistics=self.statistics, gain=gain, stop=self.stop, token=settings.token,
-            allow_origins=settings.allow_origins, tls=settings.tls, clips=self._clips(), announce=announce,
+            allow_origins=settings.allow_origins, tls=settings.tls, clips=self._clips(), overwrite=settings.overwrite,
+            announce=announce,
         )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ class StreamSettings:
         tls: Files of a certificate and its key with which the browser view is served, or None.
         clips: Folder for videos that viewers of the browser view record, or None if they must not.
         hash: Whether all fused frames are hashed.
+        overwrite: Whether files of earlier runs are replaced: videos, images and the recording.
         trust: Whether pipelines named in the rig or a configuration file, and compiled engines built elsewhere, may run.
 
     Raises:
@@ -128,6 +129,7 @@ class StreamSettings:
     tls: tuple[str, str] | None = None
     clips: str | None = None
     hash: bool = False
+    overwrite: bool = False
     trust: bool = False
 
     def __post_init__(self) -> None:

@@ -19,13 +19,14 @@ from benchmarks.gpu_cases import RELATIVE_ERROR, Case, comparable, make_case
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.emulator.decoder import decode
 from refusion_edge.kernels.gpu.folding import FoldedWeights, fold
-from refusion_edge.kernels.gpu.schedule import make_schedule, tiles
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet
+from refusion_edge.kernels.gpu.schedule import make_schedule
 from refusion_edge.kernels.gpu.simulated_device import DeviceMisuseError
 from refusion_edge.network.parameters import PARAMETERS
-from tests.kernels.emulator.launches import Outcome, decoded, run_case, same_outputs
+from tests.kernels.emulator.launches import Outcome, decoded, fast_state, run_case, same_outputs
 
 # Two strips across and two down, the last ones nearly empty, and one strip that is not full.
-SIZES = ((18, 66), (5, 33))
+SIZES = ((34, 66), (5, 33))
 
 Verdict = Literal["checker and result", "checker alone", "result alone", "no effect", "missed"]
 
@@ -74,15 +75,15 @@ HOST_FAULTS = (
 EXPLANATIONS = {
     "less to less or equal": "at this size, no lane is exactly at the bound",
     "greater to less": "the bound is that of another size, or the value is not used",
-    "guard inverted": "the value that is loaded or not is not used, or both ways lead to the same",
+    "guard inverted": "the value that is loaded or not is not used, both ways lead to the same, or a sum is nearly the same",
     "move removed": "the initial value of a load that always takes place",
     "exclusive or of the swizzle": "the two bit fields do not overlap, and then both are the same",
     "shared address moved by a row of 16 bytes": "store and load are at other bytes that nobody else uses",
-    "shared address moved by 4 bytes": "the same",
+    "shared address moved by 4 bytes": "the same, or a value nearly the same as that of its neighbor",
     "lane of a shuffle": "a sum over lanes that is wrong by less than the tolerance",
     "arithmetic removed": "a sum that is wrong by less than the tolerance, or the register already holds the value",
     "halves of B swapped": "a sum that is wrong by less than the tolerance",
-    "rows of A swapped": "rows of zeros",
+    "rows of A swapped": "rows of zeros, or a sum that is wrong by less than the tolerance",
     "ldmatrix not transposed": "a sum that is wrong by less than the tolerance",
     "global address moved by an element": "a value that differs from its neighbor by less than the tolerance",
     "wgmma.fence removed": "no register was written since the last one",
@@ -108,13 +109,14 @@ def _folded() -> FoldedWeights:
 
 
 @functools.cache
-def _case(architecture: int, name: str, size_hw: tuple[int, int]) -> Case:
-    return make_case(name, size_hw, "float16", _folded(), tiles(architecture))
+def _case(architecture: int, name: str, size_hw: tuple[int, int], kernels: KernelSet) -> Case:
+    folded = _folded() if kernels is REFUSION else kernels.fold(fast_state())
+    return make_case(name, size_hw, "float16", folded, kernels.tiles(architecture), kernels=kernels)
 
 
 @functools.cache
-def _good(architecture: int, name: str, size_hw: tuple[int, int]) -> Outcome:
-    return run_case(_case(architecture, name, size_hw), *decoded(architecture, name))
+def _good(architecture: int, name: str, size_hw: tuple[int, int], kernels: KernelSet) -> Outcome:
+    return run_case(_case(architecture, name, size_hw, kernels), *decoded(architecture, name, kernels))
 
 
 def _is_wrong(kernel: Any, got: Mapping[str, Array], good: Mapping[str, Array]) -> bool:
@@ -151,10 +153,10 @@ def mutated(text: str, label: str, place: re.Match[str]) -> str:
     return text[: place.start()] + (place.expand(new) if isinstance(new, str) else new(place)) + text[place.end() :]
 
 
-def plant(architecture: int, name: str, label: str, place: re.Match[str], size_hw: tuple[int, int] = SIZES[0]) -> Verdict:
-    """Run a kernel with one fault."""
-    _, binary = decoded(architecture, name)
-    case, good = _case(architecture, name, size_hw), _good(architecture, name, size_hw)
+def plant(architecture: int, name: str, label: str, place: re.Match[str], kernels: KernelSet = REFUSION) -> Verdict:
+    """Run a kernel of a network with one fault."""
+    _, binary = decoded(architecture, name, kernels)
+    case, good = _case(architecture, name, SIZES[0], kernels), _good(architecture, name, SIZES[0], kernels)
     kernel = decode(mutated(binary.image.decode(), label, place))
     # A loop that no longer ends is stopped.
     budget = 4 * int(good.result.counts[:, 0].sum())
@@ -172,7 +174,7 @@ def plant_on_host(
 ) -> Verdict | Literal["refused", "does not apply"]:
     """Launch a kernel wrongly."""
     kernel, binary = decoded(architecture, name)
-    case, good = _case(architecture, name, size_hw), _good(architecture, name, size_hw)
+    case, good = _case(architecture, name, size_hw, REFUSION), _good(architecture, name, size_hw, REFUSION)
     grid = case.kernel.launch_grid(case.tile, case.size_hw)
     options: dict[str, Any] = {}
     changed = case
@@ -213,10 +215,12 @@ def plant_on_host(
     return verdict(case, good, outcome)
 
 
-def chosen(architecture: int, most: int, names: tuple[str, ...] = ()) -> Iterator[tuple[str, str, re.Match[str]]]:
+def chosen(
+    architecture: int, most: int, names: tuple[str, ...] = (), kernels: KernelSet = REFUSION
+) -> Iterator[tuple[str, str, re.Match[str]]]:
     """Up to some places of each class in each kernel, evenly spread: kernel, class, place."""
     for name in names or tuple(make_schedule().kernels):
-        text = decoded(architecture, name)[1].image.decode()
+        text = decoded(architecture, name, kernels)[1].image.decode()
         for label in MUTATIONS:
             found = places(text, label)
             step = max(1, -(-len(found) // most))

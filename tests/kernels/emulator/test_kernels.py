@@ -38,7 +38,7 @@ KERNELS = tuple(make_schedule().kernels)
 QUICK_OR_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KERNELS]
 FAST_KERNELS = tuple(FAST.schedule("float16").kernels)
 # An odd size over several strips, one below a strip, a single row.
-SIZES = ((19, 70), (3, 5), (1, 33))
+SIZES = ((35, 70), (3, 5), (1, 33))
 
 
 def case_of(folded: FoldedWeights, architecture: int, name: str, size_hw: tuple[int, int]) -> Case:
@@ -121,7 +121,7 @@ def test_a_kernel_is_decoded_with_every_line_of_code(name: str) -> None:
 def wrong_launches() -> dict[str, dict[str, object]]:
     most = MOST_SHARED_BYTES[87] * 1024
     return {
-        "too few threads": {"threads": 64},
+        "too few threads": {"threads": 32},
         "no CTAs": {"grid": (0, 1, 1)},
         "too many CTAs": {"grid": (1, 65536, 1)},
         "too many CTAs in all": {"grid": (65536, 65535, 1)},

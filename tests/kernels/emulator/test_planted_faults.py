@@ -10,8 +10,9 @@ pytest.importorskip("triton", reason="the GPU kernels are compiled by Triton: pi
 pytest.importorskip("torch", reason="the operands come from a module that imports torch")
 
 from refusion_edge.kernels.emulator.compiled import is_built
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION, KernelSet
 from refusion_edge.kernels.gpu.schedule import make_schedule
-from tests.kernels.emulator.launches import QUICK, decoded, why_not
+from tests.kernels.emulator.launches import QUICK, SMALL, decoded, why_not
 from tests.kernels.emulator.planted_faults import EXPLANATIONS, HOST_FAULTS, MUTATIONS, chosen, places, plant, plant_on_host
 
 if not is_built():
@@ -22,10 +23,12 @@ if not is_built():
 ALWAYS_SEEN = {87: ("barrier removed", "barrier of a warp removed"), 90: ("barrier of a warp removed",)}
 
 
-def table_of(architecture: int, most: int, names: tuple[str, ...] = ()) -> dict[str, Counter[str]]:
+def table_of(
+    architecture: int, most: int, names: tuple[str, ...] = (), kernels: KernelSet = REFUSION
+) -> dict[str, Counter[str]]:
     table: dict[str, Counter[str]] = {}
-    for name, label, place in chosen(architecture, most, names):
-        seen = plant(architecture, name, label, place)
+    for name, label, place in chosen(architecture, most, names, kernels):
+        seen = plant(architecture, name, label, place, kernels)
         table.setdefault(label, Counter())[seen] += 1
         where = f"{label} in {name} for sm_{architecture}, line {place.string.count(chr(10), 0, place.start()) + 1}"
         if label in ALWAYS_SEEN[architecture]:
@@ -65,17 +68,17 @@ def test_at_least_300_faults_are_planted_and_those_missed_are_explained() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encoder_statistics", "fusion_apply", "narrow"])
-def test_faults_around_wgmma_are_seen(name: str) -> None:
+def test_faults_around_wgmma_are_seen() -> None:
     if reason := why_not(90):
         pytest.skip(reason)
-    text = decoded(90, name)[1].image.decode()
+    name = "fast_convolutions"
+    text = decoded(90, name, SMALL)[1].image.decode()
     # Several products in a row need one wait behind the last and the fences in front of the first; the others are not needed.
     for label in ("wgmma not waited for", "fence of the proxy removed", "wgmma.fence removed"):
-        seen = [plant(90, name, label, place) for place in places(text, label)]
+        seen = [plant(90, name, label, place, SMALL) for place in places(text, label)]
         assert any(one.startswith("checker") for one in seen), label
         assert {one for one in seen if not one.startswith("checker")} <= {"no effect"}, label
-    assert rate(table_of(90, 1, (name,))) == 1
+    assert rate(table_of(90, 1, (name,), SMALL)) == 1
 
 
 def places_anywhere(architecture: int, label: str) -> bool:

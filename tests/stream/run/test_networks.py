@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,31 @@ def test_others_are_measured_on_whole_images(rng: np.random.Generator, monkeypat
     trial = measure(Fuser(backend, find_task("ir_vis")), "fast", *planes, period_s=None)
     assert backend.sizes == [(8, 8)] * 2 + [(9, 11)] * 2  # one of them to prepare memory
     assert (trial.runs, trial.backend) == (1, "mean")
+
+
+def test_the_end_of_a_stream_ends_a_measurement_between_two_runs(rng: np.random.Generator) -> None:
+    planes = [rng.random((1, 1, 9, 11), np.float32) for _ in "ab"]
+    for answers, sizes in (([True], [(8, 8)] * 2), ([False, True], [(8, 8)] * 2 + [(9, 11)] * 2)):
+        backend, asked = Counting(), iter(answers)
+        measure(Fuser(backend, find_task("ir_vis")), "fast", *planes, None, lambda asked=asked: next(asked))
+        assert backend.sizes == sizes
+
+
+def test_the_end_of_a_stream_does_not_wait_for_the_rest_of_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal, running = Rehearsal(monkeypatch), threading.Event()
+    monkeypatch.setattr(networks, "_TRIAL_S", 3600.0)
+    fuse = Counting.fuse
+    monkeypatch.setattr(Counting, "fuse", lambda backend, a, b: running.set() or fuse(backend, a, b))
+    with rehearsal.chooser as chooser:
+        chooser.next_backend(*fused(0))
+        thread = threading.Thread(target=chooser.run)
+        thread.start()
+        assert running.wait(20)
+        chooser.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert chooser.decisions == []
+    assert rehearsal.open_engines() == []
 
 
 def fused(number: int, *, width: int = 64) -> tuple[FusedFrame, Pair]:
@@ -226,6 +252,9 @@ def test_a_network_that_cannot_be_opened_is_not_chosen(monkeypatch: pytest.Monke
         chooser.next_backend(*fused(0))
         thread = threading.Thread(target=chooser.run)
         thread.start()
+        deadline_s = time.monotonic() + 20
+        while not chooser.decisions and time.monotonic() < deadline_s:
+            time.sleep(0.01)
         chooser.close()
         thread.join(20)
         assert not thread.is_alive()
