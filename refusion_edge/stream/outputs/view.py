@@ -224,6 +224,8 @@ class ViewSink:
             asked = parse_json(await asyncio.wait_for(request.read(), _MAX_WAITING_S), "the request")
         except InputError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the body of the request is damaged\n") from None
         except asyncio.TimeoutError:
             raise web.HTTPRequestTimeout(text="the request did not come to its end\n") from None
         polarity, record = (asked.get("polarity"), asked.get("record")) if isinstance(asked, Mapping) else (None, None)
