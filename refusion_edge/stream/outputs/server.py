@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hmac
 import html
+import logging
 import secrets
 import socket
 import ssl
@@ -219,7 +220,9 @@ class PageServer:
         get(f"{below}fused.mjpg", self._motion_jpeg)
         get(f"{below}status.json", self._status)
         application.router.add_post(f"{below}control", self._control)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S)
+        runner = web.AppRunner(
+            application, access_log=None, logger=_log_of_own_faults(), shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S
+        )
         await runner.setup()
         accepting = asyncio.create_task(self._connections.accept(listening, runner.server))
         self._ready.set()
@@ -328,6 +331,18 @@ class PageServer:
         # A site is ready if any of its rigs is: the others have alerts of their own.
         good = len(bad) < len(states) if request.path == "/readyz" else not bad
         return self._web.json_response({"ok": good, "reason": "; ".join(reasons)}, status=200 if good else 503, headers=HEADERS)
+
+
+def _log_of_own_faults() -> logging.Logger:
+    """The log of aiohttp without malformed requests, with which strangers could fill the disk, or write a token into it."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    def is_own(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+    log = logging.getLogger("aiohttp.server.refusion_edge")
+    log.filters = [is_own]
+    return log
 
 
 def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -173,7 +173,7 @@ class ViewSink:
         await answer.prepare(request)
         viewer = id(answer)
         self._wanted[viewer] = frozenset({"fused"})
-        sender = asyncio.create_task(self._send_images(answer, viewer))
+        sender = asyncio.create_task(self._send_images(request, answer, viewer))
         try:
             async for message in answer:
                 if message.type == self._web.WSMsgType.TEXT:
@@ -184,7 +184,7 @@ class ViewSink:
             await asyncio.gather(sender, return_exceptions=True)
         return answer
 
-    async def _send_images(self, answer: Any, viewer: int) -> None:
+    async def _send_images(self, request: Any, answer: Any, viewer: int) -> None:
         seen = self._number
         while not answer.closed:
             seen = await self._next(seen)
@@ -195,13 +195,19 @@ class ViewSink:
             names = [name for name in IMAGES if name in self._wanted[viewer] and name in self._parts]
             header = {**self._header, "images": {name: len(self._parts[name]) for name in names}}
             text = json.dumps(header, allow_nan=False).encode()
-            await answer.send_bytes(b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names))))
+            data = b"".join((struct.pack("<I", len(text)), text, *(self._parts[name] for name in names)))
+            try:
+                # A viewer that never reads would keep its place for ever: what it sends counts as a sign of life.
+                await asyncio.wait_for(answer.send_bytes(data), _MAX_WAITING_S)
+            except asyncio.TimeoutError:
+                _cut(request)
+                return
 
     def _obey(self, viewer: int, text: str) -> None:
         """Send the images that the page asks for. Anything else is ignored."""
         try:
-            asked = json.loads(text)
-        except ValueError:
+            asked = parse_json(text.encode(errors="replace"), "the request")
+        except InputError:
             return
         if not isinstance(asked, Mapping):
             return
@@ -215,9 +221,11 @@ class ViewSink:
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send JSON\n")
         try:
-            asked = parse_json(await request.read(), "the request")
+            asked = parse_json(await asyncio.wait_for(request.read(), _MAX_WAITING_S), "the request")
         except InputError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
+        except asyncio.TimeoutError:
+            raise web.HTTPRequestTimeout(text="the request did not come to its end\n") from None
         polarity, record = (asked.get("polarity"), asked.get("record")) if isinstance(asked, Mapping) else (None, None)
         if polarity not in POLARITIES and not isinstance(record, bool):
             raise web.HTTPBadRequest(text='send {"polarity": "white", "black" or "auto"} or {"record": true or false}\n')
@@ -251,8 +259,7 @@ class ViewSink:
                     # A viewer that never reads would occupy its place forever.
                     await asyncio.wait_for(answer.write(head.encode() + part + b"\r\n"), _MAX_WAITING_S)
         except (ConnectionResetError, asyncio.TimeoutError):
-            if request.transport is not None:
-                request.transport.abort()
+            _cut(request)
         finally:
             del self._wanted[viewer]
         return answer
@@ -288,6 +295,12 @@ class ViewSink:
                 },
             }
         return self._figures
+
+
+def _cut(request: Any) -> None:
+    """Close a connection without waiting for data that the viewer does not take."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _image(frame: FusedFrame, name: str) -> Array | None:
