@@ -40,7 +40,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, *, m
     """Mix the channels of ``v``, head by head, by the similarity of those of ``q`` and ``k`` over the image.
 
     Per head, with D = C / N channels: ``A = softmax(temperature * q k^T / (|q| |k|^T))``, ``y = A v``. The norms
-    run over all H*W pixels of a channel and are clamped below at 1e-12.
+    run over all H*W pixels of a channel; those of a row are clamped below at 1e-12.
 
     Args:
         q: Queries, (B, C, H, W), any floating dtype. Channels of one head are consecutive.
@@ -81,21 +81,26 @@ def mixing_weights(q: Tensor, k: Tensor, temperature: Tensor, *, means: bool = F
     head_dim = channels // num_heads
     # Norms, products and softmax in fp32 at least: a sum of squares over an image reaches 1e6, while fp16 ends at 65504.
     wide = torch.promote_types(q.dtype, torch.float32)
-    queries, keys = q.flatten(2), k.flatten(2)
     if means and q.dtype == torch.float16:
         factor = (q.shape[2] * q.shape[3]) ** -0.5
-        queries, keys = queries * factor, keys * factor
-        gram = (queries @ keys.transpose(-2, -1)).to(wide)
-        queries, keys = queries.to(wide), keys.to(wide)
+        q, k = q * factor, k * factor
+        gram = (q.flatten(2) @ k.flatten(2).transpose(-2, -1)).to(wide)
+        q, k = q.to(wide), k.to(wide)
     else:
-        queries, keys = queries.to(wide), keys.to(wide)
-        gram = queries @ keys.transpose(-2, -1)
-    # Clamped before the root: the gradient of the root at 0, for a channel of a black image, would be NaN.
-    query_norms = (queries * queries).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt()
-    key_norms = (keys * keys).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt()
+        q, k = q.to(wide), k.to(wide)
+        gram = q.flatten(2) @ k.flatten(2).transpose(-2, -1)
     row_temperature = temperature.to(wide).expand(num_heads, head_dim, 1).reshape(channels, 1)
-    scores = gram / (query_norms * key_norms.transpose(-2, -1)) * row_temperature
+    scores = gram / (_norms(q) * _norms(k).transpose(-2, -1)) * row_temperature
 
     head = torch.arange(channels, device=q.device) // head_dim
     attention: Tensor = scores.masked_fill(head[:, None] != head[None, :], float("-inf")).softmax(dim=-1)
     return attention
+
+
+def _norms(x: Tensor) -> Tensor:
+    """L2 norm of each channel over the image: (B, C, H, W) to (B, C, 1)."""
+    # Row by row: engines that add up one by one lose two digits in a sum over millions of pixels. The rows are clamped, not their
+    # sum, because some optimizers merge sums that follow each other. Without a clamp, the gradient of the root at 0, for a channel
+    # of a black image, would be NaN.
+    rows = (x * x).sum(dim=-1).clamp(min=NORM_FLOOR**2)
+    return rows.sum(dim=-1, keepdim=True).sqrt()

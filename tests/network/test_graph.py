@@ -50,6 +50,17 @@ def test_filled_graph_passes_the_checker(random_state: State, form: str, precisi
     assert {tensor.name for tensor in model.graph.initializer} >= parameter_shapes(FORMS[form]).keys()
 
 
+@pytest.mark.parametrize(("form", "precision"), TEMPLATES)
+def test_norms_are_summed_row_by_row(form: str, precision: GraphPrecision) -> None:
+    """Engines that add up one by one would lose digits in a sum over all pixels: see ``benchmarks.size_accuracy``."""
+    model = onnx.shape_inference.infer_shapes(read_template(form, precision), strict_mode=True)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    sums = [node for node in model.graph.node if node.op_type == "ReduceSum"]
+    ranks = [(len(shapes[node.input[0]]), constants[node.input[1]].tolist()) for node in sums]
+    assert sorted(ranks) == [(3, [-1])] * 16 + [(4, [-1])] * 16
+
+
 @pytest.mark.parametrize("form", HALF)
 def test_strongly_typed_half_precision_keeps_sums_in_fp32(random_state: State, form: str) -> None:
     """Every operator that sums over a image or over channels, and softmax, works on float32."""
@@ -58,7 +69,7 @@ def test_strongly_typed_half_precision_keeps_sums_in_fp32(random_state: State, f
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     float32, float16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
     sums = [node for node in model.graph.node if node.op_type in {"ReduceMean", "ReduceSum", "ReduceL2", "Softmax", "Sqrt"}]
-    assert len(sums) == 76
+    assert len(sums) == 92
     assert {types[node.input[0]] for node in sums} == {float32}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == (37 if FORMS[form].dense else 54)
