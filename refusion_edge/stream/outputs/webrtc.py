@@ -77,8 +77,7 @@ class Peers:
         Raises:
             InputError: The offer cannot be used.
         """
-        import aiortc
-
+        aiortc: Any = importlib.import_module("aiortc")
         # By default, aiortc would ask a server on the internet for the address of this machine.
         connection = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
         name = secrets.token_urlsafe(16)
@@ -94,11 +93,11 @@ class Peers:
                 raise
             raise error if isinstance(error, InputError) else _bad_offer() from error
 
-        @connection.on("connectionstatechange")  # type: ignore[untyped-decorator]
         async def on_change() -> None:
             if connection.connectionState in _LOST:
                 await self.hang_up(name)
 
+        connection.on("connectionstatechange", on_change)
         self._timers[name] = asyncio.get_running_loop().create_task(self._expect(name, connection))
         return name, connection.localDescription.sdp
 
@@ -148,8 +147,7 @@ def _bad_offer() -> InputError:
 
 def _make_track(newest: Newest) -> Any:
     """The newest frames as a track of aiortc."""
-    import aiortc
-    from aiortc.mediastreams import MediaStreamError
+    aiortc: Any = importlib.import_module("aiortc")
 
     class Track(aiortc.MediaStreamTrack):  # type: ignore[misc]
         kind = "video"
@@ -162,7 +160,7 @@ def _make_track(newest: Newest) -> Any:
             found = await newest(self._seen)
             if found is None or self.readyState != "live":
                 self.stop()
-                raise MediaStreamError
+                raise aiortc.mediastreams.MediaStreamError
             self._seen, image = found
             frame = await asyncio.to_thread(_to_frame, image)
             frame.pts = round((time.monotonic() - self._started_s) * _CLOCK_HZ)
