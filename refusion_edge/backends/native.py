@@ -18,7 +18,7 @@ from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_c
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.family import network_of
 from refusion_edge.network.fast import STATISTICS, layout_of
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
 

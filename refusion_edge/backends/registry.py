@@ -18,7 +18,7 @@ from refusion_edge.arrays import Float32Array, Float64Array, State, Uint8Array
 from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError, ShapeError, UsageError
 from refusion_edge.network.family import DEFAULT_NETWORK, find_network, network_of
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 
 AUTO = "auto"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import add_json, add_network, add_overwrite, add_renamed, add_task
-from refusion_edge.network.layouts import PRECISIONS
+from refusion_edge.network.forms import PRECISIONS
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.manifest import Compiled

@@ -9,7 +9,7 @@ from scipy.ndimage import correlate
 
 from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
-from refusion_edge.network.layouts import FORMS, GraphForm, Pair, find_form, pairs, parameter_shapes, rewrite
+from refusion_edge.network.forms import FORMS, GraphForm, Pair, find_form, pairs, parameter_shapes, rewrite
 from refusion_edge.network.parameters import PARAMETERS
 from tests.raising import raises
 
