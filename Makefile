@@ -107,7 +107,7 @@ $(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/*/
 
 $(VENV)/.test: $(VENV)/.base
 	@$(BIN)/python .ci/install_torch.py '$(TORCH)'
-	@$(PIP) install --group test --editable '.[export,eval,stream,openvino,rtx,triton,fused,cluster]' $(BUILD)
+	@$(PIP) install --group test --editable '.[export,eval,stream,webrtc,openvino,rtx,triton,fused,cluster]' $(BUILD)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
