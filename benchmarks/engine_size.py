@@ -21,8 +21,8 @@ from refusion_edge.export.graph.int8 import quantize
 from refusion_edge.export.targets.tensorrt import compile_plan
 from refusion_edge.files import write_atomically
 from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.forms import GraphPrecision
 from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import GraphPrecision
 from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import DYNAMIC, parse_size
 from refusion_edge.tasks import find_task

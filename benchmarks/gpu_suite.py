@@ -299,8 +299,8 @@ def _onnxruntime(setting: Setting, size_hw: tuple[int, int]) -> Iterator[Row]:
     import torch
 
     from benchmarks.gpu_clock import medians_ms
+    from refusion_edge.network.forms import REFERENCE
     from refusion_edge.network.graph import fill, read_template
-    from refusion_edge.network.layouts import REFERENCE
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return

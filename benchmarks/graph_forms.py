@@ -38,8 +38,8 @@ from refusion_edge.images.pairs import ImagePair, read_pair
 from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import processor
 from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.forms import FORMS, REFERENCE, GraphForm, Precision
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OPSET, OUTPUT, fill, read_template
-from refusion_edge.network.layouts import FORMS, REFERENCE, GraphForm, Precision
 from refusion_edge.network.weights import weights_path
 from refusion_edge.sizes import parse_size
 from refusion_edge.tasks import find_task

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.weights import METRICS
+from benchmarks.weights import METRICS, held_pairs
 from refusion_edge import load
 from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.images.color import to_output_range
 from refusion_edge.metrics import find_metric, score
 from refusion_edge.tasks import find_task
-from refusion_edge.train.collection import read_planes, split_held, survey
 from refusion_edge.train.targets import TargetSettings, targets_of
 
-_PARTS = ("", "clipped=1", "grain=0.012", "grain=0.025", "gaps=0.5", "hot=0.7")
-_CROP_PX, _HELD = 128, 0.1
+NAMES = tuple(name.rpartition(":")[2] for name in METRICS["ir_vis"])
+"""Names of the metrics."""
+_PARTS = ("", "clipped=1", "grain=0.012", "grain=0.025", "gaps=0.5", "hot=0.7", "detail=0.1")
 
 
 def main() -> int:
@@ -40,32 +40,40 @@ def main() -> int:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="one row each, joined by commas")
     options = parser.parse_args()
 
-    task = find_task("ir_vis")
-    entries = split_held(survey(options.data, task, _CROP_PX, exclude=options.exclude).entries, _HELD)[1][:: options.every]
-    pairs = [read_planes(entry) for entry in entries]
+    pairs = [(pair.a, pair.b) for pair in held_pairs(options.data, find_task("ir_vis"), options.exclude)[:: options.every]]
     with load(options.teacher, task="ir_vis") as fuser:
-        taught = [fuser.backend.fuse(*map(_plane, pair)).copy() for pair in pairs]
-    names = [name.rpartition(":")[2] for name in METRICS["ir_vis"]]
-    print(f"{len(pairs)} pairs\n{'targets':24}" + "".join(f"{name:>8}" for name in names))
+        taught = [fuser.backend.fuse(plane(a), plane(b)).copy() for a, b in pairs]
+    print(f"{len(pairs)} pairs\n{'targets':24}" + "".join(f"{name:>8}" for name in NAMES))
     for text in options.settings or _PARTS:
         settings = TargetSettings(**{name: float(value) for name, _, value in (s.partition("=") for s in text.split(",") if s)})
-        rows = np.array([_values(a, b, lesson, settings) for (a, b), lesson in zip(pairs, taught, strict=True)])
-        means = np.nanmean(rows, axis=0)
-        means[names.index("Lost")] *= len(rows)
-        print(f"{text or 'none':24}" + "".join(f"{value:8.3f}" for value in means), flush=True)
+        rows = [scores_of(a, b, _corrected(a, b, lesson, settings)) for (a, b), lesson in zip(pairs, taught, strict=True)]
+        print(f"{text or 'none':24}" + "".join(f"{value:8.3f}" for value in means_of(rows)), flush=True)
     return 0
 
 
-def _values(a: Array, b: Array, lesson: Float32Array, settings: TargetSettings) -> list[float]:
-    planes = (torch.from_numpy(_plane(plane)) for plane in (a, b))
-    corrected = targets_of(*planes, settings, torch.from_numpy(lesson)).taught
-    assert corrected is not None
-    shown = np.rint(to_output_range(corrected.numpy()[0, 0].clip(0, 1), "stretch").clip(0, 255)).astype(np.uint8)
+def scores_of(a: Array, b: Array, fused: Array) -> list[float]:
+    """The metrics ``NAMES`` of a fused plane, (H, W) floating in [0, 1], after the stretch."""
+    shown = np.rint(to_output_range(fused.clip(0, 1), "stretch").clip(0, 255)).astype(np.uint8)
     return list(score(a, b, shown, [find_metric(name) for name in METRICS["ir_vis"]]).values())
 
 
-def _plane(levels: Array) -> Float32Array:
+def means_of(rows: list[list[float]]) -> Array:
+    """Means over the images where a metric is defined; the sum for ``Lost``."""
+    means: Array = np.nanmean(np.array(rows), axis=0)
+    means[NAMES.index("Lost")] *= len(rows)
+    return means
+
+
+def plane(levels: Array) -> Float32Array:
+    """Luma levels as a network takes them, (1, 1, H, W), [0, 1]."""
     return (levels[None, None] / np.float32(255)).astype(np.float32)
+
+
+def _corrected(a: Array, b: Array, lesson: Float32Array, settings: TargetSettings) -> Array:
+    corrected = targets_of(*(torch.from_numpy(plane(levels)) for levels in (a, b)), settings, torch.from_numpy(lesson)).taught
+    assert corrected is not None
+    result: Array = corrected.numpy()[0, 0]
+    return result
 
 
 if __name__ == "__main__":

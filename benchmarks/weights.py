@@ -1,8 +1,10 @@
 """The quality of weights: compared with other weights, image by image, on the test sets.
 
 python -m benchmarks.weights TASK --data DIR --weights NAME=FILE [--weights NAME=FILE ...] [--sets SET ...] [--limit N]
+                             [--held [--exclude PREFIX ...]]
 
-DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. Every weights file is compared with the last one named. Per set and metric it
+DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. With ``--held``, the only set is that of the pairs in ``TASK/train`` that training
+holds back: decisions are made there. Every weights file is compared with the last one named. Per set and metric it
 prints the mean of both, the mean difference per image and its standard error; ``-`` marks a mean difference
 below minus one standard error, ``+`` one above zero. Results are stretched, and metrics are those of the convention
 ``evaluator`` on grayscale images, for ``ir_vis`` also those of ``appearance``, over the images where they are defined. The
@@ -13,6 +15,8 @@ exceptions:
   black outside, ``black-p99`` the 99th percentile there.
 - ``multi_focus``: a set ``defocus`` of pairs made from visible images of ``ir_vis/test``, which no training has seen;
   PSNR and SSIM against the sharp image, without the stretch.
+- All but ``defocus``: ``range``, the difference of the largest and the smallest value in [0, 1] before the stretch, which
+  divides contrast by it.
 - All: ``swap``, the mean change in [0, 1] of the network's output when the inputs are swapped.
 """
 
@@ -20,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -39,6 +43,7 @@ from refusion_edge.metrics.planes import to_gray_plane
 from refusion_edge.metrics.structure import structural_similarity_gaussian
 from refusion_edge.tasks import Task, find_task
 from refusion_edge.train.augmentation import defocused_pair
+from refusion_edge.train.collection import read_planes, split_held, survey
 
 METRICS = {
     "ir_vis": (
@@ -49,13 +54,15 @@ METRICS = {
     "multi_focus": ("Qabf", "VIF", "MI"),
     "multi_exposure": ("survey:MEF-SSIM", "Qabf"),
 }
-LOWER = ("swap", "black", "black-p99", "Lost", "Noise", "Rim")
+LOWER = ("swap", "range", "black", "black-p99", "Lost", "Noise", "Rim")
 """Measured quantities of which less is better."""
 
 AVERAGE, MAXIMUM = "average", "max"
 # Levels up to this count as black; the sources are JPEG in part.
 _BLACK = 8
 _DEFOCUSED = 50
+# Largest crop and share of held-back pairs in the presets: they decide which pairs these are.
+_CROP_PX, _HELD = 128, 0.1
 
 Values: TypeAlias = dict[str, float]
 Fuse: TypeAlias = Callable[[Float32Array, Float32Array], Float32Array]
@@ -88,10 +95,17 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="first N pairs of each set only")
+    parser.add_argument("--held", action="store_true", help="pairs that training holds back, instead of the test sets")
+    parser.add_argument("--exclude", action="append", default=[], metavar="PREFIX", help="with --held: as training left out")
     options = parser.parse_args()
 
     task = find_task(options.task)
-    cases = [case for case in test_cases(task, options.data, options.limit) if not options.sets or case.group in options.sets]
+    if options.held:
+        pairs = held_pairs(options.data / task.name / "train", task, options.exclude)[: options.limit or None]
+        cases = [Case("held-back", pair) for pair in pairs]
+    else:
+        cases = list(test_cases(task, options.data, options.limit))
+    cases = [case for case in cases if not options.sets or case.group in options.sets]
     found = {
         name: [measure(fuse, task, case) for case in cases]
         for name, fuse in (fuser_of(argument, task) for argument in options.weights)
@@ -150,6 +164,12 @@ def test_cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
         yield from _defocused(data, limit or _DEFOCUSED)
 
 
+def held_pairs(folder: Path, task: Task, exclude: Iterable[str] = ()) -> list[ImagePair]:
+    """Pairs that training in this folder holds back, luma planes (H, W) uint8."""
+    entries = split_held(survey(folder, task, _CROP_PX, exclude=tuple(exclude)).entries, _HELD)[1]
+    return [ImagePair(entry.name, *read_planes(entry)) for entry in entries]
+
+
 def _defocused(data: Path, count: int) -> Iterator[Case]:
     images = find_images(str(data / "ir_vis" / "test" / "vis"))
     for index, stem in enumerate([stem for stem in images if stem.startswith("roadscene")][:count]):
@@ -182,7 +202,7 @@ def measure(fuse: Fuse, task: Task, case: Case) -> Values:
         a, b, stretched = ((image * head)[box] for image in (gray_a, gray_b, stretched))
     metrics: tuple[Metric, ...] = tuple(find_metric(name) for name in METRICS[task.name])
     scores = score(a, b, stretched, metrics, sensor_a=task.ranged_a)
-    return {**{metric.name: scores[metric] for metric in metrics}, **values, "swap": swap}
+    return {**{metric.name: scores[metric] for metric in metrics}, **values, "range": float(np.ptp(fused)), "swap": swap}
 
 
 def _head(a: Uint8Array, b: Uint8Array) -> np.ndarray:

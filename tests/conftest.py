@@ -29,7 +29,7 @@ from refusion_edge.arrays import Array, State
 from refusion_edge.cli import main
 from refusion_edge.images import samples
 from refusion_edge.images.io import read_image, write_image
-from refusion_edge.network.layouts import FORMS
+from refusion_edge.network.forms import FORMS
 from refusion_edge.network.parameters import PARAMETERS
 
 # Time decides no test: a machine that is busy is slow at making examples, too.

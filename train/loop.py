@@ -43,6 +43,7 @@ from refusion_edge.train.optimization import (
     crop_at,
     gradient_coefficient,
     learning_factor,
+    without_frozen,
 )
 from refusion_edge.train.process import Ranks, StopSignal
 from refusion_edge.train.settings import Settings
@@ -223,7 +224,8 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 if action.update:
                     rate = settings.optimiser.learning_rate * factor
                     if progress >= settings.optimiser.fusion_frozen:
-                        apply(state.optimizers["fusion"], state.theta, clipped(fusion.gradient, settings.optimiser.clip), rate)
+                        free = without_frozen(fusion.gradient, settings.optimiser.frozen)
+                        apply(state.optimizers["fusion"], state.theta, clipped(free, settings.optimiser.clip), rate)
                     if networks.reconstructs:
                         apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
                     _follow(state, average_decay(settings.optimiser, settings.run, step))

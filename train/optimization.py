@@ -114,6 +114,11 @@ def clipped(gradient: Parameters, limit: float) -> Parameters:
     return {name: tensor * (limit / norm) for name, tensor in gradient.items()}
 
 
+def without_frozen(gradient: Parameters, frozen: tuple[str, ...]) -> Parameters:
+    """A gradient that is zero for the parameters whose names begin with one of ``frozen``."""
+    return {name: torch.zeros_like(tensor) if name.startswith(frozen) else tensor for name, tensor in gradient.items()}
+
+
 def apply(optimizer: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
     """Update parameters in place, given a gradient."""
     for group in optimizer.param_groups:

@@ -129,6 +129,7 @@ def run_session(request: Request, console: Console) -> Outcome:
             if known not in (None, request.task):
                 remark(f"{request.init} was trained for {known}; its weights are where {request.task} starts")
         state = initial_state(settings, ranks.device, theta)
+        _require_names(settings.optimiser.frozen, state.theta)
         output = request.output
         if checkpoint is not None:
             restore(state, checkpoint)
@@ -298,6 +299,18 @@ def _require_one_start(ranks: Ranks, step: int) -> None:
         )  # fmt: skip
 
 
+def _require_names(beginnings: Iterable[str], parameters: Iterable[str]) -> None:
+    names = tuple(parameters)
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            raise UsageError(
+                f"optimiser.frozen has '{beginning}', and no parameter has a name that begins like this",
+                f"correct it; the first name is {names[0]}",
+                expected=names,
+                got=beginning,
+            )
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -350,8 +363,11 @@ def _check_settings(request: Request, settings: Settings) -> None:
         raise UsageError(
             f"outer.targets assumes an infrared image, and the task is {request.task}", "leave it out", got=request.task
         )
-    if settings.targets.hot and request.teacher is None:
-        raise UsageError("targets.hot changes the result of a teacher, and there is none", "add --teacher, or leave it out")
+    for name in ("hot", "detail"):
+        if getattr(settings.targets, name) and request.teacher is None:
+            raise UsageError(
+                f"targets.{name} changes the result of a teacher, and there is none", "add --teacher, or leave it out"
+            )
 
 
 def _facts(request: Request, settings: Settings, ranks: Ranks, found: Survey) -> dict[str, object]:

@@ -126,6 +126,7 @@ class OptimizerSettings:
         fusion_frozen: Share of the run at its start in which F is frozen while R adapts to it; for an F that was
             trained before.
         clip: Largest norm of the gradient of F; a longer gradient is shortened to it. 0 for no limit.
+        frozen: Beginnings of the names of parameters of F that stay as they are.
     """
 
     learning_rate: float
@@ -137,6 +138,7 @@ class OptimizerSettings:
     ema: float
     fusion_frozen: float
     clip: float = 0.0
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +280,7 @@ class Settings:
             "teacher.intensity": self.teacher.intensity,
             "teacher.gradient": self.teacher.gradient,
             "teacher.loss": self.teacher.loss,
+            "targets.detail": self.targets.detail,
             "targets.emphasis": self.targets.emphasis,
             **{f"outer.{name}": factor for name, factor in asdict(self.outer).items()},
         }

@@ -34,6 +34,8 @@ _LIT = (0.25, 0.35)
 _FLAT, _FLAT_WINDOW_PX = (0.1, 0.07), 11
 # Detail is the difference from the mean of a mean of this width; from twice the limit on it is an object, and not grain.
 _GRAIN_PX, _GRAIN_WINDOW_PX = 7, 9
+# Fine detail, which is amplified: narrower, so that edges get no wide rims; not where its RMS value is that of noise.
+_FINE_PX, _NOISE = 3, (0.006, 0.018)
 # A gap is narrower than this; the visible image has to be this much brighter.
 _GAP_PX, _BRIGHTER = 5, (0.0, 0.1)
 # A hot object exceeds the mean of a box of this width by these differences.
@@ -51,6 +53,8 @@ class TargetSettings:
         gaps: Share to which narrow dark gaps of the infrared image are filled where the visible image is bright and brighter
             than the infrared image, [0, 1].
         hot: Share to which hot compact objects are as bright in the teacher's result as in the brighter source, [0, 1].
+        detail: Share by which the fine detail of the teacher's result is amplified, except in flat areas: a network that
+            regresses towards a teacher comes out softer than it.
         emphasis: How much more clipped pixels and pixels of hot compact objects count than others.
     """
 
@@ -58,12 +62,13 @@ class TargetSettings:
     grain: float = 0.0
     gaps: float = 0.0
     hot: float = 0.0
+    detail: float = 0.0
     emphasis: float = 0.0
 
     @property
     def depart(self) -> bool:
         """Whether any of them has an effect."""
-        return any((self.clipped, self.grain, self.gaps, self.hot, self.emphasis))
+        return any((self.clipped, self.grain, self.gaps, self.hot, self.detail, self.emphasis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,9 @@ def targets_of(a: Tensor, b: Tensor, settings: TargetSettings, taught: Tensor | 
         # White, because a lamp is bright. Both from what the other one was before.
         white = torch.ones_like(a)
         target_a, target_b = _revealed(target_a, shown_a, target_b, white), _revealed(target_b, shown_b, target_a, white)
+    if taught is not None and settings.detail:
+        fine = _detail(taught, _FINE_PX)
+        taught = (taught + settings.detail * _ramp(_strength(fine), *_NOISE) * fine).clamp(0, 1)
     # Where both are clipped there is nothing to see.
     hidden = (clipped_a - clipped_b).abs()
     return Targets(target_a, target_b, taught, 1 + settings.emphasis * torch.maximum(hot, hidden))
@@ -159,8 +167,8 @@ def _lack(taught: Tensor, other: Tensor, clipped: Tensor) -> Tensor:
     return _ramp((has + _TRIFLE) / (wanted + _TRIFLE), *_KEPT)
 
 
-def _detail(x: Tensor) -> Tensor:
-    return x - _mean(_mean(x, _GRAIN_PX), _GRAIN_PX)
+def _detail(x: Tensor, window_px: int = _GRAIN_PX) -> Tensor:
+    return x - _mean(_mean(x, window_px), window_px)
 
 
 def _strength(detail: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from refusion_edge.images.samples import sample_paths
 from refusion_edge.machine import require
 from refusion_edge.network.checkpoint import Checkpoint
 from refusion_edge.network.family import DEFAULT_NETWORK, network_of
+from refusion_edge.network.forms import FORMS, REFERENCE, GraphForm, GraphPrecision, find_form, parameter_shapes
 from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, fill, template_name
-from refusion_edge.network.layouts import FORMS, REFERENCE, GraphForm, GraphPrecision, find_form, parameter_shapes
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE
 from refusion_edge.tasks import TASKS, find_task
 

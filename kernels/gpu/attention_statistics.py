@@ -142,6 +142,18 @@ def _with_pixels(sums, q, k, inside, TILE: tl.constexpr, D: tl.constexpr):
 
 
 @jit
+def _with_crossed_row(sums, queries, keys, x_query_ptr, x_key_ptr, query, key, x0, y, height, width, C: tl.constexpr,
+                      TILE: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    x = x0 + tl.arange(0, TILE)
+    below_q = plain_row(x_query_ptr, y + 1, x0, height, width, C, C, TILE)
+    below = plain_row(x_key_ptr, y + 1, x0, height, width, C, C, TILE)
+    inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
+    queries = with_row(moved_down(queries), below_q, query)
+    keys = with_row(moved_down(keys), below, key)
+    return _with_pixels(sums, queries[0], keys[0], inside, TILE, D), queries, keys
+
+
+@jit
 def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, partial_ptr, height, width, C: tl.constexpr,
                                 CROSSED: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     D: tl.constexpr = C // 8
@@ -161,14 +173,13 @@ def attention_statistics_kernel(x_ptr, gain_ptr, bias_ptr, query_ptr, key_ptr, p
         above, center = first_rows(x_key_ptr, y0, x0, height, width, C, C, TILE)
         queries = first_sums(above_q, center_q, query, C, TILE)
         keys = first_sums(above, center, key, C, TILE)
-        for r in range(ROWS):
-            y = y0 + r
-            below_q = plain_row(x_query_ptr, y + 1, x0, height, width, C, C, TILE)
-            below = plain_row(x_key_ptr, y + 1, x0, height, width, C, C, TILE)
-            inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
-            queries = with_row(moved_down(queries), below_q, query)
-            keys = with_row(moved_down(keys), below, key)
-            sums = _with_pixels(sums, queries[0], keys[0], inside, TILE, D)
+        for r in range(ROWS - 1):
+            sums, queries, keys = _with_crossed_row(
+                sums, queries, keys, x_query_ptr, x_key_ptr, query, key, x0, y0 + r, height, width, C, TILE, D
+            )
+        sums, _, _ = _with_crossed_row(
+            sums, queries, keys, x_query_ptr, x_key_ptr, query, key, x0, y0 + (ROWS - 1), height, width, C, TILE, D
+        )
     else:
         gain = tl.load(gain_ptr + stream * C + tl.arange(0, C))
         bias = tl.load(bias_ptr + stream * C + tl.arange(0, C))

@@ -26,7 +26,6 @@ from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, layer_norm_parameters, pointers
 from refusion_edge.kernels.gpu.strip import (
     convolve_reference,
-    convolved,
     first_normalized_rows,
     first_sums,
     layer_norm_reference,
@@ -65,10 +64,22 @@ def feed_forward_reference(
 
 
 @jit
+def _with_added_row(gate, update, x_ptr, gain, bias, gate_taps, update_taps, project, base_ptr, y_ptr, x0, y, height, width,
+                    C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
+    gate = with_row(moved_down(gate), below, gate_taps)
+    update = with_row(moved_down(update), below, update_taps)
+    add_gated_row(base_ptr, y_ptr, gate[0], update[0], project, x0, y, height, width, C, TILE)
+    return gate, update
+
+
+@jit
 def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project_ptr, y_ptr, height, width, C: tl.constexpr,
                         PARTS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     N: tl.constexpr = 2 * C
     M: tl.constexpr = N // PARTS
+    # With 16 channels, a warp would have to hold all taps, for which it has no registers if the last row is outside the loop.
+    LAST: tl.constexpr = 1 if C > 16 else 0
     stream = tl.program_id(2)
     x0 = tl.program_id(0) * TILE
     y0 = tl.program_id(1) * ROWS
@@ -84,26 +95,18 @@ def feed_forward_kernel(x_ptr, gain_ptr, bias_ptr, gate_ptr, update_ptr, project
         # What the passes before have added lies in y.
         base_ptr = x_ptr if part == 0 else y_ptr
         above, center = first_normalized_rows(x_ptr, y0, x0, height, width, gain, bias, C, TILE)
-        if ROWS > 8:
-            gate = first_sums(above, center, gate_taps, M, TILE)
-            update = first_sums(above, center, update_taps, M, TILE)
-            for r in range(ROWS):
-                y = y0 + r
-                below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-                gate = with_row(moved_down(gate), below, gate_taps)
-                update = with_row(moved_down(update), below, update_taps)
-                add_gated_row(base_ptr, y_ptr, gate[0], update[0], project, x0, y, height, width, C, TILE)
-        else:
-            # A short strip keeps rows instead of sums: the products of its first rows would be a larger share, and with 32
-            # channels some architectures have no registers for the sums.
-            for r in range(ROWS):
-                y = y0 + r
-                below = normalized_row(x_ptr, y + 1, x0, height, width, gain, bias, C, TILE)
-                zero = tl.zeros([TILE, M], tl.float32)
-                new_gate = convolved(zero, above, center, below, gate_taps)
-                new_update = convolved(zero, above, center, below, update_taps)
-                add_gated_row(base_ptr, y_ptr, new_gate, new_update, project, x0, y, height, width, C, TILE)
-                above, center = center, below
+        gate = first_sums(above, center, gate_taps, M, TILE)
+        update = first_sums(above, center, update_taps, M, TILE)
+        for r in range(ROWS - LAST):
+            gate, update = _with_added_row(
+                gate, update, x_ptr, gain, bias, gate_taps, update_taps, project, base_ptr, y_ptr, x0, y0 + r, height, width, C,
+                TILE,
+            )  # fmt: skip
+        if LAST:
+            _with_added_row(
+                gate, update, x_ptr, gain, bias, gate_taps, update_taps, project, base_ptr, y_ptr, x0, y0 + (ROWS - 1), height,
+                width, C, TILE,
+            )  # fmt: skip
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()

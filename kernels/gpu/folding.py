@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.kernels.gpu.attention_statistics import head_columns
-from refusion_edge.network.layouts import fold_pair
+from refusion_edge.network.forms import fold_pair
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS
 
 Float64Array = NDArray[np.float64]

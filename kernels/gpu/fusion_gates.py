@@ -67,6 +67,18 @@ def fusion_gate_reference(
 
 
 @jit
+def _with_added_row(gate, update, source_ptr, other_source_ptr, own_taps, other_taps, update_taps, project, sum_ptr, y_ptr, x0,
+                    y, height, width, C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    BOTH: tl.constexpr = 2 * C
+    below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
+    below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
+    gate = with_row(with_row(moved_down(gate), below, own_taps), below_other, other_taps)
+    update = with_row(moved_down(update), below, update_taps)
+    add_gated_row(sum_ptr, y_ptr, gate[0], update[0], project, x0, y, height, width, BOTH, TILE)
+    return gate, update
+
+
+@jit
 def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_ptr, y_ptr, height, width, C: tl.constexpr,
                        SOURCE: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     N: tl.constexpr = 4 * C
@@ -88,13 +100,15 @@ def fusion_gate_kernel(x_ptr, base_ptr, own_ptr, other_ptr, update_ptr, project_
         gate = with_row(with_row(no_sums(M, TILE), above, own_taps), above_other, other_taps)
         gate = with_row(with_row(moved_down(gate), center, own_taps), center_other, other_taps)
         update = first_sums(above, center, update_taps, M, TILE)
-        for r in range(ROWS):
-            y = y0 + r
-            below = plain_row(source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
-            below_other = plain_row(other_source_ptr, y + 1, x0, height, width, C, BOTH, TILE)
-            gate = with_row(with_row(moved_down(gate), below, own_taps), below_other, other_taps)
-            update = with_row(moved_down(update), below, update_taps)
-            add_gated_row(sum_ptr, y_ptr, gate[0], update[0], project, x0, y, height, width, BOTH, TILE)
+        for r in range(ROWS - 1):
+            gate, update = _with_added_row(
+                gate, update, source_ptr, other_source_ptr, own_taps, other_taps, update_taps, project, sum_ptr, y_ptr, x0,
+                y0 + r, height, width, C, TILE,
+            )  # fmt: skip
+        _with_added_row(
+            gate, update, source_ptr, other_source_ptr, own_taps, other_taps, update_taps, project, sum_ptr, y_ptr, x0,
+            y0 + (ROWS - 1), height, width, C, TILE,
+        )  # fmt: skip
         if part + 1 < PARTS:
             # What one thread has stored, another may load in the next pass.
             tl.debug_barrier()

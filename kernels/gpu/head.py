@@ -28,8 +28,11 @@ from refusion_edge.kernels.gpu.strip import (
     first_sums,
     moved_down,
     nine_taps,
+    nine_vectors,
+    no_sums,
     plain_row,
     with_row,
+    with_weighted_row,
 )
 
 NEGATIVE_SLOPE = 0.01
@@ -86,13 +89,6 @@ def narrow_kernel(x_ptr, taps_ptr, z_ptr, height, width, C: tl.constexpr, TILE: 
 
 
 @jit
-def _weighted(total, row, weights_ptr, first: tl.constexpr, C: tl.constexpr):
-    for k in tl.static_range(3):
-        total += row[k].to(tl.float32) * tl.load(weights_ptr + (first + k) * C + tl.arange(0, C))[None, :]
-    return total
-
-
-@jit
 def to_plane_kernel(z_ptr, weights_ptr, fused_ptr, extremes_ptr, height, width, C: tl.constexpr, TILE: tl.constexpr,
                     ROWS: tl.constexpr):  # fmt: skip
     x0 = tl.program_id(0) * TILE
@@ -100,19 +96,18 @@ def to_plane_kernel(z_ptr, weights_ptr, fused_ptr, extremes_ptr, height, width, 
     x = x0 + tl.arange(0, TILE)
     low = tl.full([TILE], float("inf"), tl.float32)
     high = tl.full([TILE], float("-inf"), tl.float32)
+    weights = nine_vectors(weights_ptr, C)
     above, center = first_rows(z_ptr, y0, x0, height, width, C, C, TILE)
+    sums = with_weighted_row(moved_down(with_weighted_row(no_sums(C, TILE), above, weights)), center, weights)
     for r in range(ROWS):
         y = y0 + r
         below = plain_row(z_ptr, y + 1, x0, height, width, C, C, TILE)
-        total = _weighted(tl.zeros([TILE, C], tl.float32), above, weights_ptr, 0, C)
-        total = _weighted(total, center, weights_ptr, 3, C)
-        total = _weighted(total, below, weights_ptr, 6, C)
-        fused = tl.sigmoid(tl.sum(total, axis=1))
+        sums = with_weighted_row(moved_down(sums), below, weights)
+        fused = tl.sigmoid(tl.sum(sums[0], axis=1))
         inside = (x < width) & (y + tl.zeros([TILE], tl.int32) < height)
         tl.store(fused_ptr + tl.cast(y, tl.int64) * width + x, fused, mask=inside)
         low = tl.minimum(low, tl.where(inside, fused, float("inf")))
         high = tl.maximum(high, tl.where(inside, fused, float("-inf")))
-        above, center = center, below
     strip = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(extremes_ptr + 2 * strip, tl.min(low, axis=0))
     tl.store(extremes_ptr + 2 * strip + 1, tl.max(high, axis=0))

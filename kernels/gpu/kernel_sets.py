@@ -24,7 +24,7 @@ class KernelSet:
         schedule: The launches of one frame, given the dtype of the features.
         tiles: Tile of every kernel, given the architecture, 87 for sm_87.
         fold: Turns parameters into what the kernels take.
-        self_test_hw: Height and width of the self-test: small, odd, and more than one strip of any architecture wide.
+        self_test_hw: Height and width of the self-test: small, odd, and more than one strip of any architecture high and wide.
     """
 
     schedule: Callable[[str], Schedule]
@@ -33,7 +33,13 @@ class KernelSet:
     self_test_hw: tuple[int, int]
 
 
-REFUSION = KernelSet(make_schedule, tiles, fold, (19, 70))
+def _beyond_a_strip(tiles: Callable[[int], dict[str, Tile]]) -> tuple[int, int]:
+    cuts = [tile for architecture in ARCHITECTURES for tile in tiles(architecture).values()]
+    height, width = (max(sides) for sides in zip(*((tile.rows, tile.columns) for tile in cuts), strict=True))
+    return height + 1 | 1, width + 1 | 1
+
+
+REFUSION = KernelSet(make_schedule, tiles, fold, _beyond_a_strip(tiles))
 """The kernels of the paper's network."""
 
 
@@ -52,9 +58,5 @@ def kernel_set(state: State) -> KernelSet:
 
 def fast_kernels(layout: FastLayout) -> KernelSet:
     """The kernels of the network ``fast`` in a layout."""
-    cuts = [tile for architecture in ARCHITECTURES for tile in fast_tiles(layout, architecture).values()]
-    height, width = (max(sides) for sides in zip(*((tile.rows, tile.columns) for tile in cuts), strict=True))
-    return KernelSet(
-        functools.partial(make_fast_schedule, layout), functools.partial(fast_tiles, layout), fold_fast,
-        (height + 1 | 1, width + 1 | 1),
-    )  # fmt: skip
+    cut = functools.partial(fast_tiles, layout)
+    return KernelSet(functools.partial(make_fast_schedule, layout), cut, fold_fast, _beyond_a_strip(cut))

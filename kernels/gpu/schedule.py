@@ -97,11 +97,10 @@ def tiles(architecture: int) -> dict[str, Tile]:
     usual = Tile(32, rows, 2) if 90 <= architecture < 120 else Tile(64, rows, 4)
     chosen = dict.fromkeys(_KERNELS, usual)
     chosen |= dict.fromkeys(_NARROW, Tile(16, rows, 2)) | dict.fromkeys(_WIDE, Tile(64, rows, 2))
-    # In the tiles above, these kernels spill a few registers there.
+    chosen["decoder_feed_forward"] = Tile(16, rows, 4)
     if architecture >= 90:
-        chosen["decoder_statistics"] = Tile(16, rows, 4)
-    if architecture in (90, 110):
-        chosen["decoder_feed_forward"] = Tile(16, 8, 2)
+        # With 2 warps, it spills a few registers there. Longer strips leave fewer of them to add up.
+        chosen["decoder_statistics"] = Tile(16, 32, 4)
     return chosen | dict.fromkeys(_MIXING, Tile(64, rows, 16))
 
 

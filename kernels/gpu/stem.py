@@ -16,7 +16,15 @@ from typing import Any
 from refusion_edge.arrays import Array
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
-from refusion_edge.kernels.gpu.strip import convolve_reference, pixels
+from refusion_edge.kernels.gpu.strip import (
+    convolve_reference,
+    first_rows,
+    moved_down,
+    nine_vectors,
+    no_sums,
+    plain_row,
+    with_weighted_row,
+)
 
 
 def stem_reference(plane: Array, weights: Array) -> Array:
@@ -43,16 +51,16 @@ def stem_kernel(planes_ptr, weights_ptr, features_ptr, height, width, C: tl.cons
     features_ptr += stream * size * C
     c = tl.arange(0, C)
     x = x0 + tl.arange(0, TILE)
+    weights = nine_vectors(weights_ptr + stream * 9 * C, C)
+    above, center = first_rows(planes_ptr, y0, x0, height, width, 1, 1, TILE)
+    sums = with_weighted_row(moved_down(with_weighted_row(no_sums(C, TILE), above, weights)), center, weights)
     for r in range(ROWS):
         y = y0 + r
-        total = tl.zeros([TILE, C], tl.float32)
-        for tap in tl.static_range(9):
-            # One channel; the tensor of (TILE, 1) spreads over the outputs.
-            plane, _ = pixels(planes_ptr, y + tap // 3 - 1, x0, height, width, tap % 3 - 1, 1, 1, TILE)
-            total += plane * tl.load(weights_ptr + (stream * 9 + tap) * C + c)[None, :]
+        below = plain_row(planes_ptr, y + 1, x0, height, width, 1, 1, TILE)
+        sums = with_weighted_row(moved_down(sums), below, weights)
         inside = ((x < width) & (y + tl.zeros([TILE], tl.int32) < height))[:, None]
         offset = tl.cast(y, tl.int64) * width * C + x[:, None] * C + c[None, :]
-        tl.store(features_ptr + offset, total.to(features_ptr.dtype.element_ty), mask=inside)
+        tl.store(features_ptr + offset, sums[0].to(features_ptr.dtype.element_ty), mask=inside)
 
 
 def _launch_reference(arguments: Mapping[str, Any], streams: int) -> None:

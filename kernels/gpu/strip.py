@@ -6,6 +6,9 @@ shift of the row. In this way, a row is loaded, normalized and brought into the 
 and not again for the row above and the row below; on its way into that layout it passes through shared memory. Taps are loaded
 before the loop. A tap is a shifted load; no intermediate has to be exchanged between threads.
 
+The last row of a strip only completes one sum. A kernel that has the registers for it takes this row out of its loop: then the
+compiler drops the products with sums below the strip, and keeps taps as operands instead of loading them again for every row.
+
 Layout: features are (S, H, W, C) row-major with S streams (1 or 2) and the channels innermost; taps are (9, C, N) in the
 order of rows, inputs before outputs. Offsets of rows are 64-bit: 16384 x 16384 x 32 numbers do not fit 32 bits.
 """
@@ -142,6 +145,23 @@ def nine_taps(w_ptr, C: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @jit
+def nine_vectors(w_ptr, C: tl.constexpr):
+    # (9, C): taps of a convolution from one channel, or to one.
+    c = tl.arange(0, C)[None, :]
+    return (
+        tl.load(w_ptr + c),
+        tl.load(w_ptr + C + c),
+        tl.load(w_ptr + 2 * C + c),
+        tl.load(w_ptr + 3 * C + c),
+        tl.load(w_ptr + 4 * C + c),
+        tl.load(w_ptr + 5 * C + c),
+        tl.load(w_ptr + 6 * C + c),
+        tl.load(w_ptr + 7 * C + c),
+        tl.load(w_ptr + 8 * C + c),
+    )
+
+
+@jit
 def _with_products(total, row, taps, first: tl.constexpr):
     # Half-precision operands go to the tensor cores; "ieee" keeps single precision what it is instead of TF32.
     for k in tl.static_range(3):
@@ -173,6 +193,18 @@ def moved_down(sums):
 @jit
 def with_row(sums, row, taps):
     return _with_products(sums[0], row, taps, 6), _with_products(sums[1], row, taps, 3), _with_products(sums[2], row, taps, 0)
+
+
+@jit
+def with_weighted_row(sums, row, vectors):
+    # The row spreads over the outputs, or the sums are still to be added over the channels.
+    above, center, below = sums
+    for k in tl.static_range(3):
+        wide = row[k].to(tl.float32)
+        above += wide * vectors[6 + k]
+        center += wide * vectors[3 + k]
+        below += wide * vectors[k]
+    return above, center, below
 
 
 @jit

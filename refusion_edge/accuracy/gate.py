@@ -17,7 +17,7 @@ from refusion_edge.errors import GateError
 from refusion_edge.images.luma import to_planes
 from refusion_edge.images.pairs import ImagePair, fingerprint, read_pair
 from refusion_edge.images.samples import sample_paths
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 from refusion_edge.tasks import Task
 
 _BLOCKS = 4

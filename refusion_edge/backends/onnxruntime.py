@@ -12,8 +12,8 @@ from refusion_edge.arrays import Float32Array, State
 from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, execution_error, load_error, require_size
 from refusion_edge.errors import BackendError
 from refusion_edge.network.family import make_model
+from refusion_edge.network.forms import REFERENCE
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT, UINT8_INPUTS
-from refusion_edge.network.layouts import REFERENCE
 
 # What ONNX Runtime logs of an error, its exception says, too.
 _SILENT = 4

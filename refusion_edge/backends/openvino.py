@@ -12,8 +12,8 @@ from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status
 from refusion_edge.errors import BackendError
 from refusion_edge.machine import is_installed, processor, require
 from refusion_edge.network.family import make_model
+from refusion_edge.network.forms import Precision
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
-from refusion_edge.network.layouts import Precision
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 

@@ -18,7 +18,7 @@ from refusion_edge.bench.measurement import END_TO_END, Lap, Row, open_pipeline,
 from refusion_edge.bench.statistics import Ratio, Spread, ratio, spread
 from refusion_edge.bench.subjects import Identity, Quality, Subject, require_comparable
 from refusion_edge.bench.timing import Clock, Plan, measure_windows
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 
 _INT8: Precision = "int8"
 # Two equal engines measured one after the other differ slightly; turns (--compare) resolve smaller differences.

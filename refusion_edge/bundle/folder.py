@@ -188,7 +188,7 @@ def require_same(path: Path, key: str, *, overwrite: bool) -> None:
         same = False
     if not same:
         raise OutputError(
-            f"the bundle {path} exists and holds another engine", "choose another --output, or replace it with --overwrite"
+            f"the bundle {path} exists and comes from another build", "choose another --output, or replace it with --overwrite"
         )
 
 

@@ -15,8 +15,8 @@ from refusion_edge.errors import BundleError, RefusionError, UsageError
 from refusion_edge.machine import Target
 from refusion_edge.network.family import NETWORKS
 from refusion_edge.network.fast import FORM as FAST_FORM
+from refusion_edge.network.forms import Precision, form_named
 from refusion_edge.network.graph import INPUT_A, INPUT_B, OUTPUT
-from refusion_edge.network.layouts import Precision, form_named
 from refusion_edge.sizes import MAX_SIDE, MIN_SIDE, parse_sizes
 
 SCHEMA = "refusion-edge/bundle/2"

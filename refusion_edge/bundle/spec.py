@@ -13,7 +13,7 @@ from refusion_edge.backends.tensorrt.settings import NO_SETTINGS, PlanSettings
 from refusion_edge.images.pairs import ImagePair
 from refusion_edge.machine import parse_architectures
 from refusion_edge.network.family import DEFAULT_NETWORK, NETWORKS
-from refusion_edge.network.layouts import PRECISIONS, Precision, form_named
+from refusion_edge.network.forms import PRECISIONS, Precision, form_named
 from refusion_edge.network.quantization import CalibrationTable
 from refusion_edge.sizes import SizeRange, parse_sizes
 from refusion_edge.tasks import TASKS

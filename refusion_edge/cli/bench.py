@@ -247,7 +247,7 @@ def _built(options: argparse.Namespace, origins: Sequence[tuple[str, Wanted]], f
     from refusion_edge.cli.console import remarks
     from refusion_edge.errors import UsageError
     from refusion_edge.export.build import build
-    from refusion_edge.network.layouts import PRECISIONS
+    from refusion_edge.network.forms import PRECISIONS
 
     names = {precision: precision for precision in PRECISIONS}
     subjects: list[Subject] = []

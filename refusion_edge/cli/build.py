@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusion_edge.cli.options import add_json, add_network, add_overwrite, add_renamed, add_task
-from refusion_edge.network.layouts import PRECISIONS
+from refusion_edge.network.forms import PRECISIONS
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.manifest import Compiled
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_compiler(parser)
     _add_int8(parser)
     add_json(parser)
-    add_overwrite(parser, "json", what="an existing report, or a bundle that holds another engine")
+    add_overwrite(parser, "json", what="an existing report, or the bundle of another build")
 
 
 def _add_compiler(parser: argparse.ArgumentParser) -> None:

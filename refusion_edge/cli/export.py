@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusion_edge.cli.options import add_network, add_overwrite, add_task
-from refusion_edge.network.layouts import FORMS, REFERENCE
+from refusion_edge.network.forms import FORMS, REFERENCE
 
 if TYPE_CHECKING:
     from refusion_edge.network.checkpoint import Checkpoint

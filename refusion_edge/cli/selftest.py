@@ -12,7 +12,7 @@ from refusion_edge.cli.options import add_json, add_overwrite
 
 if TYPE_CHECKING:
     from refusion_edge.bundle.folder import EngineBundle
-    from refusion_edge.network.layouts import Precision
+    from refusion_edge.network.forms import Precision
     from refusion_edge.selftest.checks import Check, SelfTest
     from refusion_edge.sizes import SizeRange
 

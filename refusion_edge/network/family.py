@@ -16,8 +16,8 @@ from refusion_edge.errors import UsageError
 from refusion_edge.network.cost import Work, fast_work, refusion_work
 from refusion_edge.network.fast import FORM as FAST_FORM
 from refusion_edge.network.fast import layout_of
+from refusion_edge.network.forms import FORMS, GraphPrecision, Precision
 from refusion_edge.network.graph import graph_precision
-from refusion_edge.network.layouts import FORMS, GraphPrecision, Precision
 from refusion_edge.network.parameters import PARAMETERS, Shape
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Network:
         work: Cost per pixel, given the shapes of the parameters and the precision of the features in memory.
         torch: The network in PyTorch, given its parameters: two planes, (B, 1, H, W) float32 in [0, 1], to the fused plane of
             the same shape and range. Imports torch when called.
-        forms: Names of its graphs, see ``refusion_edge.network.layouts``.
+        forms: Names of its graphs, see ``refusion_edge.network.forms``.
         graph: The ONNX model with these parameters, given the form, the precision of the graph and a fixed size or None.
     """
 

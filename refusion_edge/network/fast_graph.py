@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.network.fast import FORM, SLOPE, STATISTICS, STRIDE, FastLayout, layout_of
+from refusion_edge.network.forms import GraphPrecision
 from refusion_edge.network.graph import FORM_KEY, INPUT_A, INPUT_B, OPSET, OUTPUT, rounded
-from refusion_edge.network.layouts import GraphPrecision
 from refusion_edge.sizes import check_size
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ class _Graph:
         some = [self.op("Slice", (plane, corner, end, axes, steps)) for plane in (a, b)]
         difference = self.op("Abs", (self.op("Sub", some),))
         planes = self.op("Concat", (*some, self.op("Max", some), difference), axis=1)
-        mean = self.op("ReduceMean", (planes, axes))
+        mean = self.mean(planes)
         centered = self.op("Sub", (planes, mean))
-        deviation = self.op("Sqrt", (self.op("ReduceMean", (self.op("Mul", (centered, centered)), axes)),))
+        deviation = self.op("Sqrt", (self.mean(self.op("Mul", (centered, centered))),))
         figures = self.op("Concat", (mean, deviation), axis=3)
         figures = self.op("Reshape", (figures, self.constant("row of figures", _integers([1, STATISTICS]))))
         hidden = self.op("LeakyRelu", (self.dense(state, "statistics.0", figures),), alpha=SLOPE)
@@ -115,6 +115,14 @@ class _Graph:
         gain, offset = (self.op("Reshape", (half, shape)) for half in both)
         # The bias of the convolution is scaled as well, so that gain and offset apply to its result.
         return self.op("Add", (gain, self.constant("unit", np.float32(1)))), offset
+
+    def mean(self, planes: str) -> str:
+        """Mean over the image, (1, 4, 1, 1)."""
+        # Row by row: engines that add up one by one lose two digits in a sum over a hundred thousand pixels. The means of the
+        # rows are laid out as one row, because OpenVINO merges consecutive means.
+        axis = self.constant("along a row", _integers([3]))
+        rows = self.op("Reshape", (self.op("ReduceMean", (planes, axis)), self.constant("one row", _integers([0, 0, 1, -1]))))
+        return self.op("ReduceMean", (rows, axis))
 
     def first(self, state: State, layout: FastLayout, planes: str) -> str:
         """Pixel-unshuffle and the first convolution as one convolution of the planes with a stride of k."""

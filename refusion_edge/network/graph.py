@@ -1,6 +1,6 @@
 """ONNX graphs of the fusion network: templates without weights, and filling in the weights.
 
-A template is the traced and simplified graph in one of the forms of ``refusion_edge.network.layouts``, with the
+A template is the traced and simplified graph in one of the forms of ``refusion_edge.network.forms``, with the
 parameters of that form as graph inputs next to ``a`` and ``b``. Filling computes them from the official 86 and turns
 those inputs into constants. This needs only onnx and numpy, so that a device can build its engine without torch.
 Templates are created by ``refusion_edge.export.graph.trace``.
@@ -15,7 +15,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, State
 from refusion_edge.errors import CheckpointError, UsageError
-from refusion_edge.network.layouts import FORMS, GraphPrecision, Precision, find_form, form_named, rewrite
+from refusion_edge.network.forms import FORMS, GraphPrecision, Precision, find_form, form_named, rewrite
 from refusion_edge.sizes import check_size
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_template(form: str, precision: GraphPrecision) -> onnx.ModelProto:
     """Load a template that ships with the package.
 
     Args:
-        form: Name of a graph form, see ``refusion_edge.network.layouts``.
+        form: Name of a graph form, see ``refusion_edge.network.forms``.
         precision: ``fp32``, or ``fp16`` for a strongly typed half-precision graph whose layer norm statistics,
             L2 norms and softmax stay in fp32. Inputs and output are float32 in both.
 

@@ -99,8 +99,8 @@ def mixing_weights(q: Tensor, k: Tensor, temperature: Tensor, *, means: bool = F
 
 def _norms(x: Tensor) -> Tensor:
     """L2 norm of each channel over the image: (B, C, H, W) to (B, C, 1)."""
-    # Row by row: engines that add up one by one lose two digits in a sum over millions of pixels. The rows are clamped, not their
-    # sum, because some optimizers merge sums that follow each other. Without a clamp, the gradient of the root at 0, for a channel
-    # of a black image, would be NaN.
+    # Row by row: engines that add up one by one lose two digits in a sum over millions of pixels. The rows are clamped instead
+    # of their sum, because some optimizers merge consecutive sums. Without a clamp, the gradient of the root at 0, for a
+    # channel of a black image, would be NaN.
     rows = (x * x).sum(dim=-1).clamp(min=NORM_FLOOR**2)
     return rows.sum(dim=-1, keepdim=True).sqrt()

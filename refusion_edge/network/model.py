@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refusion_edge.network.layers import EPSILON, channel_attention, layer_norm, mixing_weights
-from refusion_edge.network.layouts import (
+from refusion_edge.network.forms import (
     GraphForm,
     Pair,
     attention_pair,
@@ -22,6 +21,7 @@ from refusion_edge.network.layouts import (
     fusion_qkv_pair,
     fusion_update_pair,
 )
+from refusion_edge.network.layers import EPSILON, channel_attention, layer_norm, mixing_weights
 from refusion_edge.network.parameters import DIM, EXPANSION, NUM_BLOCKS, NUM_HEADS
 
 
@@ -200,7 +200,7 @@ def fuse(form: GraphForm, parameters: Mapping[str, Tensor], a: Tensor, b: Tensor
 
     Args:
         form: The form.
-        parameters: Parameters of the form, see ``refusion_edge.network.layouts.rewrite``; any floating dtype.
+        parameters: Parameters of the form, see ``refusion_edge.network.forms.rewrite``; any floating dtype.
         a: Source a, (1, 1, H, W), dtype of the parameters, [0, 1].
         b: Source b, same shape and dtype.
 

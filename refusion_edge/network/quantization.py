@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from refusion_edge.documents import parse_json, shown, typed
 from refusion_edge.errors import InputError
 from refusion_edge.network.family import DEFAULT_NETWORK, network_of
-from refusion_edge.network.layouts import pairs
+from refusion_edge.network.forms import pairs
 
 if TYPE_CHECKING:
     import onnx

@@ -37,7 +37,7 @@ from refusion_edge.fuser import open_bundle
 from refusion_edge.images.luma import to_planes
 from refusion_edge.machine import accelerator, is_installed, processor, this_machine, usable_cores
 from refusion_edge.network.checkpoint import read_checkpoint
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 from refusion_edge.network.weights import weights_path
 from refusion_edge.selftest.software import Software, read_software
 from refusion_edge.sizes import SizeRange

@@ -13,8 +13,8 @@ from refusion_edge.arrays import State
 from refusion_edge.backends.onnxruntime import OrtBackend, open_reference
 from refusion_edge.backends.registry import open_weights, status
 from refusion_edge.errors import BackendError, ShapeError, UsageError
+from refusion_edge.network.forms import REFERENCE
 from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import REFERENCE
 from tests.conftest import ROOT, TOLERANCE
 from tests.raising import raises
 

@@ -37,7 +37,7 @@ from refusion_edge.images.io import write_image
 from refusion_edge.kernels.cpu.compiled import ISA_VARIABLE
 from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, write_safetensors
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 from refusion_edge.network.parameters import PARAMETERS
 from tests.conftest import ROOT, TOLERANCE, one_sentence
 from tests.oracles import fast as fast_oracle

@@ -21,8 +21,8 @@ from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.export.build import build
 from refusion_edge.fuser import load
 from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.forms import REFERENCE, Precision
 from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import REFERENCE, Precision
 from refusion_edge.tasks import TASKS
 from tests.conftest import TOLERANCE
 from tests.network.test_model import GOLDEN

@@ -24,8 +24,8 @@ from refusion_edge.bundle.spec import BuildSpec
 from refusion_edge.errors import BackendError, CheckpointError, GateError, OutputError
 from refusion_edge.export.build import build
 from refusion_edge.network.checkpoint import Checkpoint, read_checkpoint, safetensors_bytes, write_safetensors
+from refusion_edge.network.forms import Precision
 from refusion_edge.network.graph import form_name
-from refusion_edge.network.layouts import Precision
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
 from tests.conftest import ROOT, files_below, one_sentence

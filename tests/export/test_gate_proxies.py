@@ -96,7 +96,7 @@ def test_the_gate_executes_the_ptx_of_small_frames_unless_told_otherwise(weights
 @pytest.mark.usefixtures("_of_ptx")
 def test_what_the_gate_ran_is_printed_and_in_the_json(weights: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
     words = ["build", "--task", "medical", "--network", "fast", "--precision", "fp16", "--backend", "fused", "--arch", "sm_87"]
-    words += ["--size", "32x48", "--weights", weights, "-o", "x", "--no-cache", "--proxy"]
+    words += ["--size", "32x48", "--weights", weights, "-o", "x", "--overwrite", "--no-cache", "--proxy"]
     code, out, _ = run_cli(*words, "ptx")
     assert code == 0
     assert "its PTX for sm_87" in out

@@ -28,8 +28,8 @@ from refusion_edge.network.checkpoint import (
     write_safetensors,
 )
 from refusion_edge.network.fast import FastLayout
+from refusion_edge.network.forms import REFERENCE
 from refusion_edge.network.graph import read_template
-from refusion_edge.network.layouts import REFERENCE
 from refusion_edge.network.parameters import PARAMETERS
 from tests.conftest import ROOT, one_sentence
 from tests.raising import raises

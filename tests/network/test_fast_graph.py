@@ -49,6 +49,16 @@ def test_it_is_valid_onnx_and_says_what_it_is() -> None:
     )
 
 
+def test_statistics_are_summed_row_by_row() -> None:
+    """Engines that add up one by one would lose digits in a sum over all pixels: see ``benchmarks.size_accuracy``."""
+    graph = make_fast_graph(random_state(FastLayout())).graph
+    axes = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
+    makers = {node.output[0]: node.op_type for node in graph.node}
+    means = [node for node in graph.node if node.op_type == "ReduceMean"]
+    assert [axes[node.input[1]] for node in means] == [[3]] * 4
+    assert "ReduceMean" not in {makers[node.input[0]] for node in means}  # OpenVINO would merge the two
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size_hw", [(8, 8), (33, 50)])
 @pytest.mark.parametrize("fixed", [True, False])

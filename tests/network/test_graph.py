@@ -12,8 +12,8 @@ from refusion_edge.arrays import State
 from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.errors import UsageError
 from refusion_edge.network.checkpoint import read_checkpoint
+from refusion_edge.network.forms import FORMS, REFERENCE, GraphPrecision, parameter_shapes
 from refusion_edge.network.graph import fill, form_name, read_template, template_name
-from refusion_edge.network.layouts import FORMS, REFERENCE, GraphPrecision, parameter_shapes
 from refusion_edge.network.parameters import PARAMETERS
 from refusion_edge.sizes import parse_size
 from tests.conftest import ROOT, TEMPLATES, TOLERANCE

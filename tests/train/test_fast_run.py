@@ -48,6 +48,8 @@ def test_targets_that_would_have_no_effect_are_refused(folder_of_pairs: Callable
     data = folder_of_pairs("data")
     with raises(UsageError, "teacher"):
         run_session(fast_request(data, "run", "targets.hot=1", teacher=None), quiet())
+    with raises(UsageError, "teacher"):
+        run_session(fast_request(data, "run", "targets.detail=0.1", teacher=None), quiet())
     with raises(UsageError, "medical"):
         run_session(replace(fast_request(data, "run", "targets.clipped=1", teacher=None), task="medical"), quiet())
     assert not Path("run").exists()
@@ -151,6 +153,18 @@ def test_the_teacher_s_loss_is_that_of_the_formula() -> None:
     expected = 2.0 * np.abs(inner[0] - inner[1]).mean() + 0.25 * slope
     settings = TeacherSettings(intensity=2.0, gradient=0.25)
     assert teacher_loss(fused, taught, settings).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_frozen_parameters_stay(folder_of_pairs: Callable[..., Path]) -> None:
+    data = folder_of_pairs("data")
+    run_session(fast_request(data, "run", "run.steps=3", "optimiser.frozen=['statistics.']"), quiet())
+    state = read_checkpoint("run/ir_vis.safetensors").state
+    assert not state["statistics.1.weight"].any()
+    assert state["layers.0.bias"].any()
+    with pytest.raises(UsageError) as caught:
+        run_session(fast_request(data, "other", "optimiser.frozen=['stem.']"), quiet())
+    assert caught.value.got == "stem."
+    assert not Path("other").exists()
 
 
 def test_both_orders_have_their_own_statistics_and_one_lesson() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from refusion_edge.train.optimization import adamw, apply, clipped
+from refusion_edge.train.optimization import adamw, apply, clipped, without_frozen
 
 
 def test_the_layout_of_a_gradient_does_not_matter() -> None:
@@ -27,3 +27,11 @@ def test_a_gradient_is_shortened_as_a_whole(limit: float, norm: float) -> None:
     for name, tensor in gradient.items():
         torch.testing.assert_close(found[name], tensor * (norm / 13))
     assert gradient["other"].tolist() == [0, 12]
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    gradient = {"statistics.0.bias": torch.ones(2), "layers.0.bias": torch.ones(3)}
+    assert without_frozen(gradient, ()).keys() == gradient.keys()
+    found = without_frozen(gradient, ("statistics.",))
+    assert [tensor.sum().item() for tensor in found.values()] == [0, 3]
+    assert gradient["statistics.0.bias"].tolist() == [1, 1]

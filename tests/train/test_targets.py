@@ -182,3 +182,22 @@ def test_shares_are_checked(name: str) -> None:
     with raises(UsageError, name, expected="from 0 to 1", got=1.5):
         resolve("default", "ir_vis", device="cpu", assignments=[f"{name}=1.5"])
     assert not resolve("default", "ir_vis", device="cpu").targets.depart
+
+
+def test_detail_is_amplified_and_noise_is_not() -> None:
+    a, b = _flat(0.2), _flat(0.4)
+    taught = _flat(0.5)
+    taught[..., 8:24:2] = 0.6  # stripes of one pixel
+    taught[..., 40:56:2] = 0.502
+    sharper = targets_of(a, b, replace(NONE, detail=0.1), taught).taught
+    assert sharper is not None
+    inner = sharper[0, 0, 8:56]
+    assert (inner[:, 12:20].amax() - inner[:, 12:20].amin()).item() == pytest.approx(0.1 * (1 + 0.1 * 8 / 9), rel=0.02)
+    assert torch.equal(sharper[..., 32:], taught[..., 32:])
+
+
+def test_detail_stays_in_range() -> None:
+    taught = torch.randint(0, 2, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)).double()
+    sharper = targets_of(taught, taught, replace(NONE, detail=1.0), taught).taught
+    assert sharper is not None
+    assert (sharper.min(), sharper.max()) == (0, 1)

@@ -12,7 +12,7 @@ from refusion_edge.backends.registry import Status
 from refusion_edge.cuda.driver import Device
 from refusion_edge.errors import MisfitError
 from refusion_edge.machine import accelerator, is_installed, require
-from refusion_edge.network.layouts import Precision
+from refusion_edge.network.forms import Precision
 
 # The first release with strong typing, the progress monitor and enqueueV3 that JetPack 6.2 contains.
 OLDEST = "10.3"

@@ -14,8 +14,8 @@ from refusion_edge.backends.onnxruntime import OrtBackend
 from refusion_edge.errors import GateError
 from refusion_edge.export.graph.trace import export_onnx, trace
 from refusion_edge.network.checkpoint import Checkpoint
+from refusion_edge.network.forms import REFERENCE, GraphPrecision
 from refusion_edge.network.graph import fill, read_template
-from refusion_edge.network.layouts import REFERENCE, GraphPrecision
 from tests.conftest import TEMPLATES, TOLERANCE, files_below
 from tests.raising import raises
 

@@ -37,7 +37,7 @@ from tests.fakes.tensorrt import FakeTensorRT, release
 from tests.fakes.tensorrt_plugin import FakePlugins, TensorDesc
 from tests.raising import raises
 
-SIZE_HW = (19, 70)  # odd, and wider than one strip
+SIZE_HW = (35, 71)  # odd, and more than one strip high and wide
 ARCHITECTURE = 87
 
 

@@ -14,8 +14,10 @@ from refusion_edge.cuda.program import Tile, lay_out
 from refusion_edge.errors import BackendError, ShapeError
 from refusion_edge.kernels.gpu import triton_frame as network
 from refusion_edge.kernels.gpu.folding import fold
+from refusion_edge.kernels.gpu.kernel_sets import REFUSION
 from refusion_edge.kernels.gpu.language import TRITON_INSTALLED
 from refusion_edge.kernels.gpu.schedule import FUSED, LEVELS, fuse_reference, make_schedule, tiles
+from refusion_edge.machine import ARCHITECTURES
 from refusion_edge.network.model import FusionNetwork
 from tests.conftest import TOLERANCE
 from tests.raising import raises
@@ -100,6 +102,14 @@ def test_a_frame_is_at_most_25_launches_and_80_mb_of_scratch_at_640x480() -> Non
     assert len(schedule.launches) == 25
     for architecture in (80, 86, 87, 89, 90, 110, 120):
         assert lay_out(schedule.buffers.values(), (480, 640), tiles(architecture)).size <= 80e6
+
+
+def test_the_self_test_has_several_strips_in_both_directions_on_every_architecture() -> None:
+    height, width = REFUSION.self_test_hw
+    for architecture in ARCHITECTURES:
+        for tile in tiles(architecture).values():
+            assert tile.rows < height <= 64
+            assert tile.columns < width <= 128
 
 
 def test_buffers_that_live_together_never_share_memory() -> None:

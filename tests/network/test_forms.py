@@ -9,7 +9,7 @@ from scipy.ndimage import correlate
 
 from refusion_edge.arrays import State
 from refusion_edge.errors import UsageError
-from refusion_edge.network.layouts import FORMS, GraphForm, Pair, find_form, pairs, parameter_shapes, rewrite
+from refusion_edge.network.forms import FORMS, GraphForm, Pair, find_form, pairs, parameter_shapes, rewrite
 from refusion_edge.network.parameters import PARAMETERS
 from tests.raising import raises
 
@@ -100,3 +100,5 @@ def test_forms_that_would_leak_over_the_border_are_refused() -> None:
 def test_unknown_forms_are_refused_in_words() -> None:
     with raises(UsageError, got="curved"):
         find_form("curved")
+    with raises(UsageError, r"\x1b[2J\n", got="\x1b[2J\n"):
+        find_form("\x1b[2J\n")

@@ -1,0 +1,27 @@
+"""The control runs of ``fast``: each differs from the baseline in what its name says, and only in that."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch", reason="training needs torch")
+
+from benchmarks.controls import CONTROLS, settings_of
+
+EXPECTED = {
+    "baseline": set(),
+    "seed 1": {"run.seed"},
+    "seed 2": {"run.seed"},
+    "loss alone": set(),
+    "teacher alone": {"teacher.loss"},
+    "no statistics": {"optimiser.frozen"},
+    "32 channels": {"fast.channels"},
+    "16 channels": {"fast.channels"},
+}
+
+
+def test_each_run_differs_in_one_thing() -> None:
+    baseline = settings_of(CONTROLS["baseline"], 100)
+    found = {name: settings_of(control, 100).differences(baseline) for name, control in CONTROLS.items()}
+    assert {name: {text.partition(" = ")[0] for text in texts} for name, texts in found.items()} == EXPECTED
+    assert [name for name, control in CONTROLS.items() if not control.has_teacher] == ["loss alone"]
