@@ -173,7 +173,7 @@ def main() -> int:
         )
     print(f"processor time {taken_s / max(len(outcomes), 1):.2f} s for each alignment, one core")
     for part in (*PARTS, None):
-        _summary(part, [outcome for outcome in outcomes if part in (outcome.part, None)])
+        _summary(part, [outcome for outcome in outcomes if part in (outcome.part, None)], own=options.own)
     accepted = [outcome.known_px for outcome in outcomes if outcome.accepted and (outcome.confirmed or not registrations)]
     if options.wrong:
         return int(any(outcome.accepted for outcome in outcomes))
@@ -265,7 +265,7 @@ def _error_px(case: Case, homography: Matrix, whole: Matrix) -> float:
     return float(np.linalg.norm(warp_points(found, corners) - warp_points(true, corners), axis=1).mean())
 
 
-def _summary(part: float | None, outcomes: list[Outcome]) -> None:
+def _summary(part: float | None, outcomes: list[Outcome], *, own: bool) -> None:
     name = "all" if part is None else f"{100 * part:.0f} %"
     accepted = [outcome for outcome in outcomes if outcome.accepted]
     confirmed = [outcome for outcome in outcomes if outcome.confirmed]
@@ -274,8 +274,8 @@ def _summary(part: float | None, outcomes: list[Outcome]) -> None:
     for title, errors in (
         ("known", [outcome.known_px for outcome in accepted]),
         ("known, confirmed pairs", [outcome.known_px for outcome in accepted if outcome.confirmed]),
-        ("own", [outcome.own_px for outcome in accepted]),
-        ("own as aligned", [outcome.aligned_px for outcome in accepted]),
+        ("own", [outcome.own_px for outcome in accepted if own]),
+        ("own as aligned", [outcome.aligned_px for outcome in accepted if own]),
     ):
         if errors:
             print(
