@@ -9,7 +9,8 @@ TORCH ?= torch==2.13.0
 # The native kernels are built if there are a C++ compiler and the Python headers; NATIVE=off leaves them out.
 HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)
 NATIVE ?= $(if $(and $(shell command -v $(CXX) 2>/dev/null),$(wildcard $(HEADERS)/Python.h)),on,off)
-BUILD := $(if $(filter on,$(NATIVE)),-Cwheel.cmake=true)
+# Explicit, so that kernels that do not compile are an error: a plain pip install would leave them out.
+BUILD := -Cwheel.cmake=$(if $(filter on,$(NATIVE)),true,false)
 # The fastest precision of the back end that auto selects on a CPU: the native kernels have no fp16.
 DEMO_PRECISION := $(if $(filter on,$(NATIVE)),fp32,fp16)
 # Interpreters that wheels are built for.
@@ -106,7 +107,7 @@ $(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/*/
 
 $(VENV)/.test: $(VENV)/.base
 	@$(BIN)/python .ci/install_torch.py '$(TORCH)'
-	@$(PIP) install --group test --editable '.[export,eval,stream,openvino,rtx,triton,fused,cluster]' $(BUILD)
+	@$(PIP) install --group test --editable '.[export,eval,stream,webrtc,openvino,rtx,triton,fused,cluster]' $(BUILD)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

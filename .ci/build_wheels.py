@@ -1,8 +1,9 @@
 """Build wheels with the native kernels for several versions of Python and for x86-64 and aarch64, and check them.
 
-They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Those of this machine
-are installed into a clean environment, where a native engine is built and verified. Of those for the other machine, the modules
-are checked for their processor; the kernels themselves run in an emulator with make test-aarch64.
+They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Then each is installed
+with all dependencies into a clean environment. On this machine's processor, a native engine is built and verified there. For
+aarch64, pip takes only wheels that fit the system of JetPack 6, and an emulator runs them where Debian's Python is of the same
+version: the fused images have to be those of the wheel for this machine.
 
 python .ci/build_wheels.py --output dist [--pythons python3.10,python3.12] [--machines x86_64,aarch64]
 """
@@ -17,14 +18,35 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from check_wheel import ROOT, check_files
+from emulated_python import EmulatedPython, fetch
 
 # Of the header of an ELF file.
 MACHINES = {"x86_64": 62, "aarch64": 183}
+# Instruction sets differ in the last bits, which rounding to 8 bits can show.
+_ALIKE = """
+import sys
+import numpy as np
+from refusion_edge import read_image
+
+one, other = (read_image(path).astype(int) for path in sys.argv[1:])
+most = np.abs(one - other).max()
+sys.exit(f"{sys.argv[1:]} differ by {most} levels" if most > 1 or one.std() < 10 else 0)
+"""
 _VERSION = "import sys; print('%d%d' % sys.version_info[:2])"
+
+
+@dataclass(frozen=True)
+class Program:
+    """An installed refusion-edge: the words before its arguments, and the environment to run it in."""
+
+    command: list[str]
+    environment: dict[str, str]
 
 
 def main() -> int:
@@ -34,32 +56,43 @@ def main() -> int:
     parser.add_argument("--pythons", default=sys.executable, help="interpreters, separated by commas")
     parser.add_argument("--machines", default="x86_64,aarch64", help=f"of {', '.join(MACHINES)}")
     options = parser.parse_args()
+    pythons, machines, started = options.pythons.split(","), options.machines.split(","), time.monotonic()
+    versions = {python: _version(python) for python in pythons}
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         auditwheel, source = _tools(folder / "tools"), folder / "source"
         # Without what was compiled in this folder.
         _run(["git", "clone", "--quiet", str(ROOT), str(source)], os.environ)
-        for python in options.pythons.split(","):
-            for machine in options.machines.split(","):
-                wheel = build(python, machine, source, folder / machine / Path(python).name)
+        is_emulated = "aarch64" in machines and platform.machine() != "aarch64"
+        emulated = fetch(folder / "emulated") if is_emulated else None
+        for python, version in versions.items():
+            programs = {}
+            for machine in machines:
+                wheel = build(python, version, machine, source, folder / machine / version)
                 wheel = repair(auditwheel, wheel, options.output)
                 check_modules(wheel, machine)
+                trial = folder / f"try-{wheel.stem}"
                 if machine == platform.machine():
-                    try_out(python, wheel, folder / f"try-{wheel.stem}")
+                    programs[machine] = try_out(python, wheel, trial)
+                else:
+                    site = install_for(auditwheel[0], version, machine, wheel, trial)
+                    if emulated is not None and emulated.version == version:
+                        programs[machine] = emulate(emulated, site)
+                print(f"{wheel.name}: done after {time.monotonic() - started:.0f} s", flush=True)
+            compare(programs, folder / f"fused-{version}")
     return 0
 
 
-def build(python: str, machine: str, source: Path, folder: Path) -> Path:
+def build(python: str, version: str, machine: str, source: Path, folder: Path) -> Path:
     """Build the wheel for an interpreter, which has to be one of this machine even for the other one."""
     environment = {**os.environ}
     if machine != platform.machine():
         if machine != "aarch64":
             sys.exit(f"wheels for {machine} are built on {machine}")
-        number = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, check=True).stdout.strip()
         environment |= {
             "_PYTHON_HOST_PLATFORM": "linux-aarch64",
-            "SETUPTOOLS_EXT_SUFFIX": f".cpython-{number}-aarch64-linux-gnu.so",
+            "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version}-aarch64-linux-gnu.so",
             "CMAKE_ARGS": f"-DCMAKE_TOOLCHAIN_FILE={source / '.ci/aarch64.cmake'}",
         }
     # The pip of an interpreter may be too old to pass settings on.
@@ -88,13 +121,50 @@ def check_modules(wheel: Path, machine: str) -> None:
         sys.exit(f"{wheel.name} is not for {machine}: {wrong or 'its name, or it holds no modules'}")
 
 
-def try_out(python: str, wheel: Path, folder: Path) -> None:
-    """Install a wheel into a clean environment, and build and verify a native engine there."""
+def try_out(python: str, wheel: Path, folder: Path) -> Program:
+    """Install a wheel into a clean environment, and build and verify a native engine there; returns its program."""
     _run([*_environment(python, folder), "-q", "install", str(wheel)], os.environ)
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "REFUSION_EDGE_CACHE": str(folder / "cache")}
-    command, bundle = str(folder / "bin/refusion-edge"), str(folder / "bundle")
-    _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", bundle], environment, folder)
-    _run([command, "verify", bundle], environment, folder)
+    command, bundle = [str(folder / "bin/python"), "-m", "refusion_edge"], str(folder / "bundle")
+    _run([*command, "build", "--precision", "fp32", "--backend", "native", "-o", bundle], environment, folder)
+    _run([*command, "verify", bundle], environment, folder)
+    return Program(command, environment)
+
+
+def install_for(host_python: str, version: str, machine: str, wheel: Path, folder: Path) -> Path:
+    """Install a wheel and its dependencies for another machine, with the glibc of JetPack 6, into a new folder."""
+    tags = "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(35, 16, -1))
+    platforms = [f"--platform={tag}_{machine}" for tag in tags]
+    words = ["--only-binary=:all:", f"--python-version={version}", "--target", str(folder / "site"), *platforms]
+    _run([host_python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *words, str(wheel)], os.environ)
+    return folder / "site"
+
+
+def emulate(emulated: EmulatedPython, site: Path) -> Program:
+    """The program that was installed for the emulated machine. ONNX Runtime, and with it the gate, crashes in the emulator."""
+    return Program([*emulated.command, "-m", "refusion_edge"], {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(site)})
+
+
+def compare(programs: dict[str, Program], folder: Path) -> None:
+    """Require that the programs of both machines fuse a sample pair alike, by the native kernels of both networks."""
+    pair = [str(ROOT / f"refusion_edge/images/samples/ir_vis/{source}/street.png") for source in ("ir", "vis")]
+    folder.mkdir()
+    for network in ("refusion", "fast"):
+        for machine, program in programs.items():
+            words = ["fuse", *pair, "-o", f"{machine}-{network}.png", "--network", network, "--backend", "native"]
+            _run([*program.command, *words, "--task", "ir_vis"], program.environment, folder)
+        if len(programs) > 1:
+            here, images = programs[platform.machine()], [f"{machine}-{network}.png" for machine in programs]
+            _run([here.command[0], "-c", _ALIKE, *images], here.environment, folder)
+
+
+def _version(python: str) -> str:
+    """Version of an interpreter, such as ``311``; exit with a message if it does not run."""
+    words = [python, "-c", _VERSION]
+    done = subprocess.run(words, capture_output=True, text=True, check=False) if shutil.which(python) else None
+    if done is None or done.returncode:
+        sys.exit(f"{python} does not run; name an interpreter by its path in PYTHONS")
+    return done.stdout.strip()
 
 
 def _tools(folder: Path) -> list[str]:

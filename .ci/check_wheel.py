@@ -1,6 +1,8 @@
-"""Build the wheel, check its contents, and try it in a clean environment from another folder.
+"""Build the wheel from a copy of the sources, check its contents, and try it in a clean environment from another folder.
 
-If there are a C++ compiler and the Python headers, do the same with the native kernels.
+First as on a machine without a C++ compiler: the native kernels are left out, which the first command says, but a build that
+asks for them fails. Then, if there are a C++ compiler and the Python headers, with the native kernels, which a plain
+installation has to contain. Both also as editable installations.
 
 python .ci/check_wheel.py
 """
@@ -37,43 +39,93 @@ REQUIRED = (
 MAX_MB = 4.5
 
 
+# A compiler that compiles nothing.
+_BROKEN = {"CXX": "/bin/false", "CC": "/bin/false"}
+
+
 def main() -> int:
     """Run all checks; exit with a message at the first that fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        source = folder / "source"
+        copy_sources(source)
         venv.create(folder / "venv", with_pip=True)
         python = str(folder / "venv" / "bin" / "python")
         pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "--quiet"]
-        _run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)])
-        (wheel,) = folder.glob("*.whl")
-        check_files(wheel)
-        _run([*pip, "install", str(wheel)])
-
+        _run([*pip, "install", "--upgrade", "pip>=25.1"])
         # A flat checkout in the working directory would be imported instead of the wheel.
         work = folder / "work"
         work.mkdir()
         environment = {**os.environ, "REFUSION_EDGE_CACHE": str(folder / "cache"), "PYTHONSAFEPATH": "1"}
-        _run([python, "-c", "import importlib.util as u; assert u.find_spec('torch') is None, 'torch was installed'"], work)
         command = str(folder / "venv" / "bin" / "refusion-edge")
-        _run([command, "doctor"], work, environment)
+
+        # Another build folder, because CMake keeps the compiler that it found in one.
+        without, elsewhere = {**os.environ, **_BROKEN}, f"-Cbuild-dir={folder / 'broken'}"
+        wheel = build_wheel(pip, source, folder / "pure", without, elsewhere)
+        check_files(wheel)
+        _run([*pip, "install", str(wheel)])
+        _run([python, "-c", "import importlib.util as u; assert u.find_spec('torch') is None, 'torch was installed'"], work)
+        says_native(command, work, environment, usable=False)
         _run([command, "build", "--task", "ir_vis", "--precision", "fp16", "-o", "bundle"], work, environment)
         _run([command, "verify", "bundle"], work, environment)
         _run([command, "demo", "--bundle", "bundle", "-o", "demo"], work, environment)
         if not (work / "demo" / "montage.png").is_file():
             sys.exit("demo wrote no montage")
+        _run([*pip, "install", "--no-deps", "--editable", str(source), elsewhere], environment=without)
+        says_native(command, work, environment, usable=False)
+        asked = wheel_command(pip, source, folder / "asked", elsewhere, "-Cwheel.cmake=true")
+        if subprocess.run(asked, env=without, capture_output=True, check=False).returncode == 0:
+            sys.exit("-Cwheel.cmake=true was satisfied without a compiler")
 
         if can_compile():
-            native = folder / "native"
-            _run([*pip, "wheel", "--no-deps", "--wheel-dir", str(native), str(ROOT), "-Cwheel.cmake=true"])
-            (wheel,) = native.glob("*.whl")
+            wheel = build_wheel(pip, source, folder / "native")
             check_files(wheel, native=True)
             _run([*pip, "install", "--force-reinstall", "--no-deps", str(wheel)])
+            says_native(command, work, environment, usable=True)
             _run([command, "build", "--precision", "fp32", "--backend", "native", "-o", "native"], work, environment)
             _run([command, "verify", "native"], work, environment)
+            _run([*pip, "install", "--no-deps", "--editable", str(source)])
+            says_native(command, work, environment, usable=True)
         else:
             print("wheel: without a C++ compiler and the Python headers, the wheel with the native kernels was not checked")
-    print("wheel: files, clean installation, build, verify and demo passed")
+    print("wheel: files, clean installation with and without a compiler, build, verify and demo passed")
     return 0
+
+
+def copy_sources(folder: Path) -> None:
+    """Copy what git knows or would take, without what was compiled in this folder."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard"], capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if os.path.lexists(ROOT / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+
+
+def wheel_command(pip: list[str], source: Path, folder: Path, *settings: str) -> list[str]:
+    """The command that builds the wheel of a source folder."""
+    return [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source), *settings]
+
+
+def build_wheel(pip: list[str], source: Path, folder: Path, environment: dict[str, str] | None = None, *settings: str) -> Path:
+    """Build the wheel of a source folder."""
+    _run(wheel_command(pip, source, folder, *settings), environment=environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def says_native(command: str, folder: Path, environment: dict[str, str], *, usable: bool) -> None:
+    """Require that the installed program says whether it has the native kernels and, without, how to get them."""
+    images = ROOT / "refusion_edge/images/samples/ir_vis"
+    fuse = ["fuse", str(images / "ir/street.png"), str(images / "vis/street.png"), "-o", "fused.png", "--overwrite"]
+    chosen = "auto chose native" if usable else "native (its C++ module did not compile, or was left out"
+    wanted = {"--version": "" if usable else "without native: ", "doctor": "" if usable else "wheel.cmake=true", "fuse": chosen}
+    for words in (["--version"], ["doctor"], fuse):
+        done = subprocess.run([command, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        said = " ".join(done.stdout.split())
+        if done.returncode or wanted[words[0]] not in said or (usable and "without native" in said):
+            sys.exit(f"'{' '.join(words)}' does not say whether native is usable ({usable}): {said or done.stderr}")
 
 
 def can_compile() -> bool:

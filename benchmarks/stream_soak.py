@@ -1,4 +1,4 @@
-"""Run two synthetic 30 Hz cameras: first without faults, for the age of the shown frames; then with faults, for endurance.
+"""Run two synthetic cameras: first without faults, for the age of the shown frames; then with faults, for endurance.
 
 Run as ``python -m benchmarks.stream_soak --minutes 60`` from the repository's root. Half of the time belongs to each network.
 Faults, every few seconds: shutter freezes, late and lost frames, a lost camera, damaged frames, changes of size, steps of a
@@ -35,7 +35,6 @@ from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings
 from refusion_edge.tasks import find_task
 
-PERIOD_MS = 1000 / 30
 LIMIT_PERIODS, LIMIT_GROWTH = 1.5, 0.02
 _SIZE = "width=160&height=120"
 _FAULTS_IR = "freeze_every_ms=5000&freeze_ms=600&lose_every_ms=17000&lose_ms=2500&corrupt_every=151&resize_every=400"
@@ -57,12 +56,13 @@ def main() -> int:
     parser.add_argument("--clean-s", type=float, default=20.0, help="length of the clean run, 0 for none (default: 20)")
     parser.add_argument("--port", type=int, default=8099, help="port of the browser view (default: 8099)")
     parser.add_argument("--networks", default="fast,refusion", help="networks (default: fast,refusion)")
+    parser.add_argument("--rate", type=float, default=30.0, help="frames per second of the cameras (default: 30)")
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
     keep_freed_memory()  # as the command does
-    missed = options.clean_s > 0 and _clean(options.clean_s)
+    missed = options.clean_s > 0 and _clean(options.clean_s, options.rate)
     networks = options.networks.split(",")
-    found = [_soak(network, options.minutes * 60 / len(networks), options.port) for network in networks]
+    found = [_soak(network, options.minutes * 60 / len(networks), options.port, options.rate) for network in networks]
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
     for figures in found:
@@ -70,9 +70,10 @@ def main() -> int:
     return int(missed)
 
 
-def _clean(seconds: float) -> bool:
+def _clean(seconds: float, rate_hz: float) -> bool:
+    period_ms, scene = 1000 / rate_hz, f"{_SIZE}&rate={rate_hz}"
     settings = StreamSettings(
-        ir=f"test://ir?{_SIZE}", vis=f"test://vis?{_SIZE}&skew_ms=4", outputs=("null://",), duration_s=seconds
+        ir=f"test://ir?{scene}", vis=f"test://vis?{scene}&skew_ms=4", outputs=("null://",), duration_s=seconds
     )
     session = StreamSession(settings, fuser=Fuser(MeanEngine(), find_task("ir_vis")))
     session.run()
@@ -83,22 +84,23 @@ def _clean(seconds: float) -> bool:
     shown = report["pairs"]["shown"]
     print(f"clean, {seconds:g} s: {shown} fused frames, {unexplained} unexplained drops, drops {_drops(report)}")
     print(
-        f"age of the shown frames: p50 {age['p50_ms'] / PERIOD_MS:.2f}, p95 {age['p95_ms'] / PERIOD_MS:.2f}, p99 "
-        f"{age['p99_ms'] / PERIOD_MS:.2f} frame periods (wanted: p99 at most {LIMIT_PERIODS:g})"
+        f"age of the shown frames: p50 {age['p50_ms'] / period_ms:.2f}, p95 {age['p95_ms'] / period_ms:.2f}, p99 "
+        f"{age['p99_ms'] / period_ms:.2f} frame periods (wanted: p99 at most {LIMIT_PERIODS:g})"
     )
-    return unexplained != 0 or age["p99_ms"] > LIMIT_PERIODS * PERIOD_MS
+    return unexplained != 0 or age["p99_ms"] > LIMIT_PERIODS * period_ms
 
 
-def _soak(network: str, seconds: float, port: int) -> dict[str, Any]:
+def _soak(network: str, seconds: float, port: int, rate_hz: float) -> dict[str, Any]:
     """Run a network with all faults; returns what happened."""
     stop = threading.Event()
     figures: list[dict[str, int]] = []
     looks: list[int] = []
+    scene = f"{_SIZE}&rate={rate_hz}"
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         ring, video = Path(folder, "ring"), Path(folder, "fused.mp4")
         settings = StreamSettings(
-            ir=f"test://ir?{_SIZE}&{_FAULTS_IR}",
-            vis=f"test://vis?{_SIZE}&{_FAULTS_VIS}",
+            ir=f"test://ir?{scene}&{_FAULTS_IR}",
+            vis=f"test://vis?{scene}&{_FAULTS_VIS}",
             outputs=(str(video), "null://?delay_ms=400", f"view://127.0.0.1:{port}"),
             network=network,
             backend="native",

@@ -1,9 +1,11 @@
 // Fuses two 8-bit PGM files without Python:  fuse_pgm ENGINE infrared.pgm visible.pgm fused.pgm [threads]
-// ENGINE: the weights of either network (.safetensors), for the CPU, or a program (.rfx), for an NVIDIA GPU.
+// ENGINE: the weights of either network (.safetensors), for the CPU; or, for an NVIDIA GPU, a program (.rfx) or the folder of an
+// engine bundle for TensorRT.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <stdexcept>
 #include <string>
@@ -35,9 +37,8 @@ Picture read_pgm(const std::string& path) {
 }
 
 Engine open_engine(const std::string& path, int threads) {
-    const std::string ending = ".rfx";
-    const bool is_program = path.size() > ending.size() && path.compare(path.size() - ending.size(), ending.size(), ending) == 0;
-    return is_program ? Engine::program(path) : Engine(path, threads);
+    if (std::filesystem::is_directory(path)) return Engine::plan(path);
+    return std::filesystem::path(path).extension() == ".rfx" ? Engine::program(path) : Engine(path, threads);
 }
 
 int main(int count, char** words) try {

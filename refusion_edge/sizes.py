@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refusion_edge.errors import UsageError
+from refusion_edge.text import printable
 
 MIN_SIDE = 8
 # One axis of an image; beyond this the attention's sums were never tested.
@@ -53,7 +54,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int] | None, SizeRange | None]:
     min_hw, opt_hw, max_hw = sizes if len(sizes) == 3 else (None, None, None)
     if min_hw is None or opt_hw is None or max_hw is None:
         raise UsageError(
-            f"'{text[:80]}' is not a range of sizes", "write MIN:OPT:MAX, such as 64x64:480x640:1024x1280", got=text
+            f"'{printable(text, 80)}' is not a range of sizes", "write MIN:OPT:MAX, such as 64x64:480x640:1024x1280", got=text
         )
     sizes_hw = SizeRange(min_hw, opt_hw, max_hw)
     if not (sizes_hw.holds(opt_hw) and sizes_hw.holds(min_hw)):
@@ -74,7 +75,9 @@ def parse_size(text: str) -> tuple[int, int] | None:
     height, _, width = text.lower().partition("x")
     # Bounded before it is read as a number: Python refuses to read thousands of digits.
     if not (text.isascii() and height.isdecimal() and width.isdecimal() and len(text) <= _LONGEST_SIZE):
-        raise UsageError(f"'{text[:80]}' is not a size", "write HEIGHTxWIDTH, such as 480x640, or 'dynamic'", got=text)
+        raise UsageError(
+            f"'{printable(text, 80)}' is not a size", "write HEIGHTxWIDTH, such as 480x640, or 'dynamic'", got=text
+        )
     size_hw = int(height), int(width)
     check_size(size_hw)
     return size_hw

@@ -218,3 +218,25 @@ def test_what_apt_get_says_is_shown_where_it_fails(system: Path) -> None:
 
 def test_what_the_messages_ask_to_install_is_installed() -> None:
     assert {*system_python.PACKAGES.split(), *rtsp._PACKAGES.split()} <= set(WANTED)
+
+
+# Native kernels
+
+
+@pytest.mark.parametrize(("native", "asked"), [("on", "true"), ("off", "false")])
+def test_make_asks_for_the_native_kernels_or_leaves_them_out(native: str, asked: str) -> None:
+    # A plain pip install would leave out kernels that do not compile without an error.
+    words = ["make", "--dry-run", "--always-make", f"NATIVE={native}", "test"]
+    planned = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installing = [line for line in planned.splitlines() if "--editable" in line]
+    assert len(installing) == 2
+    assert all(f"-Cwheel.cmake={asked}" in line for line in installing)
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "/bin/false"])
+def test_an_interpreter_that_does_not_run_is_named_before_wheels_are_built(python: str, tmp_path: Path) -> None:
+    words = [sys.executable, str(CI / "build_wheels.py"), "--output", str(tmp_path / "dist"), "--pythons", python]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert python in done.stderr
+    assert not (tmp_path / "dist").exists()

@@ -9,9 +9,12 @@ from __future__ import annotations
 import datetime
 import os
 import signal
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
@@ -20,8 +23,13 @@ from typing_extensions import Self
 from refusion_edge.errors import BackendError, UsageError
 from refusion_edge.train.layers import Parameters
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 # Long enough for a rank that validates or reads from a slow disk, short enough to notice a lost one.
 _TIMEOUT = datetime.timedelta(minutes=5)
+# Prefix of our keys in the store of torchrun, and how often the first rank looks for the questions of the others.
+_PREFIX, _POLL_S = "refusion_edge", 0.05
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -100,10 +108,47 @@ def join_ranks(device: torch.device) -> Ranks:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # What torchrun sets where all attempts share the launcher's store.
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            distributed.init_process_group(backend, store=_own_store(rank, size), rank=rank, world_size=size, timeout=_TIMEOUT)
+        else:
+            distributed.init_process_group(backend, timeout=_TIMEOUT)
     except RuntimeError as error:
         raise BackendError(f"cannot reach all ranks: {error}", "check the address and the network") from error
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def _own_store(rank: int, size: int) -> Store:
+    """The part of torchrun's store that belongs to this attempt alone.
+
+    torchrun keeps one store for all attempts, in which gloo and NCCL would find the addresses of ranks that are dead. So the
+    ranks agree on a random prefix, by keys that no earlier attempt can have written: the others ask with a random number,
+    and the first one answers below that number until all have joined.
+
+    Raises:
+        RuntimeError: Not all ranks have joined in time.
+    """
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    shared = PrefixStore(_PREFIX, TCPStore(host, port, is_master=False, timeout=_TIMEOUT))
+    token = uuid.uuid4().hex
+    if rank:
+        shared.set(f"question/{rank}", token)
+        own = PrefixStore(shared.get(f"answer/{token}").decode(), shared)
+        own.set(f"joined/{rank}", "")
+        return own
+    own, deadline_s = PrefixStore(token, shared), time.monotonic() + _TIMEOUT.total_seconds()
+    while missing := [other for other in range(1, size) if not own.check([f"joined/{other}"])]:
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"ranks {missing} have not joined in {_TIMEOUT}")
+        for other in missing:
+            if shared.check([f"question/{other}"]):
+                shared.set(f"answer/{shared.get(f'question/{other}').decode()}", token)
+        time.sleep(_POLL_S)
+    return own
 
 
 def leave_ranks(ranks: Ranks) -> None:

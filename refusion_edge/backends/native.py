@@ -20,13 +20,14 @@ from refusion_edge.network.family import network_of
 from refusion_edge.network.fast import STATISTICS, layout_of
 from refusion_edge.network.forms import Precision
 
-_FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler)"
+# Explicit, so that a build that fails says why.
+_FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler and the headers of Python)"
 
 
 def probe() -> Status:
     """Report the instruction sets that would be used, or how to build the module."""
     if not is_installed(MODULE):
-        return Status(usable=False, reason="its C++ module is not built", fix=_FIX)
+        return Status(usable=False, reason="its C++ module did not compile, or was left out, when this was installed", fix=_FIX)
     try:
         isas, for_bf16 = instruction_sets(), instruction_sets("bf16")
     except ImportError as error:

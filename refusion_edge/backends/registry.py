@@ -491,7 +491,7 @@ def _first_usable(candidates: Iterable[str], precision: Precision, network: str,
         fits = precision in precisions and precision not in found.lacks
         if found.usable and fits:
             chosen = f"auto chose {candidate} ({found.reason})"
-            reason = f"{chosen}; not usable here: {_listed(rejected)}." if rejected else f"{chosen}."
+            reason = f"{chosen}; not usable here: {_listed(rejected)}; see refusion-edge doctor." if rejected else f"{chosen}."
             return Choice(candidate, reason, found, build_status(candidate), automatic=True)
         reason = found.reason if not found.usable else f"usable, but not in {precision}"
         rejected.setdefault(reason, []).append(candidate)

@@ -30,6 +30,7 @@ from refusion_edge.machine import this_machine
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.family import make_model
 from refusion_edge.network.graph import FORM_KEY
+from refusion_edge.text import printable
 
 if TYPE_CHECKING:
     import onnx
@@ -188,7 +189,7 @@ def require_same(path: Path, key: str, *, overwrite: bool) -> None:
         same = False
     if not same:
         raise OutputError(
-            f"the bundle {path} exists and holds another engine", "choose another --output, or replace it with --overwrite"
+            f"the bundle {path} exists and comes from another build", "choose another --output, or replace it with --overwrite"
         )
 
 
@@ -301,8 +302,8 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
     found = sha256(data)
     if found != digest:
         raise BundleError(
-            f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of {digest[:12]}...: it "
-            "was changed or cut short",
+            f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of "
+            f"{printable(digest[:12])}...: it was changed or cut short",
             "build the bundle again",
             expected=digest,
             got=found,

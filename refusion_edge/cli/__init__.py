@@ -228,9 +228,10 @@ def _discard_output() -> None:
 def leave() -> NoReturn:
     """Run one command and exit with its code: the entry point of the program."""
     code = main()
-    if any(thread.daemon for thread in threading.enumerate()):
-        # A worker thread that is still inside an engine's native code would abort the process, and so change the exit code,
-        # while the interpreter shuts down.
+    if code == _INTERRUPTED or any(thread.daemon for thread in threading.enumerate()):
+        # While the interpreter shuts down, a worker thread that is still inside an engine's native code would abort the
+        # process, and so change the exit code; so might a compiled module whose import was interrupted. Python itself ends
+        # by SIGINT if the interrupt came while it compiled text, as for a data class.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -243,7 +244,7 @@ def _without_help_verb(argv: Sequence[str]) -> Sequence[str]:
 
 
 class _Version(argparse.Action):
-    """Prints the version, and the usable back ends with their versions."""
+    """Prints the version, the usable back ends with their versions, and what the native kernels lack."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **other: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=other["help"])
@@ -254,6 +255,9 @@ class _Version(argparse.Action):
         found = {name: status(name) for name in BACKENDS}
         usable = ", ".join(f"{name} ({state.reason})" for name, state in found.items() if state.usable)
         print(f"refusion-edge {__version__}\nback ends: {usable or 'none; see refusion-edge doctor'}")
+        # A part of the package that an installation without a compiler lacks, which pip does not show.
+        if not found["native"].usable:
+            print(f"without native: {found['native'].reason}; {found['native'].fix}")
         parser.exit()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from refusion_edge.errors import UsageError
 from refusion_edge.network.parameters import NUM_BLOCKS, PARAMETERS, Shape
+from refusion_edge.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +143,7 @@ def form_named(name: str) -> str:
     name = _FORMER_NAMES.get(name, name)
     if name not in FORMS:
         raise UsageError(
-            f"unknown graph form '{name[:40]}'", f"choose one of {', '.join(FORMS)}", expected=tuple(FORMS), got=name
+            f"unknown graph form '{printable(name, 40)}'", f"choose one of {', '.join(FORMS)}", expected=tuple(FORMS), got=name
         )
     return name
 

@@ -21,6 +21,7 @@ import numpy as np
 from refusion_edge.arrays import Array
 from refusion_edge.documents import brief
 from refusion_edge.errors import CheckpointError
+from refusion_edge.text import printable
 
 # The official files take 281 kB, including a dictionary of 25 kB: 6,500 instructions for 140 tensors.
 MOST_BYTES = 4 << 20
@@ -187,7 +188,7 @@ class _Reader:
         if found is None and module == "torch" and str(name).endswith("Storage"):
             raise _NumberTypeError(str(name).removesuffix("Storage")[:40])
         if found is None:
-            raise _ForeignError(f"it refers to {str(module)[:60]}.{str(name)[:60]}")
+            raise _ForeignError(f"it refers to {printable(str(module), 60)}.{printable(str(name), 60)}")
         self._stack.append(found)
 
     def _call(self) -> None:
@@ -209,7 +210,7 @@ class _Reader:
         if key not in self._storages:
             entry = self._archive.getinfo(f"{self._root}data/{key}")
             if type(count) is not int or count * storage.dtype.itemsize != entry.file_size:
-                raise ValueError(f"storage {key[:40]} has {entry.file_size} bytes, not {count} numbers")
+                raise ValueError(f"storage {printable(key, 40)} has {entry.file_size} bytes, not {count} numbers")
             self._storages[key] = np.frombuffer(_read(self._archive, entry), storage.dtype)
         self._stack.append(self._storages[key])
 

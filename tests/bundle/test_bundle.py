@@ -168,6 +168,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "size that is a command": (ask(size="dynamic --json home"), "dynamic --json home"),
     "two sizes": (ask(size="64x96"), "size"),
     "unknown graph form": (put(form="curved"), "curved"),
+    "graph form with control characters": (put(form="\x1b[2J\n"), r"\x1b[2J\n"),
+    "hash with control characters": (put(files={MODEL: "\n", WEIGHTS: "\n"}, weights_sha256="\n"), r"\n"),
     "engine that is not there": (put(engine="engine.plan"), "engine"),
     "file outside the folder": (put(files={"../x": "0", MODEL: "0", WEIGHTS: "0"}), "file names"),
     "file name that no file can have": (put(files={"x\0": "0", MODEL: "0", WEIGHTS: "0"}), "file names"),

@@ -16,6 +16,7 @@ import pytest
 import refusion_edge
 from refusion_edge.accuracy.gate import LIMITS, Limits
 from refusion_edge.arrays import Array, State
+from refusion_edge.backends import native
 from refusion_edge.backends.registry import Status
 from refusion_edge.cli import EXIT_CODES, VERBS
 from refusion_edge.images.io import read_image, write_image
@@ -51,7 +52,7 @@ def test_every_verb_has_help(run_cli: Run, verb: str) -> None:
 
 def test_version_names_the_back_ends_that_work_here(run_cli: Run) -> None:
     code, out, err = run_cli("--version")
-    first, second = out.splitlines()
+    first, second, *rest = out.splitlines()
     assert (code, first, err) == (0, f"refusion-edge {refusion_edge.__version__}", "")
     usable = {
         name: backend
@@ -61,6 +62,22 @@ def test_version_names_the_back_ends_that_work_here(run_cli: Run) -> None:
     assert usable
     assert all(f"{name} ({backend['reason']})" in second for name, backend in usable.items())
     assert "tensorrt (" not in second
+    assert [line.partition(":")[0] for line in rest] == ([] if "native" in usable else ["without native"])
+
+
+def test_an_installation_without_the_native_kernels_says_so(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda _: False)
+    remedy = "pip install . -Cwheel.cmake=true"
+    assert remedy in run_cli("--version")[1].splitlines()[2]
+    found = json.loads(run_cli("doctor", "--json", "-")[1])["backends"]["native"]
+    assert not found["usable"]
+    assert remedy in found["fix"]
+    street = sample_paths("ir_vis")[1]
+    code, out, _ = run_cli("fuse", street.a, street.b, "-o", "fused.png")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("Back end: ")]
+    assert f"native ({found['reason']})" in line
+    assert "refusion-edge doctor" in line
 
 
 def test_the_verb_help_is_the_option(run_cli: Run) -> None:
@@ -534,6 +551,22 @@ cli.leave()
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (5, printed, "")
+
+
+def test_an_interrupt_while_python_compiles_text_ends_with_the_exit_code() -> None:
+    """As the import of a data class does: Python would remember it, and end by SIGINT after all."""
+    Path("program.py").write_text("""
+import sys
+from refusion_edge.cli import doctor, leave
+
+doctor.run = lambda _options: exec("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
+sys.argv = ["refusion-edge", "doctor"]
+leave()
+""")
+    words = [sys.executable, "-m", "program"]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert found.returncode == 130
+    assert one_sentence(found.stderr)
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])

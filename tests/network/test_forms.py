@@ -100,3 +100,5 @@ def test_forms_that_would_leak_over_the_border_are_refused() -> None:
 def test_unknown_forms_are_refused_in_words() -> None:
     with raises(UsageError, got="curved"):
         find_form("curved")
+    with raises(UsageError, r"\x1b[2J\n", got="\x1b[2J\n"):
+        find_form("\x1b[2J\n")

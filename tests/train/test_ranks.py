@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +26,7 @@ from tests.raising import raises
 from tests.train.conftest import SMALL
 
 # How long to wait for a process on a machine that is busy with other things.
-PATIENCE_S = 300
+PATIENCE_S = 600
 
 # One joined batch of four pairs, in one process or cut in two; the updates of a whole step in float64.
 STEP = """
@@ -129,6 +130,102 @@ def test_a_lost_or_stopped_rank_ends_the_run_with_a_resumable_checkpoint(
     assert checkpoint.counters.step > 0
     assert len(find_checkpoints(Path("run"))) == 1
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
+
+
+@contextlib.contextmanager
+def elastic(words: list[str], *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start ranks by torchrun, as its users do."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        launcher, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()  # it ends its ranks, too
+
+
+def rank_below(launcher: int, rank: int) -> int | None:
+    """Process of a rank that a launcher started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                return int(path.name)
+    return None
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def steps_of(folder: str) -> list[int]:
+    return [int(path.stem.removeprefix("step-")) for path in find_checkpoints(Path(folder))]
+
+
+def training(data: Path, output: str, *settings: str) -> list[str]:
+    words = ["refusion_edge", "train", "--task", "ir_vis", "--data", str(data), "-o", output, "--device", "cpu"]
+    words += ["--threads", "1", "--deterministic", "--auto-resume"]
+    return words + [word for setting in (*SMALL[:-1], *settings) for word in ("--set", setting)]
+
+
+# A rank that kills itself twice, as soon as all are connected; the other one loses it, and torchrun starts both again.
+AGAIN = """
+import os, signal, sys, time
+import torch
+from refusion_edge.errors import BackendError
+from refusion_edge.train.process import join_ranks
+
+started_s, attempt = time.monotonic(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+ranks = join_ranks(torch.device("cpu"))
+assert ranks.largest([ranks.rank]) == [1.0]
+print(f"joined {attempt} {time.monotonic() - started_s}", flush=True)
+if attempt < 2:
+    if ranks.rank == attempt:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        ranks.largest([0.0])
+    except BackendError as error:
+        sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_again_find_each_other() -> None:
+    """And not the dead ones of the last attempt, whose addresses are still in torchrun's store."""
+    Path("again.py").write_text(AGAIN)
+    with elastic(["again.py"], "--max-restarts", "2") as launcher:
+        output, _ = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 0, output
+    joined = [line.split() for line in output.splitlines() if line.startswith("joined")]
+    assert sorted(int(attempt) for _, attempt, _ in joined) == [0, 0, 1, 1, 2, 2]
+    assert max(float(took_s) for _, _, took_s in joined) < 240  # of the 300 after which gloo gives up
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_bits(folder_of_pairs: Callable[..., Path]) -> None:
+    from safetensors.torch import load_file
+
+    data, settings = folder_of_pairs("data"), ("run.steps=12", "checkpoint.every=2")
+    whole = start(["-m", *training(data, "whole", *settings)], 2, stdout=subprocess.DEVNULL)
+    assert [process.wait(timeout=PATIENCE_S) for process in whole] == [0, 0]
+    with elastic(["-m", *training(data, "run", *settings)], "--max-restarts", "1") as again:
+        wait_for(lambda: [step for step in steps_of("run") if 0 < step < 10], again)
+        killed = rank_below(again.pid, 1)
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        output, _ = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 0, output
+    assert "resuming" in output
+    one, other = (load_file(find_checkpoints(Path(name))[-1]) for name in ("whole", "run"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_ranks_that_start_from_different_steps_are_refused() -> None:

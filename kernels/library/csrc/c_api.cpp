@@ -129,6 +129,13 @@ refusion_edge* refusion_edge_create_program_from_memory(const void* program, siz
     });
 }
 
+refusion_edge* refusion_edge_create_plan(const char* bundle_path, int trust) {
+    return create([&] {
+        require(bundle_path != nullptr, "the path of the bundle is NULL; pass one");
+        return refusion::make_plan_engine(bundle_path, trust != 0);
+    });
+}
+
 int refusion_edge_fuse(refusion_edge* instance, const float* a, ptrdiff_t a_row_stride, const float* b, ptrdiff_t b_row_stride,
                        int height, int width, float* fused, ptrdiff_t fused_row_stride) {
     return refusion_edge_fuse_adapted(instance, a, a_row_stride, b, b_row_stride, height, width, nullptr, fused, fused_row_stride);

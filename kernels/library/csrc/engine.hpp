@@ -32,4 +32,7 @@ std::unique_ptr<Engine> make_cpu_engine(const Weights& weights, int threads, int
 // `data`: bytes of a program file; `name`: what to call it in messages.
 std::unique_ptr<Engine> make_gpu_engine(const std::string& data, const std::string& name);
 
+// `path`: folder of a bundle; `trust`: whether its plan may run without being on the list of trusted engines.
+std::unique_ptr<Engine> make_plan_engine(const std::string& path, bool trust);
+
 }  // namespace refusion

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -11,30 +10,15 @@
 #include "engine.hpp"
 #include "failure.hpp"
 #include "network.hpp"
+#include "packed_planes.hpp"
 #include "program.hpp"
 #include "program_file.hpp"
+#include "undo.hpp"
 
 namespace refusion {
 namespace {
 
 constexpr const char* kVisible[] = {"planes", "fused", "levels"};
-
-// Undoes in reverse order.
-class Undo {
-  public:
-    Undo() = default;
-    ~Undo() { now(); }
-    Undo(const Undo&) = delete;
-    Undo& operator=(const Undo&) = delete;
-
-    void push(std::function<void()> step) { steps_.push_back(std::move(step)); }
-    void now() {
-        for (; !steps_.empty(); steps_.pop_back()) steps_.back()();
-    }
-
-  private:
-    std::vector<std::function<void()>> steps_;
-};
 
 // The target whose kernels run best on a device: its own architecture or, on 8.x, the highest one below it.
 const ProgramTarget& choose_target(const Program& program, const CudaDriver& driver) {
@@ -94,22 +78,11 @@ class GpuEngine : public Engine {
         const std::lock_guard<std::mutex> lock(mutex_);
         const CudaDriver::Current current(driver_);
         prepare({height, width});
-        const auto row_bytes = static_cast<std::size_t>(width) * sizeof(float);
         char* planes = visible_[0].data;
-        for (const PlaneView* view : {&a, &b}) {
-            for (int row = 0; row < height; ++row, planes += row_bytes) {
-                std::memcpy(planes, static_cast<const char*>(view->data) + row * view->row_stride, row_bytes);
-            }
-        }
+        pack_plane(a, height, width, planes);
+        pack_plane(b, height, width, planes + visible_[0].size / 2);
         run();
-        const auto* result = reinterpret_cast<const float*>(visible_[1].data);
-        double sum = 0;
-        for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(height) * width; ++i) sum += static_cast<double>(result[i]);
-        if (!std::isfinite(sum)) {
-            fill_with_nan(fused, height, width);
-            return;
-        }
-        for (int row = 0; row < height; ++row) std::memcpy(fused.row(row), result + static_cast<std::ptrdiff_t>(row) * width, row_bytes);
+        unpack_plane(reinterpret_cast<const float*>(visible_[1].data), height, width, fused);
     }
 
     void statistics(const PlaneView&, const PlaneView&, int, int, double*) override { throw_no_statistics(); }

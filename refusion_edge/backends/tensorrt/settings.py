@@ -12,6 +12,7 @@ from refusion_edge.errors import UsageError
 from refusion_edge.images.color import OUTPUT_RANGES, OutputRange
 from refusion_edge.network.graph import INPUT_A, INPUT_B, UINT8_INPUTS
 from refusion_edge.sizes import SizeRange
+from refusion_edge.text import printable
 
 MAX_LEVEL = 5
 _MAX_WORKSPACE_MIB = 1 << 20
@@ -68,7 +69,9 @@ class PlanSettings:
             major, _, minor = text.partition(".")
             if not (text.isascii() and major.isdecimal() and minor.isdecimal() and len(text) <= len("99.9")):
                 raise UsageError(
-                    f"'{text[:20]}' is not a compute capability", "name those of the devices, such as 8.6,8.9", got=text
+                    f"'{printable(text, 20)}' is not a compute capability",
+                    "name those of the devices, such as 8.6,8.9",
+                    got=text,
                 )
 
     def check(self, product: Product) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hmac
 import html
+import logging
 import secrets
 import socket
 import ssl
@@ -73,6 +74,9 @@ class Feed(Protocol):
 
     async def status(self) -> dict[str, Any]:
         """The report so far."""
+
+    async def whep(self, request: Any) -> Any:
+        """Answer an offer of WebRTC, or end a connection."""
 
     async def control(self, request: Any) -> Any:
         """Change the polarity, or start or end a clip, as the JSON of a request says; answer with the new state."""
@@ -219,7 +223,11 @@ class PageServer:
         get(f"{below}fused.mjpg", self._motion_jpeg)
         get(f"{below}status.json", self._status)
         application.router.add_post(f"{below}control", self._control)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S)
+        application.router.add_post(f"{below}whep", self._whep)
+        application.router.add_delete(f"{below}whep/{{peer}}", self._whep)
+        runner = web.AppRunner(
+            application, access_log=None, logger=_log_of_own_faults(), shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S
+        )
         await runner.setup()
         accepting = asyncio.create_task(self._connections.accept(listening, runner.server))
         self._ready.set()
@@ -229,6 +237,12 @@ class PageServer:
         self._connections.close()
         listening.close()
         await runner.cleanup()
+        if self._tasks:  # such as those that close the connections of WebRTC
+            await asyncio.wait(self._tasks, timeout=_STOP_S / 2)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -288,6 +302,9 @@ class PageServer:
     async def _motion_jpeg(self, request: Any) -> Any:
         return await self._feed(request).motion_jpeg(request)
 
+    async def _whep(self, request: Any) -> Any:
+        return await self._feed(request).whep(request)
+
     async def _status(self, request: Any) -> Any:
         return self._web.json_response(await self._feed(request).status(), headers=HEADERS)
 
@@ -328,6 +345,18 @@ class PageServer:
         # A site is ready if any of its rigs is: the others have alerts of their own.
         good = len(bad) < len(states) if request.path == "/readyz" else not bad
         return self._web.json_response({"ok": good, "reason": "; ".join(reasons)}, status=200 if good else 503, headers=HEADERS)
+
+
+def _log_of_own_faults() -> logging.Logger:
+    """The log of aiohttp without malformed requests, with which strangers could fill the disk, or write a token into it."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    def is_own(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+    log = logging.getLogger("aiohttp.server.refusion_edge")
+    log.filters = [is_own]
+    return log
 
 
 def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -61,16 +61,25 @@ VIDEO_ENCODINGS: dict[str, tuple[Encoding, ...]] = {
     # Every frame a key frame, with a checksum of each slice: damage stays in its frame, and is noticed.
     ".mkv": (Encoding("ffv1", "bgr0", {"level": "3", "slicecrc": "1", "g": "1"}),),
     ".avi": (Encoding("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "3"}),),
-    ".webm": (Encoding("libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),),
+    ".webm": (
+        Encoding("libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "lag-in-frames": "0"}),
+    ),
 }
+# Half a second at a time, so that a power cut or a kill costs less than a second.
+_MATROSKA = {"cluster_time_limit": "500"}
 # Fragments, which a power cut leaves, too. The index of an ordinary file would be kept in memory until the file is closed: 72
 # bytes per frame, or 8 MB per hour. The header waits for the first packet: some encoders, such as h264_v4l2m2m, have the
 # parameters that players need only there.
-_FRAGMENTED = {"movflags": "+empty_moov+delay_moov+default_base_moof", "frag_duration": "1000000"}
-_CONTAINER_OPTIONS = {".mp4": _FRAGMENTED, ".m4v": _FRAGMENTED, ".mov": _FRAGMENTED, ".mkv": {"cluster_time_limit": "1000"}}
+_FRAGMENTED = {"movflags": "+empty_moov+delay_moov+default_base_moof", "frag_duration": "500000"}
+_CONTAINER_OPTIONS = {
+    ".mp4": _FRAGMENTED, ".m4v": _FRAGMENTED, ".mov": _FRAGMENTED, ".mkv": _MATROSKA, ".webm": _MATROSKA,
+}  # fmt: skip
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi", ".webm": "webm"}
 # Units of time in a second: a multiple of all usual rates, and less than the 65,536 that MPEG-4 allows.
 _TICKS = 60_000
+# The writer of Matroska keeps the places of key frames, 40 bytes each, in memory until the file is closed. Every frame of FFV1
+# is one here, so only one in this time is marked as such; FFmpeg's reader looks at the frames themselves.
+_INDEX_TICKS = _TICKS
 # FFmpeg's numbers of the color matrix and of the ranges 16 to 235 and 0 to 255.
 _BT601, _LIMITED, _FULL = 5, 1, 2
 _TRIAL_FRAMES, _GRAY = 3, 128
@@ -81,7 +90,7 @@ class VideoSink:
 
     Each frame has its own time, except in .avi, which has a constant rate: frames are repeated or left out there. The suffix
     selects the codec: H.264 in .mp4, .m4v and .mov, lossless FFV1 in .mkv, Motion JPEG in .avi, VP9 in .webm. After a kill or a
-    power cut, the file is playable up to the last seconds that were still in memory.
+    power cut, the file is playable up to its last second, which was still in memory.
 
     Args:
         uri: The file.
@@ -105,7 +114,7 @@ class VideoSink:
         self._stream: Any = None
         self._size_wh = (0, 0)
         self._first_ns = 0
-        self._ticks = -1
+        self._ticks, self._next_index = -1, 0
         self._disk, self._claim = DiskWatch(self._path), Claim(self._path)
 
     def __enter__(self) -> Self:
@@ -222,7 +231,12 @@ class VideoSink:
         color = {} if context.pix_fmt == "bgr0" else {"dst_colorspace": _BT601, "dst_color_range": context.color_range}
         frame = self._converter.reformat(frame, format=context.pix_fmt, **color)
         frame.pts, frame.time_base = ticks, context.time_base
-        self._container.mux(self._stream.encode(frame))
+        for packet in self._stream.encode(frame):
+            if self._suffix == ".mkv":
+                packet.is_keyframe = packet.pts >= self._next_index
+                if packet.is_keyframe:
+                    self._next_index = packet.pts + _INDEX_TICKS
+            self._container.mux(packet)
         self._ticks = ticks
 
 

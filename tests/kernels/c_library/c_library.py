@@ -10,7 +10,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array
 
-INVALID, UNREADABLE, DAMAGED, UNSUPPORTED, FAILED = 1, 2, 3, 4, 6
+INVALID, UNREADABLE, DAMAGED, UNSUPPORTED, NO_MEMORY, FAILED, UNTRUSTED = range(1, 8)
 FP32, BF16 = 0, 1
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
 
@@ -36,6 +36,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "create_from_memory": (_POINTER, (_TEXT, ctypes.c_size_t, _INT, _INT)),
     "create_program": (_POINTER, (_TEXT,)),
     "create_program_from_memory": (_POINTER, (_TEXT, ctypes.c_size_t)),
+    "create_plan": (_POINTER, (_TEXT, _INT)),
     "fuse": (_INT, (_POINTER, *_PLANE, *_PLANE, _INT, _INT, *_PLANE)),
     "fuse_planes": (_INT, (_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER)),
     "fuse_adapted": (_INT, (_POINTER, *_PLANE, *_PLANE, _INT, _INT, _POINTER, *_PLANE)),

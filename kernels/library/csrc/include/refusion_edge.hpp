@@ -66,6 +66,11 @@ class Engine {
         return Engine(refusion_edge_create_program_from_memory(program.data(), program.size()));
     }
 
+    // From a bundle for TensorRT, on a GPU; see refusion_edge_create_plan.
+    static Engine plan(const std::string& bundle_path, bool trust = false) {
+        return Engine(refusion_edge_create_plan(bundle_path.c_str(), trust ? 1 : 0));
+    }
+
     // See refusion_edge_fuse_planes.
     void fuse(const Plane& a, const Plane& b, int height, int width, const Plane& fused, Range range = Range::fixed) {
         check(refusion_edge_fuse_planes(instance_.get(), &a, &b, height, width, static_cast<int>(range), &fused));

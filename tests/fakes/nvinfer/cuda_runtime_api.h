@@ -1,0 +1,3 @@
+// What the header of TensorRT takes from CUDA's.
+#pragma once
+typedef struct CUstream_st* cudaStream_t;
