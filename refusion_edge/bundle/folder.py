@@ -85,17 +85,17 @@ class EngineBundle:
         return checked_model(self.read(MODEL), model, self.path / MODEL, f"build it again: {self.rebuild_command()}")
 
     def rebuild_command(self, backend: str | None = None) -> str:
-        """Write the command that rebuilds this engine from the weights of the bundle, for the machine that it is run on.
+        """Write the command that rebuilds this engine in place from its own weights, for the machine that it is run on.
 
         Args:
-            backend: Another back end, or None for the same.
+            backend: Another back end, whose bundle goes to the default folder; None for the same.
         """
-        spec = self.manifest.spec
-        if backend not in (None, spec.backend):
+        spec, output = self.manifest.spec, None if backend not in (None, self.manifest.spec.backend) else self.path
+        if output is None:
             # Settings of one compiler are meaningless to another.
             spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw, network=spec.network)
         calibration = None if self.manifest.quantized is None else self.path / CALIBRATION
-        return spec.command(self.path / WEIGHTS, calibration=calibration)
+        return spec.command(self.path / WEIGHTS, calibration=calibration, output=output)
 
 
 def read_bundle(path: str | os.PathLike[str]) -> EngineBundle:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from refusion_edge._version import __version__
-from refusion_edge.cli.options import require_free, written_files
+from refusion_edge.cli.options import require_distinct, require_free, written_files
 from refusion_edge.errors import BackendError, InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
@@ -163,6 +163,7 @@ def _run_verb(options: argparse.Namespace) -> int:
     rebuilds = getattr(options, "rebuild", False)
     if rebuilds and options.bundle is None and getattr(options, "config", None) is None:
         raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
+    require_distinct(options)
     require_free(*written_files(options), overwrite=getattr(options, "overwrite", False))
     if getattr(options, "trust", False):
         _trust_bundles(options)

@@ -287,9 +287,13 @@ def test_what_is_no_bundle_is_told(what: str) -> None:
 def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
     jetson = Target("linux", "aarch64", "NVIDIA Jetson Orin Nano")
     bundle = install_bundle(Path("bundle"), manifest(target=jetson, spec=EngineSpec("ir_vis", "fp16", "tensorrt")), FILES)
-    rebuild = "build --task ir_vis --precision fp16 --backend tensorrt --size dynamic --weights bundle/weights.safetensors"
+    place = "--output bundle --overwrite"
+    rebuild = (
+        f"build --task ir_vis --precision fp16 --backend tensorrt {place} --size dynamic --weights bundle/weights.safetensors"
+    )
     with raises(MisfitError, remedy=f"refusion-edge {rebuild}", expected=jetson, got=this_machine()):
         check_target(bundle)
+    assert place not in bundle.rebuild_command("onnxruntime")  # beside it
 
 
 def test_targets_fit_by_field() -> None:

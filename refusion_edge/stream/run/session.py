@@ -344,7 +344,7 @@ def _read_rig(settings: StreamSettings) -> Rig | None:
 
 
 def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: list[Uri], record: str | None) -> None:
-    """Require that outputs and the recording differ from the sources and from each other."""
+    """Require that outputs and the recording differ from the sources and from each other, and that none is in the recording."""
     read = (
         [sources.folder, sources.folder / "ir", sources.folder / "vis"]
         if isinstance(sources, Recording)
@@ -357,6 +357,14 @@ def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: lis
         if os.path.realpath(path) in taken:
             raise UsageError(f"{name} is already a source or another output", "choose another name")
         taken.add(os.path.realpath(path))
+    if record is not None:
+        # A recording is replaced as a whole, and its folders of images are sources of their own.
+        folder = Path(os.path.realpath(record))
+        inside = next((path for path in sorted(taken) if folder in Path(path).parents), None)
+        if inside is not None:
+            raise UsageError(
+                f"{inside} is a source or an output in the folder of the recording {record}", "choose another name"
+            )
 
 
 def _folder(target: str) -> Path:
