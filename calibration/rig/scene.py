@@ -58,7 +58,7 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # benchmarks/alignment.py and benchmarks/alignment_fields.py. Whether the place is right is told by the windows of the image;
 # the other limits are about how exact it is.
 _LEAST_CORRELATION, _LEAST_SUPPORT, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.2, 0.3, 0.8
-_MOST_RIVAL_SUPPORT, _MOST_REPEATING, _MOST_STARTS_PX = 0.6, 0.5, 1.2
+_MOST_RIVAL_SUPPORT, _MOST_REPEATING, _MOST_STARTS_PX = 0.7, 0.5, 1.2
 # Another place where so few windows agree, relative to this one, is none, however well the edges correlate there.
 _LEAST_RIVAL_SUPPORT = 0.4
 _MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX, _MOST_ERROR_PER_SUPPORT_PX = 3.0, 25.0, 12.0

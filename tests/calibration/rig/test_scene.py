@@ -204,7 +204,7 @@ def test_a_thermal_core_of_few_pixels_is_found(street: ImagePair) -> None:
         ({"overlap": 0.29}, ["different directions"]),
         ({"repeating": 0.6}, ["several places"]),
         ({"rival": 0.9}, ["several places"]),
-        ({"rival_support": 0.65}, ["several places"]),
+        ({"rival_support": 0.75}, ["several places"]),
         ({"starts_px": 1.3}, ["few edges"]),
         ({"scales_px": 8.0}, ["few edges"]),
         ({"halves_px": 8.0, "measures_px": 8.0}, ["depth"]),
