@@ -350,9 +350,13 @@ class PageServer:
 def _log_of_own_faults() -> logging.Logger:
     """The log of aiohttp without malformed requests, with which strangers could fill the disk, or write a token into it."""
     from aiohttp.http_exceptions import HttpProcessingError
+    from aiohttp.web import RequestPayloadError
+
+    # The last one: a client that is gone.
+    theirs = HttpProcessingError, RequestPayloadError, ConnectionResetError
 
     def is_own(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+        return not (record.exc_info and isinstance(record.exc_info[1], theirs))
 
     log = logging.getLogger("aiohttp.server.refusion_edge")
     log.filters = [is_own]

@@ -10,7 +10,7 @@ import asyncio
 import json
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -237,11 +237,9 @@ class ViewSink:
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send JSON\n")
         try:
-            asked = parse_json(await asyncio.wait_for(request.read(), _MAX_WAITING_S), "the request")
+            asked = parse_json(await self._whole(request.read()), "the request")
         except InputError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
-        except asyncio.TimeoutError:
-            raise web.HTTPRequestTimeout(text="the request did not come to its end\n") from None
         polarity, record = (asked.get("polarity"), asked.get("record")) if isinstance(asked, Mapping) else (None, None)
         if polarity not in POLARITIES and not isinstance(record, bool):
             raise web.HTTPBadRequest(text='send {"polarity": "white", "black" or "auto"} or {"record": true or false}\n')
@@ -271,19 +269,34 @@ class ViewSink:
         if request.content_type != "application/sdp":
             raise web.HTTPUnsupportedMediaType(text="send an offer as application/sdp\n")
         self._check_room()
+        offer = await self._whole(self._read_offer(request))
+        # Only now: while an offer arrives, others may take the last place.
         if self._ending or len(peers) >= MOST_PEERS:
             raise web.HTTPServiceUnavailable(text=f"at most {MOST_PEERS} viewers can watch over WebRTC\n")
-        offer = b""
-        while chunk := await request.content.read(MOST_OFFER_BYTES):
-            offer += chunk
-            if len(offer) > MOST_OFFER_BYTES:
-                raise web.HTTPRequestEntityTooLarge(MOST_OFFER_BYTES, len(offer))
         try:
             peer, answer = await peers.answer(offer.decode(errors="replace"))
         except InputError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
         headers = {**HEADERS, "Content-Type": "application/sdp", "Location": f"{request.path}/{peer}"}
         return web.Response(status=201, text=answer, headers=headers)
+
+    async def _read_offer(self, request: Any) -> bytes:
+        offer = b""
+        while chunk := await request.content.read(MOST_OFFER_BYTES):
+            offer += chunk
+            if len(offer) > MOST_OFFER_BYTES:
+                raise self._web.HTTPRequestEntityTooLarge(MOST_OFFER_BYTES, len(offer))
+        return offer
+
+    async def _whole(self, reading: Coroutine[Any, Any, bytes]) -> bytes:
+        """The body of a request; the answer to one that is damaged or does not come to its end is an error."""
+        web = self._web
+        try:
+            return await asyncio.wait_for(reading, _MAX_WAITING_S)
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the body of the request is damaged\n") from None
+        except asyncio.TimeoutError:
+            raise web.HTTPRequestTimeout(text="the request did not come to its end\n") from None
 
     async def motion_jpeg(self, request: Any) -> Any:
         """See ``Feed``."""

@@ -130,7 +130,7 @@ def _usable(offer: str) -> str:
     Raises:
         InputError: It does not ask for video alone, or with audio, which is declined.
     """
-    lines = offer.replace("\r\n", "\n").split("\n")
+    lines = offer.splitlines()  # as aiortc does, which would find a line after a lone carriage return
     media = [line.split(" ")[0] for line in lines if line.startswith("m=")]
     # Without these, the connection could not be secured.
     secured = all(any(line.startswith(need) for line in lines) for need in _SECRETS)

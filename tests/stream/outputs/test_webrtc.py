@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,42 @@ def test_a_viewer_that_never_connects_loses_its_place(served: Served, monkeypatc
     asyncio.run(run())
 
 
+def test_viewers_that_come_at_once_get_no_more_places(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_module, "MOST_PEERS", 1)
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            viewer, arrived = connection(), asyncio.Event()
+            offer = (await offer_of(viewer)).encode()
+
+            async def slowly() -> AsyncIterator[bytes]:
+                yield offer[:100]
+                await arrived.wait()
+                yield offer[100:]
+
+            async def ask() -> int:
+                headers = {"Content-Type": "application/sdp"}
+                async with session.post(f"{served.address}/whep", data=slowly(), headers=headers) as answer:
+                    return int(answer.status)
+
+            asked = [asyncio.create_task(ask()) for _ in range(3)]
+            await asyncio.sleep(0.3)
+            arrived.set()
+            assert sorted(await asyncio.gather(*asked)) == [201, 503, 503]
+            await viewer.close()
+
+    asyncio.run(run())
+
+
+def test_a_damaged_or_endless_offer_is_answered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_module, "_MAX_WAITING_S", 0.3)
+    head = b"POST /whep HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/sdp\r\nContent-Length: 5\r\n"
+    for rest, code in ((b"Content-Encoding: gzip\r\n\r\nabcde", b"400"), (b"\r\na", b"408")):
+        with socket.create_connection(served.sink.address, timeout=10) as client:
+            client.sendall(head + rest)
+            assert client.recv(1024).split()[1] == code
+
+
 def test_offers_that_cannot_be_used_are_refused(served: Served) -> None:
     async def run() -> None:
         async with aiohttp.ClientSession() as session:
@@ -191,9 +228,11 @@ def test_the_token_is_needed() -> None:
         view.close()
 
 
-def test_no_address_in_an_offer_is_contacted() -> None:
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\v", "\f", "\x85", "\u2028"])
+def test_no_address_in_an_offer_is_contacted(end: str) -> None:
     secured = ("v=0", "a=ice-ufrag:x", "a=ice-pwd:x", "a=fingerprint:x", "m=video 9 UDP/TLS/RTP/SAVPF 96")
-    offer = "\r\n".join((*secured, "a=candidate:1 1 udp 1 10.0.0.1 9 typ host", "a=end-of-candidates", ""))
+    hidden = end.join(("a=x:y", "a=candidate:1 1 udp 1 10.0.0.1 9 typ host", "a=end-of-candidates"))
+    offer = "\r\n".join((*secured, hidden, ""))
     assert "10.0.0.1" not in webrtc._usable(offer)
     assert "end-of" not in webrtc._usable(offer)
 
