@@ -65,9 +65,10 @@ class EngineSpec:
             output: Bundle to replace; None for the default folder.
         """
         words = ["refusion-edge", "build", "--task", self.task, "--precision", self.precision, "--backend", self.backend]
+        words += ["--size", self.size_text]
         if output is not None:
             words += ["--output", str(output), "--overwrite"]
-        words += ["--size", self.size_text, "--weights", str(weights)]
+        words += ["--weights", str(weights)]
         if calibration is not None:
             words += ["--calib-data", str(calibration)]
         if self.network != DEFAULT_NETWORK:

@@ -289,7 +289,7 @@ def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
     bundle = install_bundle(Path("bundle"), manifest(target=jetson, spec=EngineSpec("ir_vis", "fp16", "tensorrt")), FILES)
     place = "--output bundle --overwrite"
     rebuild = (
-        f"build --task ir_vis --precision fp16 --backend tensorrt {place} --size dynamic --weights bundle/weights.safetensors"
+        f"build --task ir_vis --precision fp16 --backend tensorrt --size dynamic {place} --weights bundle/weights.safetensors"
     )
     with raises(MisfitError, remedy=f"refusion-edge {rebuild}", expected=jetson, got=this_machine()):
         check_target(bundle)

@@ -201,6 +201,16 @@ def test_a_recording_is_not_replaced_by_one_of_itself(run_cli: RunCli) -> None:
         assert sorted(Path("recording").rglob("*")) == before
 
 
+def test_a_hard_link_to_a_source_is_that_source(run_cli: RunCli) -> None:
+    assert run_cli(*STREAM, "-o", "source.mkv")[0] == 0
+    Path("link.mkv").hardlink_to("source.mkv")
+    before = Path("source.mkv").read_bytes()
+    words = ("stream", "--network", "fast", "--threads", 1, "--ir", "source.mkv", *FILES[2:], "-o", "link.mkv", "--overwrite")
+    code, _, err = run_cli(*words)
+    assert (code, one_sentence(err)) == (UsageError.exit_code, True)
+    assert Path("source.mkv").read_bytes() == before
+
+
 def test_a_recording_on_another_disk_is_not_removed_through_a_link(run_cli: RunCli) -> None:
     assert run_cli(*STREAM, "-o", "null://", "--record", "recording")[0] == 0
     Path("recording/ir").rename("elsewhere")
