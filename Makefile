@@ -57,7 +57,7 @@ lint: $(VENV)/.lint  ## Check lint, format, types and Dockerfiles.
 	$(BIN)/mypy
 	$(BIN)/hadolint examples/docker/*.Dockerfile
 
-wheel:  ## Build the wheel, check its files, and try it in a clean environment without torch.
+wheel:  ## Build the wheel with and without the native kernels, and try both in a clean environment without torch.
 	$(PYTHON) .ci/check_wheel.py
 
 wheels:  ## Build manylinux wheels with the native kernels for x86-64 and aarch64 into dist (PYTHONS=python3.10,python3.12).
@@ -107,7 +107,7 @@ $(VENV)/.base: $(VENV)/.venv pyproject.toml CMakeLists.txt $(wildcard kernels/*/
 
 $(VENV)/.test: $(VENV)/.base
 	@$(BIN)/python .ci/install_torch.py '$(TORCH)'
-	@$(PIP) install --group test --editable '.[export,eval,stream,openvino,rtx,triton,fused,cluster]' $(BUILD)
+	@$(PIP) install --group test --editable '.[export,eval,stream,webrtc,openvino,rtx,triton,fused,cluster]' $(BUILD)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -3,7 +3,7 @@
 They are built from a clone of the last commit. Every wheel gets the manylinux tag that auditwheel finds. Then each is installed
 with all dependencies into a clean environment. On this machine's processor, a native engine is built and verified there. For
 aarch64, pip takes only wheels that fit the system of JetPack 6, and an emulator runs them where Debian's Python is of the same
-version: the fused images have to be those of the wheel for this machine.
+version: the fused images may differ by one level from those of the wheel for this machine.
 
 python .ci/build_wheels.py --output dist [--pythons python3.10,python3.12] [--machines x86_64,aarch64]
 """
@@ -79,6 +79,8 @@ def main() -> int:
                     site = install_for(auditwheel[0], version, machine, wheel, trial)
                     if emulated is not None and emulated.version == version:
                         programs[machine] = emulate(emulated, site)
+                    else:
+                        print(f"{wheel.name}: installed but not run, {_why_not_run(emulated)}", flush=True)
                 print(f"{wheel.name}: done after {time.monotonic() - started:.0f} s", flush=True)
             compare(programs, folder / f"fused-{version}")
     return 0
@@ -156,6 +158,10 @@ def compare(programs: dict[str, Program], folder: Path) -> None:
         if len(programs) > 1:
             here, images = programs[platform.machine()], [f"{machine}-{network}.png" for machine in programs]
             _run([here.command[0], "-c", _ALIKE, *images], here.environment, folder)
+
+
+def _why_not_run(emulated: EmulatedPython | None) -> str:
+    return "without apt-get and qemu-aarch64" if emulated is None else f"as Debian's Python is {emulated.version}"
 
 
 def _version(python: str) -> str:

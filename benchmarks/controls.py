@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from benchmarks.targets import NAMES, means_of, plane, scores_of
 from benchmarks.weights import Fuse, held_pairs
 from refusion_edge import load
 from refusion_edge.arrays import Array, Float32Array
+from refusion_edge.files import write_atomically
 from refusion_edge.machine import keep_freed_memory
+from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import find_task
 from refusion_edge.train.session import Console, Request, run_session
@@ -121,6 +124,8 @@ def _trained(control: Control, options: argparse.Namespace, folder: Path, teache
         outcome = run_session(request, Console(lambda _: None, lambda files: files, lambda *_: None))
         if not outcome.finished:
             sys.exit(f"stopped at step {outcome.step}; the same command continues")
+    elif (steps := read_checkpoint(weights).notes.get("step")) != str(options.steps):
+        sys.exit(f"{weights} comes from a run of {steps} steps, not {options.steps}; choose another --output")
     return weights
 
 
@@ -131,7 +136,9 @@ def _remembering(weights: Path, fuse: Fuse, folder: Path) -> Teacher:
     def remembered(a: Float32Array, b: Float32Array) -> Float32Array:
         path = folder / f"{hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest()}.npy"
         if not path.exists():
-            np.save(path, fuse(a, b))
+            data = io.BytesIO()
+            np.save(data, fuse(a, b))
+            write_atomically(path, data.getvalue())
         result: Float32Array = np.load(path)
         return result
 

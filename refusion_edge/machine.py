@@ -168,11 +168,12 @@ def _is_for_this_machine(marker: str) -> bool:
     """Whether the conditions of a requirement hold, of which ours name the machine, the system and the version of Python."""
     machines = re.findall(r"""platform_machine == ["'](\w+)["']""", marker)
     system = re.search(r"""sys_platform == ["'](\w+)["']""", marker)
-    before = re.search(r"""python_version < ["'](\d+)\.(\d+)["']""", marker)
+    before, since = (re.search(rf"""python_version {sign} ["'](\d+)\.(\d+)["']""", marker) for sign in ("<", ">="))
     return (
         (not machines or platform.machine() in machines)
         and (system is None or sys.platform == system[1])
         and (before is None or sys.version_info[:2] < (int(before[1]), int(before[2])))
+        and (since is None or sys.version_info[:2] >= (int(since[1]), int(since[2])))
     )
 
 

@@ -52,6 +52,7 @@ def test_extras_lack_what_is_for_this_machine_and_not_installed(monkeypatch: pyt
         "of-no-index; (platform_machine == 'm68k' or platform_machine == 'vax') and extra == 'elsewhere'",
         f'of-no-index; platform_machine == "{platform.machine()}" and extra == "here"',
         "of-no-index; python_version < '3.2' and extra == 'elsewhere'",
+        "of-no-index; python_version >= '9.0' and extra == 'elsewhere'",
     ]
     monkeypatch.setattr(machine.metadata, "requires", lambda _name: lines)
     assert missing_packages() == {"there": (), "absent": ("of-no-index",), "elsewhere": (), "here": ("of-no-index",)}

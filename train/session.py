@@ -118,7 +118,7 @@ def run_session(request: Request, console: Console) -> Outcome:
         found = survey_for(request, settings, console)
         for sentence in found.remarks:
             remark(sentence)
-        kept, held = divide(request, settings, found, console)
+        kept, held = divide(request, settings, found, replace(console, remark=remark))
         remark(f"{len(kept)} pairs to train on, {len(held)} held back for validation")
         data = settings.data
         collection = PairCollection(kept, data.cache_mib << 20, data.sharp_scale, console.remark, data.repeat)
@@ -254,18 +254,24 @@ def divide(
     """
     if request.val is None:
         return split_held(found.entries, settings.validation.held)
-    if request.val.is_dir():
-        return found.entries, survey_for(replace(request, data=request.val, split=None), settings, console).entries
-    held = survey_for(replace(request, split=read_names(request.val)), settings, console).entries
-    both = [] if request.split is None else [entry.name for entry in held if entry in found.entries]
-    if both:
+    if is_folder := request.val.is_dir():
+        held = survey_for(replace(request, data=request.val, split=None), settings, console)
+    else:
+        held = survey_for(replace(request, split=read_names(request.val)), settings, console)
+    for sentence in held.remarks:
+        if sentence not in found.remarks:
+            console.remark(f"validation: {sentence}")
+    files = {os.path.realpath(entry.a) for entry in held.entries}
+    kept = tuple(entry for entry in found.entries if os.path.realpath(entry.a) not in files)
+    both = len(found.entries) - len(kept)
+    if both and (is_folder or request.split is not None):
         raise InputError(
-            f"--split and --val both list {len(both)} pairs, such as {both[0]}", "hold back pairs that are not trained on"
+            f"{both} of {len(found.entries)} pairs to train on are also in --val {request.val}",
+            "hold back pairs that are not trained on",
         )
-    kept = tuple(entry for entry in found.entries if entry not in held)
     if not kept:
         raise InputError(f"{request.val} lists every pair, so that none is left to train on", "shorten the list")
-    return kept, held
+    return kept, held.entries
 
 
 def survey_for(request: Request, settings: Settings, console: Console) -> Survey:

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusion_edge.arrays import Float32Array
-from refusion_edge.calibration.rig.structure import Mask, Scene, gradient_structure, scaled, warped, without_mean
+from refusion_edge.calibration.rig.structure import Mask, Scene, averaged, gradient_structure, scaled, without_mean
 from refusion_edge.rig.model import Matrix
 from refusion_edge.rig.warp import warp_points
 
 # Long side of the small copy of the wider image; less where the narrower one has too few pixels, but not below the least.
 _SIDE_PX, _LEAST_SIDE_PX = 256, 160
+# Structure is taken from images this much finer, and averaged: the edges that it keeps tell small templates apart, and a pixel
+# of the copy forgives what the two views are off by locally.
+_FINER = 2
 # Steps of a template that fills the wider view; smaller templates allow longer ones.
 _ROTATION_STEP_DEG = 2.5
 _SCALE_STEP = 0.045
@@ -103,8 +106,7 @@ class _Field:
 def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: SearchRange) -> Iterator[Candidate]:
     """Look for the narrower image, which shows ``part`` of the width of the wider one; candidates map wide to narrow."""
     side_px = min(_SIDE_PX, max(max(narrow.size_wh) / part[1], _LEAST_SIDE_PX))
-    small, up = scaled(wide, side_px / max(wide.size_wh))
-    field = _field(small)
+    field, up = _field(wide, min(1.0, side_px / max(wide.size_wh)))
     height, width = field.mask.shape
     tallest = round(part[1] * width * narrow.size_wh[1] / narrow.size_wh[0])
     reach = math.ceil(within.shift * height), math.ceil(within.shift * width)
@@ -116,20 +118,19 @@ def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: Sea
     field_hat, (energy_hat, mask_hat) = _transform(field.values, shape), _support(field, shape)
     down = np.linalg.inv(up)
     for share in _shares(*part):
-        template, template_up = _resized(narrow, share * width / narrow.size_wh[0])
-        own_width, own_height = template.size_wh
+        other, template_up = _field(narrow, share * width / narrow.size_wh[0])
+        own_height, own_width = other.mask.shape
         rows, columns = (
             np.arange(min(0, side - own) - room, max(0, side - own) + room + 1)
             for side, own, room in zip((height, width), (own_height, own_width), reach, strict=True)
         )
         window = np.ix_(rows, columns)
-        other = _field(template)
         other_energy_hat, other_mask_hat = _support(other, shape)
         # Both are real, so one transform computes the two. A small turn hardly changes them.
         energies = _inverse(energy_hat * np.conj(other_mask_hat) + 1j * mask_hat * np.conj(other_energy_hat))[window]
         weight = 1 / np.sqrt(_floored(energies.real) * _floored(energies.imag))
         for angle in _angles(share, within.rotation_deg):
-            turn = _turn(template.size_wh, angle)
+            turn = _turn((own_width, own_height), angle)
             other_hat = _transform(_turned(other.values, turn, angle), shape)
             agreement = _inverse(field_hat * np.conj(other_hat)).real[window] * weight
             mean, deviation = float(agreement.mean()), max(float(agreement.std()), 1e-6)
@@ -139,16 +140,6 @@ def _look_for(narrow: Scene, wide: Scene, part: tuple[float, float], within: Sea
                 chance = max(peak, 0.0) * math.sqrt(other.mask.size)
                 score = math.sqrt(chance * max((peak - mean) / deviation, 0.0))
                 yield Candidate(template_up @ turn @ shift @ down, peak, score)
-
-
-def _resized(scene: Scene, factor: float) -> tuple[Scene, Matrix]:
-    """As ``scaled``, but enlarges, too."""
-    if factor <= 1:
-        return scaled(scene, factor)
-    width, height = (round(side * factor) for side in scene.size_wh)
-    step = 1 / factor
-    up = np.array([[step, 0, (step - 1) / 2], [0, step, (step - 1) / 2], [0, 0, 1]])
-    return warped(scene, up, (width, height)), up
 
 
 def _shares(low: float, high: float) -> list[float]:
@@ -182,11 +173,16 @@ def _turned(values: Spectrum, turn: Matrix, angle: float) -> Spectrum:
     return there
 
 
-def _field(scene: Scene) -> _Field:
-    structure, mask = gradient_structure(scene)
+def _field(scene: Scene, factor: float) -> tuple[_Field, Matrix]:
+    """The structure of a copy at ``factor``, and the matrix that maps its points to those of ``scene``."""
+    width, height = (max(round(side * factor), 8) for side in scene.size_wh)
+    fine, _ = scaled(scene, _FINER * factor)
+    structure, known = averaged(*gradient_structure(fine), (width, height))
     # Without its local mean: a street with mostly vertical edges on either side agrees a little with every other street.
-    flat = without_mean(structure, mask)
-    return _Field(np.ascontiguousarray(flat).view(np.complex64)[..., 0], mask)
+    flat = without_mean(structure, known)
+    step_x, step_y = scene.size_wh[0] / width, scene.size_wh[1] / height
+    up = np.array([[step_x, 0, (step_x - 1) / 2], [0, step_y, (step_y - 1) / 2], [0, 0, 1]])
+    return _Field(np.ascontiguousarray(flat).view(np.complex64)[..., 0], known), up
 
 
 def _support(field: _Field, shape: tuple[int, ...]) -> tuple[Spectrum, Spectrum]:

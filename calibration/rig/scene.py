@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,7 +16,16 @@ from refusion_edge.arrays import Array, Float32Array
 from refusion_edge.calibration.rig.coarse import SearchRange, search
 from refusion_edge.calibration.rig.ecc import Fit, fit
 from refusion_edge.calibration.rig.motion import Model, apart_px
-from refusion_edge.calibration.rig.structure import Mask, Scene, edge_strength, gradient_structure, scaled, to_scene, warped
+from refusion_edge.calibration.rig.structure import (
+    Mask,
+    Scene,
+    averaged,
+    edge_strength,
+    gradient_structure,
+    scaled,
+    to_scene,
+    warped,
+)
 from refusion_edge.calibration.rig.windows import Votes, votes
 from refusion_edge.errors import AlignmentError
 from refusion_edge.rig.model import Matrix
@@ -23,7 +33,7 @@ from refusion_edge.rig.model import Matrix
 # Larger images are scaled down to this long side, which still aligns them to within the noise of a full-scale pixel.
 _SIDE_PX = 640
 # So many candidates of the search are fitted roughly, and so many of these finely.
-_CANDIDATES, _FINALISTS = 8, 3
+_CANDIDATES, _FINALISTS = 12, 4
 # The view that shows the smaller part of the scene is warped onto, unless both show nearly the same.
 _NARROWER = 0.87
 # Smaller images have too few edges to fit.
@@ -31,8 +41,8 @@ _LEAST_SIDE_PX = 120
 # Scales of the fine alignment, and the blur in pixels that widens its reach.
 _LEVELS = ((0.25, 0.8), (0.5, 0.8))
 _LAST, _BY_STRENGTH = ((1.0, 1.0),), ((0.5, 0.0),)
-# Long side and blur of the images whose windows vote.
-_VOTING_SIDE_PX, _VOTING_BLUR_PX = 320, 0.8
+# Long side and blur of the fields whose windows vote, and how much finer the images are that they are taken from.
+_VOTING_SIDE_PX, _VOTING_BLUR_PX, _VOTING_FINER = 320, 0.8, 2
 # A fit is repeated from its result until it moves the image by less than this, up to this many times.
 _SETTLED_PX, _MOST_ROUNDS = 0.05, 5
 # Other starts are so far beside the first one; results that correlate by less than this part of the best are no rivals of it.
@@ -47,29 +57,38 @@ _REFUTED, _REFUTED_PX, _CONFIRMED_PX = 6.0, 1.5, 0.6
 # What makes a result unbelievable; chosen so that no wrong one passes on training pairs, nor any pair of two scenes, see
 # benchmarks/alignment.py and benchmarks/alignment_fields.py. Whether the place is right is told by the windows of the image;
 # the other limits are about how exact it is.
-_LEAST_CORRELATION, _LEAST_SUPPORT, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.19, 0.3, 0.8
-_MOST_RIVAL_SUPPORT, _MOST_REPEATING, _MOST_STARTS_PX = 0.8, 0.5, 1.2
-_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX, _MOST_ERROR_PER_SUPPORT_PX = 3.0, 25.0, 9.0
+_LEAST_CORRELATION, _LEAST_SUPPORT, _LEAST_OVERLAP, _MOST_RIVAL = 0.06, 0.2, 0.3, 0.8
+_MOST_RIVAL_SUPPORT, _MOST_REPEATING, _MOST_STARTS_PX = 0.7, 0.5, 1.2
+# Another place where so few windows agree, relative to this one, is none, however well the edges correlate there.
+_LEAST_RIVAL_SUPPORT = 0.4
+_MOST_ERROR_PX, _MOST_ERROR_PER_CORRELATION_PX, _MOST_ERROR_PER_SUPPORT_PX = 3.0, 25.0, 12.0
 # Halves and measures that disagree by more than this in a well supported place speak of depth.
 _DEEP_PX = 3.0
-# Likely causes.
-_NOTHING_IN_COMMON = (
-    "probably the two images are not of the same scene and moment, one of them has hardly any contrast, or one camera sees "
-    "more than 2.5 times as much as the other: check the images, and give --ir-fov and --vis-fov if you know them"
-)
-_BESIDE_EACH_OTHER = "probably the cameras point in different directions: turn them the same way, or raise --max-shift"
-_SEVERAL_FIT = (
-    "probably the scene repeats itself, or both cameras see few of its edges: choose one with buildings, poles or people, give "
-    "--ir-fov and --vis-fov, or use align points"
-)
-_DEEP = (
-    "probably objects at very different distances, or distorted lenses: choose a scene that is all at about your working "
-    "distance, or use align points or align calibration"
-)
-_FEW_EDGES = (
-    "probably too few edges that both cameras see, or blur: choose a scene with more of them, or use align points or align "
-    "checkerboard"
-)
+Cause = Literal["nothing in common", "different directions", "several places", "depth", "few edges"]
+"""Likely cause of a refusal."""
+
+_REMEDIES: dict[Cause, str] = {
+    "nothing in common": (
+        "probably the cameras see too few of the same edges: different scenes or moments, an empty road or sky, hardly any "
+        "contrast in one image, or one camera that sees more than 2.5 times as much as the other; check the images, choose a "
+        "scene with buildings, poles or people, and give --ir-fov and --vis-fov if you know them"
+    ),
+    "different directions": (
+        "probably the cameras point in different directions: turn them the same way, or raise --max-shift"
+    ),
+    "several places": (
+        "probably the scene repeats itself, or both cameras see few of its edges: choose one with buildings, poles or people, "
+        "give --ir-fov and --vis-fov, or use align points"
+    ),
+    "depth": (
+        "probably objects at very different distances, or distorted lenses: choose a scene that is all at about your working "
+        "distance, or use align points or align calibration"
+    ),
+    "few edges": (
+        "probably too few edges that both cameras see, or blur: choose a scene with more of them, or use align points or align "
+        "checkerboard"
+    ),
+}
 _CHECKS = 6  # blocks across the image in the two halves, which lie like the squares of a checkerboard
 
 
@@ -82,7 +101,7 @@ class Evidence:
         support: Part of the windows of the image that fit best where the alignment has them, see ``windows``.
         repeating: Part of these windows that fit as well a few pixels beside.
         rival: Correlation times root of the overlap of the best other place over that of this one, at half scale; 0 if there
-            is none.
+            is none where windows agree, too.
         rival_support: Support of the best other place over that of this one, at half scale; 0 if there is none.
         overlap: Part of the base view that the moving one covers.
         standard_error_px: Standard error of the fit, from the disagreement between blocks of the image.
@@ -127,11 +146,16 @@ class Doubt:
 
     Attributes:
         text: What was found.
-        remedy: The likely cause, and what to do about it.
+        cause: Its likely cause.
     """
 
     text: str
-    remedy: str
+    cause: Cause
+
+    @property
+    def remedy(self) -> str:
+        """The likely cause in a sentence, and what to do about it."""
+        return _REMEDIES[self.cause]
 
     def __str__(self) -> str:
         return self.text
@@ -208,7 +232,7 @@ def align_scene(
         correlation=last.correlation,
         support=said.support,
         repeating=said.repeating,
-        rival=max((other.weight for other in found[1:]), default=0.0) / max(place.weight, 1e-6),
+        rival=max((other.weight for other in found[1:] if _is_rival(place, other)), default=0.0) / max(place.weight, 1e-6),
         rival_support=max((other.support for other in found[1:]), default=0.0) / max(place.support, 1e-6),
         overlap=last.overlap,
         standard_error_px=last.error_px * zoom,
@@ -398,13 +422,21 @@ def _places(base: Scene, moving: Scene, within: SearchRange) -> list[_Place]:
     return sorted(judged, key=lambda place: -place.support)
 
 
+def _is_rival(place: _Place, other: _Place) -> bool:
+    return other.support > _LEAST_RIVAL_SUPPORT * place.support
+
+
 def _votes(roles: _Roles, homography: Matrix) -> Votes:
     """What the windows of the narrower image say about a homography to the other one; distances are in its pixels."""
     fixed = roles.fixed
     factor = _VOTING_SIDE_PX / max(fixed.size_wh)
-    small, up = fixed.scaled(factor)
-    own = fixed.field(factor, _VOTING_BLUR_PX, strength=False)
-    said = votes(*own, *_field_of(warped(roles.other, homography @ up, small.size_wh), _VOTING_BLUR_PX, strength=False))
+    size_wh = fixed.scaled(factor)[0].size_wh
+    # Structure is averaged as in the search: edges that the two views show apart by less than a pixel still agree.
+    finer = _VOTING_FINER * fixed.factor(factor)
+    fine, up = fixed.scaled(finer)
+    there = _field_of(warped(roles.other, homography @ up, fine.size_wh), 0.0, strength=False)
+    own, other = (averaged(*each, size_wh, _VOTING_BLUR_PX) for each in (fixed.field(finer, 0.0, strength=False), there))
+    said = votes(*own, *other)
     return replace(said, offset_px=said.offset_px / fixed.factor(factor))
 
 
@@ -501,32 +533,32 @@ def _doubts(evidence: Evidence, zoom: float) -> tuple[Doubt, ...]:
     found = (
         (
             evidence.correlation < _LEAST_CORRELATION,
-            Doubt(f"edges that correlate only by {evidence.correlation:.2f}", _NOTHING_IN_COMMON),
+            Doubt(f"edges that correlate only by {evidence.correlation:.2f}", "nothing in common"),
         ),
         (
             evidence.overlap < _LEAST_OVERLAP,
-            Doubt(f"an overlap of only {100 * evidence.overlap:.0f} % of the view that shows less", _BESIDE_EACH_OTHER),
+            Doubt(f"an overlap of only {100 * evidence.overlap:.0f} % of the view that shows less", "different directions"),
         ),
         (
             evidence.support < _LEAST_SUPPORT,
-            Doubt(f"windows of the image of which only {100 * evidence.support:.0f} % agree", _NOTHING_IN_COMMON),
+            Doubt(f"windows of the image of which only {100 * evidence.support:.0f} % agree", "nothing in common"),
         ),
         (
             evidence.repeating > _MOST_REPEATING,
-            Doubt("a pattern that fits as well a few pixels beside", _SEVERAL_FIT),
+            Doubt("a pattern that fits as well a few pixels beside", "several places"),
         ),
         # Views that overlap little agree by chance more easily.
         (
             evidence.rival > _MOST_RIVAL * math.sqrt(evidence.overlap) or evidence.rival_support > _MOST_RIVAL_SUPPORT,
-            Doubt("another alignment that fits nearly as well", _SEVERAL_FIT),
+            Doubt("another alignment that fits nearly as well", "several places"),
         ),
         (
             evidence.starts_px > _MOST_STARTS_PX * zoom,
-            Doubt(f"results that depend on the start by {evidence.starts_px:.1f} px", _FEW_EDGES),
+            Doubt(f"results that depend on the start by {evidence.starts_px:.1f} px", "few edges"),
         ),
     )
     doubts = tuple(doubt for holds, doubt in found if holds)
     if not doubts and evidence.error_px > most_px:
         deep = min(evidence.halves_px, evidence.measures_px) > _DEEP_PX * zoom
-        doubts = (Doubt(f"an error of {evidence.error_px:.1f} px", _DEEP if deep else _FEW_EDGES),)
+        doubts = (Doubt(f"an error of {evidence.error_px:.1f} px", "depth" if deep else "few edges"),)
     return doubts

@@ -150,6 +150,28 @@ def gradient_structure(scene: Scene) -> tuple[Float32Array, Mask]:
     return np.dstack(((x * x - y * y) * weight, 2 * x * y * weight)).astype(np.float32), mask
 
 
+def averaged(structure: Float32Array, mask: Mask, size_wh: tuple[int, int], blur_px: float = 0.0) -> tuple[Float32Array, Mask]:
+    """Scale a field. If it shrinks, each pixel is the mean of those it covers, with edges that a smaller image would have lost.
+
+    Args:
+        structure: (H, W, C).
+        mask: (H, W), True where it is known.
+        size_wh: Width and height of the result.
+        blur_px: Standard deviation of a blur of the result, in its pixels.
+
+    Returns:
+        The field and the mask of its pixels of which more than half is known.
+    """
+    if (mask.shape[1], mask.shape[0]) != size_wh:
+        how = cv2.INTER_AREA if size_wh[0] < mask.shape[1] else cv2.INTER_LINEAR
+        mask = cv2.resize(mask.astype(np.float32), size_wh, interpolation=how) > 0.5
+        small = cv2.resize(structure, size_wh, interpolation=how).reshape(*mask.shape, -1)
+        structure = (small * mask[..., None]).astype(np.float32)
+    if blur_px:
+        structure = cv2.GaussianBlur(structure, (0, 0), blur_px).reshape(structure.shape).astype(np.float32)
+    return structure, mask
+
+
 def without_mean(structure: Float32Array, mask: Mask) -> Float32Array:
     """Subtract from a field, (H, W, C), its mean over the known pixels around each pixel."""
     known = np.maximum(_blurred(mask.astype(np.float32), _AROUND_PX), 1e-3)[..., None]

@@ -30,6 +30,7 @@ from refusion_edge.machine import this_machine
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.family import make_model
 from refusion_edge.network.graph import FORM_KEY
+from refusion_edge.text import printable
 
 if TYPE_CHECKING:
     import onnx
@@ -84,17 +85,17 @@ class EngineBundle:
         return checked_model(self.read(MODEL), model, self.path / MODEL, f"build it again: {self.rebuild_command()}")
 
     def rebuild_command(self, backend: str | None = None) -> str:
-        """Write the command that rebuilds this engine from the weights of the bundle, for the machine that it is run on.
+        """Write the command that rebuilds this engine in place from its own weights, for the machine that it is run on.
 
         Args:
-            backend: Another back end, or None for the same.
+            backend: Another back end, whose bundle goes to the default folder; None for the same.
         """
-        spec = self.manifest.spec
-        if backend not in (None, spec.backend):
+        spec, output = self.manifest.spec, None if backend not in (None, self.manifest.spec.backend) else self.path
+        if output is None:
             # Settings of one compiler are meaningless to another.
             spec = EngineSpec(spec.task, spec.precision, backend or spec.backend, spec.size_hw, network=spec.network)
         calibration = None if self.manifest.quantized is None else self.path / CALIBRATION
-        return spec.command(self.path / WEIGHTS, calibration=calibration)
+        return spec.command(self.path / WEIGHTS, calibration=calibration, output=output)
 
 
 def read_bundle(path: str | os.PathLike[str]) -> EngineBundle:
@@ -188,7 +189,7 @@ def require_same(path: Path, key: str, *, overwrite: bool) -> None:
         same = False
     if not same:
         raise OutputError(
-            f"the bundle {path} exists and holds another engine", "choose another --output, or replace it with --overwrite"
+            f"the bundle {path} exists and comes from another build", "choose another --output, or replace it with --overwrite"
         )
 
 
@@ -301,8 +302,8 @@ def _read_checked(path: Path, name: str, digest: str) -> bytes:
     found = sha256(data)
     if found != digest:
         raise BundleError(
-            f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of {digest[:12]}...: it "
-            "was changed or cut short",
+            f"{name} in the bundle {path} has the SHA-256 {found[:12]}... ({len(data)} bytes) instead of "
+            f"{printable(digest[:12])}...: it was changed or cut short",
             "build the bundle again",
             expected=digest,
             got=found,

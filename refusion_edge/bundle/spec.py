@@ -56,15 +56,19 @@ class EngineSpec:
             return str(self.sizes_hw)
         return "dynamic" if self.size_hw is None else f"{self.size_hw[0]}x{self.size_hw[1]}"
 
-    def command(self, weights: Path, *, calibration: Path | None = None) -> str:
+    def command(self, weights: Path, *, calibration: Path | None = None, output: Path | None = None) -> str:
         """Write the command that builds this engine, quoted for a shell.
 
         Args:
             weights: Weights file to build from.
             calibration: Calibration table of an int8 engine.
+            output: Bundle to replace; None for the default folder.
         """
         words = ["refusion-edge", "build", "--task", self.task, "--precision", self.precision, "--backend", self.backend]
-        words += ["--size", self.size_text, "--weights", str(weights)]
+        words += ["--size", self.size_text]
+        if output is not None:
+            words += ["--output", str(output), "--overwrite"]
+        words += ["--weights", str(weights)]
         if calibration is not None:
             words += ["--calib-data", str(calibration)]
         if self.network != DEFAULT_NETWORK:

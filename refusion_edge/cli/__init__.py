@@ -20,10 +20,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from refusion_edge._version import __version__
-from refusion_edge.cli.options import require_free, written_files
+from refusion_edge.cli.options import require_distinct, require_free, written_files
 from refusion_edge.errors import BackendError, InputError, MisfitError, OutputError, RefusionError, UsageError
 from refusion_edge.text import printable, redact
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
     except OSError as error:
         return _refuse_output(error)
     return code
@@ -120,12 +120,12 @@ def _run(argv: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else _USAGE
     except BrokenPipeError:
         # Whatever reads our output has exited (`| head`).
-        _discard_output()
+        _discard(sys.stdout)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         # An interrupt during the import of a compiled module surfaces as an ImportError.
         if interruption.happened or isinstance(error, KeyboardInterrupt):
-            print("refusion-edge: interrupted; no incomplete files were left behind", file=sys.stderr)
+            _say("interrupted; no incomplete files were left behind")
             return _INTERRUPTED
         if not isinstance(error, RefusionError):
             # An error of standard output has no file name; problems with our own files are OutputErrors.
@@ -134,7 +134,7 @@ def _run(argv: Sequence[str] | None) -> int:
             if not _is_no_memory(error):
                 raise
             error = BackendError("there is not enough memory", "use smaller images, fewer processes or another machine")
-        print(f"refusion-edge: error: {printable(str(error), _MOST_SHOWN)}", file=sys.stderr)
+        _say(f"error: {printable(str(error), _MOST_SHOWN)}")
         return error.exit_code
 
 
@@ -155,7 +155,7 @@ class _WarningLines(logging.Handler):
         text = record.getMessage()
         if text not in self._printed:
             self._printed.add(text)
-            print(f"refusion-edge: warning: {printable(text, _MOST_SHOWN)}", file=sys.stderr)
+            _say(f"warning: {printable(text, _MOST_SHOWN)}")
 
 
 def _run_verb(options: argparse.Namespace) -> int:
@@ -163,6 +163,7 @@ def _run_verb(options: argparse.Namespace) -> int:
     rebuilds = getattr(options, "rebuild", False)
     if rebuilds and options.bundle is None and getattr(options, "config", None) is None:
         raise UsageError("--rebuild needs a bundle", "add --bundle, or leave --rebuild out")
+    require_distinct(options)
     require_free(*written_files(options), overwrite=getattr(options, "overwrite", False))
     if getattr(options, "trust", False):
         _trust_bundles(options)
@@ -206,22 +207,29 @@ def _require_folder() -> None:
         raise InputError("the current folder no longer exists", "change to another one") from None
 
 
+def _say(text: str) -> None:
+    """Print a line on standard error; if that is closed, full or no longer read, only the exit code tells."""
+    if sys.stderr is not None:  # with file=None, print would use standard output
+        try:
+            print(f"refusion-edge: {text}", file=sys.stderr)
+        except OSError:
+            _discard(sys.stderr)
+
+
 def _refuse(problem: str) -> int:
-    # With file=None, print would use standard output.
-    if sys.stderr is not None:
-        print(f"refusion-edge: error: {problem}", file=sys.stderr)
+    _say(f"error: {problem}")
     return OutputError.exit_code
 
 
 def _refuse_output(error: OSError) -> int:
-    _discard_output()
+    _discard(sys.stdout)
     return _refuse(f"cannot write to standard output: {error.strerror}; redirect it elsewhere")
 
 
-def _discard_output() -> None:
-    """Leave the interpreter nothing to flush at exit."""
-    with contextlib.suppress(OSError, ValueError):  # a replacement for standard output has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """Leave the interpreter nothing of standard output or error to flush at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a replacement for them has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave() -> NoReturn:
@@ -231,8 +239,9 @@ def leave() -> NoReturn:
         # While the interpreter shuts down, a worker thread that is still inside an engine's native code would abort the
         # process, and so change the exit code; so might a compiled module whose import was interrupted. Python itself ends
         # by SIGINT if the interrupt came while it compiled text, as for a data class.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

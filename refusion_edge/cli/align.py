@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def _make(options: argparse.Namespace) -> int:
     from refusion_edge.rig.file import read_rig, write_rig
 
     old = read_rig(options.rig) if options.rig else None
-    adds = options.rig is not None and options.output.exists() and options.rig.samefile(options.output)
+    adds = options.rig is not None and os.path.realpath(options.rig) == os.path.realpath(options.output)
     require_free(
         options.output, overwrite=options.overwrite or adds, instead=f"add this distance to it with --rig {options.output}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     rig = read_rig(options.rig)
     output = options.output or options.rig
-    if not output.exists() or not output.samefile(options.rig):  # its own rig is what it corrects
+    if os.path.realpath(output) != os.path.realpath(options.rig):  # its own rig is what it corrects
         require_free(output, overwrite=options.overwrite)
     tracks = _tracks(options, rig)
     found = measure_offset(tracks["ir"], tracks["vis"], most_ms=options.max_offset_ms)

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_compiler(parser)
     _add_int8(parser)
     add_json(parser)
-    add_overwrite(parser, "json", what="an existing report, or a bundle that holds another engine")
+    add_overwrite(parser, "json", what="an existing report, or the bundle of another build")
 
 
 def _add_compiler(parser: argparse.ArgumentParser) -> None:

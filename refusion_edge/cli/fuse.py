@@ -42,6 +42,7 @@ SCHEMA = "refusion-edge/fuse/1"
 
 _FORMATS = ("png", "jpg", "tiff")
 _MOST_FAILURES = 20
+_MOST_REPORT_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -341,9 +342,23 @@ def _refuse_overwriting(options: argparse.Namespace, targets: list[Path], pairs:
     for target in targets:
         if os.path.realpath(target) in sources:
             raise UsageError(f"the result would overwrite the source {target}", "choose another --output")
-    if (options.shard or options.cluster) and has_manifest(Path(options.output)):
-        return  # it says which results are intact, and the others are of a run that was killed
+    if options.shard or options.cluster:
+        if options.json not in (None, "-") and not _is_report(Path(options.json)):
+            require_free(Path(options.json), overwrite=options.overwrite)
+        if has_manifest(Path(options.output)):
+            return  # it says which results are intact, and the others are of a run that was killed
     require_free(*targets, overwrite=options.overwrite, instead="choose another --output")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report of ``fuse``, which a repeated shard may replace."""
+    from refusion_edge.errors import InputError
+    from refusion_edge.files import read_file
+
+    try:
+        return SCHEMA.rpartition("/")[0].encode() in read_file(path, kind="report", most_bytes=_MOST_REPORT_BYTES)
+    except InputError:
+        return False
 
 
 def _pixels(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -123,6 +124,22 @@ def written_files(options: argparse.Namespace) -> list[Path]:
         return []  # a repeated shard continues what it wrote before
     named = (getattr(options, name) for name in getattr(options, "written", ()))
     return [Path(path) for path in named if path is not None and path != "-"]
+
+
+def require_distinct(options: argparse.Namespace) -> None:
+    """Require that the options name no file twice for writing, see ``add_overwrite``; devices may be.
+
+    Raises:
+        UsageError: The later one would replace the earlier one.
+    """
+    taken: dict[str, str] = {}
+    for name in dict.fromkeys((*getattr(options, "written", ()), "output")):
+        path = str(getattr(options, name, None) or "-")
+        if path == "-" or path.startswith("/dev/"):
+            continue
+        other = taken.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise UsageError(f"--{other} and --{name} both name {path}", "choose different names")
 
 
 def require_free(*paths: Path, overwrite: bool, instead: str = "choose another name") -> None:

@@ -38,20 +38,26 @@ class NameList:
             names_of: The names that an item may have in the list.
 
         Raises:
-            InputError: A listed name is that of no item, or two names are those of one.
+            InputError: A listed name is that of no item or of several, or two names are those of one.
         """
-        known: dict[str, int] = {}
+        known: dict[str, set[int]] = {}
         for index, item in enumerate(items):
             for name in names_of(item):
-                known.setdefault(unicodedata.normalize("NFC", name), index)
+                known.setdefault(unicodedata.normalize("NFC", name), set()).add(index)
         absent = [name for name in self.names if name not in known]
         if absent:
             raise InputError(
                 f"{self.path} lists {len(absent)} of {len(self.names)} names that no pair has ({some_names(absent)})",
                 "check that the list and the folders belong together",
             )
-        found = Counter(known[name] for name in self.names)
-        twice = [name for name in self.names if found[known[name]] > 1]
+        several = [name for name in self.names if len(known[name]) > 1]
+        if several:
+            raise InputError(
+                f"{self.path} lists names that more than one pair has ({some_names(several)})",
+                "rename the files so that each name is that of one pair",
+            )
+        found = Counter(index for name in self.names for index in known[name])
+        twice = [name for name in self.names if any(found[index] > 1 for index in known[name])]
         if twice:
             raise _doubled(self.path, twice)
         return tuple(item for index, item in enumerate(items) if index in found)
@@ -76,7 +82,7 @@ def read_names(path: Path) -> NameList:
     A name may have a suffix and folders, as in ``ir/00001.png``: only ``00001`` counts.
 
     Raises:
-        InputError: The file cannot be read, is not text, is empty, or has a name twice.
+        InputError: The file cannot be read, is not text in UTF-8, is empty, or has a name twice.
     """
     data = read_file(path, kind="list of names", most_bytes=_MOST_BYTES)
     try:
@@ -84,7 +90,7 @@ def read_names(path: Path) -> NameList:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise InputError(f"{path} is not a list of names but binary data", "give a text file with one name per line")
+        raise InputError(f"{path} is not text in UTF-8, as a list of names is", "give a text file with one name per line")
     names = tuple(_name(line.strip()) for line in text.splitlines() if line.strip())
     if not names:
         raise InputError(f"the list of names {path} is empty", "write one name per line")

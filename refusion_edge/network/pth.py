@@ -188,7 +188,7 @@ class _Reader:
         if found is None and module == "torch" and str(name).endswith("Storage"):
             raise _NumberTypeError(str(name).removesuffix("Storage")[:40])
         if found is None:
-            raise _ForeignError(f"it refers to {str(module)[:60]}.{str(name)[:60]}")
+            raise _ForeignError(f"it refers to {printable(str(module), 60)}.{printable(str(name), 60)}")
         self._stack.append(found)
 
     def _call(self) -> None:

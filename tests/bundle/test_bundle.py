@@ -168,6 +168,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "size that is a command": (ask(size="dynamic --json home"), "dynamic --json home"),
     "two sizes": (ask(size="64x96"), "size"),
     "unknown graph form": (put(form="curved"), "curved"),
+    "graph form with control characters": (put(form="\x1b[2J\n"), r"\x1b[2J\n"),
+    "hash with control characters": (put(files={MODEL: "\n", WEIGHTS: "\n"}, weights_sha256="\n"), r"\n"),
     "engine that is not there": (put(engine="engine.plan"), "engine"),
     "file outside the folder": (put(files={"../x": "0", MODEL: "0", WEIGHTS: "0"}), "file names"),
     "file name that no file can have": (put(files={"x\0": "0", MODEL: "0", WEIGHTS: "0"}), "file names"),
@@ -285,9 +287,13 @@ def test_what_is_no_bundle_is_told(what: str) -> None:
 def test_an_engine_for_another_machine_says_so_and_how_to_rebuild() -> None:
     jetson = Target("linux", "aarch64", "NVIDIA Jetson Orin Nano")
     bundle = install_bundle(Path("bundle"), manifest(target=jetson, spec=EngineSpec("ir_vis", "fp16", "tensorrt")), FILES)
-    rebuild = "build --task ir_vis --precision fp16 --backend tensorrt --size dynamic --weights bundle/weights.safetensors"
+    place = "--output bundle --overwrite"
+    rebuild = (
+        f"build --task ir_vis --precision fp16 --backend tensorrt --size dynamic {place} --weights bundle/weights.safetensors"
+    )
     with raises(MisfitError, remedy=f"refusion-edge {rebuild}", expected=jetson, got=this_machine()):
         check_target(bundle)
+    assert place not in bundle.rebuild_command("onnxruntime")  # beside it
 
 
 def test_targets_fit_by_field() -> None:

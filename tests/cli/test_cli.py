@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -567,6 +568,28 @@ leave()
     found = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert found.returncode == 130
     assert one_sentence(found.stderr)
+
+
+@pytest.mark.parametrize("error", ["2>&-", "2>/dev/full", "2>&1 >/dev/null | true"])
+@pytest.mark.parametrize(
+    ("ending", "code"), [("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 130), ("raise InputError('a', 'b')", 4)]
+)
+def test_the_exit_code_does_not_depend_on_standard_error(error: str, ending: str, code: int) -> None:
+    Path("program.py").write_text(f"""
+import os, signal, sys, time
+from refusion_edge.cli import doctor, leave
+from refusion_edge.errors import InputError
+
+def run(_options):
+    {ending}
+
+doctor.run = run
+sys.argv = ["refusion-edge", "doctor"]
+leave()
+""")
+    words = ["bash", "-c", f"set -o pipefail; {shlex.quote(sys.executable)} program.py {error}"]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (code, "", "")
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])

@@ -17,10 +17,12 @@ from refusion_edge.errors import OutputError, UsageError
 from refusion_edge.files import is_occupied
 from refusion_edge.images.io import write_image
 from refusion_edge.network.weights import weights_path
+from refusion_edge.rig.file import write_rig
 from refusion_edge.stream.fused_stream import fuse_video
 from refusion_edge.stream.outputs.recording import read_recording
 from refusion_edge.stream.run.config import read_config
 from tests.conftest import one_sentence
+from tests.rig.test_rig import RIG
 from tests.stream.conftest import camera, frames_of
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -185,6 +187,74 @@ def test_only_a_recording_is_removed_for_a_recording(run_cli: RunCli) -> None:
         code, _, err = run_cli(*STREAM, "-o", "null://", "--record", name, "--overwrite")
         assert (code, one_sentence(err)) == (4, True)
         assert {path.name for path in Path(name).iterdir()} == content
+
+
+def test_a_recording_is_not_replaced_by_one_of_itself(run_cli: RunCli) -> None:
+    """Its folders of images are sources of their own, and would be removed before they are read."""
+    assert run_cli(*STREAM, "-o", "null://", "--record", "recording")[0] == 0
+    before = sorted(Path("recording").rglob("*"))
+    words = ("stream", "--network", "fast", "--threads", 1, "--record", "recording", "--overwrite")
+    again = ("--ir", "recording/ir", "--vis", "recording/vis/%06d.png", "-o", "null://")
+    for rest in (again, (*FILES, "-o", "recording/ir"), (*FILES, "-o", "recording/fused.mkv")):
+        code, _, err = run_cli(*words, *rest)
+        assert (code, one_sentence(err)) == (UsageError.exit_code, True), err
+        assert sorted(Path("recording").rglob("*")) == before
+
+
+def test_a_hard_link_to_a_source_is_that_source(run_cli: RunCli) -> None:
+    assert run_cli(*STREAM, "-o", "source.mkv")[0] == 0
+    Path("link.mkv").hardlink_to("source.mkv")
+    before = Path("source.mkv").read_bytes()
+    words = ("stream", "--network", "fast", "--threads", 1, "--ir", "source.mkv", *FILES[2:], "-o", "link.mkv", "--overwrite")
+    code, _, err = run_cli(*words)
+    assert (code, one_sentence(err)) == (UsageError.exit_code, True)
+    assert Path("source.mkv").read_bytes() == before
+
+
+def test_a_recording_on_another_disk_is_not_removed_through_a_link(run_cli: RunCli) -> None:
+    assert run_cli(*STREAM, "-o", "null://", "--record", "recording")[0] == 0
+    Path("recording/ir").rename("elsewhere")
+    Path("recording/ir").symlink_to("../elsewhere")
+    assert run_cli(*STREAM, "-o", "null://", "--record", "recording", "--overwrite")[0] == 0
+    assert read_recording(Path("recording")).end == 3
+    assert Path("elsewhere/000000.png").exists()
+
+
+def test_a_recording_that_was_killed_at_its_beginning_is_replaced(run_cli: RunCli) -> None:
+    Path("recording").mkdir()
+    Path("recording/.recording.json.x7").touch()
+    assert run_cli(*STREAM, "-o", "null://", "--record", "recording", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("words", [("time", "rig.yaml", *FILES), ("auto", *PAIR, "--rig", "rig.yaml")])
+def test_a_rig_whose_name_is_too_long_is_one_error(run_cli: RunCli, words: tuple[str, ...]) -> None:
+    _make_sources()
+    write_rig("rig.yaml", RIG)
+    code, out, err = run_cli("align", *words, "-o", "x" * 300)
+    assert (code, out, one_sentence(err)) == (OutputError.exit_code, "", True), err
+
+
+def test_no_two_outputs_have_one_name(run_cli: RunCli) -> None:
+    _make_sources()
+    for words in (
+        (*EVAL, "--csv", "scores.txt", "--markdown", "./scores.txt"),
+        ("fuse", "ir/x.png", "vis/x.png", "-o", "fused.png", "--json", "fused.png"),
+    ):
+        code, _, err = run_cli(*words)
+        assert (code, one_sentence(err)) == (UsageError.exit_code, True), err
+    assert not Path("scores.txt").exists()
+    assert run_cli(*EVAL, "--csv", "/dev/null", "--markdown", "/dev/null")[0] == 0
+
+
+def test_a_shard_replaces_only_a_report_of_its_own(run_cli: RunCli) -> None:
+    _make_sources()
+    words = ("fuse", "ir", "vis", "--network", "fast", "--threads", 1, "-o", "fused", "--shard", "0/1", "--json", "report.json")
+    Path("report.json").write_bytes(MINE)
+    assert run_cli(*words)[0] == OutputError.exit_code
+    assert Path("report.json").read_bytes() == MINE
+    assert run_cli(*words, "--overwrite")[0] == 0
+    assert run_cli(*words)[0] == 0
+    assert json.loads(Path("report.json").read_text())["verified"] == ["x"]
 
 
 @pytest.mark.slow

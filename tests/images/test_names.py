@@ -113,6 +113,14 @@ def test_a_bad_list_is_one_error(run_cli: RunCli, lines: tuple[str, ...], named:
     assert not Path("fused").exists()
 
 
+def test_a_name_that_two_pairs_have_is_refused() -> None:
+    items = (("x", "x_ir"), ("x_ir", "x_ir_1"))  # the name of a pair, and that of its file
+    split = read_names(Path(write_list("x_ir")))
+    with raises(InputError, "x_ir"):
+        split.select(items, lambda names: names)
+    assert read_names(Path(write_list("x", "x_ir_1"))).select(items, lambda names: names) == items
+
+
 def test_what_is_no_list_is_refused(run_cli: RunCli) -> None:
     write_image("x.png", np.eye(8, dtype=np.uint8))
     for path in ("x.png", "absent.txt", "."):

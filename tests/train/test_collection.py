@@ -192,6 +192,8 @@ def test_a_list_or_a_folder_is_held_back(folder_of_pairs: Callable[..., Path]) -
     assert divided("train.txt", "val.txt") == [["00", "01", "02", "03"], ["04"]]
     assert divided(None, "val.txt") == [["00", "01", "02", "03", "05"], ["04"]]
     assert divided("train.txt", other) == [["00", "01", "02", "03"], ["00", "01"]]
-    for split, val in (("train.txt", "train.txt"), (None, "all.txt"), (None, "absent.txt")):
-        with raises(InputError, "val" if split else val):
+    same = Path("same")
+    same.symlink_to(data)
+    for split, val in (("train.txt", "train.txt"), (None, "all.txt"), (None, "absent.txt"), (None, data), ("train.txt", same)):
+        with raises(InputError, str(val)):
             divided(split, val)

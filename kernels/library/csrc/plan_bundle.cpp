@@ -19,9 +19,12 @@ constexpr char kSchema[] = "refusion-edge/bundle/2";
 constexpr std::size_t kMostManifestBytes = std::size_t{1} << 20, kMostPlanBytes = std::size_t{1} << 30, kMostListBytes = std::size_t{16} << 20;
 constexpr std::size_t kDigits = 64;  // of a SHA-256
 
-std::string read(const std::string& path, std::size_t most) {
-    std::optional<std::string> data = read_whole_file(path, most);
-    if (!data) throw Failure(REFUSION_EDGE_UNREADABLE, path + " cannot be read; give the folder of an engine bundle");
+std::string read(const std::string& path, std::size_t most, const char* remedy = "give the folder of an engine bundle") {
+    struct stat status {};
+    // A pipe would be waited for.
+    const bool is_file = stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+    std::optional<std::string> data = is_file ? read_whole_file(path, most) : std::nullopt;
+    if (!data) throw Failure(REFUSION_EDGE_UNREADABLE, path + " cannot be read; " + remedy);
     return *std::move(data);
 }
 
@@ -55,7 +58,7 @@ bool is_trusted(const std::string& digest) {
         throw Failure(REFUSION_EDGE_UNTRUSTED,
                       "other users can change " + path + ", which lists the compiled engines that may run; as its owner, run: chmod go-w " + path);
     }
-    std::istringstream lines(read(path, kMostListBytes));
+    std::istringstream lines(read(path, kMostListBytes, "it lists the compiled engines that may run; see SECURITY.md"));
     for (std::string line; std::getline(lines, line);) {
         if (line.substr(0, kDigits) == digest) return true;
     }
@@ -80,7 +83,9 @@ PlanBundle read_plan_bundle(const std::string& path, bool trust) {
     if (backend != "tensorrt" && backend != "tensorrt-rtx") {
         throw Failure(REFUSION_EDGE_UNSUPPORTED, path + " was built for " + backend + ", not for TensorRT; open its engine file instead");
     }
-    const Json* network = find(spec, "network", Json::Kind::text, file, true);
+    const Json* named = find(spec, "network", Json::Kind::text, file, true);
+    const std::string network = named == nullptr ? "refusion" : named->text;
+    if (network != "refusion" && network != "fast") refuse(file, "a known network");
     const Json* settings = find(spec, "settings", Json::Kind::object, file, true);
     const Json* compatible = settings == nullptr ? nullptr : find(*settings, "version_compatible", Json::Kind::boolean, file, true);
     // The gate needs the fp32 reference, which only Python has.
@@ -97,7 +102,7 @@ PlanBundle read_plan_bundle(const std::string& path, bool trust) {
         throw Failure(REFUSION_EDGE_UNTRUSTED, path + "/" + engine + " is compiled code (SHA-256 " + digest.substr(0, 12) +
                                                    "...) that was not built here; pass trust if you would run any program from its author, or build it here");
     }
-    return {path, std::move(plan), network == nullptr ? "refusion" : network->text, compatible != nullptr && compatible->boolean};
+    return {path, std::move(plan), network, compatible != nullptr && compatible->boolean};
 }
 
 }  // namespace refusion

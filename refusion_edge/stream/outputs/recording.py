@@ -191,9 +191,9 @@ class Recorder:
         describe(self._folder, {**self._settings, **ending(end, networks, lost)})
 
     def _begin(self) -> None:
+        describe(self._folder, self._settings)  # first: it tells the rest from files of others
         for side in SIDES:
             (self._folder / side).mkdir()
-        describe(self._folder, self._settings)
         self._start(TIMES_NAME, _FRAME_COLUMNS)
         self._start("pairs.csv", ("not_shown",))
         for side in SIDES:
@@ -232,7 +232,7 @@ def require_room(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    is_recording = DESCRIPTION in names and all(map(_is_ours, names))
+    is_recording = any(DESCRIPTION in name for name in names) and all(map(_is_ours, names))
     if names and not (is_recording and overwrite):
         instead = ", or replace the recording in it with --overwrite" if is_recording else ""
         raise OutputError(f"cannot record to {folder}: it is not an empty folder", f"choose another name{instead}")
@@ -253,7 +253,8 @@ def make_room(folder: Path, *, overwrite: bool) -> None:
     require_room(folder, overwrite=overwrite)
     # The description goes last: without it, what is left would be in the way of the next attempt.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # Of a folder on another disk, the link goes, and what it leads to stays.
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def describe(folder: Path, settings: dict[str, Any]) -> None:

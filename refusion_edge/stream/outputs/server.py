@@ -75,6 +75,9 @@ class Feed(Protocol):
     async def status(self) -> dict[str, Any]:
         """The report so far."""
 
+    async def whep(self, request: Any) -> Any:
+        """Answer an offer of WebRTC, or end a connection."""
+
     async def control(self, request: Any) -> Any:
         """Change the polarity, or start or end a clip, as the JSON of a request says; answer with the new state."""
 
@@ -220,6 +223,8 @@ class PageServer:
         get(f"{below}fused.mjpg", self._motion_jpeg)
         get(f"{below}status.json", self._status)
         application.router.add_post(f"{below}control", self._control)
+        application.router.add_post(f"{below}whep", self._whep)
+        application.router.add_delete(f"{below}whep/{{peer}}", self._whep)
         runner = web.AppRunner(
             application, access_log=None, logger=_log_of_own_faults(), shutdown_timeout=1.0, keepalive_timeout=_KEPT_ALIVE_S
         )
@@ -232,6 +237,12 @@ class PageServer:
         self._connections.close()
         listening.close()
         await runner.cleanup()
+        if self._tasks:  # such as those that close the connections of WebRTC
+            await asyncio.wait(self._tasks, timeout=_STOP_S / 2)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -291,6 +302,9 @@ class PageServer:
     async def _motion_jpeg(self, request: Any) -> Any:
         return await self._feed(request).motion_jpeg(request)
 
+    async def _whep(self, request: Any) -> Any:
+        return await self._feed(request).whep(request)
+
     async def _status(self, request: Any) -> Any:
         return self._web.json_response(await self._feed(request).status(), headers=HEADERS)
 
@@ -336,9 +350,13 @@ class PageServer:
 def _log_of_own_faults() -> logging.Logger:
     """The log of aiohttp without malformed requests, with which strangers could fill the disk, or write a token into it."""
     from aiohttp.http_exceptions import HttpProcessingError
+    from aiohttp.web import RequestPayloadError
+
+    # The last one: a client that is gone.
+    theirs = HttpProcessingError, RequestPayloadError, ConnectionResetError
 
     def is_own(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+        return not (record.exc_info and isinstance(record.exc_info[1], theirs))
 
     log = logging.getLogger("aiohttp.server.refusion_edge")
     log.filters = [is_own]

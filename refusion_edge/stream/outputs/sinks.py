@@ -74,7 +74,8 @@ class NullSink:
             time.sleep(self._delay_s)
 
 
-_FIELD = re.compile(r"%0?\d*d")
+# The field of a pattern: two % before it stand for one in the name.
+_FIELD = re.compile(r"(?<!%)((?:%%)*)%0?\d*d")
 _MOST_DIGITS = 18
 
 
@@ -96,15 +97,25 @@ class FolderSink:
         suffix = Path(self._pattern).suffix.lower()
         if suffix not in WRITABLE_SUFFIXES:
             raise UsageError(f"cannot write images as {uri}", f"end the pattern in {', '.join(WRITABLE_SUFFIXES)}")
+        field = _FIELD.search(self._pattern)
+        try:
+            self._pattern % 0
+        except (TypeError, ValueError):
+            field = None
+        if field is None:
+            raise UsageError(f"{uri} is not a pattern with one number", "write it like frame_%04i.png, and any other % as %%")
+        self._before, self._after = (
+            part.replace("%%", "%") for part in (self._pattern[: field.end(1)], self._pattern[field.end() :])
+        )
         self._written = 0
         self._overwrite = overwrite
 
     def earlier(self) -> list[Path]:
         """The files that have names of this output already."""
-        before, after = (part.replace("%%", "%") for part in _FIELD.split(self._pattern, maxsplit=1))
+        before, after = self._before, self._after
         found = []
         for name in glob.iglob(f"{glob.escape(before)}*{glob.escape(after)}"):
-            number = name[len(before) : len(name) - len(after)]
+            number = name[len(before) : len(name) - len(after)].lstrip()  # %4d pads with spaces
             if number.isascii() and number.isdecimal() and len(number) <= _MOST_DIGITS and self._pattern % int(number) == name:
                 found.append(Path(name))
         return found
@@ -118,11 +129,17 @@ class FolderSink:
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``."""
         if self._overwrite and not self._written:
-            for path in self.earlier():
-                path.unlink(missing_ok=True)
+            self._remove_earlier()
         image = cv2.cvtColor(frame.image, cv2.COLOR_BGR2RGB) if frame.image.ndim == 3 else frame.image
         write_image(self._pattern % self._written, image)
         self._written += 1
+
+    def _remove_earlier(self) -> None:
+        for path in self.earlier():
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise output_error(path, error) from error
 
 
 # Layout of the shared memory: magic, sequence (odd during a write), height, width, channels, reserved, time in ns; then pixels.

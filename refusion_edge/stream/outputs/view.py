@@ -10,7 +10,7 @@ import asyncio
 import json
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.clips import Clips, NoClips
 from refusion_edge.stream.outputs.sensors import Sensors
 from refusion_edge.stream.outputs.server import DEFAULT_RIG, HEADERS, PageServer
+from refusion_edge.stream.outputs.webrtc import MOST_OFFER_BYTES, MOST_PEERS, Peers, is_available, load_library
 from refusion_edge.stream.processing.gain import ThermalGain
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import Uri
@@ -42,8 +43,8 @@ class ViewSink:
     """Serves the stream to browsers. Implements ``Sink``.
 
     ``/`` is the page, ``/ws`` its WebSocket, ``/control`` changes polarity and recording, ``/fused.mjpg`` is Motion JPEG,
-    ``/status.json`` the report so far, ``/metrics`` the same figures for Prometheus, and ``/healthz`` and ``/readyz`` say
-    whether the stream works.
+    ``/whep`` answers offers of WebRTC where aiortc is installed, ``/status.json`` is the report so far, ``/metrics`` has the
+    same figures for Prometheus, and ``/healthz`` and ``/readyz`` say whether the stream works.
 
     Args:
         uri: ``view://HOST:PORT``.
@@ -87,6 +88,8 @@ class ViewSink:
         self._figures: dict[str, Any] = {}
         self._figures_s = 0.0
         self._sensors = Sensors()
+        self._image: Array | None = None
+        self._peers: Peers | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -110,6 +113,8 @@ class ViewSink:
         if self._own is not None:
             self._own.__enter__()
         self._entered = True
+        if is_available():
+            self._server.spawn(self._offer_webrtc())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -123,9 +128,9 @@ class ViewSink:
     def write(self, frame: FusedFrame) -> None:
         """See ``Sink.write``; encodes nothing while there are no viewers."""
         self._clips.offer(frame)
-        wanted = frozenset().union(*self._wanted.copy().values())
-        if not wanted:
+        if not (self._wanted or self._peers):
             return
+        wanted = frozenset().union(*self._wanted.copy().values())
         parts = {name: _jpeg(image) for name in wanted if (image := _image(frame, name)) is not None}
         header = {
             "number": frame.number,
@@ -139,20 +144,26 @@ class ViewSink:
             "figures": self._current_figures(),
         }
         assert self._server is not None
-        self._server.spawn(self._publish(header, parts))
+        self._server.spawn(self._publish(header, parts, frame.image))
 
     # In the server thread
 
     async def _stop(self) -> None:
         self._ending = True
         await self._wake()
+        if self._peers is not None:
+            await self._peers.close()
+
+    async def _offer_webrtc(self) -> None:
+        if await asyncio.to_thread(load_library) and not self._ending:  # which takes seconds on small machines
+            self._peers = Peers(self._newest)
 
     async def _wake(self) -> None:
         async with self._news:
             self._news.notify_all()
 
-    async def _publish(self, header: dict[str, Any], parts: dict[str, bytes]) -> None:
-        self._header, self._parts = header, parts
+    async def _publish(self, header: dict[str, Any], parts: dict[str, bytes], image: Array) -> None:
+        self._header, self._parts, self._image = header, parts, image
         self._number += 1
         await self._wake()
 
@@ -160,6 +171,11 @@ class ViewSink:
         async with self._news:
             await self._news.wait_for(lambda: self._number > seen or self._ending)
         return self._number
+
+    async def _newest(self, seen: int) -> tuple[int, Array] | None:
+        """See ``refusion_edge.stream.outputs.webrtc.Newest``."""
+        number = await self._next(seen)
+        return None if self._ending or self._image is None else (number, self._image)
 
     async def status(self) -> dict[str, Any]:
         """See ``Feed``."""
@@ -221,11 +237,9 @@ class ViewSink:
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send JSON\n")
         try:
-            asked = parse_json(await asyncio.wait_for(request.read(), _MAX_WAITING_S), "the request")
+            asked = parse_json(await self._whole(request.read()), "the request")
         except InputError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
-        except asyncio.TimeoutError:
-            raise web.HTTPRequestTimeout(text="the request did not come to its end\n") from None
         polarity, record = (asked.get("polarity"), asked.get("record")) if isinstance(asked, Mapping) else (None, None)
         if polarity not in POLARITIES and not isinstance(record, bool):
             raise web.HTTPBadRequest(text='send {"polarity": "white", "black" or "auto"} or {"record": true or false}\n')
@@ -241,7 +255,48 @@ class ViewSink:
 
     def _controls(self) -> dict[str, Any]:
         """The state of what viewers can change."""
-        return {"polarity": self._gain.polarity, "clip": asdict(self._clips.state)}
+        return {"polarity": self._gain.polarity, "clip": asdict(self._clips.state), "whep": self._peers is not None}
+
+    async def whep(self, request: Any) -> Any:
+        """See ``Feed``."""
+        web, peers = self._web, self._peers
+        if peers is None:
+            raise web.HTTPNotImplemented(text="WebRTC needs aiortc on the device: pip install 'refusion-edge[webrtc]'\n")
+        if request.method == "DELETE":
+            if not await peers.hang_up(request.match_info["peer"]):
+                raise web.HTTPNotFound(text="there is no such viewer\n")
+            return web.Response(headers=HEADERS)
+        if request.content_type != "application/sdp":
+            raise web.HTTPUnsupportedMediaType(text="send an offer as application/sdp\n")
+        self._check_room()
+        offer = await self._whole(self._read_offer(request))
+        # Only now: while an offer arrives, others may take the last place.
+        if self._ending or len(peers) >= MOST_PEERS:
+            raise web.HTTPServiceUnavailable(text=f"at most {MOST_PEERS} viewers can watch over WebRTC\n")
+        try:
+            peer, answer = await peers.answer(offer.decode(errors="replace"))
+        except InputError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+        headers = {**HEADERS, "Content-Type": "application/sdp", "Location": f"{request.path}/{peer}"}
+        return web.Response(status=201, text=answer, headers=headers)
+
+    async def _read_offer(self, request: Any) -> bytes:
+        offer = b""
+        while chunk := await request.content.read(MOST_OFFER_BYTES):
+            offer += chunk
+            if len(offer) > MOST_OFFER_BYTES:
+                raise self._web.HTTPRequestEntityTooLarge(MOST_OFFER_BYTES, len(offer))
+        return offer
+
+    async def _whole(self, reading: Coroutine[Any, Any, bytes]) -> bytes:
+        """The body of a request; the answer to one that is damaged or does not come to its end is an error."""
+        web = self._web
+        try:
+            return await asyncio.wait_for(reading, _MAX_WAITING_S)
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the body of the request is damaged\n") from None
+        except asyncio.TimeoutError:
+            raise web.HTTPRequestTimeout(text="the request did not come to its end\n") from None
 
     async def motion_jpeg(self, request: Any) -> Any:
         """See ``Feed``."""

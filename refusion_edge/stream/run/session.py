@@ -344,19 +344,36 @@ def _read_rig(settings: StreamSettings) -> Rig | None:
 
 
 def _refuse_overwriting(sources: tuple[Source, Source] | Recording, outputs: list[Uri], record: str | None) -> None:
-    """Require that outputs and the recording differ from the sources and from each other."""
+    """Require that outputs and the recording differ from the sources and from each other, and that none is in the recording."""
     read = (
         [sources.folder, sources.folder / "ir", sources.folder / "vis"]
         if isinstance(sources, Recording)
         else [_folder(source.uri.target) for source in sources if source.uri.scheme == "file"]
     )
     # Not Path.resolve, which raises for a link to itself.
-    taken = set(map(os.path.realpath, read))
+    taken = {_identity(path): os.path.realpath(path) for path in read}
     written = [(str(uri), _folder(uri.target)) for uri in outputs if uri.scheme == "file"]
     for name, path in written + ([] if record is None else [(record, Path(record))]):
-        if os.path.realpath(path) in taken:
+        if _identity(path) in taken:
             raise UsageError(f"{name} is already a source or another output", "choose another name")
-        taken.add(os.path.realpath(path))
+        taken[_identity(path)] = os.path.realpath(path)
+    if record is not None:
+        # A recording is replaced as a whole, and its folders of images are sources of their own.
+        folder = Path(os.path.realpath(record))
+        inside = next((path for path in sorted(taken.values()) if folder in Path(path).parents), None)
+        if inside is not None:
+            raise UsageError(
+                f"{inside} is a source or an output in the folder of the recording {record}", "choose another name"
+            )
+
+
+def _identity(path: Path) -> object:
+    """The same for all names of a file, also for hard links."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _folder(target: str) -> Path:

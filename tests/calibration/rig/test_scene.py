@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from refusion_edge.arrays import Array
+from refusion_edge.calibration.rig import scene
 from refusion_edge.calibration.rig.causes import find_cause
 from refusion_edge.calibration.rig.coarse import SearchRange, search
 from refusion_edge.calibration.rig.motion import apart_px
-from refusion_edge.calibration.rig.scene import Levels, align_scene, refine, require_evidence
+from refusion_edge.calibration.rig.scene import Evidence, Levels, align_scene, refine, require_evidence
 from refusion_edge.calibration.rig.structure import to_scene
 from refusion_edge.errors import AlignmentError, InputError
 from refusion_edge.images.io import read_image
@@ -23,6 +25,31 @@ from tests.calibration.conftest import MOVE
 from tests.raising import raises
 
 Move = Callable[..., Array]
+
+# Name, source that is cut, part of the width, and where: few edges, found only since the search takes structure from finer
+# images (the first three), or since a place where no window agrees is no rival (the last).
+SMALL_PARTS = [
+    ("roadscene__FLIR_04598", "ir", 0.45, (48, 93)),
+    ("roadscene__FLIR_06874", "ir", 0.45, (49, 104)),
+    ("roadscene__FLIR_07125", "vis", 0.45, (308, 132)),
+    ("roadscene__FLIR_00603", "vis", 0.45, (92, 88)),
+]
+
+GOOD = Evidence(
+    correlation=0.4,
+    support=0.5,
+    repeating=0.1,
+    rival=0.3,
+    rival_support=0.1,
+    overlap=1.0,
+    standard_error_px=0.2,
+    halves_px=0.5,
+    measures_px=0.5,
+    windows_px=0.3,
+    starts_px=0.1,
+    scales_px=0.3,
+    model_px=0.0,
+)
 
 
 def size_of(pair: ImagePair) -> tuple[int, int]:
@@ -82,7 +109,7 @@ def test_a_keystone_asks_for_a_homography(street: ImagePair, moved: Move) -> Non
 def test_views_without_anything_in_common_are_refused(noise_scene: Callable[[int], Array]) -> None:
     for seed in range(3):
         found = align_scene(noise_scene(seed), noise_scene(seed + 100))
-        assert found.doubts
+        assert found.doubts[0].cause == "nothing in common"
         with raises(AlignmentError, *found.doubts):
             require_evidence(found)
 
@@ -90,8 +117,10 @@ def test_views_without_anything_in_common_are_refused(noise_scene: Callable[[int
 def test_a_pattern_that_repeats_is_refused() -> None:
     y, x = np.indices((240, 320))
     stripes = (128 + 100 * np.sin(x * 2 * np.pi / 20) * np.sin(y * 2 * np.pi / 20)).astype(np.uint8)
+    found = align_scene(stripes, stripes)
+    assert found.doubts[0].cause == "several places"
     with pytest.raises(AlignmentError):
-        require_evidence(align_scene(stripes, stripes))
+        require_evidence(found)
 
 
 def test_images_of_nothing_are_refused(street: ImagePair) -> None:
@@ -164,6 +193,54 @@ def test_a_thermal_core_of_few_pixels_is_found(street: ImagePair) -> None:
     found = align_scene(street.b, cv2.resize(piece, (120, 90), interpolation=cv2.INTER_AREA))
     require_evidence(found)
     assert found.field == pytest.approx(0.7, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("change", "causes"),
+    [
+        ({}, []),
+        ({"correlation": 0.05}, ["nothing in common"]),
+        ({"support": 0.197}, ["nothing in common"]),
+        ({"overlap": 0.29}, ["different directions"]),
+        ({"repeating": 0.6}, ["several places"]),
+        ({"rival": 0.9}, ["several places"]),
+        ({"rival_support": 0.75}, ["several places"]),
+        ({"starts_px": 1.3}, ["few edges"]),
+        ({"scales_px": 8.0}, ["few edges"]),
+        ({"halves_px": 8.0, "measures_px": 8.0}, ["depth"]),
+        ({"correlation": 0.05, "overlap": 0.2}, ["nothing in common", "different directions"]),
+    ],
+)
+def test_each_kind_of_doubt_has_its_likely_cause(change: dict[str, float], causes: list[str]) -> None:
+    doubts = scene._doubts(replace(GOOD, **change), 1.0)
+    assert [doubt.cause for doubt in doubts] == causes
+    assert all(doubt.remedy for doubt in doubts)
+
+
+@pytest.mark.slow
+def test_views_that_hardly_overlap_point_in_different_directions(street: ImagePair) -> None:
+    width = street.b.shape[1]
+    left, right = street.b[:, : round(0.58 * width)], street.a[:, round(0.44 * width) :]
+    found = align_scene(left, right, within=SearchRange(shift=0.9, rotation_deg=1.0, field=(0.95, 1.05)))
+    assert "different directions" in {doubt.cause for doubt in found.doubts}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "cut", "part", "at"), SMALL_PARTS)
+def test_a_small_part_of_a_real_scene_is_found(
+    shared_data: Path, name: str, cut: str, part: float, at: tuple[int, int]
+) -> None:
+    ir, vis = (read_image(shared_data / "ir_vis" / "train" / side / f"{name}.jpg") for side in ("ir", "vis"))
+    height, width = ir.shape[:2]
+    left, top = at
+    own_width, own_height = round(part * width), round(part * height)
+    window = np.s_[top : top + own_height, left : left + own_width]
+    found = align_scene(*(vis, ir[window]) if cut == "ir" else (vis[window], ir))
+    require_evidence(found)
+    corners = np.array([[0, 0], [own_width - 1, 0], [0, own_height - 1], [own_width - 1, own_height - 1]], float)
+    to_whole = np.linalg.inv(found.homography).astype(np.float64) if cut == "ir" else found.homography
+    apart = np.linalg.norm(warp_points(to_whole, corners) - corners - at, axis=1)
+    assert apart.mean() < 3
 
 
 @pytest.mark.slow

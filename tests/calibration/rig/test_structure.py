@@ -10,7 +10,7 @@ import pytest
 
 from refusion_edge.arrays import Array
 from refusion_edge.calibration.rig import coarse, structure
-from refusion_edge.calibration.rig.structure import Scene, gradient_structure, scaled, shown_part, to_scene, warped
+from refusion_edge.calibration.rig.structure import Scene, averaged, gradient_structure, scaled, shown_part, to_scene, warped
 from refusion_edge.rig.warp import warp_points
 from tests.calibration.conftest import MOVE
 
@@ -110,8 +110,8 @@ def test_a_wide_blur_on_a_small_copy_is_nearly_the_same(shape: tuple[int, int], 
 def test_the_field_of_a_turned_image_is_the_turned_field(noise_scene: Callable[[int], Array], angle: float) -> None:
     scene = to_scene(noise_scene(4), sensor=False)
     turn = coarse._turn(scene.size_wh, angle)
-    field = coarse._field(scene)
-    there = coarse._field(warped(scene, turn, scene.size_wh)).values[20:-20, 20:-20]
+    field, _ = coarse._field(scene, 1.0)
+    there = coarse._field(warped(scene, turn, scene.size_wh), 1.0)[0].values[20:-20, 20:-20]
     turned = coarse._turned(field.values, turn, angle)[20:-20, 20:-20]
     unturned = field.values[20:-20, 20:-20]
 
@@ -120,3 +120,27 @@ def test_the_field_of_a_turned_image_is_the_turned_field(noise_scene: Callable[[
 
     assert correlation(turned) > 0.9
     assert correlation(unturned) < 0.8 * correlation(turned)
+
+
+def test_an_averaged_field_keeps_edges_that_a_smaller_image_has_lost() -> None:
+    x = np.arange(240.0)
+    fine = np.tile(128 + 60 * np.sin(x * 2 * np.pi / 6), (160, 1)).astype(np.float32)
+    scene = Scene(fine, np.ones(fine.shape, np.bool_))
+    small = scaled(scene, 0.25)[0]
+    field, mask = averaged(*gradient_structure(scene), small.size_wh)
+    inside = np.s_[4:-4, 4:-4]
+    assert field.shape == (40, 60, 2)
+    # Stripes of six pixels are there in every pixel of a quarter of the size; in an image of that size, some have none.
+    assert field[inside][..., 0].min() > 0.2
+    assert np.linalg.norm(gradient_structure(small)[0][inside], axis=2).min() < 0.02
+    assert mask[inside].all()
+
+
+def test_an_averaged_field_is_known_where_most_of_it_is() -> None:
+    structure_, mask = np.ones((40, 60, 2), np.float32), np.ones((40, 60), np.bool_)
+    mask[:, :31] = False
+    field, known = averaged(structure_, mask, (30, 20))
+    assert not known[:, :15].any()
+    assert known[:, 16:].all()
+    assert (field[~known] == 0).all()
+    assert averaged(structure_, mask, (60, 40))[1] is mask

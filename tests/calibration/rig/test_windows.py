@@ -76,5 +76,5 @@ def test_windows_beyond_the_content_have_no_vote(noise_scene: Noise) -> None:
 
 
 def test_few_windows_are_little_support() -> None:
-    assert Votes(8, 8, 0, 0.1).support < 0.19 < Votes(40, 20, 0, 0.1).support
+    assert Votes(8, 8, 0, 0.1).support < 0.2 < Votes(40, 20, 0, 0.1).support
     assert Votes(0, 0, 0, math.inf).repeating == 0

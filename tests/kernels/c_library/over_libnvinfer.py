@@ -146,9 +146,15 @@ def refuse_damaged(library: Any, fakes: Fakes, bundle: Path) -> None:
         (bundle / PLAN).write_bytes(changed)
         assert library.create_plan(str(bundle).encode(), 1) is None
         assert library.error_code() == DAMAGED
+    (bundle / PLAN).unlink()
+    os.mkfifo(bundle / PLAN)  # nothing is waited for
+    assert library.create_plan(str(bundle).encode(), 1) is None
+    assert library.error_code() == UNREADABLE
+    (bundle / PLAN).unlink()
     (bundle / PLAN).write_bytes(plan)
     fields = json.loads(text)
-    for damaged in ({"engine": "../x"}, {"schema": "other/1"}, {"files": {}}, {"spec": 1}):
+    other = {**fields["spec"], "network": "other"}
+    for damaged in ({"engine": "../x"}, {"schema": "other/1"}, {"files": {}}, {"spec": 1}, {"spec": other}):
         (bundle / MANIFEST).write_text(json.dumps({**fields, **damaged}))
         assert library.create_plan(str(bundle).encode(), 1) is None
         assert library.error_code() == DAMAGED, library.error()

@@ -179,7 +179,7 @@ def test_a_folder_with_something_in_it_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [[], ["--record-limit", "4MB"]])
-def test_a_kill_loses_at_most_the_last_second_of_a_recording(limit: list[str]) -> None:
+def test_a_kill_loses_only_the_image_that_is_being_written(limit: list[str]) -> None:
     words = [
         sys.executable, "-m", "refusion_edge", "stream", "--ir", "test://ir?width=160&height=120", "--network", "fast",
         "--vis", "test://vis?width=160&height=120", "-o", "null://", "--record", "killed", *limit,
@@ -189,9 +189,11 @@ def test_a_kill_loses_at_most_the_last_second_of_a_recording(limit: list[str]) -
         while len(list(Path("killed").rglob("*.png"))) < 60 and time.monotonic() < deadline_s:
             time.sleep(0.05)
         time.sleep(1.0)
-        killed_ns = time.monotonic_ns()
         process.send_signal(signal.SIGKILL)
     recording = read_recording(Path("killed"))
     for number in range(len(recording.rows)):
         recording.read(number)
-    assert killed_ns - recording.rows[-1][4] < 1_000_000_000
+    listed = {row[1] for row in recording.rows}
+    lost = [path for path in Path("killed").rglob("*.png") if str(path.relative_to("killed")) not in listed]
+    assert len(listed) > 30
+    assert len(lost) <= 2  # one of each camera

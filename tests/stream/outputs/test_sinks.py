@@ -38,6 +38,25 @@ def test_image_folders_and_patterns(stream: Stream) -> None:
     assert read_image("numbered/f_0011.jpg").shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize("text", ["a%%d_%04i.png", "100%%/%d.png", "x[1]_%3i.png"])
+def test_names_of_earlier_images_are_known(text: str) -> None:
+    sink = open_file_sink(parse_output(text), rate_hz=None)
+    with sink:
+        sink.write(fused_frame(0))
+        sink.write(fused_frame(1))
+    with raises(OutputError, "exists"):
+        open_file_sink(parse_output(text), rate_hz=None, overwrite=False)
+    with open_file_sink(parse_output(text), rate_hz=None) as again:
+        again.write(fused_frame(0))
+    assert len(list(Path().rglob("*.png"))) == 1
+
+
+def test_an_earlier_image_that_cannot_be_removed_is_an_output_error() -> None:
+    Path("pictures/000007.png").mkdir(parents=True)
+    with raises(OutputError, "000007.png"), open_file_sink(parse_output("pictures"), rate_hz=None) as sink:
+        sink.write(fused_frame(0))
+
+
 def test_shared_memory_is_readable_from_outside() -> None:
     name = f"refusion-test-{time.monotonic_ns()}"
     with SharedMemorySink(parse_output(f"shm://{name}")) as sink:
@@ -55,7 +74,7 @@ def test_shared_memory_is_readable_from_outside() -> None:
 
 
 def test_invalid_outputs_are_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    for text in ("out.xyz", "f_%04i.gif"):
+    for text in ("out.xyz", "f_%04i.gif", "f_%d_%d.png", "50%_%d.png", "f_%%d.png"):
         with raises(UsageError, text):
             open_file_sink(parse_output(text), rate_hz=None)
     with raises(UsageError, "'view://'"):

@@ -79,7 +79,7 @@ def packets_of(path: Path) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".webm"])
 def test_a_power_cut_costs_less_than_a_second(suffix: str) -> None:
     draw, missing = np.random.default_rng(0), 0
     with VideoSink(parse_output(f"cut{suffix}"), rate_hz=25) as sink:

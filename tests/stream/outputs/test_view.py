@@ -614,6 +614,18 @@ def test_malformed_requests_are_not_logged(served: Served, request_: bytes, capl
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("address", "code"), [("/control?token=secret", b"400"), ("/control", b"401")])
+def test_damaged_bodies_are_not_logged(served: Served, address: str, code: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    live = served(token="secret")
+    head = f"POST {address} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde".encode())
+        assert connection.recv(1024).split()[1] == code
+        while connection.recv(1024):  # until the server has closed, and has said what it has to say
+            pass
+    assert not caplog.records
+
+
 def test_a_fault_of_ours_is_logged(served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     live = served()
     monkeypatch.setattr(ViewSink, "status", mock.Mock(side_effect=ZeroDivisionError))

@@ -12,6 +12,7 @@ const PALETTES = {
 };
 const EDGE_TIMES_MEAN = 3; // gradients above this multiple of their mean are edges, whatever the contrast
 const SILENT_MS = 3000;
+const CONNECT_MS = 10000;
 const NOTICE_MS = 8000;
 const byId = (id) => document.getElementById(id);
 const scratch = document.createElement("canvas");
@@ -22,10 +23,61 @@ let noticeTimer = 0;
 let view = "fused";
 let socket = null;
 let newest = null;
+let newestAt = 0;
 let drawing = false;
 let over = ""; // why the picture is not live
 let ended = ""; // that the stream has ended, and why
 let pictureAt = 0;
+let direct = null; // the WebRTC connection that is tried or used, with its video
+let directAt = 0; // when its last frame came; 0 before the first one
+let carrier = "JPEG pictures"; // how the fused image comes
+
+// WebRTC carries the fused image; what the server says of each picture, and all other images, come by the WebSocket.
+async function startDirect() {
+  const connection = new RTCPeerConnection();
+  const video = document.createElement("video");
+  const mine = direct = { connection, video, place: "" };
+  video.muted = video.playsInline = true;
+  connection.ontrack = (event) => { video.srcObject = new MediaStream([event.track]); video.play().catch(() => {}); };
+  connection.onconnectionstatechange = () => { if (["failed", "closed"].includes(connection.connectionState)) stopDirect(mine, "it was lost"); };
+  video.requestVideoFrameCallback(function frame() {
+    if (direct !== mine) return;
+    if (!directAt) carrier = "WebRTC";
+    const isFirst = !directAt;
+    directAt = Date.now();
+    if (isFirst) ask();
+    if (view === "fused") {
+      pictureAt = directAt;
+      sized(byId("fused"), { width: video.videoWidth, height: video.videoHeight }).drawImage(video, 0, 0);
+    }
+    video.requestVideoFrameCallback(frame);
+  });
+  try {
+    connection.addTransceiver("video", { direction: "recvonly" });
+    await connection.setLocalDescription(await connection.createOffer());
+    const headers = { "Content-Type": "application/sdp" };
+    const answer = await fetch("whep" + location.search, { method: "POST", headers, body: connection.localDescription.sdp });
+    if (!answer.ok) throw new Error((await answer.text()).trim());
+    mine.place = answer.headers.get("Location");
+    await connection.setRemoteDescription({ type: "answer", sdp: await answer.text() });
+    setTimeout(() => { if (!directAt) stopDirect(mine, "it did not connect"); }, CONNECT_MS);
+  } catch (error) {
+    stopDirect(mine, error.message);
+  }
+}
+
+function stopDirect(which, reason) {
+  if (direct !== which) return;
+  direct = { failed: true };
+  directAt = 0;
+  which.connection.onconnectionstatechange = null;
+  which.connection.close();
+  if (which.place) fetch(which.place + location.search, { method: "DELETE" }).catch(() => {});
+  carrier = `JPEG pictures, as WebRTC failed: ${reason}`;
+  ask();
+}
+
+function usesDirect() { return directAt > 0 && view === "fused"; }
 
 function connect() {
   const address = new URL("ws" + location.search, location.href.replace(/^http/, "ws"));
@@ -42,12 +94,15 @@ function connect() {
       return;
     }
     newest = event.data;
-    pictureAt = Date.now();
+    newestAt = Date.now();
+    if (!usesDirect()) pictureAt = newestAt;
     ended = "";
     showOver("");
     draw();
   };
   socket.onclose = () => {
+    if (direct && direct.connection) stopDirect(direct, "the stream ended");
+    direct = null; // a stream that is started again may offer it anew
     showState(ended ? "ended" : "disconnected, reconnecting", "lost");
     showOver(ended || "The connection is lost.");
     setTimeout(connect, 1000); // the stream may be started again
@@ -63,11 +118,13 @@ function showOver(reason) {
 }
 
 function checkAge() {
+  // A page in the background is given no frames.
+  if (document.visibilityState === "visible" && usesDirect() && newestAt > directAt && Date.now() - directAt > SILENT_MS) stopDirect(direct, "it stopped");
   if (pictureAt && !over && Date.now() - pictureAt > SILENT_MS) showOver("No new picture arrives.");
 }
 
 function ask() {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ images: IMAGES[view] }));
+  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ images: usesDirect() ? [] : IMAGES[view] }));
 }
 
 async function draw() {
@@ -106,6 +163,7 @@ function paint(header, images) {
   if (view === "fused" || view === "infrared" || view === "side") {
     for (const name of IMAGES[view]) {
       const canvas = byId(name);
+      if (usesDirect()) continue; // drawn as its frames come
       if (images[name]) sized(canvas, images[name]).drawImage(name === "ir" ? inColor(images[name]) : images[name], 0, 0);
       else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // never show the last image of a lost camera as live
     }
@@ -175,6 +233,7 @@ function showHeader(header) {
   byId("marks").textContent = header.marks.join(", ");
   byId("marks").hidden = header.marks.length === 0;
   showControls(header);
+  if (header.whep && !direct && window.RTCPeerConnection && HTMLVideoElement.prototype.requestVideoFrameCallback) startDirect();
   const figures = header.figures;
   const number = (value, digits, unit) => (value === null || value === undefined ? "–" : value.toFixed(digits) + " " + unit);
   const rows = [["picture", `${header.height} × ${header.width}, number ${header.number}`]];
@@ -193,6 +252,7 @@ function showHeader(header) {
     const { temperature_celsius: temperature, power_watts: power } = figures.device;
     if (temperature) rows.push(["temperature", `${temperature[1].toFixed(0)} °C (${temperature[0]})`, "the hottest sensor of the device"]);
     if (power) rows.push(["power", `${power[1].toFixed(1)} W (${power[0]})`, "the largest that the device measures"]);
+    rows.push(["sent as", carrier]);
     rows.push(["watching", figures.viewers]);
   }
   byId("figures").replaceChildren(...rows.map(([name, value, title]) => {
@@ -288,6 +348,7 @@ function choose(name) {
 }
 
 document.querySelectorAll("button[data-view]").forEach((button) => button.addEventListener("click", () => choose(button.dataset.view)));
+document.addEventListener("visibilitychange", () => { if (directAt) directAt = Date.now(); });
 document.addEventListener("keydown", (event) => {
   if (event.target !== document.body && event.target.tagName !== "BUTTON" || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.repeat) return; // a key that is held down
