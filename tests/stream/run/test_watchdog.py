@@ -75,6 +75,6 @@ def test_a_stream_reports_itself(
     monkeypatch.setenv("WATCHDOG_USEC", "600000")
     stream(ir="test://ir?rate=25", vis="test://vis?rate=25", duration_s=1.5)
     messages = heard(receiver)
-    assert messages[0] == "READY=1"
+    assert messages.count("READY=1") == 1  # not always the first: a slow start is signaled, too
     assert messages[-1] == "STOPPING=1"
     assert messages.count("WATCHDOG=1") >= 3
