@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from typing_extensions import Self
 
+from refusion_edge.text import escaped
+
 
 class RefusionError(Exception):
     """Base class of all of them.
@@ -44,9 +46,9 @@ class RefusionError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, remedy: str = "", *, expected: object = None, got: object = None) -> None:
-        super().__init__(f"{problem}; {remedy}" if remedy else problem)
-        self.problem = problem
-        self.remedy = remedy
+        # They may quote names from files of strangers, which could move a terminal's cursor or forge a line of a log.
+        self.problem, self.remedy = escaped(problem), escaped(remedy)
+        super().__init__(f"{self.problem}; {self.remedy}" if remedy else self.problem)
         self.expected = expected
         self.got = got
 

@@ -26,11 +26,16 @@ def printable(text: str, most: int = _SHOWN) -> str:
         text: Any text, such as a name in a file.
         most: Maximum length of the result, at least 8 characters.
     """
-    plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    plain = escaped(text)
     if len(plain) <= most:
         return plain
     tail = (most - 3) // 3
     return f"{plain[: most - 3 - tail]}...{plain[len(plain) - tail :]}"
+
+
+def escaped(text: str) -> str:
+    """Escape all non-printable characters, including line breaks."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def redact(text: str) -> str:

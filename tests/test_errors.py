@@ -31,3 +31,9 @@ def test_context_goes_in_front_of_the_problem_and_keeps_the_other_fields() -> No
     assert type(error) is errors.ShapeError
     assert (error.problem, error.remedy) == ("pair 01: the image is 8x8", "scale it up")
     assert (error.expected, error.got) == ((16, 16), (8, 8))
+
+
+def test_control_characters_of_names_are_escaped_in_fields_and_message() -> None:
+    error = errors.InputError("a\x1b[2J\n.png is damaged", "delete a\udcff")
+    assert (error.problem, error.remedy) == (r"a\x1b[2J\n.png is damaged", r"delete a\udcff")
+    assert str(error).isprintable()

@@ -121,7 +121,7 @@ def test_bundles_of_a_site_are_rebuilt_only_when_told_to(run_cli: Cli) -> None:
     Path("site.yaml").write_text(f"outputs: ['null://']\nbundle: bundle\nrigs:\n  gate: {{{FILES}}}\n  yard: {{{FILES}}}\n")
     assert run_cli("stream", "--config", "site.yaml", "--json", "out.json")[0] == MisfitError.exit_code
     assert json.loads(manifest.read_text()) == foreign
-    code, _, err = run_cli("stream", "--config", "site.yaml", "--json", "out.json", "--rebuild")
+    code, _, err = run_cli("stream", "--config", "site.yaml", "--json", "out.json", "--rebuild", "--overwrite")
     assert code == 0, err
     assert manifest.read_text() == fitting
     report = json.loads(Path("out.json").read_text())
