@@ -98,6 +98,11 @@ class Connections:
         except (OSError, asyncio.TimeoutError):
             connected.close()
             return
+        # A cancellation that comes when the connection is just ready gets lost in wait_for.
+        task = asyncio.current_task()
+        if task is None or self._waiting.pop(task, None) is None:
+            transport.abort()
+            return
         self._waiting[transport] = address
         loop.call_later(self._limits.waiting_s, self._close, transport)
 

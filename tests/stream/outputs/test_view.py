@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import shutil
@@ -29,7 +30,7 @@ from refusion_edge.errors import DiskFullError, InputError, OutputError, UsageEr
 from refusion_edge.images.io import read_image
 from refusion_edge.stream.frames import FusedFrame
 from refusion_edge.stream.outputs.clips import Clips, ClipState
-from refusion_edge.stream.outputs.connections import LIMITS, Limits
+from refusion_edge.stream.outputs.connections import LIMITS, Connections, Limits
 from refusion_edge.stream.outputs.prometheus import RigFigures, to_prometheus
 from refusion_edge.stream.outputs.view import ViewSink
 from refusion_edge.stream.processing.gain import ThermalGain
@@ -734,11 +735,35 @@ def test_connections_that_are_not_authorized_take_no_descriptors(served: Served,
 
 def test_a_new_viewer_takes_the_place_of_who_waits_longest(served: Served) -> None:
     live = served("view://0.0.0.0:0", token="secret", limits=Limits(total=6, waiting=6, waiting_s=60.0))
-    opened = idle(live.port, 6)
-    assert live.get("/?token=secret")[0] == 200
-    assert closed(opened[:1]) == 1
-    for connection in opened[1:]:
-        connection.close()
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(connection) for connection in idle(live.port, 6)]
+        assert live.get("/?token=secret")[0] == 200
+        assert closed(opened[:1]) == 1
+
+
+def test_a_connection_put_out_when_it_is_just_ready_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect() -> bytes:
+        loop, connections = asyncio.get_running_loop(), Connections(Limits(waiting_s=60.0))
+        ready = loop.connect_accepted_socket
+
+        async def put_out(*arguments: Any, **options: Any) -> Any:
+            made = await ready(*arguments, **options)
+            connections.close()
+            return made
+
+        monkeypatch.setattr(loop, "connect_accepted_socket", put_out)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            accepting = loop.create_task(connections.accept(listening, asyncio.Protocol))
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            try:
+                return await asyncio.wait_for(reader.read(), 10)
+            except ConnectionResetError:
+                return b""
+            finally:
+                writer.close()
+                accepting.cancel()
+
+    assert asyncio.run(connect()) == b""
 
 
 def test_who_was_authorized_may_be_slow(served: Served) -> None:
