@@ -7,7 +7,7 @@ instructions runs, and the debug information says which operation an instruction
 depend on the load of the machine. They say nothing about time: a processor runs several instructions at once.
 
 Multiply-adds are counted by hand from the layout of the networks, per pixel; ``ideal`` is a quarter of them, as a NEON
-register has four lanes. ``fmla`` are the multiply-add instructions that ran, ``stack`` are those loads and stores that use
+register has four lanes, or, in half precision, an eighth. ``fmla`` are the multiply-add instructions that ran, ``stack`` are those loads and stores that use
 the stack pointer, most of them registers that were spilled. Only functions of the kernels are counted, not what they call
 (such as ``memset``), nor packing weights. The default sizes are low, so that the emulator is done in minutes, and as wide as
 a common image: the strips of columns, and what their overlap costs, depend on the width.
@@ -28,16 +28,14 @@ from pathlib import Path
 
 import numpy as np
 
+from refusion_edge.arrays import State
+from refusion_edge.network.checkpoint import Checkpoint, write_safetensors
 from refusion_edge.network.fast import FastLayout
 from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMETERS
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / "refusion_edge/network/weights"
 WIDTH = 640
-HEIGHTS = {"refusion": 16, "fast": 64}
-LANES = 4
 TOOLS = ("cmake", "cc", "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "aarch64-linux-gnu-addr2line", "qemu-aarch64")
-NETWORKS = {"refusion": "ir_vis.safetensors", "fast": "ir_vis-fast.safetensors"}
 
 # Which operation an instruction belongs to: the first pattern that a function matches, from the innermost inlined one out.
 _OPERATIONS = {
@@ -55,8 +53,34 @@ _ENDS = {
     ("project", "1x1"): "32 to 16 channels",
     ("project", "rest"): "last convolution",
 }
-_COUNTED = re.compile(r"refusion::neon::")
+_COUNTED = re.compile(r"refusion::neon(_fp16)?::")
 _INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t([a-z0-9.]+)\s*([^/]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is counted.
+
+    Attributes:
+        height: Height of the images by default.
+        layout: Layout of the network ``fast``; None for the paper's network.
+        precision: What it is computed in.
+        lanes: Numbers of this precision in a register.
+    """
+
+    height: int
+    layout: FastLayout | None = None
+    precision: str = "fp32"
+    lanes: int = 4
+
+
+CASES = {
+    "refusion": Case(16),
+    "fast": Case(64, FastLayout()),
+    "fast-fp16": Case(64, FastLayout(), "fp16", 8),
+    "fast-16": Case(64, FastLayout(channels=16)),
+    "fast-16-fp16": Case(64, FastLayout(channels=16), "fp16", 8),
+}
 
 
 @dataclass(slots=True)
@@ -100,9 +124,9 @@ class Executed:
 def main() -> int:
     """Print a table per network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, help=f"of the images (default: {HEIGHTS})")
+    parser.add_argument("--height", type=int, help=f"of the images (default: { {name: case.height for name, case in CASES.items()} })")
     parser.add_argument("--width", type=int, default=WIDTH, help=f"of the images (default: {WIDTH})")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES), help="16: channels (default: all)")
     parser.add_argument("--build", type=Path, default=ROOT / "build/aarch64-counts", help="folder of the build")
     options = parser.parse_args()
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -110,20 +134,20 @@ def main() -> int:
         sys.exit(f"{', '.join(missing)} not found; install cmake, gcc, g++-aarch64-linux-gnu and qemu-user")
     program, plugin = build(options.build)
     instructions = disassemble(program)
-    for network in options.networks:
-        height, width = options.height or HEIGHTS[network], options.width
-        runs = run(program, plugin, WEIGHTS / NETWORKS[network], (height, width))
+    for name, case in ((name, CASES[name]) for name in options.networks):
+        height, width = options.height or case.height, options.width
+        runs = run(program, plugin, case, (height, width))
         executed = by_operation(instructions, runs, inlined_functions(program, runs))
-        print(f"{network}, {height}x{width}, neon, one thread, per pixel:")
-        print(table(executed, multiply_adds(network), height * width))
+        print(f"{name}, {height}x{width}, {case.precision} on neon, one thread, per pixel:")
+        print(table(executed, multiply_adds(case.layout), height * width, case.lanes))
     return 0
 
 
-def multiply_adds(network: str) -> dict[str, float]:
-    """Multiply-adds per pixel by operation, counted from the layout."""
-    if network == "fast":
+def multiply_adds(layout: FastLayout | None) -> dict[str, float]:
+    """Multiply-adds per pixel by operation, counted from the layout of ``fast``; None for the paper's network."""
+    if layout is not None:
         # F(4, 3): six mixes with three taps each make four rows, instead of nine taps for each row.
-        return {"convolutions": FastLayout().multiplications * (6 * 3) / (4 * 9)}
+        return {"convolutions": layout.multiplications * (6 * 3) / (4 * 9)}
     shapes = {name: shape for name, shape in PARAMETERS.items() if len(shape) == 4}
 
     def weights(kind: tuple[int, ...], *, at_end: str = "") -> float:
@@ -157,7 +181,7 @@ def build(folder: Path) -> tuple[Path, Path]:
     return program, plugin
 
 
-def run(program: Path, plugin: Path, weights: Path, size_hw: tuple[int, int]) -> Counter[int]:
+def run(program: Path, plugin: Path, case: Case, size_hw: tuple[int, int]) -> Counter[int]:
     """Fuse a random pair in the emulator; returns how often the instruction at each address ran."""
     height, width = size_hw
     draw = np.random.default_rng(0)
@@ -166,8 +190,18 @@ def run(program: Path, plugin: Path, weights: Path, size_hw: tuple[int, int]) ->
         for path in images[:2]:
             path.write_bytes(b"P5\n%d %d\n255\n" % (width, height) + draw.integers(0, 256, (height, width), np.uint8).tobytes())
         counts = Path(name) / "counts.txt"
-        _call("qemu-aarch64", "-plugin", plugin, "-d", "plugin", "-D", counts, program, weights, *images, "1")
+        weights = Path(name) / "weights.safetensors"
+        write_safetensors(weights, Checkpoint("ir_vis", random_state(case.layout)))
+        words = (program, weights, *images, "1", case.precision)
+        _call("qemu-aarch64", "-plugin", plugin, "-d", "plugin", "-D", counts, *words)
         return read_counts(counts.read_text().splitlines())
+
+
+def random_state(layout: FastLayout | None) -> State:
+    """Parameters of a network: what runs does not depend on their values."""
+    draw = np.random.default_rng(1)
+    shapes = PARAMETERS if layout is None else layout.shapes
+    return {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def read_counts(lines: Iterable[str]) -> Counter[int]:
@@ -226,7 +260,7 @@ def by_operation(
     return executed
 
 
-def table(executed: Mapping[str, Executed], needed: Mapping[str, float], pixels: int) -> str:
+def table(executed: Mapping[str, Executed], needed: Mapping[str, float], pixels: int, lanes: int) -> str:
     """The rows of a table in Markdown, per pixel, and their sum; ``needed`` are the multiply-adds of a pixel."""
     rows = [
         "| operation | multiply-adds | ideal | fmla | loads | stores | others | stack | all | all / ideal |",
@@ -236,7 +270,7 @@ def table(executed: Mapping[str, Executed], needed: Mapping[str, float], pixels:
     total = Executed(*(sum(getattr(each, field) for each in executed.values()) for field in Executed.__slots__))
     lines = [(name, executed[name], needed.get(name, 0.0)) for name in names]
     for name, each, work in [*lines, ("sum", total, sum(needed.values()))]:
-        ideal = work / LANES
+        ideal = work / lanes
         counts = (each.fmla, each.loads, each.stores, each.others, each.stack, each.total)
         figures = [f"{work:.0f}", f"{ideal:.0f}"] if work else ["", ""]
         figures += [f"{count / pixels:.1f}" for count in counts]

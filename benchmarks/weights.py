@@ -43,7 +43,7 @@ from refusion_edge.metrics.planes import to_gray_plane
 from refusion_edge.metrics.structure import structural_similarity_gaussian
 from refusion_edge.tasks import Task, find_task
 from refusion_edge.train.augmentation import defocused_pair
-from refusion_edge.train.collection import read_planes, split_held, survey
+from refusion_edge.train.collection import Entry, read_planes, split_held, survey
 
 METRICS = {
     "ir_vis": (
@@ -166,8 +166,12 @@ def test_cases(task: Task, data: Path, limit: int) -> Iterator[Case]:
 
 def held_pairs(folder: Path, task: Task, exclude: Iterable[str] = ()) -> list[ImagePair]:
     """Pairs that training in this folder holds back, luma planes (H, W) uint8."""
-    entries = split_held(survey(folder, task, _CROP_PX, exclude=tuple(exclude)).entries, _HELD)[1]
-    return [ImagePair(entry.name, *read_planes(entry)) for entry in entries]
+    return [ImagePair(entry.name, *read_planes(entry)) for entry in split_entries(folder, task, exclude)[1]]
+
+
+def split_entries(folder: Path, task: Task, exclude: Iterable[str] = ()) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """What training in this folder uses, and what it holds back."""
+    return split_held(survey(folder, task, _CROP_PX, exclude=tuple(exclude)).entries, _HELD)
 
 
 def _defocused(data: Path, count: int) -> Iterator[Case]:

@@ -1,6 +1,6 @@
-// Fuses two 8-bit PGM files without Python:  fuse_pgm ENGINE infrared.pgm visible.pgm fused.pgm [threads]
-// ENGINE: the weights of either network (.safetensors), for the CPU; or, for an NVIDIA GPU, a program (.rfx) or the folder of an
-// engine bundle for TensorRT.
+// Fuses two 8-bit PGM files without Python:  fuse_pgm ENGINE infrared.pgm visible.pgm fused.pgm [threads [precision]]
+// ENGINE: the weights of either network (.safetensors), for the CPU, in the precision fp32, bf16 or fp16; or, for an NVIDIA
+// GPU, a program (.rfx) or the folder of an engine bundle for TensorRT.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -36,17 +36,24 @@ Picture read_pgm(const std::string& path) {
     return picture;
 }
 
-Engine open_engine(const std::string& path, int threads) {
+Precision to_precision(const std::string& word) {
+    if (word == "fp32") return Precision::fp32;
+    if (word == "bf16") return Precision::bf16;
+    if (word == "fp16") return Precision::fp16;
+    throw std::runtime_error("unknown precision '" + word + "'; choose fp32, bf16 or fp16");
+}
+
+Engine open_engine(const std::string& path, int threads, Precision precision) {
     if (std::filesystem::is_directory(path)) return Engine::plan(path);
-    return std::filesystem::path(path).extension() == ".rfx" ? Engine::program(path) : Engine(path, threads);
+    return std::filesystem::path(path).extension() == ".rfx" ? Engine::program(path) : Engine(path, threads, precision);
 }
 
 int main(int count, char** words) try {
-    if (count != 5 && count != 6) throw std::runtime_error("usage: fuse_pgm ENGINE A.pgm B.pgm FUSED.pgm [THREADS]");
+    if (count < 5 || count > 7) throw std::runtime_error("usage: fuse_pgm ENGINE A.pgm B.pgm FUSED.pgm [THREADS [PRECISION]]");
     Picture a = read_pgm(words[2]), b = read_pgm(words[3]);
     if (a.height != b.height || a.width != b.width) throw std::runtime_error("the two images have different sizes");
 
-    Engine engine = open_engine(words[1], count == 6 ? std::atoi(words[5]) : 0);
+    Engine engine = open_engine(words[1], count > 5 ? std::atoi(words[5]) : 0, count > 6 ? to_precision(words[6]) : Precision::fp32);
     Picture fused{a.height, a.width, std::vector<std::uint8_t>(a.levels.size())};
     const auto view = [](Picture& picture) { return plane(picture.levels.data(), picture.width); };
     engine.fuse(view(a), view(b), a.height, a.width, view(fused), Range::stretch);

@@ -94,7 +94,7 @@ def compare(fused: Float32Array, reference: Float32Array) -> Fidelity:
     mean_square = float(np.mean(error * error))
     psnr_db = math.inf if mean_square == 0 else 10 * math.log10(_PEAK**2 / mean_square)
     # NaN compares as neither small nor large, so turn it into a PSNR that no limit allows.
-    return Fidelity(psnr_db if math.isfinite(mean_square) else -math.inf, _ssim(x, y), float(error.max()))
+    return Fidelity(psnr_db if math.isfinite(mean_square) else -math.inf, float(similarity(x, y).mean()), float(error.max()))
 
 
 def worst(results: Iterable[Fidelity]) -> Fidelity:
@@ -246,7 +246,8 @@ def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:
     return replace(pair, a=scale(pair.a), b=scale(pair.b))
 
 
-def _ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def similarity(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Structural similarity of the window around every pixel of two planes, (H, W), [0, 255]."""
     # The windows of the SSIM in `metrics` stay inside the image. Here, faults at the border have to count, and engines may be
     # built for sizes smaller than one window.
     def blur(plane: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -259,4 +260,5 @@ def _ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     covariance = blur(x * y) - mean_x * mean_y
     numerator = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
     denominator = (mean_x**2 + mean_y**2 + _SSIM_C1) * (variance_x + variance_y + _SSIM_C2)
-    return float(np.mean(numerator / denominator))
+    ratio: NDArray[np.float64] = numerator / denominator
+    return ratio

@@ -16,12 +16,14 @@ from refusion_edge.errors import BackendError, InputError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
-from refusion_edge.network.family import network_of
+from refusion_edge.network.family import DEFAULT_NETWORK, network_of
 from refusion_edge.network.fast import STATISTICS, layout_of
 from refusion_edge.network.forms import Precision
 
 # Explicit, so that a build that fails says why.
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler and the headers of Python)"
+# The reduced precision of each network, in which some processors compute.
+_REDUCED: dict[str, Precision] = {"refusion": "bf16", "fast": "fp16"}
 
 
 def probe() -> Status:
@@ -29,23 +31,26 @@ def probe() -> Status:
     if not is_installed(MODULE):
         return Status(usable=False, reason="its C++ module did not compile, or was left out, when this was installed", fix=_FIX)
     try:
-        isas, for_bf16 = instruction_sets(), instruction_sets("bf16")
+        fastest = instruction_sets()[0]
+        reduced = {precision: instruction_sets(precision, network) for network, precision in _REDUCED.items()}
     except ImportError as error:
         return Status(usable=False, reason=f"its C++ module cannot be loaded ({error})", fix=_FIX)
     if chosen := chosen_isa():
-        return Status(usable=True, reason=f"{chosen} kernels", lacks=() if chosen in for_bf16 else ("bf16",))
-    if not for_bf16:
-        return Status(usable=True, reason=f"{isas[0]} kernels", lacks=("bf16",))
-    return Status(usable=True, reason=f"{isas[0]} kernels, {for_bf16[0]} for bf16")
+        lacks = tuple(precision for precision, isas in reduced.items() if chosen not in isas)
+        return Status(usable=True, reason=f"{chosen} kernels", lacks=lacks)
+    others = [f"{isas[0]} for {precision}" for precision, isas in reduced.items() if isas]
+    lacks = tuple(precision for precision, isas in reduced.items() if not isas)
+    return Status(usable=True, reason=", ".join([f"{fastest} kernels", *others]), lacks=lacks)
 
 
-def instruction_sets(precision: Precision = "fp32") -> tuple[str, ...]:
-    """Names of the instruction sets that both the module and this CPU support for a precision, fastest first.
+def instruction_sets(precision: Precision = "fp32", network: str = DEFAULT_NETWORK) -> tuple[str, ...]:
+    """Names of the instruction sets with which the module computes a network on this CPU in a precision, fastest first.
 
     Raises:
         ImportError: The module is not built.
     """
-    return tuple(load_module().isas(precision))
+    module = load_module()
+    return tuple(module.fast_isas(precision) if network == "fast" else module.isas(precision))
 
 
 def flat_parameters(state: State) -> Float32Array:
@@ -74,16 +79,17 @@ class NativeBackend:
 
     Args:
         state: All parameters of one of the networks.
-        precision: ``fp32``, or ``bf16`` to compute the products of 1x1 and dense 3x3 convolutions and of the attention's
-            mixing with eight bits of mantissa; their sums and everything else stay in fp32.
+        precision: ``fp32``; or, for the paper's network, ``bf16`` to compute the products of 1x1 and dense 3x3 convolutions
+            and of the attention's mixing with eight bits of mantissa, while their sums and everything else stay in fp32; or,
+            for ``fast``, ``fp16`` to compute the convolutions in half precision.
         threads: Threads; 0 for one per core that this process may use.
         size_hw: Height and width that all planes must have, or None for any size.
-        isa: Instruction set (``avx512``, ``avx2``, ``sse2``, ``neon``, ``scalar``; for bf16 ``avx512_bf16``); by default that
-            of the environment variable REFUSION_EDGE_ISA, or else the fastest.
+        isa: Instruction set (``avx512``, ``avx2``, ``sse2``, ``neon``, ``scalar``; for bf16 ``avx512_bf16`` and ``neon_bf16``,
+            for fp16 ``neon_fp16``); by default that of the environment variable REFUSION_EDGE_ISA, or else the fastest.
 
     Raises:
         UsageError: The number of threads is out of range, or the CPU does not support the instruction set.
-        BackendError: The CPU or the network does not support bf16, or memory or threads have run out.
+        BackendError: The CPU or the kernels do not compute this network in this precision, or memory or threads have run out.
     """
 
     name = "native"
@@ -104,16 +110,17 @@ class NativeBackend:
                 expected=(0, MAX_THREADS),
                 got=threads,
             )
-        if not instruction_sets(precision):
+        self._network_name = network_of(state).name
+        if precision not in ("fp32", _REDUCED[self._network_name]):
             raise BackendError(
-                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())})",
-                "build with --precision fp32",
+                f"the back end native does not compute the network {self._network_name} in {precision}",
+                f"build with --precision fp32 or {_REDUCED[self._network_name]}",
+                expected=("fp32", _REDUCED[self._network_name]),
                 got=precision,
             )
-        self._network_name = network_of(state).name
-        if self._network_name == "fast" and precision != "fp32":
+        if not instruction_sets(precision, self._network_name):
             raise BackendError(
-                f"the back end native computes the network fast in fp32 only, not in {precision}",
+                f"{processor()} cannot compute in {precision} with the kernels that it runs ({', '.join(instruction_sets())})",
                 "build with --precision fp32",
                 got=precision,
             )
@@ -217,4 +224,4 @@ def _make_network(state: State, precision: Precision, threads: int, isa: str) ->
     if network_of(state).name != "fast":
         return load_module().Network(flat_parameters(state), threads, isa, precision)
     layout = layout_of({name: array.shape for name, array in state.items()})
-    return load_module().FastNetwork(flat_parameters(state), layout.channels, layout.convolutions, layout.factor, threads, isa)
+    return load_module().FastNetwork(flat_parameters(state), layout.channels, layout.convolutions, layout.factor, threads, isa, precision)

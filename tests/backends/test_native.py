@@ -54,7 +54,13 @@ ISAS = native.instruction_sets()
 HAS_BF16 = bool(native.instruction_sets("bf16"))
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="needs a processor, and a compiler, with bf16 instructions")
 PRECISIONS: list[Any] = ["fp32", pytest.param("bf16", marks=needs_bf16)]
-KERNELS_HERE = f"{ISAS[0]} kernels" + (f", {native.instruction_sets('bf16')[0]} for bf16" if HAS_BF16 else "")
+HAS_FP16 = bool(native.instruction_sets("fp16", "fast"))
+needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="needs a processor, and a compiler, with fp16 instructions")
+KERNELS_HERE = ", ".join(
+    [f"{ISAS[0]} kernels"]
+    + [f"{isa} for bf16" for isa in native.instruction_sets("bf16")[:1]]
+    + [f"{isa} for fp16" for isa in native.instruction_sets("fp16", "fast")[:1]]
+)
 KERNELS = [*((isa, "fp32") for isa in ISAS[:2]), *((isa, "bf16") for isa in native.instruction_sets("bf16"))]
 TASKS = ("IVIF", "MIF", "MFIF", "MEIF")
 # Narrower than a vector, odd, longer than a strip, lower than a band, higher than the rows that are summed at a time.
@@ -261,7 +267,7 @@ def test_the_environment_names_the_instruction_set(random_state: State, monkeypa
     with native.NativeBackend(random_state) as engine:
         assert engine.isa == "scalar"
     assert status("native").reason == "scalar kernels"
-    assert status("native").lacks == ("bf16",)
+    assert status("native").lacks == ("bf16", "fp16")
     monkeypatch.delenv(ISA_VARIABLE)
     with native.NativeBackend(random_state) as engine:
         assert engine.isa == ISAS[0]
@@ -354,12 +360,58 @@ def test_statistics_are_refused_for_the_network_without_them(random_state: State
             assert one_sentence(str(caught.value))
 
 
-def test_the_network_fast_has_no_bf16(fast_state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32": ISAS)
-    with pytest.raises(BackendError) as caught:
-        native.NativeBackend(fast_state, precision="bf16")
-    assert "fp32" in caught.value.remedy
-    assert one_sentence(str(caught.value))
+@pytest.mark.parametrize(("network", "own", "other"), [("refusion", "bf16", "fp16"), ("fast", "fp16", "bf16")])
+def test_each_network_has_its_own_reduced_precision(
+    random_state: State, fast_state: State, network: str, own: Precision, other: Precision
+) -> None:
+    state = fast_state if network == "fast" else random_state
+    with raises(BackendError, other, expected=("fp32", own), got=other):
+        native.NativeBackend(state, precision=other)
+    with raises(UsageError, "native", expected=("fp32", own), got=other):
+        choose_builder("native", other, network)
+    assert native.instruction_sets(other, network) == ()
+
+
+@needs_fp16
+@pytest.mark.parametrize("size_hw", [(8, 8), (9, 70), (45, 62), (131, 401)])
+def test_fp16_of_the_network_fast_differs_by_its_rounding_only(fast_state: State, size_hw: tuple[int, int]) -> None:
+    a, b = planes(*size_hw)
+    expected = fast.reference(fast_state, a[0, 0], b[0, 0]).astype(np.float32)
+    with (
+        native.NativeBackend(fast_state, precision="fp16", threads=1) as engine,
+        native.NativeBackend(fast_state, precision="fp16", threads=3) as same,
+    ):
+        fused = engine.fuse(a, b)
+        assert np.array_equal(same.fuse(a, b), fused)
+    assert LIMITS["fp16"].hold(compare(fused[0, 0], expected))
+    assert np.abs(fused[0, 0] - expected).max() > TOLERANCE["fp32"]  # really in half precision
+
+
+@needs_fp16
+def test_a_bundle_of_the_network_fast_in_fp16_passes_its_gate(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    words = ("--network", "fast", "--precision", "fp16", "--backend", "native")
+    code, _, err = run_cli("build", *words, "--size", "64x96", "-o", "bundle")
+    assert code == 0, err
+    manifest = read_bundle("bundle").manifest
+    assert (manifest.backend, manifest.precision, manifest.spec.network) == ("native", "fp16", "fast")
+    assert run_cli("verify", "bundle")[0] == 0
+
+
+def test_fp16_without_the_instructions_is_refused_and_auto_passes_it_over(
+    fast_state: State, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32", _="": ISAS if precision == "fp32" else ())
+    with raises(BackendError, remedy="--precision fp32", got="fp16"):
+        native.NativeBackend(fast_state, precision="fp16")
+    words = ("--network", "fast", "--precision", "fp16")
+    code, _, err = run_cli("build", *words, "--backend", "native", "-o", "bundle")
+    assert code == BackendError.exit_code
+    assert one_sentence(err)
+    assert not Path("bundle").exists()
+    if status("onnxruntime").usable:
+        choice = choose_builder("auto", "fp16", "fast")
+        assert choice.name != "native"
+        assert "native (usable, but not in fp16)" in choice.reason
 
 
 def test_auto_prefers_native_for_fp32_and_says_so() -> None:
@@ -381,7 +433,7 @@ def test_half_the_bits_are_used_on_request_only(random_state: State, monkeypatch
     monkeypatch.setenv(ISA_VARIABLE, isa)
     with native.NativeBackend(random_state, precision="bf16") as engine:
         assert engine.isa == isa
-    assert (status("native").reason, status("native").lacks) == (f"{isa} kernels", ())
+    assert (status("native").reason, status("native").lacks) == (f"{isa} kernels", ("fp16",))
     monkeypatch.setenv(ISA_VARIABLE, "avx2")
     with raises(UsageError, "bf16", "'avx2'", remedy=isa):
         native.NativeBackend(random_state, precision="bf16")
@@ -390,7 +442,7 @@ def test_half_the_bits_are_used_on_request_only(random_state: State, monkeypatch
 def test_bf16_without_the_instructions_is_refused_and_auto_passes_it_over(
     random_state: State, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32": ISAS if precision == "fp32" else ())
+    monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32", _="": ISAS if precision == "fp32" else ())
     with raises(BackendError, remedy="--precision fp32", got="bf16"):
         native.NativeBackend(random_state, precision="bf16")
     code, _, err = run_cli("build", "--precision", "bf16", "--backend", "native", "-o", "bundle")

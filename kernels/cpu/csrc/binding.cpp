@@ -328,6 +328,13 @@ void dot_products(nb::handle a_object, nb::handle b_object, nb::handle sums_obje
     refusion::dot_products(call.shape(), channels, {a.data, a.pitch}, {b.data, b.pitch}, sums, threads, isa);
 }
 
+template <class Set>
+std::vector<std::string> isas_of(const std::vector<const Set*>& usable) {
+    std::vector<std::string> names;
+    for (const Set* kernels : usable) names.emplace_back(kernels->isa);
+    return names;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -342,22 +349,24 @@ NB_MODULE(_native, m) {
         .def("fuse", &fuse, nb::arg("a"), nb::arg("b"), nb::arg("fused"))
         .def_prop_ro("isa", &Network::isa)
         .def_prop_ro("threads", &Network::threads);
-    m.def("isas", [](const std::string& precision) {
-        std::vector<std::string> names;
-        for (const refusion::Kernels* kernels : refusion::usable_kernels(refusion::find_precision(precision))) names.emplace_back(kernels->isa);
-        return names;
-    }, nb::arg("precision") = "fp32");
+    m.def("isas", [](const std::string& precision) { return isas_of(refusion::usable_kernels(refusion::find_precision(precision))); },
+          nb::arg("precision") = "fp32");
+    m.def("fast_isas", [](const std::string& precision) { return isas_of(refusion::usable_fast_kernels(refusion::find_precision(precision))); },
+          nb::arg("precision") = "fp32");
     m.def("parameters", [] { return names_and_shapes(refusion::parameters()); });
     nb::class_<FastNetwork>(m, "FastNetwork")
         .def("__init__",
-             [](FastNetwork* self, nb::handle flat_object, int channels, int convolutions, int factor, int threads, const std::string& isa) {
+             [](FastNetwork* self, nb::handle flat_object, int channels, int convolutions, int factor, int threads, const std::string& isa,
+                const std::string& precision) {
                  const refusion::FastLayout layout{channels, convolutions, factor};
                  refusion::require_layout(layout);
                  const Array flat(flat_object, 'f', 1, false);
                  const refusion::Parameter last = refusion::fast_parameters(layout).back();
-                 new (self) FastNetwork(layout, require_parameters(flat, last.offset + last.size), threads, isa);
+                 new (self) FastNetwork(layout, require_parameters(flat, last.offset + last.size), threads, isa,
+                                        refusion::find_precision(precision));
              },
-             nb::arg("parameters"), nb::arg("channels"), nb::arg("convolutions"), nb::arg("factor"), nb::arg("threads"), nb::arg("isa") = "")
+             nb::arg("parameters"), nb::arg("channels"), nb::arg("convolutions"), nb::arg("factor"), nb::arg("threads"), nb::arg("isa") = "",
+             nb::arg("precision") = "fp32")
         .def("fuse", &fuse_fast, nb::arg("a"), nb::arg("b"), nb::arg("fused"), nb::arg("statistics") = nb::none())
         .def("statistics", &fast_statistics, nb::arg("a"), nb::arg("b"))
         .def_prop_ro("isa", &FastNetwork::isa)

@@ -7,27 +7,6 @@
 
 namespace refusion::REFUSION_ISA {
 
-// Copies one row of a plane, columns [first, first + count), zeros outside the image. Returns whether all are finite.
-inline bool gather_row(const PlaneView& plane, const Tile& tile, int row, int first, int count, float* to) {
-    const int begin = first < 0 ? -first : 0;
-    const int end = tile.width - first < count ? tile.width - first : count;
-    for (int i = 0; i < begin; ++i) to[i] = 0.0f;
-    for (int i = end; i < count; ++i) to[i] = 0.0f;
-    const char* from = static_cast<const char*>(plane.data) + row * plane.row_stride + (first + begin) * plane.column_stride;
-    if (plane.column_stride == static_cast<std::ptrdiff_t>(sizeof(float))) {
-        std::memcpy(to + begin, from, sizeof(float) * static_cast<unsigned>(end - begin));
-    } else {
-        for (int i = begin; i < end; ++i, from += plane.column_stride) std::memcpy(to + i, from, sizeof(float));
-    }
-    std::uint32_t broken = 0;
-    for (int i = begin; i < end; ++i) {
-        std::uint32_t bits;
-        std::memcpy(&bits, to + i, sizeof bits);
-        broken |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return broken == 0;
-}
-
 // One source to 16 channels of features.
 inline bool lift(const Tile& tile, const PlaneView& from, const FeatureView& to, const float* weights, float* scratch) {
     const int core = tile.right - tile.left, vectors = vectors_for(core), pitch = vectors_for(core + 2) * lanes;

@@ -2,9 +2,8 @@
 // composition of the result out of the sources.
 #pragma once
 
-#include "dense.hpp"
-#include "kernels.hpp"
-#include "simd.hpp"
+#include "fast_kernels.hpp"
+#include "numbers.hpp"
 #include "tile.hpp"
 
 namespace refusion::REFUSION_ISA {
@@ -13,9 +12,10 @@ inline constexpr int fast_outputs = REFUSION_FAST_OUTPUT_BLOCK;
 inline constexpr int fast_vectors = REFUSION_FAST_VECTOR_BLOCK;
 
 // Register blocks side by side whose mixed inputs fit into the first cache together.
-inline constexpr int fast_blocks_of_columns = 32 / (fast_vectors * lanes) < 1 ? 1 : 32 / (fast_vectors * lanes);
-inline constexpr int fast_columns = fast_blocks_of_columns * fast_vectors * lanes;
-inline constexpr int fast_mix_pitch = (fast_columns + 2 + lanes - 1) / lanes * lanes;  // with a neighbor at both sides
+inline constexpr int fast_block_bytes = fast_vectors * static_cast<int>(sizeof(Numbers));
+inline constexpr int fast_blocks_of_columns = 128 / fast_block_bytes < 1 ? 1 : 128 / fast_block_bytes;
+inline constexpr int fast_columns = fast_blocks_of_columns * fast_vectors * number_lanes;
+inline constexpr int fast_mix_pitch = (fast_columns + 2 + number_lanes - 1) / number_lanes * number_lanes;  // with a neighbor at both sides
 
 inline constexpr int fast_ring = kFastRows + 2;  // rows that the next layer sees at a time
 inline constexpr int fast_halo = 16;             // columns in front of a tile; at least the number of layers
@@ -25,91 +25,92 @@ inline constexpr float fast_root = 0.70710678118654752f;  // 1/sqrt 2, the first
 
 // The last rows of some channels, those of a row one after the other.
 struct FastRing {
-    float* data;
+    Number* data;
     int channels;
     std::ptrdiff_t pitch;
 
     // Counts rows from -96 on.
-    float* row(int index) const { return data + (index + 96) % fast_ring * (channels * pitch); }
-    void clear(int index) const { std::memset(row(index), 0, sizeof(float) * static_cast<unsigned long>(channels * pitch)); }
+    Number* row(int index) const { return data + (index + 96) % fast_ring * (channels * pitch); }
+    void clear(int index) const { std::memset(row(index), 0, sizeof(Number) * static_cast<unsigned long>(channels * pitch)); }
 };
 
-// How the scratch is cut for tiles of so many columns; without its start, only the count is found.
+// How the scratch is cut for tiles of so many columns; without its start, only its size is found.
 struct FastScratch {
-    FastRing rings[kFastMostLayers + 1];  // the input of each layer, and the result of the last
-    float* mixes;
-    float* lines[3];  // rows of the planes
-    std::size_t count;
+    static constexpr int cache_line = 64;
 
-    FastScratch(const FastImage& image, int columns, float* start) {
+    FastRing rings[kFastMostLayers + 1];  // the input of each layer, and the result of the last
+    Number* mixes;
+    float* lines[3];  // rows of the planes
+    float* results;   // a row of pixels of the planes of the last layer as floats; empty if they are floats already
+    std::ptrdiff_t result_pitch;
+    std::size_t bytes;
+
+    FastScratch(const FastImage& image, int columns, void* start) {
         std::ptrdiff_t used = 0;
-        const auto take = [&](std::ptrdiff_t numbers) {
-            float* piece = start ? start + used : nullptr;
-            used += (numbers + 15) / 16 * 16;
-            return piece;
+        const auto take = [&](auto*& piece, std::ptrdiff_t numbers) {
+            piece = start ? reinterpret_cast<decltype(&*piece)>(static_cast<char*>(start) + used) : nullptr;
+            used += (numbers * static_cast<std::ptrdiff_t>(sizeof *piece) + cache_line - 1) / cache_line * cache_line;
         };
         // Whole vectors are written, at most one more than fits. An odd number of cache lines keeps channels out of one set.
-        const std::ptrdiff_t pitch = ((fast_halo + columns + image.layer_count + lanes + 15) / 16 | 1) * 16;
+        constexpr int in_line = cache_line / static_cast<int>(sizeof(Number));
+        const std::ptrdiff_t pitch = ((fast_halo + columns + image.layer_count + number_lanes + in_line - 1) / in_line | 1) * in_line;
         int most = 0;
         for (int i = 0; i < image.layer_count; ++i) {
-            const int inputs = image.layers[i].inputs;
-            rings[i] = {take(fast_ring * inputs * pitch), inputs, pitch};
-            if (inputs > most) most = inputs;
+            rings[i] = {nullptr, image.layers[i].inputs, pitch};
+            if (rings[i].channels > most) most = rings[i].channels;
         }
-        const int planes = image.layers[image.layer_count - 1].outputs;
-        rings[image.layer_count] = {take(fast_ring * planes * pitch), planes, pitch};
-        mixes = take(static_cast<std::ptrdiff_t>(kFastMixes) * most * fast_mix_pitch);
-        for (float*& line : lines) line = take(image.factor * (columns + 2 * image.layer_count) + lanes);
-        count = static_cast<std::size_t>(used) + fast_columns + 2 * lanes;  // may be read behind the last row
+        rings[image.layer_count] = {nullptr, image.layers[image.layer_count - 1].outputs, pitch};
+        for (int i = 0; i <= image.layer_count; ++i) take(rings[i].data, fast_ring * rings[i].channels * pitch);
+        take(mixes, static_cast<std::ptrdiff_t>(kFastMixes) * most * fast_mix_pitch);
+        for (float*& line : lines) take(line, image.factor * (columns + 2 * image.layer_count) + number_lanes);
+        result_pitch = numbers_are_floats ? pitch : columns + number_lanes;
+        take(results, numbers_are_floats ? 0 : 2 * image.factor * result_pitch);
+        // May be read behind the last row.
+        bytes = static_cast<std::size_t>(used) + (fast_columns + 2 * number_lanes) * sizeof(Number);
     }
 };
 
-inline std::size_t fast_scratch(const FastImage& image, int columns) { return FastScratch(image, columns, nullptr).count; }
+inline std::size_t fast_scratch(const FastImage& image, int columns) { return FastScratch(image, columns, nullptr).bytes; }
+
+inline void round_numbers(const float* from, std::size_t count, void* to) {
+    for (std::size_t i = 0; i < count; ++i) static_cast<Number*>(to)[i] = static_cast<Number>(from[i]);
+}
 
 // Six rows of one channel become six mixes, for one block of columns.
-REFUSION_INLINE void mix_rows(const float* const (&rows)[fast_ring], float* mixes, std::ptrdiff_t mix_pitch) {
-    for (int at = 0; at < fast_mix_pitch; at += lanes) {
-        Vec x[fast_ring];
+REFUSION_INLINE void mix_rows(const Number* const (&rows)[fast_ring], Number* mixes, std::ptrdiff_t mix_pitch) {
+    for (int at = 0; at < fast_mix_pitch; at += number_lanes) {
+        Numbers x[fast_ring];
 #pragma GCC unroll 6
         for (int i = 0; i < fast_ring; ++i) x[i] = load(rows[i] + at);
-        const Vec even = x[4] - 2.0f * x[2], odd = x[3] - 2.0f * x[1];
-        const Vec even_2 = x[4] - 0.5f * x[2], odd_2 = x[3] - 0.5f * x[1];
-        float* y = mixes + at;
-        store(y, x[0] + x[4] - 2.5f * x[2]);
-        store(y + mix_pitch, even + fast_root * odd);
-        store(y + 2 * mix_pitch, even - fast_root * odd);
-        store(y + 3 * mix_pitch, even_2 + 2 * fast_root * odd_2);
-        store(y + 4 * mix_pitch, even_2 - 2 * fast_root * odd_2);
-        store(y + 5 * mix_pitch, x[1] + x[5] - 2.5f * x[3]);
+        const Numbers even = x[4] - repeated(2.0f) * x[2], odd = x[3] - repeated(2.0f) * x[1];
+        const Numbers even_2 = x[4] - repeated(0.5f) * x[2], odd_2 = x[3] - repeated(0.5f) * x[1];
+        Number* y = mixes + at;
+        store(y, x[0] + x[4] - repeated(2.5f) * x[2]);
+        store(y + mix_pitch, even + repeated(fast_root) * odd);
+        store(y + 2 * mix_pitch, even - repeated(fast_root) * odd);
+        store(y + 3 * mix_pitch, even_2 + repeated(2 * fast_root) * odd_2);
+        store(y + 4 * mix_pitch, even_2 - repeated(2 * fast_root) * odd_2);
+        store(y + 5 * mix_pitch, x[1] + x[5] - repeated(2.5f) * x[3]);
     }
 }
 
 // A register block of a convolution: `Outputs` outputs in four rows of `Vectors` vectors.
 template <int Outputs, int Vectors>
-inline void convolve_block(const float* __restrict mixes, int inputs, const float* __restrict weights, const float* biases, float slope,
-                           float* const (&to)[kFastRows], std::ptrdiff_t to_pitch) {
-    Vec products[kFastMixes][Outputs][Vectors];
+inline void convolve_block(const Number* __restrict mixes, int inputs, const Number* __restrict weights, const float* biases, float slope,
+                           Number* const (&to)[kFastRows], std::ptrdiff_t to_pitch) {
+    Numbers products[kFastMixes][Outputs][Vectors];
 #pragma GCC unroll 1
     for (int mix = 0; mix < kFastMixes; ++mix) {
-        Vec sums[Outputs][Vectors] = {};
+        Numbers sums[Outputs][Vectors] = {};
 #pragma GCC unroll 1
         for (int input = 0; input < inputs; ++input, mixes += fast_mix_pitch) {
             // Unrolled, GCC 12 keeps sums in memory.
 #pragma GCC unroll 1
             for (int tap = 0; tap < 3; ++tap, weights += Outputs) {
-                Vec x[Vectors];
+                Numbers x[Vectors];
 #pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) x[v] = load(mixes + tap + v * lanes);
-                if constexpr (weights_in_lanes) {
-                    add_products_by_lane<SingleOperand>(sums, weights, x);
-                    continue;
-                }
-#pragma GCC unroll 8
-                for (int o = 0; o < Outputs; ++o) {
-                    const Vec weight = broadcast(weights[o]);
-#pragma GCC unroll 8
-                    for (int v = 0; v < Vectors; ++v) sums[o][v] += weight * x[v];
-                }
+                for (int v = 0; v < Vectors; ++v) x[v] = load(mixes + tap + v * number_lanes);
+                add_products(sums, weights, x);
             }
         }
 #pragma GCC unroll 8
@@ -120,30 +121,30 @@ inline void convolve_block(const float* __restrict mixes, int inputs, const floa
     }
 #pragma GCC unroll 1
     for (int o = 0; o < Outputs; ++o) {
-        const Vec bias = broadcast(biases[o]);
+        const Numbers bias = repeated(biases[o]), factor = repeated(slope);
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            const Vec even = products[1][o][v] + products[2][o][v], odd = products[1][o][v] - products[2][o][v];
-            const Vec even_2 = products[3][o][v] + products[4][o][v], odd_2 = products[3][o][v] - products[4][o][v];
-            const auto finish = [&](int row, Vec y) { store(to[row] + o * to_pitch + v * lanes, most(y, slope * y)); };
+            const Numbers even = products[1][o][v] + products[2][o][v], odd = products[1][o][v] - products[2][o][v];
+            const Numbers even_2 = products[3][o][v] + products[4][o][v], odd_2 = products[3][o][v] - products[4][o][v];
+            const auto finish = [&](int row, Numbers y) { store(to[row] + o * to_pitch + v * number_lanes, most(y, factor * y)); };
             finish(0, products[0][o][v] + even + even_2 + bias);
-            finish(1, fast_root * (odd + 2.0f * odd_2) + bias);
-            finish(2, 0.5f * (even + 4.0f * even_2) + bias);
-            finish(3, 0.5f * fast_root * (odd + 8.0f * odd_2) + (products[5][o][v] + bias));
+            finish(1, repeated(fast_root) * (odd + repeated(2.0f) * odd_2) + bias);
+            finish(2, repeated(0.5f) * (even + repeated(4.0f) * even_2) + bias);
+            finish(3, repeated(0.5f * fast_root) * (odd + repeated(8.0f) * odd_2) + (products[5][o][v] + bias));
         }
     }
 }
 
 // `Outputs` outputs in four rows, columns [0, columns) of one block of columns.
 template <int Outputs>
-inline void convolve_columns(const float* mixes, int inputs, const float* weights, const float* biases, float slope,
-                             float* const (&to)[kFastRows], std::ptrdiff_t to_pitch, int columns) {
-    float* rows[kFastRows];
-    for (int at = 0; at < columns && at < fast_columns; at += fast_vectors * lanes) {
+inline void convolve_columns(const Number* mixes, int inputs, const Number* weights, const float* biases, float slope,
+                             Number* const (&to)[kFastRows], std::ptrdiff_t to_pitch, int columns) {
+    Number* rows[kFastRows];
+    for (int at = 0; at < columns && at < fast_columns; at += fast_vectors * number_lanes) {
         for (int i = 0; i < kFastRows; ++i) rows[i] = to[i] + at;
-        if (columns - at > (fast_vectors - 1) * lanes) {
+        if (columns - at > (fast_vectors - 1) * number_lanes) {
             convolve_block<Outputs, fast_vectors>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
-        } else if (fast_vectors > 2 && columns - at > lanes) {
+        } else if (fast_vectors > 2 && columns - at > number_lanes) {
             convolve_block<Outputs, 2>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
         } else {
             convolve_block<Outputs, 1>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
@@ -152,23 +153,24 @@ inline void convolve_columns(const float* mixes, int inputs, const float* weight
 }
 
 // Four rows of one layer's result, columns [begin, end) of the rings.
-inline void convolve_rows(const FastLayer& layer, const float* const (&from)[fast_ring], std::ptrdiff_t pitch, float* mixes,
-                          float* const (&to)[kFastRows], int begin, int end) {
+inline void convolve_rows(const FastLayer& layer, const Number* const (&from)[fast_ring], std::ptrdiff_t pitch, Number* mixes,
+                          Number* const (&to)[kFastRows], int begin, int end) {
     const std::ptrdiff_t mix_pitch = static_cast<std::ptrdiff_t>(layer.inputs) * fast_mix_pitch;
     for (int first = begin; first < end; first += fast_columns) {
         for (int input = 0; input < layer.inputs; ++input) {
-            const float* rows[fast_ring];
+            const Number* rows[fast_ring];
             for (int i = 0; i < fast_ring; ++i) rows[i] = from[i] + input * pitch + first - 1;
             mix_rows(rows, mixes + input * fast_mix_pitch, mix_pitch);
         }
-        const float *weights = layer.weights, *biases = layer.biases;
+        const Number* weights = static_cast<const Number*>(layer.weights);
+        const float* biases = layer.biases;
         for (int output = 0; output < layer.outputs;) {
-            float* rows[kFastRows];
+            Number* rows[kFastRows];
             for (int i = 0; i < kFastRows; ++i) rows[i] = to[i] + output * pitch + first;
             const int count = fast_output_block(layer.outputs - output, fast_outputs);
             if (count == fast_outputs) {
                 convolve_columns<fast_outputs>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
-            } else {
+            } else if constexpr (8 % fast_outputs != 0) {
                 convolve_columns<4>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
             }
             output += count;
@@ -180,7 +182,7 @@ inline void convolve_rows(const FastLayer& layer, const float* const (&from)[fas
 
 // The pixels of a row of cells, apart by their place in the cell.
 template <int Factor>
-inline void unshuffle(const float* __restrict from, float* __restrict to, std::ptrdiff_t pitch, int columns) {
+inline void unshuffle(const Number* __restrict from, Number* __restrict to, std::ptrdiff_t pitch, int columns) {
     for (int x = 0; x < columns; ++x) {
 #pragma GCC unroll 4
         for (int place = 0; place < Factor; ++place) to[place * pitch + x] = from[Factor * x + place];
@@ -197,8 +199,9 @@ inline void compose(const float* __restrict a, const float* __restrict b, const 
             const float one = a[Factor * x + place], other = b[Factor * x + place];
             const float most = one > other ? one : other, least = one > other ? other : one;
             const float fused = most - s[place * pitch + x] * (most - least) + r[place * pitch + x];
-            const float above = fused > 0.0f ? fused : 0.0f;
-            to[Factor * x + place] = above < 1.0f ? above : 1.0f;
+            // NaN stays NaN: half precision may overflow with weights out of the ordinary.
+            const float above = fused < 0.0f ? 0.0f : fused;
+            to[Factor * x + place] = above > 1.0f ? 1.0f : above;
         }
     }
 }
@@ -259,7 +262,7 @@ inline void sum_fast_row(const PlaneView& a, const PlaneView& b, int row, int wi
 // One run down a tile.
 class FastRun {
   public:
-    FastRun(const Tile& tile, const FastImage& image, float* scratch)
+    FastRun(const Tile& tile, const FastImage& image, void* scratch)
         : tile_(tile), pixels_{image.height, image.width, 0, 0, 0, 0}, image_(image), scratch_(image, tile.right - tile.left, scratch) {}
 
     // Layer i makes its four rows at step n from row 4 n - i - 1 on: the rows that it sees are two of the step before, and
@@ -289,10 +292,10 @@ class FastRun {
     static int smaller(int x, int y) { return x < y ? x : y; }
 
     void clear_left_of_image(const FastRing& ring) const {
-        for (int row = 0; row < fast_ring * ring.channels; ++row) ring.data[row * ring.pitch + place(-1)] = 0.0f;
+        for (int row = 0; row < fast_ring * ring.channels; ++row) ring.data[row * ring.pitch + place(-1)] = Number(0);
     }
     void clear_right_of_image(const FastRing& ring, int row) const {
-        for (int channel = 0; channel < ring.channels; ++channel) ring.row(row)[channel * ring.pitch + place(tile_.width)] = 0.0f;
+        for (int channel = 0; channel < ring.channels; ++channel) ring.row(row)[channel * ring.pitch + place(tile_.width)] = Number(0);
     }
 
     // Reads a row of cells from both sources. The last row and column of the image are repeated to fill its cells.
@@ -309,11 +312,12 @@ class FastRun {
             for (int y = 0; y < factor; ++y) {
                 float* line = scratch_.lines[0];
                 finite &= read(source == 0 ? image_.a : image_.b, smaller(factor * row + y, image_.height - 1), left, right, line);
-                float* to = ring.row(row) + (source * factor + y) * factor * ring.pitch + place(left);
+                Number* to = ring.row(row) + (source * factor + y) * factor * ring.pitch + place(left);
+                const Number* numbers = as_numbers(line, factor * (right - left), scratch_.lines[1]);
                 if (factor == 2) {
-                    unshuffle<2>(line, to, ring.pitch, right - left);
+                    unshuffle<2>(numbers, to, ring.pitch, right - left);
                 } else {
-                    unshuffle<4>(line, to, ring.pitch, right - left);
+                    unshuffle<4>(numbers, to, ring.pitch, right - left);
                 }
             }
         }
@@ -331,8 +335,8 @@ class FastRun {
 
     void convolve(int index, int row) {
         const FastRing &from = scratch_.rings[index], &to = scratch_.rings[index + 1];
-        const float* sources[fast_ring];
-        float* targets[kFastRows];
+        const Number* sources[fast_ring];
+        Number* targets[kFastRows];
         for (int i = 0; i < fast_ring; ++i) sources[i] = from.row(row - 1 + i);
         for (int i = 0; i < kFastRows; ++i) targets[i] = to.row(row + i);
         if (row + kFastRows > 0 && row < tile_.height) {
@@ -357,12 +361,15 @@ class FastRun {
             float* const(&lines)[3] = scratch_.lines;
             read(image_.a, factor * row + y, tile_.left, tile_.right, lines[0]);
             read(image_.b, factor * row + y, tile_.left, tile_.right, lines[1]);
-            const float* s = ring.row(row) + factor * y * ring.pitch + fast_halo;
-            const float* r = s + factor * factor * ring.pitch;
+            const Number* planes = ring.row(row) + factor * y * ring.pitch + fast_halo;
+            const std::ptrdiff_t pitch = scratch_.result_pitch;
+            const int columns = tile_.right - tile_.left;
+            const float* s = as_floats(planes, ring.pitch, factor, columns, scratch_.results, pitch);
+            const float* r = as_floats(planes + factor * factor * ring.pitch, ring.pitch, factor, columns, scratch_.results + factor * pitch, pitch);
             if (factor == 2) {
-                compose<2>(lines[0], lines[1], s, r, ring.pitch, lines[2], tile_.right - tile_.left);
+                compose<2>(lines[0], lines[1], s, r, pitch, lines[2], columns);
             } else {
-                compose<4>(lines[0], lines[1], s, r, ring.pitch, lines[2], tile_.right - tile_.left);
+                compose<4>(lines[0], lines[1], s, r, pitch, lines[2], columns);
             }
             // The target may lie at any address.
             std::memcpy(image_.fused.row(factor * row + y) + static_cast<std::ptrdiff_t>(sizeof(float)) * first, lines[2],
@@ -376,6 +383,6 @@ class FastRun {
     const FastScratch scratch_;
 };
 
-inline bool fuse_fast(const Tile& tile, const FastImage& image, float* scratch) { return FastRun(tile, image, scratch).run(); }
+inline bool fuse_fast(const Tile& tile, const FastImage& image, void* scratch) { return FastRun(tile, image, scratch).run(); }
 
 }  // namespace refusion::REFUSION_ISA

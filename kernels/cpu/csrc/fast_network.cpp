@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "isa.hpp"
 #include "network.hpp"
@@ -64,8 +65,8 @@ int cut(int length, int i, int count) { return static_cast<int>(static_cast<long
 
 }  // namespace
 
-FastNetwork::FastNetwork(const FastLayout& layout, const float* flat, int threads, const std::string& isa)
-    : kernels_(find_kernels(isa, Precision::fp32)),
+FastNetwork::FastNetwork(const FastLayout& layout, const float* flat, int threads, const std::string& isa, Precision precision)
+    : kernels_(find_fast_kernels(isa, precision)),
       layout_((require_layout(layout), layout)),
       pool_(require_threads(threads)) {
     const std::vector<Parameter> rows = fast_parameters(layout_);
@@ -73,12 +74,15 @@ FastNetwork::FastNetwork(const FastLayout& layout, const float* flat, int thread
     dense_.assign(flat, flat + rows[dense_rows].offset);
     for (int i = 0; i < layout_.convolutions; ++i) {
         const Parameter &weight = rows[dense_rows + 2 * static_cast<std::size_t>(i)], &bias = rows[dense_rows + 2 * static_cast<std::size_t>(i) + 1];
-        layers_.push_back({packed_weights(flat + weight.offset, layout_.inputs(i), layout_.outputs(i), kernels_.packing.fast_output_block),
-                           {flat + bias.offset, flat + bias.offset + bias.size}});
+        Buffer packed = packed_weights(flat + weight.offset, layout_.inputs(i), layout_.outputs(i), kernels_.output_block);
+        layers_.push_back({Buffer(packed.count()), {flat + bias.offset, flat + bias.offset + bias.size}});
+        kernels_.round(packed.data(), packed.count(), layers_.back().weights.data());
+        if (i == 0) plain_weights_ = std::move(packed);
     }
-    first_ = {Buffer(layers_[0].weights.count()), layers_[0].biases};
+    plain_biases_ = layers_[0].biases;
+    adapted_weights_ = Buffer(plain_weights_.count());
     for (int i = 0; i < layout_.convolutions; ++i) {
-        const Layer& layer = i == 0 ? first_ : layers_[static_cast<std::size_t>(i)];
+        const Layer& layer = layers_[static_cast<std::size_t>(i)];
         views_.push_back({layout_.inputs(i), layout_.outputs(i), layer.weights.data(), layer.biases.data(),
                           i == layout_.convolutions - 1 ? 1.0f : kFastLeak});
     }
@@ -100,7 +104,7 @@ void FastNetwork::fuse(const PlaneView& a, const PlaneView& b, int height, int w
         // What it captures fits into the function itself: nothing is allocated.
         pool_.run(static_cast<int>(plan_.tiles.size()), [&job](int unit, int worker) {
             float* scratch = job.network.scratch_.data() + job.network.plan_.scratch_per_thread * static_cast<std::size_t>(worker);
-            if (!job.network.kernels_.fuse_fast(job.network.plan_.tiles[static_cast<std::size_t>(unit)], job.image, scratch)) job.finite = false;
+            if (!job.network.kernels_.fuse(job.network.plan_.tiles[static_cast<std::size_t>(unit)], job.image, scratch)) job.finite = false;
         });
     }
     if (!job.finite) fill_with_nan(fused, height, width);
@@ -116,7 +120,7 @@ FastStatistics FastNetwork::measure(const PlaneView& a, const PlaneView& b, int 
     const int rows = (height + kFastStride - 1) / kFastStride, columns = (width + kFastStride - 1) / kFastStride;
     if (sums_.size() < static_cast<std::size_t>(rows) * kFastStatistics) sums_.resize(static_cast<std::size_t>(rows) * kFastStatistics);
     struct Job {
-        const Kernels& kernels;
+        const FastKernels& kernels;
         const PlaneView &a, &b;
         int rows, width;
         double* sums;
@@ -124,7 +128,7 @@ FastStatistics FastNetwork::measure(const PlaneView& a, const PlaneView& b, int 
     pool_.run((rows + kRowsOfStatistics - 1) / kRowsOfStatistics, [&job](int unit, int) {
         for (int row = unit * kRowsOfStatistics; row < std::min(job.rows, (unit + 1) * kRowsOfStatistics); ++row) {
             double* sums = job.sums + static_cast<std::ptrdiff_t>(row) * kFastStatistics;
-            job.kernels.sum_fast_row(job.a, job.b, kFastStride * row, job.width, kFastStride, sums);
+            job.kernels.sum_row(job.a, job.b, kFastStride * row, job.width, kFastStride, sums);
         }
     });
     FastStatistics totals{};
@@ -158,13 +162,14 @@ void FastNetwork::adapt(const FastStatistics& statistics) {
     const int channels = layout_.channels;
     dense(next, hidden, kFastHidden, changes, 2 * channels);
     for (int i = 0; i < channels; ++i) {
-        first_.biases[static_cast<std::size_t>(i)] =
-            static_cast<float>(layers_[0].biases[static_cast<std::size_t>(i)] * (1 + changes[i]) + changes[channels + i]);
+        layers_[0].biases[static_cast<std::size_t>(i)] =
+            static_cast<float>(plain_biases_[static_cast<std::size_t>(i)] * (1 + changes[i]) + changes[channels + i]);
     }
-    const float* weights = layers_[0].weights.data();
-    visit_packed(layout_.planes(), channels, kernels_.packing.fast_output_block, [&](std::size_t at, int output, int, int, int) {
-        first_.weights.data()[at] = static_cast<float>(weights[at] * (1 + changes[output]));
+    const float* weights = plain_weights_.data();
+    visit_packed(layout_.planes(), channels, kernels_.output_block, [&](std::size_t at, int output, int, int, int) {
+        adapted_weights_.data()[at] = static_cast<float>(weights[at] * (1 + changes[output]));
     });
+    kernels_.round(adapted_weights_.data(), adapted_weights_.count(), layers_[0].weights.data());
 }
 
 // Cuts the image so that the thread with the most work has the least. A tile computes, besides its own pixels, what its layers
@@ -179,7 +184,7 @@ void FastNetwork::plan(int height, int width) {
     double least = 0;
     for (int strips = 1; strips == 1 || w / strips >= kNarrowest; ++strips) {
         const int columns = (w + strips - 1) / strips;
-        const bool fits = kernels_.fast_scratch(image, columns) * sizeof(float) <= kScratchBytes;
+        const bool fits = kernels_.scratch(image, columns) <= kScratchBytes;
         if (!fits && w / (strips + 1) >= kNarrowest) continue;
         const int lanes = kernels_.lanes, computed = (columns + std::min(strips - 1, 2) * reach / 2 + lanes - 1) / lanes * lanes;
         for (int bands = 1; bands == 1 || (bands <= threads && h / bands >= kNarrowest); ++bands) {
@@ -201,7 +206,7 @@ void FastNetwork::plan(int height, int width) {
             plan_.tiles.push_back({h, w, left, right, cut(h, band, best_bands), cut(h, band + 1, best_bands)});
         }
     }
-    plan_.scratch_per_thread = kernels_.fast_scratch(image, widest);
+    plan_.scratch_per_thread = (kernels_.scratch(image, widest) + sizeof(float) - 1) / sizeof(float);
     const std::size_t count = plan_.scratch_per_thread * static_cast<std::size_t>(threads);
     if (scratch_.count() != count) {
         scratch_ = Buffer();

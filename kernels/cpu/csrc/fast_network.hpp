@@ -8,7 +8,7 @@
 
 #include "buffer.hpp"
 #include "fast_parameters.hpp"
-#include "kernels.hpp"
+#include "fast_kernels.hpp"
 #include "plane.hpp"
 #include "thread_pool.hpp"
 
@@ -21,9 +21,9 @@ using FastStatistics = std::array<double, kFastStatistics>;
 // has fused before.
 class FastNetwork {
   public:
-    // `flat`: all parameters in the order of `fast_parameters`; `isa`: name, or empty for the fastest.
+    // `flat`: all parameters in the order of `fast_parameters`; `isa`: name, or empty for the fastest; `precision`: fp32 or fp16.
     // Throws std::invalid_argument, std::bad_alloc or std::system_error.
-    FastNetwork(const FastLayout& layout, const float* flat, int threads, const std::string& isa);
+    FastNetwork(const FastLayout& layout, const float* flat, int threads, const std::string& isa, Precision precision);
 
     // Fuses two planes into `fused`, with the given statistics, or with those of the pair if they are absent. The result does
     // not depend on the number of threads. If a pixel of a source is not finite, every pixel of the result is NaN. Throws
@@ -38,24 +38,25 @@ class FastNetwork {
 
   private:
     struct Layer {
-        Buffer weights;
+        Buffer weights;  // packed, rounded to the numbers of the kernels
         std::vector<float> biases;
     };
     struct Plan {
         int height = 0, width = 0;  // of the image
         std::vector<Tile> tiles;
-        std::size_t scratch_per_thread = 0;
+        std::size_t scratch_per_thread = 0;  // in floats
     };
 
     void plan(int height, int width);
     FastStatistics measure(const PlaneView& a, const PlaneView& b, int height, int width);
     void adapt(const FastStatistics& statistics);
 
-    const Kernels& kernels_;
+    const FastKernels& kernels_;
     const FastLayout layout_;
     std::vector<float> dense_;  // parameters of the layers behind the statistics
-    std::vector<Layer> layers_;
-    Layer first_;  // adapted to the image
+    Buffer plain_weights_, adapted_weights_;  // of the first layer, packed: as they are, and adapted to the image
+    std::vector<float> plain_biases_;
+    std::vector<Layer> layers_;  // the first one adapted to the image
     std::vector<FastLayer> views_;
     ThreadPool pool_;
     std::mutex mutex_;

@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "kernels.hpp"
+#include "fast_kernels.hpp"
 
 namespace refusion {
 

@@ -8,4 +8,6 @@
 #define REFUSION_FAST_OUTPUT_BLOCK 8
 #define REFUSION_FAST_VECTOR_BLOCK 3
 #define REFUSION_TABLE avx512_kernels
+#define REFUSION_FAST_TABLE avx512_fast_kernels
 #include "isa.inc"
+#include "isa_fast.inc"

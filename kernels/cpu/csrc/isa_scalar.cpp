@@ -8,4 +8,6 @@
 #define REFUSION_FAST_OUTPUT_BLOCK 6
 #define REFUSION_FAST_VECTOR_BLOCK 2
 #define REFUSION_TABLE scalar_kernels
+#define REFUSION_FAST_TABLE scalar_fast_kernels
 #include "isa.inc"
+#include "isa_fast.inc"

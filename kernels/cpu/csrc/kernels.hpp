@@ -74,44 +74,14 @@ struct DenseWeights {
     const float* last;    // 16 -> 1, not packed
 };
 
-// What the operands of the matrix products are; sums and everything else are fp32.
-enum class Precision { fp32, bf16 };
+// What kernels compute in. bf16: the operands of the paper's network's matrix products; its sums and everything else are fp32.
+// fp16: features, weights and sums of the network `fast`; its statistics and the composition of the result are fp32.
+enum class Precision { fp32, bf16, fp16 };
 
 // How kernels want their packed weights.
 struct Packing {
     Precision precision;
-    int output_block;       // of the paper's network
-    int fast_output_block;  // of the network `fast`
-};
-
-// The network `fast` computes four rows of a convolution at a time by Winograd's F(4, 3) down the columns: six products of
-// mixed rows instead of twelve of plain ones. With the points 0, 1/sqrt 2, -1/sqrt 2, sqrt 2, -sqrt 2 and infinity the
-// result is as accurate in fp32 as the plain sum.
-inline constexpr int kFastRows = 4, kFastMixes = 6;
-
-// Most convolutions of the network `fast`.
-inline constexpr int kFastMostLayers = 16;
-
-// Outputs of the next register block where `left` of a convolution are left, a multiple of 8 at first. Forced inline, as
-// every set must have its own copy.
-__attribute__((always_inline)) constexpr int fast_output_block(int left, int most) { return left % most == 0 || left > 8 ? most : 4; }
-
-// One 3x3 convolution, with zeros around the image. Weights are packed: for every register block of outputs, mix by mix,
-// input by input, the three columns of a row of taps, each for the outputs of the block.
-struct FastLayer {
-    int inputs, outputs;
-    const float *weights, *biases;
-    float slope;  // of negative results; 1 leaves them as they are
-};
-
-// What the network `fast` makes of two planes. Its features have 1 / `factor` of the height and width.
-struct FastImage {
-    PlaneView a, b;
-    int height, width;
-    PlaneTarget fused;
-    int factor;
-    const FastLayer* layers;
-    int layer_count;
+    int output_block;
 };
 
 // Pixels one after another, each with its channels side by side; a pitch counts the numbers from one pixel to the next.
@@ -217,13 +187,6 @@ struct Kernels {
     void (*gate_slopes)(const SpreadRow&);        // slopes of both operands, and y
     void (*taps_gradient)(const SpreadRow&);      // of the first operand, what this row contributes
     void (*spread_gradient)(const SpreadRow&);    // one row of x_gradient of the first operand
-    // The network `fast` on a tile, in units of its features. Returns whether all pixels it read are finite. `fast_scratch`:
-    // numbers of scratch for tiles of so many columns.
-    bool (*fuse_fast)(const Tile&, const FastImage&, float* scratch);
-    std::size_t (*fast_scratch)(const FastImage&, int columns);
-    // Sums over every `stride`-th pixel of one row of the planes a, b, max(a, b) and |a - b|, of each its pixels and their
-    // squares: eight.
-    void (*sum_fast_row)(const PlaneView& a, const PlaneView& b, int row, int width, int stride, double* sums);
     // Multiply-adds that depend on nothing but arithmetic: `rounds` times a fixed count, which is returned.
     double (*multiply_adds)(long rounds);
 };

@@ -6,6 +6,8 @@
 
 namespace refusion::REFUSION_ISA {
 
+inline constexpr int norm_vectors = REFUSION_NORM_VECTORS;  // vectors of pixels side by side
+
 // The same for `Vectors` vectors side by side, as one alone waits for every addition before the next.
 template <int Channels, int Vectors>
 REFUSION_INLINE void layer_norm_block(const float* x, std::ptrdiff_t x_pitch, float* y, std::ptrdiff_t y_pitch) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "operand.hpp"
+#include "register_block.hpp"
 
 namespace refusion::REFUSION_ISA {
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "kernels.hpp"
+#include "register_block.hpp"
 #include "simd.hpp"
 
 namespace refusion::REFUSION_ISA {

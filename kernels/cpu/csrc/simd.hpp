@@ -30,9 +30,6 @@ inline constexpr bool weights_in_lanes = true;
 #else
 inline constexpr bool weights_in_lanes = false;
 #endif
-inline constexpr int output_block = REFUSION_OUTPUT_BLOCK;  // outputs of a pointwise register block
-inline constexpr int vector_block = REFUSION_VECTOR_BLOCK;  // vectors of pixels of the same
-inline constexpr int norm_vectors = REFUSION_NORM_VECTORS;  // vectors of pixels that a layer norm works on side by side
 
 #if REFUSION_LANES == 1
 typedef float Vec;

@@ -1,4 +1,4 @@
-// What the passes share: cutting scratch, counting vectors, and the zeros around the image.
+// What the passes share: cutting scratch, counting vectors, the zeros around the image, and reading planes.
 #pragma once
 
 #include "kernels.hpp"
@@ -48,6 +48,27 @@ REFUSION_INLINE bool inside(const Tile& tile, int row) { return row >= 0 && row 
 // Clears one slot of the rings of `channels` channels: a row above or below the image.
 REFUSION_INLINE void clear_slot(float* rings, int channels, int pitch, int slot) {
     for (int c = 0; c < channels; ++c) std::memset(rings + (4 * c + slot) * pitch, 0, sizeof(float) * static_cast<unsigned>(pitch));
+}
+
+// Copies one row of a plane, columns [first, first + count), zeros outside the image. Returns whether all are finite.
+inline bool gather_row(const PlaneView& plane, const Tile& tile, int row, int first, int count, float* to) {
+    const int begin = first < 0 ? -first : 0;
+    const int end = tile.width - first < count ? tile.width - first : count;
+    for (int i = 0; i < begin; ++i) to[i] = 0.0f;
+    for (int i = end; i < count; ++i) to[i] = 0.0f;
+    const char* from = static_cast<const char*>(plane.data) + row * plane.row_stride + (first + begin) * plane.column_stride;
+    if (plane.column_stride == static_cast<std::ptrdiff_t>(sizeof(float))) {
+        std::memcpy(to + begin, from, sizeof(float) * static_cast<unsigned>(end - begin));
+    } else {
+        for (int i = begin; i < end; ++i, from += plane.column_stride) std::memcpy(to + i, from, sizeof(float));
+    }
+    std::uint32_t broken = 0;
+    for (int i = begin; i < end; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, to + i, sizeof bits);
+        broken |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return broken == 0;
 }
 
 }  // namespace refusion::REFUSION_ISA

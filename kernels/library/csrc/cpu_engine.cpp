@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <string>
 #include <thread>
 
 #include "engine.hpp"
@@ -31,7 +32,7 @@ class PaperEngine : public Engine {
 
 class FastEngine : public Engine {
   public:
-    FastEngine(const FastLayout& layout, const float* flat, int threads) : network_(layout, flat, threads, "") {}
+    FastEngine(const FastLayout& layout, const float* flat, int threads, Precision precision) : network_(layout, flat, threads, "", precision) {}
 
     void fuse(const PlaneView& a, const PlaneView& b, int height, int width, const double* statistics, const PlaneTarget& fused) override {
         FastStatistics given{};
@@ -50,24 +51,29 @@ class FastEngine : public Engine {
     FastNetwork network_;
 };
 
+Precision to_precision(int precision) {
+    switch (precision) {
+        case REFUSION_EDGE_FP32: return Precision::fp32;
+        case REFUSION_EDGE_BF16: return Precision::bf16;
+        case REFUSION_EDGE_FP16: return Precision::fp16;
+        default: throw Failure(REFUSION_EDGE_INVALID, "unknown precision; pass REFUSION_EDGE_FP32, REFUSION_EDGE_BF16 or REFUSION_EDGE_FP16");
+    }
+}
+
 // On Linux, the C++ library counts those that the process may use.
 int all_processors() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads); }
 
 }  // namespace
 
 std::unique_ptr<Engine> make_cpu_engine(const Weights& weights, int threads, int precision) {
-    require(precision == REFUSION_EDGE_FP32 || precision == REFUSION_EDGE_BF16,
-            "unknown precision; pass REFUSION_EDGE_FP32 or REFUSION_EDGE_BF16");
-    const Precision products = precision == REFUSION_EDGE_BF16 ? Precision::bf16 : Precision::fp32;
-    if (usable_kernels(products).empty()) {
-        throw Failure(REFUSION_EDGE_UNSUPPORTED, "this processor has no bf16 instructions; pass REFUSION_EDGE_FP32");
+    const Precision chosen = to_precision(precision);
+    if (weights.fast ? usable_fast_kernels(chosen).empty() : usable_kernels(chosen).empty()) {
+        throw Failure(REFUSION_EDGE_UNSUPPORTED, std::string("this processor does not compute the network ") +
+                                                     (weights.fast ? "fast" : "refusion") + " in this precision; pass REFUSION_EDGE_FP32");
     }
     if (threads == 0) threads = all_processors();
-    if (!weights.fast) return std::make_unique<PaperEngine>(weights.flat.data(), threads, products);
-    if (products != Precision::fp32) {
-        throw Failure(REFUSION_EDGE_UNSUPPORTED, "the network fast does not compute in bf16; pass REFUSION_EDGE_FP32");
-    }
-    return std::make_unique<FastEngine>(*weights.fast, weights.flat.data(), threads);
+    if (!weights.fast) return std::make_unique<PaperEngine>(weights.flat.data(), threads, chosen);
+    return std::make_unique<FastEngine>(*weights.fast, weights.flat.data(), threads, chosen);
 }
 
 }  // namespace refusion

@@ -11,7 +11,7 @@ import numpy as np
 from refusion_edge.arrays import Array
 
 INVALID, UNREADABLE, DAMAGED, UNSUPPORTED, NO_MEMORY, FAILED, UNTRUSTED = range(1, 8)
-FP32, BF16 = 0, 1
+FP32, BF16, FP16 = 0, 1, 2
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
 
 _POINTER, _STRIDE, _INT, _TEXT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_char_p

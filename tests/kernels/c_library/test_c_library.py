@@ -25,7 +25,18 @@ from refusion_edge.network import fast
 from refusion_edge.network.checkpoint import read_checkpoint
 from refusion_edge.network.weights import weights_path
 from tests.conftest import ROOT, TOLERANCE, one_sentence
-from tests.kernels.c_library.c_library import BF16, DAMAGED, FP32, INVALID, UNREADABLE, UNSUPPORTED, described, fuse, passed
+from tests.kernels.c_library.c_library import (
+    BF16,
+    DAMAGED,
+    FP16,
+    FP32,
+    INVALID,
+    UNREADABLE,
+    UNSUPPORTED,
+    described,
+    fuse,
+    passed,
+)
 
 # Building takes most of a minute, in every worker.
 pytestmark = pytest.mark.slow
@@ -137,25 +148,30 @@ def test_statistics_are_taken_and_given(library: Any, fast_weights: Path, rng: n
     library.destroy(paper)
 
 
-def test_the_precision_is_named_in_the_call(library: Any, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("network", "reduced", "other"), [("paper", BF16, FP16), ("fast", FP16, BF16)])
+def test_the_precision_is_named_in_the_call(
+    library: Any, network: str, reduced: int, other: int, fast_weights: Path, rng: np.random.Generator
+) -> None:
     a, b = (rng.random((45, 67), np.float32) for _ in range(2))
+    weights = WEIGHTS if network == "paper" else fast_weights
 
     def fused_in(precision: int) -> Array | None:
-        engine = library.create(str(WEIGHTS).encode(), 2, precision)
+        engine = library.create(str(weights).encode(), 2, precision)
         if engine is None:
             return None
         fused = fuse(library, engine, a, b)
         library.destroy(engine)
         return fused
 
-    exact, rounded = fused_in(FP32), fused_in(BF16)
+    exact, rounded = fused_in(FP32), fused_in(reduced)
     assert exact is not None
     if rounded is None:
         assert library.error_code() == UNSUPPORTED
     else:
-        assert 50 < compare(rounded, exact).psnr_db < 75
-    assert fused_in(2) is None
-    assert library.error_code() == INVALID
+        assert 50 < compare(rounded, exact).psnr_db < (75 if reduced == BF16 else 95)
+    for precision, code in ((other, UNSUPPORTED), (3, INVALID)):
+        assert fused_in(precision) is None
+        assert library.error_code() == code
     assert one_sentence(library.error().decode())
 
 

@@ -38,14 +38,16 @@ REFUSION_EDGE_API const char* refusion_edge_version(void);
 #define REFUSION_EDGE_FAILED 6      /* the system or the device failed, such as a thread or a driver call */
 #define REFUSION_EDGE_UNTRUSTED 7   /* compiled code that was neither built here nor trusted */
 
-/* What the matrix products multiply; their sums and all else are fp32. bf16 has eight bits of mantissa, is faster, and
- * needs a processor with instructions for it. */
+/* What is computed in; reduced precision is faster, and needs a processor with instructions for it. bf16, of the paper's
+ * network only: the matrix products multiply eight bits of mantissa; their sums and all else are fp32. fp16, of the network
+ * `fast` only: the convolutions have eleven bits of mantissa; the statistics and the composition of the result are fp32. */
 #define REFUSION_EDGE_FP32 0
 #define REFUSION_EDGE_BF16 1
+#define REFUSION_EDGE_FP16 2
 
 /* Read a weights file (safetensors, as in an engine bundle or the package) of the paper's network or of the network `fast`
  * (the file says which), and prepare to fuse with `threads` threads, 1 to 256, in a precision; 0 threads stands for one per
- * processor that this process may use. `fast` computes in fp32 only. Returns NULL on failure. */
+ * processor that this process may use. Returns NULL on failure. */
 REFUSION_EDGE_API refusion_edge* refusion_edge_create(const char* weights_path, int threads, int precision);
 
 /* The same from the bytes of a weights file, which are copied. */

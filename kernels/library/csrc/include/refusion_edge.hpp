@@ -23,7 +23,7 @@ class Error : public std::runtime_error {
     int code_;
 };
 
-enum class Precision { fp32 = REFUSION_EDGE_FP32, bf16 = REFUSION_EDGE_BF16 };
+enum class Precision { fp32 = REFUSION_EDGE_FP32, bf16 = REFUSION_EDGE_BF16, fp16 = REFUSION_EDGE_FP16 };
 
 enum class Range { fixed = 0, stretch = 1 };
 

@@ -25,6 +25,7 @@ using refusion::FastStatistics;
 using refusion::PlaneView;
 
 constexpr double kTolerance = 2e-5;
+constexpr double kHalfPsnr = 50.0;  // of random layouts with up to 16 layers
 
 class Fuzzer {
   public:
@@ -35,8 +36,12 @@ class Fuzzer {
         const int height = large ? pick(8, 300) : pick(8, 40), width = large ? pick(8, 400) : pick(8, 60);
         const FastLayout layout{8 * pick(1, large ? 3 : 8), pick(2, pick(0, 5) == 0 ? 16 : 6), 2 * pick(1, 2)};
         const std::vector<float> flat = parameters(layout), a = plane(height, width), b = plane(height, width);
-        const std::vector<const refusion::Kernels*> all = refusion::usable_kernels(refusion::Precision::fp32);
-        const std::string isa = all[static_cast<std::size_t>(pick(0, static_cast<int>(all.size()) - 1))]->isa;
+        std::vector<const refusion::FastKernels*> all;
+        for (refusion::Precision each : {refusion::Precision::fp32, refusion::Precision::fp16}) {
+            for (const refusion::FastKernels* kernels : refusion::usable_fast_kernels(each)) all.push_back(kernels);
+        }
+        const refusion::FastKernels& kernels = *all[static_cast<std::size_t>(pick(0, static_cast<int>(all.size()) - 1))];
+        const std::string isa = kernels.isa;
         const std::string what = std::to_string(height) + "x" + std::to_string(width) + " in " + std::to_string(layout.channels) + "x" +
                                  std::to_string(layout.convolutions) + "/" + std::to_string(layout.factor) + " with " + isa;
         const bool given = pick(0, 2) == 0;
@@ -44,21 +49,29 @@ class Fuzzer {
         const FastStatistics* statistics = given ? &other : nullptr;
 
         const PlaneView plain_a = contiguous(a, width), plain_b = contiguous(b, width);
-        FastNetwork alone(layout, flat.data(), 1, isa);
+        FastNetwork alone(layout, flat.data(), 1, isa, kernels.precision);
         std::vector<float> fused(a.size(), NAN);
         alone.fuse(plain_a, plain_b, height, width, {fused.data(), width * kPixel}, statistics);
         if (!large) {
             std::vector<double> exact(a.size());
             const FastStatistics own = refusion::fast_statistics_reference(plain_a, plain_b, height, width);
             refusion::fuse_fast_reference(layout, flat.data(), plain_a, plain_b, height, width, given ? other : own, exact.data());
-            for (std::size_t i = 0; i < exact.size(); ++i) {
-                const double error = std::abs(fused[i] - exact[i]);
+            if (kernels.precision == refusion::Precision::fp32) {
+                double error = 0;
+                for (std::size_t i = 0; i < exact.size(); ++i) error = larger(error, std::abs(fused[i] - exact[i]));
                 require(error <= kTolerance, what + ": error " + std::to_string(error));
                 worst = std::max(worst, error);
+            } else {
+                double squares = 0;
+                for (std::size_t i = 0; i < exact.size(); ++i) squares += (fused[i] - exact[i]) * (fused[i] - exact[i]);
+                const double psnr = -10 * std::log10(squares / static_cast<double>(exact.size()));
+                require(psnr >= kHalfPsnr, what + ": PSNR " + std::to_string(psnr) + " dB");
+                worst_half = std::min(worst_half, psnr);
+                ++half_turns;
             }
         }
         const Strided strided_a(a, height, width, random_), strided_b(b, height, width, random_);
-        FastNetwork network(layout, flat.data(), pick(1, 5), isa);
+        FastNetwork network(layout, flat.data(), pick(1, 5), isa, kernels.precision);
         std::atomic<bool> equal{true};
         const auto work = [&] {
             Target target(height, width);
@@ -78,10 +91,12 @@ class Fuzzer {
         ++turns;
     }
 
-    long turns = 0;
-    double worst = 0;
+    long turns = 0, half_turns = 0;
+    double worst = 0, worst_half = INFINITY;  // in fp32 the largest error, in fp16 the least PSNR in dB
 
   private:
+    // Of NaN, NaN.
+    static double larger(double x, double y) { return y <= x ? x : y; }
     int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
 
     std::vector<float> plane(int height, int width) {
