@@ -83,6 +83,12 @@ class Fuzzer {
         beside.join();
         require(equal, what + ": not what one thread makes of contiguous planes");
 
+        // Overflows everywhere, and leaves NaN in all buffers.
+        const std::vector<float> huge(a.size(), 3e38f), expected = fused;
+        alone.fuse(contiguous(huge, width), contiguous(huge, width), height, width, {fused.data(), width * kPixel}, statistics);
+        alone.fuse(plain_a, plain_b, height, width, {fused.data(), width * kPixel}, statistics);
+        require(fused == expected, what + ": what was fused before matters");
+
         const long before = allocation_count();
         alone.fuse(plain_a, plain_b, height, width, {fused.data(), width * kPixel}, statistics);
         network.fuse(strided_a.view, strided_b.view, height, width, {fused.data(), width * kPixel}, statistics);
