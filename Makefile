@@ -11,7 +11,7 @@ HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("inc
 NATIVE ?= $(if $(and $(shell command -v $(CXX) 2>/dev/null),$(wildcard $(HEADERS)/Python.h)),on,off)
 # Explicit, so that kernels that do not compile are an error: a plain pip install would leave them out.
 BUILD := -Cwheel.cmake=$(if $(filter on,$(NATIVE)),true,false)
-# The fastest precision of the back end that auto selects on a CPU: the native kernels have no fp16.
+# The fastest precision of the back end that auto selects on a CPU: the native kernels do not compute the paper's network in fp16.
 DEMO_PRECISION := $(if $(filter on,$(NATIVE)),fp32,fp16)
 # Interpreters that wheels are built for.
 PYTHONS ?= $(PYTHON)

@@ -36,8 +36,10 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with ir_vis/test/SOURCE")
-    parser.add_argument("--weights", type=Path, default=weights_path(TASK, "fast"), metavar="FILE", help="default: the shipped ones")
-    parser.add_argument("--teacher", type=Path, default=weights_path(TASK), metavar="FILE", help="default: the shipped ones")
+    parser.add_argument(
+        "--weights", type=Path, default=weights_path(TASK, "fast"), metavar="FILE", help="default: shipped ones"
+    )
+    parser.add_argument("--teacher", type=Path, default=weights_path(TASK), metavar="FILE", help="default: shipped ones")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="first N pairs of each set only")
     options = parser.parse_args()

@@ -129,8 +129,8 @@ def fuse(state: State, a: Float32Array, b: Float32Array, convolve: Convolve) -> 
     sources = [F.pad(torch.from_numpy(plane)[None, None], (0, right, 0, bottom), mode="replicate") for plane in (a, b)]
     features = F.pixel_unshuffle(torch.cat(sources, dim=1), layout.factor)[0]
     for index in range(layout.convolutions):
-        weights, biases = first if index == 0 else (torch.from_numpy(state[f"layers.{index}.{part}"]) for part in ("weight", "bias"))
-        features = convolve(index, features, weights, biases)
+        own = [torch.from_numpy(state[f"layers.{index}.{part}"]) for part in ("weight", "bias")]
+        features = convolve(index, features, *(first if index == 0 else own))
         if index + 1 < layout.convolutions:
             features = torch.maximum(features, fast.SLOPE * features)
     s, r = F.pixel_shuffle(features[None], layout.factor)[0]

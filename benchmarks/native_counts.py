@@ -7,10 +7,10 @@ instructions runs, and the debug information says which operation an instruction
 depend on the load of the machine. They say nothing about time: a processor runs several instructions at once.
 
 Multiply-adds are counted by hand from the layout of the networks, per pixel; ``ideal`` is a quarter of them, as a NEON
-register has four lanes, or, in half precision, an eighth. ``fmla`` are the multiply-add instructions that ran, ``stack`` are those loads and stores that use
-the stack pointer, most of them registers that were spilled. Only functions of the kernels are counted, not what they call
-(such as ``memset``), nor packing weights. The default sizes are low, so that the emulator is done in minutes, and as wide as
-a common image: the strips of columns, and what their overlap costs, depend on the width.
+register has four lanes, or, in half precision, an eighth. ``fmla`` are the multiply-add instructions that ran, ``stack`` are
+those loads and stores that use the stack pointer, most of them registers that were spilled. Only functions of the kernels are
+counted, not what they call (such as ``memset``), nor packing weights. The default sizes are low, so that the emulator is done
+in minutes, and as wide as a common image: the strips of columns, and what their overlap costs, depend on the width.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Executed:
 def main() -> int:
     """Print a table per network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, help=f"of the images (default: { {name: case.height for name, case in CASES.items()} })")
+    heights = ", ".join(f"{case.height} for {name}" for name, case in CASES.items())
+    parser.add_argument("--height", type=int, help=f"of the images (default: {heights})")
     parser.add_argument("--width", type=int, default=WIDTH, help=f"of the images (default: {WIDTH})")
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES), help="16: channels (default: all)")
     parser.add_argument("--build", type=Path, default=ROOT / "build/aarch64-counts", help="folder of the build")

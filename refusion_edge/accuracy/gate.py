@@ -248,6 +248,7 @@ def resized(pair: ImagePair, size_hw: tuple[int, int]) -> ImagePair:
 
 def similarity(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Structural similarity of the window around every pixel of two planes, (H, W), [0, 255]."""
+
     # The windows of the SSIM in `metrics` stay inside the image. Here, faults at the border have to count, and engines may be
     # built for sizes smaller than one window.
     def blur(plane: NDArray[np.float64]) -> NDArray[np.float64]:

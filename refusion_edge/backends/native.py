@@ -224,4 +224,5 @@ def _make_network(state: State, precision: Precision, threads: int, isa: str) ->
     if network_of(state).name != "fast":
         return load_module().Network(flat_parameters(state), threads, isa, precision)
     layout = layout_of({name: array.shape for name, array in state.items()})
-    return load_module().FastNetwork(flat_parameters(state), layout.channels, layout.convolutions, layout.factor, threads, isa, precision)
+    sizes = layout.channels, layout.convolutions, layout.factor
+    return load_module().FastNetwork(flat_parameters(state), *sizes, threads, isa, precision)
