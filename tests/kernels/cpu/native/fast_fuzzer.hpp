@@ -25,7 +25,7 @@ using refusion::FastStatistics;
 using refusion::PlaneView;
 
 constexpr double kTolerance = 2e-5;
-constexpr double kHalfPsnr = 50.0;  // of random layouts with up to 16 layers
+constexpr double kHalfPsnr = 40.0;  // random weights of up to 16 layers lose more than trained ones; a fault costs far more
 
 class Fuzzer {
   public:
