@@ -27,6 +27,7 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # which costs the server more than the client
     _, key_data = (read_file(path, kind="certificate or key", most_bytes=_MOST_PEM_BYTES) for path in (certificate, key))
     try:
         # The empty password keeps OpenSSL from asking for one on the terminal.
