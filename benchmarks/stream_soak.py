@@ -74,11 +74,12 @@ def main() -> int:
     keep_freed_memory()  # as the command does
     missed = options.clean_s > 0 and _clean(options.clean_s, options.rate)
     networks = options.networks.split(",")
-    found = [_soak(network, options.minutes * 60 / len(networks), options.port, options.rate) for network in networks]
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    for figures in found:
-        missed |= _print(figures)
+    found = []
+    for network in networks:
+        found.append(_soak(network, options.minutes * 60 / len(networks), options.port, options.rate))
+        missed |= _print(found[-1])
+        if options.json:
+            Path(options.json).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
     return int(missed)
 
 
