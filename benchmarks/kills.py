@@ -1,11 +1,15 @@
 """Kill commands at random moments, and check that no incomplete file is read as complete and that all can be finished.
 
 Run as ``python -m benchmarks.kills --kills 200 --seed 1`` from the repository's root. Victims: ``build``, ``fuse --shard``,
-``train``, ``stream --record`` with and without a limit, ``stream`` into each kind of video, and ``eval --shard``. Every kill is
-SIGKILL, at a moment drawn uniformly from the time that the command takes undisturbed. The modules that it needs are imported
-before, so that the kills hit its work and two hundred of them take minutes. After each kill, the files on the disk are read as
-a user would read them. At the end, every victim is finished and compared with a run that was never killed: bundles, images,
-manifests, scores, and the bits of the trained weights.
+``train``, ``stream --record`` with and without a limit, ``stream`` into each kind of video and into a clip of the page, and
+``eval --shard``. Every kill is SIGKILL, at a moment drawn uniformly from the time that the command takes undisturbed. The
+modules that it needs are imported before, so that the kills hit its work and two hundred of them take minutes. After each kill,
+the files on the disk are read as a user would read them. At the end, every victim is finished and compared with a run that was
+never killed: bundles, images, manifests, scores, and the bits of the trained weights.
+
+A killed stream loses the frames after the last one that its file holds. For each kind of file, the age of the oldest of them at
+the kill is printed: since it was written, since it was queued to be written, and since its capture. The first must be less than
+a second: that is what encoders and files hold back. The others also contain what a busy machine needs for fusing and writing.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,11 +42,18 @@ from refusion_edge.cli import main as run_command
 from refusion_edge.errors import InputError
 from refusion_edge.evaluation.shards import read_shard
 from refusion_edge.images.io import read_image, write_image
-from refusion_edge.stream.outputs.recording import read_recording
+from refusion_edge.stream.frames import Frame, FusedFrame
+from refusion_edge.stream.outputs.clips import Clips
+from refusion_edge.stream.outputs.recording import Recorder, read_recording
+from refusion_edge.stream.outputs.video import VIDEO_ENCODINGS, VideoSink
+from refusion_edge.stream.run.writer import RecordWriter, Writer
 
 _PAIRS = 6
-_RECORDED_S = 2
-_CAMERA = "test://{side}?width=160&height=120&rate=30"
+_RECORDED_S = 3
+_CAMERA = "test://{side}?width=160&height=120&rate={rate}"
+_MOST_LOST_S = 1.0
+_SINCE = "it was written", "it was queued", "its capture"
+_VIDEOS = tuple(suffix.removeprefix(".") for suffix in VIDEO_ENCODINGS if suffix != ".m4v")
 _TRAIN = (
     "run.steps=12", "run.batch=1", "run.crop_px=16", "run.late_crop_px=16", "validation.crops=1", "validation.images=1",
     "validation.every=1000", "checkpoint.every=4", "meta.engine=off",
@@ -68,7 +82,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="number of kills (default: 200)")
     parser.add_argument("--seed", type=int, default=1, help="seed of victims and moments (default: 1)")
-    parser.add_argument("--victims", default="build,fuse,eval,train,record,ring,mp4,mkv", help="which (default: all)")
+    default = ",".join(("build", "fuse", "eval", "train", "record", "ring", "clip", *_VIDEOS))
+    parser.add_argument("--victims", default=default, help="which (default: all)")
+    parser.add_argument("--rate", type=float, default=30.0, help="frames per second of the cameras (default: 30)")
     options = parser.parse_args()
     wanted = options.victims.split(",")
     if "train" in wanted:
@@ -80,7 +96,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kills-") as folder, contextlib.chdir(folder):
         os.environ["REFUSION_EDGE_CACHE"], os.environ["REFUSION_EDGE_TRUSTED"] = f"{folder}/cache", f"{folder}/trusted"
         _write_sources()
-        victims = [victim for victim in _victims() if victim.name in wanted]
+        victims = [victim for victim in _victims(options.rate) if victim.name in wanted]
         draw = random.Random(options.seed)
         lengths_s, killed = {}, dict.fromkeys(wanted, 0)
         for victim in victims:
@@ -101,9 +117,15 @@ def main() -> int:
             victim.look()
             victim.finish()
             print(f"{victim.name}: killed {killed[victim.name]} times, finished, and equal to the undisturbed run")
-        for name, lags_s in _LAGS_S.items():
-            print(f"{name}: at most {max(lags_s):.3f} s (median {np.median(lags_s):.3f}) between the last frame and the kill")
-    return 0
+    missed = False
+    for name, losses in _LOSSES_S.items():
+        stages = list(zip(*losses, strict=True))
+        missed |= max(stages[0]) >= _MOST_LOST_S
+        ages = [
+            f"{max(ages):.3f} s (median {np.median(ages):.3f}) since {what}" for ages, what in zip(stages, _SINCE, strict=True)
+        ]
+        print(f"{name}: {len(losses)} kills cost at most {', '.join(ages)}")
+    return int(missed)
 
 
 def _write_sources() -> None:
@@ -142,6 +164,7 @@ def _run(words: Sequence[str], moment_s: float | None, tell: Path | None = None)
     Returns:
         Its exit code; None if it was killed.
     """
+    _KILLED_NS.clear()
     child = os.fork()
     if child == 0:
         null = os.open(os.devnull, os.O_RDWR)
@@ -149,6 +172,10 @@ def _run(words: Sequence[str], moment_s: float | None, tell: Path | None = None)
             os.dup2(null, descriptor)
         code = 70
         try:
+            if words[0] == "stream":
+                _write_down_frames()
+            if "--clips" in words:
+                threading.Thread(target=_start_clip, daemon=True).start()
             code = run_command(words)
             if tell is not None:
                 tell.write_text("\n".join(sys.modules))
@@ -161,29 +188,64 @@ def _run(words: Sequence[str], moment_s: float | None, tell: Path | None = None)
             return os.waitstatus_to_exitcode(status)
         if deadline_s is not None and time.monotonic() >= deadline_s:
             os.kill(child, signal.SIGKILL)
-            _KILLED_NS[:] = [time.monotonic_ns()]
+            killed_ns = time.monotonic_ns()
             _, status = os.waitpid(child, 0)
-            return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+            if not os.WIFSIGNALED(status):
+                return os.waitstatus_to_exitcode(status)
+            _KILLED_NS.append(killed_ns)
+            return None
         time.sleep(0.001)
 
 
-_IMPORTED = Path("imported")
-_LAGS_S: dict[str, list[float]] = {}
-_KILLED_NS: list[int] = []
+_IMPORTED, _GIVEN, _PORT = Path("imported"), Path("given"), 8197
+_LOSSES_S: dict[str, list[tuple[float, ...]]] = {}
+_KILLED_NS: list[int] = []  # when the last command was killed; empty if it was not
 
 
-def _victims() -> Iterator[Victim]:
+def _write_down_frames() -> None:
+    """Let this process write each frame down when it is given to what writes it, in a file that outlives a kill."""
+    log = os.open(_GIVEN, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+
+    def logged(put: Callable[..., Any]) -> Callable[..., Any]:
+        def logging(writer: Any, item: Any) -> Any:
+            if isinstance(item, Frame | FusedFrame):
+                os.write(log, f"{type(writer).__name__} {item.time_ns} {time.monotonic_ns()}\n".encode())
+            return put(writer, item)
+
+        return logging
+
+    for writer, name in ((Writer, "put"), (RecordWriter, "keep"), (Clips, "offer"), (VideoSink, "write"), (Recorder, "write")):
+        setattr(writer, name, logged(getattr(writer, name)))
+
+
+def _given_to(writer: type) -> list[tuple[int, int]]:
+    """Times of the frames that were given to what writes them: when each was captured, and when it was given."""
+    rows = [line.split() for line in _GIVEN.read_text().splitlines()] if _GIVEN.exists() else []
+    return [(int(captured_ns), int(given_ns)) for name, captured_ns, given_ns in rows if name == writer.__name__]
+
+
+def _note_loss(name: str, written: Sequence[tuple[int, int]], queued: Sequence[tuple[int, int]]) -> None:
+    """Note the ages of frames that a kill has cost, as far as they were written, and as far as they were queued."""
+    if queued and _KILLED_NS:
+        moments_ns = min((given_ns for _, given_ns in written), default=_KILLED_NS[0]), *map(min, zip(*queued, strict=True))
+        written_ns, captured_ns, queued_ns = moments_ns
+        ages_s = tuple((_KILLED_NS[0] - moment_ns) / 1e9 for moment_ns in (written_ns, queued_ns, captured_ns))
+        _LOSSES_S.setdefault(name, []).append(ages_s)
+
+
+def _victims(rate_hz: float) -> Iterator[Victim]:
     yield Victim("build", _build_words, _look_at_bundle, lambda: _same("build", MANIFEST, "weights.safetensors", "model.onnx"))
     yield Victim("fuse", _fuse_words, _look_at_images, _compare_images)
     yield Victim("eval", _eval_words, _look_at_scores, lambda: _same("eval", "scores.json"))
     yield Victim("train", _train_words, _look_at_run, _compare_runs)
-    yield Victim("record", lambda: _record_words("record"), lambda: _look_at_recording("record"), lambda: None)
-    yield Victim(
-        "ring", lambda: _record_words("ring", "--record-limit", "1MB"), lambda: _look_at_recording("ring"), lambda: None
-    )
-
-    for suffix in ("mp4", "mkv"):
-        yield Victim(suffix, partial(_video_words, suffix), partial(_look_at_video, suffix), lambda: None)
+    for name, limit in (("record", ()), ("ring", ("--record-limit", "1MB"))):
+        words = partial(_stream_words, name, rate_hz, "-o", "null://", "--record", name, *limit)
+        yield Victim(name, words, partial(_look_at_recording, name), lambda: None)
+    for suffix in _VIDEOS:
+        words = partial(_stream_words, suffix, rate_hz, "-o", f"{suffix}/video.{suffix}")
+        yield Victim(suffix, words, partial(_look_at_video, suffix, Writer), lambda: None)
+    words = partial(_stream_words, "clip", rate_hz, "-o", f"view://127.0.0.1:{_PORT}", "--clips", "clip")
+    yield Victim("clip", words, partial(_look_at_video, "clip", Clips), lambda: None)
 
 
 def _same(folder: str, *names: str) -> None:
@@ -274,53 +336,53 @@ def _compare_runs() -> None:
         assert np.array_equal(found[name], values), name
 
 
-def _record_words(name: str, *limit: str, output: str = "null://") -> Sequence[str]:
-    shutil.rmtree(name, ignore_errors=True)
-    sources = [word for side in ("ir", "vis") for word in (f"--{side}", _CAMERA.format(side=side))]
-    words = ["stream", *sources, "--network", "fast", "--threads", "1", "-o", output, "--record", name]
-    return [*words, *limit, "--duration-s", str(_RECORDED_S)]
+def _stream_words(folder: str, rate_hz: float, *words: str) -> Sequence[str]:
+    shutil.rmtree(folder, ignore_errors=True)
+    sources = [word for side in ("ir", "vis") for word in (f"--{side}", _CAMERA.format(side=side, rate=rate_hz))]
+    return ["stream", *sources, "--network", "fast", "--threads", "1", *words, "--duration-s", str(_RECORDED_S)]
 
 
-def _video_words(suffix: str) -> Sequence[str]:
-    """Into a video in a folder of its own, and a recording whose first frame tells when the video began."""
-    shutil.rmtree(f"{suffix}-raw", ignore_errors=True)
-    shutil.rmtree(suffix, ignore_errors=True)
-    return _record_words(f"{suffix}-raw", output=f"{suffix}/video.{suffix}")
+def _start_clip() -> None:
+    """Press the button of the page as soon as it is there."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{_PORT}/control", b'{"record": true}', headers)
+    deadline_s = time.monotonic() + _RECORDED_S
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=1):
+            return
+        time.sleep(0.02)
 
 
-def _look_at_video(suffix: str) -> None:
+def _look_at_video(folder: str, writer: type) -> None:
     import av
 
-    try:
-        recording = read_recording(Path(f"{suffix}-raw"))
-    except InputError:
-        return  # before the first frame
-    last_s = 0.0
-    # The file is there from the first fused frame on, and has a header from the first fragment on.
-    with contextlib.suppress(FileNotFoundError, av.EOFError, av.InvalidDataError), av.open(f"{suffix}/video.{suffix}") as video:
-        last_s = max((float(frame.time) for frame in video.decode(video=0) if frame.time is not None), default=0.0)
-    if recording.end is None:
-        _note_lag(suffix, recording.rows[0][4] + round(last_s * 1e9))
-    else:
-        assert last_s > 0, "the video of a finished run cannot be played"
-
-
-def _note_lag(name: str, last_ns: int) -> None:
-    if _KILLED_NS:
-        _LAGS_S.setdefault(name, []).append((_KILLED_NS[0] - last_ns) / 1e9)
+    last_s = None
+    for path in Path(folder).glob("*.*"):
+        # It is there from the first frame on, and has a header from the first fragment on.
+        with contextlib.suppress(av.EOFError, av.InvalidDataError), av.open(str(path)) as video:
+            last_s = max((float(frame.time) for frame in video.decode(video=0) if frame.time is not None), default=None)
+    begun = _given_to(VideoSink)
+    assert _KILLED_NS or last_s is not None, "the video of a finished run cannot be played"
+    if begun:
+        first_ns = begun[0][0]
+        least_ns = first_ns if last_s is None else first_ns + last_s * 1e9 + 1e6
+        _note_loss(folder, *([row for row in rows if row[0] >= least_ns] for rows in (begun, _given_to(writer))))
 
 
 def _look_at_recording(name: str) -> None:
+    given = _given_to(Recorder), _given_to(RecordWriter)
     try:
         recording = read_recording(Path(name))
     except InputError:
         # Before the first frame there is nothing to play.
         assert not list(Path(name).rglob("000001.png")), "frames were recorded, and cannot be played"
+        _note_loss(name, *given)
         return
     for number in range(len(recording.rows)):
         recording.read(number)
-    if recording.end is None:
-        _note_lag(name, recording.rows[-1][4])
+    assert _KILLED_NS or recording.late or recording.end is not None, "the recording of a finished run has no end"
+    kept = {row[3] for row in recording.rows}
+    _note_loss(name, *(rows[1 + max(at for at, row in enumerate(rows) if row[0] in kept) :] for rows in given))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 Run as ``python -m benchmarks.stream_soak --minutes 60`` from the repository's root. Half of the time belongs to each network.
 Faults, every few seconds: shutter freezes, late and lost frames, a lost camera, damaged frames, changes of size, steps of a
-camera's clock, a slow output, storms of viewers on the browser view, an engine that fails, and a full disk under the recording,
-whose size is limited. Prints memory, threads and descriptors after warm-up and at the end, and every fault in the report;
-every file that was written is played.
+camera's clock, a slow output, storms of viewers on the browser view, an engine that fails, and a disk that fills up under the
+recording, whose size is limited, and hangs until the queue before it is full. Prints memory, threads and descriptors after
+warm-up and at the end, and every fault in the report; every file that was written is played.
+
+Warm-up is the first fifth of the run of each network. By its end, every fault has happened and every queue has been full: freed
+memory stays with the process, so its size follows the highest peak. The memory in use tells such a peak from a leak, with which
+it would rise at the same pace to the end.
 """
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +37,11 @@ from refusion_edge.backends.native import NativeBackend
 from refusion_edge.fuser import Fuser
 from refusion_edge.machine import keep_freed_memory
 from refusion_edge.stream.outputs import disk
-from refusion_edge.stream.outputs.recording import parts_of, read_recording
+from refusion_edge.stream.outputs.recording import Recorder, parts_of, read_recording
 from refusion_edge.stream.run.session import StreamSession
 from refusion_edge.stream.run.settings import StreamSettings
+from refusion_edge.stream.run.writer import RECORDED
+from refusion_edge.stream.statistics import DISK_FULL, DISK_TOO_SLOW
 from refusion_edge.tasks import find_task
 
 LIMIT_PERIODS, LIMIT_GROWTH = 1.5, 0.02
@@ -46,7 +55,10 @@ _RING_BYTES = 12_000_000
 _ENGINE_FAILS_EVERY_S = 7.0
 # The disk is full for a sixth of this time.
 _DISK_FULL_EVERY_S = 18.0
+_DISK_HANGS_EVERY_S, _FIRST_HANG_S = 61.0, 10.0
 _WARM_UP = 5  # the reciprocal of its share of the time
+_MEASURED = "rss_kib", "in_use_kib", "blocks", "threads", "tasks", "files"
+_SAMPLED = (*_MEASURED, "ring_bytes")
 
 
 def main() -> int:
@@ -62,11 +74,12 @@ def main() -> int:
     keep_freed_memory()  # as the command does
     missed = options.clean_s > 0 and _clean(options.clean_s, options.rate)
     networks = options.networks.split(",")
-    found = [_soak(network, options.minutes * 60 / len(networks), options.port, options.rate) for network in networks]
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    for figures in found:
-        missed |= _print(figures)
+    found = []
+    for network in networks:
+        found.append(_soak(network, options.minutes * 60 / len(networks), options.port, options.rate))
+        missed |= _print(found[-1])
+        if options.json:
+            Path(options.json).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
     return int(missed)
 
 
@@ -93,8 +106,8 @@ def _clean(seconds: float, rate_hz: float) -> bool:
 def _soak(network: str, seconds: float, port: int, rate_hz: float) -> dict[str, Any]:
     """Run a network with all faults; returns what happened."""
     stop = threading.Event()
-    figures: list[dict[str, int]] = []
-    looks: list[int] = []
+    figures = array("q")
+    looks = array("q")
     scene = f"{_SIZE}&rate={rate_hz}"
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         ring, video = Path(folder, "ring"), Path(folder, "fused.mp4")
@@ -114,7 +127,7 @@ def _soak(network: str, seconds: float, port: int, rate_hz: float) -> dict[str, 
         ]
         before = _figures()
         session = StreamSession(settings)
-        with _failing_engine() as failures, _full_disk(ring) as filled:
+        with _failing_engine() as failures, _full_disk(ring) as filled, _hanging_disk(rate_hz) as hung:
             for helper in helpers:
                 helper.start()
             try:
@@ -130,10 +143,13 @@ def _soak(network: str, seconds: float, port: int, rate_hz: float) -> dict[str, 
             "network": network,
             "seconds": seconds,
             "report": {name: value for name, value in report.items() if name not in ("events", "skew")},
-            "injected": {"engine": len(failures), "disk": len(filled), "viewers": len(looks)},
+            "injected": {"engine": len(failures), "disk": len(filled), "hangs": len(hung), "viewers": len(looks)},
             "before": before,
             "after": _figures(),
-            "figures": figures,
+            "figures": [
+                dict(zip(_SAMPLED, figures[at : at + len(_SAMPLED)], strict=True))
+                for at in range(0, len(figures), len(_SAMPLED))
+            ],
             "played": {"video": _frames(video), "parts": [_play(part) for part in parts_of(ring)], "ring": _play(ring)},
         }
 
@@ -161,19 +177,22 @@ def _print(found: dict[str, Any]) -> bool:
     print(f"  engine reopened {reopened} times; recording {recorded}, at most {largest / 1e6:.2f} MB")
     print(f"  played: {found['played']}")
     growths = {}
-    for name in ("rss_kib", "threads", "files"):
+    for name in _MEASURED:
         early, late = of(name)
         growths[name] = late / early - 1
-        print(f"  {name}: {early:.0f} after warm-up, {late:.0f} at the end, {100 * growths[name]:+.1f} %")
+        quarters = ", ".join(f"{100 * slope:+.2f}" for slope in _slopes([row[name] for row in warm]))
+        print(f"  {name}: {early:.0f} after warm-up, {late:.0f} at the end: {100 * growths[name]:+.2f} % (quarters {quarters})")
     before, after = found["before"], found["after"]
     print(f"  threads {before['threads']} before, {after['threads']} after; descriptors {before['files']} and {after['files']}")
     problems = {
-        "memory grows": growths["rss_kib"] > LIMIT_GROWTH,
+        "memory grows": max(growths["rss_kib"], growths["in_use_kib"], growths["blocks"]) > LIMIT_GROWTH,
+        "threads grow": growths["tasks"] > 0,
         # The first run of asyncio and of the resolver leaves a few descriptors for good.
         "threads or descriptors are left": after["threads"] > before["threads"] or after["files"] > before["files"] + 2,
         "frames are unexplained": unexplained != 0,
         "the engine's failures are not all in the report": reopened != injected["engine"],
-        "the full disk is not in the report": bool(injected["disk"]) != bool(recorded["drops"].get("disk full")),
+        "the full disk is not in the report": bool(injected["disk"]) != bool(recorded["drops"].get(DISK_FULL)),
+        "the disk that hung is not in the report": bool(injected["hangs"]) != bool(recorded["drops"].get(DISK_TOO_SLOW)),
         "the recording is too large": largest > _RING_BYTES,
         "nothing was recorded": not found["played"]["ring"],
         "the video is not whole": found["played"]["video"] != report["outputs"][_video_of(report)]["frames"],
@@ -221,7 +240,25 @@ def _full_disk(folder: Path) -> Iterator[list[float]]:
         yield found
 
 
-def _storm(port: int, looks: list[int], stop: threading.Event) -> None:
+@contextlib.contextmanager
+def _hanging_disk(rate_hz: float) -> Iterator[list[float]]:
+    """Let the disk hang every minute for as long as two cameras need to fill the recorder's queue; gives the times."""
+    write, next_s, hung = Recorder.write, time.monotonic() + _FIRST_HANG_S, list[float]()
+
+    def hanging(recorder: Recorder, item: Any) -> None:
+        nonlocal next_s
+        if (now_s := time.monotonic()) >= next_s:
+            hung.append(now_s)
+            next_s = now_s + _DISK_HANGS_EVERY_S
+            # Half as long again, for frames are dropped and cameras lost.
+            time.sleep(1.5 * RECORDED / (2 * rate_hz))
+        write(recorder, item)
+
+    with mock.patch.object(Recorder, "write", hanging):
+        yield hung
+
+
+def _storm(port: int, looks: array[int], stop: threading.Event) -> None:
     """Let a dozen viewers come every few seconds, look for a moment, and go without a word."""
     import aiohttp
 
@@ -244,15 +281,42 @@ def _storm(port: int, looks: list[int], stop: threading.Event) -> None:
             continue
 
 
-def _sample(figures: list[dict[str, int]], ring: Path, stop: threading.Event) -> None:
+def _sample(figures: array[int], ring: Path, stop: threading.Event) -> None:
+    """Add a sample every two seconds, without objects of its own that would count as growth."""
     while not stop.wait(2.0):
-        figures.append({**_figures(), "ring_bytes": _room(ring)})
+        figures.extend({**_figures(), "ring_bytes": _room(ring)}[name] for name in _SAMPLED)
+
+
+def _slopes(values: list[int]) -> list[float]:
+    """Growth in each quarter, between the medians of its first and its last third."""
+    quarters = [part for part in np.array_split(values, 4) if len(part) > 2]
+    return [float(np.median(part[-(len(part) // 3) :]) / np.median(part[: len(part) // 3]) - 1) for part in quarters]
 
 
 def _figures() -> dict[str, int]:
+    """What the process holds: memory, memory that the C library and Python have handed out, threads and descriptors."""
     status = Path("/proc/self/status").read_text()
     rss_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-    return {"rss_kib": rss_kib, "threads": threading.active_count(), "files": len(list(Path("/proc/self/fd").iterdir()))}
+    return {
+        "rss_kib": rss_kib,
+        "in_use_kib": _in_use() >> 10,
+        "blocks": sys.getallocatedblocks(),
+        "threads": threading.active_count(),
+        "tasks": len(list(Path("/proc/self/task").iterdir())),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
+    }
+
+
+def _in_use() -> int:
+    """Memory that glibc has handed out, without that of Python's small objects, in bytes."""
+
+    class Counts(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "o", "s", "h", "mapped", "u", "f", "used", "free", "top")]
+
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = Counts
+    found = count()
+    return int(found.used + found.mapped)
 
 
 def _room(folder: Path) -> int:

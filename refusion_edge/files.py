@@ -11,9 +11,10 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import stat
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from typing_extensions import Self
@@ -260,25 +261,54 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int
     if before is not None:
         # Renaming over a file does not check whether it may be written.
         _require_access(target, os.W_OK)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
-    temporary = Path(name)
-    try:
+    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}"
+
+    def fill(descriptor: int) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
                 with contextlib.suppress(OSError):
                     os.chown(descriptor, before.st_uid, before.st_gid)
-            if mode is None:
-                mode = 0o666 & ~_umask() if before is None else stat.S_IMODE(before.st_mode)
-            os.fchmod(descriptor, mode)
+            usual = 0o666 & ~_umask() if before is None else stat.S_IMODE(before.st_mode)
+            os.fchmod(descriptor, usual if mode is None else mode)
             # Some file systems report a full disk or a quota only now.
             os.fsync(descriptor)
+
+    try:
+        if not _fill_unnamed(temporary, fill):
+            fill(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         temporary.replace(target)
         _sync_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _fill_unnamed(path: Path, fill: Callable[[int], None]) -> bool:
+    """Fill a file that gets its name only then, so that a process that is killed leaves nothing.
+
+    Args:
+        path: Its name, which must not exist.
+        fill: Writes to a descriptor, and closes it.
+
+    Returns:
+        Whether that worked; not every system and file system can do it.
+    """
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except (AttributeError, OSError):
+        return False
+    kept = os.dup(descriptor)
+    try:
+        fill(descriptor)
+        with contextlib.suppress(OSError):
+            # With a folder, which an absolute path ignores, Python follows the link to the file.
+            os.link(f"/proc/self/fd/{kept}", path, src_dir_fd=kept)
+            return True
+        return False
+    finally:
+        os.close(kept)
 
 
 def _sync_folder(folder: Path) -> None:

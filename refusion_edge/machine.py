@@ -25,9 +25,12 @@ ANY = "any"
 MAX_THREADS = 256
 
 # Names and numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER = 2**31 - 1
 _GROWTH_BYTES = 64 << 20
+# Parts of the heap that threads share. By default there are up to 8 for each core, and every one keeps the peak of all threads
+# that ever used it: a process whose threads come and go would grow for hours.
+_ARENAS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,5 +219,8 @@ def keep_freed_memory() -> bool:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is None:
         return False
-    taken = [set_option(*option) for option in ((_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROWTH_BYTES), (_M_MMAP_MAX, 0))]
+    options = (
+        (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _GROWTH_BYTES), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, _ARENAS)
+    )  # fmt: skip
+    taken = [set_option(*option) for option in options]
     return all(taken)

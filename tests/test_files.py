@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -12,6 +14,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -270,3 +273,37 @@ def test_a_file_whose_size_is_not_known_is_read_whole() -> None:
     assert b"\nPid:" in read_file(path, kind="file", most_bytes=1 << 20)
     with raises(InputError, "/proc/self/status"):
         read_file(path, kind="file", most_bytes=100)
+
+
+# Kills itself when the data is written, before the file gets its name.
+KILLED = """
+import os, signal
+from pathlib import Path
+from unittest import mock
+from refusion_edge.files import write_atomically
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path("folder/file"), bytes(1000))
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path: Path) -> None:
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY))
+    except OSError:
+        pytest.skip("needs a file system with files without names")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.parametrize("lacking", ["files without names", "their links"])
+def test_files_are_written_where_they_cannot_be_without_a_name(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    if lacking == "their links":
+        monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(errno.ENOENT, "no /proc")))
+    else:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    for data in (b"one", b"other"):
+        write_atomically(Path("folder/file"), data)
+        assert [(path.name, path.read_bytes()) for path in Path("folder").iterdir()] == [("file", data)]

@@ -28,6 +28,31 @@ for _ in range(3):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+# How much a process grows, in MB, if twelve threads that all live in turn take 8 MB and free it.
+TURNS = """
+import ctypes, sys, threading
+from pathlib import Path
+from refusion_edge.machine import keep_freed_memory
+keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+alive, turn = threading.Barrier(12), threading.Lock()
+def work():
+    library.free(library.malloc(64))
+    alive.wait()
+    with turn:
+        block = library.malloc(8 << 20)
+        ctypes.memset(ctypes.c_void_p(block), 1, 8 << 20)
+        library.free(block)
+    alive.wait()
+def size():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+threads, before = [threading.Thread(target=work) for _ in range(12)], size()
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(size() - before)
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_freed_memory_is_found_in_place_again() -> None:
@@ -36,6 +61,13 @@ def test_freed_memory_is_found_in_place_again() -> None:
         return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
     assert faults("keep") < faults("leave") / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_threads_find_the_memory_that_others_freed() -> None:
+    command, environment = [sys.executable, "-c", TURNS], {**os.environ, "PYTHONPATH": str(ROOT)}
+    grown_mb = float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    assert grown_mb < 6 * 8.4  # of the 12 * 8.4 that they took one after the other
 
 
 def test_a_library_without_the_settings_is_left_alone() -> None:

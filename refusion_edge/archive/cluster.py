@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,12 @@ import numpy as np
 
 from refusion_edge.archive.fusing import FusePlan, fuse_once
 from refusion_edge.archive.manifest import Entry
+from refusion_edge.documents import brief, shown
 from refusion_edge.errors import BackendError, InputError, OutputError, RefusionError, StreamError
 from refusion_edge.images.pairs import PairPaths
 from refusion_edge.machine import require
 
+_CONNECT_S = 10.0
 # Small, as a lost worker repeats its batch.
 _BATCH = 4
 _MOST_WORKERS = 10_000
@@ -88,7 +92,15 @@ def fuse_on_ray(plan: FusePlan, tasks: Sequence[Task], *, workers: int | None = 
 
     started = not ray.is_initialized()
     if started:
-        ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+        _require_reachable(os.environ.get("RAY_ADDRESS", ""))
+        try:
+            ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+        except Exception as error:  # Ray raises just that if its processes do not start in time
+            ray.shutdown()
+            raise StreamError(
+                f"the cluster cannot be reached, or does not start ({brief(error)})",
+                "check RAY_ADDRESS and the load of this machine, and run the command again",
+            ) from error
     try:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -117,6 +129,19 @@ def fuse_on_ray(plan: FusePlan, tasks: Sequence[Task], *, workers: int | None = 
     finally:
         if started:
             ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Require that somebody listens where the cluster should be: Ray itself tries for minutes, and logs every attempt."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal():
+        return  # no address, the name of one, or one that Ray refuses at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise StreamError(
+            f"there is no cluster at RAY_ADDRESS {shown(address)} ({brief(error)})", "start it, or correct the address"
+        ) from error
 
 
 class _Worker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from refusion_edge.archive.cluster import Task, fuse_on_ray
 from refusion_edge.archive.fusing import FusePlan
 from refusion_edge.archive.manifest import sha256_of
 from refusion_edge.arrays import Array
+from refusion_edge.errors import StreamError
 from refusion_edge.images.io import write_image
 from refusion_edge.images.pairs import PairPaths
 from tests.conftest import ROOT
+from tests.raising import raises
 
 ray = pytest.importorskip("ray", reason="ray is not installed (extra 'cluster')")
 
@@ -89,6 +92,19 @@ def test_a_lost_worker_loses_no_pair_and_none_comes_twice() -> None:
     assert sorted(each.name for each in done) == [f"{number:02}" for number in range(PAIRS)]
     assert all(each.problem == "" and each.entry is not None for each in done)
     assert {each.entry.file: each.entry.sha256 for each in done if each.entry} == hashes("out")
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "[::1]:{port}", "nowhere.invalid:70000", "x"]
+)
+def test_a_cluster_that_is_not_there_is_one_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", address.format(port=taken.getsockname()[1]))
+        started_s = time.monotonic()
+        with raises(StreamError):
+            list(fuse_on_ray(FusePlan("ir_vis", network="fast", threads=1), ()))
+    assert time.monotonic() - started_s < 30
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ def test_a_stream_survives_a_minute_of_faults(tmp_path: Path) -> None:
     assert injected["viewers"] > 12
     assert report["engine"]["reopened"] == injected["engine"]
     assert report["recording"]["drops"]["disk full"] > 0
+    assert injected["hangs"] > 0
+    assert report["recording"]["drops"]["disk too slow"] > 0
     assert report["cameras"]["vis"]["timing"]["steps"] >= 3
     for camera in report["cameras"].values():
         assert camera["unexplained"] == 0

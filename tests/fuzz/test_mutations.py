@@ -183,7 +183,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, random_state: State) -> d
     script = str(ROOT / "tests/fuzz/mutations.py")
     found = subprocess.run(
         [sys.executable, script, str(COUNT), SEED, str(folder)],
-        cwd=work, env=environment, capture_output=True, text=True, timeout=60 + 5 * COUNT, check=False,
+        cwd=work, env=environment, capture_output=True, text=True, timeout=60 + 20 * COUNT, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     return {outcome["format"]: outcome for outcome in map(json.loads, found.stdout.splitlines())}

@@ -140,6 +140,7 @@ class Recorder:
         self._settings = settings
         self._files: dict[str, io.FileIO] = {}
         self._count = dict.fromkeys(SIDES, 0)
+        self._begun_bytes = 0
         self._disk, self._claim = DiskWatch(folder), Claim(folder)
 
     def __enter__(self) -> Self:
@@ -166,6 +167,11 @@ class Recorder:
                 closing.close()
             except OSError as error:
                 raise output_error(self._folder, error) from error
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been recorded."""
+        return self.size_bytes == self._begun_bytes
 
     def write(self, item: Frame | PairFate) -> None:
         """See ``FrameRecorder.write``."""
@@ -198,6 +204,7 @@ class Recorder:
         self._start("pairs.csv", ("not_shown",))
         for side in SIDES:
             self._start(f"{side}/{TIMES_NAME}", ("file", "time_ns"))
+        self._begun_bytes = self.size_bytes
 
     def _start(self, name: str, columns: tuple[str, ...]) -> None:
         self._files[name] = io.FileIO(self._folder / name, "x")

@@ -63,7 +63,11 @@ class RingRecorder:
 
     def __exit__(self, *exc: object) -> None:
         with contextlib.closing(self._claim):
+            part = self._part
             self._leave()
+            if part is not None and part.is_empty:
+                # The disk was full when it began. What is left are recordings that can be replayed.
+                self._remove(next(reversed(self._sizes)))
 
     def write(self, item: Frame | PairFate) -> None:
         """See ``FrameRecorder.write``.

@@ -13,7 +13,6 @@ import html
 import logging
 import secrets
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from importlib import resources
@@ -23,12 +22,12 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
-from refusion_edge.errors import InputError, OutputError, StreamError, UsageError
-from refusion_edge.files import read_file
+from refusion_edge.errors import OutputError, StreamError, UsageError
 from refusion_edge.machine import require
 from refusion_edge.stream.outputs.connections import LIMITS, Connections, Limits
 from refusion_edge.stream.outputs.prometheus import CONTENT_TYPE, RigFigures, to_prometheus
 from refusion_edge.stream.outputs.sensors import Sensors
+from refusion_edge.stream.outputs.tls import doubt_about, server_context
 from refusion_edge.stream.statistics import Statistics
 from refusion_edge.stream.uri import LOOPBACK, Uri, host_and_port, read_options
 from refusion_edge.text import printable, redact
@@ -47,7 +46,6 @@ _DEFAULT_PORT = 8080
 _START_S = _STOP_S = 5.0
 _KEPT_ALIVE_S = 15.0
 _MOST_REQUEST_BYTES = 4096
-_MOST_PEM_BYTES = 1 << 20
 _COOKIE = "refusion_edge_token"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
@@ -130,7 +128,8 @@ class PageServer:
         self._feeds: dict[str, Feed] = {}
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tls = None if tls is None else _tls_context(*tls)
+        self._tls = None if tls is None else server_context(*tls)
+        self._doubt = "" if tls is None or self._tls is None else doubt_about(tls[0], self._tls)
         self._connections = Connections(limits, self._tls)
         self._sensors = Sensors()
         self.address = (self._host, self._port)
@@ -150,6 +149,9 @@ class PageServer:
         token = f"/?token={self._token}" if self._token else "/"
         scheme = "http" if self._tls is None else "https"
         self._announce(f"browser view: {scheme}://{host}:{self.address[1]}{token}")
+        if self._doubt:
+            # No error: a device without a battery may not know the time when it starts.
+            self._announce(f"browsers will not trust the certificate of --tls: {self._doubt}")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -361,22 +363,6 @@ def _log_of_own_faults() -> logging.Logger:
     log = logging.getLogger("aiohttp.server.refusion_edge")
     log.filters = [is_own]
     return log
-
-
-def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for path in (certificate, key):
-        read_file(path, kind="certificate or key", most_bytes=_MOST_PEM_BYTES)
-    try:
-        # The empty password keeps OpenSSL from asking for one on the terminal.
-        context.load_cert_chain(certificate, key, password="")
-    except ssl.SSLError as error:
-        raise InputError(
-            f"{certificate} and {key} are not a certificate and its unencrypted key in PEM",
-            "give the full chain first and then the key that belongs to it",
-        ) from error
-    return context
 
 
 def _origin(text: str) -> str:

@@ -50,7 +50,8 @@ _H264 = (
         "h264_nvenc", options={"preset": "p4", "tune": "ll", "rc": "vbr", "cq": "20", "b": "0", "bf": "0"}, is_hardware=True
     ),
     Encoding("h264_v4l2m2m", options={"b": "8M", "bf": "0"}, is_hardware=True),
-    Encoding("libx264", options={"preset": "ultrafast", "crf": "20", "bf": "0"}),
+    # Without the tuning, x264 holds back a frame to know its duration.
+    Encoding("libx264", options={"preset": "ultrafast", "tune": "zerolatency", "crf": "20", "bf": "0"}),
     Encoding("libopenh264", options={"b": "8M"}),
     Encoding("mpeg4", options={"qmin": "2", "qmax": "5"}),
 )
@@ -65,12 +66,13 @@ VIDEO_ENCODINGS: dict[str, tuple[Encoding, ...]] = {
         Encoding("libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "lag-in-frames": "0"}),
     ),
 }
-# Half a second at a time, so that a power cut or a kill costs less than a second.
-_MATROSKA = {"cluster_time_limit": "500"}
+# A quarter of a second at a time, which ends with the first frame after it: a power cut or a kill costs less than a second,
+# even of a slow camera.
+_MATROSKA = {"cluster_time_limit": "250"}
 # Fragments, which a power cut leaves, too. The index of an ordinary file would be kept in memory until the file is closed: 72
 # bytes per frame, or 8 MB per hour. The header waits for the first packet: some encoders, such as h264_v4l2m2m, have the
 # parameters that players need only there.
-_FRAGMENTED = {"movflags": "+empty_moov+delay_moov+default_base_moof", "frag_duration": "500000"}
+_FRAGMENTED = {"movflags": "+empty_moov+delay_moov+default_base_moof", "frag_duration": "250000"}
 _CONTAINER_OPTIONS = {
     ".mp4": _FRAGMENTED, ".m4v": _FRAGMENTED, ".mov": _FRAGMENTED, ".mkv": _MATROSKA, ".webm": _MATROSKA,
 }  # fmt: skip

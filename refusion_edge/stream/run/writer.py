@@ -13,7 +13,8 @@ from refusion_edge.stream.outputs.sinks import Sink
 from refusion_edge.stream.run.channel import Channel
 from refusion_edge.stream.statistics import DISK_FULL, DISK_TOO_SLOW, RECORDING, Statistics
 
-_RECORDED = 128
+RECORDED = 128
+"""Frames that may wait for the recorder."""
 # How long a recorder waits before it tries a full disk again.
 _PAUSE_S = 1.0
 
@@ -76,7 +77,7 @@ class RecordWriter:
     def __init__(self, recorder: FrameRecorder, statistics: Statistics, *, live: bool) -> None:
         self.recorder = recorder
         self._statistics = statistics
-        self._waiting: Channel[Frame | PairFate] = Channel(_RECORDED, lossless=not live)
+        self._waiting: Channel[Frame | PairFate] = Channel(RECORDED, lossless=not live)
         self._paused_until_s: float | None = None
 
     def keep(self, item: Frame | PairFate) -> None:

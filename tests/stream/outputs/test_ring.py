@@ -164,6 +164,20 @@ def test_a_write_that_fails_for_lack_of_room_leaves_neither_half_a_row_nor_half_
     assert not recording.late
 
 
+def test_a_part_that_a_full_disk_left_empty_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RingRecorder(Path("ring"), {}, 1_000_000) as recorder:
+        write(recorder, range(3))
+        monkeypatch.setattr("refusion_edge.stream.outputs.disk.shutil.disk_usage", lambda _path: SimpleNamespace(free=0))
+        for number in range(3, 100):
+            try:
+                recorder.write(noise(number))
+            except DiskFullError:
+                break
+        with raises(InputError):
+            read_recording(parts_of(Path("ring"))[-1])
+    assert all(read_recording(part).rows for part in parts_of(Path("ring")))
+
+
 def test_a_limit_needs_a_recording(stream: Stream) -> None:
     with raises(UsageError, "--record-limit", remedy="--record"):
         stream(ir=camera("ir"), vis=camera("vis"), record_limit=LIMIT)

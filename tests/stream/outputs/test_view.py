@@ -13,7 +13,10 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -814,7 +817,78 @@ def test_the_page_is_served_encrypted(served: Served, certificate: tuple[Path, P
     assert unpack(message)[1]["fused"].shape == (48, 64, 3)
 
 
-@pytest.mark.parametrize("change", ["swapped", "missing", "another", "empty"])
+def client_hello() -> bytes:
+    """How a client greets a server that it wants to talk to over TLS."""
+    client = ssl.create_default_context()
+    there = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), there, server_hostname="localhost").do_handshake()
+    return there.read()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        pytest.param(client_hello(), id="half a handshake"),
+        pytest.param(client_hello()[:40], id="half a greeting"),
+        pytest.param(b"GET /?token=secret HTTP/1.1\r\nHost: localhost\r\n\r\n", id="plain HTTP"),
+        pytest.param(b"\x16\x03\x01\xff\xff" + bytes(65_535), id="record too long"),
+        pytest.param(b"\x16\x03\x01\x40\x00\x01\xff\xff\xff\x03\x03" + bytes(16_378), id="greeting of 16 MiB"),
+        pytest.param(b"\x16\x03\x01\x00\x00" * 5000, id="empty records"),
+        pytest.param(b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10" + bytes(37), id="SSL 2"),
+        pytest.param(client_hello() + b"\x14\x03\x03\x00\x01\x01" * 5000, id="changes of cipher"),
+        pytest.param(b"\x17\x03\x03\x00\x10" + bytes(16), id="data before the handshake"),
+    ],
+)
+def test_attacks_on_the_handshake_end_within_the_time_limit(
+    served: Served, certificate: tuple[Path, Path], greeting: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = served("view://0.0.0.0:0", token="secret", tls=certificate, limits=Limits(waiting=8, waiting_s=0.5))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened = []
+    for _ in range(8):
+        connection = socket.create_connection(("127.0.0.1", live.port), 5)
+        connection.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(greeting)
+        opened.append(connection)
+    started_s = time.monotonic()
+    assert closed(opened) == 8
+    assert time.monotonic() - started_s < 4
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    trusting = ssl.create_default_context(cafile="cert.pem")
+    with urllib.request.urlopen(f"https://localhost:{live.port}/?token=secret", context=trusting, timeout=5) as answer:
+        assert answer.status == 200
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
+def test_old_versions_of_tls_are_refused(served: Served, certificate: tuple[Path, Path], version: str) -> None:
+    live = served("view://0.0.0.0:0", token="secret", tls=certificate)
+    client = ssl.create_default_context(cafile="cert.pem")
+    client.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
+    with socket.create_connection(("127.0.0.1", live.port), 5) as connection, pytest.raises((ssl.SSLError, ConnectionError)):
+        client.wrap_socket(connection, server_hostname="localhost")
+
+
+def test_a_certificate_out_of_its_time_is_announced(certificate: tuple[Path, Path], served: Served) -> None:
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    cert, key = certificate
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key()).serial_number(1)
+    made = made.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2020, 2, 1))
+    assert len(served("view://127.0.0.1:0", tls=certificate).said) == 1
+    cert.write_bytes(made.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    assert len(served("view://127.0.0.1:0", tls=certificate).said) == 2
+
+
+@pytest.mark.parametrize("change", ["swapped", "missing", "another", "of its kind", "weak", "passphrase", "empty"])
 def test_a_certificate_that_cannot_be_used_is_refused(certificate: tuple[Path, Path], change: str) -> None:
     cert, key = certificate
     if change == "swapped":
@@ -823,6 +897,16 @@ def test_a_certificate_that_cannot_be_used_is_refused(certificate: tuple[Path, P
         key = Path("none.pem")
     elif change == "another":
         subprocess.run(["openssl", "genrsa", "-out", "key.pem", "2048"], check=True, capture_output=True)
+    elif change == "of its kind":
+        make = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:prime256v1 -out key.pem"
+        subprocess.run(make.split(), check=True, capture_output=True)
+    elif change == "weak":
+        make = "openssl req -x509 -newkey rsa:512 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem"
+        subprocess.run(make.split(), check=True, capture_output=True)
+    elif change == "passphrase":
+        make = "openssl pkey -in key.pem -aes256 -passout pass:secret -out locked.pem"
+        subprocess.run(make.split(), check=True, capture_output=True)
+        key = Path("locked.pem")
     else:
         cert.write_bytes(b"")
     with raises(InputError, ".pem"):
