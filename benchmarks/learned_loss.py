@@ -1,18 +1,21 @@
 """The experiment of docs/learned_loss.md: does a loss learned through reconstruction beat the fixed one it starts from?
 
-python -m benchmarks.learned_loss --data DIR --work RUNS --json FILE [--stages states agreement maps compare test] [--threads 1]
+python -m benchmarks.learned_loss --data DIR --work RUNS --json FILE [--stages states agreement maps compare test]
+                                  [--only NAME ...] [--seeds N ...] [--threads 1]
 python -m benchmarks.learned_loss --table FILE
 
-DIR holds ``ir_vis/train`` and ``ir_vis/test``. Stages, in this order, with the network ``fast``:
+DIR holds ``ir_vis/train``, ``ir_vis/test`` and ``multi_exposure/train``. Stages, in this order, with the network ``fast`` and
+for ``ir_vis`` unless an arm says otherwise:
 
 - ``states``: F and R are trained for each prior, as they are when P begins to learn.
 - ``agreement``: agreement of meta-gradients (``benchmarks.meta_agreement``) for each variant of P, prior and outer objective.
 - ``maps``: whether R's error is larger where the fused image has lost detail (``benchmarks.reconstruction_maps``).
-- ``compare``: for each arm, runs with several seeds, with the prior alone or a learned loss: the same crops, initial F and
-  schedule. Metrics of the final weights on the held-back pairs of the training set.
+- ``compare``: for each arm, runs with several seeds, with the prior alone, a learned loss, or the loss that another arm has
+  learned: the same crops, initial F and schedule. Metrics of the final weights on the held-back pairs of the training set.
 - ``test``: the same weights on the test sets. For one look at the end.
 
 Every number is written to FILE as soon as it is known, and every run has checkpoints; the same command continues after a stop.
+``--only`` leaves out variants and arms whose names begin otherwise, and ``--seeds`` the runs with other seeds.
 ``--table`` prints the tables of the page from such a file.
 """
 
@@ -22,10 +25,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,10 +39,12 @@ from benchmarks.weights import Case, fuser_of, measure, test_cases
 from refusion_edge.bench.report import describe_machine, describe_versions
 from refusion_edge.files import write_atomically
 from refusion_edge.images.pairs import PairPaths, read_pair
+from refusion_edge.network.checkpoint import AVERAGE_GROUP
 from refusion_edge.tasks import find_task
 from refusion_edge.train.collection import Entry, PairCollection, read_planes, split_held, survey
 from refusion_edge.train.session import Console, Request, run_session
-from refusion_edge.train.state import find_checkpoints
+from refusion_edge.train.settings import resolve
+from refusion_edge.train.state import checkpoint_path, find_checkpoints, initial_state, read_state, save_state
 
 SCHEMA = "refusion-edge/learned-loss/1"
 TASK = "ir_vis"
@@ -49,10 +54,13 @@ SEEDS = (0, 1, 2)
 # because hardly any training pair has one.
 COMMON = (
     "run.crop_px=64", "run.late_crop_px=64", "run.late_from=1", "loss.coefficient_start=1.0", "tone.share=0.0",
-    "tone.glare=0.5", "data.repeat.msrs=30", "data.repeat.tno=4", "validation.images=0", "validation.every=100000",
-    "checkpoint.every=200",
+    "validation.images=0", "validation.every=100000", "checkpoint.every=50",
 )  # fmt: skip
-EXCLUDED = ("llvip",)
+OF_TASK = {
+    "ir_vis": ("tone.glare=0.5", "data.repeat.msrs=30", "data.repeat.tno=4"),
+    "multi_exposure": (),
+}
+EXCLUDED = {"ir_vis": ("llvip",), "multi_exposure": ()}
 PRIORS = {
     "hard": (),
     "soft": ("proposal.temperature=4.0",),
@@ -102,6 +110,18 @@ VARIANTS = (
 )
 
 
+# Eight pairs for each update of P, in four parts.
+SCHEDULE = (
+    "run.steps=400", "run.batch=2", "optimiser.warm_up_steps=50", "meta.warm_up=0.2", "meta.every=2", "meta.accumulate=4",
+    "meta.learning_rate=1e-2",
+)  # fmt: skip
+# The same number of updates of P, each from 32 pairs at once.
+LARGE = (
+    "run.steps=80", "run.batch=32", "optimiser.warm_up_steps=10", "optimiser.learning_rate=1e-3", "meta.warm_up=0.0",
+    "meta.every=2", "meta.accumulate=1", "meta.learning_rate=1e-2",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """Runs of the stage ``compare``.
@@ -111,28 +131,43 @@ class Arm:
         prior: One of ``PRIORS``.
         changes: ``section.key=value`` of a learned loss; empty for a control, which stays at the prior.
         control: Name of the arm to compare with; empty for none.
+        schedule: ``section.key=value`` that the control has as well.
+        continues: Whether F and R begin as those of the stage ``states``, trained with the seed of the run.
+        proposal: Name of the arm whose P, of the same seed, weighs the loss and learns no more; empty for a P of its own.
+        task: Name of the task.
+        network: Name of the network F.
     """
 
     name: str
     prior: str
     changes: tuple[str, ...] = ()
     control: str = ""
+    schedule: tuple[str, ...] = SCHEDULE
+    continues: bool = False
+    proposal: str = ""
+    task: str = TASK
+    network: str = "fast"
 
 
-# Eight pairs for each update of P, in four parts.
-SCHEDULE = (
-    "run.steps=400", "run.batch=2", "optimiser.warm_up_steps=50", "meta.warm_up=0.2", "meta.every=2", "meta.accumulate=4",
-    "meta.learning_rate=1e-2",
-)  # fmt: skip
 _FIXED = ("meta.engine=off", "meta.reconstruct=false")
 _LEARNED = ("meta.engine=exact", *_HALF)
+_RECONSTRUCTION = (*_LEARNED, "meta.reconstruct=true")
 # Without R.
 _FREE = ("meta.reconstruct=false",)
+# P is asked, but the time when it begins to learn never comes.
+_KEPT = (*_LEARNED, "meta.reconstruct=true", "meta.warm_up=1.0")
 ARMS = (
     Arm("soft-fixed", "soft"),
     Arm("soft-similarity", "soft", (*_LEARNED, *_FREE, *_SIMILARITY), "soft-fixed"),
-    Arm("soft-reconstruction", "soft", (*_LEARNED, "meta.reconstruct=true"), "soft-fixed"),
+    Arm("soft-reconstruction", "soft", _RECONSTRUCTION, "soft-fixed"),
+    Arm("large-fixed", "soft", schedule=LARGE, continues=True),
+    Arm("large-reconstruction", "soft", _RECONSTRUCTION, "large-fixed", LARGE, continues=True),
+    Arm("exposure-fixed", "soft", task="multi_exposure"),
+    Arm("exposure-reconstruction", "soft", _RECONSTRUCTION, "exposure-fixed", task="multi_exposure"),
+    Arm("paper-fixed", "soft", network="refusion"),
+    Arm("paper-transferred", "soft", _KEPT, "paper-fixed", proposal="large-reconstruction", network="refusion"),
 )
+Named = TypeVar("Named", Variant, Arm)
 _LOSSES = ("glare", "targets")
 _TEST_SETS = ("roadscene", "tno", "msrs")
 
@@ -144,6 +179,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder for the runs")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES[:-1])
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="variants and arms with such beginnings only")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="seeds of the runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables from such a file, and measure nothing")
     options = parser.parse_args()
@@ -157,7 +194,7 @@ def main() -> int:
     document: dict[str, Any] = {"schema": SCHEMA, "machine": machine, "versions": versions}
     if options.json.exists():
         document |= json.loads(options.json.read_text())
-    experiment = Experiment(options.data, options.work, options.json, document)
+    experiment = Experiment(options.data, options.work, options.json, document, tuple(options.only), tuple(options.seeds))
     for stage in STAGES:
         if stage in options.stages:
             getattr(experiment, stage)()
@@ -169,33 +206,37 @@ class Experiment:
     """The stages; each leaves out what the document already has.
 
     Attributes:
-        data: Folder with ``ir_vis/train`` and ``ir_vis/test``.
+        data: Folder with the data of the tasks.
         work: Folder of the runs.
         path: File of the document.
         document: All numbers.
+        only: How names of variants and arms begin.
+        seeds: Seeds of the runs.
     """
 
     data: Path
     work: Path
     path: Path
     document: dict[str, Any]
+    only: tuple[str, ...] = ("",)
+    seeds: tuple[int, ...] = SEEDS
 
     def states(self) -> None:
         """Train F and R for each prior."""
-        for name, changes in PRIORS.items():
-            self._train(self._state(name), (*_STATE, *changes))
+        for name in PRIORS:
+            self._trained_state(name)
 
     def agreement(self) -> None:
         """Measure each variant, the small batches of all of them first."""
-        kept, _ = self._pairs()
+        kept, _ = self._pairs(TASK)
         collection = PairCollection(kept, repeat={"msrs": 30, "tno": 4})
         rows = self.document.setdefault("agreement", [])
         for pairs, batches in SIZES.items():
-            for variant in VARIANTS:
+            for variant in self._chosen(VARIANTS):
                 row = next((row for row in rows if row["name"] == variant.name), None)
                 if row is not None and any(cell["pairs"] == pairs for cell in row["cells"]):
                     continue
-                state = self._state(variant.prior)
+                state = self._trained_state(variant.prior)
                 subject = subject_of(state, variant.changes, collection, _CROP_PX, torch.device("cpu"))
                 if row is None:
                     row = {**asdict(variant), "leverage": leverages(subject), "cells": []}
@@ -206,8 +247,8 @@ class Experiment:
 
     def maps(self) -> None:
         """Measure R's error where detail is lost, on the first held-back pairs where some is."""
-        judge, shown = judge_of(self._state("hard")), []
-        for entry in self._pairs()[1]:
+        judge, shown = judge_of(self._trained_state("hard")), []
+        for entry in self._pairs(TASK)[1]:
             a, b = map(plane_of, read_planes(entry))
             fused = judge.fuse(a, b)
             found = {loss.name: asdict(errors_of(judge, loss, fused, a, b)) for loss in losses_of(fused, a, b)}
@@ -218,61 +259,93 @@ class Experiment:
 
     def compare(self) -> None:
         """Train learned runs and controls, and measure them on the held-back pairs."""
-        cases = [Case("held", read_pair(PairPaths(e.name, e.a, e.b))) for e in self._pairs()[1] if e.b is not None]
-        for seed in SEEDS:
-            for arm in ARMS:
-                folder = self._run(arm, seed)
-                self._train(folder, (*SCHEDULE, *PRIORS[arm.prior], *(arm.changes or _FIXED), f"run.seed={seed}"))
-                self._measure("compare", folder, cases)
+        for seed in self.seeds:
+            for arm in self._chosen(ARMS):
+                if "diagnostics" in self.document.get("compare", {}).get(_run(arm.name, seed), {}):
+                    continue
+                folder = self._trained(arm, seed)
+                self._measure("compare", arm, folder, self._held(arm.task))
                 self.document["compare"][folder.name]["diagnostics"] = _diagnostics(folder)
                 self._save(f"compare: diagnostics of {folder.name}")
         self._save("compare: all runs")
 
     def test(self) -> None:
-        """Measure the same weights on the test sets."""
+        """Measure the same weights of ``ir_vis`` on the test sets."""
         cases = [case for case in test_cases(find_task(TASK), self.data, 0) if case.group in _TEST_SETS]
-        for seed in SEEDS:
-            for arm in ARMS:
-                self._measure("test", self._run(arm, seed), cases)
+        for seed in self.seeds:
+            for arm in self._chosen(ARMS):
+                if arm.task == TASK:
+                    self._measure("test", arm, self._trained(arm, seed), cases)
 
-    def _measure(self, stage: str, folder: Path, cases: Sequence[Case]) -> None:
+    def _chosen(self, named: Sequence[Named]) -> list[Named]:
+        return [one for one in named if one.name.startswith(self.only)]
+
+    def _measure(self, stage: str, arm: Arm, folder: Path, cases: Sequence[Case]) -> None:
         found = self.document.setdefault(stage, {})
         if folder.name in found:
             return
-        task = find_task(TASK)
-        _, fuse = fuser_of(f"{folder.name}={folder / f'{TASK}.safetensors'}", task)
+        task = find_task(arm.task)
+        _, fuse = fuser_of(f"{folder.name}={folder / f'{arm.task}.safetensors'}", task)
         sets: dict[str, list[dict[str, float]]] = {}
         for case in cases:
             sets.setdefault(case.group, []).append(measure(fuse, task, case))
         found[folder.name] = {group: _means(rows) for group, rows in sets.items()}
         self._save(f"{stage}: {folder.name}")
 
-    def _train(self, folder: Path, assignments: tuple[str, ...]) -> None:
-        if (folder / f"{TASK}.safetensors").exists():
+    def _trained_state(self, prior: str, seed: int = 0) -> Path:
+        folder = self.work / (f"state-{prior}-{seed}" if seed else f"state-{prior}")
+        self._train(folder, TASK, "fast", (*_STATE, *PRIORS[prior], f"run.seed={seed}"))
+        return folder
+
+    def _trained(self, arm: Arm, seed: int) -> Path:
+        given: dict[str, Path] = {}
+        if arm.continues:
+            given |= dict.fromkeys(("fusion", AVERAGE_GROUP, "reconstruction"), self._trained_state(arm.prior, seed))
+        if arm.proposal:
+            given["proposal"] = self._trained(next(other for other in ARMS if other.name == arm.proposal), seed)
+        folder = self.work / _run(arm.name, seed)
+        assignments = (*arm.schedule, *PRIORS[arm.prior], *(arm.changes or _FIXED), f"run.seed={seed}")
+        self._train(folder, arm.task, arm.network, assignments, given)
+        return folder
+
+    def _train(
+        self, folder: Path, task: str, network: str, assignments: tuple[str, ...], given: Mapping[str, Path] | None = None
+    ) -> None:
+        """Train, from a checkpoint of step 0 where some parameters may be those of other runs."""
+        if (folder / f"{task}.safetensors").exists():
             return
-        begun = bool(find_checkpoints(folder))
-        request = Request(
-            TASK, self.data / TASK / "train", folder, assignments=() if begun else (*COMMON, *assignments), exclude=EXCLUDED,
-            network=None if begun else "fast", resume=folder if begun else None, device="cpu",
-        )  # fmt: skip
+        if not find_checkpoints(folder):
+            settings = resolve(
+                "default", task, device="cpu", assignments=(*COMMON, *OF_TASK[task], *assignments), network=network
+            )  # fmt: skip
+            state = initial_state(settings, torch.device("cpu"))
+            for group, run in (given or {}).items():
+                tensors = read_state(run).tensors
+                for name, tensor in state.groups()[group].items():
+                    tensor.copy_(tensors[f"{group}.{name}"])
+            folder.mkdir(parents=True, exist_ok=True)
+            names = tuple(entry.name for entry in self._pairs(task)[0])
+            save_state(checkpoint_path(folder, 0), state, task=task, settings=settings, pairs=names)
+        request = Request(task, self.data / task / "train", folder, exclude=EXCLUDED[task], resume=folder, device="cpu")
         outcome = run_session(request, Console(lambda _: None, iter, lambda *_: None))
         print(f"{folder.name}: {outcome.step} steps", flush=True)
         if not outcome.finished:
             raise SystemExit(f"stopped by {outcome.reason}; the same command continues")
 
-    def _pairs(self) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-        found = survey(self.data / TASK / "train", find_task(TASK), _CROP_PX, exclude=EXCLUDED)
+    def _held(self, task: str) -> list[Case]:
+        return [Case("held", read_pair(PairPaths(e.name, e.a, e.b))) for e in self._pairs(task)[1] if e.b is not None]
+
+    def _pairs(self, task: str) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+        found = survey(self.data / task / "train", find_task(task), _CROP_PX, exclude=EXCLUDED[task])
         return split_held(found.entries, _HELD)
-
-    def _state(self, prior: str) -> Path:
-        return self.work / f"state-{prior}"
-
-    def _run(self, arm: Arm, seed: int) -> Path:
-        return self.work / f"{arm.name}-{seed}"
 
     def _save(self, news: str) -> None:
         write_atomically(self.path, (json.dumps(self.document, indent=1) + "\n").encode())
         print(news, flush=True)
+
+
+def _run(arm: str, seed: int) -> str:
+    return f"{arm}-{seed}"
 
 
 def _diagnostics(folder: Path) -> dict[str, float]:
@@ -333,19 +406,28 @@ def _map_lines(shown: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _compared_lines(group: str, runs: dict[str, dict[str, float]]) -> Iterator[str]:
-    columns: dict[str, dict[str, list[float]]] = {}
-    metrics = [name for name in next(iter(runs.values())) if all(name in row for row in runs.values())]
+    families: dict[str, list[Arm]] = {}
     for arm in ARMS:
-        found = [seed for seed in SEEDS if {f"{name}-{seed}" for name in (arm.name, arm.control) if name} <= runs.keys()]
-        base = [runs.get(f"{arm.control}-{seed}", {}) for seed in found]
-        if found:
-            rows = [runs[f"{arm.name}-{seed}"] for seed in found]
-            columns[arm.name] = {m: [x[m] - y.get(m, 0.0) for x, y in zip(rows, base, strict=True)] for m in metrics}
-    controls = {arm.name: f", less {arm.control}" if arm.control else "" for arm in ARMS}
+        if any(_run(arm.name, seed) in runs for seed in SEEDS):
+            families.setdefault(arm.control or arm.name, []).append(arm)
+    for arms in families.values():
+        yield from _family_lines(group, arms, runs)
+
+
+def _family_lines(group: str, arms: Sequence[Arm], runs: dict[str, dict[str, float]]) -> Iterator[str]:
+    """The table of a control and of what is compared with it."""
+    columns: dict[str, dict[str, list[float]]] = {}
+    for arm in arms:
+        found = [seed for seed in SEEDS if {_run(name, seed) for name in (arm.name, arm.control) if name} <= runs.keys()]
+        base = [runs.get(_run(arm.control, seed), {}) for seed in found]
+        rows = [runs[_run(arm.name, seed)] for seed in found]
+        names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+        columns[arm.name] = {name: [x[name] - y.get(name, 0.0) for x, y in zip(rows, base, strict=True)] for name in names}
+    controls = {arm.name: f", less {arm.control}" if arm.control else "" for arm in arms}
     yield f"| {group} | {' | '.join(name + controls[name] for name in columns)} |"
     yield f"| --- |{' ---: |' * len(columns)}"
-    for metric in metrics:
-        cells = [_with_error(found[metric], "+" if controls[name] else "") for name, found in columns.items()]
+    for metric in next(iter(columns.values())):
+        cells = [_with_error(found.get(metric, []), "+" if controls[name] else "") for name, found in columns.items()]
         yield f"| {metric} | {' | '.join(cells)} |"
     yield ""
 

@@ -2,13 +2,14 @@
 
 python -m benchmarks.weights TASK --data DIR --weights NAME=FILE [--weights NAME=FILE ...] [--sets SET ...] [--limit N]
                              [--held [--exclude PREFIX ...]]
+python -m benchmarks.weights TASK --data DIR --names [--held [--exclude PREFIX ...]]
 
-DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. With ``--held``, the only set is that of the pairs in ``TASK/train`` that training
-holds back: decisions are made there. Every weights file is compared with the last one named. Per set and metric it
-prints the mean of both, the mean difference per image and its standard error; ``-`` marks a mean difference
-below minus one standard error, ``+`` one above zero. Results are stretched, and metrics are those of the convention
-``evaluator`` on grayscale images, for ``ir_vis`` also those of ``appearance``, over the images where they are defined. The
-exceptions:
+DIR holds ``TASK/test/SOURCE/SET__NAME.ext``. With ``--held``, the only set is that of the pairs in ``TASK/train`` that
+training holds back: decisions are made there. ``--names`` prints the names of the pairs, for the option ``--split`` of other
+commands, and measures nothing. Every weights file is compared with the last one named. Per set and metric it prints the mean
+of both, the mean difference per image and its standard error; ``-`` marks a mean difference below minus one standard error,
+``+`` one above zero. Results are stretched, and metrics are those of the convention ``evaluator`` on grayscale images, for
+``ir_vis`` also those of ``appearance``, over the images where they are defined. The exceptions:
 
 - ``medical``: metrics inside the head. The outside (both sources black, not enclosed by either) is blanked in all
   images, which are then cropped to the box around the head. ``black`` is the mean level where both sources are exactly
@@ -90,14 +91,17 @@ def main() -> int:
     parser.add_argument("task", choices=METRICS)
     parser.add_argument("--data", type=Path, required=True, help="folder with TASK/test/SOURCE")
     parser.add_argument(
-        "--weights", action="append", required=True, metavar="NAME=FILE", help="repeatable; the last one is the reference; "
+        "--weights", action="append", default=[], metavar="NAME=FILE", help="repeatable; the last one is the reference; "
         "'average' and 'max' instead of a file stand for the mean and the maximum of the sources",
     )  # fmt: skip
     parser.add_argument("--sets", nargs="+", metavar="SET", help="only these sets")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="first N pairs of each set only")
     parser.add_argument("--held", action="store_true", help="pairs that training holds back, instead of the test sets")
     parser.add_argument("--exclude", action="append", default=[], metavar="PREFIX", help="with --held: as training left out")
+    parser.add_argument("--names", action="store_true", help="print the names of the pairs only")
     options = parser.parse_args()
+    if not (options.weights or options.names):
+        parser.error("expected --weights, or --names")
 
     task = find_task(options.task)
     if options.held:
@@ -106,6 +110,9 @@ def main() -> int:
     else:
         cases = list(test_cases(task, options.data, options.limit))
     cases = [case for case in cases if not options.sets or case.group in options.sets]
+    if options.names:
+        print("\n".join(case.pair.name for case in cases))
+        return 0
     found = {
         name: [measure(fuse, task, case) for case in cases]
         for name, fuse in (fuser_of(argument, task) for argument in options.weights)
