@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     from refusion_edge.stream.frames import MS, SIDES
     from refusion_edge.stream.run.snapshot import take_pair
 
-    names = (options.output / f"{side}{kind}" for side in SIDES for kind in (_PNG, _TIFF))
-    require_free(*names, overwrite=options.overwrite)
+    names = {options.output / f"{side}{kind}" for side in SIDES for kind in (_PNG, _TIFF)}
+    require_free(*sorted(names), overwrite=options.overwrite)
     say, said = remarks(), list[str]()
 
     def remark(text: str) -> None:
@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
         for side in SIDES:
             write_image(paths[side], images[side])
             written.append(paths[side])
+        for path in names.difference(written):
+            path.unlink(missing_ok=True)  # of an earlier pair, which this one replaces
     except BaseException as error:
         for path in written:
             path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         output().print(f"wrote {options.save_config}")
         output().print(f"next: refusion-edge stream --config {options.save_config}")
         return 0
-    _require_free_report(options, overwrite=settings.overwrite)
+    _require_free_report(options, [settings])
     options.bundle = settings.bundle  # for --rebuild
     if options.rebuild and settings.bundle is None:
         raise _nothing_to_rebuild()
@@ -132,7 +133,7 @@ def _run_site(options: argparse.Namespace) -> int:
             "--save-config writes the settings of one rig, but the configuration has several", "edit the file itself"
         )
     plans = read_site(options.config, _given(options), trust=options.trust)
-    _require_free_report(options, overwrite=all(plan.settings.overwrite for plan in plans))
+    _require_free_report(options, [plan.settings for plan in plans])
     if options.rebuild:
         _rebuild_misfits([plan.settings for plan in plans])
     keep_freed_memory()
@@ -173,9 +174,17 @@ def _run_site(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_free_report(options: argparse.Namespace, *, overwrite: bool) -> None:
-    if options.json and options.json != "-":
-        require_free(Path(options.json), overwrite=overwrite)
+def _require_free_report(options: argparse.Namespace, every: Sequence[StreamSettings]) -> None:
+    from refusion_edge.stream.uri import parse_output, parse_source
+
+    if not options.json or options.json == "-":
+        return
+    require_free(Path(options.json), overwrite=all(settings.overwrite for settings in every))
+    report = os.path.realpath(options.json)
+    for settings in every:
+        uris = [*map(parse_source, filter(None, (settings.ir, settings.vis))), *map(parse_output, settings.outputs)]
+        if any(uri.scheme == "file" and os.path.realpath(uri.target) == report for uri in uris):
+            raise UsageError(f"--json names {options.json}, which is also a source or an output", "choose another name")
 
 
 def _rebuild_misfits(every: Sequence[StreamSettings]) -> None:

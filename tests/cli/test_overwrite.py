@@ -110,6 +110,15 @@ def test_a_file_is_not_replaced_unasked(run_cli: RunCli, words: tuple[str, ...],
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize("named", [("-o", "./x.mkv"), ("-o", "null://", "--ir", "x.mkv")], ids=["output", "source"])
+def test_the_report_of_a_stream_replaces_none_of_its_videos(run_cli: RunCli, named: tuple[str, ...]) -> None:
+    Path("x.mkv").write_bytes(MINE)
+    Path("same.json").symlink_to("x.mkv")
+    code, out, err = run_cli(*STREAM, *named, "--json", "same.json", "--overwrite")
+    assert (code, out, one_sentence(err)) == (UsageError.exit_code, "", True), err
+    assert Path("x.mkv").read_bytes() == MINE
+
+
 def test_the_table_holds_every_option_that_names_an_output() -> None:
     told = {"output", "outputs", "json", "csv", "html", "latex", "markdown", "overlay", "record", "save_config"}
     told |= {name for _, name in APART}

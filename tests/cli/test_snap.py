@@ -53,6 +53,14 @@ def test_a_pair_of_files_is_of_one_moment_with_its_colors(run_cli: RunCli) -> No
     assert np.array_equal(read_image(Path("shots/vis.png")), Painter(scene, "vis").paint(0)[..., ::-1])
 
 
+def test_a_pair_replaces_all_of_the_earlier_one(run_cli: RunCli) -> None:
+    write_image("shots/ir.tiff", np.zeros((24, 32), np.float32))
+    uris = "--ir", camera("ir", live=0, frames=3), "--vis", camera("vis", live=0, frames=3)
+    assert run_cli("snap", *uris, "-o", "shots")[0] == 4
+    assert run_cli("snap", *uris, "-o", "shots", "--overwrite")[0] == 0
+    assert sorted(path.name for path in Path("shots").iterdir()) == ["ir.png", "vis.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
