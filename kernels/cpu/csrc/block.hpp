@@ -46,20 +46,30 @@ struct OperandRings {
     OperandRings(const float* rings, int pitch, int last_slot) {
         for (int i = 0; i < Operand::depth; ++i) channel[i] = ring_rows(rings + i * 4 * pitch, pitch, last_slot);
     }
+
+    // Two rows of each channel in one place and the next two in another.
+    OperandRings(const float* before, const float* now, int pitch) {
+        for (int i = 0; i < Operand::depth; ++i) {
+            const int top = 2 * i * pitch, bottom = top + pitch;
+            channel[i] = {{before + top, before + bottom, now + top, now + bottom}};
+        }
+    }
 };
+
+static_assert(output_block <= kMostOutputBlock);
 
 // Numbers that the packed weights of a product take: two of bf16 share one.
 constexpr int weight_count(int outputs, int inputs) { return outputs * inputs / Operand::depth; }
 
-// A pointwise convolution of `Inputs` channels to as many rings' slot as it has outputs.
+// A pointwise convolution of `Inputs` channels to one row of each output, `to_pitch` numbers apart.
 template <int Inputs>
-REFUSION_INLINE void fill_rings(OperandRows from, const float* weights, const float* bias, int outputs, int vectors, float* rings,
-                                int pitch, int slot, const Outside& outside) {
+REFUSION_INLINE void fill_rows(OperandRows from, const float* weights, const float* bias, int outputs, int vectors, float* to,
+                               std::ptrdiff_t to_pitch, const Outside& outside) {
     pointwise<Operand, Inputs>(
         outputs, vectors, weights, bias, [=](int k) { return from.first + k * from.pitch; },
-        [=](int o, int v, Vec sum) { store(rings + (4 * o + slot) * pitch + v * lanes, sum); });
+        [=](int o, int v, Vec sum) { store(to + o * to_pitch + v * lanes, sum); });
     if (outside.any()) {
-        for (int o = 0; o < outputs; ++o) outside.clear(rings + (4 * o + slot) * pitch);
+        for (int o = 0; o < outputs; ++o) outside.clear(to + o * to_pitch);
     }
 }
 
@@ -94,10 +104,10 @@ struct Statistics {
                 for (int g = 0; g < G; ++g) {
                     const int weights = g * weight_count(CG, CG);
                     // Crossed where there are two sources: the queries of one ask the keys of the other.
-                    fill_rings<CG>(x.from_channel((G - 1 - g) * CG), w.query + weights, w.query_bias, CG, vectors,
-                                   queries + g * CG * 4 * pitch, pitch, slot, outside);
-                    fill_rings<CG>(x.from_channel(g * CG), w.key + weights, w.key_bias, CG, vectors, keys + g * CG * 4 * pitch,
-                                   pitch, slot, outside);
+                    fill_rows<CG>(x.from_channel((G - 1 - g) * CG), w.query + weights, w.query_bias, CG, vectors,
+                                  queries + (4 * g * CG + slot) * pitch, 4 * pitch, outside);
+                    fill_rows<CG>(x.from_channel(g * CG), w.key + weights, w.key_bias, CG, vectors,
+                                  keys + (4 * g * CG + slot) * pitch, 4 * pitch, outside);
                 }
             }
             if (t == 0) continue;
@@ -110,6 +120,10 @@ struct Statistics {
                     const Rows ring = ring_rows((query ? queries : keys) + channel * 4 * pitch, pitch, last_slot);
                     const float* taps = (query ? w.query_taps : w.key_taps) + 9 * channel;
                     float* to = gathered + 2 * d * pitch;
+                    // The two rows of the next step, as many channels long as there are convolutions of this one. A
+                    // strip has only short pieces of each row.
+                    const int convolution = head * 2 * D + d, next_row = tile.top + 2 * t + 1 + convolution / C;
+                    if (next_row < tile.height) prefetch(from.at(next_row, tile.left - 1) + convolution % C * from.pitch, pitch);
                     if constexpr (taps_in_registers) {
                         depthwise_rows(ring, core_vectors, taps, [=](int v, RowPair pair) {
                             store(to + v * lanes, pair.top);
@@ -204,8 +218,8 @@ struct Transform {
         values_ = scratch.take(C * 4 * pitch_);
         gathered_ = scratch.take(C * 2 * pitch_);
         mixed_ = scratch.take(C * 4 * pitch_);
-        gates_ = scratch.take(H * 4 * pitch_);
-        updates_ = scratch.take(H * 4 * pitch_);
+        gates_ = scratch.take((H + output_block) * 2 * pitch_);
+        updates_ = scratch.take((H + output_block) * 2 * pitch_);
         gated_ = scratch.take(H * 2 * pitch_);
     }
 
@@ -230,8 +244,8 @@ struct Transform {
             }
             const OperandRows x = operands<Shape>(from_.at(row, tile_.left - 2), from_.pitch, normed_, pitch_, value_vectors_);
             for (int g = 0; g < G; ++g) {
-                fill_rings<CG>(x.from_channel(g * CG), w_.value + g * weight_count(CG, CG), w_.value_bias, CG, value_vectors_,
-                               values_ + g * CG * 4 * pitch_, pitch_, slot, outside_values_);
+                fill_rows<CG>(x.from_channel(g * CG), w_.value + g * weight_count(CG, CG), w_.value_bias, CG, value_vectors_,
+                              values_ + (4 * g * CG + slot) * pitch_, 4 * pitch_, outside_values_);
             }
         }
     }
@@ -275,34 +289,47 @@ struct Transform {
         OperandRows rows[2] = {};
         for (int i = 0; i < 2; ++i) {
             const int row = tile_.top + 2 * t - 3 + i, slot = (2 * t + i) & 3;
-            if (!inside(tile_, row)) {
-                clear_slot(gates_, H, pitch, slot);
-                clear_slot(updates_, H, pitch, slot);
-                continue;
-            }
+            if (!inside(tile_, row)) continue;
             // The values are done with: there is room where they were.
             rows[i] = operands<Shape>(mixed_ + slot * pitch, 4 * pitch, gathered_ + i * pitch, 2 * pitch, hidden_vectors_);
         }
         for (int h = 0; h < H; h += output_block) {
+            const std::ptrdiff_t now = place(h, t), before = place(h, t - 1);
             for (int i = 0; i < 2; ++i) {
-                if (rows[i].first == nullptr) continue;
-                const int slot = (2 * t + i) & 3;
-                fill_rings<C>(rows[i], w_.gate + weight_count(h, C), w_.gate_bias ? w_.gate_bias + h : nullptr, output_block,
-                              hidden_vectors_, gates_ + h * 4 * pitch, pitch, slot, outside_hidden_);
-                fill_rings<CG>(rows[i].from_channel(h / HG * CG), w_.update + weight_count(h, CG),
-                               w_.update_bias ? w_.update_bias + h : nullptr, output_block, hidden_vectors_,
-                               updates_ + h * 4 * pitch, pitch, slot, outside_hidden_);
+                float *gates = gates_ + now + i * pitch, *updates = updates_ + now + i * pitch;
+                if (rows[i].first == nullptr) {
+                    for (int o = 0; o < output_block; ++o) {
+                        std::memset(gates + 2 * o * pitch, 0, sizeof(float) * static_cast<unsigned>(pitch));
+                        std::memset(updates + 2 * o * pitch, 0, sizeof(float) * static_cast<unsigned>(pitch));
+                    }
+                    continue;
+                }
+                fill_rows<C>(rows[i], w_.gate + weight_count(h, C), w_.gate_bias ? w_.gate_bias + h : nullptr, output_block,
+                             hidden_vectors_, gates, 2 * pitch, outside_hidden_);
+                fill_rows<CG>(rows[i].from_channel(h / HG * CG), w_.update + weight_count(h, CG),
+                              w_.update_bias ? w_.update_bias + h : nullptr, output_block, hidden_vectors_, updates, 2 * pitch,
+                              outside_hidden_);
             }
             if (t < 2) continue;
             // While the new rows are still in the first cache.
-            for (int j = h; j < h + output_block; j += Operand::depth) gate(j, 2 * t + 1);
+            for (int o = 0; o < output_block; o += Operand::depth) {
+                const int first = 2 * o * pitch;
+                gate(h + o, {gates_ + before + first, gates_ + now + first, pitch},
+                     {updates_ + before + first, updates_ + now + first, pitch});
+            }
         }
     }
 
+    // Where a register block of hidden channels has its two rows of a step: where the block before it had those of the
+    // step before, which are done with. So the rows of two steps take the room of one, and of one more block.
+    std::ptrdiff_t place(int hidden, int step) const {
+        constexpr int places = H / output_block + 1;
+        const int index = (hidden / output_block + places - step % places) % places;
+        return static_cast<std::ptrdiff_t>(index) * 2 * output_block * pitch_;
+    }
+
     // One row of operands: the hidden channel, and with bf16 the next.
-    void gate(int channel, int last_slot) {
-        const OperandRings gates(gates_ + channel * 4 * pitch_, pitch_, last_slot);
-        const OperandRings updates(updates_ + channel * 4 * pitch_, pitch_, last_slot);
+    void gate(int channel, const OperandRings& gates, const OperandRings& updates) {
         const float *gate_taps = w_.gate_taps + 9 * channel, *update_taps = w_.update_taps + 9 * channel;
         float* at = gated_ + 2 * (channel / Operand::depth) * pitch_;
         if constexpr (taps_in_registers && Operand::depth == 1) {

@@ -7,6 +7,7 @@
 #define REFUSION_NORM_VECTORS 4
 #define REFUSION_FAST_OUTPUT_BLOCK 8
 #define REFUSION_FAST_VECTOR_BLOCK 3
+#define REFUSION_SCRATCH_KB 560
 #define REFUSION_TABLE neon_kernels
 #define REFUSION_FAST_TABLE neon_fast_kernels
 #include "isa.inc"

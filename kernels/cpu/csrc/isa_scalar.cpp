@@ -7,6 +7,7 @@
 #define REFUSION_NORM_VECTORS 1
 #define REFUSION_FAST_OUTPUT_BLOCK 6
 #define REFUSION_FAST_VECTOR_BLOCK 2
+#define REFUSION_SCRATCH_KB 560
 #define REFUSION_TABLE scalar_kernels
 #define REFUSION_FAST_TABLE scalar_fast_kernels
 #include "isa.inc"

@@ -166,6 +166,7 @@ struct Kernels {
     const char* isa;
     int lanes;
     Packing packing;
+    int scratch_bytes;  // of one thread, at most: wider strips overlap less, and narrower ones stay in a smaller cache
 
     // First convolution of one source. Returns whether all pixels it read are finite.
     bool (*lift)(const Tile&, const PlaneView& from, const FeatureView& to, const float* weights, float* scratch);
@@ -193,11 +194,14 @@ struct Kernels {
 
 enum BlockKind { kEncoder = 0, kDecoder = 1, kFusion = 2 };
 
+// Most outputs of a register block of the paper's network.
+inline constexpr int kMostOutputBlock = 8;
+
 // Numbers of scratch per column of a tile that any pass of a block may need.
 template <class Shape>
 constexpr int block_scratch_per_column() {
     constexpr int c = Shape::channels, h = Shape::hidden;
-    return c * 4 + c * 2 + c * 4 + c + c + 2 * h * 4 + h * 2;
+    return c + c * 4 + c * 2 + c * 4 + 2 * (h + kMostOutputBlock) * 2 + h * 2;
 }
 
 // Margin before and behind a feature buffer, and behind the scratch, that vectors may read into.

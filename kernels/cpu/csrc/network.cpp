@@ -14,8 +14,6 @@ namespace {
 
 constexpr int kChannels = 2 * kDim;
 
-// Scratch of one thread, so that it stays in the second cache.
-constexpr int kScratchBytes = 768 << 10;
 // Rows whose products are added up by one thread. Fixed, so that the sums are, too.
 constexpr int kStatisticsRows = 64;
 // Fewer rows would spend too much on the rows above and below.
@@ -51,14 +49,15 @@ struct Network::Image {
     std::vector<Span> wide_strips;
     std::vector<Span> statistics_bands;
 
-    Image(int height_, int width_, int lanes) : height(height_), width(width_) {
+    Image(int height_, int width_, const Kernels& kernels) : height(height_), width(width_) {
         // An odd number of cache lines from channel to channel: a power of two would put them all into one set.
         pitch = (width + 15) / 16 | 1;
         pitch *= 16;
+        const int lanes = kernels.lanes;
         std::size_t most = 0;
         for (const BlockKind kind : {kEncoder, kDecoder, kFusion}) {
             const int per_column = scratch_per_column(kind);
-            strips[kind] = cut_strips(width, lanes, 4, kScratchBytes / static_cast<int>(sizeof(float)) / per_column);
+            strips[kind] = cut_strips(width, lanes, 4, kernels.scratch_bytes / static_cast<int>(sizeof(float)) / per_column);
             most = std::max(most, static_cast<std::size_t>(per_column) * columns(strips[kind], lanes));
         }
         wide_strips = cut_strips(width, lanes, 2, 1024);
@@ -122,7 +121,7 @@ Network::Network(const float* flat, int threads, const std::string& isa, Precisi
 void Network::fuse(const PlaneView& a, const PlaneView& b, int height, int width, const PlaneTarget& fused) {
     require_sides(height, width);
     const std::lock_guard<std::mutex> lock(mutex_);
-    Image image(height, width, kernels_.lanes);
+    Image image(height, width, kernels_);
     const auto grow = [](Buffer& buffer, std::size_t count) {
         if (buffer.count() == count) return;
         buffer = Buffer();

@@ -10,8 +10,12 @@ namespace refusion::REFUSION_ISA {
 //
 // in(k) is the address of column 0 of row k; out(output, vector, sum) takes the result.
 template <class Kind, int Outputs, int Vectors, int Rows, class In, class Out>
-REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const float* __restrict weights, const float* bias,
+REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const float* weights, const float* bias,
                                      const In& in, const Out& out) {
+    // Short loops are written out, which measured faster.
+    constexpr bool written_out = few_registers && Rows <= 16;
+    // One address for all weights; otherwise, GCC keeps one for each of them in memory.
+    if constexpr (written_out) asm("" : "+r"(weights));
     Vec sums[Outputs][Vectors];
     if constexpr (few_registers) {
         // The first products start the sums, instead of copies of a zero register, which are slower.
@@ -33,15 +37,14 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
             for (int v = 0; v < Vectors; ++v) sums[o][v] = start;
         }
     }
-#pragma GCC unroll 1
-    for (int k = few_registers ? 1 : 0; k < Rows; ++k) {
+    const auto add_row = [&](int k) __attribute__((always_inline)) {
         const float* row = in(k) + first_vector * lanes;
         Vec x[Vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * lanes);
+        for (int v = 0; v < Vectors; ++v) x[v] = written_out ? in_register(load(row + v * lanes)) : load(row + v * lanes);
         if constexpr (weights_in_lanes) {
             add_products_by_lane<Kind>(sums, weights + k * Outputs, x);
-            continue;
+            return;
         }
 #pragma GCC unroll 8
         for (int o = 0; o < Outputs; ++o) {
@@ -49,6 +52,13 @@ REFUSION_INLINE void pointwise_block(int first_output, int first_vector, const f
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) sums[o][v] = Kind::multiply_add(sums[o][v], weight, x[v]);
         }
+    };
+    if constexpr (written_out) {
+#pragma GCC unroll 16
+        for (int k = 1; k < Rows; ++k) add_row(k);
+    } else {
+#pragma GCC unroll 1
+        for (int k = few_registers ? 1 : 0; k < Rows; ++k) add_row(k);
     }
     if (few_registers && bias) {
 #pragma GCC unroll 8
