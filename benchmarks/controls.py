@@ -62,7 +62,7 @@ CONTROLS = {
     "seed 2": Control(("run.seed=2",)),
     "loss alone": Control(has_teacher=False),
     "teacher alone": Control(("teacher.loss=0",)),
-    "no statistics": Control(("optimiser.frozen=['statistics.']",)),
+    "no statistics": Control(("optimizer.frozen=['statistics.']",)),
     "32 channels": Control(("fast.channels=32",)),
     "16 channels": Control(("fast.channels=16",)),
 }

@@ -65,7 +65,7 @@ PRIORS = {
     "hard": (),
     "soft": ("proposal.temperature=4.0",),
 }
-_STATE = ("run.steps=400", "run.batch=4", "meta.reconstruct=true", "optimiser.warm_up_steps=50")
+_STATE = ("run.steps=400", "run.batch=4", "meta.reconstruct=true", "optimizer.warm_up_steps=50")
 _HELD, _CROP_PX = 0.1, 64
 _ERROR_PAIRS = 8
 
@@ -91,15 +91,15 @@ class Variant:
 _HALF = ("proposal.stride=2",)
 _ALONE = ("outer.reconstruction=0.0",)
 _SIMILARITY = (*_ALONE, "outer.similarity=1.0")
-_CENTRED = ("meta.centred=true",)
+_CENTERED = ("meta.centered=true",)
 # Factors that give the terms meta-gradients of similar length, at two pairs.
 _VISIBLE = (*_SIMILARITY, "outer.edges=0.5", "outer.detail=2.0", "outer.targets=5.0")
 VARIANTS = (
     Variant("hard prior", "hard"),
-    Variant("hard prior, centred", "hard", _CENTRED),
+    Variant("hard prior, centered", "hard", _CENTERED),
     Variant("hard prior, half", "hard", _HALF),
     Variant("soft prior, half", "soft", _HALF),
-    Variant("soft prior, half, centred", "soft", (*_HALF, *_CENTRED)),
+    Variant("soft prior, half, centered", "soft", (*_HALF, *_CENTERED)),
     # With F and R of the soft prior.
     Variant("no prior, half", "soft", (*_HALF, "proposal.prior=none")),
     Variant("soft prior, half, similarity", "soft", (*_HALF, *_SIMILARITY)),
@@ -112,12 +112,12 @@ VARIANTS = (
 
 # Eight pairs for each update of P, in four parts.
 SCHEDULE = (
-    "run.steps=400", "run.batch=2", "optimiser.warm_up_steps=50", "meta.warm_up=0.2", "meta.every=2", "meta.accumulate=4",
+    "run.steps=400", "run.batch=2", "optimizer.warm_up_steps=50", "meta.warm_up=0.2", "meta.every=2", "meta.accumulate=4",
     "meta.learning_rate=1e-2",
 )  # fmt: skip
 # The same number of updates of P, each from 32 pairs at once.
 LARGE = (
-    "run.steps=80", "run.batch=32", "optimiser.warm_up_steps=10", "optimiser.learning_rate=1e-3", "meta.warm_up=0.0",
+    "run.steps=80", "run.batch=32", "optimizer.warm_up_steps=10", "optimizer.learning_rate=1e-3", "meta.warm_up=0.0",
     "meta.every=2", "meta.accumulate=1", "meta.learning_rate=1e-2",
 )  # fmt: skip
 

@@ -208,7 +208,7 @@ def _meta_gradient(subject: Subject, index: int, pairs: int) -> Tensor:
     weights = networks.propose(phi, *train.compared)
     objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
     inner = fusion_gradient(networks, state.theta, train, weights, objective)
-    rule = MetaRule("exact", meta.inner_rate, meta.adapt_reconstruction, meta.centred, settings.outer)
+    rule = MetaRule("exact", meta.inner_rate, meta.adapt_reconstruction, meta.centered, settings.outer)
     found = meta_gradient(networks, state.theta, phi, state.rho, train, test, weights, inner, objective, rule)
     return torch.cat([tensor.flatten().cpu() for tensor in found.gradient.values()])
 

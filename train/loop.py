@@ -180,12 +180,12 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                 # What this step does, and at which rates.
                 step = counters.step
                 action = action_at(settings.meta, step, progress, learning=not counters.frozen)
-                factor = learning_factor(settings.optimiser, step, progress)
+                factor = learning_factor(settings.optimizer, step, progress)
                 coefficient = gradient_coefficient(settings.loss, progress)
                 objective = FusionObjective(settings.loss.gradient, coefficient, settings.loss.intensity, settings.teacher)
                 meta = settings.meta
                 rule = MetaRule(
-                    meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centred, settings.outer
+                    meta.engine, meta.inner_rate * factor, meta.adapt_reconstruction, meta.centered, settings.outer
                 )  # fmt: skip
                 crop_px = crop_at(settings.run, progress)
                 batch = _both_orders(draw(step, crop_px=crop_px, stream=_TRAIN), run, state)
@@ -222,13 +222,13 @@ def train(run: Run, networks: Networks, state: TrainingState, log: RunLog, repor
                         apply(state.optimizers["proposal"], state.phi, mean, meta.learning_rate * factor)
                         _forget(state)
                 if action.update:
-                    rate = settings.optimiser.learning_rate * factor
-                    if progress >= settings.optimiser.fusion_frozen:
-                        free = without_frozen(fusion.gradient, settings.optimiser.frozen)
-                        apply(state.optimizers["fusion"], state.theta, clipped(free, settings.optimiser.clip), rate)
+                    rate = settings.optimizer.learning_rate * factor
+                    if progress >= settings.optimizer.fusion_frozen:
+                        free = without_frozen(fusion.gradient, settings.optimizer.frozen)
+                        apply(state.optimizers["fusion"], state.theta, clipped(free, settings.optimizer.clip), rate)
                     if networks.reconstructs:
                         apply(state.optimizers["reconstruction"], state.rho, judged.gradient, rate)
-                    _follow(state, average_decay(settings.optimiser, settings.run, step))
+                    _follow(state, average_decay(settings.optimizer, settings.run, step))
                 # The same on every rank, so no exchange is needed. A checkpoint never holds a state that cannot be resumed.
                 if bad := _not_finite(state):
                     _give_up(run, batch, test, weights, bad, step)

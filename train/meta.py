@@ -189,7 +189,7 @@ class MetaRule:
         engine: One of ``Engine``.
         inner_rate: Step a of the inner update.
         adapt_reconstruction: Whether R also takes an inner step before it evaluates.
-        centred: Whether the mean of J v over each image, a plain shift of brightness, is left out. Changes the
+        centered: Whether the mean of J v over each image, a plain shift of brightness, is left out. Changes the
             objective.
         outer: What the outer update lowers.
     """
@@ -197,7 +197,7 @@ class MetaRule:
     engine: Engine
     inner_rate: float
     adapt_reconstruction: bool = False
-    centred: bool = False
+    centered: bool = False
     outer: OuterSettings = field(default_factory=OuterSettings)
 
 
@@ -323,7 +323,7 @@ def meta_gradient(
         tangent = product(networks, theta, v, train)
     constant = tangent.mean(dim=(1, 2, 3), keepdim=True)
     share = constant.square().mean() / tangent.square().mean().clamp(min=torch.finfo(tangent.dtype).tiny)
-    if rule.centred:
+    if rule.centered:
         tangent = tangent - constant
     fused = inner.fused.clone().requires_grad_()
     (slope,) = torch.autograd.grad(objective(fused, train, weights), fused, create_graph=True)

@@ -101,7 +101,7 @@ def adamw(parameters: Parameters) -> AdamW:
 
 def outer_optimizer(phi: Parameters, settings: MetaSettings) -> Optimizer:
     """Optimizer of P."""
-    if settings.optimiser == "max-normalised":
+    if settings.optimizer == "max-normalized":
         return MaxNormalized(phi.values(), lr=settings.learning_rate)
     return AdamW(phi.values(), betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True)
 

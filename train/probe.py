@@ -104,7 +104,7 @@ def probe(
     objective = FusionObjective(settings.loss.gradient, settings.loss.coefficient, settings.loss.intensity)
     engine = "exact" if settings.meta.engine == "off" else settings.meta.engine
     meta = settings.meta
-    rule = MetaRule(engine, meta.inner_rate, meta.adapt_reconstruction, meta.centred, settings.outer)
+    rule = MetaRule(engine, meta.inner_rate, meta.adapt_reconstruction, meta.centered, settings.outer)
     state = initial_state(settings, device)
     timings = []
     for crop_px, batch in shapes:

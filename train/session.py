@@ -28,7 +28,7 @@ from refusion_edge.train.state import TrainingCheckpoint, find_checkpoints, init
 from refusion_edge.train.views import Teacher
 
 # Share of a fine-tuning run in which R adapts to the given F before F is trained.
-_FROZEN_WHEN_GIVEN = "optimiser.fusion_frozen=0.1"
+_FROZEN_WHEN_GIVEN = "optimizer.fusion_frozen=0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def run_session(request: Request, console: Console) -> Outcome:
             if known not in (None, request.task):
                 remark(f"{request.init} was trained for {known}; its weights are where {request.task} starts")
         state = initial_state(settings, ranks.device, theta)
-        _require_names(settings.optimiser.frozen, state.theta)
+        _require_names(settings.optimizer.frozen, state.theta)
         output = request.output
         if checkpoint is not None:
             restore(state, checkpoint)
@@ -232,7 +232,7 @@ def session_settings(request: Request, checkpoint: TrainingCheckpoint | None, de
         request.task,
         device=device.type,
         # Set by --init at the start of a run, not by its user.
-        assignments=(f"optimiser.fusion_frozen={settings.optimiser.fusion_frozen}", *request.assignments, *taught),
+        assignments=(f"optimizer.fusion_frozen={settings.optimizer.fusion_frozen}", *request.assignments, *taught),
         network=network,
     )
     differences = asked.differences(checkpoint.settings)
@@ -310,7 +310,7 @@ def _require_names(beginnings: Iterable[str], parameters: Iterable[str]) -> None
     for beginning in beginnings:
         if not any(name.startswith(beginning) for name in names):
             raise UsageError(
-                f"optimiser.frozen has '{beginning}', and no parameter has a name that begins like this",
+                f"optimizer.frozen has '{beginning}', and no parameter has a name that begins like this",
                 f"correct it; the first name is {names[0]}",
                 expected=names,
                 got=beginning,

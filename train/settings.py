@@ -87,9 +87,9 @@ class MetaSettings:
         warm_up: Share of the run before P starts to learn.
         inner_rate: Step of the inner update, times the schedule.
         adapt_reconstruction: Whether R also takes an inner step.
-        centred: Whether the brightness shift is left out of J v.
+        centered: Whether the brightness shift is left out of J v.
         accumulate: Number of meta-gradients averaged for one outer update.
-        optimiser: ``adamw``, or ``max-normalised``: the gradient divided by its largest entry.
+        optimizer: ``adamw``, or ``max-normalized``: the gradient divided by its largest entry.
         learning_rate: Peak step of the outer update, times the schedule.
         betas: Decays of AdamW.
         eps: Floor of AdamW's denominator; raw meta-gradients are far below the usual 1e-8.
@@ -101,9 +101,9 @@ class MetaSettings:
     warm_up: float
     inner_rate: float
     adapt_reconstruction: bool
-    centred: bool
+    centered: bool
     accumulate: int
-    optimiser: Literal["adamw", "max-normalised"]
+    optimizer: Literal["adamw", "max-normalized"]
     learning_rate: float
     betas: tuple[float, float]
     eps: float
@@ -231,7 +231,7 @@ class Settings:
     loss: LossSettings
     proposal: ProposalSettings
     meta: MetaSettings
-    optimiser: OptimizerSettings
+    optimizer: OptimizerSettings
     guard: GuardSettings
     validation: ValidationSettings
     checkpoint: CheckpointSettings
@@ -245,7 +245,7 @@ class Settings:
     shift: ShiftSettings = field(default_factory=ShiftSettings)
 
     def __post_init__(self) -> None:
-        run, meta, optimiser, tone = self.run, self.meta, self.optimiser, self.tone
+        run, meta, optimizer, tone = self.run, self.meta, self.optimizer, self.tone
         find_network(run.network)
         above_zero = {
             "run.steps": run.steps,
@@ -255,8 +255,8 @@ class Settings:
             "meta.accumulate": meta.accumulate,
             "meta.inner_rate": meta.inner_rate,
             "meta.learning_rate": meta.learning_rate,
-            "optimiser.learning_rate": optimiser.learning_rate,
-            "optimiser.decay_every": optimiser.decay_every,
+            "optimizer.learning_rate": optimizer.learning_rate,
+            "optimizer.decay_every": optimizer.decay_every,
             "validation.every": self.validation.every,
             "validation.crops": self.validation.crops,
             "checkpoint.every": self.checkpoint.every,
@@ -272,8 +272,8 @@ class Settings:
             "proposal.clip": self.proposal.clip,
             "meta.phase": meta.phase,
             "meta.eps": meta.eps,
-            "optimiser.warm_up_steps": optimiser.warm_up_steps,
-            "optimiser.clip": optimiser.clip,
+            "optimizer.warm_up_steps": optimizer.warm_up_steps,
+            "optimizer.clip": optimizer.clip,
             "guard.margin": self.guard.margin,
             "validation.images": self.validation.images,
             "data.cache_mib": self.data.cache_mib,
@@ -288,9 +288,9 @@ class Settings:
             "run.late_from": run.late_from,
             "loss.coefficient_start": self.loss.coefficient_start,
             "meta.warm_up": meta.warm_up,
-            "optimiser.floor": optimiser.floor,
-            "optimiser.ema": optimiser.ema,
-            "optimiser.fusion_frozen": optimiser.fusion_frozen,
+            "optimizer.floor": optimizer.floor,
+            "optimizer.ema": optimizer.ema,
+            "optimizer.fusion_frozen": optimizer.fusion_frozen,
             "validation.held": self.validation.held,
             "tone.share": tone.share,
             "tone.glare": tone.glare,
@@ -330,7 +330,7 @@ class Settings:
         Raises:
             UsageError: A name is unknown or missing, or a value has the wrong type or range.
         """
-        return typed(cls, tables, "", error=UsageError)
+        return typed(cls, _respelled(tables), "", error=UsageError)
 
     def differences(self, other: Settings) -> list[str]:
         """Differences from other settings, as ``name = value (other value)``."""
@@ -343,6 +343,8 @@ class Settings:
         ]
 
 
+# British spellings of earlier versions, which presets, checkpoints and commands may still have.
+_SPELLINGS = {"optimiser": "optimizer", "centred": "centered", "max-normalised": "max-normalized"}
 _MIN_CROP = 16
 _MOST_BYTES = 1 << 18
 
@@ -362,7 +364,7 @@ def resolve(
     Raises:
         UsageError: The preset does not exist or is not TOML, a name is unknown, or a value does not fit.
     """
-    tables = _read_preset(preset)
+    tables = _respelled(_read_preset(preset))
     of_networks, of_tasks, of_cuda = (
         typed(dict[str, Any], tables.pop(name, {}), name, error=UsageError) for name in ("networks", "tasks", "cuda")
     )
@@ -394,8 +396,15 @@ def _assigned(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, A
         section, _, key = name.strip().partition(".")
         if not separator or not key:
             raise UsageError(f"'{assignment}' is not an assignment", "write --set section.key=value")
-        _merge(tables, {section: _nested(key, _parse_value(text.strip()))})
+        _merge(tables, _respelled({section: _nested(key, _parse_value(text.strip()))}))
     return tables
+
+
+def _respelled(value: Any) -> Any:
+    """A value, or tables of values, in today's spelling."""
+    if isinstance(value, Mapping):
+        return {_SPELLINGS.get(name, name): _respelled(below) for name, below in value.items()}
+    return _SPELLINGS.get(value, value) if isinstance(value, str) else value
 
 
 def _require(values: Mapping[str, float], fits: Callable[[float], bool], expected: str) -> None:

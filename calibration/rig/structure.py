@@ -194,8 +194,8 @@ def _blurred(values: Float32Array, sigma_px: float) -> Float32Array:
 def edge_strength(structure: Float32Array, mask: Mask) -> Float32Array:
     """Strength of edges without their direction, minus its mean: (H, W, 1) from (H, W, 2)."""
     strength = np.linalg.norm(structure, axis=2)
-    centred: Float32Array = ((strength - strength[mask].mean()) * mask).astype(np.float32)[..., None]
-    return centred
+    centered: Float32Array = ((strength - strength[mask].mean()) * mask).astype(np.float32)[..., None]
+    return centered
 
 
 def shrunk(mask: Mask, margin_px: int) -> Mask:

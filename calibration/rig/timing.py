@@ -189,8 +189,8 @@ def _is_one_peak(high: NDArray[np.bool_]) -> bool:
 def _on_grid(times: Numbers, values: Numbers, grid: Numbers) -> Numbers:
     """Interpolate to the grid and subtract the mean of each cell, (C, T)."""
     plane = np.stack([np.interp(grid, times, cell) for cell in values.T])
-    centred: Numbers = plane - plane.mean(axis=1, keepdims=True)
-    return centred
+    centered: Numbers = plane - plane.mean(axis=1, keepdims=True)
+    return centered
 
 
 def _correlation(ir: Numbers, vis: Numbers, kept: NDArray[np.bool_], most: int) -> Numbers:

@@ -19,7 +19,7 @@ EXPECTED = {
     "seed 2": {"run.seed"},
     "loss alone": set(),
     "teacher alone": {"teacher.loss"},
-    "no statistics": {"optimiser.frozen"},
+    "no statistics": {"optimizer.frozen"},
     "32 channels": {"fast.channels"},
     "16 channels": {"fast.channels"},
 }

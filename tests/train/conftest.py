@@ -15,7 +15,7 @@ from refusion_edge.images.io import write_image
 
 SMALL = (
     "run.batch=1", "run.crop_px=16", "run.late_crop_px=16", "meta.every=2", "meta.accumulate=2", "meta.warm_up=0.2",
-    "optimiser.warm_up_steps=2", "validation.crops=2", "validation.images=1", "validation.every=1000",
+    "optimizer.warm_up_steps=2", "validation.crops=2", "validation.images=1", "validation.every=1000",
     "checkpoint.every=1000",
 )  # fmt: skip
 

@@ -98,7 +98,7 @@ def test_ten_steps_are_five_and_five_after_a_clean_stop(folder_of_pairs: Callabl
 @pytest.mark.slow
 def test_it_learns_what_the_teacher_does(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data", side=32)
-    words = ("run.steps=150", "run.batch=2", "validation.every=150", "teacher.loss=0.0", "optimiser.ema=0.9", "tone.share=0.0")
+    words = ("run.steps=150", "run.batch=2", "validation.every=150", "teacher.loss=0.0", "optimizer.ema=0.9", "tone.share=0.0")
     run_session(fast_request(data, "run", *words), quiet())
     events = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     steps = [event["loss"] for event in events if event["event"] == "step"]
@@ -157,12 +157,12 @@ def test_the_teacher_s_loss_is_that_of_the_formula() -> None:
 
 def test_frozen_parameters_stay(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data")
-    run_session(fast_request(data, "run", "run.steps=3", "optimiser.frozen=['statistics.']"), quiet())
+    run_session(fast_request(data, "run", "run.steps=3", "optimizer.frozen=['statistics.']"), quiet())
     state = read_checkpoint("run/ir_vis.safetensors").state
     assert not state["statistics.1.weight"].any()
     assert state["layers.0.bias"].any()
     with pytest.raises(UsageError) as caught:
-        run_session(fast_request(data, "other", "optimiser.frozen=['stem.']"), quiet())
+        run_session(fast_request(data, "other", "optimizer.frozen=['stem.']"), quiet())
     assert caught.value.got == "stem."
     assert not Path("other").exists()
 

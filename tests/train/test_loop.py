@@ -65,7 +65,7 @@ def kill_at(step: int, number: signal.Signals) -> Callable[[int], None]:
     ("number", "extra"),
     [
         (signal.SIGTERM, ()),
-        (signal.SIGINT, ("meta.phase=3", "meta.optimiser=max-normalised", "meta.adapt_reconstruction=true")),
+        (signal.SIGINT, ("meta.phase=3", "meta.optimizer=max-normalized", "meta.adapt_reconstruction=true")),
     ],
 )
 def test_twenty_steps_are_ten_and_ten_after_a_clean_stop(
@@ -145,7 +145,7 @@ def test_fine_tuning_moves_reconstruction_first(folder_of_pairs: Callable[..., P
         stored = load_file(stopped.checkpoint)
         assert all(torch.equal(stored[f"fusion.{name}"], tensor) for name, tensor in theta.items())
         assert any(tensor.any() for name, tensor in stored.items() if name.startswith("optim.reconstruction."))
-        assert read_state(stopped.checkpoint).settings.optimiser.fusion_frozen == 0.1
+        assert read_state(stopped.checkpoint).settings.optimizer.fusion_frozen == 0.1
 
 
 def test_fine_tuning_starts_from_an_official_file(folder_of_pairs: Callable[..., Path], random_state: State) -> None:
@@ -176,7 +176,7 @@ def test_the_reference_engine_is_for_one_rank(folder_of_pairs: Callable[..., Pat
 def test_nan_stops_the_run_and_keeps_the_batch(folder_of_pairs: Callable[..., Path]) -> None:
     data = folder_of_pairs("data")
     with raises(TrainingError, "loss", "step 1"):
-        run_session(request(data, "run", "run.steps=50", "optimiser.learning_rate=1e30", "checkpoint.every=1"), quiet())
+        run_session(request(data, "run", "run.steps=50", "optimizer.learning_rate=1e30", "checkpoint.every=1"), quiet())
     batch = load_file(Path("run") / FAILED_NAME)
     assert batch["first"].shape == batch["w"].shape == (2, 1, 16, 16)
     # Whatever was saved before can be gone on from.
@@ -190,8 +190,8 @@ def test_parameters_that_an_update_breaks_are_never_saved(
 ) -> None:
     plain = loop.apply
 
-    def break_at_fifth(optimiser: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
-        plain(optimiser, parameters, gradient, rate)
+    def break_at_fifth(optimizer: Optimizer, parameters: Parameters, gradient: Parameters, rate: float) -> None:
+        plain(optimizer, parameters, gradient, rate)
         calls.append(next(iter(parameters)))
         mine = [name for name in calls if name.startswith("project_in" if broken == "fusion" else "a.")]
         if len(mine) == 5 and calls[-1] == mine[-1]:

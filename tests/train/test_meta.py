@@ -189,9 +189,9 @@ def test_pixel_engine_is_another_objective() -> None:
 
 def test_centring_takes_the_brightness_shift_out() -> None:
     case, objective = Case(), FusionObjective("signed", 0.7)
-    plain, centred = (case.gradient(MetaRule("exact", 1e-2, centred=flag), objective) for flag in (False, True))
+    plain, centered = (case.gradient(MetaRule("exact", 1e-2, centered=flag), objective) for flag in (False, True))
     assert 0 < plain.constant_share <= 1
-    assert cosine(plain.gradient, centred.gradient) < 1 - 1e-6
+    assert cosine(plain.gradient, centered.gradient) < 1 - 1e-6
 
 
 def test_no_gradient_without_an_engine() -> None:

@@ -48,6 +48,23 @@ def test_a_preset_of_ones_own_is_a_file() -> None:
         resolve("own.toml", "ir_vis", device="cpu")
 
 
+def test_earlier_spellings_are_read() -> None:
+    old = {"optimizer": "optimiser", "centered": "centred", "max-normalized": "max-normalised"}
+    text = (Path(resolve.__globals__["__file__"]).parent / "presets" / "paper.toml").read_text()
+    for new, former in old.items():
+        assert new in text
+        text = text.replace(new, former)
+    Path("old.toml").write_text(text)
+    words = ["optimiser.clip=2.0", "meta.centred=true", "meta.optimiser=adamw"]
+    found = resolve("old.toml", "ir_vis", device="cpu", assignments=words)
+    assert (found.optimizer.clip, found.meta.centered, found.meta.optimizer) == (2.0, True, "adamw")
+    assert resolve("old.toml", "ir_vis", device="cpu") == resolve("paper", "ir_vis", device="cpu")
+    tables = found.to_tables()
+    tables["optimiser"] = tables.pop("optimizer")
+    tables["meta"]["centred"] = tables["meta"].pop("centered")
+    assert Settings.from_tables(tables) == found
+
+
 @pytest.mark.parametrize(
     ("assignment", "named", "expected"),
     [
@@ -59,8 +76,8 @@ def test_a_preset_of_ones_own_is_a_file() -> None:
         ("run.steps=0", "run.steps", "above 0"),
         ("run.crop_px=8", "run.crop_px", "at least 16"),
         ("run.seed=-1", "run.seed", "at least 0"),
-        ("optimiser.learning_rate=nan", "optimiser.learning_rate", "a number"),
-        ("optimiser.learning_rate=-1e-3", "optimiser.learning_rate", "above 0"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate", "a number"),
+        ("optimizer.learning_rate=-1e-3", "optimizer.learning_rate", "above 0"),
         ("meta.learning_rate=inf", "meta.learning_rate", "a number"),
         ("meta.warm_up=2", "meta.warm_up", "from 0 to 1"),
         ("validation.held=-0.1", "validation.held", "from 0 to 1"),
@@ -70,7 +87,7 @@ def test_a_preset_of_ones_own_is_a_file() -> None:
         ("shift.most_px=0", "shift.most_px", "above 0"),
         ("guard.share=[1]", "guard.share", "a list of 2"),
         ("guard.share=['a', 'b']", "guard.share[0]", "a number"),
-        ("meta.centred=1", "meta.centred", "true or false"),
+        ("meta.centered=1", "meta.centered", "true or false"),
         ("run=3", "'run=3'", None),
         ("validation.score=3", "validation.score", "a table"),
     ],
@@ -101,16 +118,16 @@ def test_meta_cycles_are_interleaved_or_in_phases() -> None:
 
 def test_schedules() -> None:
     settings = resolve("default", "ir_vis", device="cpu")
-    assert learning_factor(settings.optimiser, 0, 0.0) == pytest.approx(1 / 200)
-    assert learning_factor(settings.optimiser, 500, 1.0) == pytest.approx(0.02)
+    assert learning_factor(settings.optimizer, 0, 0.0) == pytest.approx(1 / 200)
+    assert learning_factor(settings.optimizer, 500, 1.0) == pytest.approx(0.02)
     assert gradient_coefficient(settings.loss, 0.0) == pytest.approx(0.2)
     assert gradient_coefficient(settings.loss, 0.3) == gradient_coefficient(settings.loss, 0.9) == pytest.approx(1.0)
     assert (crop_at(settings.run, 0.5), crop_at(settings.run, 0.7)) == (64, 128)
-    assert average_decay(settings.optimiser, settings.run, 0) == pytest.approx(0.1)
-    assert average_decay(settings.optimiser, settings.run, 10**6) == pytest.approx(0.999)
+    assert average_decay(settings.optimizer, settings.run, 0) == pytest.approx(0.1)
+    assert average_decay(settings.optimizer, settings.run, 10**6) == pytest.approx(0.999)
     paper = resolve("paper", "ir_vis", device="cpu")
-    assert [learning_factor(paper.optimiser, 0, p) for p in (0.1, 0.3)] == pytest.approx([1.0, 0.1])
-    assert average_decay(paper.optimiser, paper.run, 10**6) == 0
+    assert [learning_factor(paper.optimizer, 0, p) for p in (0.1, 0.3)] == pytest.approx([1.0, 0.1])
+    assert average_decay(paper.optimizer, paper.run, 10**6) == 0
 
 
 @pytest.mark.parametrize(
