@@ -262,22 +262,26 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int
         # Renaming over a file does not check whether it may be written.
         _require_access(target, os.W_OK)
     temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}"
+    usual = 0o666 & ~_umask() if before is None else stat.S_IMODE(before.st_mode)
+    bits = usual if mode is None else mode
 
     def fill(descriptor: int) -> None:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(data)
-            file.flush()
-            if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
-                with contextlib.suppress(OSError):
-                    os.chown(descriptor, before.st_uid, before.st_gid)
-            usual = 0o666 & ~_umask() if before is None else stat.S_IMODE(before.st_mode)
-            os.fchmod(descriptor, usual if mode is None else mode)
-            # Some file systems report a full disk or a quota only now.
-            os.fsync(descriptor)
+        if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+            with contextlib.suppress(OSError):
+                os.chown(descriptor, before.st_uid, before.st_gid)
+        os.fchmod(descriptor, bits)
+        # Some file systems report a full disk or a quota only now.
+        os.fsync(descriptor)
 
     try:
         if not _fill_unnamed(temporary, fill):
-            fill(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                fill(descriptor)
+            finally:
+                os.close(descriptor)
         temporary.replace(target)
         _sync_folder(target.parent)
     finally:
@@ -290,7 +294,7 @@ def _fill_unnamed(path: Path, fill: Callable[[int], None]) -> bool:
 
     Args:
         path: Its name, which must not exist.
-        fill: Writes to a descriptor, and closes it.
+        fill: Writes to a descriptor.
 
     Returns:
         Whether that worked; not every system and file system can do it.
@@ -299,16 +303,15 @@ def _fill_unnamed(path: Path, fill: Callable[[int], None]) -> bool:
         descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
     except (AttributeError, OSError):
         return False
-    kept = os.dup(descriptor)
     try:
         fill(descriptor)
         with contextlib.suppress(OSError):
             # With a folder, which an absolute path ignores, Python follows the link to the file.
-            os.link(f"/proc/self/fd/{kept}", path, src_dir_fd=kept)
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
             return True
         return False
     finally:
-        os.close(kept)
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -333,7 +336,10 @@ def _system_error(number: int) -> OSError:
 
 
 def _umask() -> int:
-    # There is no way to read the mask without setting it.
+    with contextlib.suppress(OSError):
+        if line := re.search(rb"^Umask:\t([0-7]+)$", Path("/proc/self/status").read_bytes(), re.MULTILINE):
+            return int(line[1], 8)
+    # Elsewhere it cannot be read without setting it, which other threads can notice.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -170,6 +170,12 @@ def test_a_new_file_follows_the_mask() -> None:
     assert stat.S_IMODE(Path("file").stat().st_mode) == 0o640
 
 
+def test_the_mask_is_not_changed_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It belongs to all threads: two that set and restored it at the same time could leave it empty.
+    monkeypatch.setattr(os, "umask", mock.Mock(side_effect=AssertionError))
+    write_atomically(Path("file"), b"new")
+
+
 def test_data_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
@@ -279,7 +285,6 @@ def test_a_file_whose_size_is_not_known_is_read_whole() -> None:
 KILLED = """
 import os, signal
 from pathlib import Path
-from unittest import mock
 from refusion_edge.files import write_atomically
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(Path("folder/file"), bytes(1000))
@@ -307,3 +312,26 @@ def test_files_are_written_where_they_cannot_be_without_a_name(monkeypatch: pyte
     for data in (b"one", b"other"):
         write_atomically(Path("folder/file"), data)
         assert [(path.name, path.read_bytes()) for path in Path("folder").iterdir()] == [("file", data)]
+
+
+# Writes with the last descriptor that it may open, which is free again afterward.
+ONE_DESCRIPTOR = """
+import os, resource
+from pathlib import Path
+from refusion_edge.files import write_atomically
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    os.close(taken.pop())
+write_atomically(Path("file"), b"data")
+os.close(os.open(os.devnull, os.O_RDONLY))
+"""
+
+
+def test_one_descriptor_is_enough_to_write(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", ONE_DESCRIPTOR], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "file").read_bytes() == b"data"
