@@ -223,7 +223,7 @@ def _encoded(text: str, safe: str = "/?#@:&=+$,;!*'()[]~") -> str:
 
 def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     if not text or "\0" in text:
-        raise UsageError(f"the name of {what} is empty or holds a zero byte", "give a file, a folder or SCHEME://...")
+        raise _unusable(what)
     if text.startswith("gst:") and "gst" in schemes:
         return Uri("gst", text.removeprefix("gst:").removeprefix("//"), {}, text)
     scheme, separator, _ = text.partition("://")
@@ -240,7 +240,15 @@ def _parse(text: str, schemes: Sequence[str], what: str) -> Uri:
     rest = text[len(scheme) + 3 :]
     target, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    return Uri(scheme, unquote(target) if scheme == "file" and frame_pattern(target) is None else target, options, text)
+    if scheme == "file" and frame_pattern(target) is None:
+        target = unquote(target)
+        if "\0" in target:
+            raise _unusable(what)
+    return Uri(scheme, target, options, text)
+
+
+def _unusable(what: str) -> UsageError:
+    return UsageError(f"the name of {what} is empty or holds a zero byte", "give a file, a folder or SCHEME://...")
 
 
 def host_and_port(uri: Uri, default_host: str, default_port: int) -> tuple[str, int]:

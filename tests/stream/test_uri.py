@@ -28,6 +28,13 @@ def test_sources_by_name(text: str, scheme: str, target: str) -> None:
     assert (uri.scheme, uri.target) == (scheme, target)
 
 
+def test_an_encoded_zero_byte_is_refused_in_a_name() -> None:
+    for parse in (parse_source, parse_output):
+        with raises(UsageError):
+            parse("file://a%00b.mkv")
+        assert parse("a%00b.mkv").target == "a%00b.mkv"
+
+
 @pytest.mark.parametrize(("text", "hint"), [("rstp://host/x", "rtsp://"), ("v4l://0", "v4l2://"), ("tset://ir", "test://")])
 def test_the_nearest_scheme_is_suggested(text: str, hint: str) -> None:
     with raises(UsageError, f"'{hint}'"):
