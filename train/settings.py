@@ -403,6 +403,9 @@ def _assigned(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, A
 def _respelled(value: Any) -> Any:
     """A value, or tables of values, in today's spelling."""
     if isinstance(value, Mapping):
+        for former, name in _SPELLINGS.items():
+            if former in value and name in value:
+                raise UsageError(f"'{former}' and '{name}' are one name in two spellings", f"put all values under '{name}'")
         return {_SPELLINGS.get(name, name): _respelled(below) for name, below in value.items()}
     return _SPELLINGS.get(value, value) if isinstance(value, str) else value
 

@@ -65,6 +65,13 @@ def test_earlier_spellings_are_read() -> None:
     assert Settings.from_tables(tables) == found
 
 
+def test_a_name_in_both_spellings_is_refused() -> None:
+    text = (Path(resolve.__globals__["__file__"]).parent / "presets" / "paper.toml").read_text()
+    Path("both.toml").write_text(text.replace("centered = false", "centered = true\ncentred = false"))
+    with raises(UsageError, "'centred'", remedy="'centered'"):
+        resolve("both.toml", "ir_vis", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("assignment", "named", "expected"),
     [
