@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
             write_image(paths[side], images[side])
             written.append(paths[side])
         for path in names.difference(written):
-            path.unlink(missing_ok=True)  # of an earlier pair, which this one replaces
+            if path.is_file():  # of an earlier pair, which this one replaces
+                path.unlink()
     except BaseException as error:
         for path in written:
             path.unlink(missing_ok=True)

@@ -57,8 +57,9 @@ def test_a_pair_replaces_all_of_the_earlier_one(run_cli: RunCli) -> None:
     write_image("shots/ir.tiff", np.zeros((24, 32), np.float32))
     uris = "--ir", camera("ir", live=0, frames=3), "--vis", camera("vis", live=0, frames=3)
     assert run_cli("snap", *uris, "-o", "shots")[0] == 4
+    Path("shots/vis.tiff").mkdir()  # no image, so not of the pair
     assert run_cli("snap", *uris, "-o", "shots", "--overwrite")[0] == 0
-    assert sorted(path.name for path in Path("shots").iterdir()) == ["ir.png", "vis.png"]
+    assert sorted(path.name for path in Path("shots").iterdir()) == ["ir.png", "vis.png", "vis.tiff"]
 
 
 @pytest.mark.parametrize(
