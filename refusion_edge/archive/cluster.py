@@ -138,7 +138,7 @@ def _require_reachable(address: str) -> None:
         return  # no address, the name of one, or one that Ray refuses at once
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise StreamError(
             f"there is no cluster at RAY_ADDRESS {shown(address)} ({brief(error)})", "start it, or correct the address"
         ) from error

@@ -95,7 +95,15 @@ def test_a_lost_worker_loses_no_pair_and_none_comes_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "[::1]:{port}", "nowhere.invalid:70000", "x"]
+    "address",
+    [
+        "127.0.0.1:{port}",
+        "ray://127.0.0.1:{port}",
+        "[::1]:{port}",
+        "nowhere.invalid:70000",
+        pytest.param("127.0.0.1:" + "9" * 5000, id="thousands of digits"),
+        "x",
+    ],
 )
 def test_a_cluster_that_is_not_there_is_one_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound, and nobody listens
