@@ -66,8 +66,11 @@ class RingRecorder:
             part = self._part
             self._leave()
             if part is not None and part.is_empty:
-                # The disk was full when it began. What is left are recordings that can be replayed.
-                self._remove(next(reversed(self._sizes)))
+                # No frame came, or the disk was full. What is left are recordings that can be replayed.
+                try:
+                    self._remove(next(reversed(self._sizes)))
+                except OSError as error:
+                    raise output_error(self._folder, error) from error
 
     def write(self, item: Frame | PairFate) -> None:
         """See ``FrameRecorder.write``.
