@@ -5,7 +5,7 @@ python -m benchmarks.closeness --data DIR [--weights FILE] [--teacher FILE] [--s
 DIR holds ``ir_vis/test/SOURCE/SET__NAME.ext``. PSNR and SSIM of both results before the stretch: the mean over the pairs of a
 set and the lowest of them, over all pixels and outside clipped areas. The teacher loses the detail of one source where the
 other one is clipped, so a difference there need not be a fault. A pixel is outside if none of either source is clipped (from
-0.955 of full scale on, as in ``refusion_edge.train.targets``) within 12 pixels, which is as far as ``fast`` sees. ``share`` is
+0.955 of full scale on, as in ``refusion_edge.train.targets``) within 12 pixels, about as far as ``fast`` sees. ``share`` is
 that of such pixels. Pairs without any count only in the columns of all pixels.
 """
 

@@ -165,6 +165,7 @@ def _run(words: Sequence[str], moment_s: float | None, tell: Path | None = None)
         Its exit code; None if it was killed.
     """
     _KILLED_NS.clear()
+    _GIVEN.unlink(missing_ok=True)  # of the command before, which one killed at once would leave
     child = os.fork()
     if child == 0:
         null = os.open(os.devnull, os.O_RDWR)
