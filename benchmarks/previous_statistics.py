@@ -63,6 +63,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     paths = [tuple(pair) for pair in options.pair or ()] or [(pair.a, pair.b) for pair in sample_paths("ir_vis")]
+    if "cut" in options.scenes and len(paths) < 2:
+        parser.error("the scene cut needs two pictures: give --pair twice, or --scenes without cut")
     pictures = [_picture(*pair) for pair in paths]
     network = model.FusionNetwork()
     network.load_state_dict({k: torch.from_numpy(v) for k, v in read_checkpoint(weights_path("ir_vis")).state.items()})
