@@ -175,14 +175,19 @@ def _run_site(options: argparse.Namespace) -> int:
 
 
 def _require_free_report(options: argparse.Namespace, every: Sequence[StreamSettings]) -> None:
-    from refusion_edge.stream.uri import parse_output, parse_source
+    from refusion_edge.rig.file import read_rig
+    from refusion_edge.stream.uri import choose_source, parse_output
 
     if not options.json or options.json == "-":
         return
     require_free(Path(options.json), overwrite=all(settings.overwrite for settings in every))
     report = os.path.realpath(options.json)
     for settings in every:
-        uris = [*map(parse_source, filter(None, (settings.ir, settings.vis))), *map(parse_output, settings.outputs)]
+        uris = [*map(parse_output, settings.outputs)]
+        if settings.replay is None:
+            rig = None if settings.rig is None else read_rig(settings.rig)
+            named = (settings.ir, rig.ir.uri if rig else None), (settings.vis, rig.vis.uri if rig else None)
+            uris += [uri for names in named if (uri := choose_source(*names, trusted=settings.trust)) is not None]
         if any(uri.scheme == "file" and os.path.realpath(uri.target) == report for uri in uris):
             raise UsageError(f"--json names {options.json}, which is also a source or an output", "choose another name")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +111,20 @@ def test_a_file_is_not_replaced_unasked(run_cli: RunCli, words: tuple[str, ...],
     assert sorted(Path().rglob("*")) == before
 
 
-@pytest.mark.parametrize("named", [("-o", "./x.mkv"), ("-o", "null://", "--ir", "x.mkv")], ids=["output", "source"])
-def test_the_report_of_a_stream_replaces_none_of_its_videos(run_cli: RunCli, named: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*STREAM, "-o", "./x.mkv"),
+        (*STREAM, "-o", "null://", "--ir", "x.mkv"),
+        ("stream", "-o", "null://", "--ir", camera("ir"), "--rig", "rig.yaml"),
+    ],
+    ids=["output", "source", "rig"],
+)
+def test_the_report_of_a_stream_replaces_none_of_its_videos(run_cli: RunCli, words: tuple[str, ...]) -> None:
+    write_rig("rig.yaml", replace(RIG, vis=replace(RIG.vis, uri="x.mkv")))
     Path("x.mkv").write_bytes(MINE)
     Path("same.json").symlink_to("x.mkv")
-    code, out, err = run_cli(*STREAM, *named, "--json", "same.json", "--overwrite")
+    code, out, err = run_cli(*words, "--json", "same.json", "--overwrite")
     assert (code, out, one_sentence(err)) == (UsageError.exit_code, "", True), err
     assert Path("x.mkv").read_bytes() == MINE
 
