@@ -120,8 +120,8 @@ struct Statistics {
                     const Rows ring = ring_rows((query ? queries : keys) + channel * 4 * pitch, pitch, last_slot);
                     const float* taps = (query ? w.query_taps : w.key_taps) + 9 * channel;
                     float* to = gathered + 2 * d * pitch;
-                    // The two rows of the next step, as many channels long as there are convolutions of this one. A
-                    // strip has only short pieces of each row.
+                    // Every convolution prefetches one channel of one of the two rows of the next step: there are as many.
+                    // A strip has only short pieces of each row.
                     const int convolution = head * 2 * D + d, next_row = tile.top + 2 * t + 1 + convolution / C;
                     if (next_row < tile.height) prefetch(from.at(next_row, tile.left - 1) + convolution % C * from.pitch, pitch);
                     if constexpr (taps_in_registers) {

@@ -50,7 +50,9 @@ REFUSION_INLINE void add_products_by_lane(Vec (&sums)[Outputs][Vectors], const f
 #pragma GCC unroll 8
     for (int i = 0; i < Outputs / lanes; ++i) {
         of_outputs[i] = load(weights + i * lanes);
+#if defined(__ARM_NEON)  // elsewhere, Clang refuses the constraint, though nothing calls this
         asm("" : "+w"(of_outputs[i]));  // GCC otherwise loads every lane into a register of its own
+#endif
     }
 #pragma GCC unroll 8
     for (int o = 0; o < Outputs; ++o) {

@@ -51,7 +51,7 @@ REFUSION_INLINE Vec load(const float* from) { return *reinterpret_cast<const Loo
 REFUSION_INLINE void store(float* to, Vec x) { *reinterpret_cast<LooseVec*>(to) = x; }
 REFUSION_INLINE Vec broadcast(float x) { return x - Vec{}; }
 
-// Asks the second cache for `count` numbers.
+// Fetches `count` numbers into the second cache before they are needed.
 REFUSION_INLINE void prefetch(const float* from, int count) {
     constexpr int line = 16;
     for (int i = 0; i < count + line - 1; i += line) __builtin_prefetch(from + i, 0, 2);

@@ -87,7 +87,8 @@ void write_levels(const std::vector<float>& from, int height, int width, bool st
     double sum = 0;
     for (const float value : from) sum += value;
     require(plane.type == REFUSION_EDGE_FLOAT || std::isfinite(sum),
-            "a pixel of a source is NaN or infinite, which this type of result cannot hold; repair it, or fuse into a float plane");
+            "a pixel of the result is NaN, which its type cannot hold; repair pixels of the sources that are NaN or infinite, or "
+            "compute in fp32");
     if (plane.type == REFUSION_EDGE_UINT8 && scale.black == 0 && scale.white == kMost[REFUSION_EDGE_UINT8]) {
         to_uint8(from.data(), width * static_cast<std::ptrdiff_t>(sizeof(float)), height, width, stretch,
                  static_cast<std::uint8_t*>(plane.pixels), plane.pitch);
