@@ -23,14 +23,16 @@ class Launch(Protocol):
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment variables with which GStreamer finds the element."""
-    found = [shutil.which(name) for name in ("gst-launch-1.0", "gst-inspect-1.0")]
-    if not all(found) or subprocess.run(["gst-inspect-1.0", "python"], capture_output=True, check=False).returncode:
-        pytest.skip("needs gstreamer1.0-tools and gstreamer1.0-python3-plugin-loader")
     folder = tmp_path_factory.mktemp("plugins")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    # With a registry of its own: that of the user keeps a plugin out for good once it could not be loaded.
+    own = {**inherited, "GST_PLUGIN_PATH": str(folder), "GST_REGISTRY": str(folder / "registry"), "GST_DEBUG_NO_COLOR": "1"}
+    found = [shutil.which(name) for name in ("gst-launch-1.0", "gst-inspect-1.0")]
+    if not all(found) or subprocess.run(["gst-inspect-1.0", "python"], capture_output=True, check=False, env=own).returncode:
+        pytest.skip("needs gstreamer1.0-tools and gstreamer1.0-python3-plugin-loader")
     if main(["--folder", str(folder)]):
         pytest.skip("needs the version of Python that GStreamer runs")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return {**inherited, "GST_PLUGIN_PATH": str(folder), "GST_REGISTRY": str(folder / "registry"), "GST_DEBUG_NO_COLOR": "1"}
+    return own
 
 
 @pytest.fixture
