@@ -299,7 +299,7 @@ def _figures() -> dict[str, int]:
     rss_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
     return {
         "rss_kib": rss_kib,
-        "in_use_kib": _in_use() >> 10,
+        "in_use_kib": bytes_in_use() >> 10,
         "blocks": sys.getallocatedblocks(),
         "threads": threading.active_count(),
         "tasks": len(list(Path("/proc/self/task").iterdir())),
@@ -307,7 +307,7 @@ def _figures() -> dict[str, int]:
     }
 
 
-def _in_use() -> int:
+def bytes_in_use() -> int:
     """Memory that glibc has handed out, without that of Python's small objects, in bytes."""
 
     class Counts(ctypes.Structure):

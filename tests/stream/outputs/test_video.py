@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.stream_soak import bytes_in_use
 from refusion_edge.stream.frames import MS, FusedFrame
 from refusion_edge.stream.outputs.video import VIDEO_ENCODINGS, Encoding, VideoSink
 from refusion_edge.stream.sources.registry import open_source
@@ -24,18 +25,6 @@ Stream = Callable[..., tuple[dict[str, Any], Any]]
 def fused_frame(number: int, time_ms: float = 0.0) -> FusedFrame:
     image = np.full((48, 64, 3), (number * 7) % 256, np.uint8)
     return FusedFrame(image, None, None, number, round(time_ms * MS), 0, "fused")
-
-
-def bytes_in_use() -> int:
-    """Memory that the C library has handed out."""
-
-    class Counts(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "o", "s", "h", "mapped", "u", "f", "used", "free", "top")]
-
-    count = ctypes.CDLL(None).mallinfo2
-    count.restype = Counts
-    found = count()
-    return int(found.used + found.mapped)
 
 
 def file_pair(frames: int = 12) -> dict[str, str]:
