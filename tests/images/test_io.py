@@ -158,7 +158,7 @@ def test_full_disk_leaves_nothing_behind(picture: Picture, monkeypatch: pytest.M
     import errno
     import os
 
-    def no_room(*_args: object) -> None:
+    def no_room(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write_image("x.png", picture(9, 9))
