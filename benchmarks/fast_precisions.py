@@ -60,7 +60,8 @@ class Form:
         precision: Whose limits it has to keep.
         products: Multiply-adds that one NEON instruction does.
         winograd: Whether it computes Winograd's form, with half the products.
-        operands: Rounds features, mixes of rows and weights.
+        features: Rounds features and the steps in which their rows are mixed.
+        operands: Rounds what is multiplied: mixes of rows or, without Winograd's form, features; and weights.
         sums: Rounds sums of products, and what is made of them.
     """
 
@@ -68,6 +69,7 @@ class Form:
     precision: Precision
     products: int
     winograd: bool
+    features: Round
     operands: Round
     sums: Round
 
@@ -85,12 +87,12 @@ def _brain(x: Tensor) -> Tensor:
 
 
 FORMS = {
-    "fp32": Form("fp32", "fp32", _LANES, True, _exact, _exact),
-    "fp16": Form("fp16 throughout (FMLA)", "fp16", 2 * _LANES, True, _half, _half),
-    "fp16-long": Form("fp16, sums in fp32 (FMLAL)", "fp16", _LANES, True, _half, _exact),
-    "bf16": Form("bf16 operands, sums in fp32 (BFDOT)", "bf16", 2 * _LANES, True, _brain, _exact),
-    "bf16-plain": Form("bf16 operands, plain convolutions", "bf16", 2 * _LANES, False, _brain, _exact),
-    "int8": Form("INT8 operands, plain convolutions (SDOT)", "int8", 4 * _LANES, False, _exact, _exact),
+    "fp32": Form("fp32", "fp32", _LANES, True, _exact, _exact, _exact),
+    "fp16": Form("fp16 throughout (FMLA)", "fp16", 2 * _LANES, True, _half, _half, _half),
+    "fp16-long": Form("fp16, sums in fp32 (FMLAL)", "fp16", _LANES, True, _half, _half, _exact),
+    "bf16": Form("bf16 operands, sums in fp32 (BFDOT)", "bf16", 2 * _LANES, True, _exact, _brain, _exact),
+    "bf16-plain": Form("bf16 operands, plain convolutions", "bf16", 2 * _LANES, False, _exact, _brain, _exact),
+    "int8": Form("INT8 operands, plain convolutions (SDOT)", "int8", 4 * _LANES, False, _exact, _exact, _exact),
 }
 
 
@@ -169,12 +171,12 @@ def _plain(form: Form, features: Tensor, weights: Tensor, biases: Tensor) -> Ten
 
 
 def _winograd(form: Form, features: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
-    """F(4, 3) down the columns, step by step as ``kernels/cpu/csrc/fast.hpp`` does it."""
+    """F(4, 3) down the columns, step by step as ``kernels/cpu/csrc/convolution.hpp`` does it."""
     height, width = features.shape[1:]
     groups = -(-height // 4)
-    padded = F.pad(form.operands(features), (1, 1, 1, 4 * groups - height + 1))
+    r = form.features
+    padded = F.pad(r(features), (1, 1, 1, 4 * groups - height + 1))
     x = [padded[:, i : i + 4 * groups : 4] for i in range(6)]
-    r = form.operands
     even, odd = r(x[4] - 2 * x[2]), r(x[3] - 2 * x[1])
     even_2, odd_2 = r(x[4] - 0.5 * x[2]), r(x[3] - 0.5 * x[1])
     root, twice = (float(r(torch.tensor(value))) for value in (_ROOT, 2 * _ROOT))
@@ -190,9 +192,9 @@ def _winograd(form: Form, features: Tensor, weights: Tensor, biases: Tensor) -> 
     at = [(top + point * middle + point**2 * bottom) for point in (_ROOT, -_ROOT, 2 * _ROOT, -2 * _ROOT)]
     mixed = [top, at[0] / -1.5, at[1] / -1.5, at[2] / 6, at[3] / 6, bottom]
     p = []
-    for mix, taps in zip(mixes, mixed, strict=True):
+    for mix, taps in zip(map(form.operands, mixes), mixed, strict=True):
         shifted = [mix[:, :, column : column + width] for column in range(3)]
-        p.append(_sum_of_products(form, r(taps.float()).transpose(1, 2), shifted))
+        p.append(_sum_of_products(form, form.operands(taps.float()).transpose(1, 2), shifted))
     r = form.sums
     bias = r(biases[:, None, None])
     even, odd, even_2, odd_2 = r(p[1] + p[2]), r(p[1] - p[2]), r(p[3] + p[4]), r(p[3] - p[4])

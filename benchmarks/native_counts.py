@@ -7,10 +7,11 @@ instructions runs, and the debug information says which operation an instruction
 depend on the load of the machine. They say nothing about time: a processor runs several instructions at once.
 
 Multiply-adds are counted by hand from the layout of the networks, per pixel; ``ideal`` is a quarter of them, as a NEON
-register has four lanes, or, in half precision, an eighth. ``fmla`` are the multiply-add instructions that ran, ``stack`` are
-those loads and stores that use the stack pointer, most of them registers that were spilled. Only functions of the kernels are
-counted, not what they call (such as ``memset``), nor packing weights. The default sizes are low, so that the emulator is done
-in minutes, and as wide as a common image: the strips of columns, and what their overlap costs, depend on the width.
+register has four lanes, or, in half precision and in bf16, an eighth: of eight lanes, or of pairs in four lanes. ``fmla`` are
+the multiply-add instructions that ran, in bf16 ``bfdot``, too; ``stack`` are those loads and stores that use the stack pointer,
+most of them registers that were spilled. Only functions of the kernels are counted, not what they call (such as ``memset``), nor
+packing weights. The default sizes are low, so that the emulator is done in minutes, and as wide as a common image: the strips of
+columns, and what their overlap costs, depend on the width.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _ENDS = {
     ("project", "1x1"): "32 to 16 channels",
     ("project", "rest"): "last convolution",
 }
-_COUNTED = re.compile(r"refusion::neon(_fp16)?::")
+_COUNTED = re.compile(r"refusion::neon(_bf16|_fp16)?::")
 _INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t([a-z0-9.]+)\s*([^/]*)")
 
 
@@ -65,7 +66,7 @@ class Case:
         height: Height of the images by default.
         layout: Layout of the network ``fast``; None for the paper's network.
         precision: What it is computed in.
-        lanes: Numbers of this precision in a register.
+        lanes: Multiply-adds of one instruction in this precision.
     """
 
     height: int
@@ -78,6 +79,7 @@ CASES = {
     "refusion": Case(16),
     "fast": Case(64, FastLayout()),
     "fast-fp16": Case(64, FastLayout(), "fp16", 8),
+    "fast-bf16": Case(64, FastLayout(), "bf16", 8),
     "fast-16": Case(64, FastLayout(channels=16)),
     "fast-16-fp16": Case(64, FastLayout(channels=16), "fp16", 8),
 }
@@ -88,7 +90,7 @@ class Executed:
     """Instructions that ran, by what they do.
 
     Attributes:
-        fmla: Multiply-adds of vectors.
+        fmla: Multiply-adds of vectors, of single numbers or of pairs.
         loads: Loads from memory.
         stores: Stores to memory.
         others: All others.
@@ -109,7 +111,7 @@ class Executed:
     def add(self, mnemonic: str, operands: str, times: int) -> None:
         """Count an instruction that ran ``times`` times."""
         moved = mnemonic.startswith(("ld", "st"))
-        if mnemonic in ("fmla", "fmls"):
+        if mnemonic in ("fmla", "fmls", "bfdot"):
             self.fmla += times
         elif not moved:
             self.others += times

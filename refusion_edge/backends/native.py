@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from refusion_edge.arrays import Float32Array, Float64Array, State
 from refusion_edge.backends.planes import require_planes
-from refusion_edge.backends.registry import Engine, RunOptions, Status, require_size
+from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError, InputError, UsageError
 from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
@@ -22,8 +22,8 @@ from refusion_edge.network.forms import Precision
 
 # Explicit, so that a build that fails says why.
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler and the headers of Python)"
-# The reduced precision of each network, in which some processors compute.
-_REDUCED: dict[str, Precision] = {"refusion": "bf16", "fast": "fp16"}
+# Precisions in which some processors compute. The network `fast` has kernels in both, the paper's in bf16, where `fast` has them.
+_REDUCED: tuple[Precision, ...] = ("bf16", "fp16")
 
 
 def probe() -> Status:
@@ -32,7 +32,7 @@ def probe() -> Status:
         return Status(usable=False, reason="its C++ module did not compile, or was left out, when this was installed", fix=_FIX)
     try:
         fastest = instruction_sets()[0]
-        reduced = {precision: instruction_sets(precision, network) for network, precision in _REDUCED.items()}
+        reduced = {precision: instruction_sets(precision, "fast") for precision in _REDUCED}
     except ImportError as error:
         return Status(usable=False, reason=f"its C++ module cannot be loaded ({error})", fix=_FIX)
     if chosen := chosen_isa():
@@ -79,9 +79,9 @@ class NativeBackend:
 
     Args:
         state: All parameters of one of the networks.
-        precision: ``fp32``; or, for the paper's network, ``bf16`` to compute the products of 1x1 and dense 3x3 convolutions
-            and of the attention's mixing with eight bits of mantissa, while their sums and everything else stay in fp32; or,
-            for ``fast``, ``fp16`` to compute the convolutions in half precision.
+        precision: ``fp32``; or ``bf16`` to multiply eight bits of mantissa in the convolutions of ``fast``, or, in the paper's
+            network, in 1x1 and dense 3x3 convolutions and the attention's mixing, while sums and everything else stay in fp32;
+            or, for ``fast``, ``fp16`` to compute the convolutions in half precision.
         threads: Threads; 0 for one per core that this process may use.
         size_hw: Height and width that all planes must have, or None for any size.
         isa: Instruction set (``avx512``, ``avx2``, ``sse2``, ``neon``, ``scalar``; for bf16 ``avx512_bf16`` and ``neon_bf16``,
@@ -111,11 +111,12 @@ class NativeBackend:
                 got=threads,
             )
         self._network_name = network_of(state).name
-        if precision not in ("fp32", _REDUCED[self._network_name]):
+        precisions = BACKENDS["native"].precisions(self._network_name)
+        if precision not in precisions:
             raise BackendError(
                 f"the back end native does not compute the network {self._network_name} in {precision}",
-                f"build with --precision fp32 or {_REDUCED[self._network_name]}",
-                expected=("fp32", _REDUCED[self._network_name]),
+                f"build with --precision {' or '.join(precisions)}",
+                expected=precisions,
                 got=precision,
             )
         if not instruction_sets(precision, self._network_name):

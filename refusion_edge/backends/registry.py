@@ -263,7 +263,7 @@ BACKENDS: dict[str, Entry] = {
         "refusion_edge.backends.native",
         "our C++ kernels for the CPU",
         {"fp32": "cpu", "bf16": "cpu"},
-        ("fp32", "fp16"),
+        ("fp32", "bf16", "fp16"),
         takes_weights=True,
     ),
     "openvino": Entry(

@@ -56,6 +56,8 @@ needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="needs a processor, and a c
 PRECISIONS: list[Any] = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 HAS_FP16 = bool(native.instruction_sets("fp16", "fast"))
 needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="needs a processor, and a compiler, with fp16 instructions")
+REDUCED: list[Any] = [pytest.param("bf16", marks=needs_bf16), pytest.param("fp16", marks=needs_fp16)]
+"""Precisions of the network fast besides fp32."""
 KERNELS_HERE = ", ".join(
     [f"{ISAS[0]} kernels"]
     + [f"{isa} for bf16" for isa in native.instruction_sets("bf16")[:1]]
@@ -360,58 +362,67 @@ def test_statistics_are_refused_for_the_network_without_them(random_state: State
             assert one_sentence(str(caught.value))
 
 
-@pytest.mark.parametrize(("network", "own", "other"), [("refusion", "bf16", "fp16"), ("fast", "fp16", "bf16")])
-def test_each_network_has_its_own_reduced_precision(
-    random_state: State, fast_state: State, network: str, own: Precision, other: Precision
-) -> None:
-    state = fast_state if network == "fast" else random_state
-    with raises(BackendError, other, expected=("fp32", own), got=other):
-        native.NativeBackend(state, precision=other)
-    with raises(UsageError, "native", expected=("fp32", own), got=other):
-        choose_builder("native", other, network)
-    assert native.instruction_sets(other, network) == ()
+def test_the_papers_network_is_not_computed_in_fp16(random_state: State) -> None:
+    with raises(BackendError, "fp16", expected=("fp32", "bf16"), got="fp16"):
+        native.NativeBackend(random_state, precision="fp16")
+    with raises(UsageError, "native", expected=("fp32", "bf16"), got="fp16"):
+        choose_builder("native", "fp16")
+    assert native.instruction_sets("fp16") == ()
 
 
-@needs_fp16
+def test_both_networks_are_computed_in_bf16_by_the_same_sets() -> None:
+    assert native.instruction_sets("bf16", "fast") == native.instruction_sets("bf16")
+
+
+@pytest.mark.parametrize("precision", REDUCED)
 @pytest.mark.parametrize("size_hw", [(8, 8), (9, 70), (45, 62), (131, 401)])
-def test_fp16_of_the_network_fast_differs_by_its_rounding_only(fast_state: State, size_hw: tuple[int, int]) -> None:
+def test_reduced_precision_of_the_network_fast_differs_by_its_rounding_only(
+    fast_state: State, precision: Precision, size_hw: tuple[int, int]
+) -> None:
     a, b = planes(*size_hw)
     expected = fast.reference(fast_state, a[0, 0], b[0, 0]).astype(np.float32)
     with (
-        native.NativeBackend(fast_state, precision="fp16", threads=1) as engine,
-        native.NativeBackend(fast_state, precision="fp16", threads=3) as same,
+        native.NativeBackend(fast_state, precision=precision, threads=1) as engine,
+        native.NativeBackend(fast_state, precision=precision, threads=3) as same,
     ):
         fused = engine.fuse(a, b)
         assert np.array_equal(same.fuse(a, b), fused)
-    assert LIMITS["fp16"].hold(compare(fused[0, 0], expected))
-    assert np.abs(fused[0, 0] - expected).max() > TOLERANCE["fp32"]  # really in half precision
+    assert LIMITS[precision].hold(compare(fused[0, 0], expected))
+    assert np.abs(fused[0, 0] - expected).max() > TOLERANCE["fp32"]  # really in reduced precision
 
 
-@needs_fp16
-def test_a_bundle_of_the_network_fast_in_fp16_passes_its_gate(run_cli: Callable[..., tuple[int, str, str]]) -> None:
-    words = ("--network", "fast", "--precision", "fp16", "--backend", "native")
+@pytest.mark.parametrize("precision", REDUCED)
+def test_a_bundle_of_the_network_fast_in_reduced_precision_passes_its_gate(
+    run_cli: Callable[..., tuple[int, str, str]], precision: Precision
+) -> None:
+    words = ("--network", "fast", "--precision", precision, "--backend", "native")
     code, _, err = run_cli("build", *words, "--size", "64x96", "-o", "bundle")
     assert code == 0, err
     manifest = read_bundle("bundle").manifest
-    assert (manifest.backend, manifest.precision, manifest.spec.network) == ("native", "fp16", "fast")
+    assert (manifest.backend, manifest.precision, manifest.spec.network) == ("native", precision, "fast")
     assert run_cli("verify", "bundle")[0] == 0
 
 
-def test_fp16_without_the_instructions_is_refused_and_auto_passes_it_over(
-    fast_state: State, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str, str]]
+@pytest.mark.parametrize(("precision", "other"), [("bf16", "openvino"), ("fp16", "onnxruntime")])
+def test_the_network_fast_without_the_instructions_is_refused_and_auto_passes_it_over(
+    fast_state: State,
+    monkeypatch: pytest.MonkeyPatch,
+    run_cli: Callable[..., tuple[int, str, str]],
+    precision: Precision,
+    other: str,
 ) -> None:
     monkeypatch.setattr(native, "instruction_sets", lambda precision="fp32", _="": ISAS if precision == "fp32" else ())
-    with raises(BackendError, remedy="--precision fp32", got="fp16"):
-        native.NativeBackend(fast_state, precision="fp16")
-    words = ("--network", "fast", "--precision", "fp16")
+    with raises(BackendError, remedy="--precision fp32", got=precision):
+        native.NativeBackend(fast_state, precision=precision)
+    words = ("--network", "fast", "--precision", precision)
     code, _, err = run_cli("build", *words, "--backend", "native", "-o", "bundle")
     assert code == BackendError.exit_code
     assert one_sentence(err)
     assert not Path("bundle").exists()
-    if status("onnxruntime").usable:
-        choice = choose_builder("auto", "fp16", "fast")
+    if status(other).usable:
+        choice = choose_builder("auto", precision, "fast")
         assert choice.name != "native"
-        assert re.search(r"native.* \(usable, but not in fp16\)", choice.reason)
+        assert re.search(rf"native.* \(usable, but not in {precision}\)", choice.reason)
 
 
 def test_auto_prefers_native_for_fp32_and_says_so() -> None:
@@ -419,8 +430,6 @@ def test_auto_prefers_native_for_fp32_and_says_so() -> None:
         assert choice.name == "native"
         assert f"auto chose native ({KERNELS_HERE})" in choice.reason
     assert re.search(r"native.* \(usable, but not in fp16\)", choose_builder("auto", "fp16").reason)
-    with raises(UsageError, "native", expected=("fp32", "bf16"), got="fp16"):
-        choose_builder("native", "fp16")
     with load("ir_vis") as fuser:
         assert fuser.backend.name == "native"
 

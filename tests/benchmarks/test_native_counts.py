@@ -34,6 +34,7 @@ def test_blocks_that_overlap_or_were_translated_again_are_added_up() -> None:
         (["most", "normal_share", "gelu", "depthwise_rows", f"{KERNELS}Transform<Shape>::gate(int, int)"], "GELU"),
         ([f"{KERNELS}FastRun::run()"], "rest"),
         (["add_product<3>", "refusion::neon_fp16::convolve_block<8, 3>"], "convolutions"),
+        (["pair_of_bf16", "mix_rows", "refusion::neon_bf16::FastRun::run()"], "mixes of rows"),
         (["refusion::isa_of"], None),
         (["read_weights", "main"], None),
     ],
@@ -49,11 +50,12 @@ def test_instructions_are_told_apart() -> None:
         0x408: ("ld1r", "{v0.4s}, [x0]"),
         0x40C: ("str", "q0, [sp]"),
         0x410: ("fadd", "v0.4s, v1.4s, v2.4s"),
+        0x414: ("bfdot", "v0.4s, v1.8h, v2.2h[1]"),
     }
     functions = {address: ["mix_rows", f"{KERNELS}convolve_rows(int)"] for address in instructions}
     executed = by_operation(instructions, dict.fromkeys(instructions, 10), functions)
-    assert executed == {"mixes of rows": Executed(fmla=10, loads=20, stores=10, others=10, stack=20)}
-    assert executed["mixes of rows"].total == 50
+    assert executed == {"mixes of rows": Executed(fmla=20, loads=20, stores=10, others=10, stack=20)}
+    assert executed["mixes of rows"].total == 60
 
 
 def test_the_table_is_per_pixel_and_ends_with_the_sum() -> None:

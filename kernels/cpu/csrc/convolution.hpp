@@ -30,34 +30,44 @@ struct Ring {
     void clear(int index) const { std::memset(row(index), 0, sizeof(Number) * static_cast<unsigned long>(channels * pitch)); }
 };
 
-// Six rows of one channel become six mixes, for one block of columns.
-REFUSION_INLINE void mix_rows(const Number* const (&rows)[rows_in_ring], Number* mixes, std::ptrdiff_t mix_pitch) {
-    for (int at = 0; at < mix_columns; at += number_lanes) {
-        Numbers x[rows_in_ring];
+// Six vectors of one channel, below one another, become six mixes.
+REFUSION_INLINE void mix_channel(const Number* const (&rows)[rows_in_ring], std::ptrdiff_t at, Numbers (&mixes)[kConvolutionMixes]) {
+    Numbers x[rows_in_ring];
 #pragma GCC unroll 6
-        for (int i = 0; i < rows_in_ring; ++i) x[i] = load(rows[i] + at);
-        const Numbers even = x[4] - repeated(2.0f) * x[2], odd = x[3] - repeated(2.0f) * x[1];
-        const Numbers even_2 = x[4] - repeated(0.5f) * x[2], odd_2 = x[3] - repeated(0.5f) * x[1];
-        Number* y = mixes + at;
-        store(y, x[0] + x[4] - repeated(2.5f) * x[2]);
-        store(y + mix_pitch, even + repeated(convolution_root) * odd);
-        store(y + 2 * mix_pitch, even - repeated(convolution_root) * odd);
-        store(y + 3 * mix_pitch, even_2 + repeated(2 * convolution_root) * odd_2);
-        store(y + 4 * mix_pitch, even_2 - repeated(2 * convolution_root) * odd_2);
-        store(y + 5 * mix_pitch, x[1] + x[5] - repeated(2.5f) * x[3]);
+    for (int i = 0; i < rows_in_ring; ++i) x[i] = load(rows[i] + at);
+    const Numbers even = x[4] - repeated(2.0f) * x[2], odd = x[3] - repeated(2.0f) * x[1];
+    const Numbers even_2 = x[4] - repeated(0.5f) * x[2], odd_2 = x[3] - repeated(0.5f) * x[1];
+    mixes[0] = x[0] + x[4] - repeated(2.5f) * x[2];
+    mixes[1] = even + repeated(convolution_root) * odd;
+    mixes[2] = even - repeated(convolution_root) * odd;
+    mixes[3] = even_2 + repeated(2 * convolution_root) * odd_2;
+    mixes[4] = even_2 - repeated(2 * convolution_root) * odd_2;
+    mixes[5] = x[1] + x[5] - repeated(2.5f) * x[3];
+}
+
+// Six rows of the channels of one operand become six mixes, for one block of columns.
+REFUSION_INLINE void mix_rows(const Number* const (&rows)[rows_in_ring], std::ptrdiff_t pitch, Number* mixes, std::ptrdiff_t mix_pitch) {
+    for (int at = 0; at < mix_columns; at += number_lanes) {
+        Numbers mixed[operand_depth][kConvolutionMixes];
+#pragma GCC unroll 2
+        for (int channel = 0; channel < operand_depth; ++channel) mix_channel(rows, channel * pitch + at, mixed[channel]);
+#pragma GCC unroll 6
+        for (int i = 0; i < kConvolutionMixes; ++i) {
+            store(mixes + i * mix_pitch + at, operands([&](int channel) { return mixed[channel][i]; }));
+        }
     }
 }
 
-// A register block of a convolution: `Outputs` outputs in four rows of `Vectors` vectors.
+// A register block of a convolution: `Outputs` outputs in four rows of `Vectors` vectors, sums over `depth` operands.
 template <int Outputs, int Vectors>
-inline void convolve_block(const Number* __restrict mixes, int inputs, const Number* __restrict weights, const float* biases, float slope,
+inline void convolve_block(const Number* __restrict mixes, int depth, const Number* __restrict weights, const float* biases, float slope,
                            Number* const (&to)[kConvolutionRows], std::ptrdiff_t to_pitch) {
     Numbers products[kConvolutionMixes][Outputs][Vectors];
 #pragma GCC unroll 1
     for (int mix = 0; mix < kConvolutionMixes; ++mix) {
         Numbers sums[Outputs][Vectors] = {};
 #pragma GCC unroll 1
-        for (int input = 0; input < inputs; ++input, mixes += mix_columns) {
+        for (int operand = 0; operand < depth; ++operand, mixes += mix_columns) {
             // Unrolled, GCC 12 keeps sums in memory.
 #pragma GCC unroll 1
             for (int tap = 0; tap < 3; ++tap, weights += Outputs) {
@@ -91,17 +101,17 @@ inline void convolve_block(const Number* __restrict mixes, int inputs, const Num
 
 // `Outputs` outputs in four rows, columns [0, columns) of one block of columns.
 template <int Outputs>
-inline void convolve_columns(const Number* mixes, int inputs, const Number* weights, const float* biases, float slope,
+inline void convolve_columns(const Number* mixes, int depth, const Number* weights, const float* biases, float slope,
                              Number* const (&to)[kConvolutionRows], std::ptrdiff_t to_pitch, int columns) {
     Number* rows[kConvolutionRows];
     for (int at = 0; at < columns && at < convolution_columns; at += convolution_vectors * number_lanes) {
         for (int i = 0; i < kConvolutionRows; ++i) rows[i] = to[i] + at;
         if (columns - at > (convolution_vectors - 1) * number_lanes) {
-            convolve_block<Outputs, convolution_vectors>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
+            convolve_block<Outputs, convolution_vectors>(mixes + at, depth, weights, biases, slope, rows, to_pitch);
         } else if (convolution_vectors > 2 && columns - at > number_lanes) {
-            convolve_block<Outputs, 2>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
+            convolve_block<Outputs, 2>(mixes + at, depth, weights, biases, slope, rows, to_pitch);
         } else {
-            convolve_block<Outputs, 1>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
+            convolve_block<Outputs, 1>(mixes + at, depth, weights, biases, slope, rows, to_pitch);
         }
     }
 }
@@ -109,12 +119,13 @@ inline void convolve_columns(const Number* mixes, int inputs, const Number* weig
 // Four rows of one layer's result, columns [begin, end) of the rings.
 inline void convolve_rows(const Convolution& layer, const Number* const (&from)[rows_in_ring], std::ptrdiff_t pitch, Number* mixes,
                           Number* const (&to)[kConvolutionRows], int begin, int end) {
-    const std::ptrdiff_t mix_pitch = static_cast<std::ptrdiff_t>(layer.inputs) * mix_columns;
+    const int depth = layer.inputs / operand_depth;
+    const std::ptrdiff_t mix_pitch = static_cast<std::ptrdiff_t>(depth) * mix_columns;
     for (int first = begin; first < end; first += convolution_columns) {
-        for (int input = 0; input < layer.inputs; ++input) {
+        for (int operand = 0; operand < depth; ++operand) {
             const Number* rows[rows_in_ring];
-            for (int i = 0; i < rows_in_ring; ++i) rows[i] = from[i] + input * pitch + first - 1;
-            mix_rows(rows, mixes + input * mix_columns, mix_pitch);
+            for (int i = 0; i < rows_in_ring; ++i) rows[i] = from[i] + operand * operand_depth * pitch + first - 1;
+            mix_rows(rows, pitch, mixes + operand * mix_columns, mix_pitch);
         }
         const Number* weights = static_cast<const Number*>(layer.weights);
         const float* biases = layer.biases;
@@ -123,12 +134,12 @@ inline void convolve_rows(const Convolution& layer, const Number* const (&from)[
             for (int i = 0; i < kConvolutionRows; ++i) rows[i] = to[i] + output * pitch + first;
             const int count = next_output_block(layer.outputs - output, convolution_outputs);
             if (count == convolution_outputs) {
-                convolve_columns<convolution_outputs>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
+                convolve_columns<convolution_outputs>(mixes, depth, weights, biases, layer.slope, rows, pitch, end - first);
             } else if constexpr (8 % convolution_outputs != 0) {
-                convolve_columns<4>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
+                convolve_columns<4>(mixes, depth, weights, biases, layer.slope, rows, pitch, end - first);
             }
             output += count;
-            weights += static_cast<std::ptrdiff_t>(kConvolutionMixes) * 3 * layer.inputs * count;
+            weights += static_cast<std::ptrdiff_t>(kConvolutionMixes) * 3 * depth * count;
             biases += count;
         }
     }

@@ -19,8 +19,8 @@ void mixed_taps(const float* taps, double (&mixed)[kConvolutionMixes]) {
 
 }  // namespace
 
-void pack_convolution(const float* weights, int inputs, int outputs, int most, float* packed) {
-    visit_packed(inputs, outputs, most, [&](std::size_t at, int output, int input, int mix, int column) {
+void pack_convolution(const float* weights, int inputs, int outputs, const ConvolutionPacking& packing, float* packed) {
+    visit_packed(inputs, outputs, packing, [&](std::size_t at, int output, int input, int mix, int column) {
         double mixed[kConvolutionMixes];
         mixed_taps(weights + (static_cast<std::ptrdiff_t>(output) * inputs + input) * 9 + column, mixed);
         packed[at] = static_cast<float>(mixed[mix]);

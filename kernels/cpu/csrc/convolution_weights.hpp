@@ -14,8 +14,8 @@ inline constexpr int kConvolutionRows = 4, kConvolutionMixes = 6;
 __attribute__((always_inline)) constexpr int next_output_block(int left, int most) { return left % most == 0 || left > 8 ? most : 4; }
 
 // One 3x3 convolution, with zeros around the image. Weights are packed: for every register block of outputs, mix by mix,
-// input by input, the three columns of a row of taps, each for the outputs of the block. They are numbers of the kernels'
-// precision.
+// operand by operand, the three columns of a row of taps, each for the outputs of the block, each for the inputs of the operand.
+// They are numbers of the kernels' precision.
 struct Convolution {
     int inputs, outputs;
     const void* weights;
@@ -23,16 +23,24 @@ struct Convolution {
     float slope;  // of negative results; 1 leaves them as they are
 };
 
-// Calls visit(packed, output, input, mix, column) in the order of the packed weights; `most` outputs to a register block.
+// How kernels want their packed weights. The number of inputs is a multiple of the depth.
+struct ConvolutionPacking {
+    int output_block;  // outputs of a register block at most
+    int depth;         // inputs to an operand: 1, or 2 that one instruction multiplies
+};
+
+// Calls visit(packed, output, input, mix, column) in the order of the packed weights.
 template <class Visit>
-void visit_packed(int inputs, int outputs, int most, const Visit& visit) {
+void visit_packed(int inputs, int outputs, const ConvolutionPacking& packing, const Visit& visit) {
     std::size_t packed = 0;
     for (int first = 0, count = 0; first < outputs; first += count) {
-        count = next_output_block(outputs - first, most);
+        count = next_output_block(outputs - first, packing.output_block);
         for (int mix = 0; mix < kConvolutionMixes; ++mix) {
-            for (int input = 0; input < inputs; ++input) {
+            for (int operand = 0; operand < inputs; operand += packing.depth) {
                 for (int column = 0; column < 3; ++column) {
-                    for (int output = first; output < first + count; ++output) visit(packed++, output, input, mix, column);
+                    for (int output = first; output < first + count; ++output) {
+                        for (int input = operand; input < operand + packing.depth; ++input) visit(packed++, output, input, mix, column);
+                    }
                 }
             }
         }
@@ -45,6 +53,6 @@ constexpr std::size_t packed_count(int inputs, int outputs) {
 }
 
 // Packs weights, outputs x inputs x 3 x 3.
-void pack_convolution(const float* weights, int inputs, int outputs, int most, float* packed);
+void pack_convolution(const float* weights, int inputs, int outputs, const ConvolutionPacking& packing, float* packed);
 
 }  // namespace refusion

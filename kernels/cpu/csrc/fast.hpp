@@ -38,7 +38,7 @@ struct FastScratch {
         }
         rings[image.layer_count] = {nullptr, image.layers[image.layer_count - 1].outputs, pitch};
         for (int i = 0; i <= image.layer_count; ++i) take(rings[i].data, rows_in_ring * rings[i].channels * pitch);
-        take(mixes, static_cast<std::ptrdiff_t>(kConvolutionMixes) * most * mix_columns);
+        take(mixes, static_cast<std::ptrdiff_t>(kConvolutionMixes) * (most / operand_depth) * mix_columns);
         for (float*& line : lines) take(line, image.factor * (columns + 2 * image.layer_count) + number_lanes);
         result_pitch = numbers_are_floats ? pitch : columns + number_lanes;
         take(results, numbers_are_floats ? 0 : 2 * image.factor * result_pitch);
@@ -50,7 +50,7 @@ struct FastScratch {
 inline std::size_t fast_scratch(const FastImage& image, int columns) { return FastScratch(image, columns, nullptr).bytes; }
 
 inline void round_numbers(const float* from, std::size_t count, void* to) {
-    for (std::size_t i = 0; i < count; ++i) static_cast<Number*>(to)[i] = static_cast<Number>(from[i]);
+    for (std::size_t i = 0; i < count; ++i) static_cast<Weight*>(to)[i] = to_weight(from[i]);
 }
 
 // The pixels of a row of cells, apart by their place in the cell.

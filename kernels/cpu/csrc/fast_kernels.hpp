@@ -23,7 +23,7 @@ struct FastKernels {
     const char* isa;
     Precision precision;
     int lanes;         // numbers of this precision in a vector
-    int output_block;  // outputs of a register block at most
+    ConvolutionPacking packing;
 
     // Rounds packed weights to numbers of this precision.
     void (*round)(const float* from, std::size_t count, void* to);
@@ -40,7 +40,9 @@ const FastKernels& scalar_fast_kernels();
 const FastKernels& sse2_fast_kernels();
 const FastKernels& avx2_fast_kernels();
 const FastKernels& avx512_fast_kernels();
+const FastKernels& avx512_bf16_fast_kernels();
 const FastKernels& neon_fast_kernels();
+const FastKernels& neon_bf16_fast_kernels();
 const FastKernels& neon_fp16_fast_kernels();
 
 }  // namespace refusion

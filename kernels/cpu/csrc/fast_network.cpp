@@ -37,7 +37,7 @@ FastNetwork::FastNetwork(const FastLayout& layout, const float* flat, int thread
     for (int i = 0; i < layout_.convolutions; ++i) {
         const Parameter &weight = rows[dense_rows + 2 * static_cast<std::size_t>(i)], &bias = rows[dense_rows + 2 * static_cast<std::size_t>(i) + 1];
         Buffer packed(packed_count(layout_.inputs(i), layout_.outputs(i)));
-        pack_convolution(flat + weight.offset, layout_.inputs(i), layout_.outputs(i), kernels_.output_block, packed.data());
+        pack_convolution(flat + weight.offset, layout_.inputs(i), layout_.outputs(i), kernels_.packing, packed.data());
         layers_.push_back({Buffer(packed.count()), {flat + bias.offset, flat + bias.offset + bias.size}});
         kernels_.round(packed.data(), packed.count(), layers_.back().weights.data());
         if (i == 0) plain_weights_ = std::move(packed);
@@ -129,7 +129,7 @@ void FastNetwork::adapt(const FastStatistics& statistics) {
             static_cast<float>(plain_biases_[static_cast<std::size_t>(i)] * (1 + changes[i]) + changes[channels + i]);
     }
     const float* weights = plain_weights_.data();
-    visit_packed(layout_.planes(), channels, kernels_.output_block, [&](std::size_t at, int output, int, int, int) {
+    visit_packed(layout_.planes(), channels, kernels_.packing, [&](std::size_t at, int output, int, int, int) {
         adapted_weights_.data()[at] = static_cast<float>(weights[at] * (1 + changes[output]));
     });
     kernels_.round(adapted_weights_.data(), adapted_weights_.count(), layers_[0].weights.data());

@@ -21,7 +21,7 @@ using FastStatistics = std::array<double, kFastStatistics>;
 // has fused before.
 class FastNetwork {
   public:
-    // `flat`: all parameters in the order of `fast_parameters`; `isa`: name, or empty for the fastest; `precision`: fp32 or fp16.
+    // `flat`: all parameters in the order of `fast_parameters`; `isa`: name, or empty for the fastest; `precision`: any that it has kernels for.
     // Throws std::invalid_argument, std::bad_alloc or std::system_error.
     FastNetwork(const FastLayout& layout, const float* flat, int threads, const std::string& isa, Precision precision);
 

@@ -26,62 +26,65 @@ const char* name_of(Precision precision) {
 }
 
 // The first of this name; the first of all if it is empty.
-template <class Set>
-const Set& find(const std::vector<const Set*>& usable, const std::string& isa, Precision precision, const char* network) {
+template <class Kernels>
+const Kernels& find(const std::vector<const Kernels*>& usable, const std::string& isa, Precision precision, const char* network) {
     const std::string word = name_of(precision);
     if (usable.empty()) throw std::invalid_argument("this processor cannot compute the network " + std::string(network) + " in " + word + "; compute in fp32");
     std::string names;
-    for (const Set* kernels : usable) {
+    for (const Kernels* kernels : usable) {
         if (isa.empty() || isa == kernels->isa) return *kernels;
         names += names.empty() ? kernels->isa : std::string(", ") + kernels->isa;
     }
     throw std::invalid_argument("this processor cannot compute in " + word + " with the instruction set '" + isa + "'; choose one of " + names);
 }
 
-}  // namespace
+// What one instruction set has for each network. Only some sets compute in reduced precision, and of those, one only `fast`.
+struct Set {
+    const Kernels* kernels;
+    const FastKernels* fast;
+};
 
-std::vector<const Kernels*> usable_kernels(Precision precision) {
-    std::vector<const Kernels*> usable;
-    const auto offer = [&](const Kernels& kernels) {
-        if (kernels.packing.precision == precision) usable.push_back(&kernels);
-    };
+// Usable here, the fastest of each precision first.
+std::vector<Set> usable_sets() {
+    std::vector<Set> usable;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (has_avx512()) {
 #if defined(REFUSION_HAS_BF16)
-        if (__builtin_cpu_supports("avx512bf16")) offer(avx512_bf16_kernels());
+        if (__builtin_cpu_supports("avx512bf16")) usable.push_back({&avx512_bf16_kernels(), &avx512_bf16_fast_kernels()});
 #endif
-        offer(avx512_kernels());
+        usable.push_back({&avx512_kernels(), &avx512_fast_kernels()});
     }
-    if (has_avx2()) offer(avx2_kernels());
-    offer(sse2_kernels());
+    if (has_avx2()) usable.push_back({&avx2_kernels(), &avx2_fast_kernels()});
+    usable.push_back({&sse2_kernels(), &sse2_fast_kernels()});
 #elif defined(__aarch64__)
 #if defined(REFUSION_HAS_BF16) && defined(__linux__)
-    if (getauxval(AT_HWCAP2) & HWCAP2_BF16) offer(neon_bf16_kernels());
+    if (getauxval(AT_HWCAP2) & HWCAP2_BF16) usable.push_back({&neon_bf16_kernels(), &neon_bf16_fast_kernels()});
 #endif
-    offer(neon_kernels());
+#if defined(REFUSION_HAS_FP16) && defined(__linux__)
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDHP) usable.push_back({nullptr, &neon_fp16_fast_kernels()});
 #endif
-    offer(scalar_kernels());
+    usable.push_back({&neon_kernels(), &neon_fast_kernels()});
+#endif
+    usable.push_back({&scalar_kernels(), &scalar_fast_kernels()});
+    return usable;
+}
+
+}  // namespace
+
+std::vector<const Kernels*> usable_kernels(Precision precision) {
+    std::vector<const Kernels*> usable;
+    for (const Set& set : usable_sets()) {
+        if (set.kernels && set.kernels->packing.precision == precision) usable.push_back(set.kernels);
+    }
     return usable;
 }
 
 std::vector<const FastKernels*> usable_fast_kernels(Precision precision) {
     std::vector<const FastKernels*> usable;
-    const auto offer = [&](const FastKernels& kernels) {
-        if (kernels.precision == precision) usable.push_back(&kernels);
-    };
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (has_avx512()) offer(avx512_fast_kernels());
-    if (has_avx2()) offer(avx2_fast_kernels());
-    offer(sse2_fast_kernels());
-#elif defined(__aarch64__)
-#if defined(REFUSION_HAS_FP16) && defined(__linux__)
-    if (getauxval(AT_HWCAP) & HWCAP_ASIMDHP) offer(neon_fp16_fast_kernels());
-#endif
-    offer(neon_fast_kernels());
-#endif
-    offer(scalar_fast_kernels());
+    for (const Set& set : usable_sets()) {
+        if (set.fast->precision == precision) usable.push_back(set.fast);
+    }
     return usable;
 }
 

@@ -6,6 +6,10 @@
 #define REFUSION_OUTPUT_BLOCK 8
 #define REFUSION_VECTOR_BLOCK 3
 #define REFUSION_NORM_VECTORS 4
+#define REFUSION_CONVOLUTION_OUTPUTS 8
+#define REFUSION_CONVOLUTION_VECTORS 3
 #define REFUSION_SCRATCH_KB 560
 #define REFUSION_TABLE neon_bf16_kernels
+#define REFUSION_FAST_TABLE neon_bf16_fast_kernels
 #include "isa.inc"
+#include "isa_fast.inc"

@@ -1,6 +1,8 @@
-// The numbers that 3x3 convolutions are computed in, float or half precision, and vectors of them.
+// The numbers that 3x3 convolutions are computed in, float or half precision, and vectors of them; and the operands of their
+// products, which are such numbers or, in bf16, pairs of channels in the bits of a float.
 #pragma once
 
+#include "bf16.hpp"
 #include "kernels.hpp"
 #include "operand.hpp"
 
@@ -10,6 +12,7 @@ namespace refusion::REFUSION_ISA {
 
 inline constexpr Precision fast_precision = Precision::fp16;
 inline constexpr int number_lanes = 2 * lanes;
+inline constexpr int operand_depth = 1;  // channels to an operand
 
 typedef __fp16 Number;
 typedef Number Numbers __attribute__((vector_size(2 * number_lanes)));
@@ -20,6 +23,16 @@ REFUSION_INLINE void store(Number* to, Numbers x) { *reinterpret_cast<LooseNumbe
 REFUSION_INLINE Numbers repeated(float x) { return reinterpret_cast<Numbers>(vdupq_n_f16(static_cast<Number>(x))); }
 REFUSION_INLINE Numbers most(Numbers x, Numbers y) {
     return reinterpret_cast<Numbers>(vmaxq_f16(reinterpret_cast<float16x8_t>(x), reinterpret_cast<float16x8_t>(y)));
+}
+
+// One weight of an operand.
+typedef Number Weight;
+REFUSION_INLINE Weight to_weight(float x) { return static_cast<Weight>(x); }
+
+// The operands of channel(0).
+template <class Channel>
+REFUSION_INLINE Numbers operands(const Channel& channel) {
+    return channel(0);
 }
 
 // A row of pixels in the precision of the features, rounded into `buffer`. Whole vectors are read and written, at most one more
@@ -65,7 +78,7 @@ REFUSION_INLINE Numbers add_product(Numbers sum, Numbers weights, int lane, Numb
     }
 }
 
-// Adds the products of x and the weights of all outputs of a register block.
+// Adds the products of the operands x and the weights of all outputs of a register block.
 template <int Outputs, int Vectors>
 REFUSION_INLINE void add_products(Numbers (&sums)[Outputs][Vectors], const Number* weights, const Numbers (&x)[Vectors]) {
     static_assert(Outputs == number_lanes);
@@ -79,12 +92,26 @@ REFUSION_INLINE void add_products(Numbers (&sums)[Outputs][Vectors], const Numbe
 
 #else
 
-inline constexpr Precision fast_precision = Precision::fp32;
 inline constexpr int number_lanes = lanes;
+inline constexpr int operand_depth = Operand::depth;
 
 typedef float Number;
 typedef Vec Numbers;
 
+#if defined(REFUSION_BF16)
+inline constexpr Precision fast_precision = Precision::bf16;
+typedef std::uint16_t Weight;
+REFUSION_INLINE Weight to_weight(float x) { return to_bf16(x); }
+#else
+inline constexpr Precision fast_precision = Precision::fp32;
+typedef float Weight;
+REFUSION_INLINE Weight to_weight(float x) { return x; }
+#endif
+
+template <class Channel>
+REFUSION_INLINE Numbers operands(const Channel& channel) {
+    return Operand::of(channel);
+}
 REFUSION_INLINE Numbers repeated(float x) { return broadcast(x); }
 REFUSION_INLINE const Number* as_numbers(const float* from, int, float*) { return from; }
 REFUSION_INLINE const float* as_floats(const Number* from, std::ptrdiff_t, int, int, float*, std::ptrdiff_t) { return from; }
@@ -92,14 +119,13 @@ REFUSION_INLINE const float* as_floats(const Number* from, std::ptrdiff_t, int, 
 template <int Outputs, int Vectors>
 REFUSION_INLINE void add_products(Numbers (&sums)[Outputs][Vectors], const Number* weights, const Numbers (&x)[Vectors]) {
     if constexpr (weights_in_lanes) {
-        add_products_by_lane<SingleOperand>(sums, weights, x);
+        add_products_by_lane<Operand>(sums, weights, x);
         return;
     }
 #pragma GCC unroll 8
     for (int o = 0; o < Outputs; ++o) {
-        const Vec weight = broadcast(weights[o]);
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) sums[o][v] += weight * x[v];
+        for (int v = 0; v < Vectors; ++v) sums[o][v] = Operand::multiply_add(sums[o][v], weights[o], x[v]);
     }
 }
 

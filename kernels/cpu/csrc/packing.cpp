@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "bf16.hpp"
 #include "parameters.hpp"
 
 namespace refusion {
@@ -14,17 +15,9 @@ namespace {
 
 using Numbers = std::vector<float>;
 
-// The upper half of a number, rounded to the nearest, ties to even.
-std::uint32_t to_bf16(float number) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &number, sizeof bits);
-    if (std::isnan(number)) return bits >> 16 | 0x40;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 // Two numbers in the bits of one.
 float pair_of_bf16(float low, float high) {
-    const std::uint32_t bits = to_bf16(low) | to_bf16(high) << 16;
+    const std::uint32_t bits = to_bf16(low) | std::uint32_t{to_bf16(high)} << 16;
     float pair;
     std::memcpy(&pair, &bits, sizeof pair);
     return pair;

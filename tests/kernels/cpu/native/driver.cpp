@@ -203,8 +203,10 @@ int main(int count, char** words) try {
         (read.fast ? fast_weights : weights) = of_vector;
         const Vector vector = read_vector(entry.path());
         std::printf("%-24s %4dx%-4d max error %.1e", vector.name.c_str(), vector.height, vector.width, check_vector(vector, read, Precision::fp32));
-        const double reduced = check_vector(vector, read, read.fast ? Precision::fp16 : Precision::bf16);
-        if (reduced >= 0) std::printf(", in %s %.1e", read.fast ? "fp16" : "bf16", reduced);
+        for (Precision precision : {Precision::bf16, Precision::fp16}) {
+            const double reduced = check_vector(vector, read, precision);
+            if (reduced >= 0) std::printf(", in %s %.1e", precision == Precision::bf16 ? "bf16" : "fp16", reduced);
+        }
         std::printf("\n");
     }
     require(!weights.empty() && !fast_weights.empty(), std::string("no vectors of both networks in ") + words[1]);
@@ -221,8 +223,9 @@ int main(int count, char** words) try {
         for (int i = 0; i < 3; ++i) expansions.turn();
         batches.turn();
     }
-    std::printf("%ld images of the network fast within %.1e", fast.turns - fast.half_turns, fast.worst);
-    if (fast.half_turns > 0) std::printf(", %ld in fp16 from %.1f dB", fast.half_turns, fast.worst_half);
+    std::printf("%ld images of the network fast, in fp32 within %.1e", fast.turns, fast.worst);
+    if (fast.bf16.turns > 0) std::printf(", %ld in bf16 from %.1f dB", fast.bf16.turns, fast.bf16.worst);
+    if (fast.fp16.turns > 0) std::printf(", %ld in fp16 from %.1f dB", fast.fp16.turns, fast.fp16.worst);
     std::printf("\n");
     std::printf("fuzzed: %ld images, %ld damaged weights files refused\n", fuzzer.turns, fuzzer.refused);
     std::printf("%ld blocks of training within %.1e of the largest number, %ld products of batches within %.1e\n", expansions.turns,
