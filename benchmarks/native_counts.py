@@ -7,11 +7,11 @@ instructions runs, and the debug information says which operation an instruction
 depend on the load of the machine. They say nothing about time: a processor runs several instructions at once.
 
 Multiply-adds are counted by hand from the layout of the networks, per pixel; ``ideal`` is a quarter of them, as a NEON
-register has four lanes, or, in half precision and in bf16, an eighth: of eight lanes, or of pairs in four lanes. ``fmla`` are
+register has four lanes, or, in half precision and in bf16, an eighth: it has eight lanes, or pairs in four lanes. ``fmla`` are
 the multiply-add instructions that ran, in bf16 ``bfdot``, too; ``stack`` are those loads and stores that use the stack pointer,
-most of them registers that were spilled. Only functions of the kernels are counted, not what they call (such as ``memset``), nor
-packing weights. The default sizes are low, so that the emulator is done in minutes, and as wide as a common image: the strips of
-columns, and what their overlap costs, depend on the width.
+most of them registers that were spilled. Only functions of the kernels are counted, not what they call (such as ``memset``),
+nor packing weights. The default sizes are low, so that the emulator is done in minutes, and as wide as a common image: the
+strips of columns, and what their overlap costs, depend on the width.
 """
 
 from __future__ import annotations

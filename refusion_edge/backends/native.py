@@ -13,16 +13,17 @@ from refusion_edge.backends.planes import require_planes
 from refusion_edge.backends.registry import BACKENDS, Engine, RunOptions, Status, require_size
 from refusion_edge.documents import brief
 from refusion_edge.errors import BackendError, InputError, UsageError
-from refusion_edge.kernels.cpu.compiled import MODULE, chosen_isa, load_module
+from refusion_edge.kernels.cpu.compiled import ISA_VARIABLE, MODULE, chosen_isa, load_module
 from refusion_edge.machine import MAX_THREADS, is_installed, processor, usable_cores
 from refusion_edge.network.checkpoint import parse_checkpoint
 from refusion_edge.network.family import DEFAULT_NETWORK, network_of
 from refusion_edge.network.fast import STATISTICS, layout_of
 from refusion_edge.network.forms import Precision
+from refusion_edge.text import printable
 
 # Explicit, so that a build that fails says why.
 _FIX = "pip install . -Cwheel.cmake=true (in the source folder, with a C++17 compiler and the headers of Python)"
-# Precisions in which some processors compute. The network `fast` has kernels in both, the paper's in bf16, where `fast` has them.
+# In which some processors compute: `fast` in both, the paper's network in bf16, wherever `fast` is.
 _REDUCED: tuple[Precision, ...] = ("bf16", "fp16")
 
 
@@ -31,16 +32,20 @@ def probe() -> Status:
     if not is_installed(MODULE):
         return Status(usable=False, reason="its C++ module did not compile, or was left out, when this was installed", fix=_FIX)
     try:
-        fastest = instruction_sets()[0]
+        fp32 = instruction_sets()
         reduced = {precision: instruction_sets(precision, "fast") for precision in _REDUCED}
     except ImportError as error:
         return Status(usable=False, reason=f"its C++ module cannot be loaded ({error})", fix=_FIX)
     if chosen := chosen_isa():
+        known = fp32 + sum(reduced.values(), ())
+        if chosen not in known:
+            reason = f"{ISA_VARIABLE} is '{printable(chosen)}', which is none of the instruction sets here: {', '.join(known)}"
+            return Status(usable=False, reason=reason, fix=f"unset {ISA_VARIABLE}")
         lacks = tuple(precision for precision, isas in reduced.items() if chosen not in isas)
         return Status(usable=True, reason=f"{chosen} kernels", lacks=lacks)
     others = [f"{isas[0]} for {precision}" for precision, isas in reduced.items() if isas]
     lacks = tuple(precision for precision, isas in reduced.items() if not isas)
-    return Status(usable=True, reason=", ".join([f"{fastest} kernels", *others]), lacks=lacks)
+    return Status(usable=True, reason=", ".join([f"{fp32[0]} kernels", *others]), lacks=lacks)
 
 
 def instruction_sets(precision: Precision = "fp32", network: str = DEFAULT_NETWORK) -> tuple[str, ...]:

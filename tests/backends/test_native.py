@@ -275,6 +275,22 @@ def test_the_environment_names_the_instruction_set(random_state: State, monkeypa
         assert engine.isa == ISAS[0]
 
 
+def test_an_unknown_instruction_set_in_the_environment_makes_native_unusable(
+    monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv(ISA_VARIABLE, "no\npe")
+    code, out, _ = run_cli("doctor", "--json", "-")
+    told = json.loads(out)["backends"]["native"]
+    assert (code, told["usable"], told["builds"]) == (0, False, False)
+    assert all(word in told["reason"] for word in (ISA_VARIABLE, "no\\npe", *ISAS))
+    with raises(BackendError, ISA_VARIABLE, remedy=f"unset {ISA_VARIABLE}"):
+        require_usable("native")
+    if any(status(name).usable for name in ("openvino", "onnxruntime")):
+        choice = choose_runner("auto")
+        assert choice.name != "native"
+        assert ISA_VARIABLE in choice.reason
+
+
 def test_one_instance_serves_several_threads(engine: native.NativeBackend) -> None:
     pairs = [planes(20 + 7 * i, 50 - 3 * i, seed=i) for i in range(4)]
     expected = [engine.fuse(*pair) for pair in pairs]

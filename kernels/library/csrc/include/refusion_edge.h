@@ -38,9 +38,10 @@ REFUSION_EDGE_API const char* refusion_edge_version(void);
 #define REFUSION_EDGE_FAILED 6      /* the system or the device failed, such as a thread or a driver call */
 #define REFUSION_EDGE_UNTRUSTED 7   /* compiled code that was neither built here nor trusted */
 
-/* What is computed in; reduced precision is faster, and needs a processor with instructions for it. bf16, of the paper's
- * network only: the matrix products multiply eight bits of mantissa; their sums and all else are fp32. fp16, of the network
- * `fast` only: the convolutions have eleven bits of mantissa; the statistics and the composition of the result are fp32. */
+/* What is computed in; reduced precision is faster, and needs a processor with instructions for it. bf16: the matrix products
+ * of the paper's network and the convolutions of the network `fast` multiply eight bits of mantissa; their sums and all else
+ * are fp32. fp16, of the network `fast` only: the convolutions have eleven bits of mantissa; the statistics and the composition
+ * of the result are fp32. */
 #define REFUSION_EDGE_FP32 0
 #define REFUSION_EDGE_BF16 1
 #define REFUSION_EDGE_FP16 2
