@@ -50,7 +50,7 @@ struct ProjectScratch {
         };
         wide = {take(rows_in_ring * DecoderShape::channels * pitch), DecoderShape::channels, pitch};
         narrow = {take(rows_in_ring * EncoderShape::channels * pitch), EncoderShape::channels, pitch};
-        mixes = take(kConvolutionMixes * DecoderShape::channels * mix_columns);
+        mixes = take(kConvolutionMixes * (DecoderShape::channels / operand_depth) * mix_columns);
         count = static_cast<std::size_t>(used);
     }
 };

@@ -71,7 +71,7 @@ struct BlockWeights {
 struct DenseWeights {
     const float* lift_a;  // 1 -> 16, packed like pointwise ones over the taps
     const float* lift_b;
-    Convolution narrow;  // 32 -> 16, in fp32
+    Convolution narrow;  // 32 -> 16
     const float* last;   // 16 -> 1, not packed
 };
 
@@ -84,7 +84,7 @@ enum class Precision { fp32, bf16, fp16 };
 struct Packing {
     Precision precision;
     int output_block;
-    int convolution_outputs;  // of a register block of a 3x3 convolution, at most
+    ConvolutionPacking convolution;
 };
 
 // Pixels one after another, each with its channels side by side; a pitch counts the numbers from one pixel to the next.

@@ -23,6 +23,12 @@ float pair_of_bf16(float low, float high) {
     return pair;
 }
 
+Numbers pairs_of_bf16(const Numbers& numbers) {
+    Numbers pairs;
+    for (std::size_t i = 0; i < numbers.size(); i += 2) pairs.push_back(pair_of_bf16(numbers[i], numbers[i + 1]));
+    return pairs;
+}
+
 // Outputs x inputs to runs of a register block of outputs, input by input or pair of inputs by pair.
 Numbers pack(const float* weights, int outputs, int inputs, Packing packing) {
     const bool pairs = packing.precision == Precision::bf16;
@@ -110,7 +116,8 @@ PackedWeights::PackedWeights(const float* flat, Packing packing) : flat_(flat, f
     dense.lift_a = keep(pack(parameter("project_in_1.weight"), kDim, 9, single));
     dense.lift_b = keep(pack(parameter("project_in_2.weight"), kDim, 9, single));
     Numbers narrow(packed_count(2 * kDim, kDim));
-    pack_convolution(parameter("project_out_0.weight"), 2 * kDim, kDim, packing.convolution_outputs, narrow.data());
+    pack_convolution(parameter("project_out_0.weight"), 2 * kDim, kDim, packing.convolution, narrow.data());
+    if (packing.convolution.depth == 2) narrow = pairs_of_bf16(narrow);
     dense.narrow = {2 * kDim, kDim, keep(std::move(narrow)), keep(Numbers(kDim)), kLeak};
     dense.last = parameter("project_out_1.weight");
 }
