@@ -1,6 +1,6 @@
 // Fuses two 8-bit PGM files without Python:  fuse_pgm ENGINE infrared.pgm visible.pgm fused.pgm [threads [precision]]
 // ENGINE: the weights of either network (.safetensors), for the CPU, in the precision fp32, bf16 or fp16; or, for an NVIDIA
-// GPU, a program (.rfx) or the folder of an engine bundle for TensorRT.
+// GPU and without threads and precision, a program (.rfx) or the folder of an engine bundle for TensorRT.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -43,9 +43,15 @@ Precision to_precision(const std::string& word) {
     throw std::runtime_error("unknown precision '" + word + "'; choose fp32, bf16 or fp16");
 }
 
-Engine open_engine(const std::string& path, int threads, Precision precision) {
-    if (std::filesystem::is_directory(path)) return Engine::plan(path);
-    return std::filesystem::path(path).extension() == ".rfx" ? Engine::program(path) : Engine(path, threads, precision);
+// `settings`: threads and precision, as far as they are given.
+Engine open_engine(const std::string& path, const std::vector<std::string>& settings) {
+    const bool is_bundle = std::filesystem::is_directory(path), is_program = std::filesystem::path(path).extension() == ".rfx";
+    if ((is_bundle || is_program) && !settings.empty()) {
+        throw std::runtime_error("THREADS and PRECISION are for weights, and " + path + " is for a GPU; leave them out");
+    }
+    if (is_bundle) return Engine::plan(path);
+    if (is_program) return Engine::program(path);
+    return Engine(path, settings.empty() ? 0 : std::atoi(settings[0].c_str()), settings.size() < 2 ? Precision::fp32 : to_precision(settings[1]));
 }
 
 int main(int count, char** words) try {
@@ -53,7 +59,7 @@ int main(int count, char** words) try {
     Picture a = read_pgm(words[2]), b = read_pgm(words[3]);
     if (a.height != b.height || a.width != b.width) throw std::runtime_error("the two images have different sizes");
 
-    Engine engine = open_engine(words[1], count > 5 ? std::atoi(words[5]) : 0, count > 6 ? to_precision(words[6]) : Precision::fp32);
+    Engine engine = open_engine(words[1], std::vector<std::string>(words + 5, words + count));
     Picture fused{a.height, a.width, std::vector<std::uint8_t>(a.levels.size())};
     const auto view = [](Picture& picture) { return plane(picture.levels.data(), picture.width); };
     engine.fuse(view(a), view(b), a.height, a.width, view(fused), Range::stretch);

@@ -275,14 +275,19 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int
         # Some file systems report a full disk or a quota only now.
         os.fsync(descriptor)
 
+    # A file that replaces none gets its own name at once. Otherwise, a process that is killed between the two names leaves the
+    # temporary one behind: a link cannot replace a file.
+    name = target if before is None else temporary
     try:
-        if not _fill_unnamed(temporary, fill):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        if not _fill_unnamed(name, fill):
+            name = temporary
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 fill(descriptor)
             finally:
                 os.close(descriptor)
-        temporary.replace(target)
+        if name != target:
+            name.replace(target)
         _sync_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):

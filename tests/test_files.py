@@ -291,16 +291,31 @@ write_atomically(Path("folder/file"), bytes(1000))
 """
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def unnamed_files(tmp_path: Path) -> None:
     try:
         os.close(os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY))
     except OSError:
         pytest.skip("needs a file system with files without names")
+
+
+@pytest.mark.usefixtures("unnamed_files")
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
     )
     assert done.returncode == -signal.SIGKILL
     assert not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.usefixtures("unnamed_files")
+def test_a_file_that_replaces_none_never_has_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = mock.Mock(side_effect=os.link)
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=AssertionError))
+    write_atomically(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+    assert [call.args[1] for call in link.call_args_list] == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize("lacking", ["files without names", "their links"])

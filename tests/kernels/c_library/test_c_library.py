@@ -347,6 +347,8 @@ def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path, fast_weights: Path) -
         (["nowhere", "a.pgm", "a.pgm", "fused.pgm"], "nowhere: it cannot be read"),
         (["nowhere.rfx", "a.pgm", "a.pgm", "fused.pgm"], "nowhere.rfx"),
         (["a.rfx", "a.pgm", "a.pgm", "fused.pgm"], "a.rfx"),
+        (["a.rfx", "a.pgm", "a.pgm", "fused.pgm", 2], "THREADS"),
+        ([".", "a.pgm", "a.pgm", "fused.pgm", 2, "fp16"], "PRECISION"),
         (["a.pgm", "a.pgm", "a.pgm", "fused.pgm"], "a.pgm: "),
         ([cut, "a.pgm", "a.pgm", "fused.pgm"], "cut.safetensors: the parameter"),
         ([odd, "a.pgm", "a.pgm", "fused.pgm"], "odd.safetensors: the network fast"),

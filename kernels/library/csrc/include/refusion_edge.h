@@ -72,7 +72,7 @@ REFUSION_EDGE_API refusion_edge* refusion_edge_create_plan(const char* bundle_pa
  *
  * a, b: sources (a: infrared, functional, near, under), float in [0, 1]; only read, at any alignment.
  * fused: result, float in [0, 1], before any stretch; must not overlap the sources. If a pixel of a or b is not finite, all
- *   of it is NaN.
+ *   of it is NaN. In fp16, a finite pixel far outside [0, 1] may overflow, which makes the pixels around it NaN.
  * ..._row_stride: bytes from one row to the next; may be negative. Pixels of a row are consecutive.
  * Returns 0, or a code on failure (a size out of range, no memory). */
 REFUSION_EDGE_API int refusion_edge_fuse(refusion_edge* instance, const float* a, ptrdiff_t a_row_stride, const float* b,
