@@ -181,6 +181,7 @@ def test_data_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPa
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda number: (done.append("fsync"), fsync(number))[1])
     monkeypatch.setattr(Path, "replace", lambda path, to: (done.append("replace"), replace(path, to))[1])
+    Path("file").write_bytes(b"old")
     write_atomically(Path("file"), b"new")
     assert done[:2] == ["fsync", "replace"]
 
