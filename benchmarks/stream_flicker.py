@@ -69,7 +69,7 @@ _RATIO, _TRIFLE_LEVELS = 1.2, 0.1
 _TABLES = ("flicker", "ranges", "variants", "noise")
 # Of the table ``noise``: scenes, and noise of the infrared camera in counts, and of the visible one in levels.
 _STILL = ("static", "faint", "covered")
-_NOISES = {"infrared": (24.0, 0.0), "visible": (0.0, 3.0), "both": (24.0, 3.0)}
+_NOISES = {"infrared": (24.0, 0.0), "visible": (0.0, 3.0), "both": (24.0, 3.0), "both, weak": (6.0, 0.75)}
 _WEAKER, _DRAWS = 0.1, 8
 
 Sources = tuple[Array, Array, Array]
@@ -188,7 +188,7 @@ def _following_s(stretch: OutputStretch, before: float, after: float) -> float:
 
 def _measure_noise(network: str, scenes: Sequence[str], frames: int, threads: int, pairs: Sequence[tuple[Path, Path]]) -> bool:
     columns = ("infrared", "visible", "smooth", "fixed", "linear", "average", "max")
-    print(f"\n{network:14}{'noise of':>10}" + "".join(f"{name:>10}" for name in columns))
+    print(f"\n{network:14}{'noise of':>12}" + "".join(f"{name:>10}" for name in columns))
     missed = False
     for scene, (noisy, noise) in itertools.product(scenes, _NOISES.items()):
         fused = _fused(_sources(scene, frames, pairs, noise), threads, network)
@@ -203,7 +203,7 @@ def _measure_noise(network: str, scenes: Sequence[str], frames: int, threads: in
         shares = {name: value / max(of_sources) for name, value in found.items()}
         missed |= shares["smooth"] > 1
         print(
-            f"{scene:14}{noisy:>10}" + "".join(f"{value:10.2f}" for value in (*of_sources, *shares.values()))
+            f"{scene:14}{noisy:>12}" + "".join(f"{value:10.2f}" for value in (*of_sources, *shares.values()))
             + ("  above" if shares["smooth"] > 1 else ""),
             flush=True,
         )  # fmt: skip
