@@ -1,13 +1,13 @@
-"""Sample which operations of the native kernels take the CPU time of one image, beside the least that the processor needs for them.
+"""Sample which operations of the native kernels take the CPU time of an image, beside the least that they could take.
 
-Run as ``python -m benchmarks.native_profile`` from the repository's root, on Linux, with the native module built. It needs CMake,
-a C++ compiler, a C compiler and binutils. The C library is built with debug information, which does not change the code, and fuses
-a random pair in this process, on one thread, with the fastest instruction set. Every few milliseconds of its CPU time, a signal
-records the address of the current instruction (``samples.c``); the debug information says which operation it belongs to, as in
-``native_counts``. Between the images runs the loop of pure multiply-adds of ``native_cpu``.
+Run as ``python -m benchmarks.native_profile`` from the repository's root, on Linux, with the native module built. It needs
+CMake, compilers of C and C++, and binutils. The C library is built with debug information, which does not change the code,
+and fuses a random pair in this process, on one thread, with the fastest instruction set. Every few milliseconds of its CPU
+time, a signal records the address of the current instruction (``samples.c``); the debug information says which operation it
+belongs to, as in ``native_counts``. Between the images runs the loop of pure multiply-adds of ``native_cpu``.
 
-``ideal`` is the time that the multiply-adds of an operation take at the rate of that loop. An operation with n samples is known to
-about one part in the square root of n. Time that an operation waits for memory is its own.
+``ideal`` is the time that the multiply-adds of an operation take at the rate of that loop. An operation with n samples is
+known to about one part in the square root of n. Time that an operation waits for memory is its own.
 """
 
 from __future__ import annotations
