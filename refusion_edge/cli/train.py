@@ -76,7 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the run (default: runs/TASK, or runs/TASK-NETWORK with --network)",
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, metavar="FILE", help="fine-tune these weights: safetensors or official .pth")
+    start.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="fine-tune these weights: safetensors, official .pth, or a task for the weights of the package",
+    )
     start.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
     parser.add_argument(
         "--auto-resume",
@@ -122,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
         exclude=tuple(options.exclude),
         split=read_split(options),
         val=options.val,
-        init=options.init,
+        init=_initial(options.init, options.network),
         resume=options.resume,
         auto_resume=options.auto_resume,
         max_minutes=options.max_minutes,
@@ -172,6 +176,14 @@ def _same_data(request: Request) -> list[str]:
         ("--teacher", request.teacher and request.teacher.name),
     ]
     return [word for option, value in given if value is not None for word in (option, str(value))]
+
+
+def _initial(weights: str | None, network: str | None) -> Path | None:
+    if weights not in TASKS:
+        return None if weights is None else Path(weights)
+    from refusion_edge.network.weights import weights_path
+
+    return weights_path(weights) if network is None else weights_path(weights, network)
 
 
 @contextmanager

@@ -7,12 +7,15 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from refusion_edge.cli import train
 from refusion_edge.images.samples import sample_paths
+from refusion_edge.network.weights import weights_path
 from refusion_edge.tasks import TASKS
 from tests.conftest import one_sentence
 from tests.train.conftest import SMALL
@@ -34,6 +37,18 @@ def test_every_task_trains_on_its_samples_and_the_weights_fuse(task: str, run_cl
     assert "refusion-edge fuse" in out
     pair = sample_paths(task)[0]
     assert run_cli("fuse", pair.a, pair.b, "-o", "fused.png", "--weights", weights)[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["refusion", "fast"])
+def test_training_starts_from_the_weights_of_the_package(network: str, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    # Without steps that change much, what comes out is close to what went in.
+    words = (*WORDS, "--network", network, "--set", "run.steps=1", "--set", "optimizer.learning_rate=1e-8", "--threads", 1)
+    code, _, err = run_cli("train", "--task", "medical", "--data", samples("medical"), *words, "--init", "medical", "-o", "run")
+    assert code == 0, err
+    now, shipped = load_file("run/medical.safetensors"), load_file(weights_path("medical", network))
+    assert now.keys() == shipped.keys()
+    assert all(np.abs(now[name] - shipped[name]).max() < 1e-5 for name in now)
 
 
 @pytest.mark.parametrize(("every_s", "lines"), [(0.0, 2), (1e9, 0)])
